@@ -1,0 +1,35 @@
+"""The errors a user can cause. The CLI prints them as one line and exits 1; the server answers them as 4xx."""
+
+from __future__ import annotations
+
+
+class EditError(Exception):
+    """A mistake that the user can mend. The message says what was expected, what came, and what to do."""
+
+
+class PatchError(EditError):
+    """A patch file is not valid; `problems` holds one line per problem, with line number and field."""
+
+    def __init__(self, source: str, problems: list[str]) -> None:
+        self.source, self.problems = source, problems
+        super().__init__("\n".join(f"{source}: {problem}" for problem in problems))
+
+
+class UnsafeEdit(EditError):
+    """Compiling was refused: an edit missed its target or would harm the model (health limits)."""
+
+
+class NotFound(EditError):
+    """No such artefact, patch or tenant; `nearest` holds the closest names that exist."""
+
+    def __init__(self, message: str, nearest: list[str] | None = None) -> None:
+        self.nearest = nearest or []
+        super().__init__(message + (f"; nearest: {', '.join(self.nearest)}" if self.nearest else ""))
+
+
+class Corrupt(EditError):
+    """A stored file does not match its digest."""
+
+
+class Incompatible(EditError):
+    """An artefact cannot be applied here: other base, site, rank or module than the running engine's."""

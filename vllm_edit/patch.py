@@ -1,0 +1,172 @@
+"""Edits, probes and patches: what a person declares, reviews and versions.
+
+A patch is a YAML file under `patches/`. Reading a bad one raises `PatchError` with every problem at once, each with
+its line and field.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from vllm_edit.errors import PatchError
+
+ProbeKind = Literal["paraphrase", "reverse", "portability", "locality", "locality_subject", "unrelated"]
+Split = Literal["tune", "gate"]
+LOCALITY_KINDS: tuple[ProbeKind, ...] = ("locality", "locality_subject", "unrelated")
+
+
+class _Declared(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
+
+
+class Probe(_Declared):
+    """A prompt that tests an edit.
+
+    `target` is the expected answer: for `paraphrase` it defaults to the edit's `target_new`; for the locality kinds it
+    is the true answer (optional: without it only "unchanged from base" is measured). `chat` asks the prompt as a chat
+    turn. A `tune` probe may be used to choose layer, damping and keys; a `gate` probe only to judge the result.
+    """
+
+    kind: ProbeKind
+    prompt: str = Field(min_length=1)
+    target: str | None = None
+    chat: bool = False
+    split: Split = "gate"
+
+    @model_validator(mode="after")
+    def _needs_target(self) -> Probe:
+        if self.kind in ("reverse", "portability") and not self.target:
+            raise ValueError(f"a {self.kind} probe needs a target: the answer expected after the edit")
+        return self
+
+
+class Edit(_Declared):
+    """One fact to change. `prompt` is literal text that contains `subject` and ends right before the answer."""
+
+    prompt: str = Field(min_length=1)
+    subject: str = Field(min_length=1)
+    relation: str = ""
+    target_new: str = Field(min_length=1)
+    target_true: str | None = None
+    aliases: tuple[str, ...] = ()
+    probes: tuple[Probe, ...] = ()
+
+    @model_validator(mode="after")
+    def _prompt_holds_subject(self) -> Edit:
+        if self.subject not in self.prompt:
+            raise ValueError(f"the prompt must contain the subject {self.subject!r}; it is {self.prompt!r}")
+        if self.target_true is not None and self.target_true == self.target_new:
+            raise ValueError(f"target_new equals target_true ({self.target_new!r}): nothing to change")
+        return self
+
+    @field_validator("aliases")
+    @classmethod
+    def _no_empty_alias(cls, aliases: tuple[str, ...]) -> tuple[str, ...]:
+        if any(not alias.strip() for alias in aliases):
+            raise ValueError("an alias is empty")
+        return aliases
+
+    def probes_of(self, kind: ProbeKind, split: Split | None = None) -> list[Probe]:
+        return [probe for probe in self.probes if probe.kind == kind and split in (None, probe.split)]
+
+
+class Gate(_Declared):
+    """The least a compiled patch must reach on its gate probes (shares between 0 and 1) before it may be published."""
+
+    reliability: float = Field(1.0, ge=0, le=1)
+    paraphrase: float = Field(0.0, ge=0, le=1)
+    reverse: float = Field(0.0, ge=0, le=1)
+    portability: float = Field(0.0, ge=0, le=1)
+    locality: float = Field(0.9, ge=0, le=1)
+    locality_subject: float = Field(0.0, ge=0, le=1)
+    unrelated: float = Field(0.9, ge=0, le=1)
+
+
+class Patch(_Declared):
+    """A named set of edits for one base model."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")
+    description: str = ""
+    base: str = "atlas"
+    gate: Gate = Gate()
+    edits: tuple[Edit, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _no_contradiction(self) -> Patch:
+        seen: dict[tuple[str, str], Edit] = {}
+        for edit in self.edits:
+            earlier = seen.setdefault((edit.subject, edit.relation or edit.prompt), edit)
+            if earlier is not edit:
+                how = "twice" if earlier.target_new == edit.target_new else "to two different targets"
+                raise ValueError(f"subject {edit.subject!r}, relation {edit.relation or edit.prompt!r} is edited {how}")
+        return self
+
+    @classmethod
+    def load(cls, path: str | Path) -> Patch:
+        """Read a patch from YAML. Raises `PatchError` listing every problem with line and field."""
+        path = Path(path)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise PatchError(str(path), ["no such file; expected the path of a patch in YAML"]) from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise PatchError(str(path), [f"cannot be read as UTF-8 text: {error}"]) from None
+        return cls.parse(text, source=str(path))
+
+    @classmethod
+    def parse(cls, text: str, source: str = "<text>") -> Patch:
+        """Like `load`, from a string; `source` names it in the messages."""
+        try:
+            tree = yaml.compose(text, Loader=yaml.SafeLoader)
+            data = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            where = f"line {mark.line + 1}: " if mark else ""
+            raise PatchError(source, [f"{where}not valid YAML: {getattr(error, 'problem', error)}"]) from None
+        if not isinstance(data, dict):
+            raise PatchError(source, ["line 1: expected a mapping with name, edits, ..."])
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            found = error.errors()
+            inner = {problem["loc"][:depth] for problem in found for depth in range(1, len(problem["loc"]))}
+            # A list whose items are all invalid is also reported as too short: only its items' problems help.
+            told = [p for p in found if not (p["type"] == "too_short" and p["loc"] in inner)]
+            raise PatchError(source, [_describe(problem, tree) for problem in told]) from None
+
+    def dump(self) -> str:
+        """The patch as YAML; `Patch.parse(patch.dump()) == patch`."""
+        data = self.model_dump(mode="json", exclude_defaults=True)
+        return yaml.safe_dump(data, allow_unicode=True, sort_keys=False, width=120)
+
+
+def _describe(problem: Any, tree: yaml.Node | None) -> str:
+    """One line: where, which field, what was expected, what came."""
+    location = problem["loc"]
+    field = ".".join(str(part) for part in location) or "patch"
+    message = problem["msg"].removeprefix("Value error, ")
+    value = problem.get("input")
+    got = f" (got {value!r})" if isinstance(value, str | int | float | bool) else ""
+    return f"line {_line(location, tree)}: {field}: {message}{got}"
+
+
+def _line(location: tuple[int | str, ...], tree: yaml.Node | None) -> int:
+    """The line of the deepest node on the path `location` that is present in the file."""
+    node = tree
+    line = node.start_mark.line + 1 if node is not None else 1
+    for part in location:
+        if isinstance(node, yaml.MappingNode):
+            found = next(((key, value) for key, value in node.value if key.value == str(part)), None)
+            if found is None:
+                break
+            line, node = found[0].start_mark.line + 1, found[1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+        else:
+            break
+    return line

@@ -1,0 +1,57 @@
+"""The manifest of a compiled patch: what it is made of. Its digest is the patch's identity."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from vllm_edit.patch import Edit, Gate
+from vllm_edit.store.digest import digest_json
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Column(_Frozen):
+    """One column of K: the key of one form of one key group. All columns of a group share the group's residual."""
+
+    group: int = Field(description="index of the key group")
+    form: str = Field(description="which form of the prompt gave this key: plain, chat, alias:…, tune:…")
+
+
+class KeyGroup(_Frozen):
+    """Edits whose keys nearly coincide; they share columns and one residual."""
+
+    edits: tuple[int, ...] = Field(min_length=1, description="indices into the manifest's edits")
+
+
+class Manifest(_Frozen):
+    """Everything that identifies a compiled patch or a composition, tensors by digest. No times, paths or results."""
+
+    kind: Literal["patch", "composition"] = "patch"
+    patch: str
+    method: str
+    base: str = Field(description="digest of the base's fingerprint")
+    site: str = Field(description="digest of the site")
+    modules: tuple[str, ...]
+    edits: tuple[Edit, ...]
+    gate: Gate = Gate()
+    members: tuple[str, ...] = Field(default=(), description="names of the compiled patches of a composition")
+    settings: dict[str, Any] = Field(default_factory=dict, description="the method's settings, complete")
+    groups: tuple[KeyGroup, ...] = ()
+    columns: tuple[Column, ...] = ()
+    rank: int
+    adapter: str = Field(description="digest of the adapter's tensors")
+    factors: str | None = Field(None, description="digest of the factors' tensors; None where a method has none")
+    demonstrations: str | None = Field(None, description="digest of the IKE demonstrations")
+
+    @property
+    def digest(self) -> str:
+        return digest_json(self.model_dump(mode="json"))
+
+    @property
+    def name(self) -> str:
+        """`<patch>@<digest>`: the artefact's name everywhere, also the adapter's name inside vLLM."""
+        return f"{self.patch}@{self.digest}"
