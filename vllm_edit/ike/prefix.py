@@ -1,0 +1,124 @@
+"""The IKE prefix of a request: demonstrations, then the edited fact, within a token budget.
+
+Pure Python on stored texts and stored token counts: no tokenizer, no model and no torch on the request path. The
+prefix depends on the prompt only through *which* edits the prompt is about, so that every prompt about one fact has
+the same prefix and an engine's prefix cache holds it once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vllm_edit.errors import EditError
+from vllm_edit.ike import template
+from vllm_edit.ike.retrieval import Similarity, lexical, nearest_first
+from vllm_edit.store.manifest import Manifest
+from vllm_edit.text import mentions
+
+if TYPE_CHECKING:  # the class lives beside tensors; only its attributes are read here
+    from vllm_edit.patch import Edit
+    from vllm_edit.store.compiled import Demonstration
+
+PATTERN = ("retain", "update", "retain", "update", "retain", "update", "retain", "copy")
+"""Kinds in the order in which places are given to the nearest demonstrations: copy, update, retain = 1 : 3 : 4.
+
+Any first part of it keeps the ratio as well as its length allows, so that a tight budget costs no kind more than
+the others; retain comes first because it is what protects locality (arXiv 2305.12740, Table 4).
+"""
+MAX_EDITS = 4
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Text to put before a prompt, its length in tokens as counted when the patch was compiled, and whose edits."""
+
+    text: str
+    tokens: int
+    edits: tuple[int, ...]
+
+
+def wrap(prefix: Prefix, prompt: str) -> str:
+    """The prompt as it is sent in IKE mode. In a chat, `prompt` is the content of the last user turn."""
+    return prefix.text + prompt
+
+
+def build_prefix(
+    manifest: Manifest,
+    demonstrations: Sequence[Demonstration],
+    prompt: str,
+    budget: int,
+    *,
+    limit: int = 32,
+    similarity: Similarity = lexical,
+) -> Prefix:
+    """The prefix for one prompt: bank demonstrations (nearest last), self-copies, then the fact (arXiv 2305.12740 §3).
+
+    Up to `MAX_EDITS` edits are chosen by `relevant_edits`. The most relevant one is the `New Fact` of the last block;
+    the others are present as their self-copies before it. Bank demonstrations, at most `limit`, are those nearest to
+    that fact (not to the prompt), in the ratio of `PATTERN`. What exceeds `budget` tokens is dropped, farthest first:
+    bank demonstrations, then the other edits' self-copies, then the fact's own. The fact is never dropped.
+
+    Raises:
+        EditError: no demonstrations are stored for the patch, or the fact alone exceeds the budget.
+    """
+    chosen = relevant_edits(manifest.edits, prompt, similarity)
+    main = chosen[-1]
+    fact_block = _of_edit(demonstrations, "fact", main)
+    if fact_block is None:
+        raise EditError(f"{manifest.patch} was compiled without IKE demonstrations; compile it again to use mode ike")
+    if fact_block.tokens > budget:
+        raise EditError(
+            f"the IKE prefix of {manifest.patch} needs at least {fact_block.tokens} tokens, {budget} are left in the "
+            "model's context: shorten the prompt or the answer, or serve the patch in mode weights"
+        )
+    left = budget - fact_block.tokens
+
+    copies: list[Demonstration] = []
+    for index in reversed(chosen):
+        copy = _of_edit(demonstrations, "copy", index)
+        if copy is None or copy.tokens > left:
+            break
+        copies.insert(0, copy)
+        left -= copy.tokens
+
+    kept = _nearest(demonstrations, fact_block.fact, min(limit, len(demonstrations)), left, similarity)
+    blocks = [*kept, *copies]
+    text = "".join(template.demonstration(block.fact, block.prompt, block.answer) for block in blocks)
+    tokens = fact_block.tokens + sum(block.tokens for block in blocks)
+    named = tuple(sorted({main, *(copy.edit for copy in copies if copy.edit is not None)}))
+    return Prefix(text + template.query(fact_block.fact, ""), tokens, named)
+
+
+def relevant_edits(edits: Sequence[Edit], prompt: str, similarity: Similarity = lexical) -> list[int]:
+    """Indices of the edits that a prompt is about, the most relevant **last**, at most `MAX_EDITS`.
+
+    Those whose subject or an alias the prompt mentions; if it mentions none, all are candidates (so the only edit of
+    a patch is always chosen). Candidates are ranked by the similarity of their prompt to this one.
+    """
+    named = [i for i, edit in enumerate(edits) if any(mentions(prompt, name) for name in (edit.subject, *edit.aliases))]
+    candidates = named or list(range(len(edits)))
+    ranked = nearest_first(prompt, [edits[index].prompt for index in candidates], similarity)
+    return [candidates[rank] for rank in ranked[:MAX_EDITS]][::-1]
+
+
+def _nearest(
+    demonstrations: Sequence[Demonstration], fact: str, limit: int, budget: int, similarity: Similarity
+) -> list[Demonstration]:
+    """Bank demonstrations nearest to `fact`, in `PATTERN`'s ratio, as many as fit; the nearest last."""
+    bank = [item for item in demonstrations if item.edit is None]
+    ranked = nearest_first(fact, [item.fact for item in bank], similarity)
+    waiting = {kind: [rank for rank in ranked if bank[rank].kind == kind] for kind in set(PATTERN)}
+    kept: set[int] = set()
+    for place in range(limit):
+        queue = waiting[PATTERN[place % len(PATTERN)]]
+        if not queue or bank[queue[0]].tokens > budget:
+            break
+        kept.add(queue[0])
+        budget -= bank[queue.pop(0)].tokens
+    return [bank[rank] for rank in reversed(ranked) if rank in kept]
+
+
+def _of_edit(demonstrations: Sequence[Demonstration], kind: str, edit: int) -> Demonstration | None:
+    return next((item for item in demonstrations if item.edit == edit and item.kind == kind), None)
