@@ -1,4 +1,4 @@
-"""Fixtures that several packages' tests share. Session-scoped models are read-only: a test that changes one makes its own."""
+"""Fixtures that several packages' tests share. The models are read-only: a test that changes one makes its own."""
 
 from __future__ import annotations
 

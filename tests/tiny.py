@@ -1,8 +1,9 @@
-"""Tiny real models for tests: every family from its own config, random seeded weights, one real tokenizer, no downloads.
+"""Tiny real models for tests: every family from its own config, random seeded weights, a real tokenizer, no downloads.
 
-tokenizer = tiny_tokenizer()
-model = tiny_model("llama", tokenizer)          # 3 layers, hidden 64, 2 heads of 32, d_ff 96, float32, eval mode
-folder = save_tiny("llama", tmp_path / "llama")  # Hugging Face layout, also loadable by vLLM (float32)
+Use:
+    tokenizer = tiny_tokenizer()
+    model = tiny_model("llama", tokenizer)          # 3 layers, hidden 64, 2 heads of 32, d_ff 96, float32, eval mode
+    folder = save_tiny("llama", tmp_path / "llama")  # Hugging Face layout, also loadable by vLLM (float32)
 """
 
 from __future__ import annotations

@@ -1,0 +1,136 @@
+"""The layout of a model is found by what its modules do, for every family that vLLM can serve with an adapter."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, Conv1D, PreTrainedTokenizerFast
+
+from tests.tiny import FAMILIES, tiny_model
+from vllm_edit.editing.models import find_layout, linear_shape, linear_weight
+from vllm_edit.errors import EditError
+
+DOWN = {
+    "llama": "model.layers.{}.mlp.down_proj",
+    "qwen2": "model.layers.{}.mlp.down_proj",
+    "qwen3": "model.layers.{}.mlp.down_proj",
+    "mistral": "model.layers.{}.mlp.down_proj",
+    "gemma": "model.layers.{}.mlp.down_proj",
+    "gemma2": "model.layers.{}.mlp.down_proj",
+    "phi3": "model.layers.{}.mlp.down_proj",
+    "gpt_neox": "gpt_neox.layers.{}.mlp.dense_4h_to_h",
+    "opt": "model.decoder.layers.{}.fc2",
+    "gpt2": "transformer.h.{}.mlp.c_proj",
+    "gptj": "transformer.h.{}.mlp.fc_out",
+}
+
+
+def test_every_tiny_family_has_an_expected_down_projection() -> None:
+    assert set(DOWN) == set(FAMILIES)
+
+
+@pytest.mark.parametrize("d_ff", [96, 64], ids=["wide", "square"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_down_projection_is_found_also_where_d_ff_equals_hidden(
+    family: str, d_ff: int, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    model = tiny_model(family, tokenizer, d_ff=d_ff)
+    layout = find_layout(model)
+    assert layout.down == tuple(DOWN[family].format(index) for index in range(3))
+    assert linear_shape(model.get_submodule(layout.down[0])) == (64, d_ff)
+    assert layout.norm is not None
+    assert model.get_submodule(layout.head) is model.get_output_embeddings()
+    for layer, attention, mlp, down in zip(layout.layers, layout.attention, layout.mlp, layout.down, strict=True):
+        assert attention.startswith(layer + ".")
+        assert not down.startswith(attention)
+        assert mlp.startswith(layer)
+        assert down.startswith(mlp)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_down_projection_writes_what_the_block_adds(family: str, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Without the found weights no other weight of the MLP matters any more; attention's still do."""
+    model = tiny_model(family, tokenizer)
+    layout, ids = find_layout(model), torch.arange(5)[None]
+    attention = [model.get_submodule(name) for name in layout.attention]
+    with torch.no_grad():
+        before = model(ids).logits
+        for name in layout.down:
+            down = model.get_submodule(name)
+            linear_weight(down).zero_()
+            if down.bias is not None:
+                down.bias.zero_()
+        without = model(ids).logits
+        kept = {id(p) for part in attention for p in part.parameters()}
+        inner = {id(p) for name in layout.down for p in model.get_submodule(name).parameters()}
+        for name in layout.layers:
+            for module in model.get_submodule(name).modules():
+                if isinstance(module, nn.Linear | Conv1D) and not {id(p) for p in module.parameters()} & (kept | inner):
+                    module.weight.normal_()
+        assert not torch.allclose(before, without)
+        assert torch.equal(model(ids).logits, without)
+        first = next(module for module in attention[0].modules() if isinstance(module, nn.Linear | Conv1D))
+        linear_weight(first).zero_()
+        assert not torch.allclose(model(ids).logits, without)
+
+
+def test_linear_weight_is_a_view_in_linear_orientation() -> None:
+    for module in (nn.Linear(5, 3), Conv1D(3, 5)):
+        assert linear_shape(module) == (3, 5)
+        x = torch.randn(2, 5)
+        assert torch.allclose(module(x), x @ linear_weight(module).mT + module.bias)
+        with torch.no_grad():
+            linear_weight(module)[0, 4] = 7.0
+        assert linear_weight(module)[0, 4] == 7.0
+    with pytest.raises(EditError, match="LayerNorm"):
+        linear_weight(nn.LayerNorm(3))
+
+
+def test_the_model_is_left_as_it_was(tokenizer: PreTrainedTokenizerFast) -> None:
+    model = tiny_model("gpt2", tokenizer).train()
+    model.transformer.h[0].eval()
+    assert find_layout(model).down[2] == "transformer.h.2.mlp.c_proj"
+    assert model.training
+    assert not model.transformer.h[0].mlp.training
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_zero_padding_embedding_does_not_hide_the_attention(tokenizer: PreTrainedTokenizerFast) -> None:
+    model = tiny_model("llama", tokenizer)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[0] = 0
+    assert find_layout(model).attention[0] == "model.layers.0.self_attn"
+
+
+SMALL = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "vocab_size": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "message"),
+    [
+        ("mixtral", SMALL | {"num_local_experts": 2}, "expert"),
+        ("qwen2_moe", SMALL | {"moe_intermediate_size": 32, "num_experts": 2, "num_experts_per_tok": 1}, "expert"),
+        ("mamba", {"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 64, "eos_token_id": 2}, "no MLP"),
+    ],
+)
+def test_what_is_not_a_dense_decoder_is_refused(family: str, settings: dict[str, int], message: str) -> None:
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **settings))
+    with pytest.raises(EditError, match=message):
+        find_layout(model)
+
+
+def test_an_encoder_decoder_is_refused() -> None:
+    config = AutoConfig.for_model("t5", d_model=32, d_kv=16, d_ff=48, num_layers=1, num_heads=2, vocab_size=64)
+    with pytest.raises(EditError, match="encoder-decoder"):
+        find_layout(AutoModelForSeq2SeqLM.from_config(config))

@@ -1,0 +1,164 @@
+"""Scoped capture and replacement of what flows through a model. Every hook lives in a `with` and removes only itself.
+
+Modules are addressed by their runtime name (`model.layers.6.mlp.down_proj`). Some families flatten batch and sequence
+before the MLP (OPT); tensors given out here are always [batch, seq, d].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from rapidfuzz import process
+from torch import nn
+
+from vllm_edit.errors import EditError, NotFound
+
+
+def find_module(model: nn.Module, name: str) -> nn.Module:
+    """The module called `name`.
+
+    Raises:
+        NotFound: there is none; the message holds the nearest names.
+    """
+    modules: dict[str, nn.Module] = dict(model.named_modules())
+    if name not in modules:
+        nearest = [found for found, _, _ in process.extract(name, [key for key in modules if key], limit=3)]
+        raise NotFound(f"the model has no module {name!r}", nearest)
+    return modules[name]
+
+
+def main_tensor(output: Any) -> torch.Tensor:
+    """The hidden states in a module's output: the output itself, or the first element of a tuple."""
+    tensor = output[0] if isinstance(output, tuple) else output
+    if not isinstance(tensor, torch.Tensor):
+        raise EditError(f"expected a tensor or a tuple that starts with one as module output; got {type(output)}")
+    return tensor
+
+
+@contextmanager
+def capture_inputs(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, torch.Tensor]]:
+    """Name → input [batch, seq, d_in] of each module in the latest forward pass of `model`, detached."""
+    with ExitStack() as stack:
+        shape, captured = _batch_shape(model, stack), dict[str, torch.Tensor]()
+
+        def hook_of(name: str) -> Callable[..., None]:
+            def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+                captured[name] = _unflatten(args[0].detach(), shape)
+
+            return hook
+
+        for name in names:
+            stack.callback(find_module(model, name).register_forward_pre_hook(hook_of(name)).remove)
+        yield captured
+
+
+@contextmanager
+def capture_outputs(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, torch.Tensor]]:
+    """Name → output [batch, seq, d_out] of each module in the latest forward pass of `model`, detached."""
+    with ExitStack() as stack:
+        shape, captured = _batch_shape(model, stack), dict[str, torch.Tensor]()
+
+        def hook_of(name: str) -> Callable[..., None]:
+            def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+                captured[name] = _unflatten(main_tensor(output).detach(), shape)
+
+            return hook
+
+        for name in names:
+            stack.callback(find_module(model, name).register_forward_hook(hook_of(name)).remove)
+        yield captured
+
+
+@contextmanager
+def replace_output(model: nn.Module, name: str, function: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
+    """Inside, the module's output o [batch, seq, d_out] is replaced by `function(o)` of the same shape."""
+    with ExitStack() as stack:
+        shape = _batch_shape(model, stack)
+
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+            before = main_tensor(output)
+            after = function(_unflatten(before, shape)).reshape(before.shape)
+            return (after, *output[1:]) if isinstance(output, tuple) else after
+
+        stack.callback(find_module(model, name).register_forward_hook(hook).remove)
+        yield
+
+
+@contextmanager
+def low_rank_forward(module: nn.Module, A: torch.Tensor, B: torch.Tensor) -> Iterator[None]:
+    """Inside, the module computes W x + b + B (A x) at every token, differentiable in A and B: the served LoRA forward.
+
+    A: [r, d_in] and B: [d_out, r], shared by the batch; or A: [rows, r, d_in], B: [rows, d_out, r], where row i of the
+    batch gets its own update. Each of the two may be shared or not. The product is computed in A's precision and cast
+    to the output's.
+
+    Raises:
+        EditError: A and B do not fit each other; or, in the forward pass, the module or the batch.
+    """
+    if A.ndim not in (2, 3) or B.ndim not in (2, 3) or A.shape[-2] != B.shape[-1]:
+        raise EditError(
+            "expected A [r, d_in] or [rows, r, d_in] and B [d_out, r] or [rows, d_out, r]; "
+            f"got A {tuple(A.shape)}, B {tuple(B.shape)}"
+        )
+    counts = {factor.shape[0] for factor in (A, B) if factor.ndim == 3}
+    if len(counts) > 1:
+        raise EditError(f"A and B are for different numbers of rows: {A.shape[0]} and {B.shape[0]}")
+    rows = counts.pop() if counts else None
+
+    def hook(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
+        x: torch.Tensor = args[0]
+        if x.shape[-1] != A.shape[-1] or output.shape[-1] != B.shape[-2]:
+            raise EditError(
+                f"the module maps {x.shape[-1]} → {output.shape[-1]}; the update maps {A.shape[-1]} → {B.shape[-2]}"
+            )
+        if rows is not None and x.ndim == 2 and x.shape[0] % rows == 0:
+            x = x.reshape(rows, -1, x.shape[-1])  # [batch·seq, d_in] → [batch, seq, d_in]
+        if rows is not None and (x.ndim != 3 or x.shape[0] != rows):
+            raise EditError(f"the update is for {rows} rows; the batch's input has shape {tuple(x.shape)}")
+        update = (x.to(A.dtype) @ A.mT) @ B.to(A.dtype).mT  # [batch, seq, d_out]
+        return output + update.reshape(output.shape).to(output.dtype)
+
+    handle = module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Inside, the model is in eval mode and no parameter requires a gradient; both are restored afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        model.eval()
+        model.requires_grad_(False)
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+
+
+def _batch_shape(model: nn.Module, stack: ExitStack) -> list[int]:
+    """A list that holds [batch, seq] of the model's latest forward pass, kept up to date by a hook in `stack`."""
+    shape: list[int] = []
+
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = [*args, kwargs.get("input_ids"), kwargs.get("inputs_embeds")]
+        first = next(value for value in given if isinstance(value, torch.Tensor))
+        shape[:] = first.shape[:2]
+
+    stack.callback(model.register_forward_pre_hook(hook, with_kwargs=True).remove)
+    return shape
+
+
+def _unflatten(tensor: torch.Tensor, shape: list[int]) -> torch.Tensor:
+    """[batch·seq, d] → [batch, seq, d] where a family flattens; anything else is left alone."""
+    if tensor.ndim == 2 and len(shape) == 2 and tensor.shape[0] == shape[0] * shape[1]:
+        return tensor.reshape(*shape, tensor.shape[-1])
+    return tensor

@@ -1,0 +1,183 @@
+"""Where a model keeps its decoder blocks, attention, MLP, MLP down projection, final norm and head.
+
+Found by structure and by behaviour in one tiny forward pass, never by a module's or a model's name:
+
+- the decoder blocks are the largest `ModuleList` that runs in a forward pass on text;
+- in a block, attention is the child that mixes positions: change its input at the first position and its output at
+  the last one changes. An MLP does not mix positions;
+- the down projection is the MLP's last linear layer, and its output is the MLP's output.
+
+Whatever does not fit (mixture of experts, encoder-decoder, an MLP that adds the residual itself) is refused.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Conv1D
+
+from vllm_edit.editing.hooks import frozen, main_tensor
+from vllm_edit.errors import EditError
+
+_PROBE_LENGTH = 4
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Runtime names, one per decoder block where a tuple. `norm` is None for a model without a final norm.
+
+    Where a block holds its MLP's layers directly (OPT), `mlp` names the block.
+    """
+
+    layers: tuple[str, ...]
+    attention: tuple[str, ...]
+    mlp: tuple[str, ...]
+    down: tuple[str, ...]
+    norm: str | None
+    head: str
+
+
+def linear_shape(module: nn.Module) -> tuple[int, int]:
+    """(d_out, d_in) of a linear layer; by module type, since a square weight does not tell its orientation."""
+    d_out, d_in = linear_weight(module).shape
+    return d_out, d_in
+
+
+def linear_weight(module: nn.Module) -> torch.Tensor:
+    """The layer's own weight as [d_out, d_in]: a view, transposed for Conv1D (GPT-2 keeps [d_in, d_out])."""
+    if isinstance(module, nn.Linear):
+        return module.weight
+    if isinstance(module, Conv1D):
+        weight: torch.Tensor = module.weight
+        return weight.mT
+    raise EditError(f"expected a linear layer (nn.Linear or Conv1D); got {type(module).__name__}")
+
+
+def find_layout(model: nn.Module) -> Layout:
+    """The layout of a causal language model in Hugging Face form. The model is left as it was.
+
+    Raises:
+        EditError: the model is not a dense decoder with one MLP per block; the message says where it departs.
+    """
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        raise EditError("this is an encoder-decoder; expected a causal (decoder-only) language model")
+    names = {module: name for name, module in model.named_modules()}
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    if head is None:
+        raise EditError("the model has no output embeddings; expected a model with a language-modelling head")
+    stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) and all(map(_has_linear, m))]
+    watched = {child for stack in stacks for block in stack for child in block.modules()} | {head}
+    watched |= {module for module in model.modules() if not any(module.children())}
+    with torch.no_grad(), frozen(model):
+        trace = _Trace.of(model, watched)
+        ran = [list(stack) for stack in stacks if all(block in trace.outputs for block in stack)]
+        if not ran:
+            raise EditError("no stack of decoder blocks (a ModuleList that runs on text) was found in the model")
+        blocks = max(ran, key=lambda stack: sum(map(_size, stack)))
+        parts = [_Parts.of(block, names[block], trace) for block in blocks]
+    return Layout(
+        layers=tuple(names[block] for block in blocks),
+        attention=tuple(names[part.attention] for part in parts),
+        mlp=tuple(names[part.mlp] for part in parts),
+        down=tuple(names[part.down] for part in parts),
+        norm=_final_norm(blocks[-1], head, names, trace),
+        head=names[head],
+    )
+
+
+@dataclass(frozen=True)
+class _Trace:
+    """One forward pass: the order in which modules finished, their arguments, their outputs."""
+
+    order: list[nn.Module]
+    calls: dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]]
+    outputs: dict[nn.Module, Any]
+
+    @classmethod
+    def of(cls, model: nn.Module, watched: set[nn.Module]) -> _Trace:
+        trace = cls([], {}, {})
+
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            trace.order.append(module)
+            trace.calls[module] = (args, kwargs)
+            trace.outputs[module] = output
+
+        embedding = model.get_input_embeddings()  # type: ignore[operator]
+        ids = torch.arange(_PROBE_LENGTH, device=embedding.weight.device)[None]
+        with ExitStack() as stack:
+            for module in watched:
+                stack.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
+            model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+        return trace
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """A block's attention, its MLP (the block itself where it has no module of its own), and its down projection."""
+
+    attention: nn.Module
+    mlp: nn.Module
+    down: nn.Module
+
+    @classmethod
+    def of(cls, block: nn.Module, name: str, trace: _Trace) -> _Parts:
+        children = [child for child in trace.order if child in set(block.children()) and _has_linear(child)]
+        mixing = [child for child in children if _mixes_positions(child, trace)]
+        tokenwise = [child for child in children if child not in mixing]
+        if len(mixing) != 1:
+            raise EditError(f"block {name} has {len(mixing)} parts that mix positions; expected one, its attention")
+        if any(weight.ndim > 2 for child in block.children() if child not in mixing for weight in child.parameters()):
+            raise EditError(f"block {name} holds weights of several experts; only dense MLPs can be edited")
+        linear = {layer for child in tokenwise for layer in child.modules() if _is_linear(layer)}
+        ran = [layer for layer in trace.order if layer in linear]
+        hidden = main_tensor(trace.outputs[block]).shape[-1]
+        if not ran or len(ran) != len(linear) or linear_shape(ran[-1])[0] != hidden:
+            raise EditError(
+                f"block {name} has no MLP of the kind that can be edited: expected linear layers that all run for "
+                f"every token, the last of them with {hidden} outputs; got {len(linear)}, of which {len(ran)} ran"
+            )
+        down = ran[-1]
+        mlp = next(child for child in tokenwise if down in set(child.modules()))
+        result = main_tensor(trace.outputs[mlp])
+        if not torch.equal(result, main_tensor(trace.outputs[down]).reshape(result.shape)):
+            raise EditError(f"block {name}: the MLP's output is not its last linear layer's output (experts?)")
+        return cls(mixing[0], block if mlp is down else mlp, down)
+
+
+def _mixes_positions(module: nn.Module, trace: _Trace) -> bool:
+    """True if the module's output at the last position depends on its input at the first one. Runs it twice more."""
+    args, kwargs = trace.calls[module]
+    inputs = [*args, *kwargs.values()]
+    hidden = next(x for x in inputs if isinstance(x, torch.Tensor) and x.is_floating_point())
+    changed = hidden.clone()
+    ramp = torch.linspace(-1, 1, hidden.shape[-1], device=hidden.device)  # not a multiple of anything a norm removes
+    changed[..., 0, :] += ((1 + hidden.abs().max()) * ramp).to(hidden.dtype)
+
+    def last(replacement: torch.Tensor) -> torch.Tensor:
+        swap = {key: replacement if value is hidden else value for key, value in kwargs.items()}
+        return main_tensor(module(*(replacement if x is hidden else x for x in args), **swap))[..., -1, :]
+
+    return not torch.equal(last(hidden), last(changed))
+
+
+def _final_norm(last_block: nn.Module, head: nn.Module, names: dict[nn.Module, str], trace: _Trace) -> str | None:
+    """The last leaf with a weight vector (or none at all) that runs between the last block and the head."""
+    between = trace.order[trace.order.index(last_block) + 1 : trace.order.index(head)]
+    norms = [m for m in between if [p.ndim for p in m.parameters()] in ([1], [1, 1])]
+    return names[norms[-1]] if norms else None
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear | Conv1D)
+
+
+def _has_linear(module: nn.Module) -> bool:
+    return any(map(_is_linear, module.modules()))
+
+
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
