@@ -2,45 +2,120 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
+from vllm_edit.deltas import peft
+from vllm_edit.deltas.low_rank import LowRank, stack
 from vllm_edit.errors import EditError
+from vllm_edit.store.digest import digest_tensors
 
+if TYPE_CHECKING:
+    from torch import nn
 
-@dataclass(frozen=True)
-class LowRank:
-    """One module's update ΔW = B·A.
-
-    B: [d_out, r], A: [r, d_in], both float32 or float64 on the CPU; cast only when they leave (`save_peft`).
-    """
-
-    B: torch.Tensor
-    A: torch.Tensor
-
-    def __post_init__(self) -> None:
-        if self.A.ndim != 2 or self.B.ndim != 2 or self.B.shape[1] != self.A.shape[0]:
-            raise EditError(
-                f"a delta needs B [d_out, r] and A [r, d_in]; got B {tuple(self.B.shape)}, A {tuple(self.A.shape)}"
-            )
-
-    @property
-    def rank(self) -> int:
-        return self.A.shape[0]
-
-    def dense(self) -> torch.Tensor:
-        """ΔW [d_out, d_in], for tests and small models."""
-        return self.B @ self.A
+__all__ = ["Delta", "LowRank"]
 
 
 @dataclass(frozen=True)
 class Delta:
-    """A low-rank update of a model: module name → `LowRank`."""
+    """A low-rank update of a model: module name → `LowRank`. Names are the Hugging Face model's (`named_modules`)."""
 
     parts: Mapping[str, LowRank]
 
     @property
     def rank(self) -> int:
         return max((part.rank for part in self.parts.values()), default=0)
+
+    # Algebra: every method returns a new delta.
+
+    def balanced(self) -> Delta:
+        """The same ΔW with ‖A_i‖ = ‖B_i‖ per component, float64 (`LowRank.balanced`)."""
+        return Delta({name: part.balanced() for name, part in self.parts.items()})
+
+    def truncate(self, rank: int) -> tuple[Delta, float]:
+        """Every module reduced to at most `rank`, and the energy dropped as a fraction of Σ ‖ΔW‖² over all modules."""
+        reduced = {name: part.truncated(rank) for name, part in self.parts.items()}
+        dropped = sum(energy for _, energy in reduced.values())
+        total = sum(part.norm() ** 2 for part in self.parts.values())
+        return Delta({name: part for name, (part, _) in reduced.items()}), dropped / total if total else 0.0
+
+    @classmethod
+    def concatenate(cls, deltas: Sequence[Delta]) -> Delta:
+        """The sum of deltas, exact; ranks add module by module. The empty delta for none.
+
+        Raises:
+            EditError: two deltas give one module different shapes.
+        """
+        by_module: dict[str, list[LowRank]] = {}
+        for delta in deltas:
+            for name, part in delta.parts.items():
+                by_module.setdefault(name, []).append(part)
+        clashes = [
+            f"{name}: {sorted(shapes)}"
+            for name, parts in by_module.items()
+            if len(shapes := {p.shape for p in parts}) > 1
+        ]
+        if clashes:
+            raise EditError(
+                f"deltas to concatenate must agree on each module's shape, got {'; '.join(clashes)}; "
+                "concatenate only deltas of one base model"
+            )
+        return cls({name: stack(parts) for name, parts in by_module.items()})
+
+    # Use in a model.
+
+    def apply(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Context in which `model` answers with W x + B(A x) in every named module; its weights are not touched."""
+        from vllm_edit.deltas.apply import applied  # imports transformers, which a server does not need for this
+
+        return applied(model, self.parts)
+
+    # PEFT files: the adapter that vLLM loads.
+
+    def tensors(self, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+        """The adapter's tensors as `save_peft` writes them: balanced in float64, cast last."""
+        return peft.tensors(self.parts, dtype)
+
+    @property
+    def digest(self) -> str:
+        """Digest of the float32 adapter's tensors, `Manifest.adapter`. A saved and loaded delta has the same."""
+        return digest_tensors(self.tensors())
+
+    def save_peft(
+        self,
+        folder: str | Path,
+        *,
+        base_name: str,
+        dtype: torch.dtype = torch.float32,
+        fan_in_fan_out: bool = False,
+    ) -> Path:
+        """Write `adapter_config.json` and `adapter_model.safetensors`, the same bytes for the same delta.
+
+        Args:
+            folder: made if missing.
+            base_name: `base_model_name_or_path` of the config; informative.
+            dtype: of the saved tensors; the last step, after everything was computed in float32 or float64.
+            fan_in_fan_out: True for a base whose linear layers are Conv1D (GPT-2); only PEFT reads it.
+
+        Returns:
+            The folder.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in peft.encode(self.parts, base_name, dtype, fan_in_fan_out).items():
+            (folder / name).write_bytes(content)
+        return folder
+
+    @classmethod
+    def load_peft(cls, folder: str | Path) -> Delta:
+        """Read a LoRA adapter of PEFT's layout; its scale is folded into B.
+
+        Raises:
+            EditError: not an adapter folder, or one that B·A cannot express; names every problem.
+        """
+        return cls(peft.read(Path(folder)))

@@ -1,0 +1,75 @@
+"""Scoped application: a model that answers with a delta inside a `with` block, its weights untouched."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from vllm_edit.deltas.low_rank import LowRank
+from vllm_edit.errors import Incompatible
+
+
+@contextmanager
+def applied(model: nn.Module, parts: Mapping[str, LowRank]) -> Iterator[None]:
+    """Within the block each named module returns W x + b + B(A x); afterwards its hooks are gone, also on exceptions.
+
+    Unmerged, as vLLM serves it: the balanced factors are cast to the module's dtype and multiplied one after the
+    other. Blocks nest; deltas then add up.
+
+    Raises:
+        Incompatible: modules that the model lacks, or that are not linear layers of the delta's shape; names them
+            all, before any hook is set.
+    """
+    modules = _resolve(model, parts)
+    with ExitStack() as hooks:
+        for name, module in modules.items():
+            part = parts[name].balanced()
+            weight = module.weight
+            A, B = part.A.detach().to(weight), part.B.detach().to(weight)  # to the weight's device and dtype
+            hooks.callback(module.register_forward_hook(_adder(B, A)).remove)
+        yield
+
+
+def _adder(B: torch.Tensor, A: torch.Tensor) -> Any:
+    """Forward hook adding B(A x): x [..., d_in] → output [..., d_out]."""
+
+    def add(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        return output + (args[0] @ A.mT) @ B.mT
+
+    return add
+
+
+def _resolve(model: nn.Module, parts: Mapping[str, LowRank]) -> dict[str, nn.Linear | Conv1D]:
+    """The model's modules that the delta names, all problems raised at once."""
+    known = dict(model.named_modules())
+    modules: dict[str, nn.Linear | Conv1D] = {}
+    problems: list[str] = []
+    for name, part in parts.items():
+        module = known.get(name)
+        if module is None:
+            nearest = difflib.get_close_matches(name, known, n=3)
+            problems.append(f"no module {name}" + (f", nearest: {', '.join(nearest)}" if nearest else ""))
+        elif not isinstance(module, nn.Linear | Conv1D):
+            problems.append(f"{name} is a {type(module).__name__}, expected nn.Linear or Conv1D")
+        elif (shape := _shape(module)) != part.shape:
+            problems.append(f"{name} has weights [d_out, d_in] = {shape}, the delta {part.shape}")
+        else:
+            modules[name] = module
+    if problems:
+        raise Incompatible(
+            f"the delta does not fit this {type(model).__name__}: {'; '.join(problems)}; "
+            "apply it to the base model that it was compiled for"
+        )
+    return modules
+
+
+def _shape(module: nn.Linear | Conv1D) -> tuple[int, int]:
+    """(d_out, d_in). Decided by type: Conv1D stores [d_in, d_out], which a square weight would not show."""
+    rows, columns = module.weight.shape
+    return (columns, rows) if isinstance(module, Conv1D) else (rows, columns)

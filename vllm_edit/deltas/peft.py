@@ -1,0 +1,191 @@
+"""PEFT files: a delta as the two files that `peft.PeftModel` and vLLM load, and back.
+
+    adapter_config.json          rank, alpha and target modules
+    adapter_model.safetensors    base_model.model.<module>.lora_A.weight [r, d_in], ….lora_B.weight [d_out, r]
+
+Alpha equals the rank everywhere, so LoRA's scale alpha/r is 1 and ΔW = B·A. The config holds only keys that PEFT or
+vLLM reads: vLLM drops the others without a word. A and B have `nn.Linear` orientation for Conv1D too.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+
+from vllm_edit.deltas.low_rank import LowRank
+from vllm_edit.errors import EditError
+
+CONFIG_FILE = "adapter_config.json"
+TENSORS_FILE = "adapter_model.safetensors"
+
+_TENSOR_NAME = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<factor>[AB])\.weight")
+# Features that make an adapter something else than W + s·B·A; any value but these defaults is refused.
+_PLAIN: Mapping[str, tuple[Any, ...]] = {
+    "peft_type": ("LORA",),
+    "bias": ("none",),
+    "use_dora": (False,),
+    "lora_bias": (False,),
+    "modules_to_save": (None, []),
+    "trainable_token_indices": (None, [], {}),
+    "target_parameters": (None, []),
+    "layer_replication": (None, []),
+    "alora_invocation_tokens": (None, []),
+    "use_qalora": (False,),
+    "use_bdlora": (None, False, {}),
+}
+# Initialisations after which PEFT changes the base weights when it loads the adapter.
+_BASE_CHANGING_INITS = ("pissa", "olora", "corda", "loftq")
+
+
+def tensors(parts: Mapping[str, LowRank], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The adapter's tensors by PEFT name, balanced in float64 and cast last, in name order.
+
+    Raises:
+        EditError: nothing to write, a module of rank 0, or a value that `dtype` cannot hold.
+    """
+    named: dict[str, torch.Tensor] = {}
+    problems = [] if parts else ["the delta has no modules"]
+    for module in sorted(parts):
+        part = parts[module].balanced()
+        if part.rank == 0:
+            problems.append(f"{module} has rank 0; leave the module out")
+        for factor, value in (("A", part.A), ("B", part.B)):
+            cast = value.detach().to("cpu", dtype).contiguous()
+            if not cast.isfinite().all():
+                problems.append(
+                    f"{module}: lora_{factor} is not finite in {dtype}; largest |value| {value.abs().max():g}"
+                )
+            named[f"base_model.model.{module}.lora_{factor}.weight"] = cast
+    if problems:
+        raise EditError(f"a delta that cannot be written as an adapter: {'; '.join(problems)}")
+    return named
+
+
+def encode(
+    parts: Mapping[str, LowRank], base_name: str, dtype: torch.dtype, fan_in_fan_out: bool = False
+) -> dict[str, bytes]:
+    """Both files' bytes by file name; equal for equal parts."""
+    named = tensors(parts, dtype)
+    config = json.dumps(_config(parts, base_name, fan_in_fan_out), indent=2, sort_keys=True, ensure_ascii=False)
+    return {CONFIG_FILE: f"{config}\n".encode(), TENSORS_FILE: safetensors.torch.save(named, metadata={"format": "pt"})}
+
+
+def read(folder: Path) -> dict[str, LowRank]:
+    """Module → `LowRank` of an adapter folder. Factors are float32, or float64 where a scale ≠ 1 went into B.
+
+    Tensor names, not `target_modules`, decide what is adapted, as in vLLM.
+
+    Raises:
+        EditError: with one line per problem.
+    """
+    try:
+        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        # From bytes, not mapped: a delta in memory must not change when its file does.
+        stored = safetensors.torch.load((folder / TENSORS_FILE).read_bytes())
+    except (OSError, ValueError, SafetensorError) as error:
+        raise EditError(
+            f"{folder} is not an adapter folder: expected {CONFIG_FILE} and {TENSORS_FILE}, got {error!r}; "
+            "save the adapter with PEFT's save_pretrained"
+        ) from error
+    if not isinstance(config, dict):
+        raise EditError(f"{folder / CONFIG_FILE} holds a {type(config).__name__}, expected a JSON object")
+    problems = _config_problems(config)
+    factors: dict[str, dict[str, torch.Tensor]] = {}
+    for name in sorted(stored):
+        match = _TENSOR_NAME.fullmatch(name)
+        if match is None:
+            problems.append(f"tensor {name}: expected base_model.model.<module>.lora_A.weight or .lora_B.weight")
+        else:
+            factors.setdefault(match["module"], {})[match["factor"]] = stored[name]
+    parts: dict[str, LowRank] = {}
+    for module, found in factors.items():
+        try:
+            parts[module] = _part(found, *_rank_and_scale(config, module))
+        except EditError as error:
+            problems.append(f"{module}: {error}")
+    if not stored:
+        problems.append(f"{TENSORS_FILE} holds no tensors")
+    if problems:
+        raise EditError("\n".join(f"{folder}: {problem}" for problem in problems))
+    return parts
+
+
+def _config(parts: Mapping[str, LowRank], base_name: str, fan_in_fan_out: bool) -> dict[str, Any]:
+    """`adapter_config.json`: the highest rank as default, the modules that differ by anchored pattern."""
+    rank = max(part.rank for part in parts.values())
+    pattern = {f"^{re.escape(name)}": part.rank for name, part in sorted(parts.items()) if part.rank != rank}
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_name,
+        "bias": "none",
+        "fan_in_fan_out": fan_in_fan_out,
+        "r": rank,
+        "lora_alpha": rank,
+        "rank_pattern": pattern,
+        "alpha_pattern": pattern,
+        "target_modules": sorted(parts),
+    }
+
+
+def _config_problems(config: dict[str, Any]) -> list[str]:
+    """One line per feature of the config that ΔW = s·B·A cannot express."""
+    problems = [
+        f"{key} is {config[key]!r}, expected {plain[0]!r}: only plain LoRA is served"
+        for key, plain in _PLAIN.items()
+        if key in config and config[key] not in plain
+    ]
+    init = config.get("init_lora_weights", True)
+    if isinstance(init, str) and init.lower().startswith(_BASE_CHANGING_INITS):
+        problems.append(
+            f"init_lora_weights is {init!r}, which changes the base weights; convert to plain LoRA with PEFT"
+        )
+    problems += [
+        f"{key} is {config.get(key)!r}, expected a positive number"
+        for key in ("r", "lora_alpha")
+        if not isinstance(config.get(key), int | float) or config[key] <= 0
+    ]
+    return problems
+
+
+def _rank_and_scale(config: dict[str, Any], module: str) -> tuple[int, float]:
+    """Rank and scale that PEFT gives a module: alpha/r, or alpha/√r with rsLoRA (arXiv 2312.03732)."""
+    rank = _pattern(config.get("rank_pattern"), module, config.get("r"))
+    alpha = _pattern(config.get("alpha_pattern"), module, config.get("lora_alpha"))
+    if not isinstance(rank, int) or rank <= 0 or not isinstance(alpha, int | float):
+        raise EditError(f"rank {rank!r} and alpha {alpha!r}, expected a positive rank and a number")
+    return rank, alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
+
+
+def _pattern(pattern: Mapping[str, Any] | None, module: str, default: Any) -> Any:
+    """PEFT's rule (`peft.utils.other.get_pattern_key`): the first key that matches a suffix at a dot wins."""
+    for key, value in (pattern or {}).items():
+        try:
+            if re.match(rf"(.*\.)?({key})$", module):
+                return value
+        except re.error as error:
+            raise EditError(f"pattern {key!r} is not a regular expression: {error}") from error
+    return default
+
+
+def _part(found: Mapping[str, torch.Tensor], rank: int, scale: float) -> LowRank:
+    """`LowRank` of a module's stored factors A [r, d_in] and B [d_out, r]; ΔW = scale·B·A."""
+    if missing := {"A", "B"} - found.keys():
+        raise EditError(f"lora_{missing.pop()}.weight is missing")
+    A, B = found["A"], found["B"]
+    if A.ndim != 2 or B.ndim != 2 or A.shape[0] != rank or B.shape[1] != rank:
+        raise EditError(
+            f"expected lora_A [{rank}, d_in] and lora_B [d_out, {rank}], got {tuple(A.shape)} and {tuple(B.shape)}"
+        )
+    if not (A.isfinite().all() and B.isfinite().all()):
+        raise EditError("a factor holds infinite or NaN values")
+    dtype = torch.float32 if scale == 1 else torch.float64
+    return LowRank(B.to(dtype) * scale, A.to(dtype))
