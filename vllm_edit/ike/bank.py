@@ -1,0 +1,116 @@
+"""The bank: true facts of a base model from which IKE demonstrations are made. It never holds what is scored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from vllm_edit.errors import EditError
+from vllm_edit.patch import Edit, Patch
+from vllm_edit.text import mentions, normalise
+
+
+class Fact(BaseModel):
+    """A fact the base knows: `prompt` ends right before `object`; `paraphrases` ask for the same object."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", str_strip_whitespace=True)
+
+    prompt: str = Field(min_length=1)
+    subject: str = Field(min_length=1)
+    relation: str
+    object: str = Field(min_length=1)
+    paraphrases: tuple[str, ...] = ()
+
+
+class Bank(BaseModel):
+    """Facts with their neighbours. Facts of equal `relation` must be answerable by each other's objects."""
+
+    model_config = ConfigDict(frozen=True)
+
+    facts: tuple[Fact, ...] = ()
+
+    @classmethod
+    def from_records(cls, records: Iterable[Mapping[str, Any]]) -> Bank:
+        """From mappings with prompt, subject, relation, object and optionally paraphrases.
+
+        Raises:
+            EditError: naming the first record that is not such a mapping.
+        """
+        facts = []
+        for number, record in enumerate(records):
+            try:
+                facts.append(Fact.model_validate(dict(record)))
+            except ValidationError as error:
+                problem = error.errors()[0]
+                field = ".".join(str(part) for part in problem["loc"])
+                raise EditError(f"bank record {number}: {field}: {problem['msg']}") from None
+        return cls(facts=tuple(facts))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Bank:
+        """From YAML: a list of records, or a patch file whose edits with `target_true` state the facts."""
+        path = Path(path)
+        try:
+            data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise EditError(f"{path}: expected a bank in YAML: {error}") from None
+        if isinstance(data, list) and all(isinstance(record, dict) for record in data):
+            return cls.from_records(data)
+        return cls.from_patch(Patch.load(path))
+
+    @classmethod
+    def from_patch(cls, patch: Patch) -> Bank:
+        """The true facts that a patch would change; edits without `target_true` are left out."""
+        return cls(
+            facts=tuple(
+                Fact(
+                    prompt=edit.prompt,
+                    subject=edit.subject,
+                    relation=edit.relation,
+                    object=edit.target_true,
+                    paraphrases=tuple(probe.prompt for probe in edit.probes_of("paraphrase") if not probe.chat),
+                )
+                for edit in patch.edits
+                if edit.target_true
+            )
+        )
+
+    def without(self, edits: Sequence[Edit]) -> Bank:
+        """The bank less every fact that could help or hurt a scored prompt of these edits.
+
+        A fact goes if its subject is mentioned in an edit's prompt or in any probe, or if its own text mentions an
+        edited subject or an alias of one.
+        """
+        scored = "\n".join(
+            normalise(text) for edit in edits for text in (edit.prompt, *(p.prompt for p in edit.probes))
+        )
+        names = {normalise(name): name for edit in edits for name in (edit.subject, *edit.aliases)}
+        kept = []
+        for fact in self.facts:
+            text = normalise(" ".join((fact.prompt, *fact.paraphrases, fact.object)))
+            # The substring test is only a quick first look; `mentions` decides at word boundaries.
+            edited = any(short in text and mentions(text, name) for short, name in names.items())
+            probed = normalise(fact.subject) in scored and mentions(scored, fact.subject)
+            if not edited and not probed:
+                kept.append(fact)
+        return Bank(facts=tuple(kept))
+
+    @cached_property
+    def by_relation(self) -> dict[str, tuple[Fact, ...]]:
+        return _grouped(self.facts, "relation")
+
+    @cached_property
+    def by_subject(self) -> dict[str, tuple[Fact, ...]]:
+        return _grouped(self.facts, "subject")
+
+
+def _grouped(facts: Sequence[Fact], field: str) -> dict[str, tuple[Fact, ...]]:
+    groups: dict[str, list[Fact]] = {}
+    for fact in facts:
+        groups.setdefault(getattr(fact, field), []).append(fact)
+    return {key: tuple(group) for key, group in groups.items()}

@@ -1,0 +1,171 @@
+"""Copy, update and retain demonstrations of a patch, made once when it is compiled (arXiv 2305.12740 §3.2).
+
+Departures from the paper's code: a bank of our own instead of CounterFact's training half; retain demonstrations ask
+not only same-relation neighbours but also another relation of the same subject and unrelated facts, because our
+locality is measured on all three.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Mapping, Sequence
+from itertools import chain, zip_longest
+from typing import Any
+
+from vllm_edit.errors import EditError
+from vllm_edit.ike import template
+from vllm_edit.ike.bank import Bank, Fact
+from vllm_edit.ike.prefix import PATTERN
+from vllm_edit.ike.retrieval import Similarity, lexical, nearest_first
+from vllm_edit.patch import Edit, Patch
+from vllm_edit.store.compiled import Demonstration
+from vllm_edit.text import is_cjk, mentions, normalise
+
+log = logging.getLogger(__name__)
+
+MAX_STORED = 256
+
+
+def build_demonstrations(
+    patch: Patch,
+    bank: Bank,
+    tokenizer: Any,
+    limit: int = 32,
+    seed: int = 0,
+    similarity: Similarity = lexical,
+) -> tuple[Demonstration, ...]:
+    """Demonstrations of a patch, with their token counts: from the bank, and of each edited fact itself.
+
+    `limit` demonstrations for each edit (at most `MAX_STORED` for a patch) come from the bank facts nearest to the
+    edits, copy : update : retain = 1 : 3 : 4. Bank facts that overlap with the patch's edits or probes are left out.
+    Each edit i adds two with `edit=i`: its self-copy (kind `copy`), and kind `fact`, whose token count is that of the
+    last block up to the prompt. An empty bank gives only those.
+    """
+    usable = bank.without(patch.edits)
+    if len(usable.facts) < len(bank.facts):
+        log.info("%s: %d bank facts overlap with edits or probes", patch.name, len(bank.facts) - len(usable.facts))
+    made = _from_bank(patch.edits, usable, min(limit * len(patch.edits), MAX_STORED), random.Random(seed), similarity)
+    if bank.facts and not made:
+        log.warning("%s: no usable demonstrations in a bank of %d facts", patch.name, len(bank.facts))
+
+    def count(text: str) -> int:
+        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    counted = [
+        Demonstration(kind=kind, fact=fact, prompt=prompt, answer=answer, tokens=count(text))
+        for kind, fact, prompt, answer in made
+        for text in [template.demonstration(fact, prompt, answer)]
+    ]
+    for index, edit in enumerate(patch.edits):
+        fact = template.fact_text(edit.prompt, edit.target_new)
+        whole, start = template.demonstration(fact, edit.prompt, edit.target_new), template.query(fact, "")
+        copy = Demonstration(
+            kind="copy", fact=fact, prompt=edit.prompt, answer=edit.target_new, tokens=count(whole), edit=index
+        )
+        counted += [copy, Demonstration(kind="fact", fact=fact, prompt="", answer="", tokens=count(start), edit=index)]
+    check_disjoint(patch.edits, counted)
+    return tuple(counted)
+
+
+def merge_demonstrations(
+    parts: Sequence[tuple[Sequence[Demonstration], Mapping[int, int]]], edits: Sequence[Edit]
+) -> tuple[Demonstration, ...]:
+    """Demonstrations of a composition of `edits`, from its members': each part with old edit index → new edit index.
+
+    Bank demonstrations that overlap with another member's edits or probes are left out; equal ones are kept once.
+    """
+    probes = {normalise(probe.prompt) for edit in edits for probe in edit.probes}
+    merged = dict.fromkeys(
+        item
+        for part, _ in parts
+        for item in part
+        if item.edit is None and not _mentioned(edits, item) and normalise(item.prompt) not in probes
+    )
+    own = [
+        item.model_copy(update={"edit": moved[item.edit]})
+        for part, moved in parts
+        for item in part
+        if item.edit is not None and item.edit in moved
+    ]
+    return (*merged, *own)
+
+
+def check_disjoint(edits: Sequence[Edit], demonstrations: Sequence[Demonstration]) -> None:
+    """Assert that no bank demonstration names an edited subject or asks a probe: scores would be meaningless.
+
+    Raises:
+        EditError: naming the first demonstration that does.
+    """
+    asked = {normalise(prompt) for edit in edits for prompt in (edit.prompt, *(p.prompt for p in edit.probes))}
+    for item in demonstrations:
+        if item.edit is None and (normalise(item.prompt) in asked or _mentioned(edits, item)):
+            raise EditError(f"IKE demonstration overlaps with an edit or a probe: {item.fact!r} / {item.prompt!r}")
+
+
+def _mentioned(edits: Sequence[Edit], item: Demonstration) -> bool:
+    text = normalise(f"{item.fact} / {item.prompt} / {item.answer}")
+    names = (name for edit in edits for name in (edit.subject, *edit.aliases))
+    return any(normalise(name) in text and mentions(text, name) for name in names)
+
+
+def _from_bank(
+    edits: Sequence[Edit], bank: Bank, limit: int, rng: random.Random, similarity: Similarity
+) -> list[tuple[str, str, str, str]]:
+    """(kind, fact, prompt, answer) in `PATTERN`'s ratio; within each eight the kinds are shuffled, as in the paper."""
+    names = [name for edit in edits for name in (edit.subject, *edit.aliases)]
+    replacements = {
+        relation: sorted({fact.object for fact in facts if not any(mentions(fact.object, name) for name in names)})
+        for relation, facts in bank.by_relation.items()
+    }
+    asked_of = {relation: {fact.subject for fact in facts} for relation, facts in bank.by_relation.items()}
+    waiting = [
+        fact
+        for fact in _nearest_facts(edits, bank, similarity)
+        if len(replacements[fact.relation]) > 1 and len(asked_of[fact.relation]) > 1
+    ]
+    made: list[tuple[str, str, str, str]] = []
+    while len(made) + len(PATTERN) <= limit:
+        eight: list[tuple[str, str, str, str]] = []
+        for kind in rng.sample(PATTERN, len(PATTERN)):
+            found = next((fact for fact in waiting if kind != "update" or fact.paraphrases), None)
+            if found is None:
+                return made
+            waiting.remove(found)
+            new = rng.choice([other for other in replacements[found.relation] if other != found.object])
+            prompt, answer = _question(kind, found, new, bank, rng)
+            eight.append((kind, template.fact_text(found.prompt, new), prompt, answer))
+        made += eight
+    return made
+
+
+def _nearest_facts(edits: Sequence[Edit], bank: Bank, similarity: Similarity) -> list[Fact]:
+    """Bank facts by nearness to the edits, taking turns among edits; each fact once."""
+    texts = [template.fact_text(fact.prompt, fact.object) for fact in bank.facts]
+    rankings = [
+        nearest_first(template.fact_text(edit.prompt, edit.target_new), texts, similarity)[:MAX_STORED]
+        for edit in edits[:MAX_STORED]
+    ]
+    turns = chain.from_iterable(zip_longest(*rankings))
+    return [bank.facts[rank] for rank in dict.fromkeys(turns) if rank is not None]
+
+
+def _question(kind: str, fact: Fact, new: str, bank: Bank, rng: random.Random) -> tuple[str, str]:
+    """What a demonstration asks about the counterfactual `fact` (its object replaced by `new`), and its answer."""
+    if kind == "copy":
+        return fact.prompt, new
+    if kind == "update":
+        return rng.choice(fact.paraphrases), new
+    neighbours = [other for other in bank.by_relation[fact.relation] if other.subject != fact.subject]
+    same_subject = [other for other in bank.by_subject[fact.subject] if other.relation != fact.relation]
+    chinese = any(map(is_cjk, fact.prompt))
+    unrelated = [
+        other
+        for other in bank.facts
+        if other.relation != fact.relation
+        and other.subject != fact.subject
+        and any(map(is_cjk, other.prompt)) == chinese
+    ]
+    # Half of them same relation: these are the neighbours of the paper, and the easiest to spoil.
+    other = rng.choice(rng.choice([neighbours, neighbours, same_subject or neighbours, unrelated or neighbours]))
+    return rng.choice((other.prompt, *other.paraphrases)), other.object
