@@ -161,7 +161,9 @@ def _mixes_positions(module: nn.Module, trace: _Trace) -> bool:
         swap = {key: replacement if value is hidden else value for key, value in kwargs.items()}
         return main_tensor(module(*(replacement if x is hidden else x for x in args), **swap))[..., -1, :]
 
-    return not torch.equal(last(hidden), last(changed))
+    before, after = last(hidden), last(changed)
+    # Not torch.equal: an expert that gets other tokens beside this one rounds differently.
+    return bool((after - before).abs().max() > 1e-5 * before.abs().max())
 
 
 def _final_norm(last_block: nn.Module, head: nn.Module, names: dict[nn.Module, str], trace: _Trace) -> str | None:
