@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 import torch
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from vllm_edit.deltas.low_rank import LowRank
-from vllm_edit.errors import Incompatible
+from vllm_edit.editing.models import linear_shape, linear_weight
+from vllm_edit.errors import EditError, Incompatible
 
 
 @contextmanager
@@ -29,14 +28,13 @@ def applied(model: nn.Module, parts: Mapping[str, LowRank]) -> Iterator[None]:
     modules = _resolve(model, parts)
     with ExitStack() as hooks:
         for name, module in modules.items():
-            part = parts[name].balanced()
-            weight = module.weight
-            A, B = part.A.detach().to(weight), part.B.detach().to(weight)  # to the weight's device and dtype
+            weight = linear_weight(module)
+            B, A = (factor.to(weight.device) for factor in parts[name].cast(weight.dtype))
             hooks.callback(module.register_forward_hook(_adder(B, A)).remove)
         yield
 
 
-def _adder(B: torch.Tensor, A: torch.Tensor) -> Any:
+def _adder(B: torch.Tensor, A: torch.Tensor) -> Callable[..., torch.Tensor]:
     """Forward hook adding B(A x): x [..., d_in] → output [..., d_out]."""
 
     def add(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
@@ -45,31 +43,27 @@ def _adder(B: torch.Tensor, A: torch.Tensor) -> Any:
     return add
 
 
-def _resolve(model: nn.Module, parts: Mapping[str, LowRank]) -> dict[str, nn.Linear | Conv1D]:
+def _resolve(model: nn.Module, parts: Mapping[str, LowRank]) -> dict[str, nn.Module]:
     """The model's modules that the delta names, all problems raised at once."""
     known = dict(model.named_modules())
-    modules: dict[str, nn.Linear | Conv1D] = {}
+    modules: dict[str, nn.Module] = {}
     problems: list[str] = []
     for name, part in parts.items():
-        module = known.get(name)
-        if module is None:
+        if name not in known:
             nearest = difflib.get_close_matches(name, known, n=3)
             problems.append(f"no module {name}" + (f", nearest: {', '.join(nearest)}" if nearest else ""))
-        elif not isinstance(module, nn.Linear | Conv1D):
-            problems.append(f"{name} is a {type(module).__name__}, expected nn.Linear or Conv1D")
-        elif (shape := _shape(module)) != part.shape:
+            continue
+        try:
+            shape = linear_shape(known[name])
+        except EditError as error:
+            problems.append(f"{name}: {error}")
+            continue
+        if shape != part.shape:
             problems.append(f"{name} has weights [d_out, d_in] = {shape}, the delta {part.shape}")
-        else:
-            modules[name] = module
+        modules[name] = known[name]
     if problems:
         raise Incompatible(
             f"the delta does not fit this {type(model).__name__}: {'; '.join(problems)}; "
             "apply it to the base model that it was compiled for"
         )
     return modules
-
-
-def _shape(module: nn.Linear | Conv1D) -> tuple[int, int]:
-    """(d_out, d_in). Decided by type: Conv1D stores [d_in, d_out], which a square weight would not show."""
-    rows, columns = module.weight.shape
-    return (columns, rows) if isinstance(module, Conv1D) else (rows, columns)

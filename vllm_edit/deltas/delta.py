@@ -71,7 +71,7 @@ class Delta:
 
     def apply(self, model: nn.Module) -> AbstractContextManager[None]:
         """Context in which `model` answers with W x + B(A x) in every named module; its weights are not touched."""
-        from vllm_edit.deltas.apply import applied  # imports transformers, which a server does not need for this
+        from vllm_edit.deltas.apply import applied  # knows models; a server, which only reads adapters, does not
 
         return applied(model, self.parts)
 

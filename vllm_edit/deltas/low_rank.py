@@ -63,6 +63,19 @@ class LowRank:
         keep = (~void).double()
         return LowRank(B * (s * keep), A * (keep / s)[:, None])
 
+    def cast(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """B [d_out, r] and A [r, d_in] as they leave: balanced in float64, then cast, on the CPU, without a graph.
+
+        Raises:
+            EditError: `dtype` cannot hold a value, or a value is not finite to begin with.
+        """
+        part = self.balanced()
+        B, A = (factor.detach().to("cpu", dtype).contiguous() for factor in (part.B, part.A))
+        if not (B.isfinite().all() and A.isfinite().all()):
+            largest = max(float(factor.abs().max()) for factor in (part.B, part.A))
+            raise EditError(f"expected factors that {dtype} can hold, got a largest value of {largest:g}")
+        return B, A
+
     def truncated(self, rank: int) -> tuple[LowRank, float]:
         """The best approximation of ΔW of at most `rank`, in float64, and the energy dropped: Σ_{i>rank} σ_i².
 

@@ -52,20 +52,18 @@ def tensors(parts: Mapping[str, LowRank], dtype: torch.dtype) -> dict[str, torch
         EditError: nothing to write, a module of rank 0, or a value that `dtype` cannot hold.
     """
     named: dict[str, torch.Tensor] = {}
-    problems = [] if parts else ["the delta has no modules"]
+    problems = [] if parts else ["it has no modules"]
+    problems += [f"{module}: rank 0, leave the module out" for module in sorted(parts) if parts[module].rank == 0]
     for module in sorted(parts):
-        part = parts[module].balanced()
-        if part.rank == 0:
-            problems.append(f"{module} has rank 0; leave the module out")
-        for factor, value in (("A", part.A), ("B", part.B)):
-            cast = value.detach().to("cpu", dtype).contiguous()
-            if not cast.isfinite().all():
-                problems.append(
-                    f"{module}: lora_{factor} is not finite in {dtype}; largest |value| {value.abs().max():g}"
-                )
-            named[f"base_model.model.{module}.lora_{factor}.weight"] = cast
+        try:
+            B, A = parts[module].cast(dtype)
+        except EditError as error:
+            problems.append(f"{module}: {error}")
+            continue
+        named[f"base_model.model.{module}.lora_A.weight"] = A
+        named[f"base_model.model.{module}.lora_B.weight"] = B
     if problems:
-        raise EditError(f"a delta that cannot be written as an adapter: {'; '.join(problems)}")
+        raise EditError(f"this delta cannot be written as an adapter: {'; '.join(problems)}")
     return named
 
 
