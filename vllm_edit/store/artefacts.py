@@ -1,0 +1,116 @@
+"""A compiled patch as files, and back with every digest checked.
+
+manifest.json, files.json      see `envelope`
+factors.safetensors            Manifest.factors is the digest of its tensors (absent for methods without factors)
+demonstrations.json            canonical JSON: Manifest.demonstrations is the digest of its bytes
+adapter/…                      the PEFT folder; Manifest.adapter is the digest of its tensors
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import safetensors.torch
+import torch
+from pydantic import TypeAdapter
+from safetensors import SafetensorError
+
+from vllm_edit.deltas import peft
+from vllm_edit.deltas.delta import Delta
+from vllm_edit.errors import Corrupt, EditError
+from vllm_edit.store.compiled import CompiledPatch, Demonstration, Factors
+from vllm_edit.store.digest import digest_bytes, digest_json, digest_tensors
+from vllm_edit.store.envelope import Read, canonical, damaged, read_checked, seal
+from vllm_edit.store.manifest import Manifest
+
+FACTORS = "factors.safetensors"
+DEMONSTRATIONS = "demonstrations.json"
+ADAPTER = "adapter"
+
+_DEMONSTRATIONS = TypeAdapter(tuple[Demonstration, ...])
+
+
+def factors_digest(factors: Factors | None) -> str | None:
+    """`Manifest.factors`."""
+    return None if factors is None else digest_tensors(factors.tensors())
+
+
+def demonstrations_digest(demonstrations: Sequence[Demonstration]) -> str | None:
+    """`Manifest.demonstrations`; None when there are none."""
+    return digest_json(_DEMONSTRATIONS.dump_python(tuple(demonstrations), mode="json")) if demonstrations else None
+
+
+def pack(compiled: CompiledPatch) -> dict[str, bytes]:
+    """The artefact's files by relative path, the same bytes for the same compiled patch.
+
+    Raises:
+        EditError: the manifest's digests are not those of the contents.
+    """
+    manifest = compiled.manifest
+    stated = {"adapter": manifest.adapter, "factors": manifest.factors, "demonstrations": manifest.demonstrations}
+    actual = {
+        "adapter": compiled.delta.digest,
+        "factors": factors_digest(compiled.factors),
+        "demonstrations": demonstrations_digest(compiled.demonstrations),
+    }
+    wrong = [f"{key} {stated[key]}, its content has {actual[key]}" for key in stated if stated[key] != actual[key]]
+    if wrong:
+        raise EditError(f"the manifest of {manifest.patch!r} does not describe its contents: {'; '.join(wrong)}")
+    # The base's digest stands for its name: what a user called it is no part of the patch's identity.
+    adapter = peft.encode(compiled.delta.parts, base_name=manifest.base, dtype=torch.float32)
+    files = {f"{ADAPTER}/{name}": data for name, data in adapter.items()}
+    if compiled.factors is not None:
+        files[FACTORS] = pack_tensors(compiled.factors.tensors())
+    if compiled.demonstrations:
+        files[DEMONSTRATIONS] = canonical(_DEMONSTRATIONS.dump_python(compiled.demonstrations, mode="json"))
+    return seal(manifest, files)
+
+
+def read_delta(manifest: Manifest, read: Read) -> Delta:
+    with TemporaryDirectory() as folder:
+        for name, data in read_adapter(manifest, read).items():
+            (Path(folder) / name).write_bytes(data)
+        return Delta.load_peft(folder)
+
+
+def read_adapter(manifest: Manifest, read: Read) -> dict[str, bytes]:
+    """The PEFT folder's files by their names in it."""
+    files = {}
+    for name in (peft.CONFIG_FILE, peft.TENSORS_FILE):
+        files[name] = read_checked(manifest.name, f"{ADAPTER}/{name}", read)
+    unpack_tensors(f"{manifest.name}/{ADAPTER}/{peft.TENSORS_FILE}", files[peft.TENSORS_FILE], manifest.adapter)
+    return files
+
+
+def read_factors(manifest: Manifest, read: Read) -> Factors | None:
+    if manifest.factors is None:
+        return None
+    data = read_checked(manifest.name, FACTORS, read)
+    return Factors(**unpack_tensors(f"{manifest.name}/{FACTORS}", data, manifest.factors))
+
+
+def read_demonstrations(manifest: Manifest, read: Read) -> tuple[Demonstration, ...]:
+    if manifest.demonstrations is None:
+        return ()
+    data = read_checked(manifest.name, DEMONSTRATIONS, read)
+    if digest_bytes(data) != manifest.demonstrations:
+        raise damaged(manifest.name, DEMONSTRATIONS)
+    return _DEMONSTRATIONS.validate_json(data)
+
+
+def pack_tensors(tensors: Mapping[str, torch.Tensor]) -> bytes:
+    data: bytes = safetensors.torch.save({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
+    return data
+
+
+def unpack_tensors(where: str, data: bytes, digest: str) -> dict[str, torch.Tensor]:
+    """Tensors of the safetensors file `where`, checked against the digest of their content."""
+    try:
+        tensors: dict[str, torch.Tensor] = safetensors.torch.load(data)
+    except SafetensorError as error:
+        raise Corrupt(f"{where} is not a safetensors file ({error}); restore it, or compile again") from error
+    if digest_tensors(tensors) != digest:
+        raise Corrupt(f"{where} does not hold the tensors with digest {digest}; restore it, or compile again")
+    return tensors

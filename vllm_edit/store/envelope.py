@@ -1,0 +1,83 @@
+"""What makes an artefact's files trustworthy: its manifest, and the list of its files' digests.
+
+    manifest.json    canonical JSON: the digest of its bytes is the digest in the patch's name
+    files.json       digests of the bytes of all other files, and of this list itself
+
+`files.json` finds every flipped byte; the digests in the manifest bind what the files mean to the name (`artefacts`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from vllm_edit.errors import Corrupt
+from vllm_edit.store.digest import digest_bytes, digest_json
+from vllm_edit.store.manifest import Manifest
+from vllm_edit.store.names import split_name
+
+MANIFEST = "manifest.json"
+CHECKSUMS = "files.json"
+
+Read = Callable[[str], bytes]  # bytes of one of an artefact's files, by its path within the artefact
+
+
+def seal(manifest: Manifest, files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The artefact's files by path: `files` and the two that vouch for them."""
+    digests = {path: digest_bytes(data) for path, data in files.items()}
+    checksums = canonical({"digest": digest_json(digests), "files": digests})
+    return {MANIFEST: canonical(manifest.model_dump(mode="json")), CHECKSUMS: checksums, **files}
+
+
+def read_manifest(name: str, read: Read) -> Manifest:
+    """The manifest of artefact `name`.
+
+    Raises:
+        Corrupt: its bytes do not have the name's digest.
+    """
+    data = read(MANIFEST)
+    if digest_bytes(data) != split_name(name)[1]:
+        raise damaged(name, MANIFEST)
+    try:
+        manifest = Manifest.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise Corrupt(
+            f"{name}/{MANIFEST} was written by another version of vllm-edit ({where}: {first['msg']}); compile again"
+        ) from error
+    if manifest.name != name:
+        raise Corrupt(f"{name}/{MANIFEST} describes {manifest.name}; compile again")
+    return manifest
+
+
+def read_checked(name: str, path: str, read: Read) -> bytes:
+    """The bytes of one file of artefact `name`.
+
+    Raises:
+        Corrupt: they do not have the digest that `files.json` states.
+    """
+    data = read(path)
+    try:
+        listing: Any = json.loads(read(CHECKSUMS))
+        digests = dict(listing["files"])
+        intact = digest_json(digests) == listing["digest"]
+    except (ValueError, KeyError, TypeError):
+        intact = False
+    if not intact:
+        raise damaged(name, CHECKSUMS)
+    if digests.get(path) != digest_bytes(data):
+        raise damaged(name, path)
+    return data
+
+
+def canonical(value: Any) -> bytes:
+    """The JSON form that `digest_json` hashes, so that a file's bytes have the digest of its content."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def damaged(name: str, path: str) -> Corrupt:
+    return Corrupt(f"{name}/{path} does not match its digest; compile the patch again or restore the file")

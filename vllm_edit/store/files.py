@@ -1,0 +1,175 @@
+"""Where artefact files lie: a local folder, or anything that fsspec reaches. A folder appears at once or not at all.
+
+A folder counts as present when its marker file is. On a local disk it is written under `tmp/`, fsynced and renamed, so
+a kill at any instant leaves either nothing or everything. Object stores have no rename: there the marker comes last.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+_TEMPORARY = "tmp"
+
+
+class Files(Protocol):
+    """Byte files under a root, by relative path. Paths are made of names that `store.names` has checked."""
+
+    def read(self, path: str) -> bytes:
+        """The bytes of a file; `FileNotFoundError` when there is none."""
+
+    def exists(self, path: str) -> bool: ...
+
+    def glob(self, pattern: str) -> list[str]:
+        """Relative paths that match, sorted."""
+
+    def write(self, path: str, data: bytes) -> None:
+        """Write or replace one file atomically."""
+
+    def write_folder(self, folder: str, files: Mapping[str, bytes], marker: str) -> None:
+        """Make `folder` with `files` visible at once; when another writer was first, its folder stays."""
+
+    def remove_folder(self, folder: str) -> None:
+        """Remove a folder; it disappears from sight at once."""
+
+    def sweep(self, older_than_s: float) -> None:
+        """Remove what writers that died left behind."""
+
+
+def open_files(url: str) -> Files:
+    """Files at a local path or an fsspec URL (`s3://…`, `memory://…`)."""
+    filesystem, root = fsspec.core.url_to_fs(url)
+    return LocalFiles(Path(root)) if isinstance(filesystem, LocalFileSystem) else RemoteFiles(filesystem, root)
+
+
+class LocalFiles:
+    """`Files` on a local disk."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def read(self, path: str) -> bytes:
+        return (self.root / path).read_bytes()
+
+    def exists(self, path: str) -> bool:
+        return (self.root / path).exists()
+
+    def glob(self, pattern: str) -> list[str]:
+        return sorted(str(found.relative_to(self.root)) for found in self.root.glob(pattern))
+
+    def write(self, path: str, data: bytes) -> None:
+        target, temporary = self.root / path, self._temporary()
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _write_durably(temporary, data)
+        temporary.replace(target)
+        _sync_folder(target.parent)
+
+    def write_folder(self, folder: str, files: Mapping[str, bytes], marker: str) -> None:
+        target, temporary = self.root / folder, self._temporary()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_tree(temporary, files)
+        move_into_place(temporary, target)
+
+    def remove_folder(self, folder: str) -> None:
+        temporary = self._temporary()
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        (self.root / folder).rename(temporary)
+        _sync_folder((self.root / folder).parent)
+        shutil.rmtree(temporary)
+
+    def sweep(self, older_than_s: float) -> None:
+        limit = time.time() - older_than_s
+        for left in (self.root / _TEMPORARY).glob("*"):
+            if left.stat().st_mtime >= limit:
+                continue
+            if left.is_dir():
+                shutil.rmtree(left)
+            else:
+                left.unlink()
+
+    def _temporary(self) -> Path:
+        return self.root / _TEMPORARY / uuid.uuid4().hex
+
+
+class RemoteFiles:
+    """`Files` on an fsspec file system, where single files appear whole and folders do not exist."""
+
+    def __init__(self, filesystem: Any, root: str) -> None:
+        self._fs, self._root = filesystem, root.rstrip("/")
+
+    def read(self, path: str) -> bytes:
+        data: bytes = self._fs.cat_file(f"{self._root}/{path}")
+        return data
+
+    def exists(self, path: str) -> bool:
+        return bool(self._fs.exists(f"{self._root}/{path}"))
+
+    def glob(self, pattern: str) -> list[str]:
+        self._fs.invalidate_cache()
+        return sorted(str(found)[len(self._root) + 1 :] for found in self._fs.glob(f"{self._root}/{pattern}"))
+
+    def write(self, path: str, data: bytes) -> None:
+        target = f"{self._root}/{path}"
+        self._fs.makedirs(target.rpartition("/")[0], exist_ok=True)
+        self._fs.pipe_file(target, data)
+
+    def write_folder(self, folder: str, files: Mapping[str, bytes], marker: str) -> None:
+        if self.exists(f"{folder}/{marker}"):
+            return
+        for name in sorted(files, key=lambda name: name == marker):
+            self.write(f"{folder}/{name}", files[name])
+
+    def remove_folder(self, folder: str) -> None:
+        self._fs.rm(f"{self._root}/{folder}", recursive=True)
+
+    def sweep(self, older_than_s: float) -> None:
+        """Nothing to do: a folder without its marker is completed by the next writer of the same content."""
+
+
+def write_tree(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write `files` under a new `folder` and fsync every file and folder, so that a rename publishes them whole."""
+    folder.mkdir(parents=True)
+    for name, data in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_durably(path, data)
+    for inner in [path for path in folder.rglob("*") if path.is_dir()]:
+        _sync_folder(inner)
+    _sync_folder(folder)
+
+
+def move_into_place(temporary: Path, target: Path) -> None:
+    """Rename a finished folder to its name; when one is there already, that one stays and ours is dropped."""
+    try:
+        temporary.rename(target)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        shutil.rmtree(temporary)
+        return
+    _sync_folder(target.parent)
+
+
+def _write_durably(path: Path, data: bytes) -> None:
+    with path.open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

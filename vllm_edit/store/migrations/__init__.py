@@ -1,0 +1,44 @@
+"""Alembic migrations of the registry. They run when a registry is opened; a released one is never edited."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection
+
+from vllm_edit.errors import EditError
+
+
+def is_current(connection: Connection) -> bool:
+    """True when the database has the newest schema.
+
+    Raises:
+        EditError: it has one that this version does not know.
+    """
+    script = ScriptDirectory.from_config(_config(connection))
+    current = MigrationContext.configure(connection).get_current_revision()
+    known = {revision.revision for revision in script.walk_revisions()}
+    if current is not None and current not in known:
+        raise EditError(
+            f"the registry has schema {current}, this version of vllm-edit knows {', '.join(sorted(known))}; "
+            "use the version that wrote it, or a newer one"
+        )
+    return current == script.get_current_head()
+
+
+def upgrade(connection: Connection) -> None:
+    """Bring the database to the newest schema, within the connection's own transaction."""
+    command.upgrade(_config(connection), "head")
+
+
+def _config(connection: Connection) -> Config:
+    config = Config()
+    # Alembic reads its options through configparser, where a per cent sign must be doubled.
+    config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    config.attributes["connection"] = connection
+    return config

@@ -1,0 +1,306 @@
+"""The store: one site, its compiled patches as immutable files, and the registry of who is served what.
+
+site.json                      the site, with its digest
+moments/<digest>.safetensors   its second moment
+patches/<patch>@<digest>/      one compiled patch each (`artefacts`)
+records/<name>/<kind>-<time>.json   reports and timings, outside the digest
+registry.db                    unless VLLM_EDIT_REGISTRY names another database
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from vllm_edit.errors import Corrupt, EditError, NotFound
+from vllm_edit.store import names
+from vllm_edit.store.digest import digest_json
+from vllm_edit.store.envelope import MANIFEST, Read, read_manifest
+from vllm_edit.store.files import Files, LocalFiles, open_files
+from vllm_edit.store.manifest import Manifest
+from vllm_edit.store.records import Record, add_record, read_records
+from vllm_edit.store.registry import PatchEntry, Registry
+from vllm_edit.store.site import Site
+
+if TYPE_CHECKING:
+    import torch
+
+    from vllm_edit.store.compiled import CompiledPatch, Demonstration
+
+DEFAULT_URL = ".vllm-edit"
+_SITE = "site.json"
+_ABANDONED_S = 24 * 3600.0  # no writer takes a day: what is older was left by one that died
+
+
+class Store:
+    """Compiled patches of one site. `open` one that exists, `create` one with its site."""
+
+    def __init__(self, url: str, files: Files, registry: Registry) -> None:
+        self.url, self.files, self.registry = url, files, registry
+
+    @classmethod
+    def open(cls, url: str | Path | None = None) -> Store:
+        """The store at `url`: a folder or an fsspec URL; by default `$VLLM_EDIT_STORE`, else `.vllm-edit`.
+
+        Raises:
+            NotFound: there is none.
+        """
+        place = default_url() if url is None else str(url)
+        files = open_files(place)
+        if not files.exists(_SITE):
+            raise NotFound(f"no store at {place}; make one with `vllm-edit store init --store {place}`")
+        return cls(place, files, Registry(_registry_url(place, files)))
+
+    @classmethod
+    def create(cls, url: str | Path | None, site: Site, moment: Mapping[str, torch.Tensor]) -> Store:
+        """A store with `site` and its second moment. One that has this site already is opened as it is.
+
+        Raises:
+            EditError: another site is fixed there, or `moment` is not the one that the site names.
+        """
+        from vllm_edit.store.artefacts import pack_tensors
+        from vllm_edit.store.digest import digest_tensors
+
+        place = default_url() if url is None else str(url)
+        files = open_files(place)
+        if files.exists(_SITE):
+            store = cls.open(place)
+            if store.site().digest != site.digest:
+                raise EditError(
+                    f"{place} has a site already (layer {store.site().layer}, {store.site().digest}), "
+                    "and a store has one for good; give another --store"
+                )
+            return store
+        if digest_tensors(moment) != site.second_moment:
+            raise EditError(f"the second moment has digest {digest_tensors(moment)}, the site {site.second_moment}")
+        if isinstance(files, LocalFiles):
+            files.root.mkdir(parents=True, exist_ok=True)
+        files.write(_moment_path(site.second_moment), pack_tensors(moment))
+        registry = Registry(_registry_url(place, files))
+        content = site.model_dump(mode="json")
+        text = json.dumps({"digest": digest_json(content), "site": content}, indent=2, ensure_ascii=False)
+        files.write(_SITE, text.encode())  # last: with it the store exists
+        return cls(place, files, registry)
+
+    def __repr__(self) -> str:
+        return f"Store({self.url!r})"
+
+    # The site
+
+    def site(self) -> Site:
+        """The store's site.
+
+        Raises:
+            Corrupt: the file does not match the digest in it.
+        """
+        try:
+            content = json.loads(self.files.read(_SITE))
+            if digest_json(content["site"]) != content["digest"]:
+                raise Corrupt(f"{_SITE} does not match its digest; restore it from a backup")
+            return Site.model_validate(content["site"])
+        except (ValueError, KeyError, TypeError, ValidationError) as error:
+            raise Corrupt(f"{_SITE} cannot be read ({error!r}); restore it from a backup") from error
+
+    def moment(self) -> dict[str, torch.Tensor]:
+        """The site's second moment as it was given to `create`, checked against its digest."""
+        from vllm_edit.store.artefacts import unpack_tensors
+
+        digest = self.site().second_moment
+        path = _moment_path(digest)
+        try:
+            return unpack_tensors(path, self.files.read(path), digest)
+        except FileNotFoundError:
+            raise Corrupt(f"{path} is missing; restore it from a backup") from None
+
+    # Compiled patches
+
+    def save(self, compiled: CompiledPatch) -> str:
+        """Store a compiled patch and return its name. Saving it again changes no file, but repairs a damaged one.
+
+        The files appear at once, then the registry learns of them; a name that appeared without the second step (the
+        writer was killed) is entered by whoever lists the names next.
+        """
+        from vllm_edit.store.artefacts import pack
+
+        name = names.check_name(compiled.name)
+        site = self.site()
+        if compiled.manifest.site != site.digest:
+            raise EditError(f"{name} was compiled at site {compiled.manifest.site}, this store's site is {site.digest}")
+        files = pack(compiled)
+        if self._exists(name):
+            try:
+                self.check(name)
+            except Corrupt:
+                self.files.remove_folder(_folder(name))
+        self.files.write_folder(_folder(name), files, marker=MANIFEST)
+        self.registry.add_patch(name)
+        if compiled.report:
+            self.add_record(name, "compile", compiled.report)
+        return name
+
+    def load(self, name: str) -> CompiledPatch:
+        """A compiled patch with everything in it verified; `report` is the one of its last compilation.
+
+        Raises:
+            NotFound: no such name.
+            Corrupt: a file does not match its digest; the message names the file.
+        """
+        from vllm_edit.store import artefacts
+        from vllm_edit.store.compiled import CompiledPatch
+
+        manifest, read = self.manifest(name), self._reader(name)
+        reports = self.records(name, "compile")
+        return CompiledPatch(
+            manifest=manifest,
+            delta=artefacts.read_delta(manifest, read),
+            factors=artefacts.read_factors(manifest, read),
+            demonstrations=artefacts.read_demonstrations(manifest, read),
+            report=reports[-1].data if reports else {},
+        )
+
+    def check(self, name: str) -> None:
+        """Verify every file of a patch; raises `Corrupt` or `NotFound` as `load` does."""
+        self.load(name)
+
+    def manifest(self, name: str) -> Manifest:
+        return read_manifest(name, self._reader(name))
+
+    def demonstrations(self, name: str) -> tuple[Demonstration, ...]:
+        """The patch's IKE demonstrations."""
+        from vllm_edit.store.artefacts import read_demonstrations
+
+        return read_demonstrations(self.manifest(name), self._reader(name))
+
+    def adapter_files(self, name: str) -> dict[str, bytes]:
+        """The patch's PEFT folder, verified: bytes by file name."""
+        from vllm_edit.store.artefacts import read_adapter
+
+        return read_adapter(self.manifest(name), self._reader(name))
+
+    def adapter_folder(self, name: str, cache: str | Path | None = None) -> Path:
+        """A verified copy of the patch's PEFT folder on this node, in memory by default: what vLLM loads.
+
+        Its path depends on `cache` and the name only; it stays until someone removes it.
+        """
+        from vllm_edit.store.local_copy import local_copy
+
+        return local_copy(names.check_name(name), self.adapter_files(name), cache)
+
+    def adapter_id(self, name: str) -> int:
+        """The id that vLLM knows the adapter by: from 1 up, the same in every process, never given twice."""
+        return self.entry(name).adapter_id
+
+    def entry(self, name: str) -> PatchEntry:
+        """What the registry knows of a patch: adapter id, time, status."""
+        names.check_name(name)
+        try:
+            return self.registry.patch(name)
+        except NotFound:
+            if not self._exists(name):
+                raise
+            return self.registry.add_patch(name)
+
+    def names(self) -> list[str]:
+        """Names of all stored patches, the one saved last first."""
+        stored = {path.split("/")[1] for path in self.files.glob(f"patches/*/{MANIFEST}")}
+        listed = [entry.name for entry in self.registry.patches()]
+        if missing := stored.difference(listed):
+            for name in sorted(missing):
+                self.registry.add_patch(name)
+            listed = [entry.name for entry in self.registry.patches()]
+        return [name for name in listed if name in stored]
+
+    def resolve(self, text: str) -> str:
+        """The full name that `text` means: a full name, `patch` (its newest) or `patch@…` (start of a digest)."""
+        return names.resolve(text, self.names())
+
+    # Records
+
+    def add_record(self, name: str, kind: str, data: Mapping[str, Any]) -> Record:
+        """Attach something measured (JSON-able) to a patch; earlier records of the kind stay."""
+        return add_record(self.files, name, kind, data)
+
+    def records(self, name: str, kind: str | None = None) -> list[Record]:
+        """A patch's records, oldest first."""
+        return read_records(self.files, name, kind)
+
+    # Care
+
+    def verify(self) -> list[str]:
+        """Every problem in the store, one line each; empty when all is well."""
+        problems = []
+        stored = self.names()
+        checks: list[Callable[[], object]] = [self.site, self.moment, *(partial(self.check, name) for name in stored)]
+        for check in checks:
+            try:
+                check()
+            except EditError as error:
+                problems.append(str(error))
+        known = {entry.name for entry in self.registry.patches()} | self.registry.published()
+        problems += [f"{name} is in the registry, but its files are gone" for name in sorted(known.difference(stored))]
+        return problems
+
+    def gc(self, dry_run: bool = True) -> list[str]:
+        """Remove patches that nobody can be served, except the newest of each name; returns those (to be) removed.
+
+        Kept: what a tenant has or can be rolled back to, and the members of kept compositions. Records stay.
+        """
+        stored = self.names()
+        newest: dict[str, str] = {}
+        for name in stored:
+            newest.setdefault(names.split_name(name)[0], name)
+        keep = {*newest.values(), *self.registry.published()}
+        for name in [name for name in stored if name in keep]:
+            keep.update(self.manifest(name).members)
+        unused = [name for name in stored if name not in keep]
+        if not dry_run:
+            for name in unused:
+                self.registry.remove_patch(name)  # first: it refuses when someone published the patch meanwhile
+                self.files.remove_folder(_folder(name))
+                self.registry.remove_patch(name)  # again: someone who listed the names in between entered it anew
+            self.files.sweep(_ABANDONED_S)
+        return unused
+
+    def _exists(self, name: str) -> bool:
+        return self.files.exists(f"{_folder(name)}/{MANIFEST}")
+
+    def _reader(self, name: str) -> Read:
+        """Reads files of artefact `name`; one that is missing is `Corrupt`, an artefact that is missing `NotFound`."""
+        folder = _folder(names.check_name(name))
+
+        def read(path: str) -> bytes:
+            try:
+                return self.files.read(f"{folder}/{path}")
+            except FileNotFoundError:
+                if self._exists(name):
+                    raise Corrupt(f"{name}/{path} is missing; compile the patch again or restore the file") from None
+                raise NotFound(f"no compiled patch {name}", names.nearest(name, self.names())) from None
+
+        return read
+
+
+def default_url() -> str:
+    return os.environ.get("VLLM_EDIT_STORE") or DEFAULT_URL
+
+
+def _registry_url(place: str, files: Files) -> str:
+    configured = os.environ.get("VLLM_EDIT_REGISTRY")
+    if configured:
+        return configured
+    if not isinstance(files, LocalFiles):
+        raise EditError(f"{place} is not a local folder; set VLLM_EDIT_REGISTRY to the URL of the registry's database")
+    return f"sqlite:///{(files.root / 'registry.db').absolute()}"
+
+
+def _folder(name: str) -> str:
+    return f"patches/{names.check_name(name)}"
+
+
+def _moment_path(digest: str) -> str:
+    return f"moments/{digest}.safetensors"

@@ -1,0 +1,74 @@
+"""The registry's tables (SQLAlchemy Core). `migrations/` makes them; a test holds the two against each other."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import Boolean, Column, DateTime, ForeignKey, Index, Integer, MetaData, String, Table, Text
+from sqlalchemy.types import TypeDecorator
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """A moment in UTC, aware on both sides; SQLite itself forgets the zone."""
+
+    impl = DateTime
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Any) -> datetime | None:
+        return None if value is None else value.astimezone(UTC).replace(tzinfo=None)
+
+    def process_result_value(self, value: datetime | None, dialect: Any) -> datetime | None:
+        return None if value is None else value.replace(tzinfo=UTC)
+
+
+metadata = MetaData()
+
+# One row, id 1. Every change adds one to it in its own transaction; servers watch it.
+generation = Table(
+    "generation",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("value", Integer, nullable=False),
+)
+
+# adapter_id is what vLLM knows an adapter by. It is never given twice, also not after its patch is removed:
+# a running engine may still hold the old one.
+patches = Table(
+    "patches",
+    metadata,
+    Column("adapter_id", Integer, primary_key=True, autoincrement=True),
+    Column("name", String(96), nullable=False, unique=True),
+    Column("patch", String(63), nullable=False, index=True),
+    Column("digest", String(32), nullable=False),
+    Column("saved_at", UtcDateTime, nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("reason", Text, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+tenants = Table(
+    "tenants",
+    metadata,
+    Column("name", String(63), primary_key=True),
+    Column("created_at", UtcDateTime, nullable=False),
+)
+
+# A tenant's active patch is its newest publication that is not rolled back. `name` is no foreign key: history outlives
+# artefacts that gc removed.
+publications = Table(
+    "publications",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("tenant", String(63), ForeignKey("tenants.name"), nullable=False),
+    Column("name", String(96), nullable=False),
+    Column("at", UtcDateTime, nullable=False),
+    Column("by", String(128), nullable=False),
+    Column("why", Text, nullable=False),
+    Column("override", Boolean, nullable=False),
+    Column("rolled_back_at", UtcDateTime),
+    Column("rolled_back_by", String(128)),
+    Column("rolled_back_why", Text),
+    Index("publications_by_tenant", "tenant", "id"),
+    sqlite_autoincrement=True,
+)
