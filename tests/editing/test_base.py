@@ -1,0 +1,134 @@
+"""The base model is loaded with one clear error where it cannot be, and every change to it is noticed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from tests.tiny import save_tiny, tiny_model
+from vllm_edit.editing.base import Base, unchanged
+from vllm_edit.errors import EditError
+from vllm_edit.store.site import Fingerprint
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny("qwen3", tmp_path_factory.mktemp("qwen3"))
+
+
+@pytest.fixture
+def base(tokenizer: PreTrainedTokenizerFast) -> Base:
+    return Base.of(tiny_model("gpt2", tokenizer), tokenizer)
+
+
+def test_a_folder_loads_as_a_base(folder: Path) -> None:
+    base = Base.load(folder, device="cpu")
+    assert base.fingerprint == Fingerprint.of_folder(folder)
+    assert base.layout.down[1] == "model.layers.1.mlp.down_proj"
+    assert not base.model.training
+    assert base.model.dtype == torch.float32
+    assert base.state_digest() == Base.load(str(folder), device="cpu").state_digest()
+
+
+def test_half_precision_can_be_asked_for(folder: Path) -> None:
+    assert Base.load(folder, device="cpu", dtype=torch.bfloat16).model.dtype == torch.bfloat16
+
+
+def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(EditError, match="not a model folder"):
+        Base.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["no/such/folder", "./nowhere", "not a model!"])
+def test_what_is_neither_folder_nor_hub_id_is_refused(name: str) -> None:
+    with pytest.raises(EditError, match="expected 'atlas', a folder"):
+        Base.load(name)
+
+
+def test_a_hub_model_without_a_network_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(EditError, match="hub cannot be reached; expected 'atlas'"):
+        Base.load("someone/some-model-that-is-not-cached")
+
+
+def test_a_broken_config_is_one_clear_error(folder: Path, tmp_path: Path) -> None:
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "config.json").write_text('{"model_type": "no-such-family"}')
+    with pytest.raises(EditError, match="cannot be loaded"):
+        Base.load(tmp_path)
+
+
+def test_the_same_model_in_memory_has_the_same_fingerprint(tokenizer: PreTrainedTokenizerFast) -> None:
+    first = Base.of(tiny_model("llama", tokenizer), tokenizer)
+    tokenizer(["a", "a b c"], padding=True, truncation=True, max_length=3)
+    assert Base.of(tiny_model("llama", tokenizer), tokenizer).fingerprint == first.fingerprint
+    assert Base.of(tiny_model("llama", tokenizer, seed=1), tokenizer).fingerprint != first.fingerprint
+
+
+def test_reading_the_model_is_no_change(base: Base) -> None:
+    with unchanged(base):
+        base.model(torch.arange(4)[None])
+
+
+def _write_weight(model: PreTrainedModel) -> None:
+    with torch.no_grad():
+        model.transformer.h[1].mlp.c_proj.weight[3, 3] += 1e-6
+
+
+def _write_through_data(model: PreTrainedModel) -> None:
+    model.transformer.h[1].mlp.c_proj.weight.data[3, 3] += 1e-6
+
+
+def _replace_weight(model: PreTrainedModel) -> None:
+    module = model.transformer.h[1].mlp.c_proj
+    module.weight = torch.nn.Parameter(module.weight + 1e-6)
+
+
+def _add_hook(model: PreTrainedModel) -> None:
+    model.transformer.h[1].mlp.c_proj.register_forward_hook(lambda *_: None)
+
+
+def _freeze(model: PreTrainedModel) -> None:
+    model.transformer.h[1].mlp.c_proj.weight.requires_grad_(False)
+
+
+def _train(model: PreTrainedModel) -> None:
+    model.transformer.h[1].mlp.c_proj.train()
+
+
+IN_PLACE = [_write_weight, _replace_weight, _add_hook, _freeze, _train]
+
+
+@pytest.mark.parametrize("change", [*IN_PLACE, _write_through_data])
+def test_every_change_is_named(base: Base, change: Callable[[PreTrainedModel], None]) -> None:
+    with pytest.raises(RuntimeError, match=r"transformer\.h\.1\.mlp\.c_proj"), unchanged(base):
+        change(base.model)
+
+
+@pytest.mark.parametrize("change", IN_PLACE)
+def test_the_cheap_check_sees_every_change_but_writes_through_data(
+    base: Base, change: Callable[[PreTrainedModel], None]
+) -> None:
+    with pytest.raises(RuntimeError, match=r"transformer\.h\.1\.mlp\.c_proj"), unchanged(base, exact=False):
+        change(base.model)
+
+
+def test_a_change_is_noticed_also_after_an_exception(base: Base) -> None:
+    def compile_half_way() -> None:
+        with unchanged(base):
+            _write_weight(base.model)
+            raise EditError("stopped half way")
+
+    with pytest.raises(RuntimeError, match=r"c_proj") as raised:
+        compile_half_way()
+    assert isinstance(raised.value.__context__, EditError)
+
+
+def test_an_exception_without_a_change_passes_through(base: Base) -> None:
+    with pytest.raises(EditError, match="half way"), unchanged(base):
+        raise EditError("stopped half way")

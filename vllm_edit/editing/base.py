@@ -1,0 +1,154 @@
+"""Base: the model that edits are compiled for. Compiling never changes it, and `unchanged` proves that."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from vllm_edit.editing.models import Layout, find_layout
+from vllm_edit.errors import EditError
+from vllm_edit.store.digest import digest_json, digest_tensors
+from vllm_edit.store.site import Fingerprint
+
+SHIPPED = "atlas"
+_TEXT_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+@dataclass(frozen=True)
+class Base:
+    """A causal language model in eval mode with its fast tokenizer, layout and fingerprint.
+
+    `name` is what the user called it, `folder` where its files are (None for a model that was built in memory).
+    """
+
+    model: Any
+    tokenizer: Any
+    layout: Layout
+    fingerprint: Fingerprint
+    name: str
+    folder: Path | None = None
+
+    @classmethod
+    def load(
+        cls, name: str | Path, *, device: str | torch.device | None = None, dtype: torch.dtype = torch.float32
+    ) -> Base:
+        """Load "atlas" (shipped with the package), a folder in Hugging Face layout, or a model of the hub by its id.
+
+        Without `device` the model goes to the GPU if there is one. Factors are computed in float32; another `dtype`
+        loses precision (the weights are upcast exactly from half precision).
+
+        Raises:
+            EditError: there is no such model, or it cannot be loaded or edited.
+        """
+        folder = _folder_of(name)
+        fingerprint = Fingerprint.of_folder(folder)
+        try:
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError) as error:
+            raise EditError(f"{folder} cannot be loaded as a causal language model: {error}") from error
+        model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        return cls._checked(model, tokenizer, fingerprint, str(name), folder)
+
+    @classmethod
+    def of(cls, model: Any, tokenizer: Any, name: str = "memory", folder: Path | None = None) -> Base:
+        """A base of what is already in memory. Without a folder its fingerprint is taken from memory, and differs from
+        the one its files would have."""
+        fingerprint = Fingerprint.of_folder(folder) if folder else _fingerprint_in_memory(model, tokenizer)
+        return cls._checked(model, tokenizer, fingerprint, name, folder)
+
+    @classmethod
+    def _checked(cls, model: Any, tokenizer: Any, fingerprint: Fingerprint, name: str, folder: Path | None) -> Base:
+        if not getattr(tokenizer, "is_fast", False):
+            raise EditError(f"{name} has a slow tokenizer; expected a fast one, which knows each token's characters")
+        return cls(model.eval(), tokenizer, find_layout(model), fingerprint, name, folder)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the prompts' ids go."""
+        device: torch.device = self.model.get_input_embeddings().weight.device
+        return device
+
+    def state_digest(self) -> str:
+        """Digest of every parameter and buffer (bytes), every flag and mode, and the number of hooks."""
+        return digest_json(_state(self.model, exact=True))
+
+
+@contextmanager
+def unchanged(base: Base, *, exact: bool = True) -> Iterator[None]:
+    """Assert on leaving, also after an exception, that the model is what it was on entering, bit for bit.
+
+    Compared: parameters and buffers, `requires_grad`, train/eval modes, number of hooks. With `exact` every tensor's
+    bytes are hashed (about 1 s per GB, twice). Without it tensors are compared by identity and by torch's version
+    counter: free, and right for every in-place operation except writes through `.data`.
+
+    Raises:
+        RuntimeError: something changed; the message names it. This is a defect of the code inside, not of its user.
+    """
+    before = _state(base.model, exact)
+    try:
+        yield
+    finally:
+        after = _state(base.model, exact)
+        changed = [name for name in before.keys() | after.keys() if before.get(name) != after.get(name)]
+        if changed:
+            raise RuntimeError(f"compiling changed the base model {base.name}: {', '.join(sorted(changed)[:5])}")
+
+
+def _state(model: torch.nn.Module, exact: bool) -> dict[str, str]:
+    """What must not change, as label → value."""
+    state: dict[str, str] = {}
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        content = digest_tensors({name: tensor}) if exact else f"{tensor.data_ptr()}:{tensor._version}"
+        state[f"tensor {name}"] = f"{content}:{tensor.dtype}:{tuple(tensor.shape)}"
+        state[f"requires_grad of {name}"] = str(tensor.requires_grad)
+    for name, module in model.named_modules():
+        state[f"mode of {name or 'model'}"] = str(module.training)
+        state[f"hooks of {name or 'model'}"] = str([len(getattr(module, kind)) for kind in _HOOKS])
+    return state
+
+
+def _folder_of(name: str | Path) -> Path:
+    """The local folder of a model, downloaded from the hub if it must be."""
+    if name == SHIPPED:
+        from vllm_edit.atlas import weights_folder  # only here: other models need nothing of atlas
+
+        return weights_folder()
+    if Path(name).is_dir():
+        return Path(name)
+    expected = f"expected {SHIPPED!r}, a folder in Hugging Face layout, or the id of a model on the hub"
+    try:
+        folder = snapshot_download(str(name), allow_patterns=[*_TEXT_FILES, "*.safetensors"], ignore_patterns="*/*")
+        if not list(Path(folder).glob("*.safetensors")):
+            folder = snapshot_download(str(name), allow_patterns=[*_TEXT_FILES, "*.bin"], ignore_patterns="*/*")
+    except (HFValidationError, HfHubHTTPError) as error:
+        raise EditError(f"there is no model {str(name)!r}: {expected} ({_first_line(error)})") from error
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        raise EditError(f"{str(name)!r} is no local folder and the hub cannot be reached; {expected}") from error
+    return Path(folder)
+
+
+def _fingerprint_in_memory(model: Any, tokenizer: Any) -> Fingerprint:
+    config = {key: str(value) for key, value in model.config.to_diff_dict().items() if key != "transformers_version"}
+    core = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else {}
+    core.update(padding=None, truncation=None)  # left behind by the latest call, not part of the tokenizer
+    return Fingerprint(
+        config=digest_json(config),
+        weights=digest_tensors(dict(model.state_dict())),
+        tokenizer=digest_json(core),
+        chat_template=digest_json(tokenizer.chat_template or ""),
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
