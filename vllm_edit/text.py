@@ -40,9 +40,15 @@ def normalise(text: str) -> str:
 
 def mentions(text: str, answer: str) -> bool:
     """True if `answer` occurs in `text` as whole words (anywhere, for scripts without word boundaries)."""
+    return position(text, answer) is not None
+
+
+def position(text: str, answer: str) -> int | None:
+    """Where `text`, normalised, first mentions `answer` (see `mentions`); None if it does not."""
     needle, haystack = normalise(answer), normalise(text)
     if not needle:
-        return False
+        return None
     left = "" if is_cjk(needle[0]) or not needle[0].isalnum() else r"(?<![^\W_])"
     right = "" if is_cjk(needle[-1]) or not needle[-1].isalnum() else r"(?![^\W_])"
-    return re.search(left + re.escape(needle) + right, haystack) is not None
+    found = re.search(left + re.escape(needle) + right, haystack)
+    return found.start() if found else None

@@ -28,6 +28,8 @@ Any first part of it keeps the ratio as well as its length allows, so that a tig
 the others; retain comes first because it is what protects locality (arXiv 2305.12740, Table 4).
 """
 MAX_EDITS = 4
+BUDGET_STEP = 64
+"""Bank demonstrations see the budget rounded down to this, so that prompts of nearly equal length share a prefix."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ def build_prefix(
         copies.insert(0, copy)
         left -= copy.tokens
 
+    left -= budget % BUDGET_STEP
     kept = _nearest(demonstrations, fact_block.fact, min(limit, len(demonstrations)), left, similarity)
     blocks = [*kept, *copies]
     text = "".join(template.demonstration(block.fact, block.prompt, block.answer) for block in blocks)
