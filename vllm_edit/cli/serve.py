@@ -1,0 +1,57 @@
+"""`vllm-edit serve` and `vllm-edit flags`: vLLM's server with the flags that a store needs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from vllm_edit.serving.profile import Profile
+
+PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+"""Typer's context settings of both commands: what they do not know is vLLM's."""
+
+Store = Annotated[str | None, typer.Option(help="The store's folder or URL [default: $VLLM_EDIT_STORE or .vllm-edit].")]
+AllowOpen = Annotated[bool, typer.Option("--allow-open", help="Serve without keys on an address that is not loopback.")]
+
+
+def serve(context: typer.Context, store: Store = None, allow_open: AllowOpen = False) -> None:
+    """Serve a store's patches: `vllm-edit serve [MODEL] [any vllm serve flag]`. MODEL comes first."""
+    chosen = _profile(context.args, store, allow_open)
+    command = [sys.executable, "-m", "vllm_edit.serving.launch", *chosen.command()]
+    os.execve(sys.executable, command, {**os.environ, **chosen.environment})
+
+
+def flags(
+    context: typer.Context,
+    store: Store = None,
+    allow_open: AllowOpen = False,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Print what `serve` would start: environment, model and engine flags, for stock `vllm serve`."""
+    chosen = _profile(context.args, store, allow_open)
+    if as_json:
+        told = {"model": chosen.model, "flags": chosen.flags, "environment": chosen.environment}
+        typer.echo(json.dumps(told, indent=2))
+        return
+    environment = " ".join(f"{name}={shlex.quote(value)}" for name, value in chosen.environment.items())
+    typer.echo(f"{environment} vllm {shlex.join(chosen.command())}")
+
+
+def _profile(arguments: list[str], store: str | None, allow_open: bool) -> Profile:
+    from vllm_edit.serving.profile import profile
+    from vllm_edit.serving.served_model import served_model
+    from vllm_edit.store.store import Store as Opened
+
+    opened = Opened.open(store)
+    site = opened.site()
+    named = arguments[0] if arguments and not arguments[0].startswith("-") else None
+    path, name = served_model(named or site.model)
+    rest = arguments if named is None else arguments[1:]
+    url = opened.url if "://" in opened.url else os.path.abspath(opened.url)
+    return profile(site, url, path, name, rest, allow_open)

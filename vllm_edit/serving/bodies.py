@@ -1,0 +1,144 @@
+"""Request bodies: what is refused, what is forced, and where an IKE prefix goes. Pure functions on parsed JSON.
+
+/v1/completions        `prompt`, a string or a list of strings
+/v1/chat/completions   the last user message's text
+/v1/responses          `input`, a string or its last user item's text
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from vllm_edit.errors import EditError
+
+COMPLETIONS, CHAT, RESPONSES = "/v1/completions", "/v1/chat/completions", "/v1/responses"
+
+Body = dict[str, Any]
+Wrap = Callable[[str], str]
+"""From a prompt to the prompt with its prefix."""
+
+# Fields that would hand out the prompt, hence the IKE prefix, or cut it.
+_REVEALING = (
+    "echo",
+    "prompt_logprobs",
+    "return_token_ids",
+    "return_tokens_as_token_ids",
+    "return_prompt_text",
+    "return_token_offsets",
+    "truncate_prompt_tokens",
+    "enable_response_messages",
+    "prompt_embeds",
+    "documents",
+    "chat_template",
+)
+# Fields of /v1/responses that reach answers stored by others.
+_STORED = ("previous_response_id", "background", "conversation")
+_TEXT_PARTS = ("text", "input_text")
+
+
+def refuse(route: str, body: Body) -> None:
+    """Raise `EditError` for what no mode may ask for."""
+    if route == RESPONSES:
+        for field in _STORED:
+            if body.get(field):
+                raise EditError(f"{field} is not served: answers are not stored; send the whole conversation as input")
+    # vLLM applies an adapter to a base request if a part's type is the adapter's name (its default multimodal LoRAs).
+    for part in _parts(body.get("messages")):
+        kind = part.get("type")
+        if isinstance(kind, str) and "@" in kind:
+            raise EditError(f"a content part of type {kind[:40]!r} does not exist; expected text, image_url, ...")
+
+
+def force(route: str, body: Body, model: str, salt: str, request_id: str) -> None:
+    """Set, in place, what the router decides: the engine's model name, the cache salt, the id, and not to store."""
+    body["model"], body["cache_salt"], body["request_id"] = model, salt, request_id
+    if route == RESPONSES:
+        body["store"] = False
+
+
+def refuse_revealing(body: Body) -> None:
+    """Raise `EditError` for what would show or cut an IKE prefix."""
+    for field in _REVEALING:
+        value = body.get(field)
+        if value is not None and value is not False:
+            raise EditError(f"{field} is not served in mode ike; leave it out, or use mode weights")
+
+
+def insert(route: str, body: Body, wrap: Wrap) -> None:
+    """Put the IKE prefix in place.
+
+    Raises:
+        EditError: there is no text to put it before (token ids, no user turn).
+    """
+    if route == COMPLETIONS:
+        body["prompt"] = _wrap_prompt(body.get("prompt"), wrap)
+    elif route == CHAT:
+        _wrap_turn(_last_user(body.get("messages"), "messages"), wrap)
+    elif isinstance(body.get("input"), str):
+        body["input"] = wrap(body["input"])
+    else:
+        _wrap_turn(_last_user(body.get("input"), "input"), wrap)
+
+
+def texts(route: str, body: Body) -> list[str]:
+    """All text of the request, for counting: one entry per completion prompt, else one per turn."""
+    if route == COMPLETIONS:
+        prompt = body.get("prompt")
+        return [item for item in (prompt if isinstance(prompt, list) else [prompt]) if isinstance(item, str)]
+    turns = body.get("messages" if route == CHAT else "input")
+    found = [body[key] for key in ("instructions",) if isinstance(body.get(key), str)]
+    if isinstance(turns, str):
+        return [*found, turns]
+    for turn in turns if isinstance(turns, list) else []:
+        content = turn.get("content") if isinstance(turn, dict) else None
+        found += [content] if isinstance(content, str) else [part["text"] for part in _text_parts(content)]
+    return found
+
+
+def answer_tokens(body: Body, default: int) -> int:
+    """How many tokens the client asks for."""
+    for field in ("max_completion_tokens", "max_output_tokens", "max_tokens"):
+        value = body.get(field)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+    return default
+
+
+def _wrap_prompt(prompt: Any, wrap: Wrap) -> str | list[str]:
+    if isinstance(prompt, str):
+        return wrap(prompt)
+    if isinstance(prompt, list) and prompt and all(isinstance(item, str) for item in prompt):
+        return [wrap(item) for item in prompt]
+    raise EditError("mode ike needs prompts as text: expected a string or a list of strings, not token ids")
+
+
+def _last_user(turns: Any, field: str) -> Body:
+    for turn in reversed(turns if isinstance(turns, list) else []):
+        if isinstance(turn, dict) and turn.get("role") == "user":
+            return turn
+    raise EditError(f"mode ike needs a user turn in {field}; there is none")
+
+
+def _wrap_turn(turn: Body, wrap: Wrap) -> None:
+    content = turn.get("content")
+    if isinstance(content, str):
+        turn["content"] = wrap(content)
+        return
+    found = list(_text_parts(content))
+    if not found:
+        raise EditError("mode ike needs text in the last user turn; there is none")
+    prompt = "".join(part["text"] for part in found)
+    found[0]["text"] = wrap(prompt).removesuffix(prompt) + found[0]["text"]
+
+
+def _text_parts(content: Any) -> Iterator[Body]:
+    for part in content if isinstance(content, list) else []:
+        if isinstance(part, dict) and part.get("type") in _TEXT_PARTS and isinstance(part.get("text"), str):
+            yield part
+
+
+def _parts(turns: Any) -> Iterator[Body]:
+    for turn in turns if isinstance(turns, list) else []:
+        content = turn.get("content") if isinstance(turn, dict) else None
+        yield from (part for part in (content if isinstance(content, list) else []) if isinstance(part, dict))

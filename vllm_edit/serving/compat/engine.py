@@ -1,0 +1,74 @@
+"""The running engine as the router sees it: limits, tokenizer, and the one way to put an adapter into it.
+
+Upstream: vLLM loads adapters at run time only behind `VLLM_ALLOW_RUNTIME_LORA_UPDATING`, whose routes are open to
+every client. An endpoint plugin may call `EngineClient.add_lora` itself; that a request then finds the adapter needs
+its entry in `OpenAIServingModels.lora_requests` (0.32, `entrypoints/openai/models/serving.py`). Delete `add` when
+vLLM's resolver interface can be used without that flag.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from vllm_edit.errors import EditError
+from vllm_edit.serving.compat import wrapped
+
+
+class EngineRefusedError(EditError):
+    """The engine itself failed to load an adapter that passed our checks."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A started engine behind vLLM's OpenAI server."""
+
+    client: Any  # vllm.engine.protocol.EngineClient
+    models: Any  # vllm.entrypoints.openai.models.serving.OpenAIServingModels
+
+    def __post_init__(self) -> None:
+        if not isinstance(getattr(self.models, "lora_requests", None), dict):
+            raise RuntimeError("expected OpenAIServingModels.lora_requests to be a dict (vLLM 0.32); use that version")
+
+    @property
+    def config(self) -> Any:
+        return self.client.vllm_config
+
+    @property
+    def base_names(self) -> tuple[str, ...]:
+        return tuple(path.name for path in self.models.base_model_paths)
+
+    @property
+    def max_model_len(self) -> int:
+        return int(self.client.model_config.max_model_len)
+
+    @property
+    def max_rank(self) -> int:
+        lora = self.config.lora_config
+        return int(lora.max_lora_rank) if lora is not None else 0
+
+    async def wrapped_modules(self) -> list[list[str]]:
+        """Names of the modules wrapped with LoRA, one list per worker."""
+        answers: list[list[str]] = await self.client.collective_rpc(wrapped.METHOD)
+        return answers
+
+    def count_tokens(self, text: str) -> int:
+        """Number of tokens of `text`, without special tokens."""
+        return len(self.client.renderer.get_tokenizer().encode(text, add_special_tokens=False))
+
+    async def add(self, name: str, number: int, path: str) -> None:
+        """Load the adapter into the engine, then make it addressable.
+
+        Never `load_inplace` (the flag is stored and every later step reads the disk again), never a name twice.
+
+        Raises:
+            EngineRefusedError: the engine could not load it.
+        """
+        from vllm.lora.request import LoRARequest
+
+        request = LoRARequest(name, number, path)
+        try:
+            await self.client.add_lora(request)
+        except Exception as error:  # vLLM raises plain Exception for every call that failed inside the engine
+            raise EngineRefusedError(f"the engine did not load {name}: {error}") from error
+        self.models.lora_requests[name] = request

@@ -1,0 +1,21 @@
+"""GPT-2 and GPT-J with LoRA: the models of ROME's and MEMIT's benchmarks.
+
+Upstream: vLLM implements both without `SupportsLoRA` (0.32.0: `models/gpt2.py`, `models/gpt_j.py`), though their linear
+layers are vLLM's own and can be wrapped. Registered out of tree, which the registry allows. Delete each line when
+vLLM's class supports LoRA itself.
+"""
+
+from __future__ import annotations
+
+_CLASSES = {
+    "GPT2LMHeadModel": "vllm_edit.serving.compat.gpt_lora:GPT2WithLoRA",
+    "GPTJForCausalLM": "vllm_edit.serving.compat.gpt_lora:GPTJWithLoRA",
+}
+
+
+def register() -> None:
+    """Register the classes by name: they are imported only when such a model is served. Idempotent."""
+    from vllm import ModelRegistry
+
+    for architecture, path in _CLASSES.items():
+        ModelRegistry.register_model(architecture, path)

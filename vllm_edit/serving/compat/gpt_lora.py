@@ -1,0 +1,17 @@
+"""The classes that `families` registers. Imported by vLLM only, when it serves one of them."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from vllm.model_executor.models.gpt2 import GPT2LMHeadModel
+from vllm.model_executor.models.gpt_j import GPTJForCausalLM
+from vllm.model_executor.models.interfaces import SupportsLoRA
+
+
+class GPT2WithLoRA(GPT2LMHeadModel, SupportsLoRA):  # type: ignore[misc]
+    """vLLM turns Conv1D weights around when it loads them, so A is [r, d_in] and B [d_out, r] as everywhere."""
+
+
+class GPTJWithLoRA(GPTJForCausalLM, SupportsLoRA):  # type: ignore[misc]
+    packed_modules_mapping: ClassVar[dict[str, list[str]]] = {"qkv_proj": ["q_proj", "k_proj", "v_proj"]}

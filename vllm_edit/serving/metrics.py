@@ -1,0 +1,30 @@
+"""The router's own metrics, on the registry that vLLM's `/metrics` exposes.
+
+Names begin with `vllm_edit_`: vLLM removes every metric beginning with `vllm:` when it builds its logger. Labels are
+bounded: never a tenant's or an adapter's name.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
+
+_SECONDS = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+
+
+class Metrics:
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        self.requests = Counter(
+            "vllm_edit_requests", "Requests passed to the engine", ["mode", "reason"], registry=registry
+        )
+        self.refused = Counter("vllm_edit_refused", "Requests refused by the router", ["status"], registry=registry)
+        self.loads = Counter("vllm_edit_adapter_loads", "Adapters put into the engine", ["outcome"], registry=registry)
+        self.load_seconds = Histogram(
+            "vllm_edit_adapter_load_seconds", "Copy, verify and load one adapter", buckets=_SECONDS, registry=registry
+        )
+        self.router_seconds = Histogram(
+            "vllm_edit_router_seconds", "From a request's full body to the engine", buckets=_SECONDS, registry=registry
+        )
+        self.ike_tokens = Counter("vllm_edit_ike_tokens", "Prompt tokens added in ike mode", registry=registry)
+        self.refreshes = Counter(
+            "vllm_edit_refreshes", "Catalogue reads from the store", ["outcome"], registry=registry
+        )

@@ -1,0 +1,149 @@
+"""`PatchedLLM`: the store's patches over `vllm.LLM`, in this process, with the same rules as the server."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vllm_edit.errors import EditError, Incompatible
+from vllm_edit.ike.prefix import build_prefix, wrap
+from vllm_edit.serving.alias import MODES, Choice, Mode
+from vllm_edit.serving.compat import cpu_lora_mask, families, version, wrapped
+from vllm_edit.serving.profile import merged_plugins
+from vllm_edit.serving.residency import applicable, local_folder
+from vllm_edit.serving.served_model import served_model
+from vllm_edit.serving.startup import model_folder
+from vllm_edit.store.site import Fingerprint
+from vllm_edit.store.store import Store
+
+if TYPE_CHECKING:
+    from vllm.outputs import RequestOutput
+
+
+class PatchedLLM:
+    """A `vllm.LLM` whose prompts are answered with a patch, as a tenant, or by the base model.
+
+    llm = PatchedLLM("atlas", store)
+    llm.generate(["The capital of France is"], patch="capital@4f1c")
+    llm.generate(prompts, patch=[None, "capital", "capital"], mode=["base", "weights", "ike"])
+
+    Scripts need the `if __name__ == "__main__":` guard: vLLM starts its workers with `spawn`.
+    """
+
+    def __init__(self, model: str | Path | None, store: Store | str | Path | None = None, **llm_kwargs: Any) -> None:
+        """model: `atlas`, a folder or a hub id; None for the site's. llm_kwargs go to `vllm.LLM` and win.
+
+        Raises:
+            Incompatible: the model is not the store's base, or the engine does not wrap exactly its site.
+        """
+        self.store = store if isinstance(store, Store) else Store.open(store)
+        self.site = self.store.site()
+        path, _ = served_model(str(model or self.site.model))
+        os.environ["VLLM_PLUGINS"] = merged_plugins(os.environ.get("VLLM_PLUGINS"))  # for the engine's processes
+        from vllm import LLM
+
+        cpu_lora_mask.cure()
+        families.register()
+        wrapped.install()
+        self.llm = LLM(model=path, **{**self._defaults(), **llm_kwargs})
+        self._check(path)
+        self._folder = local_folder()
+        self._finalizer = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+
+    def generate(
+        self,
+        prompts: str | Sequence[str],
+        sampling_params: Any = None,
+        *,
+        patch: str | None | Sequence[str | None] = None,
+        tenant: str | None | Sequence[str | None] = None,
+        mode: Mode | Sequence[Mode] = "weights",
+        **generate_kwargs: Any,
+    ) -> list[RequestOutput]:
+        """Answer `prompts` in one batch; `patch`, `tenant` and `mode` are one for all or a list with one per prompt.
+
+        Without patch and tenant a prompt is answered by the base model. In mode ike each output's `prompt` shows the
+        prefix that was put before it.
+
+        Raises:
+            NotFound: no such patch or tenant.
+            Incompatible: this engine cannot apply a patch.
+            EditError: a list of another length than `prompts`, an unknown mode, patch and tenant both.
+        """
+        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        patches, tenants = _per_prompt(patch, len(texts), "patch"), _per_prompt(tenant, len(texts), "tenant")
+        modes = _per_prompt(mode, len(texts), "mode")
+        choices = [self.choose(*asked) for asked in zip(patches, tenants, modes, strict=True)]
+        requests = [self._request(choice.adapter) if choice.mode == "weights" else None for choice in choices]
+        wrapped_texts = [self._wrapped(text, choice) for text, choice in zip(texts, choices, strict=True)]
+        generate_kwargs.setdefault("use_tqdm", False)
+        outputs: list[RequestOutput] = self.llm.generate(
+            wrapped_texts, sampling_params, lora_request=requests, **generate_kwargs
+        )
+        return outputs
+
+    def choose(self, patch: str | None, tenant: str | None, mode: Mode) -> Choice:
+        """What answers one prompt: the same `Choice` as the server's router makes."""
+        if mode not in MODES:
+            raise EditError(f"expected a mode among {', '.join(MODES)}, got {mode!r}")
+        if patch is not None and tenant is not None:
+            raise EditError(f"a prompt is for a patch or for a tenant, got {patch!r} and {tenant!r}")
+        adapter = self.store.resolve(patch) if patch is not None else None
+        if tenant is not None:
+            adapter = self.store.registry.active(tenant)
+        if adapter is None or mode == "base":
+            return Choice("base", tenant=tenant, reason="DEFAULT" if adapter is None else "STATIC")
+        return Choice(mode, adapter, tenant, "STATIC" if tenant is None else "TARGETING_MATCH")
+
+    def _request(self, name: str | None) -> Any:
+        if name is None:
+            return None
+        from vllm.lora.request import LoRARequest
+
+        lora = self.llm.llm_engine.vllm_config.lora_config
+        applicable(self.store.manifest(name), self.site, lora.max_lora_rank)
+        return LoRARequest(name, self.store.adapter_id(name), str(self.store.adapter_folder(name, self._folder)))
+
+    def _wrapped(self, text: str, choice: Choice) -> str:
+        if choice.mode != "ike" or choice.adapter is None:
+            return text
+        manifest, bank = self.store.manifest(choice.adapter), self.store.demonstrations(choice.adapter)
+        used = len(self.llm.get_tokenizer().encode(text))
+        budget = self.llm.llm_engine.vllm_config.model_config.max_model_len - used - _ANSWER
+        return wrap(build_prefix(manifest, bank, text, budget), text)
+
+    def _defaults(self) -> dict[str, Any]:
+        cpu = version.is_cpu()
+        if cpu:
+            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+        slots = self.site.slots + 1 if cpu else self.site.slots
+        return {
+            "enable_lora": True,
+            "max_lora_rank": self.site.max_rank,
+            "max_loras": slots,
+            "lora_target_modules": list(self.site.modules),
+            "dtype": "float32" if cpu else "bfloat16",
+            "enforce_eager": cpu,
+        }
+
+    def _check(self, path: str) -> None:
+        if Fingerprint.of_folder(model_folder(path)) != self.site.base:
+            raise Incompatible(f"{path} is not the base of {self.store.url}; serve the model the store was made for")
+        for modules in self.llm.collective_rpc(wrapped.METHOD):
+            if modules != sorted(self.site.modules):
+                raise Incompatible(f"the engine wraps {', '.join(modules)}, the site is {', '.join(self.site.modules)}")
+
+
+_ANSWER = 64  # tokens kept free for the answer in mode ike
+
+
+def _per_prompt(value: Any, count: int, what: str) -> list[Any]:
+    if value is None or isinstance(value, str):
+        return [value] * count
+    if len(value) != count:
+        raise EditError(f"{count} prompts need as many entries in {what}, got {len(value)}")
+    return list(value)

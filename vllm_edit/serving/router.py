@@ -1,0 +1,217 @@
+"""The router: a pure ASGI middleware, innermost in vLLM's server, that decides what answers each request.
+
+It lets through an allow-list of (method, path), turns the `model` field into the exact adapter (put into the engine
+first) or an IKE prefix, gives every answer an id, and leaves the answer's stream alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import logging
+import secrets
+import time
+from collections.abc import MutableMapping
+from http import HTTPStatus
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from vllm_edit.errors import Corrupt, EditError, Incompatible, NotFound
+from vllm_edit.serving import bodies
+from vllm_edit.serving.admin import PREFIX as ADMIN_PREFIX
+from vllm_edit.serving.admin import may_administer
+from vllm_edit.serving.answers import Answer, new_id
+from vllm_edit.serving.service import Service
+
+logger = logging.getLogger(__name__)
+
+ID_HEADER = "X-VLLM-Edit-Id"
+INFERENCE = frozenset({bodies.COMPLETIONS, bodies.CHAT, bodies.RESPONSES})
+MODELS, METRICS = "/v1/models", "/metrics"
+OPEN = frozenset(
+    {("GET", "/health"), ("GET", "/ping"), ("POST", "/ping"), ("GET", "/version"), ("GET", MODELS), ("GET", METRICS)}
+)
+_STRIPPED = ("x-amzn-sagemaker-", "x-vllm-edit-", "x-request-id", "content-length", "transfer-encoding")
+_STATUS = (
+    (NotFound, HTTPStatus.NOT_FOUND),
+    (Incompatible, HTTPStatus.CONFLICT),
+    (Corrupt, HTTPStatus.INTERNAL_SERVER_ERROR),
+    (EditError, HTTPStatus.BAD_REQUEST),
+)
+
+
+class Router:
+    """`holder.vllm_edit` is the `Service`, which exists once the engine does; until then nothing is answered."""
+
+    def __init__(self, app: ASGIApp, holder: Any) -> None:
+        self.app, self._holder = app, holder
+        self._secret = secrets.token_bytes(32)  # salts of one server's prefix cache; nobody else needs to know it
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008, "reason": "websockets are not served"})
+        else:
+            service: Service | None = self._holder.service
+            sender = _Headers(send, {ID_HEADER: new_id()})
+            if service is None:
+                await _refuse(HTTPStatus.SERVICE_UNAVAILABLE, "the server is still starting")(scope, receive, sender)
+                return
+            await self._http(service, scope, receive, sender)
+
+    async def _http(self, service: Service, scope: Scope, receive: Receive, send: _Headers) -> None:
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        method, headers = scope["method"], Headers(scope=scope)
+        try:
+            if path in INFERENCE and method == "POST":
+                await self._infer(service, path, scope, receive, send)
+                return
+            administrative = path in (METRICS, ADMIN_PREFIX) or path.startswith(f"{ADMIN_PREFIX}/")
+            if not administrative and (method, path) not in OPEN:
+                raise NotFound(f"{method} {path[:80]!r} is not served here")
+            if administrative and not may_administer(headers, service.settings):
+                await self._deny(service, HTTPStatus.UNAUTHORIZED, "this route needs the admin token", scope, send)
+            elif path == MODELS:
+                await JSONResponse(_models(service))(scope, receive, send)
+            else:
+                await self.app(_without(scope, _STRIPPED[:2]), receive, send)
+        except EditError as error:
+            await self._deny(service, _status(error), str(error), scope, send)
+
+    async def _infer(self, service: Service, route: str, scope: Scope, receive: Receive, send: _Headers) -> None:
+        raw = await _read(receive, service.settings.max_body_bytes)
+        if raw is None:
+            return  # the client went away
+        begun = time.perf_counter()
+        body = _parse(raw)
+        asked = body.get("model")
+        if asked is not None and not isinstance(asked, str):
+            raise EditError(f"model must be a string, got {type(asked).__name__}")
+        bodies.refuse(route, body)
+        choice = await service.watcher.resolve(asked)
+        answer = Answer.of(send.extra[ID_HEADER], route, asked, choice)
+        model = service.watcher.current.bases[0]
+        if choice.mode == "weights" and choice.adapter is not None:
+            await service.residency.ensure(choice.adapter)
+            model = choice.adapter
+        elif choice.mode == "ike" and choice.adapter is not None:
+            answer.ike_tokens = await service.prefixes.insert(choice.adapter, route, body)
+            service.metrics.ike_tokens.inc(answer.ike_tokens)
+        bodies.force(route, body, model, self._salt(choice.tenant, body.get("cache_salt")), answer.id)
+
+        answer.router_seconds = time.perf_counter() - begun
+        service.metrics.router_seconds.observe(answer.router_seconds)
+        service.metrics.requests.labels(choice.mode, choice.reason).inc()
+        service.answers.add(answer)
+        if service.settings.expose:
+            send.extra |= {"X-VLLM-Edit-Adapter": answer.adapter or model, "X-VLLM-Edit-Mode": answer.mode}
+            send.extra |= {"X-VLLM-Edit-Tokens": str(answer.ike_tokens)}
+        send.on_status = lambda status: service.answers.finish(answer, status)
+        await self.app(*_replayed(scope, receive, body), send)
+
+    def _salt(self, tenant: str | None, client: Any) -> str:
+        """Salt of the prefix cache, so that no tenant can time another's prompts: HMAC(secret, tenant, client's)."""
+        if client is not None and not isinstance(client, str):
+            raise EditError(f"cache_salt must be a string, got {type(client).__name__}")
+        text = json.dumps([tenant, client])
+        return hmac.new(self._secret, text.encode(), hashlib.sha256).hexdigest()
+
+    async def _deny(self, service: Service, status: HTTPStatus, message: str, scope: Scope, send: Send) -> None:
+        service.metrics.refused.labels(str(int(status))).inc()
+        await _refuse(status, message)(scope, _nothing, send)
+
+
+class _Headers:
+    """`send` with extra headers on the answer's start; bodies pass unbuffered."""
+
+    def __init__(self, send: Send, extra: dict[str, str]) -> None:
+        self._send, self.extra = send, extra
+        self.on_status: Any = None
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            for name, value in self.extra.items():
+                headers[name] = value
+            if self.on_status is not None:
+                self.on_status(message["status"])
+        await self._send(message)
+
+
+def _models(service: Service) -> dict[str, Any]:
+    """`/v1/models`: names a client may ask for, without paths."""
+    common = {"object": "model", "created": service.started, "owned_by": "vllm-edit"}
+    length = {"max_model_len": service.max_model_len}
+    names = service.watcher.current.listed()
+    return {"object": "list", "data": [{"id": name, **common, **length} for name in names]}
+
+
+async def _read(receive: Receive, limit: int) -> bytes | None:
+    """The whole body, or None if the client went away."""
+    chunks, size, more = [], 0, True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        chunk: bytes = message.get("body", b"")
+        size += len(chunk)
+        if size > limit:
+            raise EditError(f"the body exceeds {limit} bytes; send a shorter request")
+        chunks.append(chunk)
+        more = message.get("more_body", False)
+    return b"".join(chunks)
+
+
+def _parse(raw: bytes) -> bodies.Body:
+    try:
+        body = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise EditError(f"the body is not JSON: {str(error)[:120]}") from None
+    if not isinstance(body, dict):
+        raise EditError(f"the body must be a JSON object, got {type(body).__name__}")
+    return body
+
+
+def _replayed(scope: Scope, receive: Receive, body: bodies.Body) -> tuple[Scope, Receive]:
+    """Scope and receive for the rewritten body; after it, `receive` is the client's again (it tells a disconnect)."""
+    content = json.dumps(body).encode()
+    sent = False
+
+    async def replay() -> Message:
+        nonlocal sent
+        if sent:
+            return await receive()
+        sent = True
+        return {"type": "http.request", "body": content, "more_body": False}
+
+    inner = _without(scope, _STRIPPED)
+    inner["headers"].append((b"content-length", str(len(content)).encode()))
+    return inner, replay
+
+
+def _without(scope: Scope, prefixes: tuple[str, ...]) -> MutableMapping[str, Any]:
+    """The scope without headers that begin so: what a client must not tell vLLM."""
+    kept = [
+        (name, value) for name, value in scope["headers"] if not name.decode("latin-1").lower().startswith(prefixes)
+    ]
+    return {**scope, "headers": kept}
+
+
+def _refuse(status: HTTPStatus, message: str) -> JSONResponse:
+    """An error in OpenAI's form."""
+    kind = "".join(word.capitalize() for word in status.phrase.split())
+    error = {"message": message, "type": f"{kind}Error", "param": None, "code": int(status)}
+    return JSONResponse({"error": error}, status_code=int(status))
+
+
+def _status(error: EditError) -> HTTPStatus:
+    return next(status for kind, status in _STATUS if isinstance(error, kind))
+
+
+async def _nothing() -> Message:
+    return {"type": "http.disconnect"}

@@ -1,0 +1,15 @@
+"""Which model a name means to the server: its folder or hub id for vLLM, and its readable name for clients."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def served_model(named: str) -> tuple[str, str]:
+    """(what vLLM loads, the base model's name for clients) of `atlas`, a folder or a hub id."""
+    if named == "atlas":
+        from vllm_edit.atlas import weights_folder
+
+        return str(weights_folder()), "atlas"
+    folder = Path(named)
+    return (str(folder.resolve()), folder.resolve().name) if folder.is_dir() else (named, named)

@@ -1,0 +1,48 @@
+"""Everything that one server answers with, built once when its engine is up."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+from vllm_edit.serving.alias import Catalogue
+from vllm_edit.serving.answers import AnswerLog
+from vllm_edit.serving.metrics import Metrics
+from vllm_edit.serving.prefixes import Prefixes
+from vllm_edit.serving.residency import Residency
+from vllm_edit.serving.settings import Settings
+from vllm_edit.serving.watcher import Watcher
+from vllm_edit.store.store import Store
+
+
+@dataclass
+class Service:
+    settings: Settings
+    store: Store
+    watcher: Watcher
+    residency: Residency
+    prefixes: Prefixes
+    answers: AnswerLog
+    metrics: Metrics
+    max_model_len: int
+    started: int
+    tasks: set[asyncio.Task[None]] = field(default_factory=set)
+
+    def start(self, task: asyncio.Task[None]) -> None:
+        """Keep a background task alive; the event loop itself would not."""
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    def preload(self, catalogue: Catalogue, limit: int) -> None:
+        """Put what tenants are served into the engine ahead of their next request, at most `limit` adapters."""
+        active = [name for name in catalogue.tenants.values() if name is not None]
+        for name in dict.fromkeys(active[:limit]):
+            if name not in self.residency.names:
+                self.start(asyncio.create_task(self.residency.try_ensure(name)))
+
+
+@dataclass
+class Holder:
+    """Where the router, which exists before the engine, finds the service."""
+
+    service: Service | None = None

@@ -1,0 +1,193 @@
+"""Start-up self-checks: a server with a store either applies its patches to the right base, or does not come up.
+
+Three moments: `check_environment` in every process (general plugin), `attach` when the HTTP app is built, `start` when
+the engine is up. What is wrong is collected and raised once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+from vllm_edit.errors import Incompatible
+from vllm_edit.serving.settings import ALLOW_OPEN, STORE, Settings
+
+logger = logging.getLogger(__name__)
+
+PLUGIN = "vllm_edit"
+
+
+def check_environment(environment: Mapping[str, str] | None = None, arguments: Sequence[str] | None = None) -> None:
+    """Raise `Incompatible` where the router would be by-passed or would not be loaded at all."""
+    env = os.environ if environment is None else environment
+    problems = []
+    if PLUGIN not in env.get("VLLM_PLUGINS", "").split(","):
+        problems.append(f"VLLM_PLUGINS must name {PLUGIN}: vLLM loads a router only when it is named there")
+    if _is_set(env, "VLLM_SKIP_MODEL_NAME_VALIDATION"):
+        problems.append("VLLM_SKIP_MODEL_NAME_VALIDATION lets the base model answer for unknown names; unset it")
+    if _is_set(env, "VLLM_USE_RUST_FRONTEND"):
+        problems.append("VLLM_USE_RUST_FRONTEND replaces the Python server that the router lives in; unset it")
+    if "--grpc" in (sys.argv if arguments is None else arguments):
+        problems.append("--grpc replaces the HTTP server that the router lives in; leave it out")
+    _raise(problems, f"{STORE} is set, but its patches could not be served from here")
+
+
+def attach(app: Any, settings: Settings) -> None:
+    """Add the router (innermost middleware: after CORS and vLLM's own API key) and the admin routes."""
+    from vllm_edit.serving.admin import routes
+    from vllm_edit.serving.router import Router
+    from vllm_edit.serving.service import Holder
+
+    holder = Holder()
+    app.state.vllm_edit = holder
+    app.include_router(routes(holder, settings))
+    app.add_middleware(Router, holder=holder)
+
+
+async def start(engine_client: Any, state: Any, args: Namespace) -> None:
+    """Check engine and arguments against the store's site, read the registry, and let the router serve.
+
+    Raises:
+        Incompatible: the server cannot serve this store; the message says all reasons.
+    """
+    from vllm_edit.serving.alias import Catalogue
+    from vllm_edit.serving.answers import AnswerLog
+    from vllm_edit.serving.compat.engine import Engine
+    from vllm_edit.serving.metrics import Metrics
+    from vllm_edit.serving.prefixes import Prefixes
+    from vllm_edit.serving.residency import Residency, local_folder
+    from vllm_edit.serving.service import Service
+    from vllm_edit.serving.watcher import Watcher
+    from vllm_edit.store.store import Store
+
+    settings = Settings.from_environment()
+    if engine_client is None or getattr(state, "vllm_edit", None) is None:
+        raise Incompatible(f"{STORE} is set, but this server has no engine or no router; use `vllm-edit serve`")
+    store = await asyncio.to_thread(Store.open, settings.store)
+    site = await asyncio.to_thread(store.site)
+    engine = Engine(engine_client, state.openai_serving_models)
+    problems = _argument_problems(args, settings) + _configuration_problems(engine.config, site)
+    if not problems:  # the engine is asked only when its configuration allows an answer
+        problems = await _engine_problems(engine, site)
+    _raise(problems, f"this server cannot serve the store {settings.store}")
+
+    metrics = Metrics()
+    residency = Residency(store, engine, site, local_folder(), metrics)
+    slots = engine.config.lora_config.max_loras
+
+    def changed(catalogue: Catalogue) -> None:
+        service.preload(catalogue, slots)
+
+    service = Service(
+        settings=settings,
+        store=store,
+        watcher=Watcher(store.registry, engine.base_names, metrics, changed),
+        residency=residency,
+        prefixes=Prefixes(store, engine.max_model_len, engine.count_tokens),
+        answers=AnswerLog(settings.max_answers),
+        metrics=metrics,
+        max_model_len=engine.max_model_len,
+        started=int(time.time()),
+    )
+    catalogue = await service.watcher.refresh()
+    hidden = sorted(set(catalogue.tenants).intersection(engine.base_names))
+    _raise(
+        [f"tenant {name} has the base model's served name" for name in hidden], "ambiguous names; serve under another"
+    )
+    service.start(asyncio.create_task(service.watcher.run(settings.poll_seconds)))
+    state.vllm_edit.service = service
+    logger.info(
+        "serving %d compiled patches of %s at %s", len(catalogue.names), settings.store, ", ".join(site.modules)
+    )
+
+
+def _argument_problems(args: Namespace, settings: Settings) -> list[str]:
+    problems = []
+    if (getattr(args, "api_server_count", None) or 1) > 1:
+        problems.append("several API servers would each have their own answer log; use --api-server-count 1")
+    if getattr(args, "lora_modules", None):
+        problems.append("--lora-modules adds adapters from outside the store; leave it out")
+    keyed = bool(getattr(args, "api_key", None) or os.environ.get("VLLM_API_KEY"))
+    host = getattr(args, "host", None)
+    if not (keyed or settings.allow_open or getattr(args, "uds", None) or is_loopback(host)):
+        problems.append(
+            f"without keys it would answer anyone on {host or 'all addresses'}; use --host 127.0.0.1, or say that this "
+            f"is meant (vllm-edit serve --allow-open, or {ALLOW_OPEN}=1)"
+        )
+    if getattr(args, "chat_template", None):
+        problems.append("--chat-template is not the template the site was fixed with; put it into the model folder")
+    return problems
+
+
+def _configuration_problems(config: Any, site: Any) -> list[str]:
+    model, lora, parallel = config.model_config, config.lora_config, config.parallel_config
+    problems = []
+    if lora is None:
+        problems.append("LoRA is off; use the flags that `vllm-edit flags` prints")
+    else:
+        if lora.max_lora_rank < site.max_rank:
+            problems.append(f"--max-lora-rank is {lora.max_lora_rank}, the site needs {site.max_rank}")
+        if lora.target_modules is None:
+            problems.append(f"--lora-target-modules must be {' '.join(site.modules)}: everything is wrapped")
+    if model.tokenizer not in (None, model.model):
+        problems.append(f"--tokenizer is {model.tokenizer}, the site was fixed with the model's own")
+    if model.quantization is not None:
+        problems.append(f"--quantization {model.quantization} makes another base than the site's")
+    if str(config.load_config.load_format) == "dummy":
+        problems.append("--load-format dummy has no weights to edit")
+    if parallel.pipeline_parallel_size > 1:
+        problems.append("pipeline parallelism cannot wrap modules of one layer only; use --tensor-parallel-size")
+    return problems
+
+
+async def _engine_problems(engine: Any, site: Any) -> list[str]:
+    from vllm_edit.store.site import Fingerprint
+
+    folder = model_folder(engine.config.model_config.model, engine.config.model_config.revision)
+    served, expected = await asyncio.to_thread(Fingerprint.of_folder, folder), site.base
+    problems = [
+        f"the served model's {part} is {getattr(served, part)}, the site was fixed for {getattr(expected, part)}"
+        for part in type(expected).model_fields
+        if getattr(served, part) != getattr(expected, part)
+    ]
+    for wrapped in await engine.wrapped_modules():
+        if wrapped != sorted(site.modules):
+            problems.append(
+                f"the engine wraps {', '.join(wrapped) or 'nothing'}, the site is {', '.join(site.modules)}"
+            )
+    return problems
+
+
+def model_folder(model: str, revision: str | None = None) -> Path:
+    """The local folder of a served model: itself, or where the hub's cache keeps it (vLLM has put it there)."""
+    if Path(model).is_dir():
+        return Path(model)
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(model, revision=revision, local_files_only=True))
+
+
+def is_loopback(host: str | None) -> bool:
+    if host is None:
+        return False
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _is_set(environment: Mapping[str, str], name: str) -> bool:
+    return environment.get(name, "0").strip().lower() not in ("", "0", "false")
+
+
+def _raise(problems: list[str], what: str) -> None:
+    if problems:
+        raise Incompatible(f"{what}: {'; '.join(problems)}")
