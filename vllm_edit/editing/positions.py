@@ -1,0 +1,87 @@
+"""Where in a prompt's tokens the edit goes: the subject's last token, or the prompt's last.
+
+ROME's code tokenizes prefix, subject and suffix apart and adds lengths, which is wrong where a tokenizer adds BOS or
+merges across the seam. Here the whole text is tokenized once, as it will be served, and the fast tokenizer's offsets
+say which token holds the subject's last character (METHODS.md 1.1).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from vllm_edit.errors import EditError
+from vllm_edit.prompting import render
+from vllm_edit.store.site import Context, Token
+from vllm_edit.text import continuation, is_cjk
+
+PLAIN = Context()
+_STAND_IN = "\ue000\ue001"  # private-use characters: no template writes or changes them
+
+
+@dataclass(frozen=True)
+class Located:
+    """A rendered prompt's ids with two positions in them. `last` is the token after which the answer is generated."""
+
+    ids: list[int]
+    subject_last: int
+    last: int
+
+
+def contextual(prompt: str, context: Context) -> str:
+    """The prompt behind the context's prefix, joined as an answer is joined to a prompt."""
+    return context.prefix + continuation(context.prefix, prompt)
+
+
+def locate(tokenizer: Any, prompt: str, subject: str, context: Context = PLAIN) -> Located:
+    """Tokenize `prompt` in its context and find the subject in it.
+
+    The subject is looked for in the prompt proper, never in the context's prefix or in the chat template. If the
+    prompt names it more than once, the last occurrence counts (as a whole word if it is one anywhere), since later
+    tokens have read all of what came before. Where the subject's last character is spread over several tokens
+    (Chinese in byte-level BPE), the last of them counts; where it shares a token with its neighbours, that token does.
+
+    Raises:
+        EditError: slow tokenizer, no subject in the prompt, or a chat template that rewrites the prompt.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        raise EditError("expected a fast tokenizer: a slow one does not tell which characters a token covers")
+    prompt, subject = prompt.strip(), subject.strip()
+    if not subject or subject not in prompt:
+        raise EditError(f"the prompt {prompt!r} does not contain the subject {subject!r}")
+    text, start = _rendered(tokenizer, prompt, context)
+    character = start + _last_occurrence(prompt, subject) + len(subject) - 1
+    coded = tokenizer(text, add_special_tokens=not context.chat, return_offsets_mapping=True)
+    ids: list[int] = coded["input_ids"]
+    holding = [i for i, (start, end) in enumerate(coded["offset_mapping"]) if start <= character < end]
+    if not holding:
+        raise EditError(f"no token covers the last character of {subject!r}: the tokenizer drops it from {prompt!r}")
+    return Located(ids=ids, subject_last=holding[-1], last=len(ids) - 1)
+
+
+def position(located: Located, token: Token) -> int:
+    """The position that the site names: the subject's last token, or the prompt's last."""
+    return located.subject_last if token == "subject_last" else located.last
+
+
+def _rendered(tokenizer: Any, prompt: str, context: Context) -> tuple[str, int]:
+    """The text that the model reads, and the index in it at which `prompt` begins.
+
+    A stand-in is rendered in the turn's place to learn what the template writes before and after it: a search for the
+    turn itself would be fooled by a prompt that the template's own words contain ("assistant").
+    """
+    turn = contextual(prompt, context).strip()
+    text = render(tokenizer, turn, context.chat)
+    before, _, after = render(tokenizer, _STAND_IN, context.chat).partition(_STAND_IN)
+    if text != before + turn + after:
+        raise EditError(f"the chat template rewrites the prompt {turn!r}: it renders {text!r}, so it cannot be located")
+    return text, len(before) + len(turn) - len(prompt)
+
+
+def _last_occurrence(prompt: str, subject: str) -> int:
+    """Index of the last whole-word occurrence of the subject; of the last one at all where none is a whole word."""
+    left = r"(?<![^\W_])" if subject[0].isalnum() and not is_cjk(subject[0]) else ""
+    right = r"(?![^\W_])" if subject[-1].isalnum() and not is_cjk(subject[-1]) else ""
+    words = [found.start() for found in re.finditer(left + re.escape(subject) + right, prompt)]
+    return words[-1] if words else prompt.rfind(subject)
