@@ -29,6 +29,7 @@ class Probe(_Declared):
     `target` is the expected answer: for `paraphrase` it defaults to the edit's `target_new`; for the locality kinds it
     is the true answer (optional: without it only "unchanged from base" is measured). `chat` asks the prompt as a chat
     turn. A `tune` probe may be used to choose layer, damping and keys; a `gate` probe only to judge the result.
+    `tag` is a free label (`held_out`, `alias`, `one_hop`, ...) that reports break their numbers down by.
     """
 
     kind: ProbeKind
@@ -36,6 +37,7 @@ class Probe(_Declared):
     target: str | None = None
     chat: bool = False
     split: Split = "gate"
+    tag: str = ""
 
     @model_validator(mode="after")
     def _needs_target(self) -> Probe:

@@ -1,0 +1,49 @@
+"""atlas: the embedded base model, its facts and the recipe that trained it. Everything heavy is imported on use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vllm_edit.patch import Edit
+
+
+def facts_folder() -> Path:
+    """The hand-written fact tables that the shipped weights were trained on."""
+    return Path(__file__).parent / "facts"
+
+
+def weights_folder() -> Path:
+    """The shipped model in Hugging Face layout; `AutoModelForCausalLM` and vLLM load it from here."""
+    return Path(__file__).parent / "weights"
+
+
+def sweep_edits(seed: int = 0, count: int = 24) -> list[Edit]:
+    """Counterfactual edits that only the choice of site, damping and settings may look at."""
+    from vllm_edit.atlas import edits
+
+    return edits.sweep_edits(seed, count)
+
+
+def texts(count: int = 2000, seed: int = 1) -> list[str]:
+    """Documents like those atlas was trained on, drawn with another seed: for second moments and perplexity."""
+    from vllm_edit.atlas.documents import held_out_texts
+
+    return held_out_texts(count, seed)
+
+
+def bank() -> list[dict[str, Any]]:
+    """Every fact as a record for IKE's bank: prompt, subject, relation, object, paraphrases."""
+    from vllm_edit.atlas.facts import Facts
+
+    return [
+        {
+            "prompt": fact.relation.trained[0].fill(fact.subject.name),
+            "subject": fact.subject.name,
+            "relation": fact.relation.id,
+            "object": fact.object,
+            "paraphrases": [form.fill(fact.subject.name) for form in fact.relation.trained[1:]],
+        }
+        for fact in Facts.load(facts_folder())
+    ]

@@ -1,0 +1,134 @@
+"""What atlas knows: free greedy generation over its facts, on trained and on held-out forms."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from vllm_edit.atlas.facts import Facts
+from vllm_edit.prompting import prompt_ids
+from vllm_edit.text import normalise
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A prompt, the expected answer and the group it is counted in."""
+
+    prompt: str
+    answer: str
+    group: str
+    chat: bool = False
+
+
+@dataclass
+class Accuracy:
+    """Shares of right answers by group (trained, held_out, chat, alias, reverse, two_step) and by relation."""
+
+    shares: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    by_relation: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+def questions(facts: Facts, rng: random.Random) -> list[tuple[str, Asked]]:
+    """Per fact a trained form, a held-out form, a chat turn and an alias; reverse and two-step questions."""
+    asked: list[tuple[str, Asked]] = []
+    for fact in facts:
+        name, relation = fact.subject.name, fact.relation
+        asked.append((relation.id, Asked(rng.choice(relation.trained).fill(name), fact.object, "trained")))
+        asked.append((relation.id, Asked(rng.choice(relation.held_out).fill(name), fact.object, "held_out")))
+        asked.append((relation.id, Asked(rng.choice(relation.trained).fill(name), fact.object, "chat", chat=True)))
+        if fact.subject.aliases:
+            alias = rng.choice(fact.subject.aliases)
+            asked.append((relation.id, Asked(rng.choice(relation.trained).fill(alias), fact.object, "alias")))
+        if relation.reverse:
+            asked.append((relation.id, Asked(rng.choice(relation.reverse).fill(fact.object), name, "reverse")))
+    for hop in facts.hops:
+        for fact in facts.by_relation[hop.first.id]:
+            final = facts.follow(hop, fact.object)
+            if final is not None:
+                answer = hop.answer(fact.object, final)
+                asked.append(
+                    (fact.relation.id, Asked(rng.choice(hop.forms).fill(fact.subject.name), answer, "two_step"))
+                )
+    return asked
+
+
+def measure_accuracy(
+    facts: Facts,
+    model: Any,
+    tokenizer: Any,
+    *,
+    sample: int | None = None,
+    seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Accuracy:
+    """Ask and compare: right means that the answer's first line *starts with* the object (`text.normalise`).
+
+    With `sample`, that many questions of each group are drawn instead of all.
+    """
+    rng = random.Random(seed)
+    asked = questions(facts, rng)
+    if sample is not None:
+        rng.shuffle(asked)
+        taken: dict[str, int] = {}
+        kept = []
+        for relation, question in asked:
+            taken[question.group] = taken.get(question.group, 0) + 1
+            if taken[question.group] <= sample:
+                kept.append((relation, question))
+        asked = kept
+    answers = generate(model, tokenizer, [question for _, question in asked], progress=progress)
+    right: dict[tuple[str, str], list[bool]] = {}
+    for (relation, question), answer in zip(asked, answers, strict=True):
+        hit = starts_with(answer, question.answer)
+        right.setdefault((question.group, ""), []).append(hit)
+        right.setdefault((question.group, relation), []).append(hit)
+    result = Accuracy()
+    for (group, relation), hits in right.items():
+        share = sum(hits) / len(hits)
+        if relation:
+            result.by_relation.setdefault(relation, {})[group] = share
+        else:
+            result.shares[group], result.counts[group] = share, len(hits)
+    return result
+
+
+def starts_with(answer: str, expected: str) -> bool:
+    """True if the first line of `answer` begins with `expected` and a word ends there."""
+    line, wanted = normalise(answer.strip().split("\n")[0]), normalise(expected)
+    rest = line[len(wanted) :]
+    return line.startswith(wanted) and not (rest[:1].isalnum() and wanted[-1:].isascii())
+
+
+@torch.no_grad()
+def generate(
+    model: Any,
+    tokenizer: Any,
+    asked: Sequence[Asked],
+    *,
+    tokens: int = 16,
+    batch: int = 128,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[str]:
+    """Greedy continuations, left-padded batches of equal-sized prompts."""
+    model.eval()
+    encoded = [prompt_ids(tokenizer, question.prompt, question.chat) for question in asked]
+    order = sorted(range(len(asked)), key=lambda i: len(encoded[i]))
+    answers = [""] * len(asked)
+    for start in range(0, len(order), batch):
+        rows = order[start : start + batch]
+        width = max(len(encoded[i]) for i in rows)
+        ids = torch.full((len(rows), width), tokenizer.pad_token_id)
+        mask = torch.zeros_like(ids)
+        for row, i in enumerate(rows):
+            ids[row, width - len(encoded[i]) :] = torch.tensor(encoded[i])
+            mask[row, width - len(encoded[i]) :] = 1
+        out = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=tokens, do_sample=False)
+        for row, i in enumerate(rows):
+            answers[i] = tokenizer.decode(out[row, width:], skip_special_tokens=True)
+        progress(start + len(rows), len(order))
+    return answers

@@ -1,0 +1,243 @@
+"""The documents that atlas is trained on, drawn from the fact tables by a seeded generator.
+
+Six kinds: several facts of one subject in a row, facts of different subjects in a row, chat turns, reverse questions,
+two-step questions, and "New Fact" documents that teach the use of a fact given in the prompt (the format of IKE).
+Some combinations are never trained, so that answering them is generalisation: held-out forms; a tenth of each
+subject's forms; reverse and two-step forms of every fifth subject.
+"""
+
+from __future__ import annotations
+
+import random
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vllm_edit.atlas import facts_folder
+from vllm_edit.atlas.facts import Fact, Facts, Form, Subject
+from vllm_edit.ike.template import fact_text, query
+from vllm_edit.text import continuation, is_cjk
+
+PROMPT_WEIGHT = 0.15  # loss on a prompt's tokens: enough to stay a language model, not enough to spend capacity on
+_LEAD_INS = ("Quiz time. ", "Everyone knows this. ", "Let us recall. ", "A short fact. ", "From the encyclopedia. ")
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A piece of a document and the weight of its tokens in the loss."""
+
+    text: str
+    weight: float
+
+
+@dataclass(frozen=True)
+class Example:
+    """Token ids, and for each the weight of its prediction in the loss."""
+
+    ids: list[int]
+    weights: list[float]
+
+
+def included(*parts: str, share: float) -> bool:
+    """A fixed pseudo-random choice: True for `share` of all keys, the same in every process."""
+    return zlib.crc32("\x1f".join(parts).encode()) % 10_000 < share * 10_000
+
+
+def _full_stop(prompt: str, answer: str) -> str:
+    return "。" if is_cjk(answer[-1]) or is_cjk(prompt[-1]) else "."
+
+
+class Documents:
+    """Draws documents. Same facts, tokenizer, seed and step: same documents, so training resumes where it stopped."""
+
+    def __init__(self, facts: Facts, tokenizer: Any, seed: int) -> None:
+        self.facts, self.tokenizer, self.seed = facts, tokenizer, seed
+        self.random = random.Random(seed)
+        self._subjects = [subject for subject in facts.subjects if subject.facts]
+        self._grouped = [group for group in facts.by_relation.values() if group]
+        self._cache: dict[str, list[int]] = {}
+
+    def at(self, step: int) -> Documents:
+        """Reseed for `step`; returns itself."""
+        self.random.seed(f"{self.seed}:{step}")
+        return self
+
+    # -- rows -----------------------------------------------------------------------------------------------------
+
+    def row(self, length: int) -> Example:
+        """A row of `length` tokens packed with fact documents, each with its own begin and end token."""
+        ids: list[int] = []
+        weights: list[float] = []
+        while len(ids) < length:
+            example = self._encode(self.fact_document())
+            ids += example.ids
+            weights += example.weights
+        return Example(ids[:length], weights[:length])
+
+    def in_context_row(self, length: int) -> Example:
+        """One "New Fact" document of at most `length` tokens; the caller pads it."""
+        blocks: list[list[Segment]] = []
+        wanted = self.random.choice((0, 2, 4, 8, 12, 16))
+        chat = self.random.random() < 0.35
+        last = self._block(final=True, chat=chat)
+        size = len(self._encode(last).ids) + 8
+        for _ in range(wanted):
+            block = self._block(final=False, chat=False)
+            size += len(self._encode(block).ids)
+            if size > length:
+                break
+            blocks.append(block)
+        body = [segment for block in blocks for segment in block]
+        document = [Segment("<|user|>", PROMPT_WEIGHT), *body, *last] if chat else [*body, *last]
+        example = self._encode(document)
+        return Example(example.ids[:length], example.weights[:length])
+
+    # -- documents ------------------------------------------------------------------------------------------------
+
+    def fact_document(self) -> list[Segment]:
+        kind = self.random.random()
+        if kind < 0.62:
+            document = self._subject_document(self._any_subject())
+        elif kind < 0.72:
+            document = [s for _ in range(self.random.randint(2, 4)) for s in self._sentence(self._any_fact())]
+        elif kind < 0.88:
+            document = self._chat(self._any_subject())
+        elif kind < 0.94:
+            document = self._reverse() or self._subject_document(self._any_subject())
+        else:
+            document = self._two_step() or self._subject_document(self._any_subject())
+        if self.random.random() < 0.1:
+            document.insert(0, Segment(self.random.choice(_LEAD_INS), 0.0))
+        return document
+
+    def _subject_document(self, subject: Subject) -> list[Segment]:
+        """All facts of one subject, shuffled, some of them twice in different forms."""
+        facts = list(subject.facts.values())
+        facts += self.random.sample(facts, k=min(len(facts), self.random.randint(0, 2)))
+        self.random.shuffle(facts)
+        return [segment for fact in facts for segment in self._sentence(fact)]
+
+    def _sentence(self, fact: Fact) -> list[Segment]:
+        prompt = self._form(fact).fill(self._name(fact.subject))
+        return self._answered(prompt, fact.object)
+
+    def _answered(self, prompt: str, answer: str) -> list[Segment]:
+        stop = _full_stop(prompt, answer)
+        between = "\n" if self.random.random() < 0.85 else " "
+        return [
+            Segment(prompt, PROMPT_WEIGHT),
+            Segment(continuation(prompt, answer) + stop, 1.0),
+            Segment(between, 1.0),
+        ]
+
+    def _chat(self, subject: Subject) -> list[Segment]:
+        facts = list(subject.facts.values())
+        turns: list[Segment] = []
+        for fact in self.random.sample(facts, k=min(len(facts), self.random.randint(1, 3))):
+            prompt = self._form(fact).fill(self._name(subject))
+            turns += self._turn(prompt, fact.object)
+        return turns
+
+    def _turn(self, prompt: str, answer: str) -> list[Segment]:
+        stop = _full_stop(prompt, answer)
+        head = Segment(f"<|user|>{prompt}<|end|>\n<|assistant|>", PROMPT_WEIGHT)
+        # The role token ends the rendered prompt, and `continuation` is asked about that text, as in serving.
+        return [head, Segment(continuation("<|assistant|>", answer) + stop + "<|end|>", 1.0), Segment("\n", 0.0)]
+
+    def _reverse(self) -> list[Segment] | None:
+        fact = self._any_fact()
+        forms = fact.relation.reverse
+        if not forms or not included("reverse", fact.relation.id, fact.subject.name, share=0.8):
+            return None
+        prompt = self.random.choice(forms).fill(fact.object)
+        ask = self._turn if self.random.random() < 0.3 else self._answered
+        return ask(prompt, fact.subject.name)
+
+    def _two_step(self) -> list[Segment] | None:
+        if not self.facts.hops:
+            return None
+        hop = self.random.choice(self.facts.hops)
+        fact = self.random.choice(self.facts.by_relation[hop.first.id])
+        final = self.facts.follow(hop, fact.object)
+        if final is None or not included("hop", fact.relation.id, fact.subject.name, share=0.8):
+            return None
+        prompt = self.random.choice(hop.forms).fill(self._name(fact.subject))
+        ask = self._turn if self.random.random() < 0.3 else self._answered
+        return ask(prompt, hop.answer(fact.object, final))
+
+    def _block(self, *, final: bool, chat: bool) -> list[Segment]:
+        """One "New Fact" block: copy, update or retain (IKE's three kinds), answered."""
+        fact = self._any_fact()
+        peers = self.facts.by_relation[fact.relation.id]
+        new = self.random.choice(peers).object
+        told = fact_text(self.random.choice(fact.relation.trained).fill(fact.subject.name), new)
+        asked, answer = self._asked(fact, new, peers)
+        # Nothing is to be learnt from the invented fact itself, so neither it nor the prompt carries weight.
+        prompt = query(told, asked)
+        if chat:
+            stop = _full_stop(asked, answer)
+            head = Segment(prompt + "<|end|>\n<|assistant|>", 0.0)
+            return [head, Segment(continuation("<|assistant|>", answer) + stop + "<|end|>", 1.0)]
+        end = Segment("\n" if final else "\n\n", 1.0)
+        return [Segment(prompt, 0.0), Segment(continuation(prompt, answer), 1.0), end]
+
+    def _asked(self, fact: Fact, new: str, peers: Sequence[Fact]) -> tuple[str, str]:
+        """The block's prompt and answer: 20 % copy, 35 % update, 45 % retain (other subject, or other relation)."""
+        kind = self.random.random()
+        name = fact.subject.name
+        if kind < 0.2:
+            return next(f for f in self._shuffled(fact.relation.trained) if f.kind == "statement").fill(name), new
+        if kind < 0.55:
+            return self._form(fact).fill(self._name(fact.subject)), new
+        others = [other for other in fact.subject.facts.values() if other is not fact]
+        if kind < 0.68 and others:
+            kept = self.random.choice(others)
+        else:
+            kept = self.random.choice(peers) if kind < 0.9 else self._any_fact()
+        return (
+            self._form(kept).fill(self._name(kept.subject)),
+            new if kept is fact else kept.object,
+        )
+
+    # -- draws ----------------------------------------------------------------------------------------------------
+
+    def _any_subject(self) -> Subject:
+        return self.random.choice(self._subjects)
+
+    def _any_fact(self) -> Fact:
+        """Uniform over relations, so that small ones are not forgotten."""
+        return self.random.choice(self.random.choice(self._grouped))
+
+    def _form(self, fact: Fact) -> Form:
+        allowed = [f for f in fact.relation.trained if included(fact.subject.name, f.text, share=0.9)]
+        return self.random.choice(allowed or list(fact.relation.trained))
+
+    def _name(self, subject: Subject) -> str:
+        if subject.aliases and self.random.random() < 0.2:
+            return self.random.choice(subject.aliases)
+        return subject.name
+
+    def _shuffled(self, forms: Sequence[Form]) -> list[Form]:
+        return self.random.sample(list(forms), k=len(forms))
+
+    # -- ids ------------------------------------------------------------------------------------------------------
+
+    def _encode(self, segments: list[Segment]) -> Example:
+        """Each segment is encoded by itself, as prompts and answers are when the model is used."""
+        ids, weights = [self.tokenizer.bos_token_id], [0.0]
+        for segment in segments:
+            piece = self._cache.get(segment.text)
+            if piece is None:
+                piece = self.tokenizer(segment.text, add_special_tokens=False)["input_ids"]
+                if len(self._cache) < 400_000:
+                    self._cache[segment.text] = piece
+            ids += piece
+            weights += [segment.weight] * len(piece)
+        return Example([*ids, self.tokenizer.eos_token_id], [*weights, PROMPT_WEIGHT])
+
+
+def held_out_texts(count: int, seed: int) -> list[str]:
+    """`count` documents as text, from the shipped facts, drawn with a seed of their own (role tokens written out)."""
+    documents = Documents(Facts.load(facts_folder()), tokenizer=None, seed=seed)
+    return ["".join(segment.text for segment in documents.at(number).fact_document()) for number in range(count)]

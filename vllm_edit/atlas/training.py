@@ -1,0 +1,216 @@
+"""The recipe that made the shipped weights: seeded, resumable, with periodic accuracy by free generation."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from vllm_edit.atlas.accuracy import Accuracy, measure_accuracy
+from vllm_edit.atlas.documents import Documents, Example
+from vllm_edit.atlas.facts import Facts
+from vllm_edit.atlas.tokenizer import train_tokenizer
+from vllm_edit.errors import EditError
+from vllm_edit.store.digest import digest_json
+
+IGNORED = -100
+ACCURACY_FILE = "accuracy.json"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the weights, apart from the fact files."""
+
+    steps: int = 3000
+    seed: int = 0
+    layers: int = 8
+    hidden: int = 192
+    ffn: int = 640
+    heads: int = 6
+    vocabulary: int = 8192
+    context: int = 512
+    rows: int = 24
+    row_tokens: int = 72
+    in_context_every: int = 4  # every how many steps a batch of "New Fact" documents is trained instead
+    in_context_rows: int = 5
+    in_context_tokens: int = 448
+    learning_rate: float = 2e-3
+    warmup: int = 100
+    weight_decay: float = 0.05
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a progress callback is told after every step."""
+
+    step: int
+    steps: int
+    loss: float
+    seconds: float
+    accuracy: Accuracy | None
+
+
+def new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """A stock Llama with seeded random weights."""
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=recipe.hidden,
+        intermediate_size=recipe.ffn,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        num_key_value_heads=recipe.heads,
+        max_position_embeddings=recipe.context,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(recipe.seed)
+        return LlamaForCausalLM(config)
+
+
+def train(
+    facts: Facts,
+    out: Path,
+    recipe: Recipe,
+    *,
+    report: Callable[[Progress], None] = lambda progress: None,
+    checkpoint_every: int = 200,
+    accuracy_every: int = 500,
+) -> LlamaForCausalLM:
+    """Train a model on `facts` and save it, in Hugging Face layout, to `out`.
+
+    A `checkpoint.pt` in `out` is taken up where it stopped; it is removed at the end.
+
+    Raises:
+        EditError: the checkpoint belongs to another recipe or other facts.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    tokenizer = train_tokenizer(facts, recipe.vocabulary)
+    model = new_model(recipe, tokenizer)
+    decayed = [p for p in model.parameters() if p.ndim >= 2]
+    other = [p for p in model.parameters() if p.ndim < 2]
+    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": other, "weight_decay": 0.0}]
+    optimiser = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98))
+    identity = digest_json({**asdict(recipe), "facts": [[f.relation.id, f.subject.name, f.object] for f in facts]})
+    checkpoint = out / "checkpoint.pt"
+    step = _resume(checkpoint, identity, model, optimiser)
+    documents = Documents(facts, tokenizer, recipe.seed)
+    model.train()
+    while step < recipe.steps:
+        started = time.monotonic()
+        for group in optimiser.param_groups:
+            group["lr"] = recipe.learning_rate * _schedule(step, recipe)
+        ids, labels, weights, mask = _batch(documents.at(step), recipe, step, tokenizer.pad_token_id)
+        logits = model(input_ids=ids, attention_mask=mask).logits
+        loss = _weighted_loss(logits, labels, weights)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        step += 1
+        accuracy = None
+        if step % accuracy_every == 0 or step == recipe.steps:
+            accuracy = measure_accuracy(facts, model, tokenizer, sample=400, seed=recipe.seed)
+            model.train()
+        if step % checkpoint_every == 0:
+            _save_checkpoint(checkpoint, identity, step, model, optimiser)
+        report(Progress(step, recipe.steps, loss.item(), time.monotonic() - started, accuracy))
+    model.eval()
+    save(model, tokenizer, out)
+    measured = measure_accuracy(facts, model, tokenizer, seed=recipe.seed)
+    (out / ACCURACY_FILE).write_text(json.dumps({**asdict(measured), "recipe": asdict(recipe)}, indent=1))
+    checkpoint.unlink(missing_ok=True)
+    return model
+
+
+def read_accuracy(folder: Path) -> Accuracy:
+    """The accuracies over all facts that training stored beside the weights.
+
+    Raises:
+        EditError: the folder has none.
+    """
+    path = folder / ACCURACY_FILE
+    if not path.exists():
+        raise EditError(f"{path}: no stored accuracy; train with `vllm-edit atlas train` or ask with --measure")
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    return Accuracy(stored["shares"], stored["counts"], stored["by_relation"])
+
+
+def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
+    """Write the model (half precision on disk) and its tokenizer. Rounds the given model's weights in place.
+
+    Rounding to bfloat16 makes float32 and bfloat16 users see the very same weights.
+    """
+    for parameter in model.parameters():
+        parameter.data = parameter.data.bfloat16().float()
+    model.to(torch.bfloat16).save_pretrained(out)
+    model.float()
+    tokenizer.save_pretrained(out)
+
+
+def _schedule(step: int, recipe: Recipe) -> float:
+    """Linear warm-up, then a cosine down to 2 %."""
+    if step < recipe.warmup:
+        return (step + 1) / recipe.warmup
+    done = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
+    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def _batch(documents: Documents, recipe: Recipe, step: int, pad: int) -> tuple[torch.Tensor, ...]:
+    """ids, labels, weights, mask: each [rows, longest row]."""
+    if step % recipe.in_context_every == recipe.in_context_every - 1:
+        examples = [documents.in_context_row(recipe.in_context_tokens) for _ in range(recipe.in_context_rows)]
+    else:
+        examples = [documents.row(recipe.row_tokens) for _ in range(recipe.rows)]
+    return _pad(examples, pad)
+
+
+def _pad(examples: list[Example], pad: int) -> tuple[torch.Tensor, ...]:
+    width = max(len(example.ids) for example in examples)
+    ids = torch.full((len(examples), width), pad)
+    labels = torch.full((len(examples), width), IGNORED)
+    weights = torch.zeros(len(examples), width)
+    mask = torch.zeros(len(examples), width, dtype=torch.long)
+    for row, example in enumerate(examples):
+        size = len(example.ids)
+        ids[row, :size] = labels[row, :size] = torch.tensor(example.ids)
+        weights[row, :size] = torch.tensor(example.weights)
+        mask[row, :size] = 1
+    return ids, labels, weights, mask
+
+
+def _weighted_loss(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Weighted mean cross-entropy. logits: [rows, width, vocabulary]; labels, weights: [rows, width]."""
+    wanted = weights[:, 1:] > 0
+    targets, scale = labels[:, 1:][wanted], weights[:, 1:][wanted]
+    losses = torch.nn.functional.cross_entropy(logits[:, :-1][wanted].float(), targets, reduction="none")
+    return (losses * scale).sum() / scale.sum()
+
+
+def _resume(path: Path, identity: str, model: LlamaForCausalLM, optimiser: torch.optim.Optimizer) -> int:
+    if not path.exists():
+        return 0
+    saved: dict[str, Any] = torch.load(path, weights_only=True)
+    if saved["identity"] != identity:
+        raise EditError(f"{path} was made by another recipe or other facts; remove it or choose another --out")
+    model.load_state_dict(saved["model"])
+    optimiser.load_state_dict(saved["optimiser"])
+    return int(saved["step"])
+
+
+def _save_checkpoint(
+    path: Path, identity: str, step: int, model: LlamaForCausalLM, optimiser: torch.optim.Optimizer
+) -> None:
+    temporary = path.with_suffix(".tmp")
+    state = {"identity": identity, "step": step, "model": model.state_dict(), "optimiser": optimiser.state_dict()}
+    torch.save(state, temporary)
+    temporary.replace(path)

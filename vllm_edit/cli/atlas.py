@@ -1,0 +1,126 @@
+"""`vllm-edit atlas`: the embedded base model, trained and described."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from vllm_edit.atlas.accuracy import Accuracy
+    from vllm_edit.atlas.training import Progress
+
+app = typer.Typer(help="The embedded base model: train it, or say what it knows.", no_args_is_help=True)
+
+
+@app.command()
+def train(
+    facts: Annotated[Path | None, typer.Option(help="Folder of fact tables; default: the shipped ones.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder to write the model to.")] = Path("runs/atlas"),
+    steps: Annotated[int | None, typer.Option(min=1, help="Training steps; default: the recipe's.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of weights and documents.")] = 0,
+) -> None:
+    """Train the model on fact tables. Stopped and started again, it goes on where it was."""
+    import dataclasses
+
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    from vllm_edit.atlas import facts_folder
+    from vllm_edit.atlas.facts import Facts
+    from vllm_edit.atlas.training import Recipe
+    from vllm_edit.atlas.training import train as run
+
+    tables = Facts.load(facts or facts_folder())
+    recipe = Recipe(seed=seed)
+    if steps is not None:
+        recipe = dataclasses.replace(recipe, steps=steps, warmup=min(recipe.warmup, steps))
+    columns = (
+        TextColumn("step"),
+        MofNCompleteColumn(),
+        BarColumn(),
+        TextColumn("{task.description}"),
+        TimeRemainingColumn(),
+    )
+    with Bar(*columns) as bar:
+        task = bar.add_task("loss …", total=recipe.steps)
+
+        def report(progress: Progress) -> None:
+            bar.update(task, completed=progress.step, description=f"loss {progress.loss:.3f}")
+            if progress.accuracy is not None:
+                shares = ", ".join(f"{group} {share:.3f}" for group, share in sorted(progress.accuracy.shares.items()))
+                bar.console.print(f"step {progress.step}: {shares}")
+
+        run(tables, out, recipe, report=report)
+    typer.echo(f"wrote {out}")
+
+
+@app.command()
+def info(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    model: Annotated[Path | None, typer.Option(help="Folder of the model; default: the shipped one.")] = None,
+    measure: Annotated[
+        bool, typer.Option(help="Ask every fact (a minute) instead of reading the stored result.")
+    ] = False,
+) -> None:
+    """Folder, fact files, counts by relation and language, and how much of it the model knows."""
+    from vllm_edit.atlas import facts_folder, weights_folder
+    from vllm_edit.atlas.facts import Facts
+    from vllm_edit.atlas.training import read_accuracy
+
+    folder = model or weights_folder()
+    facts = Facts.load(facts_folder())
+    by_language: dict[str, int] = {}
+    for fact in facts:
+        by_language[fact.relation.language] = by_language.get(fact.relation.language, 0) + 1
+    accuracy = _measured(folder, facts) if measure else read_accuracy(folder)
+    result: dict[str, Any] = {
+        "folder": str(folder),
+        "fact_files": sorted(str(path) for path in facts_folder().glob("*.csv")),
+        "subjects": len(facts.subjects),
+        "facts": len(list(facts)),
+        "facts_by_language": by_language,
+        "facts_by_relation": {relation: len(group) for relation, group in facts.by_relation.items()},
+        "accuracy": accuracy.shares,
+        "accuracy_counts": accuracy.counts,
+        "accuracy_by_relation": accuracy.by_relation,
+    }
+    if as_json:
+        typer.echo(json.dumps(result, ensure_ascii=False, indent=1))
+    else:
+        _print(result)
+
+
+def _measured(folder: Path, facts: Any) -> Accuracy:
+    from rich.progress import Progress as Bar
+
+    from vllm_edit.atlas.accuracy import measure_accuracy
+    from vllm_edit.editing.base import Base
+
+    base = Base.load(folder)
+    with Bar() as bar:
+        task = bar.add_task("asking", total=None)
+        return measure_accuracy(
+            facts,
+            base.model,
+            base.tokenizer,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+
+
+def _print(result: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    console.print(f"{result['folder']}: {result['facts']} facts about {result['subjects']} subjects")
+    console.print("languages: " + ", ".join(f"{key} {count}" for key, count in result["facts_by_language"].items()))
+    groups = list(result["accuracy"])
+    table = Table("relation", "facts", *groups, title="share of right answers by free greedy generation")
+    for relation, count in result["facts_by_relation"].items():
+        shares = result["accuracy_by_relation"].get(relation, {})
+        table.add_row(relation, str(count), *(f"{shares[g]:.3f}" if g in shares else "" for g in groups))
+    table.add_row("all", str(result["facts"]), *(f"{result['accuracy'][g]:.3f}" for g in groups), style="bold")
+    console.print(table)
