@@ -1,0 +1,70 @@
+"""The command line: one file per noun. Importing this package or asking for help imports neither torch nor vLLM."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from types import MappingProxyType
+from typing import Annotated
+
+import typer
+
+from vllm_edit.cli.lazy import LazyGroup
+from vllm_edit.cli.output import print_error
+from vllm_edit.errors import EditError
+
+_HERE = "vllm_edit.cli"
+
+
+class _Root(LazyGroup):
+    commands_at = MappingProxyType(
+        {
+            "store": (f"{_HERE}.store", "app"),
+            "compile": (f"{_HERE}.compile", "compile_"),
+            "eval": (f"{_HERE}.eval", "eval"),
+            "list": (f"{_HERE}.patches", "list_"),
+            "show": (f"{_HERE}.patches", "show"),
+            "diff": (f"{_HERE}.diff", "diff"),
+            "verify": (f"{_HERE}.care", "verify"),
+            "gc": (f"{_HERE}.care", "gc"),
+            "export": (f"{_HERE}.patches", "export"),
+            "tenant": (f"{_HERE}.tenant", "app"),
+            "serve": (f"{_HERE}.serve", "serve"),
+            "flags": (f"{_HERE}.serve", "flags"),
+            "schema": (f"{_HERE}.schema", "schema"),
+            "atlas": (f"{_HERE}.atlas", "app"),
+            "demo": (f"{_HERE}.demo", "demo"),
+        }
+    )
+
+
+app = typer.Typer(cls=_Root, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"vllm-edit {version('vllm-edit')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Declare a fact, compile it into a low-rank delta, serve it per request from stock vLLM."""
+
+
+def main() -> None:
+    """The `vllm-edit` program: a user's mistake is told on stderr, one line per problem, and exits 1 (usage: 2)."""
+    try:
+        app()
+    except EditError as error:
+        print_error(str(error))
+        raise SystemExit(1) from None
+    except OSError as error:
+        # The user's file or disk (not found, no permission, full); without a file name it would be our own defect.
+        if error.filename is None:
+            raise
+        print_error(f"{error.filename}: {error.strerror}")
+        raise SystemExit(1) from None

@@ -1,0 +1,38 @@
+"""A command group whose commands are imported when they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+from typer.main import get_command
+
+
+class LazyGroup(TyperGroup):
+    """Subclasses name their `commands_at`: command → (module, attribute). The attribute is a function or a Typer app.
+
+    Modules hold only their signatures at the top; torch and vLLM are imported inside the functions. One whose commands
+    hand the flags that they do not know to another program has Typer's settings for that in `PASS_ON`.
+    """
+
+    commands_at: Mapping[str, tuple[str, str]] = {}
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(self.commands_at)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in self.commands_at:
+            return None
+        path, attribute = self.commands_at[cmd_name]
+        module = import_module(path)
+        found = getattr(module, attribute)
+        app = found
+        if not isinstance(found, typer.Typer):
+            app = typer.Typer(pretty_exceptions_enable=False)
+            app.command(context_settings=getattr(module, "PASS_ON", None))(found)
+        command = get_command(app)
+        command.name = cmd_name
+        return command

@@ -1,0 +1,83 @@
+"""What commands print: JSON on request, else a table or lines; progress goes to stderr, so stdout stays readable."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Annotated, Any
+
+import typer
+
+from vllm_edit.editing.settings import Progress
+
+StoreOption = Annotated[
+    str | None,
+    typer.Option("--store", metavar="URL", help="Folder or URL of the store; $VLLM_EDIT_STORE, else .vllm-edit."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout; times as ISO 8601."""
+    print(json.dumps(value, ensure_ascii=False, indent=2, default=_plain))
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """A table on stdout, as wide as it needs to be: nothing is ever cut, so that names can be copied."""
+    from rich.cells import cell_len  # ideographs are two cells wide
+
+    lines = [list(columns), *([_cell(value) for value in row] for row in rows)]
+    widths = [max(cell_len(cell) for cell in column) for column in zip(*lines, strict=True)]
+    for line in lines:
+        padded = (cell + " " * (width - cell_len(cell)) for cell, width in zip(line, widths, strict=True))
+        print("  ".join(padded).rstrip())
+
+
+def print_fields(fields: Mapping[str, object]) -> None:
+    """Labelled values, one per line; empty ones are left out."""
+    given = {label: _cell(value) for label, value in fields.items() if value not in (None, "", ())}
+    width = max(map(len, given), default=0)
+    for label, value in given.items():
+        print(f"{label:<{width}}  {value}")
+
+
+def print_error(message: str) -> None:
+    """One line on stderr for each line of the message."""
+    for line in message.splitlines():
+        print(f"vllm-edit: {line}", file=sys.stderr)
+
+
+def when(time: datetime) -> str:
+    """A time for people, in their zone."""
+    return time.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+@contextmanager
+def progress_bar(title: str) -> Iterator[Progress]:
+    """A bar on stderr while a library reports (what, done, of how many); only where a person is watching."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    console = Console(stderr=True)
+    with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(title, total=None)
+
+        def report(what: str, done: int, total: int) -> None:
+            bar.update(task, description=f"{title}: {what}", completed=done, total=total)
+
+        yield report
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    raise TypeError(f"{type(value).__name__} is not JSON")
+
+
+def _cell(value: object) -> str:
+    return "" if value is None else " ".join(str(value).split())

@@ -1,0 +1,107 @@
+"""`vllm-edit list`, `show` and `export`: compiled patches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from vllm_edit.cli.output import JsonOption, StoreOption, print_fields, print_json, print_table, when
+from vllm_edit.errors import EditError
+
+if TYPE_CHECKING:
+    from vllm_edit.store.store import Store
+
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="capital, capital@4f1c, or the full name.")]
+
+
+def list_(store: StoreOption = None, json: JsonOption = False) -> None:
+    """List compiled patches, newest first."""
+    from vllm_edit.store.names import short
+    from vllm_edit.store.store import Store
+
+    opened = Store.open(store)
+    served = _served(opened)
+    found = [_summary(opened, name, served) for name in opened.names()]
+    if json:
+        print_json(found)
+        return
+    rows = [
+        (short(one["name"]), one["edits"], one["rank"], one["method"], one["status"], when(one["saved_at"]),
+         ", ".join(one["tenants"]))
+        for one in found
+    ]  # fmt: skip
+    print_table(("NAME", "EDITS", "RANK", "METHOD", "GATE", "SAVED", "SERVED TO"), rows)
+
+
+def show(name: NameArgument, store: StoreOption = None, json: JsonOption = False) -> None:
+    """Show a compiled patch: its edits, how it was made, what was recorded about it."""
+    from vllm_edit.store.store import Store
+
+    opened = Store.open(store)
+    full = opened.resolve(name)
+    manifest, summary = opened.manifest(full), _summary(opened, full, _served(opened))
+    records = [asdict(record) for record in opened.records(full)]
+    if json:
+        print_json(summary | {"manifest": manifest.model_dump(mode="json"), "records": records})
+        return
+    gate = summary["status"] + (f" ({summary['reason']})" if summary["reason"] else "")
+    facts = {
+        "name": full,
+        "kind": manifest.kind,
+        "members": ", ".join(manifest.members),
+        "method": manifest.method,
+        "module": ", ".join(manifest.modules),
+        "rank": manifest.rank,
+        "key groups": len(manifest.groups),
+        "gate": gate,
+        "saved": when(summary["saved_at"]),
+        "adapter id": summary["adapter_id"],
+        "served to": ", ".join(summary["tenants"]),
+        "records": ", ".join(f"{record['kind']} {when(record['at'])}" for record in records),
+    }
+    print_fields(facts)
+    print()
+    edits = [
+        (edit.subject, edit.prompt, edit.target_new, edit.target_true, len(edit.probes)) for edit in manifest.edits
+    ]
+    print_table(("SUBJECT", "PROMPT", "NEW", "TRUE", "PROBES"), edits)
+
+
+def export(
+    name: NameArgument,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty folder.")],
+    dtype: Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Type of the tensors.")] = "float32",
+    store: StoreOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Write a compiled patch as a PEFT adapter folder, for use without vllm-edit."""
+    from vllm_edit.store.store import Store
+
+    opened = Store.open(store)
+    full = opened.resolve(name)
+    if folder.exists() and any(folder.iterdir()):
+        raise EditError(f"{folder} is not empty; name a new folder")
+    import torch
+
+    opened.load(full).delta.save_peft(folder, base_name=opened.site().model, dtype=getattr(torch, dtype))
+    files = sorted(path.name for path in folder.iterdir())
+    print_json({"name": full, "folder": str(folder), "files": files}) if json else print(f"{full} written to {folder}")
+
+
+def _served(store: Store) -> Mapping[str, list[str]]:
+    """Name → tenants that are served it."""
+    served: dict[str, list[str]] = {}
+    for tenant in store.registry.tenants():
+        if tenant.active is not None:
+            served.setdefault(tenant.active, []).append(tenant.name)
+    return served
+
+
+def _summary(store: Store, name: str, served: Mapping[str, list[str]]) -> dict[str, Any]:
+    manifest = store.manifest(name)
+    made = {"kind": manifest.kind, "method": manifest.method, "rank": manifest.rank, "edits": len(manifest.edits)}
+    return asdict(store.entry(name)) | made | {"tenants": served.get(name, [])}

@@ -1,0 +1,112 @@
+"""`vllm-edit tenant`: whom requests are for, and what they are served."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from getpass import getuser
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vllm_edit.cli.output import JsonOption, StoreOption, print_json, print_table, when
+
+if TYPE_CHECKING:
+    from vllm_edit.store.registry import Publication
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Tenants: whom requests are for, and what they are served.",
+)
+
+TenantArgument = Annotated[str, typer.Argument(metavar="TENANT")]
+WhyOption = Annotated[str, typer.Option("--why", help="Reason, kept in the history.")]
+
+
+@app.command()
+def create(name: TenantArgument, store: StoreOption = None, json: JsonOption = False) -> None:
+    """Make a tenant; until something is published it is served the base model."""
+    from vllm_edit.store.store import Store
+
+    tenant = Store.open(store).registry.create_tenant(name)
+    print_json(asdict(tenant)) if json else print(f"tenant {name} created")
+
+
+@app.command("list")
+def list_(store: StoreOption = None, json: JsonOption = False) -> None:
+    """List tenants with what each is served."""
+    from vllm_edit.store.names import short
+    from vllm_edit.store.store import Store
+
+    tenants = Store.open(store).registry.tenants()
+    if json:
+        print_json([asdict(tenant) for tenant in tenants])
+    else:
+        rows = [(tenant.name, short(tenant.active) if tenant.active else "base") for tenant in tenants]
+        print_table(("TENANT", "SERVED"), rows)
+
+
+@app.command()
+def publish(
+    tenant: TenantArgument,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="capital, capital@4f1c, or the full name.")],
+    why: WhyOption = "",
+    override: Annotated[bool, typer.Option(help="Publish although the gate rejected it; needs --why.")] = False,
+    store: StoreOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Serve a compiled patch to a tenant; running servers follow at once."""
+    from vllm_edit.store.store import Store
+
+    if override and not why:
+        raise typer.BadParameter("--override needs a reason: add --why")
+    opened = Store.open(store)
+    active = opened.registry.publish(tenant, opened.resolve(name), why=why, override=override, by=getuser())
+    _tell(tenant, active, json)
+
+
+@app.command()
+def rollback(
+    tenant: TenantArgument,
+    to: Annotated[
+        str | None, typer.Option(metavar="NAME", help="An earlier one of the history; else the last.")
+    ] = None,
+    why: WhyOption = "",
+    store: StoreOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Serve the tenant what it was served before."""
+    from vllm_edit.store.store import Store
+
+    opened = Store.open(store)
+    target = None if to is None else opened.resolve(to)
+    active = opened.registry.rollback(tenant, to=target, why=why, by=getuser())
+    _tell(tenant, active, json)
+
+
+@app.command()
+def history(tenant: TenantArgument, store: StoreOption = None, json: JsonOption = False) -> None:
+    """Show a tenant's publications, newest first."""
+    from vllm_edit.store.names import short
+    from vllm_edit.store.store import Store
+
+    registry = Store.open(store).registry
+    publications = registry.history(tenant)
+    if json:
+        print_json([_as_json(publication) for publication in publications])
+        return
+    stands = [publication for publication in publications if not publication.rolled_back]
+    rows = []
+    for one in publications:
+        state = "active" if one in stands[:1] else "rolled back" if one.rolled_back else ""
+        why = " / ".join(text for text in (one.why, one.rolled_back_why) if text)
+        rows.append((when(one.at), short(one.name), state, one.by, why))
+    print_table(("AT", "NAME", "STATE", "BY", "WHY"), rows)
+
+
+def _tell(tenant: str, active: str, json: bool) -> None:
+    print_json({"tenant": tenant, "active": active}) if json else print(f"tenant {tenant} is served {active}")
+
+
+def _as_json(publication: Publication) -> dict[str, Any]:
+    return asdict(publication) | {"rolled_back": publication.rolled_back}
