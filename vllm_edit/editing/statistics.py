@@ -1,0 +1,227 @@
+"""Second moment C = E[k kᵀ] of a module's input over ordinary text: what a closed-form edit must leave alone.
+
+ROME (arXiv 2202.05262, eq. 2) and its successors weigh directions of the key space by C⁻¹. Departures from their code:
+tokens are counted instead of documents, and too few of them are an error (C of fewer than d_in vectors is singular);
+C is factored with a small ridge in float64 instead of inverted in float32; the cache is keyed by everything that
+changes C, and a damaged file is noticed (METHODS.md 1.1, 1.12).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from vllm_edit.editing.base import Base
+from vllm_edit.editing.hooks import capture_inputs, find_module, frozen
+from vllm_edit.editing.models import linear_shape
+from vllm_edit.editing.settings import Progress
+from vllm_edit.errors import EditError
+from vllm_edit.store.digest import digest_json, digest_tensors
+
+logger = logging.getLogger(__name__)
+
+RIDGE = 1e-3
+_FORMAT = 1
+
+
+@dataclass(frozen=True, eq=False)
+class SecondMoment:
+    """C [d_in, d_in] float32 over `count` vectors. `ridge` times the mean of C's diagonal is added when C is inverted.
+
+    All three are its identity: a site stores `digest`, and the store keeps `tensors()`.
+    """
+
+    matrix: torch.Tensor
+    count: int
+    ridge: float = RIDGE
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return {
+            "matrix": self.matrix,
+            "count": torch.tensor([self.count]),
+            "ridge": torch.tensor([self.ridge], dtype=torch.float64),
+        }
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, torch.Tensor]) -> SecondMoment:
+        """The moment whose `tensors()` these are."""
+        return cls(tensors["matrix"], int(tensors["count"]), float(tensors["ridge"]))
+
+    @cached_property
+    def digest(self) -> str:
+        return digest_tensors(self.tensors())
+
+    def with_ridge(self, ridge: float) -> SecondMoment:
+        """The same C with another ridge, for a sweep."""
+        return replace(self, ridge=ridge)
+
+    @cached_property
+    def cholesky(self) -> torch.Tensor:
+        """Lower factor L [d_in, d_in], float64: L Lᵀ = C + ridge · mean(diag C) · I. Computed once."""
+        C = self.matrix.double()
+        identity = torch.eye(len(C), dtype=C.dtype, device=C.device)
+        factor: torch.Tensor
+        factor, failed = torch.linalg.cholesky_ex(C + self.ridge * C.diagonal().mean() * identity)
+        if failed:
+            raise EditError(
+                f"the second moment of {self.count} vectors with ridge {self.ridge} is not positive definite: "
+                "measure it on more text, or raise the ridge"
+            )
+        return factor
+
+    def whiten(self, keys: torch.Tensor) -> torch.Tensor:
+        """C⁻¹ k for each row of keys [n, d_in]; [n, d_in] float64, on C's device."""
+        if keys.ndim != 2 or keys.shape[1] != len(self.matrix):
+            raise EditError(f"expected keys [n, {len(self.matrix)}]; got {tuple(keys.shape)}")
+        columns = keys.to(device=self.matrix.device, dtype=torch.float64).mT
+        return torch.cholesky_solve(columns, self.cholesky).mT
+
+
+def second_moment(
+    base: Base,
+    module: str,
+    texts: Iterable[str],
+    *,
+    cache: Path | None = None,
+    batch_tokens: int = 4096,
+    max_tokens: int | None = None,
+    minimum_ratio: float = 10,
+    ridge: float = RIDGE,
+    progress: Progress | None = None,
+) -> SecondMoment:
+    """C of the module's input over every real token of `texts` (padding excluded), each cut to the model's length.
+
+    cache: a folder; a moment of the same base, module, texts, `max_tokens` and dtype is read from there.
+    batch_tokens: most tokens, padding included, in one forward pass. It does not change the result.
+    max_tokens: texts are taken in their order until so many tokens are reached.
+
+    Raises:
+        EditError: fewer than `minimum_ratio`·d_in vectors came together.
+    """
+    d_in = linear_shape(find_module(base.model, module))[1]
+    chosen = list(texts)
+    length = _longest(base)
+    key = digest_json(
+        {
+            "format": _FORMAT,
+            "base": base.fingerprint.digest,
+            "module": module,
+            "texts": digest_json(chosen),
+            "length": length,
+            "max_tokens": max_tokens,
+            "dtype": str(base.model.dtype),
+        }
+    )
+    needed = int(minimum_ratio * d_in)
+    path = cache / f"second-moment-{key}.safetensors" if cache else None
+    stored = _read(path) if path else None
+    if stored is None:
+        rows = _token_rows(base.tokenizer, chosen, length, max_tokens)
+        count = sum(map(len, rows))
+        if count >= needed:
+            stored = SecondMoment(_accumulate(base, module, rows, d_in, batch_tokens, progress), count)
+            if path:
+                _write(path, stored)
+    else:
+        count = stored.count
+    if stored is None or count < needed:
+        raise EditError(
+            f"the second moment of {module} needs at least {needed} vectors ({minimum_ratio:g} times its {d_in} "
+            f"inputs); the {len(chosen)} texts have {count} tokens: give more text"
+        )
+    return stored.with_ridge(ridge)
+
+
+def _accumulate(
+    base: Base, module: str, rows: Sequence[list[int]], d_in: int, batch_tokens: int, progress: Progress | None
+) -> torch.Tensor:
+    """Σ k kᵀ / count, [d_in, d_in] float32 on the CPU; products in float32, sum over batches in float64."""
+    decoder = base.model.base_model  # without the head, whose logits nobody needs
+    target = find_module(base.model, module)
+    name = next(name for name, part in decoder.named_modules() if part is target)
+    total = torch.zeros(d_in, d_in, dtype=torch.float64, device=base.device)
+    count, done = sum(map(len, rows)), 0
+    pad = base.tokenizer.pad_token_id if base.tokenizer.pad_token_id is not None else 0
+    with torch.no_grad(), frozen(base.model), capture_inputs(decoder, [name]) as captured:
+        for batch in _batches(rows, batch_tokens):
+            width = max(map(len, batch))
+            ids = torch.tensor([row + [pad] * (width - len(row)) for row in batch], device=base.device)
+            mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in batch], device=base.device)
+            decoder(input_ids=ids, attention_mask=mask, use_cache=False)
+            keys = captured[name][mask.bool()].float()  # [real tokens, d_in]
+            total += (keys.mT @ keys).double()
+            done += len(keys)
+            if progress:
+                progress(f"second moment of {module}", done, count)
+    return (total / count).float().cpu()
+
+
+def _token_rows(tokenizer: Any, texts: Sequence[str], length: int, max_tokens: int | None) -> list[list[int]]:
+    """Ids of the texts with the tokenizer's special tokens, in order, until `max_tokens` are reached."""
+    rows: list[list[int]] = []
+    total = 0
+    for text in texts:
+        if max_tokens is not None and total >= max_tokens:
+            break
+        ids: list[int] = tokenizer(text)["input_ids"][:length]
+        if ids:
+            rows.append(ids)
+            total += len(ids)
+    return rows
+
+
+def _batches(rows: Sequence[list[int]], batch_tokens: int) -> Iterator[list[list[int]]]:
+    """The rows by length, longest first, in batches of at most `batch_tokens` with padding (or of one row)."""
+    batch: list[list[int]] = []
+    for row in sorted(rows, key=len, reverse=True):
+        if batch and len(batch[0]) * (len(batch) + 1) > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
+
+
+def _longest(base: Base) -> int:
+    """Most tokens of one text: what the model has positions for, and at most 2,048."""
+    positions = getattr(base.model.config, "max_position_embeddings", None)
+    return min(positions or 2048, 2048)
+
+
+def _read(path: Path) -> SecondMoment | None:
+    """The cached moment, or None where there is none or the file is damaged."""
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            expected = (file.metadata() or {}).get("digest")
+    except (SafetensorError, OSError) as error:
+        logger.warning("%s cannot be read and is measured again: %s", path, error)
+        return None
+    if digest_tensors(tensors) != expected:
+        logger.warning("%s does not match its digest and is measured again", path)
+        return None
+    return SecondMoment.from_tensors(tensors)
+
+
+def _write(path: Path, moment: SecondMoment) -> None:
+    """Write to a temporary file beside `path`, then rename: readers see the whole file or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".part")
+    os.close(handle)
+    try:
+        save_file(moment.tensors(), temporary, metadata={"digest": moment.digest})
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
