@@ -1,0 +1,114 @@
+"""`compile_patch`: a declared patch becomes an immutable, content-addressed artefact; the base model is left as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from vllm_edit.editing import rome
+from vllm_edit.editing.base import Base, unchanged
+from vllm_edit.editing.method import MethodResult
+from vllm_edit.editing.settings import Progress, RomeSettings
+from vllm_edit.editing.statistics import SecondMoment
+from vllm_edit.errors import EditError, Incompatible
+from vllm_edit.patch import Patch
+from vllm_edit.store.compiled import CompiledPatch
+from vllm_edit.store.digest import digest_tensors
+from vllm_edit.store.manifest import Manifest
+from vllm_edit.store.site import Site
+
+if TYPE_CHECKING:
+    from vllm_edit.store.store import Store
+
+Method = Callable[[Base, Site, SecondMoment, Patch, Mapping[str, Any], Progress | None], MethodResult]
+"""A method takes its settings as plain values, as a CLI gives them; missing ones have defaults."""
+
+
+def _rome(
+    base: Base,
+    site: Site,
+    moment: SecondMoment,
+    patch: Patch,
+    settings: Mapping[str, Any],
+    progress: Progress | None,
+) -> MethodResult:
+    return rome.compile_edits(base, site, moment, patch.edits, RomeSettings.of(dict(settings)), progress)
+
+
+METHODS: Mapping[str, Method] = MappingProxyType({"rome": _rome})
+"""Method name → function. The one place where a method is added."""
+
+
+def compile_patch(
+    patch: Patch,
+    model: Base | str | Path,
+    method: str = "rome",
+    *,
+    store: Store | None = None,
+    site: Site | None = None,
+    moment: SecondMoment | None = None,
+    settings: RomeSettings | Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> CompiledPatch:
+    """Compile `patch` for `model` at the site of `store` (or at `site` with `moment`), and save it in the store.
+
+    The model is bit-identical afterwards, also after an exception (asserted).
+
+    Raises:
+        UnsafeEdit: an edit missed its target or breaks a health limit; names it.
+        Incompatible: the site is another base's.
+        EditError: no such method, no site, too high a rank, or settings that are not valid.
+    """
+    if method not in METHODS:
+        raise EditError(f"there is no method {method!r}; methods are {', '.join(sorted(METHODS))}")
+    base = model if isinstance(model, Base) else Base.load(model)
+    site, moment = _site_and_moment(store, site, moment)
+    if site.base != base.fingerprint:
+        raise Incompatible(
+            f"the site was made for base {site.base.digest} ({site.model}), the model {base.name} is "
+            f"{base.fingerprint.digest}: use that model, or make a store for this one (vllm-edit store init)"
+        )
+    values = vars(settings) if isinstance(settings, RomeSettings) else dict(settings or {})
+    with unchanged(base):
+        result = METHODS[method](base, site, moment, patch, values, progress)
+    compiled = CompiledPatch(
+        manifest=_manifest(patch, method, base, site, result),
+        delta=result.delta,
+        factors=result.factors,
+        report=result.report,
+    )
+    if store is not None:
+        store.save(compiled)
+    return compiled
+
+
+def _site_and_moment(store: Store | None, site: Site | None, moment: SecondMoment | None) -> tuple[Site, SecondMoment]:
+    """The site to compile at and its second moment, from the store where they are not given."""
+    if store is not None:
+        site = site or store.site()
+        moment = moment or SecondMoment.from_tensors(store.moment())
+    if site is None or moment is None:
+        raise EditError("compile_patch needs a store, or a site together with its second moment")
+    if moment.digest != site.second_moment:
+        raise EditError(f"the second moment has digest {moment.digest}, the site was made with {site.second_moment}")
+    return site, moment
+
+
+def _manifest(patch: Patch, method: str, base: Base, site: Site, result: MethodResult) -> Manifest:
+    return Manifest(
+        patch=patch.name,
+        method=method,
+        base=base.fingerprint.digest,
+        site=site.digest,
+        modules=tuple(result.delta.parts),
+        edits=patch.edits,
+        gate=patch.gate,
+        settings=dict(result.settings),
+        groups=result.groups,
+        columns=result.columns,
+        rank=result.delta.rank,
+        adapter=result.delta.digest,
+        factors=digest_tensors(result.factors.tensors()) if result.factors else None,
+    )

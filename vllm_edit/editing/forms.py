@@ -1,0 +1,121 @@
+"""Forms: the ways in which one edit is asked. They give its keys, and the rows on which its residual is trained.
+
+The plain prompt and the chat form run under every context of the site that renders them; aliases and `tune`
+paraphrases under the bare prompt only, since they are there for other wording, not for other surroundings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vllm_edit.editing.positions import contextual, locate, position
+from vllm_edit.editing.rows import Row
+from vllm_edit.editing.settings import RomeSettings
+from vllm_edit.patch import LOCALITY_KINDS, Edit, Probe
+from vllm_edit.prompting import answer_ids, prompt_ids
+from vllm_edit.store.site import Context, Site, Token
+
+
+@dataclass(frozen=True)
+class Form:
+    """One form of an edit. subject: what the site's token is found by; None where the prompt names no subject."""
+
+    name: str
+    prompt: str
+    subject: str | None
+    target: str
+    contexts: tuple[Context, ...]
+
+    @property
+    def weights(self) -> list[float]:
+        """Each context's weight in the form's key: the bare ones share one half, the others the other half."""
+        bare = [not context.prefix for context in self.contexts]
+        share = {True: sum(bare), False: len(bare) - sum(bare)}
+        return [(0.5 if all(share.values()) else 1.0) / share[kind] for kind in bare]
+
+
+def forms_of(edit: Edit, tokenizer: Any, site: Site, wanted: Sequence[str]) -> list[Form]:
+    """The forms in `wanted` that this edit and tokenizer have, plain first."""
+    has_chat = bool(getattr(tokenizer, "chat_template", None))
+    plain = _bare_first([context for context in site.contexts if not context.chat], chat=False)
+    chat = _bare_first([context for context in site.contexts if context.chat], chat=True) if has_chat else ()
+    forms = [Form("plain", edit.prompt, edit.subject, edit.target_new, plain)]
+    if "chat" in wanted and chat:
+        forms.append(Form("chat", edit.prompt, edit.subject, edit.target_new, chat))
+    if "alias" in wanted:
+        for alias in edit.aliases:
+            prompt = _with_alias(edit, alias)
+            forms.append(Form(f"alias:{alias}", prompt, alias, edit.target_new, (Context(),)))
+    if "tune" in wanted:
+        for index, probe in enumerate(edit.probes_of("paraphrase", "tune")):
+            named = _named_subject(edit, probe)
+            if (probe.chat and not has_chat) or (site.token == "subject_last" and named is None):
+                continue
+            context = Context(chat=probe.chat)
+            forms.append(Form(f"tune:{index}", probe.prompt, named, probe.target or edit.target_new, (context,)))
+    return forms
+
+
+def form_rows(form: Form, edit: int, tokenizer: Any, token: Token) -> list[Row]:
+    """One row per context, with the answer to teach. The group is not known yet: 0 stands for it."""
+    rows = []
+    for context in form.contexts:
+        answer = tuple(answer_ids(tokenizer, form.prompt, form.target, context.chat))
+        ids, place = _site_position(tokenizer, form.prompt, form.subject, context, token)
+        rows.append(Row(0, edit, form.name, ids, place, answer))
+    return rows
+
+
+def preservation_rows(edit: Edit, index: int, tokenizer: Any, site: Site, settings: RomeSettings) -> list[Row]:
+    """Rows without an answer: prompts after which the edited model should answer as the base does.
+
+    The edit's `tune` locality probes, at their last token; without any, the essence prompt ("{subject} is a"), at the
+    subject's last token for a site there (ROME's reference code) and at its last token otherwise.
+    """
+    has_chat = bool(getattr(tokenizer, "chat_template", None))
+    probes = [probe for kind in LOCALITY_KINDS for probe in edit.probes_of(kind, "tune") if has_chat or not probe.chat]
+    if probes:
+        prompts = [tuple(prompt_ids(tokenizer, probe.prompt, probe.chat)) for probe in probes]
+    else:
+        essence = settings.essence.replace("{}", edit.subject)
+        ids, place = _site_position(tokenizer, essence, edit.subject, Context(), site.token)
+        prompts = [ids[: place + 1]]
+    return [Row(0, index, "preserve", ids, len(ids) - 1) for ids in prompts]
+
+
+def probe_row(probe: Probe, target: str | None, edit: int, group: int, tokenizer: Any) -> Row:
+    """A probe with the answer to score; without a target, only its prompt."""
+    ids = tuple(prompt_ids(tokenizer, probe.prompt, probe.chat))
+    answer = tuple(answer_ids(tokenizer, probe.prompt, target, probe.chat)) if target else ()
+    return Row(group, edit, probe.kind, ids, len(ids) - 1, answer)
+
+
+def _bare_first(contexts: Sequence[Context], *, chat: bool) -> tuple[Context, ...]:
+    """The contexts with the bare one first, added if it is missing."""
+    prefixed = dict.fromkeys(context for context in contexts if context.prefix)
+    return (Context(chat=chat), *prefixed)
+
+
+def _site_position(
+    tokenizer: Any, prompt: str, subject: str | None, context: Context, token: Token
+) -> tuple[tuple[int, ...], int]:
+    """The ids of the prompt in its context, and the index of the site's token; the last without a subject."""
+    if subject is None:
+        ids = tuple(prompt_ids(tokenizer, contextual(prompt, context), context.chat))
+        return ids, len(ids) - 1
+    found = locate(tokenizer, prompt, subject, context)
+    return tuple(found.ids), position(found, token)
+
+
+def _with_alias(edit: Edit, alias: str) -> str:
+    """The edit's prompt with `alias` in the place of the subject's last occurrence, the one that `locate` takes."""
+    start = edit.prompt.rfind(edit.subject)
+    return edit.prompt[:start] + alias + edit.prompt[start + len(edit.subject) :]
+
+
+def _named_subject(edit: Edit, probe: Probe) -> str | None:
+    """The name of the subject that the probe uses: the subject itself, or the longest alias in it."""
+    names = [edit.subject, *sorted(edit.aliases, key=len, reverse=True)]
+    return next((name for name in names if name in probe.prompt), None)

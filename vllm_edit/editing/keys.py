@@ -1,0 +1,129 @@
+"""Keys: the module's input at the site's token, averaged over contexts, grouped by subject, merged into columns.
+
+The weighting of contexts is MEMIT's (arXiv 2210.07229, reference code): the bare prompt weighs one half, the prefixed
+ones share the other half. ROME's plain mean would let the sampled prefixes outvote the prompt itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from vllm_edit.editing.closed_form import interference
+from vllm_edit.editing.hooks import capture_inputs, capture_outputs
+from vllm_edit.editing.rows import Row, batches, device_of
+from vllm_edit.patch import Edit
+from vllm_edit.store.manifest import Column, KeyGroup
+from vllm_edit.text import normalise
+
+
+@dataclass(frozen=True)
+class FormKey:
+    """The key of one form of one edit. key, whitened: k̄ and C⁻¹k̄, [d_in] float32; bare: the bare prompt's key."""
+
+    edit: int
+    form: str
+    key: torch.Tensor
+    whitened: torch.Tensor
+    bare: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of a set of edits and their key groups. keys, whitened: K and C⁻¹K, [n, d_in] float32."""
+
+    keys: torch.Tensor
+    whitened: torch.Tensor
+    columns: tuple[Column, ...]
+    groups: tuple[KeyGroup, ...]
+
+    @property
+    def group_of(self) -> list[int]:
+        return [column.group for column in self.columns]
+
+    def own(self, group: int) -> list[int]:
+        """Indices of a group's columns; the first is that of its first edit's plain prompt."""
+        return [index for index, column in enumerate(self.columns) if column.group == group]
+
+
+def measure_inputs(model: nn.Module, module: str, rows: Sequence[Row], tokens: int) -> torch.Tensor:
+    """The module's input at each row's position, [rows, d_in] float32 on the CPU."""
+    return _measure(model, module, rows, tokens, inputs=True)
+
+
+def measure_outputs(model: nn.Module, module: str, rows: Sequence[Row], tokens: int) -> torch.Tensor:
+    """The module's output at each row's position, [rows, d_out] float32 on the CPU."""
+    return _measure(model, module, rows, tokens, inputs=False)
+
+
+def _measure(model: nn.Module, module: str, rows: Sequence[Row], tokens: int, *, inputs: bool) -> torch.Tensor:
+    # Nothing after the position can reach it: the answer is left away and the prompt cut there.
+    cut = [replace(row, ids=row.ids[: row.position + 1], answer=()) for row in rows]
+    result: dict[int, torch.Tensor] = {}
+    capture = capture_inputs if inputs else capture_outputs
+    with torch.no_grad(), capture(model, [module]) as captured:
+        for batch in batches(cut, range(len(cut)), tokens, device_of(model)):
+            model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
+            lines = torch.arange(len(batch.rows), device=batch.rows.device)
+            found = captured[module][lines, batch.places[:, 0]].float().cpu()
+            result.update(zip(batch.rows.tolist(), found, strict=True))
+    return torch.stack([result[index] for index in range(len(cut))])
+
+
+def group_edits(edits: Sequence[Edit], plain: Sequence[FormKey], cosine: float) -> tuple[KeyGroup, ...]:
+    """Edits of one subject whose plain keys' whitened cosine exceeds `cosine`, transitively; by their first edits."""
+    cosines = interference(torch.stack([k.key for k in plain]), torch.stack([k.whitened for k in plain]))
+    member_of = list(range(len(edits)))
+    for later in range(len(edits)):
+        for earlier in range(later):
+            if (
+                normalise(edits[earlier].subject) == normalise(edits[later].subject)
+                and cosines[earlier, later] > cosine
+            ):
+                old, new = member_of[later], member_of[earlier]
+                member_of = [new if member == old else member for member in member_of]
+    first = sorted(set(member_of))
+    return tuple(KeyGroup(edits=tuple(i for i, member in enumerate(member_of) if member == g)) for g in first)
+
+
+def make_columns(
+    groups: tuple[KeyGroup, ...], form_keys: Sequence[FormKey], merge_cosine: float, max_columns: int
+) -> Columns:
+    """Merge each group's form keys into columns.
+
+    The plain prompts' keys come first, then the other forms in their order. A key whose whitened cosine with a column
+    exceeds `merge_cosine` is averaged into the nearest such column; otherwise it opens a column of its own, at most
+    `max_columns` besides the plain prompts'. Keys beyond that are left out (their prompts are still trained on).
+    """
+    keys, whitened, columns = list[torch.Tensor](), list[torch.Tensor](), list[Column]()
+    for index, group in enumerate(groups):
+        members = [key for key in form_keys if key.edit in group.edits]
+        ordered = [k for k in members if k.form == "plain"] + [k for k in members if k.form != "plain"]
+        clusters: list[list[FormKey]] = []
+        extra = 0
+        for key in ordered:
+            nearest = _nearest(key, clusters, merge_cosine)
+            if nearest is not None:
+                clusters[nearest].append(key)
+            elif key.form == "plain" or extra < max_columns:
+                clusters.append([key])
+                extra += key.form != "plain"
+        for cluster in clusters:
+            keys.append(torch.stack([member.key for member in cluster]).mean(0))
+            whitened.append(torch.stack([member.whitened for member in cluster]).mean(0))
+            columns.append(Column(group=index, form="+".join(dict.fromkeys(member.form for member in cluster))))
+    return Columns(torch.stack(keys), torch.stack(whitened), tuple(columns), groups)
+
+
+def _nearest(key: FormKey, clusters: list[list[FormKey]], merge_cosine: float) -> int | None:
+    """The cluster whose mean key's whitened cosine with `key` is highest, if it exceeds `merge_cosine`."""
+    if not clusters:
+        return None
+    keys = [torch.stack([member.key for member in cluster]).mean(0) for cluster in clusters]
+    whitened = [torch.stack([member.whitened for member in cluster]).mean(0) for cluster in clusters]
+    cosines = interference(torch.stack([*keys, key.key]), torch.stack([*whitened, key.whitened]))[-1, :-1]
+    best = int(cosines.argmax())
+    return best if cosines[best] > merge_cosine else None

@@ -1,0 +1,227 @@
+"""r-ROME (arXiv 2202.05262, 2403.07175) for many edits at one site: keys, trained residuals, joint solve, re-check."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from vllm_edit.deltas.delta import Delta, LowRank
+from vllm_edit.editing.base import Base
+from vllm_edit.editing.closed_form import as_saved, gram, interference, row_space, solve
+from vllm_edit.editing.forms import form_rows, forms_of, preservation_rows
+from vllm_edit.editing.health import EditHealth, refuse_unsafe
+from vllm_edit.editing.hooks import find_module, frozen, low_rank_forward
+from vllm_edit.editing.keys import Columns, FormKey, group_edits, make_columns, measure_inputs
+from vllm_edit.editing.method import MethodResult
+from vllm_edit.editing.models import linear_weight
+from vllm_edit.editing.rows import Row, leads
+from vllm_edit.editing.settings import Progress, RomeSettings
+from vllm_edit.editing.statistics import SecondMoment
+from vllm_edit.editing.targets import Trained, train_residuals
+from vllm_edit.errors import EditError
+from vllm_edit.patch import Edit
+from vllm_edit.store.compiled import Factors
+from vllm_edit.store.site import Site
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Edits before training. rows: what is taught and kept. bare: [groups, d_in], the bare prompts' keys."""
+
+    rows: tuple[Row, ...]
+    columns: Columns
+    bare: torch.Tensor
+
+    @property
+    def taught(self) -> list[Row]:
+        return [row for row in self.rows if row.answer]
+
+
+@dataclass(frozen=True)
+class RomeFactors:
+    """What `compute_factors` returns: enough to solve, to judge, and to solve again without the model."""
+
+    factors: Factors
+    prepared: Prepared
+    trained: Trained
+
+    def solve(self, damping: float) -> LowRank:
+        """The joint update of all edits, B [d_out, groups], A [groups, d_in], float64."""
+        stored = self.factors
+        return solve(stored.keys, stored.whitened, stored.residuals, self.prepared.columns.group_of, damping)
+
+
+def prepare(base: Base, site: Site, moment: SecondMoment, edits: Sequence[Edit], settings: RomeSettings) -> Prepared:
+    """Rows, keys, key groups and columns of the edits."""
+    rows: list[Row] = []
+    spans: list[tuple[int, str, list[float], range]] = []
+    for index, edit in enumerate(edits):
+        for form in forms_of(edit, base.tokenizer, site, settings.forms):
+            made = form_rows(form, index, base.tokenizer, site.token)
+            spans.append((index, form.name, form.weights, range(len(rows), len(rows) + len(made))))
+            rows += made
+    inputs = measure_inputs(base.model, site.module, rows, settings.batch_tokens)  # [rows, d_in]
+    means = torch.stack([torch.tensor(weights) @ inputs[list(span)] for _, _, weights, span in spans])
+    whitened = moment.whiten(means).float().cpu()
+    form_keys = [
+        FormKey(edit, name, key, white, inputs[span.start])
+        for (edit, name, _, span), key, white in zip(spans, means, whitened, strict=True)
+    ]
+    plain = [key for key in form_keys if key.form == "plain"]
+    groups = group_edits(edits, plain, settings.group_cosine)
+    columns = make_columns(groups, form_keys, settings.merge_cosine, settings.max_columns)
+    group_of = {edit: index for index, group in enumerate(groups) for edit in group.edits}
+    rows += [row for i, edit in enumerate(edits) for row in preservation_rows(edit, i, base.tokenizer, site, settings)]
+    bare = torch.stack([plain[group.edits[0]].bare for group in groups])
+    return Prepared(tuple(replace(row, group=group_of[row.edit]) for row in rows), columns, bare)
+
+
+def compute_factors(
+    base: Base,
+    site: Site,
+    moment: SecondMoment,
+    edits: Sequence[Edit],
+    settings: RomeSettings,
+    *,
+    prepared: Prepared | None = None,
+    start: torch.Tensor | None = None,
+    progress: Progress | None = None,
+) -> RomeFactors:
+    """Keys, C⁻¹ keys and trained residuals of the edits, each key group as it will be served alone.
+
+    prepared, start: an earlier call's preparation of the same edits, and residuals [groups, d_out] to start from.
+    """
+    prepared = prepared or prepare(base, site, moment, edits, settings)
+    columns, damping = prepared.columns, damping_of(site, settings)
+    alone = [
+        row_space(columns.keys[own], columns.whitened[own], [0] * len(own), damping)
+        for own in (columns.own(group) for group in range(len(columns.groups)))
+    ]
+    module = find_module(base.model, site.module)
+    trained = train_residuals(
+        base.model,
+        module,
+        prepared.rows,
+        torch.cat(alone),
+        site.residual_scale,
+        settings,
+        offsets=_offsets(linear_weight(module), prepared, settings),
+        start=start,
+        progress=progress,
+    )
+    factors = Factors(columns.keys, columns.whitened, trained.residuals)
+    return RomeFactors(factors, prepared, trained)
+
+
+def compile_edits(
+    base: Base,
+    site: Site,
+    moment: SecondMoment,
+    edits: Sequence[Edit],
+    settings: RomeSettings,
+    progress: Progress | None = None,
+) -> MethodResult:
+    """Factors, joint solve, re-check of every row with the delta as it will be saved, health limits.
+
+    Raises:
+        UnsafeEdit: an edit missed its target or breaks a health limit, by name.
+        EditError: the patch needs a higher rank than the site has.
+    """
+    prepared = prepare(base, site, moment, edits, settings)
+    if (rank := len(prepared.columns.groups)) > site.max_rank:
+        raise EditError(
+            f"the patch has {rank} key groups and needs rank {rank}; the site allows {site.max_rank}: split the patch, "
+            "or make a store whose site has a higher maximum rank (vllm-edit store init --max-rank)"
+        )
+    computed = compute_factors(base, site, moment, edits, settings, prepared=prepared, progress=progress)
+    damping = damping_of(site, settings)
+    update = as_saved(computed.solve(damping))
+    health = measure_health(base, site, edits, computed, update, settings)
+    refuse_unsafe(health, settings)
+    columns = computed.prepared.columns
+    return MethodResult(
+        delta=Delta({site.module: update}),
+        factors=computed.factors,
+        groups=columns.groups,
+        columns=columns.columns,
+        settings=settings.identity(damping),
+        report={
+            "edits": [one.as_record(settings) for one in health],
+            "missed": [one.edit for one in health if one.problems(settings)],
+            "norm": update.norm() / _weight_norm(base, site),
+            "interference": _interference(computed),
+        },
+    )
+
+
+def measure_health(
+    base: Base,
+    site: Site,
+    edits: Sequence[Edit],
+    computed: RomeFactors,
+    update: LowRank,
+    settings: RomeSettings,
+) -> list[EditHealth]:
+    """Every edit's numbers with `update` served to all rows, as one tenant would get it."""
+    rows, columns, trained = computed.prepared.taught, computed.prepared.columns, computed.trained
+    served = served_leads(base, site, rows, update, settings)
+    denominators = gram(columns.keys, columns.whitened).diagonal() / site.d_in
+    shares = update.B.norm(dim=0) * update.A.norm(dim=1) / _weight_norm(base, site)  # [groups]: ‖b_g a_gᵀ‖ / ‖W‖
+    result = []
+    for index, edit in enumerate(edits):
+        own = [place for place, row in enumerate(rows) if row.edit == index]
+        group = rows[own[0]].group
+        result.append(
+            EditHealth(
+                edit=index,
+                subject=edit.subject,
+                prompt=edit.prompt,
+                target=edit.target_new,
+                group=group,
+                denominator=float(denominators[columns.own(group)[0]]),
+                norm=float(shares[group]),
+                steps=trained.steps[group],
+                trained_margin=trained.margins[group],
+                served_margin=float(served[own].min()),
+                rows=len(own),
+                passed=int((served[own] > 0).sum()),
+            )
+        )
+    return result
+
+
+def served_leads(base: Base, site: Site, rows: Sequence[Row], update: LowRank, settings: RomeSettings) -> torch.Tensor:
+    """The lead of every row's answer with `update` in the forward of the site, [rows]."""
+    module = find_module(base.model, site.module)
+    device = linear_weight(module).device
+    with frozen(base.model), low_rank_forward(module, update.A.float().to(device), update.B.float().to(device)):
+        return leads(base.model, rows, settings.batch_tokens)
+
+
+def damping_of(site: Site, settings: RomeSettings) -> float:
+    """λ relative to the mean of diag(KᵀC⁻¹K): the settings', else the site's."""
+    return site.damping if settings.damping is None else settings.damping
+
+
+def _offsets(weight: torch.Tensor, prepared: Prepared, settings: RomeSettings) -> torch.Tensor | None:
+    """v0 − W k̄ = W (k_bare − k̄) [groups, d_out] for the reference's rule (the bias cancels); None for the shift's."""
+    if settings.residual_rule == "shift":
+        return None
+    columns = prepared.columns
+    mean = torch.stack([columns.keys[columns.own(group)[0]] for group in range(len(columns.groups))])
+    return (prepared.bare - mean) @ weight.detach().float().cpu().T
+
+
+def _weight_norm(base: Base, site: Site) -> float:
+    return float(linear_weight(find_module(base.model, site.module)).detach().float().norm())
+
+
+def _interference(computed: RomeFactors) -> float:
+    """The highest whitened cosine (absolute) between columns of different groups; 0 for one group."""
+    columns = computed.prepared.columns
+    cosines = interference(columns.keys, columns.whitened).abs()
+    groups = torch.tensor(columns.group_of)
+    other = groups[:, None] != groups[None, :]
+    return float(cosines[other].max()) if other.any() else 0.0

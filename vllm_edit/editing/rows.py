@@ -1,0 +1,148 @@
+"""Rows: one prompt with the answer that is taught or scored after it, and how rows are run through a model in batches.
+
+Ids are only ever appended to ids, never decoded and encoded again. Padding is on the right, where causal attention
+cannot see it and every family counts positions the same way.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Row:
+    """A prompt's ids, the index of the site's token among them, and the ids of the answer after it.
+
+    `group` is the key group under whose update the row runs, `edit` the edit it belongs to. A row without an answer
+    is there for the distribution after its last token.
+    """
+
+    group: int
+    edit: int
+    form: str
+    ids: tuple[int, ...]
+    position: int
+    answer: tuple[int, ...] = ()
+
+    @property
+    def length(self) -> int:
+        """Tokens that go in: the answer's last token is predicted, never read."""
+        return len(self.ids) + max(len(self.answer) - 1, 0)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows padded to one length.
+
+    rows: [b] indices into the list that was batched. input_ids, attention_mask: [b, seq].
+    places: [b, m], where the logits of each answer token stand. answers: [b, m]. scored: [b, m], False for padding.
+    """
+
+    rows: torch.Tensor
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    places: torch.Tensor
+    answers: torch.Tensor
+    scored: torch.Tensor
+
+    @classmethod
+    def of(cls, rows: Sequence[Row], indices: Sequence[int], device: torch.device) -> Batch:
+        chosen = [rows[index] for index in indices]
+        length, width = max(row.length for row in chosen), max(1, *(len(row.answer) for row in chosen))
+        input_ids = torch.zeros(len(chosen), length, dtype=torch.long)
+        attention_mask = torch.zeros_like(input_ids)
+        places, answers = (torch.zeros(len(chosen), width, dtype=torch.long) for _ in range(2))
+        scored = torch.zeros(len(chosen), width, dtype=torch.bool)
+        for line, row in enumerate(chosen):
+            input_ids[line, : row.length] = torch.tensor((*row.ids, *row.answer[:-1]))
+            attention_mask[line, : row.length] = 1
+            places[line] = (torch.arange(width) + len(row.ids) - 1).clamp_max(row.length - 1)
+            answers[line, : len(row.answer)] = torch.tensor(row.answer, dtype=torch.long)
+            scored[line, : len(row.answer)] = True
+        tensors = (torch.tensor(indices), input_ids, attention_mask, places, answers, scored)
+        return cls(*(tensor.to(device) for tensor in tensors))
+
+
+def batches(rows: Sequence[Row], indices: Iterable[int], tokens: int, device: torch.device) -> list[Batch]:
+    """The rows at `indices`, longest first, in batches of at most `tokens` tokens with padding (at least one row)."""
+    order = sorted(indices, key=lambda index: (-rows[index].length, index))
+    made: list[Batch] = []
+    while order:
+        count = max(1, tokens // rows[order[0]].length)
+        made.append(Batch.of(rows, order[:count], device))
+        order = order[count:]
+    return made
+
+
+def run_batch(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """The model's own logits before every answer token, [b, m, vocabulary] float32.
+
+    Only the tail that holds them is asked of the head where the model offers that: at a large vocabulary the logits of
+    every position would be most of the memory.
+    """
+    first = int(batch.places.min())
+    kept = batch.input_ids.shape[1] - first
+    short = "logits_to_keep" in inspect.signature(model.forward).parameters
+    options = {"logits_to_keep": kept} if short else {}
+    out = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, **options)
+    logits: torch.Tensor = out.logits[:, -kept:]
+    lines = torch.arange(len(batch.rows), device=logits.device)[:, None]
+    return logits[lines, batch.places - first].float()
+
+
+def answer_scores(logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """(mean NLL of the answer's tokens, least lead of an answer token over its best rival in nats), each [b].
+
+    A lead above 0 at every position is the same as: greedy decoding from the prompt gives the answer's ids.
+    Rows without an answer get NLL 0 and an infinite lead.
+    """
+    log_p = logits.log_softmax(-1)
+    own = log_p.gather(-1, batch.answers[..., None])[..., 0]  # [b, m]
+    rivals = log_p.scatter(-1, batch.answers[..., None], -torch.inf).amax(-1)
+    nll = -(own * batch.scored).sum(1) / batch.scored.sum(1).clamp_min(1)
+    lead = torch.where(batch.scored, own - rivals, torch.inf).amin(1)
+    return nll, lead.detach()
+
+
+Within = Callable[[Batch], AbstractContextManager[None]]
+"""What surrounds the forward pass of a batch: the update of each of its rows."""
+
+
+def unchanged_forward(batch: Batch) -> AbstractContextManager[None]:
+    """The `Within` of the base model."""
+    return nullcontext()
+
+
+def leads(model: nn.Module, rows: Sequence[Row], tokens: int, within: Within = unchanged_forward) -> torch.Tensor:
+    """`answer_scores`' lead of every row, [len(rows)] float32 on the CPU."""
+    result = torch.empty(len(rows))
+    with torch.no_grad():
+        for batch in batches(rows, range(len(rows)), tokens, device_of(model)):
+            with within(batch):
+                result[batch.rows.cpu()] = answer_scores(run_batch(model, batch), batch)[1].cpu()
+    return result
+
+
+def greedy(model: nn.Module, rows: Sequence[Row], count: int, tokens: int) -> list[Row]:
+    """The rows with `count` greedily decoded ids as answers (whatever answers they had are dropped)."""
+    grown = [replace(row, answer=()) for row in rows]
+    for _ in range(count):
+        # The answer so far is read, and a placeholder stands where the next id will be.
+        asked = [replace(row, answer=(*row.answer, 0)) for row in grown]
+        with torch.no_grad():
+            for batch in batches(asked, range(len(asked)), tokens, device_of(model)):
+                following = run_batch(model, batch)[:, -1].argmax(-1)
+                for index, token in zip(batch.rows.tolist(), following.tolist(), strict=True):
+                    grown[index] = replace(grown[index], answer=(*grown[index].answer, token))
+    return grown
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's inputs go."""
+    return next(model.parameters()).device

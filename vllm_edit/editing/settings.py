@@ -1,0 +1,104 @@
+"""Settings of the closed-form editor. They are part of a compiled patch's identity, except where a field says not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+from vllm_edit.errors import EditError
+
+Progress = Callable[[str, int, int], None]
+"""Called with (what is being done, how much is done, how much there is)."""
+
+FORMS = ("plain", "chat", "alias", "tune")
+_RUN_TIME = ("batch_tokens", "on_missed")
+
+
+@dataclass(frozen=True)
+class RomeSettings:
+    """How edits are compiled at a site. The defaults need no tuning per model: every quantity is relative."""
+
+    # Keys: which forms of an edit's prompt give columns.
+    forms: tuple[str, ...] = FORMS
+    """plain: the prompt. chat: the prompt in the chat template. alias: each alias in the subject's place. tune: the
+    `tune` paraphrase probes. A form that the edit or the tokenizer does not have is skipped."""
+    merge_cosine: float = 0.9
+    """Forms of one edit whose keys' whitened cosine exceeds this are averaged into one column."""
+    group_cosine: float = 0.9
+    """Edits of one subject whose keys' whitened cosine exceeds this become one key group with one residual."""
+    max_columns: int = 4
+    """Most columns of a key group besides its edits' plain prompts'; columns cost no rank (see closed_form)."""
+
+    # Residuals: how δ is trained.
+    steps: int = 80
+    """Most steps of Adam for an edit."""
+    learning_rate: float = 0.1
+    """Adam's step, in units of the residual stream's RMS at the site: no model needs its own."""
+    margin: float = 1.0
+    """An edit is done when its target leads by so many nats at every target position under every context."""
+    kl_factor: float = 0.0625
+    """Weight of KL(base ‖ edited) on prompts that should not change."""
+    norm_penalty: float = 0.01
+    """Weight of the mean square of δ in units of the residual stream's RMS."""
+    clamp: float = 4.0
+    """‖δ‖ stays below so many times the norm of the residual stream at the site."""
+    essence: str = "{} is a"
+    """The prompt that should not change, about the subject, where an edit has no `tune` locality probes."""
+    residual_rule: Literal["shift", "reference"] = "shift"
+    """shift: the residual is δ. reference: r-ROME's reference code, v0 + δ − W k̄, for comparison."""
+    damping: float | None = None
+    """λ relative to the mean of diag(KᵀC⁻¹K); None takes the site's."""
+
+    # Health: what is refused.
+    served_margin: float = 0.1
+    """Least margin in nats under every context with the final, jointly solved delta."""
+    least_denominator: float = 0.01
+    """Least k̄ᵀC⁻¹k̄ / d_in: below it the key lies where ordinary text lies, and the edit would act on all of it."""
+    most_norm: float = 1.0
+    """Most ‖ΔW‖ / ‖W‖ (Frobenius) of one key group's part of the update."""
+
+    # Run time: not part of the identity.
+    batch_tokens: int = 8192
+    """Most tokens in one forward pass, padding included: the memory budget. Not part of the identity."""
+    on_missed: Literal["error", "report"] = "error"
+    """What an edit beyond a health limit causes: UnsafeEdit, or a line in the report. Not part of the identity."""
+
+    def __post_init__(self) -> None:
+        problems = [f"unknown form {form!r}; forms are {', '.join(FORMS)}" for form in self.forms if form not in FORMS]
+        if "plain" not in self.forms:
+            problems.append("forms must contain 'plain'")
+        problems += [
+            f"{name} must be positive; got {getattr(self, name)}"
+            for name in ("max_columns", "learning_rate", "clamp", "batch_tokens", "most_norm")
+            if getattr(self, name) <= 0
+        ]
+        problems += [
+            f"{name} must not be negative; got {getattr(self, name)}"
+            for name in ("steps", "margin", "kl_factor", "norm_penalty", "damping", "least_denominator")
+            if (getattr(self, name) or 0) < 0
+        ]
+        problems += [
+            f"{name} must lie between 0 and 1; got {getattr(self, name)}"
+            for name in ("merge_cosine", "group_cosine")
+            if not 0 <= getattr(self, name) <= 1
+        ]
+        if "{}" not in self.essence:
+            problems.append(f"essence must contain {{}}, the subject's place; got {self.essence!r}")
+        if problems:
+            raise EditError("settings: " + "; ".join(problems))
+
+    def identity(self, damping: float) -> dict[str, Any]:
+        """The JSON-able settings that a compiled patch is identified by, with the λ that was used."""
+        return {key: value for key, value in asdict(self).items() if key not in _RUN_TIME} | {
+            "forms": list(self.forms),
+            "damping": damping,
+        }
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> RomeSettings:
+        """Settings from plain values, as a CLI or a manifest holds them. Raises EditError for unknown names."""
+        known = {field.name for field in fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise EditError(f"unknown settings {', '.join(unknown)}; settings of rome are {', '.join(sorted(known))}")
+        return cls(**(values | ({"forms": tuple(values["forms"])} if "forms" in values else {})))
