@@ -1,0 +1,56 @@
+"""What commands need of a base model besides its weights: the shipped one brings it, others get it from files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vllm_edit.errors import EditError
+
+if TYPE_CHECKING:
+    from vllm_edit.ike.bank import Bank
+    from vllm_edit.patch import Edit
+
+SHIPPED = "atlas"
+
+
+def texts_of(model: str, file: Path | None) -> list[str]:
+    """Ordinary text in the model's languages: for second moments."""
+    if file is not None:
+        texts = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        if not texts:
+            raise EditError(f"{file} holds no text; expected one passage per line")
+        return texts
+    if model != SHIPPED:
+        raise EditError(
+            f"a site of {model} needs ordinary text to be measured on: give --texts FILE, a passage per line"
+        )
+    from vllm_edit import atlas
+
+    return atlas.texts()
+
+
+def sweep_edits_of(model: str, file: Path | None, seed: int) -> list[Edit]:
+    """Edits on which layer and token are chosen; no evaluation may use them again."""
+    if file is not None:
+        from vllm_edit.patch import Patch
+
+        return list(Patch.load(file).edits)
+    if model != SHIPPED:
+        raise EditError(f"choosing the layer of {model} needs edits to try: give --edits PATCH.yaml, or --layer NUMBER")
+    from vllm_edit import atlas
+
+    return atlas.sweep_edits(seed)
+
+
+def bank_of(model: str, file: Path | None) -> Bank:
+    """Facts that the model knows, of which IKE's demonstrations are made; none are known of other models."""
+    from vllm_edit.ike.bank import Bank
+
+    if file is not None:
+        return Bank.load(file)
+    if model != SHIPPED:
+        return Bank()
+    from vllm_edit import atlas
+
+    return Bank.from_records(atlas.bank())
