@@ -143,7 +143,7 @@ def _portability(facts: Facts, fact: Fact, new: str, rng: random.Random) -> list
 
 
 def _neighbours(peers: list[Fact], fact: Fact, rng: random.Random) -> list[Probe]:
-    """Same relation, other subjects; half of them with the same true object, as in CounterFact, where there are such."""
+    """Same relation, other subjects; up to half of them with the same true object, as in CounterFact."""
     same = [peer for peer in peers if peer is not fact and peer.object == fact.object]
     rest = [peer for peer in peers if peer.object != fact.object]
     chosen = rng.sample(same, k=min(len(same), _NEIGHBOURS // 2))

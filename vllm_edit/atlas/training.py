@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import time
@@ -152,8 +153,8 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path)
     """
     for parameter in model.parameters():
         parameter.data = parameter.data.bfloat16().float()
-    model.to(torch.bfloat16).save_pretrained(out)
-    model.float()
+    # A copy, since casting would also round the rotary frequencies, which every loader computes anew.
+    copy.deepcopy(model).to(torch.bfloat16).save_pretrained(out)
     tokenizer.save_pretrained(out)
 
 

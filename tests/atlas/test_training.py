@@ -1,0 +1,128 @@
+"""The recipe: documents never show what is held out, and training stops and goes on without a trace."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from vllm_edit.atlas import facts_folder, texts
+from vllm_edit.atlas.documents import Documents
+from vllm_edit.atlas.facts import Facts
+from vllm_edit.atlas.tokenizer import train_tokenizer
+from vllm_edit.atlas.training import Progress, Recipe, read_accuracy, train
+from vllm_edit.errors import EditError
+from vllm_edit.prompting import answer_ids, prompt_ids
+
+TINY = Recipe(
+    steps=6,
+    layers=2,
+    hidden=32,
+    ffn=48,
+    heads=1,
+    vocabulary=600,
+    context=128,
+    rows=2,
+    row_tokens=24,
+    in_context_rows=1,
+    in_context_tokens=96,
+    warmup=2,
+)
+
+
+@pytest.fixture(scope="module")
+def small_facts(tmp_path_factory: pytest.TempPathFactory) -> Facts:
+    folder = tmp_path_factory.mktemp("facts")
+    (folder / "things.csv").write_text(
+        "subject,aliases,color,shape\nball,,red,round\nbox,crate,blue,square\nsky,,blue,\n"
+    )
+    (folder / "things.yaml").write_text(
+        "language: en\nrelations:\n"
+        "  color:\n    statements: ['The color of {s} is']\n    questions: ['What color has {s}?']\n"
+        "    held_out: ['{s} shines in']\n"
+        "  shape:\n    statements: ['The shape of {s} is']\n    questions: ['What shape has {s}?']\n"
+        "    held_out: ['{s} is formed']\n"
+    )
+    return Facts.load(folder)
+
+
+def test_held_out_forms_are_never_trained_on() -> None:
+    facts = Facts.load(facts_folder())
+    shown = "\n".join(texts(count=3000, seed=5))
+    held_out = [(r, form) for r in facts.relations for form in r.held_out]
+    for relation, form in held_out:
+        # The longer side of a form's slot is its own; the trained forms prove that the search would find it.
+        own = max(form.text.split("{s}"), key=len)
+        assert own not in shown, (relation.id, form.text)
+    found = [max(f.text.split("{s}"), key=len) in shown for r in facts.relations for f in r.trained]
+    assert sum(found) > 0.9 * len(found)
+
+
+def test_the_same_step_gives_the_same_documents(small_facts: Facts) -> None:
+    tokenizer = train_tokenizer(small_facts, 600)
+    one, other = Documents(small_facts, tokenizer, 3), Documents(small_facts, tokenizer, 3)
+    other.at(1).row(50)
+    assert one.at(7).row(50) == other.at(7).row(50)
+    assert one.at(7).row(50) != one.at(8).row(50)
+
+
+def test_invented_facts_carry_no_loss(small_facts: Facts) -> None:
+    tokenizer = train_tokenizer(small_facts, 600)
+    documents = Documents(small_facts, tokenizer, 0)
+    for step in range(20):
+        example = documents.at(step).in_context_row(120)
+        taught = tokenizer.decode([i for i, w in zip(example.ids, example.weights, strict=True) if w >= 1])
+        assert "New Fact" not in taught
+
+
+def test_chat_and_plain_text_give_an_answer_the_same_ids(small_facts: Facts) -> None:
+    tokenizer = train_tokenizer(small_facts, 600)
+    prompt = "The color of ball is"
+    assert answer_ids(tokenizer, prompt, "red", chat=True) == answer_ids(tokenizer, prompt, "red")
+    whole = tokenizer.apply_chat_template(
+        [{"role": "user", "content": prompt}, {"role": "assistant", "content": "red"}], tokenize=False
+    )
+    ids = prompt_ids(tokenizer, prompt, chat=True) + answer_ids(tokenizer, prompt, "red", chat=True)
+    assert tokenizer(whole, add_special_tokens=False)["input_ids"][: len(ids)] == ids
+
+
+def test_training_that_stopped_goes_on_where_it_was(small_facts: Facts, tmp_path: Path) -> None:
+    def stop_at_four(progress: Progress) -> None:
+        if progress.step == 4:
+            raise KeyboardInterrupt
+
+    straight = train(small_facts, tmp_path / "straight", TINY, checkpoint_every=2)
+    with pytest.raises(KeyboardInterrupt):
+        train(small_facts, tmp_path / "stopped", TINY, checkpoint_every=2, report=stop_at_four)
+    steps: list[int] = []
+    resumed = train(
+        small_facts, tmp_path / "stopped", TINY, checkpoint_every=2, report=lambda progress: steps.append(progress.step)
+    )
+    assert steps == [5, 6]
+    for name, value in straight.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+    assert not (tmp_path / "stopped" / "checkpoint.pt").exists()
+    assert read_accuracy(tmp_path / "stopped").counts["trained"] == 5
+
+
+def test_a_trained_folder_is_loaded_by_transformers(small_facts: Facts, tmp_path: Path) -> None:
+    made = train(small_facts, tmp_path, TINY)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    ids = torch.tensor([prompt_ids(tokenizer, "The color of ball is")])
+    assert torch.equal(loaded(ids).logits, made(ids).logits)
+    assert (tmp_path / "model.safetensors").stat().st_size < 2.5 * sum(p.numel() for p in made.parameters())
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(small_facts: Facts, tmp_path: Path) -> None:
+    def stop(progress: Progress) -> None:
+        if progress.step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(small_facts, tmp_path, TINY, checkpoint_every=2, report=stop)
+    with pytest.raises(EditError, match="made by another recipe or other facts"):
+        train(small_facts, tmp_path, replace(TINY, seed=1))
