@@ -105,9 +105,10 @@ class Delta:
         Returns:
             The folder.
         """
+        files = peft.encode(self.parts, base_name, dtype, fan_in_fan_out)  # may refuse: before anything is written
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        for name, content in peft.encode(self.parts, base_name, dtype, fan_in_fan_out).items():
+        for name, content in files.items():
             (folder / name).write_bytes(content)
         return folder
 

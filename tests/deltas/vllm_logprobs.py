@@ -1,0 +1,61 @@
+"""Prompt log-probabilities of tiny models from real vLLM engines, with and without an adapter, as a program.
+
+Run as `python -m tests.deltas.vllm_logprobs JOBS.json`: engines need a process of their own. Each job has `folder`,
+`adapter`, `modules` (runtime names), `prompts` (token ids) and `out`, a safetensors file that the program writes, with
+`base.<i>` and `adapter.<i>`, [tokens - 1, vocabulary]: row t is log p(· | tokens up to t) of prompt i.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from vllm import LLM, RequestOutput, SamplingParams
+from vllm.distributed import cleanup_dist_env_and_memory
+from vllm.lora.request import LoRARequest
+
+
+def main() -> None:
+    for job in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
+        save_file(_logprobs(job), job["out"])
+        cleanup_dist_env_and_memory()  # the next engine sets up its own process group
+
+
+def _logprobs(job: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """One engine, wrapped exactly at the modules; base and adapter requests share its batches."""
+    llm = LLM(
+        model=job["folder"],
+        dtype="float32",
+        enforce_eager=True,
+        max_model_len=128,
+        max_logprobs=-1,
+        enable_prefix_caching=False,
+        enable_lora=True,
+        max_lora_rank=8,
+        max_loras=2,  # the second slot stays empty: on the CPU a base request gets the last slot's adapter
+        lora_target_modules=job["modules"],
+    )
+    prompts = [{"prompt_token_ids": ids} for ids in job["prompts"]]
+    adapter = LoRARequest("edit", 1, job["adapter"])
+    outputs = llm.generate(
+        prompts * 2,
+        SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=-1, detokenize=False),
+        lora_request=[None] * len(prompts) + [adapter] * len(prompts),
+    )
+    llm.llm_engine.engine_core.shutdown()
+    named = [f"{kind}.{index}" for kind in ("base", "adapter") for index in range(len(prompts))]
+    return {name: _dense(output) for name, output in zip(named, outputs, strict=True)}
+
+
+def _dense(output: RequestOutput) -> torch.Tensor:
+    """[tokens - 1, vocabulary] of a request's prompt log-probabilities; the first token has none."""
+    rows = [row for row in output.prompt_logprobs or [] if row is not None]
+    return torch.tensor([[row[token].logprob for token in range(len(row))] for row in rows])
+
+
+if __name__ == "__main__":
+    main()
