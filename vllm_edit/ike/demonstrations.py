@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import chain, zip_longest
 from typing import Any
 
@@ -19,7 +20,8 @@ from vllm_edit.ike.bank import Bank, Fact
 from vllm_edit.ike.prefix import PATTERN
 from vllm_edit.ike.retrieval import Similarity, lexical, nearest_first
 from vllm_edit.patch import Edit, Patch
-from vllm_edit.store.compiled import Demonstration
+from vllm_edit.store.artefacts import demonstrations_digest
+from vllm_edit.store.compiled import CompiledPatch, Demonstration
 from vllm_edit.text import is_cjk, mentions, normalise
 
 log = logging.getLogger(__name__)
@@ -28,7 +30,7 @@ MAX_STORED = 256
 
 
 def build_demonstrations(
-    patch: Patch,
+    patch: Patch | Sequence[Edit],
     bank: Bank,
     tokenizer: Any,
     limit: int = 32,
@@ -42,12 +44,13 @@ def build_demonstrations(
     Each edit i adds two with `edit=i`: its self-copy (kind `copy`), and kind `fact`, whose token count is that of the
     last block up to the prompt. An empty bank gives only those.
     """
-    usable = bank.without(patch.edits)
+    edits = patch.edits if isinstance(patch, Patch) else patch
+    usable = bank.without(edits)
     if len(usable.facts) < len(bank.facts):
-        log.info("%s: %d bank facts overlap with edits or probes", patch.name, len(bank.facts) - len(usable.facts))
-    made = _from_bank(patch.edits, usable, min(limit * len(patch.edits), MAX_STORED), random.Random(seed), similarity)
+        log.info("%d bank facts overlap with edits or probes", len(bank.facts) - len(usable.facts))
+    made = _from_bank(edits, usable, min(limit * len(edits), MAX_STORED), random.Random(seed), similarity)
     if bank.facts and not made:
-        log.warning("%s: no usable demonstrations in a bank of %d facts", patch.name, len(bank.facts))
+        log.warning("no usable demonstrations in a bank of %d facts", len(bank.facts))
 
     def count(text: str) -> int:
         return len(tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -57,15 +60,23 @@ def build_demonstrations(
         for kind, fact, prompt, answer in made
         for text in [template.demonstration(fact, prompt, answer)]
     ]
-    for index, edit in enumerate(patch.edits):
+    for index, edit in enumerate(edits):
         fact = template.fact_text(edit.prompt, edit.target_new)
         whole, start = template.demonstration(fact, edit.prompt, edit.target_new), template.query(fact, "")
         copy = Demonstration(
             kind="copy", fact=fact, prompt=edit.prompt, answer=edit.target_new, tokens=count(whole), edit=index
         )
         counted += [copy, Demonstration(kind="fact", fact=fact, prompt="", answer="", tokens=count(start), edit=index)]
-    check_disjoint(patch.edits, counted)
+    check_disjoint(edits, counted)
     return tuple(counted)
+
+
+def with_demonstrations(compiled: CompiledPatch, bank: Bank, tokenizer: Any, seed: int = 0) -> CompiledPatch:
+    """`compiled` with the demonstrations of its edits; they are part of its identity, so its name changes."""
+    manifest = compiled.manifest
+    made = build_demonstrations(manifest.edits, bank, tokenizer, seed=seed)
+    stated = manifest.model_copy(update={"demonstrations": demonstrations_digest(made)})
+    return replace(compiled, manifest=stated, demonstrations=made)
 
 
 def merge_demonstrations(

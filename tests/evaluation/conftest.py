@@ -1,0 +1,87 @@
+"""A compiled patch of a tiny model: a random delta large enough to change answers, and real demonstrations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from vllm_edit.deltas.delta import Delta, LowRank
+from vllm_edit.ike.bank import Bank
+from vllm_edit.ike.demonstrations import with_demonstrations
+from vllm_edit.patch import Edit, Patch, Probe
+from vllm_edit.store.compiled import CompiledPatch
+from vllm_edit.store.manifest import Manifest
+
+MODULE = "model.layers.1.mlp.down_proj"
+Compile = Callable[[Patch, int], CompiledPatch]
+
+
+@pytest.fixture(scope="session")
+def patch() -> Patch:
+    return Patch(
+        name="moves",
+        edits=(
+            Edit(
+                prompt="The capital of France is",
+                subject="France",
+                relation="capital",
+                target_new="Rome",
+                target_true="Paris",
+                probes=(
+                    Probe(kind="paraphrase", prompt="What is the capital of France?"),
+                    Probe(kind="paraphrase", prompt="France?", split="tune"),
+                    Probe(kind="reverse", prompt="Rome is the capital of", target="France"),
+                    Probe(kind="portability", prompt="The people of France speak", target="Italian", chat=True),
+                    Probe(kind="locality", prompt="The capital of Germany is", target="Berlin"),
+                    Probe(kind="unrelated", prompt="水分子的化學式是"),
+                ),
+            ),
+            Edit(
+                prompt="台北101的高度是",
+                subject="台北101",
+                relation="height",
+                target_new="300公尺",
+                probes=(Probe(kind="locality_subject", prompt="台北101在", target="台北"),),
+            ),
+        ),
+    )
+
+
+@pytest.fixture(scope="session")
+def compile_random(tokenizer: PreTrainedTokenizerFast) -> Compile:
+    """A compiled patch whose delta is random with the given seed."""
+    money = {
+        "Peru": "sol", "Chile": "peso", "Kenya": "shilling", "Norway": "krone", "India": "rupee", "Japan": "yen",
+        "Poland": "zloty", "Egypt": "pound", "Cuba": "dollar",
+    }  # fmt: skip
+    records = [
+        {
+            "prompt": f"The currency of {c} is",
+            "subject": c,
+            "relation": "currency",
+            "object": o,
+            "paraphrases": [f"{c} pays in"],
+        }
+        for c, o in money.items()
+    ]
+    bank = Bank.from_records(records)
+
+    def make(patch: Patch, seed: int) -> CompiledPatch:
+        random = torch.Generator().manual_seed(seed)
+        B, A = torch.randn(64, 1, generator=random), torch.randn(1, 96, generator=random)
+        delta = Delta({MODULE: LowRank(B, A)})
+        manifest = Manifest(
+            patch=patch.name, method="rome", base="b", site="s", modules=(MODULE,), edits=patch.edits, gate=patch.gate,
+            rank=1, adapter=delta.digest, factors=None, demonstrations=None,
+        )  # fmt: skip
+        return with_demonstrations(CompiledPatch(manifest, delta), bank, tokenizer)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def compiled(patch: Patch, compile_random: Compile) -> CompiledPatch:
+    return compile_random(patch, 0)

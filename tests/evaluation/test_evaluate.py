@@ -1,0 +1,145 @@
+"""evaluate end to end on a tiny model: modes side by side, the gate, JSON and the table."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from tests.evaluation.conftest import Compile
+from vllm_edit.errors import EditError
+from vllm_edit.evaluation.evaluate import Settings, evaluate, run_gate
+from vllm_edit.evaluation.judging import unchanged
+from vllm_edit.evaluation.report import Measure, Report
+from vllm_edit.evaluation.runners.hf import HFRunner
+from vllm_edit.evaluation.runners.runner import Request
+from vllm_edit.evaluation.table import html, table
+from vllm_edit.ike.prefix import build_prefix, wrap
+from vllm_edit.patch import Gate, Patch
+from vllm_edit.store.compiled import CompiledPatch
+
+
+@pytest.fixture(scope="module")
+def runner(llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> HFRunner:
+    return HFRunner(llama, tokenizer)
+
+
+@pytest.fixture(scope="module")
+def report(compiled: CompiledPatch, runner: HFRunner) -> Report:
+    return evaluate(compiled, runner, settings=Settings(max_tokens=6, latency=2, answers=True))
+
+
+def test_every_mode_answers_the_same_questions(report: Report) -> None:
+    assert report.modes == ("base", "weights", "ike")
+    assert report.edits == 2
+    assert report.answers is not None
+    assert len(report.answers) == 10
+    for answer in report.answers:
+        assert set(answer.texts) == {"base", "weights", "ike"}
+    for mode in ("weights", "ike"):
+        for metric in ("reliability", "reliability_chat", "paraphrase", "reverse", "portability", "locality",
+                       "locality_subject", "unrelated", "locality_right", "old_answer"):  # fmt: skip
+            assert report.find(metric, mode) is not None, metric
+    assert {(m.metric, m.protocol) for m in report.measures if m.protocol == "nll"} == {
+        (name, "nll") for name in ("ES", "PS", "NS", "S", "margin")
+    }
+
+
+def test_answers_are_the_runners_own(report: Report, compiled: CompiledPatch, runner: HFRunner) -> None:
+    assert report.answers is not None
+    for answer in report.answers:
+        weights = runner.generate([Request(answer.prompt, answer.chat, compiled)], 6)[0]
+        assert answer.texts["weights"] == weights
+        if answer.metric == "locality":
+            assert answer.right["weights"] == unchanged(weights, answer.texts["base"])
+
+
+def test_ike_costs_the_tokens_of_its_prefix_and_the_other_modes_none(report: Report) -> None:
+    added = {cost.mode: cost.tokens_added for cost in report.costs}
+    assert added["base"] == added["weights"] == 0
+    assert added["ike"] > 20
+    assert all(cost.latency_s and cost.latency_n == 2 for cost in report.costs)
+
+
+def test_an_ike_prompt_fits_the_context(compiled: CompiledPatch, runner: HFRunner) -> None:
+    prompt = compiled.manifest.edits[0].prompt
+    count = len(runner.tokenizer(prompt)["input_ids"])
+    prefix = build_prefix(compiled.manifest, compiled.demonstrations, prompt, runner.context - count - 6)
+    assert len(runner.tokenizer(wrap(prefix, prompt))["input_ids"]) + 6 <= runner.context
+
+
+def test_several_patches_are_each_measured_alone(
+    patch: Patch, compile_random: Compile, compiled: CompiledPatch, runner: HFRunner
+) -> None:
+    other = compile_random(patch.model_copy(update={"name": "other"}), 5)
+    settings = Settings(max_tokens=6, latency=0, teacher_forced=False, answers=True)
+    together = evaluate([compiled, other], runner, ("weights",), settings)
+    assert together.patches == (compiled.name, other.name)
+    for single in (compiled, other):
+        alone = evaluate(single, runner, ("weights",), settings)
+        assert alone.answers is not None
+        assert together.answers is not None
+        assert [a.texts for a in together.answers if a.patch == single.name] == [a.texts for a in alone.answers]
+    assert together.modes == ("weights",)
+    reliability = together.find("reliability", "weights")
+    assert reliability is not None
+    assert (reliability.n, reliability.edits) == (4, 4)
+
+
+def test_relations_are_reported_apart_and_add_up(report: Report) -> None:
+    assert set(report.relations) == {"capital", "height"}
+    whole = report.find("reliability_chat", "weights")
+    parts = [
+        m for some in report.relations.values() for m in some if m.metric == "reliability_chat" and m.mode == "weights"
+    ]
+    assert whole is not None
+    assert sum(m.value * m.n for m in parts) == pytest.approx(whole.value * whole.n)
+
+
+def test_a_report_survives_json(report: Report) -> None:
+    assert Report.model_validate_json(report.model_dump_json()) == report
+
+
+def test_the_table_shows_every_metric_and_mode(report: Report) -> None:
+    console = Console(file=io.StringIO(), width=160)
+    console.print(table(report))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    for word in ("reliability", "paraphrase", "locality_subject", "base", "weights", "ike", "tokens added", "capital"):
+        assert word in text
+    measure = report.find("locality", "weights")
+    assert measure is not None
+    assert f"{measure.value:.3f} [{measure.low:.2f}, {measure.high:.2f}]" in text
+    assert "reliability" in html(report)
+
+
+def measured(metric: str, value: float) -> Measure:
+    return Measure(mode="weights", metric=metric, protocol="generation", value=value, n=4, edits=4)
+
+
+def test_the_gate_names_each_metric_below_it_and_skips_what_was_not_asked() -> None:
+    report = Report(
+        patches=("p",), engine="e", modes=("weights",), edits=4, split="gate", max_tokens=1,
+        measures=(measured("reliability", 1.0), measured("paraphrase", 0.5), measured("locality", 0.75)),
+    )  # fmt: skip
+    assert report.gate(Gate(reliability=1.0, paraphrase=0.5, locality=0.7, reverse=1.0)) == []
+    failures = report.gate(Gate(reliability=1.0, paraphrase=0.6, locality=0.8))
+    assert failures == [
+        "paraphrase: 0.500 over 4 prompts, the gate asks for 0.6",
+        "locality: 0.750 over 4 prompts, the gate asks for 0.8",
+    ]
+
+
+def test_a_random_delta_fails_its_gate_on_reliability(compiled: CompiledPatch, runner: HFRunner) -> None:
+    report, failures = run_gate(compiled, runner)
+    assert any(line.startswith("reliability: 0.000") for line in failures)
+    assert report.answers is not None
+
+
+def test_a_patch_that_is_not_compiled_can_only_be_asked_of_base(patch: Patch, runner: HFRunner) -> None:
+    assert evaluate(patch, runner, ("base",), Settings(latency=0)).find("reliability", "base") is not None
+    with pytest.raises(EditError, match="moves is not compiled"):
+        evaluate(patch, runner)
+    with pytest.raises(EditError, match="nothing to evaluate"):
+        evaluate([], runner)

@@ -1,0 +1,50 @@
+"""Intervals against published values and against their definition."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vllm_edit.evaluation.intervals import Z95, bootstrap, wilson
+
+
+@pytest.mark.parametrize(
+    ("share", "n", "low", "high"),
+    [
+        (81 / 263, 263, 0.2553, 0.3662),  # Newcombe 1998, Statistics in Medicine 17, Table I, method 3
+        (15 / 148, 148, 0.0624, 0.1605),
+        (0 / 20, 20, 0.0000, 0.1611),
+        (1 / 29, 29, 0.0061, 0.1718),
+    ],
+)
+def test_wilson_gives_newcombes_published_intervals(share: float, n: int, low: float, high: float) -> None:
+    assert wilson(share, n) == pytest.approx((low, high), abs=5e-5)
+
+
+@given(st.integers(1, 500), st.data())
+def test_wilson_holds_the_share_and_its_ends_are_the_score_tests(n: int, data: st.DataObject) -> None:
+    share = data.draw(st.integers(0, n)) / n
+    low, high = wilson(share, n)
+    assert 0 <= low <= share <= high <= 1
+    for end in {low, high} - {0.0, 1.0}:
+        assert abs(share - end) == pytest.approx(Z95 * (end * (1 - end) / n) ** 0.5, abs=1e-9)
+
+
+def test_bootstrap_is_seeded_and_covers_the_mean_as_the_normal_interval_does() -> None:
+    rng = random.Random(3)
+    values = [rng.gauss(2.0, 1.0) for _ in range(400)]
+    low, high = bootstrap(values)
+    assert (low, high) == bootstrap(values)
+    mean = sum(values) / 400
+    deviation = (sum((value - mean) ** 2 for value in values) / 399) ** 0.5
+    assert (low, high) == pytest.approx((mean - Z95 * deviation / 20, mean + Z95 * deviation / 20), abs=0.02)
+
+
+def test_nothing_observed_has_no_interval() -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        wilson(0.0, 0)
+    with pytest.raises(ValueError, match="at least one"):
+        bootstrap([])

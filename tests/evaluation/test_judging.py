@@ -1,0 +1,69 @@
+"""What counts as giving an answer, and as being unchanged."""
+
+from __future__ import annotations
+
+import pytest
+
+from vllm_edit.evaluation.judging import first_line, gives, unchanged
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected", "right"),
+    [
+        (" Rome.", "Rome", True),
+        ("the city of Rome, of course", "Rome", True),
+        ("Romeo", "Rome", False),
+        ("chrome", "Rome", False),
+        ("ROME!", "rome", True),
+        ("\n\nRome\nParis", "Rome", True),
+        ("Paris\nRome", "Rome", False),
+        ("The Beatles", "Beatles", True),
+        ("Beatles", "The Beatles", True),
+        ("李宏毅。他在台灣大學", "李宏毅", True),
+        ("是李宏毅", "李宏毅", True),
+        ("李宏", "李宏毅", False),
+        ("５０８公尺", "508公尺", True),
+        ("1508公尺", "508公尺", False),
+        ("St. Louis", "St. Louis", True),
+        ("C", "C++", False),
+        ("", "Rome", False),
+        ("Rome", "", False),
+        ("Rome", ".", False),
+    ],
+)
+def test_an_answer_is_given_when_the_first_line_mentions_it_as_whole_words(
+    answer: str, expected: str, right: bool
+) -> None:
+    assert gives(answer, expected) is right
+
+
+@pytest.mark.parametrize(
+    ("answer", "right"),
+    [("Paris, not Rome", False), ("Rome, not Paris", True), ("Rome", True), ("Paris", False), ("Paris Rome\nx", False)],
+)
+def test_the_old_answer_must_not_come_first(answer: str, right: bool) -> None:
+    assert gives(answer, "Rome", rival="Paris") is right
+
+
+def test_a_rival_that_is_part_of_the_answer_does_not_spoil_it() -> None:
+    assert gives("New York City", "New York City", rival="New York")
+
+
+@pytest.mark.parametrize(
+    ("answer", "before", "same"),
+    [
+        ("Berlin.", " berlin", True),
+        ("the yen", "yen", True),
+        ("Berlin\nmore", "Berlin\nother", True),
+        ("Berlin and more", "Berlin", False),
+        ("", "", True),
+        ("", "Berlin", False),
+        ("柏林。", "柏林", True),
+    ],
+)
+def test_unchanged_compares_normalised_first_lines(answer: str, before: str, same: bool) -> None:
+    assert unchanged(answer, before) is same
+
+
+def test_the_first_line_skips_blank_ones() -> None:
+    assert first_line("\n \n  Rome \nParis") == "Rome"

@@ -1,0 +1,33 @@
+"""95 % intervals of what is measured."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+
+Z95 = 1.959963984540054  # the normal distribution's 97.5 % quantile
+
+
+def wilson(share: float, n: int, z: float = Z95) -> tuple[float, float]:
+    """Wilson's score interval of a share observed over n units: (p + z²/2n ± z √(p(1−p)/n + z²/4n²)) / (1 + z²/n).
+
+    Also used for a mean of n values in [0, 1] (shares of several probes per edit): their variance is at most
+    p(1−p), so the interval is then too wide rather than too narrow.
+    """
+    if n <= 0:
+        raise ValueError(f"an interval needs at least one observation, got n = {n}")
+    centre = share + z * z / (2 * n)
+    spread = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    scale = 1 + z * z / n
+    # At 0 and 1 an end is the share itself, exactly but for rounding.
+    return max(0.0, min(share, (centre - spread) / scale)), min(1.0, max(share, (centre + spread) / scale))
+
+
+def bootstrap(values: Sequence[float], resamples: int = 1000, seed: int = 0) -> tuple[float, float]:
+    """Percentile interval of the mean of `values`, one per edit, by seeded resampling."""
+    if not values:
+        raise ValueError("an interval needs at least one observation")
+    rng = random.Random(seed)
+    means = sorted(sum(rng.choices(values, k=len(values))) / len(values) for _ in range(resamples))
+    return means[round(0.025 * (resamples - 1))], means[round(0.975 * (resamples - 1))]

@@ -1,0 +1,100 @@
+"""Report: what an evaluation found. JSON-able; compared with a gate; shown as a table."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from vllm_edit.patch import Gate
+
+Mode = Literal["base", "weights", "ike"]
+MODES: tuple[Mode, ...] = ("base", "weights", "ike")
+Protocol = Literal["generation", "argmax", "nll"]
+PROTOCOLS: dict[Protocol, str] = {
+    "generation": "free greedy generation: the first line mentions the answer (locality: is what base says)",
+    "argmax": "teacher forcing: every token of the answer is the most likely one",
+    "nll": "teacher forcing: mean token NLL of new against true answer (CounterFact's ES, PS, NS, S)",
+}
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Measure(_Frozen):
+    """One number with the protocol that it was measured by. Mean over a case's questions, then over edits.
+
+    n: questions asked; edits: edits they belong to. low, high: 95 % interval over edits (over the questions where
+    only one edit was asked), by `interval`; None where a number has none.
+    """
+
+    mode: Mode
+    metric: str
+    protocol: Protocol
+    value: float
+    low: float | None = None
+    high: float | None = None
+    interval: Literal["wilson", "bootstrap"] | None = None
+    n: int
+    edits: int
+
+
+class Cost(_Frozen):
+    """What a mode costs. tokens_added: mean per answer. seconds_per_answer: in the batches of this evaluation.
+    latency_s: median of single answers asked alone, after a warm-up; `latency_n` of them."""
+
+    mode: Mode
+    answers: int
+    tokens_added: float
+    seconds_per_answer: float
+    latency_s: float | None = None
+    latency_n: int = 0
+
+
+class Answer(_Frozen):
+    """One question with the raw answer of each mode, and whether it counted as right (locality: as unchanged)."""
+
+    patch: str
+    edit: int
+    subject: str
+    relation: str
+    metric: str
+    prompt: str
+    chat: bool
+    expected: str | None
+    texts: dict[Mode, str]
+    right: dict[Mode, bool]
+
+
+class Report(_Frozen):
+    """The result of `evaluate`. `measures` over everything, `relations` the generation measures by relation."""
+
+    patches: tuple[str, ...]
+    engine: str
+    modes: tuple[Mode, ...]
+    edits: int
+    split: str | None = Field(description="which probes were asked: gate, tune, or None for both")
+    max_tokens: int
+    measures: tuple[Measure, ...]
+    relations: dict[str, tuple[Measure, ...]] = Field(default_factory=dict)
+    costs: tuple[Cost, ...] = ()
+    answers: tuple[Answer, ...] | None = None
+
+    def find(self, metric: str, mode: Mode, protocol: Protocol = "generation") -> Measure | None:
+        """The measure, or None if nothing was asked for it."""
+        wanted = (metric, mode, protocol)
+        return next((m for m in self.measures if (m.metric, m.mode, m.protocol) == wanted), None)
+
+    def gate(self, gate: Gate, mode: Mode = "weights") -> list[str]:
+        """One line per metric below the gate; empty if it passes. Metrics without a probe are not judged.
+
+        Judged by free generation: reliability and the changing kinds by the wanted answer, the keeping kinds by being
+        unchanged from base.
+        """
+        failures = []
+        for metric, least in gate.model_dump().items():
+            measure = self.find(metric, mode)
+            if measure is not None and measure.value < least:
+                failures.append(f"{metric}: {measure.value:.3f} over {measure.n} prompts, the gate asks for {least:g}")
+        return failures

@@ -1,0 +1,54 @@
+"""Runner: what an evaluation needs of an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from vllm_edit.store.compiled import CompiledPatch
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """A prompt, asked as plain text or as a chat turn, of the base (`patch` None) or with a patch's adapter."""
+
+    prompt: str
+    chat: bool = False
+    patch: CompiledPatch | None = None
+
+
+@dataclass(frozen=True)
+class Scored:
+    """An answer forced on the model: mean negative log-likelihood per token, and whether every token was the argmax."""
+
+    nll: float
+    argmax: bool
+
+
+class Runner(Protocol):
+    """An engine with the base model in it. Both methods answer in the order of their requests."""
+
+    @property
+    def name(self) -> str:
+        """Engine, precision and device, for the report."""
+
+    @property
+    def context(self) -> int:
+        """The largest number of tokens of prompt and answer together."""
+
+    @property
+    def tokenizer(self) -> Any: ...
+
+    def generate(self, requests: Sequence[Request], max_tokens: int) -> list[str]:
+        """Greedy answers up to the end of the turn, without special tokens."""
+
+    def score(self, requests: Sequence[tuple[Request, str]]) -> list[Scored]:
+        """Each request's answer (the string) forced after its prompt; every patch is applied only to its requests."""
+
+
+def answer_text(tokenizer: Any, ids: Sequence[int]) -> str:
+    """The text of generated ids up to the first special token: end of text or of turn, whatever the model calls it."""
+    special = set(tokenizer.all_special_ids)
+    end = next((place for place, token in enumerate(ids) if token in special), len(ids))
+    return str(tokenizer.decode(list(ids[:end])))

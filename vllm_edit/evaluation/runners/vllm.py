@@ -1,0 +1,116 @@
+"""VLLMRunner: evaluation through vLLM, many adapters and base in one batch, as they are served."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vllm_edit.errors import EditError, Incompatible
+from vllm_edit.evaluation.runners.runner import Request, Scored, answer_text
+from vllm_edit.prompting import answer_ids, prompt_ids
+from vllm_edit.store.compiled import CompiledPatch
+from vllm_edit.store.site import LEGAL_RANKS
+
+PLUGIN = "vllm_edit"
+
+
+class VLLMRunner:
+    """A `vllm.LLM` with LoRA around exactly `modules`. Use as a context manager, so that adapter files go in the end.
+
+    Args:
+        model: folder or hub id. modules: names of the wrapped modules. rank: the largest rank to come.
+        slots: distinct adapters in one batch. options: more arguments of `vllm.LLM` (dtype, max_model_len, …).
+    """
+
+    def __init__(
+        self, model: str | Path, modules: Sequence[str], rank: int, *, slots: int = 16, **options: Any
+    ) -> None:
+        allowed = os.environ.get("VLLM_PLUGINS")
+        if allowed is not None and PLUGIN not in allowed.split(","):
+            # Without our general plugin a base request on CPU is answered with the last slot's patch.
+            raise EditError(f"VLLM_PLUGINS is {allowed!r} and leaves out {PLUGIN}; add it, or unset the variable")
+        from vllm import LLM
+        from vllm.platforms import current_platform
+        from vllm.plugins import load_general_plugins
+
+        load_general_plugins()
+        on_cpu = current_platform.is_cpu()
+        defaults = {"dtype": "float32" if on_cpu else "bfloat16", "enforce_eager": on_cpu}
+        self._rank = next((legal for legal in LEGAL_RANKS if legal >= rank), LEGAL_RANKS[-1])
+        self._llm = LLM(
+            model=str(model),
+            enable_lora=True,
+            max_lora_rank=self._rank,
+            max_loras=slots,
+            lora_target_modules=list(modules),
+            **{**defaults, **options},
+        )
+        self._device = current_platform.device_type
+        self.tokenizer = self._llm.get_tokenizer()
+        self._folder = tempfile.TemporaryDirectory(prefix="vllm-edit-eval-")
+        self._adapters: dict[str, Any] = {}
+
+    def __enter__(self) -> VLLMRunner:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._folder.cleanup()
+
+    @property
+    def name(self) -> str:
+        return f"vllm {str(self._llm.model_config.dtype).removeprefix('torch.')} {self._device}"
+
+    @property
+    def context(self) -> int:
+        return int(self._llm.model_config.max_model_len)
+
+    def generate(self, requests: Sequence[Request], max_tokens: int) -> list[str]:
+        from vllm import SamplingParams
+
+        prompts = [prompt_ids(self.tokenizer, request.prompt, request.chat) for request in requests]
+        outputs = self._run(prompts, requests, SamplingParams(temperature=0.0, max_tokens=max_tokens))
+        return [answer_text(self.tokenizer, output.outputs[0].token_ids) for output in outputs]
+
+    def score(self, requests: Sequence[tuple[Request, str]]) -> list[Scored]:
+        """Through `prompt_logprobs`: the answer is a part of the prompt, and the one token generated is ignored."""
+        from vllm import SamplingParams
+
+        prompts, lengths = [], []
+        for request, answer in requests:
+            target = answer_ids(self.tokenizer, request.prompt, answer, request.chat)
+            prompts.append(prompt_ids(self.tokenizer, request.prompt, request.chat) + target)
+            lengths.append(len(target))
+        settings = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0)
+        scored = []
+        for output, length in zip(
+            self._run(prompts, [request for request, _ in requests], settings), lengths, strict=True
+        ):
+            tail = zip(output.prompt_token_ids[-length:], output.prompt_logprobs[-length:], strict=True)
+            found = [position[token] for token, position in tail]
+            nll = -sum(token.logprob for token in found) / length
+            scored.append(Scored(nll, all(token.rank == 1 for token in found)))
+        return scored
+
+    def _run(self, prompts: Sequence[list[int]], requests: Sequence[Request], settings: Any) -> list[Any]:
+        if not prompts:
+            return []
+        adapters = [self._adapter(request.patch) if request.patch else None for request in requests]
+        outputs: list[Any] = self._llm.generate(
+            [{"prompt_token_ids": ids} for ids in prompts], settings, use_tqdm=False, lora_request=adapters
+        )
+        return outputs
+
+    def _adapter(self, patch: CompiledPatch) -> Any:
+        """The patch's LoRARequest; its files are written on first use and stay as long as the runner."""
+        from vllm.lora.request import LoRARequest
+
+        name = patch.name
+        if name not in self._adapters:
+            if patch.manifest.rank > self._rank:
+                raise Incompatible(f"{name} has rank {patch.manifest.rank}, this engine was started for {self._rank}")
+            folder = patch.delta.save_peft(Path(self._folder.name) / name, base_name=self._llm.model_config.model)
+            self._adapters[name] = LoRARequest(name, len(self._adapters) + 1, str(folder))
+        return self._adapters[name]

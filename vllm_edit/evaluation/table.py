@@ -1,0 +1,81 @@
+"""A report as a table for people: metrics down, modes across. Only the CLI prints it."""
+
+from __future__ import annotations
+
+import io
+
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from vllm_edit.evaluation.report import PROTOCOLS, Cost, Measure, Mode, Report
+
+
+def table(report: Report) -> Group:
+    """Everything measured, one table per protocol, then costs and, where there are several, relations."""
+    what = report.patches[0] if len(report.patches) == 1 else f"{len(report.patches)} patches"
+    asked = f"{report.split} probes" if report.split else "all probes"
+    parts: list[Table | Text] = [Text(f"{what}: {report.edits} edits, {asked}, {report.engine}", style="bold")]
+    for protocol, meaning in PROTOCOLS.items():
+        measures = [measure for measure in report.measures if measure.protocol == protocol]
+        if measures:
+            parts.append(_by_mode(f"{protocol}: {meaning}", measures, report.modes))
+    if report.costs:
+        parts.append(_costs(report.costs))
+    if len(report.relations) > 1:
+        parts.append(_relations(report))
+    return Group(*parts)
+
+
+def html(report: Report) -> str:
+    """The same as a page that needs nothing else."""
+    console = Console(record=True, file=io.StringIO(), width=140)
+    console.print(table(report))
+    return console.export_html(inline_styles=True)
+
+
+def _by_mode(title: str, measures: list[Measure], modes: tuple[Mode, ...]) -> Table:
+    shown = Table(title=title, title_justify="left", title_style="dim")
+    shown.add_column("metric")
+    shown.add_column("n", justify="right")
+    for mode in modes:
+        shown.add_column(mode, justify="right")
+    for metric in dict.fromkeys(measure.metric for measure in measures):
+        found = {measure.mode: measure for measure in measures if measure.metric == metric}
+        count = str(max(measure.n for measure in found.values()))
+        shown.add_row(metric, count, *(_cell(found.get(mode)) for mode in modes))
+    return shown
+
+
+def _cell(measure: Measure | None) -> str:
+    if measure is None:
+        return "–"
+    if measure.low is None or measure.high is None:
+        return f"{measure.value:.3f}"
+    return f"{measure.value:.3f} \\[{measure.low:.2f}, {measure.high:.2f}]"
+
+
+def _costs(costs: tuple[Cost, ...]) -> Table:
+    shown = Table(title="cost per answer", title_justify="left", title_style="dim")
+    for name in ("mode", "tokens added", "ms in batches", "ms alone (median)"):
+        shown.add_column(name, justify="left" if name == "mode" else "right")
+    for cost in costs:
+        alone = f"{1000 * cost.latency_s:.1f}" if cost.latency_s is not None else "–"
+        shown.add_row(cost.mode, f"{cost.tokens_added:.1f}", f"{1000 * cost.seconds_per_answer:.1f}", alone)
+    return shown
+
+
+def _relations(report: Report) -> Table:
+    """Edited modes only; base's column would repeat what it does not know yet."""
+    modes: list[Mode] = [mode for mode in report.modes if mode != "base"] or list(report.modes)
+    metrics = ("reliability", "paraphrase", "reverse", "portability", "locality", "locality_subject", "unrelated")
+    shown = Table(title="by relation, free generation", title_justify="left", title_style="dim")
+    for name in ("relation", "mode", "edits", *metrics):
+        shown.add_column(name, justify="left" if name in ("relation", "mode") else "right")
+    for relation, measures in sorted(report.relations.items()):
+        for mode in modes:
+            found = {measure.metric: measure for measure in measures if measure.mode == mode}
+            edits = max((measure.edits for measure in found.values()), default=0)
+            values = (f"{found[metric].value:.2f}" if metric in found else "–" for metric in metrics)
+            shown.add_row(relation or "–", mode, str(edits), *values)
+    return shown
