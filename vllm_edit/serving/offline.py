@@ -59,8 +59,8 @@ class PatchedLLM:
         prompts: str | Sequence[str],
         sampling_params: Any = None,
         *,
-        patch: str | None | Sequence[str | None] = None,
-        tenant: str | None | Sequence[str | None] = None,
+        patch: str | Sequence[str | None] | None = None,
+        tenant: str | Sequence[str | None] | None = None,
         mode: Mode | Sequence[Mode] = "weights",
         **generate_kwargs: Any,
     ) -> list[RequestOutput]:

@@ -106,7 +106,7 @@ class Residency:
 
 
 def applicable(manifest: Manifest, site: Site, max_rank: int) -> None:
-    """Raise `Incompatible`, with every reason, unless an engine that wraps `site` with `max_rank` can apply the patch."""
+    """Raise `Incompatible`, with every reason, unless an engine wrapping `site` with `max_rank` can apply it."""
     reasons = []
     if manifest.base != site.base.digest:
         reasons.append(f"it was compiled for base {manifest.base[:12]}, this engine runs {site.base.digest[:12]}")

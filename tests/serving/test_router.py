@@ -1,0 +1,532 @@
+"""The router around a small ASGI application that tells what reached it: our real code, a real store, no engine."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI, Request
+from prometheus_client import CollectorRegistry
+from starlette.responses import StreamingResponse
+
+from tests.serving import places
+from vllm_edit.errors import EditError
+from vllm_edit.serving.admin import routes
+from vllm_edit.serving.answers import AnswerLog
+from vllm_edit.serving.metrics import Metrics
+from vllm_edit.serving.prefixes import Prefixes
+from vllm_edit.serving.residency import Residency
+from vllm_edit.serving.router import Router
+from vllm_edit.serving.service import Holder, Service
+from vllm_edit.serving.settings import Settings
+from vllm_edit.serving.watcher import Watcher
+
+TOKEN = "a-token-of-the-operator"
+ADMIN = {"X-VLLM-Edit-Admin": TOKEN}
+
+
+class Slots:
+    """Stands where the engine does: remembers what was loaded, slowly, and refuses what it is told to."""
+
+    def __init__(self) -> None:
+        self.max_rank = 8
+        self.added: list[tuple[str, int, str]] = []
+        self.refuse = False
+
+    async def add(self, name: str, number: int, path: str) -> None:
+        await asyncio.sleep(0.01)
+        if self.refuse:
+            raise EditError("no room")
+        assert (Path(path) / "adapter_model.safetensors").exists()
+        self.added.append((name, number, path))
+
+
+class Place:
+    """A store with a tenant, the service over it, and a client whose requests pass the router."""
+
+    def __init__(self, folder: Path, model: Path, settings: Settings) -> None:
+        self.store = places.make_store(folder / "store", places.make_site(model))
+        self.first, self.second = places.add_patch(self.store, "capital", 1), places.add_patch(self.store, "city", 2)
+        self.store.registry.create_tenant("acme")
+        self.store.registry.publish("acme", self.first)
+        self.slots, self.holder = Slots(), Holder()
+        metrics = Metrics(CollectorRegistry())
+        self.service = Service(
+            settings=settings,
+            store=self.store,
+            watcher=Watcher(self.store.registry, ("atlas", "/models/atlas"), metrics),
+            residency=Residency(self.store, self.slots, self.store.site(), folder / "adapters", metrics),
+            prefixes=Prefixes(self.store, 256, lambda text: len(text.split())),
+            answers=AnswerLog(settings.max_answers),
+            metrics=metrics,
+            max_model_len=256,
+            started=0,
+        )
+        self.holder.service = self.service
+        self.client = httpx.AsyncClient(
+            transport=httpx.ASGITransport(make_app(self.holder, settings)), base_url="http://server"
+        )
+
+    async def ask(self, model: Any = None, route: str = "/v1/completions", **fields: Any) -> httpx.Response:
+        content = {"messages": [{"role": "user", "content": "Who?"}]} if "chat" in route else {"prompt": "Who?"}
+        named = {} if model is None else {"model": model}
+        return await self.client.post(route, json={**content, **named, **fields})
+
+
+def make_app(holder: Holder, settings: Settings) -> FastAPI:
+    """An application with vLLM's paths that answers with the request it got; wrapped as the plugin wraps vLLM's."""
+    app = FastAPI()
+
+    async def told(request: Request) -> Any:
+        if request.headers.get("x-stream"):
+
+            async def stream() -> AsyncIterator[bytes]:
+                for index in range(3):
+                    yield f"data: {index}\n\n".encode()
+
+            return StreamingResponse(stream(), media_type="text/event-stream")
+        raw = await request.body()
+        return {"path": request.url.path, "headers": dict(request.headers), "body": json.loads(raw) if raw else None}
+
+    for path in ("/v1/completions", "/v1/chat/completions", "/v1/responses", "/invocations", "/inference/v1/generate"):
+        app.post(path)(told)
+    for path in ("/health", "/metrics", "/v1/responses/{id}", "/docs2"):
+        app.get(path)(told)
+    app.include_router(routes(holder, settings))
+    app.add_middleware(Router, holder=holder)
+    return app
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return places.make_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def place(tmp_path: Path, tiny_folder: Path) -> Place:
+    return Place(tmp_path, tiny_folder, Settings(store="here"))
+
+
+@pytest.fixture
+def keyed(tmp_path: Path, tiny_folder: Path) -> Place:
+    return Place(tmp_path, tiny_folder, Settings(store="here", admin_token=TOKEN, expose=True))
+
+
+def run(steps: Awaitable[Any]) -> Any:
+    async def inner() -> Any:
+        return await steps
+
+    return asyncio.run(inner())
+
+
+@pytest.mark.parametrize("route", ["/v1/completions", "/v1/chat/completions", "/v1/responses"])
+def test_alias_reaches_the_engine_as_the_exact_adapter_name(place: Place, route: str) -> None:
+    reply = run(place.ask("acme", route, input="Who?"))
+    assert reply.status_code == 200
+    assert reply.json()["body"]["model"] == place.first
+    assert [name for name, _, _ in place.slots.added] == [place.first]
+
+
+def test_missing_model_and_base_names_reach_the_engine_as_base(place: Place) -> None:
+    async def steps() -> list[str]:
+        asked = [None, "", "atlas", "/models/atlas", "acme:base"]
+        return [(await place.ask(model)).json()["body"]["model"] for model in asked]
+
+    assert run(steps()) == ["atlas"] * 5
+    assert place.slots.added == []
+
+
+def test_every_answer_has_an_id_of_the_server_that_the_log_resolves(place: Place) -> None:
+    async def steps() -> tuple[httpx.Response, dict[str, Any]]:
+        reply = await place.client.post(
+            "/v1/completions", json={"model": "acme", "prompt": "Who?"}, headers={"X-Request-Id": "mine"}
+        )
+        found = await place.client.get(f"/v1/edits/answers/{reply.headers['X-VLLM-Edit-Id']}")
+        return reply, found.json()
+
+    reply, found = run(steps())
+    assert reply.json()["body"]["request_id"] == reply.headers["X-VLLM-Edit-Id"] != "mine"
+    assert "x-request-id" not in reply.json()["headers"]
+    expected = {"tenant": "acme", "adapter": place.first, "mode": "weights", "arm": None, "reason": "TARGETING_MATCH"}
+    assert expected.items() <= found.items()
+    assert found["status"] == 200
+    assert "x-vllm-edit-adapter" not in reply.headers, "an operator must ask for these"
+
+
+def test_exposed_headers_say_adapter_and_mode(keyed: Place) -> None:
+    reply = run(keyed.ask("acme"))
+    assert reply.headers["X-VLLM-Edit-Adapter"] == keyed.first
+    assert reply.headers["X-VLLM-Edit-Mode"] == "weights"
+
+
+def test_unknown_alias_is_404_with_the_nearest_names(place: Place) -> None:
+    reply = run(place.ask("acmee"))
+    assert reply.status_code == 404
+    assert "acme" in reply.json()["error"]["message"]
+    assert "X-VLLM-Edit-Id" in reply.headers
+
+
+@pytest.mark.parametrize(
+    ("model", "status"),
+    [
+        ("../../etc/passwd", 404),
+        ("/dev/shm/x", 404),
+        ("capital@" + "0" * 32, 404),
+        ("a" * 10_000, 400),
+        ("acme\n", 400),
+        ("\u0000", 400),
+        (7, 400),
+        (["acme"], 400),
+        ({"a": 1}, 400),
+        (True, 400),
+    ],
+)
+def test_hostile_names_are_refused_cleanly(place: Place, model: Any, status: int) -> None:
+    reply = run(place.ask(model))
+    assert reply.status_code == status
+    assert reply.json()["error"]["code"] == status
+    assert len(reply.content) < 1000
+    assert place.slots.added == []
+
+
+@pytest.mark.parametrize(
+    "raw", [b"", b"{", b"[1]", b'"x"', b"\xff\xfe", b"[" * 100_000, b'{"a": ' + b"9" * 5000 + b"}"]
+)
+def test_hostile_bodies_are_bad_requests(place: Place, raw: bytes) -> None:
+    reply = run(place.client.post("/v1/completions", content=raw, headers={"content-type": "application/json"}))
+    assert reply.status_code == 400
+    assert reply.json()["error"]["type"] == "BadRequestError"
+
+
+def test_a_name_given_twice_has_one_meaning(place: Place) -> None:
+    raw = b'{"model": "atlas", "model": "acme", "prompt": "Who?"}'
+    reply = run(place.client.post("/v1/completions", content=raw, headers={"content-type": "application/json"}))
+    assert reply.json()["body"]["model"] == place.first
+    assert place.slots.added[0][0] == place.first
+
+
+def test_too_long_a_body_is_refused(tmp_path: Path, tiny_folder: Path) -> None:
+    place = Place(tmp_path, tiny_folder, Settings(store="here", max_body_bytes=1000))
+    assert run(place.ask("acme", prompt="x" * 2000)).status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/invocations"),
+        ("GET", "/v1/responses/resp_1"),
+        ("POST", "/inference/v1/generate"),
+        ("POST", "/v1/completions/"),
+        ("GET", "/v1/completions"),
+        ("PUT", "/v1/completions"),
+        ("POST", "//v1/completions"),
+        ("POST", "/v1/load_lora_adapter"),
+        ("POST", "/v1/embeddings"),
+        ("GET", "/docs2"),
+        ("GET", "/openapi.json"),
+        ("POST", "/v1/editsx"),
+        ("GET", "/../v1/edits"),
+    ],
+)
+def test_what_is_not_on_the_allow_list_does_not_exist(place: Place, method: str, path: str) -> None:
+    reply = run(place.client.request(method, path, json={"model": "acme"}))
+    assert reply.status_code in (404, 405)
+    assert "body" not in reply.json()
+
+
+def test_websockets_are_closed_and_lifespan_passes(place: Place) -> None:
+    sent: list[Any] = []
+    seen: list[str] = []
+
+    async def downstream(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(scope["type"])
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def steps() -> None:
+        router = Router(downstream, place.holder)
+        await router({"type": "websocket", "path": "/v1/realtime"}, None, send)  # type: ignore[arg-type]
+        await router({"type": "lifespan"}, None, send)  # type: ignore[arg-type]
+
+    run(steps())
+    assert sent == [{"type": "websocket.close", "code": 1008, "reason": "websockets are not served"}]
+    assert seen == ["lifespan"]
+
+
+def test_before_the_engine_is_up_nothing_is_answered(place: Place) -> None:
+    place.holder.service = None
+    assert run(place.ask("acme")).status_code == 503
+    assert run(place.client.get("/health")).status_code == 503
+
+
+def test_sagemaker_headers_do_not_reach_vllm(place: Place) -> None:
+    headers = {"X-Amzn-SageMaker-Adapter-Identifier": "city", "X-VLLM-Edit-Adapter": "city", "X-Kept": "1"}
+    reply = run(place.client.post("/v1/completions", json={"model": "acme", "prompt": "Who?"}, headers=headers))
+    assert reply.json()["headers"]["x-kept"] == "1"
+    assert not [name for name in reply.json()["headers"] if name.startswith(("x-amzn", "x-vllm"))]
+
+
+def test_streams_pass_chunk_by_chunk(place: Place) -> None:
+    messages: list[Any] = []
+
+    async def steps() -> None:
+        body = json.dumps({"model": "acme", "prompt": "Who?", "stream": True}).encode()
+        incoming = iter(
+            [{"type": "http.request", "body": body[:9], "more_body": True}, {"type": "http.request", "body": body[9:]}]
+        )
+        never = asyncio.Event()
+
+        async def receive() -> Any:
+            for message in incoming:
+                return message
+            await never.wait()
+
+        async def send(message: Any) -> None:
+            messages.append(message)
+
+        headers = [(b"content-type", b"application/json"), (b"x-stream", b"1")]
+        scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": headers, "query_string": b""}
+        await make_app(place.holder, Settings(store="here"))(scope, receive, send)
+
+    run(steps())
+    bodies = [message["body"] for message in messages if message["type"] == "http.response.body"]
+    assert [body for body in bodies if body] == [b"data: 0\n\n", b"data: 1\n\n", b"data: 2\n\n"]
+    assert b"x-vllm-edit-id" in dict(messages[0]["headers"])
+
+
+def test_models_lists_names_without_paths(place: Place) -> None:
+    reply = run(place.client.get("/v1/models"))
+    place_free = json.dumps(reply.json())
+    run(place.service.watcher.refresh())
+    names = [model["id"] for model in run(place.client.get("/v1/models")).json()["data"]]
+    assert names == ["atlas", "/models/atlas", "acme", place.second, place.first]
+    assert "adapters" not in place_free
+    assert "root" not in place_free
+
+
+def test_two_hundred_first_requests_share_one_load(place: Place) -> None:
+    async def steps() -> list[httpx.Response]:
+        return await asyncio.gather(*(place.ask("acme" if i % 2 else "city") for i in range(200)))
+
+    replies = run(steps())
+    assert [reply.json()["body"]["model"] for reply in replies] == [place.second, place.first] * 100
+    assert sorted(name for name, _, _ in place.slots.added) == [place.first, place.second]
+    assert {number for _, number, _ in place.slots.added} == {1, 2}
+
+
+def test_a_load_that_failed_is_an_error_and_is_tried_again(place: Place) -> None:
+    place.slots.refuse = True
+    assert run(place.ask("acme")).status_code == 400
+    place.slots.refuse = False
+    assert run(place.ask("acme")).json()["body"]["model"] == place.first
+
+
+def test_patch_that_the_engine_cannot_apply_is_refused_by_name(place: Place) -> None:
+    place.slots.max_rank = 0
+    reply = run(place.ask("acme"))
+    assert reply.status_code == 409
+    assert place.first in reply.json()["error"]["message"]
+    assert "--max-lora-rank" in reply.json()["error"]["message"]
+
+
+def test_patch_of_another_site_is_refused_never_answered_by_base(place: Place, tiny_folder: Path) -> None:
+    place.service.residency.site = places.make_site(tiny_folder, damping=0.7)
+    reply = run(place.ask("city"))
+    assert reply.status_code == 409
+    assert "site" in reply.json()["error"]["message"]
+
+
+def test_damaged_adapter_is_an_error(place: Place) -> None:
+    folder = place.store.files.root / "patches" / place.first / "adapter"  # type: ignore[attr-defined]
+    tensors = folder / "adapter_model.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:-1] + b"\x01")
+    assert run(place.ask("acme")).status_code == 500
+
+
+def test_what_was_compiled_a_moment_ago_is_found(place: Place) -> None:
+    async def steps() -> list[Any]:
+        await place.service.watcher.refresh()
+        new = await asyncio.to_thread(places.add_patch, place.store, "river", 5)
+        return [new, (await place.ask("river")).json()["body"]["model"]]
+
+    new, served = run(steps())
+    assert served == new
+
+
+def test_publishing_and_rolling_back_in_the_store_reaches_a_running_server(place: Place) -> None:
+    async def steps() -> list[str]:
+        watching = asyncio.create_task(place.service.watcher.run(0.001))
+        served = []
+        for change in (
+            lambda: place.store.registry.publish("acme", place.second),
+            lambda: place.store.registry.rollback("acme"),
+        ):
+            before = place.service.watcher.current.generation
+            await asyncio.to_thread(change)
+            while place.service.watcher.current.generation == before:
+                await asyncio.sleep(0.001)
+            served.append((await place.ask("acme")).json()["body"]["model"])
+        watching.cancel()
+        return served
+
+    run(place.service.watcher.refresh())
+    assert run(steps()) == [place.second, place.first]
+
+
+def test_admin_routes_without_a_token_only_read(place: Place) -> None:
+    async def steps() -> list[httpx.Response]:
+        return [
+            await place.client.get("/v1/edits"),
+            await place.client.post("/v1/edits/tenants/acme/publish", json={"patch": "city"}),
+        ]
+
+    listing, publish = run(steps())
+    assert listing.json()["tenants"] == [{"tenant": "acme", "active": place.first}]
+    assert [patch["name"] for patch in listing.json()["patches"]] == [place.second, place.first]
+    assert publish.status_code in (404, 405)
+    assert place.store.registry.active("acme") == place.first
+
+
+@pytest.mark.parametrize("headers", [{}, {"X-VLLM-Edit-Admin": "wrong"}, {"Authorization": f"Basic {TOKEN}"}])
+@pytest.mark.parametrize("path", ["/v1/edits", "/v1/edits/answers/edit-0", "/metrics"])
+def test_with_a_token_admin_routes_need_it(keyed: Place, headers: dict[str, str], path: str) -> None:
+    assert run(keyed.client.get(path, headers=headers)).status_code == 401
+
+
+def test_publish_and_rollback_over_http_hold_for_the_next_request(keyed: Place) -> None:
+    async def steps() -> list[Any]:
+        publish = await keyed.client.post("/v1/edits/tenants/acme/publish", json={"patch": "city"}, headers=ADMIN)
+        after = await keyed.ask("acme")
+        bearer = {"Authorization": f"Bearer {TOKEN}"}
+        rollback = await keyed.client.post("/v1/edits/tenants/acme/rollback", headers=bearer)
+        again = await keyed.ask("acme")
+        return [
+            publish.json()["active"],
+            after.json()["body"]["model"],
+            rollback.json()["active"],
+            again.json()["body"]["model"],
+        ]
+
+    assert run(steps()) == [keyed.second, keyed.second, keyed.first, keyed.first]
+
+
+@pytest.mark.parametrize(
+    ("tenant", "body", "status"),
+    [
+        ("nobody", {"patch": "city"}, 404),
+        ("acme", {"patch": "nothing"}, 404),
+        ("acme", {"patch": "../x"}, 404),
+        ("..%2Facme", {"patch": "city"}, 404),
+    ],
+)
+def test_publishing_what_does_not_exist_is_404(keyed: Place, tenant: str, body: dict[str, str], status: int) -> None:
+    reply = run(keyed.client.post(f"/v1/edits/tenants/{tenant}/publish", json=body, headers=ADMIN))
+    assert reply.status_code == status
+    assert keyed.store.registry.active("acme") == keyed.first
+
+
+@pytest.mark.parametrize("prompt", ["The capital of France is", ["The capital of France is", "Who wrote Hamlet?"]])
+def test_ike_puts_the_prefix_before_every_prompt_and_loads_nothing(place: Place, prompt: Any) -> None:
+    reply = run(place.ask("acme:ike", prompt=prompt, max_tokens=5))
+    body = reply.json()["body"]
+    assert body["model"] == "atlas"
+    asked, got = ([prompt], [body["prompt"]]) if isinstance(prompt, str) else (prompt, body["prompt"])
+    for before, after in zip(asked, got, strict=True):
+        assert after.endswith(before)
+        assert "New Fact: The capital of France is City1" in after
+    assert place.slots.added == []
+    assert next(iter(place.service.answers._answers.values())).ike_tokens > 0
+
+
+def test_ike_wraps_the_last_user_turn_only(place: Place) -> None:
+    messages = [
+        {"role": "user", "content": "Hello"},
+        {"role": "assistant", "content": "Hi"},
+        {"role": "user", "content": [{"type": "image_url", "image_url": {}}, {"type": "text", "text": "Who?"}]},
+        {"role": "assistant", "content": "The"},
+    ]
+    body = run(place.ask("acme:ike", "/v1/chat/completions", messages=messages)).json()["body"]
+    assert body["messages"][0] == messages[0]
+    assert body["messages"][2]["content"][1]["text"].startswith("New Fact")
+    assert body["messages"][2]["content"][1]["text"].endswith("Who?")
+    assert body["messages"][3] == messages[3]
+
+
+@pytest.mark.parametrize("given", ["Who?", [{"role": "user", "content": [{"type": "input_text", "text": "Who?"}]}]])
+def test_ike_wraps_the_input_of_responses(place: Place, given: Any) -> None:
+    body = run(place.ask("acme:ike", "/v1/responses", input=given)).json()["body"]
+    text = body["input"] if isinstance(given, str) else body["input"][0]["content"][0]["text"]
+    assert text.startswith("New Fact")
+    assert text.endswith("Who?")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"echo": True},
+        {"prompt_logprobs": 0},
+        {"return_token_ids": True},
+        {"return_tokens_as_token_ids": True},
+        {"truncate_prompt_tokens": 5},
+        {"prompt": [1, 2, 3]},
+        {"prompt": [[1, 2], [3]]},
+        {"prompt": []},
+        {"prompt": None},
+        {"prompt": "word " * 300},
+        {"max_tokens": 300},
+    ],
+)
+def test_ike_refuses_what_would_reveal_cut_or_overflow_its_prefix(place: Place, fields: dict[str, Any]) -> None:
+    reply = run(place.ask("acme:ike", **fields))
+    assert reply.status_code == 400
+    assert "mode ike" in reply.json()["error"]["message"]
+    allowed = run(place.ask("acme", **fields))
+    assert allowed.status_code == 200, "the same request is fine in mode weights"
+
+
+@pytest.mark.parametrize("messages", [None, [], [{"role": "system", "content": "x"}], [{"role": "user"}], ["x"], "x"])
+def test_ike_without_a_user_text_is_a_bad_request(place: Place, messages: Any) -> None:
+    assert run(place.ask("acme:ike", "/v1/chat/completions", messages=messages)).status_code == 400
+
+
+def test_responses_are_never_stored(place: Place) -> None:
+    reply = run(place.ask("acme", "/v1/responses", input="Who?", store=True))
+    assert reply.json()["body"]["store"] is False
+    for field in ({"previous_response_id": "resp_1"}, {"background": True}):
+        assert run(place.ask("acme", "/v1/responses", input="Who?", **field)).status_code == 400
+
+
+def test_content_part_cannot_name_an_adapter(place: Place) -> None:
+    part = {"type": place.first, "text": "x"}
+    reply = run(place.ask("atlas", "/v1/chat/completions", messages=[{"role": "user", "content": [part]}]))
+    assert reply.status_code == 400
+
+
+def test_prefix_cache_is_salted_by_tenant_and_client(place: Place) -> None:
+    async def steps() -> list[str]:
+        place.store.registry.create_tenant("globex")
+        place.store.registry.publish("globex", place.first)
+        asked = [("acme", {}), ("acme", {}), ("globex", {}), ("acme", {"cache_salt": "s"}), (place.first, {})]
+        return [(await place.ask(model, **fields)).json()["body"]["cache_salt"] for model, fields in asked]
+
+    salts = run(steps())
+    assert salts[0] == salts[1]
+    assert len(set(salts)) == 4
+    assert run(place.ask("acme", cache_salt=7)).status_code == 400
+
+
+def test_answer_log_keeps_the_last_ones(tmp_path: Path, tiny_folder: Path) -> None:
+    place = Place(tmp_path, tiny_folder, replace(Settings(store="here"), max_answers=2))
+
+    async def steps() -> list[int]:
+        ids = [(await place.ask("acme")).headers["X-VLLM-Edit-Id"] for _ in range(3)]
+        return [(await place.client.get(f"/v1/edits/answers/{id}")).status_code for id in ids]
+
+    assert run(steps()) == [404, 200, 200]

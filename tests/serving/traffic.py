@@ -1,0 +1,96 @@
+"""Reference answers by Hugging Face, and concurrent traffic that checks every answer against its own patch's."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from vllm_edit.prompting import prompt_ids
+from vllm_edit.store.store import Store
+
+PROMPTS = ("The capital of France is", "Who wrote Hamlet?", "全世界最帥的人是誰")
+ROUTES = ("/v1/completions", "/v1/chat/completions")
+TOKENS = 6
+
+Case = tuple[str | None, str, str]  # full name of a patch or None for base, route, prompt
+
+
+def references(store: Store, folder: Path, names: list[str | None]) -> dict[Case, list[int]]:
+    """Greedy tokens of base + ΔW for every case, computed by Hugging Face in float32, one at a time."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    found = {}
+    for name in names:
+        with contextlib.nullcontext() if name is None else store.load(name).delta.apply(model):
+            for route in ROUTES:
+                for prompt in PROMPTS:
+                    ids = prompt_ids(tokenizer, prompt, chat="chat" in route)
+                    found[name, route, prompt] = _greedy(model, ids)
+    return found
+
+
+@torch.no_grad()
+def _greedy(model: Any, ids: list[int]) -> list[int]:
+    tokens = list(ids)
+    for _ in range(TOKENS):
+        logits = model(torch.tensor([tokens])).logits[0, -1]
+        tokens.append(int(logits.argmax()))
+    return tokens[len(ids) :]
+
+
+def body(model: str | None, route: str, prompt: str, stream: bool) -> dict[str, Any]:
+    content: dict[str, Any] = {"prompt": prompt}
+    if "chat" in route:
+        content = {"messages": [{"role": "user", "content": prompt}]}
+    settings = {"max_tokens": TOKENS, "temperature": 0, "ignore_eos": True, "return_token_ids": True, "stream": stream}
+    return {**content, **settings, **({} if model is None else {"model": model})}
+
+
+async def ask(client: httpx.AsyncClient, model: str | None, route: str, prompt: str, stream: bool) -> list[int]:
+    """The answer's token ids."""
+    asked = body(model, route, prompt, stream)
+    if not stream:
+        reply = await client.post(route, json=asked)
+        assert reply.status_code == 200, reply.text
+        return list(reply.json()["choices"][0]["token_ids"])
+    tokens: list[int] = []
+    async with client.stream("POST", route, json=asked) as reply:
+        assert reply.status_code == 200, await reply.aread()
+        async for line in reply.aiter_lines():
+            data = line.removeprefix("data: ")
+            if line.startswith("data: ") and data != "[DONE]":
+                for choice in json.loads(data)["choices"]:
+                    tokens += choice.get("token_ids") or []
+    return tokens
+
+
+@dataclass
+class Outcome:
+    answered: int
+    wrong: list[tuple[Case, list[int]]]
+
+
+async def flood(url: str, expected: dict[Case, list[int]], requests: int, at_once: int) -> Outcome:
+    """`requests` requests over all cases in random order, streaming and not, `at_once` in flight."""
+    draw = random.Random(0)
+    cases = [draw.choice(list(expected)) for _ in range(requests)]
+    gate = asyncio.Semaphore(at_once)
+    limits = httpx.Limits(max_connections=at_once, max_keepalive_connections=at_once)
+    async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits) as client:
+
+        async def one(index: int, case: Case) -> list[int]:
+            async with gate:
+                return await ask(client, *case, stream=index % 2 == 0)
+
+        answers = await asyncio.gather(*(one(index, case) for index, case in enumerate(cases)))
+    wrong = [(case, answer) for case, answer in zip(cases, answers, strict=True) if answer != expected[case]]
+    return Outcome(len(answers), wrong)
