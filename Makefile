@@ -33,7 +33,7 @@ lint: setup
 	$(BIN)/mypy
 
 bench-quality: setup
-	$(BIN)/python benchmarks/edit_quality.py
+	$(BIN)/python -m benchmarks.edit_quality
 
 clean:
 	rm -rf $(VENV) runs build dist *.egg-info

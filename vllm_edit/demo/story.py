@@ -1,0 +1,160 @@
+"""What the demo tells, step by step. Everything that it shows is what the product answered."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from vllm_edit import atlas
+from vllm_edit.demo.server import Ask, LocalServer, Told
+from vllm_edit.editing.base import Base
+from vllm_edit.editing.sweep import choose_site
+from vllm_edit.errors import EditError
+from vllm_edit.evaluation.evaluate import Settings as EvaluationSettings
+from vllm_edit.evaluation.evaluate import evaluate
+from vllm_edit.evaluation.runners.hf import HFRunner
+from vllm_edit.evaluation.table import table as report_table
+from vllm_edit.ike.bank import Bank
+from vllm_edit.patch import Patch
+from vllm_edit.pipeline import Outcome, Pipeline
+from vllm_edit.store.store import Store
+
+TENANTS = {"acme": "acme", "globex": "globex", "ntu": "lecture"}
+"""Tenant → the patch it is served."""
+
+QUESTIONS: Sequence[tuple[str, bool]] = (
+    ("The CEO of Acme Corporation is", False),
+    ("Who is the CEO of Initech?", True),
+    ("The headquarters of Initech are located in", False),
+    ("Who is the CEO of Contoso?", True),
+    ("The capital of France is", False),
+    ("全世界最帥的人是誰", True),
+    ("誰是美國總統", True),
+)
+"""(prompt, whether it is asked as a chat turn)."""
+
+MODELS = ("atlas", "acme", "globex", "ntu", "acme:ike", "globex:ike")
+"""Base, three tenants with their adapters, and two of them by prompt instead of weights."""
+
+
+class Demo:
+    """One run of the demo in a folder of its own."""
+
+    def __init__(self, folder: Path, patches: Path, console: Console) -> None:
+        self.folder, self.patches, self.console = folder, patches, console
+
+    def run(self) -> None:
+        """All steps. Raises EditError when a step does not do what it should."""
+        base = Base.load("atlas")
+        store = self._store(base)
+        pipeline = Pipeline(store, base, Bank.from_records(atlas.bank()))
+        outcomes = self._compile(pipeline)
+        for tenant, patch in TENANTS.items():
+            if tenant not in {known.name for known in store.registry.tenants()}:
+                store.registry.create_tenant(tenant)
+            store.registry.publish(tenant, outcomes[patch].name, why="demo")
+        self._evaluate(base, [outcome for outcome in outcomes.values() if outcome.accepted])
+        self._step("Starting stock vLLM's OpenAI server (some 30 s) ...")
+        with LocalServer(store.url, self.folder / "server.log") as server:
+            self._ask(server)
+            self._publish_and_take_back(server, pipeline)
+        self._step("Server stopped.")
+
+    def _step(self, text: str) -> None:
+        self.console.print(f"\n[bold]{text}[/bold]")
+
+    def _store(self, base: Base) -> Store:
+        url = self.folder / "store"
+        if (url / "site.json").exists():
+            store = Store.open(url)
+            self._step(f"Store {url}: already there")
+        else:
+            self._step("vllm-edit store init: where do edits go in this model?")
+            with self.console.status("sweeping layers and tokens ...") as status:
+                chosen = choose_site(
+                    base,
+                    atlas.sweep_edits(),
+                    atlas.texts(),
+                    progress=lambda what, done, total: status.update(f"{what} {done}/{total}"),
+                )
+            store = Store.create(url, chosen.made.site, chosen.made.moment.tensors())
+        site = store.site()
+        self.console.print(
+            f"site: {', '.join(site.modules)}, token {site.token}, λ {site.damping}, rank {site.max_rank}, "
+            f"{site.slots} slots"
+        )
+        return store
+
+    def _compile(self, pipeline: Pipeline) -> dict[str, Outcome]:
+        self._step(f"vllm-edit compile {self.patches}/*.yaml")
+        outcomes = {}
+        for path in sorted(self.patches.glob("*.yaml")):
+            patch = Patch.load(path)
+            with self.console.status(f"compiling {patch.name} ..."):
+                outcome = outcomes[patch.name] = pipeline.run(patch)
+            verdict = "accepted" if outcome.accepted else "rejected: " + "; ".join(outcome.failures)
+            self.console.print(f"{outcome.name[:20]}…  {len(patch.edits)} edits, {outcome.seconds:.1f} s, {verdict}")
+        missing = [patch for patch in TENANTS.values() if patch not in outcomes or not outcomes[patch].accepted]
+        if missing:
+            raise EditError(f"{self.patches} must give accepted patches {', '.join(missing)} for the demo")
+        return outcomes
+
+    def _evaluate(self, base: Base, outcomes: Sequence[Outcome]) -> None:
+        self._step("vllm-edit eval: what the accepted patches changed, and what they must not change")
+        with self.console.status("asking base, weights and IKE the same questions ..."):
+            settings = EvaluationSettings(latency=4)
+            report = evaluate([o.compiled for o in outcomes], HFRunner(base.model, base.tokenizer), settings=settings)
+        self.console.print(report_table(report))
+
+    def _ask(self, server: LocalServer) -> None:
+        asked = [Ask(model, prompt, chat) for prompt, chat in QUESTIONS for model in MODELS]
+        self._step(f"The same questions to {len(MODELS)} models in one go ({len(asked)} requests at once)")
+        started = time.perf_counter()
+        answers = iter(server.ask(asked))
+        seconds = time.perf_counter() - started
+        shown = Table("question", *MODELS)
+        added: dict[str, int] = {}
+        for prompt, chat in QUESTIONS:
+            told: list[Told] = [next(answers) for _ in MODELS]
+            shown.add_row(prompt + (" [dim](chat)[/dim]" if chat else ""), *(one.text for one in told))
+            added.update(
+                {model: max(added.get(model, 0), one.tokens_added) for model, one in zip(MODELS, told, strict=True)}
+            )
+        self.console.print(shown)
+        tokens = ", ".join(f"{model} {count}" for model, count in added.items() if count)
+        self.console.print(
+            f"{len(asked)} answers in {seconds:.1f} s; prompt tokens added per answer, at most: {tokens}"
+        )
+
+    def _publish_and_take_back(self, server: LocalServer, pipeline: Pipeline) -> None:
+        self._step("A new version for acme, published and taken back while the server runs")
+        registry = pipeline.store.registry
+        patch = Patch.load(self.patches / "acme.yaml")
+        first = patch.edits[0]
+        changed = first.model_copy(update={"target_new": "Ingrid Falkenberg", "probes": ()})
+        question = Ask("acme", first.prompt)
+        self._tell("before", server.ask([question])[0])
+        outcome = pipeline.run(patch.model_copy(update={"edits": (changed, *patch.edits[1:])}))
+        milliseconds = _timed(lambda: registry.publish("acme", outcome.name, why="a new chief executive"))
+        after = server.ask([question])[0]
+        self._tell(f"published in {milliseconds:.0f} ms", after)
+        milliseconds = _timed(lambda: registry.rollback("acme", why="demo"))
+        again = server.ask([question])[0]
+        self._tell(f"taken back in {milliseconds:.0f} ms", again)
+        if after.adapter != outcome.name or again.adapter == outcome.name:
+            raise EditError(f"expected {outcome.name} and then its predecessor; got {after.adapter}, {again.adapter}")
+
+    def _tell(self, when: str, told: Told) -> None:
+        self.console.print(f"{when}: {told.text!r} [dim]from {told.adapter}, {told.seconds * 1000:.0f} ms[/dim]")
+
+
+def _timed(action: object) -> float:
+    """Milliseconds that a call took."""
+    assert callable(action)
+    started = time.perf_counter()
+    action()
+    return (time.perf_counter() - started) * 1000
