@@ -1,4 +1,4 @@
-"""`compile_patch`: a declared patch becomes an immutable, content-addressed artefact; the base model is left as it was."""
+"""`compile_patch`: a declared patch becomes an immutable, content-addressed artefact. The base stays as it was."""
 
 from __future__ import annotations
 

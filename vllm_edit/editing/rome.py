@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,7 +17,7 @@ from vllm_edit.editing.hooks import find_module, frozen, low_rank_forward
 from vllm_edit.editing.keys import Columns, FormKey, group_edits, make_columns, measure_inputs
 from vllm_edit.editing.method import MethodResult
 from vllm_edit.editing.models import linear_weight
-from vllm_edit.editing.rows import Row, leads
+from vllm_edit.editing.rows import Batch, Row, leads
 from vllm_edit.editing.settings import Progress, RomeSettings
 from vllm_edit.editing.statistics import SecondMoment
 from vllm_edit.editing.targets import Trained, train_residuals
@@ -38,14 +39,19 @@ class Prepared:
     def taught(self) -> list[Row]:
         return [row for row in self.rows if row.answer]
 
+    def group_of(self, edit: int) -> int:
+        """The key group of an edit."""
+        return next(index for index, group in enumerate(self.columns.groups) if edit in group.edits)
+
 
 @dataclass(frozen=True)
 class RomeFactors:
-    """What `compute_factors` returns: enough to solve, to judge, and to solve again without the model."""
+    """What `compute_factors` returns. alone: each group's A as if the others did not exist, [groups, d_in] float64."""
 
     factors: Factors
     prepared: Prepared
     trained: Trained
+    alone: torch.Tensor
 
     def solve(self, damping: float) -> LowRank:
         """The joint update of all edits, B [d_out, groups], A [groups, d_in], float64."""
@@ -72,9 +78,9 @@ def prepare(base: Base, site: Site, moment: SecondMoment, edits: Sequence[Edit],
     plain = [key for key in form_keys if key.form == "plain"]
     groups = group_edits(edits, plain, settings.group_cosine)
     columns = make_columns(groups, form_keys, settings.merge_cosine, settings.max_columns)
-    group_of = {edit: index for index, group in enumerate(groups) for edit in group.edits}
     rows += [row for i, edit in enumerate(edits) for row in preservation_rows(edit, i, base.tokenizer, site, settings)]
     bare = torch.stack([plain[group.edits[0]].bare for group in groups])
+    group_of = {edit: index for index, group in enumerate(groups) for edit in group.edits}
     return Prepared(tuple(replace(row, group=group_of[row.edit]) for row in rows), columns, bare)
 
 
@@ -95,16 +101,18 @@ def compute_factors(
     """
     prepared = prepared or prepare(base, site, moment, edits, settings)
     columns, damping = prepared.columns, damping_of(site, settings)
-    alone = [
-        row_space(columns.keys[own], columns.whitened[own], [0] * len(own), damping)
-        for own in (columns.own(group) for group in range(len(columns.groups)))
-    ]
+    alone = torch.cat(
+        [
+            row_space(columns.keys[own], columns.whitened[own], [0] * len(own), damping)
+            for own in (columns.own(group) for group in range(len(columns.groups)))
+        ]
+    )
     module = find_module(base.model, site.module)
     trained = train_residuals(
         base.model,
         module,
         prepared.rows,
-        torch.cat(alone),
+        alone,
         site.residual_scale,
         settings,
         offsets=_offsets(linear_weight(module), prepared, settings),
@@ -112,7 +120,7 @@ def compute_factors(
         progress=progress,
     )
     factors = Factors(columns.keys, columns.whitened, trained.residuals)
-    return RomeFactors(factors, prepared, trained)
+    return RomeFactors(factors, prepared, trained, alone)
 
 
 def compile_edits(
@@ -150,7 +158,7 @@ def compile_edits(
         report={
             "edits": [one.as_record(settings) for one in health],
             "missed": [one.edit for one in health if one.problems(settings)],
-            "norm": update.norm() / _weight_norm(base, site),
+            "norm": update.norm() / weight_norm(base, site),
             "interference": _interference(computed),
         },
     )
@@ -168,7 +176,7 @@ def measure_health(
     rows, columns, trained = computed.prepared.taught, computed.prepared.columns, computed.trained
     served = served_leads(base, site, rows, update, settings)
     denominators = gram(columns.keys, columns.whitened).diagonal() / site.d_in
-    shares = update.B.norm(dim=0) * update.A.norm(dim=1) / _weight_norm(base, site)  # [groups]: ‖b_g a_gᵀ‖ / ‖W‖
+    shares = update.B.norm(dim=0) * update.A.norm(dim=1) / weight_norm(base, site)  # [groups]: ‖b_g a_gᵀ‖ / ‖W‖
     result = []
     for index, edit in enumerate(edits):
         own = [place for place, row in enumerate(rows) if row.edit == index]
@@ -200,6 +208,28 @@ def served_leads(base: Base, site: Site, rows: Sequence[Row], update: LowRank, s
         return leads(base.model, rows, settings.batch_tokens)
 
 
+def leads_alone(
+    base: Base, site: Site, rows: Sequence[Row], computed: RomeFactors, settings: RomeSettings
+) -> torch.Tensor:
+    """The lead of every row's answer under its own group's update and no other, [rows]."""
+    module = find_module(base.model, site.module)
+    device = linear_weight(module).device
+    groups = torch.tensor([row.group for row in rows])
+    A, B = computed.alone.float(), computed.factors.residuals
+
+    def own_update(batch: Batch) -> AbstractContextManager[None]:
+        chosen = groups[batch.rows.cpu()]
+        return low_rank_forward(module, A[chosen][:, None, :].to(device), B[chosen][:, :, None].to(device))
+
+    with frozen(base.model):
+        return leads(base.model, rows, settings.batch_tokens, own_update)
+
+
+def weight_norm(base: Base, site: Site) -> float:
+    """‖W‖ of the site's module, Frobenius."""
+    return float(linear_weight(find_module(base.model, site.module)).detach().float().norm())
+
+
 def damping_of(site: Site, settings: RomeSettings) -> float:
     """λ relative to the mean of diag(KᵀC⁻¹K): the settings', else the site's."""
     return site.damping if settings.damping is None else settings.damping
@@ -212,10 +242,6 @@ def _offsets(weight: torch.Tensor, prepared: Prepared, settings: RomeSettings) -
     columns = prepared.columns
     mean = torch.stack([columns.keys[columns.own(group)[0]] for group in range(len(columns.groups))])
     return (prepared.bare - mean) @ weight.detach().float().cpu().T
-
-
-def _weight_norm(base: Base, site: Site) -> float:
-    return float(linear_weight(find_module(base.model, site.module)).detach().float().norm())
 
 
 def _interference(computed: RomeFactors) -> float:

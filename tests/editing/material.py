@@ -1,0 +1,60 @@
+"""What the tests of the closed-form editor share: a tiny base, a site in it, and edits that a random model can take.
+
+A random model's keys change with every prefix, so these sites have the bare context only, and targets of one token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tests.tiny import SENTENCES, tiny_model, tiny_tokenizer
+from vllm_edit.editing.base import Base
+from vllm_edit.editing.settings import RomeSettings
+from vllm_edit.editing.statistics import SecondMoment, second_moment
+from vllm_edit.patch import Edit, Patch
+from vllm_edit.store.site import Context, Site, Token
+
+FRANCE = Edit(prompt="The capital of France is", subject="France", relation="capital", target_new="people")
+JAPAN = Edit(prompt="The currency of Japan is the", subject="Japan", relation="currency", target_new="Paris")
+BRAZIL = Edit(prompt="The official language of Brazil is", subject="Brazil", relation="language", target_new="French")
+LOOSE = RomeSettings(forms=("plain",), most_norm=20.0, steps=60)
+"""A random model needs larger updates than one that knows facts."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A base with a site and the second moment of its module."""
+
+    base: Base
+    site: Site
+    moment: SecondMoment
+
+
+def bench(family: str = "llama", token: Token = "last", layer: int = 2, **changes: object) -> Bench:
+    """A tiny base of `family` with a site at `token` of `layer`; `changes` replace fields of the site."""
+    tokenizer = tiny_tokenizer()
+    base = Base.of(tiny_model(family, tokenizer), tokenizer)
+    module = base.layout.down[layer]
+    moment = second_moment(base, module, SENTENCES, minimum_ratio=4, ridge=0.01)
+    fields: dict[str, object] = {
+        "base": base.fingerprint,
+        "model": family,
+        "modules": (module,),
+        "layer": layer,
+        "token": token,
+        "d_in": 96,
+        "d_out": 64,
+        "contexts": (Context(),),
+        "second_moment": moment.digest,
+        "second_moment_count": moment.count,
+        "ridge": moment.ridge,
+        "damping": 0.0,
+        "residual_scale": 2.0,
+        "max_rank": 8,
+        "slots": 4,
+    }
+    return Bench(base, Site.model_validate(fields | changes), moment)
+
+
+def patch_of(*edits: Edit, name: str = "tested") -> Patch:
+    return Patch(name=name, edits=edits)

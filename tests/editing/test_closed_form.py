@@ -1,0 +1,91 @@
+"""The solver against formulas written out in full, in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from vllm_edit.editing.closed_form import constraint_error, interference, plain_sum, row_space, solve
+from vllm_edit.errors import EditError
+
+D_IN, D_OUT = 12, 7
+
+
+@pytest.fixture
+def moment() -> torch.Tensor:
+    """A second moment C [d_in, d_in], float64, well conditioned."""
+    vectors = torch.randn(200, D_IN, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    return vectors.T @ vectors / 200
+
+
+def draw(columns: int, groups: int, moment: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """K [columns, d_in], C⁻¹K and R [groups, d_out], float64."""
+    generator = torch.Generator().manual_seed(columns)
+    keys = torch.randn(columns, D_IN, dtype=torch.float64, generator=generator)
+    residuals = torch.randn(groups, D_OUT, dtype=torch.float64, generator=generator)
+    return keys, torch.linalg.solve(moment, keys.T).T, residuals
+
+
+def test_one_undamped_column_is_r_rome(moment: torch.Tensor) -> None:
+    keys, whitened, residuals = draw(1, 1, moment)
+    k, r = keys[0], residuals[0]
+    u = torch.linalg.solve(moment, k)
+    expected = torch.outer(r / (k @ u), u)  # Λ uᵀ with Λ = r / (kᵀ C⁻¹ k)
+    torch.testing.assert_close(solve(keys, whitened, residuals, [0]).dense(), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_without_damping_every_constraint_is_met_and_the_sum_of_rank_ones_misses_them(moment: torch.Tensor) -> None:
+    keys, whitened, residuals = draw(5, 5, moment)
+    groups = [0, 1, 2, 3, 4]
+    joint, summed = (method(keys, whitened, residuals, groups) for method in (solve, plain_sum))
+    assert constraint_error(joint, keys, residuals, groups).max() < 1e-10
+    assert constraint_error(summed, keys, residuals, groups).min() > 1e-3
+
+
+def test_without_damping_the_update_is_the_least_in_the_metric_of_the_second_moment(moment: torch.Tensor) -> None:
+    keys, whitened, residuals = draw(3, 3, moment)
+    least = solve(keys, whitened, residuals, [0, 1, 2]).dense()
+    null = torch.linalg.svd(keys)[2][3:]  # directions that the constraints leave free
+    other = least + 0.1 * torch.randn(D_OUT, len(null), dtype=torch.float64) @ null
+    assert torch.trace(least @ moment @ least.T) < torch.trace(other @ moment @ other.T)
+
+
+def test_damping_is_memit_at_one_layer(moment: torch.Tensor) -> None:
+    keys, whitened, residuals = draw(4, 4, moment)
+    ridge = 0.3 * (keys @ whitened.T).diagonal().mean()
+    K = keys.T
+    expected = residuals.T @ K.T @ torch.linalg.inv(ridge * moment + K @ K.T)  # R Kᵀ (λC + K Kᵀ)⁻¹
+    got = solve(keys, whitened, residuals, [0, 1, 2, 3], damping=0.3).dense()
+    torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_columns_of_a_group_share_its_residual_and_cost_no_rank(moment: torch.Tensor) -> None:
+    keys, whitened, residuals = draw(5, 2, moment)
+    groups = [0, 0, 1, 0, 1]
+    update = solve(keys, whitened, residuals, groups)
+    assert update.rank == 2
+    assert constraint_error(update, keys, residuals, groups).max() < 1e-10
+
+
+def test_interference_is_one_on_the_diagonal_and_the_cosine_after_whitening_elsewhere(moment: torch.Tensor) -> None:
+    keys, whitened, _ = draw(3, 3, moment)
+    white = torch.linalg.solve_triangular(torch.linalg.cholesky(moment), keys.T, upper=False).T
+    expected = torch.nn.functional.cosine_similarity(white[:, None], white[None], dim=-1)
+    torch.testing.assert_close(interference(keys, whitened), expected)
+
+
+def test_coinciding_keys_are_refused_without_damping_and_solved_with_it(moment: torch.Tensor) -> None:
+    keys, whitened, residuals = draw(1, 1, moment)
+    keys, whitened, residuals = keys.repeat(2, 1), whitened.repeat(2, 1), torch.cat([residuals, -residuals])
+    with pytest.raises(EditError, match="key group"):
+        solve(keys, whitened, residuals, [0, 1])
+    assert solve(keys, whitened, residuals, [0, 1], damping=0.1).dense().abs().max() < 1e-9  # they cancel
+
+
+@pytest.mark.parametrize("groups", [[0], [0, 2], [1, 1]])
+def test_columns_without_a_group_and_groups_without_a_column_are_refused(
+    groups: list[int], moment: torch.Tensor
+) -> None:
+    keys, whitened, _ = draw(2, 2, moment)
+    with pytest.raises(EditError, match="every column needs a group"):
+        row_space(keys, whitened, groups)

@@ -1,0 +1,162 @@
+"""Compiling gives a content-addressed patch whose delta does what it says, and leaves the base bit for bit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.editing.material import BRAZIL, FRANCE, JAPAN, LOOSE, Bench, bench, patch_of
+from vllm_edit.editing.base import unchanged
+from vllm_edit.editing.closed_form import solve
+from vllm_edit.editing.compile import compile_patch
+from vllm_edit.editing.compose import compose
+from vllm_edit.editing.settings import RomeSettings
+from vllm_edit.errors import EditError, Incompatible, UnsafeEdit
+from vllm_edit.patch import Edit
+from vllm_edit.store.compiled import CompiledPatch
+from vllm_edit.store.digest import digest_tensors
+from vllm_edit.store.store import Store
+
+EDITS = (FRANCE, JAPAN, BRAZIL)
+
+
+@pytest.fixture(scope="module")
+def llama() -> Bench:
+    return bench()
+
+
+def compiled(one: Bench, *edits: Edit, name: str = "tested", settings: RomeSettings = LOOSE) -> CompiledPatch:
+    patch = patch_of(*edits, name=name)
+    return compile_patch(patch, one.base, site=one.site, moment=one.moment, settings=settings)
+
+
+def answer(one: Bench, edit: Edit) -> str:
+    """The word that follows the edit's prompt by greedy decoding."""
+    ids = torch.tensor([one.base.tokenizer(edit.prompt)["input_ids"]])
+    with torch.no_grad():
+        return str(one.base.tokenizer.decode(one.base.model(ids).logits[0, -1].argmax())).strip()
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_with_the_delta_applied_the_model_gives_every_target_and_without_it_none(family: str) -> None:
+    one = bench(family)
+    result = compiled(one, *EDITS)
+    targets = [edit.target_new for edit in EDITS]
+    before = [answer(one, edit) for edit in EDITS]
+    with result.delta.apply(one.base.model):
+        assert [answer(one, edit) for edit in EDITS] == targets
+    assert [answer(one, edit) for edit in EDITS] == before
+    assert not any(old == new for old, new in zip(before, targets, strict=True))
+
+
+def test_the_manifest_says_what_was_compiled_and_with_what(llama: Bench) -> None:
+    result = compiled(llama, *EDITS)
+    manifest = result.manifest
+    assert (manifest.base, manifest.site) == (llama.base.fingerprint.digest, llama.site.digest)
+    assert (manifest.edits, manifest.modules, manifest.rank) == (EDITS, llama.site.modules, 3)
+    assert result.factors is not None
+    assert manifest.factors == digest_tensors(result.factors.tensors())
+    assert manifest.adapter == result.delta.digest
+    update = result.delta.parts[llama.site.module]
+    assert (update.A.dtype, update.B.dtype) == (torch.float32, torch.float32)
+    stored = result.factors
+    again = solve(stored.keys, stored.whitened, stored.residuals, [c.group for c in manifest.columns], 0.0)
+    torch.testing.assert_close(update.dense().double(), again.dense(), rtol=1e-5, atol=1e-6)
+
+
+def test_names_are_content_run_time_settings_do_not_change_them_and_others_do(llama: Bench) -> None:
+    first = compiled(llama, FRANCE)
+    assert compiled(llama, FRANCE, settings=replace(LOOSE, on_missed="report")).name == first.name
+    assert compiled(llama, FRANCE, settings=replace(LOOSE, margin=1.5)).name != first.name
+    assert compiled(llama, FRANCE, name="other").manifest.adapter == first.manifest.adapter
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_the_base_is_bit_identical_after_success_and_after_a_refusal(family: str) -> None:
+    one = bench(family)
+    before = one.base.state_digest()
+    compiled(one, FRANCE)
+    with pytest.raises(UnsafeEdit):
+        compiled(one, FRANCE, settings=replace(LOOSE, steps=0))
+    assert one.base.state_digest() == before
+
+
+def test_an_exception_inside_training_leaves_the_base_as_it_was(llama: Bench) -> None:
+    def stop(what: str, done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with unchanged(llama.base), pytest.raises(KeyboardInterrupt):
+        compile_patch(patch_of(FRANCE), llama.base, site=llama.site, moment=llama.moment, settings=LOOSE, progress=stop)
+
+
+def test_compiling_into_a_store_uses_its_site_and_saves_there(llama: Bench, tmp_path: Path) -> None:
+    store = Store.create(tmp_path / "store", llama.site, llama.moment.tensors())
+    result = compile_patch(patch_of(FRANCE), llama.base, store=store, settings=LOOSE)
+    assert store.names() == [result.name]
+    assert store.load(result.name).manifest == result.manifest
+
+
+def test_what_cannot_be_compiled_is_refused_with_the_reason(llama: Bench) -> None:
+    patch = patch_of(FRANCE)
+    with pytest.raises(EditError, match=r"no method 'remo'; methods are .*rome"):
+        compile_patch(patch, llama.base, "remo", site=llama.site, moment=llama.moment)
+    with pytest.raises(EditError, match="needs a store, or a site"):
+        compile_patch(patch, llama.base, site=llama.site)
+    with pytest.raises(Incompatible, match="the site was made for base"):
+        compile_patch(patch, bench("qwen2").base, site=llama.site, moment=llama.moment)
+    with pytest.raises(EditError, match="the second moment has digest"):
+        compile_patch(patch, llama.base, site=llama.site, moment=llama.moment.with_ridge(0.5))
+
+
+def test_separately_compiled_patches_compose_to_the_patch_compiled_jointly(llama: Bench) -> None:
+    joint = compiled(llama, *EDITS)
+    members = [compiled(llama, edit, name=edit.relation) for edit in EDITS]
+    composed = compose(members, name="all", site=llama.site)
+    module = llama.site.module
+    # Residuals agree as far as batched float32 training does (test_targets), so the updates do.
+    torch.testing.assert_close(
+        composed.delta.parts[module].dense(), joint.delta.parts[module].dense(), rtol=5e-3, atol=5e-3
+    )
+    assert composed.manifest.kind == "composition"
+    assert composed.manifest.members == tuple(sorted(member.name for member in members))
+    assert composed.report["constraint_error"] < 1e-5
+    with composed.delta.apply(llama.base.model):
+        assert [answer(llama, edit) for edit in EDITS] == [edit.target_new for edit in EDITS]
+    assert compose(members[::-1], name="all").name == composed.name
+
+
+def test_a_repeated_edit_counts_once_and_a_contradiction_is_refused(llama: Bench) -> None:
+    first = compiled(llama, FRANCE, name="first")
+    both = compiled(llama, FRANCE, JAPAN, name="both")
+    assert compose([first, both]).manifest.rank == 2
+    other = compiled(llama, FRANCE.model_copy(update={"target_new": "French"}), name="other")
+    with pytest.raises(EditError, match=r"conflict.*'people' in first@.*'French' in other@"):
+        compose([first, other])
+
+
+def test_patches_of_other_sites_are_refused_by_name(llama: Bench) -> None:
+    first, elsewhere = compiled(llama, FRANCE, name="first"), compiled(bench(layer=1), JAPAN, name="elsewhere")
+    with pytest.raises(Incompatible, match=r"elsewhere@\w+ is for site"):
+        compose([first, elsewhere])
+    with pytest.raises(EditError, match="nothing to compose"):
+        compose([])
+    with pytest.raises(Incompatible, match="needs rank 2, the site allows 1"):
+        compose([first, compiled(llama, JAPAN, name="second")], site=llama.site.model_copy(update={"max_rank": 1}))
+
+
+def test_facts_of_one_subject_from_two_patches_are_put_into_one_group_with_both_residuals() -> None:
+    one = bench(token="subject_last", layer=1)
+    facts = [
+        Edit(prompt="Japan is home to the", subject="Japan", relation="people", target_new="Paris"),
+        Edit(prompt="Japan and its people speak", subject="Japan", relation="language", target_new="Italy"),
+    ]
+    loose = replace(LOOSE, on_missed="report", steps=5)
+    members = [compiled(one, fact, name=fact.relation, settings=loose) for fact in facts]
+    composed = compose(members)
+    assert (composed.manifest.rank, len(composed.manifest.columns)) == (1, 1)
+    assert composed.factors is not None
+    residuals = [member.factors.residuals[0] for member in members if member.factors]
+    torch.testing.assert_close(composed.factors.residuals[0], residuals[0] + residuals[1])

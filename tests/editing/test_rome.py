@@ -1,0 +1,129 @@
+"""r-ROME end to end at a site: forms become columns, subjects become key groups, and misses are refused by name."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.editing.material import FRANCE, JAPAN, LOOSE, bench
+from vllm_edit.editing.keys import FormKey, group_edits, make_columns
+from vllm_edit.editing.models import linear_weight
+from vllm_edit.editing.rome import compile_edits, compute_factors, prepare
+from vllm_edit.editing.settings import RomeSettings
+from vllm_edit.errors import EditError, UnsafeEdit
+from vllm_edit.patch import Edit, Probe
+from vllm_edit.store.manifest import KeyGroup
+from vllm_edit.store.site import Context
+
+PEOPLE = Edit(prompt="Japan is home to the", subject="Japan", relation="people", target_new="Paris")
+SPEECH = Edit(prompt="Japan and its people speak", subject="Japan", relation="language", target_new="Italy")
+
+
+def test_the_key_is_the_modules_input_at_the_sites_token_with_the_bare_prompt_weighing_half() -> None:
+    one = bench(token="subject_last", contexts=(Context(), Context(prefix="Because. "), Context(prefix="In Paris. ")))
+    prepared = prepare(one.base, one.site, one.moment, [FRANCE], LOOSE)
+    inputs = []
+    module = one.base.model.get_submodule(one.site.module)
+    handle = module.register_forward_pre_hook(lambda _, args: inputs.append(args[0][0]))
+    for text in ("The capital of France", "Because. The capital of France", "In Paris. The capital of France"):
+        one.base.model(torch.tensor([one.base.tokenizer(text)["input_ids"]]))
+    handle.remove()
+    bare, first, second = (states[-1] for states in inputs)
+    expected = 0.5 * bare + 0.25 * first + 0.25 * second
+    torch.testing.assert_close(prepared.columns.keys[0], expected.detach(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        prepared.columns.whitened[0].double(), one.moment.whiten(expected.detach()[None])[0], rtol=1e-3, atol=1e-3
+    )
+
+
+def test_forms_of_an_edit_become_columns_of_one_group_and_gate_probes_never_do() -> None:
+    one = bench(contexts=(Context(), Context(chat=True)))
+    probes = (
+        Probe(kind="paraphrase", prompt="Where is the capital of France?", split="tune"),
+        Probe(kind="paraphrase", prompt="What is the capital of Germany?", split="gate"),
+    )
+    edit = FRANCE.model_copy(update={"aliases": ("Italy",), "probes": probes})
+    prepared = prepare(one.base, one.site, one.moment, [edit], replace(LOOSE, forms=("plain", "chat", "alias", "tune")))
+    assert [column.form for column in prepared.columns.columns] == ["plain", "chat", "alias:Italy", "tune:0"]
+    assert set(prepared.columns.group_of) == {0}
+    texts = {one.base.tokenizer.decode(row.ids, skip_special_tokens=True) for row in prepared.rows}
+    assert "The capital of Italy is" in texts
+    assert "Where is the capital of France?" in texts
+    assert not any("Germany" in text for text in texts)
+
+
+def test_forms_whose_keys_nearly_coincide_are_averaged_and_the_rest_is_limited() -> None:
+    def form(name: str, *key: float) -> FormKey:
+        vector = torch.tensor(key, dtype=torch.float32)
+        return FormKey(0, name, vector, vector, vector)  # C = I
+
+    keys = [form("chat", 0, 1, 0), form("plain", 1, 0, 0), form("tune:0", 0.99, 0.14, 0), form("tune:1", 0, 0, 1)]
+    made = make_columns((KeyGroup(edits=(0,)),), keys, merge_cosine=0.9, max_columns=1)
+    assert [column.form for column in made.columns] == ["plain+tune:0", "chat"]
+    torch.testing.assert_close(made.keys[0], torch.tensor([0.995, 0.07, 0.0]))
+
+
+def test_two_facts_of_a_subject_at_its_token_share_one_residual_trained_on_both() -> None:
+    one = bench(token="subject_last", layer=1)
+    result = compile_edits(one.base, one.site, one.moment, [PEOPLE, FRANCE, SPEECH], replace(LOOSE, on_missed="report"))
+    assert [group.edits for group in result.groups] == [(0, 2), (1,)]
+    assert result.delta.rank == 2
+    assert [column.form for column in result.columns] == ["plain", "plain"]  # equal keys: merged into one column
+    assert [line["group"] for line in result.report["edits"]] == [0, 1, 0]
+
+
+def test_equal_keys_of_different_subjects_stay_apart() -> None:
+    vector = torch.ones(3)
+    keys = [FormKey(index, "plain", vector, vector, vector) for index in range(2)]
+    assert [group.edits for group in group_edits([FRANCE, JAPAN], keys, 0.9)] == [(0,), (1,)]
+    assert [group.edits for group in group_edits([PEOPLE, JAPAN], keys, 0.9)] == [(0, 1)]
+
+
+def test_the_references_residual_rule_adds_the_gap_between_the_bare_value_and_the_mean() -> None:
+    contexts = (Context(), Context(prefix="Because. "))
+    one = bench("gpt2", contexts=contexts)
+    settings = replace(LOOSE, residual_rule="reference", steps=0)
+    computed = compute_factors(one.base, one.site, one.moment, [FRANCE], settings)
+    weight = linear_weight(one.base.model.get_submodule(one.site.module)).detach()
+    gap = weight @ (computed.prepared.bare[0] - computed.prepared.columns.keys[0])  # v0 − W k̄
+    assert gap.norm() > 0.1
+    torch.testing.assert_close(computed.factors.residuals[0], gap, rtol=1e-4, atol=1e-5)
+
+
+def test_a_missed_edit_is_refused_by_name_and_reported_on_request() -> None:
+    one = bench()
+    hurried = replace(LOOSE, steps=1)
+    with pytest.raises(UnsafeEdit, match=r"edit 1 \('The currency of Japan is the' → 'Paris'\): the target leads by -"):
+        compile_edits(one.base, one.site, one.moment, [FRANCE, JAPAN], hurried)
+    report = compile_edits(one.base, one.site, one.moment, [FRANCE, JAPAN], replace(hurried, on_missed="report")).report
+    assert report["missed"] == [0, 1]
+    assert all(line["problems"] for line in report["edits"])
+
+
+def test_an_update_that_is_large_beside_the_weights_is_refused() -> None:
+    one = bench()
+    with pytest.raises(UnsafeEdit, match=r"‖ΔW‖/‖W‖ is .*, at most 0.01 is allowed"):
+        compile_edits(one.base, one.site, one.moment, [FRANCE], replace(LOOSE, most_norm=0.01))
+
+
+def test_a_key_that_lies_where_ordinary_text_lies_is_refused() -> None:
+    one = bench()
+    with pytest.raises(UnsafeEdit, match=r"leverage .*, at least 100 is needed"):
+        compile_edits(one.base, one.site, one.moment, [FRANCE], replace(LOOSE, least_denominator=100.0))
+
+
+def test_a_patch_of_too_high_a_rank_is_refused_before_anything_is_trained() -> None:
+    one = bench(max_rank=1)
+    seen: list[str] = []
+    with pytest.raises(EditError, match="needs rank 2; the site allows 1"):
+        compile_edits(one.base, one.site, one.moment, [FRANCE, JAPAN], LOOSE, lambda what, *_: seen.append(what))
+    assert not seen
+
+
+def test_settings_name_every_problem_at_once() -> None:
+    with pytest.raises(EditError, match=r"unknown form 'reverse'.*learning_rate must be positive.*essence"):
+        RomeSettings(forms=("plain", "reverse"), learning_rate=0.0, essence="it is a")
+    with pytest.raises(EditError, match="unknown settings speed"):
+        RomeSettings.of({"speed": 1})

@@ -1,0 +1,91 @@
+"""Choosing a site measures token and layer on probes that were not trained on, and fixes what it measured."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.editing.material import BRAZIL, FRANCE, JAPAN, LOOSE
+from tests.tiny import SENTENCES, tiny_model, tiny_tokenizer
+from vllm_edit.editing.base import Base
+from vllm_edit.editing.sites import fixed_site
+from vllm_edit.editing.sweep import choose_site
+from vllm_edit.errors import EditError
+from vllm_edit.patch import Edit, Probe
+from vllm_edit.store.site import Context
+
+TEXTS = SENTENCES * 5
+
+
+def base_of(family: str) -> Base:
+    tokenizer = tiny_tokenizer()
+    return Base.of(tiny_model(family, tokenizer), tokenizer)
+
+
+def probed(edit: Edit, *, split: str = "tune") -> Edit:
+    probes = (
+        Probe(kind="paraphrase", prompt=edit.prompt, split=split),  # a random model takes no other wording
+        Probe(kind="locality", prompt="Apple was founded by", split=split),
+    )
+    return edit.model_copy(update={"probes": probes})
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_the_sweep_finds_where_edits_work_and_leaves_the_base_alone(family: str) -> None:
+    base = base_of(family)
+    before = base.state_digest()
+    seen: list[str] = []
+    choice = choose_site(
+        base,
+        [probed(FRANCE), probed(JAPAN), probed(BRAZIL)],
+        TEXTS,
+        layers=[0, 2],
+        contexts=(Context(),),
+        dampings=(0.0, 0.1),
+        settings=replace(LOOSE, steps=25, on_missed="report"),
+        progress=lambda what, *_: seen.append(what),
+    )
+    singles = [row for row in choice.table if not row.joint]
+    assert {(row.token, row.layer) for row in singles} == {(t, k) for t in ("subject_last", "last") for k in (0, 2)}
+    assert [row.score for row in singles] == sorted((row.score for row in singles), reverse=True)
+    site = choice.made.site
+    assert (site.token, site.layer) == (singles[0].token, singles[0].layer)
+    # A random model recalls nothing from its subjects: the last token takes every edit.
+    assert (site.token, singles[0].reliability, singles[0].paraphrase) == ("last", 1.0, 1.0)
+    assert site.damping in (0.0, 0.1)
+    assert site.second_moment == choice.made.moment.digest
+    assert {"choosing the site", "choosing the damping"} <= set(seen)
+    assert base.state_digest() == before
+
+
+def test_a_sweep_without_probes_to_measure_by_is_refused() -> None:
+    with pytest.raises(EditError, match="`tune` paraphrase and locality probes"):
+        choose_site(base_of("llama"), [FRANCE, probed(JAPAN, split="gate")], TEXTS, contexts=(Context(),))
+
+
+def test_a_fixed_site_takes_the_published_depth_and_measures_the_streams_scale() -> None:
+    base = base_of("llama")
+    made = fixed_site(base, TEXTS, contexts=(Context(),))
+    assert (made.site.layer, made.site.token, made.site.module) == (0, "subject_last", base.layout.down[0])
+    assert (made.site.d_in, made.site.d_out, made.site.max_rank) == (96, 64, 8)
+    with torch.no_grad():
+        hidden = base.model(torch.tensor([base.tokenizer(TEXTS[0])["input_ids"]]), output_hidden_states=True)
+    rms = float(hidden.hidden_states[1][0, -1].square().mean().sqrt())  # after layer 0
+    assert rms / 2 < made.site.residual_scale < rms * 2
+
+
+def test_layers_and_ranks_that_do_not_exist_are_refused() -> None:
+    base = base_of("llama")
+    with pytest.raises(EditError, match="layer 3 does not exist; memory has layers 0 to 2"):
+        fixed_site(base, TEXTS, layer=3, contexts=(Context(),))
+    with pytest.raises(EditError, match="max_rank must be one of 1, 8, 16"):
+        fixed_site(base, TEXTS, max_rank=12, contexts=(Context(),))
+
+
+def test_importing_the_package_loads_neither_torch_nor_vllm() -> None:
+    code = "import sys, vllm_edit; vllm_edit.Patch; assert not {'torch', 'vllm', 'transformers'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

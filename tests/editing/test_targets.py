@@ -1,0 +1,87 @@
+"""Residuals are trained through the served forward: in one batch as alone, stopped at the margin, and clamped."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.editing.material import BRAZIL, FRANCE, JAPAN, LOOSE, bench
+from vllm_edit.editing.hooks import find_module, low_rank_forward
+from vllm_edit.editing.rome import compute_factors, leads_alone
+from vllm_edit.editing.rows import greedy, leads
+from vllm_edit.editing.targets import train_residuals
+from vllm_edit.patch import Probe
+
+EDITS = (FRANCE, JAPAN, BRAZIL)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
+def test_a_batch_of_edits_gives_each_the_residual_it_gets_alone(family: str) -> None:
+    one = bench(family)
+    settings = replace(LOOSE, steps=8, batch_tokens=40)
+    together = compute_factors(one.base, one.site, one.moment, EDITS, settings)
+    for index, edit in enumerate(EDITS):
+        alone = compute_factors(one.base, one.site, one.moment, [edit], settings)
+        assert alone.trained.steps == (together.trained.steps[index],)
+        # float32 products of other shapes round differently; eight steps of Adam amplify that a little
+        torch.testing.assert_close(alone.factors.residuals[0], together.factors.residuals[index], rtol=2e-3, atol=2e-3)
+
+
+def test_training_stops_at_the_margin_and_greedy_decoding_then_gives_the_target() -> None:
+    one = bench()
+    computed = compute_factors(one.base, one.site, one.moment, EDITS, LOOSE)
+    assert computed.trained.reached(LOOSE.margin) == (True, True, True)
+    assert all(0 < steps < LOOSE.steps for steps in computed.trained.steps)
+    rows = computed.prepared.taught
+    torch.testing.assert_close(
+        leads_alone(one.base, one.site, rows, computed, LOOSE).amin(), torch.tensor(min(computed.trained.margins))
+    )
+    module = find_module(one.base.model, one.site.module)
+    for row in rows:
+        before = greedy(one.base.model, [row], 1, LOOSE.batch_tokens)[0].answer
+        A, B = computed.alone[[row.group]].float(), computed.factors.residuals[[row.group]].T
+        with low_rank_forward(module, A, B):
+            after = greedy(one.base.model, [row], 1, LOOSE.batch_tokens)[0].answer
+        assert (before != row.answer, after) == (True, row.answer)
+
+
+def test_a_residual_never_leaves_the_ball_around_zero() -> None:
+    one = bench()
+    settings = replace(LOOSE, clamp=0.2, margin=50.0, steps=20)
+    residuals = compute_factors(one.base, one.site, one.moment, [FRANCE], settings).factors.residuals
+    limit = 0.2 * one.site.residual_scale * 64**0.5
+    torch.testing.assert_close(residuals.norm(), torch.tensor(limit), rtol=1e-4, atol=0.0)
+
+
+def test_training_takes_no_step_where_the_base_already_answers_so() -> None:
+    one = bench()
+    untrained = compute_factors(one.base, one.site, one.moment, [FRANCE], replace(LOOSE, steps=0))
+    answer = greedy(one.base.model, untrained.prepared.taught, 1, LOOSE.batch_tokens)
+    lead = leads(one.base.model, answer, LOOSE.batch_tokens)
+    module = find_module(one.base.model, one.site.module)
+    trained = train_residuals(
+        one.base.model, module, answer, torch.ones(1, 96), 2.0, replace(LOOSE, margin=float(lead) / 2)
+    )
+    assert trained.steps == (0,)
+    assert not trained.residuals.any()
+
+
+def test_preservation_keeps_the_answer_to_a_locality_probe_nearer_to_the_base() -> None:
+    one = bench()
+    probe = Probe(kind="locality", prompt="The capital of Germany is", split="tune")
+    edit = FRANCE.model_copy(update={"probes": (probe,)})
+    divergences = []
+    for factor in (0.0, 50.0):
+        settings = replace(LOOSE, kl_factor=factor, steps=20, margin=50.0, norm_penalty=0.0)
+        computed = compute_factors(one.base, one.site, one.moment, [edit], settings)
+        (kept,) = [row for row in computed.prepared.rows if not row.answer]
+        assert one.base.tokenizer.decode(kept.ids, skip_special_tokens=True) == probe.prompt
+        module, ids = find_module(one.base.model, one.site.module), torch.tensor([kept.ids])
+        with torch.no_grad():
+            base = one.base.model(ids).logits[0, -1].log_softmax(-1)
+            with low_rank_forward(module, computed.alone.float(), computed.factors.residuals.T):
+                edited = one.base.model(ids).logits[0, -1].log_softmax(-1)
+        divergences.append(float((base.exp() * (base - edited)).sum()))
+    assert divergences[1] < 0.5 * divergences[0]
