@@ -1,0 +1,135 @@
+"""Contexts: texts the model wrote itself, put before a prompt when its key is measured and its residual is trained.
+
+ROME averages keys over prefixes that the model generates (arXiv 2202.05262, eq. 3). Departures from the reference code:
+a generator of its own instead of the global random state, no module-global cache that a second model would inherit,
+lengths that count generated tokens without the seed, and about a third of the contexts in the chat template, since
+production prompts are chat turns (METHODS.md 0 and 1.1).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from itertools import cycle
+
+import torch
+
+from vllm_edit.editing.base import Base
+from vllm_edit.editing.hooks import frozen
+from vllm_edit.errors import EditError
+from vllm_edit.store.site import Context
+from vllm_edit.text import is_cjk, mentions
+
+SEED_WORDS = ("", "The", "In", "It", "When")
+"""Texts that generation starts from; the empty one stands for the model's first token (BOS) alone."""
+
+_SENTENCE = re.compile(r"[.!?。！？](?:\s|$)|[。！？]")
+_LEAST_LETTERS = 4
+
+
+def generate_contexts(
+    base: Base,
+    n: int = 9,
+    *,
+    seed: int = 0,
+    chat_share: float = 1 / 3,
+    forbidden: Iterable[str] = (),
+    shortest: int = 5,
+    longest: int = 10,
+    top_k: int = 10,
+) -> tuple[Context, ...]:
+    """`n` different contexts; the first is the bare one, and the same arguments give the same contexts.
+
+    chat_share: share of contexts in the chat template (0 for a tokenizer without one); the first of them is bare too.
+    forbidden: texts, such as the subjects of edits, that no prefix may mention.
+    shortest, longest: generated tokens of a prefix, before it is cut at the end of its first sentence.
+
+    Raises:
+        EditError: the model does not write enough different texts that are allowed.
+    """
+    if n < 1 or not 0 <= chat_share < 1 or not 1 <= shortest <= longest:
+        raise EditError(
+            f"expected n ≥ 1, 0 ≤ chat_share < 1, 1 ≤ shortest ≤ longest; got {n}, {chat_share}, {shortest}, {longest}"
+        )
+    chats = round(n * chat_share) if getattr(base.tokenizer, "chat_template", None) else 0
+    plain = n - chats
+    unwanted = tuple(forbidden)
+    prefixes: dict[str, None] = {}  # ordered, without repetition
+    wanted = max(plain - 1, 0) + max(chats - 1, 0)
+    for text in _texts(base, seed, shortest, longest, top_k, attempts=20 * wanted):
+        if len(prefixes) == wanted:
+            break
+        prefix = _as_prefix(text)
+        if prefix and not any(mentions(prefix, name) for name in unwanted):
+            prefixes[prefix] = None
+    if len(prefixes) < wanted:
+        raise EditError(
+            f"the model wrote {len(prefixes)} different allowed prefixes in {20 * wanted} attempts, {wanted} are "
+            "needed: ask for fewer contexts, or raise top_k"
+        )
+    texts = list(prefixes)
+    bare_chat = [Context(chat=True)] if chats else []
+    return (
+        Context(),
+        *(Context(prefix=text) for text in texts[: plain - 1]),
+        *bare_chat,
+        *(Context(prefix=text, chat=True) for text in texts[plain - 1 :]),
+    )
+
+
+def _texts(base: Base, seed: int, shortest: int, longest: int, top_k: int, attempts: int) -> Iterator[str]:
+    """Texts sampled from the model, one seed word after the other. No global random state is read or changed."""
+    generator = torch.Generator().manual_seed(seed)
+    # Special and added tokens are masked: a prefix is text, and would not be read back as those tokens in a turn.
+    banned = sorted({*base.tokenizer.all_special_ids, *base.tokenizer.added_tokens_decoder})
+    starts = [ids for word in SEED_WORDS if (ids := _start(base, word))]
+    for _, ids in zip(range(attempts), cycle(starts), strict=False):
+        length = int(torch.randint(shortest, longest + 1, (1,), generator=generator))
+        yield str(base.tokenizer.decode(_sample(base, ids, length, top_k, banned, generator), skip_special_tokens=True))
+
+
+def _start(base: Base, word: str) -> list[int]:
+    """Ids that generation starts from: BOS, if the tokenizer has one, and the seed word. Empty if there is neither."""
+    ids: list[int] = base.tokenizer(word, add_special_tokens=False)["input_ids"]
+    bos = base.tokenizer.bos_token_id
+    return ids if bos is None else [bos, *ids]
+
+
+def _sample(
+    base: Base, start: list[int], length: int, top_k: int, banned: list[int], generator: torch.Generator
+) -> list[int]:
+    """`start` and `length` more tokens by top-k sampling at temperature 1."""
+    ids = list(start)
+    with torch.no_grad(), frozen(base.model):
+        for _ in range(length):
+            given = torch.tensor([ids], device=base.device)
+            logits = base.model(given, attention_mask=torch.ones_like(given), use_cache=False).logits[0, -1]
+            logits = logits.float().cpu()  # sampled on the CPU, so that every device draws the same numbers
+            logits[[token for token in banned if token < len(logits)]] = -torch.inf
+            logits[len(base.tokenizer) :] = -torch.inf  # rows that only pad the embedding
+            best = logits.topk(min(top_k, len(logits)))
+            drawn = torch.multinomial(best.values.softmax(-1), 1, generator=generator)
+            ids.append(int(best.indices[drawn]))
+    return ids
+
+
+def _as_prefix(text: str) -> str:
+    """The text's first sentence, closed with a full stop; empty if nothing readable is left.
+
+    Braces go, since other tools read them as a template's; so do control characters and the bytes of a character that
+    was cut in two.
+    """
+    text = " ".join(text.split())
+    text = "".join(character for character in text if character.isprintable() and character not in "{}\ufffd")
+    for found in _SENTENCE.finditer(text):
+        if _letters(text[: found.start()]) >= _LEAST_LETTERS:
+            text = text[: found.start()]
+            break
+    text = text.strip(" .,;:!?-。，！？；：")
+    if _letters(text) < _LEAST_LETTERS:
+        return ""
+    return text + ("。" if is_cjk(text[-1]) else ". ")
+
+
+def _letters(text: str) -> int:
+    return sum(character.isalnum() for character in text)
