@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vllm_edit.deltas.delta import Delta, LowRank
@@ -14,6 +14,8 @@ from vllm_edit.errors import EditError
 
 DIMENSIONS = st.integers(1, 7)
 MODULES = ("model.layers.0.mlp.down_proj", "model.layers.1.mlp.down_proj")
+# The same examples every time, and no deadline: a busy machine must not fail a test.
+PROPERTY = settings(max_examples=100, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 @st.composite
@@ -37,6 +39,7 @@ def magnitude(part: LowRank) -> float:
     return float((part.B.double().norm(dim=0) * part.A.double().norm(dim=1)).sum())
 
 
+@PROPERTY
 @given(parts())
 def test_balancing_keeps_the_update_and_equals_the_norms_of_each_component(part: LowRank) -> None:
     balanced = part.balanced()
@@ -44,6 +47,7 @@ def test_balancing_keeps_the_update_and_equals_the_norms_of_each_component(part:
     assert torch.allclose(balanced.B.norm(dim=0), balanced.A.norm(dim=1), rtol=0.01, atol=0)
 
 
+@PROPERTY
 @given(parts())
 def test_balancing_a_cast_balanced_update_changes_no_bit(part: LowRank) -> None:
     B, A = part.cast(torch.float32)
@@ -66,6 +70,7 @@ def test_unbalanced_factors_that_underflow_in_half_precision_survive_balancing()
     assert part.B.to(torch.float16).count_nonzero() == 0  # what a plain cast would have done
 
 
+@PROPERTY
 @given(parts(), st.integers(1, 8))
 def test_truncation_is_the_best_approximation_of_its_rank_and_tells_the_energy_dropped(
     part: LowRank, rank: int
@@ -80,6 +85,7 @@ def test_truncation_is_the_best_approximation_of_its_rank_and_tells_the_energy_d
     assert error == pytest.approx(tail**0.5, rel=1e-6, abs=1e-11 * magnitude(part))
 
 
+@PROPERTY
 @given(parts())
 def test_truncation_to_the_own_rank_changes_nothing(part: LowRank) -> None:
     delta, dropped = Delta({MODULES[0]: part}).truncate(part.rank)
@@ -100,6 +106,7 @@ def test_truncation_of_a_zero_update_drops_no_energy() -> None:
     assert (delta.rank, dropped) == (1, 0.0)
 
 
+@PROPERTY
 @given(st.lists(parts(d_out=4, d_in=3), min_size=1, max_size=4))
 def test_concatenation_adds_updates_and_ranks(found: list[LowRank]) -> None:
     total = Delta.concatenate([Delta({MODULES[0]: part}) for part in found]).parts[MODULES[0]]
@@ -108,8 +115,8 @@ def test_concatenation_adds_updates_and_ranks(found: list[LowRank]) -> None:
     assert torch.allclose(dense(total), sum(map(dense, found), torch.zeros(4, 3)), rtol=0, atol=1e-12 * size)
 
 
+@PROPERTY
 @given(parts(d_out=6, d_in=5), parts(d_out=6, d_in=5))
-@settings(max_examples=50)
 def test_concatenation_truncated_to_the_full_rank_is_still_the_sum(first: LowRank, second: LowRank) -> None:
     total = Delta.concatenate([Delta({MODULES[0]: first}), Delta({MODULES[0]: second})])
     reduced, _ = total.truncate(5)  # ΔW is 6 × 5, so rank 5 loses nothing
