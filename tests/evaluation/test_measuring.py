@@ -53,6 +53,14 @@ def test_values_are_means_over_edits_of_means_over_their_prompts() -> None:
     assert (measure.low, measure.high) == wilson(0.75, 2)
 
 
+def test_a_tagged_probe_also_counts_under_its_tag() -> None:
+    questions = [Question(0, 0, "paraphrase", "x", False, "Rome", "Paris", tag) for tag in ("trained", "held_out", "")]
+    answers = ["Rome", "Paris", "Rome"]
+    found = by_metric(summarise(generation_outcomes(questions, answers, [""] * 3, "weights"), "weights", "generation"))
+    shares = {name: measure.value for name, measure in found.items()}
+    assert shares == {"paraphrase": 2 / 3, "paraphrase:trained": 1.0, "paraphrase:held_out": 0.0}
+
+
 def test_the_interval_of_a_single_edit_is_over_its_prompts() -> None:
     outcomes = generation_outcomes([question("paraphrase")] * 4, ["Rome"] * 4, [""] * 4, "weights")
     measure = summarise(outcomes, "weights", "generation")[0]

@@ -231,6 +231,7 @@ def _answers(
                 subject=edit.subject,
                 relation=edit.relation,
                 metric=question.metric,
+                tag=question.tag,
                 prompt=question.prompt,
                 chat=question.chat,
                 expected=question.expected,

@@ -35,7 +35,8 @@ def generation_outcomes(
     for question, answer, base in zip(questions, answers, before, strict=True):
         case = (question.patch, question.edit)
         if not (question.keeps and mode == "base"):
-            outcomes.append((question.metric, case, float(counts_as_right(question, answer, base))))
+            right = float(counts_as_right(question, answer, base))
+            outcomes += [(metric, case, right) for metric in question.metrics]
         if question.keeps and question.expected is not None:
             still = gives(answer, question.expected, question.rival)
             outcomes.append((f"{question.metric}_right", case, float(still)))

@@ -19,6 +19,7 @@ class Question:
 
     expected: the answer wanted after the edit; None where only "unchanged" can be judged.
     rival: for the changing metrics the old answer; for the keeping ones the edit's new target, which must not leak.
+    tag: the probe's label; its numbers are also reported apart, as `<metric>:<tag>`.
     """
 
     patch: int
@@ -28,6 +29,12 @@ class Question:
     chat: bool
     expected: str | None
     rival: str | None
+    tag: str = ""
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The names it is counted under."""
+        return (self.metric, f"{self.metric}:{self.tag}") if self.tag else (self.metric,)
 
     @property
     def keeps(self) -> bool:
@@ -52,5 +59,5 @@ def questions_of(edits: Sequence[Edit], patch: int, *, split: Split | None = "ga
                 rival = new if probe.target != new else None
             elif probe.kind == "paraphrase" and not probe.target:
                 expected, rival = new, old
-            asked.append(Question(patch, index, probe.kind, probe.prompt, probe.chat, expected, rival))
+            asked.append(Question(patch, index, probe.kind, probe.prompt, probe.chat, expected, rival, probe.tag))
     return asked

@@ -60,6 +60,7 @@ class Answer(_Frozen):
     subject: str
     relation: str
     metric: str
+    tag: str
     prompt: str
     chat: bool
     expected: str | None

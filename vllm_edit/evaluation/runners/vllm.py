@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vllm_edit.errors import EditError, Incompatible
+from vllm_edit.errors import Incompatible
 from vllm_edit.evaluation.runners.runner import Request, Scored, answer_text
 from vllm_edit.prompting import answer_ids, prompt_ids
+from vllm_edit.serving.compat import version
+from vllm_edit.serving.profile import merged_plugins
+from vllm_edit.serving.startup import model_folder
 from vllm_edit.store.compiled import CompiledPatch
 from vllm_edit.store.site import LEGAL_RANKS
-
-PLUGIN = "vllm_edit"
 
 
 class VLLMRunner:
@@ -28,36 +29,36 @@ class VLLMRunner:
     def __init__(
         self, model: str | Path, modules: Sequence[str], rank: int, *, slots: int = 16, **options: Any
     ) -> None:
-        allowed = os.environ.get("VLLM_PLUGINS")
-        if allowed is not None and PLUGIN not in allowed.split(","):
-            # Without our general plugin a base request on CPU is answered with the last slot's patch.
-            raise EditError(f"VLLM_PLUGINS is {allowed!r} and leaves out {PLUGIN}; add it, or unset the variable")
+        # vLLM's workers load the general plugin too, which cures the CPU defect: a base request would otherwise be
+        # answered with the last slot's patch. The spare slot is the second line behind the cure.
+        os.environ["VLLM_PLUGINS"] = merged_plugins(os.environ.get("VLLM_PLUGINS"))
+        cpu = version.is_cpu()
+        if cpu:
+            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
         from vllm import LLM
-        from vllm.platforms import current_platform
         from vllm.plugins import load_general_plugins
 
         load_general_plugins()
-        on_cpu = current_platform.is_cpu()
-        defaults = {"dtype": "float32" if on_cpu else "bfloat16", "enforce_eager": on_cpu}
+        defaults = {"dtype": "float32" if cpu else "bfloat16", "enforce_eager": cpu}
         self._rank = next((legal for legal in LEGAL_RANKS if legal >= rank), LEGAL_RANKS[-1])
         self._llm = LLM(
             model=str(model),
             enable_lora=True,
             max_lora_rank=self._rank,
-            max_loras=slots,
+            max_loras=slots + 1 if cpu else slots,
             lora_target_modules=list(modules),
             **{**defaults, **options},
         )
-        self._device = current_platform.device_type
+        self._device = "cpu" if cpu else "cuda"
         self.tokenizer = self._llm.get_tokenizer()
-        self._folder = tempfile.TemporaryDirectory(prefix="vllm-edit-eval-")
+        self._files = tempfile.TemporaryDirectory(prefix="vllm-edit-eval-")
         self._adapters: dict[str, Any] = {}
 
     def __enter__(self) -> VLLMRunner:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._folder.cleanup()
+        self._files.cleanup()
 
     @property
     def name(self) -> str:
@@ -66,6 +67,11 @@ class VLLMRunner:
     @property
     def context(self) -> int:
         return int(self._llm.model_config.max_model_len)
+
+    @property
+    def folder(self) -> Path:
+        """Where the model's files are on this machine."""
+        return model_folder(self._llm.model_config.model)
 
     def generate(self, requests: Sequence[Request], max_tokens: int) -> list[str]:
         from vllm import SamplingParams
@@ -111,6 +117,6 @@ class VLLMRunner:
         if name not in self._adapters:
             if patch.manifest.rank > self._rank:
                 raise Incompatible(f"{name} has rank {patch.manifest.rank}, this engine was started for {self._rank}")
-            folder = patch.delta.save_peft(Path(self._folder.name) / name, base_name=self._llm.model_config.model)
+            folder = patch.delta.save_peft(Path(self._files.name) / name, base_name=self._llm.model_config.model)
             self._adapters[name] = LoRARequest(name, len(self._adapters) + 1, str(folder))
         return self._adapters[name]

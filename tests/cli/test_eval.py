@@ -1,0 +1,115 @@
+"""`vllm-edit eval` on a tiny model: a stored patch measured, recorded and shown; mistakes told in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.cli.program import Program
+from tests.tiny import SENTENCES, save_tiny, tiny_tokenizer
+from vllm_edit.deltas.delta import Delta, LowRank
+from vllm_edit.ike.bank import Bank
+from vllm_edit.ike.demonstrations import with_demonstrations
+from vllm_edit.patch import Patch
+from vllm_edit.store.compiled import CompiledPatch
+from vllm_edit.store.manifest import Manifest
+from vllm_edit.store.store import Store
+
+PATCH = """
+name: capital
+base: tiny
+edits:
+  - prompt: The capital of France is
+    subject: France
+    relation: capital
+    target_new: Berlin
+    target_true: Paris
+    probes:
+      - {kind: paraphrase, prompt: "What is the capital of France?"}
+      - {kind: locality, prompt: The capital of Japan is, target: Tokyo}
+"""
+
+
+@pytest.fixture
+def url(program: Program, tmp_path: Path) -> Path:
+    """A store of a tiny model with one patch in it; its delta is random: answers change, but not to the right ones."""
+    url, texts = tmp_path / "store", tmp_path / "texts.txt"
+    model = save_tiny("llama", tmp_path / "llama")
+    texts.write_text("\n".join(SENTENCES * 4), encoding="utf-8")
+    init = program("store", "init", "--model", model, "--layer", 1, "--texts", texts, "--store", url)
+    assert init.code == 0, init.err
+    store, patch = Store.open(url), Patch.parse(PATCH)
+    site, random = store.site(), torch.Generator().manual_seed(0)
+    delta = Delta(
+        {
+            site.module: LowRank(
+                torch.randn(site.d_out, 1, generator=random), torch.randn(1, site.d_in, generator=random)
+            )
+        }
+    )
+    manifest = Manifest(
+        patch=patch.name,
+        method="rome",
+        base=site.base.digest,
+        site=site.digest,
+        modules=site.modules,
+        edits=patch.edits,
+        rank=1,
+        adapter=delta.digest,
+        factors=None,
+        demonstrations=None,
+    )
+    store.save(with_demonstrations(CompiledPatch(manifest, delta), Bank(), tiny_tokenizer()))
+    return url
+
+
+def test_a_stored_patch_is_measured_recorded_and_shown(program: Program, url: Path, tmp_path: Path) -> None:
+    ran = program("eval", "capital", "--store", url, "--json", "--answers", "--max-tokens", 4)
+    assert ran.code == 0, ran.err
+    found = {(m["metric"], m["mode"], m["protocol"]): m["value"] for m in ran.json["measures"]}
+    for mode in ("base", "weights", "ike"):
+        assert found["reliability", mode, "generation"] == 0.0
+        assert ("ES", mode, "nll") in found
+    assert found["locality", "weights", "generation"] == 0.0, "a large random delta changes every answer"
+    assert {answer["metric"] for answer in ran.json["answers"]} >= {"reliability", "paraphrase", "locality"}
+
+    store = Store.open(url)
+    (record,) = store.records(store.resolve("capital"), "report")
+    assert record.data["measures"] == ran.json["measures"]
+
+    page = tmp_path / "page.html"
+    shown = program("eval", "capital", "--store", url, "--mode", "base,weights", "--html", page)
+    assert shown.code == 0, shown.err
+    assert "reliability" in shown.out
+    assert " ike" not in shown.out
+    assert "paraphrase" in page.read_text(encoding="utf-8")
+
+    wrong = program("eval", "capital", "--store", url, "--model", save_tiny("llama", tmp_path / "other", seed=1))
+    assert (wrong.code, wrong.err.count("\n")) == (1, 1)
+    assert "is not the base of" in wrong.err
+
+
+def test_a_data_set_is_compiled_edit_by_edit_and_refusals_are_told(program: Program, url: Path, tmp_path: Path) -> None:
+    records = [{"subject": "France", "prompt": "The capital of France is", "target_new": "Berlin"}] * 3
+    data = tmp_path / "data.json"
+    data.write_text(json.dumps(records))
+    ran = program("eval", data, "--limit", 2, "--store", url)
+    assert ran.code == 1
+    assert "nothing could be compiled" in ran.err
+    assert "edit-1" in ran.err
+    assert "edit-2" not in ran.err
+
+
+def test_mistakes_are_told_in_one_line(program: Program, store: Store, tmp_path: Path) -> None:
+    for arguments, told in [
+        (("capital", "--mode", "weight"), "expected modes among base, weights, ike"),
+        (("absent",), "no compiled patch 'absent'"),
+        ((tmp_path / "absent.yaml",), "no such file"),
+        ((tmp_path / "absent.json",), "expected a JSON data set"),
+    ]:
+        ran = program("eval", *arguments)
+        assert (ran.code, ran.err.count("\n")) == (1, 1), ran.err
+        assert told in ran.err
