@@ -1,0 +1,161 @@
+"""C is the second moment over real tokens, whatever the batches; the cache answers only for what it was made of."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from tests.tiny import SENTENCES, tiny_model
+from vllm_edit.editing.base import Base, unchanged
+from vllm_edit.editing.hooks import capture_inputs
+from vllm_edit.editing.statistics import SecondMoment, second_moment
+from vllm_edit.errors import EditError
+from vllm_edit.store.digest import digest_tensors
+
+DOWN = "model.layers.1.mlp.down_proj"
+TEXTS = [" ".join(SENTENCES[i : i + 1 + i % 3]) for i in range(len(SENTENCES))] * 2
+
+
+@pytest.fixture(scope="module")
+def base(llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Base:
+    return Base.of(llama, tokenizer)
+
+
+@pytest.fixture(scope="module")
+def moment(base: Base) -> SecondMoment:
+    return second_moment(base, DOWN, TEXTS, minimum_ratio=5)
+
+
+def reference(base: Base, name: str, texts: list[str]) -> tuple[torch.Tensor, int]:
+    """Text by text without padding, summed in float64."""
+    total, count = torch.zeros(96, 96, dtype=torch.float64), 0
+    with torch.no_grad(), capture_inputs(base.model, [name]) as captured:
+        for text in texts:
+            base.model(torch.tensor([base.tokenizer(text)["input_ids"]]))
+            keys = captured[name][0].double()
+            total, count = total + keys.mT @ keys, count + len(keys)
+    return total / count, count
+
+
+def test_the_moment_is_that_of_every_real_token(base: Base, moment: SecondMoment) -> None:
+    expected, count = reference(base, DOWN, TEXTS)
+    assert moment.count == count
+    assert moment.matrix.dtype == torch.float32
+    assert torch.allclose(moment.matrix.double(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_padding_and_batch_size_do_not_matter(base: Base, moment: SecondMoment) -> None:
+    alone = second_moment(base, DOWN, TEXTS, minimum_ratio=5, batch_tokens=1)
+    assert alone.count == moment.count
+    assert torch.allclose(alone.matrix, moment.matrix, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("family", "name"), [("opt", "model.decoder.layers.0.fc2"), ("gpt2", "transformer.h.1.mlp.c_proj")]
+)
+def test_families_that_flatten_or_transpose_agree_too(
+    tokenizer: PreTrainedTokenizerFast, family: str, name: str
+) -> None:
+    base = Base.of(tiny_model(family, tokenizer), tokenizer)
+    found = second_moment(base, name, TEXTS, minimum_ratio=5)
+    assert torch.allclose(found.matrix.double(), reference(base, name, TEXTS)[0], rtol=1e-3, atol=1e-6)
+
+
+def test_the_model_is_left_alone(base: Base) -> None:
+    with unchanged(base):
+        second_moment(base, DOWN, TEXTS, minimum_ratio=5)
+
+
+def test_progress_is_told_up_to_the_last_token(base: Base, moment: SecondMoment) -> None:
+    told: list[tuple[str, int, int]] = []
+    second_moment(base, DOWN, TEXTS, minimum_ratio=5, batch_tokens=200, progress=lambda *step: told.append(step))
+    assert len(told) > 1
+    assert told[-1] == (f"second moment of {DOWN}", moment.count, moment.count)
+
+
+def test_too_few_vectors_are_refused_with_both_numbers(base: Base) -> None:
+    tokens = sum(len(base.tokenizer(text)["input_ids"]) for text in TEXTS[:3])
+    with pytest.raises(
+        EditError, match=rf"at least 960 vectors \(10 times its 96 inputs\); the 3 texts have {tokens} "
+    ):
+        second_moment(base, DOWN, TEXTS[:3])
+
+
+def test_max_tokens_takes_texts_in_their_order(base: Base) -> None:
+    found = second_moment(base, DOWN, TEXTS, max_tokens=100, minimum_ratio=1)
+    lengths = [len(base.tokenizer(text)["input_ids"]) for text in TEXTS]
+    taken = next(i for i in range(len(TEXTS)) if sum(lengths[:i]) >= 100)
+    assert found.count == sum(lengths[:taken])
+    assert torch.allclose(found.matrix.double(), reference(base, DOWN, TEXTS[:taken])[0], rtol=1e-4, atol=1e-6)
+
+
+def test_whitening_solves_with_the_ridge(moment: SecondMoment) -> None:
+    keys = torch.randn(4, 96)
+    C = moment.matrix.double()
+    ridged = C + moment.ridge * C.diagonal().mean() * torch.eye(96, dtype=torch.float64)
+    assert torch.allclose(moment.whiten(keys) @ ridged, keys.double(), atol=1e-8)
+    assert moment.whiten(keys).dtype == torch.float64
+    assert moment.cholesky is moment.cholesky
+    assert not torch.allclose(moment.with_ridge(1.0).whiten(keys), moment.whiten(keys))
+    with pytest.raises(EditError, match=r"expected keys \[n, 96\]; got \(4, 95\)"):
+        moment.whiten(keys[:, 1:])
+
+
+def test_a_singular_moment_needs_a_ridge() -> None:
+    singular = SecondMoment(torch.diag(torch.tensor([1.0, 0.0])), 1, ridge=0.0)
+    with pytest.raises(EditError, match="not positive definite"):
+        singular.whiten(torch.ones(1, 2))
+    assert singular.with_ridge(0.1).whiten(torch.ones(1, 2)).isfinite().all()
+
+
+def test_tensors_round_trip_and_carry_the_digest(moment: SecondMoment) -> None:
+    again = SecondMoment.from_tensors(moment.tensors())
+    assert again.digest == moment.digest == digest_tensors(moment.tensors())
+    assert (again.count, again.ridge) == (moment.count, moment.ridge)
+    assert moment.with_ridge(0.5).digest != moment.digest
+
+
+def cached(base: Base, folder: Path, texts: list[str] = TEXTS, name: str = DOWN) -> tuple[SecondMoment, bool]:
+    """The moment, and whether it was measured (and not read from the cache)."""
+    told: list[str] = []
+    found = second_moment(base, name, texts, cache=folder, minimum_ratio=5, progress=lambda what, *_: told.append(what))
+    return found, bool(told)
+
+
+def test_the_cache_answers_only_for_the_same_question(
+    base: Base, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    first, measured = cached(base, tmp_path)
+    assert measured
+    again, measured = cached(base, tmp_path)
+    assert not measured
+    assert again.digest == first.digest
+    assert cached(base, tmp_path, [*TEXTS, "more"])[1]
+    assert cached(base, tmp_path, name="model.layers.2.mlp.down_proj")[1]
+    assert cached(Base.of(tiny_model("llama", tokenizer, seed=1), tokenizer), tmp_path)[1]
+    assert len(list(tmp_path.iterdir())) == 4  # and no temporary file
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-1] + bytes([data[-1] ^ 1]), lambda data: data[:100]])
+def test_a_damaged_cache_is_noticed_and_measured_again(
+    base: Base, tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: object
+) -> None:
+    first, _ = cached(base, tmp_path)
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(damage(file.read_bytes()))  # type: ignore[operator]
+    with caplog.at_level(logging.WARNING):
+        again, measured = cached(base, tmp_path)
+    assert measured
+    assert again.digest == first.digest
+    assert "measured again" in caplog.text
+    assert not cached(base, tmp_path)[1]
+
+
+def test_a_cached_moment_is_held_to_the_minimum_too(base: Base, tmp_path: Path) -> None:
+    count = cached(base, tmp_path)[0].count
+    with pytest.raises(EditError, match=f"the {len(TEXTS)} texts have {count} tokens"):
+        second_moment(base, DOWN, TEXTS, cache=tmp_path, minimum_ratio=1000)
