@@ -73,12 +73,7 @@ def compile_patch(
     values = vars(settings) if isinstance(settings, RomeSettings) else dict(settings or {})
     with unchanged(base):
         result = METHODS[method](base, site, moment, patch, values, progress)
-    compiled = CompiledPatch(
-        manifest=_manifest(patch, method, base, site, result),
-        delta=result.delta,
-        factors=result.factors,
-        report=result.report,
-    )
+    compiled = compiled_of(patch, method, base, site, result)
     if store is not None:
         store.save(compiled)
     return compiled
@@ -96,8 +91,9 @@ def _site_and_moment(store: Store | None, site: Site | None, moment: SecondMomen
     return site, moment
 
 
-def _manifest(patch: Patch, method: str, base: Base, site: Site, result: MethodResult) -> Manifest:
-    return Manifest(
+def compiled_of(patch: Patch, method: str, base: Base, site: Site, result: MethodResult) -> CompiledPatch:
+    """A method's result with the manifest that identifies it."""
+    manifest = Manifest(
         patch=patch.name,
         method=method,
         base=base.fingerprint.digest,
@@ -112,3 +108,4 @@ def _manifest(patch: Patch, method: str, base: Base, site: Site, result: MethodR
         adapter=result.delta.digest,
         factors=digest_tensors(result.factors.tensors()) if result.factors else None,
     )
+    return CompiledPatch(manifest, result.delta, result.factors, report=result.report)

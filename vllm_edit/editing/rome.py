@@ -24,6 +24,7 @@ from vllm_edit.editing.targets import Trained, train_residuals
 from vllm_edit.errors import EditError
 from vllm_edit.patch import Edit
 from vllm_edit.store.compiled import Factors
+from vllm_edit.store.manifest import KeyGroup
 from vllm_edit.store.site import Site
 
 
@@ -52,6 +53,41 @@ class RomeFactors:
     prepared: Prepared
     trained: Trained
     alone: torch.Tensor
+
+    def only(self, edits: Sequence[int]) -> RomeFactors:
+        """The factors of some of the edits, renumbered in that order; their key groups must hold no others.
+
+        Raises:
+            EditError: a key group has edits inside and outside of the selection.
+        """
+        columns, number = self.prepared.columns, {edit: place for place, edit in enumerate(edits)}
+        groups = [index for index, group in enumerate(columns.groups) if number.keys() & set(group.edits)]
+        if any(not set(columns.groups[index].edits) <= number.keys() for index in groups):
+            raise EditError("edits of one key group cannot be taken apart; keep edits of one subject together")
+        place = {group: new for new, group in enumerate(groups)}
+        own = [index for index, column in enumerate(columns.columns) if column.group in place]
+        kept = Columns(
+            columns.keys[own],
+            columns.whitened[own],
+            tuple(columns.columns[i].model_copy(update={"group": place[columns.columns[i].group]}) for i in own),
+            tuple(KeyGroup(edits=tuple(number[edit] for edit in columns.groups[index].edits)) for index in groups),
+        )
+        rows = [row for row in self.prepared.rows if row.edit in number]
+        return RomeFactors(
+            Factors(kept.keys, kept.whitened, self.factors.residuals[groups]),
+            Prepared(
+                tuple(replace(row, edit=number[row.edit], group=place[row.group]) for row in rows),
+                kept,
+                self.prepared.bare[groups],
+            ),
+            Trained(
+                self.trained.residuals[groups],
+                tuple(self.trained.steps[group] for group in groups),
+                tuple(self.trained.margins[group] for group in groups),
+                tuple(self.trained.losses[group] for group in groups),
+            ),
+            self.alone[groups],
+        )
 
     def solve(self, damping: float) -> LowRank:
         """The joint update of all edits, B [d_out, groups], A [groups, d_in], float64."""
@@ -144,6 +180,17 @@ def compile_edits(
             "or make a store whose site has a higher maximum rank (vllm-edit store init --max-rank)"
         )
     computed = compute_factors(base, site, moment, edits, settings, prepared=prepared, progress=progress)
+    return judged(base, site, edits, computed, settings)
+
+
+def judged(
+    base: Base, site: Site, edits: Sequence[Edit], computed: RomeFactors, settings: RomeSettings
+) -> MethodResult:
+    """The edits' joint solve, re-checked on every row with the delta as it will be saved.
+
+    Raises:
+        UnsafeEdit: an edit missed its target or breaks a health limit, by name.
+    """
     damping = damping_of(site, settings)
     update = as_saved(computed.solve(damping))
     health = measure_health(base, site, edits, computed, update, settings)
