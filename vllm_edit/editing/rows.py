@@ -6,10 +6,10 @@ cannot see it and every family counts positions the same way.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -80,20 +80,24 @@ def batches(rows: Sequence[Row], indices: Iterable[int], tokens: int, device: to
     return made
 
 
-def run_batch(model: nn.Module, batch: Batch) -> torch.Tensor:
+def run_batch(model: Any, batch: Batch) -> torch.Tensor:
     """The model's own logits before every answer token, [b, m, vocabulary] float32.
 
-    Only the tail that holds them is asked of the head where the model offers that: at a large vocabulary the logits of
-    every position would be most of the memory.
+    Only those positions reach the head: at a large vocabulary the logits of all positions would be most of the work
+    and of the memory. What the model does to its logits afterwards (capping, scaling) is done to these.
     """
-    first = int(batch.places.min())
-    kept = batch.input_ids.shape[1] - first
-    short = "logits_to_keep" in inspect.signature(model.forward).parameters
-    options = {"logits_to_keep": kept} if short else {}
-    out = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, **options)
-    logits: torch.Tensor = out.logits[:, -kept:]
-    lines = torch.arange(len(batch.rows), device=logits.device)[:, None]
-    return logits[lines, batch.places - first].float()
+    lines = torch.arange(len(batch.rows), device=batch.rows.device)[:, None]
+
+    def select(head: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
+        return (args[0][lines, batch.places],)  # [b, seq, d] → [b, m, d]
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(select)
+    try:
+        out = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
+    finally:
+        handle.remove()
+    logits: torch.Tensor = out.logits
+    return logits.float()
 
 
 def answer_scores(logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -102,12 +106,12 @@ def answer_scores(logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, tor
     A lead above 0 at every position is the same as: greedy decoding from the prompt gives the answer's ids.
     Rows without an answer get NLL 0 and an infinite lead.
     """
-    log_p = logits.log_softmax(-1)
-    own = log_p.gather(-1, batch.answers[..., None])[..., 0]  # [b, m]
-    rivals = log_p.scatter(-1, batch.answers[..., None], -torch.inf).amax(-1)
-    nll = -(own * batch.scored).sum(1) / batch.scored.sum(1).clamp_min(1)
-    lead = torch.where(batch.scored, own - rivals, torch.inf).amin(1)
-    return nll, lead.detach()
+    own = logits.gather(-1, batch.answers[..., None])[..., 0]  # [b, m]
+    nll = ((logits.logsumexp(-1) - own) * batch.scored).sum(1) / batch.scored.sum(1).clamp_min(1)
+    best = logits.detach().topk(2, dim=-1)
+    rival = torch.where(best.indices[..., 0] == batch.answers, best.values[..., 1], best.values[..., 0])
+    lead = torch.where(batch.scored, own.detach() - rival, torch.inf).amin(1)
+    return nll, lead
 
 
 Within = Callable[[Batch], AbstractContextManager[None]]
@@ -119,7 +123,7 @@ def unchanged_forward(batch: Batch) -> AbstractContextManager[None]:
     return nullcontext()
 
 
-def leads(model: nn.Module, rows: Sequence[Row], tokens: int, within: Within = unchanged_forward) -> torch.Tensor:
+def leads(model: Any, rows: Sequence[Row], tokens: int, within: Within = unchanged_forward) -> torch.Tensor:
     """`answer_scores`' lead of every row, [len(rows)] float32 on the CPU."""
     result = torch.empty(len(rows))
     with torch.no_grad():
@@ -129,7 +133,7 @@ def leads(model: nn.Module, rows: Sequence[Row], tokens: int, within: Within = u
     return result
 
 
-def greedy(model: nn.Module, rows: Sequence[Row], count: int, tokens: int) -> list[Row]:
+def greedy(model: Any, rows: Sequence[Row], count: int, tokens: int) -> list[Row]:
     """The rows with `count` greedily decoded ids as answers (whatever answers they had are dropped)."""
     grown = [replace(row, answer=()) for row in rows]
     for _ in range(count):
