@@ -88,8 +88,8 @@ class Catalogue:
         return Choice(mode, adapter if mode != "base" else None, tenant, reason)
 
     def listed(self) -> list[str]:
-        """Names a client may ask for: base names, tenants, compiled patches."""
-        return [*self.bases, *sorted(self.tenants), *self.newest_first]
+        """Names a client may ask for: the base's main name (others may be paths), tenants, compiled patches."""
+        return [*self.bases[:1], *sorted(self.tenants), *self.newest_first]
 
     def _compiled(self, reference: str) -> str:
         if reference in self.names:

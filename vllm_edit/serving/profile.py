@@ -45,13 +45,14 @@ def profile(
     slots = site.slots + 1 if cpu else site.slots  # a spare slot is the second line behind the cure of the CPU defect
     flags = ["--served-model-name", served_name] + ([] if served_name == model else [model])
     flags += ["--enable-lora", "--max-lora-rank", str(site.max_rank), "--max-loras", str(slots)]
-    flags += ["--max-cpu-loras", str(max(_LEAST_CPU_LORAS, slots))]
+    asked = _value(user_flags, "--max-loras") or ""
+    flags += ["--max-cpu-loras", str(max(_LEAST_CPU_LORAS, slots, int(asked) if asked.isdigit() else 0))]
     flags += ["--lora-target-modules", *site.modules]
     # CPU: bfloat16 without its own units runs 100x slower. CUDA: the LoRA kernels refuse float32.
     flags += ["--dtype", "float32", "--enforce-eager"] if cpu else ["--dtype", "bfloat16"]
     if _value(user_flags, "--host") is None:
         flags += ["--host", "127.0.0.1"]
-    _check(user_flags, site, slots, allow_open)
+    _check(user_flags, site, allow_open)
     environment = {STORE: store_url, "VLLM_PLUGINS": merged_plugins(os.environ.get("VLLM_PLUGINS"))}
     if cpu:
         environment["VLLM_CPU_KVCACHE_SPACE"] = os.environ.get("VLLM_CPU_KVCACHE_SPACE", _CACHE_GIB)
@@ -60,7 +61,7 @@ def profile(
     return Profile(model, [*flags, *user_flags], environment)
 
 
-def _check(user_flags: Sequence[str], site: Site, slots: int, allow_open: bool) -> None:
+def _check(user_flags: Sequence[str], site: Site, allow_open: bool) -> None:
     """What would make the server refuse itself after a minute of loading is refused here, by name."""
     problems = []
     modules = _values(user_flags, "--lora-target-modules")
