@@ -20,8 +20,10 @@ MODULE = "model.layers.1.mlp.down_proj"
 
 
 def moment() -> dict[str, torch.Tensor]:
+    """Named as `editing.statistics.SecondMoment.tensors` names them."""
     vectors = torch.randn(64, D_IN, generator=torch.Generator().manual_seed(7))
-    return {"moment": vectors.T @ vectors / 64}
+    ridge = torch.tensor([0.01], dtype=torch.float64)
+    return {"matrix": vectors.T @ vectors / 64, "count": torch.tensor([64]), "ridge": ridge}
 
 
 def site(layer: int = 1) -> Site:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+import yaml
 
 from vllm_edit.cli.output import JsonOption, StoreOption, print_error, print_json, progress_bar
 from vllm_edit.errors import EditError, PatchError, UnsafeEdit
@@ -22,6 +23,10 @@ def compile_(
     files: Annotated[list[Path], typer.Argument(metavar="PATCH.yaml...", help="Patch files.")],
     model: Annotated[str | None, typer.Option(help="Where the store's base model is now; default: as in init.")] = None,
     method: Annotated[str, typer.Option(help="Editing method.")] = "rome",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A setting of the method, e.g. steps=160; may be repeated."),
+    ] = None,
     bank: Annotated[
         Path | None, typer.Option(help="Facts in YAML that the model knows, for IKE; atlas brings its own.")
     ] = None,
@@ -29,9 +34,8 @@ def compile_(
     json: JsonOption = False,
 ) -> None:
     """Compile patches and store them; an edit that would miss or harm is refused by name."""
-    patches = _read(files)
-    from vllm_edit.cli.material import bank_of
-    from vllm_edit.editing.base import Base
+    patches, chosen = _read(files), _settings(settings or [])
+    from vllm_edit.cli.material import bank_of, load_base
     from vllm_edit.editing.compile import compile_patch
     from vllm_edit.editing.statistics import SecondMoment
     from vllm_edit.ike.demonstrations import with_demonstrations
@@ -40,15 +44,17 @@ def compile_(
     opened = Store.open(store)
     site, moment = opened.site(), SecondMoment.from_tensors(opened.moment())
     facts = bank_of(site.model, bank)
-    base = Base.load(model or site.model)
+    base = load_base(model or site.model)
     done, refused = [], []
     for patch in patches:
         started = time.perf_counter()
         try:
             with progress_bar(patch.name) as progress:
-                compiled = compile_patch(patch, base, method, site=site, moment=moment, progress=progress)
+                compiled = compile_patch(
+                    patch, base, method, site=site, moment=moment, settings=chosen, progress=progress
+                )
         except UnsafeEdit as error:
-            refused.append(f"{patch.name}: {error}")
+            refused += [f"{patch.name}: {line}" for line in str(error).splitlines()]
             continue
         compiled = with_demonstrations(compiled, facts, base.tokenizer)
         report = {**compiled.report, "seconds": round(time.perf_counter() - started, 3)}
@@ -76,6 +82,17 @@ def _read(files: list[Path]) -> list[Patch]:
     if problems:
         raise EditError("\n".join(problems))
     return patches
+
+
+def _settings(given: list[str]) -> dict[str, Any]:
+    """`KEY=VALUE` with the value read as YAML."""
+    chosen = {}
+    for text in given:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"expected KEY=VALUE, got {text!r}", param_hint="--set")
+        chosen[key.strip()] = yaml.safe_load(value)
+    return chosen
 
 
 def _line(done: Mapping[str, Any]) -> str:

@@ -73,12 +73,15 @@ def resolve(text: str, newest_first: list[str]) -> str:
 
 
 def nearest(text: str, choices: Iterable[str], limit: int = 3) -> list[str]:
-    """The choices most like `text`, best first, for "did you mean"; compared without their digests if it has none."""
-    by_key: dict[str, str] = {}
+    """The choices most like `text`, best first, for "did you mean". Only what stands before an `@` is compared: one
+    digest is not like another. With a digest in `text` all of a patch's names are near, else the first of each patch.
+    """
+    by_patch: dict[str, list[str]] = {}
     for choice in choices:
-        by_key.setdefault(choice if "@" in text else choice.partition("@")[0], choice)
-    found = process.extract(text[:_SHOWN], by_key.keys(), limit=limit, score_cutoff=50)
-    return [by_key[match] for match, _, _ in found]
+        by_patch.setdefault(choice.partition("@")[0], []).append(choice)
+    wanted, at, _ = text[:_SHOWN].partition("@")
+    found = process.extract(wanted, by_patch.keys(), limit=limit, score_cutoff=50)
+    return [name for patch, _, _ in found for name in by_patch[patch][: None if at else 1]][:limit]
 
 
 def shown(text: str) -> str:

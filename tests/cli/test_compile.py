@@ -1,0 +1,120 @@
+"""`store init` and `compile` on a tiny model: from files to a stored patch that its engine could load."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.cli.program import Program
+from tests.tiny import SENTENCES, save_tiny
+from vllm_edit.store.store import Store
+
+# A random model has no facts to change; the limits that keep a trained one healthy mean nothing for it.
+FORCED = ("--set", "clamp=50", "--set", "most_norm=100", "--set", "steps=200", "--set", "forms=[plain]")
+PATCH = """
+name: {name}
+base: tiny
+edits:
+  - prompt: The capital of France is
+    subject: France
+    relation: capital
+    target_new: {target}
+"""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny("llama", tmp_path_factory.mktemp("models") / "llama")
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    file = tmp_path / "texts.txt"
+    file.write_text("\n".join(SENTENCES * 4), encoding="utf-8")
+    return file
+
+
+def test_a_patch_file_becomes_a_stored_patch(program: Program, model: Path, texts: Path, tmp_path: Path) -> None:
+    url = tmp_path / "store"
+    where = ("--model", model, "--texts", texts, "--store", url)
+    init = program("store", "init", "--layer", 2, "--token", "last", *where, "--json")
+    assert init.code == 0, init.err
+    assert (init.json["layer"], init.json["token"], init.json["rank"]) == (2, "last", 8)
+    again = program("store", "init", "--layer", 1, *where)
+    assert (again.code, again.err.count("\n")) == (1, 1)
+    assert "has a site already" in again.err
+
+    file = tmp_path / "capital.yaml"
+    file.write_text(PATCH.format(name="capital", target="Berlin"))
+    ran = program("compile", file, "--store", url, "--json", *FORCED)
+    assert ran.code == 0, ran.err
+    (done,) = ran.json["compiled"]
+    stored = Store.open(url)
+    assert stored.names() == [done["name"]]
+    assert stored.load(done["name"]).report["seconds"] > 0
+    assert {one.kind for one in stored.demonstrations(done["name"])} >= {"copy"}
+    assert stored.verify() == []
+    told = program("compile", file, "--store", url, *FORCED)
+    assert told.out.startswith(f"{done['name']}  rank 1, 1 edits, "), "compiling again gives the same name"
+
+
+def test_an_unsafe_edit_is_refused_by_name(program: Program, model: Path, texts: Path, tmp_path: Path) -> None:
+    url, file = tmp_path / "store", tmp_path / "capital.yaml"
+    program("store", "init", "--model", model, "--layer", 1, "--texts", texts, "--store", url)
+    file.write_text(PATCH.format(name="capital", target="Berlin"))
+    ran = program("compile", file, "--store", url, "--set", "steps=0", "--json")
+    assert ran.code == 1
+    assert "'The capital of France is' → 'Berlin'" in ran.err
+    assert all(line.startswith("vllm-edit: capital: ") for line in ran.err.splitlines())
+    assert ran.json["compiled"] == []
+    assert Store.open(url).names() == []
+    unknown = program("compile", file, "--store", url, "--set", "stride=1")
+    assert (unknown.code, unknown.err.count("\n")) == (1, 1)
+    assert "unknown settings stride" in unknown.err
+    assert program("compile", file, "--set", "steps").code == 2
+
+
+def test_every_problem_of_every_file_is_told_at_once(program: Program, store: Store, tmp_path: Path) -> None:
+    bad, worse = tmp_path / "bad.yaml", tmp_path / "worse.yaml"
+    bad.write_text(PATCH.format(name="Not A Name", target='""'))
+    worse.write_text("name: x\nedits: [")
+    ran = program("compile", bad, worse, tmp_path / "missing.yaml")
+    assert ran.code == 1
+    lines = ran.err.splitlines()
+    assert all(line.startswith("vllm-edit: ") for line in lines)
+    assert sum(str(bad) in line for line in lines) == 2
+    assert sum(str(worse) in line for line in lines) == 1
+    assert sum("missing.yaml" in line for line in lines) == 1
+    assert store.names() == []
+
+
+def test_a_model_that_is_not_the_stores_is_refused(program: Program, store: Store, model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "capital.yaml"
+    file.write_text(PATCH.format(name="capital", target="Berlin"))
+    ran = program("compile", file, "--model", model)
+    assert (ran.code, ran.err.count("\n")) == (1, 1)
+    assert "the site was made for base" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "advice"),
+    [
+        (("--layer", "1"), "--texts"),
+        (("--layer", "auto", "--texts", "TEXTS"), "--edits"),
+        (("--layer", "99", "--texts", "TEXTS"), "layers 0 to 2"),
+        (("--layer", "1", "--rank", "9", "--texts", "TEXTS"), "max_rank must be one of"),
+    ],
+)
+def test_what_init_lacks_is_told(
+    program: Program, model: Path, texts: Path, tmp_path: Path, arguments: tuple[str, ...], advice: str
+) -> None:
+    given = [texts if argument == "TEXTS" else argument for argument in arguments]
+    ran = program("store", "init", "--model", model, "--store", tmp_path / "s", *given)
+    assert (ran.code, ran.err.count("\n")) == (1, 1), ran.err
+    assert advice in ran.err
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_layer_must_be_auto_or_a_number(program: Program, tmp_path: Path) -> None:
+    assert program("store", "init", "--layer", "first", "--store", tmp_path / "s").code == 2

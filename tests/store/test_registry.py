@@ -1,0 +1,234 @@
+"""The registry: publish, rollback and history; one generation step per change; migrations; many processes."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import create_engine, inspect, text
+
+from vllm_edit.errors import EditError, NotFound
+from vllm_edit.store import tables
+from vllm_edit.store.registry import Registry
+
+A, B, C = (f"capital@{digit * 32}" for digit in "abc")
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Registry:
+    made = Registry(f"sqlite:///{tmp_path / 'registry.db'}")
+    for name in (A, B, C):
+        made.add_patch(name)
+    made.create_tenant("acme")
+    return made
+
+
+def test_publishing_and_rolling_back_walk_the_history(registry: Registry) -> None:
+    assert registry.active("acme") is None
+    for name in (A, B, C):
+        assert registry.publish("acme", name, why=f"try {name[-1]}", by="ann") == name
+        assert registry.active("acme") == name
+    assert registry.rollback("acme", why="wrong", by="bob") == B
+    assert registry.rollback("acme") == A
+    assert registry.active("acme") == A
+    newest, *_, oldest = registry.history("acme")
+    assert (newest.name, newest.rolled_back, newest.rolled_back_by, newest.rolled_back_why) == (C, True, "bob", "wrong")
+    assert (oldest.name, oldest.rolled_back, oldest.by, oldest.why) == (A, False, "ann", "try a")
+    with pytest.raises(EditError, match="nothing earlier"):
+        registry.rollback("acme")
+    assert registry.publish("acme", C) == C
+    assert registry.rollback("acme") == A, "what was rolled back is not gone back to"
+
+
+def test_rolling_back_to_a_name_undoes_everything_after_it(registry: Registry) -> None:
+    for name in (A, B, C):
+        registry.publish("acme", name)
+    with pytest.raises(NotFound, match="not an earlier publication"):
+        registry.rollback("acme", to=C)
+    assert registry.rollback("acme", to=A) == A
+    assert [one.rolled_back for one in registry.history("acme")] == [True, True, False]
+    with pytest.raises(NotFound):
+        registry.rollback("acme", to=B)
+
+
+def test_publishing_what_is_active_leaves_the_history_alone(registry: Registry) -> None:
+    registry.publish("acme", A)
+    registry.publish("acme", A)
+    assert len(registry.history("acme")) == 1
+
+
+def test_a_rejected_patch_is_published_only_by_override(registry: Registry) -> None:
+    registry.set_status(A, "rejected", "locality 0.62, 0.9 is needed")
+    with pytest.raises(EditError, match=r"locality 0\.62"):
+        registry.publish("acme", A)
+    assert registry.active("acme") is None
+    registry.publish("acme", A, override=True, why="the customer asked")
+    assert [(one.name, one.override) for one in registry.history("acme")] == [(A, True)]
+    registry.add_patch(A)
+    assert registry.patch(A).status == "rejected", "compiling the same again does not wash the verdict off"
+    registry.set_status(A, "accepted")
+    registry.set_status(A, "ungated")
+    with pytest.raises(EditError, match="expected a status"):
+        registry.set_status(A, "fine")  # type: ignore[arg-type]
+
+
+def test_tenants_do_not_share_what_they_are_served(registry: Registry) -> None:
+    registry.create_tenant("globex")
+    registry.publish("acme", A)
+    registry.publish("globex", B)
+    assert {tenant.name: tenant.active for tenant in registry.tenants()} == {"acme": A, "globex": B}
+    with pytest.raises(EditError, match="nothing earlier"):
+        registry.rollback("globex")
+    with pytest.raises(EditError, match="already"):
+        registry.create_tenant("acme")
+    assert registry.published() == {A, B}
+
+
+@pytest.mark.parametrize("name", ["", "Acme", "a b", "../x", "acme\n", "acme:ike", "a" * 64, "全"])
+def test_a_tenants_name_is_checked(registry: Registry, name: str) -> None:
+    with pytest.raises(EditError, match="tenant's name"):
+        registry.create_tenant(name)
+
+
+def test_unknown_tenants_and_patches_tell_the_nearest(registry: Registry) -> None:
+    with pytest.raises(NotFound) as caught:
+        registry.publish("acmee", A)
+    assert caught.value.nearest == ["acme"]
+    with pytest.raises(NotFound) as caught:
+        registry.publish("acme", "capitol@" + "a" * 32)
+    assert set(caught.value.nearest) == {A, B, C}
+    for use in (registry.active, registry.history, registry.rollback):
+        with pytest.raises(NotFound):
+            use("nobody")
+
+
+def test_a_patch_that_can_be_served_cannot_be_removed(registry: Registry) -> None:
+    registry.publish("acme", A)
+    registry.publish("acme", B)
+    for name in (A, B):
+        with pytest.raises(EditError, match="history of tenant 'acme'"):
+            registry.remove_patch(name)
+    registry.rollback("acme")
+    registry.remove_patch(B)
+    assert [entry.name for entry in registry.patches()] == [C, A]
+
+
+def test_every_change_raises_the_generation_in_its_own_transaction(registry: Registry) -> None:
+    changes = (
+        lambda: registry.add_patch("other@" + "d" * 32),
+        lambda: registry.create_tenant("globex"),
+        lambda: registry.publish("acme", A),
+        lambda: registry.publish("acme", B),
+        lambda: registry.rollback("acme"),
+        lambda: registry.set_status(A, "accepted"),
+        lambda: registry.remove_patch(C),
+    )
+    for change in changes:
+        before = registry.generation()
+        change()
+        assert registry.generation() == before + 1
+
+
+def test_a_refused_change_changes_nothing_not_even_the_generation(registry: Registry) -> None:
+    registry.set_status(A, "rejected")
+    before = (registry.generation(), registry.tenants(), registry.patches(), registry.history("acme"))
+    for refused in (
+        lambda: registry.publish("acme", A),
+        lambda: registry.publish("nobody", B),
+        lambda: registry.rollback("acme"),
+        lambda: registry.create_tenant("acme"),
+        lambda: registry.set_status("x@" + "0" * 32, "accepted"),
+    ):
+        with pytest.raises(EditError):
+            refused()
+    assert (registry.generation(), registry.tenants(), registry.patches(), registry.history("acme")) == before
+
+
+def test_what_is_returned_are_values(registry: Registry) -> None:
+    registry.publish("acme", A)
+    for value in (registry.patch(A), registry.tenants()[0], registry.history("acme")[0]):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            value.name = "x"  # type: ignore[misc]
+    assert registry.patch(A).saved_at.tzinfo is not None
+
+
+def test_migrations_run_once_from_empty_and_make_the_declared_tables(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'registry.db'}"
+    Registry(url).create_tenant("acme")
+    reopened = Registry(url)
+    assert [tenant.name for tenant in reopened.tenants()] == ["acme"]
+    engine = create_engine(url)
+    with engine.connect() as connection:
+        assert connection.execute(text("select version_num from alembic_version")).scalars().all() == ["0001"]
+        assert connection.execute(text("select value from generation")).scalars().all() == [1]
+        assert compare_metadata(MigrationContext.configure(connection), tables.metadata) == []
+        assert connection.execute(text("pragma journal_mode")).scalar() == "wal"
+    assert "autoincrement" in _definition(url, "patches").lower()
+
+
+def test_a_migration_that_fails_leaves_an_empty_database(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'registry.db'}"
+    engine = create_engine(url)
+    with engine.begin() as connection:  # in the way of the last step
+        connection.execute(text("create table publications (id integer)"))
+    with pytest.raises(EditError, match="cannot be opened"):
+        Registry(url)
+    assert inspect(engine).get_table_names() == ["publications"]
+    with engine.begin() as connection:
+        connection.execute(text("drop table publications"))
+    assert Registry(url).generation() == 0
+
+
+def test_a_registry_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'registry.db'}"
+    Registry(url)
+    with create_engine(url).begin() as connection:
+        connection.execute(text("update alembic_version set version_num = '9999'"))
+    with pytest.raises(EditError, match="schema 9999"):
+        Registry(url)
+
+
+def test_a_registry_that_cannot_be_opened_is_a_users_mistake(tmp_path: Path) -> None:
+    with pytest.raises(EditError, match="cannot be opened"):
+        Registry(f"sqlite:///{tmp_path / 'missing' / 'registry.db'}")
+    assert "hidden" not in repr(Registry(f"sqlite:///{tmp_path / 'r.db'}"))
+
+
+WRITER = """
+import sys
+from vllm_edit.store.registry import Registry
+url, own = sys.argv[1:]
+registry = Registry(url)
+ids = [registry.add_patch(f"{own}@{n:032x}").adapter_id for n in range(20)]
+same = [registry.add_patch(f"shared@{n:032x}").adapter_id for n in range(20)]
+print(*ids, *same)
+"""
+
+
+def test_processes_that_open_and_write_at_once_agree_on_ids(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'registry.db'}"
+    writers = [
+        subprocess.Popen([sys.executable, "-c", WRITER, url, f"writer{n}"], stdout=subprocess.PIPE, text=True)
+        for n in range(4)
+    ]
+    printed = [list(map(int, writer.communicate(timeout=300)[0].split())) for writer in writers]
+    assert [writer.returncode for writer in writers] == [0] * 4
+    own = [number for numbers in printed for number in numbers[:20]]
+    shared = {tuple(numbers[20:]) for numbers in printed}
+    assert len(shared) == 1, "a patch has one id, whoever entered it"
+    assert len({*own, *shared.pop()}) == 100
+    registry = Registry(url)
+    assert registry.generation() == 160
+    assert all(0 < entry.adapter_id < 2**31 for entry in registry.patches())
+
+
+def _definition(url: str, table: str) -> str:
+    with create_engine(url).connect() as connection:
+        return str(
+            connection.execute(text("select sql from sqlite_master where name = :name"), {"name": table}).scalar()
+        )
