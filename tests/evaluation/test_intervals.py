@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_edit.evaluation.intervals import Z95, bootstrap, wilson
@@ -24,6 +24,7 @@ def test_wilson_gives_newcombes_published_intervals(share: float, n: int, low: f
     assert wilson(share, n) == pytest.approx((low, high), abs=5e-5)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 500), st.data())
 def test_wilson_holds_the_share_and_its_ends_are_the_score_tests(n: int, data: st.DataObject) -> None:
     share = data.draw(st.integers(0, n)) / n

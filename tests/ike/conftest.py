@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 import pytest
 from transformers import PreTrainedTokenizerFast
@@ -119,4 +120,4 @@ Stored = Callable[[Patch], tuple[Manifest, tuple[Demonstration, ...]]]
 @pytest.fixture(scope="session")
 def stored(bank: Bank, tokenizer: PreTrainedTokenizerFast) -> Stored:
     """Compile the prompt side of a patch: its manifest and demonstrations."""
-    return lambda patch: (manifest_of(patch), build_demonstrations(patch, bank, tokenizer))
+    return cache(lambda patch: (manifest_of(patch), build_demonstrations(patch, bank, tokenizer)))

@@ -5,15 +5,22 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
+import torch
 from transformers import PreTrainedTokenizerFast
 
-from tests.ike.conftest import CAPITALS, CHINESE, CURRENCIES, Stored
+from tests.ike.conftest import CAPITALS, CHINESE, CURRENCIES, Stored, manifest_of
+from vllm_edit.deltas.delta import Delta, LowRank
 from vllm_edit.errors import EditError
 from vllm_edit.ike import template
 from vllm_edit.ike.bank import Bank
-from vllm_edit.ike.demonstrations import build_demonstrations, check_disjoint, merge_demonstrations
+from vllm_edit.ike.demonstrations import (
+    build_demonstrations,
+    check_disjoint,
+    merge_demonstrations,
+    with_members_demonstrations,
+)
 from vllm_edit.patch import Edit, Patch, Probe
-from vllm_edit.store.compiled import Demonstration
+from vllm_edit.store.compiled import CompiledPatch, Demonstration
 
 
 def test_kinds_come_one_three_four_and_every_edit_has_its_fact_and_self_copy(stored: Stored, many: Patch) -> None:
@@ -112,6 +119,21 @@ def test_merging_moves_edit_numbers_and_drops_what_another_member_edits_or_probe
         ("copy", 0), ("fact", 0), ("copy", 1), ("fact", 1)
     ]  # fmt: skip
     assert len(set(merged)) == len(merged)
+
+
+def test_a_composition_serves_its_members_facts_under_its_own_numbers(
+    stored: Stored, patch: Patch, many: Patch
+) -> None:
+    delta = Delta({"m": LowRank(torch.ones(2, 1), torch.ones(1, 2))})
+    members = [CompiledPatch(manifest, delta, None, made) for manifest, made in (stored(patch), stored(many))]
+    edits = (*reversed(many.edits), *patch.edits)
+    composition = CompiledPatch(manifest_of(patch.model_copy(update={"name": "both", "edits": edits})), delta)
+    made = with_members_demonstrations(composition, [*members, members[0]])
+    assert made.name != composition.name
+    for index, edit in enumerate(edits):
+        own = [item for item in made.demonstrations if item.edit == index]
+        assert [item.kind for item in own] == ["copy", "fact"]
+        assert own[0].prompt == edit.prompt
 
 
 def test_a_record_that_is_no_fact_is_named() -> None:

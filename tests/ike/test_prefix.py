@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
@@ -58,6 +58,7 @@ def test_the_prefix_is_the_same_for_every_prompt_about_the_fact(stored: Stored, 
     assert len(prefixes) == 1
 
 
+@settings(deadline=None)
 @given(budget=st.integers(0, 2500))
 def test_no_budget_is_exceeded_and_a_smaller_one_keeps_a_subset(budget: int, stored: Stored, patch: Patch) -> None:
     manifest, demonstrations = stored(patch)

@@ -79,6 +79,19 @@ def with_demonstrations(compiled: CompiledPatch, bank: Bank, tokenizer: Any, see
     return replace(compiled, manifest=stated, demonstrations=made)
 
 
+def with_members_demonstrations(composition: CompiledPatch, members: Sequence[CompiledPatch]) -> CompiledPatch:
+    """`composition` with its members' demonstrations, numbered by its own edits; its name changes."""
+    edits = composition.manifest.edits
+    places = {edit: index for index, edit in enumerate(edits)}
+    parts = [
+        (member.demonstrations, {old: places[edit] for old, edit in enumerate(member.manifest.edits) if edit in places})
+        for member in members
+    ]
+    made = merge_demonstrations(parts, edits)
+    stated = composition.manifest.model_copy(update={"demonstrations": demonstrations_digest(made)})
+    return replace(composition, manifest=stated, demonstrations=made)
+
+
 def merge_demonstrations(
     parts: Sequence[tuple[Sequence[Demonstration], Mapping[int, int]]], edits: Sequence[Edit]
 ) -> tuple[Demonstration, ...]:
@@ -93,12 +106,12 @@ def merge_demonstrations(
         for item in part
         if item.edit is None and not _mentioned(edits, item) and normalise(item.prompt) not in probes
     )
-    own = [
+    own = dict.fromkeys(
         item.model_copy(update={"edit": moved[item.edit]})
         for part, moved in parts
         for item in part
         if item.edit is not None and item.edit in moved
-    ]
+    )
     return (*merged, *own)
 
 
