@@ -6,6 +6,7 @@ import asyncio
 import subprocess
 import sys
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 from tests.serving import places
 from vllm_edit.errors import Incompatible
 from vllm_edit.serving import startup
-from vllm_edit.serving.compat import version
+from vllm_edit.serving.compat import version, wrapped
 from vllm_edit.serving.profile import merged_plugins, profile
 from vllm_edit.serving.settings import Settings
 from vllm_edit.store.site import Site
@@ -94,8 +95,8 @@ class Engine:
         self.config = SimpleNamespace(model_config=SimpleNamespace(model=str(folder), revision=None))
         self._wrapped = wrapped
 
-    async def wrapped_modules(self) -> list[list[str]]:
-        return [self._wrapped]
+    async def wrapped_modules(self, site: Sequence[str]) -> list[dict[str, list[str]]]:
+        return [{"wrapped": self._wrapped, "expected": list(site)}]
 
 
 def test_engine_on_the_sites_base_with_the_sites_modules_passes(folder: Path, site: Site) -> None:
@@ -161,6 +162,12 @@ def test_flags_wrap_exactly_the_site_and_the_users_come_last(site: Site) -> None
 def test_flags_that_contradict_the_site_are_refused_by_name(site: Site, flags: list[str]) -> None:
     with pytest.raises(Incompatible, match=flags[0].partition("=")[0].replace("_", "-")):
         profile(site, "/store", "m", "m", flags)
+
+
+def test_modules_get_the_name_that_the_transformers_backend_gives_them() -> None:
+    module = "gpt_neox.layers.1.mlp.dense_4h_to_h"
+    assert wrapped.candidates([module]) == [module, "model.layers.1.mlp.dense_4h_to_h"]
+    assert wrapped.candidates([places.MODULE]) == [places.MODULE]
 
 
 def test_open_server_must_be_asked_for(site: Site) -> None:

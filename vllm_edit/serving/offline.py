@@ -16,7 +16,7 @@ from vllm_edit.serving.compat import cpu_lora_mask, families, version, wrapped
 from vllm_edit.serving.profile import merged_plugins
 from vllm_edit.serving.residency import applicable, local_folder
 from vllm_edit.serving.served_model import served_model
-from vllm_edit.serving.startup import model_folder
+from vllm_edit.serving.startup import model_folder, wrapping_problems
 from vllm_edit.store.site import Fingerprint
 from vllm_edit.store.store import Store
 
@@ -86,6 +86,11 @@ class PatchedLLM:
         )
         return outputs
 
+    def close(self) -> None:
+        """Stop the engine's processes and remove the adapters' copies."""
+        self.llm.llm_engine.engine_core.shutdown()
+        self._finalizer()
+
     def choose(self, patch: str | None, tenant: str | None, mode: Mode) -> Choice:
         """What answers one prompt: the same `Choice` as the server's router makes."""
         if mode not in MODES:
@@ -125,7 +130,7 @@ class PatchedLLM:
             "enable_lora": True,
             "max_lora_rank": self.site.max_rank,
             "max_loras": slots,
-            "lora_target_modules": list(self.site.modules),
+            "lora_target_modules": wrapped.candidates(self.site.modules),
             "dtype": "float32" if cpu else "bfloat16",
             "enforce_eager": cpu,
         }
@@ -133,9 +138,9 @@ class PatchedLLM:
     def _check(self, path: str) -> None:
         if Fingerprint.of_folder(model_folder(path)) != self.site.base:
             raise Incompatible(f"{path} is not the base of {self.store.url}; serve the model the store was made for")
-        for modules in self.llm.collective_rpc(wrapped.METHOD):
-            if modules != sorted(self.site.modules):
-                raise Incompatible(f"the engine wraps {', '.join(modules)}, the site is {', '.join(self.site.modules)}")
+        problems = wrapping_problems(self.llm.collective_rpc(wrapped.METHOD, args=(list(self.site.modules),)))
+        if problems:
+            raise Incompatible("; ".join(problems))
 
 
 _ANSWER = 64  # tokens kept free for the answer in mode ike

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from vllm_edit.errors import Incompatible
-from vllm_edit.serving.compat import version
+from vllm_edit.serving.compat import version, wrapped
 from vllm_edit.serving.settings import ALLOW_OPEN, STORE
 from vllm_edit.serving.startup import PLUGIN, is_loopback
 from vllm_edit.store.site import Site
@@ -47,7 +47,7 @@ def profile(
     flags += ["--enable-lora", "--max-lora-rank", str(site.max_rank), "--max-loras", str(slots)]
     asked = _value(user_flags, "--max-loras") or ""
     flags += ["--max-cpu-loras", str(max(_LEAST_CPU_LORAS, slots, int(asked) if asked.isdigit() else 0))]
-    flags += ["--lora-target-modules", *site.modules]
+    flags += ["--lora-target-modules", *wrapped.candidates(site.modules)]
     # CPU: bfloat16 without its own units runs 100x slower. CUDA: the LoRA kernels refuse float32.
     flags += ["--dtype", "float32", "--enforce-eager"] if cpu else ["--dtype", "bfloat16"]
     if _value(user_flags, "--host") is None:
@@ -65,7 +65,7 @@ def _check(user_flags: Sequence[str], site: Site, allow_open: bool) -> None:
     """What would make the server refuse itself after a minute of loading is refused here, by name."""
     problems = []
     modules = _values(user_flags, "--lora-target-modules")
-    if modules is not None and sorted(modules) != sorted(site.modules):
+    if modules is not None and sorted(modules) not in (sorted(site.modules), sorted(wrapped.candidates(site.modules))):
         problems.append(f"--lora-target-modules {' '.join(modules)}: the site is {' '.join(site.modules)}")
     rank = _value(user_flags, "--max-lora-rank")
     if rank is not None and rank.isdigit() and int(rank) < site.max_rank:

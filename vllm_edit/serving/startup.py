@@ -158,12 +158,16 @@ async def _engine_problems(engine: Any, site: Any) -> list[str]:
         for part in type(expected).model_fields
         if getattr(served, part) != getattr(expected, part)
     ]
-    for wrapped in await engine.wrapped_modules():
-        if wrapped != sorted(site.modules):
-            problems.append(
-                f"the engine wraps {', '.join(wrapped) or 'nothing'}, the site is {', '.join(site.modules)}"
-            )
-    return problems
+    return problems + wrapping_problems(await engine.wrapped_modules(site.modules))
+
+
+def wrapping_problems(workers: Sequence[Mapping[str, Sequence[str]]]) -> list[str]:
+    """One line per worker that wrapped other modules than the site's (`compat.wrapped`)."""
+    return [
+        f"the engine wraps {', '.join(told['wrapped']) or 'nothing'}, the site is {', '.join(told['expected'])}"
+        for told in workers
+        if list(told["wrapped"]) != list(told["expected"])
+    ]
 
 
 def model_folder(model: str, revision: str | None = None) -> Path:

@@ -8,6 +8,7 @@ vLLM's resolver interface can be used without that flag.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,9 +48,9 @@ class Engine:
         lora = self.config.lora_config
         return int(lora.max_lora_rank) if lora is not None else 0
 
-    async def wrapped_modules(self) -> list[list[str]]:
-        """Names of the modules wrapped with LoRA, one list per worker."""
-        answers: list[list[str]] = await self.client.collective_rpc(wrapped.METHOD)
+    async def wrapped_modules(self, site: Sequence[str]) -> list[dict[str, list[str]]]:
+        """Per worker: the runtime names `wrapped` with LoRA, and those `expected` for the site's modules."""
+        answers: list[dict[str, list[str]]] = await self.client.collective_rpc(wrapped.METHOD, args=(list(site),))
         return answers
 
     def count_tokens(self, text: str) -> int:

@@ -9,6 +9,7 @@ client can list wrapped modules.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 METHOD = "vllm_edit_wrapped_modules"
@@ -21,8 +22,27 @@ def install() -> None:
     setattr(WorkerBase, METHOD, wrapped_modules)
 
 
-def wrapped_modules(worker: Any) -> list[str]:
-    """Runtime names of the modules that this worker wrapped with LoRA, sorted. Runs inside the engine."""
+def wrapped_modules(worker: Any, site: list[str]) -> dict[str, list[str]]:
+    """Runtime names that this worker wrapped with LoRA, and those of the `site`'s modules. Runs inside the engine."""
     from vllm.lora.layers import BaseLayerWithLoRA
 
-    return sorted(name for name, module in worker.get_model().named_modules() if isinstance(module, BaseLayerWithLoRA))
+    model = worker.get_model()
+    found = [name for name, module in model.named_modules() if isinstance(module, BaseLayerWithLoRA)]
+    mapper = getattr(model, "hf_to_vllm_mapper", None)
+    expected = site if mapper is None else [_runtime_name(mapper.get_rename_mapper(), name) for name in site]
+    return {"wrapped": sorted(found), "expected": sorted(expected)}
+
+
+def candidates(modules: Sequence[str]) -> list[str]:
+    """Names for `--lora-target-modules`: the modules, and what vLLM's Transformers backend calls them.
+
+    That backend (GPT-NeoX and others) renames a base model's own prefix to `model`; the engine ignores a name that no
+    module has, and the start-up check compares what was wrapped with what should be.
+    """
+    renamed = [f"model.{name.partition('.')[2]}" for name in modules if not name.startswith(("model.", "transformer."))]
+    return [*modules, *renamed]
+
+
+def _runtime_name(mapper: Any, module: str) -> str:
+    mapped: str | None = mapper.map_name(f"{module}.weight")
+    return module if mapped is None else mapped.removesuffix(".weight")
