@@ -64,6 +64,6 @@ def test_vllm_and_hugging_face_answer_and_score_alike(tmp_path: Path) -> None:
     folder = save_tiny("llama", tmp_path / "llama")
     script = tmp_path / "script.py"
     script.write_text(SCRIPT, encoding="utf-8")
-    ran = subprocess.run([sys.executable, str(script), str(folder)], capture_output=True, text=True, timeout=600)
+    ran = subprocess.run([sys.executable, str(script), str(folder)], capture_output=True, text=True, timeout=900)
     assert ran.returncode == 0, ran.stderr[-4000:]
-    assert ran.stdout.endswith("agreed\n")
+    assert "agreed\n" in ran.stdout
