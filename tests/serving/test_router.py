@@ -8,6 +8,7 @@ import shutil
 from collections.abc import AsyncIterator, Awaitable
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx
@@ -56,17 +57,19 @@ class Place:
         self.store = Store.open(shutil.copytree(template, folder / "store"))
         self.second, self.first = self.store.names()
         self.slots, self.holder = Slots(), Holder()
+        self.folder = TemporaryDirectory()
         metrics = Metrics(CollectorRegistry())
         self.service = Service(
             settings=settings,
             store=self.store,
             watcher=Watcher(self.store.registry, ("atlas", "/models/atlas"), metrics),
-            residency=Residency(self.store, self.slots, self.store.site(), folder / "adapters", metrics),
+            residency=Residency(self.store, self.slots, self.store.site(), Path(self.folder.name), metrics),
             prefixes=Prefixes(self.store, 256, lambda text: len(text.split())),
             answers=AnswerLog(settings.max_answers),
             metrics=metrics,
             max_model_len=256,
             started=0,
+            folder=self.folder,
         )
         self.holder.service = self.service
         self.client = httpx.AsyncClient(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,7 +50,6 @@ class PatchedLLM:
         self.llm = LLM(model=path, **{**self._defaults(), **llm_kwargs})
         self._check(path)
         self._folder = local_folder()
-        self._finalizer = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
 
     def generate(
         self,
@@ -89,7 +86,7 @@ class PatchedLLM:
     def close(self) -> None:
         """Stop the engine's processes and remove the adapters' copies."""
         self.llm.llm_engine.engine_core.shutdown()
-        self._finalizer()
+        self._folder.cleanup()
 
     def choose(self, patch: str | None, tenant: str | None, mode: Mode) -> Choice:
         """What answers one prompt: the same `Choice` as the server's router makes."""
@@ -111,7 +108,7 @@ class PatchedLLM:
 
         lora = self.llm.llm_engine.vllm_config.lora_config
         applicable(self.store.manifest(name), self.site, lora.max_lora_rank)
-        return LoRARequest(name, self.store.adapter_id(name), str(self.store.adapter_folder(name, self._folder)))
+        return LoRARequest(name, self.store.adapter_id(name), str(self.store.adapter_folder(name, self._folder.name)))
 
     def _wrapped(self, text: str, choice: Choice) -> str:
         if choice.mode != "ike" or choice.adapter is None:

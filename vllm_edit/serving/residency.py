@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import shutil
 import tempfile
 import time
@@ -43,10 +44,13 @@ class AdapterEngine(Protocol):
     async def add(self, name: str, number: int, path: str) -> None: ...
 
 
-def local_folder() -> Path:
-    """A fresh private folder for adapters: in memory where there is room (an adapter loads in 0.3 ms from there)."""
-    roomy = SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free > SHARED_MEMORY_LEAST_FREE
-    return Path(tempfile.mkdtemp(prefix="vllm-edit-", dir=SHARED_MEMORY if roomy else None))
+def local_folder() -> tempfile.TemporaryDirectory[str]:
+    """A private folder for adapters that lives as long as this object, at most as long as the process.
+
+    In memory where there is room: vLLM parses and loads an adapter from there in 0.3 ms.
+    """
+    roomy = os.access(SHARED_MEMORY, os.W_OK) and shutil.disk_usage(SHARED_MEMORY).free > SHARED_MEMORY_LEAST_FREE
+    return tempfile.TemporaryDirectory(prefix="vllm-edit-", dir=SHARED_MEMORY if roomy else None)
 
 
 class Residency:

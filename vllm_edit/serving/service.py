@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
+from tempfile import TemporaryDirectory
 
 from vllm_edit.serving.alias import Catalogue
 from vllm_edit.serving.answers import AnswerLog
@@ -26,6 +27,7 @@ class Service:
     metrics: Metrics
     max_model_len: int
     started: int
+    folder: TemporaryDirectory[str]  # of the resident adapters; it goes when this object does
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     def start(self, task: asyncio.Task[None]) -> None:

@@ -80,7 +80,8 @@ async def start(engine_client: Any, state: Any, args: Namespace) -> None:
     _raise(problems, f"this server cannot serve the store {settings.store}")
 
     metrics = Metrics()
-    residency = Residency(store, engine, site, local_folder(), metrics)
+    folder = local_folder()
+    residency = Residency(store, engine, site, Path(folder.name), metrics)
     slots = engine.config.lora_config.max_loras
 
     def changed(catalogue: Catalogue) -> None:
@@ -96,6 +97,7 @@ async def start(engine_client: Any, state: Any, args: Namespace) -> None:
         metrics=metrics,
         max_model_len=engine.max_model_len,
         started=int(time.time()),
+        folder=folder,
     )
     catalogue = await service.watcher.refresh()
     hidden = sorted(set(catalogue.tenants).intersection(engine.base_names))
