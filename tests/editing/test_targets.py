@@ -9,7 +9,7 @@ import torch
 
 from tests.editing.material import BRAZIL, FRANCE, JAPAN, LOOSE, bench
 from vllm_edit.editing.hooks import find_module, low_rank_forward
-from vllm_edit.editing.rome import compute_factors, leads_alone
+from vllm_edit.editing.rome import compute_factors, leads_alone, prepare
 from vllm_edit.editing.rows import greedy, leads
 from vllm_edit.editing.targets import train_residuals
 from vllm_edit.patch import Probe
@@ -85,3 +85,19 @@ def test_preservation_keeps_the_answer_to_a_locality_probe_nearer_to_the_base() 
                 edited = one.base.model(ids).logits[0, -1].log_softmax(-1)
         divergences.append(float((base.exp() * (base - edited)).sum()))
     assert divergences[1] < 0.5 * divergences[0]
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_neox", "gpt2", "opt", "gptj"])
+def test_running_the_blocks_below_the_site_once_changes_nothing(family: str) -> None:
+    one = bench(family)
+    module = find_module(one.base.model, one.site.module)
+    settings = replace(LOOSE, steps=3, margin=50.0)
+    prepared = prepare(one.base, one.site, one.moment, EDITS, settings)
+    A = torch.randn(3, 96, generator=torch.Generator().manual_seed(0)) / 96
+    runs = [
+        train_residuals(one.base.model, module, prepared.rows, A, 2.0, settings, below=below)
+        for below in ((), one.base.layout.layers[:2])
+    ]
+    assert runs[0].residuals.any()
+    torch.testing.assert_close(runs[0].residuals, runs[1].residuals, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(runs[0].losses, runs[1].losses, rtol=1e-5, atol=1e-5)

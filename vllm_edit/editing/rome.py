@@ -153,6 +153,7 @@ def compute_factors(
         settings,
         offsets=_offsets(linear_weight(module), prepared, settings),
         start=start,
+        below=base.layout.layers[: site.layer],
         progress=progress,
     )
     factors = Factors(columns.keys, columns.whitened, trained.residuals)

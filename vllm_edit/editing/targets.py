@@ -15,13 +15,16 @@ and leaves the batch, when every answer token of every row leads its best rival 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 
 from vllm_edit.editing.hooks import frozen, low_rank_forward
 from vllm_edit.editing.models import linear_shape
+from vllm_edit.editing.resume import block_output, resumed
 from vllm_edit.editing.rows import Batch, Row, answer_scores, batches, device_of, run_batch
 from vllm_edit.editing.settings import Progress, RomeSettings
 
@@ -48,13 +51,15 @@ def train_residuals(
     settings: RomeSettings,
     offsets: torch.Tensor | None = None,
     start: torch.Tensor | None = None,
+    below: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Trained:
     """Train one residual per group. Deterministic; the model is left as it was.
 
     rows: answers to teach (rows with an answer) and distributions to keep (rows without), each of a group.
     A: [groups, d_in]. unit: the residual stream's RMS. offsets: [groups, d_out], δ's part that is not trained.
-    start: [groups, d_out], residuals to start from instead of the offsets.
+    start: [groups, d_out], residuals to start from instead of the offsets.  below: names of the model's blocks before
+    the module's, which then run once and not in every step; memory: rows' tokens × hidden size.
 
     A group that never reaches the margin keeps the residual of its lowest loss.
     """
@@ -64,11 +69,11 @@ def train_residuals(
     # One parameter a group: Adam skips those without a gradient, so a finished group stays exactly where it is.
     thetas = [nn.Parameter(row.clone()) for row in first.to(device)]
     optimiser = torch.optim.Adam(thetas, lr=settings.learning_rate)
-    run = _Run(model, module, rows, A.float().to(device), fixed.to(device), unit, settings)
+    run = _Run(model, module, rows, A.float().to(device), fixed.to(device), unit, settings, below)
     best = [(-torch.inf, torch.inf, 0, row) for row in first]
     active = list(range(A.shape[0]))
     with frozen(model), torch.enable_grad():
-        run.remember_base()
+        run.run_base()
         for step in range(settings.steps + 1):
             optimiser.zero_grad(set_to_none=True)
             for group, (margin, loss) in run.losses(active, thetas).items():
@@ -104,6 +109,7 @@ class _Run:
         fixed: torch.Tensor,
         unit: float,
         settings: RomeSettings,
+        below: Sequence[str],
     ) -> None:
         self.model, self.module, self.rows = model, module, rows
         self.A, self.fixed, self.unit, self.settings = A, fixed, unit, settings
@@ -113,26 +119,38 @@ class _Run:
         kept = torch.bincount(self.group_of[~teaches], minlength=len(A)).clamp_min(1)
         # Each row's share of its group's loss, so that the sum over all rows is the sum of the groups' losses.
         self.share = torch.where(teaches, 1 / taught[self.group_of], settings.kl_factor / kept[self.group_of])
-        self.base_log_p: dict[int, torch.Tensor] = {}
-        self._cached: tuple[list[int], list[Batch]] = ([], [])
+        self.below = below
+        self.base_log_p: dict[int, torch.Tensor] = {}  # row → [vocabulary], for rows without an answer
+        self.hidden: dict[int, torch.Tensor] = {}  # row → [length, d], what goes into the module's block
+        self._cached: tuple[list[int], list[tuple[Batch, torch.Tensor | None]]] = ([], [])
 
-    def remember_base(self) -> None:
-        """Keep the base's log-probabilities [vocabulary] after every row without an answer."""
-        with torch.no_grad():
-            kept = [index for index, row in enumerate(self.rows) if not row.answer]
-            for batch in batches(self.rows, kept, self.settings.batch_tokens, self.A.device):
-                log_p = run_batch(self.model, batch)[:, 0].log_softmax(-1)
-                self.base_log_p.update(zip(batch.rows.tolist(), log_p, strict=True))
+    def run_base(self) -> None:
+        """One pass of the base: log-probabilities after the rows without an answer, states below the module's block."""
+        everything = batches(self.rows, range(len(self.rows)), self.settings.batch_tokens, self.A.device)
+        with ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            states = stack.enter_context(block_output(self.model, self.below[-1])) if self.below else []
+            for batch in everything:
+                logits = run_batch(self.model, batch)
+                for line, index in enumerate(batch.rows.tolist()):
+                    if not self.rows[index].answer:
+                        self.base_log_p[index] = logits[line, 0].log_softmax(-1)
+                    if states:
+                        self.hidden[index] = states[0][line, : self.rows[index].length].clone()
 
     def losses(self, active: list[int], thetas: list[nn.Parameter]) -> dict[int, tuple[float, float]]:
         """Group → (least margin, loss) of the active groups; the gradients are added to `thetas`."""
         losses = torch.zeros(len(thetas), device=self.A.device)
         margins = torch.full_like(losses, torch.inf)
-        for batch in self._batches(active):
+        for batch, hidden in self._batches(active):
             groups = self.group_of[batch.rows]
             present, line = torch.unique(groups, return_inverse=True)
             residuals = self.fixed[present] + self.unit * torch.stack([thetas[g] for g in present.tolist()])
-            with low_rank_forward(self.module, self.A[groups][:, None, :], residuals[line][:, :, None]):
+            with ExitStack() as stack:
+                if hidden is not None:
+                    stack.enter_context(resumed(self.model, self.below, hidden))
+                update = self.A[groups][:, None, :], residuals[line][:, :, None]
+                stack.enter_context(low_rank_forward(self.module, *update))
                 logits = run_batch(self.model, batch)
             nll, lead = answer_scores(logits, batch)
             loss = (nll + self._divergence(logits, batch)) * self.share[batch.rows]  # [b]
@@ -154,14 +172,19 @@ class _Run:
         edited = logits[lines, 0].log_softmax(-1)
         return result.index_put((torch.tensor(lines, device=result.device),), (base.exp() * (base - edited)).sum(-1))
 
-    def _batches(self, active: list[int]) -> list[Batch]:
-        """The active groups' rows; made again only when a group has left."""
+    def _batches(self, active: list[int]) -> list[tuple[Batch, torch.Tensor | None]]:
+        """The active groups' rows and their states below the block [b, seq, d]; made again when a group has left."""
         if self._cached[0] != active:
             alive = set(active)
             indices = [index for index, row in enumerate(self.rows) if row.group in alive]
             made = batches(self.rows, indices, self.settings.batch_tokens, self.A.device)
-            self._cached = (list(active), made)
+            self._cached = (list(active), [(batch, self._states(batch)) for batch in made])
         return self._cached[1]
+
+    def _states(self, batch: Batch) -> torch.Tensor | None:
+        if not self.hidden:
+            return None
+        return pad_sequence([self.hidden[index] for index in batch.rows.tolist()], batch_first=True)
 
 
 def _project(thetas: list[nn.Parameter], clamp: float) -> None:
