@@ -15,6 +15,7 @@ FORCED = ("--set", "on_missed=report", "--set", "steps=5", "--set", "forms=[plai
 PATCH = """
 name: {name}
 base: tiny
+gate: {{reliability: {least}}}
 edits:
   - prompt: The capital of France is
     subject: France
@@ -46,7 +47,7 @@ def test_a_patch_file_becomes_a_stored_patch(program: Program, model: Path, text
     assert "has a site already" in again.err
 
     file = tmp_path / "capital.yaml"
-    file.write_text(PATCH.format(name="capital", target="Berlin"))
+    file.write_text(PATCH.format(name="capital", target="Berlin", least=0))
     ran = program("compile", file, "--store", url, "--json", *FORCED)
     assert ran.code == 0, ran.err
     (done,) = ran.json["compiled"]
@@ -55,14 +56,27 @@ def test_a_patch_file_becomes_a_stored_patch(program: Program, model: Path, text
     assert stored.load(done["name"]).report["seconds"] > 0
     assert {one.kind for one in stored.demonstrations(done["name"])} >= {"copy"}
     assert stored.verify() == []
+    assert (done["status"], stored.entry(done["name"]).status) == ("accepted", "accepted")
+    assert [record.kind for record in stored.records(done["name"])] == ["compile", "gate"]
     told = program("compile", file, "--store", url, *FORCED)
-    assert told.out.startswith(f"{done['name']}  rank 1, 1 edits, "), "compiling again gives the same name"
+    assert told.out.startswith(f"{done['name']}  accepted, rank 1, 1 edits, "), "compiling again gives the same name"
+
+    file.write_text(PATCH.format(name="strict", target="Berlin", least=1))
+    ran = program("compile", file, "--store", url, "--json", *FORCED)
+    assert (ran.code, ran.err.count("\n")) == (1, 1)
+    (strict,) = ran.json["compiled"]
+    assert f"{strict['name']}: rejected by its gate: reliability: 0.000" in ran.err
+    assert stored.entry(strict["name"]).status == "rejected"
+    stored.registry.create_tenant("acme")
+    refused = program("tenant", "publish", "acme", "strict", "--store", url)
+    assert (refused.code, refused.err.count("\n")) == (1, 1)
+    assert "reliability: 0.000" in refused.err
 
 
 def test_an_unsafe_edit_is_refused_by_name(program: Program, model: Path, texts: Path, tmp_path: Path) -> None:
     url, file = tmp_path / "store", tmp_path / "capital.yaml"
     program("store", "init", "--model", model, "--layer", 1, "--texts", texts, "--store", url)
-    file.write_text(PATCH.format(name="capital", target="Berlin"))
+    file.write_text(PATCH.format(name="capital", target="Berlin", least=0))
     ran = program("compile", file, "--store", url, "--set", "steps=0", "--json")
     assert ran.code == 1
     assert "'The capital of France is' → 'Berlin'" in ran.err
@@ -77,7 +91,7 @@ def test_an_unsafe_edit_is_refused_by_name(program: Program, model: Path, texts:
 
 def test_every_problem_of_every_file_is_told_at_once(program: Program, store: Store, tmp_path: Path) -> None:
     bad, worse = tmp_path / "bad.yaml", tmp_path / "worse.yaml"
-    bad.write_text(PATCH.format(name="Not A Name", target='""'))
+    bad.write_text(PATCH.format(name="Not A Name", target='""', least=0))
     worse.write_text("name: x\nedits: [")
     ran = program("compile", bad, worse, tmp_path / "missing.yaml")
     assert ran.code == 1
@@ -91,7 +105,7 @@ def test_every_problem_of_every_file_is_told_at_once(program: Program, store: St
 
 def test_a_model_that_is_not_the_stores_is_refused(program: Program, store: Store, model: Path, tmp_path: Path) -> None:
     file = tmp_path / "capital.yaml"
-    file.write_text(PATCH.format(name="capital", target="Berlin"))
+    file.write_text(PATCH.format(name="capital", target="Berlin", least=0))
     ran = program("compile", file, "--model", model)
     assert (ran.code, ran.err.count("\n")) == (1, 1)
     assert "the site was made for base" in ran.err

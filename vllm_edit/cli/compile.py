@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from vllm_edit.patch import Patch
+    from vllm_edit.pipeline import Outcome
 
 
 def compile_(
@@ -33,39 +32,35 @@ def compile_(
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Compile patches and store them; an edit that would miss or harm is refused by name."""
+    """Compile patches, store them and run their gates.
+
+    An edit that would miss or harm is refused by name; a patch that fails its gate is stored as rejected. Both exit 1.
+    """
     patches, chosen = _read(files), _settings(settings or [])
     from vllm_edit.cli.material import bank_of, load_base
-    from vllm_edit.editing.compile import compile_patch
-    from vllm_edit.editing.statistics import SecondMoment
-    from vllm_edit.ike.demonstrations import with_demonstrations
+    from vllm_edit.pipeline import Pipeline
     from vllm_edit.store.store import Store
 
     opened = Store.open(store)
-    site, moment = opened.site(), SecondMoment.from_tensors(opened.moment())
-    facts = bank_of(site.model, bank)
-    base = load_base(model or site.model)
-    done, refused = [], []
+    named = opened.site().model
+    pipeline = Pipeline(opened, load_base(model or named), bank_of(named, bank))
+    done: list[dict[str, Any]] = []
+    problems: list[str] = []
     for patch in patches:
-        started = time.perf_counter()
         try:
             with progress_bar(patch.name) as progress:
-                compiled = compile_patch(
-                    patch, base, method, site=site, moment=moment, settings=chosen, progress=progress
-                )
+                outcome = pipeline.run(patch, method, chosen, progress)
         except UnsafeEdit as error:
-            refused += [f"{patch.name}: {line}" for line in str(error).splitlines()]
+            problems += [f"{patch.name}: {line}" for line in str(error).splitlines()]
             continue
-        compiled = with_demonstrations(compiled, facts, base.tokenizer)
-        report = {**compiled.report, "seconds": round(time.perf_counter() - started, 3)}
-        name = opened.save(replace(compiled, report=report))
-        done.append({"name": name, "rank": compiled.manifest.rank, "edits": len(patch.edits), "report": report})
+        problems += [f"{outcome.name}: rejected by its gate: {failure}" for failure in outcome.failures]
+        done.append(_told(outcome))
         if not json:
             print(_line(done[-1]))
     if json:
-        print_json({"compiled": done, "refused": refused})
-    print_error("\n".join(refused))
-    if refused:
+        print_json({"compiled": done, "problems": problems})
+    print_error("\n".join(problems))
+    if problems:
         raise typer.Exit(1)
 
 
@@ -95,13 +90,25 @@ def _settings(given: list[str]) -> dict[str, Any]:
     return chosen
 
 
-def _line(done: Mapping[str, Any]) -> str:
-    """Name, size, time, and the worst of the patch's health."""
-    report = done["report"]
-    parts = [f"rank {done['rank']}", f"{done['edits']} edits", f"{report['seconds']:.1f} s"]
+def _told(outcome: Outcome) -> dict[str, Any]:
+    manifest = outcome.compiled.manifest
+    return {
+        "name": outcome.name,
+        "status": "accepted" if outcome.accepted else "rejected",
+        "failures": list(outcome.failures),
+        "rank": manifest.rank,
+        "edits": len(manifest.edits),
+        "report": dict(outcome.compiled.report),
+    }
+
+
+def _line(told: Mapping[str, Any]) -> str:
+    """Name, gate, size, time, and the worst of the patch's health."""
+    report = told["report"]
+    parts = [told["status"], f"rank {told['rank']}", f"{told['edits']} edits", f"{report['seconds']:.1f} s"]
     margins = [edit["served_margin"] for edit in report.get("edits", ())]
     if margins:
         parts.append(f"least margin {min(margins):.2f} nats")
     if "norm" in report:
         parts.append(f"‖ΔW‖/‖W‖ {report['norm']:.3f}")
-    return f"{done['name']}  {', '.join(parts)}"
+    return f"{told['name']}  {', '.join(parts)}"
