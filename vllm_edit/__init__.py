@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from vllm_edit.deltas.delta import Delta
     from vllm_edit.editing.compile import compile_patch
     from vllm_edit.editing.compose import compose
-    from vllm_edit.evaluation import evaluate
+    from vllm_edit.evaluation.evaluate import evaluate
     from vllm_edit.patch import Patch
-    from vllm_edit.serving import PatchedLLM
+    from vllm_edit.serving.offline import PatchedLLM
     from vllm_edit.store.store import Store
 
 __all__ = ["Delta", "Patch", "PatchedLLM", "Store", "compile_patch", "compose", "evaluate"]
