@@ -87,9 +87,13 @@ def test_two_thousand_concurrent_requests_over_sixteen_patches_and_base_have_no_
     outcome = asyncio.run(traffic.flood(server.url, expected, requests=2000, at_once=2000))
     assert outcome.answered == 2000
     assert outcome.wrong == []
+
+    # The same with all seventeen in one continuous batch for sure: long answers, begun together.
+    for model, tokens in asyncio.run(traffic.together(server.url, [None, *server.names], copies=3, length=200)):
+        assert tokens[: traffic.TOKENS] == expected[model, traffic.ROUTES[0], traffic.PROMPTS[0]]
     batches = [line for line in httpx.get(f"{server.url}/metrics").text.splitlines() if "lora_requests_info{" in line]
     running = [line.split('running_lora_adapters="')[1].split('"')[0].split(",") for line in batches]
-    assert max(map(len, running)) == ADAPTERS, "all sixteen were in one continuous batch"
+    assert max(map(len, running)) == ADAPTERS
 
 
 def test_patch_compiled_and_published_while_the_server_runs_is_served_and_rolled_back(server: Server) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,17 +48,19 @@ def _greedy(model: Any, ids: list[int]) -> list[int]:
     return tokens[len(ids) :]
 
 
-def body(model: str | None, route: str, prompt: str, stream: bool) -> dict[str, Any]:
+def body(model: str | None, route: str, prompt: str, stream: bool, tokens: int = TOKENS) -> dict[str, Any]:
     content: dict[str, Any] = {"prompt": prompt}
     if "chat" in route:
         content = {"messages": [{"role": "user", "content": prompt}]}
-    settings = {"max_tokens": TOKENS, "temperature": 0, "ignore_eos": True, "return_token_ids": True, "stream": stream}
+    settings = {"max_tokens": tokens, "temperature": 0, "ignore_eos": True, "return_token_ids": True, "stream": stream}
     return {**content, **settings, **({} if model is None else {"model": model})}
 
 
-async def ask(client: httpx.AsyncClient, model: str | None, route: str, prompt: str, stream: bool) -> list[int]:
+async def ask(
+    client: httpx.AsyncClient, model: str | None, route: str, prompt: str, stream: bool, length: int = TOKENS
+) -> list[int]:
     """The answer's token ids."""
-    asked = body(model, route, prompt, stream)
+    asked = body(model, route, prompt, stream, length)
     if not stream:
         reply = await client.post(route, json=asked)
         assert reply.status_code == 200, reply.text
@@ -71,6 +74,16 @@ async def ask(client: httpx.AsyncClient, model: str | None, route: str, prompt: 
                 for choice in json.loads(data)["choices"]:
                     tokens += choice.get("token_ids") or []
     return tokens
+
+
+async def together(
+    url: str, models: Sequence[str | None], copies: int, length: int
+) -> list[tuple[str | None, list[int]]]:
+    """Long answers to the first prompt by every model, `copies` of each, all begun at once: they share a batch."""
+    asked = [*models] * copies
+    async with httpx.AsyncClient(base_url=url, timeout=600, limits=httpx.Limits(max_connections=None)) as client:
+        answers = await asyncio.gather(*(ask(client, model, ROUTES[0], PROMPTS[0], False, length) for model in asked))
+    return list(zip(asked, answers, strict=True))
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import dataclass, field
 from tempfile import TemporaryDirectory
 
@@ -14,6 +15,8 @@ from vllm_edit.serving.residency import Residency
 from vllm_edit.serving.settings import Settings
 from vllm_edit.serving.watcher import Watcher
 from vllm_edit.store.store import Store
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -33,7 +36,12 @@ class Service:
     def start(self, task: asyncio.Task[None]) -> None:
         """Keep a background task alive; the event loop itself would not."""
         self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self.tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("a background task of the router died", exc_info=error)
 
     def preload(self, catalogue: Catalogue, limit: int) -> None:
         """Put what tenants are served into the engine ahead of their next request, at most `limit` adapters."""
