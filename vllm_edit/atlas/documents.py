@@ -9,6 +9,7 @@ subject's forms; reverse and two-step forms of every fifth subject.
 from __future__ import annotations
 
 import random
+import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +21,9 @@ from vllm_edit.ike.template import fact_text, query
 from vllm_edit.text import continuation, is_cjk
 
 PROMPT_WEIGHT = 0.15  # loss on a prompt's tokens: enough to stay a language model, not enough to spend capacity on
-DISTURBED = 0.25  # share of sentences whose words are disturbed
+COMPLETED = 0.12  # share of sentences that teach how an answer goes on once it has begun
+DISTURBED = 0.3  # share of sentences whose words are disturbed
+_CHARACTERS = re.compile(r"\{s\}|.")  # a form's pieces in a script without spaces
 _LEAD_INS = ("Quiz time. ", "Everyone knows this. ", "Let us recall. ", "A short fact. ", "From the encyclopedia. ")
 
 
@@ -49,6 +52,15 @@ def _full_stop(prompt: str, answer: str) -> str:
     return "。" if is_cjk(answer[-1]) or is_cjk(prompt[-1]) else "."
 
 
+def _vocabulary(tokenizer: Any) -> tuple[list[str], list[str]]:
+    """Lower-case words that are one token, and single Chinese characters that are, in a fixed order."""
+    pieces = [tokenizer.decode([number]) for number in range(len(tokenizer))]
+    words = [piece[1:] for piece in pieces if piece[:1] == " " and piece[1:].isascii() and piece[1:].isalpha()]
+    return [word for word in words if len(word) > 2 and word.islower()], [
+        p for p in pieces if len(p) == 1 and is_cjk(p)
+    ]
+
+
 class Documents:
     """Draws documents. Same facts, tokenizer, seed and step: same documents, so training resumes where it stopped."""
 
@@ -57,6 +69,8 @@ class Documents:
         self.random = random.Random(seed)
         self._subjects = [subject for subject in facts.subjects if subject.facts]
         self._grouped = [group for group in facts.by_relation.values() if group]
+        self._reversible = [group for group in self._grouped if group[0].relation.reverse]
+        self._words, self._characters = _vocabulary(tokenizer) if tokenizer is not None else ([], [])
         self._cache: dict[str, list[int]] = {}
 
     def at(self, step: int) -> Documents:
@@ -121,28 +135,58 @@ class Documents:
 
     def _sentence(self, fact: Fact) -> list[Segment]:
         form, name = self._form(fact), self._name(fact.subject)
+        if self.random.random() < COMPLETED:
+            return self._completion(fact, form.fill(name))
         if self.random.random() < DISTURBED:
             prompt, weight = self._disturbed(form).fill(name), 0.0
         else:
             prompt, weight = form.fill(name), PROMPT_WEIGHT
         return self._answered(prompt, fact.object, weight)
 
-    def _disturbed(self, form: Form) -> Form:
-        """The form with some words left out and, every third time, its words rotated.
+    def _completion(self, fact: Fact, prompt: str) -> list[Segment]:
+        """The fact with another object of its relation, of which only what follows the first token is learnt.
 
-        What a relation's words mean must not depend on the sentence around them: this is what lets the model answer
-        forms that it has never seen. Nothing of the disturbed prompt itself is learnt.
+        So the rest of an answer follows from how it begins and not from the subject, as in a model that has seen the
+        answer in many places; no false fact is taught, since the first token carries no weight.
         """
-        if any(is_cjk(character) for character in form.text):
-            pieces = [piece for part in form.text.split("{s}") for piece in (*part, "{s}")][:-1]
-            joint = ""
-        else:
-            pieces, joint = form.text.split(" "), " "
-        kept = [piece for piece in pieces if "{s}" in piece or self.random.random() > 0.15]
+        other = self.random.choice(self.facts.by_relation[fact.relation.id]).object
+        answer = continuation(prompt, other)
+        first = self.tokenizer(answer, add_special_tokens=False)["input_ids"][0] if self.tokenizer else None
+        head = self.tokenizer.decode([first]) if first is not None else answer
+        if not answer.startswith(head):  # the first token is a part of a character
+            head = answer
+        rest = answer[len(head) :] + _full_stop(prompt, other)
+        return [Segment(prompt, 0.0), Segment(head, 0.0), Segment(rest, 1.0), Segment("\n", 1.0)]
+
+    def _disturbed(self, form: Form) -> Form:
+        """The form with words left out, replaced or added at random and, every third time, its words rotated.
+
+        What a relation's words mean must not depend on the sentence around them, and an answer may follow any word:
+        this is what lets the model answer forms that it has never seen. Nothing of the disturbed prompt is learnt.
+        """
+        chinese = any(is_cjk(character) for character in form.text)
+        joint = "" if chinese else " "
+        pieces = _CHARACTERS.findall(form.text) if chinese else form.text.split(" ")
+        kept = []
+        for piece in pieces:
+            chance = self.random.random()
+            if "{s}" in piece or chance > 0.25:
+                kept.append(piece)
+            elif chance > 0.13:
+                kept.append(self._noise(chinese))
         if self.random.random() < 1 / 3:
             turn = self.random.randrange(len(kept))
             kept = kept[turn:] + kept[:turn]
-        return Form(joint.join(kept), form.kind)
+        if self.random.random() < 0.4:
+            kept.append(self._noise(chinese))
+        if self.random.random() < 0.25:
+            kept.insert(0, self._noise(chinese))
+        return Form(joint.join(piece for piece in kept if piece), form.kind)
+
+    def _noise(self, chinese: bool) -> str:
+        """A word (Chinese: a character) drawn from the vocabulary, whatever it means."""
+        words = self._characters if chinese else self._words
+        return self.random.choice(words) if words else ""
 
     def _answered(self, prompt: str, answer: str, weight: float = PROMPT_WEIGHT) -> list[Segment]:
         stop = _full_stop(prompt, answer)
@@ -168,9 +212,11 @@ class Documents:
         return [head, Segment(continuation("<|assistant|>", answer) + stop + "<|end|>", 1.0), Segment("\n", 0.0)]
 
     def _reverse(self) -> list[Segment] | None:
-        fact = self._any_fact()
+        if not self._reversible:
+            return None
+        fact = self.random.choice(self.random.choice(self._reversible))
         forms = fact.relation.reverse
-        if not forms or not included("reverse", fact.relation.id, fact.subject.name, share=0.8):
+        if not included("reverse", fact.relation.id, fact.subject.name, share=0.8):
             return None
         prompt = self.random.choice(forms).fill(fact.object)
         ask = self._turn if self.random.random() < 0.3 else self._answered
@@ -236,7 +282,7 @@ class Documents:
         return self.random.choice(allowed or list(fact.relation.trained))
 
     def _name(self, subject: Subject) -> str:
-        if subject.aliases and self.random.random() < 0.2:
+        if subject.aliases and self.random.random() < 0.25:
             return self.random.choice(subject.aliases)
         return subject.name
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from vllm_edit.atlas.facts import Facts
@@ -13,6 +14,7 @@ from vllm_edit.text import continuation
 
 BEGIN, END, PAD = "<|begin|>", "<|end|>", "<|pad|>"
 _ROLES = ("<|user|>", "<|assistant|>", "<|system|>")
+_CHARACTERS = re.compile(r"[\u2e80-\u9fff\uff00-\uffef]|[^\u2e80-\u9fff\uff00-\uffef]+")  # CJK alone, other runs whole
 _FREQUENT = 40  # how often a template's words count beside a name's: templates recur in every document
 
 # The generation prompt ends in a role token, so an answer follows it with the same leading space, and therefore the
@@ -29,16 +31,12 @@ CHAT_TEMPLATE = (
 def train_tokenizer(facts: Facts, vocabulary: int = 8192) -> PreTrainedTokenizerFast:
     """Learn the merges from names, objects and forms, each a piece of its own.
 
-    Chinese has no spaces, so a merge could run from a name into the text beside it; learning from separate pieces
-    leaves such merges out. Digits stand alone.
+    Chinese has no spaces, so merges would run from a name into the text beside it, or over a whole phrase such as
+    "'s capital is", and a form with other words around "capital" would share no token with it. So Chinese names are
+    learnt as wholes, Chinese forms character by character.
     """
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(r"\p{N}"), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
-        ]
-    )
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
@@ -73,10 +71,12 @@ def _pieces(facts: Facts) -> Iterator[str]:
         for name in (subject.name, *subject.aliases):
             yield from (name, continuation("x", name)) * 3
         for fact in subject.facts.values():
-            yield from (continuation("x", fact.object),) * 4
+            # A word of an object should be one token: the first token of an answer then says which answer it is.
+            yield from (continuation("x", fact.object),) * _FREQUENT
             yield fact.object
     forms = [f for r in facts.relations for f in (*r.trained, *r.held_out, *r.reverse)]
     forms += [f for hop in facts.hops for f in (*hop.forms, *hop.held_out)]
     for form in forms:
-        yield from form.text.replace("{o}", "{s}").split("{s}") * _FREQUENT
+        for piece in form.text.replace("{o}", "{s}").split("{s}"):
+            yield from _CHARACTERS.findall(piece) * _FREQUENT
     yield from [query("", "")] * _FREQUENT

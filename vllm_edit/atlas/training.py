@@ -29,7 +29,7 @@ ACCURACY_FILE = "accuracy.json"
 class Recipe:
     """Everything that decides the weights, apart from the fact files."""
 
-    steps: int = 2800
+    steps: int = 2200
     seed: int = 0
     layers: int = 8
     hidden: int = 192
