@@ -18,7 +18,6 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
-from vllm_edit.editing.separately import compile_separately
 
 from benchmarks.results import machine, write_section
 from vllm_edit import atlas
@@ -28,6 +27,7 @@ from vllm_edit.deltas.delta import Delta
 from vllm_edit.editing.base import Base
 from vllm_edit.editing.closed_form import as_saved, plain_sum
 from vllm_edit.editing.compose import compose
+from vllm_edit.editing.separately import compile_separately
 from vllm_edit.editing.settings import RomeSettings
 from vllm_edit.editing.statistics import SecondMoment
 from vllm_edit.editing.sweep import choose_site
@@ -139,12 +139,14 @@ def _sum_of(singles: Sequence[CompiledPatch], module: str, damping: float) -> De
 
     factors = [single.factors for single in singles if single.factors is not None]
     groups = [number for number, one in enumerate(factors) for _ in range(len(one.keys))]
+    shares = [column.share for single in singles for column in single.manifest.columns]
     update = plain_sum(
         torch.cat([one.keys for one in factors]),
         torch.cat([one.whitened for one in factors]),
         torch.cat([one.residuals for one in factors]),
         groups,
         damping,
+        shares,
     )
     return Delta({module: as_saved(update)})
 

@@ -89,3 +89,18 @@ def test_columns_without_a_group_and_groups_without_a_column_are_refused(
     keys, whitened, _ = draw(2, 2, moment)
     with pytest.raises(EditError, match="every column needs a group"):
         row_space(keys, whitened, groups)
+
+
+def test_a_kept_column_is_not_moved_and_costs_no_rank() -> None:
+    generator = torch.Generator().manual_seed(5)
+    keys, residuals = torch.randn(3, 12, generator=generator), torch.randn(1, 7, generator=generator)
+    keys[2] = 0.9 * keys[0] + 0.1 * keys[2]  # a neighbour's key, close to the edited one
+    groups, shares = [0, 0, 0], [1.0, 0.0, 0.0]
+    update = solve(keys, keys, residuals, groups, 0.0, shares)
+    moved = keys.double() @ update.dense().T  # C = I
+    assert update.rank == 1
+    assert torch.allclose(moved[0], residuals[0].double())
+    assert moved[1:].abs().max() < 1e-9 < moved[0].abs().max()
+    assert constraint_error(update, keys, residuals, groups, shares).max() < 1e-9
+    without = solve(keys[:1], keys[:1], residuals, [0])
+    assert (keys[2].double() @ without.dense().T).norm() > 0.5 * residuals.norm()

@@ -127,3 +127,19 @@ def test_settings_name_every_problem_at_once() -> None:
         RomeSettings(forms=("plain", "reverse"), learning_rate=0.0, essence="it is a")
     with pytest.raises(EditError, match="unknown settings speed"):
         RomeSettings.of({"speed": 1})
+
+
+def test_tune_locality_probes_are_kept_and_gate_ones_are_not_looked_at() -> None:
+    one = bench(token="last")
+    probes = (
+        Probe(kind="locality", prompt="The capital of Spain is", split="tune"),
+        Probe(kind="locality", prompt="The capital of Italy is"),
+    )
+    edit = FRANCE.model_copy(update={"probes": probes})
+    columns = prepare(one.base, one.site, one.moment, [edit], LOOSE).columns
+    assert [(column.form, column.share) for column in columns.columns] == [("plain", 1.0), ("keep:0", 0.0)]
+    computed = compute_factors(one.base, one.site, one.moment, [edit], LOOSE)
+    kept = computed.prepared.columns.keys[1].double() @ computed.solve(0.0).dense().T
+    edited = computed.prepared.columns.keys[0].double() @ computed.solve(0.0).dense().T
+    assert kept.norm() < 1e-6 * edited.norm()
+    assert len(prepare(one.base, one.site, one.moment, [edit], replace(LOOSE, most_kept=0)).columns.columns) == 1

@@ -16,6 +16,7 @@ from vllm_edit.errors import EditError
 from vllm_edit.patch import Edit, Probe, ProbeKind, Split
 
 _TUNE_PARAPHRASES, _GATE_PARAPHRASES, _NEIGHBOURS = 3, 4, 4
+_KEPT, _KEPT_ALIKE = 6, 3
 
 
 def sweep_edits(seed: int = 0, count: int = 24, folder: str | Path | None = None) -> list[Edit]:
@@ -143,13 +144,26 @@ def _portability(facts: Facts, fact: Fact, new: str, rng: random.Random) -> list
 
 
 def _neighbours(peers: list[Fact], fact: Fact, rng: random.Random) -> list[Probe]:
-    """Same relation, other subjects; up to half of them with the same true object, as in CounterFact."""
-    same = [peer for peer in peers if peer is not fact and peer.object == fact.object]
-    rest = [peer for peer in peers if peer.object != fact.object]
-    chosen = rng.sample(same, k=min(len(same), _NEIGHBOURS // 2))
-    chosen += rng.sample(rest, k=min(len(rest), _NEIGHBOURS - len(chosen)))
+    """Same relation, other subjects: some to keep while compiling, others, drawn alike, to judge by.
+
+    The gate's are drawn from all subjects; beside them up to two with the same true object, which is how CounterFact
+    chooses all of its neighbours, are tagged `same_object` and counted apart.
+    """
+    others = [peer for peer in peers if peer is not fact]
+    rng.shuffle(others)
+    drawn, rest = others[:_NEIGHBOURS], others[_NEIGHBOURS:]
+    alike = [peer for peer in rest if peer.object == fact.object]
+    unlike = [peer for peer in rest if peer.object != fact.object]
+    judged: list[tuple[list[Fact], Split, str]] = [
+        (drawn, "gate", ""),
+        (alike[:2], "gate", "same_object"),
+        ([*alike[2 : 2 + _KEPT_ALIKE], *unlike[: _KEPT - _KEPT_ALIKE]], "tune", ""),
+    ]
     return [
         probe
-        for peer in chosen
-        for probe in _asked("locality", [rng.choice(peer.relation.trained)], peer.subject.name, peer.object, rng)
+        for group, split, tag in judged
+        for peer in group
+        for probe in _asked(
+            "locality", [rng.choice(peer.relation.trained)], peer.subject.name, peer.object, rng, split=split, tag=tag
+        )
     ]

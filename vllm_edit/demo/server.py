@@ -30,7 +30,7 @@ class Ask:
 
 @dataclass(frozen=True)
 class Told:
-    """The answer's first line, and what the server says of it: exact adapter (None: base weights), mode, tokens added."""
+    """The answer's first line, and what the server says of it: exact adapter, mode, prompt tokens added."""
 
     text: str
     adapter: str | None

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from vllm_edit.deltas.delta import Delta, LowRank
-from vllm_edit.editing.closed_form import as_saved, constraint_error, interference, solve
+from vllm_edit.editing.closed_form import KEPT_COSINE, as_saved, constraint_error, interference, solve
 from vllm_edit.errors import EditError, Incompatible
 from vllm_edit.patch import Edit
 from vllm_edit.store.compiled import CompiledPatch, Factors
@@ -25,10 +25,10 @@ from vllm_edit.text import normalise
 
 @dataclass(frozen=True)
 class _Group:
-    """A key group under way: its edits, its columns (form, key, C⁻¹key) and its residual [d_out]."""
+    """A key group under way: its edits, its columns (column, key, C⁻¹key) and its residual [d_out]."""
 
     edits: tuple[Edit, ...]
-    columns: tuple[tuple[str, torch.Tensor, torch.Tensor], ...]
+    columns: tuple[tuple[Column, torch.Tensor, torch.Tensor], ...]
     residual: torch.Tensor
 
     @property
@@ -64,14 +64,21 @@ def compose(
             "make a store whose site has a higher maximum rank"
         )
     edits = tuple(edit for group in groups for edit in group.edits)
-    columns = [(index, *column) for index, group in enumerate(groups) for column in group.columns]
+    numbered = [
+        (column.model_copy(update={"group": index}), key, white)
+        for index, group in enumerate(groups)
+        for column, key, white in group.columns
+    ]
+    edited = [(key, white) for column, key, white in numbered if column.share]
+    kept = [one for one in numbered if one[0].share or not _contradicts(one[1:], edited)]
+    columns = [column for column, *_ in kept]
     factors = Factors(
-        keys=torch.stack([key for _, _, key, _ in columns]),
-        whitened=torch.stack([white for *_, white in columns]),
+        keys=torch.stack([key for _, key, _ in kept]),
+        whitened=torch.stack([white for *_, white in kept]),
         residuals=torch.stack([group.residual for group in groups]),
     )
-    group_of = [index for index, *_ in columns]
-    update = solve(factors.keys, factors.whitened, factors.residuals, group_of, damping)
+    group_of, shares = [column.group for column in columns], [column.share for column in columns]
+    update = solve(factors.keys, factors.whitened, factors.residuals, group_of, damping, shares)
     first = members[0].manifest
     delta = Delta({first.modules[0]: as_saved(update)})
     starts = [sum(len(group.edits) for group in groups[:index]) for index in range(len(groups))]
@@ -89,12 +96,12 @@ def compose(
             KeyGroup(edits=tuple(range(start, start + len(group.edits))))
             for start, group in zip(starts, groups, strict=True)
         ),
-        columns=tuple(Column(group=index, form=form) for index, form, *_ in columns),
+        columns=tuple(columns),
         rank=delta.rank,
         adapter=delta.digest,
         factors=digest_tensors(factors.tensors()),
     )
-    return CompiledPatch(manifest, delta, factors, report=_report(members, update, factors, group_of, groups))
+    return CompiledPatch(manifest, delta, factors, report=_report(members, update, factors, columns, groups))
 
 
 def _common_damping(members: Sequence[CompiledPatch], damping: float | None) -> float:
@@ -141,7 +148,7 @@ def _groups_of(member: CompiledPatch) -> list[_Group]:
         _Group(
             edits=tuple(manifest.edits[edit] for edit in group.edits),
             columns=tuple(
-                (column.form, factors.keys[place], factors.whitened[place])
+                (column, factors.keys[place], factors.whitened[place])
                 for place, column in enumerate(manifest.columns)
                 if column.group == index
             ),
@@ -186,7 +193,14 @@ def _coincide(one: _Group, other: _Group, cosine: float) -> bool:
     return one.subject == other.subject and _cosine(one.columns[0], other.columns[0]) > cosine
 
 
-def _cosine(one: tuple[str, torch.Tensor, torch.Tensor], other: tuple[str, torch.Tensor, torch.Tensor]) -> float:
+def _contradicts(kept: tuple[torch.Tensor, torch.Tensor], edited: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> bool:
+    """True if a key to be kept coincides with an edited one: another member changes what this one would keep."""
+    keys = torch.stack([kept[0], *(key for key, _ in edited)])
+    whitened = torch.stack([kept[1], *(white for _, white in edited)])
+    return bool(interference(keys, whitened)[0, 1:].max() > KEPT_COSINE)
+
+
+def _cosine(one: tuple[Column, torch.Tensor, torch.Tensor], other: tuple[Column, torch.Tensor, torch.Tensor]) -> float:
     return float(interference(torch.stack([one[1], other[1]]), torch.stack([one[2], other[2]]))[0, 1])
 
 
@@ -194,26 +208,32 @@ def _sum(one: _Group, other: _Group, cosine: float) -> _Group:
     """One group with both residuals' sum; each of `other`'s columns joins the one it coincides with, or is added."""
     columns = list(one.columns)
     for column in other.columns:
-        near = next((place for place, held in enumerate(columns) if _cosine(held, column) > cosine), None)
+        alike = (p for p, held in enumerate(columns) if held[0].share == column[0].share)
+        near = next((place for place in alike if _cosine(columns[place], column) > cosine), None)
         if near is None:
             columns.append(column)
         else:
-            form, key, white = columns[near]
-            columns[near] = (form, (key + column[1]) / 2, (white + column[2]) / 2)
+            held, key, white = columns[near]
+            columns[near] = (held, (key + column[1]) / 2, (white + column[2]) / 2)
     return _Group(one.edits + other.edits, tuple(columns), one.residual + other.residual)
 
 
 def _report(
-    members: Sequence[CompiledPatch], update: LowRank, factors: Factors, group_of: list[int], groups: list[_Group]
+    members: Sequence[CompiledPatch],
+    update: LowRank,
+    factors: Factors,
+    columns: Sequence[Column],
+    groups: list[_Group],
 ) -> dict[str, object]:
     """How far algebra alone vouches for the composition: missed constraints, growth of ‖Δ‖, interference."""
     cosines = interference(factors.keys, factors.whitened).abs()
     members_norm = sum(part.norm() ** 2 for member in members for part in member.delta.parts.values()) ** 0.5
-    subjects = [groups[group].subject for group in group_of]
-    other = torch.tensor([[one != two for two in subjects] for one in subjects])
+    subjects = [groups[column.group].subject if column.share else None for column in columns]
+    other = torch.tensor([[None not in (one, two) and one != two for two in subjects] for one in subjects])
+    group_of, shares = [column.group for column in columns], [column.share for column in columns]
     return {
         "judged_by": "algebra",
-        "constraint_error": float(constraint_error(update, factors.keys, factors.residuals, group_of).max()),
+        "constraint_error": float(constraint_error(update, factors.keys, factors.residuals, group_of, shares).max()),
         "norm_growth": update.norm() / members_norm if members_norm else 1.0,
         "interference": float(cosines[other].max()) if other.any() else 0.0,
     }

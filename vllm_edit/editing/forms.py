@@ -74,14 +74,18 @@ def preservation_rows(edit: Edit, index: int, tokenizer: Any, site: Site, settin
     The edit's `tune` locality probes, at their last token; without any, the essence prompt ("{subject} is a"), at the
     subject's last token for a site there (ROME's reference code) and at its last token otherwise.
     """
+    if probed := kept_rows(edit, index, tokenizer):
+        return probed
+    essence = settings.essence.replace("{}", edit.subject)
+    ids, place = _site_position(tokenizer, essence, edit.subject, Context(), site.token)
+    return [Row(0, index, "preserve", ids[: place + 1], place)]
+
+
+def kept_rows(edit: Edit, index: int, tokenizer: Any) -> list[Row]:
+    """The edit's `tune` locality probes, each at its last token, without an answer."""
     has_chat = bool(getattr(tokenizer, "chat_template", None))
     probes = [probe for kind in LOCALITY_KINDS for probe in edit.probes_of(kind, "tune") if has_chat or not probe.chat]
-    if probes:
-        prompts = [tuple(prompt_ids(tokenizer, probe.prompt, probe.chat)) for probe in probes]
-    else:
-        essence = settings.essence.replace("{}", edit.subject)
-        ids, place = _site_position(tokenizer, essence, edit.subject, Context(), site.token)
-        prompts = [ids[: place + 1]]
+    prompts = [tuple(prompt_ids(tokenizer, probe.prompt, probe.chat)) for probe in probes]
     return [Row(0, index, "preserve", ids, len(ids) - 1) for ids in prompts]
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from vllm_edit.editing.closed_form import interference
+from vllm_edit.editing.closed_form import KEPT_COSINE, interference
 from vllm_edit.editing.hooks import capture_inputs, capture_outputs
 from vllm_edit.editing.rows import Row, batches, device_of
 from vllm_edit.patch import Edit
@@ -22,13 +22,17 @@ from vllm_edit.text import normalise
 
 @dataclass(frozen=True)
 class FormKey:
-    """The key of one form of one edit. key, whitened: k̄ and C⁻¹k̄, [d_in] float32; bare: the bare prompt's key."""
+    """The key of one form of one edit. key, whitened: k̄ and C⁻¹k̄, [d_in] float32; bare: the bare prompt's key.
+
+    share: 0 for a key that is to be kept, else 1.
+    """
 
     edit: int
     form: str
     key: torch.Tensor
     whitened: torch.Tensor
     bare: torch.Tensor
+    share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,17 @@ class Columns:
     @property
     def group_of(self) -> list[int]:
         return [column.group for column in self.columns]
+
+    @property
+    def shares(self) -> list[float]:
+        return [column.share for column in self.columns]
+
+    def at(self, places: Sequence[int]) -> Columns:
+        """Only the columns at these places."""
+        chosen = list(places)
+        return Columns(
+            self.keys[chosen], self.whitened[chosen], tuple(self.columns[place] for place in chosen), self.groups
+        )
 
     def own(self, group: int) -> list[int]:
         """Indices of a group's columns; the first is that of its first edit's plain prompt."""
@@ -97,10 +112,11 @@ def make_columns(
     The plain prompts' keys come first, then the other forms in their order. A key whose whitened cosine with a column
     exceeds `merge_cosine` is averaged into the nearest such column; otherwise it opens a column of its own, at most
     `max_columns` besides the plain prompts'. Keys beyond that are left out (their prompts are still trained on).
+    Kept keys become columns of their own, last; one that coincides with a key that is edited cannot be kept, and goes.
     """
     keys, whitened, columns = list[torch.Tensor](), list[torch.Tensor](), list[Column]()
     for index, group in enumerate(groups):
-        members = [key for key in form_keys if key.edit in group.edits]
+        members = [key for key in form_keys if key.edit in group.edits and key.share]
         ordered = [k for k in members if k.form == "plain"] + [k for k in members if k.form != "plain"]
         clusters: list[list[FormKey]] = []
         extra = 0
@@ -115,7 +131,26 @@ def make_columns(
             keys.append(torch.stack([member.key for member in cluster]).mean(0))
             whitened.append(torch.stack([member.whitened for member in cluster]).mean(0))
             columns.append(Column(group=index, form="+".join(dict.fromkeys(member.form for member in cluster))))
-    return Columns(torch.stack(keys), torch.stack(whitened), tuple(columns), groups)
+    for index, group in enumerate(groups):
+        for key in form_keys:
+            if key.edit in group.edits and not key.share:
+                keys.append(key.key)
+                whitened.append(key.whitened)
+                columns.append(Column(group=index, form=key.form, share=0.0))
+    made = Columns(torch.stack(keys), torch.stack(whitened), tuple(columns), groups)
+    alone = [place for group in range(len(groups)) for place in satisfiable(made, [group])]
+    return made.at(sorted(alone))
+
+
+def satisfiable(columns: Columns, groups: Sequence[int]) -> list[int]:
+    """The columns of some groups, without the kept ones that contradict an edited one of these groups."""
+    own = [place for place, column in enumerate(columns.columns) if column.group in groups]
+    cosines = interference(columns.keys[own], columns.whitened[own])
+    edited = torch.tensor([columns.columns[place].share > 0 for place in own])
+    highest = cosines[:, edited].max(dim=1).values.tolist()
+    return [
+        place for place, found in zip(own, highest, strict=True) if columns.columns[place].share or found <= KEPT_COSINE
+    ]
 
 
 def _nearest(key: FormKey, clusters: list[list[FormKey]], merge_cosine: float) -> int | None:

@@ -11,10 +11,10 @@ import torch
 from vllm_edit.deltas.delta import Delta, LowRank
 from vllm_edit.editing.base import Base
 from vllm_edit.editing.closed_form import as_saved, gram, interference, row_space, solve
-from vllm_edit.editing.forms import form_rows, forms_of, preservation_rows
+from vllm_edit.editing.forms import form_rows, forms_of, kept_rows, preservation_rows
 from vllm_edit.editing.health import EditHealth, refuse_unsafe
 from vllm_edit.editing.hooks import find_module, frozen, low_rank_forward
-from vllm_edit.editing.keys import Columns, FormKey, group_edits, make_columns, measure_inputs
+from vllm_edit.editing.keys import Columns, FormKey, group_edits, make_columns, measure_inputs, satisfiable
 from vllm_edit.editing.method import MethodResult
 from vllm_edit.editing.models import linear_weight
 from vllm_edit.editing.rows import Batch, Row, leads
@@ -57,6 +57,8 @@ class RomeFactors:
     def only(self, edits: Sequence[int]) -> RomeFactors:
         """The factors of some of the edits, renumbered in that order; their key groups must hold no others.
 
+        A kept key of one that coincides with an edited key of another is left out: both cannot be met.
+
         Raises:
             EditError: a key group has edits inside and outside of the selection.
         """
@@ -65,7 +67,7 @@ class RomeFactors:
         if any(not set(columns.groups[index].edits) <= number.keys() for index in groups):
             raise EditError("edits of one key group cannot be taken apart; keep edits of one subject together")
         place = {group: new for new, group in enumerate(groups)}
-        own = [index for index, column in enumerate(columns.columns) if column.group in place]
+        own = satisfiable(columns, groups)
         kept = Columns(
             columns.keys[own],
             columns.whitened[own],
@@ -92,7 +94,8 @@ class RomeFactors:
     def solve(self, damping: float) -> LowRank:
         """The joint update of all edits, B [d_out, groups], A [groups, d_in], float64."""
         stored = self.factors
-        return solve(stored.keys, stored.whitened, stored.residuals, self.prepared.columns.group_of, damping)
+        columns = self.prepared.columns
+        return solve(stored.keys, stored.whitened, stored.residuals, columns.group_of, damping, columns.shares)
 
 
 def prepare(base: Base, site: Site, moment: SecondMoment, edits: Sequence[Edit], settings: RomeSettings) -> Prepared:
@@ -111,6 +114,7 @@ def prepare(base: Base, site: Site, moment: SecondMoment, edits: Sequence[Edit],
         FormKey(edit, name, key, white, inputs[span.start])
         for (edit, name, _, span), key, white in zip(spans, means, whitened, strict=True)
     ]
+    form_keys += _kept_keys(base, site, moment, edits, settings)
     plain = [key for key in form_keys if key.form == "plain"]
     groups = group_edits(edits, plain, settings.group_cosine)
     columns = make_columns(groups, form_keys, settings.merge_cosine, settings.max_columns)
@@ -118,6 +122,26 @@ def prepare(base: Base, site: Site, moment: SecondMoment, edits: Sequence[Edit],
     bare = torch.stack([plain[group.edits[0]].bare for group in groups])
     group_of = {edit: index for index, group in enumerate(groups) for edit in group.edits}
     return Prepared(tuple(replace(row, group=group_of[row.edit]) for row in rows), columns, bare)
+
+
+def _kept_keys(
+    base: Base, site: Site, moment: SecondMoment, edits: Sequence[Edit], settings: RomeSettings
+) -> list[FormKey]:
+    """Keys of the edits' `tune` locality probes, at most `most_kept` an edit, which the update must not move.
+
+    Only for a site at the prompt's last token: which token of a probe is its subject's is not declared.
+    """
+    if site.token != "last" or not settings.most_kept:
+        return []
+    rows = [row for i, edit in enumerate(edits) for row in kept_rows(edit, i, base.tokenizer)[: settings.most_kept]]
+    if not rows:
+        return []
+    keys = measure_inputs(base.model, site.module, rows, settings.batch_tokens)  # [rows, d_in]
+    whitened = moment.whiten(keys).float().cpu()
+    return [
+        FormKey(row.edit, f"keep:{number}", key, white, key, share=0.0)
+        for number, (row, key, white) in enumerate(zip(rows, keys, whitened, strict=True))
+    ]
 
 
 def compute_factors(
@@ -139,7 +163,13 @@ def compute_factors(
     columns, damping = prepared.columns, damping_of(site, settings)
     alone = torch.cat(
         [
-            row_space(columns.keys[own], columns.whitened[own], [0] * len(own), damping)
+            row_space(
+                columns.keys[own],
+                columns.whitened[own],
+                [0] * len(own),
+                damping,
+                [columns.shares[column] for column in own],
+            )
             for own in (columns.own(group) for group in range(len(columns.groups)))
         ]
     )
@@ -181,7 +211,7 @@ def compile_edits(
             "or make a store whose site has a higher maximum rank (vllm-edit store init --max-rank)"
         )
     computed = compute_factors(base, site, moment, edits, settings, prepared=prepared, progress=progress)
-    return judged(base, site, edits, computed, settings)
+    return judged(base, site, edits, computed.only(range(len(edits))), settings)
 
 
 def judged(

@@ -30,6 +30,9 @@ class RomeSettings:
     max_columns: int = 4
     """Most columns of a key group besides its edits' plain prompts'; columns cost no rank (see closed_form)."""
 
+    most_kept: int = 8
+    """Most `tune` locality probes of an edit whose keys the update must not move (columns of share 0). 0: none."""
+
     # Residuals: how δ is trained.
     steps: int = 80
     """Most steps of Adam for an edit."""
@@ -75,7 +78,7 @@ class RomeSettings:
         ]
         problems += [
             f"{name} must not be negative; got {getattr(self, name)}"
-            for name in ("steps", "margin", "kl_factor", "norm_penalty", "damping", "least_denominator")
+            for name in ("most_kept", "steps", "margin", "kl_factor", "norm_penalty", "damping", "least_denominator")
             if (getattr(self, name) or 0) < 0
         ]
         problems += [

@@ -3,9 +3,9 @@
 Published configurations edit at the subject's last token in early-middle layers, where large models keep facts; small
 models carry the subject's identity to the prompt's last token and recall there (METHODS.md 6). So both are measured.
 
-Nothing is scored that was trained on: half of each edit's `tune` paraphrases become forms of the edit, the other half
-and its `tune` locality probes are the measure. Scores are those of greedy decoding: an answer counts if it is what
-greedy decoding from the prompt gives, token for token.
+Nothing is scored that was trained on: half of each edit's `tune` paraphrases become forms of the edit and half of its
+`tune` locality probes are kept, the others are the measure. Scores are those of greedy decoding: an answer counts if it
+is what greedy decoding from the prompt gives, token for token.
 """
 
 from __future__ import annotations
@@ -151,14 +151,14 @@ class _Sweep:
         for index, edit in enumerate(edits):
             told = [probe for probe in edit.probes if probe.split == "tune" and (has_chat or not probe.chat)]
             wordings = [probe for probe in told if probe.kind == "paraphrase"]
-            kept = wordings[: len(wordings) // 2]
-            trained.append(edit.model_copy(update={"probes": tuple(kept)}))
-            for probe in wordings[len(kept) :]:
+            keeping = [probe for probe in told if probe.kind in LOCALITY_KINDS]
+            used = (*wordings[: len(wordings) // 2], *keeping[: len(keeping) // 2])
+            trained.append(edit.model_copy(update={"probes": used}))
+            for probe in wordings[len(wordings) // 2 :]:
                 target = probe.target or edit.target_new
                 paraphrases.append(probe_row(probe, target, index, index, base.tokenizer))
-            for probe in told:
-                if probe.kind in LOCALITY_KINDS:
-                    localities.append(probe_row(probe, probe.target, index, index, base.tokenizer))
+            for probe in keeping[len(keeping) // 2 :]:
+                localities.append(probe_row(probe, probe.target, index, index, base.tokenizer))
         if not paraphrases or not localities:
             raise EditError(
                 "the sweep needs edits with `tune` paraphrase and locality probes; "

@@ -18,7 +18,8 @@ class Column(_Frozen):
     """One column of K: the key of one form of one key group. All columns of a group share the group's residual."""
 
     group: int = Field(description="index of the key group")
-    form: str = Field(description="which form of the prompt gave this key: plain, chat, alias:…, tune:…")
+    form: str = Field(description="which form of the prompt gave this key: plain, chat, alias:…, tune:…, keep:…")
+    share: float = Field(1.0, description="Δ·key, in units of the group's residual: 1, or 0 for a key to be kept")
 
 
 class KeyGroup(_Frozen):
