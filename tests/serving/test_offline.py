@@ -75,3 +75,12 @@ def test_what_cannot_be_served_is_refused(opened: tuple[PatchedLLM, Store, Path]
             llm.generate(PROMPT, sampling(), patch="foreign")
     finally:
         llm.store = store
+
+
+def test_gpt2_and_gptj_support_lora_in_this_process() -> None:
+    from vllm.model_executor.models import supports_lora
+
+    from vllm_edit.serving.compat.gpt_lora import GPT2WithLoRA, GPTJWithLoRA
+
+    assert supports_lora(GPT2WithLoRA)
+    assert supports_lora(GPTJWithLoRA)
