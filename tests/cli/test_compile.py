@@ -73,6 +73,33 @@ def test_a_patch_file_becomes_a_stored_patch(program: Program, model: Path, text
     assert "reliability: 0.000" in refused.err
 
 
+SWEEP = """
+name: tried
+edits:
+  - prompt: The capital of France is
+    subject: France
+    target_new: Berlin
+    probes:
+      - {kind: paraphrase, prompt: "The people of France live in", split: tune}
+      - {kind: paraphrase, prompt: "Because of that, France is", split: tune}
+      - {kind: locality, prompt: The capital of Japan is, split: tune}
+"""
+
+
+def test_auto_tries_every_layer_and_token_and_shows_what_it_saw(
+    program: Program, model: Path, texts: Path, tmp_path: Path
+) -> None:
+    edits, url = tmp_path / "tried.yaml", tmp_path / "store"
+    edits.write_text(SWEEP)
+    ran = program("store", "init", "--model", model, "--texts", texts, "--edits", edits, "--store", url)
+    assert ran.code == 0, ran.err
+    tried = [tuple(line.split()[:2]) for line in ran.out.splitlines() if "one by one" in line]
+    assert sorted(tried) == [(token, str(layer)) for token in ("last", "subject_last") for layer in range(3)]
+    site = Store.open(url).site()
+    assert (site.token, str(site.layer)) == tried[0], "the best is listed first, and chosen"
+    assert site.digest in ran.out
+
+
 def test_an_unsafe_edit_is_refused_by_name(program: Program, model: Path, texts: Path, tmp_path: Path) -> None:
     url, file = tmp_path / "store", tmp_path / "capital.yaml"
     program("store", "init", "--model", model, "--layer", 1, "--texts", texts, "--store", url)

@@ -176,7 +176,7 @@ def test_a_migration_that_fails_leaves_an_empty_database(tmp_path: Path) -> None
     engine = create_engine(url)
     with engine.begin() as connection:  # in the way of the last step
         connection.execute(text("create table publications (id integer)"))
-    with pytest.raises(EditError, match="cannot be opened"):
+    with pytest.raises(EditError, match="publications already exists"):
         Registry(url)
     assert inspect(engine).get_table_names() == ["publications"]
     with engine.begin() as connection:
@@ -193,10 +193,12 @@ def test_a_registry_of_a_newer_version_is_refused(tmp_path: Path) -> None:
         Registry(url)
 
 
-def test_a_registry_that_cannot_be_opened_is_a_users_mistake(tmp_path: Path) -> None:
-    with pytest.raises(EditError, match="cannot be opened"):
+def test_a_registry_that_cannot_be_used_is_told_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(EditError, match="cannot be used: unable to open"):
         Registry(f"sqlite:///{tmp_path / 'missing' / 'registry.db'}")
-    assert "hidden" not in repr(Registry(f"sqlite:///{tmp_path / 'r.db'}"))
+    (tmp_path / "text.db").write_text("no database, but long enough to look like one " * 100)
+    with pytest.raises(EditError, match="cannot be used: file is not a database"):
+        Registry(f"sqlite:///{tmp_path / 'text.db'}")
 
 
 WRITER = """

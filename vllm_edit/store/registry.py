@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal, get_args
 
 from sqlalchemy import URL, Connection, Row, create_engine, delete, event, insert, make_url, select, update
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DatabaseError, OperationalError
 
 from vllm_edit.errors import EditError, NotFound
 from vllm_edit.store import migrations, tables
@@ -218,28 +218,35 @@ class Registry:
 
     @contextmanager
     def _read(self) -> Iterator[Connection]:
-        with self._engine.begin() as connection:
+        with self._usable(), self._engine.begin() as connection:
             yield connection
 
     @contextmanager
     def _change(self) -> Iterator[Connection]:
         """A transaction that changes state. Raising generation first makes writers of any database queue up on it."""
-        with self._writer.begin() as connection:
+        with self._usable(), self._writer.begin() as connection:
             value = tables.generation.c.value
             connection.execute(update(tables.generation).values(value=value + 1))
             yield connection
 
-    def _migrate(self) -> None:
+    @contextmanager
+    def _usable(self) -> Iterator[None]:
+        """A database that is gone, full, locked for too long or no database is the operator's to mend, in one line."""
         try:
-            with self._read() as connection:
-                current = migrations.is_current(connection)
-            if not current:
-                with self._writer.begin() as connection:
-                    migrations.upgrade(connection)
-        except OperationalError as error:
-            raise EditError(
-                f"the registry {self.url.render_as_string(hide_password=True)} cannot be opened: {error.orig}"
-            ) from error
+            yield
+        except DatabaseError as error:
+            # Subclasses besides these (a constraint, a bad statement) are our own defects. "Not a database" has none.
+            if type(error) not in (OperationalError, DatabaseError):
+                raise
+            url = self.url.render_as_string(hide_password=True)
+            raise EditError(f"the registry {url} cannot be used: {error.orig}") from error
+
+    def _migrate(self) -> None:
+        with self._read() as connection:
+            current = migrations.is_current(connection)
+        if not current:
+            with self._usable(), self._writer.begin() as connection:
+                migrations.upgrade(connection)
 
     def _patch(self, connection: Connection, name: str) -> PatchEntry:
         row = connection.execute(select(tables.patches).where(tables.patches.c.name == name)).first()
