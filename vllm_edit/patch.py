@@ -60,7 +60,7 @@ class Edit(_Declared):
     @model_validator(mode="after")
     def _prompt_holds_subject(self) -> Edit:
         if self.subject not in self.prompt:
-            raise ValueError(f"the prompt must contain the subject {self.subject!r}; it is {self.prompt!r}")
+            raise ValueError(_lacks_subject(self.subject, self.prompt))
         if self.target_true is not None and self.target_true == self.target_new:
             raise ValueError(f"target_new equals target_true ({self.target_new!r}): nothing to change")
         return self
@@ -89,11 +89,11 @@ class Gate(_Declared):
 
 
 class Patch(_Declared):
-    """A named set of edits for one base model."""
+    """A named set of edits for one base model; without `base`, for whichever one it is compiled for."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")
     description: str = ""
-    base: str = "atlas"
+    base: str | None = Field(None, description="the model it was written for, as `store init --model` named it")
     gate: Gate = Gate()
     edits: tuple[Edit, ...] = Field(min_length=1)
 
@@ -138,12 +138,31 @@ class Patch(_Declared):
             inner = {problem["loc"][:depth] for problem in found for depth in range(1, len(problem["loc"]))}
             # A list whose items are all invalid is also reported as too short: only its items' problems help.
             told = [p for p in found if not (p["type"] == "too_short" and p["loc"] in inner)]
-            raise PatchError(source, [_describe(problem, tree) for problem in told]) from None
+            raise PatchError(
+                source, [_describe(problem, tree) for problem in told] + _unseen(data, told, tree)
+            ) from None
 
     def dump(self) -> str:
         """The patch as YAML; `Patch.parse(patch.dump()) == patch`."""
         data = self.model_dump(mode="json", exclude_defaults=True)
         return yaml.safe_dump(data, allow_unicode=True, sort_keys=False, width=120)
+
+
+def _unseen(data: dict[str, Any], told: list[Any], tree: yaml.Node | None) -> list[str]:
+    """Edits whose prompt lacks the subject: pydantic compares fields only where all of an edit's fields are valid."""
+    edits = data.get("edits")
+    problems = []
+    for number, edit in enumerate(edits if isinstance(edits, list) else []):
+        known = any(problem["loc"] == ("edits", number) for problem in told)
+        prompt, subject = (edit.get("prompt"), edit.get("subject")) if isinstance(edit, dict) else (None, None)
+        if not known and isinstance(prompt, str) and isinstance(subject, str) and subject not in prompt:
+            where = _line(("edits", number, "prompt"), tree)
+            problems.append(f"line {where}: edits.{number}: {_lacks_subject(subject, prompt)}")
+    return problems
+
+
+def _lacks_subject(subject: str, prompt: str) -> str:
+    return f"the prompt must contain the subject {subject!r}; it is {prompt!r}"
 
 
 def _describe(problem: Any, tree: yaml.Node | None) -> str:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     help="The store: compiled patches of one site of one base model.",
 )
 
@@ -42,9 +43,7 @@ def init(
         Literal["subject_last", "last"] | None,
         typer.Option(help="Edit at the subject's last token or at the prompt's; auto tries both."),
     ] = None,
-    rank: Annotated[
-        int | None, typer.Option("--rank", "--max-rank", help="Most rank of a patch; default 16 on a GPU, else 8.")
-    ] = None,
+    rank: Annotated[int | None, typer.Option("--rank", "--max-rank", help="Most rank of a patch; default 16.")] = None,
     slots: Annotated[int, typer.Option(min=1, help="Patches in one batch of the engine.")] = 16,
     texts: Annotated[Path | None, typer.Option(help="Ordinary text, a passage per line; atlas has its own.")] = None,
     edits: Annotated[Path | None, typer.Option(help="Patch file with edits for auto; atlas has its own.")] = None,

@@ -51,7 +51,7 @@ class LowRank:
     def balanced(self) -> LowRank:
         """The same ΔW in float64 with ‖A_i‖ = ‖B_i‖ per component: B_i ← s·B_i, A_i ← A_i/s, s = √(‖A_i‖/‖B_i‖).
 
-        A cast to half precision then keeps both factors in range (METHODS.md §1.10). Components whose norms already
+        A cast to half precision then keeps both factors in range (docs/methods.md). Components whose norms already
         agree within 1 % are left bit for bit; a component with a zero factor adds nothing to ΔW and becomes zero in
         both, so that a large partner cannot overflow in a cast and turn 0 into NaN.
         """
@@ -79,7 +79,7 @@ class LowRank:
     def truncated(self, rank: int) -> tuple[LowRank, float]:
         """The best approximation of ΔW of at most `rank`, in float64, and the energy dropped: Σ_{i>rank} σ_i².
 
-        QR of B and Aᵀ, SVD of the core (METHODS.md §1.10): B = Q_B R_B, Aᵀ = Q_A R_A, R_B R_Aᵀ = U S Vᵀ, so that
+        QR of B and Aᵀ, SVD of the core (docs/methods.md): B = Q_B R_B, Aᵀ = Q_A R_A, R_B R_Aᵀ = U S Vᵀ, so that
         ΔW ≈ (Q_B U √S)(√S Vᵀ Q_Aᵀ), optimal by Eckart–Young. Unchanged where the rank is already low enough.
         """
         if rank < 1:

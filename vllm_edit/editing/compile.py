@@ -70,6 +70,8 @@ def compile_patch(
             f"the site was made for base {site.base.digest} ({site.model}), the model {base.name} is "
             f"{base.fingerprint.digest}: use that model, or make a store for this one (vllm-edit store init)"
         )
+    if patch.base not in (None, base.name, site.model, Path(site.model).name):
+        raise Incompatible(f"patch {patch.name} was written for base {patch.base!r}; this store's is {site.model!r}")
     values = vars(settings) if isinstance(settings, RomeSettings) else dict(settings or {})
     with unchanged(base):
         result = METHODS[method](base, site, moment, patch, values, progress)

@@ -3,7 +3,7 @@
 ROME averages keys over prefixes that the model generates (arXiv 2202.05262, eq. 3). Departures from the reference code:
 a generator of its own instead of the global random state, no module-global cache that a second model would inherit,
 lengths that count generated tokens without the seed, and about a third of the contexts in the chat template, since
-production prompts are chat turns (METHODS.md 0 and 1.1).
+production prompts are chat turns (docs/methods.md).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 ROME's code tokenizes prefix, subject and suffix apart and adds lengths, which is wrong where a tokenizer adds BOS or
 merges across the seam. Here the whole text is tokenized once, as it will be served, and the fast tokenizer's offsets
-say which token holds the subject's last character (METHODS.md 1.1).
+say which token holds the subject's last character (docs/methods.md).
 """
 
 from __future__ import annotations

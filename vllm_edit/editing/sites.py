@@ -21,6 +21,7 @@ PUBLISHED_DEPTH = 5 / 32
 """Layer 5 of 32: where the published ROME configurations edit Llama-2-7B, Llama-3-8B and Mistral-7B."""
 DAMPING = 0.05
 """λ of a site that no sweep chose; MEMIT's and EMMET's published values are of this order at these scales."""
+MAX_RANK = 16
 _SCALE_TOKENS = 4096
 
 
@@ -52,15 +53,14 @@ def fixed_site(
     """The site at a given layer and token, without a sweep.
 
     texts: what C is measured on (text of the kind that the base was trained on).  layer: default the published fraction
-    of the depth.  contexts: default `generate_contexts`.  max_rank: default 16 on a GPU, where rank is nearly free,
-    else 8.  moment, residual_scale: measured already.  residual_scale defaults to the median over the texts' tokens.
+    of the depth.  contexts: default `generate_contexts`.  max_rank: default 16, which a
+    wrapped module hardly notices and a patch of ten edits needs.  moment, residual_scale: measured already.  residual_scale defaults to the median over the texts' tokens.
     """
     depth = len(base.layout.layers)
     layer = round(PUBLISHED_DEPTH * depth) if layer is None else layer
     if not 0 <= layer < depth:
         raise EditError(f"layer {layer} does not exist; {base.name} has layers 0 to {depth - 1}")
-    if max_rank is None:
-        max_rank = 16 if base.device.type == "cuda" else 8
+    max_rank = MAX_RANK if max_rank is None else max_rank
     if max_rank not in LEGAL_RANKS:
         raise EditError(f"max_rank must be one of {', '.join(map(str, LEGAL_RANKS))} (vLLM's); got {max_rank}")
     module = base.layout.down[layer]

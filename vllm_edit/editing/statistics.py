@@ -3,7 +3,7 @@
 ROME (arXiv 2202.05262, eq. 2) and its successors weigh directions of the key space by C⁻¹. Departures from their code:
 tokens are counted instead of documents, and too few of them are an error (C of fewer than d_in vectors is singular);
 C is factored with a small ridge in float64 instead of inverted in float32; the cache is keyed by everything that
-changes C, and a damaged file is noticed (METHODS.md 1.1, 1.12).
+changes C, and a damaged file is noticed (docs/methods.md).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The sweep that chooses a site: token × layer by single edits, then λ by a joint solve, on a seeded set of its own.
 
 Published configurations edit at the subject's last token in early-middle layers, where large models keep facts; small
-models carry the subject's identity to the prompt's last token and recall there (METHODS.md 6). So both are measured.
+models carry the subject's identity to the prompt's last token and recall there (docs/methods.md). So both are measured.
 
 Nothing is scored that was trained on: half of each edit's `tune` paraphrases become forms of the edit and half of its
 `tune` locality probes are kept, the others are the measure. Scores are those of greedy decoding: an answer counts if it

@@ -1,0 +1,102 @@
+"""Patch files: what is read, and what is said about bad ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vllm_edit.errors import PatchError
+from vllm_edit.patch import Edit, Patch, Probe
+
+SHIPPED = sorted((Path(__file__).parent.parent / "patches").glob("*.yaml"))
+
+BAD = """\
+name: Two Words
+edits:
+  - prompt: The capital of France is
+    subject: Germany
+    target_new: Lyon
+    probes:
+      - {kind: reverse, prompt: Lyon is the capital of}
+      - {kind: rumour, prompt: x}
+  - prompt: The capital of Spain is
+    subject: Spain
+    target_new: ""
+    colour: red
+"""
+
+
+def problems_of(text: str) -> list[str]:
+    with pytest.raises(PatchError) as caught:
+        Patch.parse(text, "bad.yaml")
+    assert str(caught.value).splitlines() == [f"bad.yaml: {problem}" for problem in caught.value.problems]
+    return caught.value.problems
+
+
+def test_every_problem_is_told_at_once_with_line_and_field() -> None:
+    found = problems_of(BAD)
+    assert sorted(problem.split(": ")[:2] for problem in found) == sorted(
+        [
+            ["line 1", "name"],
+            ["line 3", "edits.0"],
+            ["line 7", "edits.0.probes.0"],
+            ["line 8", "edits.0.probes.1.kind"],
+            ["line 11", "edits.1.target_new"],
+            ["line 12", "edits.1.colour"],
+        ]
+    )
+    assert any("must contain the subject 'Germany'" in problem for problem in found)
+    assert any("a reverse probe needs a target" in problem for problem in found)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "expected a mapping"),
+        ("- a\n- b\n", "expected a mapping"),
+        ("name: x\nedits: [}\n", "line 2: not valid YAML"),
+        ("name: x\nedits: []\n", "line 2: edits"),
+        ("name: x\n", "line 1: edits: Field required"),
+    ],
+)
+def test_a_file_that_is_no_patch_is_one_clear_line(text: str, expected: str) -> None:
+    (problem,) = problems_of(text)
+    assert expected in problem
+
+
+def test_a_missing_file_and_bytes_that_are_no_text_are_told(tmp_path: Path) -> None:
+    with pytest.raises(PatchError, match="no such file"):
+        Patch.load(tmp_path / "none.yaml")
+    (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(PatchError, match="cannot be read as UTF-8"):
+        Patch.load(tmp_path / "bytes.yaml")
+
+
+def test_one_fact_edited_twice_is_refused() -> None:
+    edit = Edit(prompt="The capital of France is", subject="France", relation="capital", target_new="Lyon")
+    other = edit.model_copy(update={"target_new": "Nice"})
+    text = Patch.model_construct(name="twice", edits=(edit, other)).dump()
+    assert "to two different targets" in problems_of(text)[0]
+
+
+def test_probes_of_a_kind_and_split() -> None:
+    probes = (
+        Probe(kind="paraphrase", prompt="a", split="tune"),
+        Probe(kind="paraphrase", prompt="b"),
+        Probe(kind="locality", prompt="c"),
+    )
+    edit = Edit(prompt="s is", subject="s", target_new="t", probes=probes)
+    assert [probe.prompt for probe in edit.probes_of("paraphrase")] == ["a", "b"]
+    assert [probe.prompt for probe in edit.probes_of("paraphrase", "gate")] == ["b"]
+
+
+def test_at_least_five_patches_are_shipped() -> None:
+    assert len(SHIPPED) >= 5
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_a_shipped_patch_is_read_and_written_back_the_same(path: Path) -> None:
+    patch = Patch.load(path)
+    assert patch.name == path.stem
+    assert Patch.parse(patch.dump()) == patch
