@@ -37,7 +37,13 @@ class _Root(LazyGroup):
     )
 
 
-app = typer.Typer(cls=_Root, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+app = typer.Typer(
+    cls=_Root,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode=None,  # plain text: square brackets in help are not markup
+)
 
 
 def _print_version(wanted: bool) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 from typer.core import TyperGroup
-from typer.main import get_command
+from typer.main import get_command, get_group
 
 
 class LazyGroup(TyperGroup):
@@ -29,10 +29,11 @@ class LazyGroup(TyperGroup):
         path, attribute = self.commands_at[cmd_name]
         module = import_module(path)
         found = getattr(module, attribute)
-        app = found
-        if not isinstance(found, typer.Typer):
-            app = typer.Typer(pretty_exceptions_enable=False)
+        if isinstance(found, typer.Typer):
+            command: Any = get_group(found)
+        else:
+            app = typer.Typer(pretty_exceptions_enable=False, add_completion=False, rich_markup_mode=None)
             app.command(context_settings=getattr(module, "PASS_ON", None))(found)
-        command = get_command(app)
+            command = get_command(app)
         command.name = cmd_name
         return command
