@@ -29,7 +29,7 @@ ACCURACY_FILE = "accuracy.json"
 class Recipe:
     """Everything that decides the weights, apart from the fact files."""
 
-    steps: int = 2200
+    steps: int = 3600
     seed: int = 0
     layers: int = 8
     hidden: int = 192
@@ -83,25 +83,37 @@ def train(
     out: Path,
     recipe: Recipe,
     *,
+    start: Path | None = None,
     report: Callable[[Progress], None] = lambda progress: None,
     checkpoint_every: int = 200,
     accuracy_every: int = 500,
 ) -> LlamaForCausalLM:
     """Train a model on `facts` and save it, in Hugging Face layout, to `out`.
 
+    start: a model folder to go on from, with its tokenizer; the recipe's shape is then that model's.
     A `checkpoint.pt` in `out` is taken up where it stopped; it is removed at the end.
 
     Raises:
         EditError: the checkpoint belongs to another recipe or other facts.
     """
     out.mkdir(parents=True, exist_ok=True)
-    tokenizer = train_tokenizer(facts, recipe.vocabulary)
-    model = new_model(recipe, tokenizer)
+    if start is None:
+        tokenizer = train_tokenizer(facts, recipe.vocabulary)
+        model = new_model(recipe, tokenizer)
+    else:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(start)
+        model = LlamaForCausalLM.from_pretrained(start, dtype=torch.float32)
     decayed = [p for p in model.parameters() if p.ndim >= 2]
     other = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": other, "weight_decay": 0.0}]
     optimiser = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98))
-    identity = digest_json({**asdict(recipe), "facts": [[f.relation.id, f.subject.name, f.object] for f in facts]})
+    identity = digest_json(
+        {
+            **asdict(recipe),
+            "start": start and str(start),
+            "facts": [[f.relation.id, f.subject.name, f.object] for f in facts],
+        }
+    )
     checkpoint = out / "checkpoint.pt"
     step = _resume(checkpoint, identity, model, optimiser)
     documents = Documents(facts, tokenizer, recipe.seed)

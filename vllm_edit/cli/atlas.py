@@ -21,6 +21,10 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder to write the model to.")] = Path("runs/atlas"),
     steps: Annotated[int | None, typer.Option(min=1, help="Training steps; default: the recipe's.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of weights and documents.")] = 0,
+    start: Annotated[
+        Path | None, typer.Option("--from", help="Folder of a model to go on from; default: a new one.")
+    ] = None,
+    rate: Annotated[float | None, typer.Option(help="Highest learning rate; default: the recipe's.")] = None,
 ) -> None:
     """Train the model on fact tables. Stopped and started again, it goes on where it was."""
     import dataclasses
@@ -35,6 +39,8 @@ def train(
 
     tables = Facts.load(facts or facts_folder())
     recipe = Recipe(seed=seed)
+    if rate is not None:
+        recipe = dataclasses.replace(recipe, learning_rate=rate)
     if steps is not None:
         recipe = dataclasses.replace(recipe, steps=steps, warmup=min(recipe.warmup, steps))
     columns = (
@@ -53,7 +59,7 @@ def train(
                 shares = ", ".join(f"{group} {share:.3f}" for group, share in sorted(progress.accuracy.shares.items()))
                 bar.console.print(f"step {progress.step}: {shares}")
 
-        run(tables, out, recipe, report=report)
+        run(tables, out, recipe, start=start, report=report)
     typer.echo(f"wrote {out}")
 
 
