@@ -76,7 +76,7 @@ def rollback(
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Serve the tenant what it was served before."""
+    """Serve the tenant what it was served before: its earlier patch, or base before the first."""
     from vllm_edit.store.store import Store
 
     opened = Store.open(store)
@@ -105,8 +105,11 @@ def history(tenant: TenantArgument, store: StoreOption = None, json: JsonOption 
     print_table(("AT", "NAME", "STATE", "BY", "WHY"), rows)
 
 
-def _tell(tenant: str, active: str, json: bool) -> None:
-    print_json({"tenant": tenant, "active": active}) if json else print(f"tenant {tenant} is served {active}")
+def _tell(tenant: str, active: str | None, json: bool) -> None:
+    if json:
+        print_json({"tenant": tenant, "active": active})
+    else:
+        print(f"tenant {tenant} is served {active or 'the base model'}")
 
 
 def _as_json(publication: Publication) -> dict[str, Any]:

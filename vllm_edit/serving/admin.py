@@ -81,7 +81,9 @@ def routes(holder: Holder, settings: Settings) -> APIRouter:
     @router.post("/tenants/{tenant}/rollback")
     async def rollback(tenant: str, request: Rollback | None = None) -> dict[str, Any]:
         to, why = (request.to, request.why) if request else (None, "")
-        await asyncio.to_thread(service().store.registry.rollback, tenant, to, why, by=_BY)
+        store = service().store
+        target = None if to is None else await asyncio.to_thread(store.resolve, to)
+        await asyncio.to_thread(store.registry.rollback, tenant, target, why, by=_BY)
         return await _tenant(service(), tenant)
 
     return router

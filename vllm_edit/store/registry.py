@@ -173,27 +173,30 @@ class Registry:
                 connection.execute(insert(tables.publications).values(**row))
             return name
 
-    def rollback(self, tenant: str, to: str | None = None, why: str = "", by: str = "") -> str:
+    def rollback(self, tenant: str, to: str | None = None, why: str = "", by: str = "") -> str | None:
         """Serve the tenant what it had before (or the earlier `to` of its history), and return that name.
 
+        Before the first publication there was the base model: then the answer is None.
+
         Raises:
-            EditError: nothing earlier is in the history, or `to` is not.
+            EditError: the tenant is served no patch, or `to` is not in its history.
         """
         p = tables.publications.c
         with self._change() as connection:
             self._tenant(connection, tenant)
             stands = select(p.id, p.name).where(p.tenant == tenant, p.rolled_back_at.is_(None)).order_by(p.id.desc())
-            earlier = connection.execute(stands).all()[1:]
-            target = next((row for row in earlier if to in (None, row.name)), None)
-            if target is None:
-                if to is None:
-                    raise EditError(f"tenant {tenant!r} has nothing earlier to go back to; publish a patch instead")
-                names = [row.name for row in earlier]
+            standing = connection.execute(stands).all()
+            if not standing:
+                raise EditError(f"tenant {tenant!r} is served the base model: there is nothing to take back")
+            target = next((row for row in standing[1:] if to in (None, row.name)), None)
+            if target is None and to is not None:
+                names = [row.name for row in standing[1:]]
                 raise NotFound(f"{shown(to)} is not an earlier publication of tenant {tenant!r}", names[:3])
-            undone = update(tables.publications).where(p.tenant == tenant, p.id > target.id, p.rolled_back_at.is_(None))
+            after = target.id if target else 0
+            undone = update(tables.publications).where(p.tenant == tenant, p.id > after, p.rolled_back_at.is_(None))
             told = {"rolled_back_by": by, "rolled_back_why": why}
             connection.execute(undone.values(rolled_back_at=datetime.now(UTC), **told))
-            return str(target.name)
+            return target.name if target else None
 
     def history(self, tenant: str) -> list[Publication]:
         """The tenant's publications, newest first, rolled-back ones included."""
