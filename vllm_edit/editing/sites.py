@@ -54,7 +54,8 @@ def fixed_site(
 
     texts: what C is measured on (text of the kind that the base was trained on).  layer: default the published fraction
     of the depth.  contexts: default `generate_contexts`.  max_rank: default 16, which a
-    wrapped module hardly notices and a patch of ten edits needs.  moment, residual_scale: measured already.  residual_scale defaults to the median over the texts' tokens.
+    wrapped module hardly notices and a patch of ten edits needs.  moment, residual_scale: measured already.
+    residual_scale defaults to the median over the texts' tokens.
     """
     depth = len(base.layout.layers)
     layer = round(PUBLISHED_DEPTH * depth) if layer is None else layer
