@@ -16,7 +16,7 @@ from vllm_edit.errors import EditError
 from vllm_edit.patch import Edit, Probe, ProbeKind, Split
 
 _TUNE_PARAPHRASES, _GATE_PARAPHRASES, _NEIGHBOURS = 3, 4, 4
-_KEPT, _KEPT_ALIKE = 6, 3
+_KEPT, _KEPT_ALIKE = 8, 4
 
 
 def sweep_edits(seed: int = 0, count: int = 24, folder: str | Path | None = None) -> list[Edit]:
