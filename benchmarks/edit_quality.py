@@ -54,6 +54,7 @@ COLUMNS = (
     ("portability", "alias"),
     ("portability", "one_hop"),
     ("locality", ""),
+    ("locality", "same_object"),
     ("locality_subject", ""),
     ("unrelated", ""),
 )
@@ -172,7 +173,7 @@ def _selected(report: Report, compiled: Iterable[CompiledPatch], metric: str, ta
         answer
         for answer in report.answers or ()
         if answer.metric == metric
-        and (not tag or tags[answer.patch, answer.edit, answer.prompt, answer.chat, metric] == tag)
+        and tags.get((answer.patch, answer.edit, answer.prompt, answer.chat, metric), "") == tag
     ]
 
 
@@ -223,7 +224,11 @@ def _markdown(
     for name, row in rows.items():
         cells = [f"{row[n]['share']:.3f}" if n in row else "–" for n in names]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    lines += ["", "Locality counts an answer that is unchanged from base. Tokens added per prompt: "]
+    lines += [
+        "",
+        "Locality counts an answer that is unchanged from base; `same_object` are neighbours with the same true object",
+    ]
+    lines[-1] += ", as CounterFact chooses them. Tokens added per prompt: "
     lines[-1] += ", ".join(f"{cost.mode} {cost.tokens_added:.0f}" for cost in report.costs) + "."
     weak = {
         relation: found

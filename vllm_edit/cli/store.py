@@ -150,14 +150,16 @@ def _site(store: Store, site: Site) -> dict[str, Any]:
 
 
 def _print_tried(table: Sequence[Measurement]) -> None:
-    columns = ("TOKEN", "LAYER", "DAMPING", "EDITS", "RELIABILITY", "PARAPHRASE", "LOCALITY", "SCORE")
+    columns = ("TOKEN", "LAYER", "DAMPING", "EDITS", "RELIABILITY", "PARAPHRASE", "LOCALITY", "SAME SUBJECT", "SCORE")
     rows = [
         (
             one.token,
             one.layer,
             f"{one.damping:g}",
             "together" if one.joint else "one by one",
-            *(f"{share:.3f}" for share in (one.reliability, one.paraphrase, one.locality, one.score)),
+            *(f"{share:.3f}" for share in (one.reliability, one.paraphrase, one.locality)),
+            "–" if one.locality_subject is None else f"{one.locality_subject:.3f}",
+            f"{one.score:.3f}",
         )
         for one in table
     ]

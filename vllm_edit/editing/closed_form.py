@@ -23,7 +23,7 @@ import torch
 from vllm_edit.deltas.delta import LowRank
 from vllm_edit.errors import EditError
 
-KEPT_COSINE = 0.95
+KEPT_COSINE = 0.9
 """A key to be kept whose whitened cosine with an edited one exceeds this contradicts it."""
 
 

@@ -89,6 +89,16 @@ def kept_rows(edit: Edit, index: int, tokenizer: Any) -> list[Row]:
     return [Row(0, index, "preserve", ids, len(ids) - 1) for ids in prompts]
 
 
+def ended_rows(edit: Edit, index: int, tokenizer: Any, site: Site) -> list[Row]:
+    """The bare prompt and the bare chat turn, each with its answer, at the answer's last token."""
+    rows = []
+    for form in forms_of(edit, tokenizer, site, ("plain", "chat")):
+        row = form_rows(form, index, tokenizer, site.token)[0]
+        ids = row.ids + row.answer
+        rows.append(Row(0, index, "ended", ids, len(ids) - 1))
+    return rows
+
+
 def probe_row(probe: Probe, target: str | None, edit: int, group: int, tokenizer: Any) -> Row:
     """A probe with the answer to score; without a target, only its prompt."""
     ids = tuple(prompt_ids(tokenizer, probe.prompt, probe.chat))

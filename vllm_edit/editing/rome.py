@@ -11,7 +11,7 @@ import torch
 from vllm_edit.deltas.delta import Delta, LowRank
 from vllm_edit.editing.base import Base
 from vllm_edit.editing.closed_form import as_saved, gram, interference, row_space, solve
-from vllm_edit.editing.forms import form_rows, forms_of, kept_rows, preservation_rows
+from vllm_edit.editing.forms import ended_rows, form_rows, forms_of, kept_rows, preservation_rows
 from vllm_edit.editing.health import EditHealth, refuse_unsafe
 from vllm_edit.editing.hooks import find_module, frozen, low_rank_forward
 from vllm_edit.editing.keys import Columns, FormKey, group_edits, make_columns, measure_inputs, satisfiable
@@ -127,13 +127,16 @@ def prepare(base: Base, site: Site, moment: SecondMoment, edits: Sequence[Edit],
 def _kept_keys(
     base: Base, site: Site, moment: SecondMoment, edits: Sequence[Edit], settings: RomeSettings
 ) -> list[FormKey]:
-    """Keys of the edits' `tune` locality probes, at most `most_kept` an edit, which the update must not move.
+    """Keys that the update must not move: of the edits' `tune` locality probes, at most `most_kept` an edit, and of the
+    last token of each edit's answer, so that what follows the answer is the base's to say.
 
     Only for a site at the prompt's last token: which token of a probe is its subject's is not declared.
     """
-    if site.token != "last" or not settings.most_kept:
+    if site.token != "last":
         return []
     rows = [row for i, edit in enumerate(edits) for row in kept_rows(edit, i, base.tokenizer)[: settings.most_kept]]
+    if settings.ending:
+        rows += [row for i, edit in enumerate(edits) for row in ended_rows(edit, i, base.tokenizer, site)]
     if not rows:
         return []
     keys = measure_inputs(base.model, site.module, rows, settings.batch_tokens)  # [rows, d_in]

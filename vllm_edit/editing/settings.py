@@ -32,6 +32,8 @@ class RomeSettings:
 
     most_kept: int = 8
     """Most `tune` locality probes of an edit whose keys the update must not move (columns of share 0). 0: none."""
+    ending: bool = True
+    """Keep also the keys at the answer's last token, so that the answer ends as the base would end it."""
 
     # Residuals: how δ is trained.
     steps: int = 80

@@ -1,5 +1,7 @@
 """The sweep that chooses a site: token × layer by single edits, then λ by a joint solve, on a seeded set of its own.
 
+Every candidate is tried on the first few edits, the best of them on all.
+
 Published configurations edit at the subject's last token in early-middle layers, where large models keep facts; small
 models carry the subject's identity to the prompt's last token and recall there (docs/methods.md). So both are measured.
 
@@ -31,7 +33,8 @@ from vllm_edit.patch import LOCALITY_KINDS, Edit
 from vllm_edit.store.site import Context, Token
 
 TOKENS: tuple[Token, ...] = ("subject_last", "last")
-DAMPINGS = (0.0, 0.02, 0.05, 0.1, 0.2)
+DAMPINGS = (0.0, 0.05, 0.1)
+_FIRST_EDITS, _FINALISTS, _STEPS = 8, 4, 40
 _MOST_LAYERS = 12
 _LOCALITY_TOKENS = 3
 
@@ -47,13 +50,18 @@ class Measurement:
     reliability: float
     paraphrase: float
     locality: float
+    locality_subject: float | None  # None where no edit has a probe of it
     norm: float  # ‖ΔW‖/‖W‖: mean of the single edits', or the joint update's
     steps: float  # mean
 
     @property
     def score(self) -> float:
-        """Harmonic mean of the shares (CounterFact's S), less 0.02·‖ΔW‖/‖W‖: near ties go to the smaller update."""
-        shares = (self.reliability, self.paraphrase, self.locality)
+        """Harmonic mean of the shares (CounterFact's S), less 0.02·‖ΔW‖/‖W‖: near ties go to the smaller update.
+
+        Locality on the same subject counts by itself: the other probes of locality outnumber it.
+        """
+        shares = [self.reliability, self.paraphrase, self.locality]
+        shares += [] if self.locality_subject is None else [self.locality_subject]
         return numbers.harmonic_mean(shares) - 0.02 * min(self.norm, 5.0)
 
     def as_record(self) -> dict[str, Any]:
@@ -93,14 +101,16 @@ def choose_site(
     Raises:
         EditError: the edits have no `tune` probes to measure by.
     """
-    settings = settings or RomeSettings(on_missed="report")
+    settings = settings or RomeSettings(on_missed="report", steps=_STEPS)
     depth = len(base.layout.layers)
     layers = list(layers) if layers is not None else _spread(depth, _MOST_LAYERS)
     subjects = [edit.subject for edit in edits]
     contexts = generate_contexts(base, seed=seed, forbidden=subjects) if contexts is None else tuple(contexts)
     with unchanged(base):
         sweep = _Sweep.of(base, edits, settings)
+        first = _Sweep.of(base, edits[:_FIRST_EDITS], settings)
         found: list[tuple[Measurement, MadeSite, RomeFactors]] = []
+        total = len(layers) * len(tokens) + min(_FINALISTS, len(layers) * len(tokens))
         for layer in layers:
             # The moment does not depend on the token, so it is measured once per layer.
             made = fixed_site(
@@ -119,10 +129,15 @@ def choose_site(
                 progress=progress,
             )
             for token in tokens:
-                found.append(sweep.single(made, token))
+                found.append(first.single(made, token))
                 if progress:
-                    progress("choosing the site", len(found), len(layers) * len(tokens))
+                    progress("choosing the site", len(found), total)
         found.sort(key=lambda candidate: -candidate[0].score)
+        for place, (_, made, _) in enumerate(found[:_FINALISTS]):
+            found[place] = sweep.single(made, made.site.token)
+            if progress:
+                progress("choosing the site", total - min(_FINALISTS, len(found)) + place + 1, total)
+        found[:_FINALISTS] = sorted(found[:_FINALISTS], key=lambda candidate: -candidate[0].score)
         _, made, factors = found[0]
         joint = []
         for damping in dampings:
@@ -152,12 +167,13 @@ class _Sweep:
             told = [probe for probe in edit.probes if probe.split == "tune" and (has_chat or not probe.chat)]
             wordings = [probe for probe in told if probe.kind == "paraphrase"]
             keeping = [probe for probe in told if probe.kind in LOCALITY_KINDS]
-            used = (*wordings[: len(wordings) // 2], *keeping[: len(keeping) // 2])
+            # Every other one: the kinds stand one after the other.
+            used = (*wordings[::2], *keeping[::2])
             trained.append(edit.model_copy(update={"probes": used}))
-            for probe in wordings[len(wordings) // 2 :]:
+            for probe in wordings[1::2]:
                 target = probe.target or edit.target_new
                 paraphrases.append(probe_row(probe, target, index, index, base.tokenizer))
-            for probe in keeping[len(keeping) // 2 :]:
+            for probe in keeping[1::2]:
                 localities.append(probe_row(probe, probe.target, index, index, base.tokenizer))
         if not paraphrases or not localities:
             raise EditError(
@@ -220,16 +236,20 @@ class _Sweep:
             ),
         )
 
-    def _shares(self, prepared: Prepared, score: Callable[[Sequence[Row]], torch.Tensor]) -> dict[str, float]:
-        """The three shares; `score` gives each row's lead, which is positive if greedy decoding gives its answer."""
+    def _shares(self, prepared: Prepared, score: Callable[[Sequence[Row]], torch.Tensor]) -> dict[str, Any]:
+        """The shares; `score` gives each row's lead, which is positive if greedy decoding gives its answer."""
         taught = prepared.taught
         # An edit's first row is the bare prompt: the plain form comes first, and its bare context.
         bare = [next(row for row in taught if row.edit == index) for index in range(len(self.edits))]
-        measures = {"reliability": bare, "paraphrase": self.paraphrases, "locality": self.localities}
+        subject = [row for row in self.localities if row.form == "locality_subject"]
+        other = [row for row in self.localities if row.form != "locality_subject"]
+        measures = {"reliability": bare, "paraphrase": self.paraphrases, "locality": other or subject}
+        measures |= {"locality_subject": subject} if other and subject else {}
         grouped = {
             name: [replace(row, group=prepared.group_of(row.edit)) for row in rows] for name, rows in measures.items()
         }
-        return {name: float((score(rows) > 0).float().mean()) for name, rows in grouped.items()}
+        shares = {name: float((score(rows) > 0).float().mean()) for name, rows in grouped.items()}
+        return {"locality_subject": None} | shares
 
 
 def _as_base_answers(base: Base, rows: Sequence[Row], tokens: int) -> list[Row]:

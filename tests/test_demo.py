@@ -1,0 +1,25 @@
+"""The demo runs from an empty folder: real sweep, real compile, real server, publish and rollback while serving."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_demo_tells_the_whole_story(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "vllm_edit.cli", "demo", "--folder", str(tmp_path / "demo")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    for told in ("site: model.layers.", "rejected: reverse is", "published, and", "taken back, and", "Server stopped."):
+        assert told in done.stdout, told
+    lines = done.stdout.splitlines()
+    before, published, back = (
+        next(line for line in lines if line.startswith(start)) for start in ("before:", "published, and", "taken back, and")
+    )
+    assert "Victor Almqvist" in before
+    assert "Ingrid Falkenberg" in published
+    assert "Victor Almqvist" in back
