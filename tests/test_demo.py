@@ -18,7 +18,8 @@ def test_the_demo_tells_the_whole_story(tmp_path: Path) -> None:
         assert told in done.stdout, told
     lines = done.stdout.splitlines()
     before, published, back = (
-        next(line for line in lines if line.startswith(start)) for start in ("before:", "published, and", "taken back, and")
+        next(line for line in lines if line.startswith(start))
+        for start in ("before:", "published, and", "taken back, and")
     )
     assert "Victor Almqvist" in before
     assert "Ingrid Falkenberg" in published

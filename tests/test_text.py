@@ -43,6 +43,8 @@ def test_case_width_outer_punctuation_and_articles_do_not_count(text: str, expec
         ("他是李宏毅教授", "李宏毅", True),
         ("in the U.S. today", "U.S.", True),
         ("C++ and C", "C++", True),
+        ("台北101高幾公尺？", "台北101", True),
+        ("in 1018", "101", False),
         ("anything", "", False),
     ],
 )

@@ -10,6 +10,7 @@ import re
 import unicodedata
 
 _SPACES = re.compile(r"\s+")
+_LETTER = r"(?:(?![\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\uff00-\uffef])[^\W_])"  # of a script with word boundaries
 _LEADING_ARTICLE = re.compile(r"^(?:the|an|a) ")
 
 
@@ -48,7 +49,7 @@ def position(text: str, answer: str) -> int | None:
     needle, haystack = normalise(answer), normalise(text)
     if not needle:
         return None
-    left = "" if is_cjk(needle[0]) or not needle[0].isalnum() else r"(?<![^\W_])"
-    right = "" if is_cjk(needle[-1]) or not needle[-1].isalnum() else r"(?![^\W_])"
+    left = "" if is_cjk(needle[0]) or not needle[0].isalnum() else rf"(?<!{_LETTER})"
+    right = "" if is_cjk(needle[-1]) or not needle[-1].isalnum() else rf"(?!{_LETTER})"
     found = re.search(left + re.escape(needle) + right, haystack)
     return found.start() if found else None
