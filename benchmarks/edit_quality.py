@@ -160,8 +160,8 @@ def _with_delta(compiled: CompiledPatch, name: str, delta: Delta) -> CompiledPat
 def _tags(compiled: Iterable[CompiledPatch]) -> dict[tuple[str, int, str, bool, str], str]:
     """(patch, edit, prompt, chat, metric) → tag of the probe."""
     return {
-        (one.name, number, probe.prompt, probe.chat, probe.kind): probe.tag
-        for one in compiled
+        (name, number, probe.prompt, probe.chat, probe.kind): probe.tag
+        for name, one in [(one.name, one) for one in compiled]
         for number, edit in enumerate(one.manifest.edits)
         for probe in edit.probes
     }

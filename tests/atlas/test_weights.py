@@ -45,10 +45,10 @@ def test_it_was_measured_on_every_fact_and_knows_them(facts: Facts) -> None:
 
 def test_what_is_stored_of_its_accuracy_is_true(atlas: Base, facts: Facts) -> None:
     stored = read_accuracy(weights_folder())
-    measured = measure_accuracy(facts, atlas.model, atlas.tokenizer, sample=200, seed=9)
+    measured = measure_accuracy(facts, atlas.model, atlas.tokenizer, sample=60, seed=9)
     for group in ("trained", "held_out", "chat", "alias"):
-        # Four standard errors of a share of 200 questions.
-        assert abs(measured.shares[group] - stored.shares[group]) < 0.12, group
+        # Four standard errors of a share of 60 questions.
+        assert abs(measured.shares[group] - stored.shares[group]) < 0.21, group
 
 
 def test_bfloat16_gives_the_same_answers(atlas: Base, facts: Facts) -> None:

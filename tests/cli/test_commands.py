@@ -115,6 +115,7 @@ def test_tenants_publish_and_roll_back(program: Program, store: Store) -> None:
     assert "better / worse" in text
     assert "active" in text
     assert [one["active"] for one in program("tenant", "list", "--json").json] == [old]
+    assert program("tenant", "rollback", "acme", "--json").json == {"tenant": "acme", "active": None}
     ran = program("tenant", "rollback", "acme")
     assert (ran.code, ran.err.count("\n")) == (1, 1)
 

@@ -14,7 +14,6 @@ from vllm_edit.store.store import Store
 FORCED = ("--set", "on_missed=report", "--set", "steps=5", "--set", "forms=[plain]")
 PATCH = """
 name: {name}
-base: tiny
 gate: {{reliability: {least}}}
 edits:
   - prompt: The capital of France is
@@ -41,7 +40,7 @@ def test_a_patch_file_becomes_a_stored_patch(program: Program, model: Path, text
     where = ("--model", model, "--texts", texts, "--store", url)
     init = program("store", "init", "--layer", 1, "--token", "last", *where, "--json")
     assert init.code == 0, init.err
-    assert (init.json["layer"], init.json["token"], init.json["rank"]) == (1, "last", 8)
+    assert (init.json["layer"], init.json["token"], init.json["rank"]) == (1, "last", 16)
     again = program("store", "init", "--layer", 2, *where)
     assert (again.code, again.err.count("\n")) == (1, 1)
     assert "has a site already" in again.err

@@ -110,7 +110,7 @@ class Demo:
     def _evaluate(self, base: Base, outcomes: Sequence[Outcome]) -> None:
         self._step("vllm-edit eval: what the accepted patches changed, and what they must not change")
         with self.console.status("asking base, weights and IKE the same questions ..."):
-            settings = EvaluationSettings(latency=4)
+            settings = EvaluationSettings(teacher_forced=False, latency=4)
             report = evaluate([o.compiled for o in outcomes], HFRunner(base.model, base.tokenizer), settings=settings)
         self.console.print(report_table(report))
 

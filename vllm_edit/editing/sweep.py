@@ -168,12 +168,12 @@ class _Sweep:
             wordings = [probe for probe in told if probe.kind == "paraphrase"]
             keeping = [probe for probe in told if probe.kind in LOCALITY_KINDS]
             # Every other one: the kinds stand one after the other.
-            used = (*wordings[::2], *keeping[::2])
+            used = (*wordings[1::2], *keeping[1::2])
             trained.append(edit.model_copy(update={"probes": used}))
-            for probe in wordings[1::2]:
+            for probe in wordings[::2]:
                 target = probe.target or edit.target_new
                 paraphrases.append(probe_row(probe, target, index, index, base.tokenizer))
-            for probe in keeping[1::2]:
+            for probe in keeping[::2]:
                 localities.append(probe_row(probe, probe.target, index, index, base.tokenizer))
         if not paraphrases or not localities:
             raise EditError(

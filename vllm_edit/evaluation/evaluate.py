@@ -220,13 +220,14 @@ def _answers(
     answers: dict[Mode, list[str]],
 ) -> list[Answer]:
     found = []
+    names = [patch.name for patch in patches]  # a compiled patch's name is a digest: it costs something
     for row, question in enumerate(questions):
         edit = edits[question.patch][question.edit]
         texts = {mode: some[row] for mode, some in answers.items()}
         right = {mode: counts_as_right(question, text, texts["base"]) for mode, text in texts.items()}
         found.append(
             Answer(
-                patch=patches[question.patch].name,
+                patch=names[question.patch],
                 edit=question.edit,
                 subject=edit.subject,
                 relation=edit.relation,
