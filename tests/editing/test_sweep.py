@@ -71,7 +71,7 @@ def test_a_fixed_site_takes_the_published_depth_and_measures_the_streams_scale()
     base = base_of("llama")
     made = fixed_site(base, TEXTS, contexts=(Context(),))
     assert (made.site.layer, made.site.token, made.site.module) == (0, "subject_last", base.layout.down[0])
-    assert (made.site.d_in, made.site.d_out, made.site.max_rank) == (96, 64, 8)
+    assert (made.site.d_in, made.site.d_out, made.site.max_rank) == (96, 64, 16)
     with torch.no_grad():
         hidden = base.model(torch.tensor([base.tokenizer(TEXTS[0])["input_ids"]]), output_hidden_states=True)
     rms = float(hidden.hidden_states[1][0, -1].square().mean().sqrt())  # after layer 0
