@@ -14,7 +14,7 @@ def test_the_demo_tells_the_whole_story(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
-    for told in ("site: model.layers.", "rejected: reverse is", "published, and", "taken back, and", "Server stopped."):
+    for told in ("site: model.layers.", "rejected: reverse: ", "published, and", "taken back, and", "Server stopped."):
         assert told in done.stdout, told
     lines = done.stdout.splitlines()
     before, published, back = (

@@ -71,6 +71,7 @@ def compose(
     ]
     edited = [(key, white) for column, key, white in numbered if column.share]
     kept = [one for one in numbered if one[0].share or not _contradicts(one[1:], edited)]
+    kept = _thinned(kept, room=numbered[0][1].numel() // 4)
     columns = [column for column, *_ in kept]
     factors = Factors(
         keys=torch.stack([key for _, key, _ in kept]),
@@ -191,6 +192,18 @@ def _fact(edit: Edit) -> tuple[str, str]:
 
 def _coincide(one: _Group, other: _Group, cosine: float) -> bool:
     return one.subject == other.subject and _cosine(one.columns[0], other.columns[0]) > cosine
+
+
+def _thinned(
+    numbered: Sequence[tuple[Column, torch.Tensor, torch.Tensor]], room: int
+) -> list[tuple[Column, torch.Tensor, torch.Tensor]]:
+    """The columns with kept ones left out evenly where there are more than `room` besides the edited ones.
+
+    Every column takes one dimension of d_in: a hundred patches that each keep ten keys would leave none for the edits.
+    """
+    places = [place for place, one in enumerate(numbered) if not one[0].share]
+    chosen = set(places if len(places) <= room else (places[step * len(places) // room] for step in range(room)))
+    return [one for place, one in enumerate(numbered) if one[0].share or place in chosen]
 
 
 def _contradicts(kept: tuple[torch.Tensor, torch.Tensor], edited: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> bool:
