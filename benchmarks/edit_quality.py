@@ -23,10 +23,10 @@ from benchmarks.results import machine, write_section
 from vllm_edit import atlas
 from vllm_edit.atlas.edits import draw_edits
 from vllm_edit.atlas.facts import Facts
+from vllm_edit.composition.closed_form import as_saved, plain_sum
+from vllm_edit.composition.compose import compose
 from vllm_edit.deltas.delta import Delta
 from vllm_edit.editing.base import Base
-from vllm_edit.editing.closed_form import as_saved, plain_sum
-from vllm_edit.editing.compose import compose
 from vllm_edit.editing.separately import compile_separately
 from vllm_edit.editing.settings import RomeSettings
 from vllm_edit.editing.statistics import SecondMoment

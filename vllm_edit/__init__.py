@@ -10,9 +10,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vllm_edit.composition.compose import compose
     from vllm_edit.deltas.delta import Delta
     from vllm_edit.editing.compile import compile_patch
-    from vllm_edit.editing.compose import compose
     from vllm_edit.evaluation.evaluate import evaluate
     from vllm_edit.patch import Patch
     from vllm_edit.serving.offline import PatchedLLM
@@ -26,7 +26,7 @@ _HOME = {
     "PatchedLLM": "vllm_edit.serving.offline",
     "Store": "vllm_edit.store.store",
     "compile_patch": "vllm_edit.editing.compile",
-    "compose": "vllm_edit.editing.compose",
+    "compose": "vllm_edit.composition.compose",
     "evaluate": "vllm_edit.evaluation.evaluate",
 }
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from tests.editing.material import BRAZIL, FRANCE, JAPAN, LOOSE, Bench, bench, patch_of
+from vllm_edit.composition.closed_form import solve
+from vllm_edit.composition.compose import compose
 from vllm_edit.editing.base import unchanged
-from vllm_edit.editing.closed_form import solve
 from vllm_edit.editing.compile import compile_patch
-from vllm_edit.editing.compose import compose
 from vllm_edit.editing.settings import RomeSettings
 from vllm_edit.errors import EditError, Incompatible, UnsafeEdit
 from vllm_edit.patch import Edit

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from vllm_edit.editing.closed_form import KEPT_COSINE, interference
+from vllm_edit.composition.closed_form import KEPT_COSINE, interference
 from vllm_edit.editing.hooks import capture_inputs, capture_outputs
 from vllm_edit.editing.rows import Row, batches, device_of
 from vllm_edit.patch import Edit

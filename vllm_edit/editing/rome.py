@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from vllm_edit.composition.closed_form import as_saved, gram, interference, row_space, solve
 from vllm_edit.deltas.delta import Delta, LowRank
 from vllm_edit.editing.base import Base
-from vllm_edit.editing.closed_form import as_saved, gram, interference, row_space, solve
 from vllm_edit.editing.forms import ended_rows, form_rows, forms_of, kept_rows, preservation_rows
 from vllm_edit.editing.health import EditHealth, refuse_unsafe
 from vllm_edit.editing.hooks import find_module, frozen, low_rank_forward

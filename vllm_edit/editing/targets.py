@@ -1,6 +1,6 @@
 """Target values: the residuals δ, trained for many key groups in one batch.
 
-For each group A_g [d_in] is fixed before δ is known (closed_form.row_space of the group's own columns), and B_g = δ_g
+For each group A_g [d_in] is fixed before δ is known (`row_space` of the group's own columns), and B_g = δ_g
 is trained through the real low-rank forward W x + δ_g (A_g x) at *every* token: what is optimised is what is served,
 leakage on other tokens included. (ROME, arXiv 2202.05262, eq. 4, pastes δ at one token of the hooked output.)
 

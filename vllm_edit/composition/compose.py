@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
+from vllm_edit.composition.closed_form import KEPT_COSINE, as_saved, constraint_error, interference, solve
 from vllm_edit.deltas.delta import Delta, LowRank
-from vllm_edit.editing.closed_form import KEPT_COSINE, as_saved, constraint_error, interference, solve
 from vllm_edit.errors import EditError, Incompatible
 from vllm_edit.patch import Edit
 from vllm_edit.store.compiled import CompiledPatch, Factors
