@@ -12,6 +12,7 @@ from tests.evaluation.conftest import Compile
 from vllm_edit.errors import EditError
 from vllm_edit.evaluation.evaluate import Settings, evaluate, run_gate
 from vllm_edit.evaluation.judging import unchanged
+from vllm_edit.evaluation.refused import Refused
 from vllm_edit.evaluation.report import Measure, Report
 from vllm_edit.evaluation.runners.hf import HFRunner
 from vllm_edit.evaluation.runners.runner import Request
@@ -112,6 +113,46 @@ def test_the_table_shows_every_metric_and_mode(report: Report) -> None:
     assert measure is not None
     assert f"{measure.value:.3f} [{measure.low:.2f}, {measure.high:.2f}]" in text
     assert "reliability" in html(report)
+
+
+def test_a_refused_edit_fails_what_needs_it_and_earns_nothing_for_what_must_stay(
+    patch: Patch, compile_random: Compile, compiled: CompiledPatch, runner: HFRunner
+) -> None:
+    refused = Refused(
+        patch.model_copy(update={"name": "other"}), "its target does not lead", compiled.demonstrations
+    )  # fmt: skip
+    settings = Settings(max_tokens=6, latency=1, answers=True)
+    alone = evaluate(compiled, runner, settings=settings)
+    report = evaluate([compiled, refused], runner, settings=settings)
+    assert report.refused == {"other": "its target does not lead"}
+    for measure in report.measures:
+        one = alone.find(measure.metric, measure.mode, measure.protocol)
+        assert one is not None
+        if measure.mode != "weights":  # base and ike need no adapter: both patches are asked
+            assert (measure.refused, measure.n, measure.value) == (0, 2 * one.n, pytest.approx(one.value))
+        elif measure.metric.startswith(("reliability", "paraphrase", "reverse", "portability", "ES", "PS")):
+            assert (measure.refused, measure.n) == (one.n, 2 * one.n), measure.metric
+            assert measure.value == pytest.approx(one.value / 2)
+        elif measure.metric != "S":
+            assert (measure.refused, measure.n, measure.value) == (0, one.n, one.value), measure.metric
+    assert report.answers is not None
+    for answer in report.answers:
+        assert ("weights" in answer.texts) == ("weights" in answer.right) == (answer.patch == compiled.name)
+
+    console = Console(file=io.StringIO(), width=200)
+    console.print(table(report))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "its target does not lead" in text
+    assert "2 refused" in text
+
+
+def test_progress_counts_the_answers_of_each_mode(compiled: CompiledPatch, runner: HFRunner) -> None:
+    told: list[tuple[str, int, int]] = []
+    settings = Settings(max_tokens=2, latency=0)
+    evaluate(compiled, runner, ("base", "weights"), settings, lambda *progress: told.append(progress))
+    assert told[0] == ("base", 0, 10)
+    assert ("weights", 0, 10) in told
+    assert any(what == "weights, teacher forcing" for what, _, _ in told)
 
 
 def measured(metric: str, value: float) -> Measure:

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from vllm_edit.errors import EditError
+from vllm_edit.evaluation.asking import One, Progress, cost_of, force, generate, requests_of
 from vllm_edit.evaluation.measuring import (
+    Outcome,
     argmax_outcomes,
     counts_as_right,
     generation_outcomes,
     nll_outcomes,
+    refusals,
     summarise,
 )
 from vllm_edit.evaluation.questions import Question, questions_of
-from vllm_edit.evaluation.report import MODES, Answer, Cost, Measure, Mode, Report
-from vllm_edit.evaluation.runners.runner import Request, Runner, Scored
+from vllm_edit.evaluation.refused import Refused
+from vllm_edit.evaluation.report import MODES, Answer, Cost, Measure, Mode, Protocol, Report
+from vllm_edit.evaluation.runners.runner import Runner
 from vllm_edit.ike.demonstrations import check_disjoint
-from vllm_edit.ike.prefix import build_prefix, wrap
 from vllm_edit.patch import Edit, Patch, Split
-from vllm_edit.prompting import answer_ids, prompt_ids
 from vllm_edit.store.compiled import CompiledPatch
 
-Subject = Patch | CompiledPatch | Sequence[Patch | CompiledPatch]
-Progress = Callable[[str], None]
+Subject = One | Sequence[One]
 
 
 @dataclass(frozen=True)
@@ -48,19 +48,20 @@ def evaluate(
     runner: Runner,
     modes: Sequence[Mode] = MODES,
     settings: Settings | None = None,
-    progress: Progress = lambda message: None,
+    progress: Progress = lambda what, done, total: None,
 ) -> Report:
     """Ask every edit and its probes in each mode.
 
     Args:
         subject: one patch, or several that are each measured alone, such as many single edits. Modes other than
-            base need compiled ones. Base is always asked, since locality is judged against it.
+            base need compiled ones. Base is always asked, since locality is judged against it. A refused one has
+            nothing to ask in mode weights: there it fails what needs the edit, and locality is not counted.
 
     Raises:
         EditError: a mode cannot be measured (not compiled, no demonstrations, or a context too small for the prefix).
     """
     settings = settings or Settings()
-    patches = [subject] if isinstance(subject, Patch | CompiledPatch) else list(subject)
+    patches = [subject] if isinstance(subject, One) else list(subject)
     if not patches:
         raise EditError("nothing to evaluate: expected at least one patch")
     asked = [mode for mode in MODES if mode in modes]
@@ -77,33 +78,40 @@ def evaluate(
     ]
     if "ike" in asked:
         for patch in patches:
-            check_disjoint(edits_of(patch), patch.demonstrations if isinstance(patch, CompiledPatch) else ())
+            check_disjoint(edits_of(patch), () if isinstance(patch, Patch) else patch.demonstrations)
 
-    answers: dict[Mode, list[str]] = {}
+    answers: dict[Mode, dict[int, str]] = {}  # by mode and row of `questions`
     measures: list[Measure] = []
     by_relation: dict[str, list[Measure]] = {}
     costs: list[Cost] = []
     for mode in MODES:
         if mode not in asked and mode != "base":
             continue
-        progress(f"{mode}: {len(questions)} answers")
-        requests = _requests(questions, patches, mode, runner, settings.max_tokens)
+        refused = {row for row, one in enumerate(questions) if _is_refused(patches[one.patch], mode)}
+        rows = [row for row in range(len(questions)) if row not in refused]
+        put = [questions[row] for row in rows]
+        requests = requests_of(put, patches, mode, runner, settings.max_tokens)
         started = time.perf_counter()
-        answers[mode] = runner.generate(requests, settings.max_tokens)
+        answers[mode] = dict(zip(rows, generate(runner, requests, settings.max_tokens, mode, progress), strict=True))
         seconds = time.perf_counter() - started
         if mode not in asked:
             continue
-        measures += summarise(generation_outcomes(questions, answers[mode], answers["base"], mode), mode, "generation")
-        for relation, rows in _by_relation(questions, edits).items():
-            texts, before = [answers[mode][row] for row in rows], [answers["base"][row] for row in rows]
-            outcomes = generation_outcomes([questions[row] for row in rows], texts, before, mode)
-            by_relation.setdefault(relation, []).extend(summarise(outcomes, mode, "generation"))
+
+        outcomes: dict[Protocol, list[Outcome]] = {"generation": _generated(questions, rows, answers, mode)}
         if settings.teacher_forced:
-            progress(f"{mode}: teacher forcing")
-            expected, rival = _force(questions, requests, runner)
-            measures += summarise(argmax_outcomes(questions, expected), mode, "argmax")
-            measures += summarise(nll_outcomes(questions, expected, rival), mode, "nll")
-        costs.append(_cost(mode, questions, requests, runner, settings, seconds))
+            expected, rival = force(put, requests, runner, mode, progress)
+            outcomes["argmax"], outcomes["nll"] = argmax_outcomes(put, expected), nll_outcomes(put, expected, rival)
+        failed = [questions[row] for row in sorted(refused)]
+        for protocol, found in outcomes.items():
+            measures += summarise(found, mode, protocol, refusals(failed, protocol))
+        for relation, own in _by_relation(questions, edits).items():
+            some = _generated(questions, [row for row in own if row not in refused], answers, mode)
+            failed = [questions[row] for row in own if row in refused]
+            by_relation.setdefault(relation, []).extend(
+                summarise(some, mode, "generation", refusals(failed, "generation"))
+            )
+        if requests:
+            costs.append(cost_of(mode, put, requests, runner, seconds, settings.latency, settings.max_tokens))
 
     return Report(
         patches=tuple(patch.name for patch in patches),
@@ -115,12 +123,13 @@ def evaluate(
         measures=tuple(measures),
         relations={relation: tuple(some) for relation, some in by_relation.items()},
         costs=tuple(costs),
+        refused={patch.name: patch.reason for patch in patches if isinstance(patch, Refused)},
         answers=tuple(_answers(questions, patches, edits, answers)) if settings.answers else None,
     )
 
 
-def edits_of(patch: Patch | CompiledPatch) -> tuple[Edit, ...]:
-    return patch.edits if isinstance(patch, Patch) else patch.manifest.edits
+def edits_of(patch: One) -> tuple[Edit, ...]:
+    return patch.manifest.edits if isinstance(patch, CompiledPatch) else patch.edits
 
 
 def run_gate(compiled: CompiledPatch, runner: Runner) -> tuple[Report, list[str]]:
@@ -133,27 +142,9 @@ def run_gate(compiled: CompiledPatch, runner: Runner) -> tuple[Report, list[str]
     return report, report.gate(compiled.manifest.gate)
 
 
-def _requests(
-    questions: Sequence[Question],
-    patches: Sequence[Patch | CompiledPatch],
-    mode: Mode,
-    runner: Runner,
-    max_tokens: int,
-) -> list[Request]:
-    requests = []
-    for question in questions:
-        patch = patches[question.patch]
-        if mode == "base" or isinstance(patch, Patch):
-            requests.append(Request(question.prompt, question.chat))
-        elif mode == "weights":
-            requests.append(Request(question.prompt, question.chat, patch))
-        else:
-            texts = [text for text in (question.expected, question.rival) if text]
-            longest = max(len(answer_ids(runner.tokenizer, question.prompt, text, question.chat)) for text in texts)
-            budget = runner.context - _length(runner, question.prompt, question.chat) - max(max_tokens, longest)
-            prefix = build_prefix(patch.manifest, patch.demonstrations, question.prompt, budget)
-            requests.append(Request(wrap(prefix, question.prompt), question.chat))
-    return requests
+def _is_refused(patch: One, mode: Mode) -> bool:
+    """A refused patch has no adapter; its prompt prefix needs none."""
+    return mode == "weights" and isinstance(patch, Refused)
 
 
 def _by_relation(questions: Sequence[Question], edits: Sequence[Sequence[Edit]]) -> dict[str, list[int]]:
@@ -164,66 +155,25 @@ def _by_relation(questions: Sequence[Question], edits: Sequence[Sequence[Edit]])
     return rows
 
 
-def _force(
-    questions: Sequence[Question], requests: Sequence[Request], runner: Runner
-) -> tuple[list[Scored | None], list[Scored | None]]:
-    """Scores of each question's expected answer and of its rival, None where there is none."""
-    pairs = [
-        (row, side, (request, text))
-        for row, (question, request) in enumerate(zip(questions, requests, strict=True))
-        for side, text in enumerate((question.expected, question.rival))
-        if text
-    ]
-    columns: tuple[list[Scored | None], list[Scored | None]] = ([None] * len(questions), [None] * len(questions))
-    for (row, side, _), scored in zip(pairs, runner.score([asked for _, _, asked in pairs]), strict=True):
-        columns[side][row] = scored
-    return columns
-
-
-def _cost(
-    mode: Mode,
-    questions: Sequence[Question],
-    requests: Sequence[Request],
-    runner: Runner,
-    settings: Settings,
-    seconds: float,
-) -> Cost:
-    added = [
-        _length(runner, request.prompt, request.chat) - _length(runner, question.prompt, question.chat)
-        for question, request in zip(questions, requests, strict=True)
-    ]
-    step = max(1, len(requests) // settings.latency) if settings.latency else 0
-    alone = list(requests[:: step or 1])[: settings.latency]
-    times = []
-    for request in alone[:1] + alone:  # the first is asked twice: once to load what is loaded on first use
-        started = time.perf_counter()
-        runner.generate([request], settings.max_tokens)
-        times.append(time.perf_counter() - started)
-    return Cost(
-        mode=mode,
-        answers=len(requests),
-        tokens_added=statistics.fmean(added),
-        seconds_per_answer=seconds / len(requests),
-        latency_s=statistics.median(times[1:]) if times else None,
-        latency_n=len(alone),
-    )
-
-
-def _length(runner: Runner, prompt: str, chat: bool) -> int:
-    return len(prompt_ids(runner.tokenizer, prompt, chat))
+def _generated(
+    questions: Sequence[Question], rows: Sequence[int], answers: Mapping[Mode, Mapping[int, str]], mode: Mode
+) -> list[Outcome]:
+    """Outcomes of free generation of some rows."""
+    texts, before = [answers[mode][row] for row in rows], [answers["base"][row] for row in rows]
+    return generation_outcomes([questions[row] for row in rows], texts, before, mode)
 
 
 def _answers(
     questions: Sequence[Question],
-    patches: Sequence[Patch | CompiledPatch],
+    patches: Sequence[One],
     edits: Sequence[Sequence[Edit]],
-    answers: dict[Mode, list[str]],
+    answers: Mapping[Mode, Mapping[int, str]],
 ) -> list[Answer]:
     found = []
     names = [patch.name for patch in patches]  # a compiled patch's name is a digest: it costs something
     for row, question in enumerate(questions):
         edit = edits[question.patch][question.edit]
-        texts = {mode: some[row] for mode, some in answers.items()}
+        texts = {mode: some[row] for mode, some in answers.items() if row in some}
         right = {mode: counts_as_right(question, text, texts["base"]) for mode, text in texts.items()}
         found.append(
             Answer(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from vllm_edit.evaluation.intervals import bootstrap, wilson
@@ -14,6 +15,7 @@ Case = tuple[int, int]
 """(patch, edit): what an interval counts as one observation."""
 Outcome = tuple[str, Case, float]
 """(metric, case, value) of one question."""
+_NLL = {RELIABILITY: "ES", "paraphrase": "PS", "locality": "NS"}
 
 
 def counts_as_right(question: Question, answer: str, before: str) -> bool:
@@ -66,34 +68,64 @@ def nll_outcomes(
     ES on the edit's prompt, PS on paraphrases: s(new) < s(true). NS on same-relation neighbours: s(true) < s(new).
     `margin` is s(true) − s(new) on the edit's prompt, in nats.
     """
-    names = {RELIABILITY: "ES", "paraphrase": "PS", "locality": "NS"}
     outcomes: list[Outcome] = []
     for question, wanted, other in zip(questions, expected, rival, strict=True):
-        if wanted is None or other is None or question.metric not in names:
+        if wanted is None or other is None or question.metric not in _NLL:
             continue
         case = (question.patch, question.edit)
-        outcomes.append((names[question.metric], case, float(wanted.nll < other.nll)))
+        outcomes.append((_NLL[question.metric], case, float(wanted.nll < other.nll)))
         if question.metric == RELIABILITY:
             outcomes.append(("margin", case, other.nll - wanted.nll))
     return outcomes
 
 
-def summarise(outcomes: Iterable[Outcome], mode: Mode, protocol: Protocol) -> list[Measure]:
-    """One measure per metric, in order of first appearance; for `nll` also S, the harmonic mean of ES, PS and NS."""
+def refusals(questions: Iterable[Question], protocol: Protocol) -> list[Outcome]:
+    """The outcomes of questions whose edit was refused: 0 in every metric that needs the edit.
+
+    What must not change is left out, as `old_answer` and `margin` are: an edit that is not there harms nothing, and
+    counting that as locality would reward refusals.
+    """
+    failed: list[Outcome] = []
+    for question in questions:
+        case = (question.patch, question.edit)
+        if question.keeps or question.expected is None:
+            continue
+        if protocol == "generation":
+            failed += [(metric, case, 0.0) for metric in question.metrics]
+        elif protocol == "argmax":
+            failed.append((question.metric, case, 0.0))
+        elif question.rival is not None and question.metric in _NLL:
+            failed.append((_NLL[question.metric], case, 0.0))
+    return failed
+
+
+def summarise(
+    outcomes: Iterable[Outcome], mode: Mode, protocol: Protocol, refused: Sequence[Outcome] = ()
+) -> list[Measure]:
+    """One measure per metric, in order of first appearance; for `nll` also S, the harmonic mean of ES, PS and NS.
+
+    `refused` are outcomes too, and counted apart.
+    """
     by_metric: dict[str, dict[Case, list[float]]] = {}
-    for metric, case, value in outcomes:
+    for metric, case, value in (*outcomes, *refused):
         by_metric.setdefault(metric, {}).setdefault(case, []).append(value)
-    measures = [_measure(metric, cases, mode, protocol) for metric, cases in by_metric.items()]
+    failed = Counter(metric for metric, _, _ in refused)
+    measures = [_measure(metric, cases, mode, protocol, failed[metric]) for metric, cases in by_metric.items()]
     parts = [measure for measure in measures if measure.metric in ("ES", "PS", "NS")]
     if len(parts) == 3:
         shares = [measure.value for measure in parts]
         score = 3 / sum(1 / share for share in shares) if all(shares) else 0.0
         n, edits = sum(measure.n for measure in parts), max(measure.edits for measure in parts)
-        measures.append(Measure(mode=mode, metric="S", protocol=protocol, value=score, n=n, edits=edits))
+        refused_n = sum(measure.refused for measure in parts)
+        measures.append(
+            Measure(mode=mode, metric="S", protocol=protocol, value=score, n=n, edits=edits, refused=refused_n)
+        )
     return measures
 
 
-def _measure(metric: str, cases: Mapping[Case, Sequence[float]], mode: Mode, protocol: Protocol) -> Measure:
+def _measure(
+    metric: str, cases: Mapping[Case, Sequence[float]], mode: Mode, protocol: Protocol, refused: int
+) -> Measure:
     means = [sum(values) / len(values) for values in cases.values()]
     value, n = sum(means) / len(means), sum(map(len, cases.values()))
     if metric == "margin":
@@ -110,4 +142,5 @@ def _measure(metric: str, cases: Mapping[Case, Sequence[float]], mode: Mode, pro
         interval="bootstrap" if metric == "margin" else "wilson",
         n=n,
         edits=len(means),
+        refused=refused,
     )

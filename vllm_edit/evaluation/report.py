@@ -25,8 +25,8 @@ class _Frozen(BaseModel):
 class Measure(_Frozen):
     """One number with the protocol that it was measured by. Mean over a case's questions, then over edits.
 
-    n: questions asked; edits: edits they belong to. low, high: 95 % interval over edits (over the questions where
-    only one edit was asked), by `interval`; None where a number has none.
+    n: questions, of which `refused` fail because their edit was refused; edits: edits they belong to. low, high: 95 %
+    interval over edits (over the questions where only one edit was asked), by `interval`; None where a number has none.
     """
 
     mode: Mode
@@ -38,6 +38,7 @@ class Measure(_Frozen):
     interval: Literal["wilson", "bootstrap"] | None = None
     n: int
     edits: int
+    refused: int = 0
 
 
 class Cost(_Frozen):
@@ -53,7 +54,10 @@ class Cost(_Frozen):
 
 
 class Answer(_Frozen):
-    """One question with the raw answer of each mode, and whether it counted as right (locality: as unchanged)."""
+    """One question with the raw answer of each mode, and whether it counted as right (locality: as unchanged).
+
+    A refused edit has no answer in mode weights.
+    """
 
     patch: str
     edit: int
@@ -80,6 +84,7 @@ class Report(_Frozen):
     measures: tuple[Measure, ...]
     relations: dict[str, tuple[Measure, ...]] = Field(default_factory=dict)
     costs: tuple[Cost, ...] = ()
+    refused: dict[str, str] = Field(default_factory=dict, description="patch that was not compiled → why")
     answers: tuple[Answer, ...] | None = None
 
     def find(self, metric: str, mode: Mode, protocol: Protocol = "generation") -> Measure | None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import io
 
 from rich.console import Console, Group
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from vllm_edit.evaluation.report import PROTOCOLS, Cost, Measure, Mode, Report
+from vllm_edit.evaluation.judging import first_line
+from vllm_edit.evaluation.report import MODES, PROTOCOLS, Cost, Measure, Mode, Report
 
 
 def table(report: Report) -> Group:
-    """Everything measured, one table per protocol, then costs and, where there are several, relations."""
+    """Everything measured, one table per protocol, then refusals, costs, relations where there are several, answers."""
     what = report.patches[0] if len(report.patches) == 1 else f"{len(report.patches)} patches"
     asked = f"{report.split} probes" if report.split else "all probes"
     parts: list[Table | Text] = [Text(f"{what}: {report.edits} edits, {asked}, {report.engine}", style="bold")]
@@ -20,10 +22,14 @@ def table(report: Report) -> Group:
         measures = [measure for measure in report.measures if measure.protocol == protocol]
         if measures:
             parts.append(_by_mode(f"{protocol}: {meaning}", measures, report.modes))
+    if report.refused:
+        parts.append(_refused(report))
     if report.costs:
         parts.append(_costs(report.costs))
     if len(report.relations) > 1:
         parts.append(_relations(report))
+    if report.answers:
+        parts.append(_answers(report))
     return Group(*parts)
 
 
@@ -50,9 +56,18 @@ def _by_mode(title: str, measures: list[Measure], modes: tuple[Mode, ...]) -> Ta
 def _cell(measure: Measure | None) -> str:
     if measure is None:
         return "–"
-    if measure.low is None or measure.high is None:
-        return f"{measure.value:.3f}"
-    return f"{measure.value:.3f} \\[{measure.low:.2f}, {measure.high:.2f}]"
+    interval = "" if measure.low is None or measure.high is None else f" [{measure.low:.2f}, {measure.high:.2f}]"
+    refused = f", {measure.refused} refused" if measure.refused else ""
+    return escape(f"{measure.value:.3f}{interval}{refused}")
+
+
+def _refused(report: Report) -> Table:
+    """Why edits are counted as failures without having been asked."""
+    title = "refused: not compiled, so they fail every metric of mode weights that needs the edit"
+    shown = Table("patch", "why", title=title, title_justify="left", title_style="dim")
+    for name, reason in report.refused.items():
+        shown.add_row(escape(name), escape(reason))
+    return shown
 
 
 def _costs(costs: tuple[Cost, ...]) -> Table:
@@ -78,4 +93,23 @@ def _relations(report: Report) -> Table:
             edits = max((measure.edits for measure in found.values()), default=0)
             values = (f"{found[metric].value:.2f}" if metric in found else "–" for metric in metrics)
             shown.add_row(relation or "–", mode, str(edits), *values)
+    return shown
+
+
+def _answers(report: Report) -> Table:
+    """Every answer, base's first; ✓ where it counted as right (locality: as unchanged)."""
+    shown = Table("metric", "prompt", "expected", title="answers", title_justify="left", title_style="dim")
+    for mode in MODES:
+        if mode in report.modes or mode == "base":
+            shown.add_column(mode)
+    for answer in report.answers or ():
+        cells = [
+            f"{'✓' if answer.right[mode] else '✗'} {first_line(answer.texts[mode])}"
+            if mode in answer.texts
+            else "refused"
+            for mode in MODES
+            if mode in report.modes or mode == "base"
+        ]
+        prompt = f"{answer.prompt} (chat)" if answer.chat else answer.prompt
+        shown.add_row(answer.metric, *map(escape, (prompt, answer.expected or "–", *cells)))
     return shown

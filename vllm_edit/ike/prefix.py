@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from vllm_edit.errors import EditError
 from vllm_edit.ike import template
 from vllm_edit.ike.retrieval import Similarity, lexical, nearest_first
-from vllm_edit.store.manifest import Manifest
 from vllm_edit.text import mentions
 
 if TYPE_CHECKING:  # the class lives beside tensors; only its attributes are read here
@@ -32,6 +31,16 @@ BUDGET_STEP = 64
 """Bank demonstrations see the budget rounded down to this, so that prompts of nearly equal length share a prefix."""
 
 
+class Edited(Protocol):
+    """What a prefix is built for: a patch's name and its edits, as a manifest has them."""
+
+    @property
+    def patch(self) -> str: ...
+
+    @property
+    def edits(self) -> tuple[Edit, ...]: ...
+
+
 @dataclass(frozen=True)
 class Prefix:
     """Text to put before a prompt, its length in tokens as counted when the patch was compiled, and whose edits."""
@@ -47,7 +56,7 @@ def wrap(prefix: Prefix, prompt: str) -> str:
 
 
 def build_prefix(
-    manifest: Manifest,
+    edited: Edited,
     demonstrations: Sequence[Demonstration],
     prompt: str,
     budget: int,
@@ -65,14 +74,14 @@ def build_prefix(
     Raises:
         EditError: no demonstrations are stored for the patch, or the fact alone exceeds the budget.
     """
-    chosen = relevant_edits(manifest.edits, prompt, similarity)
+    chosen = relevant_edits(edited.edits, prompt, similarity)
     main = chosen[-1]
     fact_block = _of_edit(demonstrations, "fact", main)
     if fact_block is None:
-        raise EditError(f"{manifest.patch} was compiled without IKE demonstrations; compile it again to use mode ike")
+        raise EditError(f"{edited.patch} was compiled without IKE demonstrations; compile it again to use mode ike")
     if fact_block.tokens > budget:
         raise EditError(
-            f"the IKE prefix of {manifest.patch} needs at least {fact_block.tokens} tokens, {budget} are left in the "
+            f"the IKE prefix of {edited.patch} needs at least {fact_block.tokens} tokens, {budget} are left in the "
             "model's context: shorten the prompt or the answer, or serve the patch in mode weights"
         )
     left = budget - fact_block.tokens

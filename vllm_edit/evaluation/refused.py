@@ -1,0 +1,27 @@
+"""Refused: a patch that compiling refused. It is measured all the same, as the failure that it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vllm_edit.patch import Edit, Patch
+from vllm_edit.store.compiled import Demonstration
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A declared patch without an adapter, and why. `demonstrations`: mode ike needs no adapter."""
+
+    declared: Patch
+    reason: str
+    demonstrations: tuple[Demonstration, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return self.declared.name
+
+    patch = name
+
+    @property
+    def edits(self) -> tuple[Edit, ...]:
+        return self.declared.edits
