@@ -1,22 +1,29 @@
-"""From a declared patch to a judged artefact in a store: compile, add the IKE demonstrations, save, run the gate."""
+"""From a declared patch to a judged artefact in a store: compile, add the IKE demonstrations, save, run the gate.
+
+Or to one that is only measured: `attempt` compiles many patches, stores none, and keeps what was refused.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from vllm_edit.editing.base import Base
 from vllm_edit.editing.compile import compile_patch
-from vllm_edit.editing.settings import Progress
+from vllm_edit.editing.separately import compile_separately
+from vllm_edit.editing.settings import Progress, RomeSettings
 from vllm_edit.editing.statistics import SecondMoment
+from vllm_edit.errors import UnsafeEdit
 from vllm_edit.evaluation.evaluate import run_gate
+from vllm_edit.evaluation.refused import Refused
 from vllm_edit.evaluation.runners.hf import HFRunner
 from vllm_edit.ike.bank import Bank
-from vllm_edit.ike.demonstrations import with_demonstrations
+from vllm_edit.ike.demonstrations import build_demonstrations, with_demonstrations
 from vllm_edit.patch import Patch
 from vllm_edit.store.compiled import CompiledPatch
+from vllm_edit.text import normalise
 
 if TYPE_CHECKING:
     from vllm_edit.store.store import Store
@@ -70,3 +77,79 @@ class Pipeline:
         self.store.add_record(name, "gate", {**report.model_dump(mode="json"), "failures": failures})
         self.store.registry.set_status(name, "rejected" if failures else "accepted", "; ".join(failures))
         return Outcome(name, compiled, tuple(failures), seconds)
+
+    def attempt(
+        self,
+        patches: Sequence[Patch],
+        method: str = "rome",
+        settings: Mapping[str, Any] | None = None,
+        progress: Progress | None = None,
+    ) -> list[CompiledPatch | Refused]:
+        """Each patch as if it were alone, compiled with its demonstrations or refused, in the order given.
+
+        Patches about different subjects are compiled in one batch where the method can.
+        """
+        report = progress or (lambda what, done, total: None)
+        results: dict[int, CompiledPatch | Refused] = {}
+        for rows in _batches(patches):
+            batch = [patches[row] for row in rows]
+            made = self._rome_batch(batch, settings, report) if method == "rome" else None
+            results |= zip(rows, made or [self._alone(patch, method, settings, report) for patch in batch], strict=True)
+        finished: list[CompiledPatch | Refused] = []
+        for row, patch in enumerate(patches):
+            report("demonstrations", row, len(patches))
+            finished.append(self._demonstrated(patch, results[row]))
+        return finished
+
+    def _rome_batch(
+        self, patches: Sequence[Patch], settings: Mapping[str, Any] | None, progress: Progress
+    ) -> list[CompiledPatch | Refused]:
+        chosen = RomeSettings.of(dict(settings or {}))
+        # One edit that misses must not take the batch with it: it is reported, and refused here.
+        reporting = replace(chosen, on_missed="report")
+        compiled = compile_separately(
+            patches, self.base, site=self.site, moment=self.moment, settings=reporting, progress=progress
+        )
+        if chosen.on_missed == "report":
+            return list(compiled)
+        return [_judged(patch, one) for patch, one in zip(patches, compiled, strict=True)]
+
+    def _alone(
+        self, patch: Patch, method: str, settings: Mapping[str, Any] | None, progress: Progress
+    ) -> CompiledPatch | Refused:
+        try:
+            return compile_patch(
+                patch, self.base, method, site=self.site, moment=self.moment, settings=settings, progress=progress
+            )
+        except UnsafeEdit as error:
+            return Refused(patch, str(error))
+
+    def _demonstrated(self, patch: Patch, result: CompiledPatch | Refused) -> CompiledPatch | Refused:
+        if isinstance(result, CompiledPatch):
+            return with_demonstrations(result, self.bank, self.base.tokenizer)
+        return replace(result, demonstrations=build_demonstrations(patch, self.bank, self.base.tokenizer))
+
+
+def _judged(patch: Patch, compiled: CompiledPatch) -> CompiledPatch | Refused:
+    """`compiled`, or refused for what its report says of its edits."""
+    problems = [
+        f"{edit['prompt']!r} → {edit['target']!r}: {problem}"
+        for edit in compiled.report["edits"]
+        for problem in edit["problems"]
+    ]
+    return Refused(patch, "; ".join(problems)) if problems else compiled
+
+
+def _batches(patches: Sequence[Patch]) -> list[list[int]]:
+    """Row numbers in batches in which no two patches share a subject, each row in the first that takes it."""
+    batches: list[list[int]] = []
+    taken: list[set[str]] = []
+    for row, patch in enumerate(patches):
+        subjects = {normalise(edit.subject) for edit in patch.edits}
+        place = next((number for number, some in enumerate(taken) if not some & subjects), len(batches))
+        if place == len(batches):
+            batches.append([])
+            taken.append(set())
+        batches[place].append(row)
+        taken[place] |= subjects
+    return batches

@@ -103,6 +103,22 @@ def test_a_data_set_is_compiled_edit_by_edit_and_refusals_are_told(program: Prog
     assert "edit-2" not in ran.err
 
 
+def test_settings_of_the_method_are_taken(program: Program, url: Path, tmp_path: Path) -> None:
+    records = [
+        {"subject": country, "prompt": f"The capital of {country} is", "target_new": "people"}
+        for country in ("France", "Japan")
+    ]
+    data = tmp_path / "data.json"
+    data.write_text(json.dumps(records))
+    asked = ("eval", data, "--store", url, "--mode", "weights", "--max-tokens", 2, "--json")
+    ran = program(*asked, "--set", "steps=1", "--set", "on_missed=report")
+    assert ran.code == 0, ran.err
+    assert (ran.json["edits"], ran.json["refused"]) == (2, {})
+    wrong = program(*asked, "--set", "stepz=1")
+    assert (wrong.code, wrong.err.count("\n")) == (1, 1)
+    assert "unknown settings stepz" in wrong.err
+
+
 def test_mistakes_are_told_in_one_line(program: Program, store: Store, tmp_path: Path) -> None:
     for arguments, told in [
         (("capital", "--mode", "weight"), "expected modes among base, weights, ike"),

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import yaml
 
+from vllm_edit.cli.method_settings import SetOption, method_settings
 from vllm_edit.cli.output import JsonOption, StoreOption, print_error, print_json, progress_bar
 from vllm_edit.errors import EditError, PatchError, UnsafeEdit
 
@@ -22,10 +22,7 @@ def compile_(
     files: Annotated[list[Path], typer.Argument(metavar="PATCH.yaml...", help="Patch files.")],
     model: Annotated[str | None, typer.Option(help="Where the store's base model is now; default: as in init.")] = None,
     method: Annotated[str, typer.Option(help="Editing method.")] = "rome",
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="A setting of the method, e.g. steps=160; may be repeated."),
-    ] = None,
+    settings: SetOption = None,
     bank: Annotated[
         Path | None, typer.Option(help="Facts in YAML that the model knows, for IKE; atlas brings its own.")
     ] = None,
@@ -36,7 +33,7 @@ def compile_(
 
     An edit that would miss or harm is refused by name; a patch that fails its gate is stored as rejected. Both exit 1.
     """
-    patches, chosen = _read(files), _settings(settings or [])
+    patches, chosen = _read(files), method_settings(settings)
     from vllm_edit.cli.material import bank_of, load_base
     from vllm_edit.pipeline import Pipeline
     from vllm_edit.store.store import Store
@@ -77,17 +74,6 @@ def _read(files: list[Path]) -> list[Patch]:
     if problems:
         raise EditError("\n".join(problems))
     return patches
-
-
-def _settings(given: list[str]) -> dict[str, Any]:
-    """`KEY=VALUE` with the value read as YAML."""
-    chosen = {}
-    for text in given:
-        key, equals, value = text.partition("=")
-        if not equals:
-            raise typer.BadParameter(f"expected KEY=VALUE, got {text!r}", param_hint="--set")
-        chosen[key.strip()] = yaml.safe_load(value)
-    return chosen
 
 
 def _told(outcome: Outcome) -> dict[str, Any]:

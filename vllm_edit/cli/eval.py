@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from vllm_edit.cli.output import JsonOption, StoreOption, print_error, print_json, progress_bar
-from vllm_edit.errors import EditError, UnsafeEdit
+from vllm_edit.cli.method_settings import SetOption, method_settings
+from vllm_edit.cli.output import JsonOption, StoreOption, print_json, progress_bar, wide_console
+from vllm_edit.errors import EditError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from vllm_edit.editing.base import Base
+    from vllm_edit.evaluation.refused import Refused
     from vllm_edit.evaluation.report import Mode
     from vllm_edit.evaluation.runners.runner import Runner
     from vllm_edit.patch import Patch
@@ -36,6 +38,7 @@ def eval(
     max_tokens: Annotated[int, typer.Option(min=1, help="Length of a generated answer.")] = 16,
     model: Annotated[str | None, typer.Option(help="Where the store's base model is now; default: as in init.")] = None,
     method: Annotated[str, typer.Option(help="Editing method, for what is compiled here.")] = "rome",
+    settings: SetOption = None,
     bank: Annotated[
         Path | None, typer.Option(help="Facts in YAML that the model knows, for IKE; atlas brings its own.")
     ] = None,
@@ -46,32 +49,28 @@ def eval(
 ) -> None:
     """Measure reliability, generalization and locality of a patch, or of a data set's edits one by one.
 
-    Free generation first, then teacher forcing; 95 % intervals; tokens added and seconds. The report of a stored patch
-    is recorded with it.
+    Free generation first, then teacher forcing; 95 % intervals; tokens added and seconds. An edit that is refused fails
+    every metric that needs it. The report of a stored patch is recorded with it.
     """
-    modes = _modes(mode)
-    from rich.console import Console
-
+    modes, chosen = _modes(mode), method_settings(settings)
     from vllm_edit.evaluation.evaluate import Settings, evaluate
     from vllm_edit.evaluation.table import html as page
     from vllm_edit.evaluation.table import table
     from vllm_edit.store.store import Store
 
     opened = Store.open(store)
-    compiled, refused, base = _compiled(target, opened, limit, model, method, bank)
-    print_error("\n".join(refused))
-    with _runner(engine, opened, model, compiled, base) as runner, progress_bar(target) as progress:
-        settings = Settings(max_tokens=max_tokens, answers=True)
-        report = evaluate(compiled, runner, modes, settings, lambda what: progress(what, 0, 0))
+    measured, base = _measured(target, opened, limit, model, method, chosen, bank)
+    with _runner(engine, opened, model, measured, base) as runner, progress_bar(target) as progress:
+        report = evaluate(measured, runner, modes, Settings(max_tokens=max_tokens, answers=True), progress)
     shown = report if answers else report.model_copy(update={"answers": None})
-    if len(compiled) == 1 and compiled[0].name in opened.names():
-        opened.add_record(compiled[0].name, "report", report.model_dump(mode="json"))
+    if len(measured) == 1 and measured[0].name in opened.names():
+        opened.add_record(measured[0].name, "report", report.model_dump(mode="json"))
     if html is not None:
         html.write_text(page(shown), encoding="utf-8")
     if json:
-        print_json({**shown.model_dump(mode="json"), "refused": refused})
+        print_json(shown.model_dump(mode="json"))
     else:
-        Console().print(table(shown))
+        wide_console().print(table(shown))
 
 
 def _modes(text: str) -> list[Mode]:
@@ -84,35 +83,31 @@ def _modes(text: str) -> list[Mode]:
     return [mode for mode in MODES if mode in asked]
 
 
-def _compiled(
-    target: str, store: Store, limit: int | None, model: str | None, method: str, bank: Path | None
-) -> tuple[list[CompiledPatch], list[str], Base | None]:
-    """What is measured, one line for each edit that could not be compiled, and the base if it was loaded for that."""
+def _measured(
+    target: str,
+    store: Store,
+    limit: int | None,
+    model: str | None,
+    method: str,
+    settings: dict[str, Any],
+    bank: Path | None,
+) -> tuple[Sequence[CompiledPatch | Refused], Base | None]:
+    """What is measured, and the base if it was loaded for compiling that."""
     patches = _declared(target, limit)
     if patches is None:
-        return [store.load(store.resolve(target))], [], None
+        return [store.load(store.resolve(target))], None
     from vllm_edit.cli.material import bank_of, load_base
-    from vllm_edit.editing.compile import compile_patch
-    from vllm_edit.editing.statistics import SecondMoment
-    from vllm_edit.ike.demonstrations import with_demonstrations
+    from vllm_edit.evaluation.refused import Refused
+    from vllm_edit.pipeline import Pipeline
 
-    site, moment = store.site(), SecondMoment.from_tensors(store.moment())
-    facts = bank_of(site.model, bank)
-    base = load_base(model or site.model)
-    compiled: list[CompiledPatch] = []
-    refused: list[str] = []
+    named = store.site().model
+    pipeline = Pipeline(store, load_base(model or named), bank_of(named, bank))
     with progress_bar("compile") as progress:
-        for number, patch in enumerate(patches):
-            progress(patch.name, number, len(patches))
-            try:
-                made = compile_patch(patch, base, method, site=site, moment=moment)
-            except UnsafeEdit as error:
-                refused.append(f"{patch.name}: {error}")
-                continue
-            compiled.append(with_demonstrations(made, facts, base.tokenizer))
-    if not compiled:
-        raise EditError("\n".join(["nothing could be compiled", *refused]))
-    return compiled, refused, base
+        tried = pipeline.attempt(patches, method, settings, progress)
+    refused = [one for one in tried if isinstance(one, Refused)]
+    if len(refused) == len(tried):
+        raise EditError("\n".join(["nothing could be compiled", *(f"{one.name}: {one.reason}" for one in refused)]))
+    return tried, pipeline.base
 
 
 def _declared(target: str, limit: int | None) -> list[Patch] | None:
@@ -130,7 +125,7 @@ def _declared(target: str, limit: int | None) -> list[Patch] | None:
 
 @contextmanager
 def _runner(
-    engine: str, store: Store, model: str | None, compiled: list[CompiledPatch], base: Base | None
+    engine: str, store: Store, model: str | None, measured: Sequence[CompiledPatch | Refused], base: Base | None
 ) -> Iterator[Runner]:
     """The engine with the store's base model in it.
 
@@ -145,10 +140,11 @@ def _runner(
     if engine == "vllm":
         from vllm_edit.evaluation.runners.vllm import VLLMRunner
         from vllm_edit.serving.served_model import served_model
+        from vllm_edit.store.compiled import CompiledPatch
         from vllm_edit.store.site import Fingerprint
 
         path, _ = served_model(named)
-        rank = max(site.max_rank, *(patch.manifest.rank for patch in compiled))
+        rank = max([site.max_rank, *(one.manifest.rank for one in measured if isinstance(one, CompiledPatch))])
         with VLLMRunner(path, site.modules, rank, slots=site.slots) as runner:
             if Fingerprint.of_folder(runner.folder) != site.base:
                 raise Incompatible(wrong)

@@ -7,11 +7,17 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vllm_edit.editing.settings import Progress
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+UNWATCHED_WIDTH = 200
+"""Columns of rich output that goes to a file or a pipe."""
 
 StoreOption = Annotated[
     str | None,
@@ -53,6 +59,14 @@ def print_error(message: str) -> None:
 def when(time: datetime) -> str:
     """A time for people, in their zone."""
     return time.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def wide_console() -> Console:
+    """stdout for rich tables: as wide as the terminal, and where there is none, wide enough that nothing is cut."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=UNWATCHED_WIDTH)
 
 
 @contextmanager
