@@ -15,8 +15,7 @@ def demo(
     patches: Annotated[Path, typer.Option(help="Folder of patches to compile.")] = Path("patches"),
 ) -> None:
     """Choose a site, compile patches/, serve two tenants, base and IKE side by side, publish and roll back."""
-    from rich.console import Console
-
+    from vllm_edit.cli.output import wide_console
     from vllm_edit.demo.story import Demo
 
-    Demo(folder, patches, Console()).run()
+    Demo(folder, patches, wide_console()).run()
