@@ -93,6 +93,21 @@ class LowRank:
         A = (root[:, None] * Vh[:rank]) @ Q_A.mT  # [rank, d_in]
         return LowRank(B, A), float((S[rank:] ** 2).sum())
 
+    @classmethod
+    def nearest(cls, dense: torch.Tensor, rank: int) -> tuple[LowRank, float]:
+        """The best approximation of ΔW [d_out, d_in] of at most `rank`, and the energy dropped; as in `truncated`.
+
+        From the eigenvectors U of the smaller of ΔWΔWᵀ and ΔWᵀΔW, ΔW ≈ U_r (U_rᵀ ΔW), optimal by Eckart–Young; a full
+        SVD of a large matrix would take many times longer for digits that the adapter's float32 does not hold.
+        """
+        if dense.shape[0] > dense.shape[1]:
+            turned, dropped = cls.nearest(dense.mT, rank)
+            return cls(B=turned.A.mT, A=turned.B.mT), dropped
+        dense = dense.detach().double()
+        energies, vectors = torch.linalg.eigh(dense @ dense.mT)  # ascending, [d_out]
+        U = vectors[:, -rank:]
+        return cls(B=U.cpu(), A=(U.mT @ dense).cpu()), float(energies[:-rank].clamp_min(0).sum())
+
     def _core(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Q_B [d_out, p], core [p, q], Q_A [d_in, q] with ΔW = Q_B · core · Q_Aᵀ, Q orthonormal, p, q ≤ r; float64."""
         Q_B, R_B = torch.linalg.qr(self.B.double())

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from vllm_edit.editing import rome
+from vllm_edit.editing import finetune, lora, rome, rome_each
 from vllm_edit.editing.base import Base, unchanged
-from vllm_edit.editing.method import MethodResult
+from vllm_edit.editing.method import Method, MethodResult, Settings
 from vllm_edit.editing.settings import Progress, RomeSettings
 from vllm_edit.editing.statistics import SecondMoment
 from vllm_edit.errors import EditError, Incompatible
@@ -22,23 +22,14 @@ from vllm_edit.store.site import Site
 if TYPE_CHECKING:
     from vllm_edit.store.store import Store
 
-Method = Callable[[Base, Site, SecondMoment, Patch, Mapping[str, Any], Progress | None], MethodResult]
-"""A method takes its settings as plain values, as a CLI gives them; missing ones have defaults."""
-
-
-def _rome(
-    base: Base,
-    site: Site,
-    moment: SecondMoment,
-    patch: Patch,
-    settings: Mapping[str, Any],
-    progress: Progress | None,
-) -> MethodResult:
-    return rome.compile_edits(base, site, moment, patch.edits, RomeSettings.of(dict(settings)), progress)
-
-
-METHODS: Mapping[str, Method] = MappingProxyType({"rome": _rome})
-"""Method name → function. The one place where a method is added."""
+METHODS: Mapping[str, Method[Any]] = MappingProxyType(
+    {
+        "rome": Method(RomeSettings, rome.compile_edits, rome_each.compile_each),
+        "ft": Method(finetune.FinetuneSettings, finetune.compile_edits),
+        "lora": Method(lora.LoraSettings, lora.compile_edits),
+    }
+)
+"""Name → method. The one place where a method is added."""
 
 
 def compile_patch(
@@ -49,7 +40,7 @@ def compile_patch(
     store: Store | None = None,
     site: Site | None = None,
     moment: SecondMoment | None = None,
-    settings: RomeSettings | Mapping[str, Any] | None = None,
+    settings: Settings | Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> CompiledPatch:
     """Compile `patch` for `model` at the site of `store` (or at `site` with `moment`), and save it in the store.
@@ -61,24 +52,44 @@ def compile_patch(
         Incompatible: the site is another base's.
         EditError: no such method, no site, too high a rank, or settings that are not valid.
     """
-    if method not in METHODS:
-        raise EditError(f"there is no method {method!r}; methods are {', '.join(sorted(METHODS))}")
+    chosen = method_of(method)
+    values = settings_of(chosen, settings)
     base = model if isinstance(model, Base) else Base.load(model)
     site, moment = _site_and_moment(store, site, moment)
+    check_base(base, site)
+    if patch.base not in (None, base.name, site.model, Path(site.model).name):
+        raise Incompatible(f"patch {patch.name} was written for base {patch.base!r}; this store's is {site.model!r}")
+    with unchanged(base):
+        result = chosen.compile(base, site, moment, patch.edits, values, progress)
+    compiled = compiled_of(patch, method, base, site, result)
+    if store is not None:
+        store.save(compiled)
+    return compiled
+
+
+def method_of(name: str) -> Method[Any]:
+    """The method of that name. Raises EditError with all names."""
+    if name not in METHODS:
+        raise EditError(f"there is no method {name!r}; methods are {', '.join(sorted(METHODS))}")
+    return METHODS[name]
+
+
+def settings_of(method: Method[Any], settings: Settings | Mapping[str, Any] | None) -> Any:
+    """The method's own settings: as they are, or of plain values, where missing ones have defaults."""
+    if settings is None or isinstance(settings, Mapping):
+        return method.settings.of(dict(settings or {}))
+    if not isinstance(settings, method.settings):
+        raise EditError(f"expected {method.settings.__name__} or a mapping, got {type(settings).__name__}")
+    return settings
+
+
+def check_base(base: Base, site: Site) -> None:
+    """Raises Incompatible where the site is another base's."""
     if site.base != base.fingerprint:
         raise Incompatible(
             f"the site was made for base {site.base.digest} ({site.model}), the model {base.name} is "
             f"{base.fingerprint.digest}: use that model, or make a store for this one (vllm-edit store init)"
         )
-    if patch.base not in (None, base.name, site.model, Path(site.model).name):
-        raise Incompatible(f"patch {patch.name} was written for base {patch.base!r}; this store's is {site.model!r}")
-    values = vars(settings) if isinstance(settings, RomeSettings) else dict(settings or {})
-    with unchanged(base):
-        result = METHODS[method](base, site, moment, patch, values, progress)
-    compiled = compiled_of(patch, method, base, site, result)
-    if store is not None:
-        store.save(compiled)
-    return compiled
 
 
 def _site_and_moment(store: Store | None, site: Site | None, moment: SecondMoment | None) -> tuple[Site, SecondMoment]:

@@ -129,6 +129,24 @@ def low_rank_forward(module: nn.Module, A: torch.Tensor, B: torch.Tensor) -> Ite
 
 
 @contextmanager
+def dense_forward(module: nn.Module, update: torch.Tensor, scale: float = 1.0) -> Iterator[None]:
+    """Inside, the module computes W x + b + scale · ΔW x at every token, differentiable in ΔW = `update` [d_out, d_in].
+
+    The product is computed in the update's precision and cast to the output's.
+    """
+
+    def hook(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
+        x: torch.Tensor = args[0]
+        return output + scale * (x.to(update.dtype) @ update.mT).to(output.dtype)
+
+    handle = module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """Inside, the model is in eval mode and no parameter requires a gradient; both are restored afterwards."""
     modes = [(module, module.training) for module in model.modules()]

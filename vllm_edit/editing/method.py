@@ -1,14 +1,19 @@
-"""What an editing method is: a function from edits at a site to a delta."""
+"""What an editing method is: settings, and a function from edits at a site to a delta."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 from vllm_edit.deltas.delta import Delta
+from vllm_edit.editing.base import Base
+from vllm_edit.editing.settings import Progress
+from vllm_edit.editing.statistics import SecondMoment
+from vllm_edit.patch import Edit, Patch
 from vllm_edit.store.compiled import Factors
 from vllm_edit.store.manifest import Column, KeyGroup
+from vllm_edit.store.site import Site
 
 
 @dataclass(frozen=True)
@@ -25,3 +30,27 @@ class MethodResult:
     columns: tuple[Column, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     report: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Settings(Protocol):
+    """A method's settings: a frozen dataclass, made of plain values as a CLI or a manifest holds them."""
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> Self:
+        """Raises EditError for unknown names and wrong values."""
+
+
+S = TypeVar("S", bound=Settings)
+Compile = Callable[[Base, Site, SecondMoment, Sequence[Edit], S, Progress | None], MethodResult]
+"""All of a patch's edits together. It leaves the base as it was, also after an exception."""
+CompileEach = Callable[[Base, Site, SecondMoment, Sequence[Patch], S, Progress | None], list[MethodResult]]
+"""Several patches in one batch, each as if it were alone."""
+
+
+@dataclass(frozen=True)
+class Method(Generic[S]):
+    """settings: their type. compile: for one patch. compile_each: for many, where that is faster than a loop."""
+
+    settings: type[S]
+    compile: Compile[S]
+    compile_each: CompileEach[S] | None = None
