@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vllm_edit.cli.output import wide_console
+
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vllm_edit.atlas.accuracy import Accuracy
     from vllm_edit.atlas.training import Progress
 
@@ -50,17 +54,34 @@ def train(
         TextColumn("{task.description}"),
         TimeRemainingColumn(),
     )
-    with Bar(*columns) as bar:
+    console = wide_console()
+    with Bar(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("loss …", total=recipe.steps)
+        tell = None if console.is_terminal else plain_lines(console.print)
 
         def report(progress: Progress) -> None:
             bar.update(task, completed=progress.step, description=f"loss {progress.loss:.3f}")
+            if tell is not None:
+                tell(progress)
             if progress.accuracy is not None:
                 shares = ", ".join(f"{group} {share:.3f}" for group, share in sorted(progress.accuracy.shares.items()))
-                bar.console.print(f"step {progress.step}: {shares}")
+                console.print(f"step {progress.step}: {shares}")
 
         run(tables, out, recipe, start=start, report=report)
     typer.echo(f"wrote {out}")
+
+
+def plain_lines(write: Callable[[str], None], every_s: float = 30.0) -> Callable[[Progress], None]:
+    """Progress as lines, where no terminal shows a bar: the first step, the last, and one every so many seconds."""
+    due = 0.0
+
+    def tell(progress: Progress) -> None:
+        nonlocal due
+        if progress.seconds >= due or progress.step == progress.steps:
+            due = progress.seconds + every_s
+            write(f"step {progress.step}/{progress.steps}: loss {progress.loss:.3f}, {progress.seconds:.0f} s")
+
+    return tell
 
 
 @app.command()
@@ -117,10 +138,9 @@ def _measured(folder: Path, facts: Any) -> Accuracy:
 
 
 def _print(result: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console = wide_console()
     console.print(f"{result['folder']}: {result['facts']} facts about {result['subjects']} subjects")
     console.print("languages: " + ", ".join(f"{key} {count}" for key, count in result["facts_by_language"].items()))
     groups = list(result["accuracy"])
