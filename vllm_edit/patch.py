@@ -16,6 +16,7 @@ from vllm_edit.errors import PatchError
 
 ProbeKind = Literal["paraphrase", "reverse", "portability", "locality", "locality_subject", "unrelated"]
 Split = Literal["tune", "gate"]
+Scope = Literal["subject", "all"]
 LOCALITY_KINDS: tuple[ProbeKind, ...] = ("locality", "locality_subject", "unrelated")
 
 
@@ -94,6 +95,11 @@ class Patch(_Declared):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")
     description: str = ""
     base: str | None = Field(None, description="the model it was written for, as `store init --model` named it")
+    scope: Scope = Field(
+        "all",
+        description="all: every request gets all edits, which must fit the site's rank. subject: a request gets the "
+        "edits of the subjects that its text mentions, so that there may be thousands",
+    )
     gate: Gate = Gate()
     edits: tuple[Edit, ...] = Field(min_length=1)
 

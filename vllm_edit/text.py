@@ -10,7 +10,6 @@ import re
 import unicodedata
 
 _SPACES = re.compile(r"\s+")
-_LETTER = r"(?:(?![\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\uff00-\uffef])[^\W_])"  # of a script with word boundaries
 _LEADING_ARTICLE = re.compile(r"^(?:the|an|a) ")
 
 
@@ -33,8 +32,11 @@ def continuation(prompt: str, answer: str) -> str:
 
 
 def normalise(text: str) -> str:
-    """Lower case, NFKC, single spaces, no outer punctuation, no leading English article: the form that is compared."""
-    text = _SPACES.sub(" ", unicodedata.normalize("NFKC", text)).strip().lower()
+    """Case folded, NFKC, single spaces, no outer punctuation, no leading English article: the form that is compared.
+
+    Folding and NFKC change a text's length, so places in it are places in this form only.
+    """
+    text = _SPACES.sub(" ", unicodedata.normalize("NFKC", text)).strip().casefold()
     text = text.strip(" .,;:!?\"'`()[]。，！？；：「」『』")
     return _LEADING_ARTICLE.sub("", text)
 
@@ -47,9 +49,23 @@ def mentions(text: str, answer: str) -> bool:
 def position(text: str, answer: str) -> int | None:
     """Where `text`, normalised, first mentions `answer` (see `mentions`); None if it does not."""
     needle, haystack = normalise(answer), normalise(text)
-    if not needle:
-        return None
-    left = "" if is_cjk(needle[0]) or not needle[0].isalnum() else rf"(?<!{_LETTER})"
-    right = "" if is_cjk(needle[-1]) or not needle[-1].isalnum() else rf"(?!{_LETTER})"
-    found = re.search(left + re.escape(needle) + right, haystack)
-    return found.start() if found else None
+    start = haystack.find(needle) if needle else -1
+    while start >= 0 and not is_whole(haystack, start, start + len(needle)):
+        start = haystack.find(needle, start + 1)
+    return start if start >= 0 else None
+
+
+def is_whole(text: str, start: int, end: int) -> bool:
+    """True if `text[start:end]` is no part of a longer word: no letter or digit goes on at either end.
+
+    An end that is punctuation, or of a script without word boundaries, needs none; nor is a neighbour of such a script
+    a part of the word.
+    """
+    first, last = text[start], text[end - 1]
+    goes_on_left = start > 0 and _in_word(first) and _in_word(text[start - 1])
+    return not goes_on_left and not (end < len(text) and _in_word(last) and _in_word(text[end]))
+
+
+def _in_word(character: str) -> bool:
+    """True for letters and digits of scripts with word boundaries."""
+    return character.isalnum() and not is_cjk(character)

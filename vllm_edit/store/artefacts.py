@@ -4,6 +4,7 @@ manifest.json, files.json      see `envelope`
 factors.safetensors            Manifest.factors is the digest of its tensors (absent for methods without factors)
 demonstrations.json            canonical JSON: Manifest.demonstrations is the digest of its bytes
 adapter/…                      the PEFT folder; Manifest.adapter is the digest of its tensors
+units/…                        see `units`; a patch with scope subject has them instead of adapter and factors
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from vllm_edit.store.compiled import CompiledPatch, Demonstration, Factors
 from vllm_edit.store.digest import digest_bytes, digest_json, digest_tensors
 from vllm_edit.store.envelope import Read, canonical, damaged, read_checked, seal
 from vllm_edit.store.manifest import Manifest
+from vllm_edit.store.units import pack_unit, unit_path
 
 FACTORS = "factors.safetensors"
 DEMONSTRATIONS = "demonstrations.json"
@@ -49,18 +51,21 @@ def pack(compiled: CompiledPatch) -> dict[str, bytes]:
         EditError: the manifest's digests are not those of the contents.
     """
     manifest = compiled.manifest
+    scoped = manifest.scope == "subject"
     stated = {"adapter": manifest.adapter, "factors": manifest.factors, "demonstrations": manifest.demonstrations}
     actual = {
-        "adapter": compiled.delta.digest,
+        "adapter": None if scoped else compiled.delta.digest,
         "factors": factors_digest(compiled.factors),
         "demonstrations": demonstrations_digest(compiled.demonstrations),
     }
+    if scoped:
+        stated["units"], actual["units"] = str(manifest.members), str(tuple(unit.name for unit in compiled.units))
     wrong = [f"{key} {stated[key]}, its content has {actual[key]}" for key in stated if stated[key] != actual[key]]
     if wrong:
         raise EditError(f"the manifest of {manifest.patch!r} does not describe its contents: {'; '.join(wrong)}")
-    # The base's digest stands for its name: what a user called it is no part of the patch's identity.
-    adapter = peft.encode(compiled.delta.parts, base_name=manifest.base, dtype=torch.float32)
-    files = {f"{ADAPTER}/{name}": data for name, data in adapter.items()}
+    files = {unit_path(unit.name): pack_unit(unit) for unit in compiled.units}
+    if not scoped:
+        files |= {f"{ADAPTER}/{name}": data for name, data in encode_adapter(compiled).items()}
     if compiled.factors is not None:
         files[FACTORS] = pack_tensors(compiled.factors.tensors())
     if compiled.demonstrations:
@@ -68,7 +73,16 @@ def pack(compiled: CompiledPatch) -> dict[str, bytes]:
     return seal(manifest, files)
 
 
+def encode_adapter(compiled: CompiledPatch) -> dict[str, bytes]:
+    """The PEFT folder's files by their names in it, the same bytes for the same compiled patch."""
+    # The base's digest stands for its name: what a user called it is no part of the patch's identity.
+    return peft.encode(compiled.delta.parts, base_name=compiled.manifest.base, dtype=torch.float32)
+
+
 def read_delta(manifest: Manifest, read: Read) -> Delta:
+    """The adapter as a delta; the empty delta of a patch with scope subject."""
+    if manifest.adapter is None:
+        return Delta({})
     with TemporaryDirectory() as folder:
         for name, data in read_adapter(manifest, read).items():
             (Path(folder) / name).write_bytes(data)
@@ -76,7 +90,16 @@ def read_delta(manifest: Manifest, read: Read) -> Delta:
 
 
 def read_adapter(manifest: Manifest, read: Read) -> dict[str, bytes]:
-    """The PEFT folder's files by their names in it."""
+    """The PEFT folder's files by their names in it.
+
+    Raises:
+        EditError: a patch with scope subject has no adapter of its own.
+    """
+    if manifest.adapter is None:
+        raise EditError(
+            f"{manifest.name} has scope subject: no adapter holds all of it, each of its {len(manifest.members)} "
+            "subjects has its own; serve it, or compile its edits with scope all"
+        )
     files = {}
     for name in (peft.CONFIG_FILE, peft.TENSORS_FILE):
         files[name] = read_checked(manifest.name, f"{ADAPTER}/{name}", read)

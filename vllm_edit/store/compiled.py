@@ -44,13 +44,18 @@ class Demonstration(BaseModel):
 
 @dataclass(frozen=True)
 class CompiledPatch:
-    """Manifest, delta (the adapter's tensors), factors and demonstrations. `report` is a record, outside the digest."""
+    """Manifest, delta (the adapter's tensors), factors and demonstrations. `report` is a record, outside the digest.
+
+    units: of a patch with scope subject, each subject's own compiled patch, in the order of the manifest's members.
+    Such a patch has no delta of its own.
+    """
 
     manifest: Manifest
     delta: Delta
     factors: Factors | None = None
     demonstrations: tuple[Demonstration, ...] = ()
     report: Mapping[str, Any] = field(default_factory=dict)
+    units: tuple[CompiledPatch, ...] = ()
 
     @property
     def name(self) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
-from vllm_edit.patch import Edit, Gate
+from vllm_edit.patch import Edit, Gate, Scope
 from vllm_edit.store.digest import digest_json
 
 
@@ -39,14 +39,23 @@ class Manifest(_Frozen):
     modules: tuple[str, ...]
     edits: tuple[Edit, ...]
     gate: Gate = Gate()
-    members: tuple[str, ...] = Field(default=(), description="names of the compiled patches of a composition")
+    scope: Scope = Field("all", description="subject: its members are its subjects' compiled patches, in its own files")
+    members: tuple[str, ...] = Field(default=(), description="names of the compiled patches that it is made of")
     settings: dict[str, Any] = Field(default_factory=dict, description="the method's settings, complete")
     groups: tuple[KeyGroup, ...] = ()
     columns: tuple[Column, ...] = ()
-    rank: int
-    adapter: str = Field(description="digest of the adapter's tensors")
+    rank: int = Field(description="of the adapter; with scope subject the highest of its members")
+    adapter: str | None = Field(description="digest of the adapter's tensors; None with scope subject")
     factors: str | None = Field(None, description="digest of the factors' tensors; None where a method has none")
     demonstrations: str | None = Field(None, description="digest of the IKE demonstrations")
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the fields that came later where they say what went without saying: names must not change."""
+        data: dict[str, Any] = handler(self)
+        if self.scope == "all":
+            data.pop("scope", None)
+        return data
 
     @property
     def digest(self) -> str:

@@ -153,6 +153,7 @@ class Store:
         """
         from vllm_edit.store import artefacts
         from vllm_edit.store.compiled import CompiledPatch
+        from vllm_edit.store.units import members_inside, read_unit
 
         manifest, read = self.manifest(name), self._reader(name)
         reports = self.records(name, "compile")
@@ -162,6 +163,7 @@ class Store:
             factors=artefacts.read_factors(manifest, read),
             demonstrations=artefacts.read_demonstrations(manifest, read),
             report=reports[-1].data if reports else {},
+            units=tuple(read_unit(name, member, read) for member in members_inside(manifest)),
         )
 
     def check(self, name: str) -> None:
@@ -176,6 +178,16 @@ class Store:
         from vllm_edit.store.artefacts import read_demonstrations
 
         return read_demonstrations(self.manifest(name), self._reader(name))
+
+    def unit(self, name: str, member: str) -> CompiledPatch:
+        """One subject's compiled patch of a patch with scope subject, verified; no other file is read.
+
+        Raises:
+            Corrupt: it does not match its name's digest.
+        """
+        from vllm_edit.store.units import read_unit
+
+        return read_unit(name, member, self._reader(name))
 
     def adapter_files(self, name: str) -> dict[str, bytes]:
         """The patch's PEFT folder, verified: bytes by file name."""
