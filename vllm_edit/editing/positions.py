@@ -22,9 +22,10 @@ _STAND_IN = "\ue000\ue001"  # private-use characters: no template writes or chan
 
 @dataclass(frozen=True)
 class Located:
-    """A rendered prompt's ids with two positions in them. `last` is the token after which the answer is generated."""
+    """A rendered prompt's ids with positions in them. `last` is the token after which the answer is generated."""
 
     ids: list[int]
+    subject_first: int
     subject_last: int
     last: int
 
@@ -41,6 +42,7 @@ def locate(tokenizer: Any, prompt: str, subject: str, context: Context = PLAIN) 
     prompt names it more than once, the last occurrence counts (as a whole word if it is one anywhere), since later
     tokens have read all of what came before. Where the subject's last character is spread over several tokens
     (Chinese in byte-level BPE), the last of them counts; where it shares a token with its neighbours, that token does.
+    `subject_first` is the first token that holds a character of the same occurrence.
 
     Raises:
         EditError: slow tokenizer, no subject in the prompt, or a chat template that rewrites the prompt.
@@ -51,13 +53,16 @@ def locate(tokenizer: Any, prompt: str, subject: str, context: Context = PLAIN) 
     if not subject or subject not in prompt:
         raise EditError(f"the prompt {prompt!r} does not contain the subject {subject!r}")
     text, start = _rendered(tokenizer, prompt, context)
-    character = start + _last_occurrence(prompt, subject) + len(subject) - 1
+    first = start + _last_occurrence(prompt, subject)
+    last = first + len(subject) - 1
     coded = tokenizer(text, add_special_tokens=not context.chat, return_offsets_mapping=True)
     ids: list[int] = coded["input_ids"]
-    holding = [i for i, (start, end) in enumerate(coded["offset_mapping"]) if start <= character < end]
+    offsets: list[tuple[int, int]] = coded["offset_mapping"]
+    holding = [i for i, (start, end) in enumerate(offsets) if start <= last < end]
     if not holding:
         raise EditError(f"no token covers the last character of {subject!r}: the tokenizer drops it from {prompt!r}")
-    return Located(ids=ids, subject_last=holding[-1], last=len(ids) - 1)
+    beginning = next(i for i, (_, end) in enumerate(offsets) if end > first)
+    return Located(ids=ids, subject_first=beginning, subject_last=holding[-1], last=len(ids) - 1)
 
 
 def position(located: Located, token: Token) -> int:

@@ -1,0 +1,188 @@
+"""Causal tracing: in which layers, and at which tokens, a model recalls what it believes (ROME's first step).
+
+arXiv 2202.05262, section 2.1 and appendix B. With o the model's own next token, P the clean run's probability of it,
+P* the corrupted run's and P*_r the corrupted run's with a restoration r (see `corruption`), means over noise samples:
+
+    total effect     TE   = P[o] − P*[o]
+    indirect effect  IE_r = P*_r[o] − P*[o]
+
+Noise is N(0, (noise · σ)²), where σ is the standard deviation of the embeddings' entries over the tokens of all traced
+subjects, as in the paper's code. Hidden states are restored one layer and one token at a time; MLP and attention
+outputs over a window of layers around it (the paper: 10 of 48), since one of them alone hardly shows.
+
+Departures: every prompt has a noise generator of its own, seeded by its tokens, so that its numbers do not depend on
+which prompts are traced beside it; a prompt that names its subject twice is corrupted at the last mention only.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from vllm_edit.editing.base import Base, unchanged
+from vllm_edit.editing.corruption import KINDS, CorruptedPrompt, Kind, Restoration, embedding_name
+from vllm_edit.editing.hooks import capture_outputs, frozen
+from vllm_edit.editing.positions import Located, locate
+from vllm_edit.editing.settings import Progress
+from vllm_edit.errors import EditError
+from vllm_edit.patch import Edit
+from vllm_edit.prompting import answer_ids
+from vllm_edit.store.digest import digest_json
+
+log = logging.getLogger(__name__)
+
+_WINDOW_SHARE = 10 / 48  # GPT-2 XL's in the paper
+
+
+@dataclass(frozen=True)
+class TraceSettings:
+    """How prompts are traced. Only `batch_tokens` does not change the numbers (but for rounding)."""
+
+    noise: float = 3.0
+    """The noise's standard deviation, in units of that of the subjects' embeddings."""
+    samples: int = 10
+    """Noise samples for each prompt."""
+    window: int | None = None
+    """Layers over which MLP and attention outputs are restored; None takes 10/48 of the depth, at least one."""
+    seed: int = 0
+    """Of the noise."""
+    batch_tokens: int = 8192
+    """Most tokens in one forward pass: the memory budget."""
+
+    def __post_init__(self) -> None:
+        problems = [f"noise must not be negative; got {self.noise}"] if not self.noise >= 0 else []
+        problems += [
+            f"{name} must be positive; got {value}"
+            for name, value in (
+                ("samples", self.samples),
+                ("window", 1 if self.window is None else self.window),
+                ("batch_tokens", self.batch_tokens),
+            )
+            if value < 1
+        ]
+        if problems:
+            raise EditError("trace settings: " + "; ".join(problems))
+
+    def window_of(self, depth: int) -> int:
+        """The window in a model of `depth` layers."""
+        return min(depth, self.window or max(1, round(_WINDOW_SHARE * depth)))
+
+
+@dataclass(frozen=True)
+class TracedPrompt:
+    """One prompt's effects, means over the noise samples.
+
+    tokens: the prompt's tokens as text. first, last: the subject's. answer: the traced token as text.
+    believed: whether the answer is `target_true`'s first token; None where the edit does not declare that.
+    effects: kind → IE [layers, tokens from `first` on]; for MLP and attention a layer is its window's middle.
+    Nothing before the subject is corrupted, so nothing there can be restored.
+    """
+
+    prompt: str
+    subject: str
+    tokens: tuple[str, ...]
+    first: int
+    last: int
+    answer: str
+    believed: bool | None
+    clean: float
+    corrupted: float
+    effects: Mapping[Kind, torch.Tensor]
+
+    @property
+    def total_effect(self) -> float:
+        return self.clean - self.corrupted
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Many prompts traced on one base. deviation: σ of the subjects' embeddings. window: in layers."""
+
+    base: str
+    depth: int
+    settings: TraceSettings
+    deviation: float
+    window: int
+    prompts: tuple[TracedPrompt, ...]
+
+
+def trace(
+    base: Base,
+    edits: Sequence[Edit],
+    settings: TraceSettings | None = None,
+    progress: Progress | None = None,
+) -> Trace:
+    """Trace the base's own answer to each edit's prompt. The base is untouched; the same arguments give the same trace.
+
+    Raises:
+        EditError: no edits, or a prompt that does not name its subject.
+    """
+    if not edits:
+        raise EditError("there is nothing to trace: expected at least one edit, with its prompt and subject")
+    settings = settings or TraceSettings()
+    depth = len(base.layout.layers)
+    window = settings.window_of(depth)
+    places = [locate(base.tokenizer, edit.prompt, edit.subject) for edit in edits]
+    traced = []
+    with unchanged(base, exact=False), torch.no_grad(), frozen(base.model):
+        deviation = embedding_deviation(base, places)
+        for number, (edit, place) in enumerate(zip(edits, places, strict=True)):
+            noise = settings.noise * deviation * _noise(base, place, settings)
+            run = CorruptedPrompt(base, place.ids, place.subject_first, noise, settings.batch_tokens)
+            traced.append(_traced(base, edit, place, run, window))
+            log.debug("traced %r: %.3f clean, %.3f corrupted", edit.prompt, traced[-1].clean, traced[-1].corrupted)
+            if progress:
+                progress("tracing", number + 1, len(edits))
+    return Trace(base.name, depth, settings, deviation, window, tuple(traced))
+
+
+def embedding_deviation(base: Base, places: Sequence[Located]) -> float:
+    """Standard deviation of all entries of the embeddings of the subjects' tokens."""
+    name, found = embedding_name(base), []
+    with torch.no_grad(), capture_outputs(base.model, [name]) as captured:
+        for place in places:
+            base.model(input_ids=torch.tensor([place.ids], device=base.device), use_cache=False)
+            found.append(captured[name][0, place.subject_first : place.subject_last + 1].float().flatten())
+    return float(torch.cat(found).std())
+
+
+def window_around(layer: int, window: int, depth: int) -> tuple[int, ...]:
+    """`window` layers with `layer` in the middle (the later one of two), fewer at the ends."""
+    start = layer - window // 2
+    return tuple(range(max(0, start), min(depth, start + window)))
+
+
+def _noise(base: Base, place: Located, settings: TraceSettings) -> torch.Tensor:
+    """Standard normal noise [samples, subject tokens, d], drawn on the CPU: the same on every device."""
+    generator = torch.Generator().manual_seed(int(digest_json([settings.seed, place.ids])[:15], 16))
+    width = base.model.get_input_embeddings().embedding_dim
+    return torch.randn(settings.samples, place.subject_last + 1 - place.subject_first, width, generator=generator)
+
+
+def _traced(base: Base, edit: Edit, place: Located, run: CorruptedPrompt, window: int) -> TracedPrompt:
+    depth, tokens = len(base.layout.layers), range(place.subject_first, len(place.ids))
+    restorations = [
+        Restoration(kind, (layer,) if kind == "hidden" else window_around(layer, window, depth), (token,))
+        for kind in KINDS
+        for layer in range(depth)
+        for token in tokens
+    ]
+    corrupted = float(run.corrupted.mean())
+    effects = run.restored(restorations).mean(1) - corrupted
+    by_kind = effects.reshape(len(KINDS), depth, len(tokens))
+    known = answer_ids(base.tokenizer, edit.prompt, edit.target_true)[:1] if edit.target_true else []
+    return TracedPrompt(
+        prompt=edit.prompt,
+        subject=edit.subject,
+        tokens=tuple(base.tokenizer.decode([token]) for token in place.ids),
+        first=place.subject_first,
+        last=place.subject_last,
+        answer=str(base.tokenizer.decode([run.answer])).strip(),
+        believed=known == [run.answer] if known else None,
+        clean=run.clean,
+        corrupted=corrupted,
+        effects=dict(zip(KINDS, by_kind, strict=True)),
+    )
