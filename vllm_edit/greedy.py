@@ -1,0 +1,59 @@
+"""Greedy generation in batches with a Hugging Face model: the one place that pads prompts and knows where turns end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+
+@torch.no_grad()
+def continuations(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[list[int]]:
+    """Greedy continuations of prompts' ids, one batch. What follows the end of a turn is the caller's to cut.
+
+    Padding is on the left; the mask gives every row the positions that it has alone.
+    """
+    ids, mask = padded(prompts, pad_id(model, tokenizer), left=True)
+    settings = GenerationConfig(
+        max_new_tokens=max_tokens,
+        do_sample=False,
+        eos_token_id=end_ids(model, tokenizer),
+        pad_token_id=pad_id(model, tokenizer),
+    )
+    device = model.device
+    out = model.generate(input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=settings)
+    continued: list[list[int]] = out[:, ids.shape[1] :].tolist()
+    return continued
+
+
+def batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
+    """Row numbers in batches of at most `size` rows of similar length, short rows first."""
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    yield from (order[start : start + size] for start in range(0, len(order), size))
+
+
+def padded(rows: Sequence[Sequence[int]], pad: int, *, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """ids and mask, [rows, longest] each."""
+    width = max(map(len, rows))
+    ids = torch.full((len(rows), width), pad)
+    mask = torch.zeros_like(ids)
+    for number, row in enumerate(rows):
+        place = slice(width - len(row), width) if left else slice(0, len(row))
+        ids[number, place] = torch.tensor(row)
+        mask[number, place] = 1
+    return ids, mask
+
+
+def end_ids(model: Any, tokenizer: Any) -> list[int]:
+    """Ids that end a turn: what the model's generation config says, and the tokenizer's end of text."""
+    configured = model.generation_config.eos_token_id
+    ends = configured if isinstance(configured, list) else [configured]
+    return sorted({token for token in (*ends, tokenizer.eos_token_id) if token is not None})
+
+
+def pad_id(model: Any, tokenizer: Any) -> int:
+    """Any id does: it is masked, or cut with what follows the end of the turn."""
+    pad = tokenizer.pad_token_id
+    return int(pad if pad is not None else next(iter(end_ids(model, tokenizer)), 0))
