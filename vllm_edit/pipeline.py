@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from vllm_edit.editing.base import Base
-from vllm_edit.editing.compile import compile_patch
+from vllm_edit.editing.compile import compile_patch, method_of, settings_of
 from vllm_edit.editing.separately import compile_separately
-from vllm_edit.editing.settings import Progress, RomeSettings
+from vllm_edit.editing.settings import Progress
 from vllm_edit.editing.statistics import SecondMoment
 from vllm_edit.errors import UnsafeEdit
 from vllm_edit.evaluation.evaluate import run_gate
@@ -93,7 +93,7 @@ class Pipeline:
         results: dict[int, CompiledPatch | Refused] = {}
         for rows in _batches(patches):
             batch = [patches[row] for row in rows]
-            made = self._rome_batch(batch, settings, report) if method == "rome" else None
+            made = self._together(batch, method, settings, report)
             results |= zip(rows, made or [self._alone(patch, method, settings, report) for patch in batch], strict=True)
         finished: list[CompiledPatch | Refused] = []
         for row, patch in enumerate(patches):
@@ -101,16 +101,20 @@ class Pipeline:
             finished.append(self._demonstrated(patch, results[row]))
         return finished
 
-    def _rome_batch(
-        self, patches: Sequence[Patch], settings: Mapping[str, Any] | None, progress: Progress
-    ) -> list[CompiledPatch | Refused]:
-        chosen = RomeSettings.of(dict(settings or {}))
+    def _together(
+        self, patches: Sequence[Patch], method: str, settings: Mapping[str, Any] | None, progress: Progress
+    ) -> list[CompiledPatch | Refused] | None:
+        """All in one batch; None where the method compiles one after the other."""
+        chosen = method_of(method)
+        if chosen.compile_each is None:
+            return None
+        wanted = settings_of(chosen, settings)
         # One edit that misses must not take the batch with it: it is reported, and refused here.
-        reporting = replace(chosen, on_missed="report")
+        reporting = replace(wanted, on_missed="report")
         compiled = compile_separately(
-            patches, self.base, site=self.site, moment=self.moment, settings=reporting, progress=progress
+            patches, self.base, method, site=self.site, moment=self.moment, settings=reporting, progress=progress
         )
-        if chosen.on_missed == "report":
+        if wanted.on_missed == "report":
             return list(compiled)
         return [_judged(patch, one) for patch, one in zip(patches, compiled, strict=True)]
 
