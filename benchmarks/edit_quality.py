@@ -25,6 +25,7 @@ from vllm_edit.atlas.edits import draw_edits
 from vllm_edit.atlas.facts import Facts
 from vllm_edit.composition.closed_form import as_saved, plain_sum
 from vllm_edit.composition.compose import compose
+from vllm_edit.composition.system import System
 from vllm_edit.deltas.delta import Delta
 from vllm_edit.editing.base import Base
 from vllm_edit.editing.separately import compile_separately
@@ -141,14 +142,9 @@ def _sum_of(singles: Sequence[CompiledPatch], module: str, damping: float) -> De
     factors = [single.factors for single in singles if single.factors is not None]
     groups = [number for number, one in enumerate(factors) for _ in range(len(one.keys))]
     shares = [column.share for single in singles for column in single.manifest.columns]
-    update = plain_sum(
-        torch.cat([one.keys for one in factors]),
-        torch.cat([one.whitened for one in factors]),
-        torch.cat([one.residuals for one in factors]),
-        groups,
-        damping,
-        shares,
-    )
+    keys, whitened = torch.cat([one.keys for one in factors]), torch.cat([one.whitened for one in factors])
+    system = System.of(keys, whitened, groups, damping, shares)
+    update = plain_sum(system, torch.cat([one.residuals for one in factors]))
     return Delta({module: as_saved(update)})
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vllm_edit.composition.closed_form import constraint_error, interference, plain_sum, row_space, solve
+from vllm_edit.composition.closed_form import constraint_error, plain_sum, solve
+from vllm_edit.composition.system import System, interference
 from vllm_edit.errors import EditError
 
 D_IN, D_OUT = 12, 7
@@ -31,20 +32,21 @@ def test_one_undamped_column_is_r_rome(moment: torch.Tensor) -> None:
     k, r = keys[0], residuals[0]
     u = torch.linalg.solve(moment, k)
     expected = torch.outer(r / (k @ u), u)  # Λ uᵀ with Λ = r / (kᵀ C⁻¹ k)
-    torch.testing.assert_close(solve(keys, whitened, residuals, [0]).dense(), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        solve(System.of(keys, whitened, [0]), residuals).dense(), expected, rtol=1e-12, atol=1e-12
+    )
 
 
 def test_without_damping_every_constraint_is_met_and_the_sum_of_rank_ones_misses_them(moment: torch.Tensor) -> None:
     keys, whitened, residuals = draw(5, 5, moment)
-    groups = [0, 1, 2, 3, 4]
-    joint, summed = (method(keys, whitened, residuals, groups) for method in (solve, plain_sum))
-    assert constraint_error(joint, keys, residuals, groups).max() < 1e-10
-    assert constraint_error(summed, keys, residuals, groups).min() > 1e-3
+    system = System.of(keys, whitened, [0, 1, 2, 3, 4])
+    assert constraint_error(system, residuals, solve(system, residuals)).max() < 1e-10
+    assert constraint_error(system, residuals, plain_sum(system, residuals)).min() > 1e-3
 
 
 def test_without_damping_the_update_is_the_least_in_the_metric_of_the_second_moment(moment: torch.Tensor) -> None:
     keys, whitened, residuals = draw(3, 3, moment)
-    least = solve(keys, whitened, residuals, [0, 1, 2]).dense()
+    least = solve(System.of(keys, whitened, [0, 1, 2]), residuals).dense()
     null = torch.linalg.svd(keys)[2][3:]  # directions that the constraints leave free
     other = least + 0.1 * torch.randn(D_OUT, len(null), dtype=torch.float64) @ null
     assert torch.trace(least @ moment @ least.T) < torch.trace(other @ moment @ other.T)
@@ -55,16 +57,16 @@ def test_damping_is_memit_at_one_layer(moment: torch.Tensor) -> None:
     ridge = 0.3 * (keys @ whitened.T).diagonal().mean()
     K = keys.T
     expected = residuals.T @ K.T @ torch.linalg.inv(ridge * moment + K @ K.T)  # R Kᵀ (λC + K Kᵀ)⁻¹
-    got = solve(keys, whitened, residuals, [0, 1, 2, 3], damping=0.3).dense()
+    got = solve(System.of(keys, whitened, [0, 1, 2, 3], damping=0.3), residuals).dense()
     torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
 
 
 def test_columns_of_a_group_share_its_residual_and_cost_no_rank(moment: torch.Tensor) -> None:
     keys, whitened, residuals = draw(5, 2, moment)
-    groups = [0, 0, 1, 0, 1]
-    update = solve(keys, whitened, residuals, groups)
+    system = System.of(keys, whitened, [0, 0, 1, 0, 1])
+    update = solve(system, residuals)
     assert update.rank == 2
-    assert constraint_error(update, keys, residuals, groups).max() < 1e-10
+    assert constraint_error(system, residuals, update).max() < 1e-10
 
 
 def test_interference_is_one_on_the_diagonal_and_the_cosine_after_whitening_elsewhere(moment: torch.Tensor) -> None:
@@ -78,8 +80,8 @@ def test_coinciding_keys_are_refused_without_damping_and_solved_with_it(moment: 
     keys, whitened, residuals = draw(1, 1, moment)
     keys, whitened, residuals = keys.repeat(2, 1), whitened.repeat(2, 1), torch.cat([residuals, -residuals])
     with pytest.raises(EditError, match="key group"):
-        solve(keys, whitened, residuals, [0, 1])
-    assert solve(keys, whitened, residuals, [0, 1], damping=0.1).dense().abs().max() < 1e-9  # they cancel
+        solve(System.of(keys, whitened, [0, 1]), residuals)
+    assert solve(System.of(keys, whitened, [0, 1], damping=0.1), residuals).dense().abs().max() < 1e-9  # they cancel
 
 
 @pytest.mark.parametrize("groups", [[0], [0, 2], [1, 1]])
@@ -88,19 +90,19 @@ def test_columns_without_a_group_and_groups_without_a_column_are_refused(
 ) -> None:
     keys, whitened, _ = draw(2, 2, moment)
     with pytest.raises(EditError, match="every column needs a group"):
-        row_space(keys, whitened, groups)
+        System.of(keys, whitened, groups)
 
 
 def test_a_kept_column_is_not_moved_and_costs_no_rank() -> None:
     generator = torch.Generator().manual_seed(5)
     keys, residuals = torch.randn(3, 12, generator=generator), torch.randn(1, 7, generator=generator)
     keys[2] = 0.9 * keys[0] + 0.1 * keys[2]  # a neighbour's key, close to the edited one
-    groups, shares = [0, 0, 0], [1.0, 0.0, 0.0]
-    update = solve(keys, keys, residuals, groups, 0.0, shares)
+    system = System.of(keys, keys, [0, 0, 0], shares=[1.0, 0.0, 0.0])
+    update = solve(system, residuals)
     moved = keys.double() @ update.dense().T  # C = I
     assert update.rank == 1
     assert torch.allclose(moved[0], residuals[0].double())
     assert moved[1:].abs().max() < 1e-9 < moved[0].abs().max()
-    assert constraint_error(update, keys, residuals, groups, shares).max() < 1e-9
-    without = solve(keys[:1], keys[:1], residuals, [0])
+    assert constraint_error(system, residuals, update).max() < 1e-9
+    without = solve(System.of(keys[:1], keys[:1], [0]), residuals)
     assert (keys[2].double() @ without.dense().T).norm() > 0.5 * residuals.norm()

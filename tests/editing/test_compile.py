@@ -11,6 +11,7 @@ import torch
 from tests.editing.material import BRAZIL, FRANCE, JAPAN, LOOSE, Bench, bench, patch_of
 from vllm_edit.composition.closed_form import solve
 from vllm_edit.composition.compose import compose
+from vllm_edit.composition.system import System
 from vllm_edit.editing.base import unchanged
 from vllm_edit.editing.compile import compile_patch
 from vllm_edit.editing.settings import RomeSettings
@@ -63,7 +64,8 @@ def test_the_manifest_says_what_was_compiled_and_with_what(llama: Bench) -> None
     update = result.delta.parts[llama.site.module]
     assert (update.A.dtype, update.B.dtype) == (torch.float32, torch.float32)
     stored = result.factors
-    again = solve(stored.keys, stored.whitened, stored.residuals, [c.group for c in manifest.columns], 0.0)
+    system = System.of(stored.keys, stored.whitened, [column.group for column in manifest.columns])
+    again = solve(system, stored.residuals)
     torch.testing.assert_close(update.dense().double(), again.dense(), rtol=1e-5, atol=1e-6)
 
 

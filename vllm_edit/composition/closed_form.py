@@ -11,121 +11,68 @@ n = 1, λ = 0 is r-ROME (2403.07175). λ > 0 is EMMET = MEMIT at one layer (2210
 
 Because the columns of a group share one residual, Δ = R·A with A = S (KᵀC⁻¹K + λI)⁻¹ KᵀC⁻¹ [groups, d_in]: the rank is
 the number of *groups*, however many columns a group has. Everything is computed in float64 from the stored vectors K
-and C⁻¹K; C itself is not needed any more.
+and C⁻¹K (a `System`); C itself is not needed any more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
+from vllm_edit.composition.system import System
 from vllm_edit.deltas.delta import LowRank
 from vllm_edit.errors import EditError
 
-KEPT_COSINE = 0.9
-"""A key to be kept whose whitened cosine with an edited one exceeds this contradicts it."""
 
-
-def gram(keys: torch.Tensor, whitened: torch.Tensor) -> torch.Tensor:
-    """KᵀC⁻¹K [n, n] float64, made exactly symmetric. keys, whitened: K and C⁻¹K, both [n, d_in]."""
-    if keys.ndim != 2 or keys.shape != whitened.shape:
-        raise EditError(f"keys and C⁻¹ keys must both be [n, d_in]; got {tuple(keys.shape)}, {tuple(whitened.shape)}")
-    product = keys.double() @ whitened.double().T
-    return (product + product.T) / 2
-
-
-def interference(keys: torch.Tensor, whitened: torch.Tensor) -> torch.Tensor:
-    """Cosines of the keys in the metric C⁻¹ [n, n] float64: how far each column's edit acts on the others' keys."""
-    product = gram(keys, whitened)
-    norms = product.diagonal().clamp_min(torch.finfo(torch.float64).tiny).sqrt()
-    return product / norms[:, None] / norms[None, :]
-
-
-def row_space(
-    keys: torch.Tensor,
-    whitened: torch.Tensor,
-    groups: Sequence[int],
-    damping: float = 0.0,
-    shares: Sequence[float] | None = None,
-) -> torch.Tensor:
+def row_space(system: System) -> torch.Tensor:
     """A = S (KᵀC⁻¹K + λI)⁻¹ KᵀC⁻¹ [groups, d_in] float64, where λ = damping · mean diag(KᵀC⁻¹K).
 
-    keys, whitened: [n, d_in]. groups: the group of each column; every group 0 … max has at least one. shares: of each
-    column, by default 1.
+    The n × n system is solved for the groups' rows of S only: n² · groups + groups · n · d_in products.
 
     Raises:
-        EditError: bad shapes or groups, or keys that coincide so nearly that no finite solution exists.
+        EditError: keys that coincide so nearly that no finite solution exists.
     """
-    product = gram(keys, whitened)
-    count = product.shape[0]
-    if len(groups) != count or sorted(set(groups)) != list(range(max(groups, default=-1) + 1)) or not count:
-        raise EditError(
-            f"every column needs a group and every group a column; got {count} columns, groups {list(groups)}"
-        )
-    if damping < 0:
-        raise EditError(f"damping must not be negative; got {damping}")
-    ridge = damping * product.diagonal().mean()
+    product, count = system.gram, len(system.groups)
+    ridge = system.damping * product.diagonal().mean()
     factor, failed = torch.linalg.cholesky_ex(product + ridge * torch.eye(count, dtype=product.dtype))
     if failed.item():
         raise EditError(
             f"the keys of column {failed.item() - 1} and of an earlier one are linearly dependent, so their edits "
             "cannot be solved jointly; use damping > 0, or put them into one key group"
         )
-    selection = torch.zeros(max(groups) + 1, count, dtype=product.dtype)
-    selection[torch.tensor(groups), torch.arange(count)] = _shares(shares, count)
-    return selection @ torch.cholesky_solve(whitened.double(), factor)
+    selection = torch.zeros(count, max(system.groups) + 1, dtype=product.dtype)  # Sᵀ [n, groups]
+    selection[torch.arange(count), torch.tensor(system.groups)] = torch.tensor(system.shares, dtype=product.dtype)
+    return torch.cholesky_solve(selection, factor).T @ system.whitened.double()
 
 
-def solve(
-    keys: torch.Tensor,
-    whitened: torch.Tensor,
-    residuals: torch.Tensor,
-    groups: Sequence[int],
-    damping: float = 0.0,
-    shares: Sequence[float] | None = None,
-) -> LowRank:
+def solve(system: System, residuals: torch.Tensor) -> LowRank:
     """The joint update Δ = R·A (module docstring): B = Rᵀ [d_out, groups], A = `row_space` [groups, d_in], float64.
 
-    keys, whitened: K and C⁻¹K, [n, d_in]. residuals: [groups, d_out]. groups, shares: of each of the n columns.
+    residuals: [groups, d_out].
     """
-    A = row_space(keys, whitened, groups, damping, shares)
+    A = row_space(system)
     if residuals.ndim != 2 or residuals.shape[0] != A.shape[0]:
         raise EditError(f"expected residuals [{A.shape[0]} groups, d_out]; got {tuple(residuals.shape)}")
     return LowRank(B=residuals.double().T.contiguous(), A=A)
 
 
-def plain_sum(
-    keys: torch.Tensor,
-    whitened: torch.Tensor,
-    residuals: torch.Tensor,
-    groups: Sequence[int],
-    damping: float = 0.0,
-    shares: Sequence[float] | None = None,
-) -> LowRank:
+def rows_alone(system: System) -> torch.Tensor:
+    """Each group's A as if the others did not exist, [groups, d_in] float64."""
+    return torch.cat([row_space(system.alone(group)) for group in range(max(system.groups) + 1)])
+
+
+def plain_sum(system: System, residuals: torch.Tensor) -> LowRank:
     """Σ of each group's own solution, as if the others did not exist. For comparison only: it keeps the cross terms
 
     Δ_sum k_j = r_j + Σ_{i≠j} r_i (k_iᵀC⁻¹k_j) / (k_iᵀC⁻¹k_i)   (one column a group, λ = 0).
     """
-    rows = []
-    for group in range(residuals.shape[0]):
-        own = [column for column, member in enumerate(groups) if member == group]
-        given = None if shares is None else [shares[column] for column in own]
-        rows.append(row_space(keys[own], whitened[own], [0] * len(own), damping, given))
-    return LowRank(B=residuals.double().T.contiguous(), A=torch.cat(rows))
+    return LowRank(B=residuals.double().T.contiguous(), A=rows_alone(system))
 
 
-def constraint_error(
-    delta: LowRank,
-    keys: torch.Tensor,
-    residuals: torch.Tensor,
-    groups: Sequence[int],
-    shares: Sequence[float] | None = None,
-) -> torch.Tensor:
-    """‖Δ k_i − share_i · r_group(i)‖ / ‖r_group(i)‖ per column, [n] float64: how a composition by algebra is judged."""
-    whole = residuals.double()[torch.tensor(groups)]  # [n, d_out]
-    wanted = whole * _shares(shares, len(keys))[:, None]
-    got = (keys.double() @ delta.A.double().T) @ delta.B.double().T  # [n, d_out]
+def constraint_error(system: System, residuals: torch.Tensor, update: LowRank) -> torch.Tensor:
+    """‖Δ k_i − share_i · r_group(i)‖ / ‖r_group(i)‖ per column, [n] float64. residuals: [groups, d_out]."""
+    whole = residuals.double()[torch.tensor(system.groups)]  # [n, d_out]
+    wanted = whole * torch.tensor(system.shares, dtype=torch.float64)[:, None]
+    got = (system.keys.double() @ update.A.double().T) @ update.B.double().T  # [n, d_out]
     norms = whole.norm(dim=1).clamp_min(torch.finfo(torch.float64).tiny)
     error: torch.Tensor = (got - wanted).norm(dim=1) / norms
     return error
@@ -135,8 +82,3 @@ def as_saved(update: LowRank) -> LowRank:
     """The update with the numbers that an adapter holds: balanced in float64, then float32."""
     balanced = update.balanced()
     return LowRank(B=balanced.B.float(), A=balanced.A.float())
-
-
-def _shares(shares: Sequence[float] | None, count: int) -> torch.Tensor:
-    """The columns' shares [n] float64."""
-    return torch.ones(count, dtype=torch.float64) if shares is None else torch.tensor(shares, dtype=torch.float64)

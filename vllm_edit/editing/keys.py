@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from vllm_edit.composition.closed_form import KEPT_COSINE, interference
+from vllm_edit.composition.kept import keepable, within_room
+from vllm_edit.composition.system import System, interference
 from vllm_edit.editing.hooks import capture_inputs, capture_outputs
 from vllm_edit.editing.rows import Row, batches, device_of
 from vllm_edit.patch import Edit
@@ -62,6 +63,12 @@ class Columns:
     def own(self, group: int) -> list[int]:
         """Indices of a group's columns; the first is that of its first edit's plain prompt."""
         return [index for index, column in enumerate(self.columns) if column.group == group]
+
+    def alone(self, group: int, damping: float) -> System:
+        """A group's columns as a system of its own."""
+        own = self.own(group)
+        shares = [self.columns[column].share for column in own]
+        return System.of(self.keys[own], self.whitened[own], [0] * len(own), damping, shares)
 
 
 def measure_inputs(model: nn.Module, module: str, rows: Sequence[Row], tokens: int) -> torch.Tensor:
@@ -143,14 +150,12 @@ def make_columns(
 
 
 def satisfiable(columns: Columns, groups: Sequence[int]) -> list[int]:
-    """The columns of some groups, without the kept ones that contradict an edited one of these groups."""
+    """The columns of some groups, without the kept ones for which these groups leave no room (`composition.kept`)."""
     own = [place for place, column in enumerate(columns.columns) if column.group in groups]
+    roomy = within_room([columns.columns[place].share for place in own], columns.keys.shape[1])
+    own = [own[place] for place in roomy]
     cosines = interference(columns.keys[own], columns.whitened[own])
-    edited = torch.tensor([columns.columns[place].share > 0 for place in own])
-    highest = cosines[:, edited].max(dim=1).values.tolist()
-    return [
-        place for place, found in zip(own, highest, strict=True) if columns.columns[place].share or found <= KEPT_COSINE
-    ]
+    return [own[place] for place in keepable(cosines, [columns.columns[place].share for place in own])]
 
 
 def _nearest(key: FormKey, clusters: list[list[FormKey]], merge_cosine: float) -> int | None:

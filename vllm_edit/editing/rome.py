@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from vllm_edit.composition.closed_form import as_saved, gram, interference, row_space, solve
+from vllm_edit.composition.closed_form import as_saved, row_space, solve
+from vllm_edit.composition.system import System, gram, interference
 from vllm_edit.deltas.delta import Delta, LowRank
 from vllm_edit.editing.base import Base
 from vllm_edit.editing.forms import ended_rows, form_rows, forms_of, kept_rows, preservation_rows
@@ -93,9 +94,9 @@ class RomeFactors:
 
     def solve(self, damping: float) -> LowRank:
         """The joint update of all edits, B [d_out, groups], A [groups, d_in], float64."""
-        stored = self.factors
-        columns = self.prepared.columns
-        return solve(stored.keys, stored.whitened, stored.residuals, columns.group_of, damping, columns.shares)
+        stored, columns = self.factors, self.prepared.columns
+        system = System.of(stored.keys, stored.whitened, columns.group_of, damping, columns.shares)
+        return solve(system, stored.residuals)
 
 
 def prepare(base: Base, site: Site, moment: SecondMoment, edits: Sequence[Edit], settings: RomeSettings) -> Prepared:
@@ -164,18 +165,7 @@ def compute_factors(
     """
     prepared = prepared or prepare(base, site, moment, edits, settings)
     columns, damping = prepared.columns, damping_of(site, settings)
-    alone = torch.cat(
-        [
-            row_space(
-                columns.keys[own],
-                columns.whitened[own],
-                [0] * len(own),
-                damping,
-                [columns.shares[column] for column in own],
-            )
-            for own in (columns.own(group) for group in range(len(columns.groups)))
-        ]
-    )
+    alone = torch.cat([row_space(columns.alone(group, damping)) for group in range(len(columns.groups))])
     module = find_module(base.model, site.module)
     trained = train_residuals(
         base.model,

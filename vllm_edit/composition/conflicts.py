@@ -1,0 +1,134 @@
+"""Conflicts: edits of one fact with different targets in different members. Refused until a policy names the winner."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vllm_edit.composition.facts import Fact, facts_of, same_target
+from vllm_edit.errors import EditError
+from vllm_edit.patch import Edit
+from vllm_edit.store.compiled import CompiledPatch
+from vllm_edit.store.names import resolve, short
+
+FIRST, LAST = "first", "last"
+"""Policies: the member given first, or last, wins; any other policy is the name of the member that wins."""
+
+Place = tuple[int, int]
+"""(member, edit), both indices."""
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """Two edits of one fact with different targets. `winner` and `loser` are members' names.
+
+    Before a policy decided, the winner is the member that was given first.
+    """
+
+    winner: str
+    loser: str
+    kept: Edit
+    left_out: Edit
+
+    def as_record(self) -> dict[str, str]:
+        """What the manifest says about a decided conflict."""
+        return {
+            "left_out": self.loser,
+            "prompt": self.left_out.prompt,
+            "target": self.left_out.target_new,
+            "winner": self.winner,
+            "kept_target": self.kept.target_new,
+        }
+
+    def __str__(self) -> str:
+        same = self.kept.prompt == self.left_out.prompt
+        other = "" if same else f"{self.left_out.prompt!r} → "
+        return (
+            f"{self.kept.prompt!r} → {self.kept.target_new!r} in {short(self.winner)}, "
+            f"{other}{self.left_out.target_new!r} in {short(self.loser)}"
+        )
+
+
+@dataclass(frozen=True)
+class Settlement:
+    """Which edits leave the composition, the conflicts that say why, and the policy (a member by its full name)."""
+
+    leaving: Mapping[Place, Conflict]
+    policy: str | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """What the manifest records, in an order that does not depend on the members'; empty without conflicts."""
+        records = sorted((one.as_record() for one in self.leaving.values()), key=lambda one: sorted(one.items()))
+        return {"policy": self.policy, "left_out": records} if records else {}
+
+
+def find_conflicts(members: Sequence[CompiledPatch]) -> list[Conflict]:
+    """Every pair of conflicting edits, in the members' order."""
+    return [_conflict(members, one, other) for one, other in _pairs(members)]
+
+
+def settle(members: Sequence[CompiledPatch], policy: str | None = None) -> Settlement:
+    """Which edits leave so that no fact has two targets.
+
+    policy: `first`: an edit gives way to those of members given before its own; `last`: to those of members given after
+    it; a member's name (or patch, or start of its digest): its edits win, and no other conflict may remain. An edit
+    that has left makes nothing give way.
+
+    Raises:
+        EditError: conflicts that the policy does not decide, one line each.
+        NotFound: the policy names none of the members.
+    """
+    pairs = _pairs(members)
+    if not pairs:
+        return Settlement({})
+    order = list(range(len(members)))
+    winners = {*order} if policy in (FIRST, LAST) else set[int]()
+    if policy == LAST:
+        order.reverse()
+    elif policy not in (None, FIRST):
+        policy = resolve(policy, [member.name for member in members])
+        winners = {place for place in order if members[place].name == policy}
+        order.sort(key=lambda place: place not in winners)
+    rank = {member: place for place, member in enumerate(order)}
+    rivals: dict[Place, list[Place]] = {}
+    for pair in pairs:
+        winner, loser = sorted(pair, key=lambda place: rank[place[0]])
+        rivals.setdefault(loser, []).append(winner)
+    leaving: dict[Place, Conflict] = {}
+    undecided: list[Conflict] = []
+    for loser in sorted(rivals, key=lambda place: (rank[place[0]], place[1])):
+        standing = sorted(
+            (winner for winner in rivals[loser] if winner not in leaving), key=lambda place: rank[place[0]]
+        )
+        conflicts = [_conflict(members, winner, loser) for winner in standing]
+        if any(winner[0] in winners for winner in standing):
+            leaving[loser] = conflicts[0]
+        else:
+            undecided += conflicts
+    if undecided:
+        advice = "decide with policy first, last, or the name of the member that wins; the losing edit leaves"
+        raise EditError("\n".join([*(f"conflict: {conflict}" for conflict in undecided), advice]))
+    return Settlement(leaving, policy)
+
+
+def _conflict(members: Sequence[CompiledPatch], winner: Place, loser: Place) -> Conflict:
+    return Conflict(members[winner[0]].name, members[loser[0]].name, _edit(members, winner), _edit(members, loser))
+
+
+def _pairs(members: Sequence[CompiledPatch]) -> list[tuple[Place, Place]]:
+    """Places of conflicting edits, each pair once. Edits of one member never conflict: a gate judged them together."""
+    seen: dict[Fact, list[Place]] = {}
+    found: dict[tuple[Place, Place], None] = {}
+    for number, member in enumerate(members):
+        for index, edit in enumerate(member.manifest.edits):
+            for fact in sorted(facts_of(edit)):
+                for earlier in seen.setdefault(fact, []):
+                    if earlier[0] != number and not same_target(_edit(members, earlier), edit):
+                        found[earlier, (number, index)] = None
+                seen[fact].append((number, index))
+    return list(found)
+
+
+def _edit(members: Sequence[CompiledPatch], place: Place) -> Edit:
+    return members[place[0]].manifest.edits[place[1]]

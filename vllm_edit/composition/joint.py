@@ -1,0 +1,51 @@
+"""Joint: key groups of several members solved together, from their stored factors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from vllm_edit.composition.closed_form import as_saved, solve
+from vllm_edit.composition.kept import keepable, within_room
+from vllm_edit.composition.parts import Group
+from vllm_edit.composition.system import System
+from vllm_edit.deltas.delta import LowRank
+from vllm_edit.store.compiled import Factors
+from vllm_edit.store.manifest import Column
+
+
+@dataclass(frozen=True)
+class Joint:
+    """Key groups solved together. update: as an adapter holds it, B [d_out, groups], A [groups, d_in] float32."""
+
+    groups: tuple[Group, ...]
+    columns: tuple[Column, ...]
+    system: System
+    residuals: torch.Tensor
+    update: LowRank
+
+    @property
+    def factors(self) -> Factors:
+        return Factors(self.system.keys, self.system.whitened, self.residuals)
+
+
+def solve_jointly(groups: Sequence[Group], damping: float) -> Joint:
+    """One update for all groups. Kept columns for which the others leave no room are left out (`kept`)."""
+    numbered = [
+        (column.model_copy(update={"group": index}), key, white)
+        for index, group in enumerate(groups)
+        for column, key, white in group.columns
+    ]
+    # The room first: it bounds the Gram product below, whatever the members keep.
+    numbered = [numbered[place] for place in within_room([c.share for c, *_ in numbered], numbered[0][1].numel())]
+    columns = [column for column, *_ in numbered]
+    keys, whitened = torch.stack([key for _, key, _ in numbered]), torch.stack([white for *_, white in numbered])
+    shares = [column.share for column in columns]
+    system = System.of(keys, whitened, [column.group for column in columns], damping, shares)
+    places = keepable(system.cosines, shares)
+    if len(places) < len(columns):
+        system, columns = system.only(places), [columns[place] for place in places]
+    residuals = torch.stack([group.residual for group in groups])
+    return Joint(tuple(groups), tuple(columns), system, residuals, as_saved(solve(system, residuals)))

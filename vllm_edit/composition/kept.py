@@ -1,0 +1,41 @@
+"""Kept columns: keys that an update must not move. Which of them can be kept together with what is edited.
+
+Shared by compiling and composing, so that a patch compiled jointly and its parts composed keep the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+KEPT_COSINE = 0.9
+"""A key to be kept whose whitened cosine with an edited one exceeds this contradicts it."""
+SAME_COSINE = 0.999
+"""Two keys to be kept whose whitened cosine exceeds this are one: kept twice, they would be linearly dependent."""
+_ROOM = 4  # kept columns take at most 1/_ROOM of the d_in dimensions
+
+
+def within_room(shares: Sequence[float], d_in: int) -> list[int]:
+    """Places of the columns with kept ones (share 0) left out evenly where they are more than a quarter of d_in.
+
+    Every column takes one dimension of d_in: a hundred patches that each keep ten keys would leave none for the edits.
+    """
+    room = d_in // _ROOM
+    kept = [place for place, share in enumerate(shares) if not share]
+    if len(kept) > room:
+        kept = [kept[step * len(kept) // room] for step in range(room)]
+    chosen = set(kept)
+    return [place for place, share in enumerate(shares) if share or place in chosen]
+
+
+def keepable(cosines: torch.Tensor, shares: Sequence[float]) -> list[int]:
+    """Places of the columns without kept ones that contradict an edited one or repeat an earlier kept one.
+
+    cosines: [n, n], the columns' `interference`. A key that one patch keeps and another edits cannot be kept.
+    """
+    edited = torch.tensor([share > 0 for share in shares])
+    contradicts = (cosines[:, edited] > KEPT_COSINE).any(dim=1)
+    repeats = ((cosines > SAME_COSINE).tril(-1) & ~edited[None, :]).any(dim=1)
+    left_out = ~edited & (contradicts | repeats)
+    return [place for place, out in enumerate(left_out.tolist()) if not out]

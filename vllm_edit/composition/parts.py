@@ -1,0 +1,110 @@
+"""Parts: the pieces of a compiled patch that cannot be taken apart. Which of them a composition is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from vllm_edit.composition.conflicts import Settlement
+from vllm_edit.composition.facts import Fact, facts_of, names_of, subjects_of
+from vllm_edit.deltas.delta import Delta
+from vllm_edit.errors import EditError
+from vllm_edit.patch import Edit
+from vllm_edit.store.compiled import CompiledPatch
+from vllm_edit.store.manifest import Column
+from vllm_edit.store.names import short
+
+
+@dataclass(frozen=True)
+class Group:
+    """A key group of a member: its columns (column, key, C⁻¹key), which share one residual [d_out]."""
+
+    edits: tuple[Edit, ...]
+    member: str
+    columns: tuple[tuple[Column, torch.Tensor, torch.Tensor], ...]
+    residual: torch.Tensor
+
+    @property
+    def names(self) -> frozenset[str]:
+        """What the subject is called, normalised."""
+        return frozenset[str]().union(*(names_of(edit) for edit in self.edits))
+
+
+@dataclass(frozen=True)
+class Block:
+    """A member without factors (MEND, fine-tuning): its whole delta."""
+
+    edits: tuple[Edit, ...]
+    member: str
+    delta: Delta
+
+
+Part = Group | Block
+
+
+def parts_of(member: CompiledPatch) -> list[tuple[Part, tuple[int, ...]]]:
+    """The parts of a compiled patch, each with its edits' indices."""
+    manifest, factors = member.manifest, member.factors
+    if factors is None:
+        return [(Block(manifest.edits, member.name, member.delta), tuple(range(len(manifest.edits))))]
+    columns: list[list[tuple[Column, torch.Tensor, torch.Tensor]]] = [[] for _ in manifest.groups]
+    for column, key, white in zip(manifest.columns, factors.keys, factors.whitened, strict=True):
+        columns[column.group].append((column, key, white))
+    return [
+        (
+            Group(tuple(manifest.edits[edit] for edit in group.edits), member.name, tuple(own), residual),
+            group.edits,
+        )
+        for group, own, residual in zip(manifest.groups, columns, factors.residuals, strict=True)
+    ]
+
+
+def select(members: Sequence[CompiledPatch], settlement: Settlement) -> list[Part]:
+    """The parts that stay: without those whose edits all gave way, and each fact once.
+
+    Their order, and which of several parts with one fact stays, does not depend on the members' order.
+
+    Raises:
+        EditError: a part has edits that must leave, or that another part has too, beside edits that must stay.
+    """
+    staying: list[Part] = []
+    for number, member in enumerate(members):
+        for part, indices in parts_of(member):
+            leaving = [index for index in indices if (number, index) in settlement.leaving]
+            if leaving and len(leaving) < len(indices):
+                conflict = settlement.leaving[number, leaving[0]]
+                raise EditError(
+                    f"{conflict.left_out.prompt!r} gives way to {short(conflict.winner)}, but {_bound(part)}; compile "
+                    f"the edits of {short(member.name)} that stay in a patch of their own"
+                )
+            if not leaving:
+                staying.append(part)
+    known: dict[Fact, Part] = {}
+    kept: list[Part] = []
+    for part in sorted(staying, key=_content):
+        ways = [facts_of(edit) for edit in part.edits]
+        repeated = [next((known[way] for way in sorted(own) if way in known), None) for own in ways]
+        other = next((earlier for earlier in repeated if earlier is not None), None)
+        if other is None:
+            kept.append(part)
+            known.update({way: part for own in ways for way in own})
+        elif None in repeated:
+            raise EditError(
+                f"{short(other.member)} and {short(part.member)} share some facts of {subjects_of(part.edits)} but not "
+                f"all, and {_bound(part)}; compile these edits in one patch"
+            )
+    return kept
+
+
+def _bound(part: Part) -> str:
+    """Why a part cannot be taken apart."""
+    if isinstance(part, Group):
+        return f"the edits of {subjects_of(part.edits)} in {short(part.member)} share one key group"
+    return f"{short(part.member)} has no factors: its delta cannot be taken apart"
+
+
+def _content(part: Part) -> tuple[int, list[str], str]:
+    """Larger parts first: a smaller one can then only repeat a larger one's facts, not the reverse."""
+    return -len(part.edits), sorted(edit.model_dump_json() for edit in part.edits), part.member

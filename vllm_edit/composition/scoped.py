@@ -1,0 +1,162 @@
+"""A patch with scope subject: its subjects' compiled patches side by side, and the composition of those that are named.
+
+A *unit* is one subject's edits, with all the subject's names, compiled as a patch of its own. A text gets the units whose
+names it mentions: none, one as it was compiled (its micro-adapter), or several solved jointly from their factors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from vllm_edit.composition.compose import compose
+from vllm_edit.deltas.delta import Delta
+from vllm_edit.errors import EditError
+from vllm_edit.patch import Edit, Patch
+from vllm_edit.store.compiled import CompiledPatch
+from vllm_edit.store.manifest import KeyGroup, Manifest
+from vllm_edit.store.site import Site
+from vllm_edit.subjects import Subjects
+from vllm_edit.text import normalise
+
+Load = Callable[[str], CompiledPatch]
+"""From a unit's name to the unit."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One subject's part of a patch: its edits' and key groups' numbers in that patch, and its own compiled patch."""
+
+    subject: str
+    edits: tuple[int, ...]
+    groups: tuple[int, ...]
+    member: str
+
+
+@dataclass(frozen=True)
+class ScopeIndex:
+    """Everything that choosing units needs, without their tensors. name: of the patch; patch: its first part."""
+
+    name: str
+    patch: str
+    units: tuple[Unit, ...]
+    subjects: Subjects
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> ScopeIndex:
+        """The index of a patch with scope subject."""
+        edits = manifest.edits
+        units = []
+        for own, member in zip(by_subject(edits), manifest.members, strict=True):
+            groups = tuple(number for number, group in enumerate(manifest.groups) if group.edits[0] in own)
+            units.append(Unit(edits[own[0]].subject, own, groups, member))
+        names = [{name for edit in unit.edits for name in names_of(edits[edit])} for unit in units]
+        return cls(manifest.name, manifest.patch, tuple(units), Subjects(names))
+
+    def mentioned(self, texts: Iterable[str]) -> tuple[int, ...]:
+        """Numbers of the units that the texts mention, ascending."""
+        return self.subjects.mentioned(texts)
+
+    def check(self, units: Sequence[int], max_rank: int) -> None:
+        """Refuse more units than one adapter holds.
+
+        They are never cut to fit: an edit that a conversation got must not leave it again.
+
+        Raises:
+            EditError: with the subjects' names.
+        """
+        rank = sum(len(self.units[number].groups) for number in units)
+        if rank > max_rank:
+            named = ", ".join(self.units[number].subject for number in units)
+            raise EditError(
+                f"the request mentions {len(units)} edited subjects of {self.patch} ({named}), which need rank {rank}; "
+                f"one adapter holds {max_rank}: ask about fewer at once, in requests or conversations of their own"
+            )
+
+    def compiled(self, units: Sequence[int], load: Load, site: Site | None = None) -> CompiledPatch:
+        """What answers a text that mentions these units (at least one).
+
+        Raises:
+            EditError: algebra cannot vouch for the composition, or there are too many units for the site's rank.
+        """
+        if site is not None:
+            self.check(units, site.max_rank)
+        members = [load(self.units[number].member) for number in units]
+        return members[0] if len(members) == 1 else compose(members, self.patch, site=site)
+
+
+def names_of(edit: Edit) -> tuple[str, ...]:
+    """The subject's names: as declared, and its aliases."""
+    return (edit.subject, *edit.aliases)
+
+
+def by_subject(edits: Sequence[Edit]) -> tuple[tuple[int, ...], ...]:
+    """Numbers of the edits of each subject, in the order in which subjects first appear."""
+    groups: dict[str, list[int]] = {}
+    for number, edit in enumerate(edits):
+        groups.setdefault(normalise(edit.subject), []).append(number)
+    return tuple(tuple(group) for group in groups.values())
+
+
+def assemble(patch: Patch, units: Sequence[CompiledPatch]) -> CompiledPatch:
+    """The compiled patch with scope subject whose units, in the order of `by_subject(patch.edits)`, are these."""
+    places = by_subject(patch.edits)
+    first = units[0].manifest
+    groups = [
+        KeyGroup(edits=tuple(own[edit] for edit in group.edits))
+        for own, unit in zip(places, units, strict=True)
+        for group in unit.manifest.groups
+    ]
+    manifest = Manifest(
+        patch=patch.name,
+        method=first.method,
+        base=first.base,
+        site=first.site,
+        modules=first.modules,
+        edits=patch.edits,
+        gate=patch.gate,
+        scope="subject",
+        members=tuple(unit.name for unit in units),
+        settings=first.settings,
+        groups=tuple(groups),
+        rank=max(unit.manifest.rank for unit in units),
+        adapter=None,
+    )
+    return CompiledPatch(manifest, Delta({}), units=tuple(units), report=_report(places, units))
+
+
+class Narrowing:
+    """From a compiled patch and a text to what answers it, all in memory: for evaluation."""
+
+    def __init__(self, patch: CompiledPatch) -> None:
+        self._patch = patch
+        self._index = ScopeIndex.of(patch.manifest) if patch.manifest.scope == "subject" else None
+        self._members = {unit.name: unit for unit in patch.units}
+        self._made: dict[tuple[int, ...], CompiledPatch | None] = {(): None}
+
+    def of(self, text: str) -> CompiledPatch | None:
+        """The patch itself if its scope is all; else the composition of what the text mentions, None for the base."""
+        if self._index is None:
+            return self._patch
+        units = self._index.mentioned([text])
+        if units not in self._made:
+            self._made[units] = self._index.compiled(units, self._members.__getitem__)
+        return self._made[units]
+
+
+def _report(places: Sequence[Sequence[int]], units: Sequence[CompiledPatch]) -> dict[str, object]:
+    """The units' reports as one, edits renumbered; norms and interference are the largest, since each serves alone."""
+    edits = [
+        {**record, "edit": own[record["edit"]]}
+        for own, unit in zip(places, units, strict=True)
+        for record in unit.report.get("edits", ())
+    ]
+    largest = {
+        key: max(float(unit.report[key]) for unit in units)
+        for key in ("norm", "interference")
+        if all(key in unit.report for unit in units)
+    }
+    missed = sorted(
+        own[edit] for own, unit in zip(places, units, strict=True) for edit in unit.report.get("missed", ())
+    )
+    return {"edits": sorted(edits, key=lambda record: int(record["edit"])), "missed": missed, **largest}
