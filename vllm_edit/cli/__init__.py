@@ -30,6 +30,7 @@ class _Root(LazyGroup):
             "tenant": (f"{_HERE}.tenant", "app"),
             "serve": (f"{_HERE}.serve", "serve"),
             "flags": (f"{_HERE}.serve", "flags"),
+            "trace": (f"{_HERE}.trace", "trace"),
             "schema": (f"{_HERE}.schema", "schema"),
             "atlas": (f"{_HERE}.atlas", "app"),
             "demo": (f"{_HERE}.demo", "demo"),

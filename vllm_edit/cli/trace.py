@@ -1,0 +1,79 @@
+"""`vllm-edit trace`: in which layers, and at which tokens, the base recalls what a patch would change."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vllm_edit.cli.output import JsonOption, print_json, progress_bar
+from vllm_edit.errors import EditError
+
+if TYPE_CHECKING:
+    from vllm_edit.patch import Edit
+
+
+def trace(
+    file: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", help="PATCH.yaml, or DATASET.json (CounterFact, KnowEdit, zsRE)."),
+    ],
+    model: Annotated[
+        str | None, typer.Option(help="The model to trace; default: the patch's base, else atlas.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many edits.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
+    noise: Annotated[
+        float, typer.Option(min=0, help="Noise, in standard deviations of the subjects' embeddings.")
+    ] = 3.0,
+    samples: Annotated[int, typer.Option(min=1, help="Noise samples for each prompt.")] = 10,
+    window: Annotated[
+        int | None, typer.Option(min=1, help="Layers restored at once for MLP and attention; default: 10/48 of all.")
+    ] = None,
+    batch_tokens: Annotated[
+        int, typer.Option(min=1, help="Most tokens in one forward pass: the memory budget.")
+    ] = 8192,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw a heat map: *.png or *.svg.")] = None,
+    json: JsonOption = False,
+) -> None:
+    """Find where the base model recalls the facts that a patch edits (causal tracing, ROME's first step).
+
+    The base's own answer is traced, not the patch's target: its probability when the prompt is read as it is, with
+    noise on the subject's tokens, and with clean states put back one place at a time.
+    """
+    edits, named = _edits(file, limit)
+    from rich.console import Console
+
+    from vllm_edit.cli.material import SHIPPED, load_base
+    from vllm_edit.editing.tracing import TraceSettings
+    from vllm_edit.editing.tracing import trace as traced
+    from vllm_edit.evaluation.effects import AverageEffects
+    from vllm_edit.evaluation.effects_table import effects_table
+    from vllm_edit.evaluation.heat_map import check_drawable, draw_heat_map
+
+    if out is not None:
+        check_drawable(out)
+    settings = TraceSettings(noise=noise, samples=samples, window=window, seed=seed, batch_tokens=batch_tokens)
+    base = load_base(model or named or SHIPPED)
+    with progress_bar(file.name) as progress:
+        found = AverageEffects(traced(base, edits, settings, progress))
+    if out is not None:
+        draw_heat_map(found, out)
+    if json:
+        print_json(found.as_record() | {"picture": str(out) if out else None})
+    else:
+        Console().print(effects_table(found))
+
+
+def _edits(file: Path, limit: int | None) -> tuple[list[Edit], str | None]:
+    """The edits of a patch or of a data set, at most `limit`, and the base that a patch names."""
+    from vllm_edit.datasets import read_edits
+    from vllm_edit.patch import Patch
+
+    if file.suffix in (".yaml", ".yml"):
+        patch = Patch.load(file)
+        return list(patch.edits[:limit]), patch.base
+    if file.suffix == ".json":
+        return read_edits(file, limit), None
+    raise EditError(f"expected PATCH.yaml or DATASET.json to trace; got {file}")

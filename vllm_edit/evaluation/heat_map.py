@@ -1,0 +1,55 @@
+"""Average effects as a picture: one heat map per kind of state, token roles down, layers across."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vllm_edit.editing.corruption import KINDS
+from vllm_edit.errors import EditError
+from vllm_edit.evaluation.effects import KIND_LABELS, ROLES, AverageEffects
+
+FORMATS = (".png", ".svg")
+_COLOURS = ("Purples", "Greens", "Reds")  # the paper's: hidden state, MLP, attention
+
+
+def check_drawable(path: Path) -> None:
+    """Raise before anything is computed if the picture could not be written afterwards.
+
+    Raises:
+        EditError: another format than PNG or SVG, a folder that is not there, or no matplotlib.
+    """
+    if path.suffix.lower() not in FORMATS:
+        raise EditError(f"expected a picture named *{' or *'.join(FORMATS)}; got {path}")
+    if not path.parent.is_dir():
+        raise EditError(f"there is no folder {path.parent} to write {path.name} into")
+    try:
+        import matplotlib  # noqa: F401  an optional extra
+    except ImportError:
+        raise EditError("a heat map needs matplotlib; install it with: pip install 'vllm-edit[plot]'") from None
+
+
+def draw_heat_map(found: AverageEffects, path: Path) -> None:
+    """Write the picture as PNG or SVG, by the path's ending. The same effects give the same file."""
+    check_drawable(path)
+    import matplotlib
+    from matplotlib.figure import Figure  # without pyplot: no global state, no window
+
+    depth = found.trace.depth
+    with matplotlib.rc_context({"svg.hashsalt": "vllm-edit", "font.size": 8}):
+        figure = Figure(figsize=(min(6.4 + 0.2 * depth, 14.0), 2.6), layout="constrained")
+        for place, (kind, colours) in enumerate(zip(KINDS, _COLOURS, strict=True)):
+            roles = found.by_kind[kind]
+            values = [[mean.value for mean in means] for means in roles.values()]  # [roles, layers]
+            axes = figure.add_subplot(1, len(KINDS), place + 1)
+            # From 0: small negative effects are noise. One scale a map, told by its bar, as kinds differ in size.
+            image = axes.imshow(values, cmap=colours, vmin=0, aspect="auto")
+            axes.set_title(f"{KIND_LABELS[kind]}" + ("" if kind == "hidden" else f", window {found.trace.window}"))
+            axes.set_xlabel("layer")
+            axes.set_xticks(range(0, depth, max(1, depth // 8)))
+            axes.set_yticks(range(len(roles)), [ROLES[role] for role in roles] if place == 0 else [""] * len(roles))
+            figure.colorbar(image, ax=axes)
+        figure.suptitle(
+            f"Average indirect effect on P(own answer): {found.trace.base}, {len(found.trace.prompts)} prompts"
+        )
+        metadata = {"Date": None} if path.suffix.lower() == ".svg" else {"Software": None}
+        figure.savefig(path, dpi=150, metadata=metadata)
