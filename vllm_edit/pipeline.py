@@ -15,7 +15,7 @@ from vllm_edit.editing.compile import compile_patch, method_of, settings_of
 from vllm_edit.editing.separately import compile_separately
 from vllm_edit.editing.settings import Progress
 from vllm_edit.editing.statistics import SecondMoment
-from vllm_edit.errors import UnsafeEdit
+from vllm_edit.errors import Incompatible, UnsafeEdit
 from vllm_edit.evaluation.evaluate import run_gate
 from vllm_edit.evaluation.refused import Refused
 from vllm_edit.evaluation.runners.hf import HFRunner
@@ -68,13 +68,26 @@ class Pipeline:
             patch, self.base, method, site=self.site, moment=self.moment, settings=settings, progress=progress
         )
         compiled = with_demonstrations(compiled, self.bank, self.base.tokenizer)
-        seconds = clock() - started
+        return self.judge(compiled, clock() - started, progress)
+
+    def judge(self, compiled: CompiledPatch, seconds: float, progress: Progress | None = None) -> Outcome:
+        """Save what was compiled or composed in `seconds`, and run its gate with the model.
+
+        Raises:
+            Incompatible: it is not for this base.
+        """
+        if compiled.manifest.base != self.base.fingerprint.digest:
+            raise Incompatible(
+                f"{compiled.manifest.patch} is for base {compiled.manifest.base}, the model {self.base.name} is "
+                f"{self.base.fingerprint.digest}: judge it with the model that the store was made for"
+            )
         compiled = replace(compiled, report={**compiled.report, "seconds": round(seconds, 3)})
         name = self.store.save(compiled)
         if progress:
             progress("gate", 0, 1)
         report, failures = run_gate(compiled, HFRunner(self.base.model, self.base.tokenizer))
-        self.store.add_record(name, "gate", {**report.model_dump(mode="json"), "failures": failures})
+        record = {**report.model_dump(mode="json"), "failures": failures, "judged_by": "model"}
+        self.store.add_record(name, "gate", record)
         self.store.registry.set_status(name, "rejected" if failures else "accepted", "; ".join(failures))
         return Outcome(name, compiled, tuple(failures), seconds)
 

@@ -158,5 +158,10 @@ def _refuse_foreign(members: Sequence[CompiledPatch]) -> None:
                     "at one site of one base; compile it into this store"
                 )
                 break
+        if member.manifest.scope == "subject":
+            problems.append(
+                f"{short(member.name)} has scope subject: its edits are composed for every request; to compose it with "
+                "other patches compile it with scope all"
+            )
     if problems:
         raise Incompatible("\n".join(problems))
