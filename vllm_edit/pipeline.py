@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from vllm_edit.editing.base import Base
@@ -48,7 +49,12 @@ class Pipeline:
 
     def __init__(self, store: Store, base: Base, bank: Bank) -> None:
         self.store, self.base, self.bank = store, base, bank
-        self.site, self.moment = store.site(), SecondMoment.from_tensors(store.moment())
+        self.site = store.site()
+
+    @cached_property
+    def moment(self) -> SecondMoment:
+        """The site's second moment: hundreds of megabytes for a large model, and not needed to judge."""
+        return SecondMoment.from_tensors(self.store.moment())
 
     def run(
         self,

@@ -20,6 +20,7 @@ class _Root(LazyGroup):
         {
             "store": (f"{_HERE}.store", "app"),
             "compile": (f"{_HERE}.compile", "compile_"),
+            "compose": (f"{_HERE}.compose", "compose"),
             "eval": (f"{_HERE}.eval", "eval"),
             "list": (f"{_HERE}.patches", "list_"),
             "show": (f"{_HERE}.patches", "show"),

@@ -24,7 +24,7 @@ from vllm_edit.patch import Gate
 from vllm_edit.store.compiled import CompiledPatch
 from vllm_edit.store.digest import digest_tensors
 from vllm_edit.store.manifest import KeyGroup, Manifest
-from vllm_edit.store.names import short
+from vllm_edit.store.names import check_patch, short
 from vllm_edit.store.site import Site
 
 _LONGEST_NAME = 63
@@ -61,6 +61,8 @@ def compose(
     members = list({member.name: member for member in members}.values())
     if not members:
         raise EditError("nothing to compose; expected at least one compiled patch")
+    if name is not None:
+        check_patch(name)
     _refuse_foreign(members)
     settlement = settle(members, policy)
     parts = select(members, settlement)

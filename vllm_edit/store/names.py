@@ -28,6 +28,15 @@ def check_name(name: str) -> str:
     return name
 
 
+def check_patch(name: str) -> str:
+    """`name` if a patch or composition may be called so."""
+    if re.fullmatch(_LABEL, name) is None:
+        raise EditError(
+            f"expected a patch's name of lower-case letters, digits, '.', '_' and '-' (at most 63), got {shown(name)}"
+        )
+    return name
+
+
 def check_tenant(name: str) -> str:
     if _TENANT.fullmatch(name) is None:
         raise EditError(

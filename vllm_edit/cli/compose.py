@@ -1,0 +1,114 @@
+"""`vllm-edit compose`: several compiled patches become one, solved jointly from what is stored."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vllm_edit.cli.output import JsonOption, StoreOption, print_error, print_json, print_table, progress_bar
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vllm_edit.pipeline import Outcome
+
+_SHOWN_PAIRS = 10
+
+
+def compose(
+    names: Annotated[
+        list[str], typer.Argument(metavar="NAME...", help="Compiled patches: capital, capital@4f1c, or full names.")
+    ],
+    out: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The composition's name; default: the members' names.")
+    ] = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            metavar="first|last|NAME",
+            help="Who wins where members give one fact different targets; without it they are refused.",
+        ),
+    ] = None,
+    truncate: Annotated[
+        bool, typer.Option("--truncate", help="Above the site's rank, keep the best approximation; its energy is told.")
+    ] = False,
+    damping: Annotated[
+        float | None, typer.Option(min=0, help="λ relative to the mean of diag(KᵀC⁻¹K); default: the members'.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Where the store's base model is now; default: as in init.")] = None,
+    store: StoreOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Solve compiled patches of one site jointly, store the result and run its gate with the model.
+
+    Later names win with --policy last: a tenant's own patch over a shared one. A composition that fails its gate is
+    stored as rejected, and exits 1.
+    """
+    from vllm_edit.composition.compose import compose as composed
+    from vllm_edit.ike.demonstrations import with_members_demonstrations
+    from vllm_edit.store.store import Store
+
+    opened = Store.open(store)
+    members = [opened.load(opened.resolve(name)) for name in names]
+    started = time.perf_counter()
+    made = composed(members, out, site=opened.site(), policy=policy, truncate=truncate, damping=damping)
+    seconds = time.perf_counter() - started
+    made = with_members_demonstrations(made, members)
+
+    from vllm_edit.cli.material import load_base  # only now: whatever algebra refuses needs no model
+    from vllm_edit.ike.bank import Bank
+    from vllm_edit.pipeline import Pipeline
+
+    pipeline = Pipeline(opened, load_base(model or opened.site().model), Bank())
+    with progress_bar(made.manifest.patch) as progress:
+        outcome = pipeline.judge(made, seconds, progress)
+    told = _told(outcome)
+    if json:
+        print_json(told)
+    else:
+        _print(told)
+    print_error("\n".join(f"{outcome.name}: rejected by its gate: {failure}" for failure in outcome.failures))
+    if not outcome.accepted:
+        raise typer.Exit(1)
+
+
+def _told(outcome: Outcome) -> dict[str, Any]:
+    manifest = outcome.compiled.manifest
+    return {
+        "name": outcome.name,
+        "status": "accepted" if outcome.accepted else "rejected",
+        "failures": list(outcome.failures),
+        "judged_by": "model",
+        "members": list(manifest.members),
+        "edits": len(manifest.edits),
+        "rank": manifest.rank,
+        "settings": manifest.settings,
+        "algebra": {key: value for key, value in outcome.compiled.report.items() if key != "judged_by"},
+    }
+
+
+def _print(told: Mapping[str, Any]) -> None:
+    """One line, then what gave way, then the pairs that interfere most."""
+    algebra = told["algebra"]
+    parts = [
+        f"{told['status']} by the model",
+        f"rank {told['rank']}",
+        f"{told['edits']} edits of {len(told['members'])} patches",
+        f"solved in {algebra['seconds']:.2f} s",
+        f"‖Δ‖ × {algebra['norm_growth']:.2f}",
+    ]
+    if algebra["kept_energy"] < 1:
+        parts.append(f"truncated, {algebra['kept_energy']:.2%} of the energy kept")
+    print(f"{told['name']}  {', '.join(parts)}")
+    for gone in told["settings"].get("left_out", ()):
+        print(
+            f"{gone['prompt']!r} → {gone['target']!r} of {gone['left_out']} left: {gone['winner']} "
+            f"says {gone['kept_target']!r}"
+        )
+    if shown := algebra.get("interference", [])[:_SHOWN_PAIRS]:
+        print()
+        print_table(("SUBJECT", "SUBJECT", "COSINE"), [(*pair["subjects"], f"{pair['cosine']:.3f}") for pair in shown])
+        if algebra["pairs"] > len(shown):
+            print(f"the {len(shown)} highest of {algebra['pairs']} pairs")
