@@ -5,7 +5,8 @@ Found by structure and by behaviour in one tiny forward pass, never by a module'
 - the decoder blocks are the largest `ModuleList` that runs in a forward pass on text;
 - in a block, attention is the child that mixes positions: change its input at the first position and its output at
   the last one changes. An MLP does not mix positions;
-- the down projection is the MLP's last linear layer, and its output is the MLP's output.
+- the down projection is the MLP's last linear layer, and its output is the MLP's output; the ones before it are its
+  gate and up projections, fused or apart.
 
 Whatever does not fit (mixture of experts, encoder-decoder, an MLP that adds the residual itself) is refused.
 """
@@ -30,12 +31,14 @@ _PROBE_LENGTH = 4
 class Layout:
     """Runtime names, one per decoder block where a tuple. `norm` is None for a model without a final norm.
 
-    Where a block holds its MLP's layers directly (OPT), `mlp` names the block.
+    Where a block holds its MLP's layers directly (OPT), `mlp` names the block. `matrices` are all of a block's MLP's
+    linear layers in the order in which they run; the last one is `down`.
     """
 
     layers: tuple[str, ...]
     attention: tuple[str, ...]
     mlp: tuple[str, ...]
+    matrices: tuple[tuple[str, ...], ...]
     down: tuple[str, ...]
     norm: str | None
     head: str
@@ -83,6 +86,7 @@ def find_layout(model: nn.Module) -> Layout:
         layers=tuple(names[block] for block in blocks),
         attention=tuple(names[part.attention] for part in parts),
         mlp=tuple(names[part.mlp] for part in parts),
+        matrices=tuple(tuple(names[layer] for layer in part.matrices) for part in parts),
         down=tuple(names[part.down] for part in parts),
         norm=_final_norm(blocks[-1], head, names, trace),
         head=names[head],
@@ -117,11 +121,16 @@ class _Trace:
 
 @dataclass(frozen=True)
 class _Parts:
-    """A block's attention, its MLP (the block itself where it has no module of its own), and its down projection."""
+    """A block's attention, its MLP (the block itself where it has no module of its own), and the MLP's linear layers in
+    the order in which they run."""
 
     attention: nn.Module
     mlp: nn.Module
-    down: nn.Module
+    matrices: tuple[nn.Module, ...]
+
+    @property
+    def down(self) -> nn.Module:
+        return self.matrices[-1]
 
     @classmethod
     def of(cls, block: nn.Module, name: str, trace: _Trace) -> _Parts:
@@ -145,7 +154,7 @@ class _Parts:
         result = main_tensor(trace.outputs[mlp])
         if not torch.equal(result, main_tensor(trace.outputs[down]).reshape(result.shape)):
             raise EditError(f"block {name}: the MLP's output is not its last linear layer's output (experts?)")
-        return cls(mixing[0], block if mlp is down else mlp, down)
+        return cls(mixing[0], block if mlp is down else mlp, tuple(ran))
 
 
 def _mixes_positions(module: nn.Module, trace: _Trace) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 import torch
 from torch import nn
@@ -101,6 +101,19 @@ class ExampleSettings:
             raise EditError(f"settings of {cls.method}: {error}") from None
 
 
+class Checked(Protocol):
+    """The settings that `recheck` needs of a method."""
+
+    @property
+    def advice(self) -> str: ...
+    @property
+    def served_margin(self) -> float: ...
+    @property
+    def batch_tokens(self) -> int: ...
+    @property
+    def on_missed(self) -> Literal["error", "report"]: ...
+
+
 @dataclass(frozen=True)
 class Trained:
     """How training ended: updates made, and the loss (mean NLL per target token, over the edits) before the last."""
@@ -162,7 +175,7 @@ def recheck(
     rows: Sequence[Row],
     delta: Delta,
     trained_margins: torch.Tensor,
-    settings: ExampleSettings,
+    settings: Checked,
 ) -> dict[str, Any]:
     """Every edit's target with the delta as it will be saved: the report's `edits`, `missed` and `norm`.
 

@@ -1,0 +1,90 @@
+"""The gradient of an edit as token pairs: for a linear layer it is a sum of outer products, and never formed.
+
+    ∇_W NLL(target | prompt) = Σ_t δ_t u_tᵀ,      u_t: the layer's input at token t,  δ_t: ∂NLL / ∂(its output at t)
+
+(MEND, arXiv 2110.11309, §3.1, eq. 2: "rank-1 structure of the gradient".) Measured with hooks; no parameter needs a
+gradient and the base stays as it was. Nothing below the first of the layers is differentiated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from vllm_edit.editing.hooks import find_module, frozen
+from vllm_edit.editing.rows import Batch, Row, answer_scores, batches, device_of, run_batch
+
+
+@dataclass(frozen=True)
+class TokenGradients:
+    """One linear layer's gradient for n edits, token by token, float32.
+
+    inputs: u [n, T, d_in].  outputs: δ [n, T, d_out].  counted: [n, T], False where u or δ is all zero (padding, and
+    tokens that the loss does not depend on); there both are zero.
+    """
+
+    inputs: torch.Tensor
+    outputs: torch.Tensor
+    counted: torch.Tensor
+
+    @classmethod
+    def of(cls, inputs: torch.Tensor, outputs: torch.Tensor) -> TokenGradients:
+        counted = (inputs != 0).any(-1) & (outputs != 0).any(-1)
+        kept = counted[..., None]
+        return cls(inputs * kept, outputs * kept, counted)
+
+    def dense(self) -> torch.Tensor:
+        """∇_W of each edit, [n, d_out, d_in], for tests and small models."""
+        return self.outputs.mT @ self.inputs
+
+
+def token_gradients(
+    model: nn.Module, modules: Sequence[str], rows: Sequence[Row], tokens: int
+) -> dict[str, TokenGradients]:
+    """Every module's token gradients of the mean NLL of each row's answer; each row is an edit of its own.
+
+    rows: n prompts with answers.  tokens: most tokens in one forward pass, padding included.
+    Returns:
+        Module name → gradients in the rows' order, T the longest row.
+    """
+    length = max(row.length for row in rows)
+    shapes: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    for batch in batches(rows, range(len(rows)), tokens, device_of(model)):
+        for name, (inputs, outputs) in _of_batch(model, modules, batch).items():
+            if name not in shapes:
+                shapes[name] = tuple(x.new_zeros(len(rows), length, x.shape[-1]) for x in (inputs, outputs))  # type: ignore[assignment]
+            for whole, part in zip(shapes[name], (inputs, outputs), strict=True):
+                whole[batch.rows, : part.shape[1]] = part
+    return {name: TokenGradients.of(*shapes[name]) for name in modules}
+
+
+def _of_batch(model: nn.Module, modules: Sequence[str], batch: Batch) -> Mapping[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Module → (u [b, seq, d_in], δ [b, seq, d_out]), zero at padding."""
+    inputs: dict[str, torch.Tensor] = {}
+    shifts: dict[str, torch.Tensor] = {}
+
+    def hook_of(name: str) -> Callable[..., torch.Tensor]:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
+            inputs[name] = args[0].detach()
+            # A zero that is added: the loss's gradient with respect to it is that with respect to the output.
+            shifts[name] = torch.zeros_like(output, requires_grad=True)
+            return output + shifts[name]
+
+        return hook
+
+    with frozen(model), torch.enable_grad(), ExitStack() as stack:
+        for name in modules:
+            stack.callback(find_module(model, name).register_forward_hook(hook_of(name)).remove)
+        nll, _ = answer_scores(run_batch(model, batch), batch)
+        outputs = torch.autograd.grad(nll.sum(), [shifts[name] for name in modules])
+    real, shape = batch.attention_mask[..., None].bool(), (*batch.input_ids.shape, -1)
+    # Some families flatten batch and sequence before the MLP.
+    return {
+        name: (inputs[name].reshape(shape).float() * real, output.reshape(shape).float() * real)
+        for name, output in zip(modules, outputs, strict=True)
+    }
