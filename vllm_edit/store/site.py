@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from vllm_edit.errors import EditError
 from vllm_edit.store.digest import digest_bytes, digest_file, digest_json
@@ -74,24 +74,46 @@ class Context(_Frozen):
 
 
 class Site(_Frozen):
-    """Where edits go: fixed once per store by `vllm-edit store init`. Patches of one site compose."""
+    """Where edits go: fixed once per store by `vllm-edit store init`. Patches of one site compose.
+
+    A closed-form site is one module at one token, with what its solver needs. A site with a hypernetwork (MEND) is the
+    matrices that the network edits, at every token, and has none of that.
+    """
 
     base: Fingerprint
     model: str = Field(description="what the user named: 'atlas', a folder or a hub id; informative, not identity")
-    modules: tuple[str, ...] = Field(min_length=1, description="runtime names, e.g. model.layers.6.mlp.down_proj")
-    layer: int
-    token: Token
-    d_in: int
-    d_out: int
-    contexts: tuple[Context, ...] = Field(min_length=1)
-    second_moment: str = Field(description="digest of the moment's tensors")
-    second_moment_count: int = Field(description="number of vectors in C")
-    ridge: float = Field(description="added to C's diagonal, relative to its mean")
-    damping: float = Field(description="λ, relative to the mean of diag(Kᵀ C⁻¹ K)")
-    residual_scale: float = Field(description="RMS of the residual stream at the site's token: the unit of a residual")
+    modules: tuple[str, ...] = Field(min_length=1, description="the model's names, e.g. model.layers.6.mlp.down_proj")
+    layer: int = Field(description="the first edited layer")
+    network: str | None = Field(None, description="digest of the hypernetwork's tensors; None for a closed-form site")
+    token: Token = "last"
+    d_in: int = 0
+    d_out: int = 0
+    contexts: tuple[Context, ...] = ()
+    second_moment: str = Field("", description="digest of the moment's tensors")
+    second_moment_count: int = Field(0, description="number of vectors in C")
+    ridge: float = Field(0.0, description="added to C's diagonal, relative to its mean")
+    damping: float = Field(0.0, description="λ, relative to the mean of diag(Kᵀ C⁻¹ K)")
+    residual_scale: float = Field(
+        0.0, description="RMS of the residual stream at the site's token: the unit of a residual"
+    )
     max_rank: int
     slots: int
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _is_of_one_kind(self) -> Site:
+        """Either everything that a closed-form solver needs, or a network and nothing of that."""
+        needed = ("d_in", "d_out", "contexts", "second_moment", "second_moment_count", "residual_scale")
+        if self.network is None and (missing := [name for name in needed if not getattr(self, name)]):
+            raise ValueError(f"a closed-form site needs {', '.join(missing)}")
+        if self.network is not None and (extra := [name for name in needed if getattr(self, name)]):
+            raise ValueError(f"a site with a network has no {', '.join(extra)}")
+        return self
+
+    @property
+    def material(self) -> str:
+        """Digest of the tensors that belong to the site: its second moment's, or its network's."""
+        return self.second_moment if self.network is None else self.network
 
     @property
     def module(self) -> str:
@@ -102,4 +124,5 @@ class Site(_Frozen):
 
     @property
     def digest(self) -> str:
-        return digest_json(self.model_dump(mode="json", exclude={"model", "slots"}))
+        left_out = {"model", "slots"} | ({"network"} if self.network is None else set())
+        return digest_json(self.model_dump(mode="json", exclude=left_out))

@@ -1,7 +1,7 @@
 """The store: one site, its compiled patches as immutable files, and the registry of who is served what.
 
 site.json                      the site, with its digest
-moments/<digest>.safetensors   its second moment
+moments/<digest>.safetensors   its second moment, or networks/<digest>.safetensors for a site with a hypernetwork
 patches/<patch>@<digest>/      one compiled patch each (`artefacts`)
 records/<name>/<kind>-<time>.json   reports and timings, outside the digest
 registry.db                    unless VLLM_EDIT_REGISTRY names another database
@@ -58,11 +58,11 @@ class Store:
         return cls(place, files, Registry(_registry_url(place, files)))
 
     @classmethod
-    def create(cls, url: str | Path | None, site: Site, moment: Mapping[str, torch.Tensor]) -> Store:
-        """A store with `site` and its second moment. One that has this site already is opened as it is.
+    def create(cls, url: str | Path | None, site: Site, material: Mapping[str, torch.Tensor]) -> Store:
+        """A store with `site` and its second moment or network. One that has this site already is opened as it is.
 
         Raises:
-            EditError: another site is fixed there, or `moment` is not the one that the site names.
+            EditError: another site is fixed there, or `material` is not what the site names.
         """
         from vllm_edit.store.artefacts import pack_tensors
         from vllm_edit.store.digest import digest_tensors
@@ -77,11 +77,12 @@ class Store:
                     "and a store has one for good; give another --store"
                 )
             return store
-        if digest_tensors(moment) != site.second_moment:
-            raise EditError(f"the second moment has digest {digest_tensors(moment)}, the site {site.second_moment}")
+        if digest_tensors(material) != site.material:
+            what = "second moment" if site.network is None else "network"
+            raise EditError(f"the {what} has digest {digest_tensors(material)}, the site {site.material}")
         if isinstance(files, LocalFiles):
             files.root.mkdir(parents=True, exist_ok=True)
-        files.write(_moment_path(site.second_moment), pack_tensors(moment))
+        files.write(_material_path(site), pack_tensors(material))
         registry = Registry(_registry_url(place, files))
         content = site.model_dump(mode="json")
         text = json.dumps({"digest": digest_json(content), "site": content}, indent=2, ensure_ascii=False)
@@ -108,13 +109,26 @@ class Store:
             raise Corrupt(f"{_SITE} cannot be read ({error!r}); restore it from a backup") from error
 
     def moment(self) -> dict[str, torch.Tensor]:
-        """The site's second moment as it was given to `create`, checked against its digest."""
+        """The site's second moment as it was given to `create`, checked against its digest.
+
+        Raises:
+            EditError: the site has a hypernetwork instead.
+        """
+        if self.site().network is not None:
+            raise EditError(
+                f"{self.url} is a store for MEND: its site has a hypernetwork and no second moment; compile with "
+                "--method mend, or make another store (vllm-edit store init)"
+            )
+        return self.material()
+
+    def material(self) -> dict[str, torch.Tensor]:
+        """The tensors that belong to the site, second moment or network, checked against their digest."""
         from vllm_edit.store.artefacts import unpack_tensors
 
-        digest = self.site().second_moment
-        path = _moment_path(digest)
+        site = self.site()
+        path = _material_path(site)
         try:
-            return unpack_tensors(path, self.files.read(path), digest)
+            return unpack_tensors(path, self.files.read(path), site.material)
         except FileNotFoundError:
             raise Corrupt(f"{path} is missing; restore it from a backup") from None
 
@@ -248,7 +262,7 @@ class Store:
         """Every problem in the store, one line each; empty when all is well."""
         problems = []
         stored = self.names()
-        checks: list[Callable[[], object]] = [self.site, self.moment, *(partial(self.check, name) for name in stored)]
+        checks: list[Callable[[], object]] = [self.site, self.material, *(partial(self.check, name) for name in stored)]
         for check in checks:
             try:
                 check()
@@ -314,5 +328,5 @@ def _folder(name: str) -> str:
     return f"patches/{names.check_name(name)}"
 
 
-def _moment_path(digest: str) -> str:
-    return f"moments/{digest}.safetensors"
+def _material_path(site: Site) -> str:
+    return f"{'moments' if site.network is None else 'networks'}/{site.material}.safetensors"
