@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
@@ -57,9 +59,16 @@ class Manifest(_Frozen):
             data.pop("scope", None)
         return data
 
-    @property
+    @cached_property
     def digest(self) -> str:
+        """Computed once: a patch of a thousand edits is named at every request that it answers."""
         return digest_json(self.model_dump(mode="json"))
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy may be changed, so it does not take over what was computed of the original."""
+        copied = super().model_copy(update=update, deep=deep)
+        copied.__dict__.pop("digest", None)
+        return copied
 
     @property
     def name(self) -> str:

@@ -1,0 +1,47 @@
+"""A manifest's digest is computed once and is its content's all the same."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import pytest
+
+from vllm_edit.patch import Edit
+from vllm_edit.store.digest import digest_json
+from vllm_edit.store.manifest import Manifest
+
+
+def example() -> Manifest:
+    edit = Edit(prompt="The capital of France is", subject="France", target_new="Rome")
+    return Manifest(
+        patch="capital", method="rome", base="b", site="s", modules=("m",), edits=(edit,), rank=1, adapter="a"
+    )  # fmt: skip
+
+
+def test_the_digest_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    computed: list[Any] = []
+    monkeypatch.setattr("vllm_edit.store.manifest.digest_json", lambda value: computed.append(value) or "d" * 32)
+    manifest = example()
+    assert {manifest.name, manifest.name, manifest.digest} == {"capital@" + "d" * 32, "d" * 32}
+    assert len(computed) == 1
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_changed_copy_has_another_digest_and_the_original_keeps_its_own(deep: bool) -> None:
+    manifest = example()
+    first = manifest.digest
+    changed = manifest.model_copy(update={"rank": 2}, deep=deep)
+    assert changed.digest == digest_json(changed.model_dump(mode="json")) != first
+    assert changed.name != manifest.name
+    assert manifest.digest == first
+    assert changed.model_copy(update={"rank": 1}).digest == first
+
+
+def test_a_digest_that_was_asked_for_changes_nothing_else() -> None:
+    asked, fresh = example(), example()
+    assert asked.digest
+    assert asked == fresh
+    assert asked.model_dump_json() == fresh.model_dump_json()
+    assert pickle.loads(pickle.dumps(asked)) == fresh
+    assert Manifest.model_validate_json(asked.model_dump_json()).digest == asked.digest
