@@ -12,8 +12,10 @@ import re
 import shlex
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ import yaml
 from typer.main import get_command
 
 from vllm_edit.cli import app
+from vllm_edit.editing.compile import METHODS
 from vllm_edit.errors import PatchError
 from vllm_edit.ike.bank import Bank
 from vllm_edit.patch import Patch
@@ -298,30 +301,36 @@ def test_metrics_in_the_docs_are_those_that_are_exposed() -> None:
     assert {family.name for family in registry.collect()} == {name.removesuffix("_total") for name in told}
 
 
-def test_table_of_settings_is_that_of_the_code() -> None:
-    page = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
-    shown = page.partition("<!-- settings -->\n")[2].partition("<!-- /settings -->")[0]
-    assert shown == _settings_table(), f"docs/methods.md, between its settings marks, should hold:\n{_settings_table()}"
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_table_of_a_methods_settings_is_that_of_the_code(method: str) -> None:
+    mark = f"settings {method}"
+    shown = [shown for page in PAGES if (shown := _marked(page.read_text(encoding="utf-8"), mark)) is not None]
+    table = _settings_table(METHODS[method].settings)
+    assert shown == [table], f"one page should hold, between <!-- {mark} --> and <!-- /{mark} -->:\n{table}"
 
 
-def _settings_table() -> str:
-    """Name, default and docstring of every field of RomeSettings, in their order."""
-    source = (ROOT / "vllm_edit" / "editing" / "settings.py").read_text(encoding="utf-8")
-    settings = next(
-        node for node in ast.parse(source).body if isinstance(node, ast.ClassDef) and node.name == "RomeSettings"
-    )
+def _marked(text: str, mark: str) -> str | None:
+    """What stands between a page's marks of that name."""
+    _, opened, rest = text.partition(f"<!-- {mark} -->\n")
+    return rest.partition(f"<!-- /{mark} -->")[0] if opened else None
+
+
+def _settings_table(settings: type[Any]) -> str:
+    """Name, default and docstring of every field of a settings dataclass, in their order."""
+    told: dict[str, str] = {}
+    names = [field.name for field in fields(settings)]
+    for owner in reversed([cls for cls in settings.__mro__ if is_dataclass(cls)]):
+        body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0].body  # type: ignore[attr-defined]
+        for field, text in pairwise(body):
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and field.target.id in names:
+                assert isinstance(text, ast.Expr), f"{field.target.id} has no docstring"
+                assert isinstance(text.value, ast.Constant)
+                told[field.target.id] = " ".join(str(text.value.value).split()).replace("|", "\\|")
     rows = ["| setting | default | |", "|---|---|---|"]
-    from vllm_edit.editing.settings import RomeSettings
-
-    defaults = RomeSettings()
-    for field, text in zip(settings.body, settings.body[1:], strict=False):
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
-            assert isinstance(text, ast.Expr), f"{field.target.id} has no docstring"
-            assert isinstance(text.value, ast.Constant)
-            default = getattr(defaults, field.target.id)
-            shown = ", ".join(default) if isinstance(default, tuple) else "site's" if default is None else default
-            told = " ".join(str(text.value.value).split()).replace("|", "\\|")
-            rows.append(f"| `{field.target.id}` | {shown} | {told} |")
+    for field in fields(settings):
+        missing = "site's" if "None takes the site's" in told[field.name] else "none"
+        shown = ", ".join(field.default) if isinstance(field.default, tuple) else field.default
+        rows.append(f"| `{field.name}` | {missing if shown is None else shown} | {told[field.name]} |")
     return "\n".join(rows) + "\n"
 
 
