@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def compile_(
     files: Annotated[list[Path], typer.Argument(metavar="PATCH.yaml...", help="Patch files.")],
     model: Annotated[str | None, typer.Option(help="Where the store's base model is now; default: as in init.")] = None,
-    method: Annotated[str, typer.Option(help="Editing method.")] = "rome",
+    method: Annotated[str, typer.Option(help="Editing method: rome, mend, ft or lora.")] = "rome",
     settings: SetOption = None,
     bank: Annotated[
         Path | None, typer.Option(help="Facts in YAML that the model knows, for IKE; atlas brings its own.")
