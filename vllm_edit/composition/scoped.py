@@ -1,7 +1,7 @@
 """A patch with scope subject: its subjects' compiled patches side by side, and the composition of those that are named.
 
-A *unit* is one subject's edits, with all the subject's names, compiled as a patch of its own. A text gets the units whose
-names it mentions: none, one as it was compiled (its micro-adapter), or several solved jointly from their factors.
+A *unit* is one subject's edits, with all the subject's names, compiled as a patch of its own. A text gets the units
+whose names it mentions: none, one as it was compiled (its micro-adapter), or several solved jointly from their factors.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from vllm_edit.composition.compose import compose
+from vllm_edit.composition.conflicts import find_conflicts
+from vllm_edit.composition.vouch import vouch
 from vllm_edit.deltas.delta import Delta
-from vllm_edit.errors import EditError
+from vllm_edit.errors import EditError, Incompatible
 from vllm_edit.patch import Edit, Patch
 from vllm_edit.store.compiled import CompiledPatch
 from vllm_edit.store.manifest import KeyGroup, Manifest
@@ -45,10 +47,12 @@ class ScopeIndex:
     @classmethod
     def of(cls, manifest: Manifest) -> ScopeIndex:
         """The index of a patch with scope subject."""
-        edits = manifest.edits
+        edits, group_of = manifest.edits, dict[int, int]()
+        for number, group in enumerate(manifest.groups):
+            group_of |= dict.fromkeys(group.edits, number)
         units = []
         for own, member in zip(by_subject(edits), manifest.members, strict=True):
-            groups = tuple(number for number, group in enumerate(manifest.groups) if group.edits[0] in own)
+            groups = tuple(dict.fromkeys(group_of[edit] for edit in own if edit in group_of))
             units.append(Unit(edits[own[0]].subject, own, groups, member))
         names = [{name for edit in unit.edits for name in names_of(edits[edit])} for unit in units]
         return cls(manifest.name, manifest.patch, tuple(units), Subjects(names))
@@ -77,12 +81,22 @@ class ScopeIndex:
         """What answers a text that mentions these units (at least one).
 
         Raises:
-            EditError: algebra cannot vouch for the composition, or there are too many units for the site's rank.
+            Incompatible: algebra does not vouch for the composition.
+        EditError: there are more units than the site's rank allows.
         """
         if site is not None:
             self.check(units, site.max_rank)
         members = [load(self.units[number].member) for number in units]
-        return members[0] if len(members) == 1 else compose(members, self.patch, site=site)
+        if len(members) == 1:
+            return members[0]
+        composition = compose(members, self.patch, site=site)
+        if problems := vouch(composition):
+            named = ", ".join(self.units[number].subject for number in units)
+            raise Incompatible(
+                f"{named}: these edits of {self.patch} were judged apart, and cannot be served together: "
+                f"{'; '.join(problems)}; ask about one at a time, or compile them in one patch with scope all"
+            )
+        return composition
 
 
 def names_of(edit: Edit) -> tuple[str, ...]:
@@ -99,7 +113,13 @@ def by_subject(edits: Sequence[Edit]) -> tuple[tuple[int, ...], ...]:
 
 
 def assemble(patch: Patch, units: Sequence[CompiledPatch]) -> CompiledPatch:
-    """The compiled patch with scope subject whose units, in the order of `by_subject(patch.edits)`, are these."""
+    """The compiled patch with scope subject whose units, in the order of `by_subject(patch.edits)`, are these.
+
+    Raises:
+        EditError: two subjects have a name in common, and edits of one relation to different targets.
+    """
+    if conflicts := find_conflicts(units):
+        raise EditError("two subjects of one name, decide for one: " + "; ".join(map(str, conflicts)))
     places = by_subject(patch.edits)
     first = units[0].manifest
     groups = [
@@ -133,6 +153,12 @@ class Narrowing:
         self._index = ScopeIndex.of(patch.manifest) if patch.manifest.scope == "subject" else None
         self._members = {unit.name: unit for unit in patch.units}
         self._made: dict[tuple[int, ...], CompiledPatch | None] = {(): None}
+
+    def edits(self, text: str) -> tuple[int, ...] | None:
+        """Numbers of the edits whose subjects the text mentions; None if the patch's scope is all."""
+        if self._index is None:
+            return None
+        return tuple(edit for number in self._index.mentioned([text]) for edit in self._index.units[number].edits)
 
     def of(self, text: str) -> CompiledPatch | None:
         """The patch itself if its scope is all; else the composition of what the text mentions, None for the base."""

@@ -9,7 +9,7 @@ from vllm_edit.editing.method import MethodResult
 from vllm_edit.editing.rome import compute_factors, judged
 from vllm_edit.editing.settings import Progress, RomeSettings
 from vllm_edit.editing.statistics import SecondMoment
-from vllm_edit.errors import EditError
+from vllm_edit.errors import EditError, UnsafeEdit
 from vllm_edit.patch import Patch
 from vllm_edit.store.site import Site
 from vllm_edit.text import normalise
@@ -29,7 +29,7 @@ def compile_each(
 
     Raises:
         EditError: two patches edit one subject, so that their edits could fall into one key group.
-        UnsafeEdit: an edit missed its target or breaks a health limit, by name.
+        UnsafeEdit: edits missed their targets or break a health limit, all of them by name.
     """
     owners: dict[str, Patch] = {}
     for patch in patches:
@@ -42,11 +42,17 @@ def compile_each(
     edits = [edit for patch in patches for edit in patch.edits]
     computed = compute_factors(base, site, moment, edits, settings, progress=progress)
     results: list[MethodResult] = []
+    problems: list[str] = []
     start = 0
     for patch in patches:
         own = range(start, start + len(patch.edits))
         start = own.stop
-        results.append(judged(base, site, patch.edits, computed.only(own), settings))
+        try:
+            results.append(judged(base, site, patch.edits, computed.only(own), settings))
+        except UnsafeEdit as error:
+            problems += str(error).splitlines()
         if progress:
             progress("re-checking", len(results), len(patches))
+    if problems:
+        raise UnsafeEdit("\n".join(problems))
     return results

@@ -6,14 +6,16 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 
+from vllm_edit.composition.scoped import Narrowing
 from vllm_edit.evaluation.questions import Question
 from vllm_edit.evaluation.refused import Refused
 from vllm_edit.evaluation.report import Cost, Mode
 from vllm_edit.evaluation.runners.runner import Request, Runner, Scored
-from vllm_edit.ike.prefix import build_prefix, wrap
+from vllm_edit.ike.prefix import Edited, build_prefix, wrap
+from vllm_edit.ike.scoped import Shelf
 from vllm_edit.patch import Patch
 from vllm_edit.prompting import answer_ids, prompt_ids
-from vllm_edit.store.compiled import CompiledPatch
+from vllm_edit.store.compiled import CompiledPatch, Demonstration
 
 One = Patch | CompiledPatch | Refused
 Progress = Callable[[str, int, int], None]
@@ -28,18 +30,26 @@ def requests_of(
 ) -> list[Request]:
     """What is asked in a mode; in mode ike each prompt has its prefix, within the runner's context."""
     requests = []
+    narrowed = [Narrowing(patch) if isinstance(patch, CompiledPatch) else None for patch in patches]
     for question in questions:
-        patch = patches[question.patch]
+        patch, scope = patches[question.patch], narrowed[question.patch]
         if mode == "base" or isinstance(patch, Patch):
             requests.append(Request(question.prompt, question.chat))
-        elif mode == "weights" and isinstance(patch, CompiledPatch):
-            requests.append(Request(question.prompt, question.chat, patch))
+        elif mode == "weights" and scope is not None:
+            requests.append(Request(question.prompt, question.chat, scope.of(question.prompt)))
         else:
-            edited = patch.manifest if isinstance(patch, CompiledPatch) else patch
+            edited: Edited = patch.manifest if isinstance(patch, CompiledPatch) else patch
+            demonstrations: Sequence[Demonstration] = patch.demonstrations
+            named = None if scope is None else scope.edits(question.prompt)
+            if named == ():
+                requests.append(Request(question.prompt, question.chat))
+                continue
+            if named is not None:
+                edited, demonstrations = Shelf(edited, demonstrations).of(named)
             texts = [text for text in (question.expected, question.rival) if text]
             longest = max(len(answer_ids(runner.tokenizer, question.prompt, text, question.chat)) for text in texts)
             budget = runner.context - _length(runner, question.prompt, question.chat) - max(max_tokens, longest)
-            prefix = build_prefix(edited, patch.demonstrations, question.prompt, budget)
+            prefix = build_prefix(edited, demonstrations, question.prompt, budget)
             requests.append(Request(wrap(prefix, question.prompt), question.chat))
     return requests
 

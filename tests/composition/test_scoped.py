@@ -1,0 +1,153 @@
+"""A patch with scope subject: units compiled apart, chosen by name, composed jointly, vouched for by algebra."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.editing.material import BRAZIL, FRANCE, JAPAN, LOOSE, bench
+from vllm_edit.composition.scoped import Narrowing, ScopeIndex, assemble, by_subject
+from vllm_edit.editing.compile import compile_patch
+from vllm_edit.editing.separately import compile_separately
+from vllm_edit.errors import Corrupt, EditError, UnsafeEdit
+from vllm_edit.ike.bank import Bank
+from vllm_edit.ike.demonstrations import with_demonstrations
+from vllm_edit.patch import Edit, Patch
+from vllm_edit.store.compiled import CompiledPatch
+from vllm_edit.store.store import Store
+
+EDITS = (
+    FRANCE.model_copy(update={"aliases": ("French Republic",)}),
+    JAPAN,
+    BRAZIL,
+    Edit(prompt="The people of FRANCE speak", subject="FRANCE", relation="language", target_new="French"),
+)
+PATCH = Patch(name="world", scope="subject", edits=EDITS)
+
+
+@pytest.fixture(scope="module")
+def world() -> CompiledPatch:
+    one = bench()
+    return compile_patch(PATCH, one.base, site=one.site, moment=one.moment, settings=LOOSE)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory, world: CompiledPatch) -> Store:
+    one = bench()
+    store = Store.create(tmp_path_factory.mktemp("scoped") / "store", one.site, one.moment.tensors())
+    store.save(world)
+    return store
+
+
+def test_edits_are_grouped_by_subject_in_the_order_in_which_subjects_appear() -> None:
+    assert by_subject(EDITS) == ((0, 3), (1,), (2,))
+
+
+def test_each_subject_is_compiled_as_it_would_be_alone(world: CompiledPatch) -> None:
+    one = bench()
+    alone = [
+        Patch(name="world", gate=PATCH.gate, edits=tuple(EDITS[number] for number in own)) for own in by_subject(EDITS)
+    ]
+    expected = compile_separately(alone, one.base, site=one.site, moment=one.moment, settings=LOOSE)
+    assert world.manifest.members == tuple(unit.name for unit in expected)
+    assert world.manifest.adapter is None
+    assert [record["subject"] for record in world.report["edits"]] == [edit.subject for edit in EDITS]
+    assert sorted(edit for group in world.manifest.groups for edit in group.edits) == [0, 1, 2, 3]
+
+
+def test_an_edit_that_misses_is_refused_by_name() -> None:
+    one = bench()
+    with pytest.raises(UnsafeEdit, match="Japan"):
+        compile_patch(PATCH, one.base, site=one.site, moment=one.moment, settings={"steps": 0})
+
+
+def test_a_text_gets_exactly_the_composition_of_what_it_mentions(world: CompiledPatch) -> None:
+    narrowing = Narrowing(world)
+    france, japan, brazil = world.units
+    assert narrowing.of("Who wrote Hamlet?") is None
+    assert narrowing.of("The currency of JAPAN is the") is japan
+    assert narrowing.of("The French Republic") is france
+    assert narrowing.edits("The French Republic") == (0, 3)
+    both = narrowing.of("Brazil or Japan?")
+    assert both is not None
+    assert set(both.manifest.members) == {japan.name, brazil.name}
+    assert both is narrowing.of("Japan or Brazil?")
+    # Both units' constraints hold in the joint solution: each edit shifts its own key as it did alone.
+    for unit in (japan, brazil):
+        assert unit.factors is not None
+        key = unit.factors.keys[0].double()
+        for (module, part), alone in zip(both.delta.parts.items(), unit.delta.parts.values(), strict=True):
+            assert module == world.manifest.modules[0]
+            shift, expected = part.B.double() @ (part.A.double() @ key), alone.B.double() @ (alone.A.double() @ key)
+            assert torch.allclose(shift, expected, atol=1e-3 * float(expected.norm()))
+
+
+def test_more_subjects_than_an_adapter_holds_are_refused_with_their_names(world: CompiledPatch) -> None:
+    index = ScopeIndex.of(world.manifest)
+    assert sum(len(unit.groups) for unit in index.units) > 2
+    with pytest.raises(EditError, match=r"France, Japan, Brazil.*one adapter holds 2"):
+        index.check((0, 1, 2), 2)
+    index.check((1, 2), 2)
+
+
+def test_two_subjects_that_share_a_name_may_not_disagree() -> None:
+    one = bench()
+    nippon = Edit(prompt="The yen of Nippon is", subject="Nippon", relation="currency", target_new="of")
+    twins = (JAPAN, nippon.model_copy(update={"aliases": ("Japan",)}))
+    units = compile_separately(
+        [Patch(name="twins", edits=(edit,)) for edit in twins],
+        one.base,
+        site=one.site,
+        moment=one.moment,
+        settings={"forms": ("plain",), "ending": False, "on_missed": "report", "steps": 1},
+    )
+    with pytest.raises(EditError, match="two subjects of one name"):
+        assemble(Patch(name="twins", scope="subject", edits=twins), units)
+
+
+def test_store_keeps_units_apart_and_gives_back_what_was_saved(store: Store, world: CompiledPatch) -> None:
+    found = store.load(world.name)
+    assert found.manifest == world.manifest
+    assert [unit.name for unit in found.units] == list(world.manifest.members)
+    assert store.names() == [world.name]
+    assert store.verify() == []
+    unit = store.unit(world.name, world.manifest.members[1])
+    assert unit.delta.digest == world.units[1].delta.digest
+    assert unit.factors is not None
+    with pytest.raises(EditError, match="scope subject"):
+        store.adapter_files(world.name)
+
+
+def test_a_damaged_unit_is_found(store: Store, world: CompiledPatch) -> None:
+    member = world.manifest.members[2]
+    path = Path(store.url) / "patches" / world.name / "units" / f"{member.partition('@')[2]}.safetensors"
+    whole = path.read_bytes()
+    try:
+        for place in (20, len(whole) - 3):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+            with pytest.raises(Corrupt):
+                store.unit(world.name, member)
+        path.write_bytes(store.files.read(f"patches/{world.name}/units/{world.units[0].manifest.digest}.safetensors"))
+        with pytest.raises(Corrupt):  # another unit's file, intact but not this one's
+            store.unit(world.name, member)
+    finally:
+        path.write_bytes(whole)
+    assert store.verify() == []
+
+
+def test_demonstrations_belong_to_the_patch_and_change_its_name_only(world: CompiledPatch) -> None:
+    told = with_demonstrations(world, Bank(), bench().base.tokenizer)
+    assert told.name != world.name
+    assert told.manifest.members == world.manifest.members
+    assert {item.edit for item in told.demonstrations} == {0, 1, 2, 3}
+
+
+def test_scope_all_leaves_the_names_of_patches_as_they_were() -> None:
+    one = bench()
+    settings = {"forms": ("plain",), "ending": False, "on_missed": "report", "steps": 1}
+    plain = compile_patch(
+        Patch(name="plain", edits=(JAPAN,)), one.base, site=one.site, moment=one.moment, settings=settings
+    )
+    assert "scope" not in plain.manifest.model_dump(mode="json")
