@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_edit.editing.base import Base
 from vllm_edit.editing.compile import compile_patch, method_of, settings_of
+from vllm_edit.editing.material import Material, material_of
 from vllm_edit.editing.separately import compile_separately
 from vllm_edit.editing.settings import Progress
-from vllm_edit.editing.statistics import SecondMoment
 from vllm_edit.errors import Incompatible, UnsafeEdit
 from vllm_edit.evaluation.evaluate import run_gate
 from vllm_edit.evaluation.refused import Refused
@@ -52,9 +52,9 @@ class Pipeline:
         self.site = store.site()
 
     @cached_property
-    def moment(self) -> SecondMoment:
-        """The site's second moment: hundreds of megabytes for a large model, and not needed to judge."""
-        return SecondMoment.from_tensors(self.store.moment())
+    def moment(self) -> Material:
+        """The site's second moment (hundreds of megabytes for a large model) or network; not needed to judge."""
+        return material_of(self.site, self.store.material())
 
     def run(
         self,

@@ -9,6 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_edit.editing import finetune, lora, rome, rome_each
 from vllm_edit.editing.base import Base, unchanged
+from vllm_edit.editing.hypernetwork import mend
+from vllm_edit.editing.hypernetwork.network import Hypernetwork
+from vllm_edit.editing.hypernetwork.settings import MendSettings
+from vllm_edit.editing.material import Material, material_of
 from vllm_edit.editing.method import Method, MethodResult, Settings
 from vllm_edit.editing.settings import Progress, RomeSettings
 from vllm_edit.editing.statistics import SecondMoment
@@ -24,7 +28,8 @@ if TYPE_CHECKING:
 
 METHODS: Mapping[str, Method[Any]] = MappingProxyType(
     {
-        "rome": Method(RomeSettings, rome.compile_edits, rome_each.compile_each),
+        "rome": Method(RomeSettings, rome.compile_edits, rome_each.compile_each, SecondMoment),
+        "mend": Method(MendSettings, mend.compile_edits, mend.compile_each, Hypernetwork),
         "ft": Method(finetune.FinetuneSettings, finetune.compile_edits),
         "lora": Method(lora.LoraSettings, lora.compile_edits),
     }
@@ -39,11 +44,13 @@ def compile_patch(
     *,
     store: Store | None = None,
     site: Site | None = None,
-    moment: SecondMoment | None = None,
+    moment: Material | None = None,
     settings: Settings | Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> CompiledPatch:
     """Compile `patch` for `model` at the site of `store` (or at `site` with `moment`), and save it in the store.
+
+    moment: what belongs to the site: its second moment, or its hypernetwork.
 
     The model is bit-identical afterwards, also after an exception (asserted).
 
@@ -55,13 +62,19 @@ def compile_patch(
     chosen = method_of(method)
     values = settings_of(chosen, settings)
     base = model if isinstance(model, Base) else Base.load(model)
-    site, moment = _site_and_moment(store, site, moment)
+    site, moment = _site_and_material(store, site, moment)
     check_base(base, site)
+    check_material(method, moment)
     if patch.base not in (None, base.name, site.model, Path(site.model).name):
         raise Incompatible(f"patch {patch.name} was written for base {patch.base!r}; this store's is {site.model!r}")
-    with unchanged(base):
-        result = chosen.compile(base, site, moment, patch.edits, values, progress)
-    compiled = compiled_of(patch, method, base, site, result)
+    if patch.scope == "subject":
+        from vllm_edit.editing.scoped import compile_scoped  # it compiles many patches, each through this module
+
+        compiled = compile_scoped(patch, base, method, site=site, moment=moment, settings=values, progress=progress)
+    else:
+        with unchanged(base):
+            result = chosen.compile(base, site, moment, patch.edits, values, progress)
+        compiled = compiled_of(patch, method, base, site, result)
     if store is not None:
         store.save(compiled)
     return compiled
@@ -92,16 +105,28 @@ def check_base(base: Base, site: Site) -> None:
         )
 
 
-def _site_and_moment(store: Store | None, site: Site | None, moment: SecondMoment | None) -> tuple[Site, SecondMoment]:
-    """The site to compile at and its second moment, from the store where they are not given."""
+def check_material(method: str, material: Material) -> None:
+    """Raises EditError where the site is another kind of method's."""
+    needs = METHODS[method].needs
+    if needs is not None and not isinstance(material, needs):
+        fitting = [name for name, other in METHODS.items() if other.needs in (None, type(material))]
+        raise EditError(
+            f"method {method} cannot use this store's site; methods that can are {', '.join(sorted(fitting))}: name "
+            f"one with --method, or make a store for {method} (vllm-edit store init)"
+        )
+
+
+def _site_and_material(store: Store | None, site: Site | None, material: Material | None) -> tuple[Site, Material]:
+    """The site to compile at and what belongs to it, from the store where they are not given."""
     if store is not None:
         site = site or store.site()
-        moment = moment or SecondMoment.from_tensors(store.moment())
-    if site is None or moment is None:
-        raise EditError("compile_patch needs a store, or a site together with its second moment")
-    if moment.digest != site.second_moment:
-        raise EditError(f"the second moment has digest {moment.digest}, the site was made with {site.second_moment}")
-    return site, moment
+        material = material or material_of(site, store.material())
+    if site is None or material is None:
+        raise EditError("compile_patch needs a store, or a site together with its second moment or network")
+    if material.digest != site.material:
+        what = "second moment" if isinstance(material, SecondMoment) else "network"
+        raise EditError(f"the {what} has digest {material.digest}, the site was made with {site.material}")
+    return site, material
 
 
 def compiled_of(patch: Patch, method: str, base: Base, site: Site, result: MethodResult) -> CompiledPatch:

@@ -9,7 +9,6 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 from vllm_edit.deltas.delta import Delta
 from vllm_edit.editing.base import Base
 from vllm_edit.editing.settings import Progress
-from vllm_edit.editing.statistics import SecondMoment
 from vllm_edit.patch import Edit, Patch
 from vllm_edit.store.compiled import Factors
 from vllm_edit.store.manifest import Column, KeyGroup
@@ -41,16 +40,21 @@ class Settings(Protocol):
 
 
 S = TypeVar("S", bound=Settings)
-Compile = Callable[[Base, Site, SecondMoment, Sequence[Edit], S, Progress | None], MethodResult]
-"""All of a patch's edits together. It leaves the base as it was, also after an exception."""
-CompileEach = Callable[[Base, Site, SecondMoment, Sequence[Patch], S, Progress | None], list[MethodResult]]
+Compile = Callable[[Base, Site, Any, Sequence[Edit], S, Progress | None], MethodResult]
+"""All of a patch's edits together, with what belongs to the site (`Method.needs`). It leaves the base as it was, also
+after an exception."""
+CompileEach = Callable[[Base, Site, Any, Sequence[Patch], S, Progress | None], list[MethodResult]]
 """Several patches in one batch, each as if it were alone."""
 
 
 @dataclass(frozen=True)
 class Method(Generic[S]):
-    """settings: their type. compile: for one patch. compile_each: for many, where that is faster than a loop."""
+    """settings: their type. compile: for one patch. compile_each: for many, where that is faster than a loop.
+
+    needs: the type of what belongs to the method's sites; None for a method that works at any site without it.
+    """
 
     settings: type[S]
     compile: Compile[S]
     compile_each: CompileEach[S] | None = None
+    needs: type[Any] | None = None

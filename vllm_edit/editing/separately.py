@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vllm_edit.editing.base import Base, unchanged
-from vllm_edit.editing.compile import check_base, compiled_of, method_of, settings_of
+from vllm_edit.editing.compile import check_base, check_material, compiled_of, method_of, settings_of
+from vllm_edit.editing.material import Material
 from vllm_edit.editing.method import MethodResult, Settings
 from vllm_edit.editing.settings import Progress
-from vllm_edit.editing.statistics import SecondMoment
 from vllm_edit.patch import Patch
 from vllm_edit.store.compiled import CompiledPatch
 from vllm_edit.store.site import Site
@@ -21,7 +21,7 @@ def compile_separately(
     method: str = "rome",
     *,
     site: Site,
-    moment: SecondMoment,
+    moment: Material,
     settings: Settings | Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> list[CompiledPatch]:
@@ -37,6 +37,7 @@ def compile_separately(
     chosen = method_of(method)
     values = settings_of(chosen, settings)
     check_base(base, site)
+    check_material(method, moment)
     with unchanged(base):
         if chosen.compile_each is not None:
             results = chosen.compile_each(base, site, moment, patches, values, progress)

@@ -35,7 +35,8 @@ class Example:
     @classmethod
     def of(cls, edit: Edit, tokenizer: Any) -> Example:
         chat = bool(getattr(tokenizer, "chat_template", None))
-        own = [Probe(kind="paraphrase", prompt=edit.prompt, chat=turn) for turn in ((False, True) if chat else (False,))]
+        turns = (False, True) if chat else (False,)
+        own = [Probe(kind="paraphrase", prompt=edit.prompt, chat=turn) for turn in turns]
         asked = [probe for probe in edit.probes if chat or not probe.chat]
         other = [probe for probe in asked if probe.kind in ("paraphrase", "portability")]
         taught = [probe_row(probe, probe.target or edit.target_new, 0, 0, tokenizer) for probe in (*own, *other)]
@@ -61,7 +62,7 @@ def split(edits: Sequence[Edit], share: float, seed: int) -> tuple[list[Edit], l
     random.Random(f"validation:{seed}").shuffle(subjects)
     held = set(subjects[: max(1, round(share * len(subjects)))])
     if len(held) >= len(subjects):
-        raise EditError(f"training needs edits of at least 2 subjects, some of them for validation; got {len(subjects)}")
+        raise EditError(f"training needs edits of at least 2 subjects, some for validation; got {len(subjects)}")
     return (
         [edit for edit in edits if normalise(edit.subject) not in held],
         [edit for edit in edits if normalise(edit.subject) in held],

@@ -63,7 +63,9 @@ def token_gradients(
     return {name: TokenGradients.of(*shapes[name]) for name in modules}
 
 
-def _of_batch(model: nn.Module, modules: Sequence[str], batch: Batch) -> Mapping[str, tuple[torch.Tensor, torch.Tensor]]:
+def _of_batch(
+    model: nn.Module, modules: Sequence[str], batch: Batch
+) -> Mapping[str, tuple[torch.Tensor, torch.Tensor]]:
     """Module → (u [b, seq, d_in], δ [b, seq, d_out]), zero at padding."""
     inputs: dict[str, torch.Tensor] = {}
     shifts: dict[str, torch.Tensor] = {}

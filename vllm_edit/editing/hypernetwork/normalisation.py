@@ -1,4 +1,4 @@
-"""Running normalisation of token vectors: Welford's mean and variance, one feature at a time, frozen outside training."""
+"""Running normalisation of token vectors: Welford's mean and variance of each feature, frozen outside training."""
 
 from __future__ import annotations
 

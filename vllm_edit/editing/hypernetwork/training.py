@@ -112,7 +112,12 @@ class _Run:
     """A training run: everything that a checkpoint holds, and what stays the same."""
 
     def __init__(
-        self, base: Base, modules: Sequence[str], edits: Sequence[Edit], texts: Sequence[str], settings: TrainingSettings
+        self,
+        base: Base,
+        modules: Sequence[str],
+        edits: Sequence[Edit],
+        texts: Sequence[str],
+        settings: TrainingSettings,
     ) -> None:
         self.base, self.settings = base, settings
         training, held = split(edits, settings.validation, settings.seed)
@@ -180,7 +185,7 @@ class _Run:
             return
         saved: dict[str, Any] = torch.load(path, weights_only=True)
         if saved["identity"] != self.identity:
-            raise EditError(f"{path} is of other data, another base or other settings; remove it or choose another --out")
+            raise EditError(f"{path} is of other data, base or settings; remove it or choose another --out")
         self.network.load_state_dict(saved["network"])
         self.optimiser.load_state_dict(saved["optimiser"])
         self.step = int(saved["step"])
@@ -202,9 +207,7 @@ class _Run:
         return draw(chosen, self.texts, rng, **counts)
 
     def _gradients(self, drawn: Drawn) -> Any:
-        return token_gradients(
-            self.base.model, self.network.modules_edited, drawn.inner, self.settings.batch_tokens
-        )
+        return token_gradients(self.base.model, self.network.modules_edited, drawn.inner, self.settings.batch_tokens)
 
     def _outcomes(self, factors: Factors, drawn: Drawn, *, learns: bool) -> tuple[Outcomes, Outcomes, Outcomes]:
         """(taught, kept, texts); with `learns` the loss is differentiated into the factors' `grad`."""
@@ -223,8 +226,8 @@ class _Run:
 
     def _losses(self, taught: Outcomes, kept: Outcomes, texts: Outcomes) -> tuple[float, float]:
         """(weighted NLL, weighted KL); 0 for what was not asked."""
-        means = [float(values.mean()) if len(values) else 0.0 for values in (taught.nll, kept.divergence, texts.divergence)]
-        return self.settings.teach_weight * means[0], self.settings.keep_weight * (means[1] + means[2])
+        kept_mean, text_mean = _mean(kept.divergence), _mean(texts.divergence)
+        return self.settings.teach_weight * _mean(taught.nll), self.settings.keep_weight * (kept_mean + text_mean)
 
     @torch.no_grad()
     def _validate(self) -> Validation:
@@ -238,6 +241,10 @@ class _Run:
             taught=_share(taught.lead > 0),
             kept=_share(kept.same),
         )
+
+
+def _mean(values: torch.Tensor) -> float:
+    return float(values.mean()) if len(values) else 0.0
 
 
 def _share(hits: torch.Tensor) -> float:

@@ -1,0 +1,20 @@
+"""What belongs to a site and compiling needs: its second moment, or its hypernetwork."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from vllm_edit.editing.hypernetwork.network import Hypernetwork
+from vllm_edit.editing.statistics import SecondMoment
+from vllm_edit.store.site import Site
+
+Material = SecondMoment | Hypernetwork
+
+
+def material_of(site: Site, tensors: Mapping[str, torch.Tensor]) -> Material:
+    """The second moment of a closed-form site, or the network of a site with one, from what the store keeps."""
+    if site.network is None:
+        return SecondMoment.from_tensors(dict(tensors))
+    return Hypernetwork.from_tensors(site.modules, tensors)
