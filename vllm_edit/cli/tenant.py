@@ -11,7 +11,7 @@ import typer
 from vllm_edit.cli.output import JsonOption, StoreOption, print_json, print_table, when
 
 if TYPE_CHECKING:
-    from vllm_edit.store.registry import Publication
+    from vllm_edit.store.entries import Publication
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -16,7 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from vllm_edit.errors import EditError, NotFound
 from vllm_edit.serving.alias import Catalogue, Choice
 from vllm_edit.serving.metrics import Metrics
-from vllm_edit.store.registry import PatchEntry, Tenant
+from vllm_edit.store.entries import PatchEntry, Tenant
 
 logger = logging.getLogger(__name__)
 

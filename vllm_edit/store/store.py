@@ -21,11 +21,12 @@ from pydantic import ValidationError
 from vllm_edit.errors import Corrupt, EditError, NotFound
 from vllm_edit.store import names
 from vllm_edit.store.digest import digest_json
+from vllm_edit.store.entries import PatchEntry
 from vllm_edit.store.envelope import MANIFEST, Read, read_manifest
 from vllm_edit.store.files import Files, LocalFiles, open_files
 from vllm_edit.store.manifest import Manifest
 from vllm_edit.store.records import Record, add_record, read_records
-from vllm_edit.store.registry import PatchEntry, Registry
+from vllm_edit.store.registry import Registry
 from vllm_edit.store.site import Site
 
 if TYPE_CHECKING:

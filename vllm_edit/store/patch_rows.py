@@ -1,0 +1,55 @@
+"""Rows of `patches`: which patches exist and under which adapter id. Each function runs in its caller's transaction."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import Connection, Row, delete, insert, select, update
+
+from vllm_edit.errors import NotFound
+from vllm_edit.store import tables
+from vllm_edit.store.entries import PatchEntry, Status
+from vllm_edit.store.names import nearest, shown, split_name
+
+
+def add(connection: Connection, name: str) -> PatchEntry:
+    """Enter a patch, or mark a known one as saved again."""
+    patch, digest = split_name(name)
+    known = tables.patches.c.name == name
+    again = connection.execute(update(tables.patches).where(known).values(saved_at=datetime.now(UTC)))
+    if not again.rowcount:
+        row = {"name": name, "patch": patch, "digest": digest, "saved_at": datetime.now(UTC)}
+        connection.execute(insert(tables.patches).values(**row, status="ungated", reason=""))
+    return find(connection, name)
+
+
+def remove(connection: Connection, name: str) -> None:
+    connection.execute(delete(tables.patches).where(tables.patches.c.name == name))
+
+
+def find(connection: Connection, name: str) -> PatchEntry:
+    """The patch's entry, or `NotFound` with the nearest names."""
+    row = connection.execute(select(tables.patches).where(tables.patches.c.name == name)).first()
+    if row is None:
+        names = connection.execute(select(tables.patches.c.name)).scalars()
+        raise NotFound(f"no compiled patch {shown(name)} in the registry", nearest(name, names))
+    return _entry(row)
+
+
+def newest_first(connection: Connection) -> list[PatchEntry]:
+    p = tables.patches.c
+    return [
+        _entry(row)
+        for row in connection.execute(select(tables.patches).order_by(p.saved_at.desc(), p.adapter_id.desc()))
+    ]
+
+
+def set_status(connection: Connection, name: str, status: Status, reason: str) -> None:
+    find(connection, name)
+    where = tables.patches.c.name == name
+    connection.execute(update(tables.patches).where(where).values(status=status, reason=reason))
+
+
+def _entry(row: Row[Any]) -> PatchEntry:
+    return PatchEntry(row.name, row.patch, row.digest, row.adapter_id, row.saved_at, row.status, row.reason)
