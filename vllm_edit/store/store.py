@@ -9,33 +9,28 @@ registry.db                    unless VLLM_EDIT_REGISTRY names another database
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
 from vllm_edit.errors import Corrupt, EditError, NotFound
 from vllm_edit.store import names
-from vllm_edit.store.digest import digest_json
+from vllm_edit.store.care import problems_of, unused_in
 from vllm_edit.store.entries import PatchEntry
 from vllm_edit.store.envelope import MANIFEST, Read, read_manifest
-from vllm_edit.store.files import Files, LocalFiles, open_files
+from vllm_edit.store.files import Files, open_files
 from vllm_edit.store.manifest import Manifest
+from vllm_edit.store.places import default_url, registry_url
 from vllm_edit.store.records import Record, add_record, read_records
 from vllm_edit.store.registry import Registry
 from vllm_edit.store.site import Site
+from vllm_edit.store.site_files import SITE, read_material, read_site, write_material, write_site
 
 if TYPE_CHECKING:
     import torch
 
     from vllm_edit.store.compiled import CompiledPatch, Demonstration
 
-DEFAULT_URL = ".vllm-edit"
-_SITE = "site.json"
 _ABANDONED_S = 24 * 3600.0  # no writer takes a day: what is older was left by one that died
 
 
@@ -54,9 +49,9 @@ class Store:
         """
         place = default_url() if url is None else str(url)
         files = open_files(place)
-        if not files.exists(_SITE):
+        if not files.exists(SITE):
             raise NotFound(f"no store at {place}; make one with `vllm-edit store init --store {place}`")
-        return cls(place, files, Registry(_registry_url(place, files)))
+        return cls(place, files, Registry(registry_url(place, files)))
 
     @classmethod
     def create(cls, url: str | Path | None, site: Site, material: Mapping[str, torch.Tensor]) -> Store:
@@ -65,12 +60,9 @@ class Store:
         Raises:
             EditError: another site is fixed there, or `material` is not what the site names.
         """
-        from vllm_edit.store.artefacts import pack_tensors
-        from vllm_edit.store.digest import digest_tensors
-
         place = default_url() if url is None else str(url)
         files = open_files(place)
-        if files.exists(_SITE):
+        if files.exists(SITE):
             store = cls.open(place)
             if store.site().digest != site.digest:
                 raise EditError(
@@ -78,16 +70,9 @@ class Store:
                     "and a store has one for good; give another --store"
                 )
             return store
-        if digest_tensors(material) != site.material:
-            what = "second moment" if site.network is None else "network"
-            raise EditError(f"the {what} has digest {digest_tensors(material)}, the site {site.material}")
-        if isinstance(files, LocalFiles):
-            files.root.mkdir(parents=True, exist_ok=True)
-        files.write(_material_path(site), pack_tensors(material))
-        registry = Registry(_registry_url(place, files))
-        content = site.model_dump(mode="json")
-        text = json.dumps({"digest": digest_json(content), "site": content}, indent=2, ensure_ascii=False)
-        files.write(_SITE, text.encode())  # last: with it the store exists
+        write_material(files, site, material)
+        registry = Registry(registry_url(place, files))
+        write_site(files, site)  # last: with it the store exists
         return cls(place, files, registry)
 
     def __repr__(self) -> str:
@@ -101,13 +86,7 @@ class Store:
         Raises:
             Corrupt: the file does not match the digest in it.
         """
-        try:
-            content = json.loads(self.files.read(_SITE))
-            if digest_json(content["site"]) != content["digest"]:
-                raise Corrupt(f"{_SITE} does not match its digest; restore it from a backup")
-            return Site.model_validate(content["site"])
-        except (ValueError, KeyError, TypeError, ValidationError) as error:
-            raise Corrupt(f"{_SITE} cannot be read ({error!r}); restore it from a backup") from error
+        return read_site(self.files)
 
     def moment(self) -> dict[str, torch.Tensor]:
         """The site's second moment as it was given to `create`, checked against its digest.
@@ -124,14 +103,7 @@ class Store:
 
     def material(self) -> dict[str, torch.Tensor]:
         """The tensors that belong to the site, second moment or network, checked against their digest."""
-        from vllm_edit.store.artefacts import unpack_tensors
-
-        site = self.site()
-        path = _material_path(site)
-        try:
-            return unpack_tensors(path, self.files.read(path), site.material)
-        except FileNotFoundError:
-            raise Corrupt(f"{path} is missing; restore it from a backup") from None
+        return read_material(self.files, self.site())
 
     # Compiled patches
 
@@ -261,31 +233,14 @@ class Store:
 
     def verify(self) -> list[str]:
         """Every problem in the store, one line each; empty when all is well."""
-        problems = []
-        stored = self.names()
-        checks: list[Callable[[], object]] = [self.site, self.material, *(partial(self.check, name) for name in stored)]
-        for check in checks:
-            try:
-                check()
-            except EditError as error:
-                problems.append(str(error))
-        known = {entry.name for entry in self.registry.patches()} | self.registry.published()
-        problems += [f"{name} is in the registry, but its files are gone" for name in sorted(known.difference(stored))]
-        return problems
+        return problems_of(self)
 
     def gc(self, dry_run: bool = True) -> list[str]:
         """Remove patches that nobody can be served, except the newest of each name; returns those (to be) removed.
 
         Kept: what a tenant has or can be rolled back to, and the members of kept compositions. Records stay.
         """
-        stored = self.names()
-        newest: dict[str, str] = {}
-        for name in stored:
-            newest.setdefault(names.split_name(name)[0], name)
-        keep = {*newest.values(), *self.registry.published()}
-        for name in [name for name in stored if name in keep]:
-            keep.update(self.manifest(name).members)
-        unused = [name for name in stored if name not in keep]
+        unused = unused_in(self)
         if not dry_run:
             for name in unused:
                 self.registry.remove_patch(name)  # first: it refuses when someone published the patch meanwhile
@@ -312,22 +267,5 @@ class Store:
         return read
 
 
-def default_url() -> str:
-    return os.environ.get("VLLM_EDIT_STORE") or DEFAULT_URL
-
-
-def _registry_url(place: str, files: Files) -> str:
-    configured = os.environ.get("VLLM_EDIT_REGISTRY")
-    if configured:
-        return configured
-    if not isinstance(files, LocalFiles):
-        raise EditError(f"{place} is not a local folder; set VLLM_EDIT_REGISTRY to the URL of the registry's database")
-    return f"sqlite:///{(files.root / 'registry.db').absolute()}"
-
-
 def _folder(name: str) -> str:
     return f"patches/{names.check_name(name)}"
-
-
-def _material_path(site: Site) -> str:
-    return f"{'moments' if site.network is None else 'networks'}/{site.material}.safetensors"

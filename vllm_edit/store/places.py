@@ -1,0 +1,25 @@
+"""Where a store and its registry are when nobody says so: the environment, else the defaults."""
+
+from __future__ import annotations
+
+import os
+
+from vllm_edit.errors import EditError
+from vllm_edit.store.files import Files, LocalFiles
+
+DEFAULT_URL = ".vllm-edit"
+
+
+def default_url() -> str:
+    """`$VLLM_EDIT_STORE`, else a folder here."""
+    return os.environ.get("VLLM_EDIT_STORE") or DEFAULT_URL
+
+
+def registry_url(place: str, files: Files) -> str:
+    """`$VLLM_EDIT_REGISTRY`, else a database in the store's own folder."""
+    configured = os.environ.get("VLLM_EDIT_REGISTRY")
+    if configured:
+        return configured
+    if not isinstance(files, LocalFiles):
+        raise EditError(f"{place} is not a local folder; set VLLM_EDIT_REGISTRY to the URL of the registry's database")
+    return f"sqlite:///{(files.root / 'registry.db').absolute()}"

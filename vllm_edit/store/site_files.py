@@ -1,0 +1,76 @@
+"""The site and what belongs to it as files of a store, and back with their digests checked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from vllm_edit.errors import Corrupt, EditError
+from vllm_edit.store.digest import digest_json
+from vllm_edit.store.files import Files, LocalFiles
+from vllm_edit.store.site import Site
+
+if TYPE_CHECKING:
+    import torch
+
+SITE = "site.json"
+
+
+def write_site(files: Files, site: Site) -> None:
+    content = site.model_dump(mode="json")
+    text = json.dumps({"digest": digest_json(content), "site": content}, indent=2, ensure_ascii=False)
+    files.write(SITE, text.encode())
+
+
+def read_site(files: Files) -> Site:
+    """The site.
+
+    Raises:
+        Corrupt: the file does not match the digest in it.
+    """
+    try:
+        content = json.loads(files.read(SITE))
+        if digest_json(content["site"]) != content["digest"]:
+            raise Corrupt(f"{SITE} does not match its digest; restore it from a backup")
+        return Site.model_validate(content["site"])
+    except (ValueError, KeyError, TypeError, ValidationError) as error:
+        raise Corrupt(f"{SITE} cannot be read ({error!r}); restore it from a backup") from error
+
+
+def write_material(files: Files, site: Site, material: Mapping[str, torch.Tensor]) -> None:
+    """The tensors that belong to the site: its second moment, or its network.
+
+    Raises:
+        EditError: they are not those that the site names.
+    """
+    from vllm_edit.store.artefacts import pack_tensors
+    from vllm_edit.store.digest import digest_tensors
+
+    if digest_tensors(material) != site.material:
+        what = "second moment" if site.network is None else "network"
+        raise EditError(f"the {what} has digest {digest_tensors(material)}, the site {site.material}")
+    if isinstance(files, LocalFiles):
+        files.root.mkdir(parents=True, exist_ok=True)
+    files.write(_path(site), pack_tensors(material))
+
+
+def read_material(files: Files, site: Site) -> dict[str, torch.Tensor]:
+    """The tensors as they were written.
+
+    Raises:
+        Corrupt: they are gone, or do not have the digest that the site names.
+    """
+    from vllm_edit.store.artefacts import unpack_tensors
+
+    path = _path(site)
+    try:
+        return unpack_tensors(path, files.read(path), site.material)
+    except FileNotFoundError:
+        raise Corrupt(f"{path} is missing; restore it from a backup") from None
+
+
+def _path(site: Site) -> str:
+    return f"{'moments' if site.network is None else 'networks'}/{site.material}.safetensors"
