@@ -4,106 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
-from collections.abc import AsyncIterator, Awaitable
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx
 import pytest
-from fastapi import FastAPI, Request
-from prometheus_client import CollectorRegistry
-from starlette.responses import StreamingResponse
 
 from tests.serving import places
-from vllm_edit.errors import EditError
-from vllm_edit.serving.admin import routes
-from vllm_edit.serving.answers import AnswerLog
-from vllm_edit.serving.metrics import Metrics
-from vllm_edit.serving.prefixes import Prefixes
-from vllm_edit.serving.residency import Residency
+from tests.serving.without_engine import ADMIN, TOKEN, Place, make_app, run
 from vllm_edit.serving.router import Router
-from vllm_edit.serving.service import Holder, Service
 from vllm_edit.serving.settings import Settings
-from vllm_edit.serving.watcher import Watcher
-from vllm_edit.store.store import Store
-
-TOKEN = "a-token-of-the-operator"
-ADMIN = {"X-VLLM-Edit-Admin": TOKEN}
-
-
-class Slots:
-    """Stands where the engine does: remembers what was loaded, slowly, and refuses what it is told to."""
-
-    def __init__(self) -> None:
-        self.max_rank = 8
-        self.added: list[tuple[str, int, str]] = []
-        self.refuse = False
-
-    async def add(self, name: str, number: int, path: str) -> None:
-        await asyncio.sleep(0.01)
-        if self.refuse:
-            raise EditError("no room")
-        assert (Path(path) / "adapter_model.safetensors").exists()
-        self.added.append((name, number, path))
-
-
-class Place:
-    """A store with a tenant, the service over it, and a client whose requests pass the router."""
-
-    def __init__(self, folder: Path, template: Path, settings: Settings) -> None:
-        self.store = Store.open(shutil.copytree(template, folder / "store"))
-        self.second, self.first = self.store.names()
-        self.slots, self.holder = Slots(), Holder()
-        self.folder = TemporaryDirectory()
-        metrics = Metrics(CollectorRegistry())
-        self.service = Service(
-            settings=settings,
-            store=self.store,
-            watcher=Watcher(self.store.registry, ("atlas", "/models/atlas"), metrics),
-            residency=Residency(self.store, self.slots, self.store.site(), Path(self.folder.name), metrics),
-            prefixes=Prefixes(self.store, 256, lambda text: len(text.split())),
-            answers=AnswerLog(settings.max_answers),
-            metrics=metrics,
-            max_model_len=256,
-            started=0,
-            folder=self.folder,
-        )
-        self.holder.service = self.service
-        self.client = httpx.AsyncClient(
-            transport=httpx.ASGITransport(make_app(self.holder, settings)), base_url="http://server"
-        )
-
-    async def ask(self, model: Any = None, route: str = "/v1/completions", **fields: Any) -> httpx.Response:
-        content = {"messages": [{"role": "user", "content": "Who?"}]} if "chat" in route else {"prompt": "Who?"}
-        named = {} if model is None else {"model": model}
-        return await self.client.post(route, json={**content, **named, **fields})
-
-
-def make_app(holder: Holder, settings: Settings) -> FastAPI:
-    """An application with vLLM's paths that answers with the request it got; wrapped as the plugin wraps vLLM's."""
-    app = FastAPI()
-
-    async def told(request: Request) -> Any:
-        if request.headers.get("x-stream"):
-
-            async def stream() -> AsyncIterator[bytes]:
-                for index in range(3):
-                    yield f"data: {index}\n\n".encode()
-
-            return StreamingResponse(stream(), media_type="text/event-stream")
-        raw = await request.body()
-        return {"path": request.url.path, "headers": dict(request.headers), "body": json.loads(raw) if raw else None}
-
-    for path in ("/v1/completions", "/v1/chat/completions", "/v1/responses", "/invocations", "/inference/v1/generate"):
-        app.post(path)(told)
-    for path in ("/health", "/metrics", "/v1/responses/{id}", "/docs2"):
-        app.get(path)(told)
-    app.include_router(routes(holder, settings))
-    app.add_middleware(Router, holder=holder)
-    return app
 
 
 @pytest.fixture(scope="module")
@@ -127,13 +38,6 @@ def place(tmp_path: Path, template: Path) -> Place:
 @pytest.fixture
 def keyed(tmp_path: Path, template: Path) -> Place:
     return Place(tmp_path, template, Settings(store="here", admin_token=TOKEN, expose=True))
-
-
-def run(steps: Awaitable[Any]) -> Any:
-    async def inner() -> Any:
-        return await steps
-
-    return asyncio.run(inner())
 
 
 @pytest.mark.parametrize("route", ["/v1/completions", "/v1/chat/completions", "/v1/responses"])
@@ -224,7 +128,7 @@ def test_a_name_given_twice_has_one_meaning(place: Place) -> None:
 
 def test_too_long_a_body_is_refused(tmp_path: Path, template: Path) -> None:
     place = Place(tmp_path, template, Settings(store="here", max_body_bytes=1000))
-    assert run(place.ask("acme", prompt="x" * 2000)).status_code == 400
+    assert run(place.ask("acme", prompt="x" * 2000)).status_code == 413
 
 
 @pytest.mark.parametrize(
@@ -330,7 +234,7 @@ def test_two_hundred_first_requests_share_one_load(place: Place) -> None:
 
 def test_a_load_that_failed_is_an_error_and_is_tried_again(place: Place) -> None:
     place.slots.refuse = True
-    assert run(place.ask("acme")).status_code == 400
+    assert run(place.ask("acme")).status_code == 503
     place.slots.refuse = False
     assert run(place.ask("acme")).json()["body"]["model"] == place.first
 

@@ -74,7 +74,7 @@ def routes(holder: Holder, settings: Settings) -> APIRouter:
     async def publish(tenant: str, request: Publish) -> dict[str, Any]:
         store = service().store
         name = await asyncio.to_thread(store.resolve, request.patch)
-        await service().residency.ensure(name)  # what cannot be applied is not published
+        await service().prepare(name)  # what cannot be applied is not published
         await asyncio.to_thread(store.registry.publish, tenant, name, request.why, by=_BY)
         return await _tenant(service(), tenant)
 
@@ -100,10 +100,12 @@ def _listing(service: Service, catalogue: Any) -> dict[str, Any]:
     resident = service.residency.names
     patches = [{"name": name, "resident": name in resident} for name in catalogue.newest_first]
     site = service.residency.site
+    engine = {"adapters": len(resident), "capacity": service.residency.capacity, "leases": service.residency.leases}
     described = {"digest": site.digest, "modules": site.modules, "token": site.token, "max_rank": site.max_rank}
     return {
         "base": catalogue.bases[0],
         "site": described,
+        "engine": engine,
         "patches": patches,
         "tenants": tenants,
         "generation": catalogue.generation,

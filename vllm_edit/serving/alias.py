@@ -22,6 +22,7 @@ from vllm_edit.store import names
 Mode = Literal["weights", "ike", "base"]
 MODES: tuple[Mode, ...] = ("weights", "ike", "base")
 MAX_LENGTH = 160
+NO_SUBJECT = "NO_SUBJECT"
 
 _MODE_SUFFIX = re.compile(r"(?P<reference>[^:]*)(?::(?P<mode>weights|ike|base))?")
 
@@ -31,7 +32,8 @@ class Choice:
     """What answers a request. `adapter` is a compiled patch's full name, `None` for base.
 
     reason is OpenFeature's: STATIC (the request named it), TARGETING_MATCH (the tenant's), DEFAULT (base, because
-    nothing was asked or nothing is published).
+    nothing was asked or nothing is published); and ours NO_SUBJECT (base, because the request mentions no subject of a
+    patch with scope subject), which is known after the choice.
     """
 
     mode: Mode

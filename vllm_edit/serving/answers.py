@@ -9,7 +9,8 @@ from collections import OrderedDict
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from vllm_edit.serving.alias import Choice
+from vllm_edit.serving.alias import NO_SUBJECT, Choice
+from vllm_edit.serving.scope import Narrowed
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +22,13 @@ def new_id() -> str:
 
 @dataclass
 class Answer:
-    """One answered request. `status` and `seconds` are known when the answer begins."""
+    """One answered request. `status` is known when the answer begins.
+
+    adapter: what was in the engine, or, in mode ike, whose demonstrations were used; None for the base alone.
+    patch: the compiled patch that was asked for or published.
+    subjects, groups: of a patch with scope subject, what of it answered (names, and numbers of its key groups); None
+    where all of the patch did.
+    """
 
     id: str
     route: str
@@ -31,6 +38,9 @@ class Answer:
     mode: str
     arm: str | None
     reason: str
+    patch: str | None = None
+    subjects: tuple[str, ...] | None = None
+    groups: tuple[int, ...] | None = None
     ike_tokens: int = 0
     status: int | None = None
     router_seconds: float = 0.0
@@ -38,7 +48,16 @@ class Answer:
 
     @classmethod
     def of(cls, id: str, route: str, asked: str | None, choice: Choice) -> Answer:
-        return cls(id, route, asked, choice.tenant, choice.adapter, choice.mode, choice.arm, choice.reason)
+        adapter = choice.adapter
+        return cls(id, route, asked, choice.tenant, adapter, choice.mode, choice.arm, choice.reason, patch=adapter)
+
+    def narrow(self, narrowed: Narrowed) -> None:
+        """Enter what of the patch was in scope. With nothing in scope, the base answered."""
+        self.subjects, self.groups = narrowed.subjects, narrowed.groups
+        if not narrowed.subjects:
+            self.adapter, self.reason = None, NO_SUBJECT
+        elif self.mode == "weights":
+            self.adapter = narrowed.adapter
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -15,6 +15,12 @@ from vllm_edit.errors import EditError
 COMPLETIONS, CHAT, RESPONSES = "/v1/completions", "/v1/chat/completions", "/v1/responses"
 
 Body = dict[str, Any]
+
+
+class TooLarge(EditError):
+    """A body beyond the server's limit."""
+
+
 Wrap = Callable[[str], str]
 """From a prompt to the prompt with its prefix."""
 

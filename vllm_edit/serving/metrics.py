@@ -6,7 +6,7 @@ bounded: never a tenant's or an adapter's name.
 
 from __future__ import annotations
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
 _SECONDS = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 
@@ -20,6 +20,16 @@ class Metrics:
         self.loads = Counter("vllm_edit_adapter_loads", "Adapters put into the engine", ["outcome"], registry=registry)
         self.load_seconds = Histogram(
             "vllm_edit_adapter_load_seconds", "Copy, verify and load one adapter", buckets=_SECONDS, registry=registry
+        )
+        self.unloads = Counter(
+            "vllm_edit_adapter_unloads", "Adapters taken out of the engine", ["outcome"], registry=registry
+        )
+        self.resident = Gauge("vllm_edit_resident_adapters", "Adapters in the engine", registry=registry)
+        self.compositions = Counter(
+            "vllm_edit_compositions", "Adapters derived for what requests mention", ["outcome"], registry=registry
+        )
+        self.compose_seconds = Histogram(
+            "vllm_edit_compose_seconds", "Read and solve what a request mentions", buckets=_SECONDS, registry=registry
         )
         self.router_seconds = Histogram(
             "vllm_edit_router_seconds", "From a request's full body to the engine", buckets=_SECONDS, registry=registry

@@ -7,18 +7,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vllm_edit.composition.scoped import ScopeIndex
 from vllm_edit.errors import EditError, Incompatible
-from vllm_edit.ike.prefix import build_prefix, wrap
+from vllm_edit.ike.prefix import Edited, build_prefix, wrap
+from vllm_edit.ike.scoped import Shelf
 from vllm_edit.serving.alias import MODES, Choice, Mode
 from vllm_edit.serving.compat import cpu_lora_mask, families, version, wrapped
 from vllm_edit.serving.profile import merged_plugins
 from vllm_edit.serving.residency import applicable, local_folder
+from vllm_edit.serving.scope import FIRST_NUMBER, Derived
 from vllm_edit.serving.served_model import served_model
 from vllm_edit.serving.startup import model_folder, wrapping_problems
+from vllm_edit.store.artefacts import encode_adapter
+from vllm_edit.store.compiled import Demonstration
 from vllm_edit.store.site import Fingerprint
 from vllm_edit.store.store import Store
 
 if TYPE_CHECKING:
+    from vllm.lora.request import LoRARequest
     from vllm.outputs import RequestOutput
 
 
@@ -50,6 +56,9 @@ class PatchedLLM:
         self.llm = LLM(model=path, **{**self._defaults(), **llm_kwargs})
         self._check(path)
         self._folder = local_folder()
+        self._requests: dict[str, LoRARequest] = {}  # by name; a name is its content
+        self._indexes: dict[str, ScopeIndex | None] = {}
+        self._made: dict[tuple[str, tuple[int, ...]], Derived] = {}
 
     def generate(
         self,
@@ -63,8 +72,8 @@ class PatchedLLM:
     ) -> list[RequestOutput]:
         """Answer `prompts` in one batch; `patch`, `tenant` and `mode` are one for all or a list with one per prompt.
 
-        Without patch and tenant a prompt is answered by the base model. In mode ike each output's `prompt` shows the
-        prefix that was put before it.
+        Without patch and tenant a prompt is answered by the base model; so is one that mentions no subject of a patch
+        with scope subject. In mode ike each output's `prompt` shows the prefix that was put before it.
 
         Raises:
             NotFound: no such patch or tenant.
@@ -75,7 +84,7 @@ class PatchedLLM:
         patches, tenants = _per_prompt(patch, len(texts), "patch"), _per_prompt(tenant, len(texts), "tenant")
         modes = _per_prompt(mode, len(texts), "mode")
         choices = [self.choose(*asked) for asked in zip(patches, tenants, modes, strict=True)]
-        requests = [self._request(choice.adapter) if choice.mode == "weights" else None for choice in choices]
+        requests = [self._request(text, choice) for text, choice in zip(texts, choices, strict=True)]
         wrapped_texts = [self._wrapped(text, choice) for text, choice in zip(texts, choices, strict=True)]
         generate_kwargs.setdefault("use_tqdm", False)
         outputs: list[RequestOutput] = self.llm.generate(
@@ -101,22 +110,55 @@ class PatchedLLM:
             return Choice("base", tenant=tenant, reason="DEFAULT" if adapter is None else "STATIC")
         return Choice(mode, adapter, tenant, "STATIC" if tenant is None else "TARGETING_MATCH")
 
-    def _request(self, name: str | None) -> Any:
-        if name is None:
+    def _request(self, text: str, choice: Choice) -> Any:
+        if choice.mode != "weights" or choice.adapter is None:
             return None
         from vllm.lora.request import LoRARequest
 
-        lora = self.llm.llm_engine.vllm_config.lora_config
-        applicable(self.store.manifest(name), self.site, lora.max_lora_rank)
-        return LoRARequest(name, self.store.adapter_id(name), str(self.store.adapter_folder(name, self._folder.name)))
+        name, source = choice.adapter, None
+        if (index := self._index(name)) is not None:
+            if (derived := self._derived(index, index.mentioned([text]))) is None:
+                return None
+            name, source = derived.name, derived
+        if name not in self._requests:
+            store = source or self.store
+            applicable(store.manifest(name), self.site, self._max_rank)
+            folder = store.adapter_folder(name, Path(self._folder.name))
+            self._requests[name] = LoRARequest(name, store.adapter_id(name), str(folder))
+        return self._requests[name]
+
+    def _index(self, name: str) -> ScopeIndex | None:
+        """The index of a patch with scope subject; None for any other."""
+        if name not in self._indexes:
+            manifest = self.store.manifest(name)
+            self._indexes[name] = ScopeIndex.of(manifest) if manifest.scope == "subject" else None
+        return self._indexes[name]
+
+    def _derived(self, index: ScopeIndex, units: tuple[int, ...]) -> Derived | None:
+        """The adapter of these units of a patch, made on first use; None for none."""
+        key = (index.name, units)
+        if units and key not in self._made:
+            compiled = index.compiled(units, lambda member: self.store.unit(index.name, member), self.site)
+            self._made[key] = Derived(compiled.manifest, FIRST_NUMBER + len(self._made), encode_adapter(compiled))
+        return self._made.get(key)
+
+    @property
+    def _max_rank(self) -> int:
+        return int(self.llm.llm_engine.vllm_config.lora_config.max_lora_rank)
 
     def _wrapped(self, text: str, choice: Choice) -> str:
         if choice.mode != "ike" or choice.adapter is None:
             return text
-        manifest, bank = self.store.manifest(choice.adapter), self.store.demonstrations(choice.adapter)
+        edited: Edited = self.store.manifest(choice.adapter)
+        bank: Sequence[Demonstration] = self.store.demonstrations(choice.adapter)
+        if (index := self._index(choice.adapter)) is not None:
+            edits = [edit for unit in index.mentioned([text]) for edit in index.units[unit].edits]
+            if not edits:
+                return text
+            edited, bank = Shelf(edited, bank).of(edits)
         used = len(self.llm.get_tokenizer().encode(text))
         budget = self.llm.llm_engine.vllm_config.model_config.max_model_len - used - _ANSWER
-        return wrap(build_prefix(manifest, bank, text, budget), text)
+        return wrap(build_prefix(edited, bank, text, budget), text)
 
     def _defaults(self) -> dict[str, Any]:
         cpu = version.is_cpu()

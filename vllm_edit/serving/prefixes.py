@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from vllm_edit.errors import EditError
 from vllm_edit.ike.prefix import build_prefix, wrap
+from vllm_edit.ike.scoped import Shelf
 from vllm_edit.serving import bodies
 from vllm_edit.store.compiled import Demonstration
 from vllm_edit.store.manifest import Manifest
 
 _PER_TURN = 12  # tokens that a chat template may add around a turn
 _ANSWER = 64  # tokens kept free for the answer when the client does not say
+
+Named = Callable[[str], Sequence[int]]
+"""From a prompt to the numbers of the edits that its prefix is about; none: it gets no prefix."""
 
 
 class DemonstrationStore(Protocol):
@@ -31,22 +35,29 @@ class Prefixes:
         self, store: DemonstrationStore, context: int, count_tokens: Callable[[str], int], limit: int = 256
     ) -> None:
         self._store, self._context, self._count, self._limit = store, context, count_tokens, limit
-        self._banks: OrderedDict[str, tuple[Manifest, tuple[Demonstration, ...]]] = OrderedDict()
+        self._banks: OrderedDict[str, tuple[Manifest, tuple[Demonstration, ...], Shelf]] = OrderedDict()
 
-    async def insert(self, name: str, route: str, body: bodies.Body) -> int:
+    async def insert(self, name: str, route: str, body: bodies.Body, named: Named | None = None) -> int:
         """Put the prefix of the patch `name` into `body`, in place; the number of tokens added.
+
+        named: for a patch with scope subject, the edits that a prompt is about; by default `build_prefix` chooses.
 
         Raises:
             EditError: the request would reveal the prefix, has no text, or leaves no room for one.
         """
         bodies.refuse_revealing(body)
-        manifest, demonstrations = await self._bank(name)
+        manifest, demonstrations, shelf = await self._bank(name)
         budget = self._budget(route, body)
         added = 0
 
         def wrapped(prompt: str) -> str:
             nonlocal added
-            prefix = build_prefix(manifest, demonstrations, prompt, budget)
+            if named is None:
+                prefix = build_prefix(manifest, demonstrations, prompt, budget)
+            elif edits := named(prompt):
+                prefix = build_prefix(*shelf.of(edits), prompt, budget)
+            else:
+                return prompt
             added += prefix.tokens
             return wrap(prefix, prompt)
 
@@ -64,10 +75,11 @@ class Prefixes:
             )
         return left
 
-    async def _bank(self, name: str) -> tuple[Manifest, tuple[Demonstration, ...]]:
+    async def _bank(self, name: str) -> tuple[Manifest, tuple[Demonstration, ...], Shelf]:
         if name not in self._banks:
             manifest = await asyncio.to_thread(self._store.manifest, name)
-            self._banks[name] = manifest, await asyncio.to_thread(self._store.demonstrations, name)
+            demonstrations = await asyncio.to_thread(self._store.demonstrations, name)
+            self._banks[name] = manifest, demonstrations, Shelf(manifest, demonstrations)
             while len(self._banks) > self._limit:
                 self._banks.popitem(last=False)
         self._banks.move_to_end(name)

@@ -1,8 +1,12 @@
 """Which adapters are in the engine: loaded on first use or ahead of time, each exactly once, never replaced.
 
-An adapter's name is its content, so a loaded one never has to be loaded again. vLLM reads an evicted adapter again
-from its directory inside the engine step; so the engine is given a verified copy on this machine that outlives the
-store's files and every request.
+An adapter's name is its content, so a loaded one never has to be loaded again. vLLM reads an adapter that its own cache
+dropped again from its directory inside the engine step; so the engine is given a verified copy on this machine that
+outlives the store's files and every request on it.
+
+A request holds a *lease* on its adapter until its answer has ended. Beyond `capacity` adapters, those that were unused
+longest leave: out of vLLM's names, out of the engine, then off the disk. One on lease, or whose last lease ended less
+than `GRACE_S` ago, stays, whatever the capacity.
 """
 
 from __future__ import annotations
@@ -14,11 +18,16 @@ import os
 import shutil
 import tempfile
 import time
+from collections import Counter, OrderedDict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from vllm_edit.errors import EditError, Incompatible
 from vllm_edit.serving.metrics import Metrics
+from vllm_edit.serving.shared import Shared
 from vllm_edit.store.manifest import Manifest
 from vllm_edit.store.site import Site
 
@@ -26,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 SHARED_MEMORY = Path("/dev/shm")
 SHARED_MEMORY_LEAST_FREE = 256 * 2**20
+GRACE_S = 2.0
+"""vLLM hears of a client that went away, and aborts its request, a moment after the answer has ended for us."""
 
 
 class AdapterStore(Protocol):
@@ -42,6 +53,15 @@ class AdapterEngine(Protocol):
     @property
     def max_rank(self) -> int: ...
     async def add(self, name: str, number: int, path: str) -> None: ...
+    async def remove(self, name: str, number: int) -> None: ...
+
+
+@dataclass(frozen=True)
+class Resident:
+    """An adapter in the engine."""
+
+    number: int
+    path: Path
 
 
 def local_folder() -> tempfile.TemporaryDirectory[str]:
@@ -54,59 +74,129 @@ def local_folder() -> tempfile.TemporaryDirectory[str]:
 
 
 class Residency:
-    def __init__(self, store: AdapterStore, engine: AdapterEngine, site: Site, folder: Path, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        store: AdapterStore,
+        engine: AdapterEngine,
+        site: Site,
+        folder: Path,
+        metrics: Metrics,
+        capacity: int = 256,
+        grace_s: float = GRACE_S,
+    ) -> None:
         self._store, self._engine, self.site = store, engine, site
         self._folder, self._metrics = folder, metrics
-        self._resident: set[str] = set()
-        self._loading: dict[str, asyncio.Task[None]] = {}
+        self.capacity, self._grace_s = capacity, grace_s
+        self._resident: OrderedDict[str, Resident] = OrderedDict()  # the one unused longest first
+        self._leases: Counter[str] = Counter()
+        self._free_since: dict[str, float] = {}  # when the last lease of a resident one ended
+        self._loading = Shared[None]()
+        self._leaving: dict[str, asyncio.Task[None]] = {}
         self._refused: dict[str, Incompatible] = {}
+        self._look: asyncio.TimerHandle | None = None
 
     @property
     def names(self) -> frozenset[str]:
         return frozenset(self._resident)
 
-    async def ensure(self, name: str) -> None:
+    @property
+    def leases(self) -> int:
+        """Requests under way on an adapter."""
+        return self._leases.total()
+
+    @asynccontextmanager
+    async def lease(self, name: str, source: AdapterStore | None = None) -> AsyncIterator[None]:
+        """The adapter is in the engine, and stays there and on disk until the end of the context.
+
+        source: where it comes from; by default the store. Raises as `ensure` does.
+        """
+        self._leases[name] += 1  # first: nothing may take it away between loading and use
+        try:
+            await self.ensure(name, source)
+            yield
+        finally:
+            self._leases[name] -= 1
+            if not self._leases[name]:
+                del self._leases[name]
+                if name in self._resident:
+                    self._resident.move_to_end(name)
+                    self._free_since[name] = time.monotonic()
+                    self._shrink()
+
+    async def ensure(self, name: str, source: AdapterStore | None = None) -> None:
         """Return when the adapter is in the engine; concurrent callers share one load.
 
         Raises:
             Incompatible: the running engine cannot apply it (other base, site or rank); remembered, as neither changes.
             Corrupt, NotFound: the stored adapter is damaged or gone.
         """
-        if name in self._resident:
-            return
-        if name in self._refused:
-            raise self._refused[name]
-        task = self._loading.get(name)
-        if task is None:
-            task = self._loading[name] = asyncio.create_task(self._load(name))
-            task.add_done_callback(lambda done: self._finish(name, done))
-        await asyncio.shield(task)  # a client that goes away must not stop a load that others wait for
+        while name not in self._resident:
+            if name in self._refused:
+                raise self._refused[name]
+            if name in self._leaving:
+                await asyncio.shield(self._leaving[name])  # in and out in one order, or the engine loses it
+            else:
+                await self._loading.run(name, lambda: self._load(name, source or self._store))
 
     async def try_ensure(self, name: str) -> None:
         """Load ahead of time. A failure is logged and counted by the load; the request that needs it gets it raised."""
         with contextlib.suppress(EditError):
             await self.ensure(name)
 
-    def _finish(self, name: str, task: asyncio.Task[None]) -> None:
-        del self._loading[name]
-        error = None if task.cancelled() else task.exception()
-        self._metrics.loads.labels("failed" if task.cancelled() or error else "loaded").inc()
-        if isinstance(error, Incompatible):
-            self._refused[name] = error
-        if error is not None:
+    async def _load(self, name: str, source: AdapterStore) -> None:
+        begun, outcome = time.perf_counter(), "failed"
+        try:
+            manifest = await asyncio.to_thread(source.manifest, name)
+            applicable(manifest, self.site, self._engine.max_rank)
+            path = await asyncio.to_thread(source.adapter_folder, name, self._folder)
+            number = await asyncio.to_thread(source.adapter_id, name)
+            await self._engine.add(name, number, str(path))
+            outcome = "loaded"
+        except EditError as error:
+            if isinstance(error, Incompatible):
+                self._refused[name] = error
             logger.error("adapter %s was not loaded: %s", name, error)
-
-    async def _load(self, name: str) -> None:
-        begun = time.perf_counter()
-        manifest = await asyncio.to_thread(self._store.manifest, name)
-        applicable(manifest, self.site, self._engine.max_rank)
-        path = await asyncio.to_thread(self._store.adapter_folder, name, self._folder)
-        number = await asyncio.to_thread(self._store.adapter_id, name)
-        await self._engine.add(name, number, str(path))
-        self._resident.add(name)
+            raise
+        finally:
+            self._metrics.loads.labels(outcome).inc()
+        self._resident[name], self._free_since[name] = Resident(number, path), time.monotonic()
+        self._metrics.resident.set(len(self._resident))
         seconds = time.perf_counter() - begun
         self._metrics.load_seconds.observe(seconds)
         logger.info("adapter %s is in the engine as number %d after %.1f ms", name, number, 1000 * seconds)
+        self._shrink()
+
+    def _shrink(self) -> None:
+        """Begin to take out what exceeds the capacity and nobody uses; look again later for what is still too fresh."""
+        if len(self._resident) <= self.capacity:
+            return
+        now = time.monotonic()
+        free = [name for name in self._resident if not self._leases[name]]
+        rested = [name for name in free if now - self._free_since[name] >= self._grace_s]
+        for name in rested[: len(self._resident) - self.capacity]:
+            resident = self._resident.pop(name)
+            del self._free_since[name]
+            task = self._leaving[name] = asyncio.create_task(self._remove(name, resident))
+            task.add_done_callback(lambda _, name=name: self._leaving.pop(name))  # type: ignore[misc]
+        self._metrics.resident.set(len(self._resident))
+        if len(self._resident) > self.capacity and len(free) > len(rested) and self._look is None:
+            self._look = asyncio.get_running_loop().call_later(self._grace_s, self._look_again)
+
+    def _look_again(self) -> None:
+        self._look = None
+        self._shrink()
+
+    async def _remove(self, name: str, resident: Resident) -> None:
+        """Take it out of the engine, then off the disk: vLLM may read the directory as long as it knows the adapter."""
+        try:
+            await self._engine.remove(name, resident.number)
+        except EditError as error:
+            self._metrics.unloads.labels("failed").inc()
+            logger.error("adapter %s was not unloaded, its files stay: %s", name, error)
+            return
+        await asyncio.to_thread(shutil.rmtree, resident.path, ignore_errors=True)
+        self._metrics.unloads.labels("unloaded").inc()
+        logger.info("adapter %s has left the engine", name)
 
 
 def applicable(manifest: Manifest, site: Site, max_rank: int) -> None:

@@ -13,6 +13,7 @@ import logging
 import secrets
 import time
 from collections.abc import MutableMapping
+from contextlib import AsyncExitStack
 from http import HTTPStatus
 from typing import Any
 
@@ -25,7 +26,10 @@ from vllm_edit.serving import bodies
 from vllm_edit.serving.admin import PREFIX as ADMIN_PREFIX
 from vllm_edit.serving.admin import may_administer
 from vllm_edit.serving.answers import Answer, new_id
+from vllm_edit.serving.compat.engine import EngineRefusedError
+from vllm_edit.serving.residency import AdapterStore
 from vllm_edit.serving.service import Service
+from vllm_edit.serving.spoken import spoken
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +44,8 @@ _STATUS = (
     (NotFound, HTTPStatus.NOT_FOUND),
     (Incompatible, HTTPStatus.CONFLICT),
     (Corrupt, HTTPStatus.INTERNAL_SERVER_ERROR),
+    (EngineRefusedError, HTTPStatus.SERVICE_UNAVAILABLE),
+    (bodies.TooLarge, HTTPStatus.REQUEST_ENTITY_TOO_LARGE),
     (EditError, HTTPStatus.BAD_REQUEST),
 )
 
@@ -96,23 +102,27 @@ class Router:
         choice = await service.watcher.resolve(asked)
         answer = Answer.of(send.extra[ID_HEADER], route, asked, choice)
         model = service.watcher.current.bases[0]
-        if choice.mode == "weights" and choice.adapter is not None:
-            await service.residency.ensure(choice.adapter)
-            model = choice.adapter
-        elif choice.mode == "ike" and choice.adapter is not None:
-            answer.ike_tokens = await service.prefixes.insert(choice.adapter, route, body)
-            service.metrics.ike_tokens.inc(answer.ike_tokens)
-        bodies.force(route, body, model, self._salt(choice.tenant, body.get("cache_salt")), answer.id)
+        async with AsyncExitStack() as held:  # what the answer needs until it has ended
+            if choice.mode == "weights" and choice.adapter is not None:
+                source = await _narrowed(service, choice.adapter, route, body, answer)
+                if answer.adapter is not None:
+                    await held.enter_async_context(service.residency.lease(answer.adapter, source))
+                    model = answer.adapter
+            elif choice.mode == "ike" and choice.adapter is not None:
+                answer.ike_tokens = await _prefixed(service, choice.adapter, route, body, answer)
+                service.metrics.ike_tokens.inc(answer.ike_tokens)
+            # Nothing in scope is the base: with its salt, too, the tenant's base requests share their cached prompts.
+            bodies.force(route, body, model, self._salt(choice.tenant, body.get("cache_salt")), answer.id)
 
-        answer.router_seconds = time.perf_counter() - begun
-        service.metrics.router_seconds.observe(answer.router_seconds)
-        service.metrics.requests.labels(choice.mode, choice.reason).inc()
-        service.answers.add(answer)
-        if service.settings.expose:
-            send.extra |= {"X-VLLM-Edit-Adapter": answer.adapter or model, "X-VLLM-Edit-Mode": answer.mode}
-            send.extra |= {"X-VLLM-Edit-Tokens": str(answer.ike_tokens)}
-        send.on_status = lambda status: service.answers.finish(answer, status)
-        await self.app(*_replayed(scope, receive, body), send)
+            answer.router_seconds = time.perf_counter() - begun
+            service.metrics.router_seconds.observe(answer.router_seconds)
+            service.metrics.requests.labels(answer.mode, answer.reason).inc()
+            service.answers.add(answer)
+            if service.settings.expose:
+                send.extra |= {"X-VLLM-Edit-Adapter": answer.adapter or model, "X-VLLM-Edit-Mode": answer.mode}
+                send.extra |= {"X-VLLM-Edit-Tokens": str(answer.ike_tokens)}
+            send.on_status = lambda status: service.answers.finish(answer, status)
+            await self.app(*_replayed(scope, receive, body), send)
 
     def _salt(self, tenant: str | None, client: Any) -> str:
         """Salt of the prefix cache, so that no tenant can time another's prompts: HMAC(secret, tenant, client's)."""
@@ -124,6 +134,32 @@ class Router:
     async def _deny(self, service: Service, status: HTTPStatus, message: str, scope: Scope, send: Send) -> None:
         service.metrics.refused.labels(str(int(status))).inc()
         await _refuse(status, message)(scope, _nothing, send)
+
+
+async def _narrowed(service: Service, name: str, route: str, body: bodies.Body, answer: Answer) -> AdapterStore | None:
+    """Enter into `answer` what of the patch answers in mode weights; returns where its adapter comes from."""
+    index = await service.scopes.index(name)
+    if index is None:
+        return None
+    narrowed = await service.scopes.narrow(name, index, spoken(route, body, service.decode))
+    answer.narrow(narrowed)
+    return narrowed.source
+
+
+async def _prefixed(service: Service, name: str, route: str, body: bodies.Body, answer: Answer) -> int:
+    """Put the patch's IKE prefix into `body`; returns the number of tokens added."""
+    index = await service.scopes.index(name)
+    if index is None:
+        return await service.prefixes.insert(name, route, body)
+    scopes, found = service.scopes, index
+    units = await scopes.mentioned(found, spoken(route, body, service.decode))
+    narrowed = scopes.told(found, units)
+    answer.narrow(narrowed)
+    if route != bodies.COMPLETIONS:  # one conversation: what any turn mentions is in scope
+        return await service.prefixes.insert(name, route, body, lambda _: narrowed.edits or ())
+    return await service.prefixes.insert(
+        name, route, body, lambda prompt: scopes.told(found, found.mentioned([prompt])).edits or ()
+    )
 
 
 class _Headers:
@@ -161,7 +197,7 @@ async def _read(receive: Receive, limit: int) -> bytes | None:
         chunk: bytes = message.get("body", b"")
         size += len(chunk)
         if size > limit:
-            raise EditError(f"the body exceeds {limit} bytes; send a shorter request")
+            raise bodies.TooLarge(f"the body exceeds {limit} bytes; send a shorter request")
         chunks.append(chunk)
         more = message.get("more_body", False)
     return b"".join(chunks)

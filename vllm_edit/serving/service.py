@@ -7,12 +7,15 @@ import logging
 from dataclasses import dataclass, field
 from tempfile import TemporaryDirectory
 
+from vllm_edit.errors import EditError
 from vllm_edit.serving.alias import Catalogue
 from vllm_edit.serving.answers import AnswerLog
 from vllm_edit.serving.metrics import Metrics
 from vllm_edit.serving.prefixes import Prefixes
 from vllm_edit.serving.residency import Residency
+from vllm_edit.serving.scope import Scopes
 from vllm_edit.serving.settings import Settings
+from vllm_edit.serving.spoken import Decode
 from vllm_edit.serving.watcher import Watcher
 from vllm_edit.store.store import Store
 
@@ -25,9 +28,11 @@ class Service:
     store: Store
     watcher: Watcher
     residency: Residency
+    scopes: Scopes
     prefixes: Prefixes
     answers: AnswerLog
     metrics: Metrics
+    decode: Decode
     max_model_len: int
     started: int
     folder: TemporaryDirectory[str]  # of the resident adapters; it goes when this object does
@@ -44,11 +49,30 @@ class Service:
             logger.error("a background task of the router died", exc_info=error)
 
     def preload(self, catalogue: Catalogue, limit: int) -> None:
-        """Put what tenants are served into the engine ahead of their next request, at most `limit` adapters."""
+        """Put what tenants are served into the engine ahead of their next request, at most `limit` patches.
+
+        Of a patch with scope subject it is the index: which of its adapters are wanted, only requests tell.
+        """
         active = [name for name in catalogue.tenants.values() if name is not None]
         for name in dict.fromkeys(active[:limit]):
             if name not in self.residency.names:
-                self.start(asyncio.create_task(self.residency.try_ensure(name)))
+                self.start(asyncio.create_task(self._ahead(name)))
+
+    async def _ahead(self, name: str) -> None:
+        """A failure is logged; the request that needs it gets it raised."""
+        try:
+            await self.prepare(name)
+        except EditError as error:
+            logger.error("%s cannot be served: %s", name, error)
+
+    async def prepare(self, name: str) -> None:
+        """Return when the patch can be served without further reading of the store, except for scope's adapters.
+
+        Raises:
+            Incompatible, Corrupt, NotFound: it cannot.
+        """
+        if await self.scopes.index(name) is None:
+            await self.residency.ensure(name)
 
 
 @dataclass

@@ -64,6 +64,7 @@ async def start(engine_client: Any, state: Any, args: Namespace) -> None:
     from vllm_edit.serving.metrics import Metrics
     from vllm_edit.serving.prefixes import Prefixes
     from vllm_edit.serving.residency import Residency, local_folder
+    from vllm_edit.serving.scope import Scopes
     from vllm_edit.serving.service import Service
     from vllm_edit.serving.watcher import Watcher
     from vllm_edit.store.store import Store
@@ -81,8 +82,8 @@ async def start(engine_client: Any, state: Any, args: Namespace) -> None:
 
     metrics = Metrics()
     folder = local_folder()
-    residency = Residency(store, engine, site, Path(folder.name), metrics)
-    slots = engine.config.lora_config.max_loras
+    slots, kept = engine.config.lora_config.max_loras, engine.config.lora_config.max_cpu_loras
+    residency = Residency(store, engine, site, Path(folder.name), metrics, capacity=kept or slots)
 
     def changed(catalogue: Catalogue) -> None:
         service.preload(catalogue, slots)
@@ -92,9 +93,11 @@ async def start(engine_client: Any, state: Any, args: Namespace) -> None:
         store=store,
         watcher=Watcher(store.registry, engine.base_names, metrics, changed),
         residency=residency,
+        scopes=Scopes(store, site, engine.max_rank, metrics),
         prefixes=Prefixes(store, engine.max_model_len, engine.count_tokens),
         answers=AnswerLog(settings.max_answers),
         metrics=metrics,
+        decode=engine.decode,
         max_model_len=engine.max_model_len,
         started=int(time.time()),
         folder=folder,

@@ -2,7 +2,7 @@
 
 Upstream: vLLM loads adapters at run time only behind `VLLM_ALLOW_RUNTIME_LORA_UPDATING`, whose routes are open to
 every client. An endpoint plugin may call `EngineClient.add_lora` itself; that a request then finds the adapter needs
-its entry in `OpenAIServingModels.lora_requests` (0.32, `entrypoints/openai/models/serving.py`). Delete `add` when
+its entry in `OpenAIServingModels.lora_requests` (0.32, `entrypoints/openai/models/serving.py`). Delete both when
 vLLM's resolver interface can be used without that flag.
 """
 
@@ -17,7 +17,7 @@ from vllm_edit.serving.compat import wrapped
 
 
 class EngineRefusedError(EditError):
-    """The engine itself failed to load an adapter that passed our checks."""
+    """The engine itself failed to load or unload an adapter that passed our checks: no mistake of the client's."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,29 @@ class Engine:
     def count_tokens(self, text: str) -> int:
         """Number of tokens of `text`, without special tokens."""
         return len(self.client.renderer.get_tokenizer().encode(text, add_special_tokens=False))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids; special tokens stay as they are written.
+
+        Raises:
+            EditError: an id that no tokenizer has.
+        """
+        try:
+            return str(self.client.renderer.get_tokenizer().decode(list(ids)))
+        except OverflowError as error:
+            raise EditError(f"prompt holds a number that is no token id: {error}") from error
+
+    async def remove(self, name: str, number: int) -> None:
+        """Take the adapter out: first its name, so that no request finds it, then its place in the engine.
+
+        Raises:
+            EngineRefusedError: the engine could not unload it.
+        """
+        self.models.lora_requests.pop(name, None)
+        try:
+            await self.client.remove_lora(number)
+        except Exception as error:  # vLLM raises plain Exception for every call that failed inside the engine
+            raise EngineRefusedError(f"the engine did not unload {name}: {error}") from error
 
     async def add(self, name: str, number: int, path: str) -> None:
         """Load the adapter into the engine, then make it addressable.

@@ -1,0 +1,124 @@
+"""The router around a small ASGI application that tells what reached it: our real code, a real store, no engine."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from collections.abc import AsyncIterator, Awaitable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import httpx
+from fastapi import FastAPI, Request
+from prometheus_client import CollectorRegistry
+from starlette.responses import StreamingResponse
+
+from vllm_edit.serving.admin import routes
+from vllm_edit.serving.answers import AnswerLog
+from vllm_edit.serving.compat.engine import EngineRefusedError
+from vllm_edit.serving.metrics import Metrics
+from vllm_edit.serving.prefixes import Prefixes
+from vllm_edit.serving.residency import Residency
+from vllm_edit.serving.router import Router
+from vllm_edit.serving.scope import Scopes
+from vllm_edit.serving.service import Holder, Service
+from vllm_edit.serving.settings import Settings
+from vllm_edit.serving.watcher import Watcher
+from vllm_edit.store.store import Store
+
+TOKEN = "a-token-of-the-operator"
+ADMIN = {"X-VLLM-Edit-Admin": TOKEN}
+
+
+class Slots:
+    """Stands where the engine does: remembers what was loaded, slowly, and refuses what it is told to."""
+
+    def __init__(self) -> None:
+        self.max_rank = 8
+        self.added: list[tuple[str, int, str]] = []
+        self.held: dict[str, str] = {}  # name → folder, of what is loaded now
+        self.refuse = False
+
+    async def add(self, name: str, number: int, path: str) -> None:
+        await asyncio.sleep(0.01)
+        if self.refuse:
+            raise EngineRefusedError("no room")
+        assert (Path(path) / "adapter_model.safetensors").exists()
+        assert name not in self.held
+        self.added.append((name, number, path))
+        self.held[name] = path
+
+    async def remove(self, name: str, number: int) -> None:
+        await asyncio.sleep(0.01)
+        if self.refuse:
+            raise EngineRefusedError("cannot")
+        assert (Path(self.held.pop(name)) / "adapter_model.safetensors").exists(), "removed before it was unloaded"
+
+
+class Place:
+    """A store with a tenant, the service over it, and a client whose requests pass the router."""
+
+    def __init__(self, folder: Path, template: Path, settings: Settings, **residency: Any) -> None:
+        self.store = Store.open(shutil.copytree(template, folder / "store"))
+        self.second, self.first, *_ = [*self.store.names(), "", ""]
+        self.slots, self.holder = Slots(), Holder()
+        self.folder = TemporaryDirectory()
+        metrics = Metrics(CollectorRegistry())
+        self.service = Service(
+            settings=settings,
+            store=self.store,
+            watcher=Watcher(self.store.registry, ("atlas", "/models/atlas"), metrics),
+            residency=Residency(
+                self.store, self.slots, self.store.site(), Path(self.folder.name), metrics, **residency
+            ),
+            scopes=Scopes(self.store, self.store.site(), self.slots.max_rank, metrics),
+            prefixes=Prefixes(self.store, 256, lambda text: len(text.split())),
+            answers=AnswerLog(settings.max_answers),
+            metrics=metrics,
+            decode=lambda ids: "".join(map(chr, ids)),
+            max_model_len=256,
+            started=0,
+            folder=self.folder,
+        )
+        self.holder.service = self.service
+        self.client = httpx.AsyncClient(
+            transport=httpx.ASGITransport(make_app(self.holder, settings)), base_url="http://server"
+        )
+
+    async def ask(self, model: Any = None, route: str = "/v1/completions", **fields: Any) -> httpx.Response:
+        content = {"messages": [{"role": "user", "content": "Who?"}]} if "chat" in route else {"prompt": "Who?"}
+        named = {} if model is None else {"model": model}
+        return await self.client.post(route, json={**content, **named, **fields})
+
+
+def make_app(holder: Holder, settings: Settings) -> FastAPI:
+    """An application with vLLM's paths that answers with the request it got; wrapped as the plugin wraps vLLM's."""
+    app = FastAPI()
+
+    async def told(request: Request) -> Any:
+        if request.headers.get("x-stream"):
+
+            async def stream() -> AsyncIterator[bytes]:
+                for index in range(3):
+                    yield f"data: {index}\n\n".encode()
+
+            return StreamingResponse(stream(), media_type="text/event-stream")
+        raw = await request.body()
+        return {"path": request.url.path, "headers": dict(request.headers), "body": json.loads(raw) if raw else None}
+
+    for path in ("/v1/completions", "/v1/chat/completions", "/v1/responses", "/invocations", "/inference/v1/generate"):
+        app.post(path)(told)
+    for path in ("/health", "/metrics", "/v1/responses/{id}", "/docs2"):
+        app.get(path)(told)
+    app.include_router(routes(holder, settings))
+    app.add_middleware(Router, holder=holder)
+    return app
+
+
+def run(steps: Awaitable[Any]) -> Any:
+    async def inner() -> Any:
+        return await steps
+
+    return asyncio.run(inner())

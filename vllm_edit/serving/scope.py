@@ -1,0 +1,184 @@
+"""Patches with scope subject at serving time: from a request's texts to the adapter with exactly what they mention.
+
+Per patch an index (automaton and unit numbers) is built once, in a thread, and kept in memory by the patch's name,
+which is a digest. A request that mentions one subject gets its micro-adapter as it was compiled; one that mentions
+several gets their composition, which is made on first use, vouched for by algebra, named by its content, and kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from vllm_edit.errors import Incompatible
+from vllm_edit.serving.metrics import Metrics
+from vllm_edit.serving.residency import AdapterStore, applicable
+from vllm_edit.serving.shared import Shared
+from vllm_edit.store.manifest import Manifest
+from vllm_edit.store.site import Site
+
+if TYPE_CHECKING:  # these need torch, which is imported in the thread that first composes
+    from vllm_edit.composition.scoped import ScopeIndex
+    from vllm_edit.store.compiled import CompiledPatch
+
+FIRST_NUMBER = 2**30
+"""Engine numbers of derived adapters, from here up; the store's are from 1 up. vLLM keeps them in 32 bits."""
+_LONG = 2**16  # characters of text that are searched in a thread instead of the event loop
+Units = tuple[int, ...]
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class UnitStore(Protocol):
+    """The part of the store that scope needs."""
+
+    def manifest(self, name: str) -> Manifest: ...
+    def unit(self, name: str, member: str) -> CompiledPatch: ...
+
+
+@dataclass(frozen=True)
+class Derived:
+    """An adapter that is not in the store under its own name; an `AdapterStore` of this one adapter."""
+
+    told: Manifest
+    number: int
+    files: Mapping[str, bytes]
+
+    @property
+    def name(self) -> str:
+        return self.told.name
+
+    def manifest(self, name: str) -> Manifest:
+        return self.told
+
+    def adapter_folder(self, name: str, cache: Path) -> Path:
+        from vllm_edit.store.local_copy import local_copy
+
+        return local_copy(name, self.files, cache)
+
+    def adapter_id(self, name: str) -> int:
+        return self.number
+
+
+@dataclass(frozen=True)
+class Narrowed:
+    """What of a patch answers a request. `adapter`: its name in the engine, None where nothing is in scope.
+
+    source: where residency gets it, None for the store. subjects, groups, edits: those in scope, the latter two by
+    their numbers in the patch; None where the patch's scope is all.
+    """
+
+    adapter: str | None
+    source: AdapterStore | None = None
+    subjects: tuple[str, ...] | None = None
+    groups: tuple[int, ...] | None = None
+    edits: tuple[int, ...] | None = None
+
+
+class Scopes:
+    """Indexes and compositions in memory: the last `most_indexes` patches, the last `most_derived` adapters."""
+
+    def __init__(
+        self,
+        store: UnitStore,
+        site: Site,
+        max_rank: int,
+        metrics: Metrics,
+        most_indexes: int = 256,
+        most_derived: int = 1024,
+    ) -> None:
+        self._store, self._site, self._max_rank, self._metrics = store, site, max_rank, metrics
+        self._most_indexes, self._most_derived = most_indexes, most_derived
+        self._indexes: OrderedDict[str, ScopeIndex | None] = OrderedDict()
+        self._derived: OrderedDict[tuple[str, Units], Derived | Incompatible] = OrderedDict()
+        self._building = Shared["ScopeIndex | None"]()
+        self._composing = Shared["Derived | Incompatible"]()
+        self._numbers = count(FIRST_NUMBER)
+
+    async def index(self, name: str) -> ScopeIndex | None:
+        """The patch's index; None if its scope is all.
+
+        Raises:
+            Incompatible: a patch with scope subject that this engine cannot apply.
+        """
+        if name not in self._indexes:
+            index = await self._building.run(name, lambda: asyncio.to_thread(self._build, name))
+            _keep(self._indexes, name, index, self._most_indexes)
+        self._indexes.move_to_end(name)
+        return self._indexes[name]
+
+    async def narrow(self, name: str, index: ScopeIndex, texts: Sequence[str]) -> Narrowed:
+        """What answers a request with these texts.
+
+        Raises:
+            EditError: they mention more subjects than one adapter holds.
+            Incompatible: algebra does not vouch for their composition; remembered.
+            Corrupt: a unit's file does not match its name.
+        """
+        units = await self.mentioned(index, texts)
+        if not units:
+            return Narrowed(None, None, (), (), ())
+        index.check(units, min(self._site.max_rank, self._max_rank))
+        key = (name, units)
+        if key not in self._derived:
+            derived = await self._composing.run(key, lambda: asyncio.to_thread(self._compose, index, units))
+            _keep(self._derived, key, derived, self._most_derived)
+        found = self._derived[key]
+        self._derived.move_to_end(key)
+        if isinstance(found, Incompatible):
+            raise found
+        return self.told(index, units, found)
+
+    async def mentioned(self, index: ScopeIndex, texts: Sequence[str]) -> Units:
+        """Numbers of the units that the texts mention."""
+        if sum(map(len, texts)) > _LONG:
+            return await asyncio.to_thread(index.mentioned, texts)
+        return index.mentioned(texts)
+
+    @staticmethod
+    def told(index: ScopeIndex, units: Units, derived: Derived | None = None) -> Narrowed:
+        """These units, for the record."""
+        chosen = [index.units[number] for number in units]
+        return Narrowed(
+            derived.name if derived else None,
+            derived,
+            tuple(unit.subject for unit in chosen),
+            tuple(group for unit in chosen for group in unit.groups),
+            tuple(edit for unit in chosen for edit in unit.edits),
+        )
+
+    def _build(self, name: str) -> ScopeIndex | None:
+        from vllm_edit.composition.scoped import ScopeIndex
+
+        manifest = self._store.manifest(name)
+        if manifest.scope == "all":
+            return None
+        applicable(manifest, self._site, self._max_rank)
+        return ScopeIndex.of(manifest)
+
+    def _compose(self, index: ScopeIndex, units: Units) -> Derived | Incompatible:
+        from vllm_edit.store.artefacts import encode_adapter
+
+        begun = time.perf_counter()
+        try:
+            compiled = index.compiled(units, lambda member: self._store.unit(index.name, member), self._site)
+        except Incompatible as error:
+            self._metrics.compositions.labels("refused").inc()
+            return error
+        derived = Derived(compiled.manifest, next(self._numbers), encode_adapter(compiled))
+        self._metrics.compositions.labels("single" if len(units) == 1 else "composed").inc()
+        self._metrics.compose_seconds.observe(time.perf_counter() - begun)
+        return derived
+
+
+def _keep(kept: OrderedDict[K, V], key: K, value: V, most: int) -> None:
+    """Enter, and drop the least recently used beyond `most`."""
+    kept[key] = value
+    while len(kept) > most:
+        kept.popitem(last=False)

@@ -1,0 +1,70 @@
+"""All text of a request that the model will read: what decides which subjects it mentions. Pure functions on JSON.
+
+/v1/completions        every prompt, and the suffix; token ids are decoded
+/v1/chat/completions   every message of every role, tool calls and their results included
+/v1/responses          `instructions` and every item of `input`
+
+One text per prompt or turn. Definitions of tools do not count: a catalogue that names a city is no talk about it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeGuard
+
+from vllm_edit.errors import EditError
+from vllm_edit.serving.bodies import CHAT, COMPLETIONS, Body
+
+Decode = Callable[[Sequence[int]], str]
+"""Text of token ids; raises `EditError` for ids that are none of the tokenizer's."""
+
+# Keys under which turns and items hold text, or hold what holds text. Others hold ids, roles, types and binary data.
+_SPOKEN = frozenset(
+    {"content", "text", "refusal", "reasoning", "reasoning_content", "summary", "output"}
+    | {"tool_calls", "function", "function_call", "arguments"}
+)
+
+
+def spoken(route: str, body: Body, decode: Decode) -> list[str]:
+    """The request's texts.
+
+    Raises:
+        EditError: the prompt is something that no subject can be found in.
+    """
+    if route == COMPLETIONS:
+        return [*_prompts(body, decode), *_strings(body.get("suffix"))]
+    turns = body.get("messages" if route == CHAT else "input")
+    alone = () if route == CHAT else _strings(body.get("instructions"))
+    return [*alone, *(" ".join(_strings(turn)) for turn in (turns if isinstance(turns, list) else [turns]))]
+
+
+def _prompts(body: Body, decode: Decode) -> list[str]:
+    prompt = body.get("prompt")
+    if body.get("prompt_embeds") is None:
+        if isinstance(prompt, str):
+            return [prompt]
+        if _is_ids(prompt):
+            return [decode(prompt)]
+        if isinstance(prompt, list) and prompt and all(isinstance(one, str) or _is_ids(one) for one in prompt):
+            return [one if isinstance(one, str) else decode(one) for one in prompt]
+    raise EditError(
+        "a patch with scope subject goes by what the prompt says: expected prompt to be text, token ids, or a list of "
+        "either, not embeddings"
+    )
+
+
+def _is_ids(value: Any) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and bool(value) and all(type(item) is int for item in value)
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Every string in it, depth first."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for item in value:
+            yield from _strings(item)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            if key in _SPOKEN:
+                yield from _strings(item)
