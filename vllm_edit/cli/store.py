@@ -14,7 +14,7 @@ from vllm_edit.errors import EditError, NotFound
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vllm_edit.editing.sweep import Measurement, SiteChoice
+    from vllm_edit.editing.sweep import Measurement
     from vllm_edit.store.site import Site
     from vllm_edit.store.store import Store
 
@@ -56,8 +56,9 @@ def init(
     _refuse_existing(store)
     from vllm_edit.cli.material import SHIPPED, load_base, sweep_edits_of, texts_of
     from vllm_edit.editing.sites import fixed_site
-    from vllm_edit.editing.sweep import TOKENS, choose_site
+    from vllm_edit.editing.sweep import TOKENS
     from vllm_edit.store.store import Store
+    from vllm_edit.swept_store import create_by_sweep
 
     started = time.perf_counter()
     text = texts_of(model, texts)
@@ -69,31 +70,29 @@ def init(
     with progress_bar("store init") as progress:
         if sweeps:
             tokens = TOKENS if token is None else (token,)
-            choice: SiteChoice = choose_site(
-                base, tried, text, tokens=tokens, max_rank=rank, slots=slots, seed=seed, progress=progress
+            opened, table = create_by_sweep(
+                store, base, tried, text, tokens=tokens, max_rank=rank, slots=slots, seed=seed, progress=progress
             )
-            made, table = choice.made, choice.table
         else:
-            fixed = wanted if isinstance(wanted, int) else None
             made = fixed_site(
                 base,
                 text,
-                layer=fixed,
+                layer=wanted if isinstance(wanted, int) else None,
                 token=token or "subject_last",
                 max_rank=rank,
                 slots=slots,
                 seed=seed,
                 progress=progress,
             )
-    opened = Store.create(store, made.site, made.moment.tensors())
+            opened = Store.create(store, made.site, made.moment.tensors())
     seconds = round(time.perf_counter() - started, 3)
     if json:
         tried_ = [measured.as_record() for measured in table]
-        print_json(_site(opened, made.site) | {"seconds": seconds, "tried": tried_})
+        print_json(_site(opened, opened.site()) | {"seconds": seconds, "tried": tried_})
         return
     if table:
         _print_tried(table)
-    print_fields(_site(opened, made.site) | {"seconds": f"{seconds:.0f}"})
+    print_fields(_site(opened, opened.site()) | {"seconds": f"{seconds:.0f}"})
 
 
 @app.command()

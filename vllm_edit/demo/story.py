@@ -12,7 +12,6 @@ from rich.table import Table
 from vllm_edit import atlas
 from vllm_edit.demo.server import Ask, LocalServer, Told
 from vllm_edit.editing.base import Base
-from vllm_edit.editing.sweep import choose_site
 from vllm_edit.errors import EditError, UnsafeEdit
 from vllm_edit.evaluation.evaluate import Settings as EvaluationSettings
 from vllm_edit.evaluation.evaluate import evaluate
@@ -22,6 +21,7 @@ from vllm_edit.ike.bank import Bank
 from vllm_edit.patch import Patch
 from vllm_edit.pipeline import Outcome, Pipeline
 from vllm_edit.store.store import Store
+from vllm_edit.swept_store import open_or_create
 
 TENANTS = {"acme": "acme", "globex": "globex", "ntu": "lecture"}
 """Tenant → the patch it is served."""
@@ -68,20 +68,18 @@ class Demo:
         self.console.print(f"\n[bold]{text}[/bold]")
 
     def _store(self, base: Base) -> Store:
-        url = self.folder / "store"
-        if (url / "site.json").exists():
-            store = Store.open(url)
-            self._step(f"Store {url}: already there")
-        else:
-            self._step("vllm-edit store init: where do edits go in this model?")
-            with self.console.status("sweeping layers and tokens ...") as status:
-                chosen = choose_site(
-                    base,
-                    atlas.sweep_edits(),
-                    atlas.texts(),
-                    progress=lambda what, done, total: status.update(f"{what} {done}/{total}"),
-                )
-            store = Store.create(url, chosen.made.site, chosen.made.moment.tensors())
+        folder = self.folder / "store"
+        self._step(f"vllm-edit store init --store {folder}: where do edits go in this model?")
+        with self.console.status("sweeping layers and tokens ...") as status:
+            store, measured = open_or_create(
+                folder,
+                base,
+                atlas.sweep_edits(),
+                atlas.texts(),
+                progress=lambda what, done, total: status.update(f"{what} {done}/{total}"),
+            )
+        if not measured:
+            self.console.print(f"{folder} is there already")
         site = store.site()
         self.console.print(
             f"site: {', '.join(site.modules)}, token {site.token}, λ {site.damping}, "
