@@ -23,8 +23,8 @@ from dataclasses import dataclass
 import torch
 
 from vllm_edit.editing.base import Base, unchanged
-from vllm_edit.editing.corruption import KINDS, CorruptedPrompt, Kind, Restoration, embedding_name
-from vllm_edit.editing.hooks import capture_outputs, frozen
+from vllm_edit.editing.corruption import KINDS, CorruptedPrompt, Kind, Restoration
+from vllm_edit.editing.hooks import frozen
 from vllm_edit.editing.positions import Located, locate
 from vllm_edit.editing.settings import Progress
 from vllm_edit.errors import EditError
@@ -141,12 +141,9 @@ def trace(
 
 def embedding_deviation(base: Base, places: Sequence[Located]) -> float:
     """Standard deviation of all entries of the embeddings of the subjects' tokens."""
-    name, found = embedding_name(base), []
-    with torch.no_grad(), capture_outputs(base.model, [name]) as captured:
-        for place in places:
-            base.model(input_ids=torch.tensor([place.ids], device=base.device), use_cache=False)
-            found.append(captured[name][0, place.subject_first : place.subject_last + 1].float().flatten())
-    return float(torch.cat(found).std())
+    embedding = base.model.get_input_embeddings()
+    ids = [token for place in places for token in place.ids[place.subject_first : place.subject_last + 1]]
+    return float(embedding(torch.tensor(ids, device=base.device)).float().std())
 
 
 def window_around(layer: int, window: int, depth: int) -> tuple[int, ...]:

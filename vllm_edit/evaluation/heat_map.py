@@ -35,7 +35,7 @@ def draw_heat_map(found: AverageEffects, path: Path) -> None:
     from matplotlib.figure import Figure  # without pyplot: no global state, no window
 
     depth = found.trace.depth
-    with matplotlib.rc_context({"svg.hashsalt": "vllm-edit", "font.size": 8}):
+    with matplotlib.rc_context({"svg.hashsalt": "vllm-edit", "svg.fonttype": "none", "font.size": 8}):
         figure = Figure(figsize=(min(6.4 + 0.2 * depth, 14.0), 2.6), layout="constrained")
         for place, (kind, colours) in enumerate(zip(KINDS, _COLOURS, strict=True)):
             roles = found.by_kind[kind]
