@@ -31,6 +31,11 @@ def training_edits(
     return [counterfactual(facts, rng.choice(usable), rng) for _ in range(count)]
 
 
+def network_folder() -> Path:
+    """The hypernetwork shipped for atlas's weights."""
+    return Path(__file__).parent / "hypernet"
+
+
 def set_aside(facts: Facts, exclude: Iterable[str] = ()) -> Facts:
     """The tables with only those subjects that no evaluation edits."""
     names = set(exclude)

@@ -31,6 +31,7 @@ class _Root(LazyGroup):
             "tenant": (f"{_HERE}.tenant", "app"),
             "serve": (f"{_HERE}.serve", "serve"),
             "flags": (f"{_HERE}.serve", "flags"),
+            "hypernet": (f"{_HERE}.hypernet", "app"),
             "trace": (f"{_HERE}.trace", "trace"),
             "schema": (f"{_HERE}.schema", "schema"),
             "atlas": (f"{_HERE}.atlas", "app"),

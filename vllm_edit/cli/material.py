@@ -57,6 +57,19 @@ def sweep_edits_of(model: str, file: Path | None, seed: int) -> list[Edit]:
     return atlas.sweep_edits(seed)
 
 
+def network_of(model: str, folder: Path | None) -> Path:
+    """The folder of the hypernetwork that edits the model; only the shipped one brings its own."""
+    if folder is not None:
+        return folder
+    if model != SHIPPED:
+        raise EditError(
+            f"a store for mend on {model} needs its network: give --network FOLDER (see vllm-edit hypernet train)"
+        )
+    from vllm_edit.atlas.mend import network_folder
+
+    return network_folder()
+
+
 def bank_of(model: str, file: Path | None) -> Bank:
     """Facts that the model knows, of which IKE's demonstrations are made; none are known of other models."""
     from vllm_edit.ike.bank import Bank

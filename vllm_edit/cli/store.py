@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from vllm_edit.cli.material import SHIPPED
 from vllm_edit.cli.output import JsonOption, StoreOption, print_fields, print_json, print_table, progress_bar
 from vllm_edit.errors import EditError, NotFound
 
@@ -48,13 +49,26 @@ def init(
     texts: Annotated[Path | None, typer.Option(help="Ordinary text, a passage per line; atlas has its own.")] = None,
     edits: Annotated[Path | None, typer.Option(help="Patch file with edits for auto; atlas has its own.")] = None,
     seed: Annotated[int, typer.Option(help="Of the contexts and the edits tried.")] = 0,
+    method: Annotated[
+        Literal["rome", "mend"],
+        typer.Option(help="rome: one module, for rome, ft and lora. mend: the matrices that a hypernetwork edits."),
+    ] = "rome",
+    network: Annotated[Path | None, typer.Option(help="Folder of mend's network; atlas has its own.")] = None,
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
     """Choose and fix the site (layer, token, statistics, damping, rank) of a new store."""
     wanted = _layer(layer)
     _refuse_existing(store)
-    from vllm_edit.cli.material import SHIPPED, load_base, sweep_edits_of, texts_of
+    if method == "mend":
+        given = {"--layer": layer, "--token": token, "--texts": texts, "--edits": edits}
+        for option in (name for name, value in given.items() if value is not None):
+            raise typer.BadParameter("the site of mend is what its network was trained for", param_hint=option)
+        _init_mend(model, network, rank, slots, store, json)
+        return
+    if network is not None:
+        raise typer.BadParameter("only a store for mend has a network: add --method mend", param_hint="--network")
+    from vllm_edit.cli.material import load_base, sweep_edits_of, texts_of
     from vllm_edit.editing.sites import fixed_site
     from vllm_edit.editing.sweep import TOKENS
     from vllm_edit.store.store import Store
@@ -64,8 +78,7 @@ def init(
     text = texts_of(model, texts)
     sweeps = wanted == _AUTO or (wanted is None and (model == SHIPPED or edits is not None))
     tried = sweep_edits_of(model, edits, seed) if sweeps else []
-    # A folder's absolute path, so that later commands find the model from anywhere.
-    base = load_base(model if model == SHIPPED or not Path(model).is_dir() else str(Path(model).absolute()))
+    base = load_base(_place(model))
     table: Sequence[Measurement] = ()
     with progress_bar("store init") as progress:
         if sweeps:
@@ -93,6 +106,24 @@ def init(
     if table:
         _print_tried(table)
     print_fields(_site(opened, opened.site()) | {"seconds": f"{seconds:.0f}"})
+
+
+def _init_mend(model: str, network: Path | None, rank: int | None, slots: int, store: str | None, json: bool) -> None:
+    """A store whose site is a network's."""
+    from vllm_edit.cli.material import load_base, network_of
+    from vllm_edit.editing.hypernetwork.files import load, network_site
+    from vllm_edit.store.store import Store
+
+    trained, card = load(network_of(model, network))
+    site = network_site(load_base(_place(model)), trained, card, max_rank=rank, slots=slots)
+    opened = Store.create(store, site, trained.tensors())
+    told = _site(opened, site)
+    print_json(told) if json else print_fields(told)
+
+
+def _place(model: str) -> str:
+    """A folder's absolute path, so that later commands find the model from anywhere; other names as they are."""
+    return str(Path(model).absolute()) if model != SHIPPED and Path(model).is_dir() else model
 
 
 @app.command()
@@ -127,21 +158,25 @@ def _refuse_existing(url: str | None) -> None:
         return
     site = opened.site()
     raise EditError(
-        f"{opened.url} has a site already ({site.model}, layer {site.layer}, {site.token}), and a store has one for "
-        "good; name another with --store, or remove the folder"
+        f"{opened.url} has a site already ({site.model}, layer {site.layer}), and a store has one for good; "
+        " name another with --store, or remove the folder"
     )
 
 
 def _site(store: Store, site: Site) -> dict[str, Any]:
-    return {
+    told = {
         "store": store.url,
         "model": site.model,
         "site": site.digest,
         "module": ", ".join(site.modules),
         "layer": site.layer,
-        "token": site.token,
         "rank": site.max_rank,
         "slots": site.slots,
+    }
+    if site.network is not None:
+        return told | {"network": site.network}
+    return told | {
+        "token": site.token,
         "damping": site.damping,
         "contexts": len(site.contexts),
         "moment_vectors": site.second_moment_count,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 from vllm_edit.errors import EditError
 
+S = TypeVar("S", "TrainingSettings", "MendSettings")
 _RUN_TIME = ("batch_tokens", "on_missed")
 
 
@@ -29,7 +30,7 @@ class TrainingSettings:
     keep_weight: float = 1.0
     """c_loc: weight of KL(base ‖ edited), the mean over kept prompts plus the mean over unrelated text."""
     rate: float = 3e-4
-    """Adam's step for the network."""
+    """Adam's first step for the network; like that of α it falls along a cosine to 5 % over `steps`."""
     alpha_rate: float = 1e-3
     """Adam's step for the α of every matrix, in units of the matrix's root mean square weight."""
     alpha: float = 1e-2
@@ -70,6 +71,11 @@ class TrainingSettings:
         if problems:
             raise EditError("settings: " + "; ".join(problems))
 
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> TrainingSettings:
+        """Settings from plain values, as a CLI gives them. Raises EditError for unknown names and wrong values."""
+        return _of(cls, values, "training")
+
 
 @dataclass(frozen=True)
 class MendSettings:
@@ -99,8 +105,15 @@ class MendSettings:
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> MendSettings:
-        """Settings from plain values, as a CLI or a manifest holds them. Raises EditError for unknown names."""
-        known = {field.name for field in fields(cls)}
-        if unknown := sorted(set(values) - known):
-            raise EditError(f"unknown settings {', '.join(unknown)}; settings of mend are {', '.join(sorted(known))}")
+        """Settings from plain values, as a CLI or a manifest holds them. Raises EditError as above."""
+        return _of(cls, values, "mend")
+
+
+def _of(cls: type[S], values: dict[str, Any], what: str) -> S:
+    known = {field.name for field in fields(cls)}
+    if unknown := sorted(set(values) - known):
+        raise EditError(f"unknown settings {', '.join(unknown)}; settings of {what} are {', '.join(sorted(known))}")
+    try:
         return cls(**values)
+    except TypeError as error:  # a word where a number belongs
+        raise EditError(f"settings of {what}: {error}") from None

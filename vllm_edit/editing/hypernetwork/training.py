@@ -12,6 +12,7 @@ other subject) and on the edit's own subject too, since locality is judged there
 from __future__ import annotations
 
 import copy
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -156,6 +157,8 @@ class _Run:
         outputs = [factor for pair in factors.values() for factor in pair]
         torch.autograd.backward(outputs, [leaf.grad for pair in leaves.values() for leaf in pair])
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip)
+        for group, rate in zip(self.optimiser.param_groups, self._rates(), strict=True):
+            group["lr"] = rate
         self.optimiser.step()
         self.step += 1
         validation = None
@@ -191,6 +194,12 @@ class _Run:
         self.step = int(saved["step"])
         if saved["best"]:
             self.best = Validation(**saved["best"][0]), *saved["best"][1:]
+
+    def _rates(self) -> tuple[float, float]:
+        """The network's and α's rate in this step: a cosine from the full rate down to a twentieth of it."""
+        done = self.step / self.settings.steps
+        share = 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * done))
+        return share * self.settings.rate, share * self.settings.alpha_rate
 
     def _warm(self) -> None:
         """Statistics of edits before the first step: normalised from the start, and never far from what follows."""

@@ -11,7 +11,7 @@ from typing import Any
 from vllm_edit.errors import Incompatible
 from vllm_edit.evaluation.runners.runner import Request, Scored, answer_text
 from vllm_edit.prompting import answer_ids, prompt_ids
-from vllm_edit.serving.compat import version
+from vllm_edit.serving.compat import version, wrapped
 from vllm_edit.serving.profile import merged_plugins
 from vllm_edit.serving.startup import model_folder
 from vllm_edit.store.compiled import CompiledPatch
@@ -46,7 +46,7 @@ class VLLMRunner:
             enable_lora=True,
             max_lora_rank=self._rank,
             max_loras=slots + 1 if cpu else slots,
-            lora_target_modules=list(modules),
+            lora_target_modules=wrapped.candidates(modules),
             **{**defaults, **options},
         )
         self._device = "cpu" if cpu else "cuda"

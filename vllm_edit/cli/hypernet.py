@@ -1,0 +1,140 @@
+"""`vllm-edit hypernet`: train the network that MEND edits with, and say what one is."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vllm_edit.cli.output import JsonOption, print_fields, print_json
+from vllm_edit.errors import EditError
+
+if TYPE_CHECKING:
+    from vllm_edit.editing.hypernetwork.training import Progress
+    from vllm_edit.patch import Edit
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="MEND's hypernetwork: train one for a model, or say what one is.",
+)
+
+
+@app.command()
+def train(
+    out: Annotated[Path, typer.Option(help="Folder for the network, and for checkpoints on the way.")],
+    model: Annotated[str, typer.Option(help="atlas (shipped), a model folder, or a hub id.")] = "atlas",
+    layers: Annotated[int, typer.Option(min=1, help="Edit the MLP matrices of the last so many layers.")] = 3,
+    edits: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="PATCH.yaml", help="Edits to train on; may be repeated. atlas makes its own."),
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="How many edits atlas makes.")] = 4000,
+    judged: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="PATCH.yaml", help="Patches whose subjects must not be trained on; may be repeated."),
+    ] = None,
+    texts: Annotated[Path | None, typer.Option(help="Unrelated text, a passage per line; atlas has its own.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Most training steps; default: the settings'.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the edits that atlas makes, the network and the draws.")] = 0,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A setting of the training, e.g. rank=64; may be repeated."),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Train a network on edits in patch form. Stopped and started again, it goes on where it was."""
+    from dataclasses import asdict
+
+    from vllm_edit.cli.material import load_base, texts_of
+    from vllm_edit.cli.method_settings import method_settings
+    from vllm_edit.editing.hypernetwork.data import check_apart
+    from vllm_edit.editing.hypernetwork.files import Card, last_matrices, save
+    from vllm_edit.editing.hypernetwork.settings import TrainingSettings
+    from vllm_edit.editing.hypernetwork.training import train as run
+
+    given = method_settings(settings) | {"seed": seed} | ({} if steps is None else {"steps": steps})
+    chosen = TrainingSettings.of(given)
+    forbidden = [name for edit in _read(judged or []) for name in (edit.subject, *edit.aliases)]
+    training = _edits_of(model, edits, count, seed)
+    check_apart(training, forbidden)
+    passages = texts_of(model, texts)
+    base = load_base(model)
+    modules = last_matrices(base, layers)
+    started = time.perf_counter()
+    trained = run(base, modules, training, passages, chosen, out, _tell)
+    card = Card(
+        digest=trained.network.digest,
+        base=base.fingerprint.digest,
+        model=base.name,
+        modules=modules,
+        settings=asdict(chosen),
+        edits=len(training),
+        subjects=len({edit.subject for edit in training}),
+        step=trained.step,
+        validation=asdict(trained.validation),
+    )
+    save(out, trained.network, card)
+    seconds = round(time.perf_counter() - started, 1)
+    told = _told(card) | {"folder": str(out), "steps": trained.stopped, "seconds": seconds}
+    print_json(told) if json else print_fields(told)
+
+
+@app.command()
+def info(
+    folder: Annotated[
+        Path | None, typer.Argument(help="Folder of a network; default: the one shipped for atlas.")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Say what a network edits, how it was trained and how good it was on subjects it had not seen."""
+    from vllm_edit.atlas.mend import network_folder
+    from vllm_edit.editing.hypernetwork.files import load
+
+    place = folder or network_folder()
+    _, card = load(place)
+    told = _told(card) | {"folder": str(place)}
+    print_json(told | {"settings": card.settings}) if json else print_fields(told)
+
+
+def _told(card: Any) -> dict[str, Any]:
+    return {
+        "network": card.digest,
+        "model": card.model,
+        "base": card.base,
+        "matrices": ", ".join(card.modules),
+        "edits": card.edits,
+        "subjects": card.subjects,
+        "best_step": card.step,
+        **{f"validation_{name}": round(value, 4) for name, value in card.validation.items()},
+    }
+
+
+def _tell(progress: Progress) -> None:
+    """One line on stderr for each validation, so that a log file shows it too."""
+    if progress.validation is not None:
+        shares = "  ".join(f"{name} {value:.3f}" for name, value in vars(progress.validation).items())
+        best = "  (best)" if progress.best else ""
+        print(f"step {progress.step}/{progress.steps}  {shares}{best}", file=sys.stderr, flush=True)
+
+
+def _read(files: list[Path]) -> list[Edit]:
+    from vllm_edit.patch import Patch
+
+    return [edit for file in files for edit in Patch.load(file).edits]
+
+
+def _edits_of(model: str, files: list[Path] | None, count: int, seed: int) -> list[Edit]:
+    from vllm_edit.cli.material import SHIPPED
+
+    if files:
+        return _read(files)
+    if model != SHIPPED:
+        raise EditError(f"training a network for {model} needs edits: give --edits PATCH.yaml, with probes in it")
+    from vllm_edit.atlas.mend import training_edits
+
+    return training_edits(count, seed=seed)
