@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vllm_edit.patch import LOCALITY_KINDS, Edit, Split
+from vllm_edit.patch import LOCALITY_KINDS, Edit, Probe, Split
+from vllm_edit.subjects import Subjects
+from vllm_edit.text import normalise
 
 RELIABILITY = "reliability"
 RELIABILITY_CHAT = "reliability_chat"
@@ -43,8 +45,13 @@ class Question:
 
 
 def questions_of(edits: Sequence[Edit], patch: int, *, split: Split | None = "gate", chat: bool) -> list[Question]:
-    """All questions about one patch; `chat` says whether the model has a chat template, otherwise chat is left out."""
+    """All questions about one patch; `chat` says whether the model has a chat template, otherwise chat is left out.
+
+    What one edit would keep and another changes is not asked: a patch about France and Japan must not be told to leave
+    Japan alone because it is a neighbour of France.
+    """
     asked: list[Question] = []
+    changes = _Changes(edits)
     for index, edit in enumerate(edits):
         new, old = edit.target_new, edit.target_true
         asked.append(Question(patch, index, RELIABILITY, edit.prompt, False, new, old))
@@ -56,8 +63,46 @@ def questions_of(edits: Sequence[Edit], patch: int, *, split: Split | None = "ga
             expected: str | None = probe.target
             rival: str | None = None
             if probe.kind in KEEPING:
+                if changes.by_another(index, probe):
+                    continue
                 rival = new if probe.target != new else None
             elif probe.kind == "paraphrase" and not probe.target:
                 expected, rival = new, old
             asked.append(Question(patch, index, probe.kind, probe.prompt, probe.chat, expected, rival, probe.tag))
     return asked
+
+
+class _Changes:
+    """What a patch's edits change, to tell which keeping probes of one edit are about another."""
+
+    def __init__(self, edits: Sequence[Edit]) -> None:
+        self._edits = edits
+        self._subjects = Subjects([(edit.subject, *edit.aliases) for edit in edits])
+        self._asked: dict[str, set[int]] = {}
+        for index, edit in enumerate(edits):
+            for prompt in (edit.prompt, *(probe.prompt for probe in edit.probes if probe.kind in CHANGING)):
+                self._asked.setdefault(normalise(prompt), set()).add(index)
+
+    def by_another(self, index: int, probe: Probe) -> bool:
+        """True if another edit changes what a keeping probe of edit `index` asks.
+
+        That is: the other edit asks it too; or the probe mentions the other's subject and asks for the same relation,
+        which a `locality` probe shares with its edit, or for the answer that the other replaces.
+        """
+        if len(self._edits) == 1:
+            return False
+        if self._asked.get(normalise(probe.prompt), set()) - {index}:
+            return True
+        relation = self._edits[index].relation if probe.kind == "locality" else ""
+        return any(
+            (relation and self._edits[other].relation == relation) or _replaces(self._edits[other], probe)
+            for other in self._subjects.mentioned([probe.prompt])
+            if other != index
+        )
+
+
+def _replaces(edit: Edit, probe: Probe) -> bool:
+    """True if the probe's answer is what the edit replaces."""
+    return bool(probe.target and edit.target_true) and normalise(probe.target or "") == normalise(
+        edit.target_true or ""
+    )

@@ -1,0 +1,58 @@
+"""What is asked about a patch: what one edit keeps and another changes is not."""
+
+from __future__ import annotations
+
+import pytest
+
+from vllm_edit.evaluation.questions import questions_of
+from vllm_edit.patch import Edit, Probe, ProbeKind
+
+
+def france(kind: ProbeKind, prompt: str, target: str | None = None) -> Edit:
+    probe = Probe(kind=kind, prompt=prompt, target=target)
+    return Edit(
+        prompt="The capital of France is", subject="France", relation="capital", target_new="Lyon", probes=(probe,)
+    )
+
+
+JAPAN = Edit(
+    prompt="The capital of Japan is",
+    subject="Japan",
+    aliases=("Nippon",),
+    relation="capital",
+    target_new="Osaka",
+    target_true="Tokyo",
+    probes=(Probe(kind="paraphrase", prompt="The seat of Japan's government is"),),
+)
+
+
+def asked(*edits: Edit) -> list[str]:
+    return [question.prompt for question in questions_of(edits, 0, chat=False) if question.keeps]
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        france("locality", "The capital of Japan is"),
+        france("locality", "Nippon's capital city is", "Tokyo"),
+        france("unrelated", "The seat of Japan's government is"),
+        france("unrelated", "Everyone who has been to Nippon knows the city of", "Tokyo"),
+    ],
+    ids=["same prompt", "same relation, by an alias", "paraphrase of the other", "the answer that the other replaces"],
+)
+def test_a_neighbour_that_another_edit_changes_is_no_locality_probe(edit: Edit) -> None:
+    assert asked(edit) == [edit.probes[0].prompt]
+    assert asked(edit, JAPAN) == []
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        france("locality", "The capital of Spain is", "Madrid"),
+        france("unrelated", "The currency of Japan is", "the yen"),
+        france("locality_subject", "France and Japan are members of the", "G7"),
+    ],
+    ids=["another neighbour", "another fact of the other's subject", "both subjects named"],
+)
+def test_what_no_edit_changes_is_still_asked(edit: Edit) -> None:
+    assert asked(edit, JAPAN) == [edit.probes[0].prompt]
