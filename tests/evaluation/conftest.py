@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from tests.example_edit import MOVE
 from vllm_edit.deltas.delta import Delta, LowRank
 from vllm_edit.ike.bank import Bank
 from vllm_edit.ike.demonstrations import with_demonstrations
@@ -24,21 +25,7 @@ def patch() -> Patch:
     return Patch(
         name="moves",
         edits=(
-            Edit(
-                prompt="The capital of France is",
-                subject="France",
-                relation="capital",
-                target_new="Rome",
-                target_true="Paris",
-                probes=(
-                    Probe(kind="paraphrase", prompt="What is the capital of France?"),
-                    Probe(kind="paraphrase", prompt="France?", split="tune"),
-                    Probe(kind="reverse", prompt="Rome is the capital of", target="France"),
-                    Probe(kind="portability", prompt="The people of France speak", target="Italian", chat=True),
-                    Probe(kind="locality", prompt="The capital of Germany is", target="Berlin"),
-                    Probe(kind="unrelated", prompt="水分子的化學式是"),
-                ),
-            ),
+            MOVE,
             Edit(
                 prompt="台北101的高度是",
                 subject="台北101",

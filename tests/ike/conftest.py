@@ -8,9 +8,10 @@ from functools import cache
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from tests.example_edit import MOVE
 from vllm_edit.ike.bank import Bank, Fact
 from vllm_edit.ike.demonstrations import build_demonstrations
-from vllm_edit.patch import Edit, Patch, Probe
+from vllm_edit.patch import Edit, Patch
 from vllm_edit.store.compiled import Demonstration
 from vllm_edit.store.manifest import Manifest
 
@@ -65,23 +66,7 @@ def bank() -> Bank:
 
 @pytest.fixture(scope="session")
 def patch() -> Patch:
-    return Patch(
-        name="moves",
-        edits=(
-            Edit(
-                prompt="The capital of France is",
-                subject="France",
-                relation="capital",
-                target_new="Rome",
-                target_true="Paris",
-                aliases=("the French Republic",),
-                probes=(
-                    Probe(kind="paraphrase", prompt="What is the capital of France?"),
-                    Probe(kind="locality", prompt="The capital of Germany is", target="Berlin"),
-                ),
-            ),
-        ),
-    )
+    return Patch(name="moves", edits=(MOVE,))
 
 
 @pytest.fixture(scope="session")

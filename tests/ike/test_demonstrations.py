@@ -149,4 +149,5 @@ def test_a_bank_file_is_a_list_of_records_or_a_patch(tmp_path, patch: Patch) -> 
     assert Bank.load(records).facts[0].object == "H2O"
     records.write_text(patch.dump(), encoding="utf-8")
     fact = Bank.load(records).facts[0]
-    assert (fact.subject, fact.object, fact.paraphrases) == ("France", "Paris", ("What is the capital of France?",))
+    assert (fact.subject, fact.object) == ("France", "Paris")
+    assert fact.paraphrases == ("What is the capital of France?", "France?")
