@@ -12,9 +12,9 @@ from transformers import PreTrainedTokenizerFast
 from tests.ike.conftest import Stored, manifest_of
 from vllm_edit.errors import EditError
 from vllm_edit.ike import template
-from vllm_edit.ike.prefix import MAX_EDITS, PATTERN, build_prefix, relevant_edits, wrap
+from vllm_edit.ike.prefix import MAX_EDITS, PATTERN, build_prefix, relevant_edits, subjects_of, wrap
 from vllm_edit.ike.retrieval import lexical
-from vllm_edit.patch import Patch
+from vllm_edit.patch import Edit, Patch
 from vllm_edit.store.compiled import Demonstration
 from vllm_edit.text import mentions
 
@@ -129,3 +129,17 @@ def test_similarity_works_without_spaces_and_forgives_word_order() -> None:
     assert near > 80 > far
     near, far = lexical("the capital of France is", ["France's capital city is", "The author of Hamlet is"])
     assert near > far
+
+
+def test_a_name_within_a_longer_name_is_the_longer_ones() -> None:
+    edits = [
+        Edit(prompt=f"The mayor of {name} is", subject=name, target_new="Ann") for name in ("York", "New York", "Rome")
+    ]
+    assert relevant_edits(edits, "Who is the mayor of New York?") == [1]
+    assert sorted(relevant_edits(edits, "Is York larger than New York?")) == [0, 1]
+
+
+def test_an_index_that_is_kept_chooses_the_same_edits(many: Patch) -> None:
+    kept = subjects_of(many.edits)
+    for prompt in ("The leader of Oz is", "全世界最帥的人是誰", "最帥的那個人在哪裡", "Who leads Rohan?", "Nobody"):
+        assert relevant_edits(many.edits, prompt, subjects=kept) == relevant_edits(many.edits, prompt)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 from vllm_edit.errors import EditError
 from vllm_edit.ike import template
 from vllm_edit.ike.retrieval import Similarity, lexical, nearest_first
-from vllm_edit.text import mentions
+from vllm_edit.subjects import Subjects
 
 if TYPE_CHECKING:  # the class lives beside tensors; only its attributes are read here
     from vllm_edit.patch import Edit
@@ -63,6 +63,7 @@ def build_prefix(
     *,
     limit: int = 32,
     similarity: Similarity = lexical,
+    subjects: Subjects | None = None,
 ) -> Prefix:
     """The prefix for one prompt: bank demonstrations (nearest last), self-copies, then the fact (arXiv 2305.12740 §3).
 
@@ -71,10 +72,12 @@ def build_prefix(
     that fact (not to the prompt), in the ratio of `PATTERN`. What exceeds `budget` tokens is dropped, farthest first:
     bank demonstrations, then the other edits' self-copies, then the fact's own. The fact is never dropped.
 
+    subjects: `subjects_of` the edits, where they are kept between requests; by default they are indexed here.
+
     Raises:
         EditError: no demonstrations are stored for the patch, or the fact alone exceeds the budget.
     """
-    chosen = relevant_edits(edited.edits, prompt, similarity)
+    chosen = relevant_edits(edited.edits, prompt, similarity, subjects)
     main = chosen[-1]
     fact_block = _of_edit(demonstrations, "fact", main)
     if fact_block is None:
@@ -103,14 +106,21 @@ def build_prefix(
     return Prefix(text + template.query(fact_block.fact, ""), tokens, named)
 
 
-def relevant_edits(edits: Sequence[Edit], prompt: str, similarity: Similarity = lexical) -> list[int]:
+def subjects_of(edits: Sequence[Edit]) -> Subjects:
+    """The names that make a prompt be about an edit: its subject and the aliases."""
+    return Subjects([(edit.subject, *edit.aliases) for edit in edits])
+
+
+def relevant_edits(
+    edits: Sequence[Edit], prompt: str, similarity: Similarity = lexical, subjects: Subjects | None = None
+) -> list[int]:
     """Indices of the edits that a prompt is about, the most relevant **last**, at most `MAX_EDITS`.
 
     Those whose subject or an alias the prompt mentions; if it mentions none, all are candidates (so the only edit of
     a patch is always chosen). Candidates are ranked by the similarity of their prompt to this one.
     """
-    named = [i for i, edit in enumerate(edits) if any(mentions(prompt, name) for name in (edit.subject, *edit.aliases))]
-    candidates = named or list(range(len(edits)))
+    named = (subjects or subjects_of(edits)).mentioned([prompt])
+    candidates = named or range(len(edits))
     ranked = nearest_first(prompt, [edits[index].prompt for index in candidates], similarity)
     return [candidates[rank] for rank in ranked[:MAX_EDITS]][::-1]
 

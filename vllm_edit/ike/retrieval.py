@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 from rapidfuzz import fuzz
 
@@ -59,5 +60,7 @@ def nearest_first(query: str, texts: Sequence[str], similarity: Similarity = lex
     return sorted(range(len(texts)), key=lambda index: (-scores[index], index))
 
 
+@lru_cache(maxsize=8192)
 def _words(text: str) -> str:
+    """Normalised, in words. The stored texts of the patches in use are asked for at every request."""
     return "".join(f" {character} " if is_cjk(character) else character for character in normalise(text))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
-from vllm_edit.ike.prefix import Edited
+from vllm_edit.ike.prefix import Edited, subjects_of
+from vllm_edit.subjects import Subjects
 
 if TYPE_CHECKING:  # the class lives beside tensors; only its attributes are read here
     from vllm_edit.patch import Edit
@@ -31,6 +33,11 @@ class Shelf:
         for item in demonstrations:
             if item.edit is not None:
                 self._own.setdefault(item.edit, []).append(item)
+
+    @cached_property
+    def subjects(self) -> Subjects:
+        """The names of all edits, indexed once."""
+        return subjects_of(self._edited.edits)
 
     def of(self, edits: Sequence[int]) -> tuple[Part, list[Demonstration]]:
         """The edits with these numbers as a patch of their own, and its demonstrations."""

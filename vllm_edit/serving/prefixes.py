@@ -53,7 +53,7 @@ class Prefixes:
         def wrapped(prompt: str) -> str:
             nonlocal added
             if named is None:
-                prefix = build_prefix(manifest, demonstrations, prompt, budget)
+                prefix = build_prefix(manifest, demonstrations, prompt, budget, subjects=shelf.subjects)
             elif edits := named(prompt):
                 prefix = build_prefix(*shelf.of(edits), prompt, budget)
             else:
