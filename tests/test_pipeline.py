@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.editing.material import FRANCE, JAPAN, LOOSE, bench, patch_of
+from tests.editing.material import BRAZIL, FRANCE, JAPAN, LOOSE, bench, patch_of
 from vllm_edit.editing.compile import compile_patch
 from vllm_edit.evaluation.refused import Refused
 from vllm_edit.ike.bank import Bank
@@ -57,3 +57,12 @@ def test_what_is_to_be_reported_is_not_refused(pipeline: Pipeline) -> None:
     (one,) = pipeline.attempt([patch_of(UNREACHABLE, name="two")], "rome", {**asdict(LOOSE), "on_missed": "report"})
     assert isinstance(one, CompiledPatch)
     assert one.report["missed"] == [0]
+
+
+def test_a_patch_with_scope_subject_is_compiled_as_it_says(pipeline: Pipeline) -> None:
+    scoped = patch_of(FRANCE, JAPAN, name="scoped").model_copy(update={"scope": "subject"})
+    tried = pipeline.attempt([patch_of(BRAZIL, name="one"), scoped], "rome", asdict(LOOSE))
+    one, two = tried
+    assert isinstance(one, CompiledPatch)
+    assert isinstance(two, CompiledPatch)
+    assert (len(one.units), len(two.units)) == (0, 2)

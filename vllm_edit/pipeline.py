@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from vllm_edit.editing.base import Base
 from vllm_edit.editing.compile import compile_patch, method_of, settings_of
 from vllm_edit.editing.material import Material, material_of
+from vllm_edit.editing.scoped import BATCH
 from vllm_edit.editing.separately import compile_separately
 from vllm_edit.editing.settings import Progress
 from vllm_edit.errors import Incompatible, UnsafeEdit
@@ -112,7 +113,7 @@ class Pipeline:
         results: dict[int, CompiledPatch | Refused] = {}
         for rows in _batches(patches):
             batch = [patches[row] for row in rows]
-            made = self._together(batch, method, settings, report)
+            made = self._together(batch, method, settings, report) if len(batch) > 1 else None
             results |= zip(rows, made or [self._alone(patch, method, settings, report) for patch in batch], strict=True)
         finished: list[CompiledPatch | Refused] = []
         for row, patch in enumerate(patches):
@@ -164,15 +165,23 @@ def _judged(patch: Patch, compiled: CompiledPatch) -> CompiledPatch | Refused:
 
 
 def _batches(patches: Sequence[Patch]) -> list[list[int]]:
-    """Row numbers in batches in which no two patches share a subject, each row in the first that takes it."""
+    """Row numbers in batches of at most `BATCH` in which no two patches share a subject.
+
+    A patch that says more than its edits (its base, its scope) is alone: `compile_patch` knows what to do with it.
+    """
     batches: list[list[int]] = []
     taken: list[set[str]] = []
+    alone = []
     for row, patch in enumerate(patches):
+        if patch.base is not None or patch.scope != "all":
+            alone.append([row])
+            continue
         subjects = {normalise(edit.subject) for edit in patch.edits}
-        place = next((number for number, some in enumerate(taken) if not some & subjects), len(batches))
+        free = (n for n, some in enumerate(taken) if len(batches[n]) < BATCH and not some & subjects)
+        place = next(free, len(batches))
         if place == len(batches):
             batches.append([])
             taken.append(set())
         batches[place].append(row)
         taken[place] |= subjects
-    return batches
+    return batches + alone
