@@ -1,0 +1,77 @@
+"""Models of a published shape with random weights: what an edit costs there needs no download."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+
+from vllm_edit import atlas
+from vllm_edit.editing.base import Base
+from vllm_edit.editing.hooks import find_module
+from vllm_edit.editing.models import linear_shape
+from vllm_edit.editing.sites import PUBLISHED_DEPTH, MadeSite, fixed_site
+from vllm_edit.editing.statistics import second_moment
+from vllm_edit.store.site import Context
+
+PREFIXES = ("It is known. ", "Some say so. ", "There is more to it. ", "Here is a fact. ")
+_LEAST_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A Llama's shape."""
+
+    hidden: int
+    layers: int
+    d_ff: int
+    heads: int
+    kv_heads: int
+    vocabulary: int
+
+    def changed(self, given: Sequence[str]) -> Shape:
+        """The shape with fields replaced by `name=value`."""
+        pairs = (text.partition("=") for text in given)
+        return replace(self, **{name: int(value) for name, _, value in pairs})
+
+
+SHAPES: Mapping[str, Shape] = MappingProxyType({"llama-3-8b": Shape(4096, 32, 14336, 32, 8, 128_256)})
+
+
+def random_base(name: str, shape: Shape) -> Base:
+    """A Llama of the shape with seeded random weights and atlas's tokenizer: bfloat16 on a GPU, float32 without one.
+
+    Raises:
+        SystemExit: the vocabulary does not hold the tokenizer's tokens.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(atlas.weights_folder(), local_files_only=True)
+    if shape.vocabulary < len(tokenizer):
+        raise SystemExit(f"the shape's vocabulary must be at least {len(tokenizer)}; got {shape.vocabulary}")
+    config = LlamaConfig(
+        hidden_size=shape.hidden,
+        num_hidden_layers=shape.layers,
+        intermediate_size=shape.d_ff,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        vocab_size=shape.vocabulary,
+        tie_word_embeddings=False,
+    )
+    gpu = torch.cuda.is_available()
+    device = torch.device("cuda" if gpu else "cpu")
+    with torch.random.fork_rng(), device:
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16 if gpu else torch.float32)
+    return Base.of(model.eval(), tokenizer, name)
+
+
+def random_site(base: Base, texts: Sequence[str]) -> MadeSite:
+    """The published site. Its second moment is of twice d_in tokens at most: enough for time, not for quality."""
+    layer = round(PUBLISHED_DEPTH * len(base.layout.layers))
+    module = base.layout.down[layer]
+    d_in = linear_shape(find_module(base.model, module))[1]
+    moment = second_moment(base, module, texts, minimum_ratio=1, max_tokens=max(_LEAST_TOKENS, 2 * d_in))
+    contexts = (Context(), *(Context(prefix=prefix) for prefix in PREFIXES), Context(chat=True))
+    return fixed_site(base, texts, layer=layer, contexts=contexts, moment=moment)

@@ -1,0 +1,32 @@
+"""The speed benchmark compares like with like: tested with a published shape made tiny."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from benchmarks.batch_speed import compare, sameness, shaped_work
+
+TINY = ("hidden=64", "layers=3", "d_ff=96", "heads=2", "kv_heads=2", "vocabulary=16384")
+
+
+def test_both_ways_take_the_same_steps_to_the_same_updates_on_a_random_model_of_a_shape() -> None:
+    work = shaped_work("llama-3-8b", TINY, count=2, seed=1, steps=3)
+    assert (len(work.base.layout.layers), work.made.site.d_in, work.made.site.d_out) == (3, 96, 64)
+    before = work.base.state_digest()
+    table, compiled = compare(work, [256, 4096], Console(file=io.StringIO()))
+    assert [one.name for one in table] == ["one at a time", "batched, 256 tokens", "batched, 4096 tokens"]
+    assert all(one.edits == 2 and one.seconds > 0 and one.cpu_seconds > 0 for one in table)
+    for batched in compiled[1:]:
+        found = sameness(compiled[0], batched)
+        assert found["same_steps"] == 1
+        # float32 sums in another order, carried on by Adam
+        assert found["largest_relative_change"] < 0.02
+    assert work.base.state_digest() == before
+
+
+def test_a_vocabulary_too_small_for_the_tokenizer_is_refused() -> None:
+    with pytest.raises(SystemExit, match="vocabulary must be at least"):
+        shaped_work("llama-3-8b", [*TINY, "vocabulary=100"], count=1, seed=1, steps=1)
