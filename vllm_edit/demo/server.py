@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import socket
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 import httpx
 
+from vllm_edit.demo.process import ServerProcess
 from vllm_edit.errors import EditError
 
 
@@ -39,40 +35,12 @@ class Told:
     seconds: float
 
 
-class LocalServer:
-    """`vllm-edit serve` on a free loopback port, stopped on exit; its output goes to `log`."""
+class LocalServer(ServerProcess):
+    """`vllm-edit serve` on a store."""
 
     def __init__(self, store: str, log: Path, *flags: str, patience: float = 300.0) -> None:
-        self.store, self.log, self.flags, self.patience = store, log, flags, patience
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
-        self.url = f"http://127.0.0.1:{self.port}"
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def __enter__(self) -> LocalServer:
-        command = [sys.executable, "-m", "vllm_edit.cli", "serve", "--store", self.store, "--port", str(self.port)]
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        environment = {**os.environ, "VLLM_EDIT_EXPOSE": "1"}
-        with self.log.open("wb") as stream:
-            self._process = subprocess.Popen(
-                [*command, *self.flags],
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,
-            )
-        try:
-            self._wait()
-        except BaseException:
-            self._stop()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stop()
+        command = [sys.executable, "-m", "vllm_edit.cli", "serve", "--store", store, *flags]
+        super().__init__(command, log, {"VLLM_EDIT_EXPOSE": "1"}, patience)
 
     def ask(self, questions: Sequence[Ask], tokens: int = 24) -> list[Told]:
         """All questions at once, greedily; answers in their order."""
@@ -100,32 +68,3 @@ class LocalServer:
             tokens_added=int(headers.get("x-vllm-edit-tokens") or 0),
             seconds=seconds,
         )
-
-    def _wait(self) -> None:
-        deadline = time.monotonic() + self.patience
-        while time.monotonic() < deadline:
-            assert self._process is not None
-            if self._process.poll() is not None:
-                raise EditError(f"the server did not start (exit {self._process.returncode}); {self._tail()}")
-            try:
-                if httpx.get(f"{self.url}/health", timeout=2).status_code == 200:
-                    return
-            except httpx.TransportError:
-                time.sleep(0.25)
-        raise EditError(f"the server was not ready after {self.patience:.0f} s; {self._tail()}")
-
-    def _tail(self) -> str:
-        last = self.log.read_text(errors="replace").strip().splitlines()[-15:]
-        return f"the end of {self.log}:\n" + "\n".join(last)
-
-    def _stop(self) -> None:
-        """End the server with its engine: they are a process group of their own."""
-        process, self._process = self._process, None
-        if process is None or process.poll() is not None:
-            return
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()

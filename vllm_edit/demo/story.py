@@ -69,7 +69,7 @@ class Demo:
 
     def _store(self, base: Base) -> Store:
         folder = self.folder / "store"
-        self._step(f"vllm-edit store init --store {folder}: where do edits go in this model?")
+        self._step("vllm-edit store init: where do edits go in this model?")
         with self.console.status("sweeping layers and tokens ...") as status:
             store, measured = open_or_create(
                 folder,
@@ -79,7 +79,7 @@ class Demo:
                 progress=lambda what, done, total: status.update(f"{what} {done}/{total}"),
             )
         if not measured:
-            self.console.print(f"{folder} is there already")
+            self.console.print(f"{folder} has its site already")
         site = store.site()
         self.console.print(
             f"site: {', '.join(site.modules)}, token {site.token}, λ {site.damping}, "

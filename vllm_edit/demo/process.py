@@ -1,0 +1,82 @@
+"""A server in a child process on a free loopback port: started, waited for, and stopped with all its children."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import httpx
+
+from vllm_edit.errors import EditError
+
+
+class ServerProcess:
+    """`command --port PORT`, up when `/health` answers, stopped on exit; its output goes to `log`."""
+
+    def __init__(
+        self, command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None, patience: float = 300.0
+    ) -> None:
+        self.command, self.log, self.environment, self.patience = command, log, dict(environment or {}), patience
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = int(probe.getsockname()[1])
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("wb") as stream:
+            self._process = subprocess.Popen(
+                [*self.command, "--port", str(self.port)],
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **self.environment},
+                start_new_session=True,
+            )
+        try:
+            self._wait()
+        except BaseException:
+            self._stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop()
+
+    def _wait(self) -> None:
+        deadline = time.monotonic() + self.patience
+        while time.monotonic() < deadline:
+            assert self._process is not None
+            if self._process.poll() is not None:
+                raise EditError(f"the server did not start (exit {self._process.returncode}); {self._tail()}")
+            try:
+                if httpx.get(f"{self.url}/health", timeout=2).status_code == 200:
+                    return
+            except httpx.TransportError:
+                time.sleep(0.25)
+        raise EditError(f"the server was not ready after {self.patience:.0f} s; {self._tail()}")
+
+    def _tail(self) -> str:
+        last = self.log.read_text(errors="replace").strip().splitlines()[-15:]
+        return f"the end of {self.log}:\n" + "\n".join(last)
+
+    def _stop(self) -> None:
+        """End the server with its engine: they are a process group of their own."""
+        process, self._process = self._process, None
+        if process is None or process.poll() is not None:
+            return
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
