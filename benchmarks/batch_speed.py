@@ -1,11 +1,12 @@
 """Edits per second by r-ROME: many edits in one batch against one at a time, with the same steps and results.
 
-    python -m benchmarks.batch_speed [--count 24] [--seed 1] [--budgets 2048,8192] [--store runs/bench]
+    python -m benchmarks.batch_speed [--count 24] [--seed 1] [--budgets 2048,8192] [--whole] [--store runs/bench]
     python -m benchmarks.batch_speed --shape llama-3-8b [--change layers=8] [--steps 20]
 
 Both compile the same single-edit patches in one process, with the model loaded and warm. `--budgets` are values of
 `RomeSettings.batch_tokens`, the memory budget; peak memory is told beside each. CPU seconds are told beside wall-clock
-seconds, since a machine may have other work. `--shape` takes a model with random weights (bfloat16 on a GPU, float32
+seconds, since a machine may have other work. `--whole` adds one at a time with every block run in every step, as the
+method's published code does. `--shape` takes a model with random weights (bfloat16 on a GPU, float32
 without one) whose edits all take `--steps` steps: a random model has nothing to reach.
 """
 
@@ -77,7 +78,7 @@ def main() -> None:
     else:
         work = atlas_work(arguments.store, arguments.count, arguments.seed, console)
     budgets = [int(budget) for budget in arguments.budgets.split(",")]
-    table, compiled = compare(work, budgets, console)
+    table, compiled = compare(work, budgets, console, whole=arguments.whole)
     text = _markdown(work, table, compiled)
     console.print(text)
     name = f"batch_speed_{arguments.shape}" if arguments.shape else "batch_speed"
@@ -104,14 +105,20 @@ def shaped_work(shape: str, changes: Sequence[str], count: int, seed: int, steps
 
 
 def compare(
-    work: Work, budgets: Sequence[int], console: Console
+    work: Work, budgets: Sequence[int], console: Console, whole: bool = False
 ) -> tuple[list[Measured], list[Sequence[CompiledPatch]]]:
-    """One at a time, under the default budget; then batched under each of `budgets`."""
+    """One at a time, under the default budget; then batched under each of `budgets`; then, with `whole`, one at a time
+    with every block run in every step."""
     ways: list[tuple[str, Callable[[], Sequence[CompiledPatch]]]] = [
         ("one at a time", lambda: [_alone(work, patch) for patch in work.patches])
     ]
     for budget in budgets:
         ways.append((f"batched, {budget} tokens", lambda budget=budget: _batched(work, budget)))  # type: ignore[misc]
+    if whole:
+        # Nothing lies below layer 0, so no block's states are kept from step to step. The module stays what it is.
+        lowest = work.made.site.model_copy(update={"layer": 0})
+        every = replace(work, made=MadeSite(lowest, work.made.moment))
+        ways.append(("one at a time, every block in every step", lambda: [_alone(every, p) for p in every.patches]))
     _alone(work, work.patches[0])  # what is computed or allocated once is not counted
     table, compiled = [], []
     for name, way in ways:
@@ -205,6 +212,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1, help="of the draw (default 1)")
     parser.add_argument("--budgets", default="2048,8192", help="token budgets of the batched runs (default 2048,8192)")
     parser.add_argument("--store", type=Path, default=Path("runs/bench"), help="atlas's store to use or make")
+    parser.add_argument("--whole", action="store_true", help="also one at a time with every block run in every step")
     parser.add_argument("--shape", choices=sorted(SHAPES), help="a model with random weights instead of atlas")
     parser.add_argument("--change", action="append", default=[], metavar="FIELD=N", help="of the shape; repeatable")
     parser.add_argument("--steps", type=int, default=20, help="steps of every edit with --shape (default 20)")
