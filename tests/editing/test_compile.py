@@ -10,7 +10,6 @@ import torch
 
 from tests.editing.material import BRAZIL, FRANCE, JAPAN, LOOSE, Bench, bench, patch_of
 from vllm_edit.composition.closed_form import solve
-from vllm_edit.composition.compose import compose
 from vllm_edit.composition.system import System
 from vllm_edit.editing.base import unchanged
 from vllm_edit.editing.compile import compile_patch
@@ -111,54 +110,3 @@ def test_what_cannot_be_compiled_is_refused_with_the_reason(llama: Bench) -> Non
         compile_patch(patch, bench("qwen2").base, site=llama.site, moment=llama.moment)
     with pytest.raises(EditError, match="the second moment has digest"):
         compile_patch(patch, llama.base, site=llama.site, moment=llama.moment.with_ridge(0.5))
-
-
-def test_separately_compiled_patches_compose_to_the_patch_compiled_jointly(llama: Bench) -> None:
-    joint = compiled(llama, *EDITS)
-    members = [compiled(llama, edit, name=edit.relation) for edit in EDITS]
-    composed = compose(members, name="all", site=llama.site)
-    module = llama.site.module
-    # Residuals agree as far as batched float32 training does (test_targets), so the updates do.
-    torch.testing.assert_close(
-        composed.delta.parts[module].dense(), joint.delta.parts[module].dense(), rtol=5e-3, atol=5e-3
-    )
-    assert composed.manifest.kind == "composition"
-    assert composed.manifest.members == tuple(sorted(member.name for member in members))
-    assert composed.report["constraint_error"] < 1e-5
-    with composed.delta.apply(llama.base.model):
-        assert [answer(llama, edit) for edit in EDITS] == [edit.target_new for edit in EDITS]
-    assert compose(members[::-1], name="all").name == composed.name
-
-
-def test_a_repeated_edit_counts_once_and_a_contradiction_is_refused(llama: Bench) -> None:
-    first = compiled(llama, FRANCE, name="first")
-    both = compiled(llama, FRANCE, JAPAN, name="both")
-    assert compose([first, both]).manifest.rank == 2
-    other = compiled(llama, FRANCE.model_copy(update={"target_new": "French"}), name="other")
-    with pytest.raises(EditError, match=r"conflict.*'people' in first@.*'French' in other@"):
-        compose([first, other])
-
-
-def test_patches_of_other_sites_are_refused_by_name(llama: Bench) -> None:
-    first, elsewhere = compiled(llama, FRANCE, name="first"), compiled(bench(layer=1), JAPAN, name="elsewhere")
-    with pytest.raises(Incompatible, match=r"elsewhere@\w+ is for site"):
-        compose([first, elsewhere])
-    with pytest.raises(EditError, match="nothing to compose"):
-        compose([])
-    with pytest.raises(Incompatible, match="needs rank 2, the site allows 1"):
-        compose([first, compiled(llama, JAPAN, name="second")], site=llama.site.model_copy(update={"max_rank": 1}))
-
-
-def test_facts_of_one_subject_from_two_patches_are_put_into_one_group_with_both_residuals() -> None:
-    one = bench(token="subject_last", layer=1)
-    facts = [
-        Edit(prompt="Japan is home to the", subject="Japan", relation="people", target_new="Paris"),
-        Edit(prompt="Japan and its people speak", subject="Japan", relation="language", target_new="Italy"),
-    ]
-    loose = replace(LOOSE, on_missed="report", steps=5)
-    members = [compiled(one, fact, name=fact.relation, settings=loose) for fact in facts]
-    composed = compose(members)
-    assert (composed.manifest.rank, len(composed.manifest.columns)) == (1, 1)
-    assert composed.factors is not None
-    residuals = [member.factors.residuals[0] for member in members if member.factors]
-    torch.testing.assert_close(composed.factors.residuals[0], residuals[0] + residuals[1])

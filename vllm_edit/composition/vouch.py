@@ -11,9 +11,9 @@ from vllm_edit.store.compiled import CompiledPatch
 class Limits:
     """How far a composition may be from its members, each of which was judged alone, before algebra stops vouching."""
 
-    constraint_error: float = 0.1
-    """Most that an edit's shift at its own key may differ from the one it was judged with. Residuals are trained to a
-    margin, and a change of a tenth leaves most of it."""
+    constraint_error: float = 0.2
+    """Most that an edit's shift at its own key may differ from the one it was judged with: residuals are trained to a
+    margin, of which a change of a fifth leaves most."""
     norm_growth: float = 2.0
     """Most growth of ‖Δ‖. Two keys of cosine c with unrelated residuals grow it by 1/√(1 − c²): 2 means c = 0.87, where
     keys begin to count as one (`KEPT_COSINE`)."""

@@ -1,0 +1,181 @@
+"""Composing without a model: what is solved, what is added, ranks, names, and what algebra says about it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.composition.material import D_IN, D_OUT, MODULE, added, capital, key_of, shift, solved
+from vllm_edit.composition.closed_form import solve
+from vllm_edit.composition.compose import compose
+from vllm_edit.composition.system import System
+from vllm_edit.composition.vouch import Limits, vouch
+from vllm_edit.errors import EditError, Incompatible
+from vllm_edit.patch import Gate
+from vllm_edit.store.digest import digest_tensors
+from vllm_edit.store.site import Context, Fingerprint, Site
+
+FRANCE = solved("france", [capital("France", "Lyon")], key_of(1))
+SPAIN = solved("spain", [capital("Spain", "Seville")], key_of(2))
+PERU = added("peru", [capital("Peru", "Cusco")])
+
+
+def site(max_rank: int) -> Site:
+    return Site(
+        base=Fingerprint(config="c", weights="w", tokenizer="t", chat_template="h"),
+        model="tiny",
+        modules=(MODULE,),
+        layer=1,
+        token="last",
+        d_in=D_IN,
+        d_out=D_OUT,
+        contexts=(Context(),),
+        second_moment="m",
+        second_moment_count=1,
+        ridge=0.0,
+        damping=0.0,
+        residual_scale=1.0,
+        max_rank=max_rank,
+        slots=2,
+    )
+
+
+def test_members_are_solved_jointly_from_their_factors() -> None:
+    composed = compose([FRANCE, SPAIN])
+    factors = [member.factors for member in (FRANCE, SPAIN)]
+    keys = torch.cat([one.keys for one in factors if one])
+    residuals = torch.cat([one.residuals for one in factors if one])
+    expected = solve(System.of(keys, keys, [0, 1]), residuals).dense()
+    torch.testing.assert_close(composed.delta.parts[MODULE].dense().double(), expected, rtol=1e-5, atol=1e-6)
+    for member, key in ((FRANCE, key_of(1)[0]), (SPAIN, key_of(2)[0])):
+        assert (shift(composed, key) - shift(member, key)).norm() < 1e-5 * shift(member, key).norm()
+
+
+def test_the_manifest_names_the_members_and_what_it_was_solved_with_in_whatever_order() -> None:
+    composed = compose([FRANCE, SPAIN])
+    manifest = composed.manifest
+    assert (manifest.kind, manifest.patch, manifest.method, manifest.rank) == ("composition", "france-spain", "rome", 2)
+    assert manifest.members == tuple(sorted([FRANCE.name, SPAIN.name]))
+    assert manifest.settings == {"damping": 0.0, "group_cosine": 0.9}
+    assert manifest.adapter == composed.delta.digest
+    assert composed.factors is not None
+    assert manifest.factors == digest_tensors(composed.factors.tensors())
+    assert compose([SPAIN, FRANCE, SPAIN]).name == composed.name
+    assert compose([FRANCE, SPAIN], name="both").manifest.patch == "both"
+    with pytest.raises(EditError, match="expected a patch's name of lower-case letters"):
+        compose([FRANCE, SPAIN], name="Both of them")
+
+
+def test_a_composition_composes_again() -> None:
+    third = solved("third", [capital("Peru", "Cusco")], key_of(3))
+    nested, flat = compose([compose([FRANCE, SPAIN]), third]), compose([FRANCE, SPAIN, third])
+    assert nested.manifest.adapter == flat.manifest.adapter
+    assert nested.manifest.edits == flat.manifest.edits
+
+
+def test_a_composition_is_asked_for_what_its_members_together_were() -> None:
+    strict = solved("strict", [capital("Chile", "Arica")], key_of(4), gate=Gate(locality=1.0))
+    lax = [capital("Cuba", "Baracoa"), capital("Kenya", "Mombasa"), capital("Egypt", "Giza")]
+    gate = compose([strict, solved("lax", lax, key_of(5, 6, 7), gate=Gate(locality=0.6))]).manifest.gate
+    assert (gate.locality, gate.reliability) == (0.7, 1.0)
+
+
+def test_interference_is_told_pair_by_pair_the_highest_first() -> None:
+    near = 0.8 * key_of(1) / key_of(1).norm() + 0.6 * key_of(3) / key_of(3).norm()
+    third = solved("third", [capital("Peru", "Cusco")], near)
+    report = compose([FRANCE, SPAIN, third]).report
+    assert report["pairs"] == 3
+    assert set(report["interference"][0]["subjects"]) == {"France", "Peru"}
+    cosines = [pair["cosine"] for pair in report["interference"]]
+    expected = torch.nn.functional.cosine_similarity(key_of(1)[0], near[0], dim=0)
+    assert cosines == sorted(cosines, reverse=True)
+    assert report["highest_cosine"] == cosines[0] == pytest.approx(abs(float(expected)), abs=1e-6)
+
+
+def test_deltas_without_factors_add_along_the_rank_also_to_solved_ones() -> None:
+    chile = added("chile", [capital("Chile", "Arica")], rank=3, method="ft")
+    composed = compose([PERU, chile])
+    dense = [member.delta.parts[MODULE].dense() for member in (PERU, chile)]
+    torch.testing.assert_close(composed.delta.parts[MODULE].dense(), dense[0] + dense[1])
+    assert (composed.manifest.rank, composed.manifest.method, composed.factors) == (5, "ft+mend", None)
+    assert composed.manifest.groups == composed.manifest.columns == ()
+    mixed = compose([FRANCE, SPAIN, PERU])
+    total = compose([FRANCE, SPAIN]).delta.parts[MODULE].dense() + dense[0]
+    torch.testing.assert_close(mixed.delta.parts[MODULE].dense(), total)
+    assert {edit.subject for edit in mixed.manifest.edits} == {"France", "Spain", "Peru"}
+    assert (mixed.manifest.rank, mixed.manifest.method, mixed.factors) == (4, "mend+rome", None)
+
+
+def test_above_the_rank_limit_it_is_refused_or_truncated_with_the_energy_told() -> None:
+    members = [solved(f"edit-{n}", [capital(f"Country {n}", f"City {n}")], key_of(n)) for n in range(6)]
+    with pytest.raises(Incompatible, match=r"needs rank 6, the site allows 4: .*--truncate"):
+        compose(members, site=site(4))
+    full, cut = compose(members, site=site(8)), compose(members, site=site(4), truncate=True)
+    assert (full.manifest.rank, full.report["kept_energy"], cut.manifest.rank) == (6, 1.0, 4)
+    whole, left = (one.delta.parts[MODULE].dense().double() for one in (full, cut))
+    kept = 1 - float(((whole - left).norm() / whole.norm()) ** 2)
+    assert 0.5 < kept < 0.99
+    assert cut.report["kept_energy"] == pytest.approx(kept, abs=1e-5)
+    assert cut.manifest.settings["truncated_to"] == 4
+    assert compose(members, site=site(8), truncate=True).name == full.name
+
+
+def test_patches_that_do_not_belong_together_are_refused_by_name() -> None:
+    elsewhere = solved("elsewhere", [capital("Peru", "Cusco")], key_of(3), site="t" * 32)
+    with pytest.raises(Incompatible, match=r"elsewhere@\w+ is for site t+, france@\w+ for s+"):
+        compose([FRANCE, elsewhere])
+    damped = solved("damped", [capital("Peru", "Cusco")], key_of(3), damping=0.1)
+    with pytest.raises(EditError, match=r"different damping \(\[0.0, 0.1\]\)"):
+        compose([FRANCE, damped])
+    assert compose([FRANCE, damped], damping=0.1).manifest.settings["damping"] == 0.1
+    scoped = replace(FRANCE, manifest=FRANCE.manifest.model_copy(update={"scope": "subject", "patch": "scoped"}))
+    with pytest.raises(Incompatible, match=r"scoped@\w+ has scope subject"):
+        compose([SPAIN, scoped])
+    with pytest.raises(EditError, match="nothing to compose"):
+        compose([])
+
+
+def test_algebra_vouches_for_keys_that_lie_apart() -> None:
+    composed = compose([FRANCE, SPAIN])
+    assert composed.report["judged_by"] == "algebra"
+    assert composed.report["constraint_error"] < 1e-5
+    assert composed.report["norm_growth"] == pytest.approx(1, abs=0.2)
+    assert vouch(composed) == []
+
+
+def test_algebra_does_not_vouch_for_keys_that_nearly_coincide() -> None:
+    close = key_of(1) + 0.1 * key_of(2)
+    composed = compose([FRANCE, solved("close", [capital("Francia", "Nice")], close)])
+    (problem,) = vouch(composed)
+    assert "‖Δ‖ grows" in problem
+    assert composed.report["constraint_error"] < 1e-4, "at λ = 0 the constraints are met, at the price of the norm"
+    assert vouch(composed, Limits(norm_growth=100)) == []
+    damped = [solved("one", [capital("France", "Lyon")], key_of(1), damping=0.5)]
+    damped.append(solved("two", [capital("Francia", "Nice")], close, damping=0.5))
+    assert "shift at its own key differs" in vouch(compose(damped))[0]
+
+
+def test_algebra_does_not_vouch_for_added_residuals_truncation_or_members_without_factors() -> None:
+    currency = solved("currency", [capital("France", "franc", relation="currency")], key_of(1))
+    summed = compose([FRANCE, currency])
+    assert summed.manifest.rank == 1
+    assert vouch(summed) != []
+    assert vouch(compose([FRANCE, PERU])) == [
+        "it has members without factors, of which only a gate with the model can tell what they do together"
+    ]
+    members = [solved(f"edit-{n}", [capital(f"Country {n}", f"City {n}")], key_of(n)) for n in range(10)]
+    assert vouch(compose(members)) == []
+    assert vouch(compose(members, site=site(1), truncate=True)) != []
+
+
+def test_a_serving_process_composes_without_editing_transformers_or_vllm() -> None:
+    program = (
+        "import sys, vllm_edit.composition.compose, vllm_edit.composition.vouch\n"
+        "print([name for name in sys.modules if name.startswith(('vllm_edit.editing', 'transformers', 'vllm.'))])"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"

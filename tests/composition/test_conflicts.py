@@ -1,0 +1,123 @@
+"""One fact with two targets is refused, naming each pair, until a policy says who wins; the loser leaves."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.composition.material import added, capital, key_of, shift, solved
+from vllm_edit.composition.compose import compose
+from vllm_edit.composition.conflicts import find_conflicts
+from vllm_edit.errors import EditError, NotFound
+from vllm_edit.patch import Edit
+from vllm_edit.store.compiled import CompiledPatch
+
+SHARED = solved("shared", [capital("France", "Lyon"), capital("Spain", "Seville")], key_of(1, 2))
+OWN = solved("own", [capital("France", "Nice")], key_of(1))
+OTHER = solved("other", [capital("France", "Lille"), capital("Peru", "Cusco")], key_of(1, 3))
+
+
+def targets(composition: CompiledPatch) -> dict[str, str]:
+    return {edit.subject: edit.target_new for edit in composition.manifest.edits}
+
+
+def test_without_a_policy_every_conflicting_pair_is_named() -> None:
+    with pytest.raises(EditError) as refused:
+        compose([SHARED, OWN, OTHER])
+    *pairs, advice = str(refused.value).splitlines()
+    assert [pair.split("→ ", 1)[1] for pair in pairs] == [
+        f"'Lyon' in shared@{SHARED.manifest.digest[:12]}, 'Nice' in own@{OWN.manifest.digest[:12]}",
+        f"'Lyon' in shared@{SHARED.manifest.digest[:12]}, 'Lille' in other@{OTHER.manifest.digest[:12]}",
+        f"'Nice' in own@{OWN.manifest.digest[:12]}, 'Lille' in other@{OTHER.manifest.digest[:12]}",
+    ]
+    assert advice.startswith("decide with policy first, last, or the name")
+    assert len(find_conflicts([SHARED, OWN, OTHER])) == 3
+
+
+@pytest.mark.parametrize(("policy", "winner"), [("first", "Lyon"), ("last", "Lille"), ("own", "Nice")])
+def test_a_policy_names_the_winner_and_only_the_losing_edits_leave(policy: str, winner: str) -> None:
+    composed = compose([SHARED, OWN, OTHER], policy=policy)
+    assert targets(composed) == {"France": winner, "Spain": "Seville", "Peru": "Cusco"}
+    assert composed.manifest.rank == 3
+
+
+def test_layering_later_names_win_with_policy_last() -> None:
+    layered = compose([SHARED, OWN], policy="last")
+    assert targets(layered) == {"France": "Nice", "Spain": "Seville"}
+    key = key_of(1)[0]
+    assert (shift(layered, key) - shift(OWN, key)).norm() < 1e-4 * shift(OWN, key).norm()
+    (told,) = layered.manifest.settings["left_out"]
+    assert layered.manifest.settings["policy"] == "last"
+    assert told == {
+        "left_out": SHARED.name,
+        "prompt": "The capital of France is",
+        "target": "Lyon",
+        "winner": OWN.name,
+        "kept_target": "Nice",
+    }
+    assert layered.manifest.members == tuple(sorted([SHARED.name, OWN.name]))
+
+
+def test_a_policy_without_a_conflict_changes_nothing() -> None:
+    peru = solved("peru", [capital("Peru", "Cusco")], key_of(3))
+    assert compose([SHARED, peru], policy="last").name == compose([peru, SHARED]).name
+
+
+def test_a_named_winner_decides_its_own_conflicts_and_no_others() -> None:
+    elsewhere = solved("elsewhere", [capital("Peru", "Lima Norte")], key_of(3))
+    with pytest.raises(EditError, match="'Cusco' in other@") as refused:
+        compose([SHARED, OWN, OTHER, elsewhere], policy="own")
+    assert "Nice" not in str(refused.value)
+    with pytest.raises(NotFound, match="no compiled patch 'owm'; nearest: own@"):
+        compose([SHARED, OWN], policy="owm")
+
+
+def test_an_edit_that_has_left_makes_no_other_give_way() -> None:
+    # Gaul is France by an alias that only the middle patch declares.
+    first = solved("first-patch", [capital("France", "Lyon")], key_of(1))
+    middle = solved("middle", [capital("Gaul", "Nice", aliases=("France", "Gallia"))], key_of(2))
+    third = solved("third", [capital("Gallia", "Lille")], key_of(3))
+    assert targets(compose([first, middle, third], policy="first")) == {"France": "Lyon", "Gallia": "Lille"}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        capital("the Republic of France", "Nice", aliases=("FRANCE",)),
+        Edit(prompt="The capital of France is", subject="France", target_new="Nice"),
+    ],
+    ids=["an alias is the subject", "without a relation the prompt tells"],
+)
+def test_what_counts_as_the_same_fact(other: Edit) -> None:
+    with pytest.raises(EditError, match="conflict"):
+        compose([SHARED, solved("aliased", [other], key_of(5))])
+
+
+@pytest.mark.parametrize(
+    "other",
+    [capital("France", "euro", relation="currency"), capital("France", " lyon. "), capital("Francia", "Nice")],
+    ids=["another relation", "the same target", "another subject"],
+)
+def test_what_does_not_conflict(other: Edit) -> None:
+    assert compose([SHARED, solved("beside", [other], key_of(5))]).manifest.rank >= 2
+
+
+def test_an_edit_that_cannot_be_taken_out_is_said_to_be_so() -> None:
+    facts = [capital("France", "Lyon"), capital("France", "franc", relation="currency")]
+    grouped = solved("grouped", facts, key_of(1, 4), groups=[0, 0])
+    with pytest.raises(EditError, match=r"gives way to own@.*the edits of France in grouped@.* share one key group"):
+        compose([grouped, OWN], policy="last")
+    assert compose([grouped, OWN], policy="first").manifest.edits == tuple(facts)
+    learnt = added("learnt", [capital("France", "Lyon"), capital("Spain", "Seville")])
+    with pytest.raises(EditError, match=r"learnt@.* has no factors: its delta cannot be taken apart"):
+        compose([learnt, OWN], policy="last")
+
+
+def test_facts_that_two_members_share_count_once() -> None:
+    again = solved("again", [capital("France", "Lyon")], key_of(1))
+    composed = compose([again, SHARED])
+    assert composed.manifest.rank == 2
+    facts = [capital("France", "Lyon"), capital("France", "franc", relation="currency")]
+    grouped = solved("grouped", facts, key_of(1, 4), groups=[0, 0])
+    learnt = added("learnt", [capital("France", "Lyon"), capital("Peru", "Cusco")])
+    with pytest.raises(EditError, match=r"share some facts of .* but not all"):
+        compose([grouped, learnt])

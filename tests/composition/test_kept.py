@@ -1,0 +1,57 @@
+"""Keys that an update must not move: as many as there is room for, in a compiled patch as in a composition."""
+
+from __future__ import annotations
+
+import torch
+
+from tests.composition.material import D_IN, capital, key_of, shift, solved
+from vllm_edit.composition.compose import compose
+from vllm_edit.composition.kept import keepable, within_room
+from vllm_edit.composition.system import interference
+from vllm_edit.editing.keys import Columns, satisfiable
+from vllm_edit.store.manifest import Column, KeyGroup
+
+
+def test_kept_columns_take_a_quarter_of_the_dimensions_at_most_evenly_chosen() -> None:
+    shares = [1.0, *[0.0] * 20, 1.0]
+    places = within_room(shares, d_in=40)
+    assert [place for place in places if shares[place]] == [0, 21]
+    assert [place for place in places if not shares[place]] == list(range(1, 21, 2))
+    assert within_room(shares, d_in=80) == list(range(22))
+
+
+def test_a_key_that_contradicts_an_edit_or_repeats_is_not_kept() -> None:
+    keys = key_of(1, 2, 3)
+    keys = torch.cat([keys, keys[:1] + 0.01 * keys[1:2], keys[2:3]])  # the edited key again, and a kept one again
+    assert keepable(interference(keys, keys), [1.0, 0.0, 0.0, 0.0, 0.0]) == [0, 1, 2]
+
+
+def test_a_patch_compiled_jointly_has_the_cap_of_a_composition() -> None:
+    kept = key_of(*range(100, 100 + D_IN // 2))
+    together = solved("together", [capital("France", "Lyon")], key_of(1), kept=kept)
+    composed = compose([together])
+    assert together.factors is not None
+    columns = Columns(
+        together.factors.keys, together.factors.whitened, together.manifest.columns, (KeyGroup(edits=(0,)),)
+    )
+    compiled = [columns.columns[place] for place in satisfiable(columns, [0])]
+    assert list(composed.manifest.columns) == compiled
+    assert sum(not column.share for column in compiled) == D_IN // 4
+
+
+def test_a_key_that_two_members_keep_is_kept_once_and_stays_unmoved() -> None:
+    kept = key_of(7)
+    first = solved("first-patch", [capital("France", "Lyon")], key_of(1), kept=kept)
+    second = solved("second", [capital("Spain", "Seville")], key_of(2), kept=kept)
+    composed = compose([first, second])  # twice the same column would make the system singular
+    assert [column.share for column in composed.manifest.columns] == [1.0, 0.0, 1.0]
+    assert shift(composed, kept[0]).norm() < 1e-4 * shift(composed, key_of(1)[0]).norm()
+
+
+def test_what_another_member_edits_is_not_kept() -> None:
+    first = solved("first-patch", [capital("France", "Lyon")], key_of(1), kept=key_of(2))
+    second = solved("second", [capital("Spain", "Seville")], key_of(2))
+    composed = compose([first, second])
+    assert all(isinstance(column, Column) and column.share for column in composed.manifest.columns)
+    moved, alone = (shift(patch, key_of(2)[0]) for patch in (composed, second))
+    assert (moved - alone).norm() < 1e-4 * alone.norm()
