@@ -15,7 +15,7 @@ from vllm_edit.ike.prefix import Edited, build_prefix, wrap
 from vllm_edit.ike.scoped import Shelf
 from vllm_edit.patch import Patch
 from vllm_edit.prompting import answer_ids, prompt_ids
-from vllm_edit.store.compiled import CompiledPatch, Demonstration
+from vllm_edit.store.compiled import CompiledPatch
 
 One = Patch | CompiledPatch | Refused
 Progress = Callable[[str, int, int], None]
@@ -31,6 +31,7 @@ def requests_of(
     """What is asked in a mode; in mode ike each prompt has its prefix, within the runner's context."""
     requests = []
     narrowed = [Narrowing(patch) if isinstance(patch, CompiledPatch) else None for patch in patches]
+    shelves: dict[int, Shelf] = {}
     for question in questions:
         patch, scope = patches[question.patch], narrowed[question.patch]
         if mode == "base" or isinstance(patch, Patch):
@@ -38,20 +39,27 @@ def requests_of(
         elif mode == "weights" and scope is not None:
             requests.append(Request(question.prompt, question.chat, scope.of(question.prompt)))
         else:
-            edited: Edited = patch.manifest if isinstance(patch, CompiledPatch) else patch
-            demonstrations: Sequence[Demonstration] = patch.demonstrations
+            if question.patch not in shelves:
+                edited: Edited = patch.manifest if isinstance(patch, CompiledPatch) else patch
+                shelves[question.patch] = Shelf(edited, patch.demonstrations)
             named = None if scope is None else scope.edits(question.prompt)
-            if named == ():
-                requests.append(Request(question.prompt, question.chat))
-                continue
-            if named is not None:
-                edited, demonstrations = Shelf(edited, demonstrations).of(named)
-            texts = [text for text in (question.expected, question.rival) if text]
-            longest = max(len(answer_ids(runner.tokenizer, question.prompt, text, question.chat)) for text in texts)
-            budget = runner.context - _length(runner, question.prompt, question.chat) - max(max_tokens, longest)
-            prefix = build_prefix(edited, demonstrations, question.prompt, budget)
-            requests.append(Request(wrap(prefix, question.prompt), question.chat))
+            prompt = _prefixed(question, shelves[question.patch], named, runner, max_tokens)
+            requests.append(Request(prompt, question.chat))
     return requests
+
+
+def _prefixed(question: Question, shelf: Shelf, named: Sequence[int] | None, runner: Runner, max_tokens: int) -> str:
+    """The question's prompt with its prefix; named: the edits that it may be about, None where the prefix chooses."""
+    if named is not None and not named:
+        return question.prompt
+    texts = [text for text in (question.expected, question.rival) if text]
+    longest = max(len(answer_ids(runner.tokenizer, question.prompt, text, question.chat)) for text in texts)
+    budget = runner.context - _length(runner, question.prompt, question.chat) - max(max_tokens, longest)
+    if named is None:
+        prefix = build_prefix(shelf.edited, shelf.demonstrations, question.prompt, budget, subjects=shelf.subjects)
+    else:
+        prefix = build_prefix(*shelf.of(named), question.prompt, budget)
+    return wrap(prefix, question.prompt)
 
 
 def generate(runner: Runner, requests: Sequence[Request], max_tokens: int, mode: Mode, progress: Progress) -> list[str]:

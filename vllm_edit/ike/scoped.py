@@ -27,7 +27,7 @@ class Shelf:
     """A patch's demonstrations, so ordered that those of a few of a thousand edits are taken without a search."""
 
     def __init__(self, edited: Edited, demonstrations: Sequence[Demonstration]) -> None:
-        self._edited = edited
+        self.edited, self.demonstrations = edited, demonstrations
         self._bank = [item for item in demonstrations if item.edit is None]
         self._own: dict[int, list[Demonstration]] = {}
         for item in demonstrations:
@@ -37,11 +37,11 @@ class Shelf:
     @cached_property
     def subjects(self) -> Subjects:
         """The names of all edits, indexed once."""
-        return subjects_of(self._edited.edits)
+        return subjects_of(self.edited.edits)
 
     def of(self, edits: Sequence[int]) -> tuple[Part, list[Demonstration]]:
         """The edits with these numbers as a patch of their own, and its demonstrations."""
-        part = Part(self._edited.patch, tuple(self._edited.edits[number] for number in edits))
+        part = Part(self.edited.patch, tuple(self.edited.edits[number] for number in edits))
         own = [
             item.model_copy(update={"edit": place})
             for place, number in enumerate(edits)
