@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from tests.tiny import save_tiny
+from vllm_edit.composition.closed_form import as_saved, solve
+from vllm_edit.composition.scoped import assemble
+from vllm_edit.composition.system import System
 from vllm_edit.deltas.delta import Delta
 from vllm_edit.deltas.low_rank import LowRank
 from vllm_edit.ike.template import demonstration, query
-from vllm_edit.patch import Edit
+from vllm_edit.patch import Edit, Patch
 from vllm_edit.store.artefacts import demonstrations_digest
-from vllm_edit.store.compiled import CompiledPatch, Demonstration
+from vllm_edit.store.compiled import CompiledPatch, Demonstration, Factors
 from vllm_edit.store.digest import digest_tensors
-from vllm_edit.store.manifest import Manifest
+from vllm_edit.store.manifest import Column, KeyGroup, Manifest
 from vllm_edit.store.site import Context, Fingerprint, Site
 from vllm_edit.store.store import Store
 
@@ -77,6 +82,51 @@ def random_patch(site: Site, patch: str, seed: int) -> CompiledPatch:
         demonstrations=demonstrations_digest(bank),
     )
     return CompiledPatch(manifest=manifest, delta=delta, demonstrations=bank)
+
+
+def scoped_patch(
+    site: Site, patch: str, subjects: Sequence[tuple[str, ...]], seed: int = 0, same_key: bool = False
+) -> CompiledPatch:
+    """A patch with scope subject and random factors: for each subject, given by its names, a unit of rank 1."""
+    generator = torch.Generator().manual_seed(seed)
+    units = []
+    common = torch.randn(1, site.d_in, generator=generator)
+    for name, *aliases in subjects:
+        edit = Edit(prompt=f"The capital of {name} is", subject=name, target_new="City", aliases=tuple(aliases))
+        key = common if same_key else torch.randn(1, site.d_in, generator=generator)
+        residual = STRENGTH**2 * torch.randn(1, site.d_out, generator=generator)
+        factors = Factors(keys=key, whitened=key.clone(), residuals=residual)
+        system = System.of(key, key, [0], site.damping)
+        delta = Delta({site.module: as_saved(solve(system, residual))})
+        units.append(
+            CompiledPatch(
+                Manifest(
+                    patch=patch,
+                    method="rome",
+                    base=site.base.digest,
+                    site=site.digest,
+                    modules=site.modules,
+                    edits=(edit,),
+                    settings={"damping": site.damping},
+                    groups=(KeyGroup(edits=(0,)),),
+                    columns=(Column(group=0, form="plain"),),
+                    rank=1,
+                    adapter=delta.digest,
+                    factors=digest_tensors(factors.tensors()),
+                ),
+                delta,
+                factors,
+            )
+        )
+    declared = Patch(name=patch, scope="subject", edits=tuple(unit.manifest.edits[0] for unit in units))
+    whole = assemble(declared, units)
+    bank = tuple(
+        item.model_copy(update={"edit": number})
+        for number, edit in enumerate(declared.edits)
+        for item in _demonstrations(edit)[1:]
+    )
+    manifest = whole.manifest.model_copy(update={"demonstrations": demonstrations_digest(bank)})
+    return replace(whole, manifest=manifest, demonstrations=bank)
 
 
 def _demonstrations(edit: Edit) -> tuple[Demonstration, ...]:

@@ -176,8 +176,7 @@ class Residency:
         for name in rested[: len(self._resident) - self.capacity]:
             resident = self._resident.pop(name)
             del self._free_since[name]
-            task = self._leaving[name] = asyncio.create_task(self._remove(name, resident))
-            task.add_done_callback(lambda _, name=name: self._leaving.pop(name))  # type: ignore[misc]
+            self._leaving[name] = asyncio.create_task(self._remove(name, resident))
         self._metrics.resident.set(len(self._resident))
         if len(self._resident) > self.capacity and len(free) > len(rested) and self._look is None:
             self._look = asyncio.get_running_loop().call_later(self._grace_s, self._look_again)
@@ -193,10 +192,12 @@ class Residency:
         except EditError as error:
             self._metrics.unloads.labels("failed").inc()
             logger.error("adapter %s was not unloaded, its files stay: %s", name, error)
-            return
-        await asyncio.to_thread(shutil.rmtree, resident.path, ignore_errors=True)
-        self._metrics.unloads.labels("unloaded").inc()
-        logger.info("adapter %s has left the engine", name)
+        else:
+            await asyncio.to_thread(shutil.rmtree, resident.path, ignore_errors=True)
+            self._metrics.unloads.labels("unloaded").inc()
+            logger.info("adapter %s has left the engine", name)
+        finally:
+            del self._leaving[name]  # here, not in a callback: who finds a task there waits, and never spins
 
 
 def applicable(manifest: Manifest, site: Site, max_rank: int) -> None:

@@ -1,0 +1,115 @@
+"""Adapters leave when there are too many, and never while a request is on them."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.serving import places
+from tests.serving.without_engine import Place, run
+from vllm_edit.serving.settings import Settings
+
+COUNT = 6
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("template")
+    store = places.make_store(folder / "store", places.make_site(places.make_model(folder / "model")))
+    for number in range(COUNT):
+        places.add_patch(store, f"patch{number}", number)
+    store.registry.close()
+    return folder / "store"
+
+
+def place_of(tmp_path: Path, template: Path, **residency: Any) -> Place:
+    return Place(tmp_path, template, Settings(store="here"), **{"capacity": 2, "grace_s": 0.0, **residency})
+
+
+async def settled(place: Place) -> list[str]:
+    """Patches in the engine once nothing moves any more, oldest first."""
+    while leaving := list(place.service.residency._leaving.values()):
+        await asyncio.gather(*leaving)
+    return [name.partition("@")[0] for name in place.slots.held]
+
+
+def test_beyond_the_capacity_the_one_unused_longest_leaves_engine_and_disk(tmp_path: Path, template: Path) -> None:
+    place = place_of(tmp_path, template)
+
+    async def steps() -> list[str]:
+        for patch in ("patch0", "patch1", "patch0", "patch2", "patch3"):
+            assert (await place.ask(patch)).status_code == 200
+            await settled(place)
+        return await settled(place)
+
+    assert run(steps()) == ["patch2", "patch3"]
+    assert {path.name for path in Path(place.folder.name).iterdir()} == set(place.slots.held)
+    assert [name.partition("@")[0] for name, _, _ in place.slots.added] == ["patch0", "patch1", "patch2", "patch3"]
+
+
+def test_what_is_asked_for_again_comes_back(tmp_path: Path, template: Path) -> None:
+    place = place_of(tmp_path, template, capacity=1)
+
+    async def steps() -> list[int]:
+        return [(await place.ask(f"patch{number % 3}")).status_code for number in range(9)]
+
+    assert run(steps()) == [200] * 9
+    assert len(place.slots.added) == 9
+
+
+def test_an_adapter_on_lease_is_never_taken_away(tmp_path: Path, template: Path) -> None:
+    place = place_of(tmp_path, template, capacity=1)
+    names = {name.partition("@")[0]: name for name in place.store.names()}
+    residency = place.service.residency
+
+    async def steps() -> None:
+        async with residency.lease(names["patch0"]), residency.lease(names["patch0"]):
+            for number in range(1, COUNT):
+                async with residency.lease(names[f"patch{number}"]):
+                    assert residency.leases == 3
+                    assert await settled(place) == ["patch0", f"patch{number}"]
+                    assert (Path(place.slots.held[names["patch0"]]) / "adapter_config.json").exists()
+        assert residency.leases == 0
+        assert await settled(place) == ["patch0"]
+
+    run(steps())
+
+
+def test_many_at_once_over_few_places_are_all_answered(tmp_path: Path, template: Path) -> None:
+    place = place_of(tmp_path, template)
+
+    async def steps() -> set[int]:
+        asked = [place.ask(f"patch{number % COUNT}") for number in range(300)]
+        return {reply.status_code for reply in await asyncio.gather(*asked)}
+
+    assert run(steps()) == {200}
+
+
+def test_one_whose_last_request_has_just_ended_stays_for_a_moment(tmp_path: Path, template: Path) -> None:
+    place = place_of(tmp_path, template, capacity=1, grace_s=0.2)
+
+    async def steps() -> tuple[list[str], list[str]]:
+        await place.ask("patch0")
+        await place.ask("patch1")
+        early = await settled(place)
+        while place.service.residency._look is not None:
+            await asyncio.sleep(0.01)
+        return early, await settled(place)
+
+    assert run(steps()) == (["patch0", "patch1"], ["patch1"])
+
+
+def test_what_the_engine_does_not_give_up_keeps_its_files(tmp_path: Path, template: Path) -> None:
+    place = place_of(tmp_path, template, capacity=1)
+
+    async def steps() -> None:
+        await place.ask("patch0")
+        await place.ask("patch1")
+        place.slots.refuse = True
+        await settled(place)
+
+    run(steps())
+    assert len(list(Path(place.folder.name).iterdir())) == 2
