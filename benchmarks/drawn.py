@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
+import random
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
 from vllm_edit import atlas
-from vllm_edit.atlas.edits import draw_edits
-from vllm_edit.atlas.facts import Facts
+from vllm_edit.atlas.documents import included
+from vllm_edit.atlas.edits import counterfactual, draw_edits
+from vllm_edit.atlas.facts import Fact, Facts
+from vllm_edit.atlas.mend import network_folder
 from vllm_edit.editing.base import Base
-from vllm_edit.editing.sweep import choose_site
+from vllm_edit.editing.compile import METHODS
+from vllm_edit.editing.hypernetwork.files import load, network_site
+from vllm_edit.editing.material import Material
+from vllm_edit.editing.statistics import SecondMoment
+from vllm_edit.errors import Incompatible, NotFound
 from vllm_edit.evaluation.judging import gives
-from vllm_edit.evaluation.runners.hf import HFRunner
-from vllm_edit.evaluation.runners.runner import Request
+from vllm_edit.evaluation.runners.runner import Request, Runner
 from vllm_edit.patch import Edit, Patch
+from vllm_edit.store.site import Site
 from vllm_edit.store.store import Store
+from vllm_edit.swept_store import open_or_create
+from vllm_edit.text import normalise
 
 
-def single_patches(runner: HFRunner, count: int, seed: int) -> list[Patch]:
+def single_patches(runner: Runner, count: int, seed: int) -> list[Patch]:
     """`known_edits`, each in a patch of its own."""
     edits = known_edits(runner, count, seed)
     return [Patch(name=f"edit-{number:03d}", edits=(edit,)) for number, edit in enumerate(edits)]
 
 
-def known_edits(runner: HFRunner, count: int, seed: int) -> list[Edit]:
+def known_edits(runner: Runner, count: int, seed: int) -> list[Edit]:
     """The first `count` drawn edits whose fact the base answers rightly."""
     facts = Facts.load(atlas.facts_folder())
     drawn = draw_edits(facts, count + count // 4, seed=seed)
@@ -33,15 +43,73 @@ def known_edits(runner: HFRunner, count: int, seed: int) -> list[Edit]:
     return known[:count]
 
 
+def known_subjects(runner: Runner, count: int, seed: int, most: int = 2) -> list[Patch]:
+    """Patches of one subject each that have `count` edits together, or some more.
+
+    Counterfactual edits of one to `most` of a subject's facts, which the base answers rightly. None of the subjects is
+    among the sweep's, and no two share a name, so that every edit can be told apart by it.
+    """
+    facts, rng = Facts.load(atlas.facts_folder()), random.Random(f"subjects:{seed}")
+    drawn = _drawn_subjects(facts, rng, count + count // 4 + most, most)
+    edits = [edit for own in drawn for edit in own]
+    answers = runner.generate([Request(edit.prompt) for edit in edits], 16)
+    right = {id(edit) for edit, text in zip(edits, answers, strict=True) if gives(text, edit.target_true or "")}
+    known = [tuple(edit for edit in own if id(edit) in right) for own in drawn]
+    return [Patch(name=f"subject-{number:04d}", edits=own) for number, own in enumerate(known) if own]
+
+
+def _drawn_subjects(facts: Facts, rng: random.Random, count: int, most: int) -> list[list[Edit]]:
+    """Each subject's edits, until there are `count`, or no subjects left."""
+    subjects = [subject for subject in facts.subjects if not included("sweep", subject.name, share=0.2)]
+    rng.shuffle(subjects)
+    taken: set[str] = set()
+    drawn: list[list[Edit]] = []
+    for subject in subjects:
+        names = {normalise(name) for name in (subject.name, *subject.aliases)}
+        own = [fact for fact in subject.facts.values() if _has_others(facts, fact)]
+        if names & taken or not own:
+            continue
+        taken |= names
+        chosen = rng.sample(own, k=min(rng.randint(1, most), len(own)))
+        drawn.append([counterfactual(facts, fact, rng) for fact in chosen])
+        if sum(map(len, drawn)) >= count:
+            break
+    return drawn
+
+
+def _has_others(facts: Facts, fact: Fact) -> bool:
+    """True if the fact's relation has another object to change it to."""
+    return any(peer.object != fact.object for peer in facts.by_relation[fact.relation.id])
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a method edits, and what belongs to that site: second moment or network."""
+
+    site: Site
+    material: Material
+
+
+def open_places(folder: Path, network: Path | None, base: Base, console: Console) -> dict[str, Place]:
+    """Method → its place: the store's in `folder`, and for MEND the network's in its folder, else the shipped one's.
+
+    Without a network for this base MEND is left out, with a line that says so.
+    """
+    store = open_store(folder, base, console)
+    swept = Place(store.site(), SecondMoment.from_tensors(store.moment()))
+    places = {name: swept for name, method in METHODS.items() if method.needs in (None, SecondMoment)}
+    try:
+        trained, card = load(network or network_folder())
+        places["mend"] = Place(network_site(base, trained, card), trained)
+    except (NotFound, Incompatible) as error:
+        console.print(f"MEND is left out: {error}")
+    return places
+
+
 def open_store(folder: Path, base: Base, console: Console) -> Store:
-    """The store in `folder`; made, with a sweep, when it is not there or not this base's."""
-    if (folder / "site.json").exists():
-        store = Store.open(folder)
-        if store.site().base == base.fingerprint:
-            return store
-        raise SystemExit(f"{folder} is another base's store; remove it")
+    """The store in `folder`; made, with a sweep, when it is not there."""
     with console.status("choosing the site ..."):
-        chosen = choose_site(base, atlas.sweep_edits(), atlas.texts())
-    for measured in chosen.table:
-        console.print(measured.as_record())
-    return Store.create(folder, chosen.made.site, chosen.made.moment.tensors())
+        store, measured = open_or_create(folder, base, atlas.sweep_edits(), atlas.texts())
+    for one in measured:
+        console.print(one.as_record())
+    return store

@@ -1,9 +1,10 @@
 """Every method on the same single edits of atlas: base, ROME, MEND, fine-tuning, LoRA and IKE in one table.
 
-    python -m benchmarks.methods [--count 200] [--seed 1] [--store runs/bench] [--mend runs/bench-mend] [--engine hf]
+    python -m benchmarks.methods [--count 200] [--seed 1] [--store runs/bench] [--network FOLDER] [--engine hf]
 
-The edits and the store are those of `benchmarks.edit_quality`. MEND edits its own matrices, so it has a store of its
-own; without one its row is left out. An edit that a method misses stays in the table, as the miss that it is.
+The edits and the store are those of `benchmarks.edit_quality`. MEND edits the matrices of its network, the shipped one
+unless another is named; without one for these weights its row is left out. An edit that a method misses stays in the
+table, as the miss that it is.
 """
 
 from __future__ import annotations
@@ -21,26 +22,25 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from benchmarks.drawn import open_store, single_patches
+from benchmarks.drawn import Place, open_places, single_patches
 from benchmarks.measured import COLUMNS, NAMES, SETTINGS, row
+from benchmarks.remembering import Remembering
 from benchmarks.results import FOLDER, machine, write_marked, write_section
 from vllm_edit import atlas
 from vllm_edit.cli.output import progress_bar
 from vllm_edit.deltas import peft
 from vllm_edit.editing.base import Base
 from vllm_edit.editing.compile import METHODS
-from vllm_edit.editing.material import material_of
 from vllm_edit.editing.separately import compile_separately
 from vllm_edit.evaluation.evaluate import evaluate
 from vllm_edit.evaluation.report import Mode, Report
 from vllm_edit.evaluation.runners.hf import HFRunner
-from vllm_edit.evaluation.runners.runner import Request, Runner, Scored
+from vllm_edit.evaluation.runners.runner import Runner
 from vllm_edit.evaluation.runners.vllm import VLLMRunner
 from vllm_edit.ike.bank import Bank
 from vllm_edit.ike.demonstrations import with_demonstrations
 from vllm_edit.patch import Patch
 from vllm_edit.store.compiled import CompiledPatch
-from vllm_edit.store.store import Store
 
 NORM_LIMIT = 0.3
 """The least of 0.05, 0.1, 0.2 and 0.3 at which all of atlas's sweep edits, which are never judged, were learnt."""
@@ -101,42 +101,17 @@ class Costs:
     missed: int | None = None
 
 
-class Remembering:
-    """A runner that asks the base each question once, however many methods are compared with it."""
-
-    def __init__(self, runner: Runner) -> None:
-        self._runner = runner
-        self._known: dict[tuple[str, bool, int], str] = {}
-
-    name = property(lambda self: self._runner.name)
-    context = property(lambda self: self._runner.context)
-    tokenizer = property(lambda self: self._runner.tokenizer)
-
-    def generate(self, requests: Sequence[Request], max_tokens: int) -> list[str]:
-        keys = [None if request.patch else (request.prompt, request.chat, max_tokens) for request in requests]
-        new = [place for place, key in enumerate(keys) if key not in self._known]
-        answers = self._runner.generate([requests[place] for place in new], max_tokens)
-        fresh = dict(zip(new, answers, strict=True))
-        self._known.update((key, fresh[place]) for place in new if (key := keys[place]) is not None)
-        return [fresh[place] if key is None else self._known[key] for place, key in enumerate(keys)]
-
-    def score(self, requests: Sequence[tuple[Request, str]]) -> list[Scored]:
-        return self._runner.score(requests)
-
-
 def main() -> None:
     arguments = _arguments()
     console = Console()
     base = Base.load("atlas")
-    stores = {method: open_store(arguments.store, base, console) for method in ("rome", "ft", "lora")}
-    if (arguments.mend / "site.json").exists():
-        stores["mend"] = Store.open(arguments.mend)
+    places = open_places(arguments.store, arguments.network, base, console)
     asker = HFRunner(base.model, base.tokenizer)
     patches = single_patches(asker, arguments.count, arguments.seed)
     compiled = {
-        name: compiled_by(method, settings, stores[method], base, patches, name)
+        name: compiled_by(method, settings, places[method], base, patches, name)
         for name, (method, settings) in ENTRIES.items()
-        if method in stores
+        if method in places
     }
     bank = Bank.from_records(atlas.bank())
     started = time.perf_counter()
@@ -144,7 +119,7 @@ def main() -> None:
     seconds_ike = time.perf_counter() - started
 
     rows: dict[str, dict[str, Any]] = {}
-    with _runner(arguments.engine, asker, base, stores.values(), compiled.values()) as runner:
+    with _runner(arguments.engine, asker, base, places.values(), compiled.values()) as runner:
         for name, one in compiled.items():
             with progress_bar(name) as progress:
                 report = evaluate(one.edits, runner, ("base", "weights"), SETTINGS, progress)
@@ -173,19 +148,17 @@ def main() -> None:
 
 
 def compiled_by(
-    method: str, settings: Mapping[str, Any], store: Store, base: Base, patches: Sequence[Patch], title: str
+    method: str, settings: Mapping[str, Any], place: Place, base: Base, patches: Sequence[Patch], title: str
 ) -> Compiled:
-    """Every patch by the method at its store's site, missed edits reported and kept."""
-    site = store.site()
-    material = material_of(site, store.material())
+    """Every patch by the method at its place, missed edits reported and kept."""
     started = time.perf_counter()
     with progress_bar(title) as progress:
         edits = compile_separately(
             patches,
             base,
             method,
-            site=site,
-            moment=material,
+            site=place.site,
+            moment=place.material,
             settings={**settings, "on_missed": "report"},
             progress=progress,
         )
@@ -254,13 +227,13 @@ def _tokens(report: Report, mode: Mode) -> float:
 
 @contextmanager
 def _runner(
-    engine: str, asker: HFRunner, base: Base, stores: Iterable[Store], compiled: Iterable[Compiled]
+    engine: str, asker: HFRunner, base: Base, places: Iterable[Place], compiled: Iterable[Compiled]
 ) -> Iterator[Runner]:
     """What asks: the model in this process, or vLLM with LoRA around every site's modules."""
     if engine == "hf":
         yield Remembering(asker)
         return
-    modules = sorted({module for store in stores for module in store.site().modules})
+    modules = sorted({module for place in places for module in place.site.modules})
     rank = max(edit.manifest.rank for one in compiled for edit in one.edits)
     with VLLMRunner(str(base.folder), modules, rank, max_model_len=512) as runner:
         yield Remembering(runner)
@@ -271,7 +244,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--count", type=int, default=200, help="single edits (default 200)")
     parser.add_argument("--seed", type=int, default=1, help="of the draw (default 1)")
     parser.add_argument("--store", type=Path, default=Path("runs/bench"), help="store to use or make")
-    parser.add_argument("--mend", type=Path, default=Path("runs/bench-mend"), help="MEND's store, if there is one")
+    parser.add_argument("--network", type=Path, help="folder of MEND's network (default: the shipped one)")
     parser.add_argument("--engine", choices=("hf", "vllm"), default="hf", help="what answers (default hf)")
     parser.add_argument("--keep-pages", action="store_true", help="write RESULTS.md only, not the README and the docs")
     return parser.parse_args()

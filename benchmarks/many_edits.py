@@ -1,0 +1,242 @@
+"""Many edits of atlas at once: summed, solved jointly, scoped to the subjects that a prompt mentions, MEND and IKE.
+
+    python -m benchmarks.many_edits [--sizes 1,10,100,300,1000] [--asked 100] [--store runs/bench] [--network FOLDER]
+
+A thousand edits are of some six hundred subjects, one or two facts each. Every edit is asked by its own prompt; the
+probes of at most `--asked` of them, drawn with a seed, are asked too.
+
+sum     the single subjects' adapters, added: what stacking would serve
+joint   all edits solved together, as `vllm-edit compose` does, in one adapter of that rank
+scoped  each prompt gets the edits of the subjects that it mentions (`scope: subject`)
+MEND    the single subjects' deltas, added
+IKE     each prompt is preceded by the mentioned facts and demonstrations; no weights are touched
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import random
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from benchmarks.drawn import Place, known_subjects, open_places
+from benchmarks.measured import NAMES, SETTINGS, row
+from benchmarks.remembering import Remembering
+from benchmarks.results import FOLDER, machine, write_section
+from vllm_edit import atlas
+from vllm_edit.atlas.documents import held_out_texts
+from vllm_edit.cli.output import progress_bar
+from vllm_edit.composition.compose import compose
+from vllm_edit.composition.scoped import Narrowing, assemble
+from vllm_edit.deltas.delta import Delta
+from vllm_edit.editing.base import Base
+from vllm_edit.editing.scoped import BATCH
+from vllm_edit.editing.separately import compile_separately
+from vllm_edit.errors import EditError
+from vllm_edit.evaluation.evaluate import evaluate
+from vllm_edit.evaluation.perplexity import perplexity, perplexity_drift, pieces_of
+from vllm_edit.evaluation.report import Mode
+from vllm_edit.evaluation.runners.hf import HFRunner
+from vllm_edit.ike.bank import Bank
+from vllm_edit.ike.demonstrations import with_demonstrations
+from vllm_edit.patch import Patch
+from vllm_edit.store.compiled import CompiledPatch
+
+PLOTTED = ("reliability", "paraphrase trained", "locality", "locality_subject", "unrelated", "drift")
+
+
+@dataclass(frozen=True)
+class Many:
+    """The same n edits by one way of having them all, and how far it moves the perplexity of ordinary text."""
+
+    way: str
+    patch: CompiledPatch
+    mode: Mode
+    drift: Callable[[], float | None]
+
+
+def main() -> None:
+    arguments = _arguments()
+    console = Console()
+    base = Base.load("atlas")
+    runner = Remembering(HFRunner(base.model, base.tokenizer))
+    places = open_places(arguments.store, arguments.network, base, console)
+    sizes = [int(size) for size in arguments.sizes.split(",")]
+    chosen = first_edits(known_subjects(runner, max(sizes), arguments.seed), max(sizes))
+    compiled: dict[str, list[CompiledPatch]] = {
+        method: compiled_units(method, places[method], base, chosen) for method in ("rome", "mend") if method in places
+    }
+    documents = held_out_texts(arguments.documents, arguments.seed)
+    rows: list[dict[str, Any]] = []
+    for size in sizes:
+        names = {patch.name for patch in first_edits(chosen, size)}
+        units = {method: [unit for unit in made if unit.manifest.patch in names] for method, made in compiled.items()}
+        for many in ways(units, base, size, arguments.asked, documents, arguments.seed):
+            started = time.perf_counter()
+            with progress_bar(f"{many.way}, {size}") as progress:
+                report = evaluate(many.patch, runner, ("base", many.mode), SETTINGS, progress)
+            row_of = row(report, many.mode) | {"drift": many.drift()}
+            rows.append({"way": many.way, "edits": size, "seconds": time.perf_counter() - started, **row_of})
+            console.print(_line(rows[-1]))
+    data = {
+        "documents": arguments.documents,
+        "rows": rows,
+        "machine": machine(),
+        "engine": runner.name,
+        "asked": arguments.asked,
+    }
+    plot(rows, FOLDER / "results" / "many_edits.svg")
+    command = "python -m benchmarks.many_edits " + " ".join(sys.argv[1:])
+    write_section("many_edits", table(data), data, command=command)
+
+
+def first_edits(subjects: Sequence[Patch], count: int) -> list[Patch]:
+    """The first subjects with exactly `count` edits together; one that would go over is passed by.
+
+    Raises:
+        EditError: there are not so many.
+    """
+    found: list[Patch] = []
+    left = count
+    for patch in subjects:
+        if len(patch.edits) <= left:
+            found.append(patch)
+            left -= len(patch.edits)
+    if left:
+        raise EditError(f"asked for {count} edits, these subjects give {count - left}")
+    return found
+
+
+def compiled_units(method: str, place: Place, base: Base, subjects: Sequence[Patch]) -> list[CompiledPatch]:
+    """Each subject's edits as they would be alone; missed ones are kept."""
+    units: list[CompiledPatch] = []
+    with progress_bar(method) as progress:
+        for start in range(0, len(subjects), BATCH):
+            progress("compiling subjects", start, len(subjects))
+            batch = subjects[start : start + BATCH]
+            settings = {"on_missed": "report"}
+            units += compile_separately(batch, base, method, site=place.site, moment=place.material, settings=settings)
+    return units
+
+
+def ways(
+    units: Mapping[str, Sequence[CompiledPatch]], base: Base, size: int, asked: int, documents: Sequence[str], seed: int
+) -> Iterator[Many]:
+    """Every way of having the same edits."""
+
+    def drift_of(delta: Delta) -> Callable[[], float]:
+        return lambda: perplexity_drift(base.model, base.tokenizer, delta, documents).drift
+
+    rome = list(units["rome"])
+    joint = compose(rome, f"joint-{size}")
+    summed = Delta.concatenate([unit.delta for unit in rome])
+    whole = Patch(name=f"scoped-{size}", scope="subject", edits=tuple(e for unit in rome for e in unit.manifest.edits))
+    scoped = assemble(whole, rome)
+    yield Many("sum", sampled(_with_delta(joint, summed), asked, seed), "weights", drift_of(summed))
+    yield Many("joint", sampled(joint, asked, seed), "weights", drift_of(joint.delta))
+    yield Many("scoped", sampled(scoped, asked, seed), "weights", lambda: scoped_drift(base, scoped, documents))
+    if "mend" in units:
+        added = compose(list(units["mend"]), f"mend-{size}")
+        yield Many("MEND", sampled(added, asked, seed), "weights", drift_of(added.delta))
+    told = with_demonstrations(sampled(joint, asked, seed), Bank.from_records(atlas.bank()), base.tokenizer)
+    yield Many("IKE", told, "ike", lambda: None)
+
+
+def sampled(compiled: CompiledPatch, asked: int, seed: int) -> CompiledPatch:
+    """The same patch with the probes of at most `asked` of its edits; the others are asked by their own prompt only."""
+    edits = compiled.manifest.edits
+    kept = set(random.Random(seed).sample(range(len(edits)), k=min(asked, len(edits))))
+    shown = tuple(e if number in kept else e.model_copy(update={"probes": ()}) for number, e in enumerate(edits))
+    return replace(compiled, manifest=compiled.manifest.model_copy(update={"edits": shown}))
+
+
+def scoped_drift(base: Base, scoped: CompiledPatch, texts: Sequence[str]) -> float:
+    """Relative change of perplexity where every text gets the edits of the subjects that it mentions."""
+    narrowing = Narrowing(scoped)
+    nll = {True: 0.0, False: 0.0}
+    for text in texts:
+        pieces = pieces_of(base.model, base.tokenizer, [text])
+        tokens = sum(len(piece) - 1 for piece in pieces)
+        served = narrowing.of(text)
+        nll[False] += tokens * math.log(perplexity(base.model, base.tokenizer, pieces))
+        with (served.delta if served else Delta({})).apply(base.model):
+            nll[True] += tokens * math.log(perplexity(base.model, base.tokenizer, pieces))
+    count = sum(len(piece) - 1 for piece in pieces_of(base.model, base.tokenizer, texts))
+    return math.exp((nll[True] - nll[False]) / count) - 1
+
+
+def table(data: Mapping[str, Any]) -> str:
+    """The section of RESULTS.md."""
+    lines = [
+        f"Asked through {data['engine']}. Every edit by its own prompt, the probes of at most {data['asked']} edits. "
+        f"Drift: relative change of the perplexity of {data['documents']} held-out documents. {data['machine']}",
+        "",
+        "![many edits](results/many_edits.svg)",
+        "",
+        f"| edits | | {' | '.join(NAMES)} | drift |",
+        "|---|---|" + "---|" * (len(NAMES) + 1),
+    ]
+    for one in data["rows"]:
+        cells = [f"{one[name]['share']:.3f}" if name in one else "–" for name in NAMES]
+        drift = "–" if one["drift"] is None else f"{one['drift']:+.1%}"
+        lines.append(f"| {one['edits']} | {one['way']} | {' | '.join(cells)} | {drift} |")
+    return "\n".join(lines)
+
+
+def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """One panel for each of `PLOTTED`, one line for each way, over the number of edits."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context({"svg.hashsalt": "vllm-edit", "font.size": 8}):
+        figure = Figure(figsize=(9, 5), layout="constrained")
+        for place, name in enumerate(PLOTTED):
+            axes = figure.add_subplot(2, 3, place + 1)
+            for way in dict.fromkeys(one["way"] for one in rows):
+                points = [(one["edits"], _value(one, name)) for one in rows if one["way"] == way]
+                known = [(edits, value) for edits, value in points if value is not None]
+                axes.plot([x for x, _ in known], [y for _, y in known], marker=".", label=way)
+            axes.set_title("perplexity drift" if name == "drift" else name)
+            axes.set_xscale("log")
+            if name != "drift":
+                axes.set_ylim(-0.03, 1.03)
+        figure.axes[0].legend()
+        figure.supxlabel("edits at once")
+        figure.savefig(path, metadata={"Date": None})
+
+
+def _value(one: Mapping[str, Any], name: str) -> float | None:
+    found = one.get(name)
+    return found["share"] if isinstance(found, Mapping) else found
+
+
+def _with_delta(compiled: CompiledPatch, delta: Delta) -> CompiledPatch:
+    manifest = compiled.manifest.model_copy(update={"patch": "sum", "adapter": delta.digest})
+    return replace(compiled, manifest=manifest, delta=delta)
+
+
+def _line(one: Mapping[str, Any]) -> str:
+    shown = [f"{name} {value:.3f}" for name in PLOTTED if (value := _value(one, name)) is not None]
+    return f"{one['edits']} edits, {one['way']}: {', '.join(shown)} ({one['seconds']:.0f} s)"
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("--sizes", default="1,10,100,300,1000", help="numbers of edits at once")
+    parser.add_argument("--asked", type=int, default=100, help="edits whose probes are asked (default 100)")
+    parser.add_argument("--documents", type=int, default=60, help="held-out documents for perplexity (default 60)")
+    parser.add_argument("--seed", type=int, default=1, help="of the draw (default 1)")
+    parser.add_argument("--store", type=Path, default=Path("runs/bench"), help="store to use or make")
+    parser.add_argument("--network", type=Path, help="folder of MEND's network (default: the shipped one)")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""What the benchmarks have in common: rows of tables, marked places in pages, draws of an exact number of edits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.many_edits import first_edits, sampled
+from benchmarks.measured import row
+from benchmarks.methods import Costs, details, table
+from benchmarks.remembering import Remembering
+from benchmarks.results import write_marked
+from tests.tiny import tiny_model, tiny_tokenizer
+from vllm_edit.deltas.delta import Delta
+from vllm_edit.errors import EditError
+from vllm_edit.evaluation.intervals import wilson
+from vllm_edit.evaluation.report import Answer, Report
+from vllm_edit.evaluation.runners.hf import HFRunner
+from vllm_edit.evaluation.runners.runner import Request
+from vllm_edit.patch import Edit, Patch, Probe
+from vllm_edit.store.compiled import CompiledPatch
+from vllm_edit.store.manifest import Manifest
+
+
+def patch(name: str, count: int) -> Patch:
+    probe = Probe(kind="paraphrase", prompt=f"What is {name}?")
+    edits = [
+        Edit(prompt=f"{name} has the {n}", subject=name, relation=str(n), target_new="x", probes=(probe,))
+        for n in range(count)
+    ]
+    return Patch(name=name, edits=tuple(edits))
+
+
+def compiled(declared: Patch) -> CompiledPatch:
+    manifest = Manifest(
+        patch=declared.name, method="ft", base="b", site="s", modules=(), edits=declared.edits, rank=0, adapter="a"
+    )
+    return CompiledPatch(manifest, Delta({}))
+
+
+def answer(edit: int, metric: str, tag: str, right: bool) -> Answer:
+    return Answer(
+        patch="p",
+        edit=edit,
+        subject="s",
+        relation="r",
+        metric=metric,
+        tag=tag,
+        prompt="q",
+        chat=False,
+        expected="x",
+        texts={"weights": "x"},
+        right={"weights": right},
+    )
+
+
+def report(answers: Sequence[Answer]) -> Report:
+    return Report(
+        patches=("p",),
+        engine="e",
+        modes=("weights",),
+        edits=2,
+        split="gate",
+        max_tokens=8,
+        measures=(),
+        answers=answers,
+    )
+
+
+def test_a_row_takes_each_tag_apart_and_its_interval_counts_edits() -> None:
+    answers = [answer(0, "locality", "", True), answer(0, "locality", "", False), answer(1, "locality", "", True)]
+    found = row(report([*answers, answer(1, "locality", "same_object", False)]), "weights")
+    assert set(found) == {"locality", "locality same_object"}
+    low, high = wilson(2 / 3, 2)
+    assert found["locality"] == {"share": 2 / 3, "low": low, "high": high, "n": 3}
+
+
+def test_tables_show_every_row_with_its_costs_and_what_was_not_measured() -> None:
+    share = {"share": 0.5, "low": 0.25, "high": 0.75, "n": 9}
+    rows: dict[str, Any] = {
+        "base": {"reliability": share, "costs": vars(Costs())},
+        "ROME": {"reliability": share, "costs": vars(Costs(0.25, True, 4000.0, 1.0, 0.0, 2))},
+        "IKE": {"reliability": share, "costs": vars(Costs(0.125, tokens=431.0))},
+    }
+    data = {"edits": 9, "engine": "hf", "machine": "Machine.", "rows": rows}
+    shown = [line.split(" | ") for line in table(data, "R.md").splitlines() if line.startswith("| ")]
+    assert {len(cells) for cells in shown} == {13}
+    assert shown[2][-3:] == ["0.250", "4,000", "0 |"]
+    assert shown[3][-3:] == ["0.125", "–", "431 |"]
+    assert "ROME in one batch, IKE one edit after the other" in table(data, "R.md")
+    assert "| ROME | 0.500 [0.25, 0.75] |" in details(data)
+
+
+def test_marked_text_is_replaced_and_a_page_without_marks_is_refused(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- methods -->\nold\n<!-- /methods -->\nafter\n")
+    write_marked(page, "methods", "new")
+    write_marked(page, "methods", "newer")
+    assert page.read_text() == "before\n<!-- methods -->\nnewer\n<!-- /methods -->\nafter\n"
+    with pytest.raises(ValueError, match="has no marks for quality"):
+        write_marked(page, "quality", "new")
+
+
+def test_the_first_edits_are_exactly_as_many_as_asked_for() -> None:
+    subjects = [patch("a", 2), patch("b", 2), patch("c", 1), patch("d", 2)]
+    assert [one.name for one in first_edits(subjects, 3)] == ["a", "c"]
+    assert [one.name for one in first_edits(subjects, 4)] == ["a", "b"]
+    with pytest.raises(EditError, match="asked for 8 edits, these subjects give 7"):
+        first_edits(subjects, 8)
+
+
+def test_probes_of_a_sample_are_asked_and_every_edit_stays() -> None:
+    whole = compiled(patch("a", 5))
+    shown = sampled(whole, 2, seed=1).manifest.edits
+    assert [edit.prompt for edit in shown] == [edit.prompt for edit in whole.manifest.edits]
+    assert sum(bool(edit.probes) for edit in shown) == 2
+    assert sampled(whole, 9, seed=1).manifest.edits == whole.manifest.edits
+
+
+class Counting(HFRunner):
+    """Counts what it is asked."""
+
+    asked = 0
+
+    def generate(self, requests: Sequence[Request], max_tokens: int) -> list[str]:
+        self.asked += len(requests)
+        return super().generate(requests, max_tokens)
+
+
+def test_the_base_is_asked_each_question_once_and_a_patch_every_time() -> None:
+    tokenizer = tiny_tokenizer()
+    counting = Counting(tiny_model("llama", tokenizer), tokenizer)
+    runner = Remembering(counting)
+    requests = [Request("Paris is"), Request("Paris is", patch=compiled(patch("a", 1))), Request("Who is", chat=True)]
+    first = runner.generate(requests, 4)
+    assert counting.asked == 3
+    assert runner.generate(requests[::-1], 4) == first[::-1]
+    assert counting.asked == 4
+    assert first == counting.generate(requests, 4)
