@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import httpx
 
@@ -18,7 +18,7 @@ from vllm_edit.errors import EditError
 
 
 class ServerProcess:
-    """`command --port PORT`, up when `/health` answers, stopped on exit; its output goes to `log`."""
+    """`command --port PORT`, up when `/health` answers, stopped on exit; output to `log`. For the main thread."""
 
     def __init__(
         self, command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None, patience: float = 300.0
@@ -29,6 +29,7 @@ class ServerProcess:
             self.port = int(probe.getsockname()[1])
         self.url = f"http://127.0.0.1:{self.port}"
         self._process: subprocess.Popen[bytes] | None = None
+        self._before: Any = signal.SIG_DFL
 
     def __enter__(self) -> Self:
         self.log.parent.mkdir(parents=True, exist_ok=True)
@@ -40,6 +41,8 @@ class ServerProcess:
                 env={**os.environ, **self.environment},
                 start_new_session=True,
             )
+        # A terminated program must not leave its server behind: as an exit, the signal passes through `__exit__`.
+        self._before = signal.signal(signal.SIGTERM, _exit)
         try:
             self._wait()
         except BaseException:
@@ -71,6 +74,7 @@ class ServerProcess:
 
     def _stop(self) -> None:
         """End the server with its engine: they are a process group of their own."""
+        signal.signal(signal.SIGTERM, self._before)
         process, self._process = self._process, None
         if process is None or process.poll() is not None:
             return
@@ -80,3 +84,7 @@ class ServerProcess:
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+
+
+def _exit(number: int, frame: object) -> None:
+    raise SystemExit(128 + number)
