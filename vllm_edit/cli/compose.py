@@ -55,7 +55,7 @@ def compose(
     started = time.perf_counter()
     made = composed(members, out, site=opened.site(), policy=policy, truncate=truncate, damping=damping)
     seconds = time.perf_counter() - started
-    made = with_members_demonstrations(made, members)
+    made = with_members_demonstrations(made, sorted(members, key=lambda member: member.name))
 
     from vllm_edit.cli.material import load_base  # only now: whatever algebra refuses needs no model
     from vllm_edit.ike.bank import Bank
@@ -91,6 +91,8 @@ def _told(outcome: Outcome) -> dict[str, Any]:
 
 def _print(told: Mapping[str, Any]) -> None:
     """One line, then what gave way, then the pairs that interfere most."""
+    from vllm_edit.store.names import short
+
     algebra = told["algebra"]
     parts = [
         f"{told['status']} by the model",
@@ -104,7 +106,7 @@ def _print(told: Mapping[str, Any]) -> None:
     print(f"{told['name']}  {', '.join(parts)}")
     for gone in told["settings"].get("left_out", ()):
         print(
-            f"{gone['prompt']!r} → {gone['target']!r} of {gone['left_out']} left: {gone['winner']} "
+            f"{gone['prompt']!r} → {gone['target']!r} of {short(gone['left_out'])} left: {short(gone['winner'])} "
             f"says {gone['kept_target']!r}"
         )
     if shown := algebra.get("interference", [])[:_SHOWN_PAIRS]:
