@@ -19,7 +19,7 @@ import math
 import random
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,8 @@ from vllm_edit.ike.demonstrations import with_demonstrations
 from vllm_edit.patch import Patch
 from vllm_edit.store.compiled import CompiledPatch
 
+DOCUMENTS_SEED = 2
+"""Neither training's nor that of the documents that C is measured on."""
 PLOTTED = ("reliability", "paraphrase trained", "locality", "locality_subject", "unrelated", "drift")
 
 
@@ -69,15 +71,19 @@ def main() -> None:
     runner = Remembering(HFRunner(base.model, base.tokenizer))
     places = open_places(arguments.store, arguments.network, base, console)
     sizes = [int(size) for size in arguments.sizes.split(",")]
-    chosen = first_edits(known_subjects(runner, max(sizes), arguments.seed), max(sizes))
-    compiled: dict[str, list[CompiledPatch]] = {
-        method: compiled_units(method, places[method], base, chosen) for method in ("rome", "mend") if method in places
+    subjects = known_subjects(runner, max(sizes), arguments.seed)
+    wanted = {size: first_edits(subjects, size) for size in sizes}
+    compiled = {
+        method: compiled_units(method, places[method], base, wanted.values())
+        for method in ("rome", "mend")
+        if method in places
     }
-    documents = held_out_texts(arguments.documents, arguments.seed)
+    documents = held_out_texts(arguments.documents, DOCUMENTS_SEED)
     rows: list[dict[str, Any]] = []
     for size in sizes:
-        names = {patch.name for patch in first_edits(chosen, size)}
-        units = {method: [unit for unit in made if unit.manifest.patch in names] for method, made in compiled.items()}
+        units: dict[str, list[CompiledPatch]] = {
+            method: [made[patch.name] for patch in wanted[size]] for method, made in compiled.items()
+        }
         for many in ways(units, base, size, arguments.asked, documents, arguments.seed):
             started = time.perf_counter()
             with progress_bar(f"{many.way}, {size}") as progress:
@@ -98,7 +104,7 @@ def main() -> None:
 
 
 def first_edits(subjects: Sequence[Patch], count: int) -> list[Patch]:
-    """The first subjects with exactly `count` edits together; one that would go over is passed by.
+    """The first subjects with exactly `count` edits together; of the last one only as many as are needed.
 
     Raises:
         EditError: there are not so many.
@@ -106,23 +112,33 @@ def first_edits(subjects: Sequence[Patch], count: int) -> list[Patch]:
     found: list[Patch] = []
     left = count
     for patch in subjects:
-        if len(patch.edits) <= left:
-            found.append(patch)
-            left -= len(patch.edits)
+        if left == 0:
+            return found
+        if len(patch.edits) > left:
+            patch = Patch(name=f"{patch.name}-{left}", edits=patch.edits[:left])
+        found.append(patch)
+        left -= len(patch.edits)
     if left:
         raise EditError(f"asked for {count} edits, these subjects give {count - left}")
     return found
 
 
-def compiled_units(method: str, place: Place, base: Base, subjects: Sequence[Patch]) -> list[CompiledPatch]:
-    """Each subject's edits as they would be alone; missed ones are kept."""
-    units: list[CompiledPatch] = []
+def compiled_units(
+    method: str, place: Place, base: Base, wanted: Iterable[Sequence[Patch]]
+) -> dict[str, CompiledPatch]:
+    """Name → each wanted subject's edits as they would be alone; missed ones are kept."""
+    units: dict[str, CompiledPatch] = {}
     with progress_bar(method) as progress:
-        for start in range(0, len(subjects), BATCH):
-            progress("compiling subjects", start, len(subjects))
-            batch = subjects[start : start + BATCH]
-            settings = {"on_missed": "report"}
-            units += compile_separately(batch, base, method, site=place.site, moment=place.material, settings=settings)
+        for patches in sorted(wanted, key=len, reverse=True):  # all subjects first, then what is cut of the last ones
+            new = [patch for patch in patches if patch.name not in units]
+            for start in range(0, len(new), BATCH):
+                progress("compiling subjects", start, len(new))
+                batch = new[start : start + BATCH]
+                settings = {"on_missed": "report"}
+                made = compile_separately(
+                    batch, base, method, site=place.site, moment=place.material, settings=settings
+                )
+                units |= zip((patch.name for patch in batch), made, strict=True)
     return units
 
 

@@ -105,11 +105,14 @@ def test_marked_text_is_replaced_and_a_page_without_marks_is_refused(tmp_path: P
 
 
 def test_the_first_edits_are_exactly_as_many_as_asked_for() -> None:
-    subjects = [patch("a", 2), patch("b", 2), patch("c", 1), patch("d", 2)]
-    assert [one.name for one in first_edits(subjects, 3)] == ["a", "c"]
-    assert [one.name for one in first_edits(subjects, 4)] == ["a", "b"]
-    with pytest.raises(EditError, match="asked for 8 edits, these subjects give 7"):
-        first_edits(subjects, 8)
+    subjects = [patch("a", 2), patch("b", 2), patch("c", 1)]
+    assert first_edits(subjects, 4) == subjects[:2]
+    cut = first_edits(subjects, 3)
+    assert [one.name for one in cut] == ["a", "b-1"]
+    assert cut[1].edits == subjects[1].edits[:1]
+    assert first_edits(subjects, 5) == subjects
+    with pytest.raises(EditError, match="asked for 6 edits, these subjects give 5"):
+        first_edits(subjects, 6)
 
 
 def test_probes_of_a_sample_are_asked_and_every_edit_stays() -> None:
