@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vllm_edit.cli.output import JsonOption, print_fields, print_json
+from vllm_edit.cli.output import JsonOption, print_fields, print_json, progress_bar
 from vllm_edit.errors import EditError
 
 if TYPE_CHECKING:
@@ -66,7 +66,13 @@ def train(
     base = load_base(model)
     modules = last_matrices(base, layers)
     started = time.perf_counter()
-    trained = run(base, modules, training, passages, chosen, out, _tell)
+    with progress_bar("hypernet train") as bar:
+
+        def report(progress: Progress) -> None:
+            bar("steps", progress.step, progress.steps)
+            _tell(progress)
+
+        trained = run(base, modules, training, passages, chosen, out, report)
     card = Card(
         digest=trained.network.digest,
         base=base.fingerprint.digest,

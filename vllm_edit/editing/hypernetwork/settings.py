@@ -19,19 +19,19 @@ class TrainingSettings:
     """Most updates."""
     edits: int = 8
     """Edits in one step."""
-    taught: int = 4
+    taught: int = 3
     """Rephrasings of an edit in one step: prompt, chat turn, paraphrases, other names, one step further."""
-    kept: int = 5
+    kept: int = 4
     """Prompts of an edit in one step whose answers must stay: its locality probes, and what follows its answer."""
-    texts: int = 4
+    texts: int = 2
     """Passages of unrelated text in one step."""
-    teach_weight: float = 0.1
+    teach_weight: float = 0.3
     """c_edit: weight of the mean NLL of the new answers on rephrasings."""
     keep_weight: float = 1.0
     """c_loc: weight of KL(base ‖ edited), the mean over kept prompts plus the mean over unrelated text."""
-    rate: float = 3e-4
+    rate: float = 1e-3
     """Adam's first step for the network; like that of α it falls along a cosine to 5 % over `steps`."""
-    alpha_rate: float = 1e-3
+    alpha_rate: float = 5e-4
     """Adam's step for the α of every matrix, in units of the matrix's root mean square weight."""
     alpha: float = 1e-2
     """Where every α starts, in the same units."""
@@ -39,7 +39,7 @@ class TrainingSettings:
     """Most norm of the gradient of the whole network."""
     rank: int = 128
     """Rank of the network's layers."""
-    warm: int = 256
+    warm: int = 128
     """Edits whose gradients are taken into the running statistics before the first step."""
     validation: float = 0.15
     """Share of the subjects whose edits are for validation."""

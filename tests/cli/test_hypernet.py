@@ -1,0 +1,74 @@
+"""`vllm-edit hypernet` and `store init --method mend`, with a tiny model from a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.cli.program import Program
+from tests.hypernetwork.tiny_training import TEXTS, tiny_edits
+from tests.tiny import save_tiny
+from vllm_edit.patch import Patch
+from vllm_edit.store.store import Store
+
+QUICK = ("--layers", "2", "--steps", "4", "--set", "rank=4", "--set", "warm=4", "--set", "validate_every=2")
+QUICK += ("--set", "edits=2", "--set", "taught=1", "--set", "kept=1", "--set", "texts=1", "--set", "validated=2")
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[str, str, str]:
+    """(model folder, patch file, text file)."""
+    model = save_tiny("llama", tmp_path / "model")
+    edits = {edit.subject: edit for edit in tiny_edits()}  # one of each: a patch says a thing once
+    patch, texts = tmp_path / "edits.yaml", tmp_path / "texts.txt"
+    patch.write_text(Patch(name="edits", edits=tuple(edits.values())).dump(), encoding="utf-8")
+    texts.write_text("\n".join(TEXTS), encoding="utf-8")
+    return str(model), str(patch), str(texts)
+
+
+def test_a_network_is_trained_described_and_compiled_with(
+    program: Program, files: tuple[str, str, str], tmp_path: Path
+) -> None:
+    model, patch, texts = files
+    out, store = tmp_path / "network", str(tmp_path / "store")
+    train = ("hypernet", "train", "--out", out, "--model", model, "--edits", patch, "--texts", texts, *QUICK)
+    ran = program(*train, "--json")
+    assert ran.code == 0, ran.err
+    assert ran.err.count("\nstep ") + ran.err.startswith("step ") == 2  # a line for each validation
+    trained = ran.json
+    assert trained["steps"] == 4
+    assert trained["subjects"] == 7
+    assert program("hypernet", "info", out, "--json").json["network"] == trained["network"]
+    init = ("store", "init", "--method", "mend", "--model", model, "--network", out, "--store", store)
+    made = program(*init, "--json").json
+    assert made["network"] == trained["network"]
+    assert len(made["module"].split(", ")) == 6
+    assert made["rank"] == 16
+    assert Store.open(store).verify() == []
+    ran = program("compile", patch, "--method", "mend", "--set", "on_missed=report", "--store", store, "--json")
+    assert ran.code == 1  # four steps teach nothing: the gate rejects it
+    (compiled,) = ran.json["compiled"]
+    assert compiled["status"] == "rejected"
+    assert 0 < compiled["report"]["energy_kept"] <= 1
+    assert compiled["rank"] <= 16
+
+
+def test_training_on_what_is_judged_is_refused(program: Program, files: tuple[str, str, str], tmp_path: Path) -> None:
+    model, patch, texts = files
+    train = ("hypernet", "train", "--out", tmp_path / "network", "--model", model, "--edits", patch, "--texts", texts)
+    ran = program(*train, "--judged", patch)
+    assert ran.code == 1
+    assert "7 subjects would be trained on and judged by" in ran.err
+
+
+def test_options_that_contradict_each_other_are_refused(program: Program, tmp_path: Path) -> None:
+    store = ("--store", tmp_path / "store")
+    for options, code, told in (
+        (("--method", "mend", "--layer", "3"), 2, "--layer"),
+        (("--network", "runs"), 2, "--network"),
+        (("--method", "mend", "--network", tmp_path), 1, "hypernet train"),
+    ):
+        ran = program("store", "init", *options, *store)
+        assert ran.code == code
+        assert told in ran.err
