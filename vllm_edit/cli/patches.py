@@ -13,6 +13,7 @@ from vllm_edit.cli.output import JsonOption, StoreOption, print_fields, print_js
 from vllm_edit.errors import EditError
 
 if TYPE_CHECKING:
+    from vllm_edit.store.manifest import Manifest
     from vllm_edit.store.store import Store
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="capital, capital@4f1c, or the full name.")]
@@ -52,7 +53,8 @@ def show(name: NameArgument, store: StoreOption = None, json: JsonOption = False
     facts = {
         "name": full,
         "kind": manifest.kind,
-        "members": ", ".join(manifest.members),
+        "scope": _scope(manifest),
+        "members": "" if manifest.scope == "subject" else ", ".join(manifest.members),
         "method": manifest.method,
         "module": ", ".join(manifest.modules),
         "rank": manifest.rank,
@@ -65,10 +67,13 @@ def show(name: NameArgument, store: StoreOption = None, json: JsonOption = False
     }
     print_fields(facts)
     print()
+    # The record of an answer (GET /v1/edits/answers/{id}) names subjects and key groups by these.
+    group_of = {edit: number for number, group in enumerate(manifest.groups) for edit in group.edits}
     edits = [
-        (edit.subject, edit.prompt, edit.target_new, edit.target_true, len(edit.probes)) for edit in manifest.edits
+        (group_of.get(number, "–"), edit.subject, edit.prompt, edit.target_new, edit.target_true, len(edit.probes))
+        for number, edit in enumerate(manifest.edits)
     ]
-    print_table(("SUBJECT", "PROMPT", "NEW", "TRUE", "PROBES"), edits)
+    print_table(("GROUP", "SUBJECT", "PROMPT", "NEW", "TRUE", "PROBES"), edits)
 
 
 def export(
@@ -87,9 +92,16 @@ def export(
         raise EditError(f"{folder} is not empty; name a new folder")
     import torch
 
+    opened.adapter_files(full)  # verified; a patch with scope subject says here that it has none
     opened.load(full).delta.save_peft(folder, base_name=opened.site().model, dtype=getattr(torch, dtype))
     files = sorted(path.name for path in folder.iterdir())
     print_json({"name": full, "folder": str(folder), "files": files}) if json else print(f"{full} written to {folder}")
+
+
+def _scope(manifest: Manifest) -> str:
+    if manifest.scope == "all":
+        return "all"
+    return f"subject: {len(manifest.members)} subjects with an adapter each, of rank {manifest.rank} at most"
 
 
 def _served(store: Store) -> Mapping[str, list[str]]:
@@ -103,5 +115,11 @@ def _served(store: Store) -> Mapping[str, list[str]]:
 
 def _summary(store: Store, name: str, served: Mapping[str, list[str]]) -> dict[str, Any]:
     manifest = store.manifest(name)
-    made = {"kind": manifest.kind, "method": manifest.method, "rank": manifest.rank, "edits": len(manifest.edits)}
+    made = {
+        "kind": manifest.kind,
+        "scope": manifest.scope,
+        "method": manifest.method,
+        "rank": manifest.rank,
+        "edits": len(manifest.edits),
+    }
     return asdict(store.entry(name)) | made | {"tenants": served.get(name, [])}
