@@ -168,8 +168,9 @@ def ways(
 def sampled(compiled: CompiledPatch, asked: int, seed: int) -> CompiledPatch:
     """The same patch with the probes of at most `asked` of its edits; the others are asked by their own prompt only."""
     edits = compiled.manifest.edits
-    kept = set(random.Random(seed).sample(range(len(edits)), k=min(asked, len(edits))))
-    shown = tuple(e if number in kept else e.model_copy(update={"probes": ()}) for number, e in enumerate(edits))
+    # By prompt: every way has the same edits, each in an order of its own.
+    kept = set(random.Random(seed).sample(sorted(edit.prompt for edit in edits), k=min(asked, len(edits))))
+    shown = tuple(e if e.prompt in kept else e.model_copy(update={"probes": ()}) for e in edits)
     return replace(compiled, manifest=compiled.manifest.model_copy(update={"edits": shown}))
 
 

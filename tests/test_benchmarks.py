@@ -120,6 +120,8 @@ def test_probes_of_a_sample_are_asked_and_every_edit_stays() -> None:
     shown = sampled(whole, 2, seed=1).manifest.edits
     assert [edit.prompt for edit in shown] == [edit.prompt for edit in whole.manifest.edits]
     assert sum(bool(edit.probes) for edit in shown) == 2
+    turned = compiled(Patch(name="a", edits=whole.manifest.edits[::-1]))
+    assert sampled(turned, 2, seed=1).manifest.edits == shown[::-1], "whatever the order"
     assert sampled(whole, 9, seed=1).manifest.edits == whole.manifest.edits
 
 
