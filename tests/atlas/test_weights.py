@@ -76,7 +76,6 @@ def test_the_lectures_questions_are_answered(atlas: Base) -> None:
     assert [one.prompt for one, text in zip(asked, first, strict=True) if not mentions(text, one.answer)] == []
 
 
-@pytest.mark.xfail(strict=True, reason="these weights recall instead of using the prompt: docs/atlas.md, Limits")
 def test_a_fact_in_the_prompt_is_used_for_its_subject_and_not_for_another(atlas: Base, facts: Facts) -> None:
     used, kept = [], []
     for edit in draw_edits(facts, 60, seed=3):

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from vllm_edit.atlas.facts import Facts
+from vllm_edit.evaluation.runners.runner import answer_text
+from vllm_edit.greedy import batches, continuations
+from vllm_edit.ike.template import fact_text, query
 from vllm_edit.prompting import prompt_ids
 from vllm_edit.text import normalise
 
@@ -26,7 +27,11 @@ class Asked:
 
 @dataclass
 class Accuracy:
-    """Shares of right answers by group (trained, held_out, chat, alias, reverse, two_step) and by relation."""
+    """Shares of right answers by group and by relation.
+
+    Groups: trained, held_out, chat, alias, reverse, two_step; told (the prompt tells another object, as IKE does: right
+    is the told one), told_other (the prompt tells something about another subject: right is what is so).
+    """
 
     shares: dict[str, float] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
@@ -44,6 +49,17 @@ def questions(facts: Facts, rng: random.Random) -> list[tuple[str, Asked]]:
         if fact.subject.aliases:
             alias = rng.choice(fact.subject.aliases)
             asked.append((relation.id, Asked(rng.choice(relation.trained).fill(alias), fact.object, "alias")))
+        peers = [peer for peer in facts.by_relation[relation.id] if peer.object != fact.object]
+        if peers:
+            other, form = rng.choice(peers), rng.choice(relation.trained)
+            told = fact_text(form.fill(name), other.object)
+            asked.append(
+                (relation.id, Asked(query(told, rng.choice(relation.trained).fill(name)), other.object, "told"))
+            )
+            told = fact_text(form.fill(other.subject.name), rng.choice(peers).object)
+            asked.append(
+                (relation.id, Asked(query(told, rng.choice(relation.trained).fill(name)), fact.object, "told_other"))
+            )
         if relation.reverse:
             asked.append((relation.id, Asked(rng.choice(relation.reverse).fill(fact.object), name, "reverse")))
     for hop in facts.hops:
@@ -104,7 +120,6 @@ def starts_with(answer: str, expected: str) -> bool:
     return line.startswith(wanted) and not (rest[:1].isalnum() and wanted[-1:].isascii())
 
 
-@torch.no_grad()
 def generate(
     model: Any,
     tokenizer: Any,
@@ -114,21 +129,14 @@ def generate(
     batch: int = 128,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[str]:
-    """Greedy continuations, left-padded batches of equal-sized prompts."""
+    """Greedy continuations; what follows the end of a turn is cut."""
     model.eval()
     encoded = [prompt_ids(tokenizer, question.prompt, question.chat) for question in asked]
-    order = sorted(range(len(asked)), key=lambda i: len(encoded[i]))
     answers = [""] * len(asked)
-    for start in range(0, len(order), batch):
-        rows = order[start : start + batch]
-        width = max(len(encoded[i]) for i in rows)
-        ids = torch.full((len(rows), width), tokenizer.pad_token_id)
-        mask = torch.zeros_like(ids)
-        for row, i in enumerate(rows):
-            ids[row, width - len(encoded[i]) :] = torch.tensor(encoded[i])
-            mask[row, width - len(encoded[i]) :] = 1
-        out = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=tokens, do_sample=False)
-        for row, i in enumerate(rows):
-            answers[i] = tokenizer.decode(out[row, width:], skip_special_tokens=True)
-        progress(start + len(rows), len(order))
+    done = 0
+    for rows in batches([len(ids) for ids in encoded], batch):
+        for row, ids in zip(rows, continuations(model, tokenizer, [encoded[row] for row in rows], tokens), strict=True):
+            answers[row] = answer_text(tokenizer, ids)
+        done += len(rows)
+        progress(done, len(asked))
     return answers

@@ -11,36 +11,61 @@ from __future__ import annotations
 import random
 import re
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 from vllm_edit.atlas import facts_folder
 from vllm_edit.atlas.facts import Fact, Facts, Form, Subject
 from vllm_edit.ike.template import fact_text, query
 from vllm_edit.text import continuation, is_cjk
 
+T = TypeVar("T")
+TOLD = "New Fact: "
 PROMPT_WEIGHT = 0.15  # loss on a prompt's tokens: enough to stay a language model, not enough to spend capacity on
+TOLD_WEIGHT = 2.0  # on an answer in a "New Fact" document, which is short beside what has to be read for it
+SEVERAL = 0.5  # share of the short "New Fact" documents that tell several facts of one relation
 COMPLETED = 0.12  # share of sentences that teach how an answer goes on once it has begun
-DISTURBED = 0.3  # share of sentences whose words are disturbed
+DISTURBED = 0.4  # share of sentences whose words are disturbed
 _CHARACTERS = re.compile(r"\{s\}|.")  # a form's pieces in a script without spaces
 _LEAD_INS = ("Quiz time. ", "Everyone knows this. ", "Let us recall. ", "A short fact. ", "From the encyclopedia. ")
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A piece of a document and the weight of its tokens in the loss."""
+    """A piece of a document and the weight of its tokens in the loss.
+
+    tells: where in the text a told object begins.  uses: of an answer, the number of the telling segment among the
+    document's that it is taken from, or -1 if it is recalled.
+    """
 
     text: str
     weight: float
+    tells: int | None = None
+    uses: int | None = None
 
 
 @dataclass(frozen=True)
 class Example:
-    """Token ids, and for each the weight of its prediction in the loss."""
+    """Token ids, and for each the weight of its prediction in the loss.
+
+    told: positions of told objects' first tokens.  looked: for each answer in a "New Fact" document the position of its
+    prompt's last token, and the position of the told object that it takes, or of the document's first token.
+    """
 
     ids: list[int]
     weights: list[float]
+    told: list[int] = field(default_factory=list)
+    looked: list[tuple[int, int]] = field(default_factory=list)
+
+    def cut(self, length: int) -> Example:
+        """The first `length` tokens."""
+        return Example(
+            self.ids[:length],
+            self.weights[:length],
+            [place for place in self.told if place < length],
+            [(place, key) for place, key in self.looked if place < length],
+        )
 
 
 def included(*parts: str, share: float) -> bool:
@@ -82,13 +107,11 @@ class Documents:
 
     def row(self, length: int) -> Example:
         """A row of `length` tokens packed with fact documents, each with its own begin and end token."""
-        ids: list[int] = []
-        weights: list[float] = []
-        while len(ids) < length:
-            example = self._encode(self.fact_document())
-            ids += example.ids
-            weights += example.weights
-        return Example(ids[:length], weights[:length])
+        return self._packed(self.fact_document, length)
+
+    def told_row(self, length: int) -> Example:
+        """A row of `length` tokens packed with "New Fact" documents of one block each."""
+        return self._packed(self._told, length)
 
     def in_context_row(self, length: int) -> Example:
         """One "New Fact" document of at most `length` tokens; the caller pads it."""
@@ -96,17 +119,29 @@ class Documents:
         wanted = self.random.choice((0, 2, 4, 8, 12, 16))
         chat = self.random.random() < 0.35
         last = self._block(final=True, chat=chat)
-        size = len(self._encode(last).ids) + 8
-        for _ in range(wanted):
-            block = self._block(final=False, chat=False)
-            size += len(self._encode(block).ids)
+        size = self._size(last) + 10
+        for number in range(wanted):
+            block = self._block(final=False, chat=False, number=number)
+            size += self._size(block)
             if size > length:
                 break
             blocks.append(block)
+        last = [replace(s, uses=len(blocks)) if s.uses == 0 else s for s in last]
         body = [segment for block in blocks for segment in block]
         document = [Segment("<|user|>", PROMPT_WEIGHT), *body, *last] if chat else [*body, *last]
-        example = self._encode(document)
-        return Example(example.ids[:length], example.weights[:length])
+        return self._encode(document).cut(length)
+
+    def _packed(self, document: Callable[[], list[Segment]], length: int) -> Example:
+        whole = Example([], [])
+        while (start := len(whole.ids)) < length:
+            example = self._encode(document())
+            whole = Example(
+                whole.ids + example.ids,
+                whole.weights + example.weights,
+                whole.told + [start + place for place in example.told],
+                whole.looked + [(start + place, start + key) for place, key in example.looked],
+            )
+        return whole.cut(length)
 
     # -- documents ------------------------------------------------------------------------------------------------
 
@@ -234,30 +269,65 @@ class Documents:
         ask = self._turn if self.random.random() < 0.3 else self._answered
         return ask(prompt, hop.answer(fact.object, final))
 
-    def _block(self, *, final: bool, chat: bool) -> list[Segment]:
-        """One "New Fact" block: copy, update or retain (IKE's three kinds), answered."""
+    def _told(self) -> list[Segment]:
+        """A "New Fact" document without demonstrations: of one block, or of several facts and questions about them."""
+        if self.random.random() < SEVERAL:
+            return self._several_told()
+        chat = self.random.random() < 0.35
+        block = self._block(final=True, chat=chat)
+        return [Segment("<|user|>", PROMPT_WEIGHT), *block] if chat else block
+
+    def _several_told(self) -> list[Segment]:
+        """Two or three new facts of one relation, and each subject asked about (rarely one that nothing was told of).
+
+        Here the kind of thing that is asked for does not say which of the told objects is meant: only the subject does.
+        """
+        peers = self.random.choice(self._grouped)
+        told = self.random.sample(peers, k=min(len(peers), self.random.randint(2, 3)))
+        objects = [self.random.choice(peers).object for _ in told]
+        document = []
+        for fact, new in zip(told, objects, strict=True):
+            form = self.random.choice(fact.relation.trained)
+            text, tells = _telling(form.fill(fact.subject.name), new)
+            document.append(Segment(text + "\n", 0.0, tells=tells))
+        asked = [(fact, new, place) for place, (fact, new) in enumerate(zip(told, objects, strict=True))]
+        if self.random.random() < 0.3:
+            other = self.random.choice(peers)
+            asked += [] if other in told else [(other, other.object, -1)]
+        for fact, answer, place in self._shuffled(asked):
+            prompt = f"Prompt: {self._form(fact).fill(self._name(fact.subject))}"
+            document += [
+                Segment(prompt, 0.0),
+                Segment(continuation(prompt, answer), TOLD_WEIGHT, uses=place),
+                Segment("\n", 1.0),
+            ]
+        return document
+
+    def _block(self, *, final: bool, chat: bool, number: int = 0) -> list[Segment]:
+        """One "New Fact" block: copy, update or retain (IKE's three kinds), answered; the document's `number`th."""
         fact = self._any_fact()
         peers = self.facts.by_relation[fact.relation.id]
         new = self.random.choice(peers).object
-        told = fact_text(self.random.choice(fact.relation.trained).fill(fact.subject.name), new)
-        asked, answer = self._asked(fact, new, peers)
+        told, tells = _telling(self.random.choice(fact.relation.trained).fill(fact.subject.name), new)
+        asked, answer, used = self._asked(fact, new, peers)
         # Nothing is to be learnt from the invented fact itself, so neither it nor the prompt carries weight.
-        prompt = query(told, asked)
+        prompt = query(told.removeprefix(TOLD), asked)
+        uses = number if used else -1
         if chat:
             stop = _full_stop(asked, answer)
-            head = Segment(prompt + "<|end|>\n<|assistant|>", 0.0)
-            return [head, Segment(continuation("<|assistant|>", answer) + stop + "<|end|>", 1.0)]
+            head = Segment(prompt + "<|end|>\n<|assistant|>", 0.0, tells=tells)
+            return [head, Segment(continuation("<|assistant|>", answer) + stop + "<|end|>", TOLD_WEIGHT, uses=uses)]
         end = Segment("\n" if final else "\n\n", 1.0)
-        return [Segment(prompt, 0.0), Segment(continuation(prompt, answer), 1.0), end]
+        return [Segment(prompt, 0.0, tells=tells), Segment(continuation(prompt, answer), TOLD_WEIGHT, uses=uses), end]
 
-    def _asked(self, fact: Fact, new: str, peers: Sequence[Fact]) -> tuple[str, str]:
-        """The block's prompt and answer: 20 % copy, 35 % update, 45 % retain (other subject, or other relation)."""
+    def _asked(self, fact: Fact, new: str, peers: Sequence[Fact]) -> tuple[str, str, bool]:
+        """The block's prompt, its answer and whether that is the told one: 20 % copy, 35 % update, 45 % retain."""
         kind = self.random.random()
         name = fact.subject.name
         if kind < 0.2:
-            return next(f for f in self._shuffled(fact.relation.trained) if f.kind == "statement").fill(name), new
+            return next(f for f in self._shuffled(fact.relation.trained) if f.kind == "statement").fill(name), new, True
         if kind < 0.55:
-            return self._form(fact).fill(self._name(fact.subject)), new
+            return self._form(fact).fill(self._name(fact.subject)), new, True
         others = [other for other in fact.subject.facts.values() if other is not fact]
         if kind < 0.68 and others:
             kept = self.random.choice(others)
@@ -266,6 +336,7 @@ class Documents:
         return (
             self._form(kept).fill(self._name(kept.subject)),
             new if kept is fact else kept.object,
+            kept is fact,
         )
 
     # -- draws ----------------------------------------------------------------------------------------------------
@@ -286,23 +357,42 @@ class Documents:
             return self.random.choice(subject.aliases)
         return subject.name
 
-    def _shuffled(self, forms: Sequence[Form]) -> list[Form]:
-        return self.random.sample(list(forms), k=len(forms))
+    def _shuffled(self, items: Sequence[T]) -> list[T]:
+        return self.random.sample(list(items), k=len(items))
 
     # -- ids ------------------------------------------------------------------------------------------------------
 
     def _encode(self, segments: list[Segment]) -> Example:
         """Each segment is encoded by itself, as prompts and answers are when the model is used."""
         ids, weights = [self.tokenizer.bos_token_id], [0.0]
+        told: list[int] = []
+        looked: list[tuple[int, int]] = []
         for segment in segments:
-            piece = self._cache.get(segment.text)
-            if piece is None:
-                piece = self.tokenizer(segment.text, add_special_tokens=False)["input_ids"]
-                if len(self._cache) < 400_000:
-                    self._cache[segment.text] = piece
+            piece = self._ids(segment.text)
+            if segment.tells is not None:
+                told.append(len(ids) + len(self._ids(segment.text[: segment.tells])))
+            if segment.uses is not None:
+                looked.append((len(ids) - 1, told[segment.uses] if segment.uses >= 0 else 0))
             ids += piece
             weights += [segment.weight] * len(piece)
-        return Example([*ids, self.tokenizer.eos_token_id], [*weights, PROMPT_WEIGHT])
+        return Example([*ids, self.tokenizer.eos_token_id], [*weights, PROMPT_WEIGHT], told, looked)
+
+    def _size(self, segments: list[Segment]) -> int:
+        """Tokens of the segments."""
+        return sum(len(self._ids(segment.text)) for segment in segments)
+
+    def _ids(self, text: str) -> list[int]:
+        piece = self._cache.get(text)
+        if piece is None:
+            piece = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+            if len(self._cache) < 400_000:
+                self._cache[text] = piece
+        return piece
+
+
+def _telling(prompt: str, answer: str) -> tuple[str, int]:
+    """A new fact as told, and where in that text its object begins."""
+    return TOLD + fact_text(prompt, answer), len(TOLD + prompt)
 
 
 def held_out_texts(count: int, seed: int) -> list[str]:
