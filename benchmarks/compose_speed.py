@@ -165,7 +165,7 @@ def _markdown(data: dict[str, Any]) -> str:
         f"{data['damping']:g}; random factors with cosine {COSINE} between any two keys. {data['threads']} threads.",
         f"{machine()} Load average before: {data['load_before']}.",
         "",
-        f"| | median of {data['repeats']}, s | fastest, s | processor time, both cores together, s |",
+        f"| | median of {data['repeats']}, s | fastest, s | processor time of all threads, s |",
         "|---|---|---|---|",
     ]
     names = {
