@@ -62,7 +62,7 @@ def compile_edits(
         UnsafeEdit: an edit missed its target, by name.
         Incompatible: the network is for other matrices.
     """
-    _check(base, network)
+    _prepare(base, network)
     rows = example_rows(edits, base.tokenizer)
     return _judged(base, site, network, edits, rows, edit_deltas(base, network, rows, settings.batch_tokens), settings)
 
@@ -76,7 +76,7 @@ def compile_each(
     progress: Progress | None = None,
 ) -> list[MethodResult]:
     """Several patches, each as if it were alone; their gradients are taken in one batch."""
-    _check(base, network)
+    _prepare(base, network)
     rows = example_rows([edit for patch in patches for edit in patch.edits], base.tokenizer)
     deltas = edit_deltas(base, network, rows, settings.batch_tokens)
     results, start = [], 0
@@ -112,7 +112,9 @@ def _judged(
     )
 
 
-def _check(base: Base, network: Hypernetwork) -> None:
+def _prepare(base: Base, network: Hypernetwork) -> None:
+    """Refuse a network for other matrices, and move it, in place, to where the base is."""
     found = {name: linear_shape(find_module(base.model, name)) for name in network.shapes}
     if found != network.shapes:
         raise Incompatible(f"the network is for matrices {network.shapes}, {base.name} has {found}")
+    network.to(base.device)
