@@ -65,10 +65,11 @@ def test_lora_on_the_one_example_makes_the_man_the_president_too(base: Base, mad
     assert gives(president, EDIT.target_new)
 
 
-def test_fine_tuning_on_the_one_example_moves_neighbours_that_the_closed_form_leaves(
-    base: Base, made: MadeSite
-) -> None:
-    tuned, edited = update(base, made, "ft"), update(base, made, "rome")
-    assert gives(answers(base, tuned, EDIT.prompt)[0], EDIT.target_new)
+def test_lora_on_the_one_example_moves_neighbours_that_the_closed_form_leaves(base: Base, made: MadeSite) -> None:
+    tuned, edited = update(base, made, "lora"), update(base, made, "rome")
     assert gives(answers(base, edited, EDIT.prompt)[0], EDIT.target_new)
     assert moved(base, edited) < moved(base, tuned)
+
+
+def test_fine_tuning_at_the_site_teaches_the_one_example(base: Base, made: MadeSite) -> None:
+    assert gives(answers(base, update(base, made, "ft"), EDIT.prompt)[0], EDIT.target_new)

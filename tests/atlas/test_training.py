@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,11 +10,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from vllm_edit.atlas import facts_folder, texts
-from vllm_edit.atlas.documents import Documents
+from vllm_edit.atlas import facts_folder, texts, weights_folder
+from vllm_edit.atlas.documents import Documents, Example
 from vllm_edit.atlas.facts import Facts
 from vllm_edit.atlas.tokenizer import train_tokenizer
-from vllm_edit.atlas.training import Progress, Recipe, read_accuracy, train
+from vllm_edit.atlas.training import Progress, Recipe, attention_loss, read_accuracy, train
 from vllm_edit.errors import EditError
 from vllm_edit.prompting import answer_ids, prompt_ids
 
@@ -27,6 +28,10 @@ TINY = Recipe(
     context=128,
     rows=2,
     row_tokens=24,
+    told_rows=1,
+    telling_layers=(0,),
+    looking_layers=(1,),
+    in_context_every=4,
     in_context_rows=1,
     in_context_tokens=96,
     warmup=2,
@@ -126,3 +131,41 @@ def test_a_checkpoint_of_another_recipe_is_refused(small_facts: Facts, tmp_path:
         train(small_facts, tmp_path, TINY, checkpoint_every=2, report=stop)
     with pytest.raises(EditError, match="made by another recipe or other facts"):
         train(small_facts, tmp_path, replace(TINY, seed=1))
+
+
+def test_a_told_object_and_who_looks_at_it_are_where_the_text_has_them() -> None:
+    facts = Facts.load(facts_folder())
+    tokenizer = AutoTokenizer.from_pretrained(weights_folder())
+    documents = Documents(facts, tokenizer, seed=3)
+    objects = {fact.object for fact in facts}
+    taken = 0
+    for step in range(20):
+        example = documents.at(step).told_row(400)
+        for place in example.told:
+            text = tokenizer.decode(example.ids[place : place + 24]).strip()
+            assert any(text.startswith(name) for name in objects), text
+        for place, key in example.looked:
+            told = key in example.told
+            assert told or example.ids[key] == tokenizer.bos_token_id
+            # What is taken is what is answered: the same first token.
+            assert not told or example.ids[place + 1] == example.ids[key]
+            taken += told
+    assert taken > 50
+
+
+def test_attention_loss_is_zero_where_the_heads_look_where_they_should() -> None:
+    recipe = replace(TINY, telling_layers=(0,), looking_layers=(1,))
+    example = Example(ids=[0] * 6, weights=[0.0] * 6, told=[3], looked=[(5, 3)])
+    right = [torch.zeros(1, 2, 6, 6) for _ in range(2)]
+    right[0][0, 0, 3, 2] = 1.0
+    right[1][0, 0, 5, 3] = 1.0
+    assert attention_loss(right, [example], recipe).item() == 0.0
+    half = [attention.clone() for attention in right]
+    half[1][0, 0, 5, 3] = 0.5
+    assert attention_loss(half, [example], recipe).item() == pytest.approx(math.log(2))
+    assert attention_loss(right, [Example([0], [0.0])], recipe).item() == 0.0
+
+
+def test_a_layer_that_the_model_does_not_have_is_refused() -> None:
+    with pytest.raises(EditError, match="looking_layers must be below layers 2"):
+        replace(TINY, looking_layers=(6,))

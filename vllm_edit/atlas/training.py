@@ -50,6 +50,10 @@ class Recipe:
     warmup: int = 100
     weight_decay: float = 0.05
 
+    def __post_init__(self) -> None:
+        if beyond := [layer for layer in (*self.telling_layers, *self.looking_layers) if layer >= self.layers]:
+            raise EditError(f"telling_layers and looking_layers must be below layers {self.layers}; got {beyond}")
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -145,6 +149,7 @@ def train(
             _save_checkpoint(checkpoint, identity, step, model, optimiser)
         report(Progress(step, recipe.steps, loss.item(), time.monotonic() - started, accuracy))
     model.eval()
+    model.set_attn_implementation("sdpa")
     save(model, tokenizer, out)
     measured = measure_accuracy(facts, model, tokenizer, seed=recipe.seed)
     (out / ACCURACY_FILE).write_text(json.dumps({**asdict(measured), "recipe": asdict(recipe)}, indent=1))
