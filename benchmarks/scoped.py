@@ -26,7 +26,7 @@ from rich.console import Console
 from benchmarks import activation
 from benchmarks.asking_server import ServerRunner
 from benchmarks.drawn import Place, known_subjects, open_store
-from benchmarks.many_edits import compiled_units, first_edits, sampled
+from benchmarks.many_edits import first_edits, sampled
 from benchmarks.measured import NAMES, SETTINGS, row
 from benchmarks.remembering import Remembering
 from benchmarks.results import machine, write_section
@@ -37,6 +37,8 @@ from vllm_edit.composition.compose import compose
 from vllm_edit.composition.scoped import ScopeIndex, assemble
 from vllm_edit.demo.server import LocalServer
 from vllm_edit.editing.base import Base
+from vllm_edit.editing.scoped import BATCH
+from vllm_edit.editing.separately import compile_separately
 from vllm_edit.editing.statistics import SecondMoment
 from vllm_edit.evaluation.evaluate import evaluate
 from vllm_edit.evaluation.report import Report
@@ -60,7 +62,7 @@ def main() -> None:
     place = Place(store.site(), SecondMoment.from_tensors(store.moment()))
     subjects = first_edits(known_subjects(local, arguments.count, arguments.seed), arguments.count)
     started = time.perf_counter()
-    units = compiled_units("rome", place, base, subjects)
+    units = compiled_alone(subjects, place, base)
     seconds = time.perf_counter() - started
     patches = patches_of(units, store)
     for patch in patches.values():
@@ -138,7 +140,23 @@ def singles_of(
         [Patch(name=f"{p.name}-{n}", edits=(p.edits[n],)) for p in several if n < len(p.edits)]
         for n in range(max((len(p.edits) for p in several), default=0))
     ]
-    return [*lonely, *(one for batch in batches for one in compiled_units("rome", place, base, batch))]
+    return [*lonely, *(one for batch in batches for one in compiled_alone(batch, place, base))]
+
+
+def compiled_alone(patches: Sequence[Patch], place: Place, base: Base) -> list[CompiledPatch]:
+    """Each patch as it would be alone; missed edits are kept."""
+    made: list[CompiledPatch] = []
+    with progress_bar("compiling") as progress:
+        for start in range(0, len(patches), BATCH):
+            progress("patches", start, len(patches))
+            made += compile_separately(
+                patches[start : start + BATCH],
+                base,
+                site=place.site,
+                moment=place.material,
+                settings={"on_missed": "report"},
+            )
+    return made
 
 
 def _report(name: str, patches: Sequence[CompiledPatch], runner: Runner, arguments: argparse.Namespace) -> Report:
