@@ -157,11 +157,13 @@ def compute_factors(
     *,
     prepared: Prepared | None = None,
     start: torch.Tensor | None = None,
+    margins: Sequence[float] | None = None,
     progress: Progress | None = None,
 ) -> RomeFactors:
     """Keys, C⁻¹ keys and trained residuals of the edits, each key group as it will be served alone.
 
     prepared, start: an earlier call's preparation of the same edits, and residuals [groups, d_out] to start from.
+    margins: each group's own instead of the settings'.
     """
     prepared = prepared or prepare(base, site, moment, edits, settings)
     columns, damping = prepared.columns, damping_of(site, settings)
@@ -177,6 +179,7 @@ def compute_factors(
         offsets=_offsets(linear_weight(module), prepared, settings),
         start=start,
         below=base.layout.layers[: site.layer],
+        margins=margins,
         progress=progress,
     )
     factors = Factors(columns.keys, columns.whitened, trained.residuals)
@@ -204,7 +207,35 @@ def compile_edits(
             "or make a store whose site has a higher maximum rank (vllm-edit store init --max-rank)"
         )
     computed = compute_factors(base, site, moment, edits, settings, prepared=prepared, progress=progress)
+    margins = [settings.margin] * len(prepared.columns.groups)
+    for _ in range(settings.rounds - 1):
+        short = _shortfalls(base, site, computed, settings)
+        if not any(short):
+            break
+        margins = [margin + lacking for margin, lacking in zip(margins, short, strict=True)]
+        computed = compute_factors(
+            base,
+            site,
+            moment,
+            edits,
+            settings,
+            prepared=prepared,
+            start=computed.factors.residuals,
+            margins=margins,
+            progress=progress,
+        )
     return judged(base, site, edits, computed.only(range(len(edits))), settings)
+
+
+def _shortfalls(base: Base, site: Site, computed: RomeFactors, settings: RomeSettings) -> list[float]:
+    """How many nats each key group's worst row lacks in the joint solve, and as much again; 0 where nothing lacks."""
+    rows = computed.prepared.taught
+    served = served_leads(base, site, rows, as_saved(computed.solve(damping_of(site, settings))), settings)
+    lacking = [0.0] * len(computed.prepared.columns.groups)
+    for row, lead in zip(rows, served.tolist(), strict=True):
+        if lead < settings.served_margin:
+            lacking[row.group] = max(lacking[row.group], 2 * (settings.served_margin - lead))
+    return lacking
 
 
 def judged(

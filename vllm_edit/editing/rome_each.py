@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from vllm_edit.editing.base import Base
 from vllm_edit.editing.method import MethodResult
-from vllm_edit.editing.rome import compute_factors, judged
+from vllm_edit.editing.rome import RomeFactors, compile_edits, compute_factors, judged
 from vllm_edit.editing.settings import Progress, RomeSettings
 from vllm_edit.editing.statistics import SecondMoment
 from vllm_edit.errors import EditError, UnsafeEdit
@@ -25,7 +26,8 @@ def compile_each(
 ) -> list[MethodResult]:
     """All residuals are trained in one batch, each under its own key group's update; then every patch is solved alone.
 
-    A key group is trained alone in `compile_patch` too, so the results are those of compiling one after the other.
+    A key group is trained alone in `compile_patch` too, so the results are those of compiling one after the other; a
+    patch of several groups that misses in its joint solve is compiled by itself, with all of `settings.rounds`.
 
     Raises:
         EditError: two patches edit one subject, so that their edits could fall into one key group.
@@ -48,7 +50,7 @@ def compile_each(
         own = range(start, start + len(patch.edits))
         start = own.stop
         try:
-            results.append(judged(base, site, patch.edits, computed.only(own), settings))
+            results.append(_judged_alone(base, site, moment, patch, computed.only(own), settings))
         except UnsafeEdit as error:
             problems += str(error).splitlines()
         if progress:
@@ -56,3 +58,15 @@ def compile_each(
     if problems:
         raise UnsafeEdit("\n".join(problems))
     return results
+
+
+def _judged_alone(
+    base: Base, site: Site, moment: SecondMoment, patch: Patch, computed: RomeFactors, settings: RomeSettings
+) -> MethodResult:
+    strict = replace(settings, on_missed="error")
+    try:
+        return judged(base, site, patch.edits, computed, strict)
+    except UnsafeEdit:
+        if len(computed.prepared.columns.groups) > 1:
+            return compile_edits(base, site, moment, patch.edits, settings)
+        return judged(base, site, patch.edits, computed, settings)

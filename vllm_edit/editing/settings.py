@@ -38,6 +38,8 @@ class RomeSettings:
     # Residuals: how δ is trained.
     steps: int = 80
     """Most steps of Adam for an edit."""
+    rounds: int = 4
+    """Most times that residuals are trained: an edit that misses in the joint solve is trained on, to a larger margin."""
     learning_rate: float = 0.1
     """Adam's step, in units of the residual stream's RMS at the site: no model needs its own."""
     margin: float = 1.0
@@ -75,7 +77,7 @@ class RomeSettings:
             problems.append("forms must contain 'plain'")
         problems += [
             f"{name} must be positive; got {getattr(self, name)}"
-            for name in ("max_columns", "learning_rate", "clamp", "batch_tokens", "most_norm")
+            for name in ("max_columns", "rounds", "learning_rate", "clamp", "batch_tokens", "most_norm")
             if getattr(self, name) <= 0
         ]
         problems += [

@@ -52,6 +52,7 @@ def train_residuals(
     offsets: torch.Tensor | None = None,
     start: torch.Tensor | None = None,
     below: Sequence[str] = (),
+    margins: Sequence[float] | None = None,
     progress: Progress | None = None,
 ) -> Trained:
     """Train one residual per group. Deterministic; the model is left as it was.
@@ -60,6 +61,7 @@ def train_residuals(
     A: [groups, d_in]. unit: the residual stream's RMS. offsets: [groups, d_out], δ's part that is not trained.
     start: [groups, d_out], residuals to start from instead of the offsets.  below: names of the model's blocks before
     the module's, which then run once and not in every step; memory: rows' tokens × hidden size.
+    margins: each group's own instead of the settings'.
 
     A group that never reaches the margin keeps the residual of its lowest loss.
     """
@@ -70,6 +72,7 @@ def train_residuals(
     thetas = [nn.Parameter(row.clone()) for row in first.to(device)]
     optimiser = torch.optim.Adam(thetas, lr=settings.learning_rate)
     run = _Run(model, module, rows, A.float().to(device), fixed.to(device), unit, settings, below)
+    wanted = [settings.margin] * len(A) if margins is None else list(margins)
     best = [(-torch.inf, torch.inf, 0, row) for row in first]
     active = list(range(A.shape[0]))
     with frozen(model), torch.enable_grad():
@@ -77,9 +80,9 @@ def train_residuals(
         for step in range(settings.steps + 1):
             optimiser.zero_grad(set_to_none=True)
             for group, (margin, loss) in run.losses(active, thetas).items():
-                if margin >= settings.margin or loss < best[group][1]:
+                if margin >= wanted[group] or loss < best[group][1]:
                     best[group] = (margin, loss, step, thetas[group].detach().cpu().clone())
-            done = {group for group in active if best[group][0] >= settings.margin}
+            done = {group for group in active if best[group][0] >= wanted[group]}
             active = [group for group in active if group not in done]
             for group in done:
                 thetas[group].grad = None

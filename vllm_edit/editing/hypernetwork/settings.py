@@ -15,7 +15,7 @@ _RUN_TIME = ("batch_tokens", "on_missed")
 class TrainingSettings:
     """How a hypernetwork is trained. Every quantity is relative, so that no model needs its own."""
 
-    steps: int = 2000
+    steps: int = 1200
     """Most updates."""
     edits: int = 8
     """Edits in one step."""

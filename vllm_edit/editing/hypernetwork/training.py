@@ -122,7 +122,8 @@ class _Run:
     ) -> None:
         self.base, self.settings = base, settings
         training, held = split(edits, settings.validation, settings.seed)
-        self.examples = [Example.of(edit, base.tokenizer) for edit in training]
+        self.training = training
+        self._examples: dict[int, Example] = {}
         self.texts = text_rows(texts, base.tokenizer)
         half = len(self.texts) // 2
         rng = random.Random(f"validated:{settings.seed}")
@@ -205,15 +206,23 @@ class _Run:
         """Statistics of edits before the first step: normalised from the start, and never far from what follows."""
         self.network.train()
         rng = random.Random(f"warm:{self.settings.seed}")
-        chosen = rng.sample(self.examples, k=min(self.settings.warm, len(self.examples)))
+        chosen = self._chosen(rng, self.settings.warm)
         self.network.observe(self._gradients(draw(chosen, [], rng, taught=0, kept=0, unrelated=0)))
 
     def _drawn(self, step: int) -> Drawn:
         """A step's data depend on the seed and the step only, so that a run can be resumed."""
         settings, rng = self.settings, random.Random(f"{self.settings.seed}:{step}")
-        chosen = rng.sample(self.examples, k=min(settings.edits, len(self.examples)))
+        chosen = self._chosen(rng, settings.edits)
         counts = {"taught": settings.taught, "kept": settings.kept, "unrelated": settings.texts}
         return draw(chosen, self.texts, rng, **counts)
+
+    def _chosen(self, rng: random.Random, count: int) -> list[Example]:
+        """So many training edits as rows, which are made when an edit is drawn first."""
+        numbers = rng.sample(range(len(self.training)), k=min(count, len(self.training)))
+        for number in numbers:
+            if number not in self._examples:
+                self._examples[number] = Example.of(self.training[number], self.base.tokenizer)
+        return [self._examples[number] for number in numbers]
 
     def _gradients(self, drawn: Drawn) -> Any:
         return token_gradients(self.base.model, self.network.modules_edited, drawn.inner, self.settings.batch_tokens)
