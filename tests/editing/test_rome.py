@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.editing.material import FRANCE, JAPAN, LOOSE, bench
+from tests.editing.material import BRAZIL, FRANCE, JAPAN, LOOSE, bench
 from vllm_edit.editing.keys import FormKey, group_edits, make_columns
 from vllm_edit.editing.models import linear_weight
 from vllm_edit.editing.rome import compile_edits, compute_factors, prepare
@@ -100,6 +100,16 @@ def test_a_missed_edit_is_refused_by_name_and_reported_on_request() -> None:
     report = compile_edits(one.base, one.site, one.moment, [FRANCE, JAPAN], replace(hurried, on_missed="report")).report
     assert report["missed"] == [0, 1]
     assert all(line["problems"] for line in report["edits"])
+
+
+def test_edits_that_miss_in_the_joint_solve_are_trained_on() -> None:
+    one = bench()
+    edits = [FRANCE, JAPAN, BRAZIL]
+    near = replace(LOOSE, margin=0.11, served_margin=0.2, damping=0.2)
+    with pytest.raises(UnsafeEdit, match="compile it apart from the edits"):
+        compile_edits(one.base, one.site, one.moment, edits, replace(near, rounds=1))
+    report = compile_edits(one.base, one.site, one.moment, edits, near).report
+    assert min(line["served_margin"] for line in report["edits"]) >= near.served_margin
 
 
 def test_an_update_that_is_large_beside_the_weights_is_refused() -> None:
