@@ -108,17 +108,16 @@ def multi_hop(facts: Facts, index: ScopeIndex, edits: Sequence[Edit], arms: Arms
             number = by_fact.get((hop.then.id, fact.object))
             first = by_fact.get((hop.first.id, fact.subject.name))
             if number is not None and first is None:
-                form = rng.choice(hop.forms)
-                probes.append(Probe(form.fill(fact.subject.name), number, edits[number].target_new))
+                prompt = rng.choice(hop.forms).fill(fact.subject.name)
+                if owner[number] not in index.mentioned([prompt]):  # "Leaning Tower of Pisa" names Pisa
+                    probes.append(Probe(prompt, number, edits[number].target_new))
     probes = rng.sample(probes, k=min(200, len(probes)))
     if not probes:
         return {"prompts": 0}
     prompts = [probe.prompt for probe in probes]
-    activated = sum(owner[probe.edit] in index.mentioned([probe.prompt]) for probe in probes)
     held = arms.held([(probe.prompt, probe.edit) for probe in probes])
     return {
         "prompts": len(probes),
-        "activated": activated,
         "scoped": _right(arms.scoped(prompts), probes),
         "held": _right(held, probes),
         "base": _right(arms.base(prompts), probes),
