@@ -286,8 +286,8 @@ def scope_lines(scope: Mapping[str, Any]) -> list[str]:
     )
     if hop["prompts"]:
         told["missed: two-step questions that never name the subject"] = (
-            f"of {hop['prompts']} the new answer comes {hop['scoped']} times, with the adapter on anyway {hop['held']}, "
-            f"from base {hop['base']}"
+            f"of {hop['prompts']} the new answer comes {hop['scoped']} times, with the adapter on anyway "
+            f"{hop['held']}, from base {hop['base']}"
         )
     told["missed: subjects that the model brings up itself"] = (
         f"{brought['brought_up']} of {brought['prompts']} answers mention an edited subject that the prompt did not; "
