@@ -1,7 +1,8 @@
 """The edits that atlas's hypernetwork is trained on: of subjects that no evaluation ever edits.
 
 A fifth of all subjects is set aside for choosing things (`edits.py`); evaluations draw from the others. Training takes
-that fifth, and its probes too ask about nobody else, so nothing of an evaluated fact is seen.
+that fifth, and its probes too ask about nobody else. Only new answers come from whole tables: a fifth of a relation's
+objects are too few to learn to write any of them.
 """
 
 from __future__ import annotations
@@ -17,18 +18,40 @@ from vllm_edit.atlas.edits import counterfactual
 from vllm_edit.atlas.facts import Facts
 from vllm_edit.patch import Edit
 
+_RETARGETED = 0.7  # the others keep the probes that go one step further from the answer
+
 
 def training_edits(
     count: int = 4000, *, seed: int = 0, exclude: Iterable[str] = (), folder: str | Path | None = None
 ) -> list[Edit]:
     """`count` counterfactual edits of the subjects set aside, drawn over and over: other targets, forms and probes.
 
-    exclude: names of subjects that must not be trained on for another reason.
+    Every relation comes up equally often. exclude: names of subjects that must not be trained on for another reason.
     """
-    facts = set_aside(Facts.load(folder or facts_folder()), exclude)
+    facts = Facts.load(folder or facts_folder())
+    own = set_aside(facts, exclude)
     rng = random.Random(f"mend:{seed}")
-    usable = [fact for fact in facts if len({peer.object for peer in facts.by_relation[fact.relation.id]}) > 1]
-    return [counterfactual(facts, rng.choice(usable), rng) for _ in range(count)]
+    groups = [group for group in own.by_relation.values() if len({fact.object for fact in group}) > 1]
+    edits = []
+    for _ in range(count):
+        fact = rng.choice(rng.choice(groups))
+        edit = counterfactual(own, fact, rng)
+        if rng.random() < _RETARGETED:
+            objects = {peer.object for peer in facts.by_relation[fact.relation.id]} - {fact.object}
+            edit = _retargeted(edit, rng.choice(sorted(objects)))
+        edits.append(edit)
+    return edits
+
+
+def _retargeted(edit: Edit, new: str) -> Edit:
+    """The edit with another new answer, without the probes whose answers follow from the old one."""
+    probes = []
+    for probe in edit.probes:
+        if probe.kind == "portability" and probe.target == edit.target_new:
+            probes.append(probe.model_copy(update={"target": new}))
+        elif probe.kind not in ("portability", "reverse"):
+            probes.append(probe)
+    return edit.model_copy(update={"target_new": new, "probes": tuple(probes)})
 
 
 def network_folder() -> Path:
