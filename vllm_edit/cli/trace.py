@@ -50,7 +50,8 @@ def trace(
     from vllm_edit.editing.tracing import trace as traced
     from vllm_edit.evaluation.effects import AverageEffects
     from vllm_edit.evaluation.effects_table import effects_table
-    from vllm_edit.evaluation.heat_map import check_drawable, draw_heat_map
+    from vllm_edit.evaluation.heat_map import draw_heat_map
+    from vllm_edit.pictures import check_drawable
 
     if out is not None:
         check_drawable(out)

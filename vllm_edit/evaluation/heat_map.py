@@ -5,27 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from vllm_edit.editing.corruption import KINDS
-from vllm_edit.errors import EditError
 from vllm_edit.evaluation.effects import KIND_LABELS, ROLES, AverageEffects
+from vllm_edit.pictures import check_drawable
 
-FORMATS = (".png", ".svg")
 _COLOURS = ("Purples", "Greens", "Reds")  # the paper's: hidden state, MLP, attention
-
-
-def check_drawable(path: Path) -> None:
-    """Raise before anything is computed if the picture could not be written afterwards.
-
-    Raises:
-        EditError: another format than PNG or SVG, a folder that is not there, or no matplotlib.
-    """
-    if path.suffix.lower() not in FORMATS:
-        raise EditError(f"expected a picture named *{' or *'.join(FORMATS)}; got {path}")
-    if not path.parent.is_dir():
-        raise EditError(f"there is no folder {path.parent} to write {path.name} into")
-    try:
-        import matplotlib  # noqa: F401  an optional extra
-    except ImportError:
-        raise EditError("a heat map needs matplotlib; install it with: pip install 'vllm-edit[plot]'") from None
 
 
 def draw_heat_map(found: AverageEffects, path: Path) -> None:

@@ -1,0 +1,25 @@
+"""Pictures of results: what every kind of them needs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vllm_edit.errors import EditError
+
+FORMATS = (".png", ".svg")
+
+
+def check_drawable(path: Path) -> None:
+    """Raise before anything is computed if a picture could not be written afterwards.
+
+    Raises:
+        EditError: another format than PNG or SVG, a folder that is not there, or no matplotlib.
+    """
+    if path.suffix.lower() not in FORMATS:
+        raise EditError(f"expected a picture named *{' or *'.join(FORMATS)}; got {path}")
+    if not path.parent.is_dir():
+        raise EditError(f"there is no folder {path.parent} to write {path.name} into")
+    try:
+        import matplotlib  # noqa: F401  an optional extra
+    except ImportError:
+        raise EditError("a picture needs matplotlib; install it with: pip install 'vllm-edit[plot]'") from None
