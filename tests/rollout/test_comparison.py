@@ -1,0 +1,125 @@
+"""Treatment against control from recorded outcomes: verdicts, blocks, reports, pictures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.rollout.example import rollout
+from vllm_edit.errors import EditError
+from vllm_edit.rollout.arm import Side
+from vllm_edit.rollout.comparison import compare
+from vllm_edit.rollout.metric import Metric
+from vllm_edit.rollout.outcomes import Observed, Traffic
+from vllm_edit.rollout.picture import draw
+from vllm_edit.rollout.report import RolloutReport, report
+
+SOLVED = Metric("solved")
+
+
+def _outcomes(n: int, control: float, treatment: float, seed: int = 0, split: float = 0.5) -> list[Observed]:
+    """`n` units' outcomes of 0 or 1 with these rates, in the order of a `split` drawn by chance."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for treated, drawn in zip(rng.random(n) < split, rng.random(n), strict=True):
+        side: Side = "treatment" if treated else "control"
+        found.append(Observed(side, float(drawn < (treatment if treated else control))))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("control", "treatment", "better", "verdict"),
+    [
+        (0.4, 0.6, "higher", "better"),
+        (0.6, 0.4, "higher", "worse"),
+        (0.4, 0.6, "lower", "worse"),
+        (0.6, 0.4, "lower", "better"),
+        (0.5, 0.5, "higher", "open"),
+    ],
+)
+def test_a_verdict_knows_which_way_is_better(control: float, treatment: float, better: str, verdict: str) -> None:
+    metric = Metric("solved", better=better)  # type: ignore[arg-type]
+    found = compare(metric, _outcomes(2_000, control, treatment), 5_000, 0.05)
+    assert found.verdict == verdict
+    assert (found.decided_at is None) == (verdict == "open")
+    assert found.difference.low is not None
+    assert found.difference.high is not None
+    assert found.difference.low <= treatment - control <= found.difference.high
+    for side, rate in (("control", control), ("treatment", treatment)):
+        arm = found.arms[side]  # type: ignore[index]
+        assert arm.low is not None
+        assert arm.high is not None
+        assert arm.low <= rate <= arm.high
+
+
+@pytest.mark.parametrize(("split", "rarer"), [(1_000, "treatment"), (9_000, "control")])
+def test_an_uneven_split_compares_one_with_the_mean_of_many(split: int, rarer: Side) -> None:
+    outcomes = _outcomes(20_000, 0.4, 0.5, split=split / 10_000)
+    found = compare(SOLVED, outcomes, split, 0.05)
+    of_rarer = sum(one.side == rarer for one in outcomes)
+    assert of_rarer * 0.95 < found.difference.n <= of_rarer
+    assert found.verdict == "better"
+    # One against one, as many blocks are less certain: the mean of nine has a ninth of the variance.
+    pairs = compare(SOLVED, outcomes, 5_000, 0.05)
+    width = [one.difference.high - one.difference.low for one in (found, pairs)]  # type: ignore[operator]
+    assert width[0] < 0.85 * width[1]
+
+
+def test_a_verdict_once_reached_stays() -> None:
+    outcomes = _outcomes(2_000, 0.3, 0.6)
+    first = compare(SOLVED, outcomes, 5_000, 0.05)
+    more = compare(SOLVED, outcomes + _outcomes(20_000, 0.5, 0.4, seed=1), 5_000, 0.05)
+    assert (more.verdict, more.decided_at) == (first.verdict, first.decided_at) == ("better", first.decided_at)
+
+
+def test_nothing_observed_is_no_verdict() -> None:
+    for observed in ([], [Observed("control", 1.0)]):
+        found = compare(SOLVED, observed, 5_000, 0.05)
+        assert (found.verdict, found.difference.n, found.difference.mean) == ("open", 0, None)
+
+
+def _report(n: int = 2_000, treatment: float = 0.3) -> RolloutReport:
+    traffic: dict[Side, Traffic] = {
+        "control": Traffic(1_500, 1_000, 2, 30_000, 9_000, (0.1, 0.2, 0.3)),
+        "treatment": Traffic(1_490, 990, 0, 29_000, 9_100, ()),
+    }
+    made = rollout(50, metrics=(SOLVED, Metric("rating", 1, 5)), overrides={"ann": "control"})
+    return report(made, traffic, {"solved": _outcomes(n, 0.5, treatment)})
+
+
+def test_a_report_says_what_the_arms_did_and_warns() -> None:
+    found = _report()
+    told = json.loads(json.dumps(found.as_record()))
+    assert told["share"] == told["split"] == 50
+    assert told["arms"]["control"]["seconds"] == {"median": pytest.approx(0.2), "p95": pytest.approx(0.29)}
+    assert told["arms"]["treatment"]["seconds"] is None
+    assert told["arms"]["treatment"]["units"] == 990
+    solved, rating = told["comparisons"]
+    assert (solved["verdict"], rating["verdict"], rating["difference"]["n"]) == ("worse", "open", 0)
+    assert solved["alpha"] == 0.025, "5 % over two metrics"
+    assert told["imbalance"] < 1
+    [warning] = told["warnings"]
+    assert "worse on solved" in warning
+    assert _report(treatment=0.5).warnings == []
+    lost = report(rollout(50), {"control": Traffic(units=1_000), "treatment": Traffic(units=800)}, {})
+    assert "no comparison here can be trusted" in lost.warnings[0]
+
+
+@pytest.mark.parametrize(("name", "start"), [("a.png", b"\x89PNG"), ("a.svg", b"<?xml")])
+def test_a_picture_is_written_and_the_same_report_gives_the_same_file(name: str, start: bytes, tmp_path: Path) -> None:
+    for n in (0, 500):
+        draw(_report(n), tmp_path / name)
+        first = (tmp_path / name).read_bytes()
+        assert first.startswith(start)
+        draw(_report(n), tmp_path / name)
+        assert (tmp_path / name).read_bytes() == first
+
+
+def test_what_cannot_be_drawn_is_told(tmp_path: Path) -> None:
+    with pytest.raises(EditError, match=r"named \*\.png or \*\.svg"):
+        draw(_report(), tmp_path / "a.pdf")
+    with pytest.raises(EditError, match="no metrics to draw"):
+        draw(report(rollout(), {}, {}), tmp_path / "a.png")

@@ -1,0 +1,52 @@
+"""An arm of a rollout: what a request on that side is answered with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal, get_args
+
+from vllm_edit.errors import EditError
+from vllm_edit.store.names import check_name, shown
+
+Side = Literal["control", "treatment"]
+SIDES: tuple[Side, ...] = get_args(Side)
+Mode = Literal["weights", "ike", "base"]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A stored composition (or patch) by its full name in a mode; mode base has none.
+
+    valid_until: the composition's end, the earliest of its edits'.
+    """
+
+    mode: Mode
+    name: str | None = None
+    valid_until: datetime | None = None
+
+    def __post_init__(self) -> None:
+        if self.mode not in get_args(Mode):
+            raise EditError(f"expected a mode among {', '.join(get_args(Mode))}; got {shown(self.mode)}")
+        if (self.mode == "base") != (self.name is None):
+            raise EditError(f"mode {self.mode} with {self.name or 'no composition'}: only mode base goes without one")
+        if self.name is not None:
+            check_name(self.name)
+
+    def __str__(self) -> str:
+        """As a request's `model` field would say it."""
+        return "base" if self.name is None else self.name if self.mode == "weights" else f"{self.name}:{self.mode}"
+
+    def ended(self, now: datetime) -> bool:
+        return self.valid_until is not None and self.valid_until <= now
+
+
+def split_reference(text: str) -> tuple[str | None, Mode]:
+    """(patch reference, mode) of `capital`, `capital@4f1c`, `capital:ike` or `base`."""
+    reference, colon, said = text.partition(":")
+    if reference == "base" and not colon:
+        return None, "base"
+    mode: Mode | None = {"": "weights", "weights": "weights", "ike": "ike"}.get(said)  # type: ignore[assignment]
+    if not reference or mode is None or (colon and not said):
+        raise EditError(f"expected an arm like capital, capital@4f1c, capital:ike or base; got {shown(text)}")
+    return reference, mode

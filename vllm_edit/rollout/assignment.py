@@ -1,0 +1,66 @@
+"""Who is on which arm: a pure function of the rollout and the sticky key."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from vllm_edit.rollout.arm import Arm, Side
+from vllm_edit.rollout.buckets import bucket, pseudonym
+from vllm_edit.rollout.rollout import Rollout
+from vllm_edit.rollout.sticky import StickyKey
+
+Reason = Literal["SPLIT", "TARGETING_MATCH", "STATIC", "DEFAULT", "DISABLED", "NO_KEY"]
+"""OpenFeature's vocabulary, in its sense, and NO_KEY:
+
+    SPLIT            the hash put the key on its side; only these answers are compared
+    TARGETING_MATCH  an override names the user
+    STATIC           promoted: everyone is on treatment
+    DEFAULT          the key does not take part (yet): control
+    DISABLED         killed, or not started: control
+    NO_KEY           the request names nobody: control
+"""
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """The side that a request is on. `unit` is the key's pseudonym, where the answer is compared."""
+
+    rollout: str
+    side: Side
+    arm: Arm
+    reason: Reason
+    unit: str | None = None
+
+    @property
+    def compared(self) -> bool:
+        return self.unit is not None
+
+
+def assign(rollout: Rollout, key: StickyKey | None) -> Assignment:
+    """The key's side: takes part if hash₁(key) < share, and is then on treatment if hash₂(key) < split.
+
+    As hash₁ does not depend on the share, whoever took part at 5 % does at 20 %, on the same side.
+    """
+    side, reason = _side(rollout, key)
+    unit = pseudonym(rollout.salt, rollout.name, str(key)) if key is not None and reason == "SPLIT" else None
+    return Assignment(rollout.name, side, rollout.arm(side), reason, unit)
+
+
+def _side(rollout: Rollout, key: StickyKey | None) -> tuple[Side, Reason]:
+    match rollout.state:
+        case "created" | "killed":
+            return "control", "DISABLED"
+        case "promoted":
+            return "treatment", "STATIC"
+        case "ramping" | "paused":
+            pass
+    if key is None:
+        return "control", "NO_KEY"
+    if key.kind == "user" and key.value in rollout.overrides:
+        return rollout.overrides[key.value], "TARGETING_MATCH"
+    if bucket(rollout.salt, rollout.name, "enrol", str(key)) >= rollout.share:
+        return "control", "DEFAULT"
+    if bucket(rollout.salt, rollout.name, "side", str(key)) < rollout.split:
+        return "treatment", "SPLIT"
+    return "control", "SPLIT"

@@ -1,0 +1,42 @@
+"""Comparisons as a picture: for each metric, treatment minus control as it went, with its interval."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from vllm_edit.errors import EditError
+from vllm_edit.pictures import check_drawable
+from vllm_edit.rollout.report import RolloutReport
+
+_POINTS = 2000  # more than a picture is wide
+
+
+def draw(found: RolloutReport, path: Path) -> None:
+    """Write the picture as PNG or SVG, by the path's ending. The same report gives the same file."""
+    check_drawable(path)
+    if not found.comparisons:
+        raise EditError(f"rollout {found.rollout.name!r} has no metrics to draw")
+    import matplotlib
+    from matplotlib.figure import Figure  # without pyplot: no global state, no window
+
+    rows = len(found.comparisons)
+    with matplotlib.rc_context({"svg.hashsalt": "vllm-edit", "svg.fonttype": "none", "font.size": 8}):
+        figure = Figure(figsize=(6.4, 0.6 + 2.0 * rows), layout="constrained")
+        for place, one in enumerate(found.comparisons):
+            axes = figure.add_subplot(rows, 1, place + 1)
+            estimate, lower, upper = one.path
+            n = len(estimate)
+            shown = np.unique(np.linspace(0, n - 1, min(n, _POINTS)).astype(int)) if n else np.arange(0)
+            axes.fill_between(shown + 1, lower[shown], upper[shown], alpha=0.25, linewidth=0)
+            axes.plot(shown + 1, estimate[shown])
+            axes.axhline(0.0, color="black", linewidth=0.6)
+            if one.decided_at is not None:
+                axes.axvline(one.decided_at, color="black", linewidth=0.6, linestyle=":")
+            axes.set_ylabel(one.metric.name)
+            axes.set_title(f"{one.metric.name}: {one.verdict} ({one.metric.better} is better)")
+        axes.set_xlabel("comparisons")
+        figure.suptitle(f"{found.rollout.name}: treatment minus control, intervals valid at every look")
+        metadata = {"Date": None} if path.suffix.lower() == ".svg" else {"Software": None}
+        figure.savefig(path, dpi=150, metadata=metadata)

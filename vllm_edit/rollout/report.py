@@ -1,0 +1,76 @@
+"""How a rollout is doing: traffic, comparisons, and what to be warned of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from vllm_edit.rollout.arm import SIDES, Side
+from vllm_edit.rollout.buckets import BUCKETS
+from vllm_edit.rollout.comparison import Comparison, compare
+from vllm_edit.rollout.guardrails import warnings
+from vllm_edit.rollout.outcomes import Observed, Traffic
+from vllm_edit.rollout.rollout import Rollout
+from vllm_edit.rollout.sequential import imbalance
+
+QUANTILES = (0.5, 0.95)
+
+
+@dataclass(frozen=True)
+class RolloutReport:
+    """imbalance: evidence (an e-value) that the sides' units were not drawn with the rollout's split."""
+
+    rollout: Rollout
+    traffic: Mapping[Side, Traffic]
+    comparisons: tuple[Comparison, ...]
+    imbalance: float
+
+    @property
+    def warnings(self) -> list[str]:
+        return warnings(self.comparisons, self.imbalance)
+
+    def latency(self, side: Side) -> tuple[float, ...] | None:
+        """Median and 95 % quantile of an arm's seconds."""
+        seconds = self.traffic[side].seconds
+        return tuple(float(value) for value in np.quantile(seconds, QUANTILES)) if seconds else None
+
+    def as_record(self) -> dict[str, Any]:
+        """JSON-able."""
+        return self.rollout.as_record() | {
+            "arms": {side: self._arm(side) for side in SIDES},
+            "comparisons": [_comparison(one) for one in self.comparisons],
+            "imbalance": self.imbalance,
+            "warnings": self.warnings,
+        }
+
+    def _arm(self, side: Side) -> dict[str, Any]:
+        traffic = asdict(self.traffic[side])
+        del traffic["seconds"]
+        latency = self.latency(side)
+        return traffic | {"seconds": dict(zip(("median", "p95"), latency, strict=True)) if latency else None}
+
+
+def report(
+    rollout: Rollout, traffic: Mapping[Side, Traffic], observed: Mapping[str, Sequence[Observed]]
+) -> RolloutReport:
+    """traffic: of compared requests. observed: by metric, units' first outcomes in the order in which they came.
+
+    The rollout's alpha is divided evenly over its metrics (Bonferroni), so that it covers all of them.
+    """
+    sides = {side: traffic.get(side, Traffic()) for side in SIDES}
+    treated = sides["treatment"].units
+    share = rollout.split / BUCKETS
+    alpha = rollout.alpha / max(1, len(rollout.metrics))
+    comparisons = tuple(
+        compare(metric, observed.get(metric.name, ()), rollout.split, alpha) for metric in rollout.metrics
+    )
+    return RolloutReport(rollout, sides, comparisons, imbalance(treated, treated + sides["control"].units, share))
+
+
+def _comparison(one: Comparison) -> dict[str, Any]:
+    told = asdict(one)
+    del told["path"]
+    return told

@@ -1,0 +1,142 @@
+"""A rollout: two arms, how many keys take part, and the states that it goes through."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, Self, get_args
+
+from vllm_edit.errors import EditError
+from vllm_edit.rollout.arm import SIDES, Arm, Side
+from vllm_edit.rollout.buckets import BUCKETS
+from vllm_edit.rollout.metric import Metric
+from vllm_edit.rollout.sticky import Stickiness
+from vllm_edit.store.names import check_tenant, shown
+
+State = Literal["created", "ramping", "paused", "killed", "promoted"]
+Verb = Literal["ramp", "pause", "kill", "promote"]
+
+_LEADS_TO: Mapping[Verb, State] = {"ramp": "ramping", "pause": "paused", "kill": "killed", "promote": "promoted"}
+_ALLOWED: Mapping[State, tuple[Verb, ...]] = {
+    "created": ("ramp", "kill"),
+    "ramping": ("ramp", "pause", "kill", "promote"),
+    "paused": ("ramp", "kill", "promote"),
+    "promoted": ("kill",),
+    "killed": ("kill",),  # so that nobody who asks twice for safety is told of an error
+}
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+_SALT = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Everything that an assignment depends on.
+
+    share: buckets (of 10,000) that take part. split: of those that take part, buckets on the treatment; the rest of
+    them are the control that the treatment is compared with. Keys that do not take part are served control too, but
+    not compared: as the ramp grows they change sides, and then two times would be compared rather than two arms.
+    closed: a later publication or rollback decides for the tenant; the rollout no longer does.
+    """
+
+    name: str
+    tenant: str
+    control: Arm
+    treatment: Arm
+    salt: str
+    split: int = BUCKETS // 2
+    share: int = 0
+    state: State = "created"
+    closed: bool = False
+    overrides: Mapping[str, Side] = field(default_factory=dict)
+    """User → side, whatever the hash says. Their answers are not compared."""
+    sticky: Stickiness = field(default_factory=Stickiness)
+    metrics: tuple[Metric, ...] = ()
+    alpha: float = 0.05
+    """Chance, over all metrics together, of ever calling equal arms different."""
+
+    def __post_init__(self) -> None:
+        problems = []
+        if _NAME.fullmatch(self.name) is None:
+            problems.append(f"name: expected lower-case letters, digits, '.', '_' and '-'; got {shown(self.name)}")
+        if _SALT.fullmatch(self.salt) is None:
+            problems.append(f"salt: expected 1 to 64 letters, digits, '_' and '-'; got {shown(self.salt)}")
+        if not 0 <= self.share <= BUCKETS:
+            problems.append(f"share: expected 0 to {BUCKETS} buckets; got {self.share}")
+        if not 0 < self.split < BUCKETS:
+            problems.append("split: expected more than 0 and less than 100 per cent, or there is nothing to compare")
+        if not 0 < self.alpha <= 0.5:
+            problems.append(f"alpha: expected more than 0 and at most 0.5; got {self.alpha:g}")
+        if self.state not in get_args(State):
+            problems.append(f"state: expected one of {', '.join(get_args(State))}; got {shown(self.state)}")
+        problems += [
+            f"override of {shown(user)}: expected {' or '.join(SIDES)}; got {shown(side)}"
+            for user, side in self.overrides.items()
+            if side not in SIDES
+        ]
+        names = [metric.name for metric in self.metrics]
+        problems += [f"metric {name} is given twice" for name in sorted(set(names)) if names.count(name) > 1]
+        if str(self.control) == str(self.treatment):
+            problems.append(f"control and treatment are both {self.control}; there is nothing to compare")
+        if problems:
+            raise EditError("\n".join(f"rollout {shown(self.name)}: {problem}" for problem in problems))
+        check_tenant(self.tenant)
+
+    def as_record(self) -> dict[str, Any]:
+        """As JSON tells it: arms as a request's `model` field would name them, shares in per cent."""
+        told = asdict(self) | {"control": str(self.control), "treatment": str(self.treatment)}
+        return told | {field: told[field] * 100 / BUCKETS for field in ("share", "split")}
+
+    @property
+    def running(self) -> bool:
+        """Two arms are being served."""
+        return not self.closed and self.state in ("ramping", "paused")
+
+    @property
+    def governs(self) -> bool:
+        """It decides what the tenant is served: from its first ramp, also when killed or promoted, until closed."""
+        return not self.closed and self.state != "created"
+
+    @property
+    def open(self) -> bool:
+        """It has yet to be killed or promoted."""
+        return not self.closed and self.state in ("created", "ramping", "paused")
+
+    def arm(self, side: Side) -> Arm:
+        return self.control if side == "control" else self.treatment
+
+    def ramped(self, percent: float) -> Self:
+        """`percent` of the keys take part from now on. Those that took part at a lower one still do, on their side."""
+        return self._moved("ramp", share=buckets_of(percent))
+
+    def paused(self) -> Self:
+        """Everyone stays where they are; only a new `ramp` lets the rollout move on."""
+        return self._moved("pause")
+
+    def killed(self) -> Self:
+        """The next request is on control, whoever asks. One that never started served nobody, and is closed."""
+        return replace(self._moved("kill"), closed=self.closed or self.state == "created")
+
+    def promoted(self) -> Self:
+        """Everyone is on treatment."""
+        return self._moved("promote")
+
+    def ended(self) -> Self:
+        """The tenant's publications decide again."""
+        return replace(self, closed=True)
+
+    def _moved(self, verb: Verb, *, share: int | None = None) -> Self:
+        allowed = _ALLOWED[self.state] if not self.closed or self.state == "killed" else ()
+        if verb not in allowed:
+            state = f"{self.state}, and a later publication or rollback replaced it" if self.closed else self.state
+            can = f"it can only {' or '.join(allowed)}" if allowed else "make a new one"
+            raise EditError(f"cannot {verb} rollout {self.name!r}: it is {state}; {can}")
+        return replace(self, state=_LEADS_TO[verb], share=self.share if share is None else share)
+
+
+def buckets_of(percent: float) -> int:
+    """Buckets of a percentage; one is a hundredth of a per cent."""
+    if not math.isfinite(percent) or not 0 <= percent <= 100 or abs(percent * 100 - round(percent * 100)) > 1e-6:
+        raise EditError(f"expected 0 to 100 per cent with at most two decimals; got {percent!r}")
+    return round(percent * BUCKETS / 100)
