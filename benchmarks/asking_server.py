@@ -12,6 +12,7 @@ import httpx
 from vllm_edit.evaluation.runners.runner import Request, Scored
 
 _AT_ONCE = 48
+_TRIES = 4
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,11 @@ class ServerRunner:
 
     def ask(self, asked: Sequence[tuple[str, str, bool]], max_tokens: int) -> list[Reply]:
         """(model, prompt, chat) → reply, many at once, in their order."""
-        with httpx.Client(base_url=self._url, timeout=600) as client, ThreadPoolExecutor(_AT_ONCE) as pool:
+        limits = httpx.Limits(max_connections=_AT_ONCE, max_keepalive_connections=_AT_ONCE)
+        with (
+            httpx.Client(base_url=self._url, timeout=600, limits=limits) as client,
+            ThreadPoolExecutor(_AT_ONCE) as pool,
+        ):
             replies = list(pool.map(lambda one: _reply(client, one, max_tokens), asked))
         self.refused += [reply.refusal for reply in replies if reply.refusal]
         return replies
@@ -54,14 +59,21 @@ class ServerRunner:
         return found
 
 
+def _posted(client: httpx.Client, route: str, body: dict[str, Any]) -> httpx.Response:
+    """A connection that the server closed while it was idle may be found closed only now: then once more."""
+    for _ in range(_TRIES - 1):
+        try:
+            return client.post(route, json=body)
+        except httpx.TransportError:
+            continue
+    return client.post(route, json=body)
+
+
 def _reply(client: httpx.Client, asked: tuple[str, str, bool], max_tokens: int) -> Reply:
     model, prompt, chat = asked
     body: dict[str, Any] = {"model": model, "temperature": 0, "max_tokens": max_tokens}
-    if chat:
-        turns = [{"role": "user", "content": prompt}]
-        answer = client.post("/v1/chat/completions", json={**body, "messages": turns})
-    else:
-        answer = client.post("/v1/completions", json={**body, "prompt": prompt})
+    said = {"messages": [{"role": "user", "content": prompt}]} if chat else {"prompt": prompt}
+    answer = _posted(client, "/v1/chat/completions" if chat else "/v1/completions", body | said)
     number = answer.headers["x-vllm-edit-id"]
     if 400 <= answer.status_code < 500:
         return Reply("", number, str(answer.json()["error"]["message"]))
