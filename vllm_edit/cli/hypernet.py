@@ -55,6 +55,7 @@ def train(
     from vllm_edit.editing.hypernetwork.data import check_apart
     from vllm_edit.editing.hypernetwork.files import Card, last_matrices, save
     from vllm_edit.editing.hypernetwork.settings import TrainingSettings
+    from vllm_edit.editing.hypernetwork.training import CHECKPOINT
     from vllm_edit.editing.hypernetwork.training import train as run
 
     given = method_settings(settings) | {"seed": seed} | ({} if steps is None else {"steps": steps})
@@ -85,6 +86,7 @@ def train(
         validation=asdict(trained.validation),
     )
     save(out, trained.network, card)
+    (out / CHECKPOINT).unlink(missing_ok=True)
     seconds = round(time.perf_counter() - started, 1)
     told = _told(card) | {"folder": str(out), "steps": trained.stopped, "seconds": seconds}
     print_json(told) if json else print_fields(told)
