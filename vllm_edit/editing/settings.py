@@ -39,7 +39,7 @@ class RomeSettings:
     steps: int = 80
     """Most steps of Adam for an edit."""
     rounds: int = 4
-    """Most times that residuals are trained: an edit that misses in the joint solve is trained on, to a larger margin."""
+    """Most rounds of training: an edit that misses in the joint solve is trained on, to a larger margin."""
     learning_rate: float = 0.1
     """Adam's step, in units of the residual stream's RMS at the site: no model needs its own."""
     margin: float = 1.0
