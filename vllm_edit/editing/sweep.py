@@ -1,6 +1,6 @@
 """The sweep that chooses a site: token × layer by single edits, then λ by a joint solve, on a seeded set of its own.
 
-Every candidate is tried on the first few edits, the best of them on all.
+Every candidate is tried on the first few edits with half the steps, the best of them on all edits with all steps.
 
 Published configurations edit at the subject's last token in early-middle layers, where large models keep facts; small
 models carry the subject's identity to the prompt's last token and recall there (docs/methods.md). So both are measured.
@@ -108,7 +108,8 @@ def choose_site(
     contexts = generate_contexts(base, seed=seed, forbidden=subjects) if contexts is None else tuple(contexts)
     with unchanged(base):
         sweep = _Sweep.of(base, edits, settings)
-        first = _Sweep.of(base, edits[:_FIRST_EDITS], settings)
+        hurried = replace(settings, steps=-(-settings.steps // 2))
+        first = _Sweep.of(base, edits[:_FIRST_EDITS], hurried)
         found: list[tuple[Measurement, MadeSite, RomeFactors]] = []
         total = len(layers) * len(tokens) + min(_FINALISTS, len(layers) * len(tokens))
         for layer in layers:
