@@ -10,7 +10,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from vllm_edit.errors import PatchError
 
@@ -57,6 +67,15 @@ class Edit(_Declared):
     target_true: str | None = None
     aliases: tuple[str, ...] = ()
     probes: tuple[Probe, ...] = ()
+    valid_until: AwareDatetime | None = Field(None, description="when the fact stops to hold: a time with its zone")
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `valid_until` where there is none: names are digests of edits and must not change by a new field."""
+        data: dict[str, Any] = handler(self)
+        if self.valid_until is None:
+            data.pop("valid_until", None)
+        return data
 
     @model_validator(mode="after")
     def _prompt_holds_subject(self) -> Edit:

@@ -20,12 +20,13 @@ from vllm_edit.store.store import Store
 def test_list_and_show_tell_what_is_stored(program: Program, store: Store) -> None:
     old, new = store.save(compiled()), store.save(compiled(seed=1))
     store.registry.create_tenant("acme")
+    store.registry.set_status(old, "accepted")
     store.registry.publish("acme", old)
     store.registry.set_status(new, "rejected", "locality too low")
     listed = program("list", "--json").json
     assert [(one["name"], one["status"], one["tenants"]) for one in listed] == [
         (new, "rejected", []),
-        (old, "ungated", ["acme"]),
+        (old, "accepted", ["acme"]),
     ]
     text = program("list").out.splitlines()
     assert len(text) == 3
@@ -100,6 +101,8 @@ def test_export_writes_a_peft_folder_and_no_other(program: Program, store: Store
 
 def test_tenants_publish_and_roll_back(program: Program, store: Store) -> None:
     old, new = store.save(compiled()), store.save(compiled(seed=1))
+    for name in (old, new):
+        store.registry.set_status(name, "accepted")
     assert program("tenant", "create", "acme").code == 0
     assert program("tenant", "list").out.splitlines()[1].split() == ["acme", "base"]
     assert program("tenant", "publish", "acme", old[:14], "--json").json == {"tenant": "acme", "active": old}
@@ -120,16 +123,19 @@ def test_tenants_publish_and_roll_back(program: Program, store: Store) -> None:
     assert (ran.code, ran.err.count("\n")) == (1, 1)
 
 
-def test_a_rejected_patch_needs_an_override_with_a_reason(program: Program, store: Store) -> None:
+def test_a_rejected_patch_needs_an_override_with_a_reason_and_a_name(program: Program, store: Store) -> None:
     name = store.save(compiled())
     store.registry.create_tenant("acme")
     store.registry.set_status(name, "rejected", "locality too low")
     ran = program("tenant", "publish", "acme", "capital")
     assert (ran.code, ran.err.count("\n")) == (1, 1)
     assert "locality too low" in ran.err
-    assert program("tenant", "publish", "acme", "capital", "--override").code == 2
-    assert program("tenant", "publish", "acme", "capital", "--override", "--why", "asked for").code == 0
-    assert store.registry.history("acme")[0].override
+    overridden = ("tenant", "publish", "acme", "capital", "--override")
+    assert program(*overridden).code == 2
+    assert program(*overridden, "asked for").code == 2, "somebody must answer for it"
+    assert program(*overridden, "asked for", "--who", "ann").code == 0
+    (told,) = store.registry.history("acme")
+    assert (told.override, told.why, told.by) == (True, "asked for", "ann")
 
 
 def test_status_tells_site_and_counts(program: Program, store: Store) -> None:
@@ -193,11 +199,12 @@ assert not heavy, heavy
 
 
 def test_commands_on_the_registry_do_not_import_torch(store: Store) -> None:
-    store.save(compiled())
+    store.registry.set_status(store.save(compiled()), "accepted")
     code = """
 import sys
 from vllm_edit.cli import main
-for line in ("list", "show capital", "tenant create acme", "tenant publish acme capital", "gc"):
+for line in ("list", "show capital", "tenant create acme", "tenant publish acme capital", "tenant key create acme",
+             "key list", "audit verify", "audit show", "gc"):
     sys.argv = ["vllm-edit", *line.split()]
     try:
         main()

@@ -23,7 +23,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("template")
     store = places.make_store(folder / "store", places.make_site(places.make_model(folder / "model")))
     places.add_patch(store, "plain", 1)
-    world = store.save(places.scoped_patch(store.site(), "world", NAMES))
+    world = places.save_accepted(store, places.scoped_patch(store.site(), "world", NAMES))
     store.registry.create_tenant("acme")
     store.registry.publish("acme", world)
     store.registry.close()

@@ -45,7 +45,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     store = places.make_store(folder / "store", places.make_site(model))
     world = places.scoped_patch(store.site(), "world", SUBJECTS)
     store.registry.create_tenant("acme")
-    store.registry.publish("acme", store.save(world))
+    store.registry.publish("acme", places.save_accepted(store, world))
     flags = ["--max-loras", str(SLOTS), "--max-cpu-loras", str(KEPT), "--max-num-seqs", "32"]
     with LocalServer(store.url, folder / "log", *flags, patience=900) as running:
         yield Server(running.url, store, world, references(model, world))

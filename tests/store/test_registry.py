@@ -1,31 +1,42 @@
-"""The registry: publish, rollback and history; one generation step per change; migrations; many processes."""
+"""The registry: publish, rollback and history; one generation step per change; migrations; many processes.
+
+Over SQLite and PostgreSQL, but for what is about a file.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import create_engine, inspect, text
+from sqlalchemy import create_engine, inspect, make_url, text
 
 from vllm_edit.errors import EditError, NotFound
-from vllm_edit.store import tables
+from vllm_edit.store import migrations, tables
+from vllm_edit.store.audit import Verified
 from vllm_edit.store.registry import Registry
 
 A, B, C = (f"capital@{digit * 32}" for digit in "abc")
+_DRIVERS = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg"}
 
 
 @pytest.fixture
-def registry(tmp_path: Path) -> Registry:
-    made = Registry(f"sqlite:///{tmp_path / 'registry.db'}")
+def registry(registry_url: str) -> Iterator[Registry]:
+    made = Registry(registry_url)
     for name in (A, B, C):
         made.add_patch(name)
+        made.set_status(name, "accepted")
     made.create_tenant("acme")
-    return made
+    yield made
+    made.close()
 
 
 def test_publishing_and_rolling_back_walk_the_history(registry: Registry) -> None:
@@ -69,12 +80,24 @@ def test_a_rejected_patch_is_published_only_by_override(registry: Registry) -> N
     with pytest.raises(EditError, match=r"locality 0\.62"):
         registry.publish("acme", A)
     assert registry.active("acme") is None
-    registry.publish("acme", A, override=True, why="the customer asked")
-    assert [(one.name, one.override) for one in registry.history("acme")] == [(A, True)]
+    with pytest.raises(EditError, match="say whose"):
+        registry.publish("acme", A, override="the customer asked")
+    registry.publish("acme", A, override="the customer asked", by="ann")
+    assert [(one.name, one.override, one.why, one.by) for one in registry.history("acme")] == [
+        (A, True, "the customer asked", "ann")
+    ]
+    assert json.loads(registry.audit()[-1].new)["gate"] == {
+        "status": "rejected", "reason": "locality 0.62, 0.9 is needed", "override": "the customer asked"
+    }  # fmt: skip
     registry.add_patch(A)
     assert registry.patch(A).status == "rejected", "compiling the same again does not wash the verdict off"
-    registry.set_status(A, "accepted")
     registry.set_status(A, "ungated")
+    registry.rollback("acme")
+    with pytest.raises(EditError, match="never judged"):
+        registry.publish("acme", A)
+    registry.set_status(A, "accepted")
+    registry.publish("acme", A, override="not needed", by="ann")
+    assert not registry.history("acme")[0].override
     with pytest.raises(EditError, match="expected a status"):
         registry.set_status(A, "fine")  # type: ignore[arg-type]
 
@@ -129,26 +152,36 @@ def test_every_change_raises_the_generation_in_its_own_transaction(registry: Reg
         lambda: registry.rollback("acme"),
         lambda: registry.set_status(A, "accepted"),
         lambda: registry.remove_patch(C),
+        lambda: registry.create_key("acme"),
+        lambda: registry.revoke_key(registry.keys()[0].id),
     )
     for change in changes:
-        before = registry.generation()
+        before, rows = registry.generation(), len(registry.audit())
         change()
         assert registry.generation() == before + 1
+        assert len(registry.audit()) == rows + 1
 
 
 def test_a_refused_change_changes_nothing_not_even_the_generation(registry: Registry) -> None:
     registry.set_status(A, "rejected")
-    before = (registry.generation(), registry.tenants(), registry.patches(), registry.history("acme"))
+    before = (registry.snapshot(), registry.history("acme"), registry.audit())
     for refused in (
         lambda: registry.publish("acme", A),
         lambda: registry.publish("nobody", B),
         lambda: registry.rollback("acme"),
         lambda: registry.create_tenant("acme"),
         lambda: registry.set_status("x@" + "0" * 32, "accepted"),
+        lambda: registry.publish("acme", B, why="\ud800"),
+        lambda: registry.publish("acme", B, why="a\0b"),
+        lambda: registry.publish("acme", B, by="a" * 129),
+        lambda: registry.patch("a\0b"),
+        lambda: registry.create_key("nobody"),
+        lambda: registry.revoke_key("0" * 12),
+        lambda: registry.revoke_key("a\0b"),
     ):
         with pytest.raises(EditError):
             refused()
-    assert (registry.generation(), registry.tenants(), registry.patches(), registry.history("acme")) == before
+    assert (registry.snapshot(), registry.history("acme"), registry.audit()) == before
 
 
 def test_what_is_returned_are_values(registry: Registry) -> None:
@@ -159,18 +192,111 @@ def test_what_is_returned_are_values(registry: Registry) -> None:
     assert registry.patch(A).saved_at.tzinfo is not None
 
 
-def test_migrations_run_once_from_empty_and_make_the_declared_tables(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path / 'registry.db'}"
-    Registry(url).create_tenant("acme")
-    reopened = Registry(url)
+def test_a_publication_ends_by_itself_and_makes_way_for_the_one_before(registry: Registry) -> None:
+    start = datetime.now(UTC)
+    soon, later = start + timedelta(hours=1), start + timedelta(hours=2)
+    registry.publish("acme", A, valid_until=later)
+    registry.publish("acme", B, valid_until=soon)
+    (tenant,) = registry.tenants()
+    assert (tenant.active, tenant.valid_until) == (B, soon)
+    at = [start - timedelta(hours=1), soon - timedelta(seconds=1), soon, later]
+    assert [registry.active("acme", moment) for moment in at] == [None, B, A, None]
+    snapshot = registry.snapshot()
+    assert [snapshot.active("acme", moment) for moment in at] == [B, B, A, None], (
+        "a clock behind the publisher's serves too"
+    )
+    assert [snapshot.next_end(moment) for moment in at] == [soon, soon, later, None]
+    for past in (start, datetime.now()):
+        with pytest.raises(EditError, match=r"already|zone"):
+            registry.publish("acme", C, valid_until=past)
+    assert registry.rollback("acme") == A
+    assert registry.active("acme", soon) == A
+    assert registry.publish("acme", A) == A
+    assert registry.tenants()[0].valid_until is None, "publishing it again without an end takes the end away"
+
+
+def test_what_has_ended_is_not_rolled_back_to(registry: Registry) -> None:
+    registry.publish("acme", A, valid_until=datetime.now(UTC) + timedelta(seconds=0.3))
+    registry.publish("acme", B)
+    while not registry.history("acme")[1].ended(datetime.now(UTC)):
+        time.sleep(0.05)
+    with pytest.raises(NotFound):
+        registry.rollback("acme", to=A)
+    assert registry.rollback("acme") is None
+
+
+def test_a_patch_ends_with_the_first_of_its_edits(registry: Registry) -> None:
+    soon = datetime.now(UTC) + timedelta(hours=1)
+    registry.add_patch(A, valid_until=soon)
+    registry.publish("acme", A, valid_until=soon + timedelta(hours=1))
+    assert registry.tenants()[0].valid_until == soon
+    registry.add_patch(B, valid_until=datetime.now(UTC))
+    with pytest.raises(EditError, match="valid_until"):
+        registry.publish("acme", B)
+
+
+def test_what_was_served_at_a_time_is_known_after_a_rollback(registry: Registry) -> None:
+    times = []
+    for change in (
+        lambda: registry.publish("acme", A),
+        lambda: registry.publish("acme", B),
+        lambda: registry.rollback("acme"),
+    ):
+        change()
+        times.append(datetime.now(UTC))
+    assert [registry.active("acme", moment) for moment in times] == [A, B, A]
+
+
+def test_a_snapshot_is_one_state(registry: Registry) -> None:
+    registry.create_tenant("globex")
+    registry.publish("acme", A)
+    snapshot = registry.snapshot()
+    registry.rollback("acme")
+    registry.publish("globex", B)
+    now = datetime.now(UTC)
+    assert (snapshot.active("acme", now), snapshot.active("globex", now)) == (A, None)
+    assert [entry.name for entry in snapshot.patches] == [C, B, A]
+    assert registry.snapshot().generation == snapshot.generation + 2
+
+
+def test_migrations_run_once_from_empty_and_make_the_declared_tables(registry_url: str) -> None:
+    Registry(registry_url).create_tenant("acme")
+    reopened = Registry(registry_url)
     assert [tenant.name for tenant in reopened.tenants()] == ["acme"]
-    engine = create_engine(url)
+    engine = create_engine(reopened.url)
     with engine.connect() as connection:
-        assert connection.execute(text("select version_num from alembic_version")).scalars().all() == ["0001"]
+        assert connection.execute(text("select version_num from alembic_version")).scalars().all() == ["0002"]
         assert connection.execute(text("select value from generation")).scalars().all() == [1]
         assert compare_metadata(MigrationContext.configure(connection), tables.metadata) == []
+
+
+def test_sqlite_is_in_wal_mode_and_gives_no_id_twice(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'registry.db'}"
+    Registry(url)
+    with create_engine(url).connect() as connection:
         assert connection.execute(text("pragma journal_mode")).scalar() == "wal"
     assert "autoincrement" in _definition(url, "patches").lower()
+
+
+def test_a_registry_of_the_first_schema_keeps_what_is_in_it(registry_url: str) -> None:
+    engine = create_engine(make_url(registry_url).set(drivername=_DRIVERS[make_url(registry_url).get_backend_name()]))
+    with engine.begin() as connection:
+        migrations.upgrade(connection, "0001")
+    with engine.begin() as connection:
+        connection.execute(text(
+            "insert into patches (name, patch, digest, saved_at, status, reason) "
+            f"values ('{A}', 'capital', '{'a' * 32}', '2026-01-01 00:00:00', 'accepted', '')"
+        ))  # fmt: skip
+        connection.execute(text("insert into tenants (name, created_at) values ('acme', '2026-01-01 00:00:00')"))
+        connection.execute(text(
+            "insert into publications (tenant, name, at, by, why, override) "
+            f"values ('acme', '{A}', '2026-01-01 00:00:00', 'ann', '', {'false' if 'post' in registry_url else 0})"
+        ))  # fmt: skip
+    registry = Registry(registry_url)
+    assert registry.active("acme") == A
+    assert registry.audit() == []
+    assert registry.rollback("acme") is None
+    assert registry.verify_audit().problems == ()
 
 
 def test_a_migration_that_fails_leaves_an_empty_database(tmp_path: Path) -> None:
@@ -186,13 +312,12 @@ def test_a_migration_that_fails_leaves_an_empty_database(tmp_path: Path) -> None
     assert Registry(url).generation() == 0
 
 
-def test_a_registry_of_a_newer_version_is_refused(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path / 'registry.db'}"
-    Registry(url)
+def test_a_registry_of_a_newer_version_is_refused(registry_url: str) -> None:
+    url = Registry(registry_url).url
     with create_engine(url).begin() as connection:
         connection.execute(text("update alembic_version set version_num = '9999'"))
     with pytest.raises(EditError, match="schema 9999"):
-        Registry(url)
+        Registry(registry_url)
 
 
 def test_a_registry_that_cannot_be_used_is_told_in_one_line(tmp_path: Path) -> None:
@@ -201,6 +326,14 @@ def test_a_registry_that_cannot_be_used_is_told_in_one_line(tmp_path: Path) -> N
     (tmp_path / "text.db").write_text("no database, but long enough to look like one " * 100)
     with pytest.raises(EditError, match="cannot be used: file is not a database"):
         Registry(f"sqlite:///{tmp_path / 'text.db'}")
+    with pytest.raises(EditError, match="cannot be used") as caught:
+        Registry(f"postgresql://ann:secret@/registry?host={tmp_path}")
+    assert "secret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+    for url in ("mysql://ann:secret@host/registry", "ann:secret"):
+        with pytest.raises(EditError, match="expected the URL") as caught:
+            Registry(url)
+        assert "secret" not in str(caught.value)
 
 
 WRITER = """
@@ -214,8 +347,8 @@ print(*ids, *same)
 """
 
 
-def test_processes_that_open_and_write_at_once_agree_on_ids(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path / 'registry.db'}"
+def test_processes_that_open_and_write_at_once_agree_on_ids_and_on_one_chain(registry_url: str) -> None:
+    url = registry_url
     writers = [
         subprocess.Popen([sys.executable, "-c", WRITER, url, f"writer{n}"], stdout=subprocess.PIPE, text=True)
         for n in range(4)
@@ -228,6 +361,7 @@ def test_processes_that_open_and_write_at_once_agree_on_ids(tmp_path: Path) -> N
     assert len({*own, *shared.pop()}) == 100
     registry = Registry(url)
     assert registry.generation() == 160
+    assert registry.verify_audit() == Verified(rows=160, not_anchored=160, problems=())
     assert all(0 < entry.adapter_id < 2**31 for entry in registry.patches())
 
 

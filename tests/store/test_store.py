@@ -335,6 +335,8 @@ def test_peft_loads_the_adapter_folder(store: Store, tmp_path: Path) -> None:
 def test_gc_removes_only_what_nobody_can_be_served(store: Store) -> None:
     names = [store.save(compiled(seed=seed)) for seed in range(4)]
     store.registry.create_tenant("acme")
+    for name in names:
+        store.registry.set_status(name, "accepted")
     store.registry.publish("acme", names[0])
     store.registry.publish("acme", names[1])
     assert store.gc() == [names[2]]

@@ -29,6 +29,8 @@ class _Root(LazyGroup):
             "gc": (f"{_HERE}.care", "gc"),
             "export": (f"{_HERE}.patches", "export"),
             "tenant": (f"{_HERE}.tenant", "app"),
+            "key": (f"{_HERE}.key", "app"),
+            "audit": (f"{_HERE}.audit", "app"),
             "serve": (f"{_HERE}.serve", "serve"),
             "flags": (f"{_HERE}.serve", "flags"),
             "hypernet": (f"{_HERE}.hypernet", "app"),

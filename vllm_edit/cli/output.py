@@ -23,6 +23,8 @@ StoreOption = Annotated[
     str | None,
     typer.Option("--store", metavar="URL", help="Folder or URL of the store; $VLLM_EDIT_STORE, else .vllm-edit."),
 ]
+WhoOption = Annotated[str, typer.Option("--who", help="Who does it, for the audit; default: this machine's user.")]
+WhyOption = Annotated[str, typer.Option("--why", help="Reason, kept in the history and in the audit.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from getpass import getuser
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vllm_edit.cli.output import JsonOption, StoreOption, print_json, print_table, when
+from vllm_edit.cli.output import JsonOption, StoreOption, WhoOption, WhyOption, print_json, print_table, when
+from vllm_edit.cli.tenant_key import app as key_app
+from vllm_edit.cli.times import UntilOption
 
 if TYPE_CHECKING:
     from vllm_edit.store.entries import Publication
@@ -19,17 +20,17 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Tenants: whom requests are for, and what they are served.",
 )
+app.add_typer(key_app, name="key")
 
 TenantArgument = Annotated[str, typer.Argument(metavar="TENANT")]
-WhyOption = Annotated[str, typer.Option("--why", help="Reason, kept in the history.")]
 
 
 @app.command()
-def create(name: TenantArgument, store: StoreOption = None, json: JsonOption = False) -> None:
+def create(name: TenantArgument, who: WhoOption = "", store: StoreOption = None, json: JsonOption = False) -> None:
     """Make a tenant; until something is published it is served the base model."""
     from vllm_edit.store.store import Store
 
-    tenant = Store.open(store).registry.create_tenant(name)
+    tenant = Store.open(store).registry.create_tenant(name, by=who)
     print_json(asdict(tenant)) if json else print(f"tenant {name} created")
 
 
@@ -42,9 +43,16 @@ def list_(store: StoreOption = None, json: JsonOption = False) -> None:
     tenants = Store.open(store).registry.tenants()
     if json:
         print_json([asdict(tenant) for tenant in tenants])
-    else:
-        rows = [(tenant.name, short(tenant.active) if tenant.active else "base") for tenant in tenants]
-        print_table(("TENANT", "SERVED"), rows)
+        return
+    rows = [
+        (
+            tenant.name,
+            short(tenant.active) if tenant.active else "base",
+            when(tenant.valid_until) if tenant.valid_until else "",
+        )
+        for tenant in tenants
+    ]
+    print_table(("TENANT", "SERVED", "UNTIL"), rows)
 
 
 @app.command()
@@ -52,17 +60,23 @@ def publish(
     tenant: TenantArgument,
     name: Annotated[str, typer.Argument(metavar="NAME", help="capital, capital@4f1c, or the full name.")],
     why: WhyOption = "",
-    override: Annotated[bool, typer.Option(help="Publish although the gate rejected it; needs --why.")] = False,
+    override: Annotated[
+        str, typer.Option(metavar="REASON", help="Publish although its gate did not accept it; needs --who.")
+    ] = "",
+    until: UntilOption = None,
+    who: WhoOption = "",
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
     """Serve a compiled patch to a tenant; running servers follow at once."""
     from vllm_edit.store.store import Store
 
-    if override and not why:
-        raise typer.BadParameter("--override needs a reason: add --why")
+    if override and not who:
+        raise typer.BadParameter("--override is somebody's decision: add --who")
     opened = Store.open(store)
-    active = opened.registry.publish(tenant, opened.resolve(name), why=why, override=override, by=getuser())
+    active = opened.registry.publish(
+        tenant, opened.resolve(name), why=why, override=override, by=who, valid_until=until
+    )
     _tell(tenant, active, json)
 
 
@@ -73,6 +87,7 @@ def rollback(
         str | None, typer.Option(metavar="NAME", help="An earlier one of the history; else the last.")
     ] = None,
     why: WhyOption = "",
+    who: WhoOption = "",
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -81,28 +96,33 @@ def rollback(
 
     opened = Store.open(store)
     target = None if to is None else opened.resolve(to)
-    active = opened.registry.rollback(tenant, to=target, why=why, by=getuser())
+    active = opened.registry.rollback(tenant, to=target, why=why, by=who)
     _tell(tenant, active, json)
 
 
 @app.command()
 def history(tenant: TenantArgument, store: StoreOption = None, json: JsonOption = False) -> None:
     """Show a tenant's publications, newest first."""
+    from datetime import UTC, datetime
+
+    from vllm_edit.store.entries import served
     from vllm_edit.store.names import short
     from vllm_edit.store.store import Store
 
-    registry = Store.open(store).registry
-    publications = registry.history(tenant)
+    publications = Store.open(store).registry.history(tenant)
     if json:
         print_json([_as_json(publication) for publication in publications])
         return
-    stands = [publication for publication in publications if not publication.rolled_back]
+    now = datetime.now(UTC)
+    active = served(publications, now)
     rows = []
     for one in publications:
-        state = "active" if one in stands[:1] else "rolled back" if one.rolled_back else ""
+        ended = "ended" if one.ended(now) else ""
+        state = "active" if one is active else "rolled back" if one.rolled_back else ended
         why = " / ".join(text for text in (one.why, one.rolled_back_why) if text)
-        rows.append((when(one.at), short(one.name), state, one.by, why))
-    print_table(("AT", "NAME", "STATE", "BY", "WHY"), rows)
+        until = when(one.valid_until) if one.valid_until else ""
+        rows.append((when(one.at), short(one.name), state, until, one.by, why))
+    print_table(("AT", "NAME", "STATE", "UNTIL", "BY", "WHY"), rows)
 
 
 def _tell(tenant: str, active: str | None, json: bool) -> None:

@@ -6,27 +6,32 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import URL, Connection, create_engine, event, make_url, select, update
-from sqlalchemy.exc import DatabaseError, OperationalError
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, select, text, update
+from sqlalchemy.exc import ArgumentError, DatabaseError, OperationalError
 
 from vllm_edit.errors import EditError
 from vllm_edit.store import migrations, tables
 
 _BUSY_TIMEOUT_S = 30
+_CONNECT_TIMEOUT_S = 5
+_MIGRATING = 0x766C6C6D  # the number of the advisory lock that processes opening a new PostgreSQL database queue up on
 
 
 class Database:
-    """SQLite in WAL mode by default, any other by its SQLAlchemy URL."""
+    """SQLite in WAL mode by default, PostgreSQL by its URL."""
 
     def __init__(self, url: str | URL) -> None:
         """Open, and bring the schema up to date."""
-        self.url = make_url(url)
-        sqlite = self.url.get_backend_name() == "sqlite"
-        self._engine = create_engine(self.url, connect_args={"timeout": _BUSY_TIMEOUT_S} if sqlite else {})
+        self.url = _checked(url)
+        self._sqlite = self.url.get_backend_name() == "sqlite"
+        self._engine = _engine(self.url, self._sqlite)
         # SQLite takes its write lock when a transaction begins: one that starts by reading could not be upgraded
         # while another process writes, and would fail instead of waiting.
         self._writer = self._engine.execution_options(vllm_edit_writes=True)
-        if sqlite:
+        # What one transaction reads is one state. SQLite's readers see that anyway.
+        one_state = {} if self._sqlite else {"isolation_level": "REPEATABLE READ"}
+        self._reader = self._engine.execution_options(**one_state)
+        if self._sqlite:
             event.listen(self._engine, "connect", _configure_sqlite)
             event.listen(self._engine, "begin", _begin_sqlite)
         self._migrate()
@@ -41,7 +46,7 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """A transaction that only reads."""
-        with self._usable(), self._engine.begin() as connection:
+        with self._usable(), self._reader.begin() as connection:
             yield connection
 
     @contextmanager
@@ -61,7 +66,7 @@ class Database:
             # Subclasses besides these (a constraint, a bad statement) are our own defects. "Not a database" has none.
             if type(error) not in (OperationalError, DatabaseError):
                 raise
-            raise EditError(f"the registry {self} cannot be used: {error.orig}") from error
+            raise EditError(f"the registry {self} cannot be used: {' '.join(str(error.orig).split())}") from error
 
     def generation(self) -> int:
         with self.read() as connection:
@@ -72,7 +77,34 @@ class Database:
             current = migrations.is_current(connection)
         if not current:
             with self._usable(), self._writer.begin() as connection:
+                if not self._sqlite:
+                    connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _MIGRATING})
                 migrations.upgrade(connection)
+
+
+def _checked(url: str | URL) -> URL:
+    """The URL with the driver that we bring; raises `EditError` for one of a database that we do not know."""
+    expected = "expected the URL of the registry's database, sqlite:///FILE or postgresql://USER@HOST/DATABASE"
+    try:
+        made = make_url(url)
+    except ArgumentError:
+        raise EditError(f"{expected}, got one that cannot be read") from None  # not shown: it may hold a password
+    backend = made.get_backend_name()
+    if backend == "postgresql":
+        return made.set(drivername="postgresql+psycopg")
+    if backend != "sqlite":
+        raise EditError(f"{expected}, got one for {backend}")
+    return made
+
+
+def _engine(url: URL, sqlite: bool) -> Engine:
+    if sqlite:
+        return create_engine(url, connect_args={"timeout": _BUSY_TIMEOUT_S})
+    try:
+        # A server that was restarted leaves dead connections in the pool: they are tried before they are used.
+        return create_engine(url, connect_args={"connect_timeout": _CONNECT_TIMEOUT_S}, pool_pre_ping=True)
+    except ModuleNotFoundError as error:
+        raise EditError(f"a registry in PostgreSQL needs {error.name}: install vllm-edit[postgres]") from error
 
 
 def _configure_sqlite(dbapi_connection: Any, _record: Any) -> None:

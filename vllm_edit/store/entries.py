@@ -1,7 +1,8 @@
-"""What the registry tells: values, never rows."""
+"""What the registry tells: values, never rows. What a tenant is served at a time is a function of them."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
@@ -11,7 +12,10 @@ Status = Literal["ungated", "accepted", "rejected"]
 
 @dataclass(frozen=True)
 class PatchEntry:
-    """A stored patch as the registry knows it. A `rejected` one (its gate failed) is published only by override."""
+    """A stored patch as the registry knows it. One that is not `accepted` by its gate is published only by override.
+
+    valid_until: the earliest that its edits say.
+    """
 
     name: str
     patch: str
@@ -20,20 +24,25 @@ class PatchEntry:
     saved_at: datetime
     status: Status
     reason: str
+    valid_until: datetime | None = None
 
 
 @dataclass(frozen=True)
 class Tenant:
-    """Whom requests are for; `active` is the name of what they are served, None for the base model."""
+    """Whom requests are for; `active` is the name of what they are served, None for the base model.
+
+    valid_until: when `active` ends by itself, if it does.
+    """
 
     name: str
     created_at: datetime
     active: str | None
+    valid_until: datetime | None = None
 
 
 @dataclass(frozen=True)
 class Publication:
-    """One entry of a tenant's history."""
+    """One entry of a tenant's history. `valid_until`: its own end or its patch's, whichever comes first."""
 
     tenant: str
     name: str
@@ -44,7 +53,28 @@ class Publication:
     rolled_back_at: datetime | None
     rolled_back_by: str | None
     rolled_back_why: str | None
+    valid_until: datetime | None = None
 
     @property
     def rolled_back(self) -> bool:
         return self.rolled_back_at is not None
+
+    def ended(self, at: datetime) -> bool:
+        """Past its end of validity."""
+        return self.valid_until is not None and self.valid_until <= at
+
+
+def served(newest_first: Iterable[Publication], now: datetime) -> Publication | None:
+    """What a tenant with this history is served: its newest publication that is neither rolled back nor ended; None is
+    the base model. One that ends makes way for the one before, as if it were rolled back.
+
+    When it was published does not matter: the clock that `now` comes from may be behind the publisher's.
+    """
+    return next((one for one in newest_first if not one.rolled_back and not one.ended(now)), None)
+
+
+def served_at(newest_first: Iterable[Publication], at: datetime) -> Publication | None:
+    """What a tenant with this history was served at some time, as far as it is known now."""
+    begun = (one for one in newest_first if one.at <= at)
+    stood = (one for one in begun if one.rolled_back_at is None or one.rolled_back_at > at)
+    return next((one for one in stood if not one.ended(at)), None)

@@ -7,11 +7,13 @@ a kill at any instant leaves either nothing or everything. Object stores have no
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -40,6 +42,9 @@ class Files(Protocol):
 
     def remove_folder(self, folder: str) -> None:
         """Remove a folder; it disappears from sight at once."""
+
+    def locked(self, path: str) -> AbstractContextManager[None]:
+        """While it lasts, no other process is in `locked(path)`; on an object store, which has no locks, it may be."""
 
     def sweep(self, older_than_s: float) -> None:
         """Remove what writers that died left behind."""
@@ -87,6 +92,12 @@ class LocalFiles:
         _sync_folder((self.root / folder).parent)
         shutil.rmtree(temporary)
 
+    @contextmanager
+    def locked(self, path: str) -> Iterator[None]:
+        with (self.root / f"{path}.lock").open("w") as lock:  # closing it, also by dying, gives the lock back
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
     def sweep(self, older_than_s: float) -> None:
         limit = time.time() - older_than_s
         for left in (self.root / _TEMPORARY).glob("*"):
@@ -131,6 +142,9 @@ class RemoteFiles:
 
     def remove_folder(self, folder: str) -> None:
         self._fs.rm(f"{self._root}/{folder}", recursive=True)
+
+    def locked(self, path: str) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def sweep(self, older_than_s: float) -> None:
         """Nothing to do: a folder without its marker is completed by the next writer of the same content."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from functools import cached_property
 from typing import Any, Literal, Self
 
@@ -63,6 +64,11 @@ class Manifest(_Frozen):
     def digest(self) -> str:
         """Computed once: a patch of a thousand edits is named at every request that it answers."""
         return digest_json(self.model_dump(mode="json"))
+
+    @property
+    def valid_until(self) -> datetime | None:
+        """The earliest end among its edits: an adapter cannot lose one of them without being solved again."""
+        return min((edit.valid_until for edit in self.edits if edit.valid_until is not None), default=None)
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """A copy may be changed, so it does not take over what was computed of the original."""

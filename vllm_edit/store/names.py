@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable
 
 from rapidfuzz import process
@@ -12,12 +13,15 @@ from vllm_edit.store.digest import DIGEST_LENGTH
 
 SHORT_DIGEST = 12  # characters that the CLI shows
 MINIMUM_PREFIX = 4  # characters of a digest that may stand for it
+LABEL_LENGTH = 128  # characters of who did something, and of what a key is called
+REASON_LENGTH = 2000
 _SHOWN = 80  # characters of a stranger's text repeated in a message
 
 _LABEL = r"[a-z0-9][a-z0-9._-]{0,62}"
 _NAME = re.compile(rf"{_LABEL}@[0-9a-f]{{{DIGEST_LENGTH}}}")
 _REFERENCE = re.compile(rf"({_LABEL})(?:@([0-9a-f]{{{MINIMUM_PREFIX},{DIGEST_LENGTH}}}))?")
 _TENANT = re.compile(_LABEL)
+_UNPRINTABLE = ("Cc", "Cs")  # control characters, and halves of a surrogate pair: no text in UTF-8
 _KIND = re.compile(r"[a-z0-9][a-z0-9_]{0,31}")
 
 
@@ -49,6 +53,14 @@ def check_kind(kind: str) -> str:
     if _KIND.fullmatch(kind) is None:
         raise EditError(f"expected a record's kind like 'compile' or 'gate', got {shown(kind)}")
     return kind
+
+
+def check_note(text: str, what: str, limit: int) -> str:
+    """`text` that somebody wrote of a change (who, why), if every database can hold it."""
+    unprintable = any(unicodedata.category(character) in _UNPRINTABLE and character not in "\n\t" for character in text)
+    if len(text) > limit or unprintable:
+        raise EditError(f"expected {what} of at most {limit} printable characters, got {shown(text)} ({len(text)})")
+    return text
 
 
 def split_name(name: str) -> tuple[str, str]:

@@ -10,16 +10,17 @@ from sqlalchemy import Connection, Row, delete, insert, select, update
 from vllm_edit.errors import NotFound
 from vllm_edit.store import tables
 from vllm_edit.store.entries import PatchEntry, Status
-from vllm_edit.store.names import nearest, shown, split_name
+from vllm_edit.store.names import check_name, nearest, shown, split_name
 
 
-def add(connection: Connection, name: str) -> PatchEntry:
+def add(connection: Connection, name: str, valid_until: datetime | None) -> PatchEntry:
     """Enter a patch, or mark a known one as saved again."""
     patch, digest = split_name(name)
-    known = tables.patches.c.name == name
-    again = connection.execute(update(tables.patches).where(known).values(saved_at=datetime.now(UTC)))
+    this = tables.patches.c.name == name
+    told = {"saved_at": datetime.now(UTC), "valid_until": valid_until}
+    again = connection.execute(update(tables.patches).where(this).values(**told))
     if not again.rowcount:
-        row = {"name": name, "patch": patch, "digest": digest, "saved_at": datetime.now(UTC)}
+        row = {"name": name, "patch": patch, "digest": digest, **told}
         connection.execute(insert(tables.patches).values(**row, status="ungated", reason=""))
     return find(connection, name)
 
@@ -28,13 +29,18 @@ def remove(connection: Connection, name: str) -> None:
     connection.execute(delete(tables.patches).where(tables.patches.c.name == name))
 
 
+def known(connection: Connection, name: str) -> PatchEntry | None:
+    row = connection.execute(select(tables.patches).where(tables.patches.c.name == check_name(name))).first()
+    return None if row is None else _entry(row)
+
+
 def find(connection: Connection, name: str) -> PatchEntry:
     """The patch's entry, or `NotFound` with the nearest names."""
-    row = connection.execute(select(tables.patches).where(tables.patches.c.name == name)).first()
-    if row is None:
+    entry = known(connection, name)
+    if entry is None:
         names = connection.execute(select(tables.patches.c.name)).scalars()
         raise NotFound(f"no compiled patch {shown(name)} in the registry", nearest(name, names))
-    return _entry(row)
+    return entry
 
 
 def newest_first(connection: Connection) -> list[PatchEntry]:
@@ -52,4 +58,4 @@ def set_status(connection: Connection, name: str, status: Status, reason: str) -
 
 
 def _entry(row: Row[Any]) -> PatchEntry:
-    return PatchEntry(row.name, row.patch, row.digest, row.adapter_id, row.saved_at, row.status, row.reason)
+    return PatchEntry(**row._mapping)

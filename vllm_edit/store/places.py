@@ -1,8 +1,9 @@
-"""Where a store and its registry are when nobody says so: the environment, else the defaults."""
+"""Where a store and its registry are, and who is at work, when nobody says so: the environment, else the defaults."""
 
 from __future__ import annotations
 
 import os
+from getpass import getuser
 
 from vllm_edit.errors import EditError
 from vllm_edit.store.files import Files, LocalFiles
@@ -23,3 +24,11 @@ def registry_url(place: str, files: Files) -> str:
     if not isinstance(files, LocalFiles):
         raise EditError(f"{place} is not a local folder; set VLLM_EDIT_REGISTRY to the URL of the registry's database")
     return f"sqlite:///{(files.root / 'registry.db').absolute()}"
+
+
+def process_user() -> str:
+    """Who runs this process, for the audit; a container may have users without a name."""
+    try:
+        return getuser()
+    except (OSError, KeyError):
+        return f"uid {os.getuid()}"

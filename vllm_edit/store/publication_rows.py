@@ -1,6 +1,7 @@
 """Rows of `publications`: what tenants are and were served. Each function runs in its caller's transaction.
 
-What a tenant is served is its newest publication that is not rolled back; before the first there is the base model.
+What a tenant is served is its newest publication that is neither rolled back nor past its end; before the first there
+is the base model (`entries.served`).
 """
 
 from __future__ import annotations
@@ -12,40 +13,40 @@ from sqlalchemy import Connection, Row, insert, select, update
 
 from vllm_edit.errors import EditError, NotFound
 from vllm_edit.store import tables
-from vllm_edit.store.entries import Publication
+from vllm_edit.store.entries import Publication, served
 from vllm_edit.store.names import shown
 
 
-def active(connection: Connection, tenant: str) -> str | None:
-    """The name that the tenant is served, None for the base model."""
-    p = tables.publications.c
-    newest = select(p.name).where(p.tenant == tenant, p.rolled_back_at.is_(None)).order_by(p.id.desc()).limit(1)
-    name: str | None = connection.execute(newest).scalar()
-    return name
+def active(connection: Connection, tenant: str) -> Publication | None:
+    """What the tenant is served now, None for the base model."""
+    return served(history(connection, tenant), datetime.now(UTC))
 
 
-def add(connection: Connection, tenant: str, name: str, *, why: str, override: bool, by: str) -> None:
+def add(
+    connection: Connection, tenant: str, name: str, *, why: str, override: bool, by: str, valid_until: datetime | None
+) -> None:
     """Serve `name` to the tenant from now on."""
     row = {"tenant": tenant, "name": name, "at": datetime.now(UTC), "by": by, "why": why, "override": override}
-    connection.execute(insert(tables.publications).values(**row))
+    connection.execute(insert(tables.publications).values(**row, valid_until=valid_until))
 
 
-def take_back(connection: Connection, tenant: str, to: str | None, *, why: str, by: str) -> str | None:
-    """Roll back to the publication before, or to the earlier `to`; returns its name, None for the base model."""
-    p = tables.publications.c
-    stands = select(p.id, p.name).where(p.tenant == tenant, p.rolled_back_at.is_(None)).order_by(p.id.desc())
-    standing = connection.execute(stands).all()
-    if not standing:
+def take_back(connection: Connection, tenant: str, to: str | None, *, why: str, by: str) -> Publication | None:
+    """Roll back what is served to the publication before, or to the earlier `to`; None for the base model.
+
+    What has ended by itself is no place to go back to.
+    """
+    p, now = tables.publications.c, datetime.now(UTC)
+    standing = select(tables.publications).where(p.tenant == tenant, p.rolled_back_at.is_(None)).order_by(p.id.desc())
+    valid = [(row.id, one) for row in connection.execute(standing) if not (one := _publication(row)).ended(now)]
+    if not valid:
         raise EditError(f"tenant {tenant!r} is served the base model: there is nothing to take back")
-    target = next((row for row in standing[1:] if to in (None, row.name)), None)
+    after, target = next(((id, one) for id, one in valid[1:] if to in (None, one.name)), (0, None))
     if target is None and to is not None:
-        names = [row.name for row in standing[1:]]
+        names = [one.name for _, one in valid[1:]]
         raise NotFound(f"{shown(to)} is not an earlier publication of tenant {tenant!r}", names[:3])
-    after = target.id if target else 0
     undone = update(tables.publications).where(p.tenant == tenant, p.id > after, p.rolled_back_at.is_(None))
-    told = {"rolled_back_by": by, "rolled_back_why": why}
-    connection.execute(undone.values(rolled_back_at=datetime.now(UTC), **told))
-    return target.name if target else None
+    connection.execute(undone.values(rolled_back_at=now, rolled_back_by=by, rolled_back_why=why))
+    return target
 
 
 def history(connection: Connection, tenant: str) -> list[Publication]:
@@ -53,6 +54,16 @@ def history(connection: Connection, tenant: str) -> list[Publication]:
     p = tables.publications.c
     found = connection.execute(select(tables.publications).where(p.tenant == tenant).order_by(p.id.desc()))
     return [_publication(row) for row in found]
+
+
+def standing(connection: Connection) -> dict[str, tuple[Publication, ...]]:
+    """Every tenant's publications that are not rolled back, newest first; tenants without any are left out."""
+    p = tables.publications.c
+    found = select(tables.publications).where(p.rolled_back_at.is_(None)).order_by(p.id.desc())
+    by_tenant: dict[str, tuple[Publication, ...]] = {}
+    for publication in map(_publication, connection.execute(found)):
+        by_tenant[publication.tenant] = (*by_tenant.get(publication.tenant, ()), publication)
+    return by_tenant
 
 
 def standing_names(connection: Connection) -> set[str]:

@@ -1,28 +1,40 @@
-"""The registry: which patches exist and under which adapter id, and what each tenant is served.
+"""The registry: which patches exist and under which adapter id, what each tenant is served, and who may ask.
 
 One transaction per state change: what belongs together is written through one connection (`patch_rows`, `tenant_rows`,
-`publication_rows`). Every change adds one to the generation within it. Callers get values, never rows.
+`publication_rows`, `key_rows`), with the change's row of the audit and its step of the generation (`changes`). Callers
+get values, never rows.
 """
 
 from __future__ import annotations
 
-from typing import get_args
+from datetime import UTC, datetime
+from typing import Any, get_args
 
-from sqlalchemy import URL
+from sqlalchemy import URL, select
 
 from vllm_edit.errors import EditError
-from vllm_edit.store import patch_rows, publication_rows, tenant_rows
+from vllm_edit.store import audit_rows, key_rows, patch_rows, publication_rows, tables, tenant_rows
+from vllm_edit.store.anchor import Anchor
+from vllm_edit.store.audit import EMPTY, AuditEntry, Verified, verify
+from vllm_edit.store.changes import Changes
 from vllm_edit.store.database import Database
-from vllm_edit.store.entries import PatchEntry, Publication, Status, Tenant
-from vllm_edit.store.names import short, shown
+from vllm_edit.store.entries import PatchEntry, Publication, Status, Tenant, served, served_at
+from vllm_edit.store.keys import ADMIN_RIGHTS, TENANT_RIGHTS, Key, NewKey, Right
+from vllm_edit.store.names import LABEL_LENGTH, check_note, short, shown
+from vllm_edit.store.publishable import publishable_until
+from vllm_edit.store.snapshot import Snapshot
 
 
 class Registry:
-    """Registry in a SQL database: SQLite by default, any other by its SQLAlchemy URL."""
+    """Registry in a SQL database: SQLite by default, PostgreSQL by its URL.
 
-    def __init__(self, url: str | URL) -> None:
+    anchor: where the head of the audit is kept outside the database; a store has one.
+    """
+
+    def __init__(self, url: str | URL, anchor: Anchor | None = None) -> None:
         """Open, and bring the schema up to date."""
-        self._database = Database(url)
+        self._database, self._anchor = Database(url), anchor
+        self.changes = Changes(self._database, anchor)
 
     def __repr__(self) -> str:
         return f"Registry({str(self._database)!r})"
@@ -36,18 +48,23 @@ class Registry:
 
     # Patches
 
-    def add_patch(self, name: str) -> PatchEntry:
+    def add_patch(self, name: str, valid_until: datetime | None = None, by: str = "") -> PatchEntry:
         """Enter a patch, or mark a known one as saved again (it becomes its patch's newest; id and status stay)."""
-        with self._database.change() as connection:
-            return patch_rows.add(connection, name)
+        with self.changes.make("patch.save", by=by) as change:
+            old = patch_rows.known(change.connection, name)
+            entry = patch_rows.add(change.connection, name, valid_until)
+            change.tells(old, entry)
+            return entry
 
-    def remove_patch(self, name: str) -> None:
+    def remove_patch(self, name: str, by: str = "") -> None:
         """Forget a patch. Refused while a tenant could be served it, now or after a rollback."""
-        with self._database.change() as connection:
-            tenant = publication_rows.who_may_be_served(connection, name)
+        with self.changes.make("patch.remove", by=by) as change:
+            tenant = publication_rows.who_may_be_served(change.connection, name)
             if tenant is not None:
                 raise EditError(f"{short(name)} is in the history of tenant {tenant!r}, who may be rolled back to it")
-            patch_rows.remove(connection, name)
+            if (old := patch_rows.known(change.connection, name)) is not None:
+                patch_rows.remove(change.connection, name)
+                change.tells(old, None)
 
     def patch(self, name: str) -> PatchEntry:
         with self._database.read() as connection:
@@ -58,48 +75,69 @@ class Registry:
         with self._database.read() as connection:
             return patch_rows.newest_first(connection)
 
-    def set_status(self, name: str, status: Status, reason: str = "") -> None:
+    def set_status(self, name: str, status: Status, reason: str = "", by: str = "") -> None:
         """Record what the gate said of a patch. What is published stays published."""
         if status not in get_args(Status):
             raise EditError(f"expected a status among {', '.join(get_args(Status))}, got {shown(status)}")
-        with self._database.change() as connection:
-            patch_rows.set_status(connection, name, status, reason)
+        with self.changes.make("patch.judge", by=by) as change:
+            old = patch_rows.find(change.connection, name)
+            patch_rows.set_status(change.connection, name, status, reason)
+            change.tells(old, patch_rows.find(change.connection, name))
 
     # Tenants and what they are served
 
-    def create_tenant(self, name: str) -> Tenant:
-        with self._database.change() as connection:
-            return tenant_rows.create(connection, name)
+    def create_tenant(self, name: str, by: str = "") -> Tenant:
+        with self.changes.make("tenant.create", tenant=name, by=by) as change:
+            tenant = tenant_rows.create(change.connection, name)
+            change.tells(None, tenant)
+            return tenant
 
     def tenants(self) -> list[Tenant]:
         """All tenants by name, each with its active patch."""
         with self._database.read() as connection:
             return tenant_rows.by_name(connection)
 
-    def active(self, tenant: str) -> str | None:
-        """The name that the tenant is served, None for the base model."""
-        with self._database.read() as connection:
-            tenant_rows.require(connection, tenant)
-            return publication_rows.active(connection, tenant)
+    def active(self, tenant: str, at: datetime | None = None) -> str | None:
+        """The name that the tenant is served, or was or will be at some time; None for the base model."""
+        publications = self.history(tenant)
+        found = served(publications, datetime.now(UTC)) if at is None else served_at(publications, at)
+        return None if found is None else found.name
 
-    def publish(self, tenant: str, name: str, why: str = "", override: bool = False, by: str = "") -> str:
+    def publish(
+        self,
+        tenant: str,
+        name: str,
+        why: str = "",
+        override: str = "",
+        by: str = "",
+        valid_until: datetime | None = None,
+    ) -> str:
         """Serve `name` to the tenant from now on, and return it. Publishing what is active already changes nothing.
 
+        override: why a patch that its gate did not accept is published all the same; it needs `by`, somebody's name.
+        valid_until: when it ends by itself; one of its edits may say an earlier time.
+
         Raises:
-            EditError: the patch was rejected by its gate and `override` is not set.
+            EditError: the patch is not accepted and there is no override, or it has ended.
         """
-        with self._database.change() as connection:
-            tenant_rows.require(connection, tenant)
-            entry = patch_rows.find(connection, name)
-            rejected = entry.status == "rejected"
-            if rejected and not override:
-                reason = f": {entry.reason}" if entry.reason else ""
-                raise EditError(
-                    f"{short(name)} was rejected by its gate{reason}; mend the patch and compile it again, "
-                    "or publish it with --override and a reason"
+        with self.changes.make("tenant.publish", tenant=tenant, by=by, why=why or override) as change:
+            tenant_rows.require(change.connection, tenant)
+            entry = patch_rows.find(change.connection, name)
+            ends = publishable_until(entry, override=override, by=by, valid_until=valid_until)
+            active = publication_rows.active(change.connection, tenant)
+            if active is None or (active.name, active.valid_until) != (name, ends):
+                overridden = entry.status != "accepted"
+                publication_rows.add(
+                    change.connection,
+                    tenant,
+                    name,
+                    why=change.why,
+                    override=overridden,
+                    by=change.who,
+                    valid_until=ends,
                 )
-            if publication_rows.active(connection, tenant) != name:
-                publication_rows.add(connection, tenant, name, why=why, override=override and rejected, by=by)
+                gate = {"status": entry.status, "reason": entry.reason, "override": override if overridden else ""}
+                change.tells(_active(active), {"active": name, "valid_until": ends, "gate": gate})
             return name
 
     def rollback(self, tenant: str, to: str | None = None, why: str = "", by: str = "") -> str | None:
@@ -110,9 +148,12 @@ class Registry:
         Raises:
             EditError: the tenant is served no patch, or `to` is not in its history.
         """
-        with self._database.change() as connection:
-            tenant_rows.require(connection, tenant)
-            return publication_rows.take_back(connection, tenant, to, why=why, by=by)
+        with self.changes.make("tenant.rollback", tenant=tenant, by=by, why=why) as change:
+            tenant_rows.require(change.connection, tenant)
+            before = publication_rows.active(change.connection, tenant)
+            after = publication_rows.take_back(change.connection, tenant, to, why=why, by=change.who)
+            change.tells(_active(before), _active(after))
+            return None if after is None else after.name
 
     def history(self, tenant: str) -> list[Publication]:
         """The tenant's publications, newest first, rolled-back ones included."""
@@ -125,6 +166,90 @@ class Registry:
         with self._database.read() as connection:
             return publication_rows.standing_names(connection)
 
+    # Keys
+
+    def create_key(
+        self,
+        tenant: str | None,
+        *,
+        base: bool = True,
+        label: str = "",
+        expires_at: datetime | None = None,
+        by: str = "",
+    ) -> NewKey:
+        """Make a key of a tenant, or of an administrator (None). Its text is in the answer and nowhere else.
+
+        base: a tenant's key may ask for the base model.
+        """
+        check_note(label, "a label", LABEL_LENGTH)
+        rights: tuple[Right, ...] = tuple(right for right in TENANT_RIGHTS if base or right != "base")
+        with self.changes.make("key.create", tenant=tenant, by=by) as change:
+            if tenant is None:
+                rights = ADMIN_RIGHTS
+            else:
+                tenant_rows.require(change.connection, tenant)
+            made = key_rows.add(change.connection, tenant, rights, label=label, expires_at=expires_at, by=change.who)
+            change.tells(None, made.key.as_dict())
+            return made
+
+    def keys(self, tenant: str | None = None) -> list[Key]:
+        """All keys or a tenant's, the oldest first, revoked and expired ones too."""
+        with self._database.read() as connection:
+            if tenant is not None:
+                tenant_rows.require(connection, tenant)
+            return [key for key in key_rows.oldest_first(connection) if tenant in (None, key.tenant)]
+
+    def revoke_key(self, id: str, tenant: str | None = None, why: str = "", by: str = "") -> Key:
+        """Revoke a key for good; with `tenant`, only if it is that tenant's."""
+        with self._database.read() as connection:
+            key = key_rows.find(connection, id)
+        if tenant not in (None, key.tenant):
+            raise EditError(
+                f"key {id} is not one of tenant {shown(str(tenant))}; `vllm-edit key list` tells whose it is"
+            )
+        with self.changes.make("key.revoke", tenant=key.tenant, by=by, why=why) as change:
+            revoked = key_rows.revoke(change.connection, id, by=change.who, why=why)
+            change.tells(key.as_dict(), revoked.as_dict())
+            return revoked
+
+    # All of it
+
     def generation(self) -> int:
         """Number of changes so far; equal numbers mean that nothing changed in between."""
         return self._database.generation()
+
+    def snapshot(self) -> Snapshot:
+        """The state that a server decides requests from, read in one transaction."""
+        with self._database.read() as connection:
+            generation = connection.execute(select(tables.generation.c.value)).scalar_one()
+            standing = publication_rows.standing(connection)
+            tenants = [tenant.name for tenant in tenant_rows.by_name(connection)]
+            return Snapshot(
+                generation,
+                tuple(patch_rows.newest_first(connection)),
+                {tenant: standing.get(tenant, ()) for tenant in tenants},
+                {key.id: key for key in key_rows.oldest_first(connection)},
+            )
+
+    def audit(self, tenant: str | None = None, newest: int | None = None) -> list[AuditEntry]:
+        """The rows of the audit, oldest first; of one tenant, or the `newest` so many, if asked."""
+        with self._database.read() as connection:
+            if tenant is not None:
+                tenant_rows.require(connection, tenant)
+            return audit_rows.in_order(connection, tenant, newest)
+
+    def verify_audit(self) -> Verified:
+        """Hold the chain of changes against itself and its anchor (without one, rows cut at the end are not found).
+
+        Raises:
+            Corrupt: the anchor's file holds no head.
+        """
+        # The anchor first: what is committed after that is ahead of it, and not missing.
+        anchored = self._anchor.read() if self._anchor is not None else EMPTY
+        return verify(self.audit(), anchored)
+
+
+def _active(publication: Publication | None) -> dict[str, Any]:
+    if publication is None:
+        return {"active": None, "valid_until": None}
+    return {"active": publication.name, "valid_until": publication.valid_until}

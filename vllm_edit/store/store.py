@@ -5,6 +5,7 @@ moments/<digest>.safetensors   its second moment, or networks/<digest>.safetenso
 patches/<patch>@<digest>/      one compiled patch each (`artefacts`)
 records/<name>/<kind>-<time>.json   reports and timings, outside the digest
 registry.db                    unless VLLM_EDIT_REGISTRY names another database
+audit.json                     the head of the registry's audit (`anchor`)
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_edit.errors import Corrupt, EditError, NotFound
 from vllm_edit.store import names
+from vllm_edit.store.anchor import Anchor
+from vllm_edit.store.audit import EMPTY
 from vllm_edit.store.care import problems_of, unused_in
 from vllm_edit.store.entries import PatchEntry
 from vllm_edit.store.envelope import MANIFEST, Read, read_manifest
@@ -51,7 +54,7 @@ class Store:
         files = open_files(place)
         if not files.exists(SITE):
             raise NotFound(f"no store at {place}; make one with `vllm-edit store init --store {place}`")
-        return cls(place, files, Registry(registry_url(place, files)))
+        return cls(place, files, Registry(registry_url(place, files), Anchor(files)))
 
     @classmethod
     def create(cls, url: str | Path | None, site: Site, material: Mapping[str, torch.Tensor]) -> Store:
@@ -71,7 +74,9 @@ class Store:
                 )
             return store
         write_material(files, site, material)
-        registry = Registry(registry_url(place, files))
+        anchor = Anchor(files)
+        anchor.advance(EMPTY)  # before any row: from now on a missing anchor is a finding
+        registry = Registry(registry_url(place, files), anchor)
         write_site(files, site)  # last: with it the store exists
         return cls(place, files, registry)
 
@@ -126,7 +131,7 @@ class Store:
             except Corrupt:
                 self.files.remove_folder(_folder(name))
         self.files.write_folder(_folder(name), files, marker=MANIFEST)
-        self.registry.add_patch(name)
+        self.registry.add_patch(name, compiled.manifest.valid_until)
         if compiled.report:
             self.add_record(name, "compile", compiled.report)
         return name
@@ -203,7 +208,7 @@ class Store:
         except NotFound:
             if not self._exists(name):
                 raise
-            return self.registry.add_patch(name)
+            return self._enter(name)
 
     def names(self) -> list[str]:
         """Names of all stored patches, the one saved last first."""
@@ -211,7 +216,7 @@ class Store:
         listed = [entry.name for entry in self.registry.patches()]
         if missing := stored.difference(listed):
             for name in sorted(missing):
-                self.registry.add_patch(name)
+                self._enter(name)
             listed = [entry.name for entry in self.registry.patches()]
         return [name for name in listed if name in stored]
 
@@ -248,6 +253,14 @@ class Store:
                 self.registry.remove_patch(name)  # again: someone who listed the names in between entered it anew
             self.files.sweep(_ABANDONED_S)
         return unused
+
+    def _enter(self, name: str) -> PatchEntry:
+        """Enter a patch that a writer who was killed left out."""
+        try:
+            valid_until = self.manifest(name).valid_until
+        except Corrupt:  # whoever uses it is told; saving it again mends file and entry
+            valid_until = None
+        return self.registry.add_patch(name, valid_until)
 
     def _exists(self, name: str) -> bool:
         return self.files.exists(f"{_folder(name)}/{MANIFEST}")

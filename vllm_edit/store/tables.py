@@ -44,6 +44,7 @@ patches = Table(
     Column("saved_at", UtcDateTime, nullable=False),
     Column("status", String(16), nullable=False),
     Column("reason", Text, nullable=False),
+    Column("valid_until", UtcDateTime),
     sqlite_autoincrement=True,
 )
 
@@ -54,8 +55,8 @@ tenants = Table(
     Column("created_at", UtcDateTime, nullable=False),
 )
 
-# A tenant's active patch is its newest publication that is not rolled back. `name` is no foreign key: history outlives
-# artefacts that gc removed.
+# A tenant's active patch is its newest publication that is neither rolled back nor past `valid_until`. `name` is no
+# foreign key: history outlives artefacts that gc removed.
 publications = Table(
     "publications",
     metadata,
@@ -69,6 +70,43 @@ publications = Table(
     Column("rolled_back_at", UtcDateTime),
     Column("rolled_back_by", String(128)),
     Column("rolled_back_why", Text),
+    Column("valid_until", UtcDateTime),
     Index("publications_by_tenant", "tenant", "id"),
     sqlite_autoincrement=True,
+)
+
+# `id` is the part of a key that may be shown, `hash` is of the whole key (`keys`). Without a tenant it administers.
+# Rows are never deleted: a registry that ever had a key stays keyed.
+keys = Table(
+    "keys",
+    metadata,
+    Column("id", String(16), primary_key=True),
+    Column("tenant", String(63), ForeignKey("tenants.name")),
+    Column("rights", String(64), nullable=False),
+    Column("hash", String(64), nullable=False),
+    Column("label", String(128), nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("created_by", String(128), nullable=False),
+    Column("expires_at", UtcDateTime),
+    Column("revoked_at", UtcDateTime),
+    Column("revoked_by", String(128)),
+    Column("revoked_why", Text),
+)
+
+# One row per change, chained by digests (`audit`). Triggers refuse to change or remove rows. All text: what was hashed
+# must come back letter by letter from any database.
+audit = Table(
+    "audit",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("at", String(32), nullable=False),
+    Column("who", String(128), nullable=False),
+    Column("what", String(64), nullable=False),
+    Column("tenant", String(63)),
+    Column("why", Text, nullable=False),
+    Column("old", Text, nullable=False),
+    Column("new", Text, nullable=False),
+    Column("previous", String(64), nullable=False, unique=True),
+    Column("digest", String(64), nullable=False, unique=True),
+    Index("audit_by_tenant", "tenant", "number"),
 )

@@ -8,7 +8,7 @@ from sqlalchemy import Connection, insert, select
 
 from vllm_edit.errors import EditError, NotFound
 from vllm_edit.store import publication_rows, tables
-from vllm_edit.store.entries import Tenant
+from vllm_edit.store.entries import Tenant, served
 from vllm_edit.store.names import check_tenant, nearest, shown
 
 
@@ -23,8 +23,13 @@ def create(connection: Connection, name: str) -> Tenant:
 
 def by_name(connection: Connection) -> list[Tenant]:
     """All tenants, each with its active patch."""
-    found = connection.execute(select(tables.tenants).order_by(tables.tenants.c.name)).all()
-    return [Tenant(row.name, row.created_at, publication_rows.active(connection, row.name)) for row in found]
+    standing, now = publication_rows.standing(connection), datetime.now(UTC)
+    tenants = []
+    for row in connection.execute(select(tables.tenants)):
+        active = served(standing.get(row.name, ()), now)
+        known = (None, None) if active is None else (active.name, active.valid_until)
+        tenants.append(Tenant(row.name, row.created_at, *known))
+    return sorted(tenants, key=lambda tenant: tenant.name)  # not by the database: each sorts text its own way
 
 
 def require(connection: Connection, name: str) -> None:

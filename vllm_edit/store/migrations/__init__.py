@@ -30,9 +30,9 @@ def is_current(connection: Connection) -> bool:
     return current == script.get_current_head()
 
 
-def upgrade(connection: Connection) -> None:
-    """Bring the database to the newest schema, within the connection's own transaction."""
-    command.upgrade(_config(connection), "head")
+def upgrade(connection: Connection, revision: str = "head") -> None:
+    """Bring the database to the newest (or that) schema, within the connection's own transaction."""
+    command.upgrade(_config(connection), revision)
 
 
 def _config(connection: Connection) -> Config:

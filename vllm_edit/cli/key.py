@@ -1,0 +1,57 @@
+"""`vllm-edit key`: administrators' keys, and all keys at once."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from vllm_edit.cli.keys_shown import print_keys, print_new_key, print_revoked
+from vllm_edit.cli.output import JsonOption, StoreOption, WhoOption, WhyOption
+from vllm_edit.cli.times import UntilOption
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Administrators' keys, and all keys at once.",
+)
+
+
+@app.command()
+def create(
+    admin: Annotated[bool, typer.Option("--admin", help="A key for the admin routes.")] = False,
+    label: Annotated[str, typer.Option(help="What it is for.")] = "",
+    until: UntilOption = None,
+    who: WhoOption = "",
+    store: StoreOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Make an administrator's key. It is printed once and cannot be had again."""
+    from vllm_edit.store.store import Store
+
+    if not admin:
+        raise typer.BadParameter("expected --admin; a tenant's key is made by `vllm-edit tenant key create TENANT`")
+    print_new_key(Store.open(store).registry.create_key(None, label=label, expires_at=until, by=who), json)
+
+
+@app.command("list")
+def list_(store: StoreOption = None, json: JsonOption = False) -> None:
+    """List all keys, of administrators and of tenants, revoked ones too."""
+    from vllm_edit.store.store import Store
+
+    print_keys(Store.open(store).registry.keys(), json)
+
+
+@app.command()
+def revoke(
+    key: Annotated[str, typer.Argument(metavar="ID", help="As `list` tells it.")],
+    why: WhyOption = "",
+    who: WhoOption = "",
+    store: StoreOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Revoke any key for good."""
+    from vllm_edit.store.store import Store
+
+    print_revoked(Store.open(store).registry.revoke_key(key, why=why, by=who), json)

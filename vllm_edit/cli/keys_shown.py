@@ -1,0 +1,45 @@
+"""How keys are told: a new one in full and once, all others without what would let anybody use them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from vllm_edit.cli.output import print_json, print_table, when
+
+if TYPE_CHECKING:
+    from vllm_edit.store.keys import Key, NewKey
+
+
+def print_new_key(made: NewKey, json: bool) -> None:
+    """The key alone on stdout, so that a script can take it."""
+    if json:
+        print_json(made.key.as_dict() | {"key": made.presented})
+        return
+    print(made.presented)
+    whose = f"tenant {made.key.tenant}" if made.key.tenant else "an administrator"
+    told = f"key {made.key.id} of {whose} ({', '.join(made.key.rights)}); it is not shown again"
+    print(told, file=sys.stderr)
+
+
+def print_keys(keys: Sequence[Key], json: bool) -> None:
+    if json:
+        print_json([key.as_dict() for key in keys])
+        return
+    rows = [
+        (key.id, key.tenant or "", ", ".join(key.rights), key.label, when(key.created_at), key.created_by, _end(key))
+        for key in keys
+    ]
+    print_table(("ID", "TENANT", "RIGHTS", "LABEL", "MADE", "BY", "END"), rows)
+
+
+def print_revoked(key: Key, json: bool) -> None:
+    print_json(key.as_dict()) if json else print(f"key {key.id} revoked")
+
+
+def _end(key: Key) -> str:
+    if key.revoked_at is not None:
+        why = f": {key.revoked_why}" if key.revoked_why else ""
+        return f"revoked {when(key.revoked_at)} by {key.revoked_by}{why}"
+    return f"expires {when(key.expires_at)}" if key.expires_at is not None else ""

@@ -1,0 +1,60 @@
+"""`vllm-edit tenant key`: the keys that a tenant's requests come with."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from vllm_edit.cli.keys_shown import print_keys, print_new_key, print_revoked
+from vllm_edit.cli.output import JsonOption, StoreOption, WhoOption, WhyOption
+from vllm_edit.cli.times import UntilOption
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Keys of a tenant: its requests come with one.",
+)
+
+TenantArgument = Annotated[str, typer.Argument(metavar="TENANT")]
+
+
+@app.command()
+def create(
+    tenant: TenantArgument,
+    base: Annotated[bool, typer.Option("--base/--no-base", help="May it ask for the base model?")] = True,
+    label: Annotated[str, typer.Option(help="What it is for.")] = "",
+    until: UntilOption = None,
+    who: WhoOption = "",
+    store: StoreOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Make a key for a tenant's requests. It is printed once and cannot be had again."""
+    from vllm_edit.store.store import Store
+
+    made = Store.open(store).registry.create_key(tenant, base=base, label=label, expires_at=until, by=who)
+    print_new_key(made, json)
+
+
+@app.command("list")
+def list_(tenant: TenantArgument, store: StoreOption = None, json: JsonOption = False) -> None:
+    """List a tenant's keys, revoked ones too."""
+    from vllm_edit.store.store import Store
+
+    print_keys(Store.open(store).registry.keys(tenant), json)
+
+
+@app.command()
+def revoke(
+    tenant: TenantArgument,
+    key: Annotated[str, typer.Argument(metavar="ID", help="As `list` tells it.")],
+    why: WhyOption = "",
+    who: WhoOption = "",
+    store: StoreOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Revoke a key of the tenant for good."""
+    from vllm_edit.store.store import Store
+
+    print_revoked(Store.open(store).registry.revoke_key(key, tenant=tenant, why=why, by=who), json)

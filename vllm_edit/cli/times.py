@@ -1,0 +1,32 @@
+"""Times that a user gives: a moment, or how long from now."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+from typing import Annotated
+
+import typer
+
+_UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_FROM_NOW = re.compile(rf"(\d{{1,6}})([{''.join(_UNITS)}])")
+
+
+def future(text: str) -> datetime:
+    """`90d` from now, or a moment in ISO 8601; one without a zone is this machine's."""
+    now = datetime.now(UTC)
+    given = _FROM_NOW.fullmatch(text)
+    try:
+        time = now + timedelta(**{_UNITS[given[2]]: int(given[1])}) if given else datetime.fromisoformat(text)
+    except (ValueError, OverflowError):
+        raise typer.BadParameter(f"expected 30m, 12h, 90d, 8w or a time like 2030-01-31T12:00Z, got {text!r}") from None
+    time = time.astimezone(UTC)
+    if time <= now:
+        raise typer.BadParameter(f"expected a time to come, got {text!r}, which is past")
+    return time
+
+
+UntilOption = Annotated[
+    datetime | None,
+    typer.Option("--until", parser=future, metavar="TIME", help="It ends by itself: 12h, 90d or 2030-01-31T12:00Z."),
+]

@@ -1,0 +1,44 @@
+"""The whole state of a registry at one generation, as values: what a server keeps in memory and decides from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from vllm_edit.store.entries import PatchEntry, Publication, served
+from vllm_edit.store.keys import Key
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Read in one transaction.
+
+    patches: the one saved last first. standing: each tenant's publications that are not rolled back, newest first.
+    keys: by id, revoked and expired ones too (`keys.authenticate`).
+    """
+
+    generation: int
+    patches: tuple[PatchEntry, ...]
+    standing: Mapping[str, tuple[Publication, ...]]
+    keys: Mapping[str, Key]
+
+    def active(self, tenant: str, now: datetime) -> str | None:
+        """The name that the tenant is served, None for the base model; `KeyError` for an unknown tenant."""
+        publication = served(self.standing[tenant], now)
+        return None if publication is None else publication.name
+
+    def next_end(self, now: datetime) -> datetime | None:
+        """When what some tenant is served ends by itself: until then, nothing changes but by a new generation."""
+        active = [served(publications, now) for publications in self.standing.values()]
+        return min((one.valid_until for one in active if one is not None and one.valid_until is not None), default=None)
+
+    @property
+    def keyed(self) -> bool:
+        """Somebody made a key once. Revoking the last one does not open the server again."""
+        return bool(self.keys)
+
+    @property
+    def administered(self) -> bool:
+        """Somebody made an admin key once."""
+        return any("admin" in key.rights for key in self.keys.values())
