@@ -219,7 +219,9 @@ assert "torch" not in sys.modules
 def test_control_c_ends_without_a_traceback(store: Store, tmp_path: Path) -> None:
     pipe = tmp_path / "patch.yaml"
     os.mkfifo(pipe)
-    code = "from vllm_edit.cli import main; main()"
+    # A shell's background jobs, and what they start, ignore SIGINT.
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = f"{heard}; from vllm_edit.cli import main; main()"
     waiting = subprocess.Popen([sys.executable, "-c", code, "compile", pipe], stderr=subprocess.PIPE, text=True)
     with pipe.open("w"):  # opens when the command has opened the other end: it is reading now
         waiting.send_signal(signal.SIGINT)

@@ -228,12 +228,15 @@ def compile_edits(
 
 
 def _shortfalls(base: Base, site: Site, computed: RomeFactors, settings: RomeSettings) -> list[float]:
-    """How many nats each key group's worst row lacks in the joint solve, and as much again; 0 where nothing lacks."""
+    """How many nats each key group's worst row lacks in the joint solve, and as much again; 0 where nothing lacks.
+
+    A group that ran out of steps before it reached its margin alone has nothing to gain from a larger one.
+    """
     rows = computed.prepared.taught
     served = served_leads(base, site, rows, as_saved(computed.solve(damping_of(site, settings))), settings)
     lacking = [0.0] * len(computed.prepared.columns.groups)
     for row, lead in zip(rows, served.tolist(), strict=True):
-        if lead < settings.served_margin:
+        if lead < settings.served_margin and computed.trained.margins[row.group] >= settings.margin:
             lacking[row.group] = max(lacking[row.group], 2 * (settings.served_margin - lead))
     return lacking
 
