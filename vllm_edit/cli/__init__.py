@@ -29,6 +29,7 @@ class _Root(LazyGroup):
             "gc": (f"{_HERE}.care", "gc"),
             "export": (f"{_HERE}.patches", "export"),
             "tenant": (f"{_HERE}.tenant", "app"),
+            "rollout": (f"{_HERE}.rollout", "app"),
             "key": (f"{_HERE}.key", "app"),
             "audit": (f"{_HERE}.audit", "app"),
             "serve": (f"{_HERE}.serve", "serve"),

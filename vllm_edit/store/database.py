@@ -58,6 +58,12 @@ class Database:
             yield connection
 
     @contextmanager
+    def log(self) -> Iterator[Connection]:
+        """A transaction that adds to a log: nothing that servers watch changes, so generation stays."""
+        with self._usable(), self._writer.begin() as connection:
+            yield connection
+
+    @contextmanager
     def _usable(self) -> Iterator[None]:
         """A database that is gone, full, locked for too long or no database is the operator's to mend, in one line."""
         try:

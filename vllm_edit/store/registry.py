@@ -13,7 +13,7 @@ from typing import Any, get_args
 from sqlalchemy import URL, select
 
 from vllm_edit.errors import EditError
-from vllm_edit.store import audit_rows, key_rows, patch_rows, publication_rows, tables, tenant_rows
+from vllm_edit.store import audit_rows, key_rows, patch_rows, publication_rows, rollout_rows, tables, tenant_rows
 from vllm_edit.store.anchor import Anchor
 from vllm_edit.store.audit import EMPTY, AuditEntry, Verified, verify
 from vllm_edit.store.changes import Changes
@@ -22,6 +22,7 @@ from vllm_edit.store.entries import PatchEntry, Publication, Status, Tenant, ser
 from vllm_edit.store.keys import ADMIN_RIGHTS, TENANT_RIGHTS, Key, NewKey, Right
 from vllm_edit.store.names import LABEL_LENGTH, check_note, short, shown
 from vllm_edit.store.publishable import publishable_until
+from vllm_edit.store.rollouts import Rollouts
 from vllm_edit.store.snapshot import Snapshot
 
 
@@ -35,6 +36,7 @@ class Registry:
         """Open, and bring the schema up to date."""
         self._database, self._anchor = Database(url), anchor
         self.changes = Changes(self._database, anchor)
+        self.rollouts = Rollouts(self._database, self.changes)
 
     def __repr__(self) -> str:
         return f"Registry({str(self._database)!r})"
@@ -62,6 +64,8 @@ class Registry:
             tenant = publication_rows.who_may_be_served(change.connection, name)
             if tenant is not None:
                 raise EditError(f"{short(name)} is in the history of tenant {tenant!r}, who may be rolled back to it")
+            if (rollout := rollout_rows.names_in_use(change.connection).get(name)) is not None:
+                raise EditError(f"{short(name)} is an arm of rollout {rollout!r}")
             if (old := patch_rows.known(change.connection, name)) is not None:
                 patch_rows.remove(change.connection, name)
                 change.tells(old, None)
@@ -118,13 +122,17 @@ class Registry:
         valid_until: when it ends by itself; one of its edits may say an earlier time.
 
         Raises:
-            EditError: the patch is not accepted and there is no override, or it has ended.
+            EditError: the patch is not accepted and there is no override, it has ended, or a rollout is running.
         """
         with self.changes.make("tenant.publish", tenant=tenant, by=by, why=why or override) as change:
             tenant_rows.require(change.connection, tenant)
+            rollout_rows.refuse_running(change.connection, tenant)
             entry = patch_rows.find(change.connection, name)
             ends = publishable_until(entry, override=override, by=by, valid_until=valid_until)
             active = publication_rows.active(change.connection, tenant)
+            closed = rollout_rows.close(change.connection, tenant)
+            if closed:
+                change.tells(_active(active), {"active": name, "valid_until": ends, "closes": closed})
             if active is None or (active.name, active.valid_until) != (name, ends):
                 overridden = entry.status != "accepted"
                 publication_rows.add(
@@ -137,13 +145,15 @@ class Registry:
                     valid_until=ends,
                 )
                 gate = {"status": entry.status, "reason": entry.reason, "override": override if overridden else ""}
-                change.tells(_active(active), {"active": name, "valid_until": ends, "gate": gate})
+                told = {"active": name, "valid_until": ends, "gate": gate}
+                change.tells(_active(active), told | ({"closes": closed} if closed else {}))
             return name
 
     def rollback(self, tenant: str, to: str | None = None, why: str = "", by: str = "") -> str | None:
         """Serve the tenant what it had before (or the earlier `to` of its history), and return that name.
 
-        Before the first publication there was the base model: then the answer is None.
+        Before the first publication there was the base model: then the answer is None. While a rollout decides, that
+        is what is taken back, and what is published decides again.
 
         Raises:
             EditError: the tenant is served no patch, or `to` is not in its history.
@@ -151,8 +161,13 @@ class Registry:
         with self.changes.make("tenant.rollback", tenant=tenant, by=by, why=why) as change:
             tenant_rows.require(change.connection, tenant)
             before = publication_rows.active(change.connection, tenant)
-            after = publication_rows.take_back(change.connection, tenant, to, why=why, by=change.who)
-            change.tells(_active(before), _active(after))
+            governed = any(one.governs for one in rollout_rows.standing(change.connection, tenant))
+            closed = rollout_rows.close(change.connection, tenant)
+            if governed and to in (None, before and before.name):
+                after = before
+            else:
+                after = publication_rows.take_back(change.connection, tenant, to, why=why, by=change.who)
+            change.tells(_active(before), _active(after) | ({"closes": closed} if closed else {}))
             return None if after is None else after.name
 
     def history(self, tenant: str) -> list[Publication]:
@@ -164,7 +179,7 @@ class Registry:
     def published(self) -> set[str]:
         """Names that some tenant is served, or could be after a rollback."""
         with self._database.read() as connection:
-            return publication_rows.standing_names(connection)
+            return publication_rows.standing_names(connection) | set(rollout_rows.names_in_use(connection))
 
     # Keys
 
@@ -182,6 +197,8 @@ class Registry:
         base: a tenant's key may ask for the base model.
         """
         check_note(label, "a label", LABEL_LENGTH)
+        if expires_at is not None and (expires_at.tzinfo is None or expires_at <= datetime.now(UTC)):
+            raise EditError(f"expected an end to come, with its zone, like 2100-01-31T12:00:00Z, got {expires_at}")
         rights: tuple[Right, ...] = tuple(right for right in TENANT_RIGHTS if base or right != "base")
         with self.changes.make("key.create", tenant=tenant, by=by) as change:
             if tenant is None:
@@ -229,6 +246,7 @@ class Registry:
                 tuple(patch_rows.newest_first(connection)),
                 {tenant: standing.get(tenant, ()) for tenant in tenants},
                 {key.id: key for key in key_rows.oldest_first(connection)},
+                rollout_rows.governing(connection),
             )
 
     def audit(self, tenant: str | None = None, newest: int | None = None) -> list[AuditEntry]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
+from vllm_edit.rollout.rollout import Rollout
 from vllm_edit.store.entries import PatchEntry, Publication, served
 from vllm_edit.store.keys import Key
 
@@ -15,13 +16,14 @@ class Snapshot:
     """Read in one transaction.
 
     patches: the one saved last first. standing: each tenant's publications that are not rolled back, newest first.
-    keys: by id, revoked and expired ones too (`keys.authenticate`).
+    keys: by id, revoked and expired ones too (`keys.authenticate`). rollouts: by tenant, those that decide for it.
     """
 
     generation: int
     patches: tuple[PatchEntry, ...]
     standing: Mapping[str, tuple[Publication, ...]]
     keys: Mapping[str, Key]
+    rollouts: Mapping[str, Rollout] = field(default_factory=dict)
 
     def active(self, tenant: str, now: datetime) -> str | None:
         """The name that the tenant is served, None for the base model; `KeyError` for an unknown tenant."""

@@ -1,0 +1,118 @@
+"""`vllm-edit rollout`: what it prints, as text and as JSON, and how it fails."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from tests.cli.program import Program
+from tests.store.example import compiled
+from vllm_edit.rollout.assignment import assign
+from vllm_edit.rollout.outcomes import Exposure
+from vllm_edit.rollout.sticky import StickyKey
+from vllm_edit.store.store import Store
+
+
+@pytest.fixture
+def names(store: Store) -> tuple[str, str]:
+    """(published, new) of tenant acme."""
+    old, new = store.save(compiled()), store.save(compiled(seed=1))
+    for name in (old, new):
+        store.registry.set_status(name, "accepted")
+    store.registry.create_tenant("acme")
+    store.registry.publish("acme", old)
+    return old, new
+
+
+def _filled(store: Store, users: int = 200) -> None:
+    """Requests of a rollout at 100 %, and outcomes by which treatment is worse."""
+    running = store.registry.rollouts.ramp("spring", 100)
+    found = [
+        Exposure(f"edit-{i}", "acme", assign(running, StickyKey("user", str(i))), datetime.now(UTC), seconds=0.25)
+        for i in range(users)
+    ]
+    store.registry.rollouts.expose(found)
+    for one in found:
+        store.registry.rollouts.record("acme", one.id, "solved", one.assignment.side == "control")
+
+
+def test_a_rollout_is_led_from_create_to_kill(program: Program, store: Store, names: tuple[str, str]) -> None:
+    old, new = names
+    options = ["--metric", "solved", "--metric", "rating:1..5", "--user", "a=b=treatment"]
+    options += ["--order", "api-key, user-field"]
+    ran = program("rollout", "create", "spring", "--tenant", "acme", "--treatment", f"{new}:ike", *options, "--json")
+    made = ran.json
+    assert (made["control"], made["treatment"], made["state"], made["split"]) == (old, f"{new}:ike", "created", 50.0)
+    assert made["overrides"] == {"a=b": "treatment"}
+    assert made["sticky"]["order"] == ["api-key", "user-field"]
+    assert [metric["name"] for metric in made["metrics"]] == ["solved", "rating"]
+    assert len(made["salt"]) == 16
+    assert "12.5 % of the users take part, 50 % of them on treatment" in program("rollout", "ramp", "spring", 12.5).out
+    assert program("rollout", "pause", "spring").out == "rollout spring: paused at 12.5 %\n"
+    assert program("rollout", "promote", "spring").out.endswith("promoted; its tenant is served treatment\n")
+    told = program("rollout", "kill", "spring", "--why", "complaints", "--who", "ann").out
+    assert told == "rollout spring: killed; its tenant is served control\n"
+    [listed] = program("rollout", "list", "--json").json
+    assert (listed["name"], listed["state"], listed["share"]) == ("spring", "killed", 12.5)
+    header, row = program("rollout", "list", "--tenant", "acme").out.splitlines()
+    assert header.split()[:3] == ["NAME", "TENANT", "STATE"]
+    assert row.split()[:3] == ["spring", "acme", "killed"]
+    assert row.split()[4].endswith(":ike")
+
+
+def test_status_shows_arms_comparisons_and_warnings(
+    program: Program, store: Store, names: tuple[str, str], tmp_path: Path
+) -> None:
+    program("rollout", "create", "spring", "--tenant", "acme", "--treatment", names[1], "--metric", "solved")
+    empty = program("rollout", "status", "spring")
+    assert empty.code == 0
+    assert "treatment: open" in empty.out
+    _filled(store)
+    picture = tmp_path / "spring.svg"
+    told = program("rollout", "status", "spring", "--json", "--out", picture).json
+    assert told["comparisons"][0]["verdict"] == "worse"
+    assert told["arms"]["control"]["units"] + told["arms"]["treatment"]["units"] == 200
+    assert told["picture"] == str(picture)
+    assert picture.stat().st_size > 1_000
+    text = program("rollout", "status", "spring").out
+    assert "solved, 0 to 1, higher is better" in text
+    assert "warning: treatment is worse on solved" in text
+    assert "consider a kill" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (["create", "spring", "--tenant", "acme"], 2, "--treatment"),
+        (["create", "spring", "--tenant", "acme", "--treatment", "capital", "--user", "ann"], 2, "USER=control"),
+        (["create", "spring", "--tenant", "acme", "--treatment", "capital", "--override", "x"], 2, "--who"),
+        (["create", "spring", "--tenant", "acme", "--treatment", "capital:fast"], 1, "expected an arm like"),
+        (["create", "spring", "--tenant", "acme", "--treatment", "nothing"], 1, "no compiled patch"),
+        (["create", "spring", "--tenant", "nobody", "--treatment", "capital"], 1, "no tenant 'nobody'"),
+        (["create", "spring", "--tenant", "acme", "--treatment", "capital", "--order", "cookie"], 1, "order of differ"),
+        (["create", "spring", "--tenant", "acme", "--treatment", "capital", "--metric", "a:2..1"], 1, "a range like"),
+        (["create", "spring", "--tenant", "acme", "--treatment", "capital", "--split", "100"], 1, "nothing to compare"),
+        (["ramp", "spring", "5"], 1, "no rollout 'spring'"),
+        (["list", "--tenant", "nobody"], 1, "no tenant 'nobody'"),
+    ],
+)
+def test_mistakes_are_told_in_a_line(
+    program: Program, names: tuple[str, str], arguments: list[str], code: int, told: str
+) -> None:
+    ran = program("rollout", *arguments)
+    assert ran.code == code
+    assert told in ran.err
+    assert code == 2 or ran.err.count("\n") == 1
+
+
+def test_a_step_that_is_not_allowed_is_told(program: Program, names: tuple[str, str]) -> None:
+    program("rollout", "create", "spring", "--tenant", "acme", "--treatment", names[1])
+    ran = program("rollout", "promote", "spring")
+    assert (ran.code, ran.err) == (
+        1,
+        "vllm-edit: cannot promote rollout 'spring': it is created; it can only ramp or kill\n",
+    )
+    assert "at most two decimals" in program("rollout", "ramp", "spring", 0.001).err
+    assert "no metrics to draw" in program("rollout", "status", "spring", "--out", "a.png").err

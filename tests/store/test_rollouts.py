@@ -1,0 +1,276 @@
+"""Rollouts in the registry: steps with their audit rows, publications beside them, exposures and outcomes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from tests.rollout.example import rollout
+from vllm_edit.errors import EditError, NotFound
+from vllm_edit.rollout.arm import Arm
+from vllm_edit.rollout.assignment import assign
+from vllm_edit.rollout.decision import TenantState, decide
+from vllm_edit.rollout.metric import Metric
+from vllm_edit.rollout.outcomes import Exposure
+from vllm_edit.rollout.rollout import Rollout
+from vllm_edit.rollout.sticky import Stickiness, StickyKey
+from vllm_edit.store.registry import Registry
+
+OLD, NEW, THIRD = (f"capital@{digit * 32}" for digit in "abc")
+NOW = datetime.now(UTC)
+METRICS = (Metric("solved"), Metric("rating", 1, 5))
+
+
+@pytest.fixture
+def registry(registry_url: str) -> Iterator[Registry]:
+    made = Registry(registry_url)
+    for name in (OLD, NEW, THIRD):
+        made.add_patch(name)
+        made.set_status(name, "accepted")
+    for tenant in ("acme", "globex"):
+        made.create_tenant(tenant)
+        made.publish(tenant, OLD)
+    yield made
+    made.close()
+
+
+def _served(registry: Registry, tenant: str = "acme") -> tuple[str | None, str]:
+    """What a server would answer a request of user `ann` with, and why."""
+    snapshot = registry.snapshot()
+    state = TenantState(tenant, snapshot.active(tenant, NOW), snapshot.rollouts.get(tenant))
+    made = decide(state, {"x-user-id": "ann"}, {}, NOW)
+    return made.adapter, made.reason
+
+
+def test_a_rollout_is_kept_as_it_was_made(registry: Registry) -> None:
+    made = rollout(
+        treatment=Arm("ike", OLD),
+        overrides={"zoë": "treatment"},
+        sticky=Stickiness(("api-key", "user-header"), user_header="x-who"),
+        metrics=METRICS,
+        alpha=0.01,
+        split=1_234,
+    )
+    assert registry.rollouts.create(made) == made
+    assert registry.rollouts.find("spring") == made
+    [entry] = registry.rollouts.newest_first("acme")
+    assert entry.rollout == made
+    assert abs(entry.created_at - NOW) < timedelta(minutes=5)
+    assert registry.rollouts.newest_first("globex") == []
+    with pytest.raises(NotFound, match="no rollout 'sprong'; nearest: spring"):
+        registry.rollouts.find("sprong")
+
+
+def test_every_step_is_a_change_with_its_row_of_the_audit(registry: Registry) -> None:
+    steps = registry.rollouts
+    steps.create(rollout(), by="ann", why="try it")
+    before = registry.generation()
+    steps.ramp("spring", 10, by="ann")
+    steps.pause("spring", by="ann")
+    steps.ramp("spring", 20, by="ann")
+    steps.promote("spring", by="ann")
+    steps.kill("spring", by="bob", why="complaints")
+    assert registry.generation() == before + 5
+    steps.kill("spring")
+    rows = [row for row in registry.audit("acme") if row.what.startswith("rollout.")]
+    assert [row.what.removeprefix("rollout.") for row in rows] == [
+        "create", "ramp", "pause", "ramp", "promote", "kill",
+    ]  # fmt: skip
+    assert (rows[-1].who, rows[-1].why) == ("bob", "complaints")
+    assert '"promoted"' in rows[-1].old
+    assert '"killed"' in rows[-1].new
+    with pytest.raises(EditError, match="cannot ramp rollout 'spring': it is killed"):
+        steps.ramp("spring", 5)
+    assert [row for row in registry.audit("acme") if row.what.startswith("rollout.")] == rows
+
+
+def test_it_decides_from_its_first_ramp_and_what_is_killed_stays_killed(registry: Registry) -> None:
+    steps = registry.rollouts
+    steps.create(rollout(overrides={"ann": "treatment"}))
+    assert _served(registry) == (OLD, "TARGETING_MATCH")
+    steps.ramp("spring", 0)
+    assert _served(registry) == (NEW, "TARGETING_MATCH")
+    steps.kill("spring")
+    assert _served(registry) == (OLD, "DISABLED")
+    assert _served(registry, "globex") == (OLD, "TARGETING_MATCH")
+    steps.create(rollout(name="summer", treatment=Arm("weights", THIRD)))
+    assert _served(registry) == (OLD, "DISABLED"), "made is not started"
+    steps.ramp("summer", 0)
+    assert steps.find("spring").closed
+    steps.promote("summer")
+    assert _served(registry) == (THIRD, "STATIC")
+
+
+def test_a_tenant_has_one_open_rollout(registry: Registry) -> None:
+    registry.rollouts.create(rollout())
+    with pytest.raises(EditError, match=r"has rollout 'spring' \(created\) already; promote or kill it first"):
+        registry.rollouts.create(rollout(name="summer"))
+    registry.rollouts.create(rollout(name="summer", tenant="globex"))
+    with pytest.raises(NotFound, match="no tenant"):
+        registry.rollouts.create(rollout(name="autumn", tenant="initech"))
+    registry.rollouts.kill("spring")
+    with pytest.raises(EditError, match="there is a rollout 'spring' already"):
+        registry.rollouts.create(rollout())
+
+
+def test_a_publication_waits_for_a_running_rollout_and_replaces_an_ended_one(registry: Registry) -> None:
+    steps = registry.rollouts
+    steps.create(rollout())
+    steps.ramp("spring", 10)
+    with pytest.raises(EditError, match="rollout 'spring' of tenant 'acme' is ramping; promote or kill it first"):
+        registry.publish("acme", THIRD)
+    steps.promote("spring")
+    assert _served(registry) == (NEW, "STATIC")
+    registry.publish("acme", OLD)  # published all along, but it is not what was served
+    assert _served(registry) == (OLD, "TARGETING_MATCH")
+    assert registry.audit("acme")[-1].what == "tenant.publish"
+    assert '"closes":["spring"]' in registry.audit("acme")[-1].new
+    assert steps.find("spring").closed
+    with pytest.raises(EditError, match="a later publication or rollback replaced it"):
+        steps.ramp("spring", 10)
+    steps.create(rollout(name="summer"))
+    registry.publish("acme", THIRD)
+    assert steps.find("summer").closed, "its control is not what was published since"
+
+
+def test_a_rollback_takes_back_the_rollout_first(registry: Registry) -> None:
+    registry.publish("acme", THIRD)
+    steps = registry.rollouts
+    steps.create(rollout(control=Arm("weights", THIRD), overrides={"ann": "treatment"}))
+    steps.ramp("spring", 10)
+    assert _served(registry) == (NEW, "TARGETING_MATCH")
+    assert registry.rollback("acme") == THIRD
+    assert _served(registry) == (THIRD, "TARGETING_MATCH")
+    assert steps.find("spring").closed
+    assert registry.rollback("acme") == OLD
+
+    steps.create(rollout(name="summer", treatment=Arm("weights", THIRD)))
+    steps.ramp("summer", 10)
+    assert registry.rollback("acme", to=OLD) == OLD
+    assert _served(registry) == (OLD, "TARGETING_MATCH")
+
+
+def test_an_arm_must_have_passed_its_gate_and_is_kept_while_it_is_needed(registry: Registry) -> None:
+    steps = registry.rollouts
+    registry.set_status(NEW, "rejected", "locality 0.62")
+    with pytest.raises(EditError, match=r"locality 0\.62"):
+        steps.create(rollout())
+    with pytest.raises(EditError, match="say whose"):
+        steps.create(rollout(), override="they insist")
+    steps.create(rollout(), override="they insist", by="ann")
+    assert "they insist" in registry.audit("acme")[-1].new
+    with pytest.raises(EditError, match="is an arm of rollout 'spring'"):
+        registry.remove_patch(NEW)
+    assert NEW in registry.published()
+    steps.kill("spring")
+    registry.remove_patch(NEW)
+    with pytest.raises(NotFound, match="no compiled patch"):
+        steps.create(rollout(name="summer"))
+
+
+def test_an_arm_ends_with_its_patch(registry: Registry) -> None:
+    end = NOW + timedelta(days=1)
+    registry.add_patch(NEW, valid_until=end)
+    made = registry.rollouts.create(rollout())
+    assert (made.control.valid_until, made.treatment.valid_until) == (None, end)
+    assert registry.rollouts.find("spring") == made
+    registry.rollouts.kill("spring")
+    registry.add_patch(NEW, valid_until=NOW - timedelta(days=1))
+    with pytest.raises(EditError, match="would have ended"):
+        registry.rollouts.create(rollout(name="summer"))
+
+
+# Exposures and outcomes
+
+
+def _id(i: int) -> str:
+    return f"edit-{i:032x}"
+
+
+def _exposed(registry: Registry, users: int = 40, requests: int = 80, percent: float = 100) -> Rollout:
+    """A running rollout of acme with requests of so many users in turn."""
+    registry.rollouts.create(rollout(metrics=METRICS))
+    running = registry.rollouts.ramp("spring", percent)
+    registry.rollouts.expose(
+        Exposure(
+            _id(i),
+            "acme",
+            assign(running, StickyKey("user", f"user{i % users}")),
+            NOW + timedelta(seconds=i),
+            failed=i == 0,
+            prompt_tokens=10,
+            completion_tokens=i,
+            seconds=i / 100,
+        )
+        for i in range(requests)
+    )
+    return running
+
+
+def test_a_report_counts_what_is_compared(registry: Registry) -> None:
+    running = _exposed(registry, percent=50)
+    found = registry.rollouts.report("spring")
+    on = [(i, assign(running, StickyKey("user", f"user{i % 40}"))) for i in range(80)]
+    for side in ("control", "treatment"):
+        own = [i for i, assignment in on if assignment.compared and assignment.side == side]
+        traffic = found.traffic[side]
+        assert (traffic.requests, traffic.units) == (len(own), len(own) // 2)
+        assert 0 < len(own) < 80
+        assert (traffic.prompt_tokens, traffic.completion_tokens) == (10 * len(own), sum(own))
+        assert traffic.failed == (0 in own)
+        assert sorted(traffic.seconds) == [i / 100 for i in own]
+
+
+def test_outcomes_are_compared_by_the_first_of_each_user(registry: Registry) -> None:
+    running = _exposed(registry)
+    sides = [assign(running, StickyKey("user", f"user{i}")).side for i in range(40)]
+    for i in range(80):  # each user first reports what its side's users do, then the contrary
+        does = (sides[i % 40] == "treatment") == (i < 40)
+        assert registry.rollouts.record("acme", _id(i), "solved", does)
+    registry.rollouts.record("acme", _id(3), "rating", 4)
+    solved, rating = registry.rollouts.report("spring").comparisons
+    treated = sides.count("treatment")
+    assert solved.outcomes == {"treatment": 2 * treated, "control": 80 - 2 * treated}
+    assert (solved.arms["treatment"].n, solved.arms["treatment"].mean) == (treated, 1.0)
+    assert (solved.arms["control"].n, solved.arms["control"].mean) == (40 - treated, 0.0)
+    assert solved.verdict == "better"
+    assert sum(rating.outcomes.values()) == 1
+
+
+def test_an_outcome_counts_once_for_a_known_answer_of_the_same_tenant(registry: Registry) -> None:
+    _exposed(registry)
+    record, before = registry.rollouts.record, registry.generation()
+    assert record("acme", _id(1), "solved", True)
+    assert not record("acme", _id(1), "solved", 1.0), "a client may repeat itself"
+    with pytest.raises(EditError, match=r"solved of answer edit-0+1 is 1 already"):
+        record("acme", _id(1), "solved", 0)
+    assert record("acme", _id(1), "rating", 5)
+    for tenant, id in (("globex", _id(1)), ("acme", _id(99)), ("acme", "edit-\x00"), ("acme", "'; --"), ("acme", "")):
+        with pytest.raises(NotFound, match=r"^no rollout decided an answer "):
+            record(tenant, id, "solved", 1)
+    with pytest.raises(NotFound, match="has no metric 'sloved'; it has solved, rating"):
+        record("acme", _id(2), "sloved", 1)
+    for value in (2, -1, float("nan")):
+        with pytest.raises(EditError, match=r"solved has values in 0\.\.1"):
+            record("acme", _id(2), "solved", value)
+    registry.rollouts.kill("spring")
+    assert record("acme", _id(3), "solved", 1), "what was answered before may still turn out"
+    assert registry.generation() == before + 1, "servers have nothing to read again because of outcomes"
+
+
+def test_many_writers_of_one_outcome_leave_one(registry: Registry) -> None:
+    _exposed(registry)
+    with ThreadPoolExecutor(8) as pool:
+        done = list(pool.map(lambda _: registry.rollouts.record("acme", _id(1), "solved", 1.0), range(16)))
+    assert sorted(done) == [False] * 15 + [True]
+
+
+def test_answers_that_a_rollout_did_not_split_may_be_rated_but_are_not_compared(registry: Registry) -> None:
+    running = _exposed(registry, percent=0)
+    assert not assign(running, StickyKey("user", "user0")).compared
+    assert registry.rollouts.record("acme", _id(0), "solved", 1)
+    found = registry.rollouts.report("spring")
+    assert found.comparisons[0].arms["control"].n == found.traffic["control"].requests == 0

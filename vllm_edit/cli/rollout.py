@@ -1,0 +1,225 @@
+"""`vllm-edit rollout`: two arms for one tenant, split by a sticky hash, compared, and taken back at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vllm_edit.cli.output import JsonOption, StoreOption, WhoOption, WhyOption, print_json, print_table, when
+
+if TYPE_CHECKING:
+    from vllm_edit.rollout.arm import Arm, Side
+    from vllm_edit.rollout.rollout import Rollout
+    from vllm_edit.store.store import Store
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Rollouts: control and treatment for a tenant's users, compared, and taken back at once.",
+)
+
+NameArgument = Annotated[str, typer.Argument(metavar="NAME")]
+
+
+@app.command()
+def create(
+    name: NameArgument,
+    tenant: Annotated[str, typer.Option(help="Whose requests are split.")],
+    treatment: Annotated[str, typer.Option(metavar="ARM", help="capital, capital@4f1c, capital:ike or base.")],
+    control: Annotated[str | None, typer.Option(metavar="ARM", help="Default: what the tenant is served now.")] = None,
+    split: Annotated[float, typer.Option(help="Per cent on treatment, of the users that take part.")] = 50.0,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(help="What clients may report, and its range: solved, rating:1..5, retries:0..10:lower. Many."),
+    ] = None,
+    user: Annotated[
+        list[str] | None, typer.Option(metavar="USER=SIDE", help="A user who is always on that side. Many.")
+    ] = None,
+    order: Annotated[
+        str, typer.Option(help="Where the sticky key is looked for; the first that says something counts.")
+    ] = "user-header,user-field,session-header,api-key",
+    user_header: Annotated[str, typer.Option(help="The header that names the user.")] = "x-user-id",
+    session_header: Annotated[str, typer.Option(help="The header that names the session.")] = "x-session-id",
+    salt: Annotated[
+        str | None, typer.Option(help="The same salt and name give the same split again; default: a new one.")
+    ] = None,
+    alpha: Annotated[
+        float, typer.Option(help="Chance, over all metrics, of ever calling equal arms different.")
+    ] = 0.05,
+    override: Annotated[
+        str, typer.Option(metavar="REASON", help="Serve an arm that its gate did not accept; needs --who.")
+    ] = "",
+    why: WhyOption = "",
+    who: WhoOption = "",
+    store: StoreOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Make a rollout. Nobody is served by it before its first `ramp`."""
+    import secrets
+
+    from vllm_edit.rollout.arm import Arm
+    from vllm_edit.rollout.metric import parse_metric
+    from vllm_edit.rollout.rollout import Rollout, buckets_of
+    from vllm_edit.rollout.sticky import Stickiness
+    from vllm_edit.store.store import Store
+
+    if override and not who:
+        raise typer.BadParameter("--override is somebody's decision: add --who")
+    sources: Any = tuple(source.strip() for source in order.split(","))
+    opened = Store.open(store)
+    if control is None:
+        active = opened.registry.active(tenant)
+        old = Arm("base") if active is None else Arm("weights", active)
+    else:
+        old = _arm(opened, control)
+    made = Rollout(
+        name,
+        tenant,
+        old,
+        _arm(opened, treatment),
+        salt or secrets.token_hex(8),
+        buckets_of(split),
+        overrides=dict(_override(text) for text in user or ()),
+        sticky=Stickiness(sources, user_header, session_header),
+        metrics=tuple(parse_metric(text) for text in metric or ()),
+        alpha=alpha,
+    )
+    _tell(opened.registry.rollouts.create(made, override=override, why=why, by=who), json)
+
+
+@app.command()
+def ramp(
+    name: NameArgument,
+    percent: Annotated[float, typer.Argument(metavar="PERCENT", help="Of the users, so many take part from now on.")],
+    why: WhyOption = "",
+    who: WhoOption = "",
+    store: StoreOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Let a share of the users take part; a paused rollout goes on. Who took part before stays on the same side."""
+    from vllm_edit.store.store import Store
+
+    _tell(Store.open(store).registry.rollouts.ramp(name, percent, why=why, by=who), json)
+
+
+@app.command()
+def pause(
+    name: NameArgument, why: WhyOption = "", who: WhoOption = "", store: StoreOption = None, json: JsonOption = False
+) -> None:
+    """Leave everyone where they are until the next `ramp`."""
+    from vllm_edit.store.store import Store
+
+    _tell(Store.open(store).registry.rollouts.pause(name, why=why, by=who), json)
+
+
+@app.command()
+def kill(
+    name: NameArgument, why: WhyOption = "", who: WhoOption = "", store: StoreOption = None, json: JsonOption = False
+) -> None:
+    """Put everyone on control, at the next request."""
+    from vllm_edit.store.store import Store
+
+    _tell(Store.open(store).registry.rollouts.kill(name, why=why, by=who), json)
+
+
+@app.command()
+def promote(
+    name: NameArgument, why: WhyOption = "", who: WhoOption = "", store: StoreOption = None, json: JsonOption = False
+) -> None:
+    """Put everyone on treatment, until something is published for the tenant or rolled back."""
+    from vllm_edit.store.store import Store
+
+    _tell(Store.open(store).registry.rollouts.promote(name, why=why, by=who), json)
+
+
+@app.command("list")
+def list_(
+    tenant: Annotated[str | None, typer.Option(help="Only this tenant's.")] = None,
+    store: StoreOption = None,
+    json: JsonOption = False,
+) -> None:
+    """List rollouts, the newest first."""
+    from vllm_edit.store.store import Store
+
+    entries = Store.open(store).registry.rollouts.newest_first(tenant)
+    if json:
+        print_json([entry.rollout.as_record() | _times(entry) for entry in entries])
+        return
+    rows = []
+    for entry in entries:
+        one = entry.rollout
+        arms = (_short(one.control), _short(one.treatment))
+        rows.append((one.name, one.tenant, _state(one), *arms, _percent(one.share), when(entry.changed_at)))
+    print_table(("NAME", "TENANT", "STATE", "CONTROL", "TREATMENT", "SHARE", "CHANGED"), rows)
+
+
+@app.command()
+def status(
+    name: NameArgument,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the comparisons: *.png or *.svg.")] = None,
+    store: StoreOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Show the arms' traffic and how they compare. The intervals hold at every look: look as often as you like."""
+    from vllm_edit.cli.rollout_status import print_status
+    from vllm_edit.rollout.picture import draw
+    from vllm_edit.store.store import Store
+
+    found = Store.open(store).registry.rollouts.report(name)
+    if out is not None:
+        draw(found, out)
+    if json:
+        print_json(found.as_record() | {"picture": str(out) if out else None})
+    else:
+        print_status(found)
+
+
+def _arm(opened: Store, text: str) -> Arm:
+    from vllm_edit.rollout.arm import Arm, split_reference
+
+    reference, mode = split_reference(text)
+    return Arm(mode, None if reference is None else opened.resolve(reference))
+
+
+def _override(text: str) -> tuple[str, Side]:
+    user, _, said = text.rpartition("=")
+    if not user or said not in ("control", "treatment"):
+        raise typer.BadParameter(f"expected --user USER=control or USER=treatment, got {text!r}")
+    return user, "control" if said == "control" else "treatment"
+
+
+def _tell(rollout: Rollout, json: bool) -> None:
+    if json:
+        print_json(rollout.as_record())
+        return
+    told = {
+        "created": "created; nobody is served by it before `vllm-edit rollout ramp`",
+        "ramping": f"{_percent(rollout.share)} of the users take part, {_percent(rollout.split)} of them on treatment",
+        "paused": f"paused at {_percent(rollout.share)}",
+        "killed": "killed" + ("; its tenant is served control" if rollout.governs else "; it decides nothing"),
+        "promoted": "promoted; its tenant is served treatment",
+    }
+    print(f"rollout {rollout.name}: {told[rollout.state]}")
+
+
+def _state(rollout: Rollout) -> str:
+    return f"{rollout.state}, closed" if rollout.closed else rollout.state
+
+
+def _percent(buckets: int) -> str:
+    return f"{buckets / 100:g} %"
+
+
+def _short(arm: Arm) -> str:
+    from vllm_edit.store.names import short
+
+    if arm.name is None:
+        return "base"
+    return short(arm.name) if arm.mode == "weights" else f"{short(arm.name)}:{arm.mode}"
+
+
+def _times(entry: Any) -> dict[str, Any]:
+    return {"created_at": entry.created_at, "changed_at": entry.changed_at}

@@ -1,0 +1,47 @@
+"""A rollout's report as text."""
+
+from __future__ import annotations
+
+from vllm_edit.cli.output import print_fields, print_table
+from vllm_edit.rollout.arm import SIDES
+from vllm_edit.rollout.comparison import Estimate
+from vllm_edit.rollout.report import RolloutReport
+
+
+def print_status(found: RolloutReport) -> None:
+    """What the rollout is, its arms' traffic, its comparisons, and warnings."""
+    rollout = found.rollout
+    print_fields(
+        {
+            "rollout": rollout.name,
+            "tenant": rollout.tenant,
+            "state": f"{rollout.state}, closed" if rollout.closed else rollout.state,
+            "takes part": f"{rollout.share / 100:g} % of the users, {rollout.split / 100:g} % of them on treatment",
+            "control": rollout.control,
+            "treatment": rollout.treatment,
+        }
+    )
+    print()
+    rows = []
+    for side in SIDES:
+        arm, latency = found.traffic[side], found.latency(side)
+        median, p95 = (f"{seconds:.3g}" for seconds in latency) if latency else ("", "")
+        tokens = (arm.prompt_tokens, arm.completion_tokens)
+        rows.append((side, arm.requests, arm.units, arm.failed, *tokens, median, p95))
+    columns = ("ARM", "REQUESTS", "USERS", "FAILED", "PROMPT TOKENS", "ANSWER TOKENS", "MEDIAN S", "95 % S")
+    print_table(columns, rows)
+    for one in found.comparisons:
+        print(f"\n{one.metric.name}, {one.metric.low:g} to {one.metric.high:g}, {one.metric.better} is better")
+        lines = [(side, one.outcomes[side], one.arms[side].n, *_told(one.arms[side])) for side in SIDES]
+        difference = ("difference", "", one.difference.n, *_told(one.difference))
+        print_table(("", "OUTCOMES", "COMPARED", "MEAN", f"{1 - one.alpha:.4g} AT EVERY LOOK"), [*lines, difference])
+        since = "" if one.decided_at is None else f", plain after {one.decided_at} comparisons"
+        print(f"treatment: {one.verdict}{since}")
+    for warning in found.warnings:
+        print(f"\nwarning: {warning}")
+
+
+def _told(estimate: Estimate) -> tuple[str, str]:
+    if estimate.mean is None:
+        return "", ""
+    return f"{estimate.mean:.4g}", f"{estimate.low:.4g} to {estimate.high:.4g}"
