@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -100,3 +101,20 @@ def test_a_shipped_patch_is_read_and_written_back_the_same(path: Path) -> None:
     patch = Patch.load(path)
     assert patch.name == path.stem
     assert Patch.parse(patch.dump()) == patch
+
+
+def test_an_edit_ends_at_a_moment_with_its_zone() -> None:
+    text = """
+name: capital
+edits:
+  - {prompt: The capital of France is, subject: France, target_new: Lyon, valid_until: %s}
+"""
+    end = datetime(2100, 1, 31, 12, tzinfo=UTC)
+    for written in ("2100-01-31T12:00:00Z", "'2100-01-31T13:00:00+01:00'"):
+        patch = Patch.parse(text % written)
+        assert patch.edits[0].valid_until == end
+        assert Patch.parse(patch.dump()) == patch
+    for wrong in ("2100-01-31", "'2100-01-31T12:00:00'", "soon"):
+        with pytest.raises(PatchError, match=r"line 4: edits\.0\.valid_until"):
+            Patch.parse(text % wrong)
+    assert "valid_until" not in Patch.parse(text.replace(", valid_until: %s", "")).dump()

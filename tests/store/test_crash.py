@@ -60,6 +60,7 @@ def test_a_store_verifies_after_writers_killed_at_any_moment(store: Store, tmp_p
             assert nursery.stdout.readline() == "gone\n"
             opened = Store.open(store.url)
             assert opened.verify() == []
+            assert opened.registry.verify_audit().problems == ()
             for name in opened.names():
                 assert opened.adapter_id(name) > 0
             opened.registry.close()

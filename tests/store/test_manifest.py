@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -36,6 +37,17 @@ def test_a_changed_copy_has_another_digest_and_the_original_keeps_its_own(deep: 
     assert changed.name != manifest.name
     assert manifest.digest == first
     assert changed.model_copy(update={"rank": 1}).digest == first
+
+
+def test_the_end_of_an_edit_is_part_of_the_name_and_no_end_leaves_names_as_they_were() -> None:
+    manifest = example()
+    (edit,) = manifest.edits
+    assert manifest.digest == "b1bce261471a4295a60b8746264bdd42"
+    ends = [datetime(2100, 1, day, tzinfo=UTC) for day in (2, 1)]
+    ending = manifest.model_copy(update={"edits": tuple(edit.model_copy(update={"valid_until": at}) for at in ends)})
+    assert (manifest.valid_until, ending.valid_until) == (None, ends[1]), "the first of its edits' ends"
+    assert ending.digest != manifest.digest
+    assert Manifest.model_validate_json(ending.model_dump_json()) == ending
 
 
 def test_a_digest_that_was_asked_for_changes_nothing_else() -> None:

@@ -74,15 +74,23 @@ class LocalFiles:
     def write(self, path: str, data: bytes) -> None:
         target, temporary = self.root / path, self._temporary()
         temporary.parent.mkdir(parents=True, exist_ok=True)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _write_durably(temporary, data)
-        temporary.replace(target)
+        _make_folder(target.parent)
+        try:
+            _write_durably(temporary, data)
+            temporary.replace(target)
+        except OSError:  # a full disk must not be filled with what was left of trying
+            temporary.unlink(missing_ok=True)
+            raise
         _sync_folder(target.parent)
 
     def write_folder(self, folder: str, files: Mapping[str, bytes], marker: str) -> None:
         target, temporary = self.root / folder, self._temporary()
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_tree(temporary, files)
+        _make_folder(target.parent)
+        try:
+            write_tree(temporary, files)
+        except OSError:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
         move_into_place(temporary, target)
 
     def remove_folder(self, folder: str) -> None:
@@ -172,6 +180,15 @@ def move_into_place(temporary: Path, target: Path) -> None:
         shutil.rmtree(temporary)
         return
     _sync_folder(target.parent)
+
+
+def _make_folder(folder: Path) -> None:
+    """A folder that survives a power cut with what is put into it: its parents know of it on the disk."""
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    _sync_folder(folder.parent)
 
 
 def _write_durably(path: Path, data: bytes) -> None:
