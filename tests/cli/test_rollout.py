@@ -78,6 +78,7 @@ def test_status_shows_arms_comparisons_and_warnings(
     assert picture.stat().st_size > 1_000
     text = program("rollout", "status", "spring").out
     assert "solved, 0 to 1, higher is better" in text
+    assert "95 % AT EVERY LOOK" in text
     assert "warning: treatment is worse on solved" in text
     assert "consider a kill" in text
 

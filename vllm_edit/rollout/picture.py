@@ -32,6 +32,8 @@ def draw(found: RolloutReport, path: Path) -> None:
             axes.fill_between(shown + 1, lower[shown], upper[shown], alpha=0.25, linewidth=0)
             axes.plot(shown + 1, estimate[shown])
             axes.axhline(0.0, color="black", linewidth=0.6)
+            if not n:
+                axes.set(xticks=[], yticks=[])
             if one.decided_at is not None:
                 axes.axvline(one.decided_at, color="black", linewidth=0.6, linestyle=":")
             axes.set_ylabel(one.metric.name)
