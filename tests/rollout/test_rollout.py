@@ -59,6 +59,8 @@ def test_every_step_is_taken_or_refused_in_one_line(state: str, verb: str) -> No
 
 
 def test_a_closed_rollout_stays_as_it_is_but_can_be_killed_twice() -> None:
+    with pytest.raises(EditError, match="it is killed; make a new one"):
+        rollout(10).killed().promoted()
     closed = rollout(10).promoted().ended()
     assert not closed.governs
     for verb in DO:

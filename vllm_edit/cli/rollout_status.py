@@ -34,7 +34,8 @@ def print_status(found: RolloutReport) -> None:
         print(f"\n{one.metric.name}, {one.metric.low:g} to {one.metric.high:g}, {one.metric.better} is better")
         lines = [(side, one.outcomes[side], one.arms[side].n, *_told(one.arms[side])) for side in SIDES]
         difference = ("difference", "", one.difference.n, *_told(one.difference))
-        print_table(("", "OUTCOMES", "COMPARED", "MEAN", f"{100 * (1 - one.alpha):.4g} % AT EVERY LOOK"), [*lines, difference])
+        level = f"{100 * (1 - one.alpha):.4g} % AT EVERY LOOK"
+        print_table(("", "OUTCOMES", "COMPARED", "MEAN", level), [*lines, difference])
         since = "" if one.decided_at is None else f", plain after {one.decided_at} comparisons"
         print(f"treatment: {one.verdict}{since}")
     for warning in found.warnings:

@@ -130,7 +130,7 @@ class Rollout:
         allowed = _ALLOWED[self.state] if not self.closed or self.state == "killed" else ()
         if verb not in allowed:
             state = f"{self.state}, and a later publication or rollback replaced it" if self.closed else self.state
-            can = f"it can only {' or '.join(allowed)}" if allowed else "make a new one"
+            can = "make a new one" if self.state == "killed" or not allowed else f"it can only {' or '.join(allowed)}"
             raise EditError(f"cannot {verb} rollout {self.name!r}: it is {state}; {can}")
         return replace(self, state=_LEADS_TO[verb], share=self.share if share is None else share)
 
