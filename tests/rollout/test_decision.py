@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -108,3 +110,12 @@ def test_whatever_a_request_says_it_is_answered_the_same_twice(
     assert decision == decide(state, headers, body, NOW, api_key)
     if decision.reason == "NO_KEY":
         assert decision.arm == "control"
+
+
+def test_deciding_imports_no_engine_no_torch_and_no_database() -> None:
+    program = (
+        "import sys, vllm_edit.rollout.decision, vllm_edit.rollout.report\n"
+        "print([name for name in ('torch', 'vllm', 'sqlalchemy', 'matplotlib') if name in sys.modules])"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"
