@@ -18,7 +18,7 @@ from vllm_edit.evaluation.runners.hf import HFRunner
 from vllm_edit.evaluation.runners.runner import Request
 from vllm_edit.evaluation.table import html, table
 from vllm_edit.ike.prefix import build_prefix, wrap
-from vllm_edit.patch import Gate, Patch
+from vllm_edit.patch import Gate, Patch, Probe
 from vllm_edit.store.compiled import CompiledPatch
 
 
@@ -144,6 +144,21 @@ def test_a_refused_edit_fails_what_needs_it_and_earns_nothing_for_what_must_stay
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "its target does not lead" in text
     assert "2 refused" in text
+
+
+def test_a_report_says_how_many_probes_another_edit_of_the_patch_kept_from_being_asked(
+    patch: Patch, compile_random: Compile, runner: HFRunner
+) -> None:
+    first, *others = patch.edits
+    probe = Probe(kind="unrelated", prompt=others[0].prompt, target=others[0].target_true)
+    crossed = patch.model_copy(update={"edits": (first.model_copy(update={"probes": (probe,)}), *others)})
+    report = evaluate(
+        compile_random(crossed, 5), runner, ("weights",), Settings(max_tokens=4, latency=0, teacher_forced=False)
+    )
+    assert report.not_asked == {"unrelated": 1}
+    console = Console(file=io.StringIO(), width=160)
+    console.print(table(report))
+    assert "another edit of the patch changes the answer: 1 of unrelated" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_progress_counts_the_answers_of_each_mode(compiled: CompiledPatch, runner: HFRunner) -> None:

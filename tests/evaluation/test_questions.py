@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vllm_edit.evaluation.questions import questions_of
+from vllm_edit.evaluation.questions import not_asked, questions_of
 from vllm_edit.patch import Edit, Probe, ProbeKind
 
 
@@ -43,6 +43,9 @@ def asked(*edits: Edit) -> list[str]:
 def test_a_neighbour_that_another_edit_changes_is_no_locality_probe(edit: Edit) -> None:
     assert asked(edit) == [edit.probes[0].prompt]
     assert asked(edit, JAPAN) == []
+    assert not_asked((edit, JAPAN), chat=False) == {edit.probes[0].kind: 1}
+    assert not not_asked((edit,), chat=False)
+    assert not not_asked((edit, JAPAN), split="tune", chat=False)
 
 
 @pytest.mark.parametrize(
@@ -56,3 +59,4 @@ def test_a_neighbour_that_another_edit_changes_is_no_locality_probe(edit: Edit) 
 )
 def test_what_no_edit_changes_is_still_asked(edit: Edit) -> None:
     assert asked(edit, JAPAN) == [edit.probes[0].prompt]
+    assert not not_asked((edit, JAPAN), chat=False)

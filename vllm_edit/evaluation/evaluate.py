@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from vllm_edit.evaluation.measuring import (
     refusals,
     summarise,
 )
-from vllm_edit.evaluation.questions import Question, questions_of
+from vllm_edit.evaluation.questions import Question, not_asked, questions_of
 from vllm_edit.evaluation.refused import Refused
 from vllm_edit.evaluation.report import MODES, Answer, Cost, Measure, Mode, Protocol, Report
 from vllm_edit.evaluation.runners.runner import Runner
@@ -76,6 +77,7 @@ def evaluate(
         for number, some in enumerate(edits)
         for question in questions_of(some, number, split=settings.split, chat=has_chat)
     ]
+    left_out = sum((not_asked(some, split=settings.split, chat=has_chat) for some in edits), Counter[str]())
     if "ike" in asked:
         for patch in patches:
             check_disjoint(edits_of(patch), () if isinstance(patch, Patch) else patch.demonstrations)
@@ -124,6 +126,7 @@ def evaluate(
         relations={relation: tuple(some) for relation, some in by_relation.items()},
         costs=tuple(costs),
         refused={patch.name: patch.reason for patch in patches if isinstance(patch, Refused)},
+        not_asked=dict(left_out),
         answers=tuple(_answers(questions, patches, edits, answers)) if settings.answers else None,
     )
 

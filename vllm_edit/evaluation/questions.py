@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from vllm_edit.patch import LOCALITY_KINDS, Edit, Probe, Split
@@ -48,7 +49,7 @@ def questions_of(edits: Sequence[Edit], patch: int, *, split: Split | None = "ga
     """All questions about one patch; `chat` says whether the model has a chat template, otherwise chat is left out.
 
     What one edit would keep and another changes is not asked: a patch about France and Japan must not be told to leave
-    Japan alone because it is a neighbour of France.
+    Japan alone because it is a neighbour of France. `not_asked` counts what is left out so.
     """
     asked: list[Question] = []
     changes = _Changes(edits)
@@ -58,7 +59,7 @@ def questions_of(edits: Sequence[Edit], patch: int, *, split: Split | None = "ga
         if chat:
             asked.append(Question(patch, index, RELIABILITY_CHAT, edit.prompt, True, new, old))
         for probe in edit.probes:
-            if split not in (None, probe.split) or (probe.chat and not chat):
+            if not _is_asked(probe, split, chat):
                 continue
             expected: str | None = probe.target
             rival: str | None = None
@@ -70,6 +71,23 @@ def questions_of(edits: Sequence[Edit], patch: int, *, split: Split | None = "ga
                 expected, rival = new, old
             asked.append(Question(patch, index, probe.kind, probe.prompt, probe.chat, expected, rival, probe.tag))
     return asked
+
+
+def not_asked(edits: Sequence[Edit], *, split: Split | None = "gate", chat: bool) -> Counter[str]:
+    """Metric → how many keeping probes `questions_of` leaves out, since another edit changes what they ask."""
+    return Counter(_changed_probes(edits, split, chat))
+
+
+def _changed_probes(edits: Sequence[Edit], split: Split | None, chat: bool) -> Iterator[str]:
+    changes = _Changes(edits)
+    for index, edit in enumerate(edits):
+        for probe in edit.probes:
+            if probe.kind in KEEPING and _is_asked(probe, split, chat) and changes.by_another(index, probe):
+                yield probe.kind
+
+
+def _is_asked(probe: Probe, split: Split | None, chat: bool) -> bool:
+    return split in (None, probe.split) and (chat or not probe.chat)
 
 
 class _Changes:

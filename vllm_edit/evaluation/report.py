@@ -85,6 +85,10 @@ class Report(_Frozen):
     relations: dict[str, tuple[Measure, ...]] = Field(default_factory=dict)
     costs: tuple[Cost, ...] = ()
     refused: dict[str, str] = Field(default_factory=dict, description="patch that was not compiled → why")
+    not_asked: dict[str, int] = Field(
+        default_factory=dict,
+        description="keeping metric → probes left out, since another edit of the patch changes what they ask",
+    )
     answers: tuple[Answer, ...] | None = None
 
     def find(self, metric: str, mode: Mode, protocol: Protocol = "generation") -> Measure | None:

@@ -18,6 +18,9 @@ def table(report: Report) -> Group:
     what = report.patches[0] if len(report.patches) == 1 else f"{len(report.patches)} patches"
     asked = f"{report.split} probes" if report.split else "all probes"
     parts: list[Table | Text] = [Text(f"{what}: {report.edits} edits, {asked}, {report.engine}", style="bold")]
+    if report.not_asked:
+        counts = ", ".join(f"{count} of {metric}" for metric, count in report.not_asked.items())
+        parts.append(Text(f"not asked, since another edit of the patch changes the answer: {counts}"))
     for protocol, meaning in PROTOCOLS.items():
         measures = [measure for measure in report.measures if measure.protocol == protocol]
         if measures:
