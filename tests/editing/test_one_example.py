@@ -189,6 +189,8 @@ def test_peft_loads_the_adapter_and_answers_as_our_delta_does(llama: Bench, tmp_
         ("ft", {"norm_limit": 0}, "norm_limit must be positive; got 0"),
         ("ft", {"steps": -1, "learning_rate": 0}, "learning_rate must be positive; got 0; steps must not be negative"),
         ("ft", {"steps": "many"}, "settings of ft: "),
+        ("ft", {"served_margin": "high"}, "settings of ft: "),
+        ("lora", {"served_margin": float("nan")}, "served_margin must be a number; got nan"),
         ("lora", {"dropout": 1}, "dropout must lie between 0 and 1; got 1"),
         ("lora", {"on_missed": "ignore"}, "on_missed must be error or report; got 'ignore'"),
     ],

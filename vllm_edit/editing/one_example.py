@@ -66,6 +66,8 @@ class ExampleSettings:
             for name in ("steps", "stop_loss")
             if getattr(self, name) < 0
         ]
+        if not self.served_margin > -torch.inf:  # also for NaN, and a word raises TypeError here
+            found.append(f"served_margin must be a number; got {self.served_margin}")
         if self.on_missed not in ("error", "report"):
             found.append(f"on_missed must be error or report; got {self.on_missed!r}")
         return found
