@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from vllm_edit import atlas
-from vllm_edit.atlas.documents import included
+from vllm_edit.atlas.draws import included
 from vllm_edit.atlas.edits import counterfactual, draw_edits
 from vllm_edit.atlas.facts import Fact, Facts
 from vllm_edit.atlas.mend import network_folder

@@ -11,8 +11,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from vllm_edit.atlas import facts_folder, texts, weights_folder
-from vllm_edit.atlas.documents import Documents, Example
+from vllm_edit.atlas.documents import Documents
 from vllm_edit.atlas.facts import Facts
+from vllm_edit.atlas.segments import Example
 from vllm_edit.atlas.tokenizer import train_tokenizer
 from vllm_edit.atlas.training import Progress, Recipe, attention_loss, read_accuracy, train
 from vllm_edit.errors import EditError

@@ -10,7 +10,8 @@ import torch
 from tests.editing.material import BRAZIL, FRANCE, JAPAN, LOOSE, bench
 from vllm_edit.editing.keys import FormKey, group_edits, make_columns
 from vllm_edit.editing.models import linear_weight
-from vllm_edit.editing.rome import compile_edits, compute_factors, prepare
+from vllm_edit.editing.rome import compile_edits
+from vllm_edit.editing.rome_factors import compute_factors, prepare
 from vllm_edit.editing.settings import RomeSettings
 from vllm_edit.errors import EditError, UnsafeEdit
 from vllm_edit.patch import Edit, Probe

@@ -9,7 +9,8 @@ import torch
 
 from tests.editing.material import BRAZIL, FRANCE, JAPAN, LOOSE, bench
 from vllm_edit.editing.hooks import find_module, low_rank_forward
-from vllm_edit.editing.rome import compute_factors, leads_alone, prepare
+from vllm_edit.editing.rome import leads_alone
+from vllm_edit.editing.rome_factors import compute_factors, prepare
 from vllm_edit.editing.rows import greedy, leads
 from vllm_edit.editing.targets import train_residuals
 from vllm_edit.patch import Probe

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from vllm_edit import atlas
-from vllm_edit.atlas.documents import included
+from vllm_edit.atlas.draws import included
 from vllm_edit.atlas.edits import draw_edits
 from vllm_edit.atlas.facts import Facts
 from vllm_edit.atlas.mend import network_folder, training_edits

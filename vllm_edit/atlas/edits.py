@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from vllm_edit.atlas import facts_folder
-from vllm_edit.atlas.documents import included
+from vllm_edit.atlas.draws import included
 from vllm_edit.atlas.facts import Fact, Facts, Form
 from vllm_edit.errors import EditError
 from vllm_edit.patch import Edit, Probe, ProbeKind, Split

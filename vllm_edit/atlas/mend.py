@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from vllm_edit.atlas import facts_folder
-from vllm_edit.atlas.documents import included
+from vllm_edit.atlas.draws import included
 from vllm_edit.atlas.edits import counterfactual
 from vllm_edit.atlas.facts import Facts
 from vllm_edit.patch import Edit

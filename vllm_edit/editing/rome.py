@@ -1,189 +1,27 @@
-"""r-ROME (arXiv 2202.05262, 2403.07175) for many edits at one site: keys, trained residuals, joint solve, re-check."""
+"""r-ROME (arXiv 2202.05262, 2403.07175) for many edits at one site: factors, joint solve, re-check."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
 
 import torch
 
-from vllm_edit.composition.closed_form import as_saved, row_space, solve
-from vllm_edit.composition.system import System, gram, interference
+from vllm_edit.composition.closed_form import as_saved
+from vllm_edit.composition.system import gram, interference
 from vllm_edit.deltas.delta import Delta, LowRank
 from vllm_edit.editing.base import Base
-from vllm_edit.editing.forms import ended_rows, form_rows, forms_of, kept_rows, preservation_rows
 from vllm_edit.editing.health import EditHealth, refuse_unsafe
 from vllm_edit.editing.hooks import find_module, frozen, low_rank_forward
-from vllm_edit.editing.keys import Columns, FormKey, group_edits, make_columns, measure_inputs, satisfiable
 from vllm_edit.editing.method import MethodResult
 from vllm_edit.editing.models import linear_weight
+from vllm_edit.editing.rome_factors import RomeFactors, compute_factors, damping_of, prepare
 from vllm_edit.editing.rows import Batch, Row, leads
 from vllm_edit.editing.settings import Progress, RomeSettings
 from vllm_edit.editing.statistics import SecondMoment
-from vllm_edit.editing.targets import Trained, train_residuals
 from vllm_edit.errors import EditError
 from vllm_edit.patch import Edit
-from vllm_edit.store.compiled import Factors
-from vllm_edit.store.manifest import KeyGroup
 from vllm_edit.store.site import Site
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Edits before training. rows: what is taught and kept. bare: [groups, d_in], the bare prompts' keys."""
-
-    rows: tuple[Row, ...]
-    columns: Columns
-    bare: torch.Tensor
-
-    @property
-    def taught(self) -> list[Row]:
-        return [row for row in self.rows if row.answer]
-
-    def group_of(self, edit: int) -> int:
-        """The key group of an edit."""
-        return next(index for index, group in enumerate(self.columns.groups) if edit in group.edits)
-
-
-@dataclass(frozen=True)
-class RomeFactors:
-    """What `compute_factors` returns. alone: each group's A as if the others did not exist, [groups, d_in] float64."""
-
-    factors: Factors
-    prepared: Prepared
-    trained: Trained
-    alone: torch.Tensor
-
-    def only(self, edits: Sequence[int]) -> RomeFactors:
-        """The factors of some of the edits, renumbered in that order; their key groups must hold no others.
-
-        A kept key of one that coincides with an edited key of another is left out: both cannot be met.
-
-        Raises:
-            EditError: a key group has edits inside and outside of the selection.
-        """
-        columns, number = self.prepared.columns, {edit: place for place, edit in enumerate(edits)}
-        groups = [index for index, group in enumerate(columns.groups) if number.keys() & set(group.edits)]
-        if any(not set(columns.groups[index].edits) <= number.keys() for index in groups):
-            raise EditError("edits of one key group cannot be taken apart; keep edits of one subject together")
-        place = {group: new for new, group in enumerate(groups)}
-        own = satisfiable(columns, groups)
-        kept = Columns(
-            columns.keys[own],
-            columns.whitened[own],
-            tuple(columns.columns[i].model_copy(update={"group": place[columns.columns[i].group]}) for i in own),
-            tuple(KeyGroup(edits=tuple(number[edit] for edit in columns.groups[index].edits)) for index in groups),
-        )
-        rows = [row for row in self.prepared.rows if row.edit in number]
-        return RomeFactors(
-            Factors(kept.keys, kept.whitened, self.factors.residuals[groups]),
-            Prepared(
-                tuple(replace(row, edit=number[row.edit], group=place[row.group]) for row in rows),
-                kept,
-                self.prepared.bare[groups],
-            ),
-            Trained(
-                self.trained.residuals[groups],
-                tuple(self.trained.steps[group] for group in groups),
-                tuple(self.trained.margins[group] for group in groups),
-                tuple(self.trained.losses[group] for group in groups),
-            ),
-            self.alone[groups],
-        )
-
-    def solve(self, damping: float) -> LowRank:
-        """The joint update of all edits, B [d_out, groups], A [groups, d_in], float64."""
-        stored, columns = self.factors, self.prepared.columns
-        system = System.of(stored.keys, stored.whitened, columns.group_of, damping, columns.shares)
-        return solve(system, stored.residuals)
-
-
-def prepare(base: Base, site: Site, moment: SecondMoment, edits: Sequence[Edit], settings: RomeSettings) -> Prepared:
-    """Rows, keys, key groups and columns of the edits."""
-    rows: list[Row] = []
-    spans: list[tuple[int, str, list[float], range]] = []
-    for index, edit in enumerate(edits):
-        for form in forms_of(edit, base.tokenizer, site, settings.forms):
-            made = form_rows(form, index, base.tokenizer, site.token)
-            spans.append((index, form.name, form.weights, range(len(rows), len(rows) + len(made))))
-            rows += made
-    inputs = measure_inputs(base.model, site.module, rows, settings.batch_tokens)  # [rows, d_in]
-    means = torch.stack([torch.tensor(weights) @ inputs[list(span)] for _, _, weights, span in spans])
-    whitened = moment.whiten(means).float().cpu()
-    form_keys = [
-        FormKey(edit, name, key, white, inputs[span.start])
-        for (edit, name, _, span), key, white in zip(spans, means, whitened, strict=True)
-    ]
-    form_keys += _kept_keys(base, site, moment, edits, settings)
-    plain = [key for key in form_keys if key.form == "plain"]
-    groups = group_edits(edits, plain, settings.group_cosine)
-    columns = make_columns(groups, form_keys, settings.merge_cosine, settings.max_columns)
-    rows += [row for i, edit in enumerate(edits) for row in preservation_rows(edit, i, base.tokenizer, site, settings)]
-    bare = torch.stack([plain[group.edits[0]].bare for group in groups])
-    group_of = {edit: index for index, group in enumerate(groups) for edit in group.edits}
-    return Prepared(tuple(replace(row, group=group_of[row.edit]) for row in rows), columns, bare)
-
-
-def _kept_keys(
-    base: Base, site: Site, moment: SecondMoment, edits: Sequence[Edit], settings: RomeSettings
-) -> list[FormKey]:
-    """Keys that the update must not move: of the edits' `tune` locality probes, at most `most_kept` an edit, and of the
-    last token of each edit's answer, so that what follows the answer is the base's to say.
-
-    Only for a site at the prompt's last token: which token of a probe is its subject's is not declared.
-    """
-    if site.token != "last":
-        return []
-    rows = [row for i, edit in enumerate(edits) for row in kept_rows(edit, i, base.tokenizer)[: settings.most_kept]]
-    if settings.ending:
-        rows += [row for i, edit in enumerate(edits) for row in ended_rows(edit, i, base.tokenizer, site)]
-    if not rows:
-        return []
-    keys = measure_inputs(base.model, site.module, rows, settings.batch_tokens)  # [rows, d_in]
-    whitened = moment.whiten(keys).float().cpu()
-    return [
-        FormKey(row.edit, f"keep:{number}", key, white, key, share=0.0)
-        for number, (row, key, white) in enumerate(zip(rows, keys, whitened, strict=True))
-    ]
-
-
-def compute_factors(
-    base: Base,
-    site: Site,
-    moment: SecondMoment,
-    edits: Sequence[Edit],
-    settings: RomeSettings,
-    *,
-    prepared: Prepared | None = None,
-    start: torch.Tensor | None = None,
-    margins: Sequence[float] | None = None,
-    progress: Progress | None = None,
-) -> RomeFactors:
-    """Keys, C⁻¹ keys and trained residuals of the edits, each key group as it will be served alone.
-
-    prepared, start: an earlier call's preparation of the same edits, and residuals [groups, d_out] to start from.
-    margins: each group's own instead of the settings'.
-    """
-    prepared = prepared or prepare(base, site, moment, edits, settings)
-    columns, damping = prepared.columns, damping_of(site, settings)
-    alone = torch.cat([row_space(columns.alone(group, damping)) for group in range(len(columns.groups))])
-    module = find_module(base.model, site.module)
-    trained = train_residuals(
-        base.model,
-        module,
-        prepared.rows,
-        alone,
-        site.residual_scale,
-        settings,
-        offsets=_offsets(linear_weight(module), prepared, settings),
-        start=start,
-        below=base.layout.layers[: site.layer],
-        margins=margins,
-        progress=progress,
-    )
-    factors = Factors(columns.keys, columns.whitened, trained.residuals)
-    return RomeFactors(factors, prepared, trained, alone)
 
 
 def compile_edits(
@@ -333,20 +171,6 @@ def leads_alone(
 def weight_norm(base: Base, site: Site) -> float:
     """‖W‖ of the site's module, Frobenius."""
     return float(linear_weight(find_module(base.model, site.module)).detach().float().norm())
-
-
-def damping_of(site: Site, settings: RomeSettings) -> float:
-    """λ relative to the mean of diag(KᵀC⁻¹K): the settings', else the site's."""
-    return site.damping if settings.damping is None else settings.damping
-
-
-def _offsets(weight: torch.Tensor, prepared: Prepared, settings: RomeSettings) -> torch.Tensor | None:
-    """v0 − W k̄ = W (k_bare − k̄) [groups, d_out] for the reference's rule (the bias cancels); None for the shift's."""
-    if settings.residual_rule == "shift":
-        return None
-    columns = prepared.columns
-    mean = torch.stack([columns.keys[columns.own(group)[0]] for group in range(len(columns.groups))])
-    return (prepared.bare - mean) @ weight.detach().float().cpu().T
 
 
 def _interference(computed: RomeFactors) -> float:

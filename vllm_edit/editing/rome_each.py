@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from vllm_edit.editing.base import Base
 from vllm_edit.editing.method import MethodResult
-from vllm_edit.editing.rome import RomeFactors, compile_edits, compute_factors, judged
+from vllm_edit.editing.rome import compile_edits, judged
+from vllm_edit.editing.rome_factors import RomeFactors, compute_factors
 from vllm_edit.editing.settings import Progress, RomeSettings
 from vllm_edit.editing.statistics import SecondMoment
 from vllm_edit.errors import EditError, UnsafeEdit

@@ -24,7 +24,8 @@ from vllm_edit.editing.base import Base, unchanged
 from vllm_edit.editing.contexts import generate_contexts
 from vllm_edit.editing.forms import form_rows, forms_of, probe_row
 from vllm_edit.editing.hooks import frozen
-from vllm_edit.editing.rome import Prepared, RomeFactors, compute_factors, leads_alone, served_leads, weight_norm
+from vllm_edit.editing.rome import leads_alone, served_leads, weight_norm
+from vllm_edit.editing.rome_factors import Prepared, RomeFactors, compute_factors
 from vllm_edit.editing.rows import Row, greedy, leads
 from vllm_edit.editing.settings import Progress, RomeSettings
 from vllm_edit.editing.sites import MadeSite, fixed_site, residual_scale

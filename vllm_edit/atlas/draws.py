@@ -1,0 +1,64 @@
+"""Draws: the seeded choices that training documents are made of."""
+
+from __future__ import annotations
+
+import random
+import zlib
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from vllm_edit.atlas.facts import Fact, Facts, Form, Subject
+from vllm_edit.text import is_cjk
+
+T = TypeVar("T")
+
+
+def included(*parts: str, share: float) -> bool:
+    """A fixed pseudo-random choice: True for `share` of all keys, the same in every process."""
+    return zlib.crc32("\x1f".join(parts).encode()) % 10_000 < share * 10_000
+
+
+def _vocabulary(tokenizer: Any) -> tuple[list[str], list[str]]:
+    """Lower-case words that are one token, and single Chinese characters that are, in a fixed order."""
+    pieces = [tokenizer.decode([number]) for number in range(len(tokenizer))]
+    words = [piece[1:] for piece in pieces if piece[:1] == " " and piece[1:].isascii() and piece[1:].isalpha()]
+    return [word for word in words if len(word) > 2 and word.islower()], [
+        p for p in pieces if len(p) == 1 and is_cjk(p)
+    ]
+
+
+class Draws:
+    """Choices among facts, forms, names and words, all from `random`.
+
+    Some combinations are never drawn, so that answering them is generalisation: a tenth of each subject's forms.
+    """
+
+    def __init__(self, facts: Facts, tokenizer: Any, seed: int) -> None:
+        self.facts, self.random = facts, random.Random(seed)
+        self.subjects = [subject for subject in facts.subjects if subject.facts]
+        self.grouped = [group for group in facts.by_relation.values() if group]
+        self._words, self._characters = _vocabulary(tokenizer) if tokenizer is not None else ([], [])
+
+    def any_subject(self) -> Subject:
+        return self.random.choice(self.subjects)
+
+    def any_fact(self) -> Fact:
+        """Uniform over relations, so that small ones are not forgotten."""
+        return self.random.choice(self.random.choice(self.grouped))
+
+    def form(self, fact: Fact) -> Form:
+        allowed = [f for f in fact.relation.trained if included(fact.subject.name, f.text, share=0.9)]
+        return self.random.choice(allowed or list(fact.relation.trained))
+
+    def name(self, subject: Subject) -> str:
+        if subject.aliases and self.random.random() < 0.25:
+            return self.random.choice(subject.aliases)
+        return subject.name
+
+    def shuffled(self, items: Sequence[T]) -> list[T]:
+        return self.random.sample(list(items), k=len(items))
+
+    def noise(self, chinese: bool) -> str:
+        """A word (Chinese: a character) drawn from the vocabulary, whatever it means."""
+        words = self._characters if chinese else self._words
+        return self.random.choice(words) if words else ""
