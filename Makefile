@@ -24,6 +24,7 @@ endif
 demo: setup
 	@$(BIN)/vllm-edit demo
 
+# The registry is tested over PostgreSQL too where its server is installed (Debian: apt-get install postgresql).
 test: setup
 	$(BIN)/python -m pytest
 

@@ -19,6 +19,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import create_engine, inspect, make_url, text
 
+from tests import postgres
 from vllm_edit.errors import EditError, NotFound
 from vllm_edit.store import migrations, tables
 from vllm_edit.store.audit import Verified
@@ -334,6 +335,20 @@ def test_a_registry_that_cannot_be_used_is_told_in_one_line(tmp_path: Path) -> N
         with pytest.raises(EditError, match="expected the URL") as caught:
             Registry(url)
         assert "secret" not in str(caught.value)
+
+
+def test_a_role_that_may_not_write_is_told_in_one_line(cluster: postgres.Cluster) -> None:
+    url = make_url(cluster.new_database())
+    owner = Registry(url)
+    with create_engine(owner.url).begin() as connection:
+        connection.execute(text("create role guest login"))
+        connection.execute(text("grant select on all tables in schema public to guest"))
+    guest = Registry(url.set(username="guest"))
+    assert guest.tenants() == []
+    with pytest.raises(EditError, match="cannot be used: permission denied"):
+        guest.create_tenant("acme")
+    with pytest.raises(EditError, match="cannot be used: permission denied"):
+        Registry(make_url(cluster.new_database()).set(username="guest"))
 
 
 WRITER = """

@@ -12,6 +12,7 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, OperationalError
 from vllm_edit.errors import EditError
 from vllm_edit.store import migrations, tables
 
+_FORBIDDEN = ("42501", "25006")  # PostgreSQL: the role lacks a privilege, the server only reads
 _BUSY_TIMEOUT_S = 30
 _CONNECT_TIMEOUT_S = 5
 _MIGRATING = 0x766C6C6D  # the number of the advisory lock that processes opening a new PostgreSQL database queue up on
@@ -65,12 +66,13 @@ class Database:
 
     @contextmanager
     def _usable(self) -> Iterator[None]:
-        """A database that is gone, full, locked for too long or no database is the operator's to mend, in one line."""
+        """A database that is gone, full, forbidden, locked too long or none is the operator's to mend, in one line."""
         try:
             yield
         except DatabaseError as error:
             # Subclasses besides these (a constraint, a bad statement) are our own defects. "Not a database" has none.
-            if type(error) not in (OperationalError, DatabaseError):
+            known = type(error) in (OperationalError, DatabaseError)
+            if not known and getattr(error.orig, "sqlstate", None) not in _FORBIDDEN:
                 raise
             raise EditError(f"the registry {self} cannot be used: {' '.join(str(error.orig).split())}") from error
 
