@@ -332,6 +332,26 @@ def test_peft_loads_the_adapter_folder(store: Store, tmp_path: Path) -> None:
         torch.testing.assert_close(loaded.eval()(ids).logits, expected, rtol=0, atol=1e-4)
 
 
+def test_a_store_keeps_its_registry_where_it_is_told_to(
+    registry_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_EDIT_REGISTRY", registry_url)
+    store = new_store(tmp_path / "elsewhere")
+    names = [store.save(compiled(seed=seed)) for seed in range(2)]
+    store.registry.set_status(names[0], "accepted")
+    store.registry.create_tenant("acme")
+    store.registry.publish("acme", names[0])
+    other = Store.open(store.url)
+    assert other.registry.active("acme") == names[0]
+    assert (other.names(), other.gc()) == (names[::-1], [])
+    assert other.verify() == []
+    found = other.registry.verify_audit()
+    assert (found.not_anchored, found.problems) == (0, ())
+    assert not (tmp_path / "elsewhere" / "registry.db").exists()
+    store.registry.close()
+    other.registry.close()
+
+
 def test_gc_removes_only_what_nobody_can_be_served(store: Store) -> None:
     names = [store.save(compiled(seed=seed)) for seed in range(4)]
     store.registry.create_tenant("acme")
