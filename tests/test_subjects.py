@@ -60,6 +60,8 @@ NAMES = [
     ["Straße"],
     ["U.S."],
     ["The Who"],
+    ["Côte d'Ivoire"],
+    ["Hawai’i"],
 ]
 
 
@@ -77,6 +79,8 @@ NAMES = [
         ("STRASSE", (5,)),
         ("the U.S. today", (6,)),
         ("who wrote it", (7,)),  # a leading article does not count, in names either: a known price
+        ("CÔTE D’IVOIRE’s capital", (8,)),
+        ("Hawai'i", (9,)),
         ("", ()),
     ],
 )

@@ -32,11 +32,13 @@ def continuation(prompt: str, answer: str) -> str:
 
 
 def normalise(text: str) -> str:
-    """Case folded, NFKC, single spaces, no outer punctuation, no leading English article: the form that is compared.
+    """Case folded, NFKC, straight apostrophes, single spaces, no outer punctuation, no leading English article: the form
+    that is compared.
 
     Folding and NFKC change a text's length, so places in it are places in this form only.
     """
     text = _SPACES.sub(" ", unicodedata.normalize("NFKC", text)).strip().casefold()
+    text = text.replace("’", "'")  # what telephones type, and NFKC leaves
     text = text.strip(" .,;:!?\"'`()[]。，！？；：「」『』")
     return _LEADING_ARTICLE.sub("", text)
 
