@@ -32,8 +32,8 @@ def continuation(prompt: str, answer: str) -> str:
 
 
 def normalise(text: str) -> str:
-    """The form that is compared: case folded, NFKC, straight apostrophes, single spaces, no outer punctuation, no leading
-    English article.
+    """The form that is compared: case folded, NFKC, straight apostrophes, single spaces, no outer punctuation, no
+    leading English article.
 
     Folding and NFKC change a text's length, so places in it are places in this form only.
     """
