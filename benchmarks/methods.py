@@ -60,6 +60,7 @@ SHOWN = {
     "portability alias": "portability, alias",
     "portability one_hop": "… one hop",
     "locality": "locality, same relation",
+    "locality same_object": "… same old answer",
     "locality_subject": "… same subject",
     "unrelated": "… unrelated",
 }
@@ -175,9 +176,12 @@ def table(data: Mapping[str, Any], link: str) -> str:
         cells += ["–" if costs["seconds"] is None else f"{costs['seconds']:.3f}"]
         cells += ["–" if costs["bytes"] is None else f"{costs['bytes']:,.0f}", f"{costs['tokens']:.0f}"]
         lines.append(f"| {name} | {' | '.join(cells)} |")
+    asked = [str(data["rows"]["base"][column]["n"]) if column in data["rows"]["base"] else "–" for column in SHOWN]
+    lines.append(f"| questions | {' | '.join(asked)} | – | – | – |")
     note = (
         f"{data['edits']} counterfactual edits of atlas, each alone, asked through {data['engine']}. Shares by free "
-        "greedy generation; locality: answers unchanged from base. Seconds: "
+        "greedy generation; locality: answers unchanged from base, where neighbours with the same old answer "
+        "(CounterFact's choice) have a column of their own; `vllm-edit eval` counts both kinds as locality. Seconds: "
         f"{_batched(data['rows'])}. Bytes: the PEFT files in float32. `make bench-methods`; intervals and all columns "
         f"in [RESULTS.md]({link})."
     )

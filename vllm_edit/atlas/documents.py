@@ -189,5 +189,10 @@ class Documents:
 
 def held_out_texts(count: int, seed: int) -> list[str]:
     """`count` documents as text, from the shipped facts, drawn with a seed of their own (role tokens written out)."""
-    documents = Documents(Facts.load(facts_folder()), tokenizer=None, seed=seed)
+    return texts_about(Facts.load(facts_folder()), count, seed)
+
+
+def texts_about(facts: Facts, count: int, seed: int) -> list[str]:
+    """`count` documents about these tables' subjects, as text."""
+    documents = Documents(facts, tokenizer=None, seed=seed)
     return ["".join(segment.text for segment in documents.at(number).fact_document()) for number in range(count)]

@@ -1,8 +1,8 @@
-"""The edits that atlas's hypernetwork is trained on: of subjects that no evaluation ever edits.
+"""The edits and texts that atlas's hypernetwork is trained on: about subjects that no evaluation ever edits.
 
 A fifth of all subjects is set aside for choosing things (`edits.py`); evaluations draw from the others. Training takes
-that fifth, and its probes too ask about nobody else. Only new answers come from whole tables: a fifth of a relation's
-objects are too few to learn to write any of them.
+that fifth, and its probes and texts too ask about nobody else. Only new answers come from whole tables: a fifth of a
+relation's objects are too few to learn to write any of them.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from vllm_edit.atlas import facts_folder
+from vllm_edit.atlas.documents import texts_about
 from vllm_edit.atlas.draws import included
 from vllm_edit.atlas.edits import counterfactual
 from vllm_edit.atlas.facts import Facts
@@ -41,6 +42,11 @@ def training_edits(
             edit = _retargeted(edit, rng.choice(sorted(objects)))
         edits.append(edit)
     return edits
+
+
+def training_texts(count: int = 2000, seed: int = 1) -> list[str]:
+    """Unrelated text for KL: documents about the subjects set aside. Facts that locality is judged by are not in it."""
+    return texts_about(set_aside(Facts.load(facts_folder())), count, seed)
 
 
 def _retargeted(edit: Edit, new: str) -> Edit:

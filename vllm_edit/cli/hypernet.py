@@ -50,7 +50,7 @@ def train(
     """Train a network on edits in patch form. Stopped and started again, it goes on where it was."""
     from dataclasses import asdict
 
-    from vllm_edit.cli.material import load_base, texts_of
+    from vllm_edit.cli.material import load_base
     from vllm_edit.cli.method_settings import method_settings
     from vllm_edit.editing.hypernetwork.data import check_apart
     from vllm_edit.editing.hypernetwork.files import Card, last_matrices, save
@@ -63,7 +63,7 @@ def train(
     forbidden = [name for edit in _read(judged or []) for name in (edit.subject, *edit.aliases)]
     training = _edits_of(model, edits, count, seed)
     check_apart(training, forbidden)
-    passages = texts_of(model, texts)
+    passages = _texts_of(model, texts)
     base = load_base(model)
     modules = last_matrices(base, layers)
     started = time.perf_counter()
@@ -134,6 +134,16 @@ def _read(files: list[Path]) -> list[Edit]:
     from vllm_edit.patch import Patch
 
     return [edit for file in files for edit in Patch.load(file).edits]
+
+
+def _texts_of(model: str, texts: Path | None) -> list[str]:
+    from vllm_edit.cli.material import SHIPPED, texts_of
+
+    if model == SHIPPED and texts is None:
+        from vllm_edit.atlas.mend import training_texts
+
+        return training_texts()
+    return texts_of(model, texts)
 
 
 def _edits_of(model: str, files: list[Path] | None, count: int, seed: int) -> list[Edit]:
