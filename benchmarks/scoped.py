@@ -269,6 +269,7 @@ def table(data: Mapping[str, Any]) -> str:
         f"{data['edits']} edits of {data['subjects']} subjects in one patch with scope subject, through "
         f"`vllm-edit serve` with {data['slots']} slots of rank {data['rank']}. Every edit by its own prompt, the "
         f"probes of at most {data['asked']} edits. Single edits: each compiled alone, asked with its own adapter. "
+        "Their probes are drawn apart from the patch's, so only the reliability columns compare the two. "
         f"The truncated solution keeps {data['kept_energy']:.1%} of the energy.",
         f"Reliability lost against single edits: {data['reliability_lost']:+.3f}. Compiled in "
         f"{data['seconds_compiling']:.0f} s; {size['patch'] / 2**20:.1f} MiB in the store, "
