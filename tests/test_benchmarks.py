@@ -87,9 +87,10 @@ def test_tables_show_every_row_with_its_costs_and_what_was_not_measured() -> Non
     }
     data = {"edits": 9, "engine": "hf", "machine": "Machine.", "rows": rows}
     shown = [line.split(" | ") for line in table(data, "R.md").splitlines() if line.startswith("| ")]
-    assert {len(cells) for cells in shown} == {13}
+    assert {len(cells) for cells in shown} == {14}
     assert shown[2][-3:] == ["0.250", "4,000", "0 |"]
     assert shown[3][-3:] == ["0.125", "–", "431 |"]
+    assert shown[4][:2] == ["| questions", "9"]
     assert "ROME in one batch, IKE one edit after the other" in table(data, "R.md")
     assert "| ROME | 0.500 [0.25, 0.75] |" in details(data)
 
