@@ -32,3 +32,14 @@ def test_patches_about_one_subject_are_refused() -> None:
     twice = (patch_of(FRANCE, name="one"), patch_of(FRANCE, name="two"))
     with pytest.raises(EditError, match="one and two both edit 'France'"):
         compile_separately(twice, one.base, site=one.site, moment=one.moment, settings=LOOSE)
+
+
+def test_a_patch_of_too_high_a_rank_is_refused_in_a_batch_too_before_anything_is_trained() -> None:
+    one = bench(max_rank=1)
+    place = {"site": one.site, "moment": one.moment, "settings": LOOSE}
+    seen: list[str] = []
+    with pytest.raises(EditError, match="needs rank 2; the site allows 1"):
+        compile_separately(PATCHES, one.base, **place, progress=lambda what, *_: seen.append(what))  # type: ignore[arg-type]
+    assert not seen
+    apart = (patch_of(FRANCE, name="one"), patch_of(JAPAN, name="two"))  # the batch's rank is 2, each patch's is 1
+    assert [made.manifest.rank for made in compile_separately(apart, one.base, **place)] == [1, 1]  # type: ignore[arg-type]

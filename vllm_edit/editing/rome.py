@@ -21,6 +21,7 @@ from vllm_edit.editing.settings import Progress, RomeSettings
 from vllm_edit.editing.statistics import SecondMoment
 from vllm_edit.errors import EditError
 from vllm_edit.patch import Edit
+from vllm_edit.store.manifest import KeyGroup
 from vllm_edit.store.site import Site
 
 
@@ -39,11 +40,7 @@ def compile_edits(
         EditError: the patch needs a higher rank than the site has.
     """
     prepared = prepare(base, site, moment, edits, settings)
-    if (rank := len(prepared.columns.groups)) > site.max_rank:
-        raise EditError(
-            f"the patch has {rank} key groups and needs rank {rank}; the site allows {site.max_rank}: split the patch, "
-            "or make a store whose site has a higher maximum rank (vllm-edit store init --max-rank)"
-        )
+    check_rank(prepared.columns.groups, site)
     computed = compute_factors(base, site, moment, edits, settings, prepared=prepared, progress=progress)
     margins = [settings.margin] * len(prepared.columns.groups)
     for _ in range(settings.rounds - 1):
@@ -63,6 +60,19 @@ def compile_edits(
             progress=progress,
         )
     return judged(base, site, edits, computed.only(range(len(edits))), settings)
+
+
+def check_rank(groups: Sequence[KeyGroup], site: Site) -> None:
+    """Refuse a patch of these key groups where the site cannot hold it.
+
+    Raises:
+        EditError: with the rank that it needs.
+    """
+    if (rank := len(groups)) > site.max_rank:
+        raise EditError(
+            f"the patch has {rank} key groups and needs rank {rank}; the site allows {site.max_rank}: split the patch, "
+            "or make a store whose site has a higher maximum rank (vllm-edit store init --max-rank)"
+        )
 
 
 def _shortfalls(base: Base, site: Site, computed: RomeFactors, settings: RomeSettings) -> list[float]:

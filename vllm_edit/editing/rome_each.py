@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import accumulate
 
 from vllm_edit.editing.base import Base
 from vllm_edit.editing.method import MethodResult
-from vllm_edit.editing.rome import compile_edits, judged
-from vllm_edit.editing.rome_factors import RomeFactors, compute_factors
+from vllm_edit.editing.rome import check_rank, compile_edits, judged
+from vllm_edit.editing.rome_factors import RomeFactors, compute_factors, prepare
 from vllm_edit.editing.settings import Progress, RomeSettings
 from vllm_edit.editing.statistics import SecondMoment
 from vllm_edit.errors import EditError, UnsafeEdit
@@ -31,7 +32,8 @@ def compile_each(
     patch of several groups that misses in its joint solve is compiled by itself, with all of `settings.rounds`.
 
     Raises:
-        EditError: two patches edit one subject, so that their edits could fall into one key group.
+        EditError: two patches edit one subject, so that their edits could fall into one key group; or one needs a
+            higher rank than the site has, which is told before anything is trained.
         UnsafeEdit: edits missed their targets or break a health limit, all of them by name.
     """
     owners: dict[str, Patch] = {}
@@ -43,13 +45,15 @@ def compile_each(
                     f"{other} and {patch.name} both edit {edit.subject!r}; compile them one after the other"
                 )
     edits = [edit for patch in patches for edit in patch.edits]
-    computed = compute_factors(base, site, moment, edits, settings, progress=progress)
+    ends = list(accumulate(len(patch.edits) for patch in patches))
+    ranges = [range(end - len(patch.edits), end) for patch, end in zip(patches, ends, strict=True)]
+    prepared = prepare(base, site, moment, edits, settings)
+    for own in ranges:  # a key group is of one subject, hence of one patch
+        check_rank([group for group in prepared.columns.groups if group.edits[0] in own], site)
+    computed = compute_factors(base, site, moment, edits, settings, prepared=prepared, progress=progress)
     results: list[MethodResult] = []
     problems: list[str] = []
-    start = 0
-    for patch in patches:
-        own = range(start, start + len(patch.edits))
-        start = own.stop
+    for patch, own in zip(patches, ranges, strict=True):
         try:
             results.append(_judged_alone(base, site, moment, patch, computed.only(own), settings))
         except UnsafeEdit as error:
