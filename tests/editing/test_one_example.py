@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,13 @@ def test_patches_are_compiled_separately_as_one_after_the_other(llama: Bench, me
     assert [one.name for one in found] == [one.name for one in alone]
 
 
+@BOTH
+def test_a_report_without_a_training_step_has_no_loss_and_is_valid_json(llama: Bench, method: str) -> None:
+    report = compiled(llama, method, FRANCE, steps=0, on_missed="report").report
+    assert (report["steps"], report["loss"]) == (0, None)
+    json.dumps(report, allow_nan=False)
+
+
 def test_the_norm_limit_bounds_every_entry_of_the_update(llama: Bench) -> None:
     rows = example_rows(EDITS, llama.base.tokenizer)
     module = llama.site.module
@@ -191,6 +199,9 @@ def test_peft_loads_the_adapter_and_answers_as_our_delta_does(llama: Bench, tmp_
         ("ft", {"steps": "many"}, "settings of ft: "),
         ("ft", {"served_margin": "high"}, "settings of ft: "),
         ("lora", {"served_margin": float("nan")}, "served_margin must be a number; got nan"),
+        ("ft", {"served_margin": float("inf")}, "served_margin must be a number; got inf"),
+        ("mend", {"served_margin": "high"}, "settings of mend: "),
+        ("mend", {"served_margin": float("nan")}, "served_margin must be a number; got nan"),
         ("lora", {"dropout": 1}, "dropout must lie between 0 and 1; got 1"),
         ("lora", {"on_missed": "ignore"}, "on_missed must be error or report; got 'ignore'"),
     ],

@@ -6,6 +6,7 @@ editing, MEND and IKE are compared with.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Literal, Protocol, Self
@@ -66,7 +67,7 @@ class ExampleSettings:
             for name in ("steps", "stop_loss")
             if getattr(self, name) < 0
         ]
-        if not self.served_margin > -torch.inf:  # also for NaN, and a word raises TypeError here
+        if not math.isfinite(self.served_margin):  # a word raises TypeError here
             found.append(f"served_margin must be a number; got {self.served_margin}")
         if self.on_missed not in ("error", "report"):
             found.append(f"on_missed must be error or report; got {self.on_missed!r}")
@@ -118,10 +119,13 @@ class Checked(Protocol):
 
 @dataclass(frozen=True)
 class Trained:
-    """How training ended: updates made, and the loss (mean NLL per target token, over the edits) before the last."""
+    """How training ended: updates made, and the loss (mean NLL per target token, over the edits) before the last.
+
+    loss: None where no step was asked for: it was never computed, and JSON has no infinity.
+    """
 
     steps: int
-    loss: float
+    loss: float | None
 
 
 def example_rows(edits: Sequence[Edit], tokenizer: Any) -> list[Row]:
@@ -151,7 +155,7 @@ def train(
     """
     optimiser = torch.optim.Adam(parameters, lr=step_size)
     everything = batches(rows, range(len(rows)), settings.batch_tokens, device_of(model))
-    loss = torch.inf
+    loss: float | None = None
     with torch.enable_grad():
         for step in range(settings.steps):
             if progress:

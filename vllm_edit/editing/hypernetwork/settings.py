@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -66,6 +67,10 @@ class TrainingSettings:
             for name in may_be_zero[:-1]
             if getattr(self, name) < 0
         ]
+        if self.teach_weight == self.keep_weight == 0:
+            problems.append(
+                "teach_weight and keep_weight are both 0, so nothing would be learnt: raise one of them"
+            )
         if not 0 < self.validation < 1:
             problems.append(f"validation must lie between 0 and 1; got {self.validation}")
         if problems:
@@ -94,6 +99,8 @@ class MendSettings:
         problems = []
         if self.batch_tokens <= 0:
             problems.append(f"batch_tokens must be positive; got {self.batch_tokens}")
+        if not math.isfinite(self.served_margin):  # a word raises TypeError here
+            problems.append(f"served_margin must be a number; got {self.served_margin}")
         if self.on_missed not in ("error", "report"):
             problems.append(f"on_missed must be error or report; got {self.on_missed!r}")
         if problems:
