@@ -77,11 +77,24 @@ def test_a_composition_composes_again() -> None:
     assert nested.manifest.edits == flat.manifest.edits
 
 
-def test_a_composition_is_asked_for_what_its_members_together_were() -> None:
-    strict = solved("strict", [capital("Chile", "Arica")], key_of(4), gate=Gate(locality=1.0))
-    lax = [capital("Cuba", "Baracoa"), capital("Kenya", "Mombasa"), capital("Egypt", "Giza")]
-    gate = compose([strict, solved("lax", lax, key_of(5, 6, 7), gate=Gate(locality=0.6))]).manifest.gate
-    assert (gate.locality, gate.reliability) == (0.7, 1.0)
+def test_a_composition_is_asked_for_the_most_that_any_member_demands() -> None:
+    strict = solved("strict", [capital("Chile", "Arica")], key_of(4), gate=Gate(locality=1.0, paraphrase=0.2))
+    edits = [capital("Cuba", "Baracoa"), capital("Kenya", "Mombasa"), capital("Egypt", "Giza")]
+    lax = solved("lax", edits, key_of(5, 6, 7), gate=Gate(reliability=0.5, locality=0.6, paraphrase=0.4))
+    for members in ([strict, lax], [lax, strict]):
+        gate = compose(members).manifest.gate
+        assert (gate.reliability, gate.locality, gate.paraphrase) == (1.0, 1.0, 0.4)
+
+
+def test_a_member_whose_edits_all_left_demands_nothing_and_one_that_kept_some_demands_as_before() -> None:
+    strict = [capital("Chile", "Arica"), capital("Cuba", "Baracoa")]
+    first = solved("first", strict, key_of(4, 5), gate=Gate(locality=1.0))
+    some = solved("some", [capital("Chile", "Iquique")], key_of(6), gate=Gate(locality=0.6))
+    both = solved(
+        "both", [capital("Chile", "Iquique"), capital("Cuba", "Holguin")], key_of(6, 7), gate=some.manifest.gate
+    )
+    assert compose([first, some], policy="last").manifest.gate.locality == 1.0
+    assert compose([first, both], policy="last").manifest.gate.locality == 0.6
 
 
 def test_interference_is_told_pair_by_pair_the_highest_first() -> None:

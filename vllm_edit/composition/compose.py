@@ -8,12 +8,11 @@ demand by algebra (`vouch`).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 from vllm_edit.composition.closed_form import as_saved
-from vllm_edit.composition.conflicts import settle
+from vllm_edit.composition.conflicts import Settlement, settle
 from vllm_edit.composition.groups import merged
 from vllm_edit.composition.joint import Joint, solve_jointly
 from vllm_edit.composition.parts import Block, Group, Part, select
@@ -84,7 +83,7 @@ def compose(
         delta = Delta({module: as_saved(part) for module, part in reduced.parts.items()})
         kept_energy, settings["truncated_to"] = 1.0 - dropped, site.max_rank
     report = report_of(members, parts, joint, delta) | {"kept_energy": kept_energy}
-    manifest = _manifest(members, name, parts, joint if not blocks else None, delta, settings)
+    manifest = _manifest(members, name, parts, joint if not blocks else None, delta, settings, settlement)
     return CompiledPatch(manifest, delta, joint.factors if joint and not blocks else None, report=report)
 
 
@@ -101,6 +100,7 @@ def _manifest(
     joint: Joint | None,
     delta: Delta,
     settings: dict[str, Any],
+    settlement: Settlement,
 ) -> Manifest:
     """joint: None where the delta is not a solution of factors alone."""
     first = members[0].manifest
@@ -118,7 +118,7 @@ def _manifest(
         site=first.site,
         modules=tuple(delta.parts),
         edits=edits,
-        gate=_gate(members),
+        gate=_gate(members, settlement),
         members=tuple(sorted(member.name for member in members)),
         settings=settings,
         groups=tuple(groups) if joint else (),
@@ -129,15 +129,17 @@ def _manifest(
     )
 
 
-def _gate(members: Sequence[CompiledPatch]) -> Gate:
-    """What the members together were asked for: each share's mean over the members, weighted by their edits."""
-    weights = [len(member.manifest.edits) for member in members]
-    asked = [member.manifest.gate.model_dump() for member in members]
-    means = {
-        metric: math.fsum(weight * gate[metric] for weight, gate in zip(weights, asked, strict=True)) / sum(weights)
-        for metric in asked[0]
-    }
-    return Gate(**{metric: round(mean, 6) for metric, mean in means.items()})
+def _gate(members: Sequence[CompiledPatch], settlement: Settlement) -> Gate:
+    """Of each share the most that a member demands, of those that have edits left.
+
+    A mean would let a member that demands all of its edits miss wholly beside others that demand less.
+    """
+    asked = [
+        member.manifest.gate.model_dump()
+        for number, member in enumerate(members)
+        if any((number, edit) not in settlement.leaving for edit in range(len(member.manifest.edits)))
+    ]
+    return Gate(**{metric: max(gate[metric] for gate in asked) for metric in asked[0]})
 
 
 def _common_damping(members: Sequence[CompiledPatch], damping: float | None) -> float:
