@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +16,9 @@ from vllm_edit.editing.base import Base, unchanged
 from vllm_edit.editing.hypernetwork.data import Example, check_apart, split
 from vllm_edit.editing.hypernetwork.files import last_matrices
 from vllm_edit.editing.hypernetwork.settings import TrainingSettings
-from vllm_edit.editing.hypernetwork.training import CHECKPOINT, Progress, TrainedNetwork, train
+from vllm_edit.editing.hypernetwork.training import CHECKPOINT, Progress, TrainedNetwork, Validation, better, train
 from vllm_edit.errors import EditError
+from vllm_edit.patch import Probe
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +103,57 @@ def test_the_kept_network_is_that_of_the_best_step(base: Base, tmp_path: Path) -
     assert any(
         not torch.equal(value, states[trained.stopped][name]) for name, value in trained.network.state_dict().items()
     )
+
+
+def test_a_validation_that_is_not_a_number_is_never_the_best_one(base: Base, tmp_path: Path) -> None:
+    """A rate at which the network overflows in its first steps, so that no validation has a finite loss."""
+    seen: list[Progress] = []
+    settings = replace(QUICK, steps=60, rate=1e30, alpha_rate=1e30, patience=2)
+    with pytest.raises(EditError, match="no validation in 4 steps had a finite loss: lower rate"):
+        run(base, tmp_path, settings, seen)
+    losses = [step.validation.loss for step in seen if step.validation]
+    assert len(losses) == settings.patience
+    assert not any(math.isfinite(loss) for loss in losses)
+    assert not any(step.best for step in seen)
+
+
+@pytest.mark.parametrize(
+    ("found", "best", "expected"),
+    [(1.0, None, True), (1.0, 2.0, True), (2.0, 2.0, False), (math.nan, None, False), (math.nan, 2.0, False)],
+)
+def test_of_two_validations_the_one_of_lower_finite_loss_is_better(
+    found: float, best: float | None, expected: bool
+) -> None:
+    def of(loss: float) -> Validation:
+        return Validation(loss, 0.0, 0.0, 0.0)
+
+    assert better(of(found), None if best is None else of(best)) is expected
+
+
+def test_a_validation_always_asks_an_edits_own_prompt(base: Base, tmp_path: Path) -> None:
+    """With many paraphrases and one edit to validate, a draw of four rows may hold none that is the prompt itself."""
+    more = tuple(Probe(kind="paraphrase", prompt=f"Question {n}: what is the capital?") for n in range(40))
+    edits = [edit.model_copy(update={"probes": (*edit.probes, *more)}) for edit in tiny_edits()]
+    for seed in range(3):
+        settings = replace(QUICK, steps=1, validated=1, validate_every=1, seed=seed)
+        trained = train(base, last_matrices(base, 2), edits, TEXTS, settings, tmp_path / str(seed))
+        assert trained.validation.edited in (0.0, 1.0)
+
+
+def test_a_checkpoint_of_another_device_is_taken_up(base: Base, tmp_path: Path) -> None:
+    """A checkpoint whose tensors are said to lie on a GPU, as a run on one writes it."""
+    whole = run(base, tmp_path / "whole")
+    with pytest.raises(Stopped):
+        train(base, last_matrices(base, 2), tiny_edits(), TEXTS, QUICK, tmp_path / "moved", stop_at(3))
+    path = tmp_path / "moved" / CHECKPOINT
+    with zipfile.ZipFile(path) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in files.items():
+            said = content.replace(b"X\x03\0\0\0cpu", b"X\x06\0\0\0cuda:0") if name.endswith("data.pkl") else content
+            assert said != content or not name.endswith("data.pkl")
+            archive.writestr(name, said)
+    assert run(base, tmp_path / "moved").network.digest == whole.network.digest
 
 
 def test_the_outer_loss_is_on_rephrasings_and_what_must_stay_is_kept(base: Base) -> None:

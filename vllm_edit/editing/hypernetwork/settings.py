@@ -68,9 +68,7 @@ class TrainingSettings:
             if getattr(self, name) < 0
         ]
         if self.teach_weight == self.keep_weight == 0:
-            problems.append(
-                "teach_weight and keep_weight are both 0, so nothing would be learnt: raise one of them"
-            )
+            problems.append("teach_weight and keep_weight are both 0, so nothing would be learnt: raise one of them")
         if not 0 < self.validation < 1:
             problems.append(f"validation must lie between 0 and 1; got {self.validation}")
         if problems:

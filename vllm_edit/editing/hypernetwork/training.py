@@ -129,6 +129,8 @@ class _Run:
         rng = random.Random(f"validated:{settings.seed}")
         judged = [Example.of(edit, base.tokenizer) for edit in rng.sample(held, k=min(settings.validated, len(held)))]
         self.validation = draw(judged, self.texts[:half], rng, unrelated=len(judged), **_VALIDATED)
+        if not _own(self.validation):  # of few edits no draw may be a prompt itself: `edited` would be of nothing
+            self.validation.taught.extend(self.validation.inner)
         self.texts = self.texts[half:]
         self.network = new_network(base, modules, settings)
         groups = parameter_groups(self.network, settings.rate, settings.alpha_rate)
@@ -140,7 +142,7 @@ class _Run:
 
     @property
     def finished(self) -> bool:
-        waited = self.step - self.best[1] if self.best else 0
+        waited = self.step - (self.best[1] if self.best else 0)
         return self.step >= self.settings.steps or waited >= self.settings.patience * self.settings.validate_every
 
     def advance(self) -> Progress:
@@ -165,14 +167,17 @@ class _Run:
         validation = None
         if self.step % self.settings.validate_every == 0 or self.step == self.settings.steps:
             validation = self._validate()
-        better = validation is not None and (self.best is None or validation.loss < self.best[0].loss)
-        if validation is not None and better:
+        best = validation is not None and better(validation, self.best[0] if self.best else None)
+        if validation is not None and best:
             self.best = validation, self.step, copy.deepcopy(self.network.state_dict())
-        return Progress(self.step, self.settings.steps, *self._losses(*outcomes), validation, better)
+        return Progress(self.step, self.settings.steps, *self._losses(*outcomes), validation, best)
 
     def result(self) -> TrainedNetwork:
         if self.best is None:
-            raise EditError("training was stopped before its first validation")
+            raise EditError(
+                f"no validation in {self.step} steps had a finite loss: lower rate and alpha_rate, or the clip, and "
+                "train into another --out"
+            )
         validation, step, state = self.best
         self.network.load_state_dict(state)
         return TrainedNetwork(self.network.eval(), step, validation, self.step)
@@ -187,7 +192,7 @@ class _Run:
     def load(self, path: Path) -> None:
         if not path.exists():
             return
-        saved: dict[str, Any] = torch.load(path, weights_only=True)
+        saved: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
         if saved["identity"] != self.identity:
             raise EditError(f"{path} is of other data, base or settings; remove it or choose another --out")
         self.network.load_state_dict(saved["network"])
@@ -252,7 +257,7 @@ class _Run:
         self.network.eval()
         drawn = self.validation
         taught, kept, texts = self._outcomes(self.network(self._gradients(drawn)), drawn, learns=False)
-        own = [place for place, row in enumerate(drawn.taught) if row.ids == drawn.inner[row.edit].ids]
+        own = _own(drawn)
         return Validation(
             loss=sum(self._losses(taught, kept, texts)),
             edited=_share(taught.lead[own] > 0),
@@ -266,7 +271,17 @@ def _mean(values: torch.Tensor) -> float:
 
 
 def _share(hits: torch.Tensor) -> float:
-    return float(hits.float().mean()) if len(hits) else 1.0
+    return float(hits.float().mean())
+
+
+def _own(drawn: Drawn) -> list[int]:
+    """Which of the taught rows are an edit's prompt itself."""
+    return [place for place, row in enumerate(drawn.taught) if row.ids == drawn.inner[row.edit].ids]
+
+
+def better(found: Validation, best: Validation | None) -> bool:
+    """A loss that is not finite is never the best: no later one would be below NaN."""
+    return math.isfinite(found.loss) and (best is None or found.loss < best.loss)
 
 
 def _identity(settings: TrainingSettings) -> dict[str, Any]:
