@@ -92,6 +92,18 @@ def test_more_subjects_than_an_adapter_holds_are_refused_with_their_names(world:
     index.check((1, 2), 2)
 
 
+def test_units_without_key_groups_count_with_their_rank() -> None:
+    one = bench()
+    settings = {"rank": 3, "steps": 1, "on_missed": "report"}
+    tuned = compile_patch(PATCH, one.base, "ft", site=one.site, moment=one.moment, settings=settings)
+    index = ScopeIndex.of(tuned.manifest)
+    assert [unit.rank for unit in index.units] == [3, 3, 3]
+    with pytest.raises(EditError, match=r"France, Japan, Brazil\), which need rank up to 9; one adapter holds 8"):
+        index.check((0, 1, 2), 8)
+    index.check((0, 1), 8)
+    index.check((2,), 3)
+
+
 def test_two_subjects_that_share_a_name_may_not_disagree() -> None:
     one = bench()
     nippon = Edit(prompt="The yen of Nippon is", subject="Nippon", relation="currency", target_new="of")

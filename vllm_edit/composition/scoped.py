@@ -27,12 +27,17 @@ Load = Callable[[str], CompiledPatch]
 
 @dataclass(frozen=True)
 class Unit:
-    """One subject's part of a patch: its edits' and key groups' numbers in that patch, and its own compiled patch."""
+    """One subject's part of a patch: its edits' and key groups' numbers in that patch, and its own compiled patch.
+
+    rank: of its adapter. One without key groups (MEND, fine-tuning, LoRA) counts as the highest of the patch's units,
+    which the manifest tells: an upper bound.
+    """
 
     subject: str
     edits: tuple[int, ...]
     groups: tuple[int, ...]
     member: str
+    rank: int
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ class ScopeIndex:
         units = []
         for own, member in zip(by_subject(edits), manifest.members, strict=True):
             groups = tuple(dict.fromkeys(group_of[edit] for edit in own if edit in group_of))
-            units.append(Unit(edits[own[0]].subject, own, groups, member))
+            units.append(Unit(edits[own[0]].subject, own, groups, member, len(groups) or manifest.rank))
         names = [{name for edit in unit.edits for name in names_of(edits[edit])} for unit in units]
         return cls(manifest.name, manifest.patch, tuple(units), Subjects(names))
 
@@ -69,11 +74,14 @@ class ScopeIndex:
         Raises:
             EditError: with the subjects' names.
         """
-        rank = sum(len(self.units[number].groups) for number in units)
+        chosen = [self.units[number] for number in units]
+        rank = sum(unit.rank for unit in chosen)
         if rank > max_rank:
-            named = ", ".join(self.units[number].subject for number in units)
+            named = ", ".join(unit.subject for unit in chosen)
+            most = "" if all(unit.groups for unit in chosen) else "up to "
             raise EditError(
-                f"the request mentions {len(units)} edited subjects of {self.patch} ({named}), which need rank {rank}; "
+                f"the request mentions {len(units)} edited subjects of {self.patch} ({named}), which need rank "
+                f"{most}{rank}; "
                 f"one adapter holds {max_rank}: ask about fewer at once, in requests or conversations of their own"
             )
 
@@ -82,7 +90,7 @@ class ScopeIndex:
 
         Raises:
             Incompatible: algebra does not vouch for the composition.
-        EditError: there are more units than the site's rank allows.
+            EditError: there are more units than the site's rank allows.
         """
         if site is not None:
             self.check(units, site.max_rank)
