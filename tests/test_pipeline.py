@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from tests.editing.material import BRAZIL, FRANCE, JAPAN, LOOSE, bench, patch_of
 from vllm_edit.editing.compile import compile_patch
+from vllm_edit.evaluation.evaluate import Settings, evaluate
 from vllm_edit.evaluation.refused import Refused
+from vllm_edit.evaluation.runners.hf import HFRunner
+from vllm_edit.evaluation.table import table
 from vllm_edit.ike.bank import Bank
+from vllm_edit.patch import Gate, Patch, Probe
 from vllm_edit.pipeline import Pipeline
 from vllm_edit.store.compiled import CompiledPatch
 from vllm_edit.store.store import Store
@@ -57,6 +63,41 @@ def test_what_is_to_be_reported_is_not_refused(pipeline: Pipeline) -> None:
     (one,) = pipeline.attempt([patch_of(UNREACHABLE, name="two")], "rome", {**asdict(LOOSE), "on_missed": "report"})
     assert isinstance(one, CompiledPatch)
     assert one.report["missed"] == [0]
+
+
+@pytest.mark.parametrize(("rank", "why"), [(1, "cannot be served together"), (8, "which need rank up to 16")])
+def test_a_prompt_that_a_server_would_refuse_fails_its_probe_and_the_patch_is_judged(
+    pipeline: Pipeline, rank: int, why: str
+) -> None:
+    both = "Is Japan larger than France?"
+    probes = (Probe(kind="paraphrase", prompt=both), Probe(kind="unrelated", prompt=both, target="people"))
+    scoped = Patch(
+        name="scoped", scope="subject", gate=Gate(reliability=0, locality=0, paraphrase=0.5, unrelated=0.5),
+        edits=(FRANCE.model_copy(update={"probes": probes}), JAPAN),
+    )  # fmt: skip
+    settings = {"rank": rank, "steps": 1, "on_missed": "report"}
+    outcome = pipeline.run(scoped, "ft", settings)
+    assert outcome.failures == (
+        "paraphrase: 0.000 over 1 prompts (1 of them refused), the gate asks for 0.5",
+        "unrelated: 0.000 over 1 prompts (1 of them refused), the gate asks for 0.5",
+    )
+    (status,) = [row.status for row in pipeline.store.registry.patches() if row.name == outcome.name]
+    assert status == "rejected"
+    runner = HFRunner(pipeline.base.model, pipeline.base.tokenizer)
+    report = evaluate(outcome.compiled, runner, settings=Settings(max_tokens=2, latency=0), site=pipeline.site)
+    assert list(report.unserved) == [outcome.name]
+    assert list(report.unserved[outcome.name]) == [both]
+    assert why in report.unserved[outcome.name][both]
+    reliability, unrelated = report.find("reliability", "weights"), report.find("unrelated", "ike")
+    assert reliability is not None
+    assert unrelated is not None
+    assert (reliability.n, reliability.refused, unrelated.refused) == (2, 0, 0)
+    right = report.find("unrelated_right", "weights", "argmax")
+    assert right is not None
+    assert (right.value, right.n, right.refused) == (0.0, 1, 1)
+    console = Console(file=io.StringIO(), width=200)
+    console.print(table(report))
+    assert both in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_a_patch_with_scope_subject_is_compiled_as_it_says(pipeline: Pipeline) -> None:

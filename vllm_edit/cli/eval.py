@@ -61,7 +61,9 @@ def eval(
     opened = Store.open(store)
     measured, base = _measured(target, opened, limit, model, method, chosen, bank)
     with _runner(engine, opened, model, measured, base) as runner, progress_bar(target) as progress:
-        report = evaluate(measured, runner, modes, Settings(max_tokens=max_tokens, answers=True), progress)
+        report = evaluate(
+            measured, runner, modes, Settings(max_tokens=max_tokens, answers=True), progress, opened.site()
+        )
     shown = report if answers else report.model_copy(update={"answers": None})
     if len(measured) == 1 and measured[0].name in opened.names():
         opened.add_record(measured[0].name, "report", report.model_dump(mode="json"))

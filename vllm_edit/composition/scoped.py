@@ -154,13 +154,16 @@ def assemble(patch: Patch, units: Sequence[CompiledPatch]) -> CompiledPatch:
 
 
 class Narrowing:
-    """From a compiled patch and a text to what answers it, all in memory: for evaluation."""
+    """From a compiled patch and a text to what answers it, all in memory: for evaluation.
 
-    def __init__(self, patch: CompiledPatch) -> None:
-        self._patch = patch
+    site: given, its maximum rank is enforced as serving does.
+    """
+
+    def __init__(self, patch: CompiledPatch, site: Site | None = None) -> None:
+        self._patch, self._site = patch, site
         self._index = ScopeIndex.of(patch.manifest) if patch.manifest.scope == "subject" else None
         self._members = {unit.name: unit for unit in patch.units}
-        self._made: dict[tuple[int, ...], CompiledPatch | None] = {(): None}
+        self._made: dict[tuple[int, ...], CompiledPatch | EditError | None] = {(): None}
 
     def edits(self, text: str) -> tuple[int, ...] | None:
         """Numbers of the edits whose subjects the text mentions; None if the patch's scope is all."""
@@ -169,13 +172,23 @@ class Narrowing:
         return tuple(edit for number in self._index.mentioned([text]) for edit in self._index.units[number].edits)
 
     def of(self, text: str) -> CompiledPatch | None:
-        """The patch itself if its scope is all; else the composition of what the text mentions, None for the base."""
+        """The patch itself if its scope is all; else the composition of what the text mentions, None for the base.
+
+        Raises:
+            EditError: the text mentions what cannot be served together; remembered.
+        """
         if self._index is None:
             return self._patch
         units = self._index.mentioned([text])
         if units not in self._made:
-            self._made[units] = self._index.compiled(units, self._members.__getitem__)
-        return self._made[units]
+            try:
+                self._made[units] = self._index.compiled(units, self._members.__getitem__, self._site)
+            except EditError as error:
+                self._made[units] = error
+        found = self._made[units]
+        if isinstance(found, EditError):
+            raise found
+        return found
 
 
 def _report(places: Sequence[Sequence[int]], units: Sequence[CompiledPatch]) -> dict[str, object]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from vllm_edit.composition.scoped import Narrowing
+from vllm_edit.errors import EditError
 from vllm_edit.evaluation.questions import Question
 from vllm_edit.evaluation.refused import Refused
 from vllm_edit.evaluation.report import Cost, Mode
@@ -16,6 +18,7 @@ from vllm_edit.ike.scoped import Shelf
 from vllm_edit.patch import Patch
 from vllm_edit.prompting import answer_ids, prompt_ids
 from vllm_edit.store.compiled import CompiledPatch
+from vllm_edit.store.site import Site
 
 One = Patch | CompiledPatch | Refused
 Progress = Callable[[str, int, int], None]
@@ -25,19 +28,37 @@ CHUNK = 512
 """Requests handed to a runner at once: enough to fill its batches, few enough that progress is seen."""
 
 
+@dataclass(frozen=True)
+class Unserved:
+    """A prompt that a server answers with an error instead of a text, and why."""
+
+    reason: str
+
+
 def requests_of(
-    questions: Sequence[Question], patches: Sequence[One], mode: Mode, runner: Runner, max_tokens: int
-) -> list[Request]:
-    """What is asked in a mode; in mode ike each prompt has its prefix, within the runner's context."""
-    requests = []
-    narrowed = [Narrowing(patch) if isinstance(patch, CompiledPatch) else None for patch in patches]
+    questions: Sequence[Question],
+    patches: Sequence[One],
+    mode: Mode,
+    runner: Runner,
+    max_tokens: int,
+    site: Site | None = None,
+) -> list[Request | Unserved]:
+    """What is asked in a mode; in mode ike each prompt has its prefix, within the runner's context.
+
+    site: given, a prompt that needs a higher rank than it has is unserved.
+    """
+    requests: list[Request | Unserved] = []
+    narrowed = [Narrowing(patch, site) if isinstance(patch, CompiledPatch) else None for patch in patches]
     shelves: dict[int, Shelf] = {}
     for question in questions:
         patch, scope = patches[question.patch], narrowed[question.patch]
         if mode == "base" or isinstance(patch, Patch):
             requests.append(Request(question.prompt, question.chat))
         elif mode == "weights" and scope is not None:
-            requests.append(Request(question.prompt, question.chat, scope.of(question.prompt)))
+            try:
+                requests.append(Request(question.prompt, question.chat, scope.of(question.prompt)))
+            except EditError as error:  # what a server answers with 409 or 400
+                requests.append(Unserved(str(error)))
         else:
             if question.patch not in shelves:
                 edited: Edited = patch.manifest if isinstance(patch, CompiledPatch) else patch

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from vllm_edit.errors import EditError
-from vllm_edit.evaluation.asking import One, Progress, cost_of, force, generate, requests_of
+from vllm_edit.evaluation.asking import One, Progress, Unserved, cost_of, force, generate, requests_of
 from vllm_edit.evaluation.measuring import (
     Outcome,
     argmax_outcomes,
@@ -17,14 +17,16 @@ from vllm_edit.evaluation.measuring import (
     nll_outcomes,
     refusals,
     summarise,
+    unserved,
 )
 from vllm_edit.evaluation.questions import Question, not_asked, questions_of
 from vllm_edit.evaluation.refused import Refused
 from vllm_edit.evaluation.report import MODES, Answer, Cost, Measure, Mode, Protocol, Report
-from vllm_edit.evaluation.runners.runner import Runner
+from vllm_edit.evaluation.runners.runner import Request, Runner
 from vllm_edit.ike.demonstrations import check_disjoint
 from vllm_edit.patch import Edit, Patch, Split
 from vllm_edit.store.compiled import CompiledPatch
+from vllm_edit.store.site import Site
 
 Subject = One | Sequence[One]
 
@@ -50,13 +52,16 @@ def evaluate(
     modes: Sequence[Mode] = MODES,
     settings: Settings | None = None,
     progress: Progress = lambda what, done, total: None,
+    site: Site | None = None,
 ) -> Report:
     """Ask every edit and its probes in each mode.
 
     Args:
         subject: one patch, or several that are each measured alone, such as many single edits. Modes other than
             base need compiled ones. Base is always asked, since locality is judged against it. A refused one has
-            nothing to ask in mode weights: there it fails what needs the edit, and locality is not counted.
+            nothing to ask in mode weights: there it fails what needs the edit, and locality is not counted. Of a patch
+            with scope subject, a prompt that a server would refuse fails whatever it is asked for.
+        site: given, its maximum rank is what one prompt may need at most, as it is in serving.
 
     Raises:
         EditError: a mode cannot be measured (not compiled, no demonstrations, or a context too small for the prefix).
@@ -86,13 +91,19 @@ def evaluate(
     measures: list[Measure] = []
     by_relation: dict[str, list[Measure]] = {}
     costs: list[Cost] = []
+    errors: dict[int, str] = {}  # by row of `questions`, in mode weights
     for mode in MODES:
         if mode not in asked and mode != "base":
             continue
         refused = {row for row, one in enumerate(questions) if _is_refused(patches[one.patch], mode)}
         rows = [row for row in range(len(questions)) if row not in refused]
+        made = requests_of([questions[row] for row in rows], patches, mode, runner, settings.max_tokens, site)
+        asked_for = dict(zip(rows, made, strict=True))
+        lacking = {row: one.reason for row, one in asked_for.items() if isinstance(one, Unserved)}
+        errors |= lacking
+        rows = [row for row in rows if row not in lacking]
         put = [questions[row] for row in rows]
-        requests = requests_of(put, patches, mode, runner, settings.max_tokens)
+        requests = [one for one in asked_for.values() if isinstance(one, Request)]
         started = time.perf_counter()
         answers[mode] = dict(zip(rows, generate(runner, requests, settings.max_tokens, mode, progress), strict=True))
         seconds = time.perf_counter() - started
@@ -103,15 +114,13 @@ def evaluate(
         if settings.teacher_forced:
             expected, rival = force(put, requests, runner, mode, progress)
             outcomes["argmax"], outcomes["nll"] = argmax_outcomes(put, expected), nll_outcomes(put, expected, rival)
-        failed = [questions[row] for row in sorted(refused)]
         for protocol, found in outcomes.items():
-            measures += summarise(found, mode, protocol, refusals(failed, protocol))
+            failed = _failed(questions, range(len(questions)), refused, lacking, protocol)
+            measures += summarise(found, mode, protocol, failed)
         for relation, own in _by_relation(questions, edits).items():
-            some = _generated(questions, [row for row in own if row not in refused], answers, mode)
-            failed = [questions[row] for row in own if row in refused]
-            by_relation.setdefault(relation, []).extend(
-                summarise(some, mode, "generation", refusals(failed, "generation"))
-            )
+            some = _generated(questions, [row for row in own if row in answers[mode]], answers, mode)
+            failed = _failed(questions, own, refused, lacking, "generation")
+            by_relation.setdefault(relation, []).extend(summarise(some, mode, "generation", failed))
         if requests:
             costs.append(cost_of(mode, put, requests, runner, seconds, settings.latency, settings.max_tokens))
 
@@ -126,6 +135,7 @@ def evaluate(
         relations={relation: tuple(some) for relation, some in by_relation.items()},
         costs=tuple(costs),
         refused={patch.name: patch.reason for patch in patches if isinstance(patch, Refused)},
+        unserved=_reasons(questions, patches, errors),
         not_asked=dict(left_out),
         answers=tuple(_answers(questions, patches, edits, answers)) if settings.answers else None,
     )
@@ -135,19 +145,45 @@ def edits_of(patch: One) -> tuple[Edit, ...]:
     return patch.manifest.edits if isinstance(patch, CompiledPatch) else patch.edits
 
 
-def run_gate(compiled: CompiledPatch, runner: Runner) -> tuple[Report, list[str]]:
-    """Measure a compiled patch on its gate probes by free generation and compare with its gate.
+def run_gate(compiled: CompiledPatch, runner: Runner, site: Site | None = None) -> tuple[Report, list[str]]:
+    """Measure a compiled patch on its gate probes by free generation and compare with its gate. site: as above.
 
     Returns:
         The report, with answers, and one line per metric that missed; none means accepted.
     """
-    report = evaluate(compiled, runner, ("base", "weights"), Settings(teacher_forced=False, latency=0, answers=True))
+    settings = Settings(teacher_forced=False, latency=0, answers=True)
+    report = evaluate(compiled, runner, ("base", "weights"), settings, site=site)
     return report, report.gate(compiled.manifest.gate)
 
 
 def _is_refused(patch: One, mode: Mode) -> bool:
     """A refused patch has no adapter; its prompt prefix needs none."""
     return mode == "weights" and isinstance(patch, Refused)
+
+
+def _failed(
+    questions: Sequence[Question],
+    rows: Iterable[int],
+    refused: Container[int],
+    lacking: Container[int],
+    protocol: Protocol,
+) -> list[Outcome]:
+    """Outcomes of those rows that were not asked: of refused edits, and of prompts that a server would refuse."""
+    rows = list(rows)
+    return [
+        *refusals((questions[row] for row in rows if row in refused), protocol),
+        *unserved((questions[row] for row in rows if row in lacking), protocol),
+    ]
+
+
+def _reasons(
+    questions: Sequence[Question], patches: Sequence[One], errors: Mapping[int, str]
+) -> dict[str, dict[str, str]]:
+    """Patch → prompt → why it would be refused."""
+    told: dict[str, dict[str, str]] = {}
+    for row, reason in errors.items():
+        told.setdefault(patches[questions[row].patch].name, {})[questions[row].prompt] = reason
+    return told
 
 
 def _by_relation(questions: Sequence[Question], edits: Sequence[Sequence[Edit]]) -> dict[str, list[int]]:

@@ -99,6 +99,27 @@ def refusals(questions: Iterable[Question], protocol: Protocol) -> list[Outcome]
     return failed
 
 
+def unserved(questions: Iterable[Question], protocol: Protocol) -> list[Outcome]:
+    """The outcomes of questions that a server answers with an error: `refusals`, and what must not change fails too.
+
+    The edits are there, and base's answer is not.
+    """
+    questions = list(questions)
+    failed = refusals(questions, protocol)
+    for question in questions:
+        case = (question.patch, question.edit)
+        if not question.keeps:
+            continue
+        if protocol == "generation":
+            failed += [(metric, case, 0.0) for metric in question.metrics]
+        if protocol == "nll":
+            if question.expected and question.rival and question.metric in _NLL:
+                failed.append((_NLL[question.metric], case, 0.0))
+        elif question.expected is not None:
+            failed.append((f"{question.metric}_right", case, 0.0))
+    return failed
+
+
 def summarise(
     outcomes: Iterable[Outcome], mode: Mode, protocol: Protocol, refused: Sequence[Outcome] = ()
 ) -> list[Measure]:

@@ -25,8 +25,9 @@ class _Frozen(BaseModel):
 class Measure(_Frozen):
     """One number with the protocol that it was measured by. Mean over a case's questions, then over edits.
 
-    n: questions, of which `refused` fail because their edit was refused; edits: edits they belong to. low, high: 95 %
-    interval over edits (over the questions where only one edit was asked), by `interval`; None where a number has none.
+    n: questions, of which `refused` fail because the edit was refused or a server would refuse the prompt; edits: edits
+    they belong to. low, high: 95 % interval over edits (over the questions where only one edit was asked), by
+    `interval`; None where a number has none.
     """
 
     mode: Mode
@@ -56,7 +57,7 @@ class Cost(_Frozen):
 class Answer(_Frozen):
     """One question with the raw answer of each mode, and whether it counted as right (locality: as unchanged).
 
-    A refused edit has no answer in mode weights.
+    A refused edit has no answer in mode weights, nor has a prompt that a server would refuse.
     """
 
     patch: str
@@ -85,6 +86,9 @@ class Report(_Frozen):
     relations: dict[str, tuple[Measure, ...]] = Field(default_factory=dict)
     costs: tuple[Cost, ...] = ()
     refused: dict[str, str] = Field(default_factory=dict, description="patch that was not compiled → why")
+    unserved: dict[str, dict[str, str]] = Field(
+        default_factory=dict, description="patch → prompt that a server would refuse in mode weights → why: it fails"
+    )
     not_asked: dict[str, int] = Field(
         default_factory=dict,
         description="keeping metric → probes left out, since another edit of the patch changes what they ask",
@@ -106,5 +110,8 @@ class Report(_Frozen):
         for metric, least in gate.model_dump().items():
             measure = self.find(metric, mode)
             if measure is not None and measure.value < least:
-                failures.append(f"{metric}: {measure.value:.3f} over {measure.n} prompts, the gate asks for {least:g}")
+                refused = f" ({measure.refused} of them refused)" if measure.refused else ""
+                failures.append(
+                    f"{metric}: {measure.value:.3f} over {measure.n} prompts{refused}, the gate asks for {least:g}"
+                )
         return failures

@@ -27,6 +27,8 @@ def table(report: Report) -> Group:
             parts.append(_by_mode(f"{protocol}: {meaning}", measures, report.modes))
     if report.refused:
         parts.append(_refused(report))
+    if report.unserved:
+        parts.append(_unserved(report))
     if report.costs:
         parts.append(_costs(report.costs))
     if len(report.relations) > 1:
@@ -70,6 +72,16 @@ def _refused(report: Report) -> Table:
     shown = Table("patch", "why", title=title, title_justify="left", title_style="dim")
     for name, reason in report.refused.items():
         shown.add_row(escape(name), escape(reason))
+    return shown
+
+
+def _unserved(report: Report) -> Table:
+    """Why prompts are counted as failures without having been asked."""
+    title = "refused: prompts that a server answers with an error in mode weights, so they fail"
+    shown = Table("patch", "prompt", "why", title=title, title_justify="left", title_style="dim")
+    for name, prompts in report.unserved.items():
+        for prompt, reason in prompts.items():
+            shown.add_row(*map(escape, (name, prompt, reason)))
     return shown
 
 
