@@ -41,25 +41,20 @@ def compile_edits(
     """
     prepared = prepare(base, site, moment, edits, settings)
     check_rank(prepared.columns.groups, site)
-    computed = compute_factors(base, site, moment, edits, settings, prepared=prepared, progress=progress)
     margins = [settings.margin] * len(prepared.columns.groups)
-    for _ in range(settings.rounds - 1):
-        short = _shortfalls(base, site, computed, settings)
-        if not any(short):
+    start = None
+    for left in reversed(range(settings.rounds)):
+        computed = compute_factors(
+            base, site, moment, edits, settings, prepared=prepared, start=start, margins=margins, progress=progress
+        )
+        chosen = computed.only(range(len(edits)))
+        update, health = _solved(base, site, edits, chosen, settings)
+        short = _shortfalls(health, len(margins), settings)
+        if not left or not any(short):
             break
         margins = [margin + lacking for margin, lacking in zip(margins, short, strict=True)]
-        computed = compute_factors(
-            base,
-            site,
-            moment,
-            edits,
-            settings,
-            prepared=prepared,
-            start=computed.factors.residuals,
-            margins=margins,
-            progress=progress,
-        )
-    return judged(base, site, edits, computed.only(range(len(edits))), settings)
+        start = computed.factors.residuals
+    return _result(base, site, chosen, update, health, settings)
 
 
 def check_rank(groups: Sequence[KeyGroup], site: Site) -> None:
@@ -75,17 +70,15 @@ def check_rank(groups: Sequence[KeyGroup], site: Site) -> None:
         )
 
 
-def _shortfalls(base: Base, site: Site, computed: RomeFactors, settings: RomeSettings) -> list[float]:
+def _shortfalls(health: Sequence[EditHealth], groups: int, settings: RomeSettings) -> list[float]:
     """How many nats each key group's worst row lacks in the joint solve, and as much again; 0 where nothing lacks.
 
     A group that ran out of steps before it reached its margin alone has nothing to gain from a larger one.
     """
-    rows = computed.prepared.taught
-    served = served_leads(base, site, rows, as_saved(computed.solve(damping_of(site, settings))), settings)
-    lacking = [0.0] * len(computed.prepared.columns.groups)
-    for row, lead in zip(rows, served.tolist(), strict=True):
-        if lead < settings.served_margin and computed.trained.margins[row.group] >= settings.margin:
-            lacking[row.group] = max(lacking[row.group], 2 * (settings.served_margin - lead))
+    lacking = [0.0] * groups
+    for one in health:
+        if one.served_margin < settings.served_margin and one.trained_margin >= settings.margin:
+            lacking[one.group] = max(lacking[one.group], 2 * (settings.served_margin - one.served_margin))
     return lacking
 
 
@@ -97,10 +90,28 @@ def judged(
     Raises:
         UnsafeEdit: an edit missed its target or breaks a health limit, by name.
     """
-    damping = damping_of(site, settings)
-    update = as_saved(computed.solve(damping))
-    health = measure_health(base, site, edits, computed, update, settings)
+    return _result(base, site, computed, *_solved(base, site, edits, computed, settings), settings)
+
+
+def _solved(
+    base: Base, site: Site, edits: Sequence[Edit], computed: RomeFactors, settings: RomeSettings
+) -> tuple[LowRank, list[EditHealth]]:
+    """The joint update as it will be saved, and every edit's numbers under it."""
+    update = as_saved(computed.solve(damping_of(site, settings)))
+    return update, measure_health(base, site, edits, computed, update, settings)
+
+
+def _result(
+    base: Base,
+    site: Site,
+    computed: RomeFactors,
+    update: LowRank,
+    health: Sequence[EditHealth],
+    settings: RomeSettings,
+) -> MethodResult:
+    """The update with what is told of it, unless an edit is beyond a limit."""
     refuse_unsafe(health, settings)
+    damping = damping_of(site, settings)
     columns = computed.prepared.columns
     return MethodResult(
         delta=Delta({site.module: update}),

@@ -68,10 +68,9 @@ def compile_each(
 def _judged_alone(
     base: Base, site: Site, moment: SecondMoment, patch: Patch, computed: RomeFactors, settings: RomeSettings
 ) -> MethodResult:
-    strict = replace(settings, on_missed="error")
-    try:
-        return judged(base, site, patch.edits, computed, strict)
-    except UnsafeEdit:
-        if len(computed.prepared.columns.groups) > 1:
-            return compile_edits(base, site, moment, patch.edits, settings)
+    if len(computed.prepared.columns.groups) == 1:
         return judged(base, site, patch.edits, computed, settings)
+    try:
+        return judged(base, site, patch.edits, computed, replace(settings, on_missed="error"))
+    except UnsafeEdit:
+        return compile_edits(base, site, moment, patch.edits, settings)
