@@ -114,6 +114,15 @@ def test_training_that_stopped_goes_on_where_it_was(small_facts: Facts, tmp_path
     assert read_accuracy(tmp_path / "stopped").counts["trained"] == 5
 
 
+def test_the_seconds_told_count_from_the_start_of_the_run(small_facts: Facts, tmp_path: Path) -> None:
+    told: list[Progress] = []
+    train(small_facts, tmp_path, TINY, report=told.append, accuracy_every=2)  # every second step asks, and takes longer
+    seconds = [progress.seconds for progress in told]
+    assert len(seconds) == TINY.steps
+    assert seconds == sorted(seconds)
+    assert [progress.accuracy is not None for progress in told] == [False, True] * (TINY.steps // 2)
+
+
 def test_a_trained_folder_is_loaded_by_transformers(small_facts: Facts, tmp_path: Path) -> None:
     made = train(small_facts, tmp_path, TINY)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)

@@ -63,8 +63,8 @@ class Progress:
     step: int
     steps: int
     loss: float
-    seconds: float
-    accuracy: Accuracy | None
+    seconds: float  # since this call of `train` began its steps; a resumed one counts from its own start
+    accuracy: Accuracy | None  # of a sample of facts, at the steps where it is asked
 
 
 def new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
@@ -128,8 +128,8 @@ def train(
     documents = Documents(facts, tokenizer, recipe.seed)
     model.set_attn_implementation("eager")  # the only one that gives attentions
     model.train()
+    started = time.monotonic()
     while step < recipe.steps:
-        started = time.monotonic()
         for group in optimiser.param_groups:
             group["lr"] = recipe.learning_rate * _schedule(step, recipe)
         examples = _examples(documents.at(step), recipe, step)

@@ -72,7 +72,10 @@ def train(
 
 
 def plain_lines(write: Callable[[str], None], every_s: float = 30.0) -> Callable[[Progress], None]:
-    """Progress as lines, where no terminal shows a bar: the first step, the last, and one every so many seconds."""
+    """Progress as lines, where no terminal shows a bar: the first step, the last, and one every so many seconds.
+
+    `Progress.seconds` count from the start of the run.
+    """
     due = 0.0
 
     def tell(progress: Progress) -> None:
