@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -273,7 +274,7 @@ def test_migrations_run_once_from_empty_and_make_the_declared_tables(registry_ur
 
 def test_sqlite_is_in_wal_mode_and_gives_no_id_twice(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'registry.db'}"
-    Registry(url)
+    Registry(url).generation()
     with create_engine(url).connect() as connection:
         assert connection.execute(text("pragma journal_mode")).scalar() == "wal"
     assert "autoincrement" in _definition(url, "patches").lower()
@@ -306,29 +307,48 @@ def test_a_migration_that_fails_leaves_an_empty_database(tmp_path: Path) -> None
     with engine.begin() as connection:  # in the way of the last step
         connection.execute(text("create table publications (id integer)"))
     with pytest.raises(EditError, match="publications already exists"):
-        Registry(url)
+        Registry(url).generation()
     assert inspect(engine).get_table_names() == ["publications"]
     with engine.begin() as connection:
         connection.execute(text("drop table publications"))
     assert Registry(url).generation() == 0
 
 
+def test_a_registry_is_opened_while_its_database_is_gone_and_used_when_it_is_back(tmp_path: Path) -> None:
+    folder = tmp_path / "mounted"
+    registry = Registry(f"sqlite:///{folder / 'registry.db'}")
+    for _ in "12":
+        with pytest.raises(EditError, match="cannot be used"):
+            registry.snapshot()
+    folder.mkdir()
+    assert registry.create_tenant("acme").name == "acme"
+
+
+def test_a_registry_that_is_used_by_many_threads_at_once_is_migrated_once(registry_url: str) -> None:
+    registry = Registry(registry_url)
+    with ThreadPoolExecutor(8) as threads:
+        tenants = list(threads.map(lambda n: registry.create_tenant(f"tenant{n}"), range(8)))
+    assert registry.tenants() == tenants
+    assert registry.generation() == 8
+
+
 def test_a_registry_of_a_newer_version_is_refused(registry_url: str) -> None:
-    url = Registry(registry_url).url
-    with create_engine(url).begin() as connection:
+    registry = Registry(registry_url)
+    registry.generation()
+    with create_engine(registry.url).begin() as connection:
         connection.execute(text("update alembic_version set version_num = '9999'"))
     with pytest.raises(EditError, match="schema 9999"):
-        Registry(registry_url)
+        Registry(registry_url).generation()
 
 
 def test_a_registry_that_cannot_be_used_is_told_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(EditError, match="cannot be used: unable to open"):
-        Registry(f"sqlite:///{tmp_path / 'missing' / 'registry.db'}")
+        Registry(f"sqlite:///{tmp_path / 'missing' / 'registry.db'}").generation()
     (tmp_path / "text.db").write_text("no database, but long enough to look like one " * 100)
     with pytest.raises(EditError, match="cannot be used: file is not a database"):
-        Registry(f"sqlite:///{tmp_path / 'text.db'}")
+        Registry(f"sqlite:///{tmp_path / 'text.db'}").generation()
     with pytest.raises(EditError, match="cannot be used") as caught:
-        Registry(f"postgresql://ann:secret@/registry?host={tmp_path}")
+        Registry(f"postgresql://ann:secret@/registry?host={tmp_path}").generation()
     assert "secret" not in str(caught.value)
     assert "\n" not in str(caught.value)
     for url in ("mysql://ann:secret@host/registry", "ann:secret"):
@@ -340,6 +360,7 @@ def test_a_registry_that_cannot_be_used_is_told_in_one_line(tmp_path: Path) -> N
 def test_a_role_that_may_not_write_is_told_in_one_line(cluster: postgres.Cluster) -> None:
     url = make_url(cluster.new_database())
     owner = Registry(url)
+    owner.generation()
     with create_engine(owner.url).begin() as connection:
         connection.execute(text("create role guest login"))
         connection.execute(text("grant select on all tables in schema public to guest"))
@@ -348,7 +369,7 @@ def test_a_role_that_may_not_write_is_told_in_one_line(cluster: postgres.Cluster
     with pytest.raises(EditError, match="cannot be used: permission denied"):
         guest.create_tenant("acme")
     with pytest.raises(EditError, match="cannot be used: permission denied"):
-        Registry(make_url(cluster.new_database()).set(username="guest"))
+        Registry(make_url(cluster.new_database()).set(username="guest")).generation()
 
 
 WRITER = """

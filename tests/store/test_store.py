@@ -352,6 +352,25 @@ def test_a_store_keeps_its_registry_where_it_is_told_to(
     other.registry.close()
 
 
+def test_a_store_is_opened_and_read_while_its_registry_is_gone(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = store.save(compiled())
+    monkeypatch.setenv("VLLM_EDIT_REGISTRY", f"sqlite:///{store.url}/gone/registry.db")
+    opened = Store.open(store.url)
+    assert opened.load(name).manifest == compiled().manifest
+    with pytest.raises(EditError, match="cannot be used"):
+        opened.names()
+
+
+def test_a_store_is_not_made_with_a_registry_that_cannot_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_EDIT_REGISTRY", f"sqlite:///{tmp_path}/gone/registry.db")
+    with pytest.raises(EditError, match="cannot be used"):
+        new_store(tmp_path / "store")
+    with pytest.raises(NotFound, match="no store"):
+        Store.open(tmp_path / "store")
+
+
 def test_gc_removes_only_what_nobody_can_be_served(store: Store) -> None:
     names = [store.save(compiled(seed=seed)) for seed in range(4)]
     store.registry.create_tenant("acme")

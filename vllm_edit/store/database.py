@@ -1,7 +1,12 @@
-"""The registry's database: its schema, and the two kinds of transaction, one that reads and one that changes."""
+"""The registry's database: its schema, and the kinds of transaction: one that reads, one that changes, one that logs.
+
+Nothing is connected before the first of them: what only names a registry, as a server that is restarted does, must not
+need it.
+"""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +20,14 @@ from vllm_edit.store import migrations, tables
 _FORBIDDEN = ("42501", "25006")  # PostgreSQL: the role lacks a privilege, the server only reads
 _BUSY_TIMEOUT_S = 30
 _CONNECT_TIMEOUT_S = 5
+# A machine that vanished without a word is given up after some seconds, not after TCP's two hours.
+_PATIENCE = {
+    "connect_timeout": _CONNECT_TIMEOUT_S,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,
+}
 _MIGRATING = 0x766C6C6D  # the number of the advisory lock that processes opening a new PostgreSQL database queue up on
 
 
@@ -22,10 +35,11 @@ class Database:
     """SQLite in WAL mode by default, PostgreSQL by its URL."""
 
     def __init__(self, url: str | URL) -> None:
-        """Open, and bring the schema up to date."""
+        """The first transaction brings the schema up to date."""
         self.url = _checked(url)
         self._sqlite = self.url.get_backend_name() == "sqlite"
         self._engine = _engine(self.url, self._sqlite)
+        self._migrated, self._migrating = False, threading.Lock()
         # SQLite takes its write lock when a transaction begins: one that starts by reading could not be upgraded
         # while another process writes, and would fail instead of waiting.
         self._writer = self._engine.execution_options(vllm_edit_writes=True)
@@ -35,7 +49,6 @@ class Database:
         if self._sqlite:
             event.listen(self._engine, "connect", _configure_sqlite)
             event.listen(self._engine, "begin", _begin_sqlite)
-        self._migrate()
 
     def __str__(self) -> str:
         """The URL with its password hidden."""
@@ -47,13 +60,13 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """A transaction that only reads."""
-        with self._usable(), self._reader.begin() as connection:
+        with self._ready(), self._reader.begin() as connection:
             yield connection
 
     @contextmanager
     def change(self) -> Iterator[Connection]:
         """A transaction that changes state. Raising generation first makes writers of any database queue up on it."""
-        with self._usable(), self._writer.begin() as connection:
+        with self._ready(), self._writer.begin() as connection:
             value = tables.generation.c.value
             connection.execute(update(tables.generation).values(value=value + 1))
             yield connection
@@ -61,8 +74,16 @@ class Database:
     @contextmanager
     def log(self) -> Iterator[Connection]:
         """A transaction that adds to a log: nothing that servers watch changes, so generation stays."""
-        with self._usable(), self._writer.begin() as connection:
+        with self._ready(), self._writer.begin() as connection:
             yield connection
+
+    @contextmanager
+    def _ready(self) -> Iterator[None]:
+        """The schema is current, and what fails is told as `_usable` tells it."""
+        with self._usable():
+            if not self._migrated:
+                self._migrate()
+            yield
 
     @contextmanager
     def _usable(self) -> Iterator[None]:
@@ -81,13 +102,15 @@ class Database:
             return int(connection.execute(select(tables.generation.c.value)).scalar_one())
 
     def _migrate(self) -> None:
-        with self.read() as connection:
+        """Bring the schema up to date. Only writers queue up: many threads may find the database gone at once."""
+        with self._reader.begin() as connection:
             current = migrations.is_current(connection)
         if not current:
-            with self._usable(), self._writer.begin() as connection:
+            with self._migrating, self._writer.begin() as connection:
                 if not self._sqlite:
                     connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _MIGRATING})
                 migrations.upgrade(connection)
+        self._migrated = True
 
 
 def _checked(url: str | URL) -> URL:
@@ -110,7 +133,7 @@ def _engine(url: URL, sqlite: bool) -> Engine:
         return create_engine(url, connect_args={"timeout": _BUSY_TIMEOUT_S})
     try:
         # A server that was restarted leaves dead connections in the pool: they are tried before they are used.
-        return create_engine(url, connect_args={"connect_timeout": _CONNECT_TIMEOUT_S}, pool_pre_ping=True)
+        return create_engine(url, connect_args=_PATIENCE, pool_pre_ping=True)
     except ModuleNotFoundError as error:
         raise EditError(f"a registry in PostgreSQL needs {error.name}: install vllm-edit[postgres]") from error
 

@@ -33,7 +33,7 @@ class Registry:
     """
 
     def __init__(self, url: str | URL, anchor: Anchor | None = None) -> None:
-        """Open, and bring the schema up to date."""
+        """Nothing is connected yet. The first use brings the schema up to date."""
         self._database, self._anchor = Database(url), anchor
         self.changes = Changes(self._database, anchor)
         self.rollouts = Rollouts(self._database, self.changes)

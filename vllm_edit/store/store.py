@@ -47,6 +47,8 @@ class Store:
     def open(cls, url: str | Path | None = None) -> Store:
         """The store at `url`: a folder or an fsspec URL; by default `$VLLM_EDIT_STORE`, else `.vllm-edit`.
 
+        Its registry is connected when it is first asked.
+
         Raises:
             NotFound: there is none.
         """
@@ -77,6 +79,7 @@ class Store:
         anchor = Anchor(files)
         anchor.advance(EMPTY)  # before any row: from now on a missing anchor is a finding
         registry = Registry(registry_url(place, files), anchor)
+        registry.generation()  # opening needs no database, but a store is not made with one that cannot be used
         write_site(files, site)  # last: with it the store exists
         return cls(place, files, registry)
 

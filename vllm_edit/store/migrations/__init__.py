@@ -1,4 +1,4 @@
-"""Alembic migrations of the registry. They run when a registry is opened; a released one is never edited."""
+"""Alembic migrations of the registry. They run when a registry is first used; a released one is never edited."""
 
 from __future__ import annotations
 
