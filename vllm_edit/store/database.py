@@ -11,7 +11,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, select, text, update
+from sqlalchemy import (
+    URL,
+    ColumnElement,
+    Connection,
+    Engine,
+    Float,
+    cast,
+    create_engine,
+    event,
+    extract,
+    func,
+    literal_column,
+    make_url,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.exc import ArgumentError, DatabaseError, OperationalError
 
 from vllm_edit.errors import EditError
@@ -53,6 +69,13 @@ class Database:
     def __str__(self) -> str:
         """The URL with its password hidden."""
         return self.url.render_as_string(hide_password=True)
+
+    @property
+    def clock(self) -> ColumnElement[float]:
+        """Seconds since 1970 in a statement: by the database's own clock, which is the same for every machine."""
+        if self._sqlite:
+            return literal_column("((julianday('now') - 2440587.5) * 86400.0)", Float)
+        return cast(extract("epoch", func.clock_timestamp()), Float)
 
     def close(self) -> None:
         self._engine.dispose()

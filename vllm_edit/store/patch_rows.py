@@ -58,4 +58,5 @@ def set_status(connection: Connection, name: str, status: Status, reason: str) -
 
 
 def _entry(row: Row[Any]) -> PatchEntry:
-    return PatchEntry(**row._mapping)
+    fields = {key: value for key, value in row._mapping.items() if key != "retired"}
+    return PatchEntry(**fields)

@@ -23,6 +23,7 @@ from vllm_edit.store.keys import ADMIN_RIGHTS, TENANT_RIGHTS, Key, NewKey, Right
 from vllm_edit.store.names import LABEL_LENGTH, check_note, short, shown
 from vllm_edit.store.publishable import publishable_until
 from vllm_edit.store.rollouts import Rollouts
+from vllm_edit.store.servers import Servers
 from vllm_edit.store.snapshot import Snapshot
 
 
@@ -37,6 +38,7 @@ class Registry:
         self._database, self._anchor = Database(url), anchor
         self.changes = Changes(self._database, anchor)
         self.rollouts = Rollouts(self._database, self.changes)
+        self.servers = Servers(self._database)
 
     def __repr__(self) -> str:
         return f"Registry({str(self._database)!r})"

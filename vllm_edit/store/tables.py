@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Boolean, Column, DateTime, ForeignKey, Index, Integer, MetaData, String, Table, Text
+from sqlalchemy import Boolean, Column, DateTime, Float, ForeignKey, Index, Integer, MetaData, String, Table, Text
 from sqlalchemy.types import TypeDecorator
 
 
@@ -33,7 +33,7 @@ generation = Table(
 )
 
 # adapter_id is what vLLM knows an adapter by. It is never given twice, also not after its patch is removed:
-# a running engine may still hold the old one.
+# a running engine may still hold the old one. `retired`: the generation since which gc is removing the patch.
 patches = Table(
     "patches",
     metadata,
@@ -45,6 +45,7 @@ patches = Table(
     Column("status", String(16), nullable=False),
     Column("reason", Text, nullable=False),
     Column("valid_until", UtcDateTime),
+    Column("retired", Integer),
     sqlite_autoincrement=True,
 )
 
@@ -109,4 +110,17 @@ audit = Table(
     Column("previous", String(64), nullable=False, unique=True),
     Column("digest", String(64), nullable=False, unique=True),
     Index("audit_by_tenant", "tenant", "number"),
+)
+
+# Heartbeats of running servers. `seen` is in seconds of the database's own clock (`Database.clock`); `generation` is
+# what the server decides from, `drained` that up to which it has dropped the adapters of removed patches.
+servers = Table(
+    "servers",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("host", String(255), nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("generation", Integer, nullable=False),
+    Column("drained", Integer, nullable=False),
+    Column("seen", Float, nullable=False),
 )

@@ -1,0 +1,121 @@
+"""Heartbeats of servers, and waiting until all of them follow a change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+
+import pytest
+from sqlalchemy import create_engine, text
+
+from vllm_edit.store.registry import Registry
+from vllm_edit.store.servers import LIVE_S, Acknowledged
+
+LONG_S = 120.0  # a limit for a busy machine
+
+
+@pytest.fixture
+def registry(registry_url: str) -> Iterator[Registry]:
+    made = Registry(registry_url)
+    yield made
+    made.close()
+
+
+def beat(registry: Registry, id: str, generation: int, drained: int = 0, pid: int = 1) -> None:
+    registry.servers.beat(id, host=f"host-{id}", pid=pid, generation=generation, drained=drained)
+
+
+def age(registry: Registry, id: str, seconds: float) -> None:
+    """Make a server's heartbeat older than it is (or younger than now)."""
+    with create_engine(registry.url).begin() as connection:
+        connection.execute(text("update servers set seen = seen - :s where id = :id"), {"s": seconds, "id": id})
+
+
+def told(found: Acknowledged) -> tuple[int, tuple[str, ...], tuple[str, ...]]:
+    return found.generation, found.acknowledged, found.missing
+
+
+def test_a_heartbeat_says_what_a_server_follows_and_is_no_change(registry: Registry) -> None:
+    registry.create_tenant("acme")
+    before = (registry.generation(), registry.audit())
+    for generation, drained in ((0, 0), (1, 0), (1, 1)):
+        beat(registry, "a", generation, drained)
+        (entry,) = registry.servers.live()
+        assert (entry.id, entry.name, entry.generation, entry.drained) == ("a", "host-a:1", generation, drained)
+        assert 0 <= entry.seen_ago_s < LIVE_S
+    assert (registry.generation(), registry.audit()) == before
+
+
+def test_a_server_is_live_until_it_leaves_or_is_silent(registry: Registry) -> None:
+    for id in "cab":
+        beat(registry, id, 1)
+    assert [entry.id for entry in registry.servers.live()] == ["a", "b", "c"]
+    registry.servers.leave("a")
+    registry.servers.leave("a")
+    age(registry, "b", LIVE_S + 1)
+    assert [entry.id for entry in registry.servers.live()] == ["c"]
+    age(registry, "c", -3600)
+    assert registry.servers.live() == [], "the database's clock was set back since"
+    for id in "bc":
+        beat(registry, id, 1)
+    assert [entry.id for entry in registry.servers.live()] == ["b", "c"]
+
+
+def test_servers_that_died_long_ago_are_swept_when_one_comes(registry: Registry) -> None:
+    for id in "ab":
+        beat(registry, id, 1)
+    age(registry, "a", 48 * 3600)
+    beat(registry, "c", 1)
+    with create_engine(registry.url).connect() as connection:
+        assert connection.execute(text("select id from servers order by id")).scalars().all() == ["b", "c"]
+
+
+def test_waiting_names_who_follows_and_who_does_not(registry: Registry) -> None:
+    assert told(registry.servers.wait(7, LONG_S)) == (7, (), ())
+    beat(registry, "a", 7, drained=6)
+    beat(registry, "b", 8, drained=7)
+    assert told(registry.servers.wait(7, LONG_S)) == (7, ("host-a:1", "host-b:1"), ())
+    assert told(registry.servers.wait(7, 0.05, drained=True)) == (7, ("host-b:1",), ("host-a:1",))
+    late = registry.servers.wait(8, 0.05)
+    assert told(late) == (8, ("host-b:1",), ("host-a:1",))
+    assert late.seconds >= 0.05
+    assert told(registry.servers.wait(8, 0)) == told(late)
+
+
+def test_waiting_ends_when_the_last_server_follows(registry: Registry) -> None:
+    beat(registry, "a", 2)
+    beat(registry, "b", 1)
+    with ThreadPoolExecutor(1) as thread:
+        waiting = thread.submit(registry.servers.wait, 2, LONG_S)
+        beat(registry, "c", 1)
+        assert not waiting.done()
+        beat(registry, "c", 2)
+        assert not waiting.done()
+        beat(registry, "b", 2)
+        found = waiting.result()
+    assert found.missing == ()
+    assert {"host-a:1", "host-b:1"} <= set(found.acknowledged)
+
+
+def test_a_server_that_leaves_is_not_waited_for_and_one_that_falls_silent_is_missing(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beat(registry, "a", 1)
+    beat(registry, "b", 1)
+    looked, silent = Event(), Event()
+
+    def looks_once(_seconds: float) -> None:
+        looked.set()
+        assert silent.wait(LONG_S)
+
+    monkeypatch.setattr("vllm_edit.store.servers.time.sleep", looks_once)
+    with ThreadPoolExecutor(1) as thread:
+        waiting = thread.submit(registry.servers.wait, 2, 0.05)
+        assert looked.wait(LONG_S)
+        registry.servers.leave("a")
+        age(registry, "b", LIVE_S + 1)
+        silent.set()
+        found = waiting.result()
+    assert told(found) == (2, (), ("host-b:1",))
+    assert told(registry.servers.wait(2, LONG_S)) == (2, (), ()), "who was silent before is not waited for"
