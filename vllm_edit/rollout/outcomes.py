@@ -14,6 +14,10 @@ from vllm_edit.rollout.rollout import Rollout
 from vllm_edit.store.names import nearest, shown
 
 
+class UnknownAnswer(NotFound):
+    """No rollout decided an answer of this id, or none that is written yet."""
+
+
 @dataclass(frozen=True)
 class Exposure:
     """One request that a rollout decided. id: what the router issued. It holds the key's pseudonym, never the key."""

@@ -23,6 +23,7 @@ _REFERENCE = re.compile(rf"({_LABEL})(?:@([0-9a-f]{{{MINIMUM_PREFIX},{DIGEST_LEN
 _TENANT = re.compile(_LABEL)
 _UNPRINTABLE = ("Cc", "Cs")  # control characters, and halves of a surrogate pair: no text in UTF-8
 _KIND = re.compile(r"[a-z0-9][a-z0-9_]{0,31}")
+_ANSWER_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 def check_name(name: str) -> str:
@@ -53,6 +54,11 @@ def check_kind(kind: str) -> str:
     if _KIND.fullmatch(kind) is None:
         raise EditError(f"expected a record's kind like 'compile' or 'gate', got {shown(kind)}")
     return kind
+
+
+def is_answer_id(text: str) -> bool:
+    """Whether an answer could have this id; other text need not come near a query."""
+    return _ANSWER_ID.fullmatch(text) is not None
 
 
 def check_note(text: str, what: str, limit: int) -> str:

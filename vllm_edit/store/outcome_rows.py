@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
 from sqlalchemy import Connection, func, insert, select
 
-from vllm_edit.errors import EditError, NotFound
+from vllm_edit.errors import EditError
 from vllm_edit.rollout.arm import SIDES, Side
-from vllm_edit.rollout.outcomes import Exposure, Observed, Traffic, metric_of
+from vllm_edit.rollout.outcomes import Exposure, Observed, Traffic, UnknownAnswer, metric_of
 from vllm_edit.store import rollout_rows
-from vllm_edit.store.names import shown
+from vllm_edit.store.log_rows import add_unknown
+from vllm_edit.store.names import is_answer_id, shown
 from vllm_edit.store.rollout_tables import exposures, outcomes
 
-_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _LATENCIES = 10_000  # the newest of an arm that its quantiles are of
 
 
 def expose(connection: Connection, found: Iterable[Exposure]) -> None:
-    """Enter requests that rollouts decided."""
+    """Enter requests that rollouts decided; one whose id is known stays as it is."""
     rows = [
         {
             "id": one.id,
@@ -37,23 +36,25 @@ def expose(connection: Connection, found: Iterable[Exposure]) -> None:
         }
         for one in found
     ]
-    if rows:
-        connection.execute(insert(exposures), rows)
+    add_unknown(connection, exposures, rows)
 
 
-def record(connection: Connection, tenant: str, id: str, metric: str, value: float) -> bool:
-    """Enter an outcome of the tenant's answer `id`; False if it was entered before with this value.
+def record(connection: Connection, tenant: str | None, id: str, metric: str, value: float) -> bool:
+    """Enter an outcome of the tenant's answer `id` (None: of any tenant's); False if it was entered before with this
+    value.
 
     Raises:
-        NotFound: no rollout decided an answer of this id for this tenant (another tenant's is no different), or the
-            rollout has no such metric.
+        UnknownAnswer: no rollout decided an answer of this id for this tenant (another tenant's is no different).
+        NotFound: the rollout has no such metric.
         EditError: the value is out of range, or another one was entered before.
     """
     e, o = exposures.c, outcomes.c
-    known = select(e.rollout).where(e.id == id, e.tenant == tenant)
-    rollout = connection.execute(known).scalar() if _ID.fullmatch(id) else None
+    known = select(e.rollout).where(e.id == id)
+    if tenant is not None:
+        known = known.where(e.tenant == tenant)
+    rollout = connection.execute(known).scalar() if is_answer_id(id) else None
     if rollout is None:
-        raise NotFound(f"no rollout decided an answer {shown(id)}")
+        raise UnknownAnswer(f"no rollout decided an answer {shown(id)}")
     checked = metric_of(rollout_rows.find(connection, rollout).rollout, metric).check(value)
     before = connection.execute(select(o.value).where(o.exposure == id, o.metric == metric)).scalar()
     if before is None:

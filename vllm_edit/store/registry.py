@@ -15,6 +15,7 @@ from sqlalchemy import URL, select
 from vllm_edit.errors import EditError
 from vllm_edit.store import audit_rows, key_rows, patch_rows, publication_rows, rollout_rows, tables, tenant_rows
 from vllm_edit.store.anchor import Anchor
+from vllm_edit.store.answers import Answers
 from vllm_edit.store.audit import EMPTY, AuditEntry, Verified, verify
 from vllm_edit.store.changes import Changes
 from vllm_edit.store.database import Database
@@ -39,6 +40,7 @@ class Registry:
         self.changes = Changes(self._database, anchor)
         self.rollouts = Rollouts(self._database, self.changes)
         self.servers = Servers(self._database)
+        self.answers = Answers(self._database)
 
     def __repr__(self) -> str:
         return f"Registry({str(self._database)!r})"

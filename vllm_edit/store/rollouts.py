@@ -78,15 +78,19 @@ class Rollouts:
             return rollout_rows.newest_first(connection, tenant)
 
     def expose(self, found: Iterable[Exposure]) -> None:
-        """Log requests that rollouts decided, many at once. Ids are the router's: one that is known is a defect."""
+        """Log requests that rollouts decided, many at once. Ids are the router's; one that is known stays as it is, so
+        that a batch may be sent twice."""
         with self._database.log() as connection:
             outcome_rows.expose(connection, found)
 
-    def record(self, tenant: str, id: str, metric: str, value: float) -> bool:
+    def record(self, tenant: str | None, id: str, metric: str, value: float) -> bool:
         """Log an outcome of the tenant's answer `id`; False if it was logged before with this value.
 
+        tenant: None for a server without keys, where who holds an id, which cannot be guessed, is who asked.
+
         Raises:
-            NotFound: no rollout decided such an answer of this tenant, or the rollout has no such metric.
+            UnknownAnswer: no rollout decided such an answer of this tenant.
+            NotFound: the rollout has no such metric.
             EditError: the value is out of range, or another was logged before.
         """
         try:
@@ -102,7 +106,7 @@ class Rollouts:
                 rollout, outcome_rows.traffic(connection, name), outcome_rows.first_outcomes(connection, name)
             )
 
-    def _record(self, tenant: str, id: str, metric: str, value: float) -> bool:
+    def _record(self, tenant: str | None, id: str, metric: str, value: float) -> bool:
         with self._database.log() as connection:
             return outcome_rows.record(connection, tenant, id, metric, value)
 
