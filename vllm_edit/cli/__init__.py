@@ -30,6 +30,8 @@ class _Root(LazyGroup):
             "export": (f"{_HERE}.patches", "export"),
             "tenant": (f"{_HERE}.tenant", "app"),
             "rollout": (f"{_HERE}.rollout", "app"),
+            "answer": (f"{_HERE}.answer", "answer"),
+            "answers": (f"{_HERE}.answer", "answers"),
             "key": (f"{_HERE}.key", "app"),
             "audit": (f"{_HERE}.audit", "app"),
             "serve": (f"{_HERE}.serve", "serve"),

@@ -1,0 +1,104 @@
+"""`vllm-edit answer ID` and `vllm-edit answers`: what exactly answered a request, from the registry's log."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vllm_edit.cli.output import JsonOption, StoreOption, print_fields, print_json, print_table, when
+
+if TYPE_CHECKING:
+    from vllm_edit.store.answer_rows import AnswerEntry
+
+
+def answer(
+    id: Annotated[str, typer.Argument(metavar="ID", help="The answer's X-VLLM-Edit-Id.")],
+    store: StoreOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Show what answered a request: tenant, exact patch and adapter, mode, arm, reason, tokens and times."""
+    from vllm_edit.store.store import Store
+
+    found = Store.open(store).registry.answers.find(id)
+    if json:
+        print_json(found.as_dict())
+        return
+    asked = f"{found.route}, model {found.asked}" if found.asked else found.route
+    print_fields(
+        {
+            "answer": found.id,
+            "at": when(found.at),
+            "asked": asked,
+            "prompt": found.prompt,
+            "tenant": found.tenant,
+            "key": found.key,
+            "patch": found.patch,
+            "answered by": found.adapter or "the base model",
+            "mode": found.mode,
+            "subjects": ", ".join(found.subjects or ()),
+            "key groups": ", ".join(map(str, found.groups or ())),
+            "arm": f"{found.arm} of rollout {found.rollout}" if found.rollout else found.arm,
+            "reason": found.reason,
+            "ended": _ended(found),
+            "tokens": _tokens(found),
+            "seconds": _seconds(found),
+            "decided by": f"{found.server}, generation {found.generation}"
+            if found.generation is not None
+            else found.server,
+        }
+    )
+
+
+def answers(
+    tenant: Annotated[str | None, typer.Option(metavar="TENANT", help="Only those of this tenant.")] = None,
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="So many.")] = 20,
+    store: StoreOption = None,
+    json: JsonOption = False,
+) -> None:
+    """List the last answers, the newest first."""
+    from vllm_edit.store.store import Store
+
+    found = Store.open(store).registry.answers.newest(tenant, limit)
+    if json:
+        print_json([one.as_dict() for one in found])
+        return
+    rows = [
+        (
+            one.id,
+            when(one.at),
+            one.tenant,
+            one.adapter or "base",
+            one.mode,
+            one.arm,
+            one.reason,
+            one.status,
+            one.ended,
+            None if one.seconds is None else f"{one.seconds:.3g}",
+        )
+        for one in found
+    ]
+    print_table(("ID", "AT", "TENANT", "ANSWERED BY", "MODE", "ARM", "REASON", "STATUS", "ENDED", "SECONDS"), rows)
+
+
+def _ended(found: AnswerEntry) -> str:
+    how = {"whole": "whole", "left": "the client left first", "broken": "broken off"}.get(found.ended or "", "")
+    return f"{how}, status {found.status}" if found.status is not None else f"{how}, before it began"
+
+
+def _tokens(found: AnswerEntry) -> str:
+    told = [
+        (found.prompt_tokens, "of the prompt"),
+        (found.ike_tokens or None, "of them added by mode ike"),
+        (found.completion_tokens, "of the answer"),
+    ]
+    return ", ".join(f"{count} {what}" for count, what in told if count is not None)
+
+
+def _seconds(found: AnswerEntry) -> str:
+    told = [
+        (found.seconds, "in all"),
+        (found.first_token_seconds, "to the first token"),
+        (found.router_seconds, "in the router"),
+    ]
+    return ", ".join(f"{seconds:.3g} {what}" for seconds, what in told if seconds is not None)
