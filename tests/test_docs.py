@@ -261,13 +261,13 @@ def test_bodies_of_requests_in_the_docs_are_json() -> None:
 
 
 def test_documented_routes_are_those_that_are_served() -> None:
-    from vllm_edit.serving.admin import routes
-    from vllm_edit.serving.router import INFERENCE, OPEN
+    from vllm_edit.serving.admin.admission import METRICS
+    from vllm_edit.serving.admin.api import api
+    from vllm_edit.serving.router import INFERENCE, MODELS, UNASKED
     from vllm_edit.serving.service import Holder
-    from vllm_edit.serving.settings import Settings
 
-    admin = routes(Holder(), Settings(admin_token="token")).routes
-    served = {(method, path) for path in INFERENCE for method in ["POST"]} | OPEN
+    admin = api(Holder()).routes
+    served = {("POST", path) for path in INFERENCE} | UNASKED | {("GET", MODELS), ("GET", METRICS)}
     served |= {(method, route.path) for route in admin for method in route.methods}  # type: ignore[attr-defined]
     page = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
     assert set(re.findall(r"`(GET|POST) (/[^`\s]*)`", page)) == served

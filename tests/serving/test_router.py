@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from tests.serving import places
-from tests.serving.without_engine import ADMIN, TOKEN, Place, make_app, run
+from tests.serving.without_engine import Place, make_app, run
 from vllm_edit.serving.router import Router
 from vllm_edit.serving.settings import Settings
 
@@ -33,11 +33,6 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def place(tmp_path: Path, template: Path) -> Place:
     return Place(tmp_path, template, Settings(store="here"))
-
-
-@pytest.fixture
-def keyed(tmp_path: Path, template: Path) -> Place:
-    return Place(tmp_path, template, Settings(store="here", admin_token=TOKEN, expose=True))
 
 
 @pytest.mark.parametrize("route", ["/v1/completions", "/v1/chat/completions", "/v1/responses"])
@@ -74,9 +69,10 @@ def test_every_answer_has_an_id_of_the_server_that_the_log_resolves(place: Place
     assert "x-vllm-edit-adapter" not in reply.headers, "an operator must ask for these"
 
 
-def test_exposed_headers_say_adapter_and_mode(keyed: Place) -> None:
-    reply = run(keyed.ask("acme"))
-    assert reply.headers["X-VLLM-Edit-Adapter"] == keyed.first
+def test_exposed_headers_say_adapter_and_mode(tmp_path: Path, template: Path) -> None:
+    place = Place(tmp_path, template, Settings(store="here", expose=True))
+    reply = run(place.ask("acme"))
+    assert reply.headers["X-VLLM-Edit-Adapter"] == place.first
     assert reply.headers["X-VLLM-Edit-Mode"] == "weights"
 
 
@@ -207,7 +203,7 @@ def test_streams_pass_chunk_by_chunk(place: Place) -> None:
 
         headers = [(b"content-type", b"application/json"), (b"x-stream", b"1")]
         scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": headers, "query_string": b""}
-        await make_app(place.holder, Settings(store="here"))(scope, receive, send)
+        await make_app(place.holder)(scope, receive, send)
 
     run(steps())
     bodies = [message["body"] for message in messages if message["type"] == "http.response.body"]
@@ -291,56 +287,19 @@ def test_publishing_and_rolling_back_in_the_store_reaches_a_running_server(place
     assert run(steps()) == [place.second, place.first]
 
 
-def test_admin_routes_without_a_token_only_read(place: Place) -> None:
+def test_without_keys_the_reading_routes_are_open_and_no_other_exists(place: Place) -> None:
     async def steps() -> list[httpx.Response]:
         return [
             await place.client.get("/v1/edits"),
             await place.client.post("/v1/edits/tenants/acme/publish", json={"patch": "city"}),
+            await place.client.get("/v1/edits/keys"),
         ]
 
-    listing, publish = run(steps())
-    assert listing.json()["tenants"] == [{"tenant": "acme", "active": place.first}]
+    listing, publish, keys = run(steps())
+    assert listing.json()["tenants"] == [{"tenant": "acme", "active": place.first, "rollout": None}]
     assert [patch["name"] for patch in listing.json()["patches"]] == [place.second, place.first]
-    assert publish.status_code in (404, 405)
+    assert (publish.status_code, keys.status_code) == (404, 404)
     assert place.store.registry.active("acme") == place.first
-
-
-@pytest.mark.parametrize("headers", [{}, {"X-VLLM-Edit-Admin": "wrong"}, {"Authorization": f"Basic {TOKEN}"}])
-@pytest.mark.parametrize("path", ["/v1/edits", "/v1/edits/answers/edit-0", "/metrics"])
-def test_with_a_token_admin_routes_need_it(keyed: Place, headers: dict[str, str], path: str) -> None:
-    assert run(keyed.client.get(path, headers=headers)).status_code == 401
-
-
-def test_publish_and_rollback_over_http_hold_for_the_next_request(keyed: Place) -> None:
-    async def steps() -> list[Any]:
-        publish = await keyed.client.post("/v1/edits/tenants/acme/publish", json={"patch": "city"}, headers=ADMIN)
-        after = await keyed.ask("acme")
-        bearer = {"Authorization": f"Bearer {TOKEN}"}
-        rollback = await keyed.client.post("/v1/edits/tenants/acme/rollback", headers=bearer)
-        again = await keyed.ask("acme")
-        return [
-            publish.json()["active"],
-            after.json()["body"]["model"],
-            rollback.json()["active"],
-            again.json()["body"]["model"],
-        ]
-
-    assert run(steps()) == [keyed.second, keyed.second, keyed.first, keyed.first]
-
-
-@pytest.mark.parametrize(
-    ("tenant", "body", "status"),
-    [
-        ("nobody", {"patch": "city"}, 404),
-        ("acme", {"patch": "nothing"}, 404),
-        ("acme", {"patch": "../x"}, 404),
-        ("..%2Facme", {"patch": "city"}, 404),
-    ],
-)
-def test_publishing_what_does_not_exist_is_404(keyed: Place, tenant: str, body: dict[str, str], status: int) -> None:
-    reply = run(keyed.client.post(f"/v1/edits/tenants/{tenant}/publish", json=body, headers=ADMIN))
-    assert reply.status_code == status
-    assert keyed.store.registry.active("acme") == keyed.first
 
 
 @pytest.mark.parametrize("prompt", ["The capital of France is", ["The capital of France is", "Who wrote Hamlet?"]])

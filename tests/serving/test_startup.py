@@ -110,23 +110,37 @@ def test_other_weights_or_other_wrapped_modules_are_named(tmp_path: Path, folder
 
 
 @pytest.mark.parametrize(
-    ("arguments", "settings", "refused"),
+    ("arguments", "settings", "keyed", "refused"),
     [
-        ({"host": "127.0.0.1"}, Settings(), False),
-        ({"host": "::1"}, Settings(), False),
-        ({"host": "localhost"}, Settings(), False),
-        ({"host": None}, Settings(), True),
-        ({"host": "0.0.0.0"}, Settings(), True),
-        ({"host": "127.0.0.1.example"}, Settings(), True),
-        ({"host": "0.0.0.0"}, Settings(allow_open=True), False),
-        ({"host": "0.0.0.0", "api_key": ["k"]}, Settings(), False),
-        ({"host": "127.0.0.1", "api_server_count": 2}, Settings(), True),
-        ({"host": "127.0.0.1", "lora_modules": ["x"]}, Settings(), True),
-        ({"host": "127.0.0.1", "chat_template": "x"}, Settings(), True),
+        ({"host": "127.0.0.1"}, Settings(), False, False),
+        ({"host": "::1"}, Settings(), False, False),
+        ({"host": "localhost"}, Settings(), False, False),
+        ({"host": None}, Settings(), False, True),
+        ({"host": "0.0.0.0"}, Settings(), False, True),
+        ({"host": "127.0.0.1.example"}, Settings(), False, True),
+        ({"host": "0.0.0.0"}, Settings(allow_open=True), False, False),
+        ({"host": "0.0.0.0", "api_key": ["k"]}, Settings(), False, False),
+        ({"host": "0.0.0.0"}, Settings(), True, False),
+        ({"host": "127.0.0.1", "api_key": ["k"]}, Settings(allow_open=True), True, True),
     ],
 )
-def test_without_keys_only_loopback(arguments: dict[str, Any], settings: Settings, refused: bool) -> None:
-    assert bool(startup._argument_problems(Namespace(**arguments), settings)) is refused
+def test_without_keys_only_loopback_and_keys_of_one_kind(
+    arguments: dict[str, Any], settings: Settings, keyed: bool, refused: bool
+) -> None:
+    assert bool(startup._keyed_problems(Namespace(**arguments), settings, keyed)) is refused
+
+
+@pytest.mark.parametrize(
+    ("arguments", "refused"),
+    [
+        ({"host": "127.0.0.1"}, False),
+        ({"host": "127.0.0.1", "api_server_count": 2}, True),
+        ({"host": "127.0.0.1", "lora_modules": ["x"]}, True),
+        ({"host": "127.0.0.1", "chat_template": "x"}, True),
+    ],
+)
+def test_arguments_that_pass_the_router_or_the_site_by_are_refused(arguments: dict[str, Any], refused: bool) -> None:
+    assert bool(startup._argument_problems(Namespace(**arguments))) is refused
 
 
 def test_flags_wrap_exactly_the_site_and_the_users_come_last(site: Site) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,7 +15,7 @@ from fastapi import FastAPI, Request
 from prometheus_client import CollectorRegistry
 from starlette.responses import StreamingResponse
 
-from vllm_edit.serving.admin import routes
+from vllm_edit.serving.admin.api import api
 from vllm_edit.serving.answers import AnswerLog
 from vllm_edit.serving.compat.engine import EngineRefusedError
 from vllm_edit.serving.metrics import Metrics
@@ -28,8 +28,9 @@ from vllm_edit.serving.settings import Settings
 from vllm_edit.serving.watcher import Watcher
 from vllm_edit.store.store import Store
 
-TOKEN = "a-token-of-the-operator"
-ADMIN = {"X-VLLM-Edit-Admin": TOKEN}
+
+def bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
 
 
 class Slots:
@@ -82,18 +83,23 @@ class Place:
             started=0,
             folder=self.folder,
         )
+        run(self.service.watcher.refresh())
         self.holder.service = self.service
-        self.client = httpx.AsyncClient(
-            transport=httpx.ASGITransport(make_app(self.holder, settings)), base_url="http://server"
-        )
+        self.client = httpx.AsyncClient(transport=httpx.ASGITransport(make_app(self.holder)), base_url="http://server")
 
-    async def ask(self, model: Any = None, route: str = "/v1/completions", **fields: Any) -> httpx.Response:
+    async def ask(
+        self,
+        model: Any = None,
+        route: str = "/v1/completions",
+        headers: Mapping[str, str] | None = None,
+        **fields: Any,
+    ) -> httpx.Response:
         content = {"messages": [{"role": "user", "content": "Who?"}]} if "chat" in route else {"prompt": "Who?"}
         named = {} if model is None else {"model": model}
-        return await self.client.post(route, json={**content, **named, **fields})
+        return await self.client.post(route, json={**content, **named, **fields}, headers=headers)
 
 
-def make_app(holder: Holder, settings: Settings) -> FastAPI:
+def make_app(holder: Holder) -> FastAPI:
     """An application with vLLM's paths that answers with the request it got; wrapped as the plugin wraps vLLM's."""
     app = FastAPI()
 
@@ -112,7 +118,7 @@ def make_app(holder: Holder, settings: Settings) -> FastAPI:
         app.post(path)(told)
     for path in ("/health", "/metrics", "/v1/responses/{id}", "/docs2"):
         app.get(path)(told)
-    app.include_router(routes(holder, settings))
+    app.include_router(api(holder))
     app.add_middleware(Router, holder=holder)
     return app
 

@@ -12,7 +12,6 @@ from vllm_edit.cli.output import JsonOption, StoreOption, WhoOption, WhyOption, 
 if TYPE_CHECKING:
     from vllm_edit.rollout.arm import Arm, Side
     from vllm_edit.rollout.rollout import Rollout
-    from vllm_edit.store.store import Store
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -58,33 +57,27 @@ def create(
     json: JsonOption = False,
 ) -> None:
     """Make a rollout. Nobody is served by it before its first `ramp`."""
-    import secrets
-
-    from vllm_edit.rollout.arm import Arm
-    from vllm_edit.rollout.metric import parse_metric
-    from vllm_edit.rollout.rollout import Rollout, buckets_of
-    from vllm_edit.rollout.sticky import Stickiness
+    from vllm_edit.rollout.draft import draft
     from vllm_edit.store.store import Store
 
     if override and not who:
         raise typer.BadParameter("--override is somebody's decision: add --who")
     sources: Any = tuple(source.strip() for source in order.split(","))
     opened = Store.open(store)
-    if control is None:
-        active = opened.registry.active(tenant)
-        old = Arm("base") if active is None else Arm("weights", active)
-    else:
-        old = _arm(opened, control)
-    made = Rollout(
+    made = draft(
         name,
         tenant,
-        old,
-        _arm(opened, treatment),
-        salt or secrets.token_hex(8),
-        buckets_of(split),
-        overrides=dict(_override(text) for text in user or ()),
-        sticky=Stickiness(sources, user_header, session_header),
-        metrics=tuple(parse_metric(text) for text in metric or ()),
+        resolve=opened.resolve,
+        active=opened.registry.active,
+        treatment=treatment,
+        control=control,
+        split=split,
+        metrics=metric or (),
+        users=dict(_override(text) for text in user or ()),
+        order=sources,
+        user_header=user_header,
+        session_header=session_header,
+        salt=salt,
         alpha=alpha,
     )
     _tell(opened.registry.rollouts.create(made, override=override, why=why, by=who), json)
@@ -175,13 +168,6 @@ def status(
         print_json(found.as_record() | {"picture": str(out) if out else None})
     else:
         print_status(found)
-
-
-def _arm(opened: Store, text: str) -> Arm:
-    from vllm_edit.rollout.arm import Arm, split_reference
-
-    reference, mode = split_reference(text)
-    return Arm(mode, None if reference is None else opened.resolve(reference))
 
 
 def _override(text: str) -> tuple[str, Side]:

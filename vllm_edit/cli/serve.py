@@ -12,6 +12,7 @@ import typer
 
 if TYPE_CHECKING:
     from vllm_edit.serving.profile import Profile
+    from vllm_edit.store.store import Store as Opened
 
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 """Typer's context settings of both commands: what they do not know is vLLM's."""
@@ -54,4 +55,14 @@ def _profile(arguments: list[str], store: str | None, allow_open: bool) -> Profi
     path, name = served_model(named or site.model)
     rest = arguments if named is None else arguments[1:]
     url = opened.url if "://" in opened.url else os.path.abspath(opened.url)
-    return profile(site, url, path, name, rest, allow_open)
+    return profile(site, url, path, name, rest, allow_open, _keyed(opened))
+
+
+def _keyed(opened: Opened) -> bool | None:
+    """Whether the registry has keys; None where it cannot be read: a server may start without it."""
+    from vllm_edit.errors import EditError
+
+    try:
+        return opened.registry.snapshot().keyed
+    except EditError:
+        return None

@@ -22,16 +22,18 @@ class TenantState:
 
 
 @dataclass(frozen=True)
-class Decision:
-    """What answers. The first five fields are those of the router's `Choice`.
+class Choice:
+    """What answers a request. `adapter` is a compiled patch's full name, `None` for base.
 
+    reason is OpenFeature's: STATIC (the request named it), TARGETING_MATCH (the tenant's), DEFAULT (base, because
+    nothing was asked or nothing is published), or what a rollout says (`assignment.Reason`).
     assignment: set where the rollout decided alone; that is what makes the request an exposure.
     """
 
     mode: Mode
-    adapter: str | None
-    tenant: str
-    reason: str
+    adapter: str | None = None
+    tenant: str | None = None
+    reason: str = "STATIC"
     arm: Side | None = None
     assignment: Assignment | None = None
 
@@ -43,7 +45,7 @@ def decide(
     now: datetime,
     api_key: str | None = None,
     mode: Mode | None = None,
-) -> Decision:
+) -> Choice:
     """The answer's composition and mode.
 
     headers: by lower-case name. api_key: the id of the caller's key. mode: what the request itself asks for
@@ -59,16 +61,16 @@ def decide(
         return _published(state, mode)
     if mode is not None:
         return _asked(state.tenant, arm, mode, "STATIC")
-    return Decision(arm.mode, arm.name, state.tenant, assignment.reason, assignment.side, assignment)
+    return Choice(arm.mode, arm.name, state.tenant, assignment.reason, assignment.side, assignment)
 
 
-def _published(state: TenantState, mode: Mode | None) -> Decision:
+def _published(state: TenantState, mode: Mode | None) -> Choice:
     published = Arm("base") if state.active is None else Arm("weights", state.active)
     return _asked(state.tenant, published, mode, "DEFAULT" if state.active is None else "TARGETING_MATCH")
 
 
-def _asked(tenant: str, arm: Arm, mode: Mode | None, reason: str) -> Decision:
+def _asked(tenant: str, arm: Arm, mode: Mode | None, reason: str) -> Choice:
     """The arm's composition in the mode that was asked for, if it has a composition."""
     if arm.name is None or mode == "base":
-        return Decision("base", None, tenant, reason)
-    return Decision(mode or arm.mode, arm.name, tenant, reason)
+        return Choice("base", None, tenant, reason)
+    return Choice(mode or arm.mode, arm.name, tenant, reason)

@@ -1,11 +1,13 @@
-"""What the `model` field of a request may say, and which adapter and mode it means.
+"""What the `model` field of a request may say, and which adapter and mode it means for who asks.
 
     acme             tenant's active patch            acme:ike, acme:base     the same tenant, other mode
     capital@4f1c…    that compiled patch, by a unique beginning (≥ 4 characters) of its digest
     capital          the newest compiled patch of that name
     atlas, nothing   the base model, by one of its served names
 
-Aliases exist only here: the engine knows full names. A tenant's name goes before a patch's.
+Aliases exist only here: the engine knows full names. A tenant's name goes before a patch's. A caller who is bound to a
+tenant (by a key or a gateway) reaches that tenant's compositions and nothing else, and nothing tells it what else there
+is; for such a caller, no `model` means its tenant.
 """
 
 from __future__ import annotations
@@ -13,94 +15,142 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cached_property
-from typing import Literal
+from typing import Any, get_args
 
 from vllm_edit.errors import EditError, NotFound
+from vllm_edit.rollout.arm import Mode
+from vllm_edit.rollout.decision import Choice, TenantState, decide
+from vllm_edit.serving.caller import Caller
 from vllm_edit.store import names
+from vllm_edit.store.snapshot import Snapshot
 
-Mode = Literal["weights", "ike", "base"]
-MODES: tuple[Mode, ...] = ("weights", "ike", "base")
+MODES: tuple[Mode, ...] = get_args(Mode)
 MAX_LENGTH = 160
 NO_SUBJECT = "NO_SUBJECT"
+"""Reason of an answer by the base because the request mentions no subject of a patch with scope subject; it is known
+after the choice."""
+
+NOTHING = Snapshot(-1, (), {}, {})
+"""What is known before the registry was read."""
 
 _MODE_SUFFIX = re.compile(r"(?P<reference>[^:]*)(?::(?P<mode>weights|ike|base))?")
 
 
 @dataclass(frozen=True)
-class Choice:
-    """What answers a request. `adapter` is a compiled patch's full name, `None` for base.
+class Asking:
+    """Who asks, and what of the request may decide a rollout's arm (`Stickiness.key`)."""
 
-    reason is OpenFeature's: STATIC (the request named it), TARGETING_MATCH (the tenant's), DEFAULT (base, because
-    nothing was asked or nothing is published); and ours NO_SUBJECT (base, because the request mentions no subject of a
-    patch with scope subject), which is known after the choice.
-    """
-
-    mode: Mode
-    adapter: str | None = None
-    tenant: str | None = None
-    reason: str = "STATIC"
-    arm: str | None = None
+    caller: Caller
+    now: datetime
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Catalogue:
     """What can be asked for at one moment: an immutable copy of the registry, so that no request waits for it.
 
-    bases: served names of the base model, the first is the main one. tenants: tenant → active full name or None.
-    newest_first: every compiled patch's full name, the one saved last first.
+    bases: served names of the base model, the first is the main one.
     """
 
     bases: tuple[str, ...]
-    tenants: Mapping[str, str | None] = field(default_factory=dict)
-    newest_first: tuple[str, ...] = ()
-    generation: int = -1
+    snapshot: Snapshot
+
+    @property
+    def generation(self) -> int:
+        return self.snapshot.generation
+
+    @cached_property
+    def newest_first(self) -> tuple[str, ...]:
+        """Every compiled patch's full name, the one saved last first."""
+        return tuple(entry.name for entry in self.snapshot.patches)
 
     @cached_property
     def names(self) -> frozenset[str]:
         return frozenset(self.newest_first)
 
-    def resolve(self, model: str | None) -> Choice:
+    def served(self, now: datetime) -> dict[str, str | None]:
+        """Tenant → the full name of what it is served, None for base. Where a rollout decides, what is published."""
+        return {tenant: self.snapshot.active(tenant, now) for tenant in self.snapshot.standing}
+
+    def wanted(self, now: datetime) -> list[str]:
+        """Full names that requests are likely to need: of what is published, and of both arms of rollouts."""
+        arms = [arm for one in self.snapshot.rollouts.values() for arm in (one.control, one.treatment)]
+        rolled = [arm.name for arm in arms if arm.mode == "weights" and not arm.ended(now)]
+        return list(dict.fromkeys(name for name in (*self.served(now).values(), *rolled) if name is not None))
+
+    def resolve(self, model: str | None, asking: Asking) -> Choice:
         """Which adapter and mode a `model` field means.
 
         Raises:
             EditError: not a possible alias (too long, control characters), or a digest's beginning that fits several.
-            NotFound: nobody of that name; `nearest` holds the closest.
+            NotFound: nobody of that name that the caller may know of; `nearest` holds the closest.
+            Forbidden: the base model, for a key without that right.
         """
-        if not model or model in self.bases:
+        tenant = asking.caller.tenant
+        if not model and tenant is not None:
+            return self._tenant(tenant, None, asking)
+        if not model:
             return Choice("base", reason="DEFAULT")
-        if len(model) > MAX_LENGTH or not model.isprintable():
-            raise EditError(
-                f"model is not an alias: expected at most {MAX_LENGTH} printable characters, got {names.shown(model)} "
-                f"({len(model)}); use a tenant, a patch, patch@digest or one of those with :ike, :weights or :base"
-            )
-        match = _MODE_SUFFIX.fullmatch(model)
-        if match is None:
-            raise self._unknown(model)
-        reference = match["reference"]
-        mode: Mode = next((mode for mode in MODES if mode == match["mode"]), "weights")
-        if reference in self.bases and mode == "base":
-            return Choice("base", reason="DEFAULT")
-        if reference in self.tenants:
-            adapter, tenant, reason = self.tenants[reference], reference, "TARGETING_MATCH"
-        else:
-            adapter, tenant, reason = self._compiled(reference), None, "STATIC"
-        if adapter is None:
+        reference, mode = _parsed(model)
+        if model in self.bases or (reference in self.bases and mode == "base"):
+            asking.caller.require("base", "ask for the base model")
             return Choice("base", tenant=tenant, reason="DEFAULT")
-        return Choice(mode, adapter if mode != "base" else None, tenant, reason)
+        if reference is None:
+            raise self._unknown(model, asking)
+        if mode == "base":
+            asking.caller.require("base", "ask for the base model")
+        if reference == tenant or (tenant is None and reference in self.snapshot.standing):
+            return self._tenant(reference, mode, asking)
+        adapter = self._compiled(reference, asking)
+        return Choice(mode or "weights", adapter if mode != "base" else None, tenant, "STATIC")
 
-    def listed(self) -> list[str]:
-        """Names a client may ask for: the base's main name (others may be paths), tenants, compiled patches."""
-        return [*self.bases[:1], *sorted(self.tenants), *self.newest_first]
+    def listed(self, asking: Asking) -> list[str]:
+        """Names that the caller may ask for: the base's main name (others may be paths), tenants, compiled patches."""
+        bases = self.bases[:1] if asking.caller.may("base") else ()
+        tenant = asking.caller.tenant
+        tenants = sorted(self.snapshot.standing) if tenant is None else [tenant]
+        return [*bases, *tenants, *self._reachable(asking)]
 
-    def _compiled(self, reference: str) -> str:
-        if reference in self.names:
+    def _tenant(self, tenant: str, mode: Mode | None, asking: Asking) -> Choice:
+        """What the tenant is served: by its rollout's arm, else what is published."""
+        active = self.snapshot.active(tenant, asking.now)
+        state = TenantState(tenant, active, self.snapshot.rollouts.get(tenant))
+        return decide(state, asking.headers, asking.body, asking.now, asking.caller.key, mode)
+
+    def _reachable(self, asking: Asking) -> tuple[str, ...]:
+        """Compiled patches that the caller may name: all on a server without keys, else what its tenant is served and
+        could be rolled back to. What was rolled back, or has ended, is none of them; nor is a rollout's treatment."""
+        if asking.caller.tenant is None:
+            return self.newest_first
+        standing = self.snapshot.standing[asking.caller.tenant]
+        return tuple(dict.fromkeys(one.name for one in standing if not one.ended(asking.now)))
+
+    def _compiled(self, reference: str, asking: Asking) -> str:
+        reachable = self._reachable(asking)
+        if reference in (self.names if asking.caller.tenant is None else reachable):
             return reference
         try:
-            return names.resolve(reference, list(self.newest_first))
+            return names.resolve(reference, list(reachable))
         except NotFound:
-            raise self._unknown(reference) from None
+            raise self._unknown(reference, asking) from None
 
-    def _unknown(self, asked: str) -> NotFound:
-        known = [*self.bases, *self.tenants, *self.newest_first]
-        return NotFound(f"the model {names.shown(asked)} does not exist", names.nearest(asked, known))
+    def _unknown(self, asked: str, asking: Asking) -> NotFound:
+        # Of other tenants' names a caller is told nothing, not even that they exist.
+        return NotFound(f"the model {names.shown(asked)} does not exist", names.nearest(asked, self.listed(asking)))
+
+
+def _parsed(model: str) -> tuple[str | None, Mode | None]:
+    """(reference, mode) of a `model` field; without a reference where it has no possible form."""
+    if len(model) > MAX_LENGTH or not model.isprintable():
+        raise EditError(
+            f"model is not an alias: expected at most {MAX_LENGTH} printable characters, got {names.shown(model)} "
+            f"({len(model)}); use a tenant, a patch, patch@digest or one of those with :ike, :weights or :base"
+        )
+    match = _MODE_SUFFIX.fullmatch(model)
+    if match is None:
+        return None, None
+    mode: Mode | None = next((mode for mode in MODES if mode == match["mode"]), None)
+    return match["reference"], mode

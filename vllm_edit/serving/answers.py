@@ -9,7 +9,8 @@ from collections import OrderedDict
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from vllm_edit.serving.alias import NO_SUBJECT, Choice
+from vllm_edit.rollout.decision import Choice
+from vllm_edit.serving.alias import NO_SUBJECT
 from vllm_edit.serving.scope import Narrowed
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,9 @@ from vllm_edit.composition.scoped import ScopeIndex
 from vllm_edit.errors import EditError, Incompatible
 from vllm_edit.ike.prefix import Edited, build_prefix, wrap
 from vllm_edit.ike.scoped import Shelf
-from vllm_edit.serving.alias import MODES, Choice, Mode
+from vllm_edit.rollout.arm import Mode
+from vllm_edit.rollout.decision import Choice
+from vllm_edit.serving.alias import MODES
 from vllm_edit.serving.compat import cpu_lora_mask, families, version, wrapped
 from vllm_edit.serving.profile import merged_plugins
 from vllm_edit.serving.residency import applicable, local_folder

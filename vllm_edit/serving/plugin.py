@@ -39,12 +39,11 @@ class Endpoint:
         """Put the router innermost, around vLLM's routes, and add the admin routes. Without a store: nothing."""
         from vllm_edit.serving.settings import Settings
 
-        settings = Settings.from_environment()
-        if settings.store is None:
+        if Settings.from_environment().store is None:
             return
         from vllm_edit.serving import startup
 
-        startup.attach(app, settings)
+        startup.attach(app)
 
     async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:
         """Check the engine against the store's site, then let the router serve."""

@@ -32,11 +32,18 @@ class Profile:
 
 
 def profile(
-    site: Site, store_url: str, model: str, served_name: str, user_flags: Sequence[str] = (), allow_open: bool = False
+    site: Site,
+    store_url: str,
+    model: str,
+    served_name: str,
+    user_flags: Sequence[str] = (),
+    allow_open: bool = False,
+    keyed: bool | None = False,
 ) -> Profile:
     """The profile of a store's site on this machine; the user's flags come last, so they win.
 
     model: folder or hub id that vLLM loads. served_name: readable name of the base model for clients.
+    keyed: whether the registry has keys; None where it cannot be read, and the server itself will look.
 
     Raises:
         Incompatible: a user's flag contradicts the site.
@@ -52,7 +59,7 @@ def profile(
     flags += ["--dtype", "float32", "--enforce-eager"] if cpu else ["--dtype", "bfloat16"]
     if _value(user_flags, "--host") is None:
         flags += ["--host", "127.0.0.1"]
-    _check(user_flags, site, allow_open)
+    _check(user_flags, site, allow_open, keyed)
     environment = {STORE: store_url, "VLLM_PLUGINS": merged_plugins(os.environ.get("VLLM_PLUGINS"))}
     if cpu:
         environment["VLLM_CPU_KVCACHE_SPACE"] = os.environ.get("VLLM_CPU_KVCACHE_SPACE", _CACHE_GIB)
@@ -61,7 +68,7 @@ def profile(
     return Profile(model, [*flags, *user_flags], environment)
 
 
-def _check(user_flags: Sequence[str], site: Site, allow_open: bool) -> None:
+def _check(user_flags: Sequence[str], site: Site, allow_open: bool, keyed: bool | None) -> None:
     """What would make the server refuse itself after a minute of loading is refused here, by name."""
     problems = []
     modules = _values(user_flags, "--lora-target-modules")
@@ -74,9 +81,14 @@ def _check(user_flags: Sequence[str], site: Site, allow_open: bool) -> None:
     if count is not None and count != "1":
         problems.append(f"--api-server-count {count}: the router needs exactly one API server")
     host = _value(user_flags, "--host")
-    keyed = _value(user_flags, "--api-key") is not None or bool(os.environ.get("VLLM_API_KEY"))
-    if host is not None and not (is_loopback(host) or keyed or allow_open):
-        problems.append(f"--host {host} without keys answers anyone; add --allow-open if that is meant")
+    single = _value(user_flags, "--api-key") is not None or bool(os.environ.get("VLLM_API_KEY"))
+    if keyed and single:
+        problems.append("--api-key (or VLLM_API_KEY): the registry has keys, and it would reject every one of them")
+    if host is not None and keyed is False and not (is_loopback(host) or single or allow_open):
+        problems.append(
+            f"--host {host} without keys answers anyone; make keys (vllm-edit tenant key create), or add --allow-open "
+            "if that is meant"
+        )
     for flag in ("--lora-modules", "--tokenizer", "--chat-template", "--quantization", "--grpc", "--headless"):
         if _values(user_flags, flag) is not None:
             problems.append(f"{flag}: would not serve the base and the patches of this store")

@@ -1,7 +1,7 @@
 """The router: a pure ASGI middleware, innermost in vLLM's server, that decides what answers each request.
 
-It lets through an allow-list of (method, path), turns the `model` field into the exact adapter (put into the engine
-first) or an IKE prefix, gives every answer an id, and leaves the answer's stream alone.
+It asks who is there, lets through an allow-list of (method, path), turns the `model` field into the exact adapter (put
+into the engine first) or an IKE prefix, gives every answer an id, and leaves the answer's stream alone.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import secrets
 import time
 from collections.abc import MutableMapping
 from contextlib import AsyncExitStack
+from dataclasses import replace
+from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any
 
@@ -23,9 +25,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vllm_edit.errors import Corrupt, EditError, Incompatible, NotFound
 from vllm_edit.serving import bodies
-from vllm_edit.serving.admin import PREFIX as ADMIN_PREFIX
-from vllm_edit.serving.admin import may_administer
+from vllm_edit.serving.admin.admission import CALLER, admitted
+from vllm_edit.serving.alias import Asking
 from vllm_edit.serving.answers import Answer, new_id
+from vllm_edit.serving.caller import Forbidden, Unauthorized, identify
 from vllm_edit.serving.compat.engine import EngineRefusedError
 from vllm_edit.serving.residency import AdapterStore
 from vllm_edit.serving.service import Service
@@ -35,12 +38,14 @@ logger = logging.getLogger(__name__)
 
 ID_HEADER = "X-VLLM-Edit-Id"
 INFERENCE = frozenset({bodies.COMPLETIONS, bodies.CHAT, bodies.RESPONSES})
-MODELS, METRICS = "/v1/models", "/metrics"
-OPEN = frozenset(
-    {("GET", "/health"), ("GET", "/ping"), ("POST", "/ping"), ("GET", "/version"), ("GET", MODELS), ("GET", METRICS)}
-)
-_STRIPPED = ("x-amzn-sagemaker-", "x-vllm-edit-", "x-request-id", "content-length", "transfer-encoding")
+MODELS = "/v1/models"
+UNASKED = frozenset({("GET", "/health"), ("GET", "/ping"), ("POST", "/ping"), ("GET", "/version")})
+"""What whoever reaches the port may have: it tells nothing of tenants and patches."""
+_FOREIGN = ("x-amzn-sagemaker-", "x-vllm-edit-")
+_STRIPPED = (*_FOREIGN, "authorization", "x-request-id", "content-length", "transfer-encoding")
 _STATUS = (
+    (Unauthorized, HTTPStatus.UNAUTHORIZED),
+    (Forbidden, HTTPStatus.FORBIDDEN),
     (NotFound, HTTPStatus.NOT_FOUND),
     (Incompatible, HTTPStatus.CONFLICT),
     (Corrupt, HTTPStatus.INTERNAL_SERVER_ERROR),
@@ -74,22 +79,27 @@ class Router:
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         method, headers = scope["method"], Headers(scope=scope)
         try:
-            if path in INFERENCE and method == "POST":
-                await self._infer(service, path, scope, receive, send)
+            if (method, path) in UNASKED:
+                await self.app(_without(scope, _FOREIGN), receive, send)
                 return
-            administrative = path in (METRICS, ADMIN_PREFIX) or path.startswith(f"{ADMIN_PREFIX}/")
-            if not administrative and (method, path) not in OPEN:
-                raise NotFound(f"{method} {path[:80]!r} is not served here")
-            if administrative and not may_administer(headers, service.settings):
-                await self._deny(service, HTTPStatus.UNAUTHORIZED, "this route needs the admin token", scope, send)
-            elif path == MODELS:
-                await JSONResponse(_models(service))(scope, receive, send)
+            catalogue, now = service.watcher.current, datetime.now(UTC)
+            caller = identify(headers, _peer(scope), catalogue.snapshot, service.settings, now)
+            if path in INFERENCE and method == "POST":
+                caller.require("serve", "ask the model")
+                await self._infer(service, path, Asking(caller, now, headers), scope, receive, send)
+            elif (method, path) == ("GET", MODELS):
+                caller.require("serve", "ask the model")
+                await JSONResponse(_models(service, Asking(caller, now)))(scope, receive, send)
+            elif admitted(method, path, caller, catalogue.snapshot):
+                await self.app({**_without(scope, _FOREIGN), CALLER: caller}, receive, send)
             else:
-                await self.app(_without(scope, _STRIPPED[:2]), receive, send)
+                raise NotFound(f"{method} {path[:80]!r} is not served here")
         except EditError as error:
             await self._deny(service, _status(error), str(error), scope, send)
 
-    async def _infer(self, service: Service, route: str, scope: Scope, receive: Receive, send: _Headers) -> None:
+    async def _infer(
+        self, service: Service, route: str, asking: Asking, scope: Scope, receive: Receive, send: _Headers
+    ) -> None:
         raw = await _read(receive, service.settings.max_body_bytes)
         if raw is None:
             return  # the client went away
@@ -99,7 +109,7 @@ class Router:
         if asked is not None and not isinstance(asked, str):
             raise EditError(f"model must be a string, got {type(asked).__name__}")
         bodies.refuse(route, body)
-        choice = await service.watcher.resolve(asked)
+        choice = await service.watcher.resolve(asked, replace(asking, body=body))
         answer = Answer.of(send.extra[ID_HEADER], route, asked, choice)
         model = service.watcher.current.bases[0]
         async with AsyncExitStack() as held:  # what the answer needs until it has ended
@@ -179,11 +189,11 @@ class _Headers:
         await self._send(message)
 
 
-def _models(service: Service) -> dict[str, Any]:
-    """`/v1/models`: names a client may ask for, without paths."""
+def _models(service: Service, asking: Asking) -> dict[str, Any]:
+    """`/v1/models`: names that the caller may ask for, without paths."""
     common = {"object": "model", "created": service.started, "owned_by": "vllm-edit"}
     length = {"max_model_len": service.max_model_len}
-    names = service.watcher.current.listed()
+    names = service.watcher.current.listed(asking)
     return {"object": "list", "data": [{"id": name, **common, **length} for name in names]}
 
 
@@ -242,7 +252,14 @@ def _refuse(status: HTTPStatus, message: str) -> JSONResponse:
     """An error in OpenAI's form."""
     kind = "".join(word.capitalize() for word in status.phrase.split())
     error = {"message": message, "type": f"{kind}Error", "param": None, "code": int(status)}
-    return JSONResponse({"error": error}, status_code=int(status))
+    headers = {"WWW-Authenticate": "Bearer"} if status == HTTPStatus.UNAUTHORIZED else None
+    return JSONResponse({"error": error}, status_code=int(status), headers=headers)
+
+
+def _peer(scope: Scope) -> str | None:
+    """The address that the connection comes from."""
+    client = scope.get("client")
+    return client[0] if client else None
 
 
 def _status(error: EditError) -> HTTPStatus:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from vllm_edit.errors import EditError
 from vllm_edit.serving.alias import Catalogue
@@ -49,12 +51,11 @@ class Service:
             logger.error("a background task of the router died", exc_info=error)
 
     def preload(self, catalogue: Catalogue, limit: int) -> None:
-        """Put what tenants are served into the engine ahead of their next request, at most `limit` patches.
+        """Put what requests are likely to need into the engine ahead of them, at most `limit` patches.
 
         Of a patch with scope subject it is the index: which of its adapters are wanted, only requests tell.
         """
-        active = [name for name in catalogue.tenants.values() if name is not None]
-        for name in dict.fromkeys(active[:limit]):
+        for name in catalogue.wanted(datetime.now(UTC))[:limit]:
             if name not in self.residency.names:
                 self.start(asyncio.create_task(self._ahead(name)))
 
@@ -64,6 +65,11 @@ class Service:
             await self.prepare(name)
         except EditError as error:
             logger.error("%s cannot be served: %s", name, error)
+
+    async def followed(self, within_s: float) -> dict[str, Any]:
+        """After a change of the registry: which servers follow. This one does when this returns."""
+        catalogue = await self.watcher.refresh()
+        return {"generation": catalogue.generation}
 
     async def prepare(self, name: str) -> None:
         """Return when the patch can be served without further reading of the store, except for scope's adapters.

@@ -3,37 +3,85 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_network
+
+from vllm_edit.errors import EditError
 
 STORE = "VLLM_EDIT_STORE"
 EXPOSE = "VLLM_EDIT_EXPOSE"
-ADMIN_TOKEN = "VLLM_EDIT_ADMIN_TOKEN"
 ALLOW_OPEN = "VLLM_EDIT_ALLOW_OPEN"
+TENANT_HEADER = "VLLM_EDIT_TENANT_HEADER"
+TRUSTED_PEERS = "VLLM_EDIT_TRUSTED_PEERS"
+LOG_DAYS = "VLLM_EDIT_LOG_DAYS"
+LOG_PROMPTS = "VLLM_EDIT_LOG_PROMPTS"
+
+Network = IPv4Network | IPv6Network
+_HEADER = re.compile(r"[a-z0-9-]{1,64}")
 
 
 @dataclass(frozen=True)
 class Settings:
     """store: the store's URL; without it the plugin only cures the CPU defect.
     expose: answer headers also say adapter, mode and IKE tokens (not in a blinded test).
-    admin_token: needed for `/v1/edits`; without it those routes only read.
     allow_open: serve without keys on an address that is not loopback.
+    tenant_header, trusted_peers: a gateway's header that names the tenant, and whose connections may say it.
+    log_days: how long the log of answers is kept; 0 keeps it for ever. log_prompts: with the prompts' text.
     """
 
     store: str | None = None
     expose: bool = False
-    admin_token: str | None = field(default=None, repr=False)
     allow_open: bool = False
-    poll_seconds: float = 0.05
+    tenant_header: str | None = None
+    trusted_peers: tuple[Network, ...] = ()
+    log_days: float = 30.0
+    log_prompts: bool = False
     max_body_bytes: int = 32 * 2**20
     max_answers: int = 100_000
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Settings:
+        """Raises `EditError` with every value that cannot be read."""
         env = os.environ if environment is None else environment
+        problems: list[str] = []
+        header, peers = _gateway(env, problems)
+        days = _days(env.get(LOG_DAYS) or "30", problems)
+        if problems:
+            raise EditError("\n".join(problems))
         return cls(
             store=env.get(STORE) or None,
             expose=env.get(EXPOSE) == "1",
-            admin_token=env.get(ADMIN_TOKEN) or None,
             allow_open=env.get(ALLOW_OPEN) == "1",
+            tenant_header=header,
+            trusted_peers=peers,
+            log_days=days,
+            log_prompts=env.get(LOG_PROMPTS) == "1",
         )
+
+
+def _gateway(env: Mapping[str, str], problems: list[str]) -> tuple[str | None, tuple[Network, ...]]:
+    header = (env.get(TENANT_HEADER) or "").strip().lower() or None
+    if header is not None and (_HEADER.fullmatch(header) is None or header.startswith("x-vllm-edit-")):
+        problems.append(f"{TENANT_HEADER}: expected a header's name like x-tenant, got {header[:80]!r}")
+    peers = []
+    for said in (env.get(TRUSTED_PEERS) or "").split(","):
+        try:
+            peers += [ip_network(said.strip())] if said.strip() else []
+        except ValueError:
+            shown = repr(said.strip()[:80])
+            problems.append(f"{TRUSTED_PEERS}: expected addresses or networks like 10.0.0.0/8, got {shown}")
+    if (header is None) != (not peers):
+        problems.append(f"{TENANT_HEADER} and {TRUSTED_PEERS} go together: a header counts only from named gateways")
+    return header, tuple(peers)
+
+
+def _days(said: str, problems: list[str]) -> float:
+    try:
+        days = float(said)
+    except ValueError:
+        days = -1.0
+    if not 0 <= days < 36_500:
+        problems.append(f"{LOG_DAYS}: expected a number of days, 0 for ever, got {said[:80]!r}")
+    return days

@@ -23,6 +23,7 @@ from vllm_edit.serving.settings import ALLOW_OPEN, STORE, Settings
 logger = logging.getLogger(__name__)
 
 PLUGIN = "vllm_edit"
+_LOOK_S = 0.05
 
 
 def check_environment(environment: Mapping[str, str] | None = None, arguments: Sequence[str] | None = None) -> None:
@@ -40,15 +41,15 @@ def check_environment(environment: Mapping[str, str] | None = None, arguments: S
     _raise(problems, f"{STORE} is set, but its patches could not be served from here")
 
 
-def attach(app: Any, settings: Settings) -> None:
+def attach(app: Any) -> None:
     """Add the router (innermost middleware: after CORS and vLLM's own API key) and the admin routes."""
-    from vllm_edit.serving.admin import routes
+    from vllm_edit.serving.admin.api import api
     from vllm_edit.serving.router import Router
     from vllm_edit.serving.service import Holder
 
     holder = Holder()
     app.state.vllm_edit = holder
-    app.include_router(routes(holder, settings))
+    app.include_router(api(holder))
     app.add_middleware(Router, holder=holder)
 
 
@@ -75,7 +76,7 @@ async def start(engine_client: Any, state: Any, args: Namespace) -> None:
     store = await asyncio.to_thread(Store.open, settings.store)
     site = await asyncio.to_thread(store.site)
     engine = Engine(engine_client, state.openai_serving_models)
-    problems = _argument_problems(args, settings) + _configuration_problems(engine.config, site)
+    problems = _argument_problems(args) + _configuration_problems(engine.config, site)
     if not problems:  # the engine is asked only when its configuration allows an answer
         problems = await _engine_problems(engine, site)
     _raise(problems, f"this server cannot serve the store {settings.store}")
@@ -103,33 +104,44 @@ async def start(engine_client: Any, state: Any, args: Namespace) -> None:
         folder=folder,
     )
     catalogue = await service.watcher.refresh()
-    hidden = sorted(set(catalogue.tenants).intersection(engine.base_names))
+    _raise(_keyed_problems(args, settings, catalogue.snapshot.keyed), f"this server cannot serve {settings.store}")
+    hidden = sorted(set(catalogue.snapshot.standing).intersection(engine.base_names))
     _raise(
         [f"tenant {name} has the base model's served name" for name in hidden], "ambiguous names; serve under another"
     )
-    service.start(asyncio.create_task(service.watcher.run(settings.poll_seconds)))
+    service.start(asyncio.create_task(service.watcher.run(_LOOK_S)))
     state.vllm_edit.service = service
     logger.info(
         "serving %d compiled patches of %s at %s", len(catalogue.names), settings.store, ", ".join(site.modules)
     )
 
 
-def _argument_problems(args: Namespace, settings: Settings) -> list[str]:
+def _argument_problems(args: Namespace) -> list[str]:
     problems = []
     if (getattr(args, "api_server_count", None) or 1) > 1:
         problems.append("several API servers would each have their own answer log; use --api-server-count 1")
     if getattr(args, "lora_modules", None):
         problems.append("--lora-modules adds adapters from outside the store; leave it out")
-    keyed = bool(getattr(args, "api_key", None) or os.environ.get("VLLM_API_KEY"))
-    host = getattr(args, "host", None)
-    if not (keyed or settings.allow_open or getattr(args, "uds", None) or is_loopback(host)):
-        problems.append(
-            f"without keys it would answer anyone on {host or 'all addresses'}; use --host 127.0.0.1, or say that this "
-            f"is meant (vllm-edit serve --allow-open, or {ALLOW_OPEN}=1)"
-        )
     if getattr(args, "chat_template", None):
         problems.append("--chat-template is not the template the site was fixed with; put it into the model folder")
     return problems
+
+
+def _keyed_problems(args: Namespace, settings: Settings, keyed: bool) -> list[str]:
+    """Who may ask must be said in one way, and must be said where anyone can reach the server."""
+    single = bool(getattr(args, "api_key", None) or os.environ.get("VLLM_API_KEY"))
+    if keyed and single:
+        return [
+            "the registry has keys, and vLLM's --api-key (VLLM_API_KEY) reads the same header before the router and "
+            "would reject every one of them; leave it out"
+        ]
+    host = getattr(args, "host", None)
+    if keyed or single or settings.allow_open or getattr(args, "uds", None) or is_loopback(host):
+        return []
+    return [
+        f"without keys it would answer anyone on {host or 'all addresses'}; make keys (vllm-edit tenant key create), "
+        f"use --host 127.0.0.1, or say that this is meant (vllm-edit serve --allow-open, or {ALLOW_OPEN}=1)"
+    ]
 
 
 def _configuration_problems(config: Any, site: Any) -> list[str]:

@@ -1,7 +1,7 @@
-"""Keeps the catalogue equal to the registry: a cheap look at its generation many times a second, in a thread.
+"""Keeps the catalogue equal to the registry, in a thread that the registry wakes when something changes.
 
-Requests read `current` and never wait for the registry; only a name that nobody knows is looked up once more before
-it is refused, so that what was compiled a moment ago is found.
+Requests read `current` and never wait for the registry; only on a server without keys a name that nobody knows is
+looked up once more before it is refused, so that what was compiled a moment ago is found.
 """
 
 from __future__ import annotations
@@ -14,19 +14,22 @@ from typing import Protocol
 from sqlalchemy.exc import SQLAlchemyError
 
 from vllm_edit.errors import EditError, NotFound
-from vllm_edit.serving.alias import Catalogue, Choice
+from vllm_edit.rollout.decision import Choice
+from vllm_edit.serving.alias import NOTHING, Asking, Catalogue
 from vllm_edit.serving.metrics import Metrics
-from vllm_edit.store.entries import PatchEntry, Tenant
+from vllm_edit.store.snapshot import Snapshot
 
 logger = logging.getLogger(__name__)
+
+FAILURES = (SQLAlchemyError, EditError, OSError)
+"""What a registry that cannot be reached raises."""
 
 
 class WatchedRegistry(Protocol):
     """The part of the registry that serving reads."""
 
     def generation(self) -> int: ...
-    def patches(self) -> list[PatchEntry]: ...
-    def tenants(self) -> list[Tenant]: ...
+    def snapshot(self) -> Snapshot: ...
 
 
 class Watcher:
@@ -41,7 +44,7 @@ class Watcher:
     ) -> None:
         self._registry, self._metrics, self._on_change = registry, metrics, on_change
         self._lock = asyncio.Lock()
-        self.current = Catalogue(bases)
+        self.current = Catalogue(bases, NOTHING)
 
     async def refresh(self) -> Catalogue:
         """Read the registry if its generation moved, and return the catalogue that holds now."""
@@ -53,12 +56,21 @@ class Watcher:
                 self._on_change(changed)
             return self.current
 
-    async def resolve(self, model: str | None) -> Choice:
-        """`Catalogue.resolve`, asking the registry itself before a name is called unknown."""
+    async def resolve(self, model: str | None, asking: Asking) -> Choice:
+        """`Catalogue.resolve`, asking the registry itself before a name is called unknown to someone who may know all.
+
+        A tenant's names change by publishing only, which is not done before every server follows.
+        """
         try:
-            return self.current.resolve(model)
+            return self.current.resolve(model, asking)
         except NotFound:
-            return (await self.refresh()).resolve(model)
+            if asking.caller.tenant is not None:
+                raise
+            try:
+                catalogue = await self.refresh()
+            except FAILURES:
+                catalogue = self.current  # it is told by whoever watches; the client's name is unknown either way
+            return catalogue.resolve(model, asking)
 
     async def run(self, every_seconds: float) -> None:
         """Refresh for ever. A registry that cannot be reached leaves the last catalogue in force."""
@@ -68,7 +80,7 @@ class Watcher:
             try:
                 await self.refresh()
                 failing = False
-            except (SQLAlchemyError, EditError, OSError) as error:
+            except FAILURES as error:
                 self._metrics.refreshes.labels("failed").inc()
                 if not failing:
                     logger.warning("the registry cannot be read, the last known state stays in force: %s", error)
@@ -76,11 +88,7 @@ class Watcher:
                 await asyncio.sleep(20 * every_seconds)
 
     def _read(self, known: Catalogue) -> Catalogue | None:
-        """The registry's state, or None if it is `known`. The generation is read first: what changes while the rest
-        is read moves it again and is read at the next look."""
-        generation = self._registry.generation()
-        if generation == known.generation:
+        """The registry's state, or None if it is `known`."""
+        if self._registry.generation() == known.generation:
             return None
-        tenants = {tenant.name: tenant.active for tenant in self._registry.tenants()}
-        names = tuple(entry.name for entry in self._registry.patches())
-        return Catalogue(known.bases, tenants, names, generation)
+        return Catalogue(known.bases, self._registry.snapshot())

@@ -1,0 +1,273 @@
+"""With keys: a tenant reaches its own compositions and nothing else, whatever routes the server has."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from starlette.responses import PlainTextResponse
+
+from tests.serving import places
+from tests.serving.without_engine import Place, bearer, run
+from vllm_edit.rollout.arm import Arm
+from vllm_edit.rollout.rollout import Rollout
+from vllm_edit.serving.router import Router
+from vllm_edit.serving.settings import TENANT_HEADER, TRUSTED_PEERS, Settings
+
+TENANT_MAY = {
+    ("POST", "/v1/completions"),
+    ("POST", "/v1/chat/completions"),
+    ("POST", "/v1/responses"),
+    ("GET", "/v1/models"),
+    ("POST", "/v1/edits/outcomes"),
+}
+ANYONE_MAY = {("GET", "/health"), ("GET", "/ping"), ("POST", "/ping"), ("GET", "/version")}
+# Methods and paths of vLLM's own application with our plugin in it, as `vllm serve` builds it, without an engine.
+ROUTES = """
+import json
+from vllm_edit.serving.compat import version
+version.answer_for_vllm()
+from vllm.entrypoints.launchers.app import build_app
+from vllm.entrypoints.launchers.cli_args import make_arg_parser
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+parser = make_arg_parser(FlexibleArgumentParser())
+app = build_app(parser.parse_args([]), ("generate",), None)
+print("ROUTES " + json.dumps([[m, r.path] for r in app.routes for m in getattr(r, "methods", None) or ["GET"]]))
+"""
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Patches capital (published to acme), city (to globex) and river (to nobody)."""
+    folder = tmp_path_factory.mktemp("keyed")
+    store = places.make_store(folder / "store", places.make_site(places.make_model(folder / "model")))
+    for number, (patch, tenant) in enumerate((("capital", "acme"), ("city", "globex"), ("river", None)), 1):
+        name = places.add_patch(store, patch, number)
+        if tenant is not None:
+            store.registry.create_tenant(tenant)
+            store.registry.publish(tenant, name)
+    store.registry.close()
+    return folder / "store"
+
+
+class Keyed(Place):
+    """A place whose registry has keys: `acme` and `globex` of those tenants, `strict` without base, `admin`."""
+
+    def __init__(self, folder: Path, template: Path, settings: Settings) -> None:
+        super().__init__(folder, template, settings)
+        registry = self.store.registry
+        made = {"acme": ("acme", True), "globex": ("globex", True), "strict": ("acme", False), "admin": (None, True)}
+        self.made = {who: registry.create_key(tenant, base=base) for who, (tenant, base) in made.items()}
+        self.full = {name.partition("@")[0]: name for name in self.store.names()}
+        run(self.service.watcher.refresh())
+
+    def key(self, who: str) -> dict[str, str]:
+        return bearer(self.made[who].presented)
+
+
+@pytest.fixture
+def place(tmp_path: Path, template: Path) -> Keyed:
+    return Keyed(tmp_path, template, Settings(store="here", expose=True))
+
+
+@pytest.fixture(scope="module")
+def served_routes() -> list[tuple[str, str]]:
+    if find_spec("vllm") is None:
+        pytest.skip("vLLM is not installed")
+    environment = {**os.environ, "VLLM_EDIT_STORE": "here", "VLLM_PLUGINS": "vllm_edit"}
+    ran = subprocess.run([sys.executable, "-c", ROUTES], capture_output=True, text=True, timeout=600, env=environment)
+    assert "ROUTES " in ran.stdout, ran.stderr[-3000:]
+    return [(method, path) for method, path in json.loads(ran.stdout.split("ROUTES ")[-1])]
+
+
+def reached(place: Place, routes: Iterable[tuple[str, str]], headers: dict[str, str]) -> set[tuple[str, str]]:
+    """Which of the routes the router answers or passes on, for a caller with these headers."""
+    passed: set[tuple[str, str]] = set()
+
+    async def told(scope: Any, receive: Any, send: Any) -> None:
+        await PlainTextResponse("passed")(scope, receive, send)
+
+    async def steps() -> None:
+        transport = httpx.ASGITransport(Router(told, place.holder))
+        async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+            for method, path in routes:
+                asked = re.sub(r"\{[^}]*\}", "x", path)
+                body = {"prompt": "Who?", "input": "Who?", "messages": []} if method == "POST" else None
+                reply = await client.request(method, asked, json=body, headers=headers)
+                if reply.status_code == 200:
+                    passed.add((method, path))
+                else:
+                    assert reply.status_code in (401, 403, 404), (method, path, reply.text)
+
+    asyncio.run(steps())
+    return passed
+
+
+def test_every_route_of_the_real_server_is_on_a_list_or_refused(
+    place: Keyed, served_routes: list[tuple[str, str]]
+) -> None:
+    admin = {(method, path) for method, path in served_routes if path.startswith("/v1/edits")}
+    assert len(served_routes) > 40
+    assert {("GET", "/v1/edits"), ("POST", "/v1/edits/rollouts/{name}/{verb}")} <= admin
+    assert ("POST", "/invocations") in served_routes
+    more = [(method, path) for method in ("HEAD", "PUT", "DELETE", "PATCH") for _, path in served_routes]
+    asked = [*served_routes, *more, ("POST", "/v1/edits"), ("GET", "/v1/edits/../edits"), ("GET", "//v1/edits")]
+    assert reached(place, asked, {}) == ANYONE_MAY.intersection(served_routes)
+    assert reached(place, asked, bearer("ve_0123456789ab_" + "x" * 43)) == ANYONE_MAY.intersection(served_routes)
+    assert reached(place, asked, place.key("acme")) == (TENANT_MAY | ANYONE_MAY).intersection(served_routes)
+    administrators = reached(place, asked, place.key("admin"))
+    assert administrators >= admin - TENANT_MAY
+    assert {path for _, path in administrators - ANYONE_MAY if not path.startswith("/v1/edits")} == {"/metrics"}
+
+
+def test_no_admin_route_exists_until_there_is_an_admin_key(tmp_path: Path, template: Path) -> None:
+    place = Place(tmp_path, template, Settings(store="here"))
+    key = place.store.registry.create_key("acme").presented
+
+    async def steps() -> list[int]:
+        await place.service.watcher.refresh()
+        return [(await place.client.get("/v1/edits", headers=headers)).status_code for headers in ({}, bearer(key))]
+
+    assert run(steps()) == [401, 404]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Authorization": "Bearer "},
+        {"Authorization": "Bearer ve_wrong"},
+        {"Authorization": "Basic YWNtZTp4"},
+        {"Authorization": "Bearer ve_0123456789ab_" + "x" * 43},
+        {"X-API-Key": "KEY"},
+        {"X-Tenant": "acme"},
+    ],
+)
+def test_without_a_key_that_counts_nothing_is_answered(place: Keyed, headers: dict[str, str]) -> None:
+    reply = run(place.ask("acme", headers=headers))
+    assert reply.status_code == 401
+    assert reply.headers["www-authenticate"] == "Bearer"
+    assert place.slots.added == []
+
+
+def test_a_key_answers_as_its_tenant_and_never_reaches_the_engine(place: Keyed) -> None:
+    for model in (None, "acme", "capital", place.full["capital"]):
+        reply = run(place.ask(model, headers=place.key("acme")))
+        assert reply.json()["body"]["model"] == place.full["capital"]
+        assert "authorization" not in reply.json()["headers"]
+    assert run(place.ask(None, headers=place.key("globex"))).json()["body"]["model"] == place.full["city"]
+
+
+def test_another_tenants_patch_and_one_that_does_not_exist_are_the_same_404(place: Keyed) -> None:
+    missing = "river@" + "0" * 32
+    asked = ["globex", "globex:ike", "city", place.full["city"], place.full["river"], missing, "nobody"]
+    replies = [run(place.ask(model, headers=place.key("acme"))) for model in asked]
+    assert {reply.status_code for reply in replies} == {404}
+    texts = [reply.text.replace(model.partition(":")[0], "…") for reply, model in zip(replies, asked, strict=True)]
+    assert len({text.partition("; nearest")[0].partition('"type"')[0].rstrip('",') for text in texts}) == 1
+    assert not [text for text in texts if "globex" in text or "city" in text or "river" in text]
+    assert place.slots.added == []
+
+
+def test_models_lists_a_tenants_own_names_without_paths(place: Keyed) -> None:
+    async def steps(who: str) -> list[str]:
+        reply = await place.client.get("/v1/models", headers=place.key(who))
+        assert "/" not in reply.text
+        return [model["id"] for model in reply.json()["data"]]
+
+    assert run(steps("acme")) == ["atlas", "acme", place.full["capital"]]
+    assert run(steps("strict")) == ["acme", place.full["capital"]]
+
+
+def test_base_by_name_is_a_right_that_a_key_may_lack(place: Keyed) -> None:
+    for model in ("atlas", "/models/atlas", "acme:base", "capital:base"):
+        assert run(place.ask(model, headers=place.key("acme"))).json()["body"]["model"] == "atlas"
+        assert run(place.ask(model, headers=place.key("strict"))).status_code == 403
+
+
+def test_an_administrators_key_asks_no_model(place: Keyed) -> None:
+    assert run(place.ask("acme", headers=place.key("admin"))).status_code == 403
+
+
+def test_a_revoked_or_expired_key_counts_no_more_when_the_server_follows(place: Keyed) -> None:
+    registry = place.store.registry
+    short = registry.create_key("acme", expires_at=datetime.now(UTC) + timedelta(milliseconds=300)).presented
+    registry.revoke_key(place.made["acme"].key.id)
+
+    async def steps() -> list[int]:
+        before = (await place.ask(headers=place.key("acme"))).status_code
+        await place.service.watcher.refresh()
+        after = (await place.ask(headers=place.key("acme"))).status_code
+        while (await place.ask(headers=bearer(short))).status_code == 200:
+            await asyncio.sleep(0.01)
+        return [before, after, (await place.ask(headers=bearer(short))).status_code]
+
+    assert run(steps()) == [200, 401, 401]
+
+
+@pytest.fixture
+def gateway(tmp_path: Path, template: Path) -> Keyed:
+    settings = Settings.from_environment({TENANT_HEADER: "X-Tenant", TRUSTED_PEERS: "10.1.0.0/16,127.0.0.1"})
+    return Keyed(tmp_path, template, settings)
+
+
+@pytest.mark.parametrize(
+    ("peer", "named", "who", "status", "patch"),
+    [
+        ("10.1.2.3", "acme", None, 200, "capital"),
+        ("127.0.0.1", "globex", None, 200, "city"),
+        ("10.2.0.1", "acme", None, 401, None),
+        (None, "acme", None, 401, None),
+        ("10.1.2.3", "nobody", None, 401, None),
+        ("10.1.2.3", "globex", "acme", 200, "capital"),
+        ("10.1.2.3", "acme", "wrong", 401, None),
+    ],
+)
+def test_a_gateways_header_counts_from_its_address_only_and_never_overrides_a_key(
+    gateway: Keyed, peer: str | None, named: str, who: str | None, status: int, patch: str | None
+) -> None:
+    key = {} if who is None else bearer("ve_0123456789ab_" + "x" * 43) if who == "wrong" else gateway.key(who)
+
+    async def steps() -> httpx.Response:
+        app = httpx.ASGITransport(gateway.client._transport.app, client=(peer, 1) if peer else ("", 0))  # type: ignore[attr-defined]
+        async with httpx.AsyncClient(transport=app, base_url="http://server") as client:
+            return await client.post("/v1/completions", json={"prompt": "Who?"}, headers={"X-Tenant": named, **key})
+
+    reply = run(steps())
+    assert reply.status_code == status
+    if patch is not None:
+        assert reply.json()["body"]["model"] == gateway.full[patch]
+
+
+def test_a_rollout_puts_users_on_their_arms_and_a_kill_takes_them_back(place: Keyed) -> None:
+    registry = place.store.registry
+    old, new = place.full["capital"], place.full["river"]
+    registry.rollouts.create(
+        Rollout("spring", "acme", Arm("weights", old), Arm("ike", new), salt="pepper"), why="try", by="ann"
+    )
+    registry.rollouts.ramp("spring", 100)
+
+    async def answers() -> dict[str, tuple[str, str]]:
+        await place.service.watcher.refresh()
+        found = {}
+        for user in map(str, range(40)):
+            reply = await place.ask(headers={**place.key("acme"), "X-User-Id": user})
+            found[user] = (reply.headers["x-vllm-edit-mode"], reply.headers["x-vllm-edit-adapter"])
+        return found
+
+    first, again = run(answers()), run(answers())
+    assert first == again, "a user stays on its side"
+    assert set(first.values()) == {("weights", old), ("ike", new)}
+    registry.rollouts.kill("spring")
+    assert set(run(answers()).values()) == {("weights", old)}

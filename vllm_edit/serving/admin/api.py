@@ -1,0 +1,29 @@
+"""All admin routes in one router, with their own OpenAPI description."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.openapi.utils import get_openapi
+
+from vllm_edit.serving.admin import audit, edits, keys, rollouts, tenants
+from vllm_edit.serving.admin.admission import PREFIX
+from vllm_edit.serving.admin.desk import Desk
+from vllm_edit.serving.service import Holder
+
+
+def api(holder: Holder) -> APIRouter:
+    """The routes; the router lets only admitted requests reach them."""
+    desk = Desk(holder)
+    whole = APIRouter()
+    for noun in (edits, tenants, keys, rollouts, audit):
+        whole.include_router(noun.routes(desk))
+
+    @whole.get(f"{PREFIX}/openapi.json", include_in_schema=False)
+    async def description() -> dict[str, Any]:
+        """These routes as OpenAPI describes them; vLLM's own description is not served."""
+        return get_openapi(title="vllm-edit admin", version=version("vllm-edit"), routes=whole.routes)
+
+    return whole

@@ -1,0 +1,27 @@
+"""`/v1/edits/audit`: who changed what, and whether that record is whole."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+
+from vllm_edit.serving.admin.admission import PREFIX
+from vllm_edit.serving.admin.desk import Desk
+from vllm_edit.store.audit import Verified
+
+
+def routes(desk: Desk) -> APIRouter:
+    router = APIRouter(prefix=f"{PREFIX}/audit")
+
+    @router.get("")
+    async def show(tenant: str | None = None, limit: Annotated[int, Query(ge=1, le=10_000)] = 100) -> list[Any]:
+        """The newest changes, oldest first; of one tenant, if asked."""
+        return [row.as_dict() for row in await desk.read(desk.registry.audit, tenant, limit)]
+
+    @router.get("/verify")
+    async def verify() -> Verified:
+        """The chain of changes against itself and its anchor."""
+        return await desk.read(desk.registry.verify_audit)
+
+    return router

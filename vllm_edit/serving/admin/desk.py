@@ -1,0 +1,74 @@
+"""What every admin route works with: the service, who asks, and changes that every server follows."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
+
+from fastapi import Request
+from pydantic import BaseModel, ConfigDict, Field
+
+from vllm_edit.errors import NotFound
+from vllm_edit.serving.admin.admission import CALLER
+from vllm_edit.serving.caller import Caller
+from vllm_edit.serving.service import Holder, Service
+from vllm_edit.store.names import LABEL_LENGTH, REASON_LENGTH
+from vllm_edit.store.registry import Registry
+
+T = TypeVar("T")
+FOLLOW_S = 10.0
+"""How long an answer waits for servers that do not follow; they are then named."""
+
+Why = Annotated[str, Field(max_length=REASON_LENGTH, description="why, for the audit")]
+Who = Annotated[str, Field(max_length=LABEL_LENGTH // 2, description="whose decision it is, beside the key's id")]
+Reference = Annotated[str, Field(max_length=160, description="patch, patch@digest or the beginning of its digest")]
+
+
+class Body(BaseModel):
+    """A request's body; what it does not know is refused. Nothing here is a path or a URL."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Because(Body):
+    """Who and why, for the audit."""
+
+    why: Why = ""
+    who: Who = ""
+
+
+@dataclass(frozen=True)
+class Desk:
+    holder: Holder
+
+    @property
+    def service(self) -> Service:
+        if self.holder.service is None:
+            raise NotFound("the server is still starting")
+        return self.holder.service
+
+    @property
+    def registry(self) -> Registry:
+        return self.service.store.registry
+
+    async def read(self, work: Callable[..., T], *arguments: Any, **named: Any) -> T:
+        """`work` in a thread: it waits for the database or for files."""
+        return await asyncio.to_thread(work, *arguments, **named)
+
+    async def change(self, work: Callable[..., T], *arguments: Any, **named: Any) -> tuple[T, dict[str, Any]]:
+        """`work`, and who follows: this server already, the others within `FOLLOW_S`, or they are named."""
+        made = await self.read(work, *arguments, **named)
+        return made, await self.service.followed(FOLLOW_S)
+
+
+def caller_of(request: Request) -> Caller:
+    caller: Caller = request.scope[CALLER]
+    return caller
+
+
+def who(request: Request, said: str = "") -> str:
+    """Whom the audit names: the key, and, if the body says so, on whose decision."""
+    key = f"key {caller_of(request).key}"
+    return f"{said} by {key}" if said else key

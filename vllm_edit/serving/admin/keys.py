@@ -1,0 +1,48 @@
+"""`/v1/edits/keys`: all keys, and administrators' own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from pydantic import AwareDatetime, Field
+
+from vllm_edit.serving.admin.admission import PREFIX
+from vllm_edit.serving.admin.desk import Because, Body, Desk, Who, who
+from vllm_edit.store.names import LABEL_LENGTH
+
+
+class NewAdminKey(Body):
+    label: str = Field("", max_length=LABEL_LENGTH)
+    expires_at: AwareDatetime | None = None
+    who: Who = ""
+
+
+def routes(desk: Desk) -> APIRouter:
+    router = APIRouter(prefix=f"{PREFIX}/keys")
+
+    @router.get("")
+    async def list_keys() -> list[dict[str, Any]]:
+        """All keys, of administrators and of tenants, revoked ones too; without their secrets."""
+        return [key.as_dict() for key in await desk.read(desk.registry.keys)]
+
+    @router.post("")
+    async def create(asked: NewAdminKey, request: Request) -> dict[str, Any]:
+        """Make an administrator's key. `key` in the answer is its one copy."""
+        made, _ = await desk.change(
+            desk.registry.create_key,
+            None,
+            label=asked.label,
+            expires_at=asked.expires_at,
+            by=who(request, asked.who),
+        )
+        return made.key.as_dict() | {"key": made.presented}
+
+    @router.post("/{id}/revoke")
+    async def revoke(id: str, request: Request, asked: Because | None = None) -> dict[str, Any]:
+        """Revoke a key for good."""
+        asked = asked or Because()
+        revoked, followed = await desk.change(desk.registry.revoke_key, id, why=asked.why, by=who(request, asked.who))
+        return revoked.as_dict() | {"acknowledged": followed}
+
+    return router

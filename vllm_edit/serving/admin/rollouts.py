@@ -1,0 +1,103 @@
+"""`/v1/edits/rollouts`: two arms for a tenant's users, moved, watched and taken back."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Request
+from pydantic import Field
+
+from vllm_edit.rollout.arm import Side
+from vllm_edit.rollout.draft import draft
+from vllm_edit.rollout.sticky import SOURCES, Source
+from vllm_edit.serving.admin.admission import PREFIX
+from vllm_edit.serving.admin.desk import Because, Desk, who
+from vllm_edit.store.names import REASON_LENGTH
+
+Arm = Annotated[str, Field(max_length=170, description="capital, capital@4f1c, capital:ike or base")]
+Header = Annotated[str, Field(max_length=64)]
+
+
+class NewRollout(Because):
+    """The options of `vllm-edit rollout create`, in its words."""
+
+    name: str = Field(max_length=63)
+    tenant: str = Field(max_length=63)
+    treatment: Arm
+    control: Arm | None = Field(None, description="default: what the tenant is served now")
+    split: float = Field(50.0, description="per cent on treatment, of the users that take part")
+    metrics: list[Annotated[str, Field(max_length=160)]] = Field([], max_length=64, description="rating:1..5")
+    users: dict[str, Side] = Field({}, max_length=10_000, description="users who are always on that side")
+    order: tuple[Source, ...] = SOURCES
+    user_header: Header = "x-user-id"
+    session_header: Header = "x-session-id"
+    salt: str | None = Field(None, max_length=64)
+    alpha: float = 0.05
+    override: str = Field("", max_length=REASON_LENGTH)
+
+
+class Ramp(Because):
+    percent: float = Field(ge=0, le=100)
+
+
+def routes(desk: Desk) -> APIRouter:
+    router = APIRouter(prefix=f"{PREFIX}/rollouts")
+
+    @router.get("")
+    async def list_rollouts(tenant: str | None = None) -> list[dict[str, Any]]:
+        """Rollouts, the newest first."""
+        entries = await desk.read(desk.registry.rollouts.newest_first, tenant)
+        return [
+            one.rollout.as_record() | {"created_at": one.created_at, "changed_at": one.changed_at} for one in entries
+        ]
+
+    @router.post("")
+    async def create(asked: NewRollout, request: Request) -> dict[str, Any]:
+        """Make a rollout. Nobody is served by it before its first `ramp`."""
+        made = await desk.read(
+            draft,
+            asked.name,
+            asked.tenant,
+            resolve=desk.service.store.resolve,
+            active=desk.registry.active,
+            treatment=asked.treatment,
+            control=asked.control,
+            split=asked.split,
+            metrics=asked.metrics,
+            users=asked.users,
+            order=asked.order,
+            user_header=asked.user_header,
+            session_header=asked.session_header,
+            salt=asked.salt,
+            alpha=asked.alpha,
+        )
+        entered, _ = await desk.change(
+            desk.registry.rollouts.create, made, override=asked.override, why=asked.why, by=who(request, asked.who)
+        )
+        return entered.as_record()
+
+    @router.get("/{name}")
+    async def status(name: str) -> dict[str, Any]:
+        """The arms' traffic and how they compare; the intervals hold at every look."""
+        return (await desk.read(desk.registry.rollouts.report, name)).as_record()
+
+    @router.post("/{name}/ramp")
+    async def ramp(name: str, asked: Ramp, request: Request) -> dict[str, Any]:
+        """So many per cent of the users take part from now on."""
+        moved, followed = await desk.change(
+            desk.registry.rollouts.ramp, name, asked.percent, why=asked.why, by=who(request, asked.who)
+        )
+        return moved.as_record() | {"acknowledged": followed}
+
+    @router.post("/{name}/{verb}")
+    async def step(
+        name: str, verb: Literal["pause", "kill", "promote"], request: Request, asked: Because | None = None
+    ) -> dict[str, Any]:
+        """Leave everyone where they are; put everyone on control; put everyone on treatment."""
+        asked = asked or Because()
+        rollouts = desk.registry.rollouts
+        steps = {"pause": rollouts.pause, "kill": rollouts.kill, "promote": rollouts.promote}
+        moved, followed = await desk.change(steps[verb], name, why=asked.why, by=who(request, asked.who))
+        return moved.as_record() | {"acknowledged": followed}
+
+    return router

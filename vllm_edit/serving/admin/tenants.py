@@ -1,0 +1,115 @@
+"""`/v1/edits/tenants`: whom requests are for, what they are served, and the keys that they come with."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from fastapi import APIRouter, Request
+from pydantic import AwareDatetime, BaseModel, Field
+
+from vllm_edit.serving.admin.admission import PREFIX
+from vllm_edit.serving.admin.desk import Because, Body, Desk, Reference, Who, who
+from vllm_edit.store.entries import Publication, Tenant
+from vllm_edit.store.names import LABEL_LENGTH, REASON_LENGTH
+
+
+class NewTenant(Body):
+    name: str = Field(max_length=63)
+    who: Who = ""
+
+
+class Publish(Because):
+    patch: Reference
+    override: str = Field("", max_length=REASON_LENGTH, description="why a patch is published against its gate")
+    valid_until: AwareDatetime | None = None
+
+
+class Rollback(Because):
+    to: Reference | None = Field(None, description="an earlier publication; default: the one before")
+
+
+class Active(BaseModel):
+    """What the tenant is served from now on, and which servers follow."""
+
+    tenant: str
+    active: str | None
+    acknowledged: dict[str, Any]
+
+
+class History(BaseModel):
+    tenant: str
+    publications: list[Publication]
+
+
+class NewTenantKey(Body):
+    base: bool = Field(True, description="may it ask for the base model?")
+    label: str = Field("", max_length=LABEL_LENGTH)
+    expires_at: AwareDatetime | None = None
+    who: Who = ""
+
+
+def routes(desk: Desk) -> APIRouter:
+    router = APIRouter(prefix=f"{PREFIX}/tenants")
+
+    @router.get("")
+    async def list_tenants() -> list[Tenant]:
+        return await desk.read(desk.registry.tenants)
+
+    @router.post("")
+    async def create(asked: NewTenant, request: Request) -> Tenant:
+        """Until something is published, a tenant is served the base model."""
+        made, _ = await desk.change(desk.registry.create_tenant, asked.name, by=who(request, asked.who))
+        return made
+
+    @router.get("/{tenant}")
+    async def history(tenant: str) -> History:
+        """A tenant's publications, newest first, rolled-back ones included."""
+        return History(tenant=tenant, publications=await desk.read(desk.registry.history, tenant))
+
+    @router.post("/{tenant}/publish")
+    async def publish(tenant: str, asked: Publish, request: Request) -> Active:
+        """Serve a compiled patch to the tenant. It is loaded first: what cannot be applied is not published."""
+        name = await desk.read(desk.service.store.resolve, asked.patch)
+        await desk.service.prepare(name)
+        active, followed = await desk.change(
+            desk.registry.publish,
+            tenant,
+            name,
+            asked.why,
+            override=asked.override,
+            by=who(request, asked.who),
+            valid_until=asked.valid_until,
+        )
+        return Active(tenant=tenant, active=active, acknowledged=followed)
+
+    @router.post("/{tenant}/rollback")
+    async def rollback(tenant: str, request: Request, asked: Rollback | None = None) -> Active:
+        """Serve the tenant what it had before, or an earlier publication."""
+        asked = asked or Rollback()
+        target = None if asked.to is None else await desk.read(desk.service.store.resolve, asked.to)
+        active, followed = await desk.change(
+            desk.registry.rollback, tenant, target, asked.why, by=who(request, asked.who)
+        )
+        return Active(tenant=tenant, active=active, acknowledged=followed)
+
+    @router.get("/{tenant}/keys")
+    async def keys(tenant: str) -> list[dict[str, Any]]:
+        """A tenant's keys, revoked ones too; without their secrets."""
+        return [key.as_dict() for key in await desk.read(desk.registry.keys, tenant)]
+
+    @router.post("/{tenant}/keys")
+    async def create_key(tenant: str, asked: NewTenantKey, request: Request) -> dict[str, Any]:
+        """Make a key. `key` in the answer is its one copy."""
+        expires_at: datetime | None = asked.expires_at
+        made, _ = await desk.change(
+            desk.registry.create_key,
+            tenant,
+            base=asked.base,
+            label=asked.label,
+            expires_at=expires_at,
+            by=who(request, asked.who),
+        )
+        return made.key.as_dict() | {"key": made.presented}
+
+    return router
