@@ -38,3 +38,7 @@ class Metrics:
         self.refreshes = Counter(
             "vllm_edit_refreshes", "Catalogue reads from the store", ["outcome"], registry=registry
         )
+        self.log_rows = Counter("vllm_edit_log_rows", "Answers written to the log", registry=registry)
+        self.log_dropped = Counter(
+            "vllm_edit_log_dropped", "Answers of which a row of the log was lost", registry=registry
+        )

@@ -1,0 +1,190 @@
+"""The log of answers: found in memory at once, written to the registry in batches, in a thread, and kept for some days.
+
+Nothing here waits in a request or raises into one. While the registry cannot be written, what ended last is kept, up to
+a bound; what is beyond it is lost and counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import TypeVar
+
+from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
+
+from vllm_edit.errors import EditError
+from vllm_edit.serving.answer import Answer
+from vllm_edit.serving.metrics import Metrics
+from vllm_edit.store.answer_rows import AnswerEntry
+from vllm_edit.store.registry import Registry
+
+logger = logging.getLogger(__name__)
+
+_BATCH = 500  # rows
+_SWEPT = 5_000  # rows that one look at the retention deletes at most; the rest goes at the next looks
+_SWEEP_SECONDS = 3600.0
+_MOST_SECONDS = 10.0  # between two tries while the registry cannot be written
+_DOWN = (EditError, SQLAlchemyError, OSError)
+_UNWRITABLE = (IntegrityError, DataError, ValueError)
+
+Row = TypeVar("Row")
+
+
+class AnswerLog:
+    """The log of one server. `run` is its background task; all but what that starts is for the event loop.
+
+    server: who this is, in every row. remembered: answers that are found in memory. queued: ended ones that may wait
+    for the registry. keep_days: older rows are deleted, by whichever server looks first; 0 keeps them for ever.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        metrics: Metrics,
+        *,
+        server: str,
+        remembered: int = 100_000,
+        queued: int = 50_000,
+        keep_days: float = 30.0,
+        every_seconds: float = 0.2,
+    ) -> None:
+        self._registry, self._metrics, self._server = registry, metrics, server
+        self._remembered, self._queued, self._keep_days = remembered, queued, keep_days
+        self.every_seconds = every_seconds
+        self._answers: OrderedDict[str, Answer] = OrderedDict()
+        self._queue: deque[Answer] = deque()
+        self._full = asyncio.Event()
+        self._writing = asyncio.Lock()
+        self._failed_at = float("-inf")
+        self._failing_since: float | None = None
+
+    # What the router calls
+
+    def begin(self, answer: Answer) -> None:
+        """From now on the answer is found by its id."""
+        self._answers[answer.id] = answer
+        while len(self._answers) > self._remembered:
+            self._answers.popitem(last=False)
+
+    def finish(self, answer: Answer) -> None:
+        """The answer has ended, or its client has gone (`Answer.end`): it is written with the next batch."""
+        self._queue.append(answer)
+        self._drop_oldest()
+        if len(self._queue) >= _BATCH:
+            self._full.set()
+
+    # What is known
+
+    def get(self, id: str) -> Answer | None:
+        """An answer of this server that is still in memory."""
+        return self._answers.get(id)
+
+    async def find(self, id: str) -> AnswerEntry:
+        """An answer of any server, running or ended.
+
+        Raises:
+            NotFound: it is not in the log.
+            EditError: the registry cannot be read.
+        """
+        known = self._answers.get(id)
+        return known.entry(self._server) if known else await asyncio.to_thread(self._registry.answers.find, id)
+
+    # Writing
+
+    async def flush(self) -> bool:
+        """Write what has ended before the call. False if the registry could not be written; it stays queued."""
+        called = time.monotonic()
+        async with self._writing:
+            left = len(self._queue)
+            while left > 0:
+                # Who waited while another's try was in vain does not try again: all would queue up behind each other.
+                if self._failed_at >= called or not await self._write_batch():
+                    return False
+                left -= _BATCH
+        return True
+
+    async def run(self) -> None:
+        """Write every `every_seconds`, or as soon as a batch is full; less often while that fails. For ever."""
+        failures, sweep_at = 0, time.monotonic()
+        while True:
+            await self._pause(failures)
+            failures = 0 if await self.flush() else failures + 1
+            if self._keep_days and not failures and time.monotonic() >= sweep_at:
+                sweep_at = time.monotonic() + (0 if await self._sweep() else _SWEEP_SECONDS)
+
+    async def close(self) -> None:
+        """Write what is queued, once. To be called when nothing is answered any more, and `run` is cancelled."""
+        if not await self.flush():
+            logger.error("%d answers are lost: the registry cannot be written, and the server ends", len(self._queue))
+            self._metrics.log_dropped.inc(len(self._queue))
+            self._queue.clear()
+
+    async def _pause(self, failures: int) -> None:
+        if failures:
+            await asyncio.sleep(min(self.every_seconds * 2**failures, _MOST_SECONDS))
+            return
+        try:
+            async with asyncio.timeout(self.every_seconds):
+                await self._full.wait()
+        except TimeoutError:
+            pass
+
+    async def _write_batch(self) -> bool:
+        """Write the oldest rows. They are put back if that fails, and if it is not known: a row is added once."""
+        self._full.clear()
+        batch = [self._queue.popleft() for _ in range(min(_BATCH, len(self._queue)))]
+        written = False
+        try:
+            await asyncio.to_thread(self._write, batch)
+            written = True
+        except _DOWN as error:
+            if self._failing_since is None:
+                logger.warning("the log of answers cannot be written, they wait in memory: %s", error)
+            self._failed_at = time.monotonic()
+            self._failing_since = self._failing_since or self._failed_at
+        finally:
+            if not written:
+                self._queue.extendleft(reversed(batch))
+                self._drop_oldest()
+        if written and self._failing_since is not None:
+            logger.info("the log of answers is written again, after %.0f s", time.monotonic() - self._failing_since)
+            self._failing_since = None
+        return written
+
+    def _write(self, batch: Sequence[Answer]) -> None:
+        self._enter(self._registry.answers.add, [answer.entry(self._server) for answer in batch])
+        exposures = [exposure for answer in batch if (exposure := answer.exposure()) is not None]
+        self._enter(self._registry.rollouts.expose, exposures)
+        self._metrics.log_rows.inc(len(batch))
+
+    def _enter(self, add: Callable[[Sequence[Row]], None], rows: Sequence[Row]) -> None:
+        """Add the rows. One that no database takes (its rollout is not in this one) must not hold up all others."""
+        if not rows:
+            return
+        try:
+            add(rows)
+        except _UNWRITABLE as error:
+            if len(rows) == 1:
+                logger.error("a row of the log of answers cannot be written: %s", error)
+                self._metrics.log_dropped.inc()
+            else:
+                self._enter(add, rows[: len(rows) // 2])
+                self._enter(add, rows[len(rows) // 2 :])
+
+    def _drop_oldest(self) -> None:
+        while len(self._queue) > self._queued:
+            self._queue.popleft()
+            self._metrics.log_dropped.inc()
+
+    async def _sweep(self) -> bool:
+        """Delete a part of what is too old; True if there is more."""
+        older_than = datetime.now(UTC) - timedelta(days=self._keep_days)
+        try:
+            return await asyncio.to_thread(self._registry.answers.sweep, older_than, _SWEPT) == _SWEPT
+        except _DOWN as error:
+            logger.warning("old answers cannot be deleted, tried again in an hour: %s", error)
+            return False

@@ -1,0 +1,46 @@
+"""Outcomes that clients report of their answers, over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from vllm_edit.rollout.outcomes import UnknownAnswer
+from vllm_edit.serving.answer_log import AnswerLog
+from vllm_edit.store.registry import Registry
+
+_TRIES = 3  # with the time in which a log is written in between: twice, as writing takes its time too
+
+
+class Outcome(BaseModel):
+    """What came of one answer."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: str = Field(min_length=1, max_length=64, description="the answer's X-VLLM-Edit-Id")
+    metric: str = Field(min_length=1, max_length=63, description="one that the rollout names")
+    value: float = Field(allow_inf_nan=False, description="within the metric's range; true and false are 1 and 0")
+
+
+async def record(log: AnswerLog, registry: Registry, tenant: str | None, id: str, metric: str, value: float) -> bool:
+    """Log an outcome of the tenant's answer (None: a server without keys); False if it was logged before.
+
+    A client may report at once. So this server's log is written first, and as another server may have answered, an
+    unknown id is looked up again when that one has had the time to write its own.
+
+    Raises:
+        UnknownAnswer: no rollout decided such an answer of this tenant.
+        NotFound: the rollout has no such metric.
+        EditError: the value is out of range, another was logged before, or the registry cannot be used.
+    """
+    tries = 0
+    while True:
+        await log.flush()
+        try:
+            return await asyncio.to_thread(registry.rollouts.record, tenant, id, metric, value)
+        except UnknownAnswer:
+            tries += 1
+            if tries == _TRIES:
+                raise
+        await asyncio.sleep(log.every_seconds)
