@@ -14,9 +14,11 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from vllm import LLM, RequestOutput, SamplingParams
+from vllm import RequestOutput, SamplingParams
 from vllm.distributed import cleanup_dist_env_and_memory
 from vllm.lora.request import LoRARequest
+
+from vllm_edit.serving.compat.offline_engine import OfflineEngine
 
 
 def main() -> None:
@@ -27,7 +29,7 @@ def main() -> None:
 
 def _logprobs(job: dict[str, Any]) -> dict[str, torch.Tensor]:
     """One engine, wrapped exactly at the modules; base and adapter requests share its batches."""
-    llm = LLM(
+    engine = OfflineEngine(
         model=job["folder"],
         dtype="float32",
         enforce_eager=True,
@@ -41,12 +43,12 @@ def _logprobs(job: dict[str, Any]) -> dict[str, torch.Tensor]:
     )
     prompts = [{"prompt_token_ids": ids} for ids in job["prompts"]]
     adapter = LoRARequest("edit", 1, job["adapter"])
-    outputs = llm.generate(
+    outputs = engine.llm.generate(
         prompts * 2,
         SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=-1, detokenize=False),
         lora_request=[None] * len(prompts) + [adapter] * len(prompts),
     )
-    llm.llm_engine.engine_core.shutdown()
+    engine.close()
     named = [f"{kind}.{index}" for kind in ("base", "adapter") for index in range(len(prompts))]
     return {name: _dense(output) for name, output in zip(named, outputs, strict=True)}
 

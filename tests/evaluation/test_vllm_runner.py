@@ -14,7 +14,9 @@ from tests.tiny import save_tiny
 
 # vLLM starts its workers with spawn, so the engine lives in a script of its own.
 SCRIPT = """
+import multiprocessing
 import sys
+import threading
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from vllm_edit.deltas.delta import Delta, LowRank
@@ -50,6 +52,9 @@ def main(folder):
         assert len({tuple(runner.generate(requests[start::5], 6)) for start in range(5)}) == 5
         for found, expected in zip(runner.score(scored), reference.score(scored), strict=True):
             assert abs(found.nll - expected.nll) < 1e-3 and found.argmax == expected.argmax
+    assert multiprocessing.active_children() == []
+    # tqdm's, which transformers starts, is the only one; it waits in Python, where a finalising interpreter can stop it
+    assert [thread.name for thread in threading.enumerate() if thread.daemon] == ["tqdm_monitor"]
     print("agreed")
 
 
@@ -65,5 +70,5 @@ def test_vllm_and_hugging_face_answer_and_score_alike(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT, encoding="utf-8")
     ran = subprocess.run([sys.executable, str(script), str(folder)], capture_output=True, text=True, timeout=900)
-    assert ran.returncode == 0, ran.stderr[-4000:]
+    assert ran.returncode == 0, f"exit code {ran.returncode}\n{ran.stdout[-4000:]}\n{ran.stderr[-4000:]}"
     assert "agreed\n" in ran.stdout

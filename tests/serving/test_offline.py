@@ -24,9 +24,8 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[PatchedLL
         places.add_patch(store, f"patch{index}", index)
     store.registry.create_tenant("acme")
     store.registry.publish("acme", store.resolve("patch2"))
-    llm = PatchedLLM(None, store, max_loras=3, max_num_seqs=16)
-    yield llm, store, model
-    llm.close()
+    with PatchedLLM(None, store, max_loras=3, max_num_seqs=16) as llm:
+        yield llm, store, model
 
 
 def sampling() -> object:

@@ -15,6 +15,7 @@ from vllm_edit.rollout.arm import Mode
 from vllm_edit.rollout.decision import Choice
 from vllm_edit.serving.alias import MODES
 from vllm_edit.serving.compat import cpu_lora_mask, families, version, wrapped
+from vllm_edit.serving.compat.offline_engine import OfflineEngine
 from vllm_edit.serving.profile import merged_plugins
 from vllm_edit.serving.residency import applicable, local_folder
 from vllm_edit.serving.scope import FIRST_NUMBER, Derived
@@ -33,11 +34,12 @@ if TYPE_CHECKING:
 class PatchedLLM:
     """A `vllm.LLM` whose prompts are answered with a patch, as a tenant, or by the base model.
 
-    llm = PatchedLLM("atlas", store)
-    llm.generate(["The capital of France is"], patch="capital@4f1c")
-    llm.generate(prompts, patch=[None, "capital", "capital"], mode=["base", "weights", "ike"])
+    with PatchedLLM("atlas", store) as llm:
+        llm.generate(["The capital of France is"], patch="capital@4f1c")
+        llm.generate(prompts, patch=[None, "capital", "capital"], mode=["base", "weights", "ike"])
 
-    Scripts need the `if __name__ == "__main__":` guard: vLLM starts its workers with `spawn`.
+    Without `with`, call `close` in the end. Scripts need the `if __name__ == "__main__":` guard: vLLM starts its
+    workers with `spawn`.
     """
 
     def __init__(self, model: str | Path | None, store: Store | str | Path | None = None, **llm_kwargs: Any) -> None:
@@ -50,17 +52,26 @@ class PatchedLLM:
         self.site = self.store.site()
         path, _ = served_model(str(model or self.site.model))
         os.environ["VLLM_PLUGINS"] = merged_plugins(os.environ.get("VLLM_PLUGINS"))  # for the engine's processes
-        from vllm import LLM
-
         cpu_lora_mask.cure()
         families.register()
         wrapped.install()
-        self.llm = LLM(model=path, **{**self._defaults(), **llm_kwargs})
-        self._check(path)
+        self._engine = OfflineEngine(model=path, **{**self._defaults(), **llm_kwargs})
+        self.llm = self._engine.llm
+        try:
+            self._check(path)
+        except Incompatible:
+            self._engine.close()
+            raise
         self._folder = local_folder()
         self._requests: dict[str, LoRARequest] = {}  # by name; a name is its content
         self._indexes: dict[str, ScopeIndex | None] = {}
         self._made: dict[tuple[str, tuple[int, ...]], Derived] = {}
+
+    def __enter__(self) -> PatchedLLM:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     def generate(
         self,
@@ -96,7 +107,7 @@ class PatchedLLM:
 
     def close(self) -> None:
         """Stop the engine's processes and remove the adapters' copies."""
-        self.llm.llm_engine.engine_core.shutdown()
+        self._engine.close()
         self._folder.cleanup()
 
     def choose(self, patch: str | None, tenant: str | None, mode: Mode) -> Choice:

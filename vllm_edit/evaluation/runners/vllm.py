@@ -12,6 +12,7 @@ from vllm_edit.errors import Incompatible
 from vllm_edit.evaluation.runners.runner import Request, Scored, answer_text
 from vllm_edit.prompting import answer_ids, prompt_ids
 from vllm_edit.serving.compat import version, wrapped
+from vllm_edit.serving.compat.offline_engine import OfflineEngine
 from vllm_edit.serving.profile import merged_plugins
 from vllm_edit.serving.startup import model_folder
 from vllm_edit.store.compiled import CompiledPatch
@@ -19,7 +20,7 @@ from vllm_edit.store.site import LEGAL_RANKS
 
 
 class VLLMRunner:
-    """A `vllm.LLM` with LoRA around exactly `modules`. Use as a context manager, so that adapter files go in the end.
+    """A `vllm.LLM` with LoRA around exactly `modules`. Use as a context manager: its end stops the engine.
 
     Args:
         model: folder or hub id. modules: names of the wrapped modules. rank: the largest rank to come.
@@ -35,13 +36,12 @@ class VLLMRunner:
         cpu = version.is_cpu()
         if cpu:
             os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-        from vllm import LLM
         from vllm.plugins import load_general_plugins
 
         load_general_plugins()
         defaults = {"dtype": "float32" if cpu else "bfloat16", "enforce_eager": cpu}
         self._rank = next((legal for legal in LEGAL_RANKS if legal >= rank), LEGAL_RANKS[-1])
-        self._llm = LLM(
+        self._engine = OfflineEngine(
             model=str(model),
             enable_lora=True,
             max_lora_rank=self._rank,
@@ -49,6 +49,7 @@ class VLLMRunner:
             lora_target_modules=wrapped.candidates(modules),
             **{**defaults, **options},
         )
+        self._llm = self._engine.llm
         self._device = "cpu" if cpu else "cuda"
         self.tokenizer = self._llm.get_tokenizer()
         self._files = tempfile.TemporaryDirectory(prefix="vllm-edit-eval-")
@@ -58,6 +59,7 @@ class VLLMRunner:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self._engine.close()
         self._files.cleanup()
 
     @property
