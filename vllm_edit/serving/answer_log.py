@@ -109,11 +109,11 @@ class AnswerLog:
 
     async def run(self) -> None:
         """Write every `every_seconds`, or as soon as a batch is full; less often while that fails. For ever."""
-        failures, sweep_at = 0, time.monotonic()
+        pause, sweep_at = 0.0, time.monotonic()
         while True:
-            await self._pause(failures)
-            failures = 0 if await self.flush() else failures + 1
-            if self._keep_days and not failures and time.monotonic() >= sweep_at:
+            await self._rest(pause)
+            pause = 0.0 if await self.flush() else min(2 * max(pause, self.every_seconds), _MOST_SECONDS)
+            if self._keep_days and not pause and time.monotonic() >= sweep_at:
                 sweep_at = time.monotonic() + (0 if await self._sweep() else _SWEEP_SECONDS)
 
     async def close(self) -> None:
@@ -123,9 +123,10 @@ class AnswerLog:
             self._metrics.log_dropped.inc(len(self._queue))
             self._queue.clear()
 
-    async def _pause(self, failures: int) -> None:
-        if failures:
-            await asyncio.sleep(min(self.every_seconds * 2**failures, _MOST_SECONDS))
+    async def _rest(self, pause: float) -> None:
+        """Sleep so long; without a pause, for `every_seconds`, or until a batch is full."""
+        if pause:
+            await asyncio.sleep(pause)
             return
         try:
             async with asyncio.timeout(self.every_seconds):
