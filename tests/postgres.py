@@ -18,7 +18,7 @@ from typing import Any
 import psycopg
 
 _START_SECONDS = 120  # a limit for a busy machine
-_FAST = ("-c", "fsync=off", "-c", "synchronous_commit=off", "-c", "full_page_writes=off")
+_FAST = ("-c", "fsync=off", "-c", "full_page_writes=off")  # a commit outlives the server, if not the machine
 
 
 def binaries() -> Path | None:
@@ -29,10 +29,12 @@ def binaries() -> Path | None:
 
 
 class Cluster:
-    """Makes databases in a running server."""
+    """A server that can be stopped and started again, and makes databases."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._numbers = folder, count()
+    def __init__(self, bin: Path, folder: Path, who: dict[str, Any]) -> None:
+        self._bin, self._folder, self._who, self._numbers = bin, folder, who, count()
+        self._data = folder / "data"
+        self._server: subprocess.Popen[bytes] | None = None
 
     def new_database(self) -> str:
         """The URL of an empty database."""
@@ -40,6 +42,30 @@ class Cluster:
         with psycopg.connect(f"host={self._folder} user=tests dbname=postgres", autocommit=True) as connection:
             connection.execute(f"CREATE DATABASE {name}")
         return f"postgresql://tests@/{name}?host={self._folder}"
+
+    def initialise(self) -> None:
+        settings = ("--username=tests", "--auth=trust", "--no-sync", "--locale=C.UTF-8")
+        command = [self._bin / "initdb", "--pgdata", self._data, *settings]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, **self._who)
+
+    def start(self) -> None:
+        command = [self._bin / "postgres", "-D", self._data, "-k", self._folder, "-c", "listen_addresses=", *_FAST]
+        with (self._folder / "log").open("a") as log:
+            self._server = subprocess.Popen(command, stdout=log, stderr=log, **self._who)
+        ends = time.monotonic() + _START_SECONDS
+        while self._server.poll() is None and time.monotonic() < ends:
+            try:
+                psycopg.connect(f"host={self._folder} user=tests dbname=postgres", connect_timeout=2).close()
+                return
+            except psycopg.OperationalError:
+                time.sleep(0.1)
+        raise RuntimeError(f"PostgreSQL did not start: {(self._folder / 'log').read_text()}")
+
+    def stop(self) -> None:
+        """At once, as when its machine fails; what was committed is there again after the next start."""
+        if self._server is not None:
+            self._server.send_signal(signal.SIGQUIT)
+            self._server.wait()
 
 
 @contextmanager
@@ -51,27 +77,11 @@ def running(bin: Path) -> Iterator[Cluster]:
         user = pwd.getpwnam("nobody")
         os.chown(folder, user.pw_uid, user.pw_gid)
         who |= {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": ()}
-    data = folder / "data"
+    cluster = Cluster(bin, folder, who)
     try:
-        made = [bin / "initdb", "--pgdata", data, "--username=tests", "--auth=trust", "--no-sync", "--locale=C.UTF-8"]
-        subprocess.run(made, check=True, stdout=subprocess.DEVNULL, **who)
-        command = [bin / "postgres", "-D", data, "-k", folder, "-c", "listen_addresses=", *_FAST]
-        with (folder / "log").open("w") as log, subprocess.Popen(command, stdout=log, stderr=log, **who) as server:
-            try:
-                _wait(folder, server)
-                yield Cluster(folder)
-            finally:
-                server.send_signal(signal.SIGQUIT)  # at once: nobody needs the data, and clients may still be connected
+        cluster.initialise()
+        cluster.start()
+        yield cluster
     finally:
+        cluster.stop()
         shutil.rmtree(folder)
-
-
-def _wait(folder: Path, server: subprocess.Popen[bytes]) -> None:
-    ends = time.monotonic() + _START_SECONDS
-    while server.poll() is None and time.monotonic() < ends:
-        try:
-            psycopg.connect(f"host={folder} user=tests dbname=postgres", connect_timeout=2).close()
-            return
-        except psycopg.OperationalError:
-            time.sleep(0.1)
-    raise RuntimeError(f"PostgreSQL did not start: {(folder / 'log').read_text()}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
     URL,
@@ -33,6 +33,9 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, OperationalError
 from vllm_edit.errors import EditError
 from vllm_edit.store import migrations, tables
 
+if TYPE_CHECKING:
+    import psycopg
+
 _FORBIDDEN = ("42501", "25006")  # PostgreSQL: the role lacks a privilege, the server only reads
 _BUSY_TIMEOUT_S = 30
 _CONNECT_TIMEOUT_S = 5
@@ -44,6 +47,7 @@ _PATIENCE = {
     "keepalives_count": 3,
     "tcp_user_timeout": 10_000,
 }
+_CHANNEL = "vllm_edit_registry"  # where PostgreSQL tells of changes, in this database only
 _MIGRATING = 0x766C6C6D  # the number of the advisory lock that processes opening a new PostgreSQL database queue up on
 
 
@@ -53,16 +57,16 @@ class Database:
     def __init__(self, url: str | URL) -> None:
         """The first transaction brings the schema up to date."""
         self.url = _checked(url)
-        self._sqlite = self.url.get_backend_name() == "sqlite"
-        self._engine = _engine(self.url, self._sqlite)
+        self.sqlite = self.url.get_backend_name() == "sqlite"
+        self._engine = _engine(self.url, self.sqlite)
         self._migrated, self._migrating = False, threading.Lock()
         # SQLite takes its write lock when a transaction begins: one that starts by reading could not be upgraded
         # while another process writes, and would fail instead of waiting.
         self._writer = self._engine.execution_options(vllm_edit_writes=True)
         # What one transaction reads is one state. SQLite's readers see that anyway.
-        one_state = {} if self._sqlite else {"isolation_level": "REPEATABLE READ"}
+        one_state = {} if self.sqlite else {"isolation_level": "REPEATABLE READ"}
         self._reader = self._engine.execution_options(**one_state)
-        if self._sqlite:
+        if self.sqlite:
             event.listen(self._engine, "connect", _configure_sqlite)
             event.listen(self._engine, "begin", _begin_sqlite)
 
@@ -73,7 +77,7 @@ class Database:
     @property
     def clock(self) -> ColumnElement[float]:
         """Seconds since 1970 in a statement: by the database's own clock, which is the same for every machine."""
-        if self._sqlite:
+        if self.sqlite:
             return literal_column("((julianday('now') - 2440587.5) * 86400.0)", Float)
         return cast(extract("epoch", func.clock_timestamp()), Float)
 
@@ -92,6 +96,8 @@ class Database:
         with self._ready(), self._writer.begin() as connection:
             value = tables.generation.c.value
             connection.execute(update(tables.generation).values(value=value + 1))
+            if not self.sqlite:
+                connection.execute(select(func.pg_notify(_CHANNEL, "")))  # sent by the commit, if it comes to that
             yield connection
 
     @contextmanager
@@ -118,11 +124,26 @@ class Database:
             known = type(error) in (OperationalError, DatabaseError)
             if not known and getattr(error.orig, "sqlstate", None) not in _FORBIDDEN:
                 raise
-            raise EditError(f"the registry {self} cannot be used: {' '.join(str(error.orig).split())}") from error
+            raise self._cannot_be_used(error.orig) from error
+
+    def _cannot_be_used(self, error: BaseException | None) -> EditError:
+        return EditError(f"the registry {self} cannot be used: {' '.join(str(error).split())}")
 
     def generation(self) -> int:
         with self.read() as connection:
             return int(connection.execute(select(tables.generation.c.value)).scalar_one())
+
+    def listen(self) -> psycopg.Connection[Any]:
+        """PostgreSQL: a connection of its own on which every change from now on is notified."""
+        import psycopg
+
+        args, options = self._engine.dialect.create_connect_args(self.url)
+        try:
+            connection = psycopg.connect(*args, **{**options, **_PATIENCE}, autocommit=True)
+            connection.execute(f"LISTEN {_CHANNEL}")
+        except psycopg.OperationalError as error:
+            raise self._cannot_be_used(error) from error
+        return connection
 
     def _migrate(self) -> None:
         """Bring the schema up to date. Only writers queue up: many threads may find the database gone at once."""
@@ -130,7 +151,7 @@ class Database:
             current = migrations.is_current(connection)
         if not current:
             with self._migrating, self._writer.begin() as connection:
-                if not self._sqlite:
+                if not self.sqlite:
                     connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _MIGRATING})
                 migrations.upgrade(connection)
         self._migrated = True

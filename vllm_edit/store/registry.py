@@ -26,6 +26,7 @@ from vllm_edit.store.publishable import publishable_until
 from vllm_edit.store.rollouts import Rollouts
 from vllm_edit.store.servers import Servers
 from vllm_edit.store.snapshot import Snapshot
+from vllm_edit.store.waiting import waiting
 
 
 class Registry:
@@ -41,6 +42,7 @@ class Registry:
         self.rollouts = Rollouts(self._database, self.changes)
         self.servers = Servers(self._database)
         self.answers = Answers(self._database)
+        self._waiting = waiting(self._database)
 
     def __repr__(self) -> str:
         return f"Registry({str(self._database)!r})"
@@ -50,6 +52,8 @@ class Registry:
         return self._database.url
 
     def close(self) -> None:
+        """Give connections back; a `wait_for_change` in another thread ends."""
+        self._waiting.close()
         self._database.close()
 
     # Patches
@@ -238,6 +242,14 @@ class Registry:
     def generation(self) -> int:
         """Number of changes so far; equal numbers mean that nothing changed in between."""
         return self._database.generation()
+
+    def wait_for_change(self, generation: int, timeout_s: float) -> bool:
+        """True as soon as the generation is another than that; False when the time is up, or `close` was called.
+
+        Raises:
+            EditError: the registry cannot be reached. Call again later: no change meanwhile is missed.
+        """
+        return self._waiting.wait(generation, timeout_s)
 
     def snapshot(self) -> Snapshot:
         """The state that a server decides requests from, read in one transaction."""
