@@ -144,7 +144,7 @@ class AnswerLog:
             written = True
         except _DOWN as error:
             if self._failing_since is None:
-                logger.warning("the log of answers cannot be written, they wait in memory: %s", error)
+                logger.warning("the log of answers cannot be written, they wait in memory: %s", _told(error))
             self._failed_at = time.monotonic()
             self._failing_since = self._failing_since or self._failed_at
         finally:
@@ -157,24 +157,26 @@ class AnswerLog:
         return written
 
     def _write(self, batch: Sequence[Answer]) -> None:
-        self._enter(self._registry.answers.add, [answer.entry(self._server) for answer in batch])
+        entries = [answer.entry(self._server) for answer in batch]
+        self._metrics.log_rows.inc(self._enter(self._registry.answers.add, entries))
         exposures = [exposure for answer in batch if (exposure := answer.exposure()) is not None]
         self._enter(self._registry.rollouts.expose, exposures)
-        self._metrics.log_rows.inc(len(batch))
 
-    def _enter(self, add: Callable[[Sequence[Row]], None], rows: Sequence[Row]) -> None:
-        """Add the rows. One that no database takes (its rollout is not in this one) must not hold up all others."""
+    def _enter(self, add: Callable[[Sequence[Row]], None], rows: Sequence[Row]) -> int:
+        """Add the rows; returns how many there are now. One that no database takes (its rollout is not in this one)
+        must not hold up all others."""
         if not rows:
-            return
+            return 0
         try:
             add(rows)
+            return len(rows)
         except _UNWRITABLE as error:
-            if len(rows) == 1:
-                logger.error("a row of the log of answers cannot be written: %s", error)
-                self._metrics.log_dropped.inc()
-            else:
-                self._enter(add, rows[: len(rows) // 2])
-                self._enter(add, rows[len(rows) // 2 :])
+            if len(rows) > 1:
+                half = len(rows) // 2
+                return self._enter(add, rows[:half]) + self._enter(add, rows[half:])
+            logger.error("a row of the log of answers cannot be written: %s", _told(error))
+            self._metrics.log_dropped.inc()
+            return 0
 
     def _drop_oldest(self) -> None:
         while len(self._queue) > self._queued:
@@ -187,5 +189,10 @@ class AnswerLog:
         try:
             return await asyncio.to_thread(self._registry.answers.sweep, older_than, _SWEPT) == _SWEPT
         except _DOWN as error:
-            logger.warning("old answers cannot be deleted, tried again in an hour: %s", error)
+            logger.warning("old answers cannot be deleted, tried again in an hour: %s", _told(error))
             return False
+
+
+def _told(error: Exception) -> str:
+    """The database's own words in a line: SQLAlchemy's have the rows in them, and those are nobody's business."""
+    return " ".join(str(getattr(error, "orig", None) or error).split())
