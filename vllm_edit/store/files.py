@@ -74,18 +74,18 @@ class LocalFiles:
     def write(self, path: str, data: bytes) -> None:
         target, temporary = self.root / path, self._temporary()
         temporary.parent.mkdir(parents=True, exist_ok=True)
-        _make_folder(target.parent)
+        make_folder(target.parent)
         try:
             _write_durably(temporary, data)
             temporary.replace(target)
         except OSError:  # a full disk must not be filled with what was left of trying
             temporary.unlink(missing_ok=True)
             raise
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
 
     def write_folder(self, folder: str, files: Mapping[str, bytes], marker: str) -> None:
         target, temporary = self.root / folder, self._temporary()
-        _make_folder(target.parent)
+        make_folder(target.parent)
         try:
             write_tree(temporary, files)
         except OSError:
@@ -97,7 +97,7 @@ class LocalFiles:
         temporary = self._temporary()
         temporary.parent.mkdir(parents=True, exist_ok=True)
         (self.root / folder).rename(temporary)
-        _sync_folder((self.root / folder).parent)
+        sync_folder((self.root / folder).parent)
         shutil.rmtree(temporary)
 
     @contextmanager
@@ -166,8 +166,8 @@ def write_tree(folder: Path, files: Mapping[str, bytes]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         _write_durably(path, data)
     for inner in [path for path in folder.rglob("*") if path.is_dir()]:
-        _sync_folder(inner)
-    _sync_folder(folder)
+        sync_folder(inner)
+    sync_folder(folder)
 
 
 def move_into_place(temporary: Path, target: Path) -> None:
@@ -179,16 +179,16 @@ def move_into_place(temporary: Path, target: Path) -> None:
             raise
         shutil.rmtree(temporary)
         return
-    _sync_folder(target.parent)
+    sync_folder(target.parent)
 
 
-def _make_folder(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
     """A folder that survives a power cut with what is put into it: its parents know of it on the disk."""
     if folder.is_dir():
         return
-    _make_folder(folder.parent)
+    make_folder(folder.parent)
     folder.mkdir(exist_ok=True)
-    _sync_folder(folder.parent)
+    sync_folder(folder.parent)
 
 
 def _write_durably(path: Path, data: bytes) -> None:
@@ -198,7 +198,7 @@ def _write_durably(path: Path, data: bytes) -> None:
         os.fsync(stream.fileno())
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from getpass import getuser
+from pathlib import Path
 
 from vllm_edit.errors import EditError
 from vllm_edit.store.files import Files, LocalFiles
@@ -24,6 +25,21 @@ def registry_url(place: str, files: Files) -> str:
     if not isinstance(files, LocalFiles):
         raise EditError(f"{place} is not a local folder; set VLLM_EDIT_REGISTRY to the URL of the registry's database")
     return f"sqlite:///{(files.root / 'registry.db').absolute()}"
+
+
+def state_folder() -> Path:
+    """Where a node keeps what it knows of registries: `$VLLM_EDIT_STATE`, else this user's state folder."""
+    if configured := os.environ.get("VLLM_EDIT_STATE"):
+        return Path(configured)
+    base = Path(os.environ.get("XDG_STATE_HOME", ""))
+    if not base.is_absolute():  # a relative one does not count, says the XDG specification
+        try:
+            base = Path.home() / ".local" / "state"
+        except RuntimeError:
+            raise EditError(
+                "this user has no home folder; name one for the last known state: VLLM_EDIT_STATE"
+            ) from None
+    return base / "vllm-edit"
 
 
 def process_user() -> str:

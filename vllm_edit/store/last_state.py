@@ -1,0 +1,111 @@
+"""The last state of the registry that a node knew, in a file: what it serves by when the registry is down at its start.
+
+{"digest": …, "state": a Snapshot as JSON}     in one file of mode 0600: the hashes of keys are in it
+
+A kill at any moment leaves the state before or the new one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from vllm_edit.errors import Corrupt, EditError
+from vllm_edit.store.digest import digest_bytes, digest_json
+from vllm_edit.store.envelope import canonical
+from vllm_edit.store.files import LocalFiles, sync_folder
+from vllm_edit.store.places import state_folder
+from vllm_edit.store.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from vllm_edit.store.store import Store
+
+_JSON = TypeAdapter(Snapshot)
+
+
+class LastState:
+    """One registry's last known state in the file `path`. Servers of one node may share it."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    @classmethod
+    def of(cls, store: Store) -> LastState:
+        """Its place on this node by default: a file of its own for each store with its registry."""
+        files = store.files
+        place = str(files.root.resolve()) if isinstance(files, LocalFiles) else store.url
+        registry = store.registry.url.render_as_string(hide_password=True)  # a new password makes no other registry
+        return cls(state_folder() / f"{digest_bytes(place.encode(), registry.encode())}.json")
+
+    def __repr__(self) -> str:
+        return f"LastState({str(self.path)!r})"
+
+    def keep(self, snapshot: Snapshot) -> bool:
+        """Keep the state, fsynced; False where a newer one is kept already, which stays."""
+        state = _JSON.dump_python(snapshot, mode="json")
+        data = canonical({"digest": digest_json(state), "state": state})
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with self._locked():
+            try:
+                known = self._state()
+            except Corrupt:  # the registry's word mends it
+                known = None
+            if known is not None and known["generation"] > snapshot.generation:
+                return False
+            self._write(data)
+        return True
+
+    def read(self) -> Snapshot | None:
+        """The state that was kept; None where there is none.
+
+        Raises:
+            Corrupt: the file is damaged, or another version of vllm-edit wrote it.
+        """
+        state = self._state()
+        if state is None:
+            return None
+        try:
+            return _JSON.validate_python(state)
+        except (ValidationError, EditError) as error:
+            raise Corrupt(f"{self.path} was written by another version of vllm-edit; {self._mend}") from error
+
+    def _state(self) -> dict[str, Any] | None:
+        try:
+            data = self.path.read_bytes()
+        except FileNotFoundError:
+            return None
+        try:
+            kept = json.loads(data)
+            state: dict[str, Any] = kept["state"]
+            intact = digest_json(state) == kept["digest"] and isinstance(state["generation"], int)
+        except (ValueError, KeyError, TypeError):
+            intact = False
+        if not intact:
+            raise Corrupt(f"{self.path} does not match its digest; {self._mend}")
+        return state
+
+    @property
+    def _mend(self) -> str:
+        return "remove it, and start when the registry can be reached: then it is written anew"
+
+    def _write(self, data: bytes) -> None:
+        new = self.path.with_name(f"{self.path.name}.new")  # what a killed writer left of it is written over
+        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        new.replace(self.path)
+        sync_folder(self.path.parent)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        with self.path.with_name(f"{self.path.name}.lock").open("w") as lock:  # closing it, also by dying, frees it
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
