@@ -10,6 +10,7 @@ import pytest
 
 from tests.serving import places
 from tests.serving.without_engine import Place, run
+from vllm_edit.errors import NotFound
 from vllm_edit.serving.settings import Settings
 
 COUNT = 6
@@ -113,3 +114,42 @@ def test_what_the_engine_does_not_give_up_keeps_its_files(tmp_path: Path, templa
 
     run(steps())
     assert len(list(Path(place.folder.name).iterdir())) == 2
+
+
+def test_adapters_of_a_removed_patch_leave_when_their_last_request_has_ended(tmp_path: Path, template: Path) -> None:
+    place = place_of(tmp_path, template, capacity=8)
+    residency = place.service.residency
+    first, second = (place.store.resolve(f"patch{number}") for number in range(2))
+
+    async def steps() -> list[Any]:
+        seen: list[Any] = []
+        for name in (first, second):
+            await residency.ensure(name)
+        async with residency.lease(first):
+            residency.follow({second})
+            await settled(place)
+            seen += [residency.drained, sorted(place.slots.held)]
+            with pytest.raises(NotFound, match="removed"):
+                await residency.ensure(first)
+        seen.append(residency.drained)
+        await settled(place)
+        return [*seen, residency.drained, sorted(place.slots.held)]
+
+    assert run(steps()) == [False, sorted([first, second]), False, True, [second]]
+    assert {path.name for path in Path(place.folder.name).iterdir()} == {second}
+
+
+def test_a_patch_that_is_removed_while_it_is_loaded_ahead_leaves_again(tmp_path: Path, template: Path) -> None:
+    place = place_of(tmp_path, template, capacity=8)
+    residency, name = place.service.residency, place.store.resolve("patch0")
+
+    async def steps() -> list[Any]:
+        loading = asyncio.create_task(residency.try_ensure(name))
+        while not residency._used:
+            await asyncio.sleep(0)
+        residency.follow(())
+        seen = [residency.drained]
+        await loading
+        return [*seen, await settled(place), residency.drained]
+
+    assert run(steps()) == [False, [], True]

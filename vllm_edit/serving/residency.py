@@ -5,8 +5,9 @@ dropped again from its directory inside the engine step; so the engine is given 
 outlives the store's files and every request on it.
 
 A request holds a *lease* on its adapter until its answer has ended. Beyond `capacity` adapters, those that were unused
-longest leave: out of vLLM's names, out of the engine, then off the disk. One on lease, or whose last lease ended less
-than `GRACE_S` ago, stays, whatever the capacity.
+longest leave: out of vLLM's names, out of the engine, then off the disk; and so does every adapter of a patch that was
+removed from the registry. One on lease, or whose last lease ended less than `GRACE_S` ago, stays until then, whatever
+the capacity.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ import shutil
 import tempfile
 import time
 from collections import Counter, OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Container, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from vllm_edit.errors import EditError, Incompatible
+from vllm_edit.errors import EditError, Incompatible, NotFound
 from vllm_edit.serving.metrics import Metrics
 from vllm_edit.serving.shared import Shared
 from vllm_edit.store.manifest import Manifest
@@ -58,10 +59,16 @@ class AdapterEngine(Protocol):
 
 @dataclass(frozen=True)
 class Resident:
-    """An adapter in the engine."""
+    """An adapter in the engine, of a compiled patch: that of all of it, or of what a request mentions of it."""
 
     number: int
     path: Path
+    patch: str
+
+
+class _Everything:
+    def __contains__(self, name: object) -> bool:
+        return True
 
 
 def local_folder() -> tempfile.TemporaryDirectory[str]:
@@ -93,6 +100,8 @@ class Residency:
         self._loading = Shared[None]()
         self._leaving: dict[str, asyncio.Task[None]] = {}
         self._refused: dict[str, Incompatible] = {}
+        self._used: Counter[str] = Counter()  # leases and loads by compiled patch
+        self._existing: Container[str] = _Everything()
         self._look: asyncio.TimerHandle | None = None
 
     @property
@@ -104,16 +113,32 @@ class Residency:
         """Requests under way on an adapter."""
         return self._leases.total()
 
+    def follow(self, existing: Container[str]) -> None:
+        """The compiled patches that there are now, by name: adapters of others leave, and none of theirs is loaded."""
+        self._existing = existing
+        self._shrink()
+
+    @property
+    def drained(self) -> bool:
+        """No adapter of a patch that was removed is in use, in the engine, or on its way out of it or off the disk."""
+        here = {resident.patch for resident in self._resident.values()}
+        return not self._leaving and all(patch in self._existing for patch in here.union(self._used))
+
     @asynccontextmanager
-    async def lease(self, name: str, source: AdapterStore | None = None) -> AsyncIterator[None]:
+    async def lease(
+        self, name: str, source: AdapterStore | None = None, patch: str | None = None
+    ) -> AsyncIterator[None]:
         """The adapter is in the engine, and stays there and on disk until the end of the context.
 
-        source: where it comes from; by default the store. Raises as `ensure` does.
+        source: where it comes from; by default the store. patch: the compiled patch that it is of; by default itself.
+        Raises as `ensure` does.
         """
+        of = patch or name
         self._leases[name] += 1  # first: nothing may take it away between loading and use
         try:
-            await self.ensure(name, source)
-            yield
+            with self._using(of):
+                await self.ensure(name, source, of)
+                yield
         finally:
             self._leases[name] -= 1
             if not self._leases[name]:
@@ -123,27 +148,45 @@ class Residency:
                     self._free_since[name] = time.monotonic()
                     self._shrink()
 
-    async def ensure(self, name: str, source: AdapterStore | None = None) -> None:
+    async def ensure(self, name: str, source: AdapterStore | None = None, patch: str | None = None) -> None:
         """Return when the adapter is in the engine; concurrent callers share one load.
 
         Raises:
             Incompatible: the running engine cannot apply it (other base, site or rank); remembered, as neither changes.
-            Corrupt, NotFound: the stored adapter is damaged or gone.
+            Corrupt, NotFound: the stored adapter is damaged or gone, or its patch was removed.
         """
-        while name not in self._resident:
+        of = patch or name
+        while of not in self._existing or name not in self._resident:
+            if of not in self._existing:  # from the beginning, or while it was loaded
+                raise NotFound(f"{of} was removed from the store")
             if name in self._refused:
                 raise self._refused[name]
             if name in self._leaving:
                 await asyncio.shield(self._leaving[name])  # in and out in one order, or the engine loses it
             else:
-                await self._loading.run(name, lambda: self._load(name, source or self._store))
+                await self._loading.run(name, lambda: self._loaded(name, source or self._store, of))
 
     async def try_ensure(self, name: str) -> None:
         """Load ahead of time. A failure is logged and counted by the load; the request that needs it gets it raised."""
         with contextlib.suppress(EditError):
             await self.ensure(name)
 
-    async def _load(self, name: str, source: AdapterStore) -> None:
+    @contextlib.contextmanager
+    def _using(self, patch: str) -> Iterator[None]:
+        self._used[patch] += 1
+        try:
+            yield
+        finally:
+            self._used[patch] -= 1
+            if not self._used[patch]:
+                del self._used[patch]
+
+    async def _loaded(self, name: str, source: AdapterStore, patch: str) -> None:
+        with self._using(patch):
+            await self._load(name, source, patch)
+        self._shrink()
+
+    async def _load(self, name: str, source: AdapterStore, patch: str) -> None:
         begun, outcome = time.perf_counter(), "failed"
         try:
             manifest = await asyncio.to_thread(source.manifest, name)
@@ -159,26 +202,31 @@ class Residency:
             raise
         finally:
             self._metrics.loads.labels(outcome).inc()
-        self._resident[name], self._free_since[name] = Resident(number, path), time.monotonic()
+        self._resident[name], self._free_since[name] = Resident(number, path, patch), time.monotonic()
         self._metrics.resident.set(len(self._resident))
         seconds = time.perf_counter() - begun
         self._metrics.load_seconds.observe(seconds)
         logger.info("adapter %s is in the engine as number %d after %.1f ms", name, number, 1000 * seconds)
-        self._shrink()
 
     def _shrink(self) -> None:
-        """Begin to take out what exceeds the capacity and nobody uses; look again later for what is still too fresh."""
-        if len(self._resident) <= self.capacity:
+        """Begin to take out what was removed or exceeds the capacity, and nobody uses; look again later for what is
+        still too fresh."""
+        removed = [name for name, resident in self._resident.items() if resident.patch not in self._existing]
+        excess = max(0, len(self._resident) - self.capacity)
+        if not removed and not excess:
             return
         now = time.monotonic()
-        free = [name for name in self._resident if not self._leases[name]]
+        candidates = list(self._resident) if excess else removed
+        free = [name for name in candidates if not self._leases[name]]
         rested = [name for name in free if now - self._free_since[name] >= self._grace_s]
-        for name in rested[: len(self._resident) - self.capacity]:
+        gone = [name for name in rested if name in removed]
+        others = [name for name in rested if name not in removed]
+        for name in [*gone, *others[: max(0, excess - len(gone))]]:
             resident = self._resident.pop(name)
             del self._free_since[name]
             self._leaving[name] = asyncio.create_task(self._remove(name, resident))
         self._metrics.resident.set(len(self._resident))
-        if len(self._resident) > self.capacity and len(free) > len(rested) and self._look is None:
+        if len(free) > len(rested) and self._look is None:
             self._look = asyncio.get_running_loop().call_later(self._grace_s, self._look_again)
 
     def _look_again(self) -> None:
