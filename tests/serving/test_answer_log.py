@@ -199,6 +199,7 @@ def test_a_registry_that_was_down_gets_everything_once_it_is_back(
         answers.append(ended(log, place.answer()))
         place.flaky.down = False
         await running(log, lambda: place.total("rows") == 4)
+        assert await log.flush(), "the task may have been stopped before it heard that it had written"
         return answers
 
     with caplog.at_level(logging.INFO):

@@ -157,10 +157,10 @@ class AnswerLog:
         return written
 
     def _write(self, batch: Sequence[Answer]) -> None:
-        entries = [answer.entry(self._server) for answer in batch]
-        self._metrics.log_rows.inc(self._enter(self._registry.answers.add, entries))
+        written = self._enter(self._registry.answers.add, [answer.entry(self._server) for answer in batch])
         exposures = [exposure for answer in batch if (exposure := answer.exposure()) is not None]
         self._enter(self._registry.rollouts.expose, exposures)
+        self._metrics.log_rows.inc(written)
 
     def _enter(self, add: Callable[[Sequence[Row]], None], rows: Sequence[Row]) -> int:
         """Add the rows; returns how many there are now. One that no database takes (its rollout is not in this one)
