@@ -311,7 +311,7 @@ def test_answers_older_than_the_retention_are_deleted(place: Place, days: float,
     async def steps() -> None:
         log = place.log(keep_days=days, every_seconds=0.001)
         ended(log, place.answer())
-        await running(log, lambda: len(place.kept()) == left and place.total("rows") == 1)
+        await running(log, lambda: place.total("rows") == 1 and len(place.kept()) == left)
 
     asyncio.run(steps())
     assert len(place.kept()) == left
