@@ -33,17 +33,15 @@ from vllm_edit.composition.scoped import assemble
 from vllm_edit.composition.system import System
 from vllm_edit.deltas.delta import Delta
 from vllm_edit.patch import Edit, Patch
-from vllm_edit.serving.answers import AnswerLog
+from vllm_edit.serving.assembly import make_service
 from vllm_edit.serving.metrics import Metrics
-from vllm_edit.serving.prefixes import Prefixes
-from vllm_edit.serving.residency import Residency
+from vllm_edit.serving.residency import GRACE_S
 from vllm_edit.serving.router import ID_HEADER, Router
-from vllm_edit.serving.scope import Scopes
 from vllm_edit.serving.service import Holder, Service
 from vllm_edit.serving.settings import Settings
-from vllm_edit.serving.watcher import Watcher
 from vllm_edit.store.compiled import CompiledPatch, Factors
 from vllm_edit.store.digest import digest_tensors
+from vllm_edit.store.last_state import LastState
 from vllm_edit.store.manifest import Column, KeyGroup, Manifest
 from vllm_edit.store.site import Context, Fingerprint, Site
 from vllm_edit.store.store import Store
@@ -151,7 +149,15 @@ def _unit(site: Site, names: tuple[str, str], columns: int, generator: torch.Gen
 class NoEngine:
     """Takes adapters and forgets them."""
 
-    max_rank = 16
+    base_names = ("base",)
+    max_rank, max_model_len = 16, 512
+    slots, capacity = 0, 4096
+
+    def count_tokens(self, text: str) -> int:
+        return len(text)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return ""
 
     async def add(self, name: str, number: int, path: str) -> None: ...
     async def remove(self, name: str, number: int) -> None: ...
@@ -165,23 +171,10 @@ class Client:
     router: Router
 
     @classmethod
-    def of(cls, store: Store, folder: TemporaryDirectory[str]) -> Client:
-        metrics = Metrics(CollectorRegistry())
-        site = store.site()
-        service = Service(
-            settings=Settings(store=store.url),
-            store=store,
-            watcher=Watcher(store.registry, ("base",), metrics),
-            residency=Residency(store, NoEngine(), site, Path(folder.name), metrics, capacity=4096),
-            scopes=Scopes(store, site, site.max_rank, metrics),
-            prefixes=Prefixes(store, 512, len),
-            answers=AnswerLog(100_000),
-            metrics=metrics,
-            decode=lambda ids: "",
-            max_model_len=512,
-            started=0,
-            folder=folder,
-        )
+    def of(cls, store: Store, folder: Path) -> Client:
+        metrics, kept = Metrics(CollectorRegistry()), LastState(folder / "state.json")
+        settings = Settings(store=store.url)
+        service = make_service(store, store.site(), NoEngine(), settings, metrics, kept, GRACE_S)
         return cls(service, Router(_nothing, Holder(service)))
 
     async def ask(self, model: str, prompt: str) -> float:
@@ -219,9 +212,8 @@ async def measured(
 ) -> list[dict[str, Any]]:
     """Router time by what a prompt mentions, all adapters loaded before; prompts of `body` characters."""
     rng = random.Random("prompts")
-    with TemporaryDirectory(prefix="vllm-edit-router-") as name:
-        folder = TemporaryDirectory(dir=name)
-        client = Client.of(store, folder)
+    with TemporaryDirectory(prefix="vllm-edit-router-") as folder:
+        client = Client.of(store, Path(folder))
         await client.service.watcher.refresh()
         pool = rng.sample(names, k=50)
         rows: list[dict[str, Any]] = []
@@ -234,20 +226,19 @@ async def measured(
                 await client.ask(model, prompt)
             seconds = [await client.ask(model, prompts[number % len(prompts)]) for number in range(requests)]
             rows.append({"mentions": case, "requests": requests, **_of_rounds(seconds)})
-        folder.cleanup()
+        client.service.folder.cleanup()
     return rows
 
 
 async def first_uses(store: Store, patch: str, names: Sequence[tuple[str, str]]) -> dict[str, float]:
     """Milliseconds of a request that is the first with its pair: read, solve, vouch, write, hand over."""
-    with TemporaryDirectory(prefix="vllm-edit-router-") as name:
-        folder = TemporaryDirectory(dir=name)
-        client = Client.of(store, folder)
+    with TemporaryDirectory(prefix="vllm-edit-router-") as folder:
+        client = Client.of(store, Path(folder))
         await client.service.watcher.refresh()
         await client.ask(patch, "nothing")  # the index
         await client.ask(patch, f"{names[0][0]} and {names[1][0]}")  # imports
         seconds = [await client.ask(patch, f"{one[0]} and {other[0]}") for one, other in pairwise(names[1:])]
-        folder.cleanup()
+        client.service.folder.cleanup()
     return _percentiles(seconds)
 
 

@@ -354,3 +354,19 @@ def test_marks_for_measured_output_come_in_pairs() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     for mark in ("demo", "quality"):
         assert text.index(f"<!-- {mark} -->") < text.index(f"<!-- /{mark} -->")
+
+
+def test_the_dashboard_shows_every_metric_and_no_other() -> None:
+    from prometheus_client import CollectorRegistry
+
+    from vllm_edit.serving.metrics import Metrics
+
+    registry = CollectorRegistry()
+    Metrics(registry)
+    kinds = {family.name: family.type for family in registry.collect()}
+    dashboard = json.loads((ROOT / "docs" / "grafana.json").read_text(encoding="utf-8"))
+    asked = " ".join(target["expr"] for panel in dashboard["panels"] for target in panel["targets"])
+    suffix = {"counter": "_total", "gauge": "", "histogram": "_bucket"}
+    assert set(re.findall(r"vllm_edit_[a-z_]+", asked)) == {f"{name}{suffix[kind]}" for name, kind in kinds.items()}
+    ids = [panel["id"] for panel in dashboard["panels"]]
+    assert len(set(ids)) == len(ids)

@@ -269,7 +269,7 @@ def test_what_was_compiled_a_moment_ago_is_found(place: Place) -> None:
 
 def test_publishing_and_rolling_back_in_the_store_reaches_a_running_server(place: Place) -> None:
     async def steps() -> list[str]:
-        watching = asyncio.create_task(place.service.watcher.run(0.001))
+        watching = asyncio.create_task(place.service.watcher.run())
         served = []
         for change in (
             lambda: place.store.registry.publish("acme", place.second),

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx
@@ -16,16 +15,14 @@ from prometheus_client import CollectorRegistry
 from starlette.responses import StreamingResponse
 
 from vllm_edit.serving.admin.api import api
-from vllm_edit.serving.answers import AnswerLog
+from vllm_edit.serving.assembly import make_service
 from vllm_edit.serving.compat.engine import EngineRefusedError
 from vllm_edit.serving.metrics import Metrics
-from vllm_edit.serving.prefixes import Prefixes
-from vllm_edit.serving.residency import Residency
+from vllm_edit.serving.residency import GRACE_S
 from vllm_edit.serving.router import Router
-from vllm_edit.serving.scope import Scopes
-from vllm_edit.serving.service import Holder, Service
+from vllm_edit.serving.service import Holder
 from vllm_edit.serving.settings import Settings
-from vllm_edit.serving.watcher import Watcher
+from vllm_edit.store.last_state import LastState
 from vllm_edit.store.store import Store
 
 
@@ -36,8 +33,12 @@ def bearer(key: str) -> dict[str, str]:
 class Slots:
     """Stands where the engine does: remembers what was loaded, slowly, and refuses what it is told to."""
 
-    def __init__(self) -> None:
-        self.max_rank = 8
+    base_names = ("atlas", "/models/atlas")
+    max_model_len = 256
+    slots = 0
+
+    def __init__(self, capacity: int) -> None:
+        self.max_rank, self.capacity = 8, capacity
         self.added: list[tuple[str, int, str]] = []
         self.held: dict[str, str] = {}  # name → folder, of what is loaded now
         self.refuse = False
@@ -51,6 +52,12 @@ class Slots:
         self.added.append((name, number, path))
         self.held[name] = path
 
+    def count_tokens(self, text: str) -> int:
+        return len(text.split())
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join(map(chr, ids))
+
     async def remove(self, name: str, number: int) -> None:
         await asyncio.sleep(0.01)
         if self.refuse:
@@ -59,30 +66,27 @@ class Slots:
 
 
 class Place:
-    """A store with a tenant, the service over it, and a client whose requests pass the router."""
+    """A store with a tenant, the service over it, and a client whose requests pass the router.
 
-    def __init__(self, folder: Path, template: Path, settings: Settings, **residency: Any) -> None:
+    Nothing is loaded ahead: the engine has no slots to do that in.
+    """
+
+    def __init__(
+        self, folder: Path, template: Path, settings: Settings, capacity: int = 256, grace_s: float = GRACE_S
+    ) -> None:
         self.store = Store.open(shutil.copytree(template, folder / "store"))
         self.second, self.first, *_ = [*self.store.names(), "", ""]
-        self.slots, self.holder = Slots(), Holder()
-        self.folder = TemporaryDirectory()
-        metrics = Metrics(CollectorRegistry())
-        self.service = Service(
-            settings=settings,
-            store=self.store,
-            watcher=Watcher(self.store.registry, ("atlas", "/models/atlas"), metrics),
-            residency=Residency(
-                self.store, self.slots, self.store.site(), Path(self.folder.name), metrics, **residency
-            ),
-            scopes=Scopes(self.store, self.store.site(), self.slots.max_rank, metrics),
-            prefixes=Prefixes(self.store, 256, lambda text: len(text.split())),
-            answers=AnswerLog(settings.max_answers),
-            metrics=metrics,
-            decode=lambda ids: "".join(map(chr, ids)),
-            max_model_len=256,
-            started=0,
-            folder=self.folder,
+        self.slots, self.holder = Slots(capacity), Holder()
+        self.service = make_service(
+            self.store,
+            self.store.site(),
+            self.slots,
+            settings,
+            Metrics(CollectorRegistry()),
+            LastState(folder / "state.json"),
+            grace_s,
         )
+        self.folder = self.service.folder
         run(self.service.watcher.refresh())
         self.holder.service = self.service
         self.client = httpx.AsyncClient(transport=httpx.ASGITransport(make_app(self.holder)), base_url="http://server")

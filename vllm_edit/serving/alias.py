@@ -68,6 +68,11 @@ class Catalogue:
         return tuple(entry.name for entry in self.snapshot.patches)
 
     @cached_property
+    def numbers(self) -> Mapping[str, int]:
+        """What the engine knows each compiled patch by."""
+        return {entry.name: entry.adapter_id for entry in self.snapshot.patches}
+
+    @cached_property
     def names(self) -> frozenset[str]:
         return frozenset(self.newest_first)
 

@@ -6,7 +6,13 @@ bounded: never a tenant's or an adapter's name.
 
 from __future__ import annotations
 
+from collections import Counter as Counted
+from typing import get_args
+
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+
+from vllm_edit.store.entries import Status
+from vllm_edit.store.snapshot import Snapshot
 
 _SECONDS = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 
@@ -14,7 +20,7 @@ _SECONDS = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 class Metrics:
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
         self.requests = Counter(
-            "vllm_edit_requests", "Requests passed to the engine", ["mode", "reason"], registry=registry
+            "vllm_edit_requests", "Requests passed to the engine", ["mode", "arm", "reason"], registry=registry
         )
         self.refused = Counter("vllm_edit_refused", "Requests refused by the router", ["status"], registry=registry)
         self.loads = Counter("vllm_edit_adapter_loads", "Adapters put into the engine", ["outcome"], registry=registry)
@@ -38,7 +44,24 @@ class Metrics:
         self.refreshes = Counter(
             "vllm_edit_refreshes", "Catalogue reads from the store", ["outcome"], registry=registry
         )
+        self.registry_up = Gauge("vllm_edit_registry_up", "1 while the registry can be read, else 0", registry=registry)
+        self.generation = Gauge(
+            "vllm_edit_generation", "Generation of the registry that requests are decided from", registry=registry
+        )
+        self.lag = Gauge(
+            "vllm_edit_generation_lag", "Generations by which the registry was ahead when last read", registry=registry
+        )
+        self.patches = Gauge(
+            "vllm_edit_patches", "Compiled patches, by what their gate said", ["gate"], registry=registry
+        )
+        self.outcomes = Counter("vllm_edit_outcomes", "Outcomes that clients reported", ["outcome"], registry=registry)
         self.log_rows = Counter("vllm_edit_log_rows", "Answers written to the log", registry=registry)
         self.log_dropped = Counter(
             "vllm_edit_log_dropped", "Answers of which a row of the log was lost", registry=registry
         )
+
+    def count_patches(self, snapshot: Snapshot) -> None:
+        """Take over the gates' results of a state of the registry."""
+        counts = Counted(entry.status for entry in snapshot.patches)
+        for status in get_args(Status):
+            self.patches.labels(status).set(counts[status])

@@ -81,6 +81,8 @@ def local_folder() -> tempfile.TemporaryDirectory[str]:
 
 
 class Residency:
+    """capacity: adapters in the engine at most. slots: different ones in one batch."""
+
     def __init__(
         self,
         store: AdapterStore,
@@ -89,11 +91,12 @@ class Residency:
         folder: Path,
         metrics: Metrics,
         capacity: int = 256,
+        slots: int = 16,
         grace_s: float = GRACE_S,
     ) -> None:
         self._store, self._engine, self.site = store, engine, site
         self._folder, self._metrics = folder, metrics
-        self.capacity, self._grace_s = capacity, grace_s
+        self.capacity, self.slots, self._grace_s = capacity, slots, grace_s
         self._resident: OrderedDict[str, Resident] = OrderedDict()  # the one unused longest first
         self._leases: Counter[str] = Counter()
         self._free_since: dict[str, float] = {}  # when the last lease of a resident one ended

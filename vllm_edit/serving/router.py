@@ -11,7 +11,6 @@ import hmac
 import json
 import logging
 import secrets
-import time
 from collections.abc import MutableMapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -27,18 +26,20 @@ from vllm_edit.errors import Corrupt, EditError, Incompatible, NotFound
 from vllm_edit.serving import bodies
 from vllm_edit.serving.admin.admission import CALLER, admitted
 from vllm_edit.serving.alias import Asking
-from vllm_edit.serving.answers import Answer, new_id
+from vllm_edit.serving.answer import Answer, new_id
 from vllm_edit.serving.caller import Forbidden, Unauthorized, identify
 from vllm_edit.serving.compat.engine import EngineRefusedError
 from vllm_edit.serving.residency import AdapterStore
 from vllm_edit.serving.service import Service
 from vllm_edit.serving.spoken import spoken
+from vllm_edit.serving.usage import Usage
 
 logger = logging.getLogger(__name__)
 
 ID_HEADER = "X-VLLM-Edit-Id"
 INFERENCE = frozenset({bodies.COMPLETIONS, bodies.CHAT, bodies.RESPONSES})
 MODELS = "/v1/models"
+MOST_ADMIN_BYTES = 2**20
 UNASKED = frozenset({("GET", "/health"), ("GET", "/ping"), ("POST", "/ping"), ("GET", "/version")})
 """What whoever reaches the port may have: it tells nothing of tenants and patches."""
 _FOREIGN = ("x-amzn-sagemaker-", "x-vllm-edit-")
@@ -64,7 +65,7 @@ class Router:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            await self.app(scope, receive, send)
+            await self.app(scope, self._until_shutdown(receive), send)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008, "reason": "websockets are not served"})
         else:
@@ -74,6 +75,17 @@ class Router:
                 await _refuse(HTTPStatus.SERVICE_UNAVAILABLE, "the server is still starting")(scope, receive, sender)
                 return
             await self._http(service, scope, receive, sender)
+
+    def _until_shutdown(self, receive: Receive) -> Receive:
+        """`receive` of the server's life: at its end, what is not written yet is."""
+
+        async def wrapped() -> Message:
+            message = await receive()
+            if message["type"] == "lifespan.shutdown" and self._holder.service is not None:
+                await self._holder.service.close()
+            return message
+
+        return wrapped
 
     async def _http(self, service: Service, scope: Scope, receive: Receive, send: _Headers) -> None:
         path = scope["path"].removeprefix(scope.get("root_path", ""))
@@ -91,7 +103,10 @@ class Router:
                 caller.require("serve", "ask the model")
                 await JSONResponse(_models(service, Asking(caller, now)))(scope, receive, send)
             elif admitted(method, path, caller, catalogue.snapshot):
-                await self.app({**_without(scope, _FOREIGN), CALLER: caller}, receive, send)
+                raw = await _read(receive, MOST_ADMIN_BYTES)
+                if raw is not None:
+                    inner, replay = _replayed(scope, receive, raw)
+                    await self.app({**inner, CALLER: caller}, replay, send)
             else:
                 raise NotFound(f"{method} {path[:80]!r} is not served here")
         except EditError as error:
@@ -103,20 +118,29 @@ class Router:
         raw = await _read(receive, service.settings.max_body_bytes)
         if raw is None:
             return  # the client went away
-        begun = time.perf_counter()
+        usage = Usage(route)
         body = _parse(raw)
         asked = body.get("model")
         if asked is not None and not isinstance(asked, str):
             raise EditError(f"model must be a string, got {type(asked).__name__}")
         bodies.refuse(route, body)
         choice = await service.watcher.resolve(asked, replace(asking, body=body))
-        answer = Answer.of(send.extra[ID_HEADER], route, asked, choice)
-        model = service.watcher.current.bases[0]
+        catalogue = service.watcher.current
+        answer = Answer.of(
+            send.extra[ID_HEADER],
+            route,
+            asked,
+            choice,
+            key=asking.caller.key,
+            generation=catalogue.generation,
+            prompt=_prompt(service, route, body),
+        )
+        model = catalogue.bases[0]
         async with AsyncExitStack() as held:  # what the answer needs until it has ended
             if choice.mode == "weights" and choice.adapter is not None:
                 source = await _narrowed(service, choice.adapter, route, body, answer)
                 if answer.adapter is not None:
-                    await held.enter_async_context(service.residency.lease(answer.adapter, source))
+                    await held.enter_async_context(service.residency.lease(answer.adapter, source, choice.adapter))
                     model = answer.adapter
             elif choice.mode == "ike" and choice.adapter is not None:
                 answer.ike_tokens = await _prefixed(service, choice.adapter, route, body, answer)
@@ -124,15 +148,19 @@ class Router:
             # Nothing in scope is the base: with its salt, too, the tenant's base requests share their cached prompts.
             bodies.force(route, body, model, self._salt(choice.tenant, body.get("cache_salt")), answer.id)
 
-            answer.router_seconds = time.perf_counter() - begun
+            answer.router_seconds = usage.seconds
             service.metrics.router_seconds.observe(answer.router_seconds)
-            service.metrics.requests.labels(answer.mode, answer.reason).inc()
-            service.answers.add(answer)
+            service.metrics.requests.labels(answer.mode, answer.arm or "", answer.reason).inc()
+            service.answers.begin(answer)
             if service.settings.expose:
                 send.extra |= {"X-VLLM-Edit-Adapter": answer.adapter or model, "X-VLLM-Edit-Mode": answer.mode}
                 send.extra |= {"X-VLLM-Edit-Tokens": str(answer.ike_tokens)}
-            send.on_status = lambda status: service.answers.finish(answer, status)
-            await self.app(*_replayed(scope, receive, body), send)
+            inner, replay = _replayed(scope, receive, json.dumps(body).encode())
+            try:
+                await self.app(inner, *usage.around(replay, send))
+            finally:  # also when the client went away, or the answer broke off
+                answer.end(usage)
+                service.answers.finish(answer)
 
     def _salt(self, tenant: str | None, client: Any) -> str:
         """Salt of the prefix cache, so that no tenant can time another's prompts: HMAC(secret, tenant, client's)."""
@@ -144,6 +172,16 @@ class Router:
     async def _deny(self, service: Service, status: HTTPStatus, message: str, scope: Scope, send: Send) -> None:
         service.metrics.refused.labels(str(int(status))).inc()
         await _refuse(status, message)(scope, _nothing, send)
+
+
+def _prompt(service: Service, route: str, body: bodies.Body) -> str | None:
+    """The request's text for the log, where the operator wants that; before a prefix is put into it."""
+    if not service.settings.log_prompts:
+        return None
+    try:
+        return "\n".join(spoken(route, body, service.decode))
+    except EditError:  # embeddings: there is nothing to write down
+        return None
 
 
 async def _narrowed(service: Service, name: str, route: str, body: bodies.Body, answer: Answer) -> AdapterStore | None:
@@ -177,15 +215,12 @@ class _Headers:
 
     def __init__(self, send: Send, extra: dict[str, str]) -> None:
         self._send, self.extra = send, extra
-        self.on_status: Any = None
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(scope=message)
             for name, value in self.extra.items():
                 headers[name] = value
-            if self.on_status is not None:
-                self.on_status(message["status"])
         await self._send(message)
 
 
@@ -223,9 +258,8 @@ def _parse(raw: bytes) -> bodies.Body:
     return body
 
 
-def _replayed(scope: Scope, receive: Receive, body: bodies.Body) -> tuple[Scope, Receive]:
-    """Scope and receive for the rewritten body; after it, `receive` is the client's again (it tells a disconnect)."""
-    content = json.dumps(body).encode()
+def _replayed(scope: Scope, receive: Receive, content: bytes) -> tuple[Scope, Receive]:
+    """Scope and receive for this body; after it, `receive` is the client's again (it tells a disconnect)."""
     sent = False
 
     async def replay() -> Message:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from vllm_edit.errors import EditError
 from vllm_edit.serving.alias import Catalogue
-from vllm_edit.serving.answers import AnswerLog
+from vllm_edit.serving.answer_log import AnswerLog
 from vllm_edit.serving.metrics import Metrics
 from vllm_edit.serving.prefixes import Prefixes
+from vllm_edit.serving.presence import Presence
 from vllm_edit.serving.residency import Residency
 from vllm_edit.serving.scope import Scopes
 from vllm_edit.serving.settings import Settings
@@ -29,6 +31,7 @@ class Service:
     settings: Settings
     store: Store
     watcher: Watcher
+    presence: Presence
     residency: Residency
     scopes: Scopes
     prefixes: Prefixes
@@ -50,6 +53,21 @@ class Service:
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("a background task of the router died", exc_info=error)
 
+    def changed(self, catalogue: Catalogue) -> None:
+        """Another state of the registry is in force: what was removed leaves, what is wanted comes."""
+        self.residency.follow(catalogue.names)
+        self.preload(catalogue, self.residency.slots)
+
+    async def close(self) -> None:
+        """Write what is not written yet, and say that this server has left. The registry may be down."""
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+        await self.answers.close()
+        with contextlib.suppress(EditError):
+            await self.presence.leave()
+        self.store.registry.close()
+
     def preload(self, catalogue: Catalogue, limit: int) -> None:
         """Put what requests are likely to need into the engine ahead of them, at most `limit` patches.
 
@@ -69,7 +87,7 @@ class Service:
     async def followed(self, within_s: float) -> dict[str, Any]:
         """After a change of the registry: which servers follow. This one does when this returns."""
         catalogue = await self.watcher.refresh()
-        return {"generation": catalogue.generation}
+        return asdict(await self.presence.followed(catalogue.generation, within_s))
 
     async def prepare(self, name: str) -> None:
         """Return when the patch can be served without further reading of the store, except for scope's adapters.

@@ -10,7 +10,6 @@ import asyncio
 import logging
 import os
 import sys
-import time
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from ipaddress import ip_address
@@ -23,7 +22,6 @@ from vllm_edit.serving.settings import ALLOW_OPEN, STORE, Settings
 logger = logging.getLogger(__name__)
 
 PLUGIN = "vllm_edit"
-_LOOK_S = 0.05
 
 
 def check_environment(environment: Mapping[str, str] | None = None, arguments: Sequence[str] | None = None) -> None:
@@ -59,15 +57,11 @@ async def start(engine_client: Any, state: Any, args: Namespace) -> None:
     Raises:
         Incompatible: the server cannot serve this store; the message says all reasons.
     """
-    from vllm_edit.serving.alias import Catalogue
-    from vllm_edit.serving.answers import AnswerLog
+    from vllm_edit.serving.assembly import make_service
     from vllm_edit.serving.compat.engine import Engine
     from vllm_edit.serving.metrics import Metrics
-    from vllm_edit.serving.prefixes import Prefixes
-    from vllm_edit.serving.residency import Residency, local_folder
-    from vllm_edit.serving.scope import Scopes
-    from vllm_edit.serving.service import Service
-    from vllm_edit.serving.watcher import Watcher
+    from vllm_edit.serving.residency import GRACE_S
+    from vllm_edit.store.last_state import LastState
     from vllm_edit.store.store import Store
 
     settings = Settings.from_environment()
@@ -81,35 +75,15 @@ async def start(engine_client: Any, state: Any, args: Namespace) -> None:
         problems = await _engine_problems(engine, site)
     _raise(problems, f"this server cannot serve the store {settings.store}")
 
-    metrics = Metrics()
-    folder = local_folder()
-    slots, kept = engine.config.lora_config.max_loras, engine.config.lora_config.max_cpu_loras
-    residency = Residency(store, engine, site, Path(folder.name), metrics, capacity=kept or slots)
-
-    def changed(catalogue: Catalogue) -> None:
-        service.preload(catalogue, slots)
-
-    service = Service(
-        settings=settings,
-        store=store,
-        watcher=Watcher(store.registry, engine.base_names, metrics, changed),
-        residency=residency,
-        scopes=Scopes(store, site, engine.max_rank, metrics),
-        prefixes=Prefixes(store, engine.max_model_len, engine.count_tokens),
-        answers=AnswerLog(settings.max_answers),
-        metrics=metrics,
-        decode=engine.decode,
-        max_model_len=engine.max_model_len,
-        started=int(time.time()),
-        folder=folder,
-    )
-    catalogue = await service.watcher.refresh()
+    service = make_service(store, site, engine, settings, Metrics(), LastState.of(store), GRACE_S)
+    catalogue = await service.watcher.first()
     _raise(_keyed_problems(args, settings, catalogue.snapshot.keyed), f"this server cannot serve {settings.store}")
     hidden = sorted(set(catalogue.snapshot.standing).intersection(engine.base_names))
     _raise(
         [f"tenant {name} has the base model's served name" for name in hidden], "ambiguous names; serve under another"
     )
-    service.start(asyncio.create_task(service.watcher.run(_LOOK_S)))
+    service.start(asyncio.create_task(service.watcher.run()))
+    service.start(asyncio.create_task(service.answers.run()))
     state.vllm_edit.service = service
     logger.info(
         "serving %d compiled patches of %s at %s", len(catalogue.names), settings.store, ", ".join(site.modules)

@@ -1,19 +1,23 @@
-"""Keeps the catalogue equal to the registry, in a thread that the registry wakes when something changes.
+"""Keeps the catalogue equal to the registry, which wakes it when something changes.
 
 Requests read `current` and never wait for the registry; only on a server without keys a name that nobody knows is
 looked up once more before it is refused, so that what was compiled a moment ago is found.
+
+Each new state is kept on this node before it is in force: what was killed is killed also after a restart without the
+registry.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from typing import Protocol
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from vllm_edit.errors import EditError, NotFound
+from vllm_edit.errors import EditError, Incompatible, NotFound
 from vllm_edit.rollout.decision import Choice
 from vllm_edit.serving.alias import NOTHING, Asking, Catalogue
 from vllm_edit.serving.metrics import Metrics
@@ -24,36 +28,73 @@ logger = logging.getLogger(__name__)
 FAILURES = (SQLAlchemyError, EditError, OSError)
 """What a registry that cannot be reached raises."""
 
+_BEAT_S = 1.0  # between two heartbeats, and between two tries to reach a registry that is down
+
 
 class WatchedRegistry(Protocol):
     """The part of the registry that serving reads."""
 
     def generation(self) -> int: ...
     def snapshot(self) -> Snapshot: ...
+    def wait_for_change(self, generation: int, timeout_s: float) -> bool: ...
+
+
+class Kept(Protocol):
+    """Where the last known state is kept on this node."""
+
+    def keep(self, snapshot: Snapshot) -> bool: ...
+    def read(self) -> Snapshot | None: ...
 
 
 class Watcher:
-    """`on_change` is called with each new catalogue, in the event loop."""
+    """on_change: called with each new catalogue, in the event loop. tell: says which generation is in force."""
 
     def __init__(
         self,
         registry: WatchedRegistry,
         bases: tuple[str, ...],
         metrics: Metrics,
+        *,
+        kept: Kept,
         on_change: Callable[[Catalogue], None] = lambda _: None,
+        tell: Callable[[int], Awaitable[None]] | None = None,
     ) -> None:
-        self._registry, self._metrics, self._on_change = registry, metrics, on_change
+        self._registry, self._metrics, self._kept = registry, metrics, kept
+        self._on_change, self._tell = on_change, tell
         self._lock = asyncio.Lock()
+        self._failing = False
         self.current = Catalogue(bases, NOTHING)
 
+    async def first(self) -> Catalogue:
+        """The state to begin with: the registry's, or, while that is down, the last that this node knew.
+
+        Raises:
+            Incompatible: neither can be had.
+            Corrupt: the kept state is damaged, and the registry is down.
+        """
+        try:
+            return await self.refresh()
+        except FAILURES as error:
+            snapshot = await asyncio.to_thread(self._kept.read)
+            if snapshot is None:
+                raise Incompatible(f"{error}; and this node has kept no state of it to serve by") from error
+            logger.warning("%s; serving by the last state that this node kept (%d)", error, snapshot.generation)
+            self._failed(error)
+            self._put(Catalogue(self.current.bases, snapshot))
+            return self.current
+
     async def refresh(self) -> Catalogue:
-        """Read the registry if its generation moved, and return the catalogue that holds now."""
+        """Read the registry if its generation moved, say that it is followed, and return the catalogue that holds now.
+
+        Raises:
+            EditError: the registry cannot be read.
+        """
         async with self._lock:
             changed = await asyncio.to_thread(self._read, self.current)
             if changed is not None:
-                self.current = changed
                 self._metrics.refreshes.labels("changed").inc()
-                self._on_change(changed)
+                self._put(changed)
+                await self._say()
             return self.current
 
     async def resolve(self, model: str | None, asking: Asking) -> Choice:
@@ -64,31 +105,65 @@ class Watcher:
         try:
             return self.current.resolve(model, asking)
         except NotFound:
-            if asking.caller.tenant is not None:
+            if asking.caller.tenant is not None or self._failing:
                 raise
             try:
                 catalogue = await self.refresh()
             except FAILURES:
-                catalogue = self.current  # it is told by whoever watches; the client's name is unknown either way
+                catalogue = self.current  # whoever watches is told; the client's name is unknown either way
             return catalogue.resolve(model, asking)
 
-    async def run(self, every_seconds: float) -> None:
-        """Refresh for ever. A registry that cannot be reached leaves the last catalogue in force."""
-        failing = False
+    async def run(self) -> None:
+        """Follow for ever. A registry that cannot be reached leaves the last catalogue in force."""
         while True:
-            await asyncio.sleep(every_seconds)
             try:
+                ends = self.current.snapshot.next_end(datetime.now(UTC))
+                known = self.current.generation
+                if not await asyncio.to_thread(self._registry.wait_for_change, known, _rest_s(ends)):
+                    await self._say()
+                if ends is not None and ends <= datetime.now(UTC):
+                    self._on_change(self.current)  # what follows on what has ended is wanted now
                 await self.refresh()
-                failing = False
+                if self._failing:
+                    logger.info("the registry can be read again")
+                self._failing = False
+                self._metrics.registry_up.set(1)
             except FAILURES as error:
-                self._metrics.refreshes.labels("failed").inc()
-                if not failing:
-                    logger.warning("the registry cannot be read, the last known state stays in force: %s", error)
-                failing = True
-                await asyncio.sleep(20 * every_seconds)
+                self._failed(error)
+                await asyncio.sleep(_BEAT_S)
+
+    def _put(self, catalogue: Catalogue) -> None:
+        self.current = catalogue
+        self._metrics.generation.set(catalogue.generation)
+        self._metrics.count_patches(catalogue.snapshot)
+        self._on_change(catalogue)
+
+    async def _say(self) -> None:
+        if self._tell is not None:
+            await self._tell(self.current.generation)
+
+    def _failed(self, error: Exception) -> None:
+        self._metrics.refreshes.labels("failed").inc()
+        self._metrics.registry_up.set(0)
+        if not self._failing:
+            logger.warning("the registry cannot be read, the last known state stays in force: %s", error)
+        self._failing = True
 
     def _read(self, known: Catalogue) -> Catalogue | None:
-        """The registry's state, or None if it is `known`."""
-        if self._registry.generation() == known.generation:
+        """The registry's state, kept on this node, or None if it is `known`."""
+        generation = self._registry.generation()
+        self._metrics.lag.set(generation - known.generation if known.generation >= 0 else 0)
+        if generation == known.generation:
             return None
-        return Catalogue(known.bases, self._registry.snapshot())
+        snapshot = self._registry.snapshot()
+        try:
+            self._kept.keep(snapshot)
+        except (OSError, EditError) as error:  # a full disk here must not keep this server on what was killed
+            logger.error("the state of the registry is not kept on this node: %s", error)
+        self._metrics.lag.set(0)
+        return Catalogue(known.bases, snapshot)
+
+
+def _rest_s(ends: datetime | None) -> float:
+    """Until the next heartbeat, or until something that a tenant is served ends by itself."""
+    return _BEAT_S if ends is None else min(_BEAT_S, max(0.0, (ends - datetime.now(UTC)).total_seconds()))

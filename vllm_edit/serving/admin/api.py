@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter
 from fastapi.openapi.utils import get_openapi
 
-from vllm_edit.serving.admin import audit, edits, keys, rollouts, tenants
+from vllm_edit.serving.admin import audit, edits, keys, outcomes, rollouts, tenants
 from vllm_edit.serving.admin.admission import PREFIX
 from vllm_edit.serving.admin.desk import Desk
 from vllm_edit.serving.service import Holder
@@ -18,7 +18,7 @@ def api(holder: Holder) -> APIRouter:
     """The routes; the router lets only admitted requests reach them."""
     desk = Desk(holder)
     whole = APIRouter()
-    for noun in (edits, tenants, keys, rollouts, audit):
+    for noun in (edits, tenants, keys, rollouts, audit, outcomes):
         whole.include_router(noun.routes(desk))
 
     @whole.get(f"{PREFIX}/openapi.json", include_in_schema=False)

@@ -7,12 +7,13 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 
 from vllm_edit.serving.admin.admission import PREFIX
+from vllm_edit.serving.admin.checked import CheckedRoute
 from vllm_edit.serving.admin.desk import Desk
 from vllm_edit.store.audit import Verified
 
 
 def routes(desk: Desk) -> APIRouter:
-    router = APIRouter(prefix=f"{PREFIX}/audit")
+    router = APIRouter(prefix=f"{PREFIX}/audit", route_class=CheckedRoute)
 
     @router.get("")
     async def show(tenant: str | None = None, limit: Annotated[int, Query(ge=1, le=10_000)] = 100) -> list[Any]:

@@ -9,11 +9,10 @@ from typing import Any
 from fastapi import APIRouter
 from pydantic import BaseModel
 
-from vllm_edit.errors import NotFound
 from vllm_edit.serving.admin.admission import PREFIX
+from vllm_edit.serving.admin.checked import CheckedRoute
 from vllm_edit.serving.admin.desk import Body, Desk
 from vllm_edit.store.entries import PatchEntry
-from vllm_edit.store.names import shown
 
 
 class Served(BaseModel):
@@ -64,7 +63,7 @@ class Collect(Body):
 
 
 def routes(desk: Desk) -> APIRouter:
-    router = APIRouter(prefix=PREFIX)
+    router = APIRouter(prefix=PREFIX, route_class=CheckedRoute)
 
     @router.get("")
     async def list_edits() -> Listing:
@@ -74,10 +73,7 @@ def routes(desk: Desk) -> APIRouter:
     @router.get("/answers/{id}")
     async def answer(id: str) -> dict[str, Any]:
         """What answered a request: tenant, exact patch and adapter, mode, arm, reason."""
-        found = desk.service.answers.get(id)
-        if found is None:
-            raise NotFound(f"no answer {shown(id)} in the log")
-        return found.as_dict()
+        return asdict(await desk.service.answers.find(id))
 
     @router.get("/patches/{name}")
     async def patch(name: str) -> PatchTold:

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request
 from pydantic import AwareDatetime, Field
 
 from vllm_edit.serving.admin.admission import PREFIX
+from vllm_edit.serving.admin.checked import CheckedRoute
 from vllm_edit.serving.admin.desk import Because, Body, Desk, Who, who
 from vllm_edit.store.names import LABEL_LENGTH
 
@@ -19,7 +20,7 @@ class NewAdminKey(Body):
 
 
 def routes(desk: Desk) -> APIRouter:
-    router = APIRouter(prefix=f"{PREFIX}/keys")
+    router = APIRouter(prefix=f"{PREFIX}/keys", route_class=CheckedRoute)
 
     @router.get("")
     async def list_keys() -> list[dict[str, Any]]:

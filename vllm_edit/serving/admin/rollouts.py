@@ -11,6 +11,7 @@ from vllm_edit.rollout.arm import Side
 from vllm_edit.rollout.draft import draft
 from vllm_edit.rollout.sticky import SOURCES, Source
 from vllm_edit.serving.admin.admission import PREFIX
+from vllm_edit.serving.admin.checked import CheckedRoute
 from vllm_edit.serving.admin.desk import Because, Desk, who
 from vllm_edit.store.names import REASON_LENGTH
 
@@ -41,7 +42,7 @@ class Ramp(Because):
 
 
 def routes(desk: Desk) -> APIRouter:
-    router = APIRouter(prefix=f"{PREFIX}/rollouts")
+    router = APIRouter(prefix=f"{PREFIX}/rollouts", route_class=CheckedRoute)
 
     @router.get("")
     async def list_rollouts(tenant: str | None = None) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request
 from pydantic import AwareDatetime, BaseModel, Field
 
 from vllm_edit.serving.admin.admission import PREFIX
+from vllm_edit.serving.admin.checked import CheckedRoute
 from vllm_edit.serving.admin.desk import Because, Body, Desk, Reference, Who, who
 from vllm_edit.store.entries import Publication, Tenant
 from vllm_edit.store.names import LABEL_LENGTH, REASON_LENGTH
@@ -50,7 +51,7 @@ class NewTenantKey(Body):
 
 
 def routes(desk: Desk) -> APIRouter:
-    router = APIRouter(prefix=f"{PREFIX}/tenants")
+    router = APIRouter(prefix=f"{PREFIX}/tenants", route_class=CheckedRoute)
 
     @router.get("")
     async def list_tenants() -> list[Tenant]:

@@ -48,6 +48,14 @@ class Engine:
         lora = self.config.lora_config
         return int(lora.max_lora_rank) if lora is not None else 0
 
+    @property
+    def slots(self) -> int:
+        return int(self.config.lora_config.max_loras)
+
+    @property
+    def capacity(self) -> int:
+        return int(self.config.lora_config.max_cpu_loras or self.slots)
+
     async def wrapped_modules(self, site: Sequence[str]) -> list[dict[str, list[str]]]:
         """Per worker: the runtime names `wrapped` with LoRA, and those `expected` for the site's modules."""
         answers: list[dict[str, list[str]]] = await self.client.collective_rpc(wrapped.METHOD, args=(list(site),))

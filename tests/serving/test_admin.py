@@ -1,0 +1,240 @@
+"""Admin routes over HTTP: the command line's verbs, for an admin key, audited under its id."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.serving import places
+from tests.serving.without_engine import Place, bearer, run
+from vllm_edit.serving.settings import Settings
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with the patches `capital` and `city`, and the first published to tenant `acme`."""
+    folder = tmp_path_factory.mktemp("admin")
+    store = places.make_store(folder / "store", places.make_site(places.make_model(folder / "model")))
+    first = places.add_patch(store, "capital", 1)
+    places.add_patch(store, "city", 2)
+    store.registry.create_tenant("acme")
+    store.registry.publish("acme", first)
+    store.registry.close()
+    return folder / "store"
+
+
+class Administered(Place):
+    def __init__(self, folder: Path, template: Path) -> None:
+        super().__init__(folder, template, Settings(store="here", expose=True))
+        made = self.store.registry.create_key(None)
+        self.key_id, self.admin = made.key.id, bearer(made.presented)
+        self.tenant = bearer(self.store.registry.create_key("acme").presented)
+        run(self.service.watcher.refresh())
+
+    async def get(self, path: str, **query: Any) -> httpx.Response:
+        return await self.client.get(f"/v1/edits{path}", headers=self.admin, params=query)
+
+    async def post(self, path: str, json: Any = None) -> httpx.Response:
+        return await self.client.post(f"/v1/edits{path}", headers=self.admin, json=json)
+
+    async def served(self, user: str = "ann") -> tuple[str, str]:
+        """(adapter, answer's id) of a request of the tenant's."""
+        reply = await self.ask(headers={**self.tenant, "X-User-Id": user})
+        assert reply.status_code == 200, reply.text
+        return reply.headers["x-vllm-edit-adapter"], reply.headers["x-vllm-edit-id"]
+
+
+@pytest.fixture
+def place(tmp_path: Path, template: Path) -> Administered:
+    return Administered(tmp_path, template)
+
+
+def test_publish_and_rollback_hold_for_the_next_request_and_name_who_follows(place: Administered) -> None:
+    async def steps() -> list[Any]:
+        published = await place.post("/tenants/acme/publish", {"patch": "city", "why": "new", "who": "ann"})
+        after, _ = await place.served()
+        rolled = await place.post("/tenants/acme/rollback")
+        again, _ = await place.served()
+        return [published.json(), after, rolled.json(), again]
+
+    published, after, rolled, again = run(steps())
+    assert (published["active"], after, rolled["active"], again) == (
+        place.second,
+        place.second,
+        place.first,
+        place.first,
+    )
+    assert published["acknowledged"]["missing"] == []
+    assert len(published["acknowledged"]["acknowledged"]) == 1
+    newest = place.store.registry.audit("acme", 2)
+    assert [(row.what, row.who, row.why) for row in newest] == [
+        ("tenant.publish", f"ann by key {place.key_id}", "new"),
+        ("tenant.rollback", f"key {place.key_id}", ""),
+    ]
+
+
+def test_what_the_engine_cannot_apply_is_not_published(place: Administered) -> None:
+    place.slots.max_rank = 0
+    assert run(place.post("/tenants/acme/publish", {"patch": "city"})).status_code == 409
+    assert place.store.registry.active("acme") == place.first
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("/tenants/nobody/publish", {"patch": "city"}, 404),
+        ("/tenants/acme/publish", {"patch": "nothing"}, 404),
+        ("/tenants/acme/publish", {"patch": "../x"}, 404),
+        ("/tenants/acme/publish", {"patch": "file:///etc/passwd"}, 404),
+        ("/tenants/acme/publish", {}, 400),
+        ("/tenants/acme/publish", {"patch": "city", "path": "/tmp"}, 400),
+        ("/tenants/acme/publish", {"patch": "x" * 1000}, 400),
+        ("/tenants/acme/publish", ["city"], 400),
+        ("/tenants", {"name": "ACME"}, 400),
+        ("/tenants", {"name": "acme"}, 400),
+        ("/rollouts/spring/ramp", {"percent": "NaN"}, 400),
+        ("/rollouts/spring/ramp", {"percent": 101}, 400),
+        ("/rollouts/spring/kill", None, 404),
+        ("/rollouts/spring/explode", None, 400),
+        ("/keys/0123456789ab/revoke", None, 404),
+    ],
+)
+def test_bad_input_is_one_clear_line_and_changes_nothing(
+    place: Administered, path: str, body: Any, status: int
+) -> None:
+    before = place.store.registry.generation()
+    reply = run(place.post(path, body))
+    assert reply.status_code == status, reply.text
+    assert "\n" not in reply.json()["error"]["message"]
+    assert len(reply.content) < 1000
+    assert place.store.registry.generation() == before
+
+
+@pytest.mark.parametrize("raw", [b'{"percent": NaN}', b"{", b"\xff", b"[" * 50_000, b'{"percent": 1e999}'])
+def test_a_body_that_is_no_json_is_a_bad_request(place: Administered, raw: bytes) -> None:
+    headers = {**place.admin, "Content-Type": "application/json"}
+    reply = run(place.client.post("/v1/edits/rollouts/spring/ramp", content=raw, headers=headers))
+    assert reply.status_code == 400
+
+
+def test_a_body_over_the_limit_is_refused(place: Administered) -> None:
+    assert run(place.post("/tenants", {"name": "x" * 2**20})).status_code == 413
+
+
+def test_tenants_and_keys_over_http_work_at_once(place: Administered) -> None:
+    async def steps() -> list[Any]:
+        await place.post("/tenants", {"name": "globex"})
+        made = (await place.post("/tenants/globex/keys", {"base": False, "label": "shop"})).json()
+        asked = await place.ask(headers=bearer(made["key"]))
+        base = await place.ask("atlas", headers=bearer(made["key"]))
+        listed = (await place.get("/tenants/globex/keys")).text
+        await place.post(f"/keys/{made['id']}/revoke", {"why": "left in a log"})
+        return [asked.status_code, base.status_code, made["key"] in listed, "hash" in listed,
+                (await place.ask(headers=bearer(made["key"]))).status_code]  # fmt: skip
+
+    assert run(steps()) == [200, 403, False, False, 401]
+
+
+def test_a_rollout_over_http_is_made_ramped_watched_and_killed(place: Administered) -> None:
+    async def steps() -> None:
+        made = await place.post(
+            "/rollouts",
+            {
+                "name": "spring",
+                "tenant": "acme",
+                "treatment": "city",
+                "metrics": ["solved"],
+                "users": {"eve": "treatment"},
+            },
+        )
+        assert made.json()["control"] == place.first
+        assert (await place.served("eve"))[0] == place.first, "nobody is served by it before its first ramp"
+        ramped = (await place.post("/rollouts/spring/ramp", {"percent": 100})).json()
+        assert (ramped["share"], ramped["acknowledged"]["missing"]) == (100.0, [])
+        assert (await place.served("eve"))[0] == place.second
+        reported = []
+        for user in map(str, range(20)):
+            _, id = await place.served(user)
+            outcome = {"id": id, "metric": "solved", "value": 1}
+            reply = await place.client.post("/v1/edits/outcomes", headers=place.tenant, json=outcome)
+            reported.append(reply.json())
+        assert reported == [{"recorded": True}] * 20
+        status = (await place.get("/rollouts/spring")).json()
+        arms = status["arms"].values()
+        assert sum(arm["requests"] for arm in arms) == 20
+        assert min(arm["requests"] for arm in arms) > 0
+        assert sum(sum(one["outcomes"].values()) for one in status["comparisons"]) == 20
+        killed = (await place.post("/rollouts/spring/kill", {"why": "users complain"})).json()
+        assert (killed["state"], (await place.served("eve"))[0]) == ("killed", place.first)
+
+    run(steps())
+
+
+def test_outcomes_are_for_the_tenant_of_the_answer_and_count_once(place: Administered) -> None:
+    registry = place.store.registry
+
+    async def steps() -> list[Any]:
+        await place.post("/rollouts", {"name": "spring", "tenant": "acme", "treatment": "city", "metrics": ["solved"]})
+        await place.post("/rollouts/spring/ramp", {"percent": 100})
+        other = bearer((await asyncio.to_thread(_key_of_another, registry)).presented)
+        await place.service.watcher.refresh()
+        _, id = await place.served()
+
+        async def report(headers: dict[str, str], id: str = id, value: Any = 1) -> int:
+            body = {"id": id, "metric": "solved", "value": value}
+            return (await place.client.post("/v1/edits/outcomes", headers=headers, json=body)).status_code
+
+        return [
+            await report(other),
+            await report(place.tenant, "edit-0"),
+            await report(place.admin),
+            await report({}),
+            await report(place.tenant),
+            await report(place.tenant),
+            await report(place.tenant, value=0),
+            await report(place.tenant, value=7),
+        ]
+
+    assert run(steps()) == [404, 404, 403, 401, 200, 200, 400, 400]
+
+
+def _key_of_another(registry: Any) -> Any:
+    registry.create_tenant("globex")
+    return registry.create_key("globex")
+
+
+def test_the_log_resolves_an_answer_for_an_administrator_also_after_a_restart(
+    place: Administered, tmp_path: Path
+) -> None:
+    async def steps() -> tuple[str, Any]:
+        adapter, id = await place.served()
+        await place.service.close()
+        return id, adapter
+
+    id, adapter = run(steps())
+    again = Place(tmp_path / "again", place.store.files.root, Settings(store="here"))  # type: ignore[attr-defined]
+    found = run(again.client.get(f"/v1/edits/answers/{id}", headers=place.admin)).json()
+    assert (found["adapter"], found["tenant"], found["status"], found["reason"]) == (
+        adapter, "acme", 200, "TARGETING_MATCH")  # fmt: skip
+    assert "prompt" not in found or found["prompt"] is None
+    assert run(again.client.get("/v1/edits/answers/edit-0", headers=place.admin)).status_code == 404
+
+
+def test_patches_audit_and_the_description_are_told(place: Administered) -> None:
+    async def steps() -> list[Any]:
+        return [
+            (await place.get("/patches/capital")).json()["entry"]["name"],
+            (await place.get("/audit", limit=1)).json()[0]["what"],
+            (await place.get("/audit/verify")).json()["problems"],
+            (await place.get("/verify")).json()["problems"],
+            (await place.post("/gc", {})).json(),
+            sorted((await place.get("/openapi.json")).json()["paths"])[:2],
+        ]
+
+    assert run(steps()) == [
+        place.first, "key.create", [], [], {"would_remove": []}, ["/v1/edits", "/v1/edits/answers/{id}"]
+    ]  # fmt: skip

@@ -1,0 +1,37 @@
+"""Admin routes whose bad input is one clear line in OpenAI's form, whatever handlers the application has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+
+from vllm_edit.errors import EditError
+from vllm_edit.store.names import shown
+
+_MOST = 8  # problems that one message tells
+
+
+class CheckedRoute(APIRoute):
+    """Raises `EditError`, which the router answers with 400, for a body or parameter that is not as described."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handler = super().get_route_handler()
+
+        async def checked(request: Request) -> Response:
+            try:
+                return await handler(request)
+            except RequestValidationError as error:
+                problems = [_told(one) for one in error.errors()[:_MOST]]
+                raise EditError("; ".join(problems)) from None
+
+        return checked
+
+
+def _told(problem: dict[str, Any]) -> str:
+    """`body.percent: Input should be less than or equal to 100`. What came is not repeated: it may be a secret."""
+    place = ".".join(str(part) for part in problem["loc"])
+    return f"{shown(place)[1:-1]}: {problem['msg'][:200]}"

@@ -1,0 +1,32 @@
+"""`/v1/edits/outcomes`: what came of an answer, told by the tenant that got it."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel
+
+from vllm_edit.serving.admin.admission import OUTCOMES
+from vllm_edit.serving.admin.checked import CheckedRoute
+from vllm_edit.serving.admin.desk import Desk, caller_of
+from vllm_edit.serving.outcomes import Outcome, record
+
+
+class Recorded(BaseModel):
+    """recorded: False where the same outcome was told before; it counts once."""
+
+    recorded: bool
+
+
+def routes(desk: Desk) -> APIRouter:
+    router = APIRouter(route_class=CheckedRoute)
+
+    @router.post(OUTCOMES)
+    async def report(outcome: Outcome, request: Request) -> Recorded:
+        """With a key of the answer's tenant; once for each metric and answer."""
+        service = desk.service
+        tenant = caller_of(request).tenant
+        new = await record(service.answers, desk.registry, tenant, outcome.id, outcome.metric, outcome.value)
+        service.metrics.outcomes.labels("recorded" if new else "repeated").inc()
+        return Recorded(recorded=new)
+
+    return router

@@ -1,0 +1,83 @@
+"""A service put together over a store and an engine; nothing of it runs yet."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from vllm_edit.serving.alias import Catalogue
+from vllm_edit.serving.answer_log import AnswerLog
+from vllm_edit.serving.metrics import Metrics
+from vllm_edit.serving.numbered import NumberedStore
+from vllm_edit.serving.prefixes import Prefixes
+from vllm_edit.serving.presence import Presence
+from vllm_edit.serving.residency import AdapterEngine, Residency, local_folder
+from vllm_edit.serving.scope import Scopes
+from vllm_edit.serving.service import Service
+from vllm_edit.serving.settings import Settings
+from vllm_edit.serving.watcher import Kept, Watcher
+from vllm_edit.store.site import Site
+from vllm_edit.store.store import Store
+
+
+class ServingEngine(AdapterEngine, Protocol):
+    """What serving needs of an engine. slots: different adapters in one batch. capacity: adapters in it at most."""
+
+    @property
+    def base_names(self) -> tuple[str, ...]: ...
+    @property
+    def max_model_len(self) -> int: ...
+    @property
+    def slots(self) -> int: ...
+    @property
+    def capacity(self) -> int: ...
+    def count_tokens(self, text: str) -> int: ...
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+
+def make_service(
+    store: Store, site: Site, engine: ServingEngine, settings: Settings, metrics: Metrics, kept: Kept, grace_s: float
+) -> Service:
+    """kept: where this node keeps the last known state. grace_s: how long an adapter stays after its last request."""
+    folder = local_folder()
+
+    def changed(catalogue: Catalogue) -> None:
+        service.changed(catalogue)
+
+    presence = Presence(store.registry.servers, lambda: residency.drained)
+    watcher = Watcher(store.registry, engine.base_names, metrics, kept=kept, on_change=changed, tell=presence.tell)
+    residency = Residency(
+        NumberedStore(store, watcher),
+        engine,
+        site,
+        Path(folder.name),
+        metrics,
+        capacity=engine.capacity,
+        slots=engine.slots,
+        grace_s=grace_s,
+    )
+    answers = AnswerLog(
+        store.registry,
+        metrics,
+        server=presence.name,
+        remembered=settings.max_answers,
+        keep_days=settings.log_days,
+    )
+    service = Service(
+        settings=settings,
+        store=store,
+        watcher=watcher,
+        presence=presence,
+        residency=residency,
+        scopes=Scopes(store, site, engine.max_rank, metrics),
+        prefixes=Prefixes(store, engine.max_model_len, engine.count_tokens),
+        answers=answers,
+        metrics=metrics,
+        decode=engine.decode,
+        max_model_len=engine.max_model_len,
+        started=int(time.time()),
+        folder=folder,
+    )
+    return service
