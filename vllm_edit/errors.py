@@ -33,3 +33,7 @@ class Corrupt(EditError):
 
 class Incompatible(EditError):
     """An artefact cannot be applied here: other base, site, rank or module than the running engine's."""
+
+
+class Unavailable(EditError):
+    """Something that this needs is down for now: the registry's database. No mistake of who asks."""

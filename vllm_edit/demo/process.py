@@ -55,6 +55,12 @@ class ServerProcess:
     ) -> None:
         self._stop()
 
+    def kill(self) -> None:
+        """End it and its engine at once, as a machine that fails does."""
+        assert self._process is not None
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
     def _wait(self) -> None:
         deadline = time.monotonic() + self.patience
         while time.monotonic() < deadline:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,9 +38,16 @@ class Told:
 class LocalServer(ServerProcess):
     """`vllm-edit serve` on a store."""
 
-    def __init__(self, store: str, log: Path, *flags: str, patience: float = 300.0) -> None:
+    def __init__(
+        self,
+        store: str,
+        log: Path,
+        *flags: str,
+        patience: float = 300.0,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         command = [sys.executable, "-m", "vllm_edit.cli", "serve", "--store", store, *flags]
-        super().__init__(command, log, {"VLLM_EDIT_EXPOSE": "1"}, patience)
+        super().__init__(command, log, {"VLLM_EDIT_EXPOSE": "1", **(environment or {})}, patience)
 
     def ask(self, questions: Sequence[Ask], tokens: int = 24) -> list[Told]:
         """All questions at once, greedily; answers in their order."""

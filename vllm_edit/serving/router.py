@@ -22,7 +22,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from vllm_edit.errors import Corrupt, EditError, Incompatible, NotFound
+from vllm_edit.errors import Corrupt, EditError, Incompatible, NotFound, Unavailable
 from vllm_edit.serving import bodies
 from vllm_edit.serving.admin.admission import CALLER, admitted
 from vllm_edit.serving.alias import Asking
@@ -51,6 +51,7 @@ _STATUS = (
     (Incompatible, HTTPStatus.CONFLICT),
     (Corrupt, HTTPStatus.INTERNAL_SERVER_ERROR),
     (EngineRefusedError, HTTPStatus.SERVICE_UNAVAILABLE),
+    (Unavailable, HTTPStatus.SERVICE_UNAVAILABLE),
     (bodies.TooLarge, HTTPStatus.REQUEST_ENTITY_TOO_LARGE),
     (EditError, HTTPStatus.BAD_REQUEST),
 )

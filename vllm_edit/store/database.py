@@ -30,7 +30,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import ArgumentError, DatabaseError, OperationalError
 
-from vllm_edit.errors import EditError
+from vllm_edit.errors import EditError, Unavailable
 from vllm_edit.store import migrations, tables
 
 if TYPE_CHECKING:
@@ -126,8 +126,8 @@ class Database:
                 raise
             raise self._cannot_be_used(error.orig) from error
 
-    def _cannot_be_used(self, error: BaseException | None) -> EditError:
-        return EditError(f"the registry {self} cannot be used: {' '.join(str(error).split())}")
+    def _cannot_be_used(self, error: BaseException | None) -> Unavailable:
+        return Unavailable(f"the registry {self} cannot be used: {' '.join(str(error).split())}")
 
     def generation(self) -> int:
         with self.read() as connection:
