@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from tests import postgres
 from tests.tiny import tiny_model, tiny_tokenizer
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="fault tests in their full sizes (make test-faults)")
 
 
 @pytest.fixture(scope="session")
@@ -18,3 +26,21 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def llama(tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
     """A tiny Llama for read-only use."""
     return tiny_model("llama", tokenizer)
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[postgres.Cluster]:
+    bin = postgres.binaries()
+    if bin is None:
+        pytest.skip("PostgreSQL's server is not installed (Debian: apt-get install postgresql)")
+    with postgres.running(bin) as made:
+        yield made
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def registry_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database of each kind that a registry may be in."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'registry.db'}"
+    cluster: postgres.Cluster = request.getfixturevalue("cluster")
+    return cluster.new_database()
