@@ -23,9 +23,9 @@ from vllm_edit.deltas.delta import Delta
 from vllm_edit.errors import Corrupt, EditError
 from vllm_edit.store.compiled import CompiledPatch, Demonstration, Factors
 from vllm_edit.store.digest import digest_bytes, digest_json, digest_tensors
-from vllm_edit.store.envelope import Read, canonical, damaged, read_checked, seal
+from vllm_edit.store.envelope import Read, canonical, check_files, damaged, read_checked, seal
 from vllm_edit.store.manifest import Manifest
-from vllm_edit.store.units import pack_unit, unit_path
+from vllm_edit.store.units import members_inside, pack_unit, read_unit, unit_path
 
 FACTORS = "factors.safetensors"
 DEMONSTRATIONS = "demonstrations.json"
@@ -71,6 +71,31 @@ def pack(compiled: CompiledPatch) -> dict[str, bytes]:
     if compiled.demonstrations:
         files[DEMONSTRATIONS] = canonical(_DEMONSTRATIONS.dump_python(compiled.demonstrations, mode="json"))
     return seal(manifest, files)
+
+
+def unpack(manifest: Manifest, read: Read) -> CompiledPatch:
+    """The compiled patch, without a report; everything in it is verified.
+
+    Raises:
+        Corrupt: a file does not match its digest; the message names the file.
+    """
+    return CompiledPatch(
+        manifest=manifest,
+        delta=read_delta(manifest, read),
+        factors=read_factors(manifest, read),
+        demonstrations=read_demonstrations(manifest, read),
+        units=tuple(read_unit(manifest.name, member, read) for member in members_inside(manifest)),
+    )
+
+
+def check(manifest: Manifest, read: Read) -> None:
+    """Verify every byte of the artefact; raises `Corrupt` as `unpack` does."""
+    unpack(manifest, read)
+    paths = [unit_path(member) for member in members_inside(manifest)]
+    if manifest.adapter is not None:
+        paths += [f"{ADAPTER}/{name}" for name in (peft.CONFIG_FILE, peft.TENSORS_FILE)]
+    stated = {FACTORS: manifest.factors, DEMONSTRATIONS: manifest.demonstrations}
+    check_files(manifest.name, [*paths, *(path for path, digest in stated.items() if digest is not None)], read)
 
 
 def encode_adapter(compiled: CompiledPatch) -> dict[str, bytes]:

@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -61,6 +61,26 @@ def read_checked(name: str, path: str, read: Read) -> bytes:
         Corrupt: they do not have the digest that `files.json` states.
     """
     data = read(path)
+    if _listed(name, read).get(path) != digest_bytes(data):
+        raise damaged(name, path)
+    return data
+
+
+def check_files(name: str, paths: Collection[str], read: Read) -> None:
+    """Raise `Corrupt` unless `files.json` lists exactly these paths, and every one of them has its digest there.
+
+    Readers check what a file means; this finds also what means nothing, like white space.
+    """
+    listed = _listed(name, read)
+    if set(listed) != set(paths):
+        raise damaged(name, CHECKSUMS)
+    for path in paths:
+        if digest_bytes(read(path)) != listed[path]:
+            raise damaged(name, path)
+
+
+def _listed(name: str, read: Read) -> dict[str, str]:
+    """`files.json`: path → digest."""
     try:
         listing: Any = json.loads(read(CHECKSUMS))
         digests = dict(listing["files"])
@@ -69,9 +89,7 @@ def read_checked(name: str, path: str, read: Read) -> bytes:
         intact = False
     if not intact:
         raise damaged(name, CHECKSUMS)
-    if digests.get(path) != digest_bytes(data):
-        raise damaged(name, path)
-    return data
+    return digests
 
 
 def canonical(value: Any) -> bytes:

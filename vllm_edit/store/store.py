@@ -11,6 +11,7 @@ audit.json                     the head of the registry's audit (`anchor`)
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -146,24 +147,16 @@ class Store:
             NotFound: no such name.
             Corrupt: a file does not match its digest; the message names the file.
         """
-        from vllm_edit.store import artefacts
-        from vllm_edit.store.compiled import CompiledPatch
-        from vllm_edit.store.units import members_inside, read_unit
+        from vllm_edit.store.artefacts import unpack
 
-        manifest, read = self.manifest(name), self._reader(name)
-        reports = self.records(name, "compile")
-        return CompiledPatch(
-            manifest=manifest,
-            delta=artefacts.read_delta(manifest, read),
-            factors=artefacts.read_factors(manifest, read),
-            demonstrations=artefacts.read_demonstrations(manifest, read),
-            report=reports[-1].data if reports else {},
-            units=tuple(read_unit(name, member, read) for member in members_inside(manifest)),
-        )
+        found, reports = unpack(self.manifest(name), self._reader(name)), self.records(name, "compile")
+        return replace(found, report=reports[-1].data if reports else {})
 
     def check(self, name: str) -> None:
-        """Verify every file of a patch; raises `Corrupt` or `NotFound` as `load` does."""
-        self.load(name)
+        """Verify every byte of a patch's files; raises `Corrupt` or `NotFound` as `load` does. Records are not read."""
+        from vllm_edit.store.artefacts import check
+
+        check(self.manifest(name), self._reader(name))
 
     def manifest(self, name: str) -> Manifest:
         return read_manifest(name, self._reader(name))
