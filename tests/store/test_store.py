@@ -74,12 +74,20 @@ def test_saving_again_changes_no_file_and_keeps_the_id(store: Store) -> None:
     assert store.adapter_id(name) == 1
 
 
-def test_saving_again_repairs_a_damaged_file(store: Store) -> None:
+@pytest.mark.parametrize("file", ["factors.safetensors", "manifest.json", "adapter/adapter_config.json"])
+@pytest.mark.parametrize("lost", [True, False])
+def test_saving_again_mends_a_damaged_file_and_touches_no_other(store: Store, file: str, lost: bool) -> None:
     name = store.save(compiled())
-    before = _files(Path(store.url) / "patches")
-    (Path(store.url) / "patches" / name / "factors.safetensors").write_bytes(b"lost")
-    store.save(compiled())
-    assert _files(Path(store.url) / "patches") == before
+    folder = Path(store.url) / "patches" / name
+    before, inodes = _files(folder), {path: path.stat().st_ino for path in folder.rglob("*") if path != folder / file}
+    if lost:
+        (folder / file).unlink()
+    else:
+        (folder / file).write_bytes(b"damaged")
+    assert store.save(compiled()) == name
+    assert _files(folder) == before
+    assert {path: path.stat().st_ino for path in inodes} == inodes, "what was right never was away"
+    assert store.adapter_id(name) == 1
 
 
 def test_two_stores_write_the_same_bytes_for_the_same_patch(store: Store, tmp_path: Path) -> None:

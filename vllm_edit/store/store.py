@@ -117,7 +117,7 @@ class Store:
     # Compiled patches
 
     def save(self, compiled: CompiledPatch) -> str:
-        """Store a compiled patch and return its name. Saving it again changes no file, but repairs a damaged one.
+        """Store a compiled patch and return its name. Saving it again changes no file, but mends a damaged one.
 
         The files appear at once, then the registry learns of them; a name that appeared without the second step (the
         writer was killed) is entered by whoever lists the names next.
@@ -129,12 +129,10 @@ class Store:
         if compiled.manifest.site != site.digest:
             raise EditError(f"{name} was compiled at site {compiled.manifest.site}, this store's site is {site.digest}")
         files = pack(compiled)
-        if self._exists(name):
-            try:
-                self.check(name)
-            except Corrupt:
-                self.files.remove_folder(_folder(name))
-        self.files.write_folder(_folder(name), files, marker=MANIFEST)
+        if self.files.exists(_folder(name)):
+            self._mend(name, files)
+        else:
+            self.files.write_folder(_folder(name), files, marker=MANIFEST)
         self.registry.add_patch(name, compiled.manifest.valid_until)
         if compiled.report:
             self.add_record(name, "compile", compiled.report)
@@ -257,6 +255,21 @@ class Store:
         except Corrupt:  # whoever uses it is told; saving it again mends file and entry
             valid_until = None
         return self.registry.add_patch(name, valid_until)
+
+    def _mend(self, name: str, files: Mapping[str, bytes]) -> None:
+        """Write those of a patch's files anew that are not as they should be, one by one: the others stay readable."""
+        try:
+            self.check(name)
+            return
+        except (Corrupt, NotFound):
+            folder = _folder(name)
+        for path in sorted(files, key=lambda path: path == MANIFEST):  # last, as it says that the others are there
+            try:
+                intact = self.files.read(f"{folder}/{path}") == files[path]
+            except FileNotFoundError:
+                intact = False
+            if not intact:
+                self.files.write(f"{folder}/{path}", files[path])
 
     def _exists(self, name: str) -> bool:
         return self.files.exists(f"{_folder(name)}/{MANIFEST}")
