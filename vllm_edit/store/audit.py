@@ -127,9 +127,12 @@ def _against(anchored: Head | None, by_number: Mapping[int, AuditEntry], head: H
         return [told] if by_number else []
     if anchored.number > head.number:
         return [f"{_rows(head.number + 1, anchored.number)} removed at the end: the anchor knows of {anchored.number}"]
-    row = by_number.get(anchored.number)
+    row = by_number.get(anchored.number) if anchored.number else EMPTY
     if row is not None and row.digest != anchored.digest:
-        return [f"row {row.number} is not the one that was anchored: rows up to it were rewritten with their digests"]
+        return [
+            f"row {anchored.number} is not the one that was anchored: rows up to it were rewritten with their digests, "
+            "or the anchor was changed"
+        ]
     return []
 
 
