@@ -7,7 +7,7 @@ need it.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -54,11 +54,15 @@ _MIGRATING = 0x766C6C6D  # the number of the advisory lock that processes openin
 class Database:
     """SQLite in WAL mode by default, PostgreSQL by its URL."""
 
-    def __init__(self, url: str | URL) -> None:
-        """The first transaction brings the schema up to date."""
+    def __init__(self, url: str | URL, before_new: Callable[[], None] = lambda: None) -> None:
+        """The first transaction brings the schema up to date.
+
+        before_new: called before an empty database gets its schema; what it raises keeps it empty.
+        """
         self.url = _checked(url)
         self.sqlite = self.url.get_backend_name() == "sqlite"
         self._engine = _engine(self.url, self.sqlite)
+        self._before_new = before_new
         self._migrated, self._migrating = False, threading.Lock()
         # SQLite takes its write lock when a transaction begins: one that starts by reading could not be upgraded
         # while another process writes, and would fail instead of waiting.
@@ -153,6 +157,8 @@ class Database:
             with self._migrating, self._writer.begin() as connection:
                 if not self.sqlite:
                     connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _MIGRATING})
+                if migrations.is_empty(connection):
+                    self._before_new()
                 migrations.upgrade(connection)
         self._migrated = True
 

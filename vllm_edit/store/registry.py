@@ -14,7 +14,7 @@ from sqlalchemy import URL, select
 
 from vllm_edit.errors import EditError
 from vllm_edit.store import audit_rows, key_rows, patch_rows, publication_rows, rollout_rows, tables, tenant_rows
-from vllm_edit.store.anchor import Anchor
+from vllm_edit.store.anchor import ANCHOR, Anchor
 from vllm_edit.store.answers import Answers
 from vllm_edit.store.audit import EMPTY, AuditEntry, Verified, verify
 from vllm_edit.store.changes import Changes
@@ -37,7 +37,7 @@ class Registry:
 
     def __init__(self, url: str | URL, anchor: Anchor | None = None) -> None:
         """Nothing is connected yet. The first use brings the schema up to date."""
-        self._database, self._anchor = Database(url), anchor
+        self._database, self._anchor = Database(url, self._refuse_to_begin), anchor
         self.changes = Changes(self._database, anchor)
         self.rollouts = Rollouts(self._database, self.changes)
         self.servers = Servers(self._database)
@@ -281,6 +281,16 @@ class Registry:
         # The anchor first: what is committed after that is ahead of it, and not missing.
         anchored = self._anchor.read() if self._anchor is not None else EMPTY
         return verify(self.audit(), anchored)
+
+    def _refuse_to_begin(self) -> None:
+        """An empty database where changes were made before is another one than they were made in. What would come of
+        it is a store whose tenants are unknown, and adapter ids that are given twice."""
+        anchored = self._anchor.read() if self._anchor is not None else None
+        if anchored is not None and anchored.number:
+            raise EditError(
+                f"the registry {self._database} is empty, but {ANCHOR} knows of {anchored.number} changes: restore the "
+                f"database from a copy, or name the right one; if a new one is meant, remove {ANCHOR} first"
+            )
 
 
 def _active(publication: Publication | None) -> dict[str, Any]:

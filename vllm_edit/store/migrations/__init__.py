@@ -30,6 +30,11 @@ def is_current(connection: Connection) -> bool:
     return current == script.get_current_head()
 
 
+def is_empty(connection: Connection) -> bool:
+    """True when the database has no schema yet."""
+    return MigrationContext.configure(connection).get_current_revision() is None
+
+
 def upgrade(connection: Connection, revision: str = "head") -> None:
     """Bring the database to the newest (or that) schema, within the connection's own transaction."""
     command.upgrade(_config(connection), revision)
