@@ -2,30 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
-from vllm_edit.errors import EditError
+from vllm_edit.errors import Corrupt, EditError
 from vllm_edit.store.names import split_name
+from vllm_edit.store.site_files import SITE
 
 if TYPE_CHECKING:
     from vllm_edit.store.store import Store
 
 
 def problems_of(store: Store) -> list[str]:
-    """Every problem, one line each: files that do not match their digests, entries whose files are gone."""
-    problems = []
+    """Every problem, one line each: files that do not match their digests or each other, entries whose files are gone,
+    and what is wrong with the registry and its audit."""
     stored = store.names()
-    checks: list[Callable[[], object]] = [store.site, store.material, *(partial(store.check, name) for name in stored)]
+    checks: list[Callable[[], Iterable[str]]] = [
+        partial(_site_problems, store, stored),
+        store.registry.problems,
+        *(partial(_patch_problems, store, name) for name in stored),
+    ]
+    problems: list[str] = []
     for check in checks:
         try:
-            check()
+            for problem in check():
+                problems.append(problem)
         except EditError as error:
             problems.append(str(error))
     known = {entry.name for entry in store.registry.patches()} | store.registry.published()
     problems += [f"{name} is in the registry, but its files are gone" for name in sorted(known.difference(stored))]
     return problems
+
+
+def _site_problems(store: Store, stored: Iterable[str]) -> Iterator[str]:
+    site = store.site().digest
+    for name in stored:
+        try:
+            compiled_at = store.manifest(name).site
+        except Corrupt:
+            continue  # told by the patch's own check
+        if compiled_at != site:
+            yield f"{name} was compiled at site {compiled_at}, {SITE} holds {site}: one of them is another store's"
+    store.material()
+
+
+def _patch_problems(store: Store, name: str) -> Iterator[str]:
+    """One line at most for its artefact, and one for its records."""
+    for check in (store.check, store.records):
+        try:
+            check(name)
+        except EditError as error:
+            yield str(error)
 
 
 def unused_in(store: Store) -> list[str]:

@@ -149,6 +149,14 @@ class Database:
             raise self._cannot_be_used(error) from error
         return connection
 
+    def problems(self) -> list[str]:
+        """What SQLite finds wrong with its file, one line each. PostgreSQL looks after itself."""
+        if not self.sqlite:
+            return []
+        with self.read() as connection:
+            found = connection.exec_driver_sql("PRAGMA integrity_check").scalars().all()
+        return [f"the registry {self} is damaged: {' '.join(one.split())}" for one in found if one != "ok"]
+
     def _migrate(self) -> None:
         """Bring the schema up to date. Only writers queue up: many threads may find the database gone at once."""
         with self._reader.begin() as connection:

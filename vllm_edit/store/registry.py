@@ -7,6 +7,7 @@ get values, never rows.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any, get_args
 
@@ -271,6 +272,16 @@ class Registry:
             if tenant is not None:
                 tenant_rows.require(connection, tenant)
             return audit_rows.in_order(connection, tenant, newest)
+
+    def problems(self) -> Iterator[str]:
+        """What is wrong with the database or its audit, one line each.
+
+        Raises:
+            Corrupt: as `verify_audit` does.
+            EditError: the database cannot be used at all.
+        """
+        yield from self._database.problems()
+        yield from (f"audit ({ANCHOR}): {problem}" for problem in self.verify_audit().problems)
 
     def verify_audit(self) -> Verified:
         """Hold the chain of changes against itself and its anchor (without one, rows cut at the end are not found).
