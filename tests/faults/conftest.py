@@ -1,0 +1,24 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.faults.sizes import FULL, SHORT, Sizes
+from vllm_edit.cli.output import progress_bar
+from vllm_edit.editing.settings import Progress
+
+
+@pytest.fixture(scope="session")
+def sizes(pytestconfig: pytest.Config) -> Sizes:
+    return FULL if pytestconfig.getoption("full") else SHORT
+
+
+@pytest.fixture
+def progress(request: pytest.FixtureRequest) -> Iterator[Progress]:
+    """Told (what, done, of how many); a bar is shown in the full run, which is not captured."""
+    if not request.config.getoption("full"):
+        yield lambda what, done, total: None
+        return
+    with progress_bar(request.node.name) as told:
+        yield told
