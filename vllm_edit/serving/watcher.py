@@ -91,6 +91,7 @@ class Watcher:
         """
         async with self._lock:
             changed = await asyncio.to_thread(self._read, self.current)
+            self._reached()
             if changed is not None:
                 self._metrics.refreshes.labels("changed").inc()
                 self._put(changed)
@@ -124,10 +125,6 @@ class Watcher:
                 if ends is not None and ends <= datetime.now(UTC):
                     self._on_change(self.current)  # what follows on what has ended is wanted now
                 await self.refresh()
-                if self._failing:
-                    logger.info("the registry can be read again")
-                self._failing = False
-                self._metrics.registry_up.set(1)
             except FAILURES as error:
                 self._failed(error)
                 await asyncio.sleep(_BEAT_S)
@@ -141,6 +138,12 @@ class Watcher:
     async def _say(self) -> None:
         if self._tell is not None:
             await self._tell(self.current.generation)
+
+    def _reached(self) -> None:
+        if self._failing:
+            logger.info("the registry can be read again")
+        self._failing = False
+        self._metrics.registry_up.set(1)
 
     def _failed(self, error: Exception) -> None:
         self._metrics.refreshes.labels("failed").inc()

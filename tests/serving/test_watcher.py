@@ -1,0 +1,160 @@
+"""A server follows its registry, goes on without it, and begins by what its node has kept."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from tests.serving.snapshots import publication, snapshot
+from tests.serving.without_engine import run
+from vllm_edit.errors import Corrupt, Incompatible, NotFound, Unavailable
+from vllm_edit.serving.alias import Asking, Catalogue
+from vllm_edit.serving.caller import ANYONE
+from vllm_edit.serving.metrics import Metrics
+from vllm_edit.serving.watcher import Watcher
+from vllm_edit.store.last_state import LastState
+from vllm_edit.store.snapshot import Snapshot
+
+OLD, NEW = (f"capital@{digit * 32}" for digit in "ab")
+PUBLISHED = snapshot((NEW, OLD), {"acme": [publication("acme", OLD)]})
+
+
+class Registry:
+    """One whose state is set by the test, and that can be down."""
+
+    def __init__(self, state: Snapshot) -> None:
+        self.state, self.down, self.reads = state, False, 0
+
+    def generation(self) -> int:
+        self.reads += 1
+        if self.down:
+            raise Unavailable("the registry is down")
+        return self.state.generation
+
+    def snapshot(self) -> Snapshot:
+        self.generation()
+        return self.state
+
+    def wait_for_change(self, generation: int, timeout_s: float) -> bool:
+        return self.generation() != generation
+
+
+class Watched:
+    """A watcher with its registry; what it told is written down."""
+
+    def __init__(self, folder: Path, state: Snapshot = PUBLISHED) -> None:
+        self.registry, self.kept = Registry(state), LastState(folder / "state.json")
+        self.metrics = CollectorRegistry()
+        self.changes: list[int] = []
+        self.told: list[int] = []
+        self.watcher = Watcher(
+            self.registry,
+            ("atlas",),
+            Metrics(self.metrics),
+            kept=self.kept,
+            on_change=lambda catalogue: self.changes.append(catalogue.generation),
+            tell=self._tell,
+        )
+
+    async def _tell(self, generation: int) -> None:
+        self.told.append(generation)
+
+    def metric(self, name: str) -> float | None:
+        return self.metrics.get_sample_value(name)
+
+    async def until(self, holds: Callable[[], bool]) -> None:
+        watching = asyncio.create_task(self.watcher.run())
+        try:
+            async with asyncio.timeout(60):
+                while not holds():
+                    await asyncio.sleep(0.005)
+        finally:
+            watching.cancel()
+
+
+def asked(model: str | None) -> Callable[[Watched], Awaitable[Any]]:
+    return lambda watched: watched.watcher.resolve(model, Asking(ANYONE, datetime.now(UTC)))
+
+
+def test_a_change_is_kept_on_the_node_then_in_force_then_told(tmp_path: Path) -> None:
+    watched = Watched(tmp_path)
+    run(watched.watcher.first())
+    assert (watched.changes, watched.told, watched.metric("vllm_edit_generation")) == ([1], [1], 1)
+    assert watched.kept.read() == PUBLISHED
+    run(watched.watcher.refresh())
+    assert (watched.changes, watched.told) == ([1], [1]), "nothing changed, nothing is told"
+    watched.registry.state = replace(PUBLISHED, generation=2)
+    run(watched.until(lambda: watched.told[-1] == 2))
+    assert (watched.changes, watched.metric("vllm_edit_patches")) == ([1, 2], None)
+    assert watched.metrics.get_sample_value("vllm_edit_patches", {"gate": "accepted"}) == 2
+
+
+def test_without_the_registry_a_server_begins_by_what_its_node_has_kept(tmp_path: Path) -> None:
+    run(Watched(tmp_path).watcher.first())
+    watched = Watched(tmp_path)
+    watched.registry.down = True
+    catalogue: Catalogue = run(watched.watcher.first())
+    assert catalogue.snapshot == PUBLISHED
+    assert run(asked("acme")(watched)).adapter == OLD
+    assert (watched.changes, watched.told, watched.metric("vllm_edit_registry_up")) == ([1], [], 0)
+    watched.registry.down = False
+    watched.registry.state = replace(PUBLISHED, generation=2)
+    run(watched.until(lambda: 2 in watched.told and watched.metric("vllm_edit_registry_up") == 1))
+
+
+def test_without_registry_and_kept_state_it_does_not_begin(tmp_path: Path) -> None:
+    watched = Watched(tmp_path)
+    watched.registry.down = True
+    with pytest.raises(Incompatible, match="registry is down; and this node has kept no state"):
+        run(watched.watcher.first())
+    watched.kept.keep(PUBLISHED)
+    watched.kept.path.write_bytes(watched.kept.path.read_bytes().replace(b"acme", b"evil"))
+    with pytest.raises(Corrupt):
+        run(watched.watcher.first())
+
+
+def test_a_registry_that_goes_down_leaves_the_last_state_in_force(tmp_path: Path) -> None:
+    watched = Watched(tmp_path)
+    run(watched.watcher.first())
+    watched.registry.down = True
+    run(watched.until(lambda: watched.metric("vllm_edit_registry_up") == 0))
+    assert run(asked("acme")(watched)).adapter == OLD
+    reads = watched.registry.reads
+    with pytest.raises(NotFound):
+        run(asked("nobody")(watched))
+    assert watched.registry.reads == reads, "no request waits for what is known to be down"
+
+
+def test_a_name_is_looked_up_once_more_only_while_the_registry_can_be_read(tmp_path: Path) -> None:
+    watched = Watched(tmp_path)
+    run(watched.watcher.first())
+    watched.registry.state = replace(snapshot(("river@" + "c" * 32,)), generation=2)
+    assert run(asked("river")(watched)).adapter == "river@" + "c" * 32
+    watched.registry.down = True  # and nobody has noticed yet
+    with pytest.raises(NotFound):
+        run(asked("nobody")(watched))
+
+
+def test_a_state_that_cannot_be_kept_is_followed_all_the_same(tmp_path: Path) -> None:
+    watched = Watched(tmp_path / "file" / "below")
+    (tmp_path / "file").write_text("no folder can be made here")
+    assert run(watched.watcher.first()).snapshot == PUBLISHED
+
+
+def test_when_something_ends_what_follows_is_wanted_without_a_change(tmp_path: Path) -> None:
+    ends = datetime.now(UTC) + timedelta(seconds=0.5)
+    publications = [publication("acme", NEW, ends), publication("acme", OLD)]
+    watched = Watched(tmp_path, snapshot((NEW, OLD), {"acme": publications}))
+    run(watched.watcher.first())
+    assert watched.watcher.current.wanted(ends - timedelta(seconds=0.1)) == [NEW]
+    run(watched.until(lambda: len(watched.changes) > 1))
+    assert datetime.now(UTC) >= ends
+    assert watched.watcher.current.wanted(datetime.now(UTC)) == [OLD]
+    assert set(watched.changes) == {1}
