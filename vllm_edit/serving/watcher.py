@@ -63,6 +63,7 @@ class Watcher:
         self._on_change, self._tell = on_change, tell
         self._lock = asyncio.Lock()
         self._failing = False
+        self._ends: datetime | None = None  # when something that a tenant is served next ends by itself
         self.current = Catalogue(bases, NOTHING)
 
     async def first(self) -> Catalogue:
@@ -118,19 +119,24 @@ class Watcher:
         """Follow for ever. A registry that cannot be reached leaves the last catalogue in force."""
         while True:
             try:
-                ends = self.current.snapshot.next_end(datetime.now(UTC))
-                known = self.current.generation
-                if not await asyncio.to_thread(self._registry.wait_for_change, known, _rest_s(ends)):
+                known, rest_s = self.current.generation, _rest_s(self._ends)
+                if not await asyncio.to_thread(self._registry.wait_for_change, known, rest_s):
                     await self._say()
-                if ends is not None and ends <= datetime.now(UTC):
-                    self._on_change(self.current)  # what follows on what has ended is wanted now
+                self._look_at_ends()
                 await self.refresh()
             except FAILURES as error:
                 self._failed(error)
                 await asyncio.sleep(_BEAT_S)
 
+    def _look_at_ends(self) -> None:
+        """What follows on something that has ended by itself is wanted from then on, as after a change."""
+        now = datetime.now(UTC)
+        if self._ends is not None and self._ends <= now:
+            self._ends = self.current.snapshot.next_end(now)
+            self._on_change(self.current)
+
     def _put(self, catalogue: Catalogue) -> None:
-        self.current = catalogue
+        self.current, self._ends = catalogue, catalogue.snapshot.next_end(datetime.now(UTC))
         self._metrics.generation.set(catalogue.generation)
         self._metrics.count_patches(catalogue.snapshot)
         self._on_change(catalogue)
