@@ -88,6 +88,20 @@ def test_gc_asks_before_it_removes(program: Program, store: Store) -> None:
     assert program("gc").out == "nothing to remove\n"
 
 
+def test_gc_leaves_what_a_server_may_need_and_names_it(program: Program, store: Store) -> None:
+    old, _new = (store.save(compiled(seed=seed)) for seed in range(2))
+    store.registry.servers.beat("a", host="gpu-3", pid=4711, generation=9, drained=0)
+    ran = program("gc", "--yes", "--wait", "0")
+    told = f"vllm-edit: {old} is retired; its files stay for the next gc, gpu-3:4711 may need them\n"
+    assert (ran.code, ran.out, ran.err) == (1, "", told)
+    left = program("gc", "--yes", "--wait", "0", "--json")
+    assert (left.code, left.json) == (1, {"removed": [], "retired": [old], "missing": ["gpu-3:4711"]})
+    assert program("gc", "--json").json == {"would_remove": [old]}
+    store.registry.servers.beat("a", host="gpu-3", pid=4711, generation=9, drained=9)
+    ran = program("gc", "--yes", "--json")
+    assert (ran.code, ran.json) == (0, {"removed": [old], "retired": [], "missing": []})
+
+
 def test_export_writes_a_peft_folder_and_no_other(program: Program, store: Store, tmp_path: Path) -> None:
     name = store.save(compiled())
     ran = program("export", "capital", tmp_path / "out", "--json")

@@ -71,7 +71,9 @@ def test_what_changed_nothing_leaves_no_row(registry: Registry) -> None:
     registry.publish("acme", A)
     registry.publish("acme", A)
     assert len(registry.audit()) == 7
-    registry.remove_patch("other@" + "0" * 32)
+    registry.retired.remove("other@" + "0" * 32, 1, lambda: None)
+    registry.enter_patch(A, None, lambda: True)
+    registry.enter_patch("other@" + "0" * 32, None, lambda: False)
     assert len(registry.audit()) == 7
 
 

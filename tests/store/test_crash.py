@@ -72,6 +72,8 @@ def test_a_store_verifies_after_writers_killed_at_any_moment(store: Store, tmp_p
         os.utime(path, (0, 0))
     store.gc(dry_run=False)
     assert list((folder / "tmp").glob("*")) == []
+    assert store.registry.retired.since() == {}
+    assert {path.name for path in (folder / "patches").iterdir()} == set(store.names())
     assert store.resolve(store.save(compiled())) == store.names()[0]
 
 

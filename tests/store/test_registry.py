@@ -137,12 +137,49 @@ def test_unknown_tenants_and_patches_tell_the_nearest(registry: Registry) -> Non
 def test_a_patch_that_can_be_served_cannot_be_removed(registry: Registry) -> None:
     registry.publish("acme", A)
     registry.publish("acme", B)
-    for name in (A, B):
-        with pytest.raises(EditError, match="history of tenant 'acme'"):
-            registry.remove_patch(name)
+    assert [registry.retired.add(registry.patch(name)) for name in (A, B)] == [False, False]
     registry.rollback("acme")
-    registry.remove_patch(B)
+    assert registry.retired.add(registry.patch(B))
     assert [entry.name for entry in registry.patches()] == [C, A]
+    assert [entry.name for entry in registry.snapshot().patches] == [C, A]
+
+
+def test_nobody_can_use_a_retired_patch_and_saving_it_again_makes_it_what_it_was(registry: Registry) -> None:
+    registry.set_status(A, "rejected", "locality 0.62")
+    before = registry.patch(A)
+    assert registry.retired.add(before)
+    assert registry.retired.since() == {A: registry.generation()}
+    for use in (
+        lambda: registry.patch(A),
+        lambda: registry.publish("acme", A, override="please", by="ann"),
+        lambda: registry.set_status(A, "accepted"),
+    ):
+        with pytest.raises(NotFound, match="being removed by gc; compile it again"):
+            use()
+    registry.enter_patch(A, None, lambda: True)
+    assert A in registry.retired.since(), "to list what is stored is not to save it"
+    assert registry.add_patch(A) == dataclasses.replace(before, saved_at=registry.patch(A).saved_at)
+    assert registry.retired.since() == {}
+    assert not registry.retired.add(before), "it was saved since"
+
+
+def test_a_patch_is_removed_with_its_files_only_while_it_is_retired(registry: Registry) -> None:
+    registry.retired.add(registry.patch(A))
+    registry.retired.add(registry.patch(B))
+    since = registry.retired.since()
+    assert list(since) == [A, B]
+    removed: list[str] = []
+    registry.add_patch(A)
+    assert not registry.retired.remove(A, since[A], lambda: removed.append(A))
+    registry.retired.add(registry.patch(A))
+    assert not registry.retired.remove(A, since[A], lambda: removed.append(A)), "it was retired anew"
+    with pytest.raises(OSError, match="disk"):
+        registry.retired.remove(B, since[B], lambda: _fails("disk"))
+    assert registry.retired.since()[B] == since[B]
+    assert registry.retired.remove(B, since[B], lambda: removed.append(B))
+    assert not registry.retired.remove(B, since[B], lambda: removed.append(B))
+    assert removed == [B]
+    assert list(registry.retired.since()) == [A]
 
 
 def test_every_change_raises_the_generation_in_its_own_transaction(registry: Registry) -> None:
@@ -153,7 +190,8 @@ def test_every_change_raises_the_generation_in_its_own_transaction(registry: Reg
         lambda: registry.publish("acme", B),
         lambda: registry.rollback("acme"),
         lambda: registry.set_status(A, "accepted"),
-        lambda: registry.remove_patch(C),
+        lambda: registry.retired.add(registry.patch(C)),
+        lambda: registry.retired.remove(C, registry.retired.since()[C], lambda: None),
         lambda: registry.create_key("acme"),
         lambda: registry.revoke_key(registry.keys()[0].id),
     )
@@ -399,6 +437,10 @@ def test_processes_that_open_and_write_at_once_agree_on_ids_and_on_one_chain(reg
     assert registry.generation() == 160
     assert registry.verify_audit() == Verified(rows=160, not_anchored=160, problems=())
     assert all(0 < entry.adapter_id < 2**31 for entry in registry.patches())
+
+
+def _fails(reason: str) -> None:
+    raise OSError(reason)
 
 
 def _definition(url: str, table: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -27,19 +28,29 @@ def verify(store: StoreOption = None, json: JsonOption = False) -> None:
 
 def gc(
     yes: Annotated[bool, typer.Option("--yes", help="Remove them; without it they are only listed.")] = False,
+    wait: Annotated[
+        float, typer.Option(min=0, metavar="SECONDS", help="How long every live server has to drop their adapters.")
+    ] = 30.0,
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
-    """List (or remove) compiled patches that are neither published nor the newest of their name."""
+    """List (or remove) compiled patches that are neither published nor the newest of their name.
+
+    From then on nobody can ask for them. Files that a live server still needs stay for the next gc: exit 1.
+    """
     from vllm_edit.store.store import Store
 
-    names = Store.open(store).gc(dry_run=not yes)
+    found = Store.open(store).gc(dry_run=not yes, wait_s=wait)
     if json:
-        print_json({"removed" if yes else "would_remove": names})
-        return
-    for name in names:
-        print(f"{'removed' if yes else 'would remove'} {name}")
-    if not names:
-        print("nothing to remove")
-    elif not yes:
-        print("run again with --yes to remove them")
+        print_json(asdict(found) if yes else {"would_remove": found.removed})
+    else:
+        for name in found.removed:
+            print(f"{'removed' if yes else 'would remove'} {name}")
+        if not found.removed and not found.retired:
+            print("nothing to remove")
+        elif not yes:
+            print("run again with --yes to remove them")
+        for name in found.retired:
+            print_error(f"{name} is retired; its files stay for the next gc, {', '.join(found.missing)} may need them")
+    if found.retired:
+        raise typer.Exit(1)

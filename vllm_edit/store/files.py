@@ -13,7 +13,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -40,8 +40,8 @@ class Files(Protocol):
     def write_folder(self, folder: str, files: Mapping[str, bytes], marker: str) -> None:
         """Make `folder` with `files` visible at once; when another writer was first, its folder stays."""
 
-    def remove_folder(self, folder: str) -> None:
-        """Remove a folder; it disappears from sight at once."""
+    def remove_folder(self, folder: str, marker: str) -> None:
+        """Remove a folder, if there is one; it disappears from sight at once."""
 
     def locked(self, path: str) -> AbstractContextManager[None]:
         """While it lasts, no other process is in `locked(path)`; on an object store, which has no locks, it may be."""
@@ -93,10 +93,13 @@ class LocalFiles:
             raise
         move_into_place(temporary, target)
 
-    def remove_folder(self, folder: str) -> None:
+    def remove_folder(self, folder: str, marker: str) -> None:
         temporary = self._temporary()
         temporary.parent.mkdir(parents=True, exist_ok=True)
-        (self.root / folder).rename(temporary)
+        try:
+            (self.root / folder).rename(temporary)
+        except FileNotFoundError:
+            return
         sync_folder((self.root / folder).parent)
         shutil.rmtree(temporary)
 
@@ -148,8 +151,12 @@ class RemoteFiles:
         for name in sorted(files, key=lambda name: name == marker):
             self.write(f"{folder}/{name}", files[name])
 
-    def remove_folder(self, folder: str) -> None:
-        self._fs.rm(f"{self._root}/{folder}", recursive=True)
+    def remove_folder(self, folder: str, marker: str) -> None:
+        self._fs.invalidate_cache()
+        with suppress(FileNotFoundError):
+            self._fs.rm_file(f"{self._root}/{folder}/{marker}")
+        with suppress(FileNotFoundError):
+            self._fs.rm(f"{self._root}/{folder}", recursive=True)
 
     def locked(self, path: str) -> AbstractContextManager[None]:
         return nullcontext()

@@ -7,7 +7,7 @@ get values, never rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any, get_args
 
@@ -22,8 +22,9 @@ from vllm_edit.store.changes import Changes
 from vllm_edit.store.database import Database
 from vllm_edit.store.entries import PatchEntry, Publication, Status, Tenant, served, served_at
 from vllm_edit.store.keys import ADMIN_RIGHTS, TENANT_RIGHTS, Key, NewKey, Right
-from vllm_edit.store.names import LABEL_LENGTH, check_note, short, shown
+from vllm_edit.store.names import LABEL_LENGTH, check_note, shown
 from vllm_edit.store.publishable import publishable_until
+from vllm_edit.store.retired import Retired
 from vllm_edit.store.rollouts import Rollouts
 from vllm_edit.store.servers import Servers
 from vllm_edit.store.snapshot import Snapshot
@@ -41,6 +42,7 @@ class Registry:
         self._database, self._anchor = Database(url, self._refuse_to_begin), anchor
         self.changes = Changes(self._database, anchor)
         self.rollouts = Rollouts(self._database, self.changes)
+        self.retired = Retired(self._database, self.changes)
         self.servers = Servers(self._database)
         self.answers = Answers(self._database)
         self._waiting = waiting(self._database)
@@ -59,25 +61,31 @@ class Registry:
 
     # Patches
 
-    def add_patch(self, name: str, valid_until: datetime | None = None, by: str = "") -> PatchEntry:
-        """Enter a patch, or mark a known one as saved again (it becomes its patch's newest; id and status stay)."""
+    def add_patch(
+        self,
+        name: str,
+        valid_until: datetime | None = None,
+        by: str = "",
+        write_files: Callable[[], object] = lambda: None,
+    ) -> PatchEntry:
+        """Enter a patch, or mark a known one as saved again (it becomes its patch's newest; id and status stay).
+
+        write_files: puts the patch's files there if they are not, within the change: as gc removes files within changes
+        (`Retired.remove`), it was done with them before, or finds afterwards that the patch is wanted.
+        """
         with self.changes.make("patch.save", by=by) as change:
+            write_files()
             old = patch_rows.known(change.connection, name)
             entry = patch_rows.add(change.connection, name, valid_until)
             change.tells(old, entry)
             return entry
 
-    def remove_patch(self, name: str, by: str = "") -> None:
-        """Forget a patch. Refused while a tenant could be served it, now or after a rollback."""
-        with self.changes.make("patch.remove", by=by) as change:
-            tenant = publication_rows.who_may_be_served(change.connection, name)
-            if tenant is not None:
-                raise EditError(f"{short(name)} is in the history of tenant {tenant!r}, who may be rolled back to it")
-            if (rollout := rollout_rows.names_in_use(change.connection).get(name)) is not None:
-                raise EditError(f"{short(name)} is an arm of rollout {rollout!r}")
-            if (old := patch_rows.known(change.connection, name)) is not None:
-                patch_rows.remove(change.connection, name)
-                change.tells(old, None)
+    def enter_patch(self, name: str, valid_until: datetime | None, has_files: Callable[[], bool]) -> None:
+        """Enter a patch whose writer was killed before it did. What is known, retired or gone by now stays so."""
+        with self.changes.make("patch.save") as change:
+            unknown = patch_rows.known(change.connection, name) is None
+            if unknown and name not in patch_rows.retired(change.connection) and has_files():
+                change.tells(None, patch_rows.add(change.connection, name, valid_until))
 
     def patch(self, name: str) -> PatchEntry:
         with self._database.read() as connection:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +20,11 @@ from vllm_edit.errors import Corrupt, EditError, NotFound
 from vllm_edit.store import names
 from vllm_edit.store.anchor import Anchor
 from vllm_edit.store.audit import EMPTY
-from vllm_edit.store.care import problems_of, unused_in
+from vllm_edit.store.care import problems_of
 from vllm_edit.store.entries import PatchEntry
 from vllm_edit.store.envelope import MANIFEST, Read, read_manifest
 from vllm_edit.store.files import Files, open_files
+from vllm_edit.store.garbage import Collected, collect, garbage_in
 from vllm_edit.store.manifest import Manifest
 from vllm_edit.store.places import default_url, registry_url
 from vllm_edit.store.records import Record, add_record, read_records
@@ -131,9 +133,9 @@ class Store:
         files = pack(compiled)
         if self.files.exists(_folder(name)):
             self._mend(name, files)
-        else:
-            self.files.write_folder(_folder(name), files, marker=MANIFEST)
-        self.registry.add_patch(name, compiled.manifest.valid_until)
+        write = partial(self._write, name, files)
+        write()
+        self.registry.add_patch(name, compiled.manifest.valid_until, write_files=write)  # again: gc may have been here
         if compiled.report:
             self.add_record(name, "compile", compiled.report)
         return name
@@ -202,13 +204,14 @@ class Store:
         except NotFound:
             if not self._exists(name):
                 raise
-            return self._enter(name)
+            self._enter(name)
+            return self.registry.patch(name)
 
     def names(self) -> list[str]:
-        """Names of all stored patches, the one saved last first."""
+        """Names of all stored patches, the one saved last first; without those that gc is removing."""
         stored = {path.split("/")[1] for path in self.files.glob(f"patches/*/{MANIFEST}")}
         listed = [entry.name for entry in self.registry.patches()]
-        if missing := stored.difference(listed):
+        if missing := stored.difference(listed, self.registry.retired.since()):
             for name in sorted(missing):
                 self._enter(name)
             listed = [entry.name for entry in self.registry.patches()]
@@ -234,27 +237,37 @@ class Store:
         """Every problem in the store, one line each; empty when all is well."""
         return problems_of(self)
 
-    def gc(self, dry_run: bool = True) -> list[str]:
-        """Remove patches that nobody can be served, except the newest of each name; returns those (to be) removed.
+    def gc(self, dry_run: bool = True, wait_s: float = 30.0) -> Collected:
+        """Remove patches that nobody can be served, except the newest of each name; or tell which these are.
 
-        Kept: what a tenant has or can be rolled back to, and the members of kept compositions. Records stay.
+        Kept: what a tenant has or can be rolled back to, arms of rollouts, members of kept compositions, and records.
+        First they are retired; their files go when every live server has drained their adapters. What some have not
+        within `wait_s` stays retired, and the next gc goes on there.
         """
-        unused = unused_in(self)
-        if not dry_run:
-            for name in unused:
-                self.registry.remove_patch(name)  # first: it refuses when someone published the patch meanwhile
-                self.files.remove_folder(_folder(name))
-                self.registry.remove_patch(name)  # again: someone who listed the names in between entered it anew
-            self.files.sweep(_ABANDONED_S)
-        return unused
+        if dry_run:
+            return Collected(tuple(garbage_in(self)))
+        collected = collect(self, wait_s)
+        self.files.sweep(_ABANDONED_S)
+        return collected
 
-    def _enter(self, name: str) -> PatchEntry:
+    def remove_files(self, name: str) -> None:
+        """Remove a patch's files, if there are any; its records stay. Only for one that the registry gives up."""
+        self.files.remove_folder(_folder(name), marker=MANIFEST)
+
+    def _enter(self, name: str) -> None:
         """Enter a patch that a writer who was killed left out."""
         try:
             valid_until = self.manifest(name).valid_until
         except Corrupt:  # whoever uses it is told; saving it again mends file and entry
             valid_until = None
-        return self.registry.add_patch(name, valid_until)
+        except NotFound:  # gc removed it since it was seen
+            return
+        self.registry.enter_patch(name, valid_until, partial(self._exists, name))
+
+    def _write(self, name: str, files: Mapping[str, bytes]) -> None:
+        """Write a patch's files, unless they are there."""
+        if not self._exists(name):
+            self.files.write_folder(_folder(name), files, marker=MANIFEST)
 
     def _mend(self, name: str, files: Mapping[str, bytes]) -> None:
         """Write those of a patch's files anew that are not as they should be, one by one: the others stay readable."""

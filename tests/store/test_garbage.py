@@ -1,0 +1,196 @@
+"""Garbage collection: out of the registry, then out of the servers, then off the disk, whoever is killed in between."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import pytest
+
+from tests.store.example import compiled, new_store
+from vllm_edit.errors import NotFound
+from vllm_edit.store.entries import PatchEntry
+from vllm_edit.store.garbage import Collected
+from vllm_edit.store.store import Store
+
+LONG_S, BUSY_S = 3600.0, 120.0  # longer than any test; a limit for a busy machine
+
+
+@pytest.fixture
+def store(registry_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    monkeypatch.setenv("VLLM_EDIT_REGISTRY", registry_url)
+    made = new_store(tmp_path / "store")
+    yield made
+    made.registry.close()
+
+
+@pytest.fixture
+def names(store: Store) -> list[str]:
+    """Two patches that nobody needs, and the newest."""
+    return [store.save(compiled(seed=seed)) for seed in range(3)]
+
+
+def beat(store: Store, id: str, drained: int) -> None:
+    store.registry.servers.beat(id, host="host", pid=ord(id), generation=10**6, drained=drained)
+
+
+def folders(store: Store) -> set[str]:
+    return {path.name for path in (Path(store.url) / "patches").iterdir()}
+
+
+def test_gc_removes_only_what_nobody_can_be_served(store: Store) -> None:
+    names = [store.save(compiled(seed=seed)) for seed in range(4)]
+    store.registry.create_tenant("acme")
+    for name in names:
+        store.registry.set_status(name, "accepted")
+    store.registry.publish("acme", names[0])
+    store.registry.publish("acme", names[1])
+    assert store.gc().removed == (names[2],)
+    assert store.names() == names[::-1], "without dry_run=False nothing is removed"
+    assert store.gc(dry_run=False).removed == (names[2],)
+    assert store.names() == [names[3], names[1], names[0]]
+    store.registry.rollback("acme")
+    assert store.gc(dry_run=False).removed == (names[1],)
+    assert store.verify() == []
+    with pytest.raises(NotFound):
+        store.load(names[1])
+
+
+def test_gc_keeps_the_members_of_a_kept_composition(store: Store) -> None:
+    member, _newer = store.save(compiled()), store.save(compiled(seed=1))
+    full = compiled(patch="both", seed=2)
+    composition = full.manifest.model_copy(update={"kind": "composition", "members": (member,)})
+    store.save(replace(full, manifest=composition))
+    assert store.gc().removed == ()
+
+
+def test_files_stay_until_every_live_server_has_drained_them(store: Store, names: list[str]) -> None:
+    second, first, newest = names  # the newer one is retired first
+    beat(store, "a", drained=10**6)
+    beat(store, "b", drained=0)
+    assert store.gc(dry_run=False, wait_s=0) == Collected((), (first, second), (f"host:{ord('b')}",))
+    assert store.names() == [newest]
+    assert folders(store) == set(names)
+    assert store.verify() == []
+    assert store.gc().removed == (first, second)
+    with pytest.raises(NotFound):
+        store.entry(first)
+    with pytest.raises(NotFound):
+        store.resolve(first)
+
+    beat(store, "b", drained=store.registry.retired.since()[first])
+    assert store.gc(dry_run=False, wait_s=0) == Collected((first,), (second,), (f"host:{ord('b')}",))
+    assert folders(store) == {second, newest}
+    store.registry.servers.leave("b")
+    assert store.gc(dry_run=False, wait_s=0) == Collected((second,))
+    assert folders(store) == {newest}
+    assert store.registry.retired.since() == {}
+    assert store.verify() == []
+
+
+def test_gc_goes_on_as_soon_as_the_last_server_has_drained(store: Store, names: list[str]) -> None:
+    beat(store, "a", drained=0)
+    before = store.registry.generation()
+    with ThreadPoolExecutor(1) as thread:
+        collecting = thread.submit(store.gc, dry_run=False, wait_s=LONG_S)
+        assert store.registry.wait_for_change(before + 1, BUSY_S)  # two are retired
+        while store.registry.retired.since().keys() != {*names[:2]}:
+            pass
+        assert folders(store) == set(names)
+        beat(store, "a", drained=store.registry.generation())
+        assert collecting.result(BUSY_S) == Collected((names[1], names[0]))
+    assert folders(store) == {names[2]}
+
+
+def test_what_is_compiled_again_while_gc_waits_is_kept(
+    store: Store, names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beat(store, "a", drained=0)
+    store.registry.set_status(names[0], "accepted")
+    id = store.adapter_id(names[0])
+    waits, saved = Event(), Event()
+
+    def sleep(_seconds: float) -> None:
+        waits.set()
+        assert saved.wait(BUSY_S)
+
+    monkeypatch.setattr("vllm_edit.store.servers.time.sleep", sleep)
+    with ThreadPoolExecutor(1) as thread:
+        collecting = thread.submit(store.gc, dry_run=False, wait_s=LONG_S)
+        assert waits.wait(BUSY_S)
+        store.save(compiled(seed=0))
+        beat(store, "a", drained=10**6)
+        saved.set()
+        assert collecting.result(BUSY_S) == Collected((names[1],))
+    assert store.names() == [names[0], names[2]]
+    assert (store.adapter_id(names[0]), store.entry(names[0]).status) == (id, "accepted")
+    assert store.verify() == []
+
+
+def test_files_that_gc_removes_while_they_are_saved_again_are_there_afterwards(
+    store: Store, names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add, collected = store.registry.add_patch, list[Collected]()
+
+    def collect_then_add(*arguments: Any, **named: Any) -> PatchEntry:
+        collected.append(store.gc(dry_run=False))
+        return add(*arguments, **named)
+
+    monkeypatch.setattr(store.registry, "add_patch", collect_then_add)
+    assert store.save(compiled(seed=0)) == names[0]
+    assert collected == [Collected((names[1], names[0]))]
+    assert store.names() == [names[0], names[2]]
+    assert store.verify() == []
+
+
+def test_a_patch_that_is_listed_while_gc_removes_it_is_not_entered_anew(
+    store: Store, names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    glob = store.files.glob
+
+    def glob_then_collect(pattern: str) -> list[str]:
+        found = glob(pattern)
+        monkeypatch.setattr(store.files, "glob", glob)
+        store.gc(dry_run=False)
+        return found
+
+    monkeypatch.setattr(store.files, "glob", glob_then_collect)
+    assert store.names() == [names[2]]
+    assert [entry.name for entry in store.registry.patches()] == [names[2]]
+
+
+@pytest.mark.parametrize("step", ["remove_folder", "commit"])
+def test_a_gc_that_is_cut_short_is_finished_by_the_next(
+    store: Store, names: list[str], step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut(*_arguments: object, **_named: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        if step == "remove_folder":
+            patched.setattr(store.files, "remove_folder", cut)
+        else:
+            patched.setattr("vllm_edit.store.patch_rows.remove", cut)
+        with pytest.raises(KeyboardInterrupt):
+            store.gc(dry_run=False)
+    assert folders(store) == (set(names) if step == "remove_folder" else {names[0], names[2]})
+    assert store.names() == [names[2]]
+    assert store.verify() == []
+    assert store.registry.verify_audit().problems == ()
+    assert store.gc(dry_run=False).removed == (names[1], names[0])
+    assert folders(store) == {names[2]}
+
+
+def test_a_patch_whose_files_are_half_removed_can_be_compiled_again(
+    store: Store, names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beat(store, "a", drained=0)
+    store.gc(dry_run=False, wait_s=0)
+    (Path(store.url) / "patches" / names[0] / "factors.safetensors").unlink()
+    store.save(compiled(seed=0))
+    assert store.names() == [names[0], names[2]]
+    assert store.verify() == []
