@@ -36,4 +36,4 @@ class Incompatible(EditError):
 
 
 class Unavailable(EditError):
-    """Something that this needs is down for now: the registry's database. No mistake of who asks."""
+    """Something that this needs is missing for now: the registry's database, room on a disk. No mistake of who asks."""

@@ -12,6 +12,7 @@ from vllm_edit.store.files import LocalFiles
 TOO_LARGE = """
 import resource, sys
 from pathlib import Path
+from vllm_edit.errors import Unavailable
 from vllm_edit.store.files import LocalFiles
 files = LocalFiles(Path(sys.argv[1]))
 files.write("kept/a", b"old")
@@ -22,14 +23,18 @@ for write in (
 ):
     try:
         write()
-    except OSError as error:
-        print(error.errno)
+    except Unavailable as error:
+        print(error)
 """
+
+
+WRITTEN = ("kept/a", "patches/p")
 
 
 def test_a_write_that_fails_leaves_what_was_there_and_nothing_else(tmp_path: Path) -> None:
     ran = subprocess.run([sys.executable, "-c", TOO_LARGE, tmp_path], capture_output=True, text=True, check=True)
-    assert len(ran.stdout.split()) == 2, ran.stdout
+    told = [f"{tmp_path / what} cannot be written: File too large; mend that and try again" for what in WRITTEN]
+    assert ran.stdout.splitlines() == told
     files = LocalFiles(tmp_path)
     assert files.read("kept/a") == b"old"
     assert not files.exists("patches/p")

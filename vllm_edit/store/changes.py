@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from vllm_edit.errors import Corrupt
+from vllm_edit.errors import EditError
 from vllm_edit.store import audit_rows
 from vllm_edit.store.anchor import Anchor
 from vllm_edit.store.database import Database
@@ -57,7 +57,7 @@ class Changes:
             return
         try:
             self._anchor.advance(head)
-        except (OSError, Corrupt) as error:  # the change stands: to call it failed would be wrong
+        except (OSError, EditError) as error:  # the change stands: to call it failed would be wrong
             logger.error("row %d of the audit is committed, but its anchor is not written: %s", head.number, error)
 
 

@@ -20,6 +20,8 @@ from typing import Any, Protocol
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from vllm_edit.errors import Unavailable
+
 _TEMPORARY = "tmp"
 
 
@@ -35,7 +37,7 @@ class Files(Protocol):
         """Relative paths that match, sorted."""
 
     def write(self, path: str, data: bytes) -> None:
-        """Write or replace one file atomically."""
+        """Write or replace one file atomically; `Unavailable` where there is no room for it."""
 
     def write_folder(self, folder: str, files: Mapping[str, bytes], marker: str) -> None:
         """Make `folder` with `files` visible at once; when another writer was first, its folder stays."""
@@ -73,25 +75,19 @@ class LocalFiles:
 
     def write(self, path: str, data: bytes) -> None:
         target, temporary = self.root / path, self._temporary()
-        temporary.parent.mkdir(parents=True, exist_ok=True)
-        make_folder(target.parent)
-        try:
+        with becoming(target, temporary):
+            temporary.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(target.parent)
             _write_durably(temporary, data)
             temporary.replace(target)
-        except OSError:  # a full disk must not be filled with what was left of trying
-            temporary.unlink(missing_ok=True)
-            raise
-        sync_folder(target.parent)
+            sync_folder(target.parent)
 
     def write_folder(self, folder: str, files: Mapping[str, bytes], marker: str) -> None:
         target, temporary = self.root / folder, self._temporary()
-        make_folder(target.parent)
-        try:
+        with becoming(target, temporary):
+            make_folder(target.parent)
             write_tree(temporary, files)
-        except OSError:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
-        move_into_place(temporary, target)
+            move_into_place(temporary, target)
 
     def remove_folder(self, folder: str, marker: str) -> None:
         temporary = self._temporary()
@@ -163,6 +159,24 @@ class RemoteFiles:
 
     def sweep(self, older_than_s: float) -> None:
         """Nothing to do: a folder without its marker is completed by the next writer of the same content."""
+
+
+@contextmanager
+def becoming(target: Path, temporary: Path) -> Iterator[None]:
+    """While `temporary` is written and renamed to `target`. If that fails nothing of it stays: a full disk must not be
+    filled with what was left of trying.
+
+    Raises:
+        Unavailable: the disk is full, or refuses for another reason; `target` is named.
+    """
+    try:
+        yield
+    except OSError as error:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
+        raise Unavailable(f"{target} cannot be written: {error.strerror or error}; mend that and try again") from error
 
 
 def write_tree(folder: Path, files: Mapping[str, bytes]) -> None:

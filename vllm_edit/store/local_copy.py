@@ -13,24 +13,28 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vllm_edit.errors import EditError
-from vllm_edit.store.files import move_into_place, write_tree
+from vllm_edit.store.files import becoming, move_into_place, write_tree
 
 _MEMORY = Path("/dev/shm")
 
 
 def local_copy(name: str, files: Mapping[str, bytes], cache: str | Path | None = None) -> Path:
-    """The folder `<cache>/<name>` with exactly these files' bytes; it appears whole, a damaged one is replaced."""
+    """The folder `<cache>/<name>` with exactly these files' bytes; it appears whole, a damaged one is replaced.
+
+    Raises:
+        Unavailable: there is no room for it.
+    """
     root = default_cache() if cache is None else Path(cache)
-    root.mkdir(parents=True, exist_ok=True)
-    target = root / name
+    target, temporary = root / name, root / f".{uuid.uuid4().hex}"
     if _holds(target, files):
         return target
-    temporary = root / f".{uuid.uuid4().hex}"
-    if target.exists():
-        target.rename(temporary)
-        shutil.rmtree(temporary)
-    write_tree(temporary, files)
-    move_into_place(temporary, target)
+    with becoming(target, temporary):
+        root.mkdir(parents=True, exist_ok=True)
+        if target.exists():
+            target.rename(temporary)
+            shutil.rmtree(temporary)
+        write_tree(temporary, files)
+        move_into_place(temporary, target)
     return target
 
 
