@@ -77,22 +77,29 @@ def encode(
 
 
 def read(folder: Path) -> dict[str, LowRank]:
-    """Module → `LowRank` of an adapter folder. Factors are float32, or float64 where a scale ≠ 1 went into B.
+    """`decode` of an adapter folder's files."""
+    try:
+        # As bytes, not mapped: a delta in memory must not change when its file does.
+        files = {name: (folder / name).read_bytes() for name in (CONFIG_FILE, TENSORS_FILE)}
+    except OSError as error:
+        raise _no_folder(folder, error) from error
+    return decode(files, folder)
 
-    Tensor names, not `target_modules`, decide what is adapted, as in vLLM.
+
+def decode(files: Mapping[str, bytes], folder: Path) -> dict[str, LowRank]:
+    """Module → `LowRank` of both files' bytes by file name. Factors are float32, or float64 where a scale ≠ 1 went
+    into B. Tensor names, not `target_modules`, decide what is adapted, as in vLLM.
+
+    folder: where they come from, for messages.
 
     Raises:
         EditError: with one line per problem.
     """
     try:
-        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-        # From bytes, not mapped: a delta in memory must not change when its file does.
-        stored = safetensors.torch.load((folder / TENSORS_FILE).read_bytes())
-    except (OSError, ValueError, SafetensorError) as error:
-        raise EditError(
-            f"{folder} is not an adapter folder: expected {CONFIG_FILE} and {TENSORS_FILE}, got {error!r}; "
-            "save the adapter with PEFT's save_pretrained"
-        ) from error
+        config = json.loads(files[CONFIG_FILE].decode())
+        stored = safetensors.torch.load(files[TENSORS_FILE])
+    except (ValueError, SafetensorError) as error:
+        raise _no_folder(folder, error) from error
     if not isinstance(config, dict):
         raise EditError(f"{folder / CONFIG_FILE} holds a {type(config).__name__}, expected a JSON object")
     problems = _config_problems(config)
@@ -114,6 +121,13 @@ def read(folder: Path) -> dict[str, LowRank]:
     if problems:
         raise EditError("\n".join(f"{folder}: {problem}" for problem in problems))
     return parts
+
+
+def _no_folder(folder: Path, error: Exception) -> EditError:
+    return EditError(
+        f"{folder} is not an adapter folder: expected {CONFIG_FILE} and {TENSORS_FILE}, got {error!r}; "
+        "save the adapter with PEFT's save_pretrained"
+    )
 
 
 def _config(parts: Mapping[str, LowRank], base_name: str, fan_in_fan_out: bool) -> dict[str, Any]:

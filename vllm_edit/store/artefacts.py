@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import safetensors.torch
 import torch
@@ -108,10 +107,7 @@ def read_delta(manifest: Manifest, read: Read) -> Delta:
     """The adapter as a delta; the empty delta of a patch with scope subject."""
     if manifest.adapter is None:
         return Delta({})
-    with TemporaryDirectory() as folder:
-        for name, data in read_adapter(manifest, read).items():
-            (Path(folder) / name).write_bytes(data)
-        return Delta.load_peft(folder)
+    return Delta(peft.decode(read_adapter(manifest, read), Path(manifest.name) / ADAPTER))
 
 
 def read_adapter(manifest: Manifest, read: Read) -> dict[str, bytes]:
