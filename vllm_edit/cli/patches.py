@@ -84,6 +84,7 @@ def export(
     json: JsonOption = False,
 ) -> None:
     """Write a compiled patch as a PEFT adapter folder, for use without vllm-edit."""
+    from vllm_edit.store.files import becoming
     from vllm_edit.store.store import Store
 
     opened = Store.open(store)
@@ -93,7 +94,9 @@ def export(
     import torch
 
     opened.adapter_files(full)  # verified; a patch with scope subject says here that it has none
-    opened.load(full).delta.save_peft(folder, base_name=opened.site().model, dtype=getattr(torch, dtype))
+    delta = opened.load(full).delta
+    with becoming(folder, folder):  # half an adapter would be in the way of the next attempt
+        delta.save_peft(folder, base_name=opened.site().model, dtype=getattr(torch, dtype))
     files = sorted(path.name for path in folder.iterdir())
     print_json({"name": full, "folder": str(folder), "files": files}) if json else print(f"{full} written to {folder}")
 
