@@ -7,11 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Sizes:
-    """kills: processes killed, over each kind of database. damages: flips and cuts of each kind of file."""
+    """kills: processes killed, over each kind of database. damages: flips and cuts of each kind of file. rooms: how
+    often a disk is filled for each kind of write, to leave more room each time.
+    """
 
     kills: int
     damages: int
+    rooms: int
 
 
-SHORT = Sizes(kills=12, damages=20)
-FULL = Sizes(kills=1000, damages=500)
+SHORT = Sizes(kills=12, damages=20, rooms=7)
+FULL = Sizes(kills=1000, damages=500, rooms=48)
