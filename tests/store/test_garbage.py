@@ -49,12 +49,12 @@ def test_gc_removes_only_what_nobody_can_be_served(store: Store) -> None:
         store.registry.set_status(name, "accepted")
     store.registry.publish("acme", names[0])
     store.registry.publish("acme", names[1])
-    assert store.gc() == [names[2]]
+    assert store.gc().removed == (names[2],)
     assert store.names() == names[::-1], "without dry_run=False nothing is removed"
-    assert store.gc(dry_run=False) == [names[2]]
+    assert store.gc(dry_run=False).removed == (names[2],)
     assert store.names() == [names[3], names[1], names[0]]
     store.registry.rollback("acme")
-    assert store.gc(dry_run=False) == [names[1]]
+    assert store.gc(dry_run=False).removed == (names[1],)
     assert store.verify() == []
     with pytest.raises(NotFound):
         store.load(names[1])
@@ -65,28 +65,28 @@ def test_gc_keeps_the_members_of_a_kept_composition(store: Store) -> None:
     full = compiled(patch="both", seed=2)
     composition = full.manifest.model_copy(update={"kind": "composition", "members": (member,)})
     store.save(replace(full, manifest=composition))
-    assert store.gc() == []
+    assert store.gc().removed == ()
 
 
 def test_files_stay_until_every_live_server_has_drained_them(store: Store, names: list[str]) -> None:
     second, first, newest = names  # the newer one is retired first
     beat(store, "a", drained=10**6)
     beat(store, "b", drained=0)
-    assert store.collect(wait_s=0) == Collected((), (first, second), (f"host:{ord('b')}",))
+    assert store.gc(dry_run=False, wait_s=0) == Collected((), (first, second), (f"host:{ord('b')}",))
     assert store.names() == [newest]
     assert folders(store) == set(names)
     assert store.verify() == []
-    assert store.gc() == [first, second]
+    assert store.gc().removed == (first, second)
     with pytest.raises(NotFound):
         store.entry(first)
     with pytest.raises(NotFound):
         store.resolve(first)
 
     beat(store, "b", drained=store.registry.retired.since()[first])
-    assert store.collect(wait_s=0) == Collected((first,), (second,), (f"host:{ord('b')}",))
+    assert store.gc(dry_run=False, wait_s=0) == Collected((first,), (second,), (f"host:{ord('b')}",))
     assert folders(store) == {second, newest}
     store.registry.servers.leave("b")
-    assert store.collect(wait_s=0) == Collected((second,))
+    assert store.gc(dry_run=False, wait_s=0) == Collected((second,))
     assert folders(store) == {newest}
     assert store.registry.retired.since() == {}
     assert store.verify() == []
@@ -96,7 +96,7 @@ def test_gc_goes_on_as_soon_as_the_last_server_has_drained(store: Store, names: 
     beat(store, "a", drained=0)
     before = store.registry.generation()
     with ThreadPoolExecutor(1) as thread:
-        collecting = thread.submit(store.collect, LONG_S)
+        collecting = thread.submit(store.gc, dry_run=False, wait_s=LONG_S)
         assert store.registry.wait_for_change(before + 1, BUSY_S)  # two are retired
         while store.registry.retired.since().keys() != {*names[:2]}:
             pass
@@ -120,7 +120,7 @@ def test_what_is_compiled_again_while_gc_waits_is_kept(
 
     monkeypatch.setattr("vllm_edit.store.servers.time.sleep", sleep)
     with ThreadPoolExecutor(1) as thread:
-        collecting = thread.submit(store.collect, LONG_S)
+        collecting = thread.submit(store.gc, dry_run=False, wait_s=LONG_S)
         assert waits.wait(BUSY_S)
         store.save(compiled(seed=0))
         beat(store, "a", drained=10**6)
@@ -137,7 +137,7 @@ def test_files_that_gc_removes_while_they_are_saved_again_are_there_afterwards(
     add, collected = store.registry.add_patch, list[Collected]()
 
     def collect_then_add(*arguments: Any, **named: Any) -> PatchEntry:
-        collected.append(store.collect())
+        collected.append(store.gc(dry_run=False))
         return add(*arguments, **named)
 
     monkeypatch.setattr(store.registry, "add_patch", collect_then_add)
@@ -181,7 +181,7 @@ def test_a_gc_that_is_cut_short_is_finished_by_the_next(
     assert store.names() == [names[2]]
     assert store.verify() == []
     assert store.registry.verify_audit().problems == ()
-    assert store.gc(dry_run=False) == [names[1], names[0]]
+    assert store.gc(dry_run=False).removed == (names[1], names[0])
     assert folders(store) == {names[2]}
 
 
@@ -189,7 +189,7 @@ def test_a_patch_whose_files_are_half_removed_can_be_compiled_again(
     store: Store, names: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     beat(store, "a", drained=0)
-    store.collect(wait_s=0)
+    store.gc(dry_run=False, wait_s=0)
     (Path(store.url) / "patches" / names[0] / "factors.safetensors").unlink()
     store.save(compiled(seed=0))
     assert store.names() == [names[0], names[2]]

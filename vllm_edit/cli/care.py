@@ -40,28 +40,17 @@ def gc(
     """
     from vllm_edit.store.store import Store
 
-    opened = Store.open(store)
-    if not yes:
-        _list_garbage(opened.gc(), json)
-        return
-    found = opened.collect(wait)
+    found = Store.open(store).gc(dry_run=not yes, wait_s=wait)
     if json:
-        print_json(asdict(found))
+        print_json(asdict(found) if yes else {"would_remove": found.removed})
     else:
         for name in found.removed:
-            print(f"removed {name}")
+            print(f"{'removed' if yes else 'would remove'} {name}")
         if not found.removed and not found.retired:
             print("nothing to remove")
+        elif not yes:
+            print("run again with --yes to remove them")
         for name in found.retired:
             print_error(f"{name} is retired; its files stay for the next gc, {', '.join(found.missing)} may need them")
     if found.retired:
         raise typer.Exit(1)
-
-
-def _list_garbage(names: list[str], json: bool) -> None:
-    if json:
-        print_json({"would_remove": names})
-        return
-    for name in names:
-        print(f"would remove {name}")
-    print("run again with --yes to remove them" if names else "nothing to remove")

@@ -237,16 +237,15 @@ class Store:
         """Every problem in the store, one line each; empty when all is well."""
         return problems_of(self)
 
-    def gc(self, dry_run: bool = True) -> list[str]:
-        """Patches that nobody can be served, except the newest of each name; without `dry_run`, those that it removed.
+    def gc(self, dry_run: bool = True, wait_s: float = 30.0) -> Collected:
+        """Remove patches that nobody can be served, except the newest of each name; or tell which these are.
 
         Kept: what a tenant has or can be rolled back to, arms of rollouts, members of kept compositions, and records.
+        First they are retired; their files go when every live server has drained their adapters. What some have not
+        within `wait_s` stays retired, and the next gc goes on there.
         """
-        return garbage_in(self) if dry_run else list(self.collect().removed)
-
-    def collect(self, wait_s: float = 30.0) -> Collected:
-        """Remove what `gc` lists, once every live server has dropped its adapters. What some have not within `wait_s`
-        is only retired: nobody can ask for it any more, and the next collection goes on there."""
+        if dry_run:
+            return Collected(tuple(garbage_in(self)))
         collected = collect(self, wait_s)
         self.files.sweep(_ABANDONED_S)
         return collected
