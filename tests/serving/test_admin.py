@@ -77,6 +77,11 @@ def test_publish_and_rollback_hold_for_the_next_request_and_name_who_follows(pla
     ]
 
 
+def test_what_was_compiled_a_moment_ago_can_be_published(place: Administered) -> None:
+    new = places.add_patch(place.store, "river", 5)
+    assert run(place.post("/tenants/acme/publish", {"patch": "river"})).json()["active"] == new
+
+
 def test_what_the_engine_cannot_apply_is_not_published(place: Administered) -> None:
     place.slots.max_rank = 0
     assert run(place.post("/tenants/acme/publish", {"patch": "city"})).status_code == 409
@@ -236,5 +241,5 @@ def test_patches_audit_and_the_description_are_told(place: Administered) -> None
         ]
 
     assert run(steps()) == [
-        place.first, "key.create", [], [], {"would_remove": []}, ["/v1/edits", "/v1/edits/answers/{id}"]
+        place.first, "key.create", [], [], {"would_remove": [], "removed": [], "retired": [], "missing": []}, ["/v1/edits", "/v1/edits/answers/{id}"]
     ]  # fmt: skip

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from fastapi import APIRouter
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from vllm_edit.serving.admin.admission import PREFIX
 from vllm_edit.serving.admin.checked import CheckedRoute
@@ -60,6 +60,16 @@ class PatchTold(BaseModel):
 
 class Collect(Body):
     remove: bool = False
+    wait_s: float = Field(30.0, ge=0, le=600, description="how long every live server has to drop their adapters")
+
+
+class Garbage(BaseModel):
+    """would_remove: without `remove`. retired: what nobody can ask for any more, but servers (missing) still hold."""
+
+    would_remove: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    retired: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
 
 
 def routes(desk: Desk) -> APIRouter:
@@ -86,10 +96,10 @@ def routes(desk: Desk) -> APIRouter:
         return {"problems": await desk.read(desk.service.store.verify)}
 
     @router.post("/gc")
-    async def gc(asked: Collect) -> dict[str, Any]:
-        """Compiled patches that nobody can be served; with `remove` they go."""
-        names = await desk.read(desk.service.store.gc, dry_run=not asked.remove)
-        return {"removed" if asked.remove else "would_remove": names}
+    async def gc(asked: Collect) -> Garbage:
+        """Compiled patches that nobody can be served; with `remove` they go, when every server has dropped them."""
+        found = await desk.read(desk.service.store.gc, dry_run=not asked.remove, wait_s=asked.wait_s)
+        return Garbage(**asdict(found)) if asked.remove else Garbage(would_remove=found.removed)
 
     return router
 

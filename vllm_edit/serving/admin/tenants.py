@@ -72,6 +72,7 @@ def routes(desk: Desk) -> APIRouter:
     async def publish(tenant: str, asked: Publish, request: Request) -> Active:
         """Serve a compiled patch to the tenant. It is loaded first: what cannot be applied is not published."""
         name = await desk.read(desk.service.store.resolve, asked.patch)
+        await desk.service.watcher.refresh()  # it may have been compiled a moment ago
         await desk.service.prepare(name)
         active, followed = await desk.change(
             desk.registry.publish,
