@@ -8,13 +8,15 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Sizes:
     """kills: processes killed, over each kind of database. damages: flips and cuts of each kind of file. rooms: how
-    often a disk is filled for each kind of write, to leave more room each time.
+    often a disk is filled for each kind of write, to leave more room each time. churn_seconds: of publications and
+    rollbacks under load.
     """
 
     kills: int
     damages: int
     rooms: int
+    churn_seconds: float
 
 
-SHORT = Sizes(kills=12, damages=20, rooms=7)
-FULL = Sizes(kills=1000, damages=500, rooms=48)
+SHORT = Sizes(kills=12, damages=20, rooms=7, churn_seconds=8)
+FULL = Sizes(kills=1000, damages=500, rooms=48, churn_seconds=600)

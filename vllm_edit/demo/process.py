@@ -55,6 +55,12 @@ class ServerProcess:
     ) -> None:
         self._stop()
 
+    @property
+    def pid(self) -> int:
+        """Of the server; its engine runs in children of it."""
+        assert self._process is not None
+        return self._process.pid
+
     def kill(self) -> None:
         """End it and its engine at once, as a machine that fails does."""
         assert self._process is not None

@@ -39,7 +39,7 @@ class Settings:
     log_days: float = 30.0
     log_prompts: bool = False
     max_body_bytes: int = 32 * 2**20
-    max_answers: int = 100_000
+    max_answers: int = 10_000
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Settings:

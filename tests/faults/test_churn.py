@@ -1,0 +1,116 @@
+"""Publications and rollbacks without pause while a real server is under load: no request fails or is answered by
+anything but what was served at some moment of it, and memory stays what it was."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from tests.faults.sizes import Sizes
+from tests.serving import places
+from tests.serving.without_engine import bearer
+from vllm_edit.demo.server import LocalServer
+from vllm_edit.editing.settings import Progress
+from vllm_edit.store.store import Store
+
+PATCHES, CLIENTS, LOOKS = 6, 8, 30
+PATIENCE_S = 900  # for a busy machine
+BODY = {"prompt": "The capital of France is", "max_tokens": 4, "temperature": 0}
+
+
+@dataclass
+class Seen:
+    """wrong: requests and changes that failed or were answered by something else. memory: MiB, over time."""
+
+    requests: int = 0
+    changes: int = 0
+    wrong: list[str] = field(default_factory=list)
+    memory: list[float] = field(default_factory=list)
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[tuple[LocalServer, Store, dict[str, dict[str, str]]]]:
+    store = places.make_store(tmp_path / "store", places.make_site(places.make_model(tmp_path / "tiny")))
+    names = [places.add_patch(store, f"patch{number}", number) for number in range(PATCHES)]
+    store.registry.create_tenant("acme")
+    store.registry.publish("acme", names[0])
+    keys = {
+        who: bearer(store.registry.create_key(tenant).presented) for who, tenant in (("admin", None), ("acme", "acme"))
+    }
+    flags = ("--max-loras", "3", "--max-cpu-loras", "4", "--max-num-seqs", "16", "--uvicorn-log-level", "warning")
+    state = {"VLLM_EDIT_STATE": str(tmp_path / "state")}
+    with LocalServer(store.url, tmp_path / "log", *flags, patience=PATIENCE_S, environment=state) as server:
+        yield server, store, keys
+
+
+def test_churn_under_load_fails_no_request_and_keeps_memory_flat(
+    running: tuple[LocalServer, Store, dict[str, dict[str, str]]], sizes: Sizes, progress: Progress
+) -> None:
+    server, store, keys = running
+    seen = asyncio.run(churned(server, store, keys, sizes.churn_seconds, progress))
+    assert seen.wrong == []
+    assert seen.requests
+    assert seen.changes
+    assert store.verify() == []
+    assert store.registry.verify_audit().problems == ()
+    if len(seen.memory) >= LOOKS:  # a short run is still warming up: allocators, caches
+        third = len(seen.memory) // 3
+        early, late = (sum(part) / third for part in (seen.memory[third : 2 * third], seen.memory[-third:]))
+        assert late < 1.03 * early, f"{early:.0f} MiB in the second third, {late:.0f} in the last"
+
+
+async def churned(
+    server: LocalServer, store: Store, keys: dict[str, dict[str, str]], seconds: float, progress: Progress
+) -> Seen:
+    seen, ends, begun = Seen(), time.monotonic() + seconds, time.monotonic()
+    first, *others = reversed(store.names())
+    served, settled = [first], 0  # what was or is about to be served, in order; the place that every server follows
+
+    async def ask(client: httpx.AsyncClient) -> None:
+        while time.monotonic() < ends:
+            since = settled
+            reply = await client.post("/v1/completions", json=BODY, headers=keys["acme"])
+            allowed, adapter = served[since:], reply.headers.get("x-vllm-edit-adapter")
+            if reply.status_code != 200:
+                seen.wrong.append(f"{reply.status_code}: {reply.text[:200]}")
+            elif adapter not in allowed or reply.json()["model"] != adapter:
+                seen.wrong.append(f"answered by {adapter}, served meanwhile: {', '.join(allowed)}")
+            seen.requests += 1
+
+    async def change(client: httpx.AsyncClient) -> None:
+        nonlocal settled
+        history = [first]
+        while time.monotonic() < ends:
+            if seen.changes % 4 < 2:  # two publications, then both are taken back
+                history.append(others[(seen.changes // 4 + seen.changes) % len(others)])
+                path, body = "publish", {"patch": history[-1]}
+            else:
+                history.pop()
+                path, body = "rollback", {}
+            served.append(history[-1])
+            reply = await client.post(f"/v1/edits/tenants/acme/{path}", json=body, headers=keys["admin"])
+            if reply.status_code != 200 or reply.json()["active"] != history[-1]:
+                seen.wrong.append(f"{path}: {reply.status_code} {reply.text[:200]}")
+            settled = len(served) - 1
+            seen.changes += 1
+            if seen.changes % 20 == 0:
+                seen.memory.append(_memory(server))
+                progress("churning", int(time.monotonic() - begun), int(seconds))
+
+    limits = httpx.Limits(max_connections=CLIENTS + 1)
+    async with httpx.AsyncClient(base_url=server.url, timeout=120, limits=limits) as client:
+        await asyncio.gather(change(client), *(ask(client) for _ in range(CLIENTS)))
+    return seen
+
+
+def _memory(server: LocalServer) -> float:
+    """MiB that the server and its engine hold for themselves."""
+    parent = psutil.Process(server.pid)
+    return sum(one.memory_full_info().uss for one in (parent, *parent.children(recursive=True))) / 2**20
