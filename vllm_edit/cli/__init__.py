@@ -35,6 +35,7 @@ class _Root(LazyGroup):
             "key": (f"{_HERE}.key", "app"),
             "audit": (f"{_HERE}.audit", "app"),
             "serve": (f"{_HERE}.serve", "serve"),
+            "servers": (f"{_HERE}.servers", "servers"),
             "flags": (f"{_HERE}.serve", "flags"),
             "hypernet": (f"{_HERE}.hypernet", "app"),
             "trace": (f"{_HERE}.trace", "trace"),

@@ -6,10 +6,12 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from vllm_edit.cli.acknowledged import tell_change
 from vllm_edit.cli.output import print_json, print_table, when
 
 if TYPE_CHECKING:
     from vllm_edit.store.keys import Key, NewKey
+    from vllm_edit.store.registry import Registry
 
 
 def print_new_key(made: NewKey, json: bool) -> None:
@@ -34,8 +36,8 @@ def print_keys(keys: Sequence[Key], json: bool) -> None:
     print_table(("ID", "TENANT", "RIGHTS", "LABEL", "MADE", "BY", "END"), rows)
 
 
-def print_revoked(key: Key, json: bool) -> None:
-    print_json(key.as_dict()) if json else print(f"key {key.id} revoked")
+def tell_revoked(registry: Registry, key: Key, wait_s: float, json: bool) -> None:
+    tell_change(registry, wait_s, f"key {key.id} revoked", key.as_dict(), json)
 
 
 def _end(key: Key) -> str:

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vllm_edit.cli.acknowledged import WAIT_S, WaitOption, tell_change
 from vllm_edit.cli.output import JsonOption, StoreOption, WhoOption, WhyOption, print_json, print_table, when
 
 if TYPE_CHECKING:
     from vllm_edit.rollout.arm import Arm, Side
     from vllm_edit.rollout.rollout import Rollout
+    from vllm_edit.store.registry import Registry
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -80,7 +82,8 @@ def create(
         salt=salt,
         alpha=alpha,
     )
-    _tell(opened.registry.rollouts.create(made, override=override, why=why, by=who), json)
+    entered = opened.registry.rollouts.create(made, override=override, why=why, by=who)
+    print_json(entered.as_record()) if json else print(_line(entered))
 
 
 @app.command()
@@ -89,43 +92,63 @@ def ramp(
     percent: Annotated[float, typer.Argument(metavar="PERCENT", help="Of the users, so many take part from now on.")],
     why: WhyOption = "",
     who: WhoOption = "",
+    wait: WaitOption = WAIT_S,
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
     """Let a share of the users take part; a paused rollout goes on. Who took part before stays on the same side."""
     from vllm_edit.store.store import Store
 
-    _tell(Store.open(store).registry.rollouts.ramp(name, percent, why=why, by=who), json)
+    registry = Store.open(store).registry
+    _tell(registry, registry.rollouts.ramp(name, percent, why=why, by=who), wait, json)
 
 
 @app.command()
 def pause(
-    name: NameArgument, why: WhyOption = "", who: WhoOption = "", store: StoreOption = None, json: JsonOption = False
+    name: NameArgument,
+    why: WhyOption = "",
+    who: WhoOption = "",
+    wait: WaitOption = WAIT_S,
+    store: StoreOption = None,
+    json: JsonOption = False,
 ) -> None:
     """Leave everyone where they are until the next `ramp`."""
     from vllm_edit.store.store import Store
 
-    _tell(Store.open(store).registry.rollouts.pause(name, why=why, by=who), json)
+    registry = Store.open(store).registry
+    _tell(registry, registry.rollouts.pause(name, why=why, by=who), wait, json)
 
 
 @app.command()
 def kill(
-    name: NameArgument, why: WhyOption = "", who: WhoOption = "", store: StoreOption = None, json: JsonOption = False
+    name: NameArgument,
+    why: WhyOption = "",
+    who: WhoOption = "",
+    wait: WaitOption = WAIT_S,
+    store: StoreOption = None,
+    json: JsonOption = False,
 ) -> None:
     """Put everyone on control, at the next request."""
     from vllm_edit.store.store import Store
 
-    _tell(Store.open(store).registry.rollouts.kill(name, why=why, by=who), json)
+    registry = Store.open(store).registry
+    _tell(registry, registry.rollouts.kill(name, why=why, by=who), wait, json)
 
 
 @app.command()
 def promote(
-    name: NameArgument, why: WhyOption = "", who: WhoOption = "", store: StoreOption = None, json: JsonOption = False
+    name: NameArgument,
+    why: WhyOption = "",
+    who: WhoOption = "",
+    wait: WaitOption = WAIT_S,
+    store: StoreOption = None,
+    json: JsonOption = False,
 ) -> None:
     """Put everyone on treatment, until something is published for the tenant or rolled back."""
     from vllm_edit.store.store import Store
 
-    _tell(Store.open(store).registry.rollouts.promote(name, why=why, by=who), json)
+    registry = Store.open(store).registry
+    _tell(registry, registry.rollouts.promote(name, why=why, by=who), wait, json)
 
 
 @app.command("list")
@@ -177,10 +200,11 @@ def _override(text: str) -> tuple[str, Side]:
     return user, "control" if said == "control" else "treatment"
 
 
-def _tell(rollout: Rollout, json: bool) -> None:
-    if json:
-        print_json(rollout.as_record())
-        return
+def _tell(registry: Registry, rollout: Rollout, wait_s: float, json: bool) -> None:
+    tell_change(registry, wait_s, _line(rollout), rollout.as_record(), json)
+
+
+def _line(rollout: Rollout) -> str:
     told = {
         "created": "created; nobody is served by it before `vllm-edit rollout ramp`",
         "ramping": f"{_percent(rollout.share)} of the users take part, {_percent(rollout.split)} of them on treatment",
@@ -188,7 +212,7 @@ def _tell(rollout: Rollout, json: bool) -> None:
         "killed": "killed" + ("; its tenant is served control" if rollout.governs else "; it decides nothing"),
         "promoted": "promoted; its tenant is served treatment",
     }
-    print(f"rollout {rollout.name}: {told[rollout.state]}")
+    return f"rollout {rollout.name}: {told[rollout.state]}"
 
 
 def _state(rollout: Rollout) -> str:

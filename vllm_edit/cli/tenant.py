@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vllm_edit.cli.acknowledged import WAIT_S, WaitOption, tell_change
 from vllm_edit.cli.output import JsonOption, StoreOption, WhoOption, WhyOption, print_json, print_table, when
 from vllm_edit.cli.tenant_key import app as key_app
 from vllm_edit.cli.times import UntilOption
 
 if TYPE_CHECKING:
     from vllm_edit.store.entries import Publication
+    from vllm_edit.store.store import Store
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -65,10 +67,11 @@ def publish(
     ] = "",
     until: UntilOption = None,
     who: WhoOption = "",
+    wait: WaitOption = WAIT_S,
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Serve a compiled patch to a tenant; running servers follow at once."""
+    """Serve a compiled patch to a tenant. Ends when all running servers do, or names those that do not."""
     from vllm_edit.store.store import Store
 
     if override and not who:
@@ -77,7 +80,7 @@ def publish(
     active = opened.registry.publish(
         tenant, opened.resolve(name), why=why, override=override, by=who, valid_until=until
     )
-    _tell(tenant, active, json)
+    _tell(opened, tenant, active, wait, json)
 
 
 @app.command()
@@ -88,6 +91,7 @@ def rollback(
     ] = None,
     why: WhyOption = "",
     who: WhoOption = "",
+    wait: WaitOption = WAIT_S,
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -97,7 +101,7 @@ def rollback(
     opened = Store.open(store)
     target = None if to is None else opened.resolve(to)
     active = opened.registry.rollback(tenant, to=target, why=why, by=who)
-    _tell(tenant, active, json)
+    _tell(opened, tenant, active, wait, json)
 
 
 @app.command()
@@ -125,11 +129,9 @@ def history(tenant: TenantArgument, store: StoreOption = None, json: JsonOption 
     print_table(("AT", "NAME", "STATE", "UNTIL", "BY", "WHY"), rows)
 
 
-def _tell(tenant: str, active: str | None, json: bool) -> None:
-    if json:
-        print_json({"tenant": tenant, "active": active})
-    else:
-        print(f"tenant {tenant} is served {active or 'the base model'}")
+def _tell(store: Store, tenant: str, active: str | None, wait_s: float, json: bool) -> None:
+    line = f"tenant {tenant} is served {active or 'the base model'}"
+    tell_change(store.registry, wait_s, line, {"tenant": tenant, "active": active}, json)
 
 
 def _as_json(publication: Publication) -> dict[str, Any]:

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from vllm_edit.cli.keys_shown import print_keys, print_new_key, print_revoked
+from vllm_edit.cli.acknowledged import WAIT_S, WaitOption
+from vllm_edit.cli.keys_shown import print_keys, print_new_key, tell_revoked
 from vllm_edit.cli.output import JsonOption, StoreOption, WhoOption, WhyOption
 from vllm_edit.cli.times import UntilOption
 
@@ -51,10 +52,12 @@ def revoke(
     key: Annotated[str, typer.Argument(metavar="ID", help="As `list` tells it.")],
     why: WhyOption = "",
     who: WhoOption = "",
+    wait: WaitOption = WAIT_S,
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
     """Revoke a key of the tenant for good."""
     from vllm_edit.store.store import Store
 
-    print_revoked(Store.open(store).registry.revoke_key(key, tenant=tenant, why=why, by=who), json)
+    registry = Store.open(store).registry
+    tell_revoked(registry, registry.revoke_key(key, tenant=tenant, why=why, by=who), wait, json)

@@ -1,0 +1,152 @@
+"""Changes wait until every running server follows them, and name those that do not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from threading import Event
+
+import pytest
+
+from tests.cli.program import Program
+from tests.store.example import compiled
+from vllm_edit.errors import EditError
+from vllm_edit.store.registry import Registry
+from vllm_edit.store.servers import Servers
+from vllm_edit.store.store import Store
+
+AHEAD = 10**6  # a generation beyond any in these tests: who says so follows everything
+
+
+@pytest.fixture
+def store(store: Store) -> Store:
+    """With two patches, a tenant that is served the first, its key, and a rollout to the second."""
+    for seed in range(2):
+        store.registry.set_status(store.save(compiled(seed=seed)), "accepted")
+    store.registry.create_tenant("acme")
+    store.registry.publish("acme", store.names()[1])
+    return store
+
+
+def beat(store: Store, id: str, generation: int) -> None:
+    store.registry.servers.beat(id, host=f"gpu-{id}", pid=4711, generation=generation, drained=0)
+
+
+@contextmanager
+def following(registry: Registry) -> Iterator[None]:
+    """A server that follows the registry as soon as it changes."""
+    ends = Event()
+
+    def serve() -> None:
+        generation = registry.generation()
+        registry.servers.beat("a", host="gpu-a", pid=1, generation=generation, drained=0)
+        beats.set()
+        while not ends.is_set():
+            if registry.wait_for_change(generation, 0.1):
+                generation = registry.generation()
+            registry.servers.beat("a", host="gpu-a", pid=1, generation=generation, drained=0)
+
+    beats = Event()
+    with ThreadPoolExecutor(1) as thread:
+        served = thread.submit(serve)
+        assert beats.wait(120)
+        yield
+        ends.set()
+        served.result(120)
+
+
+def test_without_a_running_server_nothing_more_is_said(program: Program, store: Store) -> None:
+    first, second = store.names()[::-1]
+    ran = program("tenant", "publish", "acme", second)
+    assert (ran.code, ran.out, ran.err) == (0, f"tenant acme is served {second}\n", "")
+    told = program("tenant", "rollback", "acme", "--json").json
+    seconds = told["acknowledged"].pop("seconds")
+    assert 0 <= seconds < 10
+    assert told == {
+        "tenant": "acme",
+        "active": first,
+        "acknowledged": {"generation": store.registry.generation(), "servers": [], "missing": []},
+    }
+
+
+def test_a_change_ends_when_the_server_follows(program: Program, store: Store) -> None:
+    with following(store.registry):
+        ran = program("tenant", "publish", "acme", store.names()[0], "--wait", 120)
+        assert ran.code == 0
+        assert ran.out.splitlines()[1].startswith("1 server follows after ")
+        told = program("tenant", "rollback", "acme", "--wait", 120, "--json").json["acknowledged"]
+        assert (told["servers"], told["missing"], told["generation"]) == (["gpu-a:1"], [], store.registry.generation())
+
+
+def test_many_servers_are_counted(program: Program, store: Store) -> None:
+    for id in "ab":
+        beat(store, id, AHEAD)
+    lines = program("tenant", "publish", "acme", store.names()[0]).out.splitlines()
+    assert lines[1].startswith("2 servers follow after ")
+    assert lines[1].endswith((" ms", " s"))
+
+
+def test_every_change_names_the_servers_that_do_not_follow_and_stands(program: Program, store: Store) -> None:
+    beat(store, "a", AHEAD)
+    beat(store, "b", 0)
+    beat(store, "c", 0)
+    keys = [store.registry.create_key(tenant).key.id for tenant in ("acme", None)]
+    program("rollout", "create", "spring", "--tenant", "acme", "--treatment", "capital")
+    for words in (
+        ("rollout", "ramp", "spring", "10"),
+        ("rollout", "pause", "spring"),
+        ("rollout", "promote", "spring"),
+        ("rollout", "kill", "spring"),
+        ("tenant", "publish", "acme", "capital"),
+        ("tenant", "rollback", "acme"),
+        ("tenant", "key", "revoke", "acme", keys[0]),
+        ("key", "revoke", keys[1]),
+    ):
+        rows = len(store.registry.audit())
+        ran = program(*words, "--wait", "0.02")
+        assert (ran.code, ran.out.count("\n"), ran.err.count("\n")) == (1, 1, 1), words
+        assert "the change stands" in ran.err
+        assert "gpu-b:4711, gpu-c:4711 (2 of 3 running servers)" in ran.err
+        assert len(store.registry.audit()) == rows + 1, words
+    told = program("tenant", "publish", "acme", "capital", "--wait", "0.02", "--json")
+    assert told.code == 1
+    assert told.json["acknowledged"]["servers"] == ["gpu-a:4711"]
+    assert told.json["acknowledged"]["missing"] == ["gpu-b:4711", "gpu-c:4711"]
+
+
+def test_nobody_is_waited_for_when_that_is_not_wanted(program: Program, store: Store) -> None:
+    beat(store, "a", 0)
+    ran = program("tenant", "publish", "acme", "capital", "--wait", 0)
+    assert (ran.code, ran.out.count("\n"), ran.err) == (0, 1, "")
+    assert program("tenant", "rollback", "acme", "--wait", 0, "--json").json["acknowledged"] is None
+    assert program("tenant", "publish", "acme", "capital", "--wait", -1).code == 2
+
+
+def test_a_change_stands_when_the_registry_is_lost_after_it(
+    program: Program, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(*_arguments: object) -> None:
+        raise EditError("the registry cannot be used: gone")
+
+    monkeypatch.setattr(Servers, "wait", lost)
+    ran = program("tenant", "publish", "acme", "capital", "--json")
+    assert (ran.code, ran.json["active"], ran.json["acknowledged"]) == (1, store.names()[0], None)
+    assert ran.err.startswith("vllm-edit: the change stands, but which servers follow it is not known: ")
+
+
+def test_running_servers_are_listed(program: Program, store: Store) -> None:
+    assert program("servers", "--json").json == []
+    generation = store.registry.generation()
+    beat(store, "b", generation - 2)
+    beat(store, "a", generation)
+    first, second = program("servers", "--json").json
+    assert 0 <= first.pop("seen_ago_s") < 10
+    assert first == {"server": "gpu-a:4711", "generation": generation, "behind": 0, "drained": 0}
+    assert second["behind"] == 2
+    header, *rows = (line.split() for line in program("servers").out.splitlines())
+    assert header == ["SERVER", "GENERATION", "BEHIND", "SEEN"]
+    assert [row[:3] for row in rows] == [
+        ["gpu-a:4711", str(generation), "0"],
+        ["gpu-b:4711", str(generation - 2), "2"],
+    ]

@@ -1,0 +1,71 @@
+"""After a change: wait until every running server follows it, and say so."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vllm_edit.cli.output import print_error, print_json
+from vllm_edit.errors import EditError
+
+if TYPE_CHECKING:
+    from vllm_edit.store.registry import Registry
+    from vllm_edit.store.servers import Acknowledged
+
+WAIT_S = 10.0
+WaitOption = Annotated[
+    float, typer.Option("--wait", min=0, metavar="SECONDS", help="Until every running server follows; 0: do not wait.")
+]
+
+
+def tell_change(registry: Registry, wait_s: float, line: str, record: Mapping[str, Any], json: bool) -> None:
+    """Tell a change that was made: as `line`, or as `record` in JSON. Then wait, and tell which servers follow it.
+
+    Raises:
+        typer.Exit: with 1, when some do not, or nobody can say. The change stands.
+    """
+    if not json:
+        print(line, flush=True)
+    found, problem = None, ""
+    if wait_s:
+        try:
+            found = registry.servers.wait(registry.generation(), wait_s)
+            problem = _problem(found)
+        except EditError as error:
+            problem = f"the change stands, but which servers follow it is not known: {error}"
+    if json:
+        print_json({**record, "acknowledged": None if found is None else _as_json(found)})
+    elif found is not None and found.acknowledged and not found.missing:
+        print(f"{_servers(len(found.acknowledged))} after {_time(found.seconds)}")
+    if problem:
+        print_error(problem)
+        raise typer.Exit(1)
+
+
+def _problem(found: Acknowledged) -> str:
+    if not found.missing:
+        return ""
+    return (
+        f"the change stands, but after {_time(found.seconds)} {', '.join(found.missing)} "
+        f"({len(found.missing)} of {len(found.missing) + len(found.acknowledged)} running servers) did not say that it "
+        "follows; it will when it reaches the registry"
+    )
+
+
+def _servers(count: int) -> str:
+    return "1 server follows" if count == 1 else f"{count} servers follow"
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
+
+
+def _as_json(found: Acknowledged) -> dict[str, Any]:
+    return {
+        "generation": found.generation,
+        "seconds": round(found.seconds, 4),
+        "servers": found.acknowledged,
+        "missing": found.missing,
+    }
