@@ -84,7 +84,7 @@ def _prepared(folder: Path, patch: Path, console: Console) -> tuple[Store, str]:
     """The store, and the name of the patch that it serves."""
     base = Base.load("atlas")
     with console.status("choosing the site, compiling ..."):
-        store, _ = open_or_create(folder, base, atlas.sweep_edits(), atlas.texts())
+        store, _ = open_or_create(folder, base, atlas.sweep_edits(), atlas.texts(), atlas.passages())
         outcome = Pipeline(store, base, Bank.from_records(atlas.bank())).run(Patch.load(patch))
     return store, outcome.name
 

@@ -18,6 +18,9 @@ def test_a_store_that_is_there_is_opened_without_a_sweep(tmp_path: Path) -> None
     opened, measured = open_or_create(tmp_path / "store", one.base, (), ())
     assert opened.site() == one.site
     assert not measured
+    assert opened.passages() == ()
+    for passages in (["first"], ["second"]):  # kept where there are none yet
+        assert open_or_create(tmp_path / "store", one.base, (), (), passages)[0].passages() == ("first",)
     opened.registry.close()
 
 

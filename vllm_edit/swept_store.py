@@ -24,19 +24,25 @@ def create_by_sweep(
     max_rank: int | None = None,
     slots: int = 16,
     seed: int = 0,
+    passages: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> tuple[Store, Sequence[Measurement]]:
     """A new store at the site that is best for `edits` (see `choose_site`), and what the sweep measured."""
     chosen = choose_site(
         base, edits, texts, tokens=tokens, max_rank=max_rank, slots=slots, seed=seed, progress=progress
     )
-    return Store.create(url, chosen.made.site, chosen.made.moment.tensors()), chosen.table
+    return Store.create(url, chosen.made.site, chosen.made.moment.tensors(), passages), chosen.table
 
 
 def open_or_create(
-    folder: Path, base: Base, edits: Sequence[Edit], texts: Sequence[str], progress: Progress | None = None
+    folder: Path,
+    base: Base,
+    edits: Sequence[Edit],
+    texts: Sequence[str],
+    passages: Sequence[str] = (),
+    progress: Progress | None = None,
 ) -> tuple[Store, Sequence[Measurement]]:
-    """The store in `folder` (then nothing was measured), or a new one.
+    """The store in `folder` (then nothing was measured), or a new one. passages: kept where there are none yet.
 
     Raises:
         EditError: the store there is another base's.
@@ -44,7 +50,9 @@ def open_or_create(
     try:
         store = Store.open(folder)
     except NotFound:
-        return create_by_sweep(folder, base, edits, texts, progress=progress)
+        return create_by_sweep(folder, base, edits, texts, passages=passages, progress=progress)
     if store.site().base != base.fingerprint:
         raise EditError(f"{folder} is a store for another base than {base.name} as it is now; remove it")
+    if passages and not store.passages():
+        store.keep_passages(passages)
     return store, ()

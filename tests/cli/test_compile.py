@@ -8,6 +8,7 @@ import pytest
 
 from tests.cli.program import Program
 from tests.tiny import SENTENCES, save_tiny
+from vllm_edit.store.passages import PASSAGES
 from vllm_edit.store.store import Store
 
 # A random model has no facts to change: its edits may miss, which is not what is tested here.
@@ -41,6 +42,9 @@ def test_a_patch_file_becomes_a_stored_patch(program: Program, model: Path, text
     init = program("store", "init", "--layer", 1, "--token", "last", *where, "--json")
     assert init.code == 0, init.err
     assert (init.json["layer"], init.json["token"], init.json["rank"]) == (1, "last", 16)
+    passages = Store.open(url).passages()
+    assert init.json["passages"] == len(passages) > 0
+    assert set(passages) < set(SENTENCES)
     again = program("store", "init", "--layer", 2, *where)
     assert (again.code, again.err.count("\n")) == (1, 1)
     assert "has a site already" in again.err
@@ -70,6 +74,21 @@ def test_a_patch_file_becomes_a_stored_patch(program: Program, model: Path, text
     refused = program("tenant", "publish", "acme", "strict", "--store", url)
     assert (refused.code, refused.err.count("\n")) == (1, 1)
     assert "reliability: 0.000" in refused.err
+
+
+def test_a_store_without_passages_is_given_some(program: Program, model: Path, texts: Path, tmp_path: Path) -> None:
+    url = tmp_path / "store"
+    program("store", "init", "--model", model, "--layer", 1, "--texts", texts, "--store", url)
+    again = program("store", "passages", "--texts", texts, "--store", url)
+    assert (again.code, again.err.count("\n")) == (1, 1)
+    assert "passages already" in again.err
+    (url / PASSAGES).unlink()  # as stores were made before there were any
+    lacking = program("store", "passages", "--store", url)
+    assert (lacking.code, lacking.err.count("\n")) == (1, 1)
+    assert "--texts FILE" in lacking.err
+    kept = program("store", "passages", "--texts", texts, "--store", url, "--json")
+    assert kept.code == 0, kept.err
+    assert kept.json["passages"] == len(Store.open(url).passages()) > 0
 
 
 SWEEP = """

@@ -45,7 +45,9 @@ def test_a_network_is_trained_described_and_compiled_with(
     assert made["network"] == trained["network"]
     assert len(made["module"].split(", ")) == 6
     assert made["rank"] == 16
+    assert made["passages"] == 0
     assert Store.open(store).verify() == []
+    assert program(*init[:-1], f"{store}-2", "--texts", texts, "--json").json["passages"] == len(TEXTS)
     ran = program("compile", patch, "--method", "mend", "--set", "on_missed=report", "--store", store, "--json")
     assert ran.code == 1  # four steps teach nothing: the gate rejects it
     (compiled,) = ran.json["compiled"]

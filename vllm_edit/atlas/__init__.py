@@ -27,10 +27,17 @@ def sweep_edits(seed: int = 0, count: int = 24) -> list[Edit]:
 
 
 def texts(count: int = 2000, seed: int = 1) -> list[str]:
-    """Documents like those atlas was trained on, drawn with another seed: for second moments and perplexity."""
+    """Documents like those atlas was trained on, drawn with another seed: for second moments."""
     from vllm_edit.atlas.documents import held_out_texts
 
     return held_out_texts(count, seed)
+
+
+def passages() -> list[str]:
+    """Documents like them, drawn with a third seed: what a store's gates measure the drift of perplexity on."""
+    from vllm_edit.store.passages import cut
+
+    return cut(texts(seed=3))
 
 
 def bank() -> list[dict[str, Any]]:

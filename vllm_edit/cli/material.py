@@ -44,6 +44,30 @@ def texts_of(model: str, file: Path | None) -> list[str]:
     return atlas.texts()
 
 
+def held_out_of(model: str, file: Path | None, seed: int) -> tuple[list[str], list[str]]:
+    """Passages for the gates, and text for the second moment: of a file some lines and the others; atlas has both."""
+    from vllm_edit.store.passages import hold_out
+
+    if file is None and model == SHIPPED:
+        from vllm_edit import atlas
+
+        return atlas.passages(), atlas.texts()
+    return hold_out(texts_of(model, file), seed)
+
+
+def passages_of(model: str, file: Path | None) -> list[str]:
+    """Ordinary text for the gates alone; none where none is known."""
+    from vllm_edit.store.passages import cut
+
+    if file is not None:
+        return cut(texts_of(model, file))
+    if model != SHIPPED:
+        return []
+    from vllm_edit import atlas
+
+    return atlas.passages()
+
+
 def sweep_edits_of(model: str, file: Path | None, seed: int) -> list[Edit]:
     """Edits on which layer and token are chosen; no evaluation may use them again."""
     if file is not None:

@@ -28,6 +28,8 @@ app = typer.Typer(
 
 _AUTO = "auto"
 
+TextsOption = Annotated[Path | None, typer.Option(help="Ordinary text, a passage per line; atlas has its own.")]
+
 
 @app.command()
 def init(
@@ -46,7 +48,7 @@ def init(
     ] = None,
     rank: Annotated[int | None, typer.Option("--rank", "--max-rank", help="Most rank of a patch; default 16.")] = None,
     slots: Annotated[int, typer.Option(min=1, help="Patches in one batch of the engine.")] = 16,
-    texts: Annotated[Path | None, typer.Option(help="Ordinary text, a passage per line; atlas has its own.")] = None,
+    texts: TextsOption = None,
     edits: Annotated[Path | None, typer.Option(help="Patch file with edits for auto; atlas has its own.")] = None,
     seed: Annotated[int, typer.Option(help="Of the contexts and the edits tried.")] = 0,
     method: Annotated[
@@ -61,21 +63,21 @@ def init(
     wanted = _layer(layer)
     _refuse_existing(store)
     if method == "mend":
-        given = {"--layer": layer, "--token": token, "--texts": texts, "--edits": edits}
+        given = {"--layer": layer, "--token": token, "--edits": edits}
         for option in (name for name, value in given.items() if value is not None):
             raise typer.BadParameter("the site of mend is what its network was trained for", param_hint=option)
-        _init_mend(model, network, rank, slots, store, json)
+        _init_mend(model, network, texts, rank, slots, store, json)
         return
     if network is not None:
         raise typer.BadParameter("only a store for mend has a network: add --method mend", param_hint="--network")
-    from vllm_edit.cli.material import load_base, sweep_edits_of, texts_of
+    from vllm_edit.cli.material import held_out_of, load_base, sweep_edits_of
     from vllm_edit.editing.sites import fixed_site
     from vllm_edit.editing.sweep import TOKENS
     from vllm_edit.store.store import Store
     from vllm_edit.swept_store import create_by_sweep
 
     started = time.perf_counter()
-    text = texts_of(model, texts)
+    passages, text = held_out_of(model, texts, seed)
     sweeps = wanted == _AUTO or (wanted is None and (model == SHIPPED or edits is not None))
     tried = sweep_edits_of(model, edits, seed) if sweeps else []
     base = load_base(_place(model))
@@ -84,7 +86,16 @@ def init(
         if sweeps:
             tokens = TOKENS if token is None else (token,)
             opened, table = create_by_sweep(
-                store, base, tried, text, tokens=tokens, max_rank=rank, slots=slots, seed=seed, progress=progress
+                store,
+                base,
+                tried,
+                text,
+                tokens=tokens,
+                max_rank=rank,
+                slots=slots,
+                seed=seed,
+                passages=passages,
+                progress=progress,
             )
         else:
             made = fixed_site(
@@ -97,7 +108,7 @@ def init(
                 seed=seed,
                 progress=progress,
             )
-            opened = Store.create(store, made.site, made.moment.tensors())
+            opened = Store.create(store, made.site, made.moment.tensors(), passages)
     seconds = round(time.perf_counter() - started, 3)
     if json:
         tried_ = [measured.as_record() for measured in table]
@@ -108,15 +119,17 @@ def init(
     print_fields(_site(opened, opened.site()) | {"seconds": f"{seconds:.0f}"})
 
 
-def _init_mend(model: str, network: Path | None, rank: int | None, slots: int, store: str | None, json: bool) -> None:
-    """A store whose site is a network's."""
-    from vllm_edit.cli.material import load_base, network_of
+def _init_mend(
+    model: str, network: Path | None, texts: Path | None, rank: int | None, slots: int, store: str | None, json: bool
+) -> None:
+    """A store whose site is a network's; text is only for the gates."""
+    from vllm_edit.cli.material import load_base, network_of, passages_of
     from vllm_edit.editing.hypernetwork.files import load, network_site
     from vllm_edit.store.store import Store
 
     trained, card = load(network_of(model, network))
     site = network_site(load_base(_place(model)), trained, card, max_rank=rank, slots=slots)
-    opened = Store.create(store, site, trained.tensors())
+    opened = Store.create(store, site, trained.tensors(), passages_of(model, texts))
     told = _site(opened, site)
     print_json(told) if json else print_fields(told)
 
@@ -124,6 +137,25 @@ def _init_mend(model: str, network: Path | None, rank: int | None, slots: int, s
 def _place(model: str) -> str:
     """A folder's absolute path, so that later commands find the model from anywhere; other names as they are."""
     return str(Path(model).absolute()) if model != SHIPPED and Path(model).is_dir() else model
+
+
+@app.command()
+def passages(texts: TextsOption = None, store: StoreOption = None, json: JsonOption = False) -> None:
+    """Keep passages in a store that has none: ordinary text on which gates measure the drift of perplexity.
+
+    They should be other text than the site was made with, and stay for good.
+    """
+    from vllm_edit.cli.material import passages_of
+    from vllm_edit.store.store import Store
+
+    opened = Store.open(store)
+    model = opened.site().model
+    found = passages_of(model, texts)
+    if not found:
+        raise EditError(f"no text of {model} is known: give --texts FILE, a passage per line")
+    opened.keep_passages(found)
+    told = {"store": opened.url, "passages": len(found)}
+    print_json(told) if json else print_fields(told)
 
 
 @app.command()
@@ -172,6 +204,7 @@ def _site(store: Store, site: Site) -> dict[str, Any]:
         "layer": site.layer,
         "rank": site.max_rank,
         "slots": site.slots,
+        "passages": len(store.passages()),
     }
     if site.network is not None:
         return told | {"network": site.network}

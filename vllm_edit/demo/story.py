@@ -76,6 +76,7 @@ class Demo:
                 base,
                 atlas.sweep_edits(),
                 atlas.texts(),
+                atlas.passages(),
                 progress=lambda what, done, total: status.update(f"{what} {done}/{total}"),
             )
         if not measured:

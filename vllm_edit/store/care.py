@@ -20,6 +20,7 @@ def problems_of(store: Store) -> list[str]:
     stored = store.names()
     checks: list[Callable[[], Iterable[str]]] = [
         partial(_site_problems, store, stored),
+        partial(_passages_problems, store),
         store.registry.problems,
         *(partial(_patch_problems, store, name) for name in stored),
     ]
@@ -45,6 +46,11 @@ def _site_problems(store: Store, stored: Iterable[str]) -> Iterator[str]:
         if compiled_at != site:
             yield f"{name} was compiled at site {compiled_at}, {SITE} holds {site}: one of them is another store's"
     store.material()
+
+
+def _passages_problems(store: Store) -> Iterable[str]:
+    store.passages()
+    return ()
 
 
 def _patch_problems(store: Store, name: str) -> Iterator[str]:

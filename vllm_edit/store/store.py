@@ -2,6 +2,7 @@
 
 site.json                      the site, with its digest
 moments/<digest>.safetensors   its second moment, or networks/<digest>.safetensors for a site with a hypernetwork
+passages.json                  ordinary text for the gates (`passages`), where the store has some
 patches/<patch>@<digest>/      one compiled patch each (`artefacts`)
 records/<name>/<kind>-<time>.json   reports and timings, outside the digest
 registry.db                    unless VLLM_EDIT_REGISTRY names another database
@@ -10,7 +11,7 @@ audit.json                     the head of the registry's audit (`anchor`)
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,7 @@ from vllm_edit.store.envelope import MANIFEST, Read, read_manifest
 from vllm_edit.store.files import Files, open_files
 from vllm_edit.store.garbage import Collected, collect, garbage_in
 from vllm_edit.store.manifest import Manifest
+from vllm_edit.store.passages import read_passages, write_passages
 from vllm_edit.store.places import default_url, registry_url
 from vllm_edit.store.records import Record, add_record, read_records
 from vllm_edit.store.registry import Registry
@@ -62,8 +64,16 @@ class Store:
         return cls(place, files, Registry(registry_url(place, files), Anchor(files)))
 
     @classmethod
-    def create(cls, url: str | Path | None, site: Site, material: Mapping[str, torch.Tensor]) -> Store:
+    def create(
+        cls,
+        url: str | Path | None,
+        site: Site,
+        material: Mapping[str, torch.Tensor],
+        passages: Sequence[str] = (),
+    ) -> Store:
         """A store with `site` and its second moment or network. One that has this site already is opened as it is.
+
+        passages: ordinary text for its gates; `keep_passages` adds it later.
 
         Raises:
             EditError: another site is fixed there, or `material` is not what the site names.
@@ -79,6 +89,8 @@ class Store:
                 )
             return store
         write_material(files, site, material)
+        if passages:
+            write_passages(files, passages)
         anchor = Anchor(files)
         anchor.advance(EMPTY)  # before any row: from now on a missing anchor is a finding
         registry = Registry(registry_url(place, files), anchor)
@@ -115,6 +127,26 @@ class Store:
     def material(self) -> dict[str, torch.Tensor]:
         """The tensors that belong to the site, second moment or network, checked against their digest."""
         return read_material(self.files, self.site())
+
+    def passages(self) -> tuple[str, ...]:
+        """Ordinary text on which the gates measure the drift of perplexity; none where the store keeps none.
+
+        Raises:
+            Corrupt: the file does not match the digest in it.
+        """
+        return read_passages(self.files)
+
+    def keep_passages(self, passages: Sequence[str]) -> None:
+        """Keep ordinary text for the gates, for good: with other text they would judge by another measure.
+
+        Raises:
+            EditError: there are some already, or none are given.
+        """
+        if kept := self.passages():
+            raise EditError(f"{self.url} keeps {len(kept)} passages already, and its gates judged by them")
+        if not passages:
+            raise EditError("expected at least one passage, got none")
+        write_passages(self.files, passages)
 
     # Compiled patches
 
