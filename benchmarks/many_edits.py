@@ -15,11 +15,10 @@ IKE     each prompt is preceded by the mentioned facts and demonstrations; no we
 from __future__ import annotations
 
 import argparse
-import math
 import random
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,14 +33,13 @@ from vllm_edit import atlas
 from vllm_edit.atlas.documents import held_out_texts
 from vllm_edit.cli.output import progress_bar
 from vllm_edit.composition.compose import compose
-from vllm_edit.composition.scoped import Narrowing, assemble
+from vllm_edit.composition.scoped import assemble
 from vllm_edit.deltas.delta import Delta
 from vllm_edit.editing.base import Base
 from vllm_edit.editing.scoped import BATCH
 from vllm_edit.editing.separately import compile_separately
 from vllm_edit.errors import EditError
 from vllm_edit.evaluation.evaluate import evaluate
-from vllm_edit.evaluation.perplexity import perplexity, perplexity_drift, pieces_of
 from vllm_edit.evaluation.report import Mode
 from vllm_edit.evaluation.runners.hf import HFRunner
 from vllm_edit.ike.bank import Bank
@@ -56,12 +54,11 @@ PLOTTED = ("reliability", "paraphrase trained", "locality", "locality_subject", 
 
 @dataclass(frozen=True)
 class Many:
-    """The same n edits by one way of having them all, and how far it moves the perplexity of ordinary text."""
+    """The same n edits by one way of having them all."""
 
     way: str
     patch: CompiledPatch
     mode: Mode
-    drift: Callable[[], float | None]
 
 
 def main() -> None:
@@ -84,11 +81,11 @@ def main() -> None:
         units: dict[str, list[CompiledPatch]] = {
             method: [made[patch.name] for patch in wanted[size]] for method, made in compiled.items()
         }
-        for many in ways(units, base, size, arguments.asked, documents, arguments.seed):
+        for many in ways(units, base, size, arguments.asked, arguments.seed):
             started = time.perf_counter()
             with progress_bar(f"{many.way}, {size}") as progress:
-                report = evaluate(many.patch, runner, ("base", many.mode), SETTINGS, progress)
-            row_of = row(report, many.mode) | {"drift": many.drift()}
+                report = evaluate(many.patch, runner, ("base", many.mode), SETTINGS, progress, passages=documents)
+            row_of = row(report, many.mode) | {"drift": None if report.drift is None else report.drift.value}
             rows.append({"way": many.way, "edits": size, "seconds": time.perf_counter() - started, **row_of})
             console.print(_line(rows[-1]))
     data = {
@@ -142,27 +139,21 @@ def compiled_units(
     return units
 
 
-def ways(
-    units: Mapping[str, Sequence[CompiledPatch]], base: Base, size: int, asked: int, documents: Sequence[str], seed: int
-) -> Iterator[Many]:
+def ways(units: Mapping[str, Sequence[CompiledPatch]], base: Base, size: int, asked: int, seed: int) -> Iterator[Many]:
     """Every way of having the same edits."""
-
-    def drift_of(delta: Delta) -> Callable[[], float]:
-        return lambda: perplexity_drift(base.model, base.tokenizer, delta, documents).drift
-
     rome = list(units["rome"])
     joint = compose(rome, f"joint-{size}")
     summed = Delta.concatenate([unit.delta for unit in rome])
     whole = Patch(name=f"scoped-{size}", scope="subject", edits=tuple(e for unit in rome for e in unit.manifest.edits))
     scoped = assemble(whole, rome)
-    yield Many("sum", sampled(_with_delta(joint, summed), asked, seed), "weights", drift_of(summed))
-    yield Many("joint", sampled(joint, asked, seed), "weights", drift_of(joint.delta))
-    yield Many("scoped", sampled(scoped, asked, seed), "weights", lambda: scoped_drift(base, scoped, documents))
+    yield Many("sum", sampled(_with_delta(joint, summed), asked, seed), "weights")
+    yield Many("joint", sampled(joint, asked, seed), "weights")
+    yield Many("scoped", sampled(scoped, asked, seed), "weights")
     if "mend" in units:
         added = compose(list(units["mend"]), f"mend-{size}")
-        yield Many("MEND", sampled(added, asked, seed), "weights", drift_of(added.delta))
+        yield Many("MEND", sampled(added, asked, seed), "weights")
     told = with_demonstrations(sampled(joint, asked, seed), Bank.from_records(atlas.bank()), base.tokenizer)
-    yield Many("IKE", told, "ike", lambda: None)
+    yield Many("IKE", told, "ike")
 
 
 def sampled(compiled: CompiledPatch, asked: int, seed: int) -> CompiledPatch:
@@ -172,21 +163,6 @@ def sampled(compiled: CompiledPatch, asked: int, seed: int) -> CompiledPatch:
     kept = set(random.Random(seed).sample(sorted(edit.prompt for edit in edits), k=min(asked, len(edits))))
     shown = tuple(e if e.prompt in kept else e.model_copy(update={"probes": ()}) for e in edits)
     return replace(compiled, manifest=compiled.manifest.model_copy(update={"edits": shown}))
-
-
-def scoped_drift(base: Base, scoped: CompiledPatch, texts: Sequence[str]) -> float:
-    """Relative change of perplexity where every text gets the edits of the subjects that it mentions."""
-    narrowing = Narrowing(scoped)
-    nll = {True: 0.0, False: 0.0}
-    for text in texts:
-        pieces = pieces_of(base.model, base.tokenizer, [text])
-        tokens = sum(len(piece) - 1 for piece in pieces)
-        served = narrowing.of(text)
-        nll[False] += tokens * math.log(perplexity(base.model, base.tokenizer, pieces))
-        with (served.delta if served else Delta({})).apply(base.model):
-            nll[True] += tokens * math.log(perplexity(base.model, base.tokenizer, pieces))
-    count = sum(len(piece) - 1 for piece in pieces_of(base.model, base.tokenizer, texts))
-    return math.exp((nll[True] - nll[False]) / count) - 1
 
 
 def table(data: Mapping[str, Any]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vllm_edit.evaluation.runners.runner import Request, Runner, Scored
+from vllm_edit.evaluation.runners.runner import Reading, Request, Runner, Scored
 
 
 class Remembering:
@@ -28,3 +28,6 @@ class Remembering:
 
     def score(self, requests: Sequence[tuple[Request, str]]) -> list[Scored]:
         return self._runner.score(requests)
+
+    def read(self, requests: Sequence[Request]) -> list[Reading]:
+        return self._runner.read(requests)

@@ -118,3 +118,20 @@ edits:
         with pytest.raises(PatchError, match=r"line 4: edits\.0\.valid_until"):
             Patch.parse(text % wrong)
     assert "valid_until" not in Patch.parse(text.replace(", valid_until: %s", "")).dump()
+
+
+def test_a_gate_may_limit_the_drift_of_perplexity() -> None:
+    text = """
+name: capital
+gate: {perplexity_drift: %s}
+edits:
+  - {prompt: The capital of France is, subject: France, target_new: Lyon}
+"""
+    patch = Patch.parse(text % 0.02)
+    assert patch.gate.perplexity_drift == 0.02
+    assert Patch.parse(patch.dump()) == patch
+    assert "perplexity_drift" not in patch.gate.shares()
+    for wrong in ("-0.1", ".inf", ".nan", "little"):
+        with pytest.raises(PatchError, match=r"line 3: gate\.perplexity_drift"):
+            Patch.parse(text % wrong)
+    assert "drift" not in Patch.parse(text.replace("perplexity_drift: %s", "reliability: 0.5")).dump()

@@ -6,14 +6,18 @@ import io
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 from rich.console import Console
 
 from tests.editing.material import BRAZIL, FRANCE, JAPAN, LOOSE, bench, patch_of
+from tests.ordinary_text import less_likely
+from tests.tiny import SENTENCES
 from vllm_edit.editing.compile import compile_patch
 from vllm_edit.evaluation.evaluate import Settings, evaluate
+from vllm_edit.evaluation.perplexity import drift_of
 from vllm_edit.evaluation.refused import Refused
 from vllm_edit.evaluation.runners.hf import HFRunner
 from vllm_edit.evaluation.table import table
@@ -98,6 +102,41 @@ def test_a_prompt_that_a_server_would_refuse_fails_its_probe_and_the_patch_is_ju
     console = Console(file=io.StringIO(), width=200)
     console.print(table(report))
     assert both in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("scope", ["all", "subject"])
+def test_a_patch_that_moves_ordinary_text_too_far_is_rejected_and_one_that_cannot_be_judged_too(
+    pipeline: Pipeline, scope: Literal["all", "subject"]
+) -> None:
+    gate = Gate(reliability=0, locality=0, unrelated=0, perplexity_drift=0)
+    limited = Patch(name="limited", scope=scope, gate=gate, edits=(FRANCE, JAPAN))
+    settings, runner = asdict(LOOSE), HFRunner(pipeline.base.model, pipeline.base.tokenizer)
+    unjudged = pipeline.run(limited, "rome", settings)
+    assert [line.split(",")[0] for line in unjudged.failures] == ["perplexity_drift: not measured for want of text"]
+    assert pipeline.store.entry(unjudged.name).status == "rejected"
+
+    first = unjudged.compiled.units[0] if scope == "subject" else unjudged.compiled
+    passages = less_likely([f"France. {text}" for text in SENTENCES if "Japan" not in text], first, runner)
+    pipeline.store.keep_passages(passages)
+    rejected = pipeline.run(limited, "rome", settings)
+    assert rejected.name == unjudged.name
+    (line,) = rejected.failures
+    assert line.startswith("perplexity_drift: ")
+    assert line.endswith("the gate allows 0")
+    entry, record = pipeline.store.entry(rejected.name), pipeline.store.records(rejected.name, "gate")[-1].data
+    assert (entry.status, entry.reason, record["failures"]) == ("rejected", line, [line])
+    drift = record["drift"]
+    assert drift["value"] > 0
+    assert drift == drift_of(passages, [rejected.compiled], runner, pipeline.site).model_dump()
+
+    def with_limit(most: float | None) -> Patch:
+        return limited.model_copy(update={"gate": gate.model_copy(update={"perplexity_drift": most})})
+
+    accepted = pipeline.run(with_limit(drift["value"]), "rome", settings)
+    assert accepted.accepted
+    assert accepted.name != rejected.name, "the gate is part of the name"
+    free = pipeline.run(with_limit(None), "rome", settings)
+    assert pipeline.store.records(free.name, "gate")[-1].data["drift"] is None, "nobody asked"
 
 
 def test_a_patch_with_scope_subject_is_compiled_as_it_says(pipeline: Pipeline) -> None:

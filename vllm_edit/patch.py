@@ -97,7 +97,8 @@ class Edit(_Declared):
 
 
 class Gate(_Declared):
-    """The least a compiled patch must reach on its gate probes (shares between 0 and 1) before it may be published."""
+    """What a compiled patch must reach before it may be published: the least shares on its gate probes, between 0 and
+    1, and the most that it may do to ordinary text."""
 
     reliability: float = Field(1.0, ge=0, le=1)
     paraphrase: float = Field(0.0, ge=0, le=1)
@@ -106,6 +107,24 @@ class Gate(_Declared):
     locality: float = Field(0.9, ge=0, le=1)
     locality_subject: float = Field(0.0, ge=0, le=1)
     unrelated: float = Field(0.9, ge=0, le=1)
+    perplexity_drift: float | None = Field(
+        None,
+        ge=0,
+        allow_inf_nan=False,
+        description="the most by which perplexity of the store's passages may grow: 0.02 is 2 %; without it, no limit",
+    )
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `perplexity_drift` where there is none: gates are part of what names are digests of."""
+        data: dict[str, Any] = handler(self)
+        if self.perplexity_drift is None:
+            data.pop("perplexity_drift", None)
+        return data
+
+    def shares(self) -> dict[str, float]:
+        """Metric → the least share."""
+        return self.model_dump(exclude={"perplexity_drift"})
 
 
 class Patch(_Declared):

@@ -92,7 +92,8 @@ class Pipeline:
         name = self.store.save(compiled)
         if progress:
             progress("gate", 0, 1)
-        report, failures = run_gate(compiled, HFRunner(self.base.model, self.base.tokenizer), self.site)
+        runner = HFRunner(self.base.model, self.base.tokenizer)
+        report, failures = run_gate(compiled, runner, self.site, self.store.passages())
         record = {**report.model_dump(mode="json"), "failures": failures, "judged_by": "model"}
         self.store.add_record(name, "gate", record)
         self.store.registry.set_status(name, "rejected" if failures else "accepted", "; ".join(failures))

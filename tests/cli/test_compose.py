@@ -9,9 +9,11 @@ from shutil import copytree
 import pytest
 
 from tests.cli.program import Program
+from tests.ordinary_text import less_likely
 from tests.tiny import SENTENCES, save_tiny
 from vllm_edit.editing.base import Base
 from vllm_edit.editing.sites import fixed_site
+from vllm_edit.evaluation.runners.hf import HFRunner
 from vllm_edit.ike.bank import Bank
 from vllm_edit.ike.prefix import build_prefix
 from vllm_edit.patch import Patch
@@ -21,7 +23,7 @@ from vllm_edit.store.store import Store
 
 PATCH = """
 name: {name}
-gate: {{reliability: {least}}}
+gate: {{reliability: {least}{limit}}}
 edits:
   - prompt: The capital of {country} is
     subject: {country}
@@ -32,19 +34,20 @@ edits:
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store of rank 1 with four patches: two that disagree, and one whose gate no random model passes."""
+    """A store of rank 1 with patches: two that disagree, and one whose gate no random model passes."""
     folder = tmp_path_factory.mktemp("compose")
     base = Base.load(save_tiny("llama", folder / "llama"))
     made = fixed_site(base, SENTENCES * 4, layer=1, token="last", contexts=(Context(),), max_rank=1)
     store = Store.create(folder / "store", made.site, made.moment.tensors())
     pipeline = Pipeline(store, base, Bank())
-    for name, country, target, least in (
-        ("shared", "France", "Paris", 0),
-        ("own", "France", "Rome", 0),
-        ("other", "Japan", "Berlin", 0),
-        ("strict", "Japan", "Berlin", 1),
+    for name, country, target, least, limit in (
+        ("shared", "France", "Paris", 0, ""),
+        ("own", "France", "Rome", 0, ""),
+        ("other", "Japan", "Berlin", 0, ""),
+        ("strict", "Japan", "Berlin", 1, ""),
+        ("quiet", "Japan", "Berlin", 0, ", perplexity_drift: 0"),
     ):
-        patch = Patch.parse(PATCH.format(name=name, country=country, target=target, least=least))
+        patch = Patch.parse(PATCH.format(name=name, country=country, target=target, least=least, limit=limit))
         # A random model has no facts to change: its edits may miss, which is not what is tested here.
         pipeline.run(patch, settings={"on_missed": "report", "steps": 5, "forms": ["plain"]})
     store.registry.close()
@@ -122,3 +125,28 @@ def test_a_composition_that_fails_its_gate_is_stored_as_rejected(program: Progra
     unknown = program("compose", "shared", "nobody")
     assert (unknown.code, unknown.err.count("\n")) == (1, 1)
     assert program("compose").code == 2
+
+
+def test_a_composition_that_moves_ordinary_text_further_than_a_member_allows_is_rejected(
+    program: Program, store: Store
+) -> None:
+    asked = ("compose", "shared", "quiet", "--out", "both", "--truncate", "--json")
+    unjudged = program(*asked)
+    assert unjudged.code == 1
+    assert "perplexity_drift: not measured for want of text, the gate allows 0; keep passages" in unjudged.err
+
+    base = Base.load(store.site().model)
+    made = store.load(unjudged.json["name"])
+    store.keep_passages(less_likely(SENTENCES, made, HFRunner(base.model, base.tokenizer)))
+    ran = program(*asked)
+    assert ran.code == 1
+    assert ran.json["name"] == unjudged.json["name"]
+    assert f"{made.name}: rejected by its gate: perplexity_drift: " in ran.err
+    assert store.entry(made.name).status == "rejected"
+    assert store.records(made.name, "gate")[-1].data["drift"]["value"] > 0
+    store.registry.create_tenant("acme")
+    refused = program("tenant", "publish", "acme", "both")
+    assert (refused.code, refused.err.count("\n")) == (1, 1)
+    assert "perplexity_drift" in refused.err
+    overridden = program("tenant", "publish", "acme", "both", "--override", "known", "--who", "ann")
+    assert overridden.code == 0, overridden.err

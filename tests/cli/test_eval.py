@@ -77,6 +77,8 @@ def test_a_stored_patch_is_measured_recorded_and_shown(program: Program, url: Pa
     assert {answer["metric"] for answer in ran.json["answers"]} >= {"reliability", "paraphrase", "locality"}
 
     store = Store.open(url)
+    assert ran.json["drift"]["texts"] == len(store.passages()) > 0
+    assert ran.json["drift"]["value"] > 0.01, "a large random delta moves ordinary text"
     (record,) = store.records(store.resolve("capital"), "report")
     assert record.data["measures"] == ran.json["measures"]
 
@@ -84,6 +86,7 @@ def test_a_stored_patch_is_measured_recorded_and_shown(program: Program, url: Pa
     shown = program("eval", "capital", "--store", url, "--mode", "base,weights", "--html", page)
     assert shown.code == 0, shown.err
     assert "reliability" in shown.out
+    assert f"drift {ran.json['drift']['value']:+.2%}" in shown.out
     assert " ike" not in shown.out
     assert "paraphrase" in page.read_text(encoding="utf-8")
 
@@ -113,7 +116,7 @@ def test_settings_of_the_method_are_taken(program: Program, url: Path, tmp_path:
     asked = ("eval", data, "--store", url, "--mode", "weights", "--max-tokens", 2, "--json")
     ran = program(*asked, "--set", "steps=1", "--set", "on_missed=report")
     assert ran.code == 0, ran.err
-    assert (ran.json["edits"], ran.json["refused"]) == (2, {})
+    assert (ran.json["edits"], ran.json["refused"], ran.json["drift"]) == (2, {}, None)
     wrong = program(*asked, "--set", "stepz=1")
     assert (wrong.code, wrong.err.count("\n")) == (1, 1)
     assert "unknown settings stepz" in wrong.err

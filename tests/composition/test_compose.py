@@ -44,6 +44,16 @@ def site(max_rank: int) -> Site:
     )
 
 
+def test_of_the_members_limits_of_drift_the_least_holds() -> None:
+    lax, strict = Gate(perplexity_drift=0.05), Gate(perplexity_drift=0.02)
+    members = [
+        solved("chile", [capital("Chile", "Arica")], key_of(4), gate=lax),
+        solved("cuba", [capital("Cuba", "Holguin")], key_of(5), gate=strict),
+    ]
+    assert compose([*members, SPAIN]).manifest.gate == strict
+    assert compose([FRANCE, SPAIN]).manifest.gate.perplexity_drift is None
+
+
 def test_members_are_solved_jointly_from_their_factors() -> None:
     composed = compose([FRANCE, SPAIN])
     factors = [member.factors for member in (FRANCE, SPAIN)]

@@ -52,6 +52,11 @@ def main(folder):
         assert len({tuple(runner.generate(requests[start::5], 6)) for start in range(5)}) == 5
         for found, expected in zip(runner.score(scored), reference.score(scored), strict=True):
             assert abs(found.nll - expected.nll) < 1e-3 and found.argmax == expected.argmax
+        read = [Request(prompt, patch=patch) for prompt in (*prompts, "x " * 400) for patch in patches]
+        for found, expected in zip(runner.read(read[:-5]), reference.read(read[:-5]), strict=True):
+            assert abs(found.nll - expected.nll) < 1e-3 * expected.tokens and found.tokens == expected.tokens
+        cut = runner.read(read[-5:])  # in pieces that leave room for the one token that vLLM must generate
+        assert all(reading.tokens > runner.context and reading.nll > 0 for reading in cut)
     assert multiprocessing.active_children() == []
     # tqdm's, which transformers starts, is the only one; it waits in Python, where a finalising interpreter can stop it
     assert [thread.name for thread in threading.enumerate() if thread.daemon] == ["tqdm_monitor"]

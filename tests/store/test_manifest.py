@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from vllm_edit.patch import Edit
+from vllm_edit.patch import Edit, Gate
 from vllm_edit.store.digest import digest_json
 from vllm_edit.store.manifest import Manifest
 
@@ -48,6 +48,14 @@ def test_the_end_of_an_edit_is_part_of_the_name_and_no_end_leaves_names_as_they_
     assert (manifest.valid_until, ending.valid_until) == (None, ends[1]), "the first of its edits' ends"
     assert ending.digest != manifest.digest
     assert Manifest.model_validate_json(ending.model_dump_json()) == ending
+
+
+def test_a_limit_of_drift_is_part_of_the_name_and_none_leaves_names_as_they_were() -> None:
+    manifest = example()
+    limited = manifest.model_copy(update={"gate": Gate(perplexity_drift=0.02)})
+    assert "perplexity_drift" not in manifest.model_dump_json()
+    assert limited.digest != manifest.digest
+    assert Manifest.model_validate_json(limited.model_dump_json()) == limited
 
 
 def test_a_digest_that_was_asked_for_changes_nothing_else() -> None:

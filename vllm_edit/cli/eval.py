@@ -60,10 +60,10 @@ def eval(
 
     opened = Store.open(store)
     measured, base = _measured(target, opened, limit, model, method, chosen, bank)
+    wanted = Settings(max_tokens=max_tokens, answers=True)
+    passages = opened.passages() if len(measured) == 1 else ()  # a data set's edits would each read all of them
     with _runner(engine, opened, model, measured, base) as runner, progress_bar(target) as progress:
-        report = evaluate(
-            measured, runner, modes, Settings(max_tokens=max_tokens, answers=True), progress, opened.site()
-        )
+        report = evaluate(measured, runner, modes, wanted, progress, opened.site(), passages)
     shown = report if answers else report.model_copy(update={"answers": None})
     if len(measured) == 1 and measured[0].name in opened.names():
         opened.add_record(measured[0].name, "report", report.model_dump(mode="json"))

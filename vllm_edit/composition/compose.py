@@ -130,16 +130,22 @@ def _manifest(
 
 
 def _gate(members: Sequence[CompiledPatch], settlement: Settlement) -> Gate:
-    """Of each share the most that a member demands, of those that have edits left.
+    """Of each share the most that a member demands, of perplexity's drift the least that one allows.
 
-    A mean would let a member that demands all of its edits miss wholly beside others that demand less.
+    Only members that have edits left are asked. A mean would let a member that demands all of its edits miss wholly
+    beside others that demand less.
     """
     asked = [
-        member.manifest.gate.model_dump()
+        member.manifest.gate
         for number, member in enumerate(members)
         if any((number, edit) not in settlement.leaving for edit in range(len(member.manifest.edits)))
     ]
-    return Gate(**{metric: max(gate[metric] for gate in asked) for metric in asked[0]})
+    shares = [gate.shares() for gate in asked]
+    drifts = [gate.perplexity_drift for gate in asked if gate.perplexity_drift is not None]
+    return Gate(
+        **{metric: max(each[metric] for each in shares) for metric in shares[0]},
+        perplexity_drift=min(drifts, default=None),
+    )
 
 
 def _common_damping(members: Sequence[CompiledPatch], damping: float | None) -> float:

@@ -19,6 +19,7 @@ from vllm_edit.evaluation.measuring import (
     summarise,
     unserved,
 )
+from vllm_edit.evaluation.perplexity import drift_of
 from vllm_edit.evaluation.questions import Question, not_asked, questions_of
 from vllm_edit.evaluation.refused import Refused
 from vllm_edit.evaluation.report import MODES, Answer, Cost, Measure, Mode, Protocol, Report
@@ -53,6 +54,7 @@ def evaluate(
     settings: Settings | None = None,
     progress: Progress = lambda what, done, total: None,
     site: Site | None = None,
+    passages: Sequence[str] = (),
 ) -> Report:
     """Ask every edit and its probes in each mode.
 
@@ -62,6 +64,7 @@ def evaluate(
             nothing to ask in mode weights: there it fails what needs the edit, and locality is not counted. Of a patch
             with scope subject, a prompt that a server would refuse fails whatever it is asked for.
         site: given, its maximum rank is what one prompt may need at most, as it is in serving.
+        passages: ordinary text; given, the report has the drift of its perplexity in mode weights.
 
     Raises:
         EditError: a mode cannot be measured (not compiled, no demonstrations, or a context too small for the prefix).
@@ -124,6 +127,11 @@ def evaluate(
         if requests:
             costs.append(cost_of(mode, put, requests, runner, seconds, settings.latency, settings.max_tokens))
 
+    compiled = [patch for patch in patches if isinstance(patch, CompiledPatch)]
+    drift = None
+    if passages and compiled and "weights" in asked:
+        progress("perplexity", 0, 1)
+        drift = drift_of(passages, compiled, runner, site)
     return Report(
         patches=tuple(patch.name for patch in patches),
         engine=runner.name,
@@ -137,6 +145,7 @@ def evaluate(
         refused={patch.name: patch.reason for patch in patches if isinstance(patch, Refused)},
         unserved=_reasons(questions, patches, errors),
         not_asked=dict(left_out),
+        drift=drift,
         answers=tuple(_answers(questions, patches, edits, answers)) if settings.answers else None,
     )
 
@@ -145,15 +154,21 @@ def edits_of(patch: One) -> tuple[Edit, ...]:
     return patch.manifest.edits if isinstance(patch, CompiledPatch) else patch.edits
 
 
-def run_gate(compiled: CompiledPatch, runner: Runner, site: Site | None = None) -> tuple[Report, list[str]]:
-    """Measure a compiled patch on its gate probes by free generation and compare with its gate. site: as above.
+def run_gate(
+    compiled: CompiledPatch, runner: Runner, site: Site | None = None, passages: Sequence[str] = ()
+) -> tuple[Report, list[str]]:
+    """Measure a compiled patch on its gate probes by free generation and compare with its gate.
+
+    site: as above. passages: the same; read only where the gate limits the drift.
 
     Returns:
         The report, with answers, and one line per metric that missed; none means accepted.
     """
     settings = Settings(teacher_forced=False, latency=0, answers=True)
-    report = evaluate(compiled, runner, ("base", "weights"), settings, site=site)
-    return report, report.gate(compiled.manifest.gate)
+    gate = compiled.manifest.gate
+    text = () if gate.perplexity_drift is None else passages
+    report = evaluate(compiled, runner, ("base", "weights"), settings, site=site, passages=text)
+    return report, report.gate(gate)
 
 
 def _is_refused(patch: One, mode: Mode) -> bool:

@@ -1,91 +1,57 @@
-"""Perplexity on ordinary text, of the base and with a delta: what many edits do to everything else."""
+"""Perplexity of ordinary text, by the base and with patches: what edits do to everything else."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
-import torch
-from torch.nn.functional import cross_entropy
-
-from vllm_edit.deltas.delta import Delta
+from vllm_edit.composition.scoped import Narrowing
 from vllm_edit.errors import EditError
-from vllm_edit.greedy import batches, pad_id, padded
-from vllm_edit.prompting import prompt_ids
+from vllm_edit.evaluation.report import Drift
+from vllm_edit.evaluation.runners.runner import Reading, Request, Runner
+from vllm_edit.store.compiled import CompiledPatch
+from vllm_edit.store.site import Site
 
-IGNORED = -100
-
-
-@dataclass(frozen=True)
-class Perplexity:
-    """Of the base and with a delta, over the same `tokens` predicted tokens."""
-
-    base: float
-    edited: float
-    tokens: int
-
-    @property
-    def drift(self) -> float:
-        """Relative change: 0.02 is 2 % worse, negative is better."""
-        return self.edited / self.base - 1
+_LARGEST = 700.0  # of what e is raised to: perplexity stays a number, however broken a model is
 
 
-def perplexity_drift(
-    model: Any,
-    tokenizer: Any,
-    delta: Delta,
-    texts: Sequence[str],
-    *,
-    rows: int = 16,
-    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
-) -> Perplexity:
-    """Perplexity on `texts` without and with `delta`; the model's weights stay as they are."""
-    pieces = pieces_of(model, tokenizer, texts)
-    base = perplexity(model, tokenizer, pieces, rows=rows, progress=progress)
-    with delta.apply(model):
-        edited = perplexity(model, tokenizer, pieces, rows=rows, progress=progress)
-    return Perplexity(base, edited, sum(len(piece) - 1 for piece in pieces))
+def perplexity(readings: Sequence[Reading]) -> float:
+    """exp of the mean negative log-likelihood over all predicted tokens: a long text weighs more than a short one."""
+    tokens = sum(reading.tokens for reading in readings)
+    mean = sum(reading.nll for reading in readings) / max(tokens, 1)
+    return math.exp(mean if mean < _LARGEST else _LARGEST)
 
 
-@torch.no_grad()
-def perplexity(
-    model: Any,
-    tokenizer: Any,
-    pieces: Sequence[Sequence[int]],
-    *,
-    rows: int = 16,
-    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
-) -> float:
-    """exp of the mean negative log-likelihood over all predicted tokens: a long piece weighs more than a short one.
+def drift_of(texts: Sequence[str], patches: Sequence[CompiledPatch], runner: Runner, site: Site | None = None) -> Drift:
+    """Perplexity of the texts read with each patch, against that of the same texts read by the base.
 
-    pieces: token ids, see `pieces_of`; the first token of each is given. rows: pieces in one forward pass.
-    """
-    total, count, done = 0.0, 0, 0
-    for batch in batches([len(piece) for piece in pieces], rows):
-        progress("perplexity", done, len(pieces))
-        # Padding is on the right, where causal attention does not see it and no token is predicted.
-        ids, mask = padded([pieces[row] for row in batch], pad_id(model, tokenizer), left=False)  # [rows, tokens]
-        wanted = ids.masked_fill(mask == 0, IGNORED)[:, 1:].to(model.device)
-        logits = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device)).logits[:, :-1]
-        nll = cross_entropy(logits.float().flatten(0, 1), wanted.flatten(), ignore_index=IGNORED, reduction="sum")
-        total += float(nll)
-        count += int((wanted != IGNORED).sum())
-        done += len(batch)
-    return math.exp(total / count)
-
-
-def pieces_of(model: Any, tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """The texts' ids, cut where the model's context ends; what is too short to predict a token is left out.
+    Of a patch with scope subject each text gets what it mentions, as a prompt would. site: as in `evaluate`.
 
     Raises:
-        EditError: nothing is left.
+        EditError: the texts have no token to predict.
     """
-    context = int(model.config.max_position_embeddings)
-    whole = [prompt_ids(tokenizer, text) for text in texts]
-    pieces = [ids[start : start + context] for ids in whole for start in range(0, len(ids), context)]
-    pieces = [piece for piece in pieces if len(piece) > 1]
-    if not pieces:
+    base, edited, reasons = [], [], []
+    read = runner.read([Request(text) for text in texts])
+    if not any(reading.tokens for reading in read):
         raise EditError(f"perplexity needs text of at least two tokens, got {len(texts)} texts without any")
-    return pieces
+    for patch in patches:
+        narrowing, requests, rows = Narrowing(patch, site), [], []
+        for row, text in enumerate(texts):
+            try:
+                requests.append(Request(text, patch=narrowing.of(text)))
+            except EditError as error:  # what a server answers with 409 or 400
+                reasons.append(str(error))
+            else:
+                rows.append(row)
+        edited += runner.read(requests)
+        base += [read[row] for row in rows]
+    before, after = perplexity(base), perplexity(edited)
+    return Drift(
+        texts=len(texts) * len(patches),
+        tokens=sum(reading.tokens for reading in base),
+        base=before,
+        edited=after,
+        value=after / before - 1,
+        unserved=len(reasons),
+        why=reasons[0] if reasons else "",
+    )

@@ -54,6 +54,22 @@ class Cost(_Frozen):
     latency_n: int = 0
 
 
+class Drift(_Frozen):
+    """Perplexity of ordinary text in mode weights against base, by teacher forcing over the same `tokens`.
+
+    value: relative change: 0.02 is 2 % worse, negative is better. unserved: of the `texts`, those that a server would
+    refuse as a prompt, which are not counted; why: of the first of them.
+    """
+
+    texts: int
+    tokens: int
+    base: float
+    edited: float
+    value: float
+    unserved: int = 0
+    why: str = ""
+
+
 class Answer(_Frozen):
     """One question with the raw answer of each mode, and whether it counted as right (locality: as unchanged).
 
@@ -93,6 +109,7 @@ class Report(_Frozen):
         default_factory=dict,
         description="keeping metric → probes left out, since another edit of the patch changes what they ask",
     )
+    drift: Drift | None = Field(None, description="None where no text was given, or mode weights was not asked")
     answers: tuple[Answer, ...] | None = None
 
     def find(self, metric: str, mode: Mode, protocol: Protocol = "generation") -> Measure | None:
@@ -101,17 +118,39 @@ class Report(_Frozen):
         return next((m for m in self.measures if (m.metric, m.mode, m.protocol) == wanted), None)
 
     def gate(self, gate: Gate, mode: Mode = "weights") -> list[str]:
-        """One line per metric below the gate; empty if it passes. Metrics without a probe are not judged.
+        """One line per metric that misses the gate; empty if it passes. Metrics without a probe are not judged.
 
         Judged by free generation: reliability and the changing kinds by the wanted answer, the keeping kinds by being
-        unchanged from base.
+        unchanged from base. A limit of perplexity's drift fails where the drift was not measured.
         """
         failures = []
-        for metric, least in gate.model_dump().items():
+        for metric, least in gate.shares().items():
             measure = self.find(metric, mode)
             if measure is not None and measure.value < least:
                 refused = f" ({measure.refused} of them refused)" if measure.refused else ""
                 failures.append(
                     f"{metric}: {measure.value:.3f} over {measure.n} prompts{refused}, the gate asks for {least:g}"
                 )
+        if mode == "weights" and gate.perplexity_drift is not None:
+            failures += _beyond(gate.perplexity_drift, self.drift)
         return failures
+
+
+def _beyond(most: float, drift: Drift | None) -> list[str]:
+    """Why the drift is not within its limit."""
+    if drift is None:
+        return [
+            f"perplexity_drift: not measured for want of text, the gate allows {most:g}; "
+            "keep passages in the store with `vllm-edit store passages`"
+        ]
+    failures = []
+    if drift.unserved:
+        failures.append(
+            f"perplexity_drift: {drift.unserved} of {drift.texts} passages would be refused by a server: {drift.why}"
+        )
+    if not drift.value <= most:
+        failures.append(
+            f"perplexity_drift: {drift.value:.4f} over {drift.texts} passages ({drift.base:.3f} → {drift.edited:.3f}), "
+            f"the gate allows {most:g}"
+        )
+    return failures

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vllm_edit.evaluation.judging import first_line
-from vllm_edit.evaluation.report import MODES, PROTOCOLS, Cost, Measure, Mode, Report
+from vllm_edit.evaluation.report import MODES, PROTOCOLS, Cost, Drift, Measure, Mode, Report
 
 
 def table(report: Report) -> Group:
@@ -25,6 +25,8 @@ def table(report: Report) -> Group:
         measures = [measure for measure in report.measures if measure.protocol == protocol]
         if measures:
             parts.append(_by_mode(f"{protocol}: {meaning}", measures, report.modes))
+    if report.drift is not None:
+        parts.append(_drift(report.drift))
     if report.refused:
         parts.append(_refused(report))
     if report.unserved:
@@ -83,6 +85,14 @@ def _unserved(report: Report) -> Table:
         for prompt, reason in prompts.items():
             shown.add_row(*map(escape, (name, prompt, reason)))
     return shown
+
+
+def _drift(drift: Drift) -> Text:
+    refused = f"; {drift.unserved} refused: {drift.why}" if drift.unserved else ""
+    return Text(
+        f"perplexity of {drift.texts} passages ({drift.tokens} tokens): base {drift.base:.3f}, weights "
+        f"{drift.edited:.3f}, drift {drift.value:+.2%}{refused}"
+    )
 
 
 def _costs(costs: tuple[Cost, ...]) -> Table:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from vllm_edit.prompting import prompt_ids
 from vllm_edit.store.compiled import CompiledPatch
 
 
@@ -26,8 +27,16 @@ class Scored:
     argmax: bool
 
 
+@dataclass(frozen=True)
+class Reading:
+    """A text that the model read: the negative log-likelihood of its predicted `tokens`, summed."""
+
+    nll: float
+    tokens: int
+
+
 class Runner(Protocol):
-    """An engine with the base model in it. Both methods answer in the order of their requests."""
+    """An engine with the base model in it. All methods answer in the order of their requests."""
 
     @property
     def name(self) -> str:
@@ -45,6 +54,16 @@ class Runner(Protocol):
 
     def score(self, requests: Sequence[tuple[Request, str]]) -> list[Scored]:
         """Each request's answer (the string) forced after its prompt; every patch is applied only to its requests."""
+
+    def read(self, requests: Sequence[Request]) -> list[Reading]:
+        """Each request's prompt as ordinary text, in pieces (`pieces_of`) where it is longer than the context."""
+
+
+def pieces_of(tokenizer: Any, request: Request, longest: int) -> list[list[int]]:
+    """Ids of the request's prompt, cut after every `longest`; what is too short to predict a token is left out."""
+    ids = prompt_ids(tokenizer, request.prompt, request.chat)
+    pieces = (ids[start : start + longest] for start in range(0, len(ids), longest))
+    return [piece for piece in pieces if len(piece) > 1]
 
 
 def answer_text(tokenizer: Any, ids: Sequence[int]) -> str:

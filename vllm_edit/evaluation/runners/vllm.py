@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_edit.errors import Incompatible
-from vllm_edit.evaluation.runners.runner import Request, Scored, answer_text
+from vllm_edit.evaluation.runners.runner import Reading, Request, Scored, answer_text, pieces_of
 from vllm_edit.prompting import answer_ids, prompt_ids
 from vllm_edit.serving.compat import version, wrapped
 from vllm_edit.serving.compat.offline_engine import OfflineEngine
@@ -101,6 +101,21 @@ class VLLMRunner:
             nll = -sum(token.logprob for token in found) / length
             scored.append(Scored(nll, all(token.rank == 1 for token in found)))
         return scored
+
+    def read(self, requests: Sequence[Request]) -> list[Reading]:
+        """Through `prompt_logprobs`; a piece is one token shorter than the context, since one must be generated."""
+        from vllm import SamplingParams
+
+        cut = [pieces_of(self.tokenizer, request, self.context - 1) for request in requests]
+        owners = [(row, piece) for row, own in enumerate(cut) for piece in own]
+        settings = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0)
+        nll = [0.0] * len(requests)
+        outputs = self._run([piece for _, piece in owners], [requests[row] for row, _ in owners], settings)
+        for (row, piece), output in zip(owners, outputs, strict=True):
+            predicted = zip(piece[1:], output.prompt_logprobs[1:], strict=True)
+            nll[row] -= sum(position[token].logprob for token, position in predicted)
+        counts = [sum(len(piece) - 1 for piece in own) for own in cut]
+        return [Reading(loss, count) for loss, count in zip(nll, counts, strict=True)]
 
     def _run(self, prompts: Sequence[list[int]], requests: Sequence[Request], settings: Any) -> list[Any]:
         if not prompts:
