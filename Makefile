@@ -33,32 +33,19 @@ lint: setup
 	$(BIN)/ruff format --check vllm_edit tests benchmarks
 	$(BIN)/mypy
 
-bench-quality: setup
-	$(BIN)/python -m benchmarks.edit_quality
+# What each bench-… target runs.
+program.quality := edit_quality
+program.methods := methods
+program.many := many_edits
+program.compose := compose_speed
+program.trace := tracing
+program.speed := batch_speed --whole
+program.scoped := scoped
+program.router := router_speed
+program.latency := latency
 
-bench-methods: setup
-	$(BIN)/python -m benchmarks.methods
-
-bench-many: setup
-	$(BIN)/python -m benchmarks.many_edits
-
-bench-compose: setup
-	$(BIN)/python -m benchmarks.compose_speed
-
-bench-trace: setup
-	$(BIN)/python -m benchmarks.tracing
-
-bench-speed: setup
-	$(BIN)/python -m benchmarks.batch_speed --whole
-
-bench-scoped: setup
-	$(BIN)/python -m benchmarks.scoped
-
-bench-router: setup
-	$(BIN)/python -m benchmarks.router_speed
-
-bench-latency: setup
-	$(BIN)/python -m benchmarks.latency
+bench-quality bench-methods bench-many bench-compose bench-trace bench-speed bench-scoped bench-router bench-latency: bench-%: setup
+	$(BIN)/python -m benchmarks.$(program.$*)
 
 clean:
 	rm -rf $(VENV) runs build dist *.egg-info
