@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vllm_edit.cli.group import group
 from vllm_edit.cli.output import wide_console
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from vllm_edit.atlas.accuracy import Accuracy
     from vllm_edit.atlas.training import Progress
 
-app = typer.Typer(help="The embedded base model: train it, or say what it knows.", no_args_is_help=True)
+app = group("The embedded base model: train it, or say what it knows.")
 
 
 @app.command()

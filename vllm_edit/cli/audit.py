@@ -7,14 +7,10 @@ from typing import Annotated
 
 import typer
 
+from vllm_edit.cli.group import group
 from vllm_edit.cli.output import JsonOption, StoreOption, print_error, print_json, print_table, when
 
-app = typer.Typer(
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    help="Who changed what in the registry, and whether that record is whole.",
-)
+app = group("Who changed what in the registry, and whether that record is whole.")
 
 
 @app.command()

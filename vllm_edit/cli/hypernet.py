@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vllm_edit.cli.group import group
 from vllm_edit.cli.output import JsonOption, print_fields, print_json, progress_bar
 from vllm_edit.errors import EditError
 
@@ -16,12 +17,7 @@ if TYPE_CHECKING:
     from vllm_edit.editing.hypernetwork.training import Progress
     from vllm_edit.patch import Edit
 
-app = typer.Typer(
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    help="MEND's hypernetwork: train one for a model, or say what one is.",
-)
+app = group("MEND's hypernetwork: train one for a model, or say what one is.")
 
 
 @app.command()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vllm_edit.cli.acknowledged import WAIT_S, WaitOption, tell_change
+from vllm_edit.cli.group import group
 from vllm_edit.cli.output import JsonOption, StoreOption, WhoOption, WhyOption, print_json, print_table, when
 
 if TYPE_CHECKING:
@@ -15,12 +16,7 @@ if TYPE_CHECKING:
     from vllm_edit.rollout.rollout import Rollout
     from vllm_edit.store.registry import Registry
 
-app = typer.Typer(
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    help="Rollouts: control and treatment for a tenant's users, compared, and taken back at once.",
-)
+app = group("Rollouts: control and treatment for a tenant's users, compared, and taken back at once.")
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME")]
 

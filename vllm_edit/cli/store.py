@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from vllm_edit.cli.group import group
 from vllm_edit.cli.material import SHIPPED
 from vllm_edit.cli.output import JsonOption, StoreOption, print_fields, print_json, print_table, progress_bar
 from vllm_edit.errors import EditError, NotFound
@@ -19,12 +20,7 @@ if TYPE_CHECKING:
     from vllm_edit.store.site import Site
     from vllm_edit.store.store import Store
 
-app = typer.Typer(
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    help="The store: compiled patches of one site of one base model.",
-)
+app = group("The store: compiled patches of one site of one base model.")
 
 _AUTO = "auto"
 

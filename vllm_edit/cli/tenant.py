@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vllm_edit.cli.acknowledged import WAIT_S, WaitOption, tell_change
+from vllm_edit.cli.group import group
 from vllm_edit.cli.output import JsonOption, StoreOption, WhoOption, WhyOption, print_json, print_table, when
 from vllm_edit.cli.tenant_key import app as key_app
 from vllm_edit.cli.times import UntilOption
@@ -16,12 +17,7 @@ if TYPE_CHECKING:
     from vllm_edit.store.entries import Publication
     from vllm_edit.store.store import Store
 
-app = typer.Typer(
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    help="Tenants: whom requests are for, and what they are served.",
-)
+app = group("Tenants: whom requests are for, and what they are served.")
 app.add_typer(key_app, name="key")
 
 TenantArgument = Annotated[str, typer.Argument(metavar="TENANT")]

@@ -7,16 +7,12 @@ from typing import Annotated
 import typer
 
 from vllm_edit.cli.acknowledged import WAIT_S, WaitOption
+from vllm_edit.cli.group import group
 from vllm_edit.cli.keys_shown import print_keys, print_new_key, tell_revoked
 from vllm_edit.cli.output import JsonOption, StoreOption, WhoOption, WhyOption
 from vllm_edit.cli.times import UntilOption
 
-app = typer.Typer(
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    help="Keys of a tenant: its requests come with one.",
-)
+app = group("Keys of a tenant: its requests come with one.")
 
 TenantArgument = Annotated[str, typer.Argument(metavar="TENANT")]
 
