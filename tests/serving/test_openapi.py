@@ -47,10 +47,8 @@ def every_operation(place: Place, admin: dict[str, str], examples: int, check: C
     operations = [found.ok() for found in schema.get_all_operations()]
     for operation in operations:
         strategy = st.one_of(operation.as_strategy(), operation.as_strategy(generation_mode=GenerationMode.NEGATIVE))
-        drawn = settings(
-            max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
-        )
-        drawn(given(case=strategy)(lambda case: check(case)))()
+        how = settings(max_examples=examples, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+        how(given(case=strategy)(lambda case: check(case)))()
     return len(operations)
 
 
