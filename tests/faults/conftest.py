@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+import torch
 
 from tests.faults.sizes import FULL, SHORT, Sizes
 from vllm_edit.cli.output import progress_bar
@@ -12,6 +13,15 @@ from vllm_edit.editing.settings import Progress
 @pytest.fixture(scope="session")
 def sizes(pytestconfig: pytest.Config) -> Sizes:
     return FULL if pytestconfig.getoption("full") else SHORT
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Tensors here are tiny, and threads that wait for each other make a busy machine slow."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

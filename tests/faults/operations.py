@@ -1,0 +1,67 @@
+"""What is done to a store while it is killed: compiling, publishing, rolling back, rollout steps, gc.
+
+Each is named, so that another process can be told to do it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from types import MappingProxyType
+from typing import Any
+
+from tests.editing.material import FRANCE, LOOSE, Bench, bench
+from vllm_edit.ike.bank import Bank
+from vllm_edit.patch import Gate, Patch
+from vllm_edit.pipeline import Pipeline
+from vllm_edit.rollout.arm import Arm
+from vllm_edit.rollout.rollout import Rollout
+from vllm_edit.store.store import Store
+
+_ANY = Gate(reliability=0, locality=0, unrelated=0)
+"""A gate that a random model passes."""
+
+
+@dataclass(frozen=True)
+class Operations:
+    """They need a base model only to compile."""
+
+    bench: Bench
+
+    @classmethod
+    def ready(cls) -> Operations:
+        """With a tiny model in memory."""
+        return cls(bench())
+
+    def do(self, store: Store, operation: str, *arguments: Any) -> None:
+        self._named[operation](store, *arguments)
+
+    @property
+    def _named(self) -> Mapping[str, Callable[..., object]]:
+        return MappingProxyType(
+            {
+                "compile": self.compile,
+                "publish": lambda store, tenant, name: store.registry.publish(tenant, name),
+                "rollback": lambda store, tenant: store.registry.rollback(tenant),
+                "rollout": self.rollout,
+                "gc": lambda store: store.gc(dry_run=False),
+            }
+        )
+
+    def create(self, folder: str) -> Store:
+        """A store for this model."""
+        return Store.create(folder, self.bench.site, self.bench.moment.tensors())
+
+    def compile(self, store: Store, name: str) -> str:
+        """Compile, save and judge."""
+        patch = Patch(name=name, gate=_ANY, edits=(FRANCE,))
+        return Pipeline(store, self.bench.base, Bank()).run(patch, "rome", asdict(LOOSE)).name
+
+    def rollout(self, store: Store, verb: str, name: str, *arguments: Any) -> None:
+        """create NAME TENANT TREATMENT, ramp NAME PERCENT, and pause, promote or kill NAME."""
+        if verb == "create":
+            tenant, treatment = arguments
+            made = Rollout(name, tenant, Arm("base"), Arm("weights", treatment), salt="pepper")
+            store.registry.rollouts.create(made)
+        else:
+            getattr(store.registry.rollouts, verb)(name, *arguments)

@@ -1,0 +1,118 @@
+"""Processes that are killed at any instant of an operation leave a store that is whole, and nothing half published."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import postgres
+from tests.faults.attempts import Attempts, State
+from tests.faults.nursery import Nursery, nursery
+from tests.faults.operations import Operations
+from tests.faults.sizes import Sizes
+from vllm_edit.editing.settings import Progress
+from vllm_edit.errors import EditError
+from vllm_edit.store.store import Store
+
+PER_STORE = 50
+"""Kills before a new store is begun: what is checked after each kill grows with the store's history."""
+BEYOND = 1.1
+"""Kills are drawn over so many times an operation's duration, so that they reach its end on a busier machine too."""
+
+Record = Callable[[str, object], None]
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def new_registry(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Call it before a store is created: its registry will be in a new database of that kind."""
+    if request.param == "sqlite":
+        return lambda: monkeypatch.delenv("VLLM_EDIT_REGISTRY", raising=False)  # the store's own
+    cluster: postgres.Cluster = request.getfixturevalue("cluster")
+    return lambda: monkeypatch.setenv("VLLM_EDIT_REGISTRY", cluster.new_database())
+
+
+@pytest.fixture(scope="module")
+def warm() -> Iterator[Nursery]:
+    with nursery() as made:
+        yield made
+
+
+def test_a_store_is_whole_after_a_kill_at_any_moment(
+    tmp_path: Path,
+    warm: Nursery,
+    new_registry: Callable[[], None],
+    sizes: Sizes,
+    progress: Progress,
+    record_property: Record,
+) -> None:
+    operations, instants = Operations.ready(), random.Random(0)
+    unfinished: Counter[str] = Counter()
+    between: set[State] = set()
+    seconds: dict[str, float] = {}
+    for number in range(sizes.kills):
+        if number % PER_STORE == 0:
+            new_registry()
+            store = operations.create(str(tmp_path / f"store-{number}"))
+            attempts = Attempts(operations, store)
+        kind = list(attempts.kinds)[number % len(attempts.kinds)]
+        progress(kind, number, sizes.kills)
+        if kind not in seconds:
+            seconds[kind] = warm.seconds(store.url, *attempts.kinds[kind](store).order)
+        attempt = attempts.kinds[kind](store)
+        store.registry.close()  # or SQLite's next opener would have nothing to recover
+        if warm.kill(instants.uniform(0, BEYOND * seconds[kind]), store.url, *attempt.order):
+            unfinished[kind] += 1
+        store = Store.open(store.url)
+        assert_whole(store, tmp_path / "cache")
+        found = attempt.seen(store)
+        assert found in attempt.states, f"{attempt.order} was half done"
+        between.add((kind, attempt.states.index(found)))
+        if kind == "compile" and found == "ungated":
+            (name,) = (name for name in store.names() if name.startswith(f"{attempt.order[1]}@"))
+            with pytest.raises(EditError, match="was never judged"):
+                store.registry.publish("acme", name)
+        if found in attempt.again:
+            operations.do(store, *attempt.order)
+            assert attempt.seen(store) == attempt.again[found]
+        if (number + 1) % PER_STORE == 0 or number + 1 == sizes.kills:
+            assert_nothing_is_left(store)
+            store.registry.close()
+    record_property("killed", sizes.kills)
+    record_property("unfinished", sum(unfinished.values()))
+    record_property("by operation", dict(unfinished))
+    assert len(unfinished) > 1, "no operation was killed before it had finished"
+    assert len(between) > len(seconds), f"the kills must fall on different states, all fell on {between}"
+
+
+def assert_whole(store: Store, cache: Path) -> None:
+    """Every file matches its digest, the audit is whole, no id was given twice, and what is served can be."""
+    assert store.verify() == []
+    assert store.registry.verify_audit().problems == ()
+    named: dict[int, str] = {}
+    for row in store.registry.audit():
+        if row.what == "patch.save":
+            entry = json.loads(row.new)
+            assert named.setdefault(entry["adapter_id"], entry["name"]) == entry["name"]
+    assert {entry.adapter_id: entry.name for entry in store.registry.patches()}.items() <= named.items()
+    for tenant in store.registry.tenants():
+        if tenant.active is not None:
+            shutil.rmtree(store.adapter_folder(tenant.active, cache))
+
+
+def assert_nothing_is_left(store: Store) -> None:
+    """What killed writers left is gone with the first gc after a day, and what was to be removed is."""
+    assert_whole(store, Path(store.url).parent / "cache")
+    temporary = Path(store.url) / "tmp"
+    for path in temporary.glob("*"):
+        os.utime(path, (0, 0))
+    store.gc(dry_run=False)
+    assert list(temporary.glob("*")) == []
+    assert store.registry.retired.since() == {}
+    assert {path.name for path in (Path(store.url) / "patches").iterdir()} == set(store.names())
