@@ -69,7 +69,7 @@ def test_publish_and_rollback_hold_for_the_next_request_and_name_who_follows(pla
         place.first,
     )
     assert published["acknowledged"]["missing"] == []
-    assert len(published["acknowledged"]["acknowledged"]) == 1
+    assert len(published["acknowledged"]["servers"]) == 1
     newest = place.store.registry.audit("acme", 2)
     assert [(row.what, row.who, row.why) for row in newest] == [
         ("tenant.publish", f"ann by key {place.key_id}", "new"),

@@ -107,7 +107,7 @@ def test_what_is_published_is_served_by_both_once_both_have_said_so(replicas: Re
         assert (len(followed.acknowledged), followed.missing) == (2, ())
         assert replicas.served() == {name}
     published = replicas.admin("east", "/tenants/acme/publish", {"patch": "city"}).json()
-    assert len(published["acknowledged"]["acknowledged"]) == 2
+    assert len(published["acknowledged"]["servers"]) == 2
     assert replicas.served() == {replicas.names[1]}, "west follows what east was told"
     assert replicas.admin("west", "/tenants/acme/rollback", {}).json()["active"] == replicas.names[0]
     assert replicas.served() == {replicas.names[0]}

@@ -36,7 +36,7 @@ def tell_change(registry: Registry, wait_s: float, line: str, record: Mapping[st
         except EditError as error:
             problem = f"the change stands, but which servers follow it is not known: {error}"
     if json:
-        print_json({**record, "acknowledged": None if found is None else _as_json(found)})
+        print_json({**record, "acknowledged": None if found is None else found.as_record()})
     elif found is not None and found.acknowledged and not found.missing:
         print(f"{_servers(len(found.acknowledged))} after {_time(found.seconds)}")
     if problem:
@@ -60,12 +60,3 @@ def _servers(count: int) -> str:
 
 def _time(seconds: float) -> str:
     return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
-
-
-def _as_json(found: Acknowledged) -> dict[str, Any]:
-    return {
-        "generation": found.generation,
-        "seconds": round(found.seconds, 4),
-        "servers": found.acknowledged,
-        "missing": found.missing,
-    }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -87,7 +87,7 @@ class Service:
     async def followed(self, within_s: float) -> dict[str, Any]:
         """After a change of the registry: which servers follow. This one does when this returns."""
         catalogue = await self.watcher.refresh()
-        return asdict(await self.presence.followed(catalogue.generation, within_s))
+        return (await self.presence.followed(catalogue.generation, within_s)).as_record()
 
     async def prepare(self, name: str) -> None:
         """Return when the patch can be served without further reading of the store, except for scope's adapters.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import delete, insert, select, update
 
@@ -54,6 +55,15 @@ class Acknowledged:
     seconds: float
     acknowledged: tuple[str, ...]
     missing: tuple[str, ...]
+
+    def as_record(self) -> dict[str, Any]:
+        """As JSON tells it."""
+        return {
+            "generation": self.generation,
+            "seconds": round(self.seconds, 4),
+            "servers": self.acknowledged,
+            "missing": self.missing,
+        }
 
 
 class Servers:
