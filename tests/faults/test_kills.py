@@ -85,8 +85,8 @@ def test_a_store_is_whole_after_a_kill_at_any_moment(
             assert_nothing_is_left(store)
             store.registry.close()
     record_property("killed", sizes.kills)
-    record_property("unfinished", sum(unfinished.values()))
-    record_property("by operation", dict(unfinished))
+    record_property("of them before the operation had finished", sum(unfinished.values()))
+    record_property("unfinished", dict(unfinished))
     assert len(unfinished) > 1, "no operation was killed before it had finished"
     assert len(between) > len(seconds), f"the kills must fall on different states, all fell on {between}"
 
