@@ -12,17 +12,19 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from tests.serving.snapshots import publication, snapshot
+from tests.serving.snapshots import NOW, publication, snapshot
 from tests.serving.without_engine import run
 from vllm_edit.errors import Corrupt, Incompatible, NotFound, Unavailable
 from vllm_edit.serving.alias import Asking, Catalogue
 from vllm_edit.serving.caller import ANYONE
 from vllm_edit.serving.metrics import Metrics
 from vllm_edit.serving.watcher import Watcher
+from vllm_edit.store.keys import Key
 from vllm_edit.store.last_state import LastState
 from vllm_edit.store.snapshot import Snapshot
 
 OLD, NEW = (f"capital@{digit * 32}" for digit in "ab")
+KEY = Key("0" * 12, "acme", ("serve",), "", NOW, "ann", None, None, None, None, "0" * 64)
 PUBLISHED = snapshot((NEW, OLD), {"acme": [publication("acme", OLD)]})
 
 
@@ -130,6 +132,32 @@ def test_a_registry_that_goes_down_leaves_the_last_state_in_force(tmp_path: Path
     with pytest.raises(NotFound):
         run(asked("nobody")(watched))
     assert watched.registry.reads == reads, "no request waits for what is known to be down"
+
+
+def test_a_state_that_cannot_be_understood_does_not_end_the_following(tmp_path: Path) -> None:
+    watched = Watched(tmp_path)
+    run(watched.watcher.first())
+
+    def strange() -> Snapshot:
+        del watched.registry.snapshot  # type: ignore[method-assign]
+        raise TypeError("a newer version's field")
+
+    watched.registry.snapshot = strange  # type: ignore[method-assign]
+    watched.registry.state = replace(PUBLISHED, generation=2)
+    run(watched.until(lambda: watched.told[-1] == 2))
+    assert watched.metrics.get_sample_value("vllm_edit_refreshes_total", {"outcome": "failed"}) == 1
+
+
+def test_a_registry_that_lost_its_keys_does_not_open_a_running_server(tmp_path: Path) -> None:
+    keyed = snapshot((OLD,), {"acme": [publication("acme", OLD)]}, keys=[KEY])
+    watched = Watched(tmp_path, keyed)
+    run(watched.watcher.first())
+    watched.registry.state = replace(keyed, generation=2, keys={})
+    with pytest.raises(Incompatible, match="lost its keys"):
+        run(watched.watcher.refresh())
+    assert watched.watcher.current.snapshot == watched.kept.read() == keyed
+    watched.registry.state = replace(keyed, generation=3)
+    run(watched.until(lambda: watched.told[-1] == 3))
 
 
 def test_a_name_is_looked_up_once_more_only_while_the_registry_can_be_read(tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ class Watcher:
         """Read the registry if its generation moved, say that it is followed, and return the catalogue that holds now.
 
         Raises:
-            EditError: the registry cannot be read.
+            EditError: the registry cannot be read, or has lost the keys that it had.
         """
         async with self._lock:
             changed = await asyncio.to_thread(self._read, self.current)
@@ -124,8 +124,8 @@ class Watcher:
                     await self._say()
                 self._look_at_ends()
                 await self.refresh()
-            except FAILURES as error:
-                self._failed(error)
+            except Exception as error:  # a state that nobody thought of, too: a server that ceased to follow would say
+                self._failed(error)  # nothing, and after some seconds no kill waits for it
                 await asyncio.sleep(_BEAT_S)
 
     def _look_at_ends(self) -> None:
@@ -155,7 +155,10 @@ class Watcher:
         self._metrics.refreshes.labels("failed").inc()
         self._metrics.registry_up.set(0)
         if not self._failing:
-            logger.warning("the registry cannot be read, the last known state stays in force: %s", error)
+            unforeseen = None if isinstance(error, FAILURES) else error
+            logger.warning(
+                "the registry cannot be read, the last known state stays in force: %s", error, exc_info=unforeseen
+            )
         self._failing = True
 
     def _read(self, known: Catalogue) -> Catalogue | None:
@@ -165,6 +168,11 @@ class Watcher:
         if generation == known.generation:
             return None
         snapshot = self._registry.snapshot()
+        if known.snapshot.keyed and not snapshot.keyed:
+            # Another database in its place, or an old copy: whoever asks would be answered, wherever this listens.
+            raise Incompatible(
+                "the registry has lost its keys; restore them, or restart the server if it is meant to answer anyone"
+            )
         try:
             self._kept.keep(snapshot)
         except (OSError, EditError) as error:  # a full disk here must not keep this server on what was killed
