@@ -13,6 +13,7 @@ import pytest
 
 from tests.serving import places
 from tests.serving.without_engine import Place, make_app, run
+from vllm_edit.errors import Incompatible
 from vllm_edit.serving.router import Router
 from vllm_edit.serving.settings import Settings
 
@@ -241,6 +242,20 @@ def test_patch_that_the_engine_cannot_apply_is_refused_by_name(place: Place) -> 
     assert reply.status_code == 409
     assert place.first in reply.json()["error"]["message"]
     assert "--max-lora-rank" in reply.json()["error"]["message"]
+
+
+def test_a_patch_that_is_refused_again_and_again_keeps_nothing_of_the_requests(place: Place) -> None:
+    place.slots.max_rank = 0
+
+    async def refusal() -> Incompatible:
+        with pytest.raises(Incompatible, match="max-lora-rank") as refused:
+            await place.service.residency.ensure(place.first)
+        return refused.value
+
+    async def steps() -> list[Incompatible]:
+        return [await refusal() for _ in range(3)]
+
+    assert len({id(error) for error in run(steps())}) == 3, "an error raised twice holds the frames of both"
 
 
 def test_patch_of_another_site_is_refused_never_answered_by_base(place: Place) -> None:

@@ -102,7 +102,7 @@ class Residency:
         self._free_since: dict[str, float] = {}  # when the last lease of a resident one ended
         self._loading = Shared[None]()
         self._leaving: dict[str, asyncio.Task[None]] = {}
-        self._refused: dict[str, Incompatible] = {}
+        self._refused: dict[str, str] = {}  # why; an error raised again and again would keep each request's frames
         self._used: Counter[str] = Counter()  # leases and loads by compiled patch
         self._existing: Container[str] = _Everything()
         self._look: asyncio.TimerHandle | None = None
@@ -163,7 +163,7 @@ class Residency:
             if of not in self._existing:  # from the beginning, or while it was loaded
                 raise NotFound(f"{of} was removed from the store")
             if name in self._refused:
-                raise self._refused[name]
+                raise Incompatible(self._refused[name])
             if name in self._leaving:
                 await asyncio.shield(self._leaving[name])  # in and out in one order, or the engine loses it
             else:
@@ -200,7 +200,7 @@ class Residency:
             outcome = "loaded"
         except EditError as error:
             if isinstance(error, Incompatible):
-                self._refused[name] = error
+                self._refused[name] = str(error)
             logger.error("adapter %s was not loaded: %s", name, error)
             raise
         finally:

@@ -96,9 +96,10 @@ class Scopes:
         self._store, self._site, self._max_rank, self._metrics = store, site, max_rank, metrics
         self._most_indexes, self._most_derived = most_indexes, most_derived
         self._indexes: OrderedDict[str, ScopeIndex | None] = OrderedDict()
-        self._derived: OrderedDict[tuple[str, Units], Derived | Incompatible] = OrderedDict()
+        # Or why there is none: an error raised again and again would keep each request's frames.
+        self._derived: OrderedDict[tuple[str, Units], Derived | str] = OrderedDict()
         self._building = Shared["ScopeIndex | None"]()
-        self._composing = Shared["Derived | Incompatible"]()
+        self._composing = Shared["Derived | str"]()
         self._numbers = count(FIRST_NUMBER)
 
     async def index(self, name: str) -> ScopeIndex | None:
@@ -131,8 +132,8 @@ class Scopes:
             _keep(self._derived, key, derived, self._most_derived)
         found = self._derived[key]
         self._derived.move_to_end(key)
-        if isinstance(found, Incompatible):
-            raise found
+        if isinstance(found, str):
+            raise Incompatible(found)
         return self.told(index, units, found)
 
     async def mentioned(self, index: ScopeIndex, texts: Sequence[str]) -> Units:
@@ -162,7 +163,7 @@ class Scopes:
         applicable(manifest, self._site, self._max_rank)
         return ScopeIndex.of(manifest)
 
-    def _compose(self, index: ScopeIndex, units: Units) -> Derived | Incompatible:
+    def _compose(self, index: ScopeIndex, units: Units) -> Derived | str:
         from vllm_edit.store.artefacts import encode_adapter
 
         begun = time.perf_counter()
@@ -170,7 +171,7 @@ class Scopes:
             compiled = index.compiled(units, lambda member: self._store.unit(index.name, member), self._site)
         except Incompatible as error:
             self._metrics.compositions.labels("refused").inc()
-            return error
+            return str(error)
         derived = Derived(compiled.manifest, next(self._numbers), encode_adapter(compiled))
         self._metrics.compositions.labels("single" if len(units) == 1 else "composed").inc()
         self._metrics.compose_seconds.observe(time.perf_counter() - begun)
