@@ -8,7 +8,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 from datetime import UTC, datetime, timedelta
 from importlib.util import find_spec
 from pathlib import Path
@@ -214,6 +214,21 @@ def test_a_revoked_or_expired_key_counts_no_more_when_the_server_follows(place: 
         return [before, after, (await place.ask(headers=bearer(short))).status_code]
 
     assert run(steps()) == [200, 401, 401]
+
+
+@pytest.mark.parametrize(("who", "path"), [("acme", "/v1/completions"), ("admin", "/v1/edits/tenants")])
+def test_a_key_that_is_revoked_while_its_body_comes_does_not_count(place: Keyed, who: str, path: str) -> None:
+    async def steps() -> tuple[int, list[str]]:
+        async def body() -> AsyncIterator[bytes]:
+            yield b'{"prompt": "Who?", '
+            await asyncio.to_thread(place.store.registry.revoke_key, place.made[who].key.id)
+            await place.service.watcher.refresh()
+            yield b'"name": "late"}'
+
+        reply = await place.client.post(path, content=body(), headers=place.key(who))
+        return reply.status_code, [tenant.name for tenant in place.store.registry.tenants()]
+
+    assert run(steps()) == (401, ["acme", "globex"])
 
 
 @pytest.fixture

@@ -95,31 +95,36 @@ class Router:
             if (method, path) in UNASKED:
                 await self.app(_without(scope, _FOREIGN), receive, send)
                 return
-            catalogue, now = service.watcher.current, datetime.now(UTC)
-            caller = identify(headers, _peer(scope), catalogue.snapshot, service.settings, now)
+            asking = _asking(service, scope, headers)
             if path in INFERENCE and method == "POST":
-                caller.require("serve", "ask the model")
-                await self._infer(service, path, Asking(caller, now, headers), scope, receive, send)
+                asking.caller.require("serve", "ask the model")
+                await self._infer(service, path, headers, scope, receive, send)
             elif (method, path) == ("GET", MODELS):
-                caller.require("serve", "ask the model")
-                await JSONResponse(_models(service, Asking(caller, now)))(scope, receive, send)
-            elif admitted(method, path, caller, catalogue.snapshot):
+                asking.caller.require("serve", "ask the model")
+                await JSONResponse(_models(service, asking))(scope, receive, send)
+            elif admitted(method, path, asking.caller, service.watcher.current.snapshot):
                 raw = await _read(receive, MOST_ADMIN_BYTES)
                 if raw is not None:
+                    caller = _asking(service, scope, headers).caller  # the body may have taken its time
+                    if not admitted(method, path, caller, service.watcher.current.snapshot):
+                        raise _not_served(method, path)
                     inner, replay = _replayed(scope, receive, raw)
                     await self.app({**inner, CALLER: caller}, replay, send)
             else:
-                raise NotFound(f"{method} {path[:80]!r} is not served here")
+                raise _not_served(method, path)
         except EditError as error:
             await self._deny(service, _status(error), str(error), scope, send)
 
     async def _infer(
-        self, service: Service, route: str, asking: Asking, scope: Scope, receive: Receive, send: _Headers
+        self, service: Service, route: str, headers: Headers, scope: Scope, receive: Receive, send: _Headers
     ) -> None:
         raw = await _read(receive, service.settings.max_body_bytes)
         if raw is None:
             return  # the client went away
         usage = Usage(route)
+        # Who asks, and when, is as of now: a body may take its time, and a key be revoked meanwhile.
+        asking = _asking(service, scope, headers)
+        asking.caller.require("serve", "ask the model")
         body = _parse(raw)
         asked = body.get("model")
         if asked is not None and not isinstance(asked, str):
@@ -173,6 +178,17 @@ class Router:
     async def _deny(self, service: Service, status: HTTPStatus, message: str, scope: Scope, send: Send) -> None:
         service.metrics.refused.labels(str(int(status))).inc()
         await _refuse(status, message)(scope, _nothing, send)
+
+
+def _asking(service: Service, scope: Scope, headers: Headers) -> Asking:
+    """Who asks now.
+
+    Raises:
+        Unauthorized: nobody, or somebody that it is not.
+    """
+    now = datetime.now(UTC)
+    caller = identify(headers, _peer(scope), service.watcher.current.snapshot, service.settings, now)
+    return Asking(caller, now, headers)
 
 
 def _prompt(service: Service, route: str, body: bodies.Body) -> str | None:
@@ -295,6 +311,10 @@ def _peer(scope: Scope) -> str | None:
     """The address that the connection comes from."""
     client = scope.get("client")
     return client[0] if client else None
+
+
+def _not_served(method: str, path: str) -> NotFound:
+    return NotFound(f"{method} {path[:80]!r} is not served here")
 
 
 def _status(error: EditError) -> HTTPStatus:
