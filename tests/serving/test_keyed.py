@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from datetime import UTC, datetime, timedelta
 from importlib.util import find_spec
@@ -286,3 +287,47 @@ def test_a_rollout_puts_users_on_their_arms_and_a_kill_takes_them_back(place: Ke
     assert set(first.values()) == {("weights", old), ("ike", new)}
     registry.rollouts.kill("spring")
     assert set(run(answers()).values()) == {("weights", old)}
+
+
+@pytest.mark.parametrize(("fault", "status"), [("rank", 409), ("engine", 503)])
+def test_what_an_arm_cannot_answer_is_its_failure(place: Keyed, fault: str, status: int) -> None:
+    """Else a treatment that fails everyone would look as one that nobody was on."""
+    registry = place.store.registry
+    arms = Arm("base"), Arm("weights", place.full["river"])
+    registry.rollouts.create(Rollout("spring", "acme", *arms, salt="pepper"), by="ann")
+    registry.rollouts.ramp("spring", 100)
+    place.slots.max_rank, place.slots.refuse = (0, False) if fault == "rank" else (8, True)
+
+    async def steps() -> dict[int, int]:
+        await place.service.watcher.refresh()
+        found = Counter[int]()
+        for user in range(40):
+            reply = await place.ask(headers={**place.key("acme"), "X-User-Id": str(user)})
+            found[reply.status_code] += 1
+            if reply.status_code != 200:
+                told = await place.service.answers.find(reply.headers["x-vllm-edit-id"])
+                assert (told.status, told.ended, told.arm) == (status, "refused", "treatment")
+        await place.service.answers.flush()
+        return found
+
+    found = run(steps())
+    traffic = registry.rollouts.report("spring").traffic
+    assert found.keys() == {200, status}
+    assert (traffic["treatment"].requests, traffic["treatment"].failed) == (found[status], found[status])
+    assert (traffic["control"].requests, traffic["control"].failed) == (found[200], 0)
+
+
+def test_a_request_that_no_arm_could_answer_is_nobodys_failure(place: Keyed) -> None:
+    registry = place.store.registry
+    arms = Arm("base"), Arm("weights", place.full["river"])
+    registry.rollouts.create(Rollout("spring", "acme", *arms, salt="pepper"), by="ann")
+    registry.rollouts.ramp("spring", 100)
+
+    async def steps() -> int:
+        await place.service.watcher.refresh()
+        reply = await place.ask(headers={**place.key("acme"), "X-User-Id": "ann"}, cache_salt=7)
+        await place.service.answers.flush()
+        return reply.status_code
+
+    assert run(steps()) == 400
+    assert sum(one.requests for one in registry.rollouts.report("spring").traffic.values()) == 0

@@ -10,12 +10,14 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.responses import PlainTextResponse
 
 from tests.serving import places
 from tests.serving.without_engine import Place, make_app, run
 from vllm_edit.errors import Incompatible
 from vllm_edit.serving.router import Router
 from vllm_edit.serving.settings import Settings
+from vllm_edit.store.answer_rows import PROMPT_LENGTH
 
 
 @pytest.fixture(scope="module")
@@ -415,3 +417,30 @@ def test_answer_log_keeps_the_last_ones(tmp_path: Path, template: Path) -> None:
         return [(await place.client.get(f"/v1/edits/answers/{id}")).status_code for id in ids]
 
     assert run(steps()) == [404, 200, 200]
+
+
+def test_no_depth_of_nesting_is_a_fault_of_the_server(tmp_path: Path, template: Path) -> None:
+    place = Place(tmp_path, template, Settings(store="here", log_prompts=True))
+
+    async def flat(scope: Any, receive: Any, send: Any) -> None:
+        await PlainTextResponse("passed")(scope, receive, send)
+
+    async def steps() -> set[int]:
+        transport = httpx.ASGITransport(Router(flat, place.holder))
+        async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+            found = set()
+            for depth in range(1, 1200, 3):
+                content = "[" * depth + '"x"' + "]" * depth
+                raw = f'{{"messages": [{{"role": "user", "content": {content}}}]}}'
+                found.add((await client.post("/v1/chat/completions", content=raw)).status_code)
+            return found
+
+    assert run(steps()) == {200, 400}
+
+
+def test_of_a_long_prompt_memory_holds_what_the_log_keeps(tmp_path: Path, template: Path) -> None:
+    place = Place(tmp_path, template, Settings(store="here", log_prompts=True))
+    id = run(place.ask("acme", prompt="word " * 10_000)).headers["X-VLLM-Edit-Id"]
+    answer = place.service.answers.get(id)
+    assert answer is not None
+    assert answer.prompt == ("word " * 10_000)[:PROMPT_LENGTH]

@@ -82,7 +82,7 @@ def answers(
 
 
 def _ended(found: AnswerEntry) -> str:
-    how = {"whole": "whole", "left": "the client left first", "broken": "broken off"}.get(found.ended or "", "")
+    how = {"left": "the client left first", "broken": "broken off"}.get(found.ended or "", found.ended or "")
     return f"{how}, status {found.status}" if found.status is not None else f"{how}, before it began"
 
 

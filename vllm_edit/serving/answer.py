@@ -61,7 +61,6 @@ class Answer:
         choice: Choice,
         key: str | None = None,
         generation: int | None = None,
-        prompt: str | None = None,
     ) -> Answer:
         """The answer that a choice begins. key: the id of the caller's; generation: of the state that decided."""
         return cls(
@@ -77,7 +76,6 @@ class Answer:
             assignment=choice.assignment,
             key=key,
             generation=generation,
-            prompt=prompt,
         )
 
     def narrow(self, narrowed: Narrowed) -> None:
@@ -94,10 +92,14 @@ class Answer:
         self.first_token_seconds = usage.first_token_seconds
         self.prompt_tokens, self.completion_tokens = usage.tokens()
 
+    def refuse(self, status: int, seconds: float) -> None:
+        """Enter that the router refused it: what was decided cannot be applied, to this request or at all."""
+        self.status, self.ended, self.router_seconds = int(status), "refused", seconds
+
     @property
     def failed(self) -> bool:
-        """The server's fault. A client that went away has not been failed."""
-        return self.ended == "broken" or (self.status is not None and self.status >= 500)
+        """The server's fault, or the arm's. A client that went away has not been failed."""
+        return self.ended in ("broken", "refused") or (self.status is not None and self.status >= 500)
 
     def entry(self, server: str) -> AnswerEntry:
         """The answer as it is now, for the log."""

@@ -23,6 +23,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vllm_edit.errors import Corrupt, EditError, Incompatible, NotFound, Unavailable
+from vllm_edit.rollout.decision import Choice
 from vllm_edit.serving import bodies
 from vllm_edit.serving.admin.admission import CALLER, admitted
 from vllm_edit.serving.alias import Asking
@@ -33,6 +34,7 @@ from vllm_edit.serving.residency import AdapterStore
 from vllm_edit.serving.service import Service
 from vllm_edit.serving.spoken import spoken
 from vllm_edit.serving.usage import Usage
+from vllm_edit.store.answer_rows import PROMPT_LENGTH
 
 logger = logging.getLogger(__name__)
 
@@ -139,20 +141,22 @@ class Router:
             choice,
             key=asking.caller.key,
             generation=catalogue.generation,
-            prompt=_prompt(service, route, body),
         )
-        model = catalogue.bases[0]
+        # Nothing in scope is the base: with its salt, too, the tenant's base requests share their cached prompts.
+        salt = self._salt(choice.tenant, body.get("cache_salt"))
         async with AsyncExitStack() as held:  # what the answer needs until it has ended
-            if choice.mode == "weights" and choice.adapter is not None:
-                source = await _narrowed(service, choice.adapter, route, body, answer)
-                if answer.adapter is not None:
-                    await held.enter_async_context(service.residency.lease(answer.adapter, source, choice.adapter))
-                    model = answer.adapter
-            elif choice.mode == "ike" and choice.adapter is not None:
-                answer.ike_tokens = await _prefixed(service, choice.adapter, route, body, answer)
-                service.metrics.ike_tokens.inc(answer.ike_tokens)
-            # Nothing in scope is the base: with its salt, too, the tenant's base requests share their cached prompts.
-            bodies.force(route, body, model, self._salt(choice.tenant, body.get("cache_salt")), answer.id)
+            try:
+                answer.prompt = _prompt(service, route, body)
+                model = await _ready(service, choice, route, body, answer, held) or catalogue.bases[0]
+                bodies.force(route, body, model, salt, answer.id)
+                content = json.dumps(body).encode()
+            except RecursionError:
+                raise EditError("the body is nested too deeply; send a flatter one") from None
+            except EditError as error:  # what was decided cannot be applied: of a rollout's arm, that is its failure
+                answer.refuse(_status(error), usage.seconds)
+                service.answers.begin(answer)
+                service.answers.finish(answer)
+                raise
 
             answer.router_seconds = usage.seconds
             service.metrics.router_seconds.observe(answer.router_seconds)
@@ -161,7 +165,7 @@ class Router:
             if service.settings.expose:
                 send.extra |= {"X-VLLM-Edit-Adapter": answer.adapter or model, "X-VLLM-Edit-Mode": answer.mode}
                 send.extra |= {"X-VLLM-Edit-Tokens": str(answer.ike_tokens)}
-            inner, replay = _replayed(scope, receive, json.dumps(body).encode())
+            inner, replay = _replayed(scope, receive, content)
             try:
                 await self.app(inner, *usage.around(replay, send))
             finally:  # also when the client went away, or the answer broke off
@@ -196,9 +200,27 @@ def _prompt(service: Service, route: str, body: bodies.Body) -> str | None:
     if not service.settings.log_prompts:
         return None
     try:
-        return "\n".join(spoken(route, body, service.decode))
+        return "\n".join(spoken(route, body, service.decode))[:PROMPT_LENGTH]
     except EditError:  # embeddings: there is nothing to write down
         return None
+
+
+async def _ready(
+    service: Service, choice: Choice, route: str, body: bodies.Body, answer: Answer, held: AsyncExitStack
+) -> str | None:
+    """Make ready what was chosen: the adapter, in the engine as long as `held`, or the prefix in `body`.
+
+    Returns the adapter's name; None where the base model answers.
+    """
+    if choice.mode == "weights" and choice.adapter is not None:
+        source = await _narrowed(service, choice.adapter, route, body, answer)
+        if answer.adapter is not None:
+            await held.enter_async_context(service.residency.lease(answer.adapter, source, choice.adapter))
+            return answer.adapter
+    elif choice.mode == "ike" and choice.adapter is not None:
+        answer.ike_tokens = await _prefixed(service, choice.adapter, route, body, answer)
+        service.metrics.ike_tokens.inc(answer.ike_tokens)
+    return None
 
 
 async def _narrowed(service: Service, name: str, route: str, body: bodies.Body, answer: Answer) -> AdapterStore | None:

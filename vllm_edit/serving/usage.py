@@ -17,8 +17,9 @@ from starlette.types import Message, Receive, Send
 
 from vllm_edit.serving.bodies import RESPONSES
 
-Ended = Literal["whole", "left", "broken"]
-"""How an answer ended: whole; the client left before; or it broke off, also by an error within the stream."""
+Ended = Literal["whole", "left", "broken", "refused"]
+"""How an answer ended: whole; the client left before; it broke off, also by an error within the stream; or the router
+refused it before the engine, for what was decided could not be applied."""
 
 _KEPT_BYTES = 4 * 2**20  # of a JSON body, or of one line of a stream; the tokens of a longer one stay unknown
 _MOST_TOKENS = 2**31 - 1

@@ -28,9 +28,9 @@ class AnswerEntry:
     asked for, published or an arm's. adapter: exactly what was in the engine, or, in mode ike, whose demonstrations
     were used; None for the base model alone. arm, rollout: the side that a rollout put the request on. subjects,
     groups: what of a patch with scope subject answered.
-    status: None if no answer began. ended: `whole`, `left` (the client went away first) or `broken`; None while it
-    runs. prompt_tokens, completion_tokens: as the answer reported them. seconds: of the whole answer.
-    generation: of the registry's state that decided. server: which process answered, `host:pid`.
+    status: None if no answer began. ended: `whole`, `left` (the client went away first), `broken`, or `refused` by the
+    router, as what was decided could not be applied; None while it runs. prompt_tokens, completion_tokens: as the
+    answer reported them. seconds: of the whole answer. generation: of the registry's state that decided. server: which process answered, `host:pid`.
     """
 
     id: str
