@@ -58,8 +58,8 @@ def main(folder):
         cut = runner.read(read[-5:])  # in pieces that leave room for the one token that vLLM must generate
         assert all(reading.tokens > runner.context and reading.nll > 0 for reading in cut)
     assert multiprocessing.active_children() == []
-    # tqdm's, which transformers starts, is the only one; it waits in Python, where a finalising interpreter can stop it
-    assert [thread.name for thread in threading.enumerate() if thread.daemon] == ["tqdm_monitor"]
+    # tqdm's, which transformers starts, may stay: it waits in Python, where a finalising interpreter can stop it
+    assert {thread.name for thread in threading.enumerate() if thread.daemon} <= {"tqdm_monitor"}
     print("agreed")
 
 
