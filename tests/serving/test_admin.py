@@ -246,3 +246,19 @@ def test_patches_audit_and_the_description_are_told(place: Administered) -> None
         {"would_remove": [], "removed": [], "retired": [], "missing": []},
         ["/v1/edits", "/v1/edits/answers/{id}"],
     ]
+
+
+def test_what_gc_removes_over_http_is_audited_under_the_key(place: Administered) -> None:
+    old = place.second
+    places.add_patch(place.store, "city", 3)
+
+    async def steps() -> Any:
+        watching = asyncio.create_task(place.service.watcher.run())  # this server tells what it has drained
+        try:
+            return (await place.post("/gc", {"remove": True, "wait_s": 60, "who": "ann"})).json()["removed"]
+        finally:
+            watching.cancel()
+
+    assert run(steps()) == [old]
+    rows = {row.what: row.who for row in place.store.registry.audit(newest=2)}
+    assert rows == dict.fromkeys(("patch.retire", "patch.remove"), f"ann by key {place.key_id}")

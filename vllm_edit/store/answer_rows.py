@@ -30,7 +30,8 @@ class AnswerEntry:
     groups: what of a patch with scope subject answered.
     status: None if no answer began. ended: `whole`, `left` (the client went away first), `broken`, or `refused` by the
     router, as what was decided could not be applied; None while it runs. prompt_tokens, completion_tokens: as the
-    answer reported them. seconds: of the whole answer. generation: of the registry's state that decided. server: which process answered, `host:pid`.
+    answer reported them. seconds: of the whole answer.
+    generation: of the registry's state that decided. server: which process answered, `host:pid`.
     """
 
     id: str

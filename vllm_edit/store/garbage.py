@@ -34,19 +34,20 @@ def garbage_in(store: Store) -> list[str]:
     return [*store.registry.retired.since(), *unused_in(store)]
 
 
-def collect(store: Store, wait_s: float) -> Collected:
-    """Retire what nobody can be served, and remove what every live server has drained within `wait_s`."""
+def collect(store: Store, wait_s: float, by: str = "") -> Collected:
+    """Retire what nobody can be served, and remove what every live server has drained within `wait_s`. by: whose doing
+    it is, for the audit."""
     registry, ends = store.registry, time.monotonic() + wait_s
     entries = {entry.name: entry for entry in registry.patches()}
     for name in unused_in(store):
         if name in entries:
-            registry.retired.add(entries[name])
+            registry.retired.add(entries[name], by)
     waiting, removed = registry.retired.since(), list[str]()
     for name, since in list(waiting.items()):
         drained = registry.servers.wait(since, max(0.0, ends - time.monotonic()), drained=True)
         if drained.missing:  # what was retired later they have not drained either
             return Collected(tuple(removed), tuple(waiting), drained.missing)
-        if registry.retired.remove(name, since, partial(store.remove_files, name)):
+        if registry.retired.remove(name, since, partial(store.remove_files, name), by):
             removed.append(name)
         del waiting[name]
     return Collected(tuple(removed))

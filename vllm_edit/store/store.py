@@ -269,7 +269,7 @@ class Store:
         """Every problem in the store, one line each; empty when all is well."""
         return problems_of(self)
 
-    def gc(self, dry_run: bool = True, wait_s: float = 30.0) -> Collected:
+    def gc(self, dry_run: bool = True, wait_s: float = 30.0, by: str = "") -> Collected:
         """Remove patches that nobody can be served, except the newest of each name; or tell which these are.
 
         Kept: what a tenant has or can be rolled back to, arms of rollouts, members of kept compositions, and records.
@@ -278,7 +278,7 @@ class Store:
         """
         if dry_run:
             return Collected(tuple(garbage_in(self)))
-        collected = collect(self, wait_s)
+        collected = collect(self, wait_s, by)
         self.files.sweep(_ABANDONED_S)
         return collected
 

@@ -6,12 +6,12 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
 from vllm_edit.serving.admin.admission import PREFIX
 from vllm_edit.serving.admin.checked import CheckedRoute
-from vllm_edit.serving.admin.desk import Body, Desk
+from vllm_edit.serving.admin.desk import Body, Desk, Who, who
 from vllm_edit.store.entries import PatchEntry
 
 
@@ -61,6 +61,7 @@ class PatchTold(BaseModel):
 class Collect(Body):
     remove: bool = False
     wait_s: float = Field(30.0, ge=0, le=600, description="how long every live server has to drop their adapters")
+    who: Who = ""
 
 
 class Garbage(BaseModel):
@@ -96,9 +97,10 @@ def routes(desk: Desk) -> APIRouter:
         return {"problems": await desk.read(desk.service.store.verify)}
 
     @router.post("/gc")
-    async def gc(asked: Collect) -> Garbage:
+    async def gc(asked: Collect, request: Request) -> Garbage:
         """Compiled patches that nobody can be served; with `remove` they go, when every server has dropped them."""
-        found = await desk.read(desk.service.store.gc, dry_run=not asked.remove, wait_s=asked.wait_s)
+        by = who(request, asked.who)
+        found = await desk.read(desk.service.store.gc, dry_run=not asked.remove, wait_s=asked.wait_s, by=by)
         return Garbage(**asdict(found)) if asked.remove else Garbage(would_remove=found.removed)
 
     return router
