@@ -20,6 +20,7 @@ class Presence:
         self._id = secrets.token_hex(16)
         self._host, self._pid = socket.gethostname(), os.getpid()
         self._drained = -1
+        self._telling = asyncio.Lock()  # what is told later is written later: else a server would seem to go back
 
     @property
     def name(self) -> str:
@@ -34,14 +35,15 @@ class Presence:
         """
         if self._is_drained():
             self._drained = generation
-        await asyncio.to_thread(
-            self._servers.beat,
-            self._id,
-            host=self._host,
-            pid=self._pid,
-            generation=generation,
-            drained=self._drained,
-        )
+        async with self._telling:
+            await asyncio.to_thread(
+                self._servers.beat,
+                self._id,
+                host=self._host,
+                pid=self._pid,
+                generation=generation,
+                drained=self._drained,
+            )
 
     async def followed(self, generation: int, within_s: float) -> Acknowledged:
         """Wait until every live server follows, this one among them."""

@@ -1,0 +1,40 @@
+"""What a server tells of itself is written in the order in which it is told."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+from tests.serving.without_engine import run
+from vllm_edit.serving.presence import Presence
+
+
+class Slow:
+    """Stands where the registry's servers do: its first heartbeat would let a second one pass, if one came."""
+
+    def __init__(self) -> None:
+        self.begun, self.overtaken = threading.Event(), threading.Event()
+        self.written: list[int] = []
+
+    def beat(self, id: str, *, generation: int, **_: Any) -> None:
+        if self.begun.is_set():
+            self.overtaken.set()
+        else:
+            self.begun.set()
+            self.overtaken.wait(0.3)
+        self.written.append(generation)
+
+
+def test_a_slow_heartbeat_does_not_take_back_what_is_followed_since() -> None:
+    servers = Slow()
+    presence = Presence(servers, lambda: True)  # type: ignore[arg-type]
+
+    async def steps() -> None:
+        first = asyncio.create_task(presence.tell(5))
+        await asyncio.to_thread(servers.begun.wait)
+        await presence.tell(6)
+        await first
+
+    run(steps())
+    assert servers.written == [5, 6]
