@@ -186,6 +186,12 @@ def test_sagemaker_headers_do_not_reach_vllm(place: Place) -> None:
     assert not [name for name in reply.json()["headers"] if name.startswith(("x-amzn", "x-vllm"))]
 
 
+def test_the_load_of_the_whole_server_is_not_told_to_whoever_asks(place: Place) -> None:
+    headers = {"endpoint-load-metrics-format": "json"}
+    reply = run(place.client.post("/v1/completions", json={"model": "acme", "prompt": "Who?"}, headers=headers))
+    assert "endpoint-load-metrics-format" not in reply.json()["headers"]
+
+
 def test_streams_pass_chunk_by_chunk(place: Place) -> None:
     messages: list[Any] = []
 

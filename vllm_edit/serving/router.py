@@ -45,7 +45,9 @@ MOST_ADMIN_BYTES = 2**20
 UNASKED = frozenset({("GET", "/health"), ("GET", "/ping"), ("POST", "/ping"), ("GET", "/version")})
 """What whoever reaches the port may have: it tells nothing of tenants and patches."""
 _FOREIGN = ("x-amzn-sagemaker-", "x-vllm-edit-")
-_STRIPPED = (*_FOREIGN, "authorization", "x-request-id", "content-length", "transfer-encoding")
+# The last makes vLLM answer with the load of the whole server: what all other tenants are doing.
+_TOLD = ("authorization", "x-request-id", "endpoint-load-metrics-format")
+_STRIPPED = (*_FOREIGN, *_TOLD, "content-length", "transfer-encoding")
 _STATUS = (
     (Unauthorized, HTTPStatus.UNAUTHORIZED),
     (Forbidden, HTTPStatus.FORBIDDEN),
