@@ -266,6 +266,14 @@ def test_a_gateways_header_counts_from_its_address_only_and_never_overrides_a_ke
         assert reply.json()["body"]["model"] == gateway.full[patch]
 
 
+@pytest.mark.parametrize("named", [["globex", "acme"], ["acme", "acme"], [""]])
+def test_a_gateways_header_that_a_client_may_have_sent_too_is_refused(gateway: Keyed, named: list[str]) -> None:
+    headers = [("X-Tenant", one) for one in named]
+    reply = run(gateway.client.post("/v1/completions", json={"prompt": "Who?"}, headers=headers))
+    assert reply.status_code == 401
+    assert "x-tenant" in reply.json()["error"]["message"]
+
+
 def test_a_rollout_puts_users_on_their_arms_and_a_kill_takes_them_back(place: Keyed) -> None:
     registry = place.store.registry
     old, new = place.full["capital"], place.full["river"]

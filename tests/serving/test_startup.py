@@ -36,6 +36,7 @@ def site(folder: Path) -> Site:
 
 def test_environment_in_which_the_router_is_active_passes() -> None:
     startup.check_environment(GOOD, ["serve"])
+    startup.check_environment(GOOD | {"VLLM_EDIT_TRUSTED_PEERS": "10.1.0.0/16", "FORWARDED_ALLOW_IPS": ""}, ["serve"])
 
 
 @pytest.mark.parametrize(
@@ -46,6 +47,8 @@ def test_environment_in_which_the_router_is_active_passes() -> None:
         ({"VLLM_SKIP_MODEL_NAME_VALIDATION": "1"}, [], "VLLM_SKIP_MODEL_NAME_VALIDATION"),
         ({"VLLM_USE_RUST_FRONTEND": "true"}, [], "VLLM_USE_RUST_FRONTEND"),
         ({}, ["serve", "--grpc"], "--grpc"),
+        ({"VLLM_EDIT_TRUSTED_PEERS": "10.1.0.0/16"}, [], "FORWARDED_ALLOW_IPS"),
+        ({"VLLM_EDIT_TRUSTED_PEERS": "10.1.0.0/16", "FORWARDED_ALLOW_IPS": "10.1.0.7"}, [], "FORWARDED_ALLOW_IPS"),
     ],
 )
 def test_environment_that_bypasses_the_router_is_fatal(
@@ -187,6 +190,12 @@ def test_modules_get_the_name_that_the_transformers_backend_gives_them() -> None
 def test_open_server_must_be_asked_for(site: Site) -> None:
     made = profile(site, "/store", "m", "m", ["--host", "0.0.0.0"], allow_open=True)
     assert made.environment["VLLM_EDIT_ALLOW_OPEN"] == "1"
+
+
+def test_with_gateways_no_header_replaces_a_connections_address(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "FORWARDED_ALLOW_IPS" not in profile(site, "/store", "m", "m").environment
+    monkeypatch.setenv("VLLM_EDIT_TRUSTED_PEERS", "10.1.0.0/16")
+    assert profile(site, "/store", "m", "m").environment["FORWARDED_ALLOW_IPS"] == ""
 
 
 @pytest.mark.parametrize(

@@ -60,10 +60,12 @@ def identify(headers: Headers, peer: str | None, snapshot: Snapshot, settings: S
         if principal is None:
             raise Unauthorized("the API key is unknown, revoked or expired; its operator can make you another")
         return Caller(principal.tenant, principal.rights, principal.key_id)
-    if settings.tenant_header and is_trusted(peer, settings) and (named := headers.get(settings.tenant_header)):
-        if named not in snapshot.standing:
+    if settings.tenant_header and is_trusted(peer, settings) and (named := headers.getlist(settings.tenant_header)):
+        if len(named) > 1:  # a client's own, which the gateway added to instead of replacing it
+            raise Unauthorized(f"{settings.tenant_header} came {len(named)} times; its gateway must replace a client's")
+        if named[0] not in snapshot.standing:
             raise Unauthorized(f"{settings.tenant_header} names no tenant of this server")
-        return Caller(named, frozenset(TENANT_RIGHTS))
+        return Caller(named[0], frozenset(TENANT_RIGHTS))
     if snapshot.keyed:
         raise Unauthorized("an API key is needed: Authorization: Bearer ve_…")
     return ANYONE

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from vllm_edit.errors import Incompatible
 from vllm_edit.serving.compat import version, wrapped
-from vllm_edit.serving.settings import ALLOW_OPEN, STORE
+from vllm_edit.serving.settings import ALLOW_OPEN, FORWARDED, STORE, TRUSTED_PEERS
 from vllm_edit.serving.startup import PLUGIN, is_loopback
 from vllm_edit.store.site import Site
 
@@ -65,6 +65,8 @@ def profile(
         environment["VLLM_CPU_KVCACHE_SPACE"] = os.environ.get("VLLM_CPU_KVCACHE_SPACE", _CACHE_GIB)
     if allow_open:
         environment[ALLOW_OPEN] = "1"
+    if os.environ.get(TRUSTED_PEERS):
+        environment[FORWARDED] = ""
     return Profile(model, [*flags, *user_flags], environment)
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_edit.errors import Incompatible
-from vllm_edit.serving.settings import ALLOW_OPEN, STORE, Settings
+from vllm_edit.serving.settings import ALLOW_OPEN, FORWARDED, STORE, TRUSTED_PEERS, Settings
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +34,11 @@ def check_environment(environment: Mapping[str, str] | None = None, arguments: S
         problems.append("VLLM_SKIP_MODEL_NAME_VALIDATION lets the base model answer for unknown names; unset it")
     if _is_set(env, "VLLM_USE_RUST_FRONTEND"):
         problems.append("VLLM_USE_RUST_FRONTEND replaces the Python server that the router lives in; unset it")
+    if env.get(TRUSTED_PEERS) and env.get(FORWARDED) != "":
+        problems.append(
+            f"{TRUSTED_PEERS} goes by the address of a connection, and unless {FORWARDED} is set to nothing, uvicorn "
+            "takes X-Forwarded-For for it, which anyone on this machine can send; `vllm-edit serve` sets it"
+        )
     if "--grpc" in (sys.argv if arguments is None else arguments):
         problems.append("--grpc replaces the HTTP server that the router lives in; leave it out")
     _raise(problems, f"{STORE} is set, but its patches could not be served from here")
