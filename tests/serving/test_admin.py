@@ -99,6 +99,9 @@ def test_what_the_engine_cannot_apply_is_not_published(place: Administered) -> N
         ("/tenants/acme/publish", {"patch": "city", "path": "/tmp"}, 400),
         ("/tenants/acme/publish", {"patch": "x" * 1000}, 400),
         ("/tenants/acme/publish", ["city"], 400),
+        ("/tenants/acme/publish", {"patch": "city", "valid_until": "9999-12-31T23:59:59-14:00"}, 400),
+        ("/tenants/acme/keys", {"expires_at": "9999-12-31T23:59:59-14:00"}, 400),
+        ("/keys", {"expires_at": "9999-12-31T23:59:59-14:00"}, 400),
         ("/tenants", {"name": "ACME"}, 400),
         ("/tenants", {"name": "acme"}, 400),
         ("/rollouts/spring/ramp", {"percent": "NaN"}, 400),
@@ -124,6 +127,17 @@ def test_a_body_that_is_no_json_is_a_bad_request(place: Administered, raw: bytes
     headers = {**place.admin, "Content-Type": "application/json"}
     reply = run(place.client.post("/v1/edits/rollouts/spring/ramp", content=raw, headers=headers))
     assert reply.status_code == 400
+
+
+def test_a_user_that_no_database_can_hold_is_a_bad_request(place: Administered) -> None:
+    raw = rb'{"name": "spring", "tenant": "acme", "treatment": "city", "users": {"\ud800": "control"}}'
+    reply = run(
+        place.client.post(
+            "/v1/edits/rollouts", content=raw, headers={**place.admin, "Content-Type": "application/json"}
+        )
+    )
+    assert reply.status_code == 400
+    assert "surrogate" in reply.json()["error"]["message"]
 
 
 def test_a_body_over_the_limit_is_refused(place: Administered) -> None:

@@ -75,6 +75,11 @@ class Rollout:
             for user, side in self.overrides.items()
             if side not in SIDES
         ]
+        problems += [
+            f"override of {shown(user)}: half of a surrogate pair is no character"
+            for user in self.overrides
+            if any("\ud800" <= character <= "\udfff" for character in user)
+        ]
         names = [metric.name for metric in self.metrics]
         problems += [f"metric {name} is given twice" for name in sorted(set(names)) if names.count(name) > 1]
         if str(self.control) == str(self.treatment):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
 from vllm_edit.errors import NotFound
 from vllm_edit.serving.admin.admission import CALLER
@@ -18,9 +19,20 @@ from vllm_edit.store.names import LABEL_LENGTH, REASON_LENGTH
 from vllm_edit.store.registry import Registry
 
 T = TypeVar("T")
+
+
+def _in_utc(time: datetime) -> datetime:
+    """The registry keeps times in UTC, in which the last hours of some zones do not exist."""
+    try:
+        return time.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("expected a time within the years 1 to 9999 in UTC") from None
+
+
 FOLLOW_S = 10.0
 """How long an answer waits for servers that do not follow; they are then named."""
 
+End = Annotated[AwareDatetime, AfterValidator(_in_utc)]
 Why = Annotated[str, Field(max_length=REASON_LENGTH, description="why, for the audit")]
 Who = Annotated[str, Field(max_length=LABEL_LENGTH // 2, description="whose decision it is, beside the key's id")]
 Reference = Annotated[str, Field(max_length=160, description="patch, patch@digest or the beginning of its digest")]

@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter, Request
-from pydantic import AwareDatetime, Field
+from pydantic import Field
 
 from vllm_edit.serving.admin.admission import PREFIX
 from vllm_edit.serving.admin.checked import CheckedRoute
-from vllm_edit.serving.admin.desk import Because, Body, Desk, Who, who
+from vllm_edit.serving.admin.desk import Because, Body, Desk, End, Who, who
 from vllm_edit.store.names import LABEL_LENGTH
 
 
 class NewAdminKey(Body):
     label: str = Field("", max_length=LABEL_LENGTH)
-    expires_at: AwareDatetime | None = None
+    expires_at: End | None = None
     who: Who = ""
 
 

@@ -6,11 +6,11 @@ from datetime import datetime
 from typing import Any
 
 from fastapi import APIRouter, Request
-from pydantic import AwareDatetime, BaseModel, Field
+from pydantic import BaseModel, Field
 
 from vllm_edit.serving.admin.admission import PREFIX
 from vllm_edit.serving.admin.checked import CheckedRoute
-from vllm_edit.serving.admin.desk import Because, Body, Desk, Reference, Who, who
+from vllm_edit.serving.admin.desk import Because, Body, Desk, End, Reference, Who, who
 from vllm_edit.store.entries import Publication, Tenant
 from vllm_edit.store.names import LABEL_LENGTH, REASON_LENGTH
 
@@ -23,7 +23,7 @@ class NewTenant(Body):
 class Publish(Because):
     patch: Reference
     override: str = Field("", max_length=REASON_LENGTH, description="why a patch is published against its gate")
-    valid_until: AwareDatetime | None = None
+    valid_until: End | None = None
 
 
 class Rollback(Because):
@@ -46,7 +46,7 @@ class History(BaseModel):
 class NewTenantKey(Body):
     base: bool = Field(True, description="may it ask for the base model?")
     label: str = Field("", max_length=LABEL_LENGTH)
-    expires_at: AwareDatetime | None = None
+    expires_at: End | None = None
     who: Who = ""
 
 
