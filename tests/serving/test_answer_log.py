@@ -27,9 +27,11 @@ from vllm_edit.serving.bodies import CHAT
 from vllm_edit.serving.metrics import Metrics
 from vllm_edit.serving.outcomes import Outcome, record
 from vllm_edit.serving.scope import Narrowed
+from vllm_edit.serving.threads import Threads
 from vllm_edit.serving.usage import Usage
 from vllm_edit.store.registry import Registry
 
+THREADS = Threads(1)
 SERVER = "here:1"
 
 
@@ -364,10 +366,10 @@ def test_an_outcome_may_come_right_after_its_answer(place: Place) -> None:
     async def steps() -> None:
         log = place.log()
         answer = ended(log, place.answer(user="ann"))
-        assert await record(log, place.registry, "acme", answer.id, "solved", 1.0)
-        assert not await record(log, place.registry, None, answer.id, "solved", 1.0)
+        assert await record(log, place.registry, THREADS, "acme", answer.id, "solved", 1.0)
+        assert not await record(log, place.registry, THREADS, None, answer.id, "solved", 1.0)
         with pytest.raises(EditError, match="is 1 already"):
-            await record(log, place.registry, None, answer.id, "solved", 0.0)
+            await record(log, place.registry, THREADS, None, answer.id, "solved", 0.0)
 
     asyncio.run(steps())
 
@@ -376,7 +378,7 @@ def test_an_outcome_waits_for_another_server_to_write_its_log(place: Place) -> N
     async def steps() -> bool:
         asked, answered = place.log(every_seconds=0.5), place.log(every_seconds=0.01)
         answer = ended(answered, place.answer(user="ann"))
-        reported = asyncio.create_task(record(asked, place.registry, "acme", answer.id, "solved", 1.0))
+        reported = asyncio.create_task(record(asked, place.registry, THREADS, "acme", answer.id, "solved", 1.0))
         await running(answered, reported.done)
         return await reported
 
@@ -388,7 +390,7 @@ def test_an_outcome_of_no_answer_of_the_tenant_is_not_found(place: Place, tenant
     async def steps() -> None:
         log = place.log(every_seconds=0.001)
         answer = ended(log, place.answer(user="ann"))
-        await record(log, place.registry, tenant, id or answer.id, "solved", 1.0)
+        await record(log, place.registry, THREADS, tenant, id or answer.id, "solved", 1.0)
 
     with pytest.raises(UnknownAnswer):
         asyncio.run(steps())
@@ -399,7 +401,7 @@ def test_a_misspelt_metric_is_told_at_once(place: Place) -> None:
         log = place.log(every_seconds=3_600)
         answer = ended(log, place.answer(user="ann"))
         async with asyncio.timeout(600):
-            await record(log, place.registry, "acme", answer.id, "solvd", 1.0)
+            await record(log, place.registry, THREADS, "acme", answer.id, "solvd", 1.0)
 
     with pytest.raises(NotFound, match="has no metric 'solvd'"):
         asyncio.run(steps())

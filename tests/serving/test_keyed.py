@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from datetime import UTC, datetime, timedelta
@@ -339,3 +340,30 @@ def test_a_request_that_no_arm_could_answer_is_nobodys_failure(place: Keyed) -> 
 
     assert run(steps()) == 400
     assert sum(one.requests for one in registry.rollouts.report("spring").traffic.values()) == 0
+
+
+def test_outcomes_that_wait_for_the_registry_hold_up_no_request(place: Keyed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More of them than there are threads, and an adapter that is not in the engine yet."""
+    under_way, back = threading.Event(), threading.Event()
+
+    def hang(*_: Any) -> bool:
+        under_way.set()
+        assert back.wait(20), "a request had to wait for the registry"
+        return True
+
+    monkeypatch.setattr(place.store.registry.rollouts, "record", hang)
+    outcome = {"id": "edit-0", "metric": "solved", "value": 1}
+
+    async def steps() -> int:
+        asking = [
+            asyncio.create_task(place.client.post("/v1/edits/outcomes", json=outcome, headers=place.key("globex")))
+            for _ in range(50)
+        ]
+        try:
+            await asyncio.to_thread(under_way.wait)
+            return (await place.ask(headers=place.key("acme"))).status_code
+        finally:
+            back.set()
+            await asyncio.gather(*asking)
+
+    assert run(steps()) == 200

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from vllm_edit.rollout.outcomes import UnknownAnswer
 from vllm_edit.serving.answer_log import AnswerLog
+from vllm_edit.serving.threads import Threads
 from vllm_edit.store.registry import Registry
 
 _TRIES = 3  # with the time in which a log is written in between: twice, as writing takes its time too
@@ -23,7 +24,9 @@ class Outcome(BaseModel):
     value: float = Field(allow_inf_nan=False, description="within the metric's range; true and false are 1 and 0")
 
 
-async def record(log: AnswerLog, registry: Registry, tenant: str | None, id: str, metric: str, value: float) -> bool:
+async def record(
+    log: AnswerLog, registry: Registry, threads: Threads, tenant: str | None, id: str, metric: str, value: float
+) -> bool:
     """Log an outcome of the tenant's answer (None: a server without keys); False if it was logged before.
 
     A client may report at once. So this server's log is written first, and as another server may have answered, an
@@ -38,7 +41,7 @@ async def record(log: AnswerLog, registry: Registry, tenant: str | None, id: str
     while True:
         await log.flush()
         try:
-            return await asyncio.to_thread(registry.rollouts.record, tenant, id, metric, value)
+            return await threads.run(registry.rollouts.record, tenant, id, metric, value)
         except UnknownAnswer:
             tries += 1
             if tries == _TRIES:

@@ -9,6 +9,7 @@ import secrets
 import socket
 from collections.abc import Callable
 
+from vllm_edit.serving.threads import Threads
 from vllm_edit.store.servers import Acknowledged, Servers
 
 
@@ -20,6 +21,7 @@ class Presence:
         self._id = secrets.token_hex(16)
         self._host, self._pid = socket.gethostname(), os.getpid()
         self._drained = -1
+        self._waiting = Threads(16)
         self._telling = asyncio.Lock()  # what is told later is written later: else a server would seem to go back
 
     @property
@@ -47,7 +49,7 @@ class Presence:
 
     async def followed(self, generation: int, within_s: float) -> Acknowledged:
         """Wait until every live server follows, this one among them."""
-        return await asyncio.to_thread(self._servers.wait, generation, within_s)
+        return await self._waiting.run(self._servers.wait, generation, within_s)
 
     async def leave(self) -> None:
         """Nobody need wait for this server any more."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Annotated, Any, TypeVar
 
@@ -15,6 +14,7 @@ from vllm_edit.errors import NotFound
 from vllm_edit.serving.admin.admission import CALLER
 from vllm_edit.serving.caller import Caller
 from vllm_edit.serving.service import Holder, Service
+from vllm_edit.serving.threads import Threads
 from vllm_edit.store.names import LABEL_LENGTH, REASON_LENGTH
 from vllm_edit.store.registry import Registry
 
@@ -53,7 +53,11 @@ class Because(Body):
 
 @dataclass(frozen=True)
 class Desk:
+    """outcomes: threads of their own, so that no kill has to wait for what clients report."""
+
     holder: Holder
+    administration: Threads = field(default_factory=lambda: Threads(16))
+    outcomes: Threads = field(default_factory=lambda: Threads(4))
 
     @property
     def service(self) -> Service:
@@ -67,7 +71,7 @@ class Desk:
 
     async def read(self, work: Callable[..., T], *arguments: Any, **named: Any) -> T:
         """`work` in a thread: it waits for the database or for files."""
-        return await asyncio.to_thread(work, *arguments, **named)
+        return await self.administration.run(work, *arguments, **named)
 
     async def change(self, work: Callable[..., T], *arguments: Any, **named: Any) -> tuple[T, dict[str, Any]]:
         """`work`, and who follows: this server already, the others within `FOLLOW_S`, or they are named."""

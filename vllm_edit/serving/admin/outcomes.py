@@ -25,7 +25,9 @@ def routes(desk: Desk) -> APIRouter:
         """With a key of the answer's tenant; once for each metric and answer."""
         service = desk.service
         tenant = caller_of(request).tenant
-        new = await record(service.answers, desk.registry, tenant, outcome.id, outcome.metric, outcome.value)
+        new = await record(
+            service.answers, desk.registry, desk.outcomes, tenant, outcome.id, outcome.metric, outcome.value
+        )
         service.metrics.outcomes.labels("recorded" if new else "repeated").inc()
         return Recorded(recorded=new)
 

@@ -1,0 +1,25 @@
+"""Threads for work that waits for the registry: not those in which adapters are read for requests.
+
+asyncio's own are few on a small machine. While the registry hangs, outcomes that clients report would take them all,
+and the next tenant's request would wait too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class Threads:
+    """At most `most` of them; what comes beyond waits for its turn."""
+
+    def __init__(self, most: int) -> None:
+        self._pool = ThreadPoolExecutor(most, thread_name_prefix="vllm-edit-registry")
+
+    async def run(self, work: Callable[..., T], *arguments: Any, **named: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, partial(work, *arguments, **named))
