@@ -11,6 +11,7 @@ import pytest
 
 from tests.serving import places
 from tests.serving.without_engine import Place, bearer, run
+from vllm_edit.errors import Unavailable
 from vllm_edit.serving.settings import Settings
 
 
@@ -276,3 +277,25 @@ def test_what_gc_removes_over_http_is_audited_under_the_key(place: Administered)
     assert run(steps()) == [old]
     rows = {row.what: row.who for row in place.store.registry.audit(newest=2)}
     assert rows == dict.fromkeys(("patch.retire", "patch.remove"), f"ann by key {place.key_id}")
+
+
+def test_a_change_after_which_the_registry_goes_down_is_not_told_as_one_that_failed(
+    place: Administered, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who repeated a rollback would take back another publication."""
+
+    async def steps() -> httpx.Response:
+        await place.post("/tenants/acme/publish", {"patch": "city"})
+        generation = place.store.registry.generation
+
+        def down() -> int:
+            monkeypatch.setattr(place.store.registry, "generation", generation)
+            raise Unavailable("the registry is down")
+
+        monkeypatch.setattr(place.store.registry, "generation", down)
+        return await place.post("/tenants/acme/rollback")
+
+    reply = run(steps())
+    assert reply.status_code == 503
+    assert "the change is made, do not repeat it" in reply.json()["error"]["message"]
+    assert place.store.registry.active("acme") == place.first

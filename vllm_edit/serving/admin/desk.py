@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar
 from fastapi import Request
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
-from vllm_edit.errors import NotFound
+from vllm_edit.errors import EditError, NotFound, Unavailable
 from vllm_edit.serving.admin.admission import CALLER
 from vllm_edit.serving.caller import Caller
 from vllm_edit.serving.service import Holder, Service
@@ -74,9 +74,17 @@ class Desk:
         return await self.administration.run(work, *arguments, **named)
 
     async def change(self, work: Callable[..., T], *arguments: Any, **named: Any) -> tuple[T, dict[str, Any]]:
-        """`work`, and who follows: this server already, the others within `FOLLOW_S`, or they are named."""
+        """`work`, and who follows: this server already, the others within `FOLLOW_S`, or they are named.
+
+        Raises:
+            Unavailable: the change is made, but whether anybody follows cannot be known: the registry went down.
+        """
         made = await self.read(work, *arguments, **named)
-        return made, await self.service.followed(FOLLOW_S)
+        try:
+            return made, await self.service.followed(FOLLOW_S)
+        except EditError as error:
+            told = "the change is made, do not repeat it; which servers follow it is not known"
+            raise Unavailable(f"{told}: {error}") from error
 
 
 def caller_of(request: Request) -> Caller:
