@@ -108,7 +108,7 @@ class Attempts:
         """Several to remove, in their order; some of them were removed before, and saved again."""
         for _ in range(3):
             self._accepted(store, "old", next(self._old))
-        unused, every = store.gc(), store.names()
+        unused, every = store.gc().removed, store.names()
         states = [frozenset(every).difference(unused[:gone]) for gone in range(len(unused) + 1)]
         return Attempt(("gc",), lambda opened: frozenset(opened.names()), states, dict.fromkeys(states, states[-1]))
 
