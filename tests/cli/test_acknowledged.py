@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from threading import Event
 
 import pytest
+from sqlalchemy import create_engine, text
 
 from tests.cli.program import Program
 from tests.store.example import compiled
@@ -66,7 +67,7 @@ def test_without_a_running_server_nothing_more_is_said(program: Program, store: 
     assert told == {
         "tenant": "acme",
         "active": first,
-        "acknowledged": {"generation": store.registry.generation(), "servers": [], "missing": []},
+        "acknowledged": {"generation": store.registry.generation(), "servers": [], "missing": [], "silent": []},
     }
 
 
@@ -123,6 +124,51 @@ def test_nobody_is_waited_for_when_that_is_not_wanted(program: Program, store: S
     assert program("tenant", "publish", "acme", "capital", "--wait", -1).code == 2
 
 
+def silence(store: Store, id: str, seconds: float) -> None:
+    """Make a server's heartbeat that much older."""
+    with create_engine(store.registry.url).begin() as connection:
+        connection.execute(text("update servers set seen = seen - :s where id = :id"), {"s": seconds, "id": id})
+
+
+def test_a_server_that_was_silent_before_is_named_in_a_note_and_nobody_waits_for_it(
+    program: Program, store: Store
+) -> None:
+    beat(store, "a", AHEAD)
+    beat(store, "b", 0)
+    silence(store, "b", 185)
+    ran = program("tenant", "publish", "acme", "capital")
+    assert (ran.code, ran.out.count("\n")) == (0, 2)
+    note = "note: not heard of for 3 min: gpu-b:4711; it may have died, or serve on by an older state"
+    assert ran.err.startswith(note)
+    assert ran.err.count("\n") == 1
+    told = program("tenant", "rollback", "acme", "--json")
+    assert (told.code, told.json["acknowledged"]["missing"]) == (0, [])
+    assert told.json["acknowledged"]["silent"] == ["gpu-b:4711"]
+    beat(store, "c", 0)
+    silence(store, "c", 7200)
+    ran = program("tenant", "publish", "acme", "capital")
+    assert "not heard of for 3 min or longer: gpu-b:4711, gpu-c:4711; they may" in ran.err
+
+
+def test_a_silent_server_is_listed_until_somebody_says_that_it_is_gone(program: Program, store: Store) -> None:
+    beat(store, "a", AHEAD)
+    beat(store, "b", 0)
+    silence(store, "b", 3 * 3600 + 1)
+    assert [(one["server"], one["silent"]) for one in program("servers", "--json").json] == [
+        ("gpu-a:4711", False),
+        ("gpu-b:4711", True),
+    ]
+    assert program("servers").out.splitlines()[2].endswith("silent for 3 h")
+    running = program("servers", "--forget", "gpu-a:4711")
+    assert (running.code, "gpu-a:4711 is running" in running.err) == (1, True)
+    unknown = program("servers", "--forget", "gpu-x:4711")
+    assert (unknown.code, "nearest: gpu-b:4711" in unknown.err) == (1, True)
+    ran = program("servers", "--forget", "gpu-b:4711", "--who", "ann", "--why", "burnt")
+    assert (ran.code, ran.out, ran.err) == (0, "server gpu-b:4711: forgotten\n", "")
+    assert [one["server"] for one in program("servers", "--json").json] == ["gpu-a:4711"]
+    assert program("tenant", "publish", "acme", "capital").err == ""
+
+
 def test_a_change_stands_when_the_registry_is_lost_after_it(
     program: Program, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,7 +188,8 @@ def test_running_servers_are_listed(program: Program, store: Store) -> None:
     beat(store, "a", generation)
     first, second = program("servers", "--json").json
     assert 0 <= first.pop("seen_ago_s") < 10
-    assert first == {"server": "gpu-a:4711", "generation": generation, "behind": 0, "drained": 0}
+    expected = {"server": "gpu-a:4711", "generation": generation, "behind": 0, "drained": 0, "silent": False}
+    assert first == expected
     assert second["behind"] == 2
     header, *rows = (line.split() for line in program("servers").out.splitlines())
     assert header == ["SERVER", "GENERATION", "BEHIND", "SEEN"]

@@ -9,6 +9,7 @@ from threading import Event
 import pytest
 from sqlalchemy import create_engine, text
 
+from vllm_edit.errors import EditError, NotFound
 from vllm_edit.store.registry import Registry
 from vllm_edit.store.servers import LIVE_S, Acknowledged
 
@@ -119,3 +120,35 @@ def test_a_server_that_leaves_is_not_waited_for_and_one_that_falls_silent_is_mis
         found = waiting.result()
     assert told(found) == (2, (), ("host-b:1",))
     assert told(registry.servers.wait(2, LONG_S)) == (2, (), ()), "who was silent before is not waited for"
+
+
+def test_servers_that_were_silent_before_are_named_if_they_do_not_follow(registry: Registry) -> None:
+    for id, generation in (("a", 2), ("b", 1), ("c", 1), ("d", 2), ("e", 1)):
+        beat(registry, id, generation)
+    for id, seconds in (("b", LIVE_S + 90), ("c", LIVE_S + 7200), ("d", LIVE_S + 1), ("e", 25 * 3600)):
+        age(registry, id, seconds)
+    found = registry.servers.wait(2, LONG_S)
+    assert told(found) == (2, ("host-a:1",), ())
+    assert found.silent == ("host-b:1", "host-c:1"), "d follows, whether it lives or not; e is over a day old"
+    assert LIVE_S + 90 <= found.silent_s < LIVE_S + 90 + LONG_S
+    assert found.as_record()["silent"] == found.silent
+    assert [entry.id for entry in registry.servers.known() if entry.silent] == ["b", "c", "d"]
+    registry.servers.leave("b")
+    beat(registry, "c", 2)
+    assert registry.servers.wait(2, LONG_S).silent == ()
+
+
+def test_a_silent_server_is_forgotten_when_somebody_says_so_and_known_again_when_it_lives(registry: Registry) -> None:
+    beat(registry, "a", 1)
+    beat(registry, "b", 1)
+    age(registry, "b", 3600)
+    before = registry.generation()
+    for name, error in (("host-a:1", EditError), ("host-x:1", NotFound), ("", NotFound)):
+        with pytest.raises(error):
+            registry.servers.forget(name)
+    assert (registry.generation(), registry.audit()) == (before, [])
+    registry.servers.forget("host-b:1", why="burnt", by="ann")
+    assert [entry.id for entry in registry.servers.known()] == ["a"]
+    assert [(row.what, row.who, row.why) for row in registry.audit()] == [("server.forget", "ann", "burnt")]
+    beat(registry, "b", 1)
+    assert [entry.id for entry in registry.servers.live()] == ["a", "b"]

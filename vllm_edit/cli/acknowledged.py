@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vllm_edit.cli.output import print_error, print_json
+from vllm_edit.cli.output import age, print_error, print_json
 from vllm_edit.errors import EditError
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ WaitOption = Annotated[
 
 def tell_change(registry: Registry, wait_s: float, line: str, record: Mapping[str, Any], json: bool) -> None:
     """Tell a change that was made: as `line`, or as `record` in JSON. Then wait, and tell which servers follow it.
+
+    Those that were silent before are named in a note.
 
     Raises:
         typer.Exit: with 1, when some do not, or nobody can say. The change stands.
@@ -39,6 +42,8 @@ def tell_change(registry: Registry, wait_s: float, line: str, record: Mapping[st
         print_json({**record, "acknowledged": None if found is None else found.as_record()})
     elif found is not None and found.acknowledged and not found.missing:
         print(f"{_servers(len(found.acknowledged))} after {_time(found.seconds)}")
+    if found is not None and found.silent:
+        print(_note(found), file=sys.stderr)
     if problem:
         print_error(problem)
         raise typer.Exit(1)
@@ -51,6 +56,16 @@ def _problem(found: Acknowledged) -> str:
         f"the change stands, but after {_time(found.seconds)} {', '.join(found.missing)} "
         f"({len(found.missing)} of {len(found.missing) + len(found.acknowledged)} running servers) did not say that it "
         "follows; it will when it reaches the registry"
+    )
+
+
+def _note(found: Acknowledged) -> str:
+    one = len(found.silent) == 1
+    it, age_s = "it" if one else "they", age(found.silent_s)
+    return (
+        f"note: not heard of for {age_s if one else f'{age_s} or longer'}: {', '.join(found.silent)}; {it} may have "
+        f"died, or serve on by an older state (once {it} {'is' if one else 'are'} gone: vllm-edit servers --forget "
+        "HOST:PID)"
     )
 
 

@@ -63,6 +63,13 @@ def when(time: datetime) -> str:
     return time.astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
+def age(seconds: float) -> str:
+    """How long something lasts, for people: `8 s`, `3 min`, `5 h`."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds // 60:.0f} min" if seconds < 3600 else f"{seconds // 3600:.0f} h"
+
+
 def wide_console() -> Console:
     """stdout for rich tables: as wide as the terminal, and where there is none, wide enough that nothing is cut."""
     from rich.console import Console

@@ -43,7 +43,7 @@ class Registry:
         self.changes = Changes(self._database, anchor)
         self.rollouts = Rollouts(self._database, self.changes)
         self.retired = Retired(self._database, self.changes)
-        self.servers = Servers(self._database)
+        self.servers = Servers(self._database, self.changes)
         self.answers = Answers(self._database)
         self._waiting = waiting(self._database)
 
