@@ -18,7 +18,7 @@ from typing import Any
 
 import httpx
 import pytest
-from starlette.responses import PlainTextResponse
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
 
 from tests.serving import places
 from tests.serving.without_engine import Place, bearer, run
@@ -369,3 +369,79 @@ def test_outcomes_that_wait_for_the_registry_hold_up_no_request(place: Keyed, mo
             await asyncio.gather(*asking)
 
     assert run(steps()) == 200
+
+
+async def answering(scope: Any, receive: Any, send: Any) -> None:
+    """Answers as vLLM does: the engine's name in `model`, and a text that quotes it."""
+    body, more = b"", True
+    while more:
+        message = await receive()
+        body, more = body + message.get("body", b""), message.get("more_body", False)
+    asked = json.loads(body)
+    told = {"id": "1", "model": asked["model"], "text": f'it said "model":"{asked["model"]}"'}
+    data = json.dumps(told, separators=(",", ":")).encode()
+    if not asked.get("stream"):
+        await Response(data, media_type="application/json")(scope, receive, send)
+        return
+
+    async def events() -> Any:
+        for _ in range(3):
+            yield b"data: " + data + b"\n\n"
+
+    await StreamingResponse(events(), media_type="text/event-stream")(scope, receive, send)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_that_a_rollout_decided_does_not_tell_its_arm(tmp_path: Path, template: Path, stream: bool) -> None:
+    place = Keyed(tmp_path, template, Settings(store="here"))
+    arms = (Arm("weights", place.full["capital"]), Arm("base"))
+    place.store.registry.rollouts.create(Rollout("spring", "acme", *arms, salt="pepper"), by="ann")
+    place.store.registry.rollouts.ramp("spring", 100)
+
+    async def steps(model: str | None) -> set[str]:
+        await place.service.watcher.refresh()
+        told = set()
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(Router(answering, place.holder)), base_url="http://server"
+        ) as client:
+            for user in map(str, range(20)):
+                asked = {"prompt": "Who?", "stream": stream, **({} if model is None else {"model": model})}
+                headers = {**place.key("acme"), "X-User-Id": user}
+                reply = await client.post("/v1/completions", json=asked, headers=headers)
+                lines = [line.removeprefix("data: ") for line in reply.text.splitlines() if line]
+                assert len(lines) == (3 if stream else 1)
+                told |= {json.loads(line)["model"] for line in lines}
+                assert stream or reply.headers["content-length"] == str(len(reply.content))
+                assert "x-vllm-edit-adapter" not in reply.headers
+        return told
+
+    assert run(steps(None)) == {"acme"}
+    assert run(steps("acme")) == {"acme"}
+    place.store.registry.rollouts.kill("spring")
+    assert run(steps("acme:base")) == {"atlas"}, "what no rollout compares is told as it is"
+
+
+def test_a_server_without_keys_answers_only_whom_its_gateway_names(tmp_path: Path, template: Path) -> None:
+    settings = Settings.from_environment({TENANT_HEADER: "X-Tenant", TRUSTED_PEERS: "127.0.0.1"})
+    place = Place(tmp_path, template, settings)
+
+    async def steps() -> list[int]:
+        return [
+            (await place.ask("acme", headers={"X-Tenant": "acme"})).status_code,
+            (await place.ask("acme")).status_code,
+            (await place.client.get("/v1/models")).status_code,
+            (await place.client.get("/v1/edits")).status_code,
+        ]
+
+    assert run(steps()) == [200, 403, 403, 200]
+
+
+def test_what_is_the_operators_fault_is_told_to_a_tenant_without_names_of_machines_and_files(
+    place: Keyed, caplog: pytest.LogCaptureFixture
+) -> None:
+    tensors = place.store.files.root / "patches" / place.full["capital"] / "adapter" / "adapter_model.safetensors"  # type: ignore[attr-defined]
+    tensors.write_bytes(tensors.read_bytes()[:-1] + b"\x01")
+    reply = run(place.ask(headers=place.key("acme")))
+    assert reply.status_code == 500
+    assert "safetensors" not in reply.text
+    assert "adapter_model.safetensors" in caplog.text

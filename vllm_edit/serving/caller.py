@@ -37,13 +37,18 @@ class Caller:
         return right in self.rights
 
     def require(self, right: Right, what: str) -> None:
-        """Raises `Forbidden` where the key lacks the right."""
+        """Raises `Forbidden` where the caller lacks the right."""
         if not self.may(right):
+            if self is UNNAMED:
+                raise Forbidden(f"who comes without a tenant may not {what}: ask through the gateway that names it")
             raise Forbidden(f"this key may not {what}: it lacks the right {right!r}")
 
 
 ANYONE = Caller(rights=frozenset(TENANT_RIGHTS))
 """Who asks a server without keys."""
+
+UNNAMED = Caller()
+"""Whom the gateway of a server without keys did not name, or who went past it."""
 
 
 def identify(headers: Headers, peer: str | None, snapshot: Snapshot, settings: Settings, now: datetime) -> Caller:
@@ -68,7 +73,7 @@ def identify(headers: Headers, peer: str | None, snapshot: Snapshot, settings: S
         return Caller(named[0], frozenset(TENANT_RIGHTS))
     if snapshot.keyed:
         raise Unauthorized("an API key is needed: Authorization: Bearer ve_…")
-    return ANYONE
+    return ANYONE if settings.tenant_header is None else UNNAMED
 
 
 def is_trusted(peer: str | None, settings: Settings) -> bool:

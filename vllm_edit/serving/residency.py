@@ -139,7 +139,7 @@ class Residency:
         of = patch or name
         self._leases[name] += 1  # first: nothing may take it away between loading and use
         try:
-            with self._using(of):
+            with self.using(of):
                 await self.ensure(name, source, of)
                 yield
         finally:
@@ -175,7 +175,8 @@ class Residency:
             await self.ensure(name)
 
     @contextlib.contextmanager
-    def _using(self, patch: str) -> Iterator[None]:
+    def using(self, patch: str) -> Iterator[None]:
+        """A request needs the patch's files, as long as the context lasts: it is not drained."""
         self._used[patch] += 1
         try:
             yield
@@ -185,7 +186,7 @@ class Residency:
                 del self._used[patch]
 
     async def _loaded(self, name: str, source: AdapterStore, patch: str) -> None:
-        with self._using(patch):
+        with self.using(patch):
             await self._load(name, source, patch)
         self._shrink()
 

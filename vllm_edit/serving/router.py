@@ -11,30 +11,27 @@ import hmac
 import json
 import logging
 import secrets
-from collections.abc import MutableMapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from vllm_edit.errors import Corrupt, EditError, Incompatible, NotFound, Unavailable
-from vllm_edit.rollout.decision import Choice
+from vllm_edit.errors import EditError, NotFound
 from vllm_edit.serving import bodies
 from vllm_edit.serving.admin.admission import CALLER, admitted
 from vllm_edit.serving.alias import Asking
 from vllm_edit.serving.answer import Answer, new_id
-from vllm_edit.serving.caller import Forbidden, Unauthorized, identify
-from vllm_edit.serving.compat.engine import EngineRefusedError
-from vllm_edit.serving.residency import AdapterStore
+from vllm_edit.serving.caller import identify
+from vllm_edit.serving.messages import FOREIGN, Sender, nothing, peer_of, read_body, replayed, without
+from vllm_edit.serving.preparing import logged_prompt, ready
+from vllm_edit.serving.refusing import refusal, status_of, told
 from vllm_edit.serving.service import Service
-from vllm_edit.serving.spoken import spoken
 from vllm_edit.serving.usage import Usage
-from vllm_edit.store.answer_rows import PROMPT_LENGTH
 
 logger = logging.getLogger(__name__)
 
@@ -44,21 +41,6 @@ MODELS = "/v1/models"
 MOST_ADMIN_BYTES = 2**20
 UNASKED = frozenset({("GET", "/health"), ("GET", "/ping"), ("POST", "/ping"), ("GET", "/version")})
 """What whoever reaches the port may have: it tells nothing of tenants and patches."""
-_FOREIGN = ("x-amzn-sagemaker-", "x-vllm-edit-")
-# The last makes vLLM answer with the load of the whole server: what all other tenants are doing.
-_TOLD = ("authorization", "x-request-id", "endpoint-load-metrics-format")
-_STRIPPED = (*_FOREIGN, *_TOLD, "content-length", "transfer-encoding")
-_STATUS = (
-    (Unauthorized, HTTPStatus.UNAUTHORIZED),
-    (Forbidden, HTTPStatus.FORBIDDEN),
-    (NotFound, HTTPStatus.NOT_FOUND),
-    (Incompatible, HTTPStatus.CONFLICT),
-    (Corrupt, HTTPStatus.INTERNAL_SERVER_ERROR),
-    (EngineRefusedError, HTTPStatus.SERVICE_UNAVAILABLE),
-    (Unavailable, HTTPStatus.SERVICE_UNAVAILABLE),
-    (bodies.TooLarge, HTTPStatus.REQUEST_ENTITY_TOO_LARGE),
-    (EditError, HTTPStatus.BAD_REQUEST),
-)
 
 
 class Router:
@@ -75,9 +57,9 @@ class Router:
             await send({"type": "websocket.close", "code": 1008, "reason": "websockets are not served"})
         else:
             service: Service | None = self._holder.service
-            sender = _Headers(send, {ID_HEADER: new_id()})
+            sender = Sender(send, {ID_HEADER: new_id()})
             if service is None:
-                await _refuse(HTTPStatus.SERVICE_UNAVAILABLE, "the server is still starting")(scope, receive, sender)
+                await refusal(HTTPStatus.SERVICE_UNAVAILABLE, "the server is still starting")(scope, receive, sender)
                 return
             await self._http(service, scope, receive, sender)
 
@@ -92,14 +74,16 @@ class Router:
 
         return wrapped
 
-    async def _http(self, service: Service, scope: Scope, receive: Receive, send: _Headers) -> None:
+    async def _http(self, service: Service, scope: Scope, receive: Receive, send: Sender) -> None:
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         method, headers = scope["method"], Headers(scope=scope)
+        in_full = False
         try:
             if (method, path) in UNASKED:
-                await self.app(_without(scope, _FOREIGN), receive, send)
+                await self.app(without(scope, FOREIGN), receive, send)
                 return
             asking = _asking(service, scope, headers)
+            in_full = asking.caller.tenant is None  # an administrator, or anyone on a server without keys
             if path in INFERENCE and method == "POST":
                 asking.caller.require("serve", "ask the model")
                 await self._infer(service, path, headers, scope, receive, send)
@@ -107,22 +91,25 @@ class Router:
                 asking.caller.require("serve", "ask the model")
                 await JSONResponse(_models(service, asking))(scope, receive, send)
             elif admitted(method, path, asking.caller, service.watcher.current.snapshot):
-                raw = await _read(receive, MOST_ADMIN_BYTES)
+                raw = await read_body(receive, MOST_ADMIN_BYTES)
                 if raw is not None:
                     caller = _asking(service, scope, headers).caller  # the body may have taken its time
                     if not admitted(method, path, caller, service.watcher.current.snapshot):
                         raise _not_served(method, path)
-                    inner, replay = _replayed(scope, receive, raw)
+                    inner, replay = replayed(scope, receive, raw)
                     await self.app({**inner, CALLER: caller}, replay, send)
             else:
                 raise _not_served(method, path)
         except EditError as error:
-            await self._deny(service, _status(error), str(error), scope, send)
+            if (said := told(error, in_full=in_full)) != str(error):
+                logger.error("%s %s: %s", method, path, error)
+            service.metrics.refused.labels(str(int(status_of(error)))).inc()
+            await refusal(status_of(error), said)(scope, nothing, send)
 
     async def _infer(
-        self, service: Service, route: str, headers: Headers, scope: Scope, receive: Receive, send: _Headers
+        self, service: Service, route: str, headers: Headers, scope: Scope, receive: Receive, send: Sender
     ) -> None:
-        raw = await _read(receive, service.settings.max_body_bytes)
+        raw = await read_body(receive, service.settings.max_body_bytes)
         if raw is None:
             return  # the client went away
         usage = Usage(route)
@@ -148,14 +135,14 @@ class Router:
         salt = self._salt(choice.tenant, body.get("cache_salt"))
         async with AsyncExitStack() as held:  # what the answer needs until it has ended
             try:
-                answer.prompt = _prompt(service, route, body)
-                model = await _ready(service, choice, route, body, answer, held) or catalogue.bases[0]
+                answer.prompt = logged_prompt(service, route, body)
+                model = await ready(service, choice, route, body, answer, held) or catalogue.bases[0]
                 bodies.force(route, body, model, salt, answer.id)
                 content = json.dumps(body).encode()
             except RecursionError:
                 raise EditError("the body is nested too deeply; send a flatter one") from None
             except EditError as error:  # what was decided cannot be applied: of a rollout's arm, that is its failure
-                answer.refuse(_status(error), usage.seconds)
+                answer.refuse(status_of(error), usage.seconds)
                 service.answers.begin(answer)
                 service.answers.finish(answer)
                 raise
@@ -167,7 +154,9 @@ class Router:
             if service.settings.expose:
                 send.extra |= {"X-VLLM-Edit-Adapter": answer.adapter or model, "X-VLLM-Edit-Mode": answer.mode}
                 send.extra |= {"X-VLLM-Edit-Tokens": str(answer.ike_tokens)}
-            inner, replay = _replayed(scope, receive, content)
+            elif choice.assignment is not None:  # vLLM tells the adapter's name, and with it the arm
+                send.told_as = (model, choice.tenant or model)
+            inner, replay = replayed(scope, receive, content)
             try:
                 await self.app(inner, *usage.around(replay, send))
             finally:  # also when the client went away, or the answer broke off
@@ -181,9 +170,9 @@ class Router:
         text = json.dumps([tenant, client])
         return hmac.new(self._secret, text.encode(), hashlib.sha256).hexdigest()
 
-    async def _deny(self, service: Service, status: HTTPStatus, message: str, scope: Scope, send: Send) -> None:
-        service.metrics.refused.labels(str(int(status))).inc()
-        await _refuse(status, message)(scope, _nothing, send)
+
+def _not_served(method: str, path: str) -> NotFound:
+    return NotFound(f"{method} {path[:80]!r} is not served here")
 
 
 def _asking(service: Service, scope: Scope, headers: Headers) -> Asking:
@@ -193,76 +182,8 @@ def _asking(service: Service, scope: Scope, headers: Headers) -> Asking:
         Unauthorized: nobody, or somebody that it is not.
     """
     now = datetime.now(UTC)
-    caller = identify(headers, _peer(scope), service.watcher.current.snapshot, service.settings, now)
+    caller = identify(headers, peer_of(scope), service.watcher.current.snapshot, service.settings, now)
     return Asking(caller, now, headers)
-
-
-def _prompt(service: Service, route: str, body: bodies.Body) -> str | None:
-    """The request's text for the log, where the operator wants that; before a prefix is put into it."""
-    if not service.settings.log_prompts:
-        return None
-    try:
-        return "\n".join(spoken(route, body, service.decode))[:PROMPT_LENGTH]
-    except EditError:  # embeddings: there is nothing to write down
-        return None
-
-
-async def _ready(
-    service: Service, choice: Choice, route: str, body: bodies.Body, answer: Answer, held: AsyncExitStack
-) -> str | None:
-    """Make ready what was chosen: the adapter, in the engine as long as `held`, or the prefix in `body`.
-
-    Returns the adapter's name; None where the base model answers.
-    """
-    if choice.mode == "weights" and choice.adapter is not None:
-        source = await _narrowed(service, choice.adapter, route, body, answer)
-        if answer.adapter is not None:
-            await held.enter_async_context(service.residency.lease(answer.adapter, source, choice.adapter))
-            return answer.adapter
-    elif choice.mode == "ike" and choice.adapter is not None:
-        answer.ike_tokens = await _prefixed(service, choice.adapter, route, body, answer)
-        service.metrics.ike_tokens.inc(answer.ike_tokens)
-    return None
-
-
-async def _narrowed(service: Service, name: str, route: str, body: bodies.Body, answer: Answer) -> AdapterStore | None:
-    """Enter into `answer` what of the patch answers in mode weights; returns where its adapter comes from."""
-    index = await service.scopes.index(name)
-    if index is None:
-        return None
-    narrowed = await service.scopes.narrow(name, index, spoken(route, body, service.decode))
-    answer.narrow(narrowed)
-    return narrowed.source
-
-
-async def _prefixed(service: Service, name: str, route: str, body: bodies.Body, answer: Answer) -> int:
-    """Put the patch's IKE prefix into `body`; returns the number of tokens added."""
-    index = await service.scopes.index(name)
-    if index is None:
-        return await service.prefixes.insert(name, route, body)
-    scopes, found = service.scopes, index
-    units = await scopes.mentioned(found, spoken(route, body, service.decode))
-    narrowed = scopes.told(found, units)
-    answer.narrow(narrowed)
-    if route != bodies.COMPLETIONS:  # one conversation: what any turn mentions is in scope
-        return await service.prefixes.insert(name, route, body, lambda _: narrowed.edits or ())
-    return await service.prefixes.insert(
-        name, route, body, lambda prompt: scopes.told(found, found.mentioned([prompt])).edits or ()
-    )
-
-
-class _Headers:
-    """`send` with extra headers on the answer's start; bodies pass unbuffered."""
-
-    def __init__(self, send: Send, extra: dict[str, str]) -> None:
-        self._send, self.extra = send, extra
-
-    async def __call__(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            headers = MutableHeaders(scope=message)
-            for name, value in self.extra.items():
-                headers[name] = value
-        await self._send(message)
 
 
 def _models(service: Service, asking: Asking) -> dict[str, Any]:
@@ -273,22 +194,6 @@ def _models(service: Service, asking: Asking) -> dict[str, Any]:
     return {"object": "list", "data": [{"id": name, **common, **length} for name in names]}
 
 
-async def _read(receive: Receive, limit: int) -> bytes | None:
-    """The whole body, or None if the client went away."""
-    chunks, size, more = [], 0, True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return None
-        chunk: bytes = message.get("body", b"")
-        size += len(chunk)
-        if size > limit:
-            raise bodies.TooLarge(f"the body exceeds {limit} bytes; send a shorter request")
-        chunks.append(chunk)
-        more = message.get("more_body", False)
-    return b"".join(chunks)
-
-
 def _parse(raw: bytes) -> bodies.Body:
     try:
         body = json.loads(raw)
@@ -297,53 +202,3 @@ def _parse(raw: bytes) -> bodies.Body:
     if not isinstance(body, dict):
         raise EditError(f"the body must be a JSON object, got {type(body).__name__}")
     return body
-
-
-def _replayed(scope: Scope, receive: Receive, content: bytes) -> tuple[Scope, Receive]:
-    """Scope and receive for this body; after it, `receive` is the client's again (it tells a disconnect)."""
-    sent = False
-
-    async def replay() -> Message:
-        nonlocal sent
-        if sent:
-            return await receive()
-        sent = True
-        return {"type": "http.request", "body": content, "more_body": False}
-
-    inner = _without(scope, _STRIPPED)
-    inner["headers"].append((b"content-length", str(len(content)).encode()))
-    return inner, replay
-
-
-def _without(scope: Scope, prefixes: tuple[str, ...]) -> MutableMapping[str, Any]:
-    """The scope without headers that begin so: what a client must not tell vLLM."""
-    kept = [
-        (name, value) for name, value in scope["headers"] if not name.decode("latin-1").lower().startswith(prefixes)
-    ]
-    return {**scope, "headers": kept}
-
-
-def _refuse(status: HTTPStatus, message: str) -> JSONResponse:
-    """An error in OpenAI's form."""
-    kind = "".join(word.capitalize() for word in status.phrase.split())
-    error = {"message": message, "type": f"{kind}Error", "param": None, "code": int(status)}
-    headers = {"WWW-Authenticate": "Bearer"} if status == HTTPStatus.UNAUTHORIZED else None
-    return JSONResponse({"error": error}, status_code=int(status), headers=headers)
-
-
-def _peer(scope: Scope) -> str | None:
-    """The address that the connection comes from."""
-    client = scope.get("client")
-    return client[0] if client else None
-
-
-def _not_served(method: str, path: str) -> NotFound:
-    return NotFound(f"{method} {path[:80]!r} is not served here")
-
-
-def _status(error: EditError) -> HTTPStatus:
-    return next(status for kind, status in _STATUS if isinstance(error, kind))
-
-
-async def _nothing() -> Message:
-    return {"type": "http.disconnect"}

@@ -1,0 +1,70 @@
+"""What a chosen answer needs before the engine is asked: its adapter in the engine, or its prefix in the body."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+
+from vllm_edit.errors import EditError
+from vllm_edit.rollout.decision import Choice
+from vllm_edit.serving import bodies
+from vllm_edit.serving.answer import Answer
+from vllm_edit.serving.residency import AdapterStore
+from vllm_edit.serving.service import Service
+from vllm_edit.serving.spoken import spoken
+from vllm_edit.store.answer_rows import PROMPT_LENGTH
+
+
+async def ready(
+    service: Service, choice: Choice, route: str, body: bodies.Body, answer: Answer, held: AsyncExitStack
+) -> str | None:
+    """Make ready what was chosen: the adapter, in the engine as long as `held`, or the prefix in `body`.
+
+    Returns the adapter's name; None where the base model answers.
+    """
+    if choice.adapter is not None:
+        held.enter_context(service.residency.using(choice.adapter))
+    if choice.mode == "weights" and choice.adapter is not None:
+        source = await _narrowed(service, choice.adapter, route, body, answer)
+        if answer.adapter is not None:
+            await held.enter_async_context(service.residency.lease(answer.adapter, source, choice.adapter))
+            return answer.adapter
+    elif choice.mode == "ike" and choice.adapter is not None:
+        answer.ike_tokens = await _prefixed(service, choice.adapter, route, body, answer)
+        service.metrics.ike_tokens.inc(answer.ike_tokens)
+    return None
+
+
+async def _narrowed(service: Service, name: str, route: str, body: bodies.Body, answer: Answer) -> AdapterStore | None:
+    """Enter into `answer` what of the patch answers in mode weights; returns where its adapter comes from."""
+    index = await service.scopes.index(name)
+    if index is None:
+        return None
+    narrowed = await service.scopes.narrow(name, index, spoken(route, body, service.decode))
+    answer.narrow(narrowed)
+    return narrowed.source
+
+
+async def _prefixed(service: Service, name: str, route: str, body: bodies.Body, answer: Answer) -> int:
+    """Put the patch's IKE prefix into `body`; returns the number of tokens added."""
+    index = await service.scopes.index(name)
+    if index is None:
+        return await service.prefixes.insert(name, route, body)
+    scopes, found = service.scopes, index
+    units = await scopes.mentioned(found, spoken(route, body, service.decode))
+    narrowed = scopes.told(found, units)
+    answer.narrow(narrowed)
+    if route != bodies.COMPLETIONS:  # one conversation: what any turn mentions is in scope
+        return await service.prefixes.insert(name, route, body, lambda _: narrowed.edits or ())
+    return await service.prefixes.insert(
+        name, route, body, lambda prompt: scopes.told(found, found.mentioned([prompt])).edits or ()
+    )
+
+
+def logged_prompt(service: Service, route: str, body: bodies.Body) -> str | None:
+    """The request's text for the log, where the operator wants that; before a prefix is put into it."""
+    if not service.settings.log_prompts:
+        return None
+    try:
+        return "\n".join(spoken(route, body, service.decode))[:PROMPT_LENGTH]
+    except EditError:  # embeddings: there is nothing to write down
+        return None
