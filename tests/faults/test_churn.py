@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -51,10 +51,15 @@ def running(tmp_path: Path) -> Iterator[tuple[LocalServer, Store, dict[str, dict
 
 
 def test_churn_under_load_fails_no_request_and_keeps_memory_flat(
-    running: tuple[LocalServer, Store, dict[str, dict[str, str]]], sizes: Sizes, progress: Progress
+    running: tuple[LocalServer, Store, dict[str, dict[str, str]]],
+    sizes: Sizes,
+    progress: Progress,
+    record_property: Callable[[str, object], None],
 ) -> None:
     server, store, keys = running
     seen = asyncio.run(churned(server, store, keys, sizes.churn_seconds, progress))
+    record_property("requests", seen.requests)
+    record_property("publications and rollbacks", seen.changes)
     assert seen.wrong == []
     assert seen.requests
     assert seen.changes
@@ -63,6 +68,8 @@ def test_churn_under_load_fails_no_request_and_keeps_memory_flat(
     if len(seen.memory) >= LOOKS:  # a short run is still warming up: allocators, caches
         third = len(seen.memory) // 3
         early, late = (sum(part) / third for part in (seen.memory[third : 2 * third], seen.memory[-third:]))
+        record_property("MiB in the second third", round(early))
+        record_property("MiB in the last", round(late))
         assert late < 1.03 * early, f"{early:.0f} MiB in the second third, {late:.0f} in the last"
 
 
