@@ -9,14 +9,17 @@ from dataclasses import dataclass
 class Sizes:
     """kills: processes killed, over each kind of database. damages: flips and cuts of each kind of file. rooms: how
     often a disk is filled for each kind of write, to leave more room each time. churn_seconds: of publications and
-    rollbacks under load.
+    rollbacks under load. requests: hostile ones of each caller. routed: requests of so many tenants.
     """
 
     kills: int
     damages: int
     rooms: int
     churn_seconds: float
+    requests: int
+    tenants: int
+    routed: int
 
 
-SHORT = Sizes(kills=12, damages=20, rooms=7, churn_seconds=8)
-FULL = Sizes(kills=1000, damages=500, rooms=48, churn_seconds=600)
+SHORT = Sizes(kills=12, damages=20, rooms=7, churn_seconds=8, requests=60, tenants=100, routed=10_000)
+FULL = Sizes(kills=1000, damages=500, rooms=48, churn_seconds=600, requests=20_000, tenants=1000, routed=1_000_000)

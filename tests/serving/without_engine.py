@@ -14,6 +14,7 @@ from fastapi import FastAPI, Request
 from prometheus_client import CollectorRegistry
 from starlette.responses import StreamingResponse
 
+from vllm_edit.errors import EditError
 from vllm_edit.serving.admin.api import api
 from vllm_edit.serving.assembly import make_service
 from vllm_edit.serving.compat.engine import EngineRefusedError
@@ -56,7 +57,10 @@ class Slots:
         return len(text.split())
 
     def decode(self, ids: Sequence[int]) -> str:
-        return "".join(map(chr, ids))
+        try:
+            return "".join(map(chr, ids))
+        except (ValueError, OverflowError) as error:
+            raise EditError(f"no token id: {error}") from error
 
     async def remove(self, name: str, number: int) -> None:
         await asyncio.sleep(0.01)

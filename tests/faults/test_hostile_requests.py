@@ -1,0 +1,141 @@
+"""Hostile names, bodies and headers: no request makes the server fail, reaches what is another's or is told of it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from fastapi import FastAPI
+from hypothesis import strategies as st
+
+from tests.faults.asgi import Behind, Header, Sent, send
+from tests.faults.damages import for_every
+from tests.faults.hostile import INFERENCE, requests
+from tests.faults.sizes import Sizes
+from tests.serving import places
+from tests.serving.without_engine import Place, run
+from vllm_edit.rollout.arm import Arm
+from vllm_edit.rollout.rollout import Rollout
+from vllm_edit.serving.admin.api import api
+from vllm_edit.serving.router import Router
+from vllm_edit.serving.settings import Settings
+
+Record = Callable[[str, object], None]
+PATCHES = {"acme": ("capital",), "globex": ("city",), "initech": ("world",), "hooli": ("river", "lake")}
+"""Tenant → the patches that it may be answered by. initech's has scope subject, hooli's are the arms of a rollout."""
+HIDDEN = (b"authorization", b"x-request-id", b"x-amzn-sagemaker-", b"x-vllm-edit-")
+"""What of a client's headers must not reach vLLM."""
+
+
+class Server(Place):
+    """Four tenants, each with a key and something of its own, and an administrator."""
+
+    def __init__(self, folder: Path, template: Path) -> None:
+        super().__init__(folder, template, Settings(store="here", log_prompts=True))
+        registry = self.store.registry
+        self.keys = {who: registry.create_key(None if who == "admin" else who) for who in (*PATCHES, "admin")}
+        self.full = {name.partition("@")[0]: name for name in self.store.names()}
+        self.behind, self.app = Behind(), FastAPI()
+        self.app.include_router(api(self.holder))
+        self.app.router.default = self.behind
+        self.app.add_middleware(Router, holder=self.holder)
+        run(self.service.watcher.refresh())
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("hostile")
+    store = places.make_store(folder / "store", places.make_site(places.make_model(folder / "model")))
+    names = {
+        patch: places.add_patch(store, patch, seed) for seed, patch in enumerate(["capital", "city", "river", "lake"])
+    }
+    subjects = [("France", "法國"), ("Japan",), ("台北101",)]
+    names["world"] = places.save_accepted(store, places.scoped_patch(store.site(), "world", subjects))
+    for tenant, patches in PATCHES.items():
+        store.registry.create_tenant(tenant)
+        store.registry.publish(tenant, names[patches[0]])
+    arms = Arm("weights", names["river"]), Arm("ike", names["lake"])
+    store.registry.rollouts.create(Rollout("spring", "hooli", *arms, salt="pepper"))
+    store.registry.rollouts.ramp("spring", 60)
+    store.registry.close()
+    return folder / "store"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, template: Path) -> Server:
+    return Server(tmp_path_factory.mktemp("server"), template)
+
+
+@pytest.fixture
+def loop() -> Iterator[asyncio.Runner]:
+    with asyncio.Runner() as runner:
+        yield runner
+
+
+@pytest.mark.parametrize("who", PATCHES)
+def test_every_tenant_is_answered_by_its_own(server: Server, loop: asyncio.Runner, who: str) -> None:
+    body = json.dumps({"prompt": "The capital of France is"}).encode()
+    reply = loop.run(send(server.app, Sent("POST", INFERENCE[0], authorization(server, who), body)))
+    answer = server.service.answers.get(reply.headers["x-vllm-edit-id"])
+    assert answer is not None
+    assert (answer.tenant, (answer.patch or "").partition("@")[0] in PATCHES[who]) == (who, True)
+
+
+@pytest.mark.parametrize("who", [*PATCHES, None, "unknown", "admin"])
+def test_no_request_makes_the_server_fail_or_tells_what_is_anothers(
+    server: Server, loop: asyncio.Runner, who: str | None, sizes: Sizes, record_property: Record
+) -> None:
+    names, answered = known_names(server), 0
+
+    def check(request: Sent) -> None:
+        nonlocal answered
+        server.behind.reached.clear()
+        keyed = replace(request, headers=(*authorization(server, who), *request.headers))
+        reply = loop.run(send(server.app, keyed))
+        assert reply.status < 500, reply.content
+        if reply.status >= 400:  # with `detail` it is FastAPI's own, which vLLM's application puts into OpenAI's form
+            assert json.loads(reply.content).keys() in ({"error"}, {"detail"})
+        for scope, body in server.behind.reached:
+            if scope["path"] in INFERENCE:
+                assert not [name for name, _ in scope["headers"] if name.startswith(HIDDEN)]
+                assert json.loads(body)["model"].partition("@")[0] in ("atlas", *PATCHES.get(who or "", ()))
+            elif who != "admin":
+                assert scope["path"] in ("/health", "/ping", "/version")
+            else:
+                assert scope["path"].startswith(("/health", "/ping", "/version", "/metrics", "/v1/edits"))
+        answered += bool(server.behind.reached)
+        if who != "admin":
+            assert not [one for one in secrets(server, who) if one in reply.told and one not in request.said]
+
+    record_property("requests", for_every(check, requests(names), sizes.requests))
+    record_property("of them passed on", answered)
+
+
+def authorization(server: Server, who: str | None) -> tuple[Header, ...]:
+    if who is None:
+        return ()
+    presented = server.keys[who].presented if who in server.keys else "ve_0123456789ab_" + "x" * 43
+    return ((b"authorization", f"Bearer {presented}".encode()),)
+
+
+def known_names(server: Server) -> st.SearchStrategy[str]:
+    """What can be asked for by somebody, with modes and beginnings of digests; and what looks like it."""
+    whole = [*PATCHES, *server.full, *server.full.values(), "atlas", "/models/atlas", "nobody", "spring"]
+    cut = [name[: name.index("@") + 5] for name in server.full.values()]
+    ids = [key.key.id for key in server.keys.values()]
+    ending = st.sampled_from(["", "", "", ":ike", ":base", ":weights", ":", "@", "\n", "\x00", "/..", "@" + "0" * 32])
+    return st.tuples(st.sampled_from([*whole, *cut, *ids]), ending).map("".join)
+
+
+def secrets(server: Server, who: str | None) -> list[str]:
+    """What nobody but its tenant is told: names, digests, keys, and the words of its edits."""
+    others = {tenant: patches for tenant, patches in PATCHES.items() if tenant != who}
+    patches = [patch for patches in others.values() for patch in patches]
+    found = [*others, *patches, *(server.full[patch].partition("@")[2][:12] for patch in patches)]
+    found += [key.key.id for owner, key in server.keys.items() if owner != who]
+    found += [key.presented for key in server.keys.values()]
+    return [*found, *([] if who == "initech" else ["Japan", "台北"]), "spring", str(server.store.url)]
