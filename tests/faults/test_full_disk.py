@@ -13,10 +13,13 @@ import pytest
 from tests.cli.program import Program
 from tests.faults.disk import Disk, mounted
 from tests.faults.sizes import Sizes
+from tests.serving import places
 from tests.serving.places import save_accepted
+from tests.serving.without_engine import Place, run
 from tests.store.example import compiled, moment, new_store, site
 from vllm_edit.deltas.delta import Delta
 from vllm_edit.errors import NotFound, Unavailable
+from vllm_edit.serving.settings import Settings
 from vllm_edit.store.anchor import ANCHOR
 from vllm_edit.store.store import Store
 
@@ -125,6 +128,24 @@ def test_a_local_copy_fails_whole_and_works_again(
         shutil.rmtree(store.adapter_folder(name, cache))
     assert_some(refusals, record_property)
     store.registry.close()
+
+
+def test_a_server_without_room_for_an_adapter_says_so_and_answers_when_there_is(
+    disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vllm_edit.serving.residency.SHARED_MEMORY", disk.folder)  # too small: it takes the next
+    monkeypatch.setattr("tempfile.tempdir", str(disk.folder))
+    template = places.make_store(tmp_path / "template", places.make_site(places.make_model(tmp_path / "model")))
+    name = places.add_patch(template, "capital", 1)
+    template.registry.close()
+    place = Place(tmp_path, tmp_path / "template", Settings(store="here"))
+    assert disk.folder in Path(place.folder.name).parents
+    disk.leave(0)
+    refusal, base = run(place.ask("capital")), run(place.ask("atlas"))
+    assert (refusal.status_code, base.status_code) == (503, 200)
+    assert f"{name} cannot be written: No space left on device" in refusal.json()["error"]["message"]
+    disk.free()
+    assert run(place.ask("capital")).json()["body"]["model"] == name
 
 
 def test_a_new_store_fails_whole_and_works_again(disk: Disk, rooms: Sequence[int], record_property: Record) -> None:
