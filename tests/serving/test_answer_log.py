@@ -40,6 +40,7 @@ class Flaky:
 
     def __init__(self, registry: Registry) -> None:
         self._registry, self.down = registry, False
+        self.error: Exception = EditError("the registry cannot be used: gone")
         self.sizes: list[int] = []
         self.threads: set[int] = set()
         self.rollouts = registry.rollouts
@@ -49,13 +50,15 @@ class Flaky:
         self.sizes.append(len(found))
         self.threads.add(threading.get_ident())
         if self.down:
-            raise EditError("the registry cannot be used: gone")
+            raise self.error
         self._registry.answers.add(found)
 
     def find(self, id: str) -> Any:
         return self._registry.answers.find(id)
 
     def sweep(self, older_than: datetime, limit: int) -> int:
+        if self.down:
+            raise self.error
         return self._registry.answers.sweep(older_than, limit)
 
 
@@ -211,6 +214,44 @@ def test_a_registry_that_was_down_gets_everything_once_it_is_back(
     assert caplog.text.count("cannot be written") == 1, "one outage is told once"
     assert "is written again" in caplog.text
     assert sum(one.requests for one in place.registry.rollouts.report("spring").traffic.values()) == 3
+
+
+def test_the_log_goes_on_after_an_error_that_nobody_thought_of(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    place.flaky.error = RuntimeError("the dictionary changed its size")
+
+    async def steps() -> None:
+        log = place.log(every_seconds=0.01)
+        place.flaky.down = True
+        ended(log, place.answer())
+
+        def comes_back() -> bool:
+            place.flaky.down = len(place.flaky.sizes) < 3
+            return place.total("rows") == 1
+
+        await running(log, comes_back)
+
+    with caplog.at_level(logging.INFO):
+        asyncio.run(steps())
+    assert len(place.kept()) == 1
+    assert place.total("dropped") == 0
+    told = [row for row in caplog.records if "cannot be written" in row.message]
+    assert len(told) == 1
+    assert told[0].exc_info is not None, "it is our defect: the log says where"
+
+
+def test_sweeping_and_closing_outlast_an_error_that_nobody_thought_of(
+    place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def steps() -> None:
+        place.flaky.error = RuntimeError("the dictionary changed its size")
+        place.flaky.down = True
+        log = place.log(every_seconds=0.01)
+        await running(log, lambda: "old answers cannot be deleted" in caplog.text)
+        ended(log, place.answer())
+        await log.close()
+
+    asyncio.run(steps())
+    assert place.total("dropped") == 1
 
 
 def test_who_waited_for_a_try_that_failed_does_not_try_again(place: Place) -> None:

@@ -142,9 +142,13 @@ class AnswerLog:
         try:
             await asyncio.to_thread(self._write, batch)
             written = True
-        except _DOWN as error:
+        except Exception as error:  # what nobody thought of, too: a log that has ended would drop all that comes
             if self._failing_since is None:
-                logger.warning("the log of answers cannot be written, they wait in memory: %s", _told(error))
+                logger.warning(
+                    "the log of answers cannot be written, they wait in memory: %s",
+                    _told(error),
+                    exc_info=None if isinstance(error, _DOWN) else error,
+                )
             self._failed_at = time.monotonic()
             self._failing_since = self._failing_since or self._failed_at
         finally:
@@ -188,8 +192,11 @@ class AnswerLog:
         older_than = datetime.now(UTC) - timedelta(days=self._keep_days)
         try:
             return await asyncio.to_thread(self._registry.answers.sweep, older_than, _SWEPT) == _SWEPT
-        except _DOWN as error:
-            logger.warning("old answers cannot be deleted, tried again in an hour: %s", _told(error))
+        except Exception as error:
+            unforeseen = None if isinstance(error, _DOWN) else error
+            logger.warning(
+                "old answers cannot be deleted, tried again in an hour: %s", _told(error), exc_info=unforeseen
+            )
             return False
 
 
