@@ -18,12 +18,13 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import create_engine, inspect, make_url, text
+from sqlalchemy import URL, create_engine, inspect, make_url, text
 
 from tests import postgres
-from vllm_edit.errors import EditError, NotFound
+from vllm_edit.errors import EditError, NotFound, Unavailable
 from vllm_edit.store import migrations, tables
 from vllm_edit.store.audit import Verified
+from vllm_edit.store.database import Database
 from vllm_edit.store.registry import Registry
 
 A, B, C = (f"capital@{digit * 32}" for digit in "abc")
@@ -408,6 +409,39 @@ def test_a_role_that_may_not_write_is_told_in_one_line(cluster: postgres.Cluster
         guest.create_tenant("acme")
     with pytest.raises(EditError, match="cannot be used: permission denied"):
         Registry(make_url(cluster.new_database()).set(username="guest")).generation()
+
+
+def test_locks_and_statements_that_take_too_long_are_given_up(
+    cluster: postgres.Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def limits(url: str | URL) -> list[object]:
+        database = Database(url)
+        with database.read() as connection:
+            found = [connection.exec_driver_sql(f"show {one}_timeout").scalar() for one in ("lock", "statement")]
+        database.close()
+        return found
+
+    url = make_url(cluster.new_database())
+    assert limits(url) == ["30s", "1min"]
+    with Database(url).listen() as listening:
+        assert listening.execute("show statement_timeout").fetchone() == ("0",)
+    assert limits(url.update_query_dict({"options": "-c lock_timeout=50ms"})) == ["50ms", "1min"]
+    monkeypatch.setenv("PGOPTIONS", "-c statement_timeout=2min")
+    assert limits(url) == ["30s", "2min"], "what the operator says holds"
+
+
+@pytest.mark.parametrize("limit", ["lock", "statement"])
+def test_a_lock_that_somebody_left_open_is_told_in_one_line(cluster: postgres.Cluster, limit: str) -> None:
+    url = make_url(cluster.new_database())
+    Registry(url).generation()
+    hurried = Registry(url.update_query_dict({"options": f"-c {limit}_timeout=50ms"}))
+    with create_engine(hurried.url).begin() as connection:
+        connection.execute(text("update generation set value = value"))
+        with pytest.raises(Unavailable, match=f"cannot be used: canceling statement due to {limit} timeout") as caught:
+            hurried.create_tenant("acme")
+    assert "\n" not in str(caught.value)
+    hurried.create_tenant("acme")
+    hurried.close()
 
 
 WRITER = """

@@ -6,6 +6,7 @@ need it.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 _FORBIDDEN = ("42501", "25006")  # PostgreSQL: the role lacks a privilege, the server only reads
 _BUSY_TIMEOUT_S = 30
+_STATEMENT_TIMEOUT_S = 60
 _CONNECT_TIMEOUT_S = 5
 # A machine that vanished without a word is given up after some seconds, not after TCP's two hours.
 _PATIENCE = {
@@ -47,6 +49,8 @@ _PATIENCE = {
     "keepalives_count": 3,
     "tcp_user_timeout": 10_000,
 }
+# A lock that somebody left open, or a statement that takes for ever, must not hang changes.
+_OVERTIME = f"-c lock_timeout={_BUSY_TIMEOUT_S}s -c statement_timeout={_STATEMENT_TIMEOUT_S}s"
 _CHANNEL = "vllm_edit_registry"  # where PostgreSQL tells of changes, in this database only
 _MIGRATING = 0x766C6C6D  # the number of the advisory lock that processes opening a new PostgreSQL database queue up on
 
@@ -164,6 +168,7 @@ class Database:
         if not current:
             with self._migrating, self._writer.begin() as connection:
                 if not self.sqlite:
+                    connection.execute(text("SET LOCAL statement_timeout = 0"))  # large tables take their time
                     connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _MIGRATING})
                 if migrations.is_empty(connection):
                     self._before_new()
@@ -191,9 +196,15 @@ def _engine(url: URL, sqlite: bool) -> Engine:
         return create_engine(url, connect_args={"timeout": _BUSY_TIMEOUT_S})
     try:
         # A server that was restarted leaves dead connections in the pool: they are tried before they are used.
-        return create_engine(url, connect_args=_PATIENCE, pool_pre_ping=True)
+        return create_engine(url, connect_args={**_PATIENCE, "options": _options(url)}, pool_pre_ping=True)
     except ModuleNotFoundError as error:
         raise EditError(f"a registry in PostgreSQL needs {error.name}: install vllm-edit[postgres]") from error
+
+
+def _options(url: URL) -> str:
+    """libpq's: our limits, then what the operator gives, which comes later and so holds."""
+    given = url.query.get("options", os.environ.get("PGOPTIONS", ""))
+    return " ".join((_OVERTIME, *([given] if isinstance(given, str) else given)))
 
 
 def _configure_sqlite(dbapi_connection: Any, _record: Any) -> None:
