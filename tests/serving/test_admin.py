@@ -73,7 +73,7 @@ def test_publish_and_rollback_hold_for_the_next_request_and_name_who_follows(pla
     assert len(published["acknowledged"]["servers"]) == 1
     newest = place.store.registry.audit("acme", 2)
     assert [(row.what, row.who, row.why) for row in newest] == [
-        ("tenant.publish", f"ann by key {place.key_id}", "new"),
+        ("tenant.publish", f"key {place.key_id} (ann)", "new"),
         ("tenant.rollback", f"key {place.key_id}", ""),
     ]
 
@@ -103,6 +103,11 @@ def test_what_the_engine_cannot_apply_is_not_published(place: Administered) -> N
         ("/tenants/acme/publish", {"patch": "city", "valid_until": "9999-12-31T23:59:59-14:00"}, 400),
         ("/tenants/acme/keys", {"expires_at": "9999-12-31T23:59:59-14:00"}, 400),
         ("/keys", {"expires_at": "9999-12-31T23:59:59-14:00"}, 400),
+        ("/tenants", {"name": "globex", "who": "ann\nkey 0123456789ab"}, 400),
+        ("/tenants", {"name": "globex", "who": "ann\u2028bob"}, 400),
+        ("/tenants/acme/publish", {"patch": "city", "who": "ann\tbob"}, 400),
+        ("/tenants/acme/publish", {"patch": "city", "who": "\u202eann"}, 400),
+        ("/gc", {"remove": True, "who": "ann\u200b"}, 400),
         ("/tenants", {"name": "ACME"}, 400),
         ("/tenants", {"name": "acme"}, 400),
         ("/rollouts/spring/ramp", {"percent": "NaN"}, 400),
@@ -276,7 +281,7 @@ def test_what_gc_removes_over_http_is_audited_under_the_key(place: Administered)
 
     assert run(steps()) == [old]
     rows = {row.what: row.who for row in place.store.registry.audit(newest=2)}
-    assert rows == dict.fromkeys(("patch.retire", "patch.remove"), f"ann by key {place.key_id}")
+    assert rows == dict.fromkeys(("patch.retire", "patch.remove"), f"key {place.key_id} (ann)")
 
 
 def test_a_change_after_which_the_registry_goes_down_is_not_told_as_one_that_failed(

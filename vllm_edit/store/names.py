@@ -22,6 +22,7 @@ _NAME = re.compile(rf"{_LABEL}@[0-9a-f]{{{DIGEST_LENGTH}}}")
 _REFERENCE = re.compile(rf"({_LABEL})(?:@([0-9a-f]{{{MINIMUM_PREFIX},{DIGEST_LENGTH}}}))?")
 _TENANT = re.compile(_LABEL)
 _UNPRINTABLE = ("Cc", "Cs")  # control characters, and halves of a surrogate pair: no text in UTF-8
+_NO_LINE = (*_UNPRINTABLE, "Cf", "Zl", "Zp")  # besides, what reorders or hides text, and other ends of a line
 _KIND = re.compile(r"[a-z0-9][a-z0-9_]{0,31}")
 _ANSWER_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -67,6 +68,11 @@ def check_note(text: str, what: str, limit: int) -> str:
     if len(text) > limit or unprintable:
         raise EditError(f"expected {what} of at most {limit} printable characters, got {shown(text)} ({len(text)})")
     return text
+
+
+def is_one_line(text: str) -> bool:
+    """Whether `text` is shown as it is: no control or format characters, no line breaks."""
+    return all(unicodedata.category(character) not in _NO_LINE for character in text)
 
 
 def split_name(name: str) -> tuple[str, str]:

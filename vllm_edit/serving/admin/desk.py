@@ -15,7 +15,7 @@ from vllm_edit.serving.admin.admission import CALLER
 from vllm_edit.serving.caller import Caller
 from vllm_edit.serving.service import Holder, Service
 from vllm_edit.serving.threads import Threads
-from vllm_edit.store.names import LABEL_LENGTH, REASON_LENGTH
+from vllm_edit.store.names import LABEL_LENGTH, REASON_LENGTH, is_one_line
 from vllm_edit.store.registry import Registry
 
 T = TypeVar("T")
@@ -29,12 +29,22 @@ def _in_utc(time: datetime) -> datetime:
         raise ValueError("expected a time within the years 1 to 9999 in UTC") from None
 
 
+def _one_line(text: str) -> str:
+    if not is_one_line(text):
+        raise ValueError("expected a name on one line, without control or format characters")
+    return text
+
+
 FOLLOW_S = 10.0
 """How long an answer waits for servers that do not follow; they are then named."""
 
 End = Annotated[AwareDatetime, AfterValidator(_in_utc)]
 Why = Annotated[str, Field(max_length=REASON_LENGTH, description="why, for the audit")]
-Who = Annotated[str, Field(max_length=LABEL_LENGTH // 2, description="whose decision it is, beside the key's id")]
+Who = Annotated[
+    str,
+    Field(max_length=LABEL_LENGTH // 2, description="whose decision it is, behind the key's id"),
+    AfterValidator(_one_line),
+]
 Reference = Annotated[str, Field(max_length=160, description="patch, patch@digest or the beginning of its digest")]
 
 
@@ -93,6 +103,6 @@ def caller_of(request: Request) -> Caller:
 
 
 def who(request: Request, said: str = "") -> str:
-    """Whom the audit names: the key, and, if the body says so, on whose decision."""
+    """Whom the audit names: the key, which is proven, and behind it, if the body says so, on whose decision."""
     key = f"key {caller_of(request).key}"
-    return f"{said} by {key}" if said else key
+    return f"{key} ({said})" if said else key
