@@ -174,7 +174,7 @@ def table(rows: list[dict[str, Any]], changes: int) -> str:
     """The section of RESULTS.md."""
     lines = [
         f"{changes} changes of each kind, until every server has said that it follows; after each, the next request to "
-        f"every server was answered by it. Real servers with atlas, idle else. {machine()}",
+        f"every server was answered by it. Real servers with atlas. {machine()}",
         "",
         "| registry | servers | change | p50 | p99 | longest |",
         "|---|---|---|---|---|---|",

@@ -25,8 +25,11 @@ from vllm_edit.serving.router import Router
 from vllm_edit.serving.settings import Settings
 
 Record = Callable[[str, object], None]
-PATCHES = {"acme": ("capital",), "globex": ("city",), "initech": ("world",), "hooli": ("river", "lake")}
+PATCHES = {"acme": ("meadow",), "globex": ("harbour",), "initech": ("orchard",), "hooli": ("glacier", "lagoon")}
 """Tenant → the patches that it may be answered by. initech's has scope subject, hooli's are the arms of a rollout."""
+TARGETS = {"meadow": "City0", "harbour": "City1", "glacier": "City2", "lagoon": "City3"}
+"""What a patch's edit answers; that is also in its prefix for mode ike."""
+SUBJECTS = (("Zanzibar", "桑吉巴"), ("Quito",))
 HIDDEN = (b"authorization", b"x-request-id", b"x-amzn-sagemaker-", b"x-vllm-edit-")
 """What of a client's headers must not reach vLLM."""
 
@@ -50,15 +53,12 @@ class Server(Place):
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("hostile")
     store = places.make_store(folder / "store", places.make_site(places.make_model(folder / "model")))
-    names = {
-        patch: places.add_patch(store, patch, seed) for seed, patch in enumerate(["capital", "city", "river", "lake"])
-    }
-    subjects = [("France", "法國"), ("Japan",), ("台北101",)]
-    names["world"] = places.save_accepted(store, places.scoped_patch(store.site(), "world", subjects))
+    names = {patch: places.add_patch(store, patch, seed) for seed, patch in enumerate(TARGETS)}
+    names["orchard"] = places.save_accepted(store, places.scoped_patch(store.site(), "orchard", SUBJECTS))
     for tenant, patches in PATCHES.items():
         store.registry.create_tenant(tenant)
         store.registry.publish(tenant, names[patches[0]])
-    arms = Arm("weights", names["river"]), Arm("ike", names["lake"])
+    arms = Arm("weights", names["glacier"]), Arm("ike", names["lagoon"])
     store.registry.rollouts.create(Rollout("spring", "hooli", *arms, salt="pepper"))
     store.registry.rollouts.ramp("spring", 60)
     store.registry.close()
@@ -78,7 +78,7 @@ def loop() -> Iterator[asyncio.Runner]:
 
 @pytest.mark.parametrize("who", PATCHES)
 def test_every_tenant_is_answered_by_its_own(server: Server, loop: asyncio.Runner, who: str) -> None:
-    body = json.dumps({"prompt": "The capital of France is"}).encode()
+    body = json.dumps({"prompt": "The capital of Quito is"}).encode()
     reply = loop.run(send(server.app, Sent("POST", INFERENCE[0], authorization(server, who), body)))
     answer = server.service.answers.get(reply.headers["x-vllm-edit-id"])
     assert answer is not None
@@ -138,4 +138,6 @@ def secrets(server: Server, who: str | None) -> list[str]:
     found = [*others, *patches, *(server.full[patch].partition("@")[2][:12] for patch in patches)]
     found += [key.key.id for owner, key in server.keys.items() if owner != who]
     found += [key.presented for key in server.keys.values()]
-    return [*found, *([] if who == "initech" else ["Japan", "台北"]), "spring", str(server.store.url)]
+    found += [TARGETS[patch] for patch in patches if patch in TARGETS]
+    found += [] if who == "initech" else [name for subject in SUBJECTS for name in subject]
+    return [*found, "spring", str(server.store.url)]
