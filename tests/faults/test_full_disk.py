@@ -149,8 +149,9 @@ def test_a_server_without_room_for_an_adapter_says_so_and_answers_when_there_is(
 
 
 def test_a_new_store_fails_whole_and_works_again(disk: Disk, rooms: Sequence[int], record_property: Record) -> None:
-    refusals = []
+    refusals, room = [], disk.room
     for pages in (*rooms, 10 * ENOUGH):
+        assert disk.room == room, "a store that was not made, or is closed, holds no file open"
         folder = disk.folder / f"store-{pages}"
         disk.leave(pages)
         refusals.append(reason(lambda folder=folder: new_store(folder).registry.close(), str(folder)))

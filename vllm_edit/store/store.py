@@ -94,8 +94,12 @@ class Store:
         anchor = Anchor(files)
         anchor.advance(EMPTY)  # before any row: from now on a missing anchor is a finding
         registry = Registry(registry_url(place, files), anchor)
-        registry.generation()  # opening needs no database, but a store is not made with one that cannot be used
-        write_site(files, site)  # last: with it the store exists
+        try:
+            registry.generation()  # opening needs no database, but a store is not made with one that cannot be used
+            write_site(files, site)  # last: with it the store exists
+        except EditError:
+            registry.close()
+            raise
         return cls(place, files, registry)
 
     def __repr__(self) -> str:
