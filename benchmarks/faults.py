@@ -47,7 +47,7 @@ class Watching:
 
 def main() -> None:
     watching = Watching()
-    code = pytest.main([str(TESTS), "--full", "--capture=no"], plugins=[watching])
+    code = pytest.main([str(TESTS), "--full", "--capture=no", "--exitfirst"], plugins=[watching])
     if code:
         raise SystemExit(code)
     text = f"{machine()}\n\n{table(watching.ran)}"
