@@ -28,7 +28,7 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest
 
-# What is broken on purpose, in its full sizes (half an hour); `make test` has a short version of each.
+# What is broken on purpose, in its full sizes (an hour); `make test` has a short version of each.
 test-faults: setup
 	$(BIN)/python -m benchmarks.faults
 

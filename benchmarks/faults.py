@@ -1,12 +1,15 @@
 """Faults in their full sizes: what was done to a store and to a server to break them, and how often.
 
-    python -m benchmarks.faults
+    python -m benchmarks.faults [-k EXPRESSION]
 
-Runs tests/faults with --full; what the tests count is the result. A run in which one fails is none.
+Runs tests/faults with --full; what the tests count is the result. A run in which one fails is none. With -k it runs
+those tests only, as pytest does, and keeps what the last runs of the others counted.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.results import machine, write_section
+from benchmarks.results import FOLDER, machine, write_section
 
 TESTS = Path(__file__).parents[1] / "tests" / "faults"
 
@@ -46,12 +49,27 @@ class Watching:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("-k", metavar="EXPRESSION", default="", help="only the tests that pytest selects by it")
+    only = parser.parse_args().k
     watching = Watching()
-    code = pytest.main([str(TESTS), "--full", "--capture=no", "--exitfirst"], plugins=[watching])
+    code = pytest.main([str(TESTS), "--full", "--capture=no", "--exitfirst", "-k", only], plugins=[watching])
     if code:
         raise SystemExit(code)
-    text = f"{machine()}\n\n{table(watching.ran)}"
-    write_section("faults", text, {"machine": machine(), "ran": list(map(asdict, watching.ran))}, "make test-faults")
+    ran = merged(_last(), watching.ran) if only else watching.ran
+    text = f"{machine()}\n\n{table(ran)}"
+    write_section("faults", text, {"machine": machine(), "ran": list(map(asdict, ran))}, "make test-faults")
+
+
+def merged(last: Sequence[Ran], new: Sequence[Ran]) -> list[Ran]:
+    """What ran last, each in its place, but what ran now as it ran now."""
+    newest = {(one.test, one.case): one for one in (*last, *new)}
+    return list(newest.values())
+
+
+def _last() -> list[Ran]:
+    path = FOLDER / "results" / "faults.json"
+    return [Ran(**one) for one in json.loads(path.read_text())["ran"]] if path.exists() else []
 
 
 def table(ran: Sequence[Ran]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.faults import Ran
+from benchmarks.faults import Ran, merged
 from benchmarks.faults import table as faults_table
 from benchmarks.many_edits import first_edits, sampled
 from benchmarks.measured import row
@@ -160,3 +160,13 @@ def test_faults_are_added_up_by_test_and_what_was_skipped_says_why() -> None:
         "| it is whole | sqlite, postgresql | 1,100 killed | 3 |",
         "| a disk |  | skipped: nobody may mount one | 0 |",
     ]
+
+
+def test_faults_that_did_not_run_again_stay_as_they_ran_last() -> None:
+    last = [
+        Ran("test_it_is_whole", "sqlite", 1.4),
+        Ran("test_it_is_whole", "postgresql", 2.0),
+        Ran("test_a_disk", "", 3),
+    ]
+    again, new = Ran("test_it_is_whole", "sqlite", 9.0), Ran("test_churn", "", 5.0)
+    assert merged(last, [again, new]) == [again, *last[1:], new]

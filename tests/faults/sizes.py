@@ -22,4 +22,4 @@ class Sizes:
 
 
 SHORT = Sizes(kills=12, damages=20, rooms=7, churn_seconds=8, requests=60, tenants=100, routed=10_000)
-FULL = Sizes(kills=1000, damages=500, rooms=48, churn_seconds=600, requests=10_000, tenants=1000, routed=1_000_000)
+FULL = Sizes(kills=500, damages=500, rooms=48, churn_seconds=600, requests=10_000, tenants=1000, routed=1_000_000)
