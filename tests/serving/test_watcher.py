@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -96,6 +98,24 @@ def test_a_change_is_kept_on_the_node_then_in_force_then_told(tmp_path: Path) ->
     run(watched.until(lambda: watched.told[-1] == 2))
     assert (watched.changes, watched.metric("vllm_edit_patches")) == ([1, 2], None)
     assert watched.metrics.get_sample_value("vllm_edit_patches", {"gate": "accepted"}) == 2
+
+
+def test_adapters_that_take_all_of_asyncios_threads_do_not_hold_up_a_kill(tmp_path: Path) -> None:
+    """As while an object store hangs: whoever follows late is taken for dead, and no kill waits for it."""
+    watched, come = Watched(tmp_path), threading.Event()
+
+    async def followed_meanwhile() -> None:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+        loading = asyncio.create_task(asyncio.to_thread(come.wait))
+        try:
+            await watched.watcher.first()
+            watched.registry.state = replace(PUBLISHED, generation=2)
+            await watched.until(lambda: watched.told[-1] == 2)
+            assert not loading.done()
+        finally:
+            come.set()
+
+    run(followed_meanwhile())
 
 
 def test_without_the_registry_a_server_begins_by_what_its_node_has_kept(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
 from vllm_edit.errors import EditError
 from vllm_edit.serving.answer import Answer
 from vllm_edit.serving.metrics import Metrics
+from vllm_edit.serving.threads import Threads
 from vllm_edit.store.answer_rows import AnswerEntry
 from vllm_edit.store.registry import Registry
 
@@ -57,6 +58,7 @@ class AnswerLog:
         self.every_seconds = every_seconds
         self._answers: OrderedDict[str, Answer] = OrderedDict()
         self._queue: deque[Answer] = deque()
+        self._keeping, self._finding = Threads(1), Threads(2)
         self._full = asyncio.Event()
         self._writing = asyncio.Lock()
         self._failed_at = float("-inf")
@@ -91,7 +93,7 @@ class AnswerLog:
             EditError: the registry cannot be read.
         """
         known = self._answers.get(id)
-        return known.entry(self._server) if known else await asyncio.to_thread(self._registry.answers.find, id)
+        return known.entry(self._server) if known else await self._finding.run(self._registry.answers.find, id)
 
     # Writing
 
@@ -140,7 +142,7 @@ class AnswerLog:
         batch = [self._queue.popleft() for _ in range(min(_BATCH, len(self._queue)))]
         written = False
         try:
-            await asyncio.to_thread(self._write, batch)
+            await self._keeping.run(self._write, batch)
             written = True
         except Exception as error:  # what nobody thought of, too: a log that has ended would drop all that comes
             if self._failing_since is None:
@@ -191,7 +193,7 @@ class AnswerLog:
         """Delete a part of what is too old; True if there is more."""
         older_than = datetime.now(UTC) - timedelta(days=self._keep_days)
         try:
-            return await asyncio.to_thread(self._registry.answers.sweep, older_than, _SWEPT) == _SWEPT
+            return await self._keeping.run(self._registry.answers.sweep, older_than, _SWEPT) == _SWEPT
         except Exception as error:
             unforeseen = None if isinstance(error, _DOWN) else error
             logger.warning(

@@ -21,7 +21,7 @@ class Presence:
         self._id = secrets.token_hex(16)
         self._host, self._pid = socket.gethostname(), os.getpid()
         self._drained = -1
-        self._waiting = Threads(16)
+        self._own, self._waiting = Threads(2), Threads(16)  # to beat and to leave; for all who wait for others
         self._telling = asyncio.Lock()  # what is told later is written later: else a server would seem to go back
 
     @property
@@ -38,7 +38,7 @@ class Presence:
         if self._is_drained():
             self._drained = generation
         async with self._telling:
-            await asyncio.to_thread(
+            await self._own.run(
                 self._servers.beat,
                 self._id,
                 host=self._host,
@@ -53,4 +53,4 @@ class Presence:
 
     async def leave(self) -> None:
         """Nobody need wait for this server any more."""
-        await asyncio.to_thread(self._servers.leave, self._id)
+        await self._own.run(self._servers.leave, self._id)

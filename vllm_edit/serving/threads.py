@@ -1,7 +1,8 @@
 """Threads for work that waits for the registry: not those in which adapters are read for requests.
 
 asyncio's own are few on a small machine. While the registry hangs, outcomes that clients report would take them all,
-and the next tenant's request would wait too.
+and the next tenant's request would wait too; while an object store hangs, adapters would take them all, and a server
+that serves on would follow no change and be taken for dead.
 """
 
 from __future__ import annotations

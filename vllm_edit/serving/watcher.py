@@ -21,6 +21,7 @@ from vllm_edit.errors import EditError, Incompatible, NotFound
 from vllm_edit.rollout.decision import Choice
 from vllm_edit.serving.alias import NOTHING, Asking, Catalogue
 from vllm_edit.serving.metrics import Metrics
+from vllm_edit.serving.threads import Threads
 from vllm_edit.store.snapshot import Snapshot
 
 logger = logging.getLogger(__name__)
@@ -61,6 +62,7 @@ class Watcher:
     ) -> None:
         self._registry, self._metrics, self._kept = registry, metrics, kept
         self._on_change, self._tell = on_change, tell
+        self._threads = Threads(2)  # to wait for a change, and to read the state when a request asks for it
         self._lock = asyncio.Lock()
         self._failing = False
         self._ends: datetime | None = None  # when something that a tenant is served next ends by itself
@@ -76,7 +78,7 @@ class Watcher:
         try:
             return await self.refresh()
         except FAILURES as error:
-            snapshot = await asyncio.to_thread(self._kept.read)
+            snapshot = await self._threads.run(self._kept.read)
             if snapshot is None:
                 raise Incompatible(f"{error}; and this node has kept no state of it to serve by") from error
             logger.warning("%s; serving by the last state that this node kept (%d)", error, snapshot.generation)
@@ -91,7 +93,7 @@ class Watcher:
             EditError: the registry cannot be read, or has lost the keys that it had.
         """
         async with self._lock:
-            changed = await asyncio.to_thread(self._read, self.current)
+            changed = await self._threads.run(self._read, self.current)
             self._reached()
             if changed is not None:
                 self._metrics.refreshes.labels("changed").inc()
@@ -120,7 +122,7 @@ class Watcher:
         while True:
             try:
                 known, rest_s = self.current.generation, _rest_s(self._ends)
-                if not await asyncio.to_thread(self._registry.wait_for_change, known, rest_s):
+                if not await self._threads.run(self._registry.wait_for_change, known, rest_s):
                     await self._say()
                 self._look_at_ends()
                 await self.refresh()
