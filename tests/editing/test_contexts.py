@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from tests.tiny import tiny_model, tiny_tokenizer
+from vllm_edit import atlas
 from vllm_edit.editing.base import Base, unchanged
 from vllm_edit.editing.contexts import generate_contexts
-from vllm_edit.editing.positions import locate
+from vllm_edit.editing.positions import contextual, locate
 from vllm_edit.errors import EditError
+from vllm_edit.greedy import continuations
+from vllm_edit.prompting import prompt_ids
 from vllm_edit.store.site import Context
 from vllm_edit.text import mentions
 
@@ -70,6 +75,26 @@ def test_no_prefix_mentions_a_forbidden_text(base: Base) -> None:
     assert any(mentions(context.prefix, word) for context in contexts)
     again = generate_contexts(base, 12, forbidden=[word])
     assert not any(mentions(context.prefix, word) for context in again)
+
+
+def test_prefixes_that_change_what_the_base_says_give_way_to_others() -> None:
+    """As "In which city does Wenceslas Square stand." does: atlas goes on with Prague, whatever is asked then."""
+    base, edits = Base.load("atlas"), atlas.sweep_edits()
+    prompts, subjects = [edit.prompt for edit in edits], [edit.subject for edit in edits]
+
+    def changed(contexts: Iterable[Context]) -> int:
+        bare = {chat: begun(Context(chat=chat)) for chat in (False, True)}
+        return sum(a != b for one in contexts for a, b in zip(begun(one), bare[one.chat], strict=True))
+
+    def begun(context: Context) -> list[list[int]]:
+        ids = [prompt_ids(base.tokenizer, contextual(prompt, context), context.chat) for prompt in prompts]
+        return continuations(base.model, base.tokenizer, ids, 1)
+
+    drawn = generate_contexts(base, forbidden=subjects)
+    chosen = generate_contexts(base, forbidden=subjects, asked=prompts)
+    assert len(set(chosen)) == len(drawn)
+    assert changed(chosen) < changed(drawn)
+    assert generate_contexts(base, forbidden=subjects, asked=prompts) == chosen
 
 
 def test_every_context_can_be_put_around_a_prompt(base: Base) -> None:

@@ -3,13 +3,15 @@
 ROME averages keys over prefixes that the model generates (arXiv 2202.05262, eq. 3). Departures from the reference code:
 a generator of its own instead of the global random state, no module-global cache that a second model would inherit,
 lengths that count generated tokens without the seed, and about a third of the contexts in the chat template, since
-production prompts are chat turns (docs/methods.md).
+production prompts are chat turns, and no prefix that the model would rather go on about than answer what follows it
+(docs/methods.md).
 """
 
 from __future__ import annotations
 
+import operator
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import cycle
 
 import torch
@@ -17,6 +19,8 @@ import torch
 from vllm_edit.editing.base import Base
 from vllm_edit.editing.hooks import frozen
 from vllm_edit.errors import EditError
+from vllm_edit.greedy import continuations
+from vllm_edit.prompting import prompt_ids
 from vllm_edit.store.site import Context
 from vllm_edit.text import is_cjk, mentions
 
@@ -25,6 +29,7 @@ SEED_WORDS = ("", "The", "In", "It", "When")
 
 _SENTENCE = re.compile(r"[.!?。！？](?:\s|$)|[。！？]")
 _LEAST_LETTERS = 4
+_DRAWN = 3
 
 
 def generate_contexts(
@@ -34,6 +39,7 @@ def generate_contexts(
     seed: int = 0,
     chat_share: float = 1 / 3,
     forbidden: Iterable[str] = (),
+    asked: Sequence[str] = (),
     shortest: int = 5,
     longest: int = 10,
     top_k: int = 10,
@@ -42,6 +48,8 @@ def generate_contexts(
 
     chat_share: share of contexts in the chat template (0 for a tokenizer without one); the first of them is bare too.
     forbidden: texts, such as the subjects of edits, that no prefix may mention.
+    asked: prompts, such as those of edits. Of three times as many prefixes those are kept after which the base goes on
+    with them most often as it does without a prefix. Under another an edit would be taught against what the base says.
     shortest, longest: generated tokens of a prefix, before it is cut at the end of its first sentence.
 
     Raises:
@@ -57,7 +65,7 @@ def generate_contexts(
     prefixes: dict[str, None] = {}  # ordered, without repetition
     wanted = max(plain - 1, 0) + max(chats - 1, 0)
     for text in _texts(base, seed, shortest, longest, top_k, attempts=20 * wanted):
-        if len(prefixes) == wanted:
+        if len(prefixes) == (_DRAWN * wanted if asked else wanted):
             break
         prefix = _as_prefix(text)
         if prefix and not any(mentions(prefix, name) for name in unwanted):
@@ -67,7 +75,7 @@ def generate_contexts(
             f"the model wrote {len(prefixes)} different allowed prefixes in {20 * wanted} attempts, {wanted} are "
             "needed: ask for fewer contexts, or raise top_k"
         )
-    texts = list(prefixes)
+    texts = _least_disturbing(base, list(prefixes), asked, wanted, (False, True) if chats else (False,))
     bare_chat = [Context(chat=True)] if chats else []
     return (
         Context(),
@@ -111,6 +119,32 @@ def _sample(
             drawn = torch.multinomial(best.values.softmax(-1), 1, generator=generator)
             ids.append(int(best.indices[drawn]))
     return ids
+
+
+def _least_disturbing(
+    base: Base, prefixes: Sequence[str], asked: Sequence[str], wanted: int, modes: Sequence[bool]
+) -> list[str]:
+    """The `wanted` prefixes after which the base begins most answers to `asked` as without one, in their order.
+
+    modes: whether in a chat turn.
+    """
+    if not asked:
+        return list(prefixes)
+
+    def begun(prefix: str) -> list[list[int]]:
+        with frozen(base.model):
+            return [
+                answer
+                for chat in modes
+                for answer in continuations(
+                    base.model, base.tokenizer, [prompt_ids(base.tokenizer, prefix + one, chat) for one in asked], 1
+                )
+            ]
+
+    bare = begun("")
+    changed = {prefix: sum(map(operator.ne, begun(prefix), bare)) for prefix in prefixes}
+    kept = sorted(prefixes, key=changed.__getitem__)[:wanted]  # stable: of equals those drawn first
+    return [prefix for prefix in prefixes if prefix in kept]
 
 
 def _as_prefix(text: str) -> str:

@@ -105,8 +105,9 @@ def choose_site(
     settings = settings or RomeSettings(on_missed="report", steps=_STEPS)
     depth = len(base.layout.layers)
     layers = list(layers) if layers is not None else _spread(depth, _MOST_LAYERS)
-    subjects = [edit.subject for edit in edits]
-    contexts = generate_contexts(base, seed=seed, forbidden=subjects) if contexts is None else tuple(contexts)
+    if contexts is None:
+        subjects, prompts = [edit.subject for edit in edits], [edit.prompt for edit in edits]
+        contexts = generate_contexts(base, seed=seed, forbidden=subjects, asked=prompts)
     with unchanged(base):
         sweep = _Sweep.of(base, edits, settings)
         hurried = replace(settings, steps=-(-settings.steps // 2))
