@@ -18,8 +18,9 @@ import torch
 
 from vllm_edit.editing.base import Base
 from vllm_edit.editing.hooks import frozen
+from vllm_edit.editing.positions import contextual
 from vllm_edit.errors import EditError
-from vllm_edit.greedy import continuations
+from vllm_edit.greedy import batches, continuations
 from vllm_edit.prompting import prompt_ids
 from vllm_edit.store.site import Context
 from vllm_edit.text import is_cjk, mentions
@@ -30,6 +31,7 @@ SEED_WORDS = ("", "The", "In", "It", "When")
 _SENTENCE = re.compile(r"[.!?。！？](?:\s|$)|[。！？]")
 _LEAST_LETTERS = 4
 _DRAWN = 3
+_BATCH = 64  # prompts at once, however many edits a sweep is given
 
 
 def generate_contexts(
@@ -132,14 +134,17 @@ def _least_disturbing(
         return list(prefixes)
 
     def begun(prefix: str) -> list[list[int]]:
+        ids = [
+            prompt_ids(base.tokenizer, contextual(prompt, Context(prefix=prefix, chat=chat)), chat)
+            for chat in modes
+            for prompt in asked
+        ]
+        first: dict[int, list[int]] = {}
         with frozen(base.model):
-            return [
-                answer
-                for chat in modes
-                for answer in continuations(
-                    base.model, base.tokenizer, [prompt_ids(base.tokenizer, prefix + one, chat) for one in asked], 1
-                )
-            ]
+            for rows in batches([len(row) for row in ids], _BATCH):
+                answers = continuations(base.model, base.tokenizer, [ids[row] for row in rows], 1)
+                first.update(zip(rows, answers, strict=True))
+        return [first[row] for row in range(len(ids))]
 
     bare = begun("")
     changed = {prefix: sum(map(operator.ne, begun(prefix), bare)) for prefix in prefixes}
