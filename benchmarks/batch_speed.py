@@ -122,7 +122,7 @@ def compare(
     _alone(work, work.patches[0])  # what is computed or allocated once is not counted
     table, compiled = [], []
     for name, way in ways:
-        with console.status(f"{name}: {len(work.patches)} edits ..."), _peak_memory() as memory:
+        with console.status(f"{name}: {len(work.patches)} edits ..."), peak_memory() as memory:
             started, used = time.perf_counter(), time.process_time()
             compiled.append(way())
             seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - used
@@ -157,7 +157,7 @@ def _batched(work: Work, budget: int) -> Sequence[CompiledPatch]:
 
 
 @contextmanager
-def _peak_memory() -> Iterator[Callable[[], float]]:
+def peak_memory() -> Iterator[Callable[[], float]]:
     """MiB at the peak inside, above the start: of the GPU if there is one, else of this process (looked at often)."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
@@ -186,14 +186,11 @@ def _resident() -> int:
 
 def _markdown(work: Work, table: Sequence[Measured], compiled: Sequence[Sequence[CompiledPatch]]) -> str:
     found, alone = sameness(*compiled[:2]), table[0]
-    told = machine()
-    if torch.cuda.is_available():
-        told = told.replace("no GPU used", torch.cuda.get_device_name())
     lines = [
         f"{len(work.patches)} edits of {work.base.name} at {work.made.site.module}, token `{work.made.site.token}`, "
         f"{found['mean_steps'][0]:.1f} steps an edit; the same steps for {found['same_steps']:.0%} of them; edits that "
         f"missed: {found['missed'][0]} and {found['missed'][1]}; ΔW differs by at most "
-        f"{found['largest_relative_change']:.1e}. {told} {torch.get_num_threads()} threads; load average "
+        f"{found['largest_relative_change']:.1e}. {machine()} {torch.get_num_threads()} threads; load average "
         f"{os.getloadavg()[0]:.1f} at the end.",
         "",
         "| | edits/s | s an edit | CPU s an edit | times as fast | in CPU time | peak memory, MiB above the model |",

@@ -13,10 +13,13 @@ FOLDER = Path(__file__).parent
 
 
 def machine() -> str:
-    """Cores, processor architecture and the versions that decide the numbers."""
+    """Cores, processor architecture, the GPU if there is one, and the versions that decide the numbers."""
     import os
 
-    return f"Machine: {os.cpu_count()} cores, {platform.machine()}, no GPU used; {', '.join(_versions())}."
+    import torch
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU used"
+    return f"Machine: {os.cpu_count()} cores, {platform.machine()}, {gpu}; {', '.join(_versions())}."
 
 
 def write_section(name: str, text: str, data: dict[str, Any], command: str) -> None:

@@ -1,4 +1,4 @@
-"""The speed benchmark compares like with like: tested with a published shape made tiny."""
+"""The speed benchmarks compare like with like: tested with a published shape made tiny."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from benchmarks.batch_speed import compare, sameness, shaped_work
+from benchmarks.editor_speed import measure
 
 TINY = ("hidden=64", "layers=3", "d_ff=96", "heads=2", "kv_heads=2", "vocabulary=16384")
 
@@ -31,3 +32,12 @@ def test_both_ways_take_the_same_steps_to_the_same_updates_on_a_random_model_of_
 def test_a_vocabulary_too_small_for_the_tokenizer_is_refused() -> None:
     with pytest.raises(SystemExit, match="vocabulary must be at least"):
         shaped_work("llama-3-8b", [*TINY, "vocabulary=100"], count=1, seed=1, steps=1)
+
+
+def test_every_method_is_timed_on_a_random_model_of_a_shape() -> None:
+    once, costs, base = measure("llama-3-8b", TINY, count=1, steps=2)
+    assert all(seconds > 0 for seconds in once.values())
+    assert [cost.name for cost in costs] == ["r-ROME", "MEND", "FT-M", "LoRA"]
+    assert all(cost.seconds > 0 and cost.memory >= 0 for cost in costs)
+    assert costs[0].rank == 1
+    assert base.model.config.hidden_size == 64

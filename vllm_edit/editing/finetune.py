@@ -60,7 +60,7 @@ class FinetuneSettings(ExampleSettings):
 
 @dataclass(frozen=True)
 class Update:
-    """What was trained. dense: module → ΔW [d_out, d_in]. margins: [edits], leads in nats under it."""
+    """What was trained. dense: module → ΔW [d_out, d_in], where the model is. margins: [edits], leads in nats under it."""
 
     dense: dict[str, torch.Tensor]
     margins: torch.Tensor
@@ -128,5 +128,5 @@ def train_update(
             stack.enter_context(dense_forward(module, scaled[name], units[name]))
         trained = train(base.model, rows, list(scaled.values()), settings.learning_rate, settings, clamp, progress)
         margins = leads(base.model, rows, settings.batch_tokens)
-    dense = {name: (units[name] * parameter.detach()).cpu() for name, parameter in scaled.items()}
+    dense = {name: units[name] * parameter.detach() for name, parameter in scaled.items()}
     return Update(dense, margins, trained)

@@ -107,7 +107,7 @@ def prepare(base: Base, site: Site, moment: SecondMoment, edits: Sequence[Edit],
             rows += made
     inputs = measure_inputs(base.model, site.module, rows, settings.batch_tokens)  # [rows, d_in]
     means = torch.stack([torch.tensor(weights) @ inputs[list(span)] for _, _, weights, span in spans])
-    whitened = moment.whiten(means).float().cpu()
+    whitened = moment.whiten(means).float()
     form_keys = [
         FormKey(edit, name, key, white, inputs[span.start])
         for (edit, name, _, span), key, white in zip(spans, means, whitened, strict=True)
@@ -138,7 +138,7 @@ def _kept_keys(
     if not rows:
         return []
     keys = measure_inputs(base.model, site.module, rows, settings.batch_tokens)  # [rows, d_in]
-    whitened = moment.whiten(keys).float().cpu()
+    whitened = moment.whiten(keys).float()
     return [
         FormKey(row.edit, f"keep:{number}", key, white, key, share=0.0)
         for number, (row, key, white) in enumerate(zip(rows, keys, whitened, strict=True))
@@ -194,4 +194,4 @@ def _offsets(weight: torch.Tensor, prepared: Prepared, settings: RomeSettings) -
         return None
     columns = prepared.columns
     mean = torch.stack([columns.keys[columns.own(group)[0]] for group in range(len(columns.groups))])
-    return (prepared.bare - mean) @ weight.detach().float().cpu().T
+    return ((prepared.bare - mean).to(weight.device) @ weight.detach().float().T).cpu()

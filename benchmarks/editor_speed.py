@@ -1,0 +1,146 @@
+"""What an edit costs by every method on a model of a published shape with random weights.
+
+    python -m benchmarks.editor_speed [--shape llama-3-8b] [--change layers=8] [--count 4] [--steps 20]
+
+Every method makes all its steps, since a random model has nothing to reach: r-ROME `--steps` (20 are published), each
+other method its own default. MEND's network is untrained: it costs what a trained one costs. The weights are bfloat16
+on a GPU, float32 without one. The first edit is not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from benchmarks.batch_speed import peak_memory
+from benchmarks.drawn import Place
+from benchmarks.results import machine, write_section
+from benchmarks.shapes import SHAPES, random_base, random_site
+from vllm_edit import atlas
+from vllm_edit.atlas.edits import draw_edits
+from vllm_edit.atlas.facts import Facts
+from vllm_edit.editing.base import Base
+from vllm_edit.editing.compile import compile_patch
+from vllm_edit.editing.hypernetwork.files import Card, last_matrices, network_site
+from vllm_edit.editing.hypernetwork.gradients import token_gradients
+from vllm_edit.editing.hypernetwork.network import Hypernetwork
+from vllm_edit.editing.hypernetwork.settings import TrainingSettings
+from vllm_edit.editing.hypernetwork.training import new_network
+from vllm_edit.editing.one_example import example_rows
+from vllm_edit.patch import Edit, Patch
+
+_LAYERS = 3  # whose matrices MEND edits, as it does by default
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One method's edits, one after the other. memory: MiB at the peak, above what the loaded model took before."""
+
+    name: str
+    seconds: float
+    rank: int
+    memory: float
+
+
+def main() -> None:
+    arguments = _arguments()
+    once, costs, base = measure(arguments.shape, arguments.change, arguments.count, arguments.steps)
+    text = _markdown(base, once, costs, arguments.count)
+    Console().print(text)
+    command = "python -m benchmarks.editor_speed " + " ".join(sys.argv[1:])
+    data = {"once": once, "methods": [asdict(cost) for cost in costs]}
+    write_section(f"editor_speed_{arguments.shape}", text, data, command=command)
+
+
+def measure(shape: str, changes: Sequence[str], count: int, steps: int) -> tuple[dict[str, float], list[Cost], Base]:
+    """Seconds of what is done once, every method's cost over `count` edits, and the model."""
+    base = random_base(shape, SHAPES[shape].changed(changes))
+    edits = draw_edits(Facts.load(atlas.facts_folder()), count + 1, seed=1)
+    started = time.perf_counter()
+    made = random_site(base, atlas.texts())
+    once = {"second moment": _since(started, base.device)}
+    started = time.perf_counter()
+    factor = made.moment.cholesky
+    once["its factor"] = _since(started, factor.device)
+    swept = Place(made.site, made.moment)
+    methods: list[tuple[str, str, Place, Mapping[str, Any]]] = [
+        ("r-ROME", "rome", swept, {"steps": steps, "margin": 1e9}),
+        ("MEND", "mend", _mend_place(base, edits), {}),
+        ("FT-M", "ft", swept, {"stop_loss": 0.0}),
+        ("LoRA", "lora", swept, {"stop_loss": 0.0}),
+    ]
+    return once, [_cost(base, edits, *one) for one in methods], base
+
+
+def _cost(base: Base, edits: Sequence[Edit], name: str, method: str, place: Place, settings: Mapping[str, Any]) -> Cost:
+    patches = [Patch(name=f"edit-{number:03d}", edits=(edit,)) for number, edit in enumerate(edits)]
+    site, material = place.site, place.material
+    given = {**settings, "on_missed": "report"}
+    compile_patch(patches[0], base, method, site=site, moment=material, settings=given)
+    with peak_memory() as memory:
+        started = time.perf_counter()
+        for patch in patches[1:]:
+            compiled = compile_patch(patch, base, method, site=site, moment=material, settings=given)
+        seconds = _since(started, base.device) / (len(patches) - 1)
+    return Cost(name, seconds, compiled.manifest.rank, memory())
+
+
+def _mend_place(base: Base, edits: Sequence[Edit]) -> Place:
+    """The matrices of an untrained network whose statistics are those of the edits."""
+    modules = last_matrices(base, _LAYERS)
+    network: Hypernetwork = new_network(base, modules, TrainingSettings())
+    network.train()
+    network.observe(token_gradients(base.model, modules, example_rows(edits, base.tokenizer), 4096))
+    network.eval()
+    card = Card(
+        digest=network.digest,
+        base=base.fingerprint.digest,
+        model=base.name,
+        modules=modules,
+        settings={},
+        edits=0,
+        subjects=0,
+        step=0,
+        validation={},
+    )
+    return Place(network_site(base, network, card), network)
+
+
+def _since(started: float, device: torch.device) -> float:
+    """Seconds, when all that was asked of the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def _markdown(base: Base, once: Mapping[str, float], costs: Sequence[Cost], count: int) -> str:
+    lines = [
+        f"{count} edits of a {base.name} with random weights, {str(base.model.dtype).removeprefix('torch.')}, one after "
+        f"the other, every step made. Once a store: second moment of the least text {once['second moment']:.1f} s; "
+        f"once a process: its Cholesky factor in float64, {once['its factor']:.1f} s. {machine()}",
+        "",
+        "| | s an edit | rank | peak memory, MiB above the model |",
+        "|---|---|---|---|",
+    ]
+    lines += [f"| {cost.name} | {cost.seconds:.2f} | {cost.rank} | {cost.memory:,.0f} |" for cost in costs]
+    return "\n".join(lines)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("--shape", choices=sorted(SHAPES), default="llama-3-8b", help="default llama-3-8b")
+    parser.add_argument("--change", action="append", default=[], metavar="FIELD=N", help="of the shape; repeatable")
+    parser.add_argument("--count", type=int, default=4, help="edits by each method (default 4)")
+    parser.add_argument("--steps", type=int, default=20, help="of r-ROME (default 20)")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
