@@ -121,10 +121,11 @@ def _since(started: float, device: torch.device) -> float:
 
 
 def _markdown(base: Base, once: Mapping[str, float], costs: Sequence[Cost], count: int) -> str:
+    dtype = str(base.model.dtype).removeprefix("torch.")
     lines = [
-        f"{count} edits of a {base.name} with random weights, {str(base.model.dtype).removeprefix('torch.')}, one after "
-        f"the other, every step made. Once a store: second moment of the least text {once['second moment']:.1f} s; "
-        f"once a process: its Cholesky factor in float64, {once['its factor']:.1f} s. {machine()}",
+        f"{count} edits of a {base.name} with random weights, {dtype}, one after the other, every step made. Once a "
+        f"store: second moment of the least text {once['second moment']:.1f} s; once a process: its Cholesky factor in "
+        f"float64 {once['its factor']:.1f} s. {machine()}",
         "",
         "| | s an edit | rank | peak memory, MiB above the model |",
         "|---|---|---|---|",

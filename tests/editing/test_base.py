@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from tests.tiny import save_tiny, tiny_model
-from vllm_edit.editing.base import Base, unchanged
+from vllm_edit.editing.base import Base, bit_sums, unchanged
 from vllm_edit.errors import EditError
 from vllm_edit.store.site import Fingerprint
 
@@ -116,6 +116,28 @@ def test_the_cheap_check_sees_every_change_but_writes_through_data(
 ) -> None:
     with pytest.raises(RuntimeError, match=r"transformer\.h\.1\.mlp\.c_proj"), unchanged(base, exact=False):
         change(base.model)
+
+
+def _told(tensor: torch.Tensor) -> list[list[int]]:
+    return [sums.tolist() for sums in bit_sums(tensor).values()]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.bool])
+@pytest.mark.parametrize("shape", [(6, 8), (5, 3), (4,), ()])
+def test_on_a_gpu_one_changed_element_shows_in_the_sums_of_the_bits(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    before = torch.randint(0, 2, shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    after = before.clone()
+    flat = after.view(-1)
+    flat[-1] = ~flat[-1] if dtype == torch.bool else flat[-1] + 1
+    assert _told(after) != _told(before)
+    assert _told(before.clone()) == _told(before)
+
+
+def test_on_a_gpu_exchanged_rows_and_a_transposed_matrix_show_in_the_sums_of_the_bits() -> None:
+    matrix = torch.randn(6, 6, generator=torch.Generator().manual_seed(0))
+    assert _told(matrix.flip(0)) != _told(matrix)
+    assert _told(matrix.mT) != _told(matrix)
+    assert _told(matrix[:, :0]) == _told(torch.empty(0, 3))
 
 
 def test_a_change_is_noticed_also_after_an_exception(base: Base) -> None:

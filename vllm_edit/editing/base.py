@@ -21,8 +21,6 @@ from vllm_edit.store.site import Fingerprint
 
 SHIPPED = "atlas"
 _TEXT_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
-_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""Bytes of an element → integers of that size."""
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -83,22 +81,22 @@ class Base:
 
     def state_digest(self) -> str:
         """Digest of every parameter and buffer (bytes), every flag and mode, and the number of hooks."""
-        return digest_json(_state(self.model, lambda tensor: digest_tensors({"": tensor})))
+        return digest_json(_state(self.model, lambda tensor: digest_tensors({"bytes": tensor})))
 
 
 @contextmanager
 def unchanged(base: Base, *, exact: bool = True) -> Iterator[None]:
     """Assert on leaving, also after an exception, that the model is what it was on entering, bit for bit.
 
-    Compared: parameters and buffers, `requires_grad`, train/eval modes, number of hooks. With `exact` every tensor is
-    summed where it lies (`bit_sums`), twice: milliseconds on a GPU, about 0.3 s per GB on a processor. Without it
-    tensors are compared by identity and by torch's version counter: free, and right for every in-place operation except
-    writes through `.data`.
+    Compared: parameters and buffers, `requires_grad`, train/eval modes, number of hooks. With `exact` every tensor's
+    bytes are hashed on the CPU (about 1 s per GB, twice) and summed on a GPU (`bits`). Without it tensors are compared
+    by identity and by torch's version counter: free, and right for every in-place operation except writes through
+    `.data`.
 
     Raises:
         RuntimeError: something changed; the message names it. This is a defect of the code inside, not of its user.
     """
-    content = bit_sums if exact else _identity
+    content = bits if exact else _identity
     before = _state(base.model, content)
     try:
         yield
@@ -109,18 +107,21 @@ def unchanged(base: Base, *, exact: bool = True) -> Iterator[None]:
             raise RuntimeError(f"compiling changed the base model {base.name}: {', '.join(sorted(changed)[:5])}")
 
 
-def bit_sums(tensor: torch.Tensor) -> str:
-    """Digest of the sums of a tensor's bits, as integers, over its rows and over its columns.
+def bits(tensor: torch.Tensor) -> str:
+    """Digest of a tensor's bytes on the CPU; elsewhere of their `bit_sums`, so that nothing large leaves the device."""
+    return digest_tensors({"bytes": tensor} if tensor.device.type == "cpu" else bit_sums(tensor))
 
-    They are taken on the tensor's own device, so that a model of many GB need not leave a GPU. One changed element, a
-    changed row or column, a transposition and a rounding all show; what does not is changes that cancel in every row
-    and in every column.
+
+def bit_sums(tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Sums of a tensor's bits, in words of four bytes and modulo 2³², over its rows and over its columns.
+
+    One changed element, a changed row or column and a transposition all show. What does not is changes that cancel in
+    every row and in every column.
     """
-    bits = tensor.detach()
-    if bits.dtype != torch.bool:
-        bits = bits.view(_INTEGERS[bits.element_size()])
-    matrix = bits.reshape(len(bits), -1) if bits.ndim else bits.reshape(1, 1)
-    return digest_tensors({"rows": matrix.sum(1, dtype=torch.int64), "columns": matrix.sum(0, dtype=torch.int64)})
+    rows = tensor.detach().reshape(len(tensor) if tensor.ndim else 1, -1) if tensor.numel() else tensor.new_zeros(1, 0)
+    octets = rows.contiguous().view(torch.uint8)
+    words = octets if octets.shape[1] % 4 else octets.view(torch.int32)
+    return {"rows": words.sum(1, dtype=torch.int32), "columns": words.sum(0, dtype=torch.int32)}
 
 
 def _identity(tensor: torch.Tensor) -> str:

@@ -60,7 +60,7 @@ class FinetuneSettings(ExampleSettings):
 
 @dataclass(frozen=True)
 class Update:
-    """What was trained. dense: module → ΔW [d_out, d_in], where the model is. margins: [edits], leads in nats under it."""
+    """What was trained. dense: module → ΔW [d_out, d_in], with the model. margins: [edits], leads in nats under it."""
 
     dense: dict[str, torch.Tensor]
     margins: torch.Tensor
