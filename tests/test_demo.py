@@ -24,3 +24,13 @@ def test_the_demo_tells_the_whole_story(tmp_path: Path) -> None:
     assert "Victor Almqvist" in before
     assert "Ingrid Falkenberg" in published
     assert "Victor Almqvist" in back
+
+
+def test_a_folder_without_the_demos_patches_is_told_before_anything_is_made(tmp_path: Path) -> None:
+    (tmp_path / "patches").mkdir()
+    command = [sys.executable, "-m", "vllm_edit.cli", "demo", "--patches", "patches"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith("vllm-edit: expected patches acme, globex, lecture in patches, got 0 others: ")
+    assert [path.name for path in tmp_path.iterdir()] == ["patches"]

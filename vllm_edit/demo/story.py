@@ -49,10 +49,11 @@ class Demo:
 
     def run(self) -> None:
         """All steps. Raises EditError when a step does not do what it should."""
+        patches = self._declared()
         base = Base.load("atlas")
         store = self._store(base)
         pipeline = Pipeline(store, base, Bank.from_records(atlas.bank()))
-        outcomes = self._compile(pipeline)
+        outcomes = self._compile(pipeline, patches)
         for tenant, patch in TENANTS.items():
             if tenant not in {known.name for known in store.registry.tenants()}:
                 store.registry.create_tenant(tenant)
@@ -88,11 +89,20 @@ class Demo:
         )
         return store
 
-    def _compile(self, pipeline: Pipeline) -> dict[str, Outcome]:
+    def _declared(self) -> list[Patch]:
+        """The folder's patches, read before anything that takes minutes."""
+        patches = [Patch.load(path) for path in sorted(self.patches.glob("*.yaml"))]
+        if missing := sorted(set(TENANTS.values()) - {patch.name for patch in patches}):
+            raise EditError(
+                f"expected patches {', '.join(missing)} in {self.patches}, got {len(patches)} others: run the demo in "
+                "the project's folder, or name its folder of patches with --patches"
+            )
+        return patches
+
+    def _compile(self, pipeline: Pipeline, patches: Sequence[Patch]) -> dict[str, Outcome]:
         self._step(f"vllm-edit compile {self.patches}/*.yaml")
         outcomes = {}
-        for path in sorted(self.patches.glob("*.yaml")):
-            patch = Patch.load(path)
+        for patch in patches:
             try:
                 with self.console.status(f"compiling {patch.name} ..."):
                     outcome = outcomes[patch.name] = pipeline.run(patch)
