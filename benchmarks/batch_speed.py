@@ -15,10 +15,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ import torch
 from rich.console import Console
 
 from benchmarks.drawn import open_store, single_patches
+from benchmarks.memory import peak_memory
 from benchmarks.results import machine, write_section
 from benchmarks.shapes import SHAPES, random_base, random_site
 from vllm_edit import atlas
@@ -41,8 +40,6 @@ from vllm_edit.editing.statistics import SecondMoment
 from vllm_edit.evaluation.runners.hf import HFRunner
 from vllm_edit.patch import Patch
 from vllm_edit.store.compiled import CompiledPatch
-
-_EVERY = 0.005  # seconds between two looks at the memory
 
 
 @dataclass(frozen=True)
@@ -154,34 +151,6 @@ def _alone(work: Work, patch: Patch) -> CompiledPatch:
 def _batched(work: Work, budget: int) -> Sequence[CompiledPatch]:
     settings = replace(work.settings, batch_tokens=budget)
     return compile_separately(work.patches, work.base, site=work.made.site, moment=work.made.moment, settings=settings)
-
-
-@contextmanager
-def peak_memory() -> Iterator[Callable[[], float]]:
-    """MiB at the peak inside, above the start: of the GPU if there is one, else of this process (looked at often)."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        yield lambda: (torch.cuda.max_memory_allocated() - before) / 2**20
-        return
-    before, highest, done = _resident(), [0], threading.Event()
-
-    def watch() -> None:
-        while not done.wait(_EVERY):
-            highest[0] = max(highest[0], _resident())
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield lambda: max(0, highest[0] - before) / 2**20
-    finally:
-        done.set()
-        watcher.join()
-
-
-def _resident() -> int:
-    """Bytes of this process in memory (Linux)."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _markdown(work: Work, table: Sequence[Measured], compiled: Sequence[Sequence[CompiledPatch]]) -> str:

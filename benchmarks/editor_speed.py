@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from benchmarks.batch_speed import peak_memory
 from benchmarks.drawn import Place
+from benchmarks.memory import peak_memory
 from benchmarks.results import machine, write_section
 from benchmarks.shapes import SHAPES, random_base, random_site
 from vllm_edit import atlas

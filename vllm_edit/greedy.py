@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -26,6 +26,24 @@ def continuations(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], 
     out = model.generate(input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=settings)
     continued: list[list[int]] = out[:, ids.shape[1] :].tolist()
     return continued
+
+
+def continued(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    max_tokens: int,
+    size: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[list[int]]:
+    """`continuations` of any number of prompts, at most `size` of them in one batch, in the prompts' order."""
+    found: dict[int, list[int]] = {}
+    for rows in batches([len(prompt) for prompt in prompts], size):
+        found.update(
+            zip(rows, continuations(model, tokenizer, [prompts[row] for row in rows], max_tokens), strict=True)
+        )
+        progress(len(found), len(prompts))
+    return [found[row] for row in range(len(prompts))]
 
 
 def batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:

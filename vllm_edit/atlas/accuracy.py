@@ -9,7 +9,7 @@ from typing import Any
 
 from vllm_edit.atlas.facts import Facts
 from vllm_edit.evaluation.runners.runner import answer_text
-from vllm_edit.greedy import batches, continuations
+from vllm_edit.greedy import continued
 from vllm_edit.ike.template import fact_text, query
 from vllm_edit.prompting import prompt_ids
 from vllm_edit.text import normalise
@@ -132,11 +132,4 @@ def generate(
     """Greedy continuations; what follows the end of a turn is cut."""
     model.eval()
     encoded = [prompt_ids(tokenizer, question.prompt, question.chat) for question in asked]
-    answers = [""] * len(asked)
-    done = 0
-    for rows in batches([len(ids) for ids in encoded], batch):
-        for row, ids in zip(rows, continuations(model, tokenizer, [encoded[row] for row in rows], tokens), strict=True):
-            answers[row] = answer_text(tokenizer, ids)
-        done += len(rows)
-        progress(done, len(asked))
-    return answers
+    return [answer_text(tokenizer, ids) for ids in continued(model, tokenizer, encoded, tokens, batch, progress)]

@@ -81,7 +81,7 @@ class Base:
 
     def state_digest(self) -> str:
         """Digest of every parameter and buffer (bytes), every flag and mode, and the number of hooks."""
-        return digest_json(_state(self.model, lambda tensor: digest_tensors({"bytes": tensor})))
+        return digest_json(_state(self.model, _bytes))
 
 
 @contextmanager
@@ -109,7 +109,7 @@ def unchanged(base: Base, *, exact: bool = True) -> Iterator[None]:
 
 def bits(tensor: torch.Tensor) -> str:
     """Digest of a tensor's bytes on the CPU; elsewhere of their `bit_sums`, so that nothing large leaves the device."""
-    return digest_tensors({"bytes": tensor} if tensor.device.type == "cpu" else bit_sums(tensor))
+    return _bytes(tensor) if tensor.device.type == "cpu" else digest_tensors(bit_sums(tensor))
 
 
 def bit_sums(tensor: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -122,6 +122,10 @@ def bit_sums(tensor: torch.Tensor) -> dict[str, torch.Tensor]:
     octets = rows.contiguous().view(torch.uint8)
     words = octets if octets.shape[1] % 4 else octets.view(torch.int32)
     return {"rows": words.sum(1, dtype=torch.int32), "columns": words.sum(0, dtype=torch.int32)}
+
+
+def _bytes(tensor: torch.Tensor) -> str:
+    return digest_tensors({"bytes": tensor})
 
 
 def _identity(tensor: torch.Tensor) -> str:

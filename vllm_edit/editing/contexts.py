@@ -20,7 +20,7 @@ from vllm_edit.editing.base import Base
 from vllm_edit.editing.hooks import frozen
 from vllm_edit.editing.positions import contextual
 from vllm_edit.errors import EditError
-from vllm_edit.greedy import batches, continuations
+from vllm_edit.greedy import continued
 from vllm_edit.prompting import prompt_ids
 from vllm_edit.store.site import Context
 from vllm_edit.text import is_cjk, mentions
@@ -139,12 +139,8 @@ def _least_disturbing(
             for chat in modes
             for prompt in asked
         ]
-        first: dict[int, list[int]] = {}
         with frozen(base.model):
-            for rows in batches([len(row) for row in ids], _BATCH):
-                answers = continuations(base.model, base.tokenizer, [ids[row] for row in rows], 1)
-                first.update(zip(rows, answers, strict=True))
-        return [first[row] for row in range(len(ids))]
+            return continued(base.model, base.tokenizer, ids, 1, _BATCH)
 
     bare = begun("")
     changed = {prefix: sum(map(operator.ne, begun(prefix), bare)) for prefix in prefixes}
