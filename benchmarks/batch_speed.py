@@ -183,7 +183,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--shape", choices=sorted(SHAPES), help="a model with random weights instead of atlas")
     parser.add_argument("--change", action="append", default=[], metavar="FIELD=N", help="of the shape; repeatable")
     parser.add_argument("--steps", type=int, default=20, help="steps of every edit with --shape (default 20)")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.count < 1:
+        parser.error(f"--count must be at least 1; got {arguments.count}")
+    return arguments
 
 
 if __name__ == "__main__":

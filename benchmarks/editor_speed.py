@@ -140,7 +140,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--change", action="append", default=[], metavar="FIELD=N", help="of the shape; repeatable")
     parser.add_argument("--count", type=int, default=4, help="edits by each method (default 4)")
     parser.add_argument("--steps", type=int, default=20, help="of r-ROME (default 20)")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.count < 1:
+        parser.error(f"--count must be at least 1; got {arguments.count}")
+    return arguments
 
 
 if __name__ == "__main__":
