@@ -14,7 +14,7 @@ from vllm_edit.editing.base import Base
 from vllm_edit.editing.hooks import find_module
 from vllm_edit.editing.models import linear_shape
 from vllm_edit.editing.sites import PUBLISHED_DEPTH, MadeSite, fixed_site
-from vllm_edit.editing.statistics import second_moment
+from vllm_edit.editing.statistics import second_moments
 from vllm_edit.store.site import Context
 
 PREFIXES = ("It is known. ", "Some say so. ", "There is more to it. ", "Here is a fact. ")
@@ -72,6 +72,6 @@ def random_site(base: Base, texts: Sequence[str]) -> MadeSite:
     layer = round(PUBLISHED_DEPTH * len(base.layout.layers))
     module = base.layout.down[layer]
     d_in = linear_shape(find_module(base.model, module))[1]
-    moment = second_moment(base, module, texts, minimum_ratio=1, max_tokens=max(_LEAST_TOKENS, 2 * d_in))
+    (moment,) = second_moments(base, [module], texts, minimum_ratio=1, max_tokens=max(_LEAST_TOKENS, 2 * d_in))
     contexts = (Context(), *(Context(prefix=prefix) for prefix in PREFIXES), Context(chat=True))
     return fixed_site(base, texts, layer=layer, contexts=contexts, moment=moment)

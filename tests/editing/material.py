@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from tests.tiny import SENTENCES, tiny_model, tiny_tokenizer
 from vllm_edit.editing.base import Base
 from vllm_edit.editing.settings import RomeSettings
-from vllm_edit.editing.statistics import SecondMoment, second_moment
+from vllm_edit.editing.statistics import SecondMoment, second_moments
 from vllm_edit.patch import Edit, Patch
 from vllm_edit.store.site import Context, Site, Token
 
@@ -35,7 +35,7 @@ def bench(family: str = "llama", token: Token = "last", layer: int = 2, **change
     tokenizer = tiny_tokenizer()
     base = Base.of(tiny_model(family, tokenizer), tokenizer)
     module = base.layout.down[layer]
-    moment = second_moment(base, module, SENTENCES, minimum_ratio=4, ridge=0.01)
+    (moment,) = second_moments(base, [module], SENTENCES, minimum_ratio=4, ridge=0.01)
     fields: dict[str, object] = {
         "base": base.fingerprint,
         "model": family,

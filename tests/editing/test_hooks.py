@@ -17,6 +17,7 @@ from vllm_edit.editing.hooks import (
     capture_outputs,
     find_module,
     frozen,
+    inputs_of,
     low_rank_forward,
     replace_output,
 )
@@ -44,6 +45,29 @@ def test_captured_input_and_output_agree_with_the_weight(family: str, tokenizer:
     if isinstance(down.bias, torch.Tensor):
         product = product + down.bias
     assert torch.allclose(product, outputs[name], atol=1e-5)
+    assert hooks_of(model) == 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_inputs_come_without_what_follows_being_computed(family: str, tokenizer: PreTrainedTokenizerFast) -> None:
+    model = tiny_model(family, tokenizer)
+    names, later = list(find_layout(model).down[:2]), find_layout(model).layers[2]
+    reached: list[int] = []
+    with torch.no_grad(), capture_inputs(model, names) as whole:
+        model(IDS)
+    find_module(model, later).register_forward_pre_hook(lambda *_: reached.append(1))
+    with torch.no_grad():
+        found = inputs_of(model, names, input_ids=IDS)
+    assert found.keys() == set(names)
+    assert all(torch.equal(found[name], whole[name]) for name in names)
+    assert not reached
+    assert hooks_of(model) == 1
+
+
+def test_an_error_of_the_models_own_is_not_taken_for_the_end(tokenizer: PreTrainedTokenizerFast) -> None:
+    model = tiny_model("llama", tokenizer)
+    with pytest.raises(IndexError):
+        inputs_of(model, [DOWN], input_ids=torch.tensor([[10**6]]))
     assert hooks_of(model) == 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,10 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from tests.tiny import SENTENCES, tiny_model
+from vllm_edit.editing import statistics
 from vllm_edit.editing.base import Base, unchanged
 from vllm_edit.editing.hooks import capture_inputs
-from vllm_edit.editing.statistics import SecondMoment, second_moment
+from vllm_edit.editing.statistics import SecondMoment, second_moments
 from vllm_edit.errors import EditError
 from vllm_edit.store.digest import digest_tensors
 
@@ -27,7 +29,7 @@ def base(llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Base:
 
 @pytest.fixture(scope="module")
 def moment(base: Base) -> SecondMoment:
-    return second_moment(base, DOWN, TEXTS, minimum_ratio=5)
+    return second_moments(base, [DOWN], TEXTS, minimum_ratio=5)[0]
 
 
 def reference(base: Base, name: str, texts: list[str]) -> tuple[torch.Tensor, int]:
@@ -49,7 +51,7 @@ def test_the_moment_is_that_of_every_real_token(base: Base, moment: SecondMoment
 
 
 def test_padding_and_batch_size_do_not_matter(base: Base, moment: SecondMoment) -> None:
-    alone = second_moment(base, DOWN, TEXTS, minimum_ratio=5, batch_tokens=1)
+    alone = second_moments(base, [DOWN], TEXTS, minimum_ratio=5, batch_tokens=1)[0]
     assert alone.count == moment.count
     assert torch.allclose(alone.matrix, moment.matrix, rtol=1e-4, atol=1e-6)
 
@@ -61,18 +63,73 @@ def test_families_that_flatten_or_transpose_agree_too(
     tokenizer: PreTrainedTokenizerFast, family: str, name: str
 ) -> None:
     base = Base.of(tiny_model(family, tokenizer), tokenizer)
-    found = second_moment(base, name, TEXTS, minimum_ratio=5)
+    found = second_moments(base, [name], TEXTS, minimum_ratio=5)[0]
     assert torch.allclose(found.matrix.double(), reference(base, name, TEXTS)[0], rtol=1e-3, atol=1e-6)
+
+
+LAYERS = [f"model.layers.{layer}.mlp.down_proj" for layer in range(3)]
+
+
+def passes_of(base: Base, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, int]]:
+    """One dict a forward pass, kept up to date: block → how often it was computed."""
+    passes: list[dict[str, int]] = []
+    for name, part in base.model.named_modules():
+        if part is base.model.base_model or name in base.layout.layers:
+
+            def counted(
+                *args: object, own: Callable[..., object] = part.forward, name: str = name, **kw: object
+            ) -> object:
+                if name in base.layout.layers:
+                    passes[-1][name] = passes[-1].get(name, 0) + 1
+                else:
+                    passes.append({})
+                return own(*args, **kw)
+
+            monkeypatch.setattr(part, "forward", counted)
+    return passes
+
+
+def test_several_modules_are_measured_in_one_reading_as_each_alone(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = [second_moments(base, [name], TEXTS, minimum_ratio=5)[0] for name in LAYERS]
+    passes = passes_of(base, monkeypatch)
+    told: list[str] = []
+    together = second_moments(base, LAYERS[::-1], TEXTS, minimum_ratio=5, progress=lambda what, *_: told.append(what))
+    assert [moment.digest for moment in together] == [moment.digest for moment in alone[::-1]]
+    assert set(told) == {"second moments of 3 modules"}
+    batches = len(passes)
+    monkeypatch.setattr(statistics, "_MOST_BYTES", 2 * 8 * 96**2)  # room for two
+    again = second_moments(base, LAYERS, TEXTS, minimum_ratio=5)
+    assert [moment.digest for moment in again] == [moment.digest for moment in alone]
+    assert len(passes) == 3 * batches
+
+
+def test_no_block_above_the_modules_is_computed(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes = passes_of(base, monkeypatch)
+    second_moments(base, [LAYERS[0]], TEXTS, minimum_ratio=5)
+    assert passes
+    assert all(one == {"model.layers.0": 1} for one in passes)
+
+
+def test_only_what_the_cache_lacks_is_measured(base: Base, tmp_path: Path) -> None:
+    told: list[str] = []
+    second_moments(base, LAYERS[:2], TEXTS, minimum_ratio=5, cache=tmp_path)
+    found = second_moments(
+        base, LAYERS, TEXTS, minimum_ratio=5, cache=tmp_path, progress=lambda what, *_: told.append(what)
+    )
+    assert set(told) == {f"second moment of {LAYERS[2]}"}
+    assert [moment.digest for moment in found] == [
+        m.digest for m in second_moments(base, LAYERS, TEXTS, minimum_ratio=5)
+    ]
 
 
 def test_the_model_is_left_alone(base: Base) -> None:
     with unchanged(base):
-        second_moment(base, DOWN, TEXTS, minimum_ratio=5)
+        second_moments(base, [DOWN], TEXTS, minimum_ratio=5)
 
 
 def test_progress_is_told_up_to_the_last_token(base: Base, moment: SecondMoment) -> None:
     told: list[tuple[str, int, int]] = []
-    second_moment(base, DOWN, TEXTS, minimum_ratio=5, batch_tokens=200, progress=lambda *step: told.append(step))
+    second_moments(base, [DOWN], TEXTS, minimum_ratio=5, batch_tokens=200, progress=lambda *step: told.append(step))
     assert len(told) > 1
     assert told[-1] == (f"second moment of {DOWN}", moment.count, moment.count)
 
@@ -82,11 +139,11 @@ def test_too_few_vectors_are_refused_with_both_numbers(base: Base) -> None:
     with pytest.raises(
         EditError, match=rf"at least 960 vectors \(10 times its 96 inputs\); the 3 texts have {tokens} "
     ):
-        second_moment(base, DOWN, TEXTS[:3])
+        second_moments(base, [DOWN], TEXTS[:3])
 
 
 def test_max_tokens_takes_texts_in_their_order(base: Base) -> None:
-    found = second_moment(base, DOWN, TEXTS, max_tokens=100, minimum_ratio=1)
+    found = second_moments(base, [DOWN], TEXTS, max_tokens=100, minimum_ratio=1)[0]
     lengths = [len(base.tokenizer(text)["input_ids"]) for text in TEXTS]
     taken = next(i for i in range(len(TEXTS)) if sum(lengths[:i]) >= 100)
     assert found.count == sum(lengths[:taken])
@@ -122,7 +179,9 @@ def test_tensors_round_trip_and_carry_the_digest(moment: SecondMoment) -> None:
 def cached(base: Base, folder: Path, texts: list[str] = TEXTS, name: str = DOWN) -> tuple[SecondMoment, bool]:
     """The moment, and whether it was measured (and not read from the cache)."""
     told: list[str] = []
-    found = second_moment(base, name, texts, cache=folder, minimum_ratio=5, progress=lambda what, *_: told.append(what))
+    found = second_moments(
+        base, [name], texts, cache=folder, minimum_ratio=5, progress=lambda what, *_: told.append(what)
+    )[0]
     return found, bool(told)
 
 
@@ -158,4 +217,4 @@ def test_a_damaged_cache_is_noticed_and_measured_again(
 def test_a_cached_moment_is_held_to_the_minimum_too(base: Base, tmp_path: Path) -> None:
     count = cached(base, tmp_path)[0].count
     with pytest.raises(EditError, match=f"the {len(TEXTS)} texts have {count} tokens"):
-        second_moment(base, DOWN, TEXTS, cache=tmp_path, minimum_ratio=1000)
+        second_moments(base, [DOWN], TEXTS, cache=tmp_path, minimum_ratio=1000)

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
 from tests.editing.material import BRAZIL, FRANCE, JAPAN, LOOSE
 from tests.tiny import SENTENCES, tiny_model, tiny_tokenizer
+from vllm_edit.editing import sweep
 from vllm_edit.editing.base import Base
+from vllm_edit.editing.rome_factors import compute_factors
+from vllm_edit.editing.settings import RomeSettings
 from vllm_edit.editing.sites import fixed_site
 from vllm_edit.editing.sweep import choose_site
 from vllm_edit.errors import EditError
 from vllm_edit.patch import Edit, Probe
-from vllm_edit.store.site import Context
+from vllm_edit.store.site import Context, Site
 
 TEXTS = SENTENCES * 5
 
@@ -60,6 +65,35 @@ def test_the_sweep_finds_where_edits_work_and_leaves_the_base_alone(family: str)
     assert site.second_moment == choice.made.moment.digest
     assert {"choosing the site", "choosing the damping"} <= set(seen)
     assert base.state_digest() == before
+
+
+def test_only_the_finalists_are_tried_with_all_contexts(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = base_of("llama")
+    contexts = (Context(), *(Context(prefix=f"{word}. ") for word in ("Apple", "Rome", "Music", "Paris", "Tea")))
+    tried: list[tuple[int, int, int]] = []
+
+    def noted(
+        base: Base, site: Site, moment: object, edits: Sequence[Edit], settings: RomeSettings, **given: Any
+    ) -> Any:
+        tried.append((len(site.contexts), len(edits), settings.steps))
+        return compute_factors(base, site, moment, edits, settings, **given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(sweep, "compute_factors", noted)
+    choice = choose_site(
+        base,
+        [probed(FRANCE), probed(JAPAN)],
+        TEXTS,
+        contexts=contexts,
+        dampings=(0.0,),
+        settings=replace(LOOSE, steps=5, on_missed="report"),
+    )
+    assert tried == [(2, 2, 3)] * 6 + [(6, 2, 5)] * 5  # six candidates, four finalists, one joint solve
+    assert choice.made.site.contexts == contexts
+
+
+def test_a_layer_that_does_not_exist_is_refused_before_anything_is_measured() -> None:
+    with pytest.raises(EditError, match="layer 3 does not exist; memory has layers 0 to 2"):
+        choose_site(base_of("llama"), [probed(FRANCE)], TEXTS, layers=[1, 3], contexts=(Context(),))
 
 
 def test_a_sweep_without_probes_to_measure_by_is_refused() -> None:

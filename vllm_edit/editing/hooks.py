@@ -6,8 +6,8 @@ before the MLP (OPT); tensors given out here are always [batch, seq, d].
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
@@ -53,6 +53,29 @@ def capture_inputs(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str,
         for name in names:
             stack.callback(find_module(model, name).register_forward_pre_hook(hook_of(name)).remove)
         yield captured
+
+
+def inputs_of(model: nn.Module, names: Sequence[str], **given: Any) -> dict[str, torch.Tensor]:
+    """Name → input [batch, seq, d_in] of each module in one forward pass of `model` on `given`, detached.
+
+    The pass ends as soon as the last of them is there: what comes after it is not computed.
+    """
+
+    def end(module: nn.Module, args: tuple[Any, ...]) -> None:
+        if len(captured) == len(set(names)):
+            raise _Ended
+
+    with ExitStack() as stack:
+        captured = stack.enter_context(capture_inputs(model, names))
+        for name in names:
+            stack.callback(find_module(model, name).register_forward_pre_hook(end).remove)
+        with suppress(_Ended):
+            model(**given)
+        return captured
+
+
+class _Ended(Exception):
+    """Raised by a hook to end a forward pass; it never leaves `inputs_of`."""
 
 
 @contextmanager

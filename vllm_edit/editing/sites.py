@@ -13,7 +13,7 @@ from vllm_edit.editing.keys import measure_outputs
 from vllm_edit.editing.models import linear_shape
 from vllm_edit.editing.rows import Row
 from vllm_edit.editing.settings import Progress
-from vllm_edit.editing.statistics import SecondMoment, second_moment
+from vllm_edit.editing.statistics import SecondMoment, second_moments
 from vllm_edit.errors import EditError
 from vllm_edit.store.site import LEGAL_RANKS, Context, Site, Token
 
@@ -57,17 +57,14 @@ def fixed_site(
     wrapped module hardly notices and a patch of ten edits needs.  moment, residual_scale: measured already.
     residual_scale defaults to the median over the texts' tokens.
     """
-    depth = len(base.layout.layers)
-    layer = round(PUBLISHED_DEPTH * depth) if layer is None else layer
-    if not 0 <= layer < depth:
-        raise EditError(f"layer {layer} does not exist; {base.name} has layers 0 to {depth - 1}")
+    layer = round(PUBLISHED_DEPTH * len(base.layout.layers)) if layer is None else layer
+    module = module_at(base, layer)
     max_rank = MAX_RANK if max_rank is None else max_rank
     if max_rank not in LEGAL_RANKS:
         raise EditError(f"max_rank must be one of {', '.join(map(str, LEGAL_RANKS))} (vLLM's); got {max_rank}")
-    module = base.layout.down[layer]
     d_out, d_in = linear_shape(find_module(base.model, module))
     if moment is None:
-        moment = second_moment(base, module, texts, cache=cache, max_tokens=max_tokens, progress=progress)
+        (moment,) = second_moments(base, [module], texts, cache=cache, max_tokens=max_tokens, progress=progress)
     if residual_scale is None:
         residual_scale = scale_on_texts(base, layer, texts)
     site = Site(
@@ -89,6 +86,18 @@ def fixed_site(
         seed=seed,
     )
     return MadeSite(site, moment)
+
+
+def module_at(base: Base, layer: int) -> str:
+    """The name of the module that is edited at a layer.
+
+    Raises:
+        EditError: the model has no such layer.
+    """
+    depth = len(base.layout.layers)
+    if not 0 <= layer < depth:
+        raise EditError(f"layer {layer} does not exist; {base.name} has layers 0 to {depth - 1}")
+    return base.layout.down[layer]
 
 
 def residual_scale(base: Base, layer: int, rows: Sequence[Row], tokens: int = 8192) -> float:

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from vllm_edit.editing.base import Base
-from vllm_edit.editing.hooks import capture_inputs, find_module, frozen
+from vllm_edit.editing.hooks import find_module, frozen, inputs_of
 from vllm_edit.editing.models import linear_shape
 from vllm_edit.editing.settings import Progress
 from vllm_edit.errors import EditError
@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 RIDGE = 1e-3
 _FORMAT = 1
+_MOST_BYTES = 2 * 2**30
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,9 +89,9 @@ class SecondMoment:
         return torch.cholesky_solve(columns, self.cholesky).mT.cpu()
 
 
-def second_moment(
+def second_moments(
     base: Base,
-    module: str,
+    modules: Sequence[str],
     texts: Iterable[str],
     *,
     cache: Path | None = None,
@@ -99,8 +100,10 @@ def second_moment(
     minimum_ratio: float = 10,
     ridge: float = RIDGE,
     progress: Progress | None = None,
-) -> SecondMoment:
-    """C of the module's input over every real token of `texts` (padding excluded), each cut to the model's length.
+) -> list[SecondMoment]:
+    """C of each module's input over every real token of `texts` (padding excluded), each cut to the model's length.
+
+    The text is read once for as many modules as fit into 2 GiB of sums, and no block above them is computed.
 
     cache: a folder; a moment of the same base, module, texts, `max_tokens` and dtype is read from there.
     batch_tokens: most tokens, padding included, in one forward pass. It does not change the result.
@@ -109,62 +112,82 @@ def second_moment(
     Raises:
         EditError: fewer than `minimum_ratio`·d_in vectors came together.
     """
-    d_in = linear_shape(find_module(base.model, module))[1]
     chosen = list(texts)
     length = _longest(base)
-    key = digest_json(
-        {
-            "format": _FORMAT,
-            "base": base.fingerprint.digest,
-            "module": module,
-            "texts": digest_json(chosen),
-            "length": length,
-            "max_tokens": max_tokens,
-            "dtype": str(base.model.dtype),
-        }
-    )
-    needed = int(minimum_ratio * d_in)
-    path = cache / f"second-moment-{key}.safetensors" if cache else None
-    stored = _read(path) if path else None
-    if stored is None:
-        rows = _token_rows(base.tokenizer, chosen, length, max_tokens)
-        count = sum(map(len, rows))
-        if count >= needed:
-            stored = SecondMoment(_accumulate(base, module, rows, d_in, batch_tokens, progress), count)
-            if path:
-                _write(path, stored)
-    else:
-        count = stored.count
-    if stored is None or count < needed:
-        raise EditError(
-            f"the second moment of {module} needs at least {needed} vectors ({minimum_ratio:g} times its {d_in} "
-            f"inputs); the {len(chosen)} texts have {count} tokens: give more text"
-        )
-    return stored.with_ridge(ridge)
+    asked = {
+        "format": _FORMAT,
+        "base": base.fingerprint.digest,
+        "texts": digest_json(chosen),
+        "length": length,
+        "max_tokens": max_tokens,
+        "dtype": str(base.model.dtype),
+    }
+    paths = {
+        module: cache / f"second-moment-{digest_json(asked | {'module': module})}.safetensors"
+        for module in modules
+        if cache
+    }
+    found = {module: moment for module, path in paths.items() if (moment := _read(path))}
+    missing = {module: linear_shape(find_module(base.model, module))[1] for module in modules if module not in found}
+    rows = _token_rows(base.tokenizer, chosen, length, max_tokens) if missing else []
+    count = sum(map(len, rows))
+    for module in modules:
+        d_in = missing.get(module) or len(found[module].matrix)
+        there = count if module in missing else found[module].count
+        if there < (needed := int(minimum_ratio * d_in)):
+            raise EditError(
+                f"the second moment of {module} needs at least {needed} vectors ({minimum_ratio:g} times its {d_in} "
+                f"inputs); the {len(chosen)} texts have {there} tokens: give more text"
+            )
+    for group in _fitting(missing):
+        for module, matrix in _accumulate(base, group, rows, batch_tokens, progress).items():
+            found[module] = SecondMoment(matrix, count)
+            if cache:
+                _write(paths[module], found[module])
+    return [found[module].with_ridge(ridge) for module in modules]
+
+
+def _fitting(widths: Mapping[str, int]) -> Iterator[dict[str, int]]:
+    """The modules (name → d_in) in groups whose float64 sums take at most `_MOST_BYTES`, or of one module."""
+    group: dict[str, int] = {}
+    for module, d_in in widths.items():
+        if group and 8 * sum(width**2 for width in (*group.values(), d_in)) > _MOST_BYTES:
+            yield group
+            group = {}
+        group[module] = d_in
+    if group:
+        yield group
 
 
 def _accumulate(
-    base: Base, module: str, rows: Sequence[list[int]], d_in: int, batch_tokens: int, progress: Progress | None
-) -> torch.Tensor:
-    """Σ k kᵀ / count, [d_in, d_in] float32 on the CPU; products in float32, sum over batches in float64."""
+    base: Base, widths: Mapping[str, int], rows: Sequence[list[int]], batch_tokens: int, progress: Progress | None
+) -> dict[str, torch.Tensor]:
+    """Module → Σ k kᵀ / count, [d_in, d_in] float32 on the CPU; products in float32, sum over batches in float64.
+
+    widths: module → d_in.
+    """
     decoder = base.model.base_model  # without the head, whose logits nobody needs
-    target = find_module(base.model, module)
-    name = next(name for name, part in decoder.named_modules() if part is target)
-    total = torch.zeros(d_in, d_in, dtype=torch.float64, device=base.device)
+    targets = {find_module(base.model, module): module for module in widths}
+    inner = {name: targets[part] for name, part in decoder.named_modules() if part in targets}
+    totals = {
+        module: torch.zeros(d_in, d_in, dtype=torch.float64, device=base.device) for module, d_in in widths.items()
+    }
+    told = f"second moment of {next(iter(widths))}" if len(widths) == 1 else f"second moments of {len(widths)} modules"
     count, done = sum(map(len, rows)), 0
     pad = base.tokenizer.pad_token_id if base.tokenizer.pad_token_id is not None else 0
-    with torch.no_grad(), frozen(base.model), capture_inputs(decoder, [name]) as captured:
+    with torch.no_grad(), frozen(base.model):
         for batch in _batches(rows, batch_tokens):
             width = max(map(len, batch))
             ids = torch.tensor([row + [pad] * (width - len(row)) for row in batch], device=base.device)
             mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in batch], device=base.device)
-            decoder(input_ids=ids, attention_mask=mask, use_cache=False)
-            keys = captured[name][mask.bool()].float()  # [real tokens, d_in]
-            total += (keys.mT @ keys).double()
-            done += len(keys)
+            captured = inputs_of(decoder, list(inner), input_ids=ids, attention_mask=mask, use_cache=False)
+            for name, module in inner.items():
+                keys = captured[name][mask.bool()].float()  # [real tokens, d_in]
+                totals[module] += (keys.mT @ keys).double()
+            done += sum(map(len, batch))
             if progress:
-                progress(f"second moment of {module}", done, count)
-    return (total / count).float().cpu()
+                progress(told, done, count)
+    return {module: (total / count).float().cpu() for module, total in totals.items()}
 
 
 def _roomy(size: int) -> torch.device:

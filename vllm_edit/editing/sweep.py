@@ -1,6 +1,7 @@
 """The sweep that chooses a site: token × layer by single edits, then λ by a joint solve, on a seeded set of its own.
 
-Every candidate is tried on the first few edits with half the steps, the best of them on all edits with all steps.
+Every candidate is tried on the first few edits with half the steps and a third of the contexts, the best of them on all
+edits with all steps and contexts.
 
 Published configurations edit at the subject's last token in early-middle layers, where large models keep facts; small
 models carry the subject's identity to the prompt's last token and recall there (docs/methods.md). So both are measured.
@@ -28,7 +29,8 @@ from vllm_edit.editing.rome import leads_alone, served_leads, weight_norm
 from vllm_edit.editing.rome_factors import Prepared, RomeFactors, compute_factors
 from vllm_edit.editing.rows import Row, greedy, leads
 from vllm_edit.editing.settings import Progress, RomeSettings
-from vllm_edit.editing.sites import MadeSite, fixed_site, residual_scale
+from vllm_edit.editing.sites import MadeSite, fixed_site, module_at, residual_scale
+from vllm_edit.editing.statistics import second_moments
 from vllm_edit.errors import EditError
 from vllm_edit.patch import LOCALITY_KINDS, Edit
 from vllm_edit.store.site import Context, Token
@@ -36,6 +38,7 @@ from vllm_edit.store.site import Context, Token
 TOKENS: tuple[Token, ...] = ("subject_last", "last")
 DAMPINGS = (0.0, 0.05, 0.1)
 _FIRST_EDITS, _FINALISTS, _STEPS = 8, 4, 40
+_FIRST_CONTEXTS = 3  # every third: of the generated ones the bare prompt, one prefix, the bare chat turn
 _MOST_LAYERS = 12
 _LOCALITY_TOKENS = 3
 
@@ -114,22 +117,21 @@ def choose_site(
         first = _Sweep.of(base, edits[:_FIRST_EDITS], hurried)
         found: list[tuple[Measurement, MadeSite, RomeFactors]] = []
         total = len(layers) * len(tokens) + min(_FINALISTS, len(layers) * len(tokens))
-        for layer in layers:
-            # The moment does not depend on the token, so it is measured once per layer.
+        modules = [module_at(base, layer) for layer in layers]
+        moments = second_moments(base, modules, texts, cache=cache, max_tokens=max_tokens, progress=progress)
+        for layer, moment in zip(layers, moments, strict=True):
             made = fixed_site(
                 base,
                 texts,
                 layer=layer,
                 token=tokens[0],
-                contexts=contexts,
+                contexts=contexts[::_FIRST_CONTEXTS],
                 damping=0.0,
                 max_rank=max_rank,
                 slots=slots,
                 seed=seed,
+                moment=moment,
                 residual_scale=1.0,
-                cache=cache,
-                max_tokens=max_tokens,
-                progress=progress,
             )
             for token in tokens:
                 found.append(first.single(made, token))
@@ -137,7 +139,8 @@ def choose_site(
                     progress("choosing the site", len(found), total)
         found.sort(key=lambda candidate: -candidate[0].score)
         for place, (_, made, _) in enumerate(found[:_FINALISTS]):
-            found[place] = sweep.single(made, made.site.token)
+            complete = made.site.model_copy(update={"contexts": tuple(contexts)})
+            found[place] = sweep.single(MadeSite(complete, made.moment), made.site.token)
             if progress:
                 progress("choosing the site", total - min(_FINALISTS, len(found)) + place + 1, total)
         found[:_FINALISTS] = sorted(found[:_FINALISTS], key=lambda candidate: -candidate[0].score)
