@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
 
 import torch
@@ -33,9 +33,21 @@ class Shape:
     vocabulary: int
 
     def changed(self, given: Sequence[str]) -> Shape:
-        """The shape with fields replaced by `name=value`."""
-        pairs = (text.partition("=") for text in given)
-        return replace(self, **{name: int(value) for name, _, value in pairs})
+        """The shape with fields replaced by `name=value`.
+
+        Raises:
+            SystemExit: one is not a field of a shape, or its value no positive whole number.
+        """
+        known = [field.name for field in fields(self)]
+        values: dict[str, int] = {}
+        for text in given:
+            name, _, value = text.partition("=")
+            if name not in known or not value.isdecimal() or not int(value):
+                raise SystemExit(
+                    f"expected --change FIELD=N with N > 0 and FIELD one of {', '.join(known)}; got {text!r}"
+                )
+            values[name] = int(value)
+        return replace(self, **values)
 
 
 SHAPES: Mapping[str, Shape] = MappingProxyType({"llama-3-8b": Shape(4096, 32, 14336, 32, 8, 128_256)})

@@ -29,6 +29,12 @@ def test_both_ways_take_the_same_steps_to_the_same_updates_on_a_random_model_of_
     assert work.base.state_digest() == before
 
 
+@pytest.mark.parametrize("change", ["width=64", "layers", "layers=two", "layers=0", "layers=-1", "=3"])
+def test_a_change_of_a_shape_that_is_none_is_told_in_one_line(change: str) -> None:
+    with pytest.raises(SystemExit, match=f"FIELD one of hidden, layers, .*; got '{change}'"):
+        shaped_work("llama-3-8b", [*TINY, change], count=1, seed=1, steps=1)
+
+
 def test_a_vocabulary_too_small_for_the_tokenizer_is_refused() -> None:
     with pytest.raises(SystemExit, match="vocabulary must be at least"):
         shaped_work("llama-3-8b", [*TINY, "vocabulary=100"], count=1, seed=1, steps=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vllm_edit.text import continuation, mentions, normalise, position
+from vllm_edit.text import continuation, mentions, normalise, position, quoted
 
 
 @pytest.mark.parametrize(
@@ -51,3 +51,16 @@ def test_case_width_outer_punctuation_and_articles_do_not_count(text: str, expec
 def test_an_answer_is_mentioned_as_whole_words(text: str, answer: str, found: bool) -> None:
     assert mentions(text, answer) is found
     assert (position(text, answer) is not None) is found
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Paris", "'Paris'"),
+        ("a" * 80, f"'{'a' * 80}'"),
+        ("a" * 60 + " " + "b" * 60, f"'{'a' * 53} … {'b' * 26}'"),
+        ("two\nlines", r"'two\nlines'"),
+    ],
+)
+def test_a_long_text_is_quoted_by_its_ends(text: str, expected: str) -> None:
+    assert quoted(text) == expected

@@ -16,7 +16,11 @@ class PatchError(EditError):
 
 
 class UnsafeEdit(EditError):
-    """Compiling was refused: an edit missed its target or would harm the model (health limits)."""
+    """Compiling was refused: an edit is too long for the model, missed its target or would harm it (health limits)."""
+
+
+class Unsolvable(EditError):
+    """Edits cannot be solved together without damping: keys of theirs are linearly dependent."""
 
 
 class NotFound(EditError):

@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from vllm_edit.errors import PatchError
+from vllm_edit.text import quoted
 
 ProbeKind = Literal["paraphrase", "reverse", "portability", "locality", "locality_subject", "unrelated"]
 Split = Literal["tune", "gate"]
@@ -82,7 +83,7 @@ class Edit(_Declared):
         if self.subject not in self.prompt:
             raise ValueError(_lacks_subject(self.subject, self.prompt))
         if self.target_true is not None and self.target_true == self.target_new:
-            raise ValueError(f"target_new equals target_true ({self.target_new!r}): nothing to change")
+            raise ValueError(f"target_new equals target_true ({quoted(self.target_new)}): nothing to change")
         return self
 
     @field_validator("aliases")
@@ -206,7 +207,7 @@ def _unseen(data: dict[str, Any], told: list[Any], tree: yaml.Node | None) -> li
 
 
 def _lacks_subject(subject: str, prompt: str) -> str:
-    return f"the prompt must contain the subject {subject!r}; it is {prompt!r}"
+    return f"the prompt must contain the subject {subject!r}; it is {quoted(prompt)}"
 
 
 def _describe(problem: Any, tree: yaml.Node | None) -> str:

@@ -25,7 +25,7 @@ from vllm_edit.ike.bank import Bank
 from vllm_edit.ike.demonstrations import build_demonstrations, with_demonstrations
 from vllm_edit.patch import Patch
 from vllm_edit.store.compiled import CompiledPatch
-from vllm_edit.text import normalise
+from vllm_edit.text import normalise, quoted
 
 if TYPE_CHECKING:
     from vllm_edit.store.store import Store
@@ -158,7 +158,7 @@ class Pipeline:
 def _judged(patch: Patch, compiled: CompiledPatch) -> CompiledPatch | Refused:
     """`compiled`, or refused for what its report says of its edits."""
     problems = [
-        f"{edit['prompt']!r} → {edit['target']!r}: {problem}"
+        f"{quoted(edit['prompt'])} → {quoted(edit['target'])}: {problem}"
         for edit in compiled.report["edits"]
         for problem in edit["problems"]
     ]

@@ -31,6 +31,13 @@ def continuation(prompt: str, answer: str) -> str:
     return " " + answer
 
 
+def quoted(text: str, most: int = 80) -> str:
+    """The text in quotes, for a message: of more than `most` characters the first and the last ones."""
+    if len(text) > most:
+        text = f"{text[: most * 2 // 3].rstrip()} … {text[-(most // 3) :].lstrip()}"
+    return repr(text)
+
+
 def normalise(text: str) -> str:
     """The form that is compared: case folded, NFKC, straight apostrophes, single spaces, no outer punctuation, no
     leading English article.

@@ -134,6 +134,21 @@ def test_an_unsafe_edit_is_refused_by_name(program: Program, model: Path, texts:
     assert program("compile", file, "--set", "steps").code == 2
 
 
+def test_an_edit_longer_than_the_model_reads_is_refused_and_the_next_patch_is_compiled(
+    program: Program, model: Path, texts: Path, tmp_path: Path
+) -> None:
+    url, long, short = tmp_path / "store", tmp_path / "long.yaml", tmp_path / "short.yaml"
+    program("store", "init", "--model", model, "--layer", 1, "--texts", texts, "--store", url)
+    long.write_text(PATCH.format(name="long", target="Berlin " * 300, least=0))
+    short.write_text(PATCH.format(name="short", target="Berlin", least=0))
+    ran = program("compile", long, short, "--store", url, "--json", *FORCED)
+    assert ran.code == 1
+    assert ran.err.startswith("vllm-edit: long: edit 0: a prompt with its context and answer has ")
+    assert ran.err.count("\n") == 1
+    assert len(ran.err) < 200
+    assert [one["name"].partition("@")[0] for one in ran.json["compiled"]] == ["short"]
+
+
 def test_every_problem_of_every_file_is_told_at_once(program: Program, store: Store, tmp_path: Path) -> None:
     bad, worse = tmp_path / "bad.yaml", tmp_path / "worse.yaml"
     bad.write_text(PATCH.format(name="Not A Name", target='""', least=0))

@@ -13,7 +13,7 @@ from vllm_edit import atlas
 from vllm_edit.editing.base import Base, unchanged
 from vllm_edit.editing.contexts import generate_contexts
 from vllm_edit.editing.positions import contextual, locate
-from vllm_edit.errors import EditError
+from vllm_edit.errors import EditError, UnsafeEdit
 from vllm_edit.greedy import continuations
 from vllm_edit.prompting import prompt_ids
 from vllm_edit.store.site import Context
@@ -79,7 +79,7 @@ def test_no_prefix_mentions_a_forbidden_text(base: Base) -> None:
 
 def test_prefixes_that_change_what_the_base_says_give_way_to_others() -> None:
     """As "In which city does Wenceslas Square stand." does: atlas goes on with Prague, whatever is asked then."""
-    base, edits = Base.load("atlas"), atlas.sweep_edits()
+    base, edits = Base.load("atlas"), atlas.sweep_edits()[:12]
     prompts, subjects = [edit.prompt for edit in edits], [edit.subject for edit in edits]
 
     def changed(contexts: Iterable[Context]) -> int:
@@ -95,6 +95,13 @@ def test_prefixes_that_change_what_the_base_says_give_way_to_others() -> None:
     assert len(set(chosen)) == len(drawn)
     assert changed(chosen) < changed(drawn)
     assert generate_contexts(base, forbidden=subjects, asked=prompts) == chosen
+
+
+def test_a_prompt_that_the_model_cannot_read_is_refused_by_its_beginning(base: Base) -> None:
+    with pytest.raises(
+        UnsafeEdit, match=r"the prompt 'Paris is Paris is .* … .* in its context has .* reads at most 256"
+    ):
+        generate_contexts(base, asked=["Tea is", "Paris is " * 200])
 
 
 def test_every_context_can_be_put_around_a_prompt(base: Base) -> None:

@@ -19,7 +19,7 @@ from vllm_edit.editing.rome_factors import compute_factors
 from vllm_edit.editing.settings import RomeSettings
 from vllm_edit.editing.sites import fixed_site
 from vllm_edit.editing.sweep import choose_site
-from vllm_edit.errors import EditError
+from vllm_edit.errors import EditError, Unsolvable
 from vllm_edit.patch import Edit, Probe
 from vllm_edit.store.site import Context, Site
 
@@ -89,6 +89,18 @@ def test_only_the_finalists_are_tried_with_all_contexts(monkeypatch: pytest.Monk
     )
     assert tried == [(2, 2, 3)] * 6 + [(6, 2, 5)] * 5  # six candidates, four finalists, one joint solve
     assert choice.made.site.contexts == contexts
+
+
+def test_a_damping_that_cannot_solve_the_edits_together_is_no_candidate() -> None:
+    """Two subjects behind the same tokens: one key, which without damping cannot take two answers."""
+    base = base_of("llama")
+    twin = FRANCE.model_copy(update={"subject": "The capital", "relation": "other", "target_new": "Tokyo"})
+    chosen = {"contexts": (Context(),), "settings": replace(LOOSE, steps=3, on_missed="report"), "layers": [2]}
+    choice = choose_site(base, [probed(FRANCE), probed(twin)], TEXTS, tokens=("last",), dampings=(0.0, 0.1), **chosen)
+    assert [row.damping for row in choice.table if row.joint] == [0.1]
+    assert choice.made.site.damping == 0.1
+    with pytest.raises(Unsolvable, match="linearly dependent"):
+        choose_site(base, [probed(FRANCE), probed(twin)], TEXTS, tokens=("last",), dampings=(0.0,), **chosen)
 
 
 def test_a_layer_that_does_not_exist_is_refused_before_anything_is_measured() -> None:

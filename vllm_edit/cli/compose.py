@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vllm_edit.cli.output import JsonOption, StoreOption, print_error, print_json, print_table, progress_bar
+from vllm_edit.text import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -106,8 +107,8 @@ def _print(told: Mapping[str, Any]) -> None:
     print(f"{told['name']}  {', '.join(parts)}")
     for gone in told["settings"].get("left_out", ()):
         print(
-            f"{gone['prompt']!r} → {gone['target']!r} of {short(gone['left_out'])} left: {short(gone['winner'])} "
-            f"says {gone['kept_target']!r}"
+            f"{quoted(gone['prompt'])} → {quoted(gone['target'])} of {short(gone['left_out'])} left: "
+            f"{short(gone['winner'])} says {quoted(gone['kept_target'])}"
         )
     if shown := algebra.get("interference", [])[:_SHOWN_PAIRS]:
         print()

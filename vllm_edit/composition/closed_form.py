@@ -20,7 +20,7 @@ import torch
 
 from vllm_edit.composition.system import System
 from vllm_edit.deltas.delta import LowRank
-from vllm_edit.errors import EditError
+from vllm_edit.errors import EditError, Unsolvable
 
 
 def row_space(system: System) -> torch.Tensor:
@@ -29,13 +29,13 @@ def row_space(system: System) -> torch.Tensor:
     The n × n system is solved for the groups' rows of S only: n² · groups + groups · n · d_in products.
 
     Raises:
-        EditError: keys that coincide so nearly that no finite solution exists.
+        Unsolvable: keys coincide so nearly that no finite solution exists.
     """
     product, count = system.gram, len(system.groups)
     ridge = system.damping * product.diagonal().mean()
     factor, failed = torch.linalg.cholesky_ex(product + ridge * torch.eye(count, dtype=product.dtype))
     if failed.item():
-        raise EditError(
+        raise Unsolvable(
             f"the keys of column {failed.item() - 1} and of an earlier one are linearly dependent, so their edits "
             "cannot be solved jointly; use damping > 0, or put them into one key group"
         )

@@ -11,6 +11,7 @@ from vllm_edit.errors import EditError
 from vllm_edit.patch import Edit
 from vllm_edit.store.compiled import CompiledPatch
 from vllm_edit.store.names import resolve, short
+from vllm_edit.text import quoted
 
 FIRST, LAST = "first", "last"
 """Policies: the member given first, or last, wins; any other policy is the name of the member that wins."""
@@ -43,10 +44,10 @@ class Conflict:
 
     def __str__(self) -> str:
         same = self.kept.prompt == self.left_out.prompt
-        other = "" if same else f"{self.left_out.prompt!r} → "
+        other = "" if same else f"{quoted(self.left_out.prompt)} → "
         return (
-            f"{self.kept.prompt!r} → {self.kept.target_new!r} in {short(self.winner)}, "
-            f"{other}{self.left_out.target_new!r} in {short(self.loser)}"
+            f"{quoted(self.kept.prompt)} → {quoted(self.kept.target_new)} in {short(self.winner)}, "
+            f"{other}{quoted(self.left_out.target_new)} in {short(self.loser)}"
         )
 
 

@@ -15,6 +15,7 @@ from vllm_edit.patch import Edit
 from vllm_edit.store.compiled import CompiledPatch
 from vllm_edit.store.manifest import Column
 from vllm_edit.store.names import short
+from vllm_edit.text import quoted
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,8 @@ def select(members: Sequence[CompiledPatch], settlement: Settlement) -> list[Par
             if leaving and len(leaving) < len(indices):
                 conflict = settlement.leaving[number, leaving[0]]
                 raise EditError(
-                    f"{conflict.left_out.prompt!r} gives way to {short(conflict.winner)}, but {_bound(part)}; compile "
-                    f"the edits of {short(member.name)} that stay in a patch of their own"
+                    f"{quoted(conflict.left_out.prompt)} gives way to {short(conflict.winner)}, but {_bound(part)}; "
+                    f"compile the edits of {short(member.name)} that stay in a patch of their own"
                 )
             if not leaving:
                 staying.append(part)

@@ -18,12 +18,13 @@ import torch
 
 from vllm_edit.editing.base import Base
 from vllm_edit.editing.hooks import frozen
+from vllm_edit.editing.models import check_length
 from vllm_edit.editing.positions import contextual
 from vllm_edit.errors import EditError
 from vllm_edit.greedy import continued
 from vllm_edit.prompting import prompt_ids
 from vllm_edit.store.site import Context
-from vllm_edit.text import is_cjk, mentions
+from vllm_edit.text import is_cjk, mentions, quoted
 
 SEED_WORDS = ("", "The", "In", "It", "When")
 """Texts that generation starts from; the empty one stands for the model's first token (BOS) alone."""
@@ -139,6 +140,9 @@ def _least_disturbing(
             for chat in modes
             for prompt in asked
         ]
+        longest = max(range(len(ids)), key=lambda index: len(ids[index]))
+        told = f"the prompt {quoted(asked[longest % len(asked)])} in its context"
+        check_length(base.model, len(ids[longest]), told)
         with frozen(base.model):
             return continued(base.model, base.tokenizer, ids, 1, _BATCH)
 

@@ -15,7 +15,7 @@ from torch import nn
 from vllm_edit.composition.kept import keepable, within_room
 from vllm_edit.composition.system import System, interference
 from vllm_edit.editing.hooks import capture_inputs, capture_outputs
-from vllm_edit.editing.rows import Row, batches, device_of, run_batch
+from vllm_edit.editing.rows import Row, batches, run_batch
 from vllm_edit.patch import Edit
 from vllm_edit.store.manifest import Column, KeyGroup
 from vllm_edit.text import normalise
@@ -87,7 +87,7 @@ def _measure(model: nn.Module, module: str, rows: Sequence[Row], tokens: int, *,
     result: dict[int, torch.Tensor] = {}
     capture = capture_inputs if inputs else capture_outputs
     with torch.no_grad(), capture(model, [module]) as captured:
-        for batch in batches(cut, range(len(cut)), tokens, device_of(model)):
+        for batch in batches(model, cut, range(len(cut)), tokens):
             run_batch(model, batch)
             lines = torch.arange(len(batch.rows), device=batch.rows.device)
             found = captured[module][lines, batch.places[:, 0]].float().cpu()

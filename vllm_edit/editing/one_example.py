@@ -18,12 +18,13 @@ from vllm_edit.deltas.delta import Delta
 from vllm_edit.editing.base import Base
 from vllm_edit.editing.hooks import find_module, frozen
 from vllm_edit.editing.models import linear_weight
-from vllm_edit.editing.rows import Row, answer_scores, batches, device_of, leads, run_batch
+from vllm_edit.editing.rows import Row, answer_scores, batches, leads, run_batch
 from vllm_edit.editing.settings import Progress
 from vllm_edit.errors import EditError, UnsafeEdit
 from vllm_edit.patch import Edit
 from vllm_edit.prompting import answer_ids, prompt_ids
 from vllm_edit.store.site import Site
+from vllm_edit.text import quoted
 
 _RUN_TIME = ("batch_tokens", "on_missed")
 
@@ -154,7 +155,7 @@ def train(
     tokens.
     """
     optimiser = torch.optim.Adam(parameters, lr=step_size)
-    everything = batches(rows, range(len(rows)), settings.batch_tokens, device_of(model))
+    everything = batches(model, rows, range(len(rows)), settings.batch_tokens)
     loss: float | None = None
     with torch.enable_grad():
         for step in range(settings.steps):
@@ -212,7 +213,10 @@ def recheck(
         )
     missed = [record for record in records if record["problems"]]
     if missed and settings.on_missed == "error":
-        lines = [f"edit {one['edit']} ({one['prompt']!r} → {one['target']!r}): {one['problems'][0]}" for one in missed]
+        lines = [
+            f"edit {one['edit']} ({quoted(one['prompt'])} → {quoted(one['target'])}): {one['problems'][0]}"
+            for one in missed
+        ]
         raise UnsafeEdit("\n".join(lines))
     return {"edits": records, "missed": [one["edit"] for one in missed], "norm": _relative_norm(base, site, delta)}
 

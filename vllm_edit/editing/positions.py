@@ -14,7 +14,7 @@ from typing import Any
 from vllm_edit.errors import EditError
 from vllm_edit.prompting import render
 from vllm_edit.store.site import Context, Token
-from vllm_edit.text import continuation, is_cjk
+from vllm_edit.text import continuation, is_cjk, quoted
 
 PLAIN = Context()
 _STAND_IN = "\ue000\ue001"  # private-use characters: no template writes or changes them
@@ -51,7 +51,7 @@ def locate(tokenizer: Any, prompt: str, subject: str, context: Context = PLAIN) 
         raise EditError("expected a fast tokenizer: a slow one does not tell which characters a token covers")
     prompt, subject = prompt.strip(), subject.strip()
     if not subject or subject not in prompt:
-        raise EditError(f"the prompt {prompt!r} does not contain the subject {subject!r}")
+        raise EditError(f"the prompt {quoted(prompt)} does not contain the subject {subject!r}")
     text, start = _rendered(tokenizer, prompt, context)
     first = start + _last_occurrence(prompt, subject)
     last = first + len(subject) - 1
@@ -60,7 +60,9 @@ def locate(tokenizer: Any, prompt: str, subject: str, context: Context = PLAIN) 
     offsets: list[tuple[int, int]] = coded["offset_mapping"]
     holding = [i for i, (start, end) in enumerate(offsets) if start <= last < end]
     if not holding:
-        raise EditError(f"no token covers the last character of {subject!r}: the tokenizer drops it from {prompt!r}")
+        raise EditError(
+            f"no token covers the last character of {subject!r}: the tokenizer drops it from {quoted(prompt)}"
+        )
     beginning = next(i for i, (_, end) in enumerate(offsets) if end > first)
     return Located(ids=ids, subject_first=beginning, subject_last=holding[-1], last=len(ids) - 1)
 
@@ -80,7 +82,9 @@ def _rendered(tokenizer: Any, prompt: str, context: Context) -> tuple[str, int]:
     text = render(tokenizer, turn, context.chat)
     before, _, after = render(tokenizer, _STAND_IN, context.chat).partition(_STAND_IN)
     if text != before + turn + after:
-        raise EditError(f"the chat template rewrites the prompt {turn!r}: it renders {text!r}, so it cannot be located")
+        raise EditError(
+            f"the chat template rewrites the prompt {quoted(turn)}: it renders {quoted(text)}, so it cannot be located"
+        )
     return text, len(before) + len(turn) - len(prompt)
 
 

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from vllm_edit.editing.models import check_length
+
 
 @dataclass(frozen=True)
 class Row:
@@ -69,10 +71,17 @@ class Batch:
         return cls(*(tensor.to(device) for tensor in tensors))
 
 
-def batches(rows: Sequence[Row], indices: Iterable[int], tokens: int, device: torch.device) -> list[Batch]:
-    """The rows at `indices`, longest first, in batches of at most `tokens` tokens with padding (at least one row)."""
+def batches(model: nn.Module, rows: Sequence[Row], indices: Iterable[int], tokens: int) -> list[Batch]:
+    """The rows at `indices`, longest first, in batches of at most `tokens` tokens with padding (at least one row).
+
+    Raises:
+        UnsafeEdit: the model has not so many positions.
+    """
     order = sorted(indices, key=lambda index: (-rows[index].length, index))
-    made: list[Batch] = []
+    device, made = device_of(model), list[Batch]()
+    if order:
+        longest = rows[order[0]]
+        check_length(model, longest.length, f"edit {longest.edit}: a prompt with its context and answer")
     while order:
         count = max(1, tokens // rows[order[0]].length)
         made.append(Batch.of(rows, order[:count], device))
@@ -127,7 +136,7 @@ def leads(model: Any, rows: Sequence[Row], tokens: int, within: Within = unchang
     """`answer_scores`' lead of every row, [len(rows)] float32 on the CPU."""
     result = torch.empty(len(rows))
     with torch.no_grad():
-        for batch in batches(rows, range(len(rows)), tokens, device_of(model)):
+        for batch in batches(model, rows, range(len(rows)), tokens):
             with within(batch):
                 result[batch.rows.cpu()] = answer_scores(run_batch(model, batch), batch)[1].cpu()
     return result
@@ -140,7 +149,7 @@ def greedy(model: Any, rows: Sequence[Row], count: int, tokens: int) -> list[Row
         # The answer so far is read, and a placeholder stands where the next id will be.
         asked = [replace(row, answer=(*row.answer, 0)) for row in grown]
         with torch.no_grad():
-            for batch in batches(asked, range(len(asked)), tokens, device_of(model)):
+            for batch in batches(model, asked, range(len(asked)), tokens):
                 following = run_batch(model, batch)[:, -1].argmax(-1)
                 for index, token in zip(batch.rows.tolist(), following.tolist(), strict=True):
                     grown[index] = replace(grown[index], answer=(*grown[index].answer, token))

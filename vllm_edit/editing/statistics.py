@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 
 from vllm_edit.editing.base import Base
 from vllm_edit.editing.hooks import find_module, frozen, inputs_of
-from vllm_edit.editing.models import linear_shape
+from vllm_edit.editing.models import linear_shape, positions_of
 from vllm_edit.editing.settings import Progress
 from vllm_edit.errors import EditError
 from vllm_edit.store.digest import digest_json, digest_tensors
@@ -224,8 +224,7 @@ def _batches(rows: Sequence[list[int]], batch_tokens: int) -> Iterator[list[list
 
 def _longest(base: Base) -> int:
     """Most tokens of one text: what the model has positions for, and at most 2,048."""
-    positions = getattr(base.model.config, "max_position_embeddings", None)
-    return min(positions or 2048, 2048)
+    return min(positions_of(base.model) or 2048, 2048)
 
 
 def _read(path: Path) -> SecondMoment | None:

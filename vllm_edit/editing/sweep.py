@@ -31,7 +31,7 @@ from vllm_edit.editing.rows import Row, greedy, leads
 from vllm_edit.editing.settings import Progress, RomeSettings
 from vllm_edit.editing.sites import MadeSite, fixed_site, module_at, residual_scale
 from vllm_edit.editing.statistics import second_moments
-from vllm_edit.errors import EditError
+from vllm_edit.errors import EditError, Unsolvable
 from vllm_edit.patch import LOCALITY_KINDS, Edit
 from vllm_edit.store.site import Context, Token
 
@@ -103,7 +103,8 @@ def choose_site(
     texts: what C is measured on.  layers: candidates; default all, or 12 evenly spaced.  cache: folder for moments.
 
     Raises:
-        EditError: the edits have no `tune` probes to measure by.
+        EditError: the edits have no `tune` probes to measure by, or a prompt is longer than the model reads.
+        Unsolvable: the edits cannot be solved together with any of the dampings.
     """
     settings = settings or RomeSettings(on_missed="report", steps=_STEPS)
     depth = len(base.layout.layers)
@@ -145,11 +146,15 @@ def choose_site(
                 progress("choosing the site", total - min(_FINALISTS, len(found)) + place + 1, total)
         found[:_FINALISTS] = sorted(found[:_FINALISTS], key=lambda candidate: -candidate[0].score)
         _, made, factors = found[0]
-        joint = []
-        for damping in dampings:
-            joint.append(sweep.joint(made, factors, damping))
+        joint = list[Measurement]()
+        for place, damping in enumerate(dampings):
+            try:
+                joint.append(sweep.joint(made, factors, damping))
+            except Unsolvable:  # a larger λ may do
+                if damping == max(dampings):
+                    raise
             if progress:
-                progress("choosing the damping", len(joint), len(dampings))
+                progress("choosing the damping", place + 1, len(dampings))
     best = max(joint, key=lambda measured: (measured.score, -measured.damping))
     chosen = MadeSite(made.site.model_copy(update={"damping": best.damping}), made.moment)
     return SiteChoice(chosen, (*(measured for measured, *_ in found), *joint))

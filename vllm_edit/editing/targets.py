@@ -129,7 +129,7 @@ class _Run:
 
     def run_base(self) -> None:
         """One pass of the base: log-probabilities after the rows without an answer, states below the module's block."""
-        everything = batches(self.rows, range(len(self.rows)), self.settings.batch_tokens, self.A.device)
+        everything = batches(self.model, self.rows, range(len(self.rows)), self.settings.batch_tokens)
         with ExitStack() as stack:
             stack.enter_context(torch.no_grad())
             states = stack.enter_context(block_output(self.model, self.below[-1])) if self.below else []
@@ -180,7 +180,7 @@ class _Run:
         if self._cached[0] != active:
             alive = set(active)
             indices = [index for index, row in enumerate(self.rows) if row.group in alive]
-            made = batches(self.rows, indices, self.settings.batch_tokens, self.A.device)
+            made = batches(self.model, self.rows, indices, self.settings.batch_tokens)
             self._cached = (list(active), [(batch, self._states(batch)) for batch in made])
         return self._cached[1]
 

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from vllm_edit.editing.hooks import find_module, frozen
-from vllm_edit.editing.rows import Batch, Row, answer_scores, batches, device_of, run_batch
+from vllm_edit.editing.rows import Batch, Row, answer_scores, batches, run_batch
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def token_gradients(
     """
     length = max(row.length for row in rows)
     shapes: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-    for batch in batches(rows, range(len(rows)), tokens, device_of(model)):
+    for batch in batches(model, rows, range(len(rows)), tokens):
         for name, (inputs, outputs) in _of_batch(model, modules, batch).items():
             if name not in shapes:
                 shapes[name] = tuple(x.new_zeros(len(rows), length, x.shape[-1]) for x in (inputs, outputs))  # type: ignore[assignment]

@@ -47,7 +47,7 @@ def run(
     outcomes = Outcomes(empty, empty.clone(), empty.clone(), torch.zeros(len(rows), dtype=torch.bool))
     below = _below(base, factors)
     learns = bool(nll_weight or divergence_weight)
-    for batch in batches(rows, range(len(rows)), tokens, base.device):
+    for batch in batches(base.model, rows, range(len(rows)), tokens):
         with torch.no_grad(), ExitStack() as stack:
             states = stack.enter_context(block_output(base.model, below[-1])) if below else []
             before = run_batch(base.model, batch).log_softmax(-1)
