@@ -16,6 +16,8 @@ from torch import nn
 
 from vllm_edit.editing.models import check_length
 
+_FILLING, _LEAST_FILLED = 1024, 0.75
+
 
 @dataclass(frozen=True)
 class Row:
@@ -74,16 +76,23 @@ class Batch:
 def batches(model: nn.Module, rows: Sequence[Row], indices: Iterable[int], tokens: int) -> list[Batch]:
     """The rows at `indices`, longest first, in batches of at most `tokens` tokens with padding (at least one row).
 
+    A batch that has enough tokens to fill a processor ends where the next row would be padded by a quarter.
+
     Raises:
         UnsafeEdit: the model has not so many positions.
     """
     order = sorted(indices, key=lambda index: (-rows[index].length, index))
     device, made = device_of(model), list[Batch]()
     if order:
-        longest = rows[order[0]]
-        check_length(model, longest.length, f"edit {longest.edit}: a prompt with its context and answer")
+        first = rows[order[0]]
+        check_length(model, first.length, f"edit {first.edit}: a prompt with its context and answer")
     while order:
-        count = max(1, tokens // rows[order[0]].length)
+        longest = rows[order[0]].length
+        full, count = tokens // longest, 1
+        while count < min(full, len(order)) and (
+            count * longest < _FILLING or rows[order[count]].length >= _LEAST_FILLED * longest
+        ):
+            count += 1
         made.append(Batch.of(rows, order[:count], device))
         order = order[count:]
     return made
