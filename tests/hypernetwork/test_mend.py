@@ -10,7 +10,7 @@ from peft import PeftModel
 
 from tests.deltas.random_deltas import logits
 from tests.hypernetwork.tiny_training import tiny_base, tiny_edits
-from vllm_edit.deltas.delta import Delta
+from vllm_edit.deltas.delta import Delta, LowRank
 from vllm_edit.editing.base import Base
 from vllm_edit.editing.compile import compile_patch
 from vllm_edit.editing.hooks import frozen
@@ -19,7 +19,8 @@ from vllm_edit.editing.hypernetwork.gradients import token_gradients
 from vllm_edit.editing.hypernetwork.mend import edit_deltas
 from vllm_edit.editing.hypernetwork.network import Hypernetwork
 from vllm_edit.editing.hypernetwork.objective import run
-from vllm_edit.editing.hypernetwork.settings import TrainingSettings
+from vllm_edit.editing.hypernetwork.scales import SCALES
+from vllm_edit.editing.hypernetwork.settings import MendSettings, TrainingSettings
 from vllm_edit.editing.hypernetwork.training import new_network
 from vllm_edit.editing.one_example import example_rows
 from vllm_edit.editing.rows import leads
@@ -30,6 +31,7 @@ from vllm_edit.store.site import Site
 from vllm_edit.store.store import Store
 
 LOOSE = {"on_missed": "report"}
+AS_PUBLISHED = MendSettings(margin=None)
 
 
 def network_for(base: Base, layers: int = 2) -> Hypernetwork:
@@ -76,7 +78,7 @@ def test_the_exported_delta_answers_as_the_forward_in_training_and_as_peft(famil
     with torch.no_grad():
         factors = network(token_gradients(base.model, network.modules_edited, rows, tokens=4096))
     trained = run(base, factors, rows, tokens=4096)
-    deltas = edit_deltas(base, network, rows, tokens=4096)
+    deltas = [one.delta for one in edit_deltas(base, network, tiny_edits()[:3], AS_PUBLISHED)]
     for number, (row, delta) in enumerate(zip(rows, deltas, strict=True)):
         ids = [*row.ids, *row.answer]
         base_logits = logits(base.model, ids)
@@ -101,13 +103,47 @@ def test_the_exported_delta_answers_as_the_forward_in_training_and_as_peft(famil
 def test_an_edits_delta_does_not_depend_on_who_shares_its_batch() -> None:
     base = tiny_base()
     network = network_for(base)
-    rows = example_rows(tiny_edits()[:4], base.tokenizer)
-    together = edit_deltas(base, network, rows, tokens=4096)
-    for edit, delta in zip(tiny_edits()[:4], together, strict=True):
-        (alone,) = edit_deltas(base, network, example_rows([edit], base.tokenizer), tokens=4096)
-        for name, part in delta.parts.items():
-            assert alone.parts[name].rank == part.rank
-            assert (alone.parts[name].dense() - part.dense()).norm() < 1e-4 * part.norm()
+    together = edit_deltas(base, network, tiny_edits()[:4], MendSettings())
+    for edit, one in zip(tiny_edits()[:4], together, strict=True):
+        (alone,) = edit_deltas(base, network, [edit], MendSettings())
+        assert alone.scale == one.scale
+        for name, part in one.delta.parts.items():
+            assert alone.delta.parts[name].rank == part.rank
+            assert (alone.delta.parts[name].dense() - part.dense()).norm() < 1e-4 * part.norm()
+
+
+def test_an_update_goes_only_so_far_that_the_answer_leads_as_text_and_in_a_chat_turn() -> None:
+    base = tiny_base()
+    network, edits = network_for(base), tiny_edits()[:6]
+    own = edit_deltas(base, network, edits, AS_PUBLISHED)
+    assert [one.scale for one in own] == [1.0] * 6
+    asked = example_rows(edits, base.tokenizer) + example_rows(edits, base.tokenizer, chat=True)
+
+    def least(number: int, scale: float) -> float:
+        parts = {name: LowRank(B=scale * part.B, A=part.A) for name, part in own[number].delta.parts.items()}
+        with frozen(base.model), Delta(parts).apply(base.model):
+            return float(leads(base.model, [row for row in asked if row.edit == number], 4096).min())
+
+    table = [[least(number, scale) for scale in SCALES] for number in range(len(edits))]
+    margin = sorted(max(line) for line in table)[2] - 1e-3  # so that some edits reach it and some do not
+    made = edit_deltas(base, network, edits, MendSettings(margin=margin))
+    reached = [max(line) >= margin for line in table]
+    assert True in reached
+    assert False in reached
+    for number, (line, one) in enumerate(zip(table, made, strict=True)):
+        place = next(i for i, lead in enumerate(line) if lead >= margin) if reached[number] else line.index(max(line))
+        assert one.scale == SCALES[place]
+        for name, part in one.delta.parts.items():
+            expected = own[number].delta.parts[name]
+            assert torch.allclose(part.B, one.scale * expected.B)
+            assert torch.equal(part.A, expected.A)
+
+
+def test_a_margin_must_be_a_number_or_none() -> None:
+    assert MendSettings.of({"margin": None}).identity("n")["margin"] is None
+    for wrong, told in (("far", "settings of mend: "), (float("nan"), "margin must be a number; got nan")):
+        with pytest.raises(EditError, match=told):
+            MendSettings.of({"margin": wrong})
 
 
 def test_a_patch_is_the_sum_of_its_edits_and_the_base_is_bit_identical(tmp_path: Path) -> None:
@@ -122,6 +158,7 @@ def test_a_patch_is_the_sum_of_its_edits_and_the_base_is_bit_identical(tmp_path:
         total = sum(single.delta.parts[name].dense() for single in singles)
         assert (part.dense() - total).norm() < 1e-5 * part.norm()
     assert compiled.report["energy_kept"] == pytest.approx(1.0)
+    assert compiled.report["scales"] == [scale for single in singles for scale in single.report["scales"]]
     assert compiled.manifest.settings["network"] == network.digest == site.network
     assert compiled.manifest.rank == compiled.report["rank"] == sum(single.manifest.rank for single in singles)
     assert store.load(compiled.name).delta.digest == compiled.delta.digest

@@ -19,7 +19,7 @@ from tests.hypernetwork.tiny_training import tiny_edits
 from tests.tiny import save_tiny
 from vllm_edit.editing.base import Base
 from vllm_edit.editing.hypernetwork.mend import edit_deltas
-from vllm_edit.editing.one_example import example_rows
+from vllm_edit.editing.hypernetwork.settings import MendSettings
 from vllm_edit.serving.compat import wrapped
 
 ROOT = Path(__file__).parents[2]
@@ -35,8 +35,8 @@ def test_stock_vllm_answers_as_the_model_with_changed_weights(tmp_path: Path) ->
         folder = save_tiny(family, tmp_path / family)
         base = Base.load(folder)
         network = network_for(base)
-        (delta,) = edit_deltas(base, network, example_rows(tiny_edits()[:1], base.tokenizer), tokens=4096)
-        delta, _ = delta.truncate(RANK)
+        (made,) = edit_deltas(base, network, tiny_edits()[:1], MendSettings(margin=None))
+        delta, _ = made.delta.truncate(RANK)
         prompts = [AutoTokenizer.from_pretrained(folder)(prompt)["input_ids"] for prompt in PROMPTS]
         job = {
             "folder": str(folder),

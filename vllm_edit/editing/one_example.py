@@ -129,13 +129,13 @@ class Trained:
     loss: float | None
 
 
-def example_rows(edits: Sequence[Edit], tokenizer: Any) -> list[Row]:
-    """Each edit's prompt as plain text, with its target; row i belongs to edit i."""
+def example_rows(edits: Sequence[Edit], tokenizer: Any, chat: bool = False) -> list[Row]:
+    """Each edit's prompt, as plain text or as a chat turn, with its target; row i belongs to edit i."""
     rows = []
     for index, edit in enumerate(edits):
-        ids = tuple(prompt_ids(tokenizer, edit.prompt, chat=False))
-        answer = tuple(answer_ids(tokenizer, edit.prompt, edit.target_new, chat=False))
-        rows.append(Row(index, index, "plain", ids, len(ids) - 1, answer))
+        ids = tuple(prompt_ids(tokenizer, edit.prompt, chat))
+        answer = tuple(answer_ids(tokenizer, edit.prompt, edit.target_new, chat))
+        rows.append(Row(index, index, "chat" if chat else "plain", ids, len(ids) - 1, answer))
     return rows
 
 

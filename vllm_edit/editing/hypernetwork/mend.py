@@ -1,13 +1,14 @@
 """MEND (arXiv 2110.11309): the gradient of an edit, transformed by a trained network, is the edit's delta.
 
-An edit costs one forward, one short backward and the network; nothing is optimised. Edits of one patch are taken each
-on its own and added up (their ranks add), as in the paper's batched edits; a rank above the site's is truncated by QR
-and SVD, and the report says what energy that drops.
+An edit costs one forward, one short backward, the network, and some forwards to find how far to go along its update;
+nothing is optimised. Edits of one patch are taken each on its own and added up (their ranks add), as in the paper's
+batched edits; a rank above the site's is truncated by QR and SVD, and the report says what energy that drops.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,33 +20,47 @@ from vllm_edit.editing.base import Base
 from vllm_edit.editing.hooks import find_module, frozen
 from vllm_edit.editing.hypernetwork.gradients import token_gradients
 from vllm_edit.editing.hypernetwork.network import Hypernetwork
+from vllm_edit.editing.hypernetwork.scales import least_scales
 from vllm_edit.editing.hypernetwork.settings import MendSettings
 from vllm_edit.editing.method import MethodResult
 from vllm_edit.editing.models import linear_shape
 from vllm_edit.editing.one_example import example_rows, recheck
-from vllm_edit.editing.rows import Row, leads
+from vllm_edit.editing.rows import leads
 from vllm_edit.editing.settings import Progress
 from vllm_edit.errors import Incompatible
 from vllm_edit.patch import Edit, Patch
 from vllm_edit.store.site import Site
 
 
-def edit_deltas(base: Base, network: Hypernetwork, rows: Sequence[Row], tokens: int) -> list[Delta]:
-    """Each row's delta as if it were alone: rank = tokens that its loss depends on. The base is left as it was.
+@dataclass(frozen=True)
+class EditDelta:
+    """An edit's delta as if it were alone, and the multiple of the network's own update that it is."""
 
-    rows: prompts with answers (`one_example.example_rows`).  tokens: most tokens in one forward pass.
+    delta: Delta
+    scale: float
+
+
+def edit_deltas(base: Base, network: Hypernetwork, edits: Sequence[Edit], settings: MendSettings) -> list[EditDelta]:
+    """Each edit's delta: rank = tokens of its prompt and answer that the loss depends on. The base is left as it was.
+
+    The gradient is that of the prompt as plain text; the length is searched there and in a chat turn (`scales`).
     """
-    gradients = token_gradients(base.model, network.modules_edited, rows, tokens)
+    rows = example_rows(edits, base.tokenizer)
+    gradients = token_gradients(base.model, network.modules_edited, rows, settings.batch_tokens)
     with torch.no_grad():
         factors = network(gradients)
-    deltas = []
-    for index in range(len(rows)):
+        scales = torch.ones(len(rows))
+        if settings.margin is not None:
+            asked = rows + (example_rows(edits, base.tokenizer, chat=True) if base.tokenizer.chat_template else [])
+            scales = least_scales(base, factors, asked, settings.margin, settings.batch_tokens)
+    made = []
+    for index, scale in enumerate(scales.tolist()):
         parts = {}
         for name, (A, B) in factors.items():
             counted = gradients[name].counted[index]
-            parts[name] = LowRank(B=B[index][:, counted].cpu(), A=A[index][counted].cpu())
-        deltas.append(Delta(parts))
-    return deltas
+            parts[name] = LowRank(B=scale * B[index][:, counted].cpu(), A=A[index][counted].cpu())
+        made.append(EditDelta(Delta(parts), scale))
+    return made
 
 
 def compile_edits(
@@ -63,8 +78,7 @@ def compile_edits(
         Incompatible: the network is for other matrices.
     """
     _prepare(base, network)
-    rows = example_rows(edits, base.tokenizer)
-    return _judged(base, site, network, edits, rows, edit_deltas(base, network, rows, settings.batch_tokens), settings)
+    return _judged(base, site, network, edits, edit_deltas(base, network, edits, settings), settings)
 
 
 def compile_each(
@@ -77,14 +91,12 @@ def compile_each(
 ) -> list[MethodResult]:
     """Several patches, each as if it were alone; their gradients are taken in one batch."""
     _prepare(base, network)
-    rows = example_rows([edit for patch in patches for edit in patch.edits], base.tokenizer)
-    deltas = edit_deltas(base, network, rows, settings.batch_tokens)
+    made = edit_deltas(base, network, [edit for patch in patches for edit in patch.edits], settings)
     results, start = [], 0
     for patch in patches:
         own = slice(start, start + len(patch.edits))
         start = own.stop
-        again = example_rows(patch.edits, base.tokenizer)
-        results.append(_judged(base, site, network, patch.edits, again, deltas[own], settings))
+        results.append(_judged(base, site, network, patch.edits, made[own], settings))
         if progress:
             progress("re-checking", len(results), len(patches))
     return results
@@ -95,11 +107,11 @@ def _judged(
     site: Site,
     network: Hypernetwork,
     edits: Sequence[Edit],
-    rows: Sequence[Row],
-    deltas: Sequence[Delta],
+    made: Sequence[EditDelta],
     settings: MendSettings,
 ) -> MethodResult:
-    whole = Delta.concatenate(deltas)
+    rows = example_rows(edits, base.tokenizer)
+    whole = Delta.concatenate([one.delta for one in made])
     reduced, dropped = whole.truncate(site.max_rank)
     delta = Delta({name: as_saved(part) for name, part in reduced.parts.items()})
     with frozen(base.model), whole.apply(base.model):
@@ -108,7 +120,7 @@ def _judged(
     return MethodResult(
         delta=delta,
         settings=settings.identity(network.digest),
-        report={**report, "rank": whole.rank, "energy_kept": 1 - dropped},
+        report={**report, "scales": [one.scale for one in made], "rank": whole.rank, "energy_kept": 1 - dropped},
     )
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -56,8 +56,7 @@ def run(
         with torch.set_grad_enabled(learns), ExitStack() as stack:
             if states:
                 stack.enter_context(resumed(base.model, below, states[0]))
-            for update in _updates(base, factors, rows, batch):
-                stack.enter_context(update)
+            stack.enter_context(updated(base, factors, rows, batch))
             logits = run_batch(base.model, batch)
             nll, lead = answer_scores(logits, batch)
             after = logits.log_softmax(-1)
@@ -73,10 +72,14 @@ def run(
     return outcomes
 
 
-def _updates(base: Base, factors: Factors, rows: Sequence[Row], batch: Batch) -> list[AbstractContextManager[None]]:
-    """Each row's own update in the forward of every edited module."""
+@contextmanager
+def updated(base: Base, factors: Factors, rows: Sequence[Row], batch: Batch) -> Iterator[None]:
+    """Inside, each row of the batch runs under the update of its own edit, in the forward of every edited module."""
     edits = torch.tensor([rows[index].edit for index in batch.rows.tolist()], device=batch.rows.device)
-    return [low_rank_forward(find_module(base.model, name), A[edits], B[edits]) for name, (A, B) in factors.items()]
+    with ExitStack() as stack:
+        for name, (A, B) in factors.items():
+            stack.enter_context(low_rank_forward(find_module(base.model, name), A[edits], B[edits]))
+        yield
 
 
 def _below(base: Base, factors: Factors) -> tuple[str, ...]:

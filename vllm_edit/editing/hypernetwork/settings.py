@@ -86,6 +86,9 @@ class MendSettings:
 
     advice: ClassVar[str] = "train the network longer, on edits like this one, or compile it apart from the others"
 
+    margin: float | None = 3.0
+    """Lead in nats of the target after the edit's prompt, plain and as a chat turn, up to which the network's update is
+    scaled (the least of the scales that reach it). None: the network's own length, as published."""
     served_margin: float = 0.0
     """Least lead in nats of the target after the edit's prompt, with the whole delta as it will be saved."""
     batch_tokens: int = 8192
@@ -97,8 +100,10 @@ class MendSettings:
         problems = []
         if self.batch_tokens <= 0:
             problems.append(f"batch_tokens must be positive; got {self.batch_tokens}")
-        if not math.isfinite(self.served_margin):  # a word raises TypeError here
-            problems.append(f"served_margin must be a number; got {self.served_margin}")
+        for name in ("margin", "served_margin"):
+            value = getattr(self, name)
+            if value is not None and not math.isfinite(value):  # a word raises TypeError here
+                problems.append(f"{name} must be a number; got {value}")
         if self.on_missed not in ("error", "report"):
             problems.append(f"on_missed must be error or report; got {self.on_missed!r}")
         if problems:
