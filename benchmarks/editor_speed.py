@@ -3,8 +3,9 @@
     python -m benchmarks.editor_speed [--shape llama-3-8b] [--change layers=8] [--count 4] [--steps 20]
 
 Every method makes all its steps, since a random model has nothing to reach: r-ROME `--steps` (20 are published), each
-other method its own default. MEND's network is untrained: it costs what a trained one costs. The weights are bfloat16
-on a GPU, float32 without one. The first edit is not counted.
+other method its own default. MEND's network is untrained: its update costs what a trained one's costs, and the search
+for its length, which reaches nothing here, goes through every scale. The weights are bfloat16 on a GPU, float32 without
+one. The first edit is not counted.
 """
 
 from __future__ import annotations

@@ -63,6 +63,20 @@ def test_every_patch_is_compiled_as_if_alone_or_refused_with_its_reason(pipeline
     assert pipeline.store.names() == []
 
 
+@pytest.mark.parametrize("scope", ["all", "subject"])
+def test_an_edit_that_the_model_cannot_read_is_refused_alone_and_by_its_number(
+    pipeline: Pipeline, scope: Literal["all", "subject"]
+) -> None:
+    long = JAPAN.model_copy(update={"target_new": "Paris " * 300})
+    patches = [patch_of(FRANCE, name="one"), Patch(name="two", scope=scope, edits=(BRAZIL, long))]
+    first, refused = pipeline.attempt(patches, "rome", asdict(LOOSE))
+    assert isinstance(first, CompiledPatch)
+    assert isinstance(refused, Refused)
+    lines = refused.reason.splitlines()
+    assert len(lines) == 2, "as plain text and as a chat turn"
+    assert all(line.startswith("edit 1 ('") and " → 'Paris Paris " in line for line in lines)
+
+
 def test_what_is_to_be_reported_is_not_refused(pipeline: Pipeline) -> None:
     (one,) = pipeline.attempt([patch_of(UNREACHABLE, name="two")], "rome", {**asdict(LOOSE), "on_missed": "report"})
     assert isinstance(one, CompiledPatch)

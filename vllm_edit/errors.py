@@ -20,7 +20,7 @@ class UnsafeEdit(EditError):
 
 
 class Unsolvable(EditError):
-    """Edits cannot be solved together without damping: keys of theirs are linearly dependent."""
+    """Edits cannot be solved together with this damping: keys of theirs are linearly dependent."""
 
 
 class NotFound(EditError):

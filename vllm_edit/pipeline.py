@@ -125,16 +125,19 @@ class Pipeline:
     def _together(
         self, patches: Sequence[Patch], method: str, settings: Mapping[str, Any] | None, progress: Progress
     ) -> list[CompiledPatch | Refused] | None:
-        """All in one batch; None where the method compiles one after the other."""
+        """All in one batch; None where the method compiles one after the other, or an edit cannot even be tried."""
         chosen = method_of(method)
         if chosen.compile_each is None:
             return None
         wanted = settings_of(chosen, settings)
         # One edit that misses must not take the batch with it: it is reported, and refused here.
         reporting = replace(wanted, on_missed="report")
-        compiled = compile_separately(
-            patches, self.base, method, site=self.site, moment=self.moment, settings=reporting, progress=progress
-        )
+        try:
+            compiled = compile_separately(
+                patches, self.base, method, site=self.site, moment=self.moment, settings=reporting, progress=progress
+            )
+        except UnsafeEdit:
+            return None
         if wanted.on_missed == "report":
             return list(compiled)
         return [_judged(patch, one) for patch, one in zip(patches, compiled, strict=True)]

@@ -34,7 +34,7 @@ def continuation(prompt: str, answer: str) -> str:
 def quoted(text: str, most: int = 80) -> str:
     """The text in quotes, for a message: of more than `most` characters the first and the last ones."""
     if len(text) > most:
-        text = f"{text[: most * 2 // 3].rstrip()} … {text[-(most // 3) :].lstrip()}"
+        text = f"{text[: most * 2 // 3 - 3].rstrip()} … {text[-(most // 3) :].lstrip()}"
     return repr(text)
 
 

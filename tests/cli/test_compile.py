@@ -134,18 +134,31 @@ def test_an_unsafe_edit_is_refused_by_name(program: Program, model: Path, texts:
     assert program("compile", file, "--set", "steps").code == 2
 
 
+LONG_PROBE = f"""
+    probes:
+      - {{kind: locality, prompt: {"Rome is " * 200}in, split: gate}}
+"""
+
+
 def test_an_edit_longer_than_the_model_reads_is_refused_and_the_next_patch_is_compiled(
     program: Program, model: Path, texts: Path, tmp_path: Path
 ) -> None:
-    url, long, short = tmp_path / "store", tmp_path / "long.yaml", tmp_path / "short.yaml"
+    url = tmp_path / "store"
+    long, probed, short = (tmp_path / f"{name}.yaml" for name in ("long", "probed", "short"))
     program("store", "init", "--model", model, "--layer", 1, "--texts", texts, "--store", url)
     long.write_text(PATCH.format(name="long", target="Berlin " * 300, least=0))
+    probed.write_text(PATCH.format(name="probed", target="Berlin", least=0) + LONG_PROBE)
     short.write_text(PATCH.format(name="short", target="Berlin", least=0))
-    ran = program("compile", long, short, "--store", url, "--json", *FORCED)
+    ran = program("compile", long, probed, short, "--store", url, "--json", *FORCED)
     assert ran.code == 1
-    assert ran.err.startswith("vllm-edit: long: edit 0: a prompt with its context and answer has ")
-    assert ran.err.count("\n") == 1
-    assert len(ran.err) < 200
+    plain, chat, probe = ran.err.splitlines()
+    assert plain.startswith("vllm-edit: long: edit 0 ('The capital of France is' → 'Berlin Berlin ")
+    assert all(" … " in line and len(line) < 300 for line in (plain, chat))
+    assert "its prompt, with context and answer, has" in chat
+    assert "the model reads at most 256: shorten it, or leave it out" in chat
+    assert probe.startswith(
+        "vllm-edit: probed: edit 0 ('The capital of France is' → 'Berlin'): its locality probe 'Rome is"
+    )
     assert [one["name"].partition("@")[0] for one in ran.json["compiled"]] == ["short"]
 
 

@@ -47,6 +47,14 @@ def network_for(base: Base, layers: int = 2) -> Hypernetwork:
     return network.eval()
 
 
+def gradient_step(base: Base) -> Hypernetwork:
+    """An untrained network: its update is a gradient step downhill, so that leads grow with it for a while."""
+    network = new_network(base, last_matrices(base, 2), TrainingSettings(rank=4, alpha=0.01))
+    rows = example_rows(tiny_edits()[:5], base.tokenizer)
+    network.observe(token_gradients(base.model, network.modules_edited, rows, tokens=4096))
+    return network.eval()
+
+
 def card_for(base: Base, network: Hypernetwork) -> Card:
     return Card(
         digest=network.digest,
@@ -102,10 +110,11 @@ def test_the_exported_delta_answers_as_the_forward_in_training_and_as_peft(famil
 
 def test_an_edits_delta_does_not_depend_on_who_shares_its_batch() -> None:
     base = tiny_base()
-    network = network_for(base)
-    together = edit_deltas(base, network, tiny_edits()[:4], MendSettings())
+    network, reachable = gradient_step(base), MendSettings(margin=-3.1)
+    together = edit_deltas(base, network, tiny_edits()[:4], reachable)
+    assert any(one.scale not in (SCALES[0], 1.0, SCALES[-1]) for one in together)
     for edit, one in zip(tiny_edits()[:4], together, strict=True):
-        (alone,) = edit_deltas(base, network, [edit], MendSettings())
+        (alone,) = edit_deltas(base, network, [edit], reachable)
         assert alone.scale == one.scale
         for name, part in one.delta.parts.items():
             assert alone.delta.parts[name].rank == part.rank
@@ -114,7 +123,7 @@ def test_an_edits_delta_does_not_depend_on_who_shares_its_batch() -> None:
 
 def test_an_update_goes_only_so_far_that_the_answer_leads_as_text_and_in_a_chat_turn() -> None:
     base = tiny_base()
-    network, edits = network_for(base), tiny_edits()[:6]
+    network, edits = gradient_step(base), tiny_edits()[:6]
     own = edit_deltas(base, network, edits, AS_PUBLISHED)
     assert [one.scale for one in own] == [1.0] * 6
     asked = example_rows(edits, base.tokenizer) + example_rows(edits, base.tokenizer, chat=True)
@@ -125,11 +134,12 @@ def test_an_update_goes_only_so_far_that_the_answer_leads_as_text_and_in_a_chat_
             return float(leads(base.model, [row for row in asked if row.edit == number], 4096).min())
 
     table = [[least(number, scale) for scale in SCALES] for number in range(len(edits))]
-    margin = sorted(max(line) for line in table)[2] - 1e-3  # so that some edits reach it and some do not
+    margin = -3.1  # a random model knows nothing: some edits come so far, and some do not
     made = edit_deltas(base, network, edits, MendSettings(margin=margin))
     reached = [max(line) >= margin for line in table]
     assert True in reached
     assert False in reached
+    assert any(one.scale not in (SCALES[0], 1.0, SCALES[-1]) for one in made)
     for number, (line, one) in enumerate(zip(table, made, strict=True)):
         place = next(i for i, lead in enumerate(line) if lead >= margin) if reached[number] else line.index(max(line))
         assert one.scale == SCALES[place]
@@ -141,9 +151,13 @@ def test_an_update_goes_only_so_far_that_the_answer_leads_as_text_and_in_a_chat_
 
 def test_a_margin_must_be_a_number_or_none() -> None:
     assert MendSettings.of({"margin": None}).identity("n")["margin"] is None
-    for wrong, told in (("far", "settings of mend: "), (float("nan"), "margin must be a number; got nan")):
+    for name, wrong, told in (
+        ("margin", "far", "settings of mend: "),
+        ("margin", float("nan"), "margin must be a number; got nan"),
+        ("served_margin", None, "settings of mend: "),
+    ):
         with pytest.raises(EditError, match=told):
-            MendSettings.of({"margin": wrong})
+            MendSettings.of({name: wrong})
 
 
 def test_a_patch_is_the_sum_of_its_edits_and_the_base_is_bit_identical(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def row_space(system: System) -> torch.Tensor:
     if failed.item():
         raise Unsolvable(
             f"the keys of column {failed.item() - 1} and of an earlier one are linearly dependent, so their edits "
-            "cannot be solved jointly; use damping > 0, or put them into one key group"
+            "cannot be solved jointly; use more damping, or put them into one key group"
         )
     selection = torch.zeros(count, max(system.groups) + 1, dtype=product.dtype)  # Sᵀ [n, groups]
     selection[torch.arange(count), torch.tensor(system.groups)] = torch.tensor(system.shares, dtype=product.dtype)

@@ -12,6 +12,7 @@ from vllm_edit.editing.base import Base, unchanged
 from vllm_edit.editing.hypernetwork import mend
 from vllm_edit.editing.hypernetwork.network import Hypernetwork
 from vllm_edit.editing.hypernetwork.settings import MendSettings
+from vllm_edit.editing.lengths import check_edits
 from vllm_edit.editing.material import Material, material_of
 from vllm_edit.editing.method import Method, MethodResult, Settings
 from vllm_edit.editing.settings import Progress, RomeSettings
@@ -55,7 +56,7 @@ def compile_patch(
     The model is bit-identical afterwards, also after an exception (asserted).
 
     Raises:
-        UnsafeEdit: an edit missed its target or breaks a health limit; names it.
+        UnsafeEdit: an edit is too long for the model, missed its target or breaks a health limit; names it.
         Incompatible: the site is another base's.
         EditError: no such method, no site, too high a rank, or settings that are not valid.
     """
@@ -67,6 +68,7 @@ def compile_patch(
     check_material(method, moment)
     if patch.base not in (None, base.name, site.model, Path(site.model).name):
         raise Incompatible(f"patch {patch.name} was written for base {patch.base!r}; this store's is {site.model!r}")
+    check_edits(base, patch.edits, site.contexts or ())
     if patch.scope == "subject":
         from vllm_edit.editing.scoped import compile_scoped  # it compiles many patches, each through this module
 

@@ -18,7 +18,7 @@ import torch
 
 from vllm_edit.editing.base import Base
 from vllm_edit.editing.hooks import frozen
-from vllm_edit.editing.models import check_length
+from vllm_edit.editing.lengths import check_length
 from vllm_edit.editing.positions import contextual
 from vllm_edit.errors import EditError
 from vllm_edit.greedy import continued
@@ -57,6 +57,7 @@ def generate_contexts(
 
     Raises:
         EditError: the model does not write enough different texts that are allowed.
+        UnsafeEdit: a prompt of `asked` is longer than the model reads.
     """
     if n < 1 or not 0 <= chat_share < 1 or not 1 <= shortest <= longest:
         raise EditError(

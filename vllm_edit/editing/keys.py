@@ -6,7 +6,7 @@ ones share the other half. ROME's plain mean would let the sampled prefixes outv
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,8 +14,8 @@ from torch import nn
 
 from vllm_edit.composition.kept import keepable, within_room
 from vllm_edit.composition.system import System, interference
-from vllm_edit.editing.hooks import capture_inputs, capture_outputs
-from vllm_edit.editing.rows import Row, batches, run_batch
+from vllm_edit.editing.hooks import capture_outputs, inputs_of
+from vllm_edit.editing.rows import Batch, Row, batches, run_batch
 from vllm_edit.patch import Edit
 from vllm_edit.store.manifest import Column, KeyGroup
 from vllm_edit.text import normalise
@@ -72,25 +72,37 @@ class Columns:
 
 
 def measure_inputs(model: nn.Module, module: str, rows: Sequence[Row], tokens: int) -> torch.Tensor:
-    """The module's input at each row's position, [rows, d_in] float32 on the CPU."""
-    return _measure(model, module, rows, tokens, inputs=True)
+    """The module's input at each row's position, [rows, d_in] float32 on the CPU. Nothing above it is computed."""
+
+    def inputs(batch: Batch) -> torch.Tensor:
+        given = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}
+        return inputs_of(model, [module], **given)[module]
+
+    return _measure(model, rows, tokens, inputs)
 
 
 def measure_outputs(model: nn.Module, module: str, rows: Sequence[Row], tokens: int) -> torch.Tensor:
     """The module's output at each row's position, [rows, d_out] float32 on the CPU."""
-    return _measure(model, module, rows, tokens, inputs=False)
+    with capture_outputs(model, [module]) as captured:
+
+        def outputs(batch: Batch) -> torch.Tensor:
+            run_batch(model, batch)
+            return captured[module]
+
+        return _measure(model, rows, tokens, outputs)
 
 
-def _measure(model: nn.Module, module: str, rows: Sequence[Row], tokens: int, *, inputs: bool) -> torch.Tensor:
+def _measure(
+    model: nn.Module, rows: Sequence[Row], tokens: int, captured: Callable[[Batch], torch.Tensor]
+) -> torch.Tensor:
+    """captured: a batch to what is measured in its forward pass, [b, seq, d]."""
     # Nothing after the position can reach it: the answer is left away and the prompt cut there.
     cut = [replace(row, ids=row.ids[: row.position + 1], answer=()) for row in rows]
     result: dict[int, torch.Tensor] = {}
-    capture = capture_inputs if inputs else capture_outputs
-    with torch.no_grad(), capture(model, [module]) as captured:
+    with torch.no_grad():
         for batch in batches(model, cut, range(len(cut)), tokens):
-            run_batch(model, batch)
             lines = torch.arange(len(batch.rows), device=batch.rows.device)
-            found = captured[module][lines, batch.places[:, 0]].float().cpu()
+            found = captured(batch)[lines, batch.places[:, 0]].float().cpu()
             result.update(zip(batch.rows.tolist(), found, strict=True))
     return torch.stack([result[index] for index in range(len(cut))])
 

@@ -22,7 +22,7 @@ from torch import nn
 from transformers import Conv1D
 
 from vllm_edit.editing.hooks import frozen, main_tensor
-from vllm_edit.errors import EditError, UnsafeEdit
+from vllm_edit.errors import EditError
 
 _PROBE_LENGTH = 4
 
@@ -42,18 +42,6 @@ class Layout:
     down: tuple[str, ...]
     norm: str | None
     head: str
-
-
-def positions_of(model: Any) -> int | None:
-    """Most tokens that the model reads at once, or None if its config does not say."""
-    return getattr(model.config, "max_position_embeddings", None)
-
-
-def check_length(model: Any, length: int, what: str) -> None:
-    """Raises UnsafeEdit, which begins with `what`, if the model has not `length` positions."""
-    most = positions_of(model)
-    if most is not None and length > most:
-        raise UnsafeEdit(f"{what} has {length:,} tokens; the model reads at most {most:,}: shorten it, or leave it out")
 
 
 def linear_shape(module: nn.Module) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vllm_edit.editing.models import check_length
+from vllm_edit.editing.lengths import check_length
 
 _FILLING, _LEAST_FILLED = 1024, 0.75
 
@@ -76,7 +76,7 @@ class Batch:
 def batches(model: nn.Module, rows: Sequence[Row], indices: Iterable[int], tokens: int) -> list[Batch]:
     """The rows at `indices`, longest first, in batches of at most `tokens` tokens with padding (at least one row).
 
-    A batch that has enough tokens to fill a processor ends where the next row would be padded by a quarter.
+    A batch that has enough tokens to fill a processor ends where more than a quarter of the next line would be padding.
 
     Raises:
         UnsafeEdit: the model has not so many positions.
@@ -85,7 +85,7 @@ def batches(model: nn.Module, rows: Sequence[Row], indices: Iterable[int], token
     device, made = device_of(model), list[Batch]()
     if order:
         first = rows[order[0]]
-        check_length(model, first.length, f"edit {first.edit}: a prompt with its context and answer")
+        check_length(model, first.length, f"edit {first.edit} ({first.form}): a prompt with its context and answer")
     while order:
         longest = rows[order[0]].length
         full, count = tokens // longest, 1

@@ -7,6 +7,7 @@ from typing import Any
 
 from vllm_edit.editing.base import Base, unchanged
 from vllm_edit.editing.compile import check_base, check_material, compiled_of, method_of, settings_of
+from vllm_edit.editing.lengths import check_edits
 from vllm_edit.editing.material import Material
 from vllm_edit.editing.method import MethodResult, Settings
 from vllm_edit.editing.settings import Progress
@@ -30,7 +31,7 @@ def compile_separately(
     The model is bit-identical afterwards, also after an exception (asserted).
 
     Raises:
-        UnsafeEdit: an edit missed its target or breaks a health limit, by name.
+        UnsafeEdit: an edit is too long for the model, missed its target or breaks a health limit, by name.
         Incompatible: the site is another base's.
         EditError: no such method, settings that are not valid, or (r-ROME) two patches that edit one subject.
     """
@@ -38,6 +39,8 @@ def compile_separately(
     values = settings_of(chosen, settings)
     check_base(base, site)
     check_material(method, moment)
+    for patch in patches:
+        check_edits(base, patch.edits, site.contexts or ())
     with unchanged(base):
         if chosen.compile_each is not None:
             results = chosen.compile_each(base, site, moment, patches, values, progress)

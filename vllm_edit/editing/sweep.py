@@ -25,6 +25,7 @@ from vllm_edit.editing.base import Base, unchanged
 from vllm_edit.editing.contexts import generate_contexts
 from vllm_edit.editing.forms import form_rows, forms_of, probe_row
 from vllm_edit.editing.hooks import frozen
+from vllm_edit.editing.lengths import check_edits
 from vllm_edit.editing.rome import leads_alone, served_leads, weight_norm
 from vllm_edit.editing.rome_factors import Prepared, RomeFactors, compute_factors
 from vllm_edit.editing.rows import Row, greedy, leads
@@ -103,9 +104,11 @@ def choose_site(
     texts: what C is measured on.  layers: candidates; default all, or 12 evenly spaced.  cache: folder for moments.
 
     Raises:
-        EditError: the edits have no `tune` probes to measure by, or a prompt is longer than the model reads.
+        EditError: the edits have no `tune` probes to measure by.
+        UnsafeEdit: an edit is longer than the model reads.
         Unsolvable: the edits cannot be solved together with any of the dampings.
     """
+    check_edits(base, edits, contexts or ())
     settings = settings or RomeSettings(on_missed="report", steps=_STEPS)
     depth = len(base.layout.layers)
     layers = list(layers) if layers is not None else _spread(depth, _MOST_LAYERS)

@@ -22,7 +22,7 @@ from vllm_edit.ike.retrieval import Similarity, lexical, nearest_first
 from vllm_edit.patch import Edit, Patch
 from vllm_edit.store.artefacts import demonstrations_digest
 from vllm_edit.store.compiled import CompiledPatch, Demonstration
-from vllm_edit.text import is_cjk, mentions, normalise
+from vllm_edit.text import is_cjk, mentions, normalise, quoted
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +124,9 @@ def check_disjoint(edits: Sequence[Edit], demonstrations: Sequence[Demonstration
     asked = {normalise(prompt) for edit in edits for prompt in (edit.prompt, *(p.prompt for p in edit.probes))}
     for item in demonstrations:
         if item.edit is None and (normalise(item.prompt) in asked or _mentioned(edits, item)):
-            raise EditError(f"IKE demonstration overlaps with an edit or a probe: {item.fact!r} / {item.prompt!r}")
+            raise EditError(
+                f"IKE demonstration overlaps with an edit or a probe: {quoted(item.fact)} / {quoted(item.prompt)}"
+            )
 
 
 def _mentioned(edits: Sequence[Edit], item: Demonstration) -> bool:

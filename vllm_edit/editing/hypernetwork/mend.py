@@ -51,7 +51,8 @@ def edit_deltas(base: Base, network: Hypernetwork, edits: Sequence[Edit], settin
         factors = network(gradients)
         scales = torch.ones(len(rows))
         if settings.margin is not None:
-            asked = rows + (example_rows(edits, base.tokenizer, chat=True) if base.tokenizer.chat_template else [])
+            has_chat = bool(getattr(base.tokenizer, "chat_template", None))
+            asked = rows + (example_rows(edits, base.tokenizer, chat=True) if has_chat else [])
             scales = least_scales(base, factors, asked, settings.margin, settings.batch_tokens)
     made = []
     for index, scale in enumerate(scales.tolist()):

@@ -22,7 +22,7 @@ SCALES = tuple(2 ** (step / 4) for step in range(-8, 5))
 
 
 def least_scales(base: Base, factors: Factors, rows: Sequence[Row], margin: float, tokens: int) -> torch.Tensor:
-    """For each edit the least of `SCALES` at which every answer of its rows leads by `margin` nats, [edits] float32.
+    """For each edit the least of `SCALES` at which every answer of its rows leads by `margin` nats, [edits] float64.
 
     An edit that reaches it at none gets the scale at which its least lead is largest.
 
@@ -30,7 +30,7 @@ def least_scales(base: Base, factors: Factors, rows: Sequence[Row], margin: floa
     tokens: most tokens in one forward pass.
     """
     count = len(next(iter(factors.values()))[0])
-    chosen, best = torch.ones(count), torch.full((count,), -torch.inf)
+    chosen, best = torch.ones(count, dtype=torch.float64), torch.full((count,), -torch.inf)
     for scale in SCALES:
         waiting = [row for row in rows if best[row.edit] < margin]
         if not waiting:

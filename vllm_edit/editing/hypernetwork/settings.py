@@ -102,7 +102,7 @@ class MendSettings:
             problems.append(f"batch_tokens must be positive; got {self.batch_tokens}")
         for name in ("margin", "served_margin"):
             value = getattr(self, name)
-            if value is not None and not math.isfinite(value):  # a word raises TypeError here
+            if (name, value) != ("margin", None) and not math.isfinite(value):  # a word raises TypeError here
                 problems.append(f"{name} must be a number; got {value}")
         if self.on_missed not in ("error", "report"):
             problems.append(f"on_missed must be error or report; got {self.on_missed!r}")
