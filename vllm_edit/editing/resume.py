@@ -8,8 +8,49 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 
 from vllm_edit.editing.hooks import find_module
+from vllm_edit.editing.rows import Batch
+
+
+class Below:
+    """What the first `blocks` of a model put out for every row, kept so that these run once and not in every pass.
+
+    Empty for no blocks, and for a model that cannot be resumed: everything is run then.
+    """
+
+    def __init__(self, model: nn.Module, blocks: Sequence[str]) -> None:
+        self.model, self.blocks = model, blocks
+        self._hidden: dict[int, torch.Tensor] = {}  # row → [length, d]
+
+    @contextmanager
+    def watched(self) -> Iterator[list[torch.Tensor]]:
+        """Inside, the list holds the blocks' output of the latest forward pass, for `keep`."""
+        if not self.blocks:
+            yield []
+            return
+        with block_output(self.model, self.blocks[-1]) as states:
+            yield states
+
+    def keep(self, batch: Batch, states: Sequence[torch.Tensor]) -> None:
+        """Keep the rows of a batch that has just been run."""
+        for line, index in enumerate(batch.rows.tolist()):
+            if states:
+                self._hidden[index] = states[0][line, batch.attention_mask[line].bool()].clone()
+
+    def states(self, rows: Sequence[int]) -> torch.Tensor | None:
+        """The kept states of these rows, [rows, seq, d] padded to the longest; None where there are none."""
+        return pad_sequence([self._hidden[index] for index in rows], batch_first=True) if self._hidden else None
+
+    @contextmanager
+    def skipped(self, states: torch.Tensor | None) -> Iterator[None]:
+        """Inside, the blocks do no work and put out `states`; without any they run."""
+        if states is None:
+            yield
+            return
+        with resumed(self.model, self.blocks, states):
+            yield
 
 
 @contextmanager

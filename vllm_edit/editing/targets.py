@@ -15,16 +15,14 @@ and leaves the batch, when every answer token of every row leads its best rival 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.nn.utils.rnn import pad_sequence
 
 from vllm_edit.editing.hooks import frozen, low_rank_forward
 from vllm_edit.editing.models import linear_shape
-from vllm_edit.editing.resume import block_output, resumed
+from vllm_edit.editing.resume import Below
 from vllm_edit.editing.rows import Batch, Row, answer_scores, batches, device_of, run_batch
 from vllm_edit.editing.settings import Progress, RomeSettings
 
@@ -122,24 +120,20 @@ class _Run:
         kept = torch.bincount(self.group_of[~teaches], minlength=len(A)).clamp_min(1)
         # Each row's share of its group's loss, so that the sum over all rows is the sum of the groups' losses.
         self.share = torch.where(teaches, 1 / taught[self.group_of], settings.kl_factor / kept[self.group_of])
-        self.below = below
+        self.below = Below(model, below)
         self.base_log_p: dict[int, torch.Tensor] = {}  # row → [vocabulary], for rows without an answer
-        self.hidden: dict[int, torch.Tensor] = {}  # row → [length, d], what goes into the module's block
         self._cached: tuple[list[int], list[tuple[Batch, torch.Tensor | None]]] = ([], [])
 
     def run_base(self) -> None:
         """One pass of the base: log-probabilities after the rows without an answer, states below the module's block."""
         everything = batches(self.model, self.rows, range(len(self.rows)), self.settings.batch_tokens)
-        with ExitStack() as stack:
-            stack.enter_context(torch.no_grad())
-            states = stack.enter_context(block_output(self.model, self.below[-1])) if self.below else []
+        with torch.no_grad(), self.below.watched() as states:
             for batch in everything:
                 logits = run_batch(self.model, batch)
+                self.below.keep(batch, states)
                 for line, index in enumerate(batch.rows.tolist()):
                     if not self.rows[index].answer:
                         self.base_log_p[index] = logits[line, 0].log_softmax(-1)
-                    if states:
-                        self.hidden[index] = states[0][line, : self.rows[index].length].clone()
 
     def losses(self, active: list[int], thetas: list[nn.Parameter]) -> dict[int, tuple[float, float]]:
         """Group → (least margin, loss) of the active groups; the gradients are added to `thetas`."""
@@ -149,11 +143,8 @@ class _Run:
             groups = self.group_of[batch.rows]
             present, line = torch.unique(groups, return_inverse=True)
             residuals = self.fixed[present] + self.unit * torch.stack([thetas[g] for g in present.tolist()])
-            with ExitStack() as stack:
-                if hidden is not None:
-                    stack.enter_context(resumed(self.model, self.below, hidden))
-                update = self.A[groups][:, None, :], residuals[line][:, :, None]
-                stack.enter_context(low_rank_forward(self.module, *update))
+            update = self.A[groups][:, None, :], residuals[line][:, :, None]
+            with self.below.skipped(hidden), low_rank_forward(self.module, *update):
                 logits = run_batch(self.model, batch)
             nll, lead = answer_scores(logits, batch)
             loss = (nll + self._divergence(logits, batch)) * self.share[batch.rows]  # [b]
@@ -181,13 +172,8 @@ class _Run:
             alive = set(active)
             indices = [index for index, row in enumerate(self.rows) if row.group in alive]
             made = batches(self.model, self.rows, indices, self.settings.batch_tokens)
-            self._cached = (list(active), [(batch, self._states(batch)) for batch in made])
+            self._cached = (list(active), [(batch, self.below.states(batch.rows.tolist())) for batch in made])
         return self._cached[1]
-
-    def _states(self, batch: Batch) -> torch.Tensor | None:
-        if not self.hidden:
-            return None
-        return pad_sequence([self.hidden[index] for index in batch.rows.tolist()], batch_first=True)
 
 
 def _project(thetas: list[nn.Parameter], clamp: float) -> None:

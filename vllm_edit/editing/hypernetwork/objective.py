@@ -11,7 +11,7 @@ import torch
 from vllm_edit.editing.base import Base
 from vllm_edit.editing.hooks import find_module, low_rank_forward
 from vllm_edit.editing.hypernetwork.network import Factors
-from vllm_edit.editing.resume import block_output, resumed
+from vllm_edit.editing.resume import Below
 from vllm_edit.editing.rows import Batch, Row, answer_scores, batches, run_batch
 
 
@@ -45,18 +45,15 @@ def run(
     """
     empty = torch.zeros(len(rows))
     outcomes = Outcomes(empty, empty.clone(), empty.clone(), torch.zeros(len(rows), dtype=torch.bool))
-    below = _below(base, factors)
+    below = Below(base.model, blocks_below(base, factors))
     learns = bool(nll_weight or divergence_weight)
     for batch in batches(base.model, rows, range(len(rows)), tokens):
-        with torch.no_grad(), ExitStack() as stack:
-            states = stack.enter_context(block_output(base.model, below[-1])) if below else []
+        with torch.no_grad(), below.watched() as states:
             before = run_batch(base.model, batch).log_softmax(-1)
         places = batch.scored.clone()
         places[:, 0] = True  # a row without an answer: what follows its last token
-        with torch.set_grad_enabled(learns), ExitStack() as stack:
-            if states:
-                stack.enter_context(resumed(base.model, below, states[0]))
-            stack.enter_context(updated(base, factors, rows, batch))
+        kept = states[0] if states else None
+        with torch.set_grad_enabled(learns), below.skipped(kept), updated(base, factors, rows, batch):
             logits = run_batch(base.model, batch)
             nll, lead = answer_scores(logits, batch)
             after = logits.log_softmax(-1)
@@ -73,16 +70,16 @@ def run(
 
 
 @contextmanager
-def updated(base: Base, factors: Factors, rows: Sequence[Row], batch: Batch) -> Iterator[None]:
-    """Inside, each row of the batch runs under the update of its own edit, in the forward of every edited module."""
+def updated(base: Base, factors: Factors, rows: Sequence[Row], batch: Batch, scale: float = 1.0) -> Iterator[None]:
+    """Inside, each row of the batch runs under `scale` times the update of its own edit, in every edited module."""
     edits = torch.tensor([rows[index].edit for index in batch.rows.tolist()], device=batch.rows.device)
     with ExitStack() as stack:
         for name, (A, B) in factors.items():
-            stack.enter_context(low_rank_forward(find_module(base.model, name), A[edits], B[edits]))
+            stack.enter_context(low_rank_forward(find_module(base.model, name), A[edits], scale * B[edits]))
         yield
 
 
-def _below(base: Base, factors: Factors) -> tuple[str, ...]:
+def blocks_below(base: Base, factors: Factors) -> tuple[str, ...]:
     """The blocks below every edited module: they see nothing of an update."""
     layers = base.layout.layers
     first = min(number for number, layer in enumerate(layers) if any(name.startswith(f"{layer}.") for name in factors))

@@ -7,15 +7,15 @@ neighbours follow; for a few it is not far enough. The direction is the network'
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 
 from vllm_edit.editing.base import Base
 from vllm_edit.editing.hooks import frozen
 from vllm_edit.editing.hypernetwork.network import Factors
-from vllm_edit.editing.hypernetwork.objective import updated
-from vllm_edit.editing.rows import Row, leads
+from vllm_edit.editing.hypernetwork.objective import blocks_below, updated
+from vllm_edit.editing.resume import Below
+from vllm_edit.editing.rows import Row, answer_scores, batches, run_batch
 
 SCALES = tuple(2 ** (step / 4) for step in range(-8, 5))
 """From a quarter of the network's own length to twice that, each 19 % more than the one before."""
@@ -29,17 +29,22 @@ def least_scales(base: Base, factors: Factors, rows: Sequence[Row], margin: floa
     factors: of all edits, as the network gives them.  rows: prompts with answers; `Row.edit` numbers the edits.
     tokens: most tokens in one forward pass.
     """
-    count = len(next(iter(factors.values()))[0])
+    count, model = len(next(iter(factors.values()))[0]), base.model
+    below = Below(model, blocks_below(base, factors))
     chosen, best = torch.ones(count, dtype=torch.float64), torch.full((count,), -torch.inf)
-    for scale in SCALES:
-        waiting = [row for row in rows if best[row.edit] < margin]
-        if not waiting:
-            break
-        found = torch.full((count,), torch.inf)
-        further = {name: (A, scale * B) for name, (A, B) in factors.items()}
-        with frozen(base.model):
-            lead = leads(base.model, waiting, tokens, partial(updated, base, further, waiting))
-        found.scatter_reduce_(0, torch.tensor([row.edit for row in waiting]), lead, "amin")
-        better = found.isfinite() & (found > best)
-        chosen[better], best[better] = scale, found[better]
+    with torch.no_grad(), frozen(model):
+        with below.watched() as states:
+            for batch in batches(model, rows, range(len(rows)), tokens):
+                run_batch(model, batch)
+                below.keep(batch, states)
+        for scale in SCALES:
+            waiting = [index for index, row in enumerate(rows) if best[row.edit] < margin]
+            found = torch.full((count,), torch.inf)
+            for batch in batches(model, rows, waiting, tokens):
+                indices = batch.rows.tolist()
+                with below.skipped(below.states(indices)), updated(base, factors, rows, batch, scale):
+                    lead = answer_scores(run_batch(model, batch), batch)[1].cpu()
+                found.scatter_reduce_(0, torch.tensor([rows[index].edit for index in indices]), lead, "amin")
+            better = found.isfinite() & (found > best)
+            chosen[better], best[better] = scale, found[better]
     return chosen
