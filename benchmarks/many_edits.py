@@ -27,6 +27,7 @@ from rich.console import Console
 
 from benchmarks.drawn import Place, known_subjects, open_places
 from benchmarks.measured import NAMES, SETTINGS, row
+from benchmarks.numbers import numbers
 from benchmarks.remembering import Remembering
 from benchmarks.results import FOLDER, machine, write_section
 from vllm_edit import atlas
@@ -67,7 +68,7 @@ def main() -> None:
     base = Base.load("atlas")
     runner = Remembering(HFRunner(base.model, base.tokenizer))
     places = open_places(arguments.store, arguments.network, base, console)
-    sizes = [int(size) for size in arguments.sizes.split(",")]
+    sizes = arguments.sizes
     subjects = known_subjects(runner, max(sizes), arguments.seed)
     wanted = {size: first_edits(subjects, size) for size in sizes}
     compiled = {
@@ -225,7 +226,7 @@ def _line(one: Mapping[str, Any]) -> str:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("--sizes", default="1,10,100,300,1000", help="numbers of edits at once")
+    parser.add_argument("--sizes", type=numbers(int), default=[1, 10, 100, 300, 1000], help="numbers of edits at once")
     parser.add_argument("--asked", type=int, default=100, help="edits whose probes are asked (default 100)")
     parser.add_argument("--documents", type=int, default=60, help="held-out documents for perplexity (default 60)")
     parser.add_argument("--seed", type=int, default=1, help="of the draw (default 1)")

@@ -47,7 +47,7 @@ NORM_LIMIT = 0.3
 ENTRIES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "ROME": ("rome", {}),
     "MEND": ("mend", {}),
-    "MEND, own length": ("mend", {"margin": None}),
+    "MEND (own length)": ("mend", {"margin": None}),
     "FT-M": ("ft", {}),
     "FT-M limited": ("ft", {"norm_limit": NORM_LIMIT}),
     "LoRA": ("lora", {}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from benchmarks.faults import table as faults_table
 from benchmarks.many_edits import first_edits, sampled
 from benchmarks.measured import row
 from benchmarks.methods import Costs, details, table
+from benchmarks.numbers import numbers
 from benchmarks.remembering import Remembering
 from benchmarks.results import write_marked
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -70,6 +72,14 @@ def report(answers: Sequence[Answer]) -> Report:
         measures=(),
         answers=answers,
     )
+
+
+def test_numbers_on_a_command_line_are_positive_and_between_commas() -> None:
+    assert numbers(int)("1,10") == [1, 10]
+    assert numbers(float)("0.5") == [0.5]
+    for wrong in ("", "1,", "1;2", "0,1", "-1", "1.5", "nan"):
+        with pytest.raises(argparse.ArgumentTypeError, match="between commas"):
+            numbers(int)(wrong)
 
 
 def test_a_row_takes_each_tag_apart_and_its_interval_counts_edits() -> None:

@@ -1,0 +1,94 @@
+"""How far MEND should go: its single edits under several margins, on edits that no other benchmark judges.
+
+    python -m benchmarks.mend_lengths [--margins 1,2,3,4] [--count 200] [--seed 5] [--network FOLDER]
+
+The edits are drawn with another seed than those of `benchmarks.methods`; of those, subjects that it edits too are left
+out. So a margin that is chosen here was not chosen on what is reported there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from benchmarks.drawn import Place, single_patches
+from benchmarks.measured import NAMES, SETTINGS, row
+from benchmarks.numbers import numbers
+from benchmarks.results import machine, write_section
+from vllm_edit.atlas.mend import network_folder
+from vllm_edit.cli.output import progress_bar
+from vllm_edit.editing.base import Base
+from vllm_edit.editing.hypernetwork.files import load, network_site
+from vllm_edit.editing.separately import compile_separately
+from vllm_edit.evaluation.evaluate import evaluate
+from vllm_edit.evaluation.runners.hf import HFRunner
+
+JUDGED_SEED = 1
+"""Of the edits that the other benchmarks judge."""
+
+
+def main() -> None:
+    arguments = _arguments()
+    base = Base.load("atlas")
+    network, card = load(arguments.network or network_folder())
+    place = Place(network_site(base, network, card), network)
+    runner = HFRunner(base.model, base.tokenizer)
+    judged = {patch.edits[0].subject for patch in single_patches(runner, arguments.count, JUDGED_SEED)}
+    drawn = single_patches(runner, arguments.count, arguments.seed)
+    patches = [patch for patch in drawn if patch.edits[0].subject not in judged]
+    rows = []
+    for margin in (None, *arguments.margins):
+        settings = {"margin": margin, "on_missed": "report"}
+        with progress_bar("own length" if margin is None else f"margin {margin:g}") as progress:
+            started = time.perf_counter()
+            compiled = compile_separately(
+                patches, base, "mend", site=place.site, moment=place.material, settings=settings, progress=progress
+            )
+            seconds = (time.perf_counter() - started) / len(patches)
+            report = evaluate(compiled, runner, ("base", "weights"), SETTINGS, progress)
+        scales = sorted(one.report["scales"][0] for one in compiled)
+        quartiles = statistics.quantiles(scales, n=4)
+        rows.append({"margin": margin, "seconds": seconds, "scales": quartiles, **row(report, "weights")})
+    data = {"edits": len(patches), "engine": runner.name, "machine": machine(), "rows": rows}
+    Console().print(table(data))
+    command = "python -m benchmarks.mend_lengths " + " ".join(sys.argv[1:])
+    write_section("mend_lengths", table(data), data, command=command)
+
+
+def table(data: Mapping[str, Any]) -> str:
+    """The section of RESULTS.md."""
+    lines = [
+        f"{data['edits']} single edits of atlas, none of a subject that `methods` edits, asked through "
+        f"{data['engine']}. Margin: least lead in nats after the edit's prompt, plain and as a chat turn, at which the "
+        "network's update ends. Scale: the multiple of the network's own update that this takes. Seconds: all edits in "
+        f"one batch. {data['machine']}",
+        "",
+        f"| margin | scale, quartiles | {' | '.join(NAMES)} | seconds an edit |",
+        "|---|---|" + "---|" * (len(NAMES) + 1),
+    ]
+    for one in data["rows"]:
+        cells = [f"{one[name]['share']:.3f}" if name in one else "–" for name in NAMES]
+        margin = "own length" if one["margin"] is None else f"{one['margin']:g}"
+        scales = " / ".join(f"{scale:.2f}" for scale in one["scales"])
+        lines.append(f"| {margin} | {scales} | {' | '.join(cells)} | {one['seconds']:.3f} |")
+    return "\n".join(lines)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("--margins", type=numbers(float), default=[1, 2, 3, 4], help="in nats (default 1,2,3,4)")
+    parser.add_argument("--count", type=int, default=200, help="edits drawn (default 200)")
+    parser.add_argument("--seed", type=int, default=5, help="of the draw (default 5)")
+    parser.add_argument("--network", type=Path, help="folder of MEND's network (default: the shipped one)")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,24 @@
+"""Lists of numbers on a command line: `--sizes 1,10,100`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import TypeVar
+
+N = TypeVar("N", int, float)
+
+
+def numbers(kind: type[N]) -> Callable[[str], list[N]]:
+    """What argparse reads such an option with: positive numbers of a kind, at least one, between commas."""
+
+    def read(text: str) -> list[N]:
+        try:
+            found = [kind(part) for part in text.split(",")]
+        except ValueError:
+            found = []
+        if not found or not all(value > 0 for value in found):
+            raise argparse.ArgumentTypeError(f"expected positive numbers between commas, such as 1,10; got {text!r}")
+        return found
+
+    return read
