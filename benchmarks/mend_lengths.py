@@ -1,9 +1,10 @@
-"""How far MEND should go: its single edits under several margins, on edits that no other benchmark judges.
+"""How far MEND should go: its single edits under several margins, on edits of subjects that `methods` does not edit.
 
     python -m benchmarks.mend_lengths [--margins 1,2,3,4] [--count 200] [--seed 5] [--network FOLDER]
 
-The edits are drawn with another seed than those of `benchmarks.methods`; of those, subjects that it edits too are left
-out. So a margin that is chosen here was not chosen on what is reported there.
+The edits are drawn with another seed than those of `benchmarks.methods` and `benchmarks.edit_quality`, and subjects
+that these edit are left out: a margin that is chosen here was not chosen on what is reported there.
+(`benchmarks.many_edits` and `benchmarks.scoped` edit most subjects that there are, some of these too.)
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ from vllm_edit.editing.separately import compile_separately
 from vllm_edit.evaluation.evaluate import evaluate
 from vllm_edit.evaluation.runners.hf import HFRunner
 
-JUDGED_SEED = 1
-"""Of the edits that the other benchmarks judge."""
+JUDGED_COUNT, JUDGED_SEED = 200, 1
+"""Of the edits of `methods` and `edit_quality`."""
 
 
 def main() -> None:
@@ -40,9 +41,11 @@ def main() -> None:
     network, card = load(arguments.network or network_folder())
     place = Place(network_site(base, network, card), network)
     runner = HFRunner(base.model, base.tokenizer)
-    judged = {patch.edits[0].subject for patch in single_patches(runner, arguments.count, JUDGED_SEED)}
+    judged = {patch.edits[0].subject for patch in single_patches(runner, JUDGED_COUNT, JUDGED_SEED)}
     drawn = single_patches(runner, arguments.count, arguments.seed)
     patches = [patch for patch in drawn if patch.edits[0].subject not in judged]
+    if len(patches) < 2:
+        raise SystemExit(f"{len(patches)} of {len(drawn)} edits are of other subjects: draw more with --count")
     rows = []
     for margin in (None, *arguments.margins):
         settings = {"margin": margin, "on_missed": "report"}

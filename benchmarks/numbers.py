@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -17,7 +18,7 @@ def numbers(kind: type[N]) -> Callable[[str], list[N]]:
             found = [kind(part) for part in text.split(",")]
         except ValueError:
             found = []
-        if not found or not all(value > 0 for value in found):
+        if not found or not all(0 < value < math.inf for value in found):
             raise argparse.ArgumentTypeError(f"expected positive numbers between commas, such as 1,10; got {text!r}")
         return found
 

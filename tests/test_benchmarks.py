@@ -80,6 +80,9 @@ def test_numbers_on_a_command_line_are_positive_and_between_commas() -> None:
     for wrong in ("", "1,", "1;2", "0,1", "-1", "1.5", "nan"):
         with pytest.raises(argparse.ArgumentTypeError, match="between commas"):
             numbers(int)(wrong)
+    for wrong in ("nan", "inf", "1,-0.5"):
+        with pytest.raises(argparse.ArgumentTypeError, match="between commas"):
+            numbers(float)(wrong)
 
 
 def test_a_row_takes_each_tag_apart_and_its_interval_counts_edits() -> None:

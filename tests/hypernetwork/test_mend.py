@@ -14,6 +14,7 @@ from vllm_edit.deltas.delta import Delta, LowRank
 from vllm_edit.editing.base import Base
 from vllm_edit.editing.compile import compile_patch
 from vllm_edit.editing.hooks import frozen
+from vllm_edit.editing.hypernetwork import scales
 from vllm_edit.editing.hypernetwork.files import Card, last_matrices, load, network_site, save
 from vllm_edit.editing.hypernetwork.gradients import token_gradients
 from vllm_edit.editing.hypernetwork.mend import edit_deltas
@@ -47,9 +48,9 @@ def network_for(base: Base, layers: int = 2) -> Hypernetwork:
     return network.eval()
 
 
-def gradient_step(base: Base) -> Hypernetwork:
+def gradient_step(base: Base, layers: int = 2) -> Hypernetwork:
     """An untrained network: its update is a gradient step downhill, so that leads grow with it for a while."""
-    network = new_network(base, last_matrices(base, 2), TrainingSettings(rank=4, alpha=0.01))
+    network = new_network(base, last_matrices(base, layers), TrainingSettings(rank=4, alpha=0.01))
     rows = example_rows(tiny_edits()[:5], base.tokenizer)
     network.observe(token_gradients(base.model, network.modules_edited, rows, tokens=4096))
     return network.eval()
@@ -147,6 +148,19 @@ def test_an_update_goes_only_so_far_that_the_answer_leads_as_text_and_in_a_chat_
             expected = own[number].delta.parts[name]
             assert torch.allclose(part.B, one.scale * expected.B)
             assert torch.equal(part.A, expected.A)
+
+
+@pytest.mark.parametrize(("family", "layers"), [("llama", 2), ("llama", 3), ("gptj", 2), ("gpt2", 2)])
+def test_what_lies_below_the_edited_matrices_need_not_run_again(
+    family: str, layers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three layers are all there are, and GPT-J's blocks put out tuples: there everything is run."""
+    base = tiny_base(family)
+    network, edits, reachable = gradient_step(base, layers), tiny_edits()[:6], MendSettings(margin=-3.1)
+    found = [one.scale for one in edit_deltas(base, network, edits, reachable)]
+    monkeypatch.setattr(scales, "blocks_below", lambda base, factors: ())
+    assert [one.scale for one in edit_deltas(base, network, edits, reachable)] == found
+    assert len(set(found)) > 1
 
 
 def test_a_margin_must_be_a_number_or_none() -> None:

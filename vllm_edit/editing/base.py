@@ -57,7 +57,7 @@ class Base:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError) as error:
             raise EditError(f"{folder} cannot be loaded as a causal language model: {error}") from error
-        # The tokenizer's own warning would only come before the error in which `check_length` says the same.
+        # The tokenizer's own warning would only come before the error in which `check_edits` says the same.
         tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
         model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         return cls._checked(model, tokenizer, fingerprint, str(name), folder)

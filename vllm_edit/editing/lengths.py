@@ -24,7 +24,7 @@ def check_length(model: Any, length: int, what: str) -> None:
     """Raises UnsafeEdit, which begins with `what`, if the model has not `length` positions."""
     most = positions_of(model)
     if most is not None and length > most:
-        raise UnsafeEdit(f"{what} has {length:,} tokens; the model reads at most {most:,}: shorten it, or leave it out")
+        raise UnsafeEdit(_told(what, length, most))
 
 
 def check_edits(base: Base, edits: Sequence[Edit], contexts: Sequence[Context] = ()) -> None:
@@ -35,25 +35,32 @@ def check_edits(base: Base, edits: Sequence[Edit], contexts: Sequence[Context] =
     Raises:
         UnsafeEdit: a line for each text, with its edit.
     """
-    problems = []
-    for number, edit in enumerate(edits):
-        for what, length in _lengths(base, edit, contexts):
-            try:
-                check_length(base.model, length, what)
-            except UnsafeEdit as error:
-                problems.append(f"edit {number} ({quoted(edit.prompt)} → {quoted(edit.target_new)}): {error}")
+    most = positions_of(base.model)
+    if most is None:
+        return
+    problems = [
+        f"edit {number} ({quoted(edit.prompt)} → {quoted(edit.target_new)}): {_told(what, length, most)}"
+        for number, edit in enumerate(edits)
+        for what, length in _lengths(base.tokenizer, edit, contexts, most)
+        if length > most
+    ]
     if problems:
         raise UnsafeEdit("\n".join(problems))
 
 
-def _lengths(base: Base, edit: Edit, contexts: Sequence[Context]) -> Iterator[tuple[str, int]]:
-    """What is read, and its tokens with answer and longest context. Texts too short to matter are not tokenized."""
-    tokenizer = base.tokenizer
+def _told(what: str, length: int, most: int) -> str:
+    return f"{what} has {length:,} tokens; the model reads at most {most:,}: shorten it, or leave it out"
+
+
+def _lengths(tokenizer: Any, edit: Edit, contexts: Sequence[Context], most: int) -> Iterator[tuple[str, int]]:
+    """What is read, and its tokens with answer and longest context. Texts that cannot have `most` are not tokenized."""
     modes = (False, True) if getattr(tokenizer, "chat_template", None) else (False,)
-    around = max((len(tokenizer(context.prefix)["input_ids"]) for context in contexts), default=0)
-    most = positions_of(base.model) or 0
-    template = len(prompt_ids(tokenizer, "", modes[-1]))
-    told = [("its prompt", edit.prompt, chat, edit.target_new, around) for chat in modes]
+    around = dict.fromkeys(modes, 0)  # chat → tokens of its longest prefix
+    for context in contexts:
+        prefix = tokenizer(context.prefix, add_special_tokens=False)["input_ids"]
+        around[context.chat] = max(around.get(context.chat, 0), len(prefix))
+    template = len(prompt_ids(tokenizer, "x", modes[-1]))
+    told = [("its prompt", edit.prompt, chat, edit.target_new, around[chat]) for chat in modes]
     told += [
         (f"its {probe.kind} probe {quoted(probe.prompt)}", probe.prompt, probe.chat, probe.target or edit.target_new, 0)
         for probe in edit.probes
@@ -63,4 +70,4 @@ def _lengths(base: Base, edit: Edit, contexts: Sequence[Context]) -> Iterator[tu
         # No tokenizer makes more tokens than there are bytes.
         if len(f"{prompt} {answer}".encode()) + before + template > most:
             ids = prompt_ids(tokenizer, prompt, chat) + answer_ids(tokenizer, prompt, answer, chat)
-            yield f"{what}, with context and answer,", len(ids) + before
+            yield f"{what}, with context and answer,", len(ids) + before - 1  # the answer's last token is never read

@@ -35,9 +35,11 @@ class Below:
 
     def keep(self, batch: Batch, states: Sequence[torch.Tensor]) -> None:
         """Keep the rows of a batch that has just been run."""
-        for line, index in enumerate(batch.rows.tolist()):
-            if states:
-                self._hidden[index] = states[0][line, batch.attention_mask[line].bool()].clone()
+        if not states:
+            return
+        lengths = batch.attention_mask.sum(1).tolist()
+        for line, (index, length) in enumerate(zip(batch.rows.tolist(), lengths, strict=True)):
+            self._hidden[index] = states[0][line, :length].clone()
 
     def states(self, rows: Sequence[int]) -> torch.Tensor | None:
         """The kept states of these rows, [rows, seq, d] padded to the longest; None where there are none."""

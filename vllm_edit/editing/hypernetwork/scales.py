@@ -1,7 +1,7 @@
 """How far to go along a network's update: the least scale at which the edit's answer leads (a line search).
 
 MEND's α is one number per matrix, learned for the mean edit. For most edits that is further than needed, and their
-neighbours follow; for a few it is not far enough. The direction is the network's, the length is measured.
+neighbours follow; for others it is not far enough. The direction is the network's, the length is measured.
 """
 
 from __future__ import annotations
@@ -33,10 +33,11 @@ def least_scales(base: Base, factors: Factors, rows: Sequence[Row], margin: floa
     below = Below(model, blocks_below(base, factors))
     chosen, best = torch.ones(count, dtype=torch.float64), torch.full((count,), -torch.inf)
     with torch.no_grad(), frozen(model):
-        with below.watched() as states:
-            for batch in batches(model, rows, range(len(rows)), tokens):
-                run_batch(model, batch)
-                below.keep(batch, states)
+        if below.blocks:
+            with below.watched() as states:
+                for batch in batches(model, rows, range(len(rows)), tokens):
+                    run_batch(model, batch)
+                    below.keep(batch, states)
         for scale in SCALES:
             waiting = [index for index, row in enumerate(rows) if best[row.edit] < margin]
             found = torch.full((count,), torch.inf)
