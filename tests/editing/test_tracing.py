@@ -196,6 +196,9 @@ def test_a_prompt_without_its_subject_is_refused() -> None:
     before = base.state_digest()
     with pytest.raises(EditError, match="does not contain the subject 'Atlantis'"):
         trace(base, [FRANCE, FRANCE.model_copy(update={"subject": "Atlantis"})])
+    long = FRANCE.model_copy(update={"prompt": "The capital of France is in Europe and " * 60 + "France is"})
+    with pytest.raises(EditError, match=r"the prompt 'The capital .* … .*' has .* the model reads at most 256"):
+        trace(base, [FRANCE, long])
     with pytest.raises(EditError, match="nothing to trace"):
         trace(base, [])
     assert base.state_digest() == before

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from tests.evaluation.conftest import Compile
 from tests.tiny import tiny_model
+from vllm_edit.errors import EditError
 from vllm_edit.evaluation.runners.hf import HFRunner
 from vllm_edit.evaluation.runners.runner import Request, answer_text
 from vllm_edit.patch import Patch
@@ -43,6 +44,16 @@ def test_a_left_padded_batch_gives_what_each_prompt_gives_alone(
     answers = HFRunner(model, tokenizer).generate(requests, 8)
     assert answers == [continue_alone(model, tokenizer, request, 8) for request in requests]
     assert len(set(answers)) > 2
+
+
+def test_a_question_longer_than_the_model_reads_is_refused(
+    llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    runner, told = HFRunner(llama, tokenizer), r"the question 'Rome is.* has .* the model reads at most 256: shorten it"
+    with pytest.raises(EditError, match=told):
+        runner.generate([Request("Tea"), Request("Rome is " * 200)], 4)
+    with pytest.raises(EditError, match=told):
+        runner.score([(Request("Tea"), "Rome"), (Request("Rome is"), "Paris " * 300)])
 
 
 def test_each_request_is_answered_with_its_own_patch_and_the_model_stays_as_it_was(

@@ -25,12 +25,14 @@ import torch
 from vllm_edit.editing.base import Base, unchanged
 from vllm_edit.editing.corruption import KINDS, CorruptedPrompt, Kind, Restoration
 from vllm_edit.editing.hooks import frozen
+from vllm_edit.editing.lengths import check_length
 from vllm_edit.editing.positions import Located, locate
 from vllm_edit.editing.settings import Progress
 from vllm_edit.errors import EditError
 from vllm_edit.patch import Edit
 from vllm_edit.prompting import answer_ids
 from vllm_edit.store.digest import digest_json
+from vllm_edit.text import quoted
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +120,7 @@ def trace(
     """Trace the base's own answer to each edit's prompt. The base is untouched; the same arguments give the same trace.
 
     Raises:
-        EditError: no edits, or a prompt that does not name its subject.
+        EditError: no edits, or a prompt that does not name its subject or is longer than the model reads.
     """
     if not edits:
         raise EditError("there is nothing to trace: expected at least one edit, with its prompt and subject")
@@ -126,6 +128,8 @@ def trace(
     depth = len(base.layout.layers)
     window = settings.window_of(depth)
     places = [locate(base.tokenizer, edit.prompt, edit.subject) for edit in edits]
+    for edit, place in zip(edits, places, strict=True):
+        check_length(base.model, len(place.ids), f"the prompt {quoted(edit.prompt)}")
     traced = []
     with unchanged(base, exact=False), torch.no_grad(), frozen(base.model):
         deviation = embedding_deviation(base, places)

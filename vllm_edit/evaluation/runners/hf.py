@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy, log_softmax
 
+from vllm_edit.errors import EditError
 from vllm_edit.evaluation.runners.runner import Reading, Request, Scored, answer_text, pieces_of
 from vllm_edit.greedy import batches, continuations, pad_id, padded
 from vllm_edit.prompting import answer_ids, prompt_ids
+from vllm_edit.text import quoted
 
 _IGNORED = -100
 
@@ -35,6 +37,7 @@ class HFRunner:
 
     def generate(self, requests: Sequence[Request], max_tokens: int) -> list[str]:
         ids = [prompt_ids(self.tokenizer, request.prompt, request.chat) for request in requests]
+        self._check_lengths(requests, [len(row) for row in ids])
         answers = [""] * len(requests)
         for rows in _batches(requests, [len(row) for row in ids], self.batch):
             with self._patched(requests[rows[0]]):
@@ -47,6 +50,7 @@ class HFRunner:
         prompts = [prompt_ids(self.tokenizer, request.prompt, request.chat) for request, _ in requests]
         targets = [answer_ids(self.tokenizer, request.prompt, answer, request.chat) for request, answer in requests]
         lengths = [len(prompt) + len(target) for prompt, target in zip(prompts, targets, strict=True)]
+        self._check_lengths([request for request, _ in requests], [length - 1 for length in lengths])
         scored: dict[int, Scored] = {}
         for rows in _batches([request for request, _ in requests], lengths, self.batch):
             with self._patched(requests[rows[0]][0]):
@@ -66,6 +70,15 @@ class HFRunner:
                 nll[pieces[place][0]] += loss
         counts = [sum(len(piece) - 1 for piece in own) for own in cut]
         return [Reading(loss, count) for loss, count in zip(nll, counts, strict=True)]
+
+    def _check_lengths(self, requests: Sequence[Request], lengths: Sequence[int]) -> None:
+        """Raises EditError for what the model would read beyond its positions; an engine refuses it too."""
+        for request, length in zip(requests, lengths, strict=True):
+            if length > self.context:
+                raise EditError(
+                    f"the question {quoted(request.prompt)} has {length:,} tokens; the model reads at most "
+                    f"{self.context:,}: shorten it, or leave it out"
+                )
 
     def _patched(self, request: Request) -> Any:
         return request.patch.delta.apply(self.model) if request.patch else nullcontext()
