@@ -108,7 +108,8 @@ def _measured(
         tried = pipeline.attempt(patches, method, settings, progress)
     refused = [one for one in tried if isinstance(one, Refused)]
     if len(refused) == len(tried):
-        raise EditError("\n".join(["nothing could be compiled", *(f"{one.name}: {one.reason}" for one in refused)]))
+        reasons = [f"{one.name}: {line}" for one in refused for line in one.reason.splitlines()]
+        raise EditError("\n".join(["nothing could be compiled", *reasons]))
     return tried, pipeline.base
 
 
