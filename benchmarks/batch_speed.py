@@ -26,7 +26,7 @@ from rich.console import Console
 
 from benchmarks.drawn import open_store, single_patches
 from benchmarks.memory import peak_memory
-from benchmarks.numbers import numbers
+from benchmarks.numbers import count, numbers
 from benchmarks.results import machine, write_section
 from benchmarks.shapes import SHAPES, random_base, random_site
 from vllm_edit import atlas
@@ -175,7 +175,7 @@ def _markdown(work: Work, table: Sequence[Measured], compiled: Sequence[Sequence
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("--count", type=int, default=24, help="edits (default 24)")
+    parser.add_argument("--count", type=count, default=24, help="edits (default 24)")
     parser.add_argument("--seed", type=int, default=1, help="of the draw (default 1)")
     parser.add_argument(
         "--budgets",
@@ -188,10 +188,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--shape", choices=sorted(SHAPES), help="a model with random weights instead of atlas")
     parser.add_argument("--change", action="append", default=[], metavar="FIELD=N", help="of the shape; repeatable")
     parser.add_argument("--steps", type=int, default=20, help="steps of every edit with --shape (default 20)")
-    arguments = parser.parse_args()
-    if arguments.count < 1:
-        parser.error(f"--count must be at least 1; got {arguments.count}")
-    return arguments
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

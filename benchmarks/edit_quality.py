@@ -19,7 +19,7 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.drawn import open_store, single_patches
-from benchmarks.measured import COLUMNS, NAMES, SETTINGS, row, selected
+from benchmarks.measured import COLUMNS, NAMES, SETTINGS, cells, row, selected
 from benchmarks.results import machine, write_section
 from vllm_edit import atlas
 from vllm_edit.cli.output import progress_bar
@@ -128,8 +128,7 @@ def _markdown(
         "|---|" + "---|" * len(NAMES),
     ]
     for name, measures in rows.items():
-        cells = [f"{measures[n]['share']:.3f}" if n in measures else "–" for n in NAMES]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        lines.append(f"| {name} | " + " | ".join(cells(measures)) + " |")
     lines += [
         "",
         "Locality counts an answer that is unchanged from base; `same_object` are neighbours with the same true object",

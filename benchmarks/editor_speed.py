@@ -22,6 +22,7 @@ from rich.console import Console
 
 from benchmarks.drawn import Place
 from benchmarks.memory import peak_memory
+from benchmarks.numbers import count
 from benchmarks.results import machine, write_section
 from benchmarks.shapes import SHAPES, random_base, random_site
 from vllm_edit import atlas
@@ -139,12 +140,9 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--shape", choices=sorted(SHAPES), default="llama-3-8b", help="default llama-3-8b")
     parser.add_argument("--change", action="append", default=[], metavar="FIELD=N", help="of the shape; repeatable")
-    parser.add_argument("--count", type=int, default=4, help="edits by each method (default 4)")
+    parser.add_argument("--count", type=count, default=4, help="edits by each method (default 4)")
     parser.add_argument("--steps", type=int, default=20, help="of r-ROME (default 20)")
-    arguments = parser.parse_args()
-    if arguments.count < 1:
-        parser.error(f"--count must be at least 1; got {arguments.count}")
-    return arguments
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.drawn import Place, known_subjects, open_places
-from benchmarks.measured import NAMES, SETTINGS, row
+from benchmarks.measured import NAMES, SETTINGS, cells, row
 from benchmarks.numbers import numbers
 from benchmarks.remembering import Remembering
 from benchmarks.results import FOLDER, machine, write_section
@@ -180,10 +180,9 @@ def table(data: Mapping[str, Any]) -> str:
         "|---|---|" + "---|" * (len(NAMES) + 2),
     ]
     for one in data["rows"]:
-        cells = [f"{one[name]['share']:.3f}" if name in one else "–" for name in NAMES]
         drift = "–" if one["drift"] is None else f"{one['drift']:+.1%}"
         asked = one["locality"]["n"] if "locality" in one else "–"
-        lines.append(f"| {one['edits']} | {one['way']} | {' | '.join(cells)} | {drift} | {asked} |")
+        lines.append(f"| {one['edits']} | {one['way']} | {' | '.join(cells(one))} | {drift} | {asked} |")
     return "\n".join(lines)
 
 

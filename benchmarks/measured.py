@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from vllm_edit.evaluation.evaluate import Settings
@@ -40,6 +41,11 @@ def row(report: Report, mode: Mode) -> dict[str, Any]:
             low, high = wilson(share, len({(answer.patch, answer.edit) for answer in answers}))
             shown[name] = {"share": share, "low": low, "high": high, "n": len(answers)}
     return shown
+
+
+def cells(measured: Mapping[str, Any], names: Iterable[str] = NAMES) -> list[str]:
+    """A row's shares as a table shows them; a dash where nothing was asked."""
+    return [f"{measured[name]['share']:.3f}" if name in measured else "–" for name in names]
 
 
 def selected(report: Report, metric: str, tag: str) -> list[Answer]:

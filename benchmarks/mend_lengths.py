@@ -20,7 +20,7 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.drawn import Place, single_patches
-from benchmarks.measured import NAMES, SETTINGS, row
+from benchmarks.measured import NAMES, SETTINGS, cells, row
 from benchmarks.numbers import numbers
 from benchmarks.results import machine, write_section
 from vllm_edit.atlas.mend import network_folder
@@ -77,10 +77,9 @@ def table(data: Mapping[str, Any]) -> str:
         "|---|---|" + "---|" * (len(NAMES) + 1),
     ]
     for one in data["rows"]:
-        cells = [f"{one[name]['share']:.3f}" if name in one else "–" for name in NAMES]
         margin = "own length" if one["margin"] is None else f"{one['margin']:g}"
         scales = " / ".join(f"{scale:.2f}" for scale in one["scales"])
-        lines.append(f"| {margin} | {scales} | {' | '.join(cells)} | {one['seconds']:.3f} |")
+        lines.append(f"| {margin} | {scales} | {' | '.join(cells(one))} | {one['seconds']:.3f} |")
     return "\n".join(lines)
 
 

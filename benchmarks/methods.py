@@ -23,7 +23,7 @@ import torch
 from rich.console import Console
 
 from benchmarks.drawn import Place, open_places, single_patches
-from benchmarks.measured import COLUMNS, NAMES, SETTINGS, row
+from benchmarks.measured import COLUMNS, NAMES, SETTINGS, cells, row
 from benchmarks.remembering import Remembering
 from benchmarks.results import FOLDER, machine, write_marked, write_section
 from vllm_edit import atlas
@@ -173,10 +173,10 @@ def table(data: Mapping[str, Any], link: str) -> str:
     lines = [f"| | {' | '.join(heads)} |", "|---|" + "---|" * len(heads)]
     for name, measures in data["rows"].items():
         costs = measures["costs"]
-        cells = [f"{measures[column]['share']:.3f}" if column in measures else "–" for column in SHOWN]
-        cells += ["–" if costs["seconds"] is None else f"{costs['seconds']:.3f}"]
-        cells += ["–" if costs["bytes"] is None else f"{costs['bytes']:,.0f}", f"{costs['tokens']:.0f}"]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        shown = cells(measures, SHOWN)
+        shown += ["–" if costs["seconds"] is None else f"{costs['seconds']:.3f}"]
+        shown += ["–" if costs["bytes"] is None else f"{costs['bytes']:,.0f}", f"{costs['tokens']:.0f}"]
+        lines.append(f"| {name} | {' | '.join(shown)} |")
     asked = [str(data["rows"]["base"][column]["n"]) if column in data["rows"]["base"] else "–" for column in SHOWN]
     lines.append(f"| questions | {' | '.join(asked)} | – | – | – |")
     note = (
@@ -200,10 +200,10 @@ def details(data: Mapping[str, Any]) -> str:
     ]
     for name, measures in data["rows"].items():
         costs = measures["costs"]
-        cells = [_with_interval(measures[column]) if column in measures else "–" for column in NAMES]
-        cells += ["–" if costs["seconds"] is None else f"{costs['seconds']:.3f}"]
-        cells += ["–" if costs[key] is None else f"{costs[key]:,.{places}f}" for key, places in _PLACES.items()]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        shown = [_with_interval(measures[column]) if column in measures else "–" for column in NAMES]
+        shown += ["–" if costs["seconds"] is None else f"{costs['seconds']:.3f}"]
+        shown += ["–" if costs[key] is None else f"{costs[key]:,.{places}f}" for key, places in _PLACES.items()]
+        lines.append(f"| {name} | {' | '.join(shown)} |")
     lines += [
         "",
         f"Missed: edits whose target does not lead by the method's margin. Seconds: {_batched(data['rows'])}.",

@@ -1,4 +1,4 @@
-"""Lists of numbers on a command line: `--sizes 1,10,100`."""
+"""Numbers on a command line: `--count 24`, `--sizes 1,10,100`."""
 
 from __future__ import annotations
 
@@ -23,3 +23,10 @@ def numbers(kind: type[N]) -> Callable[[str], list[N]]:
         return found
 
     return read
+
+
+def count(text: str) -> int:
+    """What argparse reads a number of things with: at least one."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"must be at least 1; got {text}")
+    return int(text)

@@ -27,7 +27,7 @@ from benchmarks import activation
 from benchmarks.asking_server import ServerRunner
 from benchmarks.drawn import Place, known_subjects, open_store
 from benchmarks.many_edits import first_edits, sampled
-from benchmarks.measured import NAMES, SETTINGS, row
+from benchmarks.measured import NAMES, SETTINGS, cells, row
 from benchmarks.remembering import Remembering
 from benchmarks.results import machine, write_section
 from vllm_edit import atlas
@@ -279,9 +279,7 @@ def table(data: Mapping[str, Any]) -> str:
         "|---|" + "---|" * len(NAMES),
     ]
     for key, label in names.items():
-        found = data["rows"][key]
-        cells = [f"{found[name]['share']:.3f}" if name in found else "–" for name in NAMES]
-        lines.append(f"| {label} | {' | '.join(cells)} |")
+        lines.append(f"| {label} | {' | '.join(cells(data['rows'][key]))} |")
     return "\n".join([*lines, "", *scope_lines(scope)])
 
 

@@ -25,7 +25,7 @@ from vllm_edit.ike.bank import Bank
 from vllm_edit.ike.demonstrations import build_demonstrations, with_demonstrations
 from vllm_edit.patch import Patch
 from vllm_edit.store.compiled import CompiledPatch
-from vllm_edit.text import normalise, quoted
+from vllm_edit.text import change, normalise
 
 if TYPE_CHECKING:
     from vllm_edit.store.store import Store
@@ -161,7 +161,7 @@ class Pipeline:
 def _judged(patch: Patch, compiled: CompiledPatch) -> CompiledPatch | Refused:
     """`compiled`, or refused for what its report says of its edits."""
     problems = [
-        f"{quoted(edit['prompt'])} → {quoted(edit['target'])}: {problem}"
+        f"{change(edit['prompt'], edit['target'])}: {problem}"
         for edit in compiled.report["edits"]
         for problem in edit["problems"]
     ]

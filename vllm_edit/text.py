@@ -38,6 +38,11 @@ def quoted(text: str, most: int = 80) -> str:
     return repr(text)
 
 
+def change(prompt: str, target: str) -> str:
+    """An edit as messages name it: what is asked, and what is to be answered."""
+    return f"{quoted(prompt)} → {quoted(target)}"
+
+
 def normalise(text: str) -> str:
     """The form that is compared: case folded, NFKC, straight apostrophes, single spaces, no outer punctuation, no
     leading English article.

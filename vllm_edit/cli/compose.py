@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vllm_edit.cli.output import JsonOption, StoreOption, print_error, print_json, print_table, progress_bar
-from vllm_edit.text import quoted
+from vllm_edit.text import change, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -107,7 +107,7 @@ def _print(told: Mapping[str, Any]) -> None:
     print(f"{told['name']}  {', '.join(parts)}")
     for gone in told["settings"].get("left_out", ()):
         print(
-            f"{quoted(gone['prompt'])} → {quoted(gone['target'])} of {short(gone['left_out'])} left: "
+            f"{change(gone['prompt'], gone['target'])} of {short(gone['left_out'])} left: "
             f"{short(gone['winner'])} says {quoted(gone['kept_target'])}"
         )
     if shown := algebra.get("interference", [])[:_SHOWN_PAIRS]:

@@ -11,7 +11,7 @@ from vllm_edit.errors import EditError
 from vllm_edit.patch import Edit
 from vllm_edit.store.compiled import CompiledPatch
 from vllm_edit.store.names import resolve, short
-from vllm_edit.text import quoted
+from vllm_edit.text import change, quoted
 
 FIRST, LAST = "first", "last"
 """Policies: the member given first, or last, wins; any other policy is the name of the member that wins."""
@@ -44,10 +44,10 @@ class Conflict:
 
     def __str__(self) -> str:
         same = self.kept.prompt == self.left_out.prompt
-        other = "" if same else f"{quoted(self.left_out.prompt)} → "
+        left = self.left_out
+        other = quoted(left.target_new) if same else change(left.prompt, left.target_new)
         return (
-            f"{quoted(self.kept.prompt)} → {quoted(self.kept.target_new)} in {short(self.winner)}, "
-            f"{other}{quoted(self.left_out.target_new)} in {short(self.loser)}"
+            f"{change(self.kept.prompt, self.kept.target_new)} in {short(self.winner)}, {other} in {short(self.loser)}"
         )
 
 

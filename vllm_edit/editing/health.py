@@ -13,7 +13,7 @@ from typing import Any
 
 from vllm_edit.editing.settings import RomeSettings
 from vllm_edit.errors import UnsafeEdit
-from vllm_edit.text import quoted
+from vllm_edit.text import change
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def refuse_unsafe(measured: Sequence[EditHealth], limits: RomeSettings) -> None:
     if limits.on_missed == "report":
         return
     lines = [
-        f"edit {one.edit} ({quoted(one.prompt)} → {quoted(one.target)}): {problem}"
+        f"edit {one.edit} ({change(one.prompt, one.target)}): {problem}"
         for one in measured
         for problem in one.problems(limits)
     ]

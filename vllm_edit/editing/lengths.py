@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from vllm_edit.editing.positions import contextual
 from vllm_edit.errors import UnsafeEdit
 from vllm_edit.patch import Edit
-from vllm_edit.prompting import answer_ids, prompt_ids
+from vllm_edit.prompting import answer_ids, prompt_ids, render
 from vllm_edit.store.site import Context
-from vllm_edit.text import quoted
+from vllm_edit.text import change, quoted
 
 if TYPE_CHECKING:
     from vllm_edit.editing.base import Base
@@ -39,7 +40,7 @@ def check_edits(base: Base, edits: Sequence[Edit], contexts: Sequence[Context] =
     if most is None:
         return
     problems = [
-        f"edit {number} ({quoted(edit.prompt)} → {quoted(edit.target_new)}): {_told(what, length, most)}"
+        f"edit {number} ({change(edit.prompt, edit.target_new)}): {_told(what, length, most)}"
         for number, edit in enumerate(edits)
         for what, length in _lengths(base.tokenizer, edit, contexts, most)
         if length > most
@@ -55,19 +56,18 @@ def _told(what: str, length: int, most: int) -> str:
 def _lengths(tokenizer: Any, edit: Edit, contexts: Sequence[Context], most: int) -> Iterator[tuple[str, int]]:
     """What is read, and its tokens with answer and longest context. Texts that cannot have `most` are not tokenized."""
     modes = (False, True) if getattr(tokenizer, "chat_template", None) else (False,)
-    around = dict.fromkeys(modes, 0)  # chat → tokens of its longest prefix
-    for context in contexts:
-        prefix = tokenizer(context.prefix, add_special_tokens=False)["input_ids"]
-        around[context.chat] = max(around.get(context.chat, 0), len(prefix))
-    template = len(prompt_ids(tokenizer, "x", modes[-1]))
-    told = [("its prompt", edit.prompt, chat, edit.target_new, around[chat]) for chat in modes]
+    told = []
+    for chat in modes:
+        own = [context for context in contexts if context.chat is chat]
+        longest = max(own, key=lambda context: len(context.prefix), default=Context(chat=chat))
+        told.append(("its prompt", contextual(edit.prompt, longest), chat, edit.target_new))
     told += [
-        (f"its {probe.kind} probe {quoted(probe.prompt)}", probe.prompt, probe.chat, probe.target or edit.target_new, 0)
+        (f"its {probe.kind} probe {quoted(probe.prompt)}", probe.prompt, probe.chat, probe.target or edit.target_new)
         for probe in edit.probes
         if probe.chat in modes
     ]
-    for what, prompt, chat, answer, before in told:
+    for what, prompt, chat, answer in told:
         # No tokenizer makes more tokens than there are bytes.
-        if len(f"{prompt} {answer}".encode()) + before + template > most:
+        if len(f"{render(tokenizer, prompt, chat)} {answer}".encode()) >= most:
             ids = prompt_ids(tokenizer, prompt, chat) + answer_ids(tokenizer, prompt, answer, chat)
-            yield f"{what}, with context and answer,", len(ids) + before - 1  # the answer's last token is never read
+            yield f"{what}, with context and answer,", len(ids) - 1  # the answer's last token is never read

@@ -24,7 +24,7 @@ from vllm_edit.errors import EditError, UnsafeEdit
 from vllm_edit.patch import Edit
 from vllm_edit.prompting import answer_ids, prompt_ids
 from vllm_edit.store.site import Site
-from vllm_edit.text import quoted
+from vllm_edit.text import change
 
 _RUN_TIME = ("batch_tokens", "on_missed")
 
@@ -213,10 +213,7 @@ def recheck(
         )
     missed = [record for record in records if record["problems"]]
     if missed and settings.on_missed == "error":
-        lines = [
-            f"edit {one['edit']} ({quoted(one['prompt'])} → {quoted(one['target'])}): {one['problems'][0]}"
-            for one in missed
-        ]
+        lines = [f"edit {one['edit']} ({change(one['prompt'], one['target'])}): {one['problems'][0]}" for one in missed]
         raise UnsafeEdit("\n".join(lines))
     return {"edits": records, "missed": [one["edit"] for one in missed], "norm": _relative_norm(base, site, delta)}
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy, log_softmax
 
-from vllm_edit.errors import EditError
+from vllm_edit.editing.lengths import check_length
 from vllm_edit.evaluation.runners.runner import Reading, Request, Scored, answer_text, pieces_of
 from vllm_edit.greedy import batches, continuations, pad_id, padded
 from vllm_edit.prompting import answer_ids, prompt_ids
@@ -72,13 +72,9 @@ class HFRunner:
         return [Reading(loss, count) for loss, count in zip(nll, counts, strict=True)]
 
     def _check_lengths(self, requests: Sequence[Request], lengths: Sequence[int]) -> None:
-        """Raises EditError for what the model would read beyond its positions; an engine refuses it too."""
+        """Raises UnsafeEdit for what the model would read beyond its positions; an engine refuses it too."""
         for request, length in zip(requests, lengths, strict=True):
-            if length > self.context:
-                raise EditError(
-                    f"the question {quoted(request.prompt)} has {length:,} tokens; the model reads at most "
-                    f"{self.context:,}: shorten it, or leave it out"
-                )
+            check_length(self.model, length, f"the question {quoted(request.prompt)}")
 
     def _patched(self, request: Request) -> Any:
         return request.patch.delta.apply(self.model) if request.patch else nullcontext()
