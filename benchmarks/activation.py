@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vllm_edit.atlas.facts import Facts
 from vllm_edit.composition.scoped import ScopeIndex
 from vllm_edit.evaluation.judging import gives, unchanged
+from vllm_edit.facts.facts import Facts
 from vllm_edit.patch import Edit
 from vllm_edit.subjects import Subjects
 

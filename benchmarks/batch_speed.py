@@ -30,15 +30,16 @@ from benchmarks.numbers import count, numbers
 from benchmarks.results import machine, write_section
 from benchmarks.shapes import SHAPES, random_base, random_site
 from vllm_edit import atlas
-from vllm_edit.atlas.edits import draw_edits
-from vllm_edit.atlas.facts import Facts
-from vllm_edit.editing.base import Base
 from vllm_edit.editing.compile import compile_patch
 from vllm_edit.editing.separately import compile_separately
 from vllm_edit.editing.settings import RomeSettings
 from vllm_edit.editing.sites import MadeSite
 from vllm_edit.editing.statistics import SecondMoment
 from vllm_edit.evaluation.runners.hf import HFRunner
+from vllm_edit.facts import tables_folder
+from vllm_edit.facts.edits import draw_edits
+from vllm_edit.facts.facts import Facts
+from vllm_edit.models.base import Base
 from vllm_edit.patch import Patch
 from vllm_edit.store.compiled import CompiledPatch
 
@@ -95,7 +96,7 @@ def atlas_work(store: Path, count: int, seed: int, console: Console) -> Work:
 def shaped_work(shape: str, changes: Sequence[str], count: int, seed: int, steps: int) -> Work:
     """The same edits on a random model of a shape; the margin is out of reach, so that every edit takes all steps."""
     base = random_base(shape, SHAPES[shape].changed(changes))
-    edits = draw_edits(Facts.load(atlas.facts_folder()), count, seed=seed)
+    edits = draw_edits(Facts.load(tables_folder()), count, seed=seed)
     patches = tuple(Patch(name=f"edit-{number:03d}", edits=(edit,)) for number, edit in enumerate(edits))
     settings = RomeSettings(on_missed="report", steps=steps, margin=1e9)
     return Work(base, random_site(base, atlas.texts()), patches, settings)

@@ -9,11 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from vllm_edit import atlas
-from vllm_edit.atlas.draws import included
-from vllm_edit.atlas.edits import counterfactual, draw_edits
-from vllm_edit.atlas.facts import Fact, Facts
 from vllm_edit.atlas.mend import network_folder
-from vllm_edit.editing.base import Base
 from vllm_edit.editing.compile import METHODS
 from vllm_edit.editing.hypernetwork.files import load, network_site
 from vllm_edit.editing.material import Material
@@ -21,6 +17,11 @@ from vllm_edit.editing.statistics import SecondMoment
 from vllm_edit.errors import Incompatible, NotFound
 from vllm_edit.evaluation.judging import gives
 from vllm_edit.evaluation.runners.runner import Request, Runner
+from vllm_edit.facts import tables_folder
+from vllm_edit.facts.edits import counterfactual, draw_edits
+from vllm_edit.facts.facts import Fact, Facts
+from vllm_edit.facts.split import included
+from vllm_edit.models.base import Base
 from vllm_edit.patch import Edit, Patch
 from vllm_edit.store.site import Site
 from vllm_edit.store.store import Store
@@ -36,7 +37,7 @@ def single_patches(runner: Runner, count: int, seed: int) -> list[Patch]:
 
 def known_edits(runner: Runner, count: int, seed: int) -> list[Edit]:
     """The first `count` drawn edits whose fact the base answers rightly."""
-    facts = Facts.load(atlas.facts_folder())
+    facts = Facts.load(tables_folder())
     drawn = draw_edits(facts, count + count // 4, seed=seed)
     answers = runner.generate([Request(edit.prompt) for edit in drawn], 16)
     known = [edit for edit, answer in zip(drawn, answers, strict=True) if gives(answer, edit.target_true or "")]
@@ -49,7 +50,7 @@ def known_subjects(runner: Runner, count: int, seed: int, most: int = 2) -> list
     Counterfactual edits of one to `most` of a subject's facts, which the base answers rightly. None of the subjects is
     among the sweep's, and no two share a name, so that every edit can be told apart by it.
     """
-    facts, rng = Facts.load(atlas.facts_folder()), random.Random(f"subjects:{seed}")
+    facts, rng = Facts.load(tables_folder()), random.Random(f"subjects:{seed}")
     drawn = _drawn_subjects(facts, rng, count + count // 4 + most, most)
     edits = [edit for own in drawn for edit in own]
     answers = runner.generate([Request(edit.prompt) for edit in edits], 16)

@@ -3,7 +3,7 @@
     python -m benchmarks.edit_quality [--count 200] [--seed 1] [--store runs/bench]
 
 The edits are drawn over all relations from facts that the base answers rightly; none of their subjects is among those
-that chose the site or λ (`vllm_edit.atlas.edits`). The result goes into RESULTS.md with machine and command.
+that chose the site or λ (`vllm_edit.facts.edits`). The result goes into RESULTS.md with machine and command.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from vllm_edit.composition.closed_form import as_saved, plain_sum
 from vllm_edit.composition.compose import compose
 from vllm_edit.composition.system import System
 from vllm_edit.deltas.delta import Delta
-from vllm_edit.editing.base import Base
 from vllm_edit.editing.separately import compile_separately
 from vllm_edit.editing.settings import RomeSettings
 from vllm_edit.editing.statistics import SecondMoment
@@ -37,6 +36,7 @@ from vllm_edit.evaluation.runners.hf import HFRunner
 from vllm_edit.evaluation.runners.vllm import VLLMRunner
 from vllm_edit.ike.bank import Bank
 from vllm_edit.ike.demonstrations import with_demonstrations
+from vllm_edit.models.base import Base
 from vllm_edit.store.compiled import CompiledPatch
 
 TOGETHER = (10, 50, 100)

@@ -26,9 +26,6 @@ from benchmarks.numbers import count
 from benchmarks.results import machine, write_section
 from benchmarks.shapes import SHAPES, random_base, random_site
 from vllm_edit import atlas
-from vllm_edit.atlas.edits import draw_edits
-from vllm_edit.atlas.facts import Facts
-from vllm_edit.editing.base import Base
 from vllm_edit.editing.compile import compile_patch
 from vllm_edit.editing.hypernetwork.files import Card, last_matrices, network_site
 from vllm_edit.editing.hypernetwork.gradients import token_gradients
@@ -36,6 +33,10 @@ from vllm_edit.editing.hypernetwork.network import Hypernetwork
 from vllm_edit.editing.hypernetwork.settings import TrainingSettings
 from vllm_edit.editing.hypernetwork.training import new_network
 from vllm_edit.editing.one_example import example_rows
+from vllm_edit.facts import tables_folder
+from vllm_edit.facts.edits import draw_edits
+from vllm_edit.facts.facts import Facts
+from vllm_edit.models.base import Base
 from vllm_edit.patch import Edit, Patch
 
 _LAYERS = 3  # whose matrices MEND edits, as it does by default
@@ -64,7 +65,7 @@ def main() -> None:
 def measure(shape: str, changes: Sequence[str], count: int, steps: int) -> tuple[dict[str, float], list[Cost], Base]:
     """Seconds of what is done once, every method's cost over `count` edits, and the model."""
     base = random_base(shape, SHAPES[shape].changed(changes))
-    edits = draw_edits(Facts.load(atlas.facts_folder()), count + 1, seed=1)
+    edits = draw_edits(Facts.load(tables_folder()), count + 1, seed=1)
     started = time.perf_counter()
     made = random_site(base, atlas.texts())
     once = {"second moment": _since(started, base.device)}

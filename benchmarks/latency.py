@@ -27,12 +27,13 @@ from rich.progress import Progress, TaskID
 
 from benchmarks.results import machine, write_section
 from vllm_edit import atlas
-from vllm_edit.atlas.facts import Facts
 from vllm_edit.demo.process import ServerProcess
 from vllm_edit.demo.server import LocalServer
-from vllm_edit.editing.base import Base
 from vllm_edit.errors import EditError
+from vllm_edit.facts import tables_folder
+from vllm_edit.facts.facts import Facts
 from vllm_edit.ike.bank import Bank
+from vllm_edit.models.base import Base
 from vllm_edit.patch import Patch
 from vllm_edit.pipeline import Pipeline
 from vllm_edit.serving.profile import profile
@@ -101,7 +102,7 @@ def _plain(store: Store, log: Path) -> ServerProcess:
 
 
 def _prompts(turn: int, count: int) -> list[str]:
-    facts = list(Facts.load(atlas.facts_folder()))
+    facts = list(Facts.load(tables_folder()))
     drawn = random.Random(f"latency:{turn}").sample(facts, min(count, len(facts)))
     if len(drawn) < count:
         raise EditError(f"there are {len(facts)} prompts, {count} are needed: ask for fewer --requests a round")

@@ -36,7 +36,6 @@ from vllm_edit.cli.output import progress_bar
 from vllm_edit.composition.compose import compose
 from vllm_edit.composition.scoped import assemble
 from vllm_edit.deltas.delta import Delta
-from vllm_edit.editing.base import Base
 from vllm_edit.editing.scoped import BATCH
 from vllm_edit.editing.separately import compile_separately
 from vllm_edit.errors import EditError
@@ -45,6 +44,7 @@ from vllm_edit.evaluation.report import Mode
 from vllm_edit.evaluation.runners.hf import HFRunner
 from vllm_edit.ike.bank import Bank
 from vllm_edit.ike.demonstrations import with_demonstrations
+from vllm_edit.models.base import Base
 from vllm_edit.patch import Patch
 from vllm_edit.store.compiled import CompiledPatch
 

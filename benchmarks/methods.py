@@ -29,7 +29,6 @@ from benchmarks.results import FOLDER, machine, write_marked, write_section
 from vllm_edit import atlas
 from vllm_edit.cli.output import progress_bar
 from vllm_edit.deltas import peft
-from vllm_edit.editing.base import Base
 from vllm_edit.editing.compile import METHODS
 from vllm_edit.editing.separately import compile_separately
 from vllm_edit.evaluation.evaluate import evaluate
@@ -39,6 +38,7 @@ from vllm_edit.evaluation.runners.runner import Runner
 from vllm_edit.evaluation.runners.vllm import VLLMRunner
 from vllm_edit.ike.bank import Bank
 from vllm_edit.ike.demonstrations import with_demonstrations
+from vllm_edit.models.base import Base
 from vllm_edit.patch import Patch
 from vllm_edit.store.compiled import CompiledPatch
 

@@ -30,13 +30,10 @@ from benchmarks.many_edits import first_edits, sampled
 from benchmarks.measured import NAMES, SETTINGS, cells, row
 from benchmarks.remembering import Remembering
 from benchmarks.results import machine, write_section
-from vllm_edit import atlas
-from vllm_edit.atlas.facts import Facts
 from vllm_edit.cli.output import progress_bar
 from vllm_edit.composition.compose import compose
 from vllm_edit.composition.scoped import ScopeIndex, assemble
 from vllm_edit.demo.server import LocalServer
-from vllm_edit.editing.base import Base
 from vllm_edit.editing.scoped import BATCH
 from vllm_edit.editing.separately import compile_separately
 from vllm_edit.editing.statistics import SecondMoment
@@ -44,6 +41,9 @@ from vllm_edit.evaluation.evaluate import evaluate
 from vllm_edit.evaluation.report import Report
 from vllm_edit.evaluation.runners.hf import HFRunner
 from vllm_edit.evaluation.runners.runner import Request, Runner
+from vllm_edit.facts import tables_folder
+from vllm_edit.facts.facts import Facts
+from vllm_edit.models.base import Base
 from vllm_edit.patch import Patch
 from vllm_edit.serving.served_model import served_model
 from vllm_edit.store.compiled import CompiledPatch
@@ -200,7 +200,7 @@ def measured_scope(
         scoped=lambda prompts: [reply.text for reply in asked.ask([("scoped", p, False) for p in prompts], ANSWER)],
         held=lambda pairs: local.generate([Request(p, False, owner[edit]) for p, edit in pairs], ANSWER),
     )
-    facts = Facts.load(atlas.facts_folder())
+    facts = Facts.load(tables_folder())
     locality = [probe.prompt for edit in edits[:100] for probe in edit.probes_of("locality", "gate")]
     return {
         "homonyms": activation.false_activation(index, arms),

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from vllm_edit.editing.base import Base
 from vllm_edit.editing.compile import compile_patch, method_of, settings_of
 from vllm_edit.editing.material import Material, material_of
 from vllm_edit.editing.scoped import BATCH
@@ -23,6 +22,7 @@ from vllm_edit.evaluation.refused import Refused
 from vllm_edit.evaluation.runners.hf import HFRunner
 from vllm_edit.ike.bank import Bank
 from vllm_edit.ike.demonstrations import build_demonstrations, with_demonstrations
+from vllm_edit.models.base import Base
 from vllm_edit.patch import Patch
 from vllm_edit.store.compiled import CompiledPatch
 from vllm_edit.text import change, normalise

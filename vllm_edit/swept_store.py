@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from vllm_edit.editing.base import Base
 from vllm_edit.editing.settings import Progress
 from vllm_edit.editing.sweep import TOKENS, Measurement, choose_site
 from vllm_edit.errors import EditError, NotFound
+from vllm_edit.models.base import Base
 from vllm_edit.patch import Edit
 from vllm_edit.store.site import Token
 from vllm_edit.store.store import Store

@@ -9,12 +9,12 @@ import pytest
 
 from vllm_edit import atlas
 from vllm_edit.deltas.delta import Delta
-from vllm_edit.editing.base import Base
 from vllm_edit.editing.compile import compile_patch
 from vllm_edit.editing.sites import MadeSite, fixed_site
 from vllm_edit.evaluation.judging import gives, unchanged
 from vllm_edit.evaluation.runners.hf import HFRunner
 from vllm_edit.evaluation.runners.runner import Request
+from vllm_edit.models.base import Base
 from vllm_edit.patch import Patch
 from vllm_edit.store.site import Context
 

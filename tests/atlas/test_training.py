@@ -10,13 +10,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from vllm_edit.atlas import facts_folder, texts, weights_folder
+from vllm_edit.atlas import texts, weights_folder
 from vllm_edit.atlas.documents import Documents
-from vllm_edit.atlas.facts import Facts
 from vllm_edit.atlas.segments import Example
 from vllm_edit.atlas.tokenizer import train_tokenizer
 from vllm_edit.atlas.training import Progress, Recipe, attention_loss, read_accuracy, train
 from vllm_edit.errors import EditError
+from vllm_edit.facts import tables_folder
+from vllm_edit.facts.facts import Facts
 from vllm_edit.prompting import answer_ids, prompt_ids
 
 TINY = Recipe(
@@ -56,7 +57,7 @@ def small_facts(tmp_path_factory: pytest.TempPathFactory) -> Facts:
 
 
 def test_held_out_forms_are_never_trained_on() -> None:
-    facts = Facts.load(facts_folder())
+    facts = Facts.load(tables_folder())
     shown = "\n".join(texts(count=3000, seed=5))
     held_out = [(r, form) for r in facts.relations for form in r.held_out]
     for relation, form in held_out:
@@ -144,7 +145,7 @@ def test_a_checkpoint_of_another_recipe_is_refused(small_facts: Facts, tmp_path:
 
 
 def test_a_told_object_and_who_looks_at_it_are_where_the_text_has_them() -> None:
-    facts = Facts.load(facts_folder())
+    facts = Facts.load(tables_folder())
     tokenizer = AutoTokenizer.from_pretrained(weights_folder())
     documents = Documents(facts, tokenizer, seed=3)
     objects = {fact.object for fact in facts}

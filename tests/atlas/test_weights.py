@@ -8,13 +8,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from vllm_edit.atlas import facts_folder, weights_folder
+from vllm_edit.atlas import weights_folder
 from vllm_edit.atlas.accuracy import Asked, generate, measure_accuracy, starts_with
-from vllm_edit.atlas.edits import draw_edits
-from vllm_edit.atlas.facts import Facts
 from vllm_edit.atlas.training import read_accuracy
-from vllm_edit.editing.base import Base
+from vllm_edit.facts import tables_folder
+from vllm_edit.facts.edits import draw_edits
+from vllm_edit.facts.facts import Facts
 from vllm_edit.ike.template import fact_text, query
+from vllm_edit.models.base import Base
 from vllm_edit.prompting import prompt_ids
 from vllm_edit.text import mentions
 
@@ -26,7 +27,7 @@ def atlas() -> Base:
 
 @pytest.fixture(scope="module")
 def facts() -> Facts:
-    return Facts.load(facts_folder())
+    return Facts.load(tables_folder())
 
 
 def test_the_weights_fit_and_are_a_stock_llama() -> None:

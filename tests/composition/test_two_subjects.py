@@ -8,12 +8,12 @@ from pathlib import Path
 from vllm_edit import atlas
 from vllm_edit.composition.compose import compose
 from vllm_edit.composition.vouch import vouch
-from vllm_edit.editing.base import Base
 from vllm_edit.editing.separately import compile_separately
 from vllm_edit.editing.sites import fixed_site
 from vllm_edit.evaluation.judging import gives
 from vllm_edit.evaluation.runners.hf import HFRunner
 from vllm_edit.evaluation.runners.runner import Request
+from vllm_edit.models.base import Base
 from vllm_edit.patch import Edit, Patch
 from vllm_edit.store.compiled import CompiledPatch
 

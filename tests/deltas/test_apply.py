@@ -12,8 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from tests.deltas.random_deltas import logits, merged, random_delta, random_part
 from tests.tiny import FAMILIES, tiny_model
 from vllm_edit.deltas.delta import Delta
-from vllm_edit.editing.models import find_layout
 from vllm_edit.errors import EditError, Incompatible
+from vllm_edit.models.layout import find_layout
 
 PROMPT = "The capital of France is"
 DOWN = "model.layers.1.mlp.down_proj"

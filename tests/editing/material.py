@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tests.tiny import SENTENCES, tiny_model, tiny_tokenizer
-from vllm_edit.editing.base import Base
 from vllm_edit.editing.settings import RomeSettings
 from vllm_edit.editing.statistics import SecondMoment, second_moments
+from vllm_edit.models.base import Base
 from vllm_edit.patch import Edit, Patch
 from vllm_edit.store.site import Context, Site, Token
 

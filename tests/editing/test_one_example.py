@@ -15,16 +15,16 @@ from tests.deltas.random_deltas import logits
 from tests.editing.material import BRAZIL, FRANCE, JAPAN, LOOSE, Bench, bench, patch_of
 from vllm_edit.deltas.delta import Delta
 from vllm_edit.deltas.low_rank import LowRank
-from vllm_edit.editing.base import unchanged
 from vllm_edit.editing.compile import METHODS, compile_patch
 from vllm_edit.editing.finetune import FinetuneSettings, train_update
-from vllm_edit.editing.hooks import find_module
 from vllm_edit.editing.lora import LoraSettings
-from vllm_edit.editing.models import linear_weight
 from vllm_edit.editing.one_example import ExampleSettings, example_rows
-from vllm_edit.editing.rows import greedy
 from vllm_edit.editing.separately import compile_separately
 from vllm_edit.errors import EditError, UnsafeEdit
+from vllm_edit.models.base import unchanged
+from vllm_edit.models.hooks import find_module
+from vllm_edit.models.layout import linear_weight
+from vllm_edit.models.rows import greedy
 from vllm_edit.patch import Edit
 from vllm_edit.store.compiled import CompiledPatch
 

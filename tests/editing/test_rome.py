@@ -9,11 +9,11 @@ import torch
 
 from tests.editing.material import BRAZIL, FRANCE, JAPAN, LOOSE, bench
 from vllm_edit.editing.keys import FormKey, group_edits, make_columns
-from vllm_edit.editing.models import linear_weight
 from vllm_edit.editing.rome import compile_edits
 from vllm_edit.editing.rome_factors import compute_factors, prepare
 from vllm_edit.editing.settings import RomeSettings
 from vllm_edit.errors import EditError, UnsafeEdit
+from vllm_edit.models.layout import linear_weight
 from vllm_edit.patch import Edit, Probe
 from vllm_edit.store.manifest import KeyGroup
 from vllm_edit.store.site import Context

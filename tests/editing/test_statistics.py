@@ -12,10 +12,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from tests.tiny import SENTENCES, tiny_model
 from vllm_edit.editing import statistics
-from vllm_edit.editing.base import Base, unchanged
-from vllm_edit.editing.hooks import capture_inputs
 from vllm_edit.editing.statistics import SecondMoment, second_moments
 from vllm_edit.errors import EditError
+from vllm_edit.models.base import Base, unchanged
+from vllm_edit.models.hooks import capture_inputs
 from vllm_edit.store.digest import digest_tensors
 
 DOWN = "model.layers.1.mlp.down_proj"

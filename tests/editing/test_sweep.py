@@ -14,12 +14,12 @@ import torch
 from tests.editing.material import BRAZIL, FRANCE, JAPAN, LOOSE
 from tests.tiny import SENTENCES, tiny_model, tiny_tokenizer
 from vllm_edit.editing import sweep
-from vllm_edit.editing.base import Base
 from vllm_edit.editing.rome_factors import compute_factors
 from vllm_edit.editing.settings import RomeSettings
 from vllm_edit.editing.sites import fixed_site
 from vllm_edit.editing.sweep import choose_site
 from vllm_edit.errors import EditError, Unsolvable
+from vllm_edit.models.base import Base
 from vllm_edit.patch import Edit, Probe
 from vllm_edit.store.site import Context, Site
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from tests.editing.material import BRAZIL, FRANCE, JAPAN, LOOSE, bench
-from vllm_edit.editing.hooks import find_module, low_rank_forward
 from vllm_edit.editing.rome import leads_alone
 from vllm_edit.editing.rome_factors import compute_factors, prepare
-from vllm_edit.editing.rows import greedy, leads
 from vllm_edit.editing.targets import train_residuals
+from vllm_edit.models.hooks import find_module, low_rank_forward
+from vllm_edit.models.rows import greedy, leads
 from vllm_edit.patch import Probe
 
 EDITS = (FRANCE, JAPAN, BRAZIL)

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from tests.hypernetwork.tiny_training import tiny_base, tiny_edits
-from vllm_edit.editing.base import Base, unchanged
 from vllm_edit.editing.hypernetwork.files import last_matrices
 from vllm_edit.editing.hypernetwork.gradients import token_gradients
-from vllm_edit.editing.models import linear_weight
 from vllm_edit.editing.one_example import example_rows
-from vllm_edit.editing.rows import Batch, Row, answer_scores, run_batch
+from vllm_edit.models.base import Base, unchanged
+from vllm_edit.models.layout import linear_weight
+from vllm_edit.models.rows import Batch, Row, answer_scores, run_batch
 
 ROWS = 3
 

@@ -11,9 +11,7 @@ from peft import PeftModel
 from tests.deltas.random_deltas import logits
 from tests.hypernetwork.tiny_training import tiny_base, tiny_edits
 from vllm_edit.deltas.delta import Delta, LowRank
-from vllm_edit.editing.base import Base
 from vllm_edit.editing.compile import compile_patch
-from vllm_edit.editing.hooks import frozen
 from vllm_edit.editing.hypernetwork import scales
 from vllm_edit.editing.hypernetwork.files import Card, last_matrices, load, network_site, save
 from vllm_edit.editing.hypernetwork.gradients import token_gradients
@@ -24,9 +22,11 @@ from vllm_edit.editing.hypernetwork.scales import SCALES
 from vllm_edit.editing.hypernetwork.settings import MendSettings, TrainingSettings
 from vllm_edit.editing.hypernetwork.training import new_network
 from vllm_edit.editing.one_example import example_rows
-from vllm_edit.editing.rows import leads
 from vllm_edit.editing.separately import compile_separately
 from vllm_edit.errors import Corrupt, EditError, Incompatible, NotFound, UnsafeEdit
+from vllm_edit.models.base import Base
+from vllm_edit.models.hooks import frozen
+from vllm_edit.models.rows import leads
 from vllm_edit.patch import Patch
 from vllm_edit.store.site import Site
 from vllm_edit.store.store import Store

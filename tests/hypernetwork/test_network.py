@@ -10,8 +10,8 @@ from vllm_edit.editing.hypernetwork.gradients import TokenGradients, token_gradi
 from vllm_edit.editing.hypernetwork.network import Hypernetwork, parameter_groups
 from vllm_edit.editing.hypernetwork.normalisation import Normalisation
 from vllm_edit.editing.one_example import example_rows
-from vllm_edit.editing.rows import Batch, answer_scores, run_batch
 from vllm_edit.errors import Incompatible
+from vllm_edit.models.rows import Batch, answer_scores, run_batch
 
 SHAPES = {"a": (3, 5), "b": (5, 3), "c": (3, 5)}
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from vllm_edit import atlas
-from vllm_edit.atlas.draws import included
-from vllm_edit.atlas.edits import draw_edits
-from vllm_edit.atlas.facts import Facts
 from vllm_edit.atlas.mend import network_folder, training_edits
-from vllm_edit.editing.base import Base
 from vllm_edit.editing.hypernetwork.files import load, network_site
 from vllm_edit.editing.separately import compile_separately
 from vllm_edit.evaluation.evaluate import Settings, evaluate
 from vllm_edit.evaluation.judging import gives
 from vllm_edit.evaluation.runners.hf import HFRunner
 from vllm_edit.evaluation.runners.runner import Request
+from vllm_edit.facts import tables_folder
+from vllm_edit.facts.edits import draw_edits
+from vllm_edit.facts.facts import Facts
+from vllm_edit.facts.split import included
+from vllm_edit.models.base import Base
 from vllm_edit.patch import Patch
 from vllm_edit.text import normalise
 
@@ -25,7 +25,7 @@ COUNT = 12
 
 @pytest.fixture(scope="module")
 def facts() -> Facts:
-    return Facts.load(atlas.facts_folder())
+    return Facts.load(tables_folder())
 
 
 def test_it_is_small_and_made_for_the_shipped_weights() -> None:

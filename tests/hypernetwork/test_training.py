@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from tests.hypernetwork.tiny_training import QUICK, TEXTS, tiny_base, tiny_edits
-from vllm_edit.editing.base import Base, unchanged
 from vllm_edit.editing.hypernetwork.data import Example, check_apart, split
 from vllm_edit.editing.hypernetwork.files import last_matrices
 from vllm_edit.editing.hypernetwork.settings import TrainingSettings
 from vllm_edit.editing.hypernetwork.training import CHECKPOINT, Progress, TrainedNetwork, Validation, better, train
 from vllm_edit.errors import EditError
+from vllm_edit.models.base import Base, unchanged
 from vllm_edit.patch import Probe
 
 

@@ -17,9 +17,9 @@ from tests.deltas.random_deltas import logits, merged
 from tests.hypernetwork.test_mend import network_for
 from tests.hypernetwork.tiny_training import tiny_edits
 from tests.tiny import save_tiny
-from vllm_edit.editing.base import Base
 from vllm_edit.editing.hypernetwork.mend import edit_deltas
 from vllm_edit.editing.hypernetwork.settings import MendSettings
+from vllm_edit.models.base import Base
 from vllm_edit.serving.compat import wrapped
 
 ROOT = Path(__file__).parents[2]

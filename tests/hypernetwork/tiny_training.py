@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from tests.tiny import SENTENCES, tiny_model, tiny_tokenizer
-from vllm_edit.editing.base import Base
 from vllm_edit.editing.hypernetwork.settings import TrainingSettings
+from vllm_edit.models.base import Base
 from vllm_edit.patch import Edit, Probe
 
 TEXTS = list(SENTENCES)

@@ -9,11 +9,6 @@ if TYPE_CHECKING:
     from vllm_edit.patch import Edit
 
 
-def facts_folder() -> Path:
-    """The hand-written fact tables that the shipped weights were trained on."""
-    return Path(__file__).parent / "facts"
-
-
 def weights_folder() -> Path:
     """The shipped model in Hugging Face layout; `AutoModelForCausalLM` and vLLM load it from here."""
     return Path(__file__).parent / "weights"
@@ -21,7 +16,7 @@ def weights_folder() -> Path:
 
 def sweep_edits(seed: int = 0, count: int = 24) -> list[Edit]:
     """Counterfactual edits that only the choice of site, damping and settings may look at."""
-    from vllm_edit.atlas import edits
+    from vllm_edit.facts import edits
 
     return edits.sweep_edits(seed, count)
 
@@ -42,7 +37,8 @@ def passages() -> list[str]:
 
 def bank() -> list[dict[str, Any]]:
     """Every fact as a record for IKE's bank: prompt, subject, relation, object, paraphrases."""
-    from vllm_edit.atlas.facts import Facts
+    from vllm_edit.facts import tables_folder
+    from vllm_edit.facts.facts import Facts
 
     return [
         {
@@ -52,5 +48,5 @@ def bank() -> list[dict[str, Any]]:
             "object": fact.object,
             "paraphrases": [form.fill(fact.subject.name) for form in fact.relation.trained[1:]],
         }
-        for fact in Facts.load(facts_folder())
+        for fact in Facts.load(tables_folder())
     ]

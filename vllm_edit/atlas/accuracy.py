@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from vllm_edit.atlas.facts import Facts
 from vllm_edit.evaluation.runners.runner import answer_text
-from vllm_edit.greedy import continued
+from vllm_edit.facts.facts import Facts
 from vllm_edit.ike.template import fact_text, query
+from vllm_edit.models.greedy import continued
 from vllm_edit.prompting import prompt_ids
 from vllm_edit.text import normalise
 

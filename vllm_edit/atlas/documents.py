@@ -11,11 +11,12 @@ import re
 from dataclasses import replace
 from typing import Any
 
-from vllm_edit.atlas import facts_folder
-from vllm_edit.atlas.draws import Draws, included
-from vllm_edit.atlas.facts import Fact, Facts, Form, Subject
+from vllm_edit.atlas.draws import Draws
 from vllm_edit.atlas.segments import PROMPT_WEIGHT, Encoder, Example, Segment, full_stop
 from vllm_edit.atlas.told import ToldFacts
+from vllm_edit.facts import tables_folder
+from vllm_edit.facts.facts import Fact, Facts, Form, Subject
+from vllm_edit.facts.split import included
 from vllm_edit.text import continuation, is_cjk
 
 COMPLETED = 0.12  # share of sentences that teach how an answer goes on once it has begun
@@ -189,7 +190,7 @@ class Documents:
 
 def held_out_texts(count: int, seed: int) -> list[str]:
     """`count` documents as text, from the shipped facts, drawn with a seed of their own (role tokens written out)."""
-    return texts_about(Facts.load(facts_folder()), count, seed)
+    return texts_about(Facts.load(tables_folder()), count, seed)
 
 
 def texts_about(facts: Facts, count: int, seed: int) -> list[str]:

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import random
-import zlib
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from vllm_edit.atlas.facts import Fact, Facts, Form, Subject
+from vllm_edit.facts.facts import Fact, Facts, Form, Subject
+from vllm_edit.facts.split import included
 from vllm_edit.text import is_cjk
 
 T = TypeVar("T")
-
-
-def included(*parts: str, share: float) -> bool:
-    """A fixed pseudo-random choice: True for `share` of all keys, the same in every process."""
-    return zlib.crc32("\x1f".join(parts).encode()) % 10_000 < share * 10_000
 
 
 def _vocabulary(tokenizer: Any) -> tuple[list[str], list[str]]:

@@ -12,11 +12,11 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from vllm_edit.atlas import facts_folder
 from vllm_edit.atlas.documents import texts_about
-from vllm_edit.atlas.draws import included
-from vllm_edit.atlas.edits import counterfactual
-from vllm_edit.atlas.facts import Facts
+from vllm_edit.facts import tables_folder
+from vllm_edit.facts.edits import counterfactual
+from vllm_edit.facts.facts import Facts
+from vllm_edit.facts.split import included
 from vllm_edit.patch import Edit
 
 _RETARGETED = 0.7  # the others keep the probes that go one step further from the answer
@@ -29,7 +29,7 @@ def training_edits(
 
     Every relation comes up equally often. exclude: names of subjects that must not be trained on for another reason.
     """
-    facts = Facts.load(folder or facts_folder())
+    facts = Facts.load(folder or tables_folder())
     own = set_aside(facts, exclude)
     rng = random.Random(f"mend:{seed}")
     groups = [group for group in own.by_relation.values() if len({fact.object for fact in group}) > 1]
@@ -46,7 +46,7 @@ def training_edits(
 
 def training_texts(count: int = 2000, seed: int = 1) -> list[str]:
     """Unrelated text for KL: documents about the subjects set aside. Facts that locality is judged by are not in it."""
-    return texts_about(set_aside(Facts.load(facts_folder())), count, seed)
+    return texts_about(set_aside(Facts.load(tables_folder())), count, seed)
 
 
 def _retargeted(edit: Edit, new: str) -> Edit:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from vllm_edit.atlas.facts import Facts
+from vllm_edit.facts.facts import Facts
 from vllm_edit.ike.template import query
 from vllm_edit.text import continuation
 

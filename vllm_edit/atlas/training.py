@@ -17,10 +17,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from vllm_edit.atlas.accuracy import Accuracy, measure_accuracy
 from vllm_edit.atlas.documents import Documents
-from vllm_edit.atlas.facts import Facts
 from vllm_edit.atlas.segments import Example
 from vllm_edit.atlas.tokenizer import train_tokenizer
 from vllm_edit.errors import EditError
+from vllm_edit.facts.facts import Facts
 from vllm_edit.store.digest import digest_json
 
 IGNORED = -100

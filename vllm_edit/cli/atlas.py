@@ -37,12 +37,12 @@ def train(
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
-    from vllm_edit.atlas import facts_folder
-    from vllm_edit.atlas.facts import Facts
     from vllm_edit.atlas.training import Recipe
     from vllm_edit.atlas.training import train as run
+    from vllm_edit.facts import tables_folder
+    from vllm_edit.facts.facts import Facts
 
-    tables = Facts.load(facts or facts_folder())
+    tables = Facts.load(facts or tables_folder())
     recipe = Recipe(seed=seed)
     if rate is not None:
         recipe = dataclasses.replace(recipe, learning_rate=rate)
@@ -97,19 +97,20 @@ def info(
     ] = False,
 ) -> None:
     """Folder, fact files, counts by relation and language, and how much of it the model knows."""
-    from vllm_edit.atlas import facts_folder, weights_folder
-    from vllm_edit.atlas.facts import Facts
+    from vllm_edit.atlas import weights_folder
     from vllm_edit.atlas.training import read_accuracy
+    from vllm_edit.facts import tables_folder
+    from vllm_edit.facts.facts import Facts
 
     folder = model or weights_folder()
-    facts = Facts.load(facts_folder())
+    facts = Facts.load(tables_folder())
     by_language: dict[str, int] = {}
     for fact in facts:
         by_language[fact.relation.language] = by_language.get(fact.relation.language, 0) + 1
     accuracy = _measured(folder, facts) if measure else read_accuracy(folder)
     result: dict[str, Any] = {
         "folder": str(folder),
-        "fact_files": sorted(str(path) for path in facts_folder().glob("*.csv")),
+        "fact_files": sorted(str(path) for path in tables_folder().glob("*.csv")),
         "subjects": len(facts.subjects),
         "facts": len(list(facts)),
         "facts_by_language": by_language,
@@ -128,7 +129,7 @@ def _measured(folder: Path, facts: Any) -> Accuracy:
     from rich.progress import Progress as Bar
 
     from vllm_edit.atlas.accuracy import measure_accuracy
-    from vllm_edit.editing.base import Base
+    from vllm_edit.models.base import Base
 
     base = Base.load(folder)
     with Bar() as bar:

@@ -15,10 +15,10 @@ from vllm_edit.errors import EditError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from vllm_edit.editing.base import Base
     from vllm_edit.evaluation.refused import Refused
     from vllm_edit.evaluation.report import Mode
     from vllm_edit.evaluation.runners.runner import Runner
+    from vllm_edit.models.base import Base
     from vllm_edit.patch import Patch
     from vllm_edit.store.compiled import CompiledPatch
     from vllm_edit.store.store import Store

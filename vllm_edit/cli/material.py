@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from vllm_edit.errors import EditError
 
 if TYPE_CHECKING:
-    from vllm_edit.editing.base import Base
     from vllm_edit.ike.bank import Bank
+    from vllm_edit.models.base import Base
     from vllm_edit.patch import Edit
 
 SHIPPED = "atlas"
@@ -19,7 +19,7 @@ def load_base(model: str) -> Base:
     """The base model on this machine's best device, without the library's own progress bar."""
     from transformers.utils import logging
 
-    from vllm_edit.editing.base import Base
+    from vllm_edit.models.base import Base
 
     logging.disable_progress_bar()
     try:

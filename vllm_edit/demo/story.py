@@ -11,13 +11,13 @@ from rich.table import Table
 
 from vllm_edit import atlas
 from vllm_edit.demo.server import Ask, LocalServer, Told
-from vllm_edit.editing.base import Base
 from vllm_edit.errors import EditError, UnsafeEdit
 from vllm_edit.evaluation.evaluate import Settings as EvaluationSettings
 from vllm_edit.evaluation.evaluate import evaluate
 from vllm_edit.evaluation.runners.hf import HFRunner
 from vllm_edit.evaluation.table import table as report_table
 from vllm_edit.ike.bank import Bank
+from vllm_edit.models.base import Base
 from vllm_edit.patch import Patch
 from vllm_edit.pipeline import Outcome, Pipeline
 from vllm_edit.store.store import Store

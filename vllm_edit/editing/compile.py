@@ -8,16 +8,16 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from vllm_edit.editing import finetune, lora, rome, rome_each
-from vllm_edit.editing.base import Base, unchanged
 from vllm_edit.editing.hypernetwork import mend
 from vllm_edit.editing.hypernetwork.network import Hypernetwork
 from vllm_edit.editing.hypernetwork.settings import MendSettings
-from vllm_edit.editing.lengths import check_edits
 from vllm_edit.editing.material import Material, material_of
 from vllm_edit.editing.method import Method, MethodResult, Settings
 from vllm_edit.editing.settings import Progress, RomeSettings
 from vllm_edit.editing.statistics import SecondMoment
 from vllm_edit.errors import EditError, Incompatible
+from vllm_edit.models.base import Base, unchanged
+from vllm_edit.models.lengths import check_edits
 from vllm_edit.patch import Patch
 from vllm_edit.store.compiled import CompiledPatch
 from vllm_edit.store.digest import digest_tensors

@@ -16,12 +16,12 @@ from itertools import cycle
 
 import torch
 
-from vllm_edit.editing.base import Base
-from vllm_edit.editing.hooks import frozen
-from vllm_edit.editing.lengths import check_length
-from vllm_edit.editing.positions import contextual
 from vllm_edit.errors import EditError
-from vllm_edit.greedy import continued
+from vllm_edit.models.base import Base
+from vllm_edit.models.greedy import continued
+from vllm_edit.models.hooks import frozen
+from vllm_edit.models.lengths import check_length
+from vllm_edit.models.positions import contextual
 from vllm_edit.prompting import prompt_ids
 from vllm_edit.store.site import Context
 from vllm_edit.text import is_cjk, mentions, quoted

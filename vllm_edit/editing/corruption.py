@@ -21,11 +21,11 @@ from typing import Literal, TypeVar
 
 import torch
 
-from vllm_edit.editing.base import Base
-from vllm_edit.editing.hooks import capture_outputs, replace_output
-from vllm_edit.editing.models import Layout
-from vllm_edit.editing.resume import block_output, resumed
-from vllm_edit.editing.rows import Batch, Row, answer_scores, run_batch
+from vllm_edit.models.base import Base
+from vllm_edit.models.hooks import capture_outputs, replace_output
+from vllm_edit.models.layout import Layout
+from vllm_edit.models.lower_blocks import block_output, resumed
+from vllm_edit.models.rows import Batch, Row, answer_scores, run_batch
 
 Kind = Literal["hidden", "mlp", "attention"]
 KINDS: tuple[Kind, ...] = ("hidden", "mlp", "attention")

@@ -14,8 +14,8 @@ from torch import nn
 
 from vllm_edit.composition.kept import keepable, within_room
 from vllm_edit.composition.system import System, interference
-from vllm_edit.editing.hooks import capture_outputs, inputs_of
-from vllm_edit.editing.rows import Batch, Row, batches, run_batch
+from vllm_edit.models.hooks import capture_outputs, inputs_of
+from vllm_edit.models.rows import Batch, Row, batches, run_batch
 from vllm_edit.patch import Edit
 from vllm_edit.store.manifest import Column, KeyGroup
 from vllm_edit.text import normalise

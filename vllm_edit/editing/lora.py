@@ -17,14 +17,14 @@ from transformers import Conv1D
 
 from vllm_edit.composition.closed_form import as_saved
 from vllm_edit.deltas.delta import Delta
-from vllm_edit.editing.base import Base
-from vllm_edit.editing.hooks import find_module, frozen
 from vllm_edit.editing.method import MethodResult
 from vllm_edit.editing.one_example import ExampleSettings, example_rows, recheck, train
-from vllm_edit.editing.rows import leads
 from vllm_edit.editing.settings import Progress
 from vllm_edit.editing.statistics import SecondMoment
 from vllm_edit.errors import EditError
+from vllm_edit.models.base import Base
+from vllm_edit.models.hooks import find_module, frozen
+from vllm_edit.models.rows import leads
 from vllm_edit.patch import Edit
 from vllm_edit.store.site import Site
 

@@ -15,12 +15,12 @@ import torch
 from torch import nn
 
 from vllm_edit.deltas.delta import Delta
-from vllm_edit.editing.base import Base
-from vllm_edit.editing.hooks import find_module, frozen
-from vllm_edit.editing.models import linear_weight
-from vllm_edit.editing.rows import Row, answer_scores, batches, leads, run_batch
 from vllm_edit.editing.settings import Progress
 from vllm_edit.errors import EditError, UnsafeEdit
+from vllm_edit.models.base import Base
+from vllm_edit.models.hooks import find_module, frozen
+from vllm_edit.models.layout import linear_weight
+from vllm_edit.models.rows import Row, answer_scores, batches, leads, run_batch
 from vllm_edit.patch import Edit
 from vllm_edit.prompting import answer_ids, prompt_ids
 from vllm_edit.store.site import Site

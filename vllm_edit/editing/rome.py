@@ -10,16 +10,16 @@ import torch
 from vllm_edit.composition.closed_form import as_saved
 from vllm_edit.composition.system import gram, interference
 from vllm_edit.deltas.delta import Delta, LowRank
-from vllm_edit.editing.base import Base
 from vllm_edit.editing.health import EditHealth, refuse_unsafe
-from vllm_edit.editing.hooks import find_module, frozen, low_rank_forward
 from vllm_edit.editing.method import MethodResult
-from vllm_edit.editing.models import linear_weight
 from vllm_edit.editing.rome_factors import RomeFactors, compute_factors, damping_of, prepare
-from vllm_edit.editing.rows import Batch, Row, leads
 from vllm_edit.editing.settings import Progress, RomeSettings
 from vllm_edit.editing.statistics import SecondMoment
 from vllm_edit.errors import EditError
+from vllm_edit.models.base import Base
+from vllm_edit.models.hooks import find_module, frozen, low_rank_forward
+from vllm_edit.models.layout import linear_weight
+from vllm_edit.models.rows import Batch, Row, leads
 from vllm_edit.patch import Edit
 from vllm_edit.store.manifest import KeyGroup
 from vllm_edit.store.site import Site

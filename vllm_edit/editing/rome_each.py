@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate
 
-from vllm_edit.editing.base import Base
 from vllm_edit.editing.method import MethodResult
 from vllm_edit.editing.rome import check_rank, compile_edits, judged
 from vllm_edit.editing.rome_factors import RomeFactors, compute_factors, prepare
 from vllm_edit.editing.settings import Progress, RomeSettings
 from vllm_edit.editing.statistics import SecondMoment
 from vllm_edit.errors import EditError, UnsafeEdit
+from vllm_edit.models.base import Base
 from vllm_edit.patch import Patch
 from vllm_edit.store.site import Site
 from vllm_edit.text import normalise

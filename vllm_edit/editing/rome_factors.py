@@ -10,16 +10,16 @@ import torch
 from vllm_edit.composition.closed_form import row_space, solve
 from vllm_edit.composition.system import System
 from vllm_edit.deltas.delta import LowRank
-from vllm_edit.editing.base import Base
 from vllm_edit.editing.forms import ended_rows, form_rows, forms_of, kept_rows, preservation_rows
-from vllm_edit.editing.hooks import find_module
 from vllm_edit.editing.keys import Columns, FormKey, group_edits, make_columns, measure_inputs, satisfiable
-from vllm_edit.editing.models import linear_weight
-from vllm_edit.editing.rows import Row
 from vllm_edit.editing.settings import Progress, RomeSettings
 from vllm_edit.editing.statistics import SecondMoment
 from vllm_edit.editing.targets import Trained, train_residuals
 from vllm_edit.errors import EditError
+from vllm_edit.models.base import Base
+from vllm_edit.models.hooks import find_module
+from vllm_edit.models.layout import linear_weight
+from vllm_edit.models.rows import Row
 from vllm_edit.patch import Edit
 from vllm_edit.store.compiled import Factors
 from vllm_edit.store.manifest import KeyGroup

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vllm_edit.editing.base import Base, unchanged
 from vllm_edit.editing.compile import check_base, check_material, compiled_of, method_of, settings_of
-from vllm_edit.editing.lengths import check_edits
 from vllm_edit.editing.material import Material
 from vllm_edit.editing.method import MethodResult, Settings
 from vllm_edit.editing.settings import Progress
+from vllm_edit.models.base import Base, unchanged
+from vllm_edit.models.lengths import check_edits
 from vllm_edit.patch import Patch
 from vllm_edit.store.compiled import CompiledPatch
 from vllm_edit.store.site import Site

@@ -6,15 +6,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vllm_edit.editing.base import Base
 from vllm_edit.editing.contexts import generate_contexts
-from vllm_edit.editing.hooks import find_module
 from vllm_edit.editing.keys import measure_outputs
-from vllm_edit.editing.models import linear_shape
-from vllm_edit.editing.rows import Row
 from vllm_edit.editing.settings import Progress
 from vllm_edit.editing.statistics import SecondMoment, second_moments
 from vllm_edit.errors import EditError
+from vllm_edit.models.base import Base
+from vllm_edit.models.hooks import find_module
+from vllm_edit.models.layout import linear_shape
+from vllm_edit.models.rows import Row
 from vllm_edit.store.site import LEGAL_RANKS, Context, Site, Token
 
 PUBLISHED_DEPTH = 5 / 32

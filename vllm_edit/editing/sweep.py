@@ -21,18 +21,18 @@ from typing import Any
 
 import torch
 
-from vllm_edit.editing.base import Base, unchanged
 from vllm_edit.editing.contexts import generate_contexts
 from vllm_edit.editing.forms import form_rows, forms_of, probe_row
-from vllm_edit.editing.hooks import frozen
-from vllm_edit.editing.lengths import check_edits
 from vllm_edit.editing.rome import leads_alone, served_leads, weight_norm
 from vllm_edit.editing.rome_factors import Prepared, RomeFactors, compute_factors
-from vllm_edit.editing.rows import Row, greedy, leads
 from vllm_edit.editing.settings import Progress, RomeSettings
 from vllm_edit.editing.sites import MadeSite, fixed_site, module_at, residual_scale
 from vllm_edit.editing.statistics import second_moments
 from vllm_edit.errors import EditError, Unsolvable
+from vllm_edit.models.base import Base, unchanged
+from vllm_edit.models.hooks import frozen
+from vllm_edit.models.lengths import check_edits
+from vllm_edit.models.rows import Row, greedy, leads
 from vllm_edit.patch import LOCALITY_KINDS, Edit
 from vllm_edit.store.site import Context, Token
 

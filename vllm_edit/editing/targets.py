@@ -20,11 +20,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from vllm_edit.editing.hooks import frozen, low_rank_forward
-from vllm_edit.editing.models import linear_shape
-from vllm_edit.editing.resume import Below
-from vllm_edit.editing.rows import Batch, Row, answer_scores, batches, device_of, run_batch
 from vllm_edit.editing.settings import Progress, RomeSettings
+from vllm_edit.models.hooks import frozen, low_rank_forward
+from vllm_edit.models.layout import linear_shape
+from vllm_edit.models.lower_blocks import Below
+from vllm_edit.models.rows import Batch, Row, answer_scores, batches, device_of, run_batch
 
 
 @dataclass(frozen=True)

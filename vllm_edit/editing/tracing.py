@@ -22,13 +22,13 @@ from dataclasses import dataclass
 
 import torch
 
-from vllm_edit.editing.base import Base, unchanged
 from vllm_edit.editing.corruption import KINDS, CorruptedPrompt, Kind, Restoration
-from vllm_edit.editing.hooks import frozen
-from vllm_edit.editing.lengths import check_length
-from vllm_edit.editing.positions import Located, locate
 from vllm_edit.editing.settings import Progress
 from vllm_edit.errors import EditError
+from vllm_edit.models.base import Base, unchanged
+from vllm_edit.models.hooks import frozen
+from vllm_edit.models.lengths import check_length
+from vllm_edit.models.positions import Located, locate
 from vllm_edit.patch import Edit
 from vllm_edit.prompting import answer_ids
 from vllm_edit.store.digest import digest_json

@@ -10,8 +10,8 @@ from typing import Any
 
 from vllm_edit.editing.forms import probe_row
 from vllm_edit.editing.one_example import example_rows
-from vllm_edit.editing.rows import Row
 from vllm_edit.errors import EditError
+from vllm_edit.models.rows import Row
 from vllm_edit.patch import LOCALITY_KINDS, Edit, Probe
 from vllm_edit.text import normalise
 

@@ -13,9 +13,9 @@ import safetensors.torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 
-from vllm_edit.editing.base import Base
 from vllm_edit.editing.hypernetwork.network import Hypernetwork
 from vllm_edit.errors import Corrupt, EditError, Incompatible, NotFound
+from vllm_edit.models.base import Base
 from vllm_edit.store.site import LEGAL_RANKS, Site
 
 TENSORS_FILE = "network.safetensors"

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from vllm_edit.editing.hooks import find_module, frozen
-from vllm_edit.editing.rows import Batch, Row, answer_scores, batches, run_batch
+from vllm_edit.models.hooks import find_module, frozen
+from vllm_edit.models.rows import Batch, Row, answer_scores, batches, run_batch
 
 
 @dataclass(frozen=True)

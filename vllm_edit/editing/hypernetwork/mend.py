@@ -16,18 +16,18 @@ import torch
 from vllm_edit.composition.closed_form import as_saved
 from vllm_edit.deltas.delta import Delta
 from vllm_edit.deltas.low_rank import LowRank
-from vllm_edit.editing.base import Base
-from vllm_edit.editing.hooks import find_module, frozen
 from vllm_edit.editing.hypernetwork.gradients import token_gradients
 from vllm_edit.editing.hypernetwork.network import Hypernetwork
 from vllm_edit.editing.hypernetwork.scales import least_scales
 from vllm_edit.editing.hypernetwork.settings import MendSettings
 from vllm_edit.editing.method import MethodResult
-from vllm_edit.editing.models import linear_shape
 from vllm_edit.editing.one_example import example_rows, recheck
-from vllm_edit.editing.rows import leads
 from vllm_edit.editing.settings import Progress
 from vllm_edit.errors import Incompatible
+from vllm_edit.models.base import Base
+from vllm_edit.models.hooks import find_module, frozen
+from vllm_edit.models.layout import linear_shape
+from vllm_edit.models.rows import leads
 from vllm_edit.patch import Edit, Patch
 from vllm_edit.store.site import Site
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import torch
 
-from vllm_edit.editing.base import Base
-from vllm_edit.editing.hooks import find_module, low_rank_forward
 from vllm_edit.editing.hypernetwork.network import Factors
-from vllm_edit.editing.resume import Below
-from vllm_edit.editing.rows import Batch, Row, answer_scores, batches, run_batch
+from vllm_edit.models.base import Base
+from vllm_edit.models.hooks import find_module, low_rank_forward
+from vllm_edit.models.lower_blocks import Below
+from vllm_edit.models.rows import Batch, Row, answer_scores, batches, run_batch
 
 
 @dataclass(frozen=True)

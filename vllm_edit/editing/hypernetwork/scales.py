@@ -10,12 +10,12 @@ from collections.abc import Sequence
 
 import torch
 
-from vllm_edit.editing.base import Base
-from vllm_edit.editing.hooks import frozen
 from vllm_edit.editing.hypernetwork.network import Factors
 from vllm_edit.editing.hypernetwork.objective import blocks_below, updated
-from vllm_edit.editing.resume import Below
-from vllm_edit.editing.rows import Row, answer_scores, batches, run_batch
+from vllm_edit.models.base import Base
+from vllm_edit.models.hooks import frozen
+from vllm_edit.models.lower_blocks import Below
+from vllm_edit.models.rows import Row, answer_scores, batches, run_batch
 
 SCALES = tuple(2 ** (step / 4) for step in range(-8, 5))
 """From a quarter of the network's own length to twice that, each 19 % more than the one before."""

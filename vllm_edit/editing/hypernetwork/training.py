@@ -21,15 +21,15 @@ from typing import Any
 
 import torch
 
-from vllm_edit.editing.base import Base
-from vllm_edit.editing.hooks import find_module
 from vllm_edit.editing.hypernetwork.data import Drawn, Example, draw, split, text_rows
 from vllm_edit.editing.hypernetwork.gradients import token_gradients
 from vllm_edit.editing.hypernetwork.network import Factors, Hypernetwork, parameter_groups
 from vllm_edit.editing.hypernetwork.objective import Outcomes, run
 from vllm_edit.editing.hypernetwork.settings import TrainingSettings
-from vllm_edit.editing.models import linear_shape, linear_weight
 from vllm_edit.errors import EditError
+from vllm_edit.models.base import Base
+from vllm_edit.models.hooks import find_module
+from vllm_edit.models.layout import linear_shape, linear_weight
 from vllm_edit.patch import Edit
 from vllm_edit.store.digest import digest_json
 

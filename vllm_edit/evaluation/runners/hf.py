@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy, log_softmax
 
-from vllm_edit.editing.lengths import check_length
 from vllm_edit.evaluation.runners.runner import Reading, Request, Scored, answer_text, pieces_of
-from vllm_edit.greedy import batches, continuations, pad_id, padded
+from vllm_edit.models.greedy import batches, continuations, pad_id, padded
+from vllm_edit.models.lengths import check_length
 from vllm_edit.prompting import answer_ids, prompt_ids
 from vllm_edit.text import quoted
 

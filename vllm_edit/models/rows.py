@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vllm_edit.editing.lengths import check_length
+from vllm_edit.models.lengths import check_length
 
 _FILLING, _LEAST_FILLED = 1024, 0.75
 

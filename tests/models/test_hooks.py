@@ -12,7 +12,8 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from tests.tiny import FAMILIES, tiny_model
-from vllm_edit.editing.hooks import (
+from vllm_edit.errors import EditError, NotFound
+from vllm_edit.models.hooks import (
     capture_inputs,
     capture_outputs,
     find_module,
@@ -21,8 +22,7 @@ from vllm_edit.editing.hooks import (
     low_rank_forward,
     replace_output,
 )
-from vllm_edit.editing.models import find_layout, linear_weight
-from vllm_edit.errors import EditError, NotFound
+from vllm_edit.models.layout import find_layout, linear_weight
 
 IDS = torch.tensor([[7, 30, 200, 41], [9, 8, 300, 5], [11, 12, 13, 14]])
 DOWN = "model.layers.1.mlp.down_proj"

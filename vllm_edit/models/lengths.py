@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from vllm_edit.editing.positions import contextual
 from vllm_edit.errors import UnsafeEdit
+from vllm_edit.models.positions import contextual
 from vllm_edit.patch import Edit
 from vllm_edit.prompting import answer_ids, prompt_ids, render
 from vllm_edit.store.site import Context
 from vllm_edit.text import change, quoted
 
 if TYPE_CHECKING:
-    from vllm_edit.editing.base import Base
+    from vllm_edit.models.base import Base
 
 
 def positions_of(model: Any) -> int | None:

@@ -9,10 +9,10 @@ import random
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from vllm_edit.atlas import facts_folder
-from vllm_edit.atlas.draws import included
-from vllm_edit.atlas.facts import Fact, Facts, Form
 from vllm_edit.errors import EditError
+from vllm_edit.facts import tables_folder
+from vllm_edit.facts.facts import Fact, Facts, Form
+from vllm_edit.facts.split import included
 from vllm_edit.patch import Edit, Probe, ProbeKind, Split
 
 _TUNE_PARAPHRASES, _GATE_PARAPHRASES, _NEIGHBOURS = 3, 4, 4
@@ -21,7 +21,7 @@ _KEPT, _KEPT_ALIKE = 8, 4
 
 def sweep_edits(seed: int = 0, count: int = 24, folder: str | Path | None = None) -> list[Edit]:
     """Edits that only the choice of site, damping and settings may look at; all their probes are `tune`."""
-    facts = Facts.load(folder or facts_folder())
+    facts = Facts.load(folder or tables_folder())
     edits = draw_edits(facts, count, seed=seed, for_sweep=True)
     return [
         edit.model_copy(update={"probes": tuple(p.model_copy(update={"split": "tune"}) for p in edit.probes)})

@@ -6,16 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from vllm_edit.atlas import bank, facts_folder, sweep_edits
-from vllm_edit.atlas.edits import draw_edits
-from vllm_edit.atlas.facts import Facts
+from vllm_edit.atlas import bank, sweep_edits
 from vllm_edit.errors import EditError
+from vllm_edit.facts import tables_folder
+from vllm_edit.facts.edits import draw_edits
+from vllm_edit.facts.facts import Facts
 from vllm_edit.patch import Patch
 
 
 @pytest.fixture(scope="module")
 def facts() -> Facts:
-    return Facts.load(facts_folder())
+    return Facts.load(tables_folder())
 
 
 def test_there_are_thousands_of_facts_over_many_relations_in_two_languages(facts: Facts) -> None:

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
-from vllm_edit.editing.hooks import find_module
-from vllm_edit.editing.rows import Batch
+from vllm_edit.models.hooks import find_module
+from vllm_edit.models.rows import Batch
 
 
 class Below:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from transformers import PreTrainedModel
 
-from vllm_edit.editing.lengths import positions_of
-from vllm_edit.editing.rows import Row, batches, leads
 from vllm_edit.errors import UnsafeEdit
+from vllm_edit.models.lengths import positions_of
+from vllm_edit.models.rows import Row, batches, leads
 
 
 def row(edit: int, length: int, answer: int) -> Row:

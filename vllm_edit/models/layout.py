@@ -21,8 +21,8 @@ import torch
 from torch import nn
 from transformers import Conv1D
 
-from vllm_edit.editing.hooks import frozen, main_tensor
 from vllm_edit.errors import EditError
+from vllm_edit.models.hooks import frozen, main_tensor
 
 _PROBE_LENGTH = 4
 

@@ -14,8 +14,8 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from vllm_edit.editing.models import Layout, find_layout
 from vllm_edit.errors import EditError
+from vllm_edit.models.layout import Layout, find_layout
 from vllm_edit.store.digest import digest_json, digest_tensors
 from vllm_edit.store.site import Fingerprint
 

@@ -10,8 +10,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from tests.tiny import save_tiny, tiny_model
-from vllm_edit.editing.base import Base, bit_sums, unchanged
 from vllm_edit.errors import EditError
+from vllm_edit.models.base import Base, bit_sums, unchanged
 from vllm_edit.store.site import Fingerprint
 
 
