@@ -5,13 +5,22 @@ A random model's keys change with every prefix, so these sites have the bare con
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 from tests.tiny import SENTENCES, tiny_model, tiny_tokenizer
+from vllm_edit.deltas.delta import LowRank
+from vllm_edit.editing.residuals import train_residuals
+from vllm_edit.editing.rome_factors import RomeFactors, alone, damping_of, offsets, passes_over, prepare
+from vllm_edit.editing.served import served_leads
 from vllm_edit.editing.settings import RomeSettings
 from vllm_edit.editing.statistics import SecondMoment, second_moments
 from vllm_edit.models.base import Base
+from vllm_edit.models.rows import Row
 from vllm_edit.patch import Edit, Patch
+from vllm_edit.store.compiled import Factors
 from vllm_edit.store.site import Context, Site, Token
 
 FRANCE = Edit(prompt="The capital of France is", subject="France", relation="capital", target_new="people")
@@ -58,3 +67,25 @@ def bench(family: str = "llama", token: Token = "last", layer: int = 2, **change
 
 def patch_of(*edits: Edit, name: str = "tested") -> Patch:
     return Patch(name=name, edits=edits)
+
+
+def trained(one: Bench, edits: Sequence[Edit], settings: RomeSettings) -> RomeFactors:
+    """The edits' factors after one round of training on all rows, to `settings.margin`, without a check."""
+    prepared = prepare(one.base, one.site, one.moment, edits, settings)
+    A = alone(prepared, damping_of(one.site, settings))
+    passes, wanted = (
+        passes_over(one.base, one.site, prepared, A, settings),
+        dict.fromkeys(range(len(prepared.rows)), settings.margin),
+    )
+    fixed = offsets(one.base, one.site, prepared, settings)
+    found = train_residuals(passes, wanted, one.site.residual_scale, settings, fixed)
+    return RomeFactors(Factors(prepared.columns.keys, prepared.columns.whitened, found.residuals), prepared, found, A)
+
+
+def leads_alone(one: Bench, computed: RomeFactors, rows: Sequence[Row]) -> torch.Tensor:
+    """The lead of every row's answer under its own group's update and no other, in full passes, [rows]."""
+    updates = [
+        LowRank(B=residual[:, None], A=row[None])
+        for residual, row in zip(computed.factors.residuals, computed.alone, strict=True)
+    ]
+    return served_leads(one.base, one.site, rows, updates, [row.group for row in rows], 8192)

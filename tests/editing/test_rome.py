@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.editing.material import BRAZIL, FRANCE, JAPAN, LOOSE, bench
+from tests.editing.material import BRAZIL, FRANCE, JAPAN, LOOSE, bench, trained
 from vllm_edit.editing.keys import FormKey, group_edits, make_columns
 from vllm_edit.editing.rome import compile_edits
-from vllm_edit.editing.rome_factors import compute_factors, prepare
+from vllm_edit.editing.rome_factors import prepare
 from vllm_edit.editing.settings import RomeSettings
 from vllm_edit.errors import EditError, UnsafeEdit
 from vllm_edit.models.layout import linear_weight
@@ -86,7 +86,7 @@ def test_the_references_residual_rule_adds_the_gap_between_the_bare_value_and_th
     contexts = (Context(), Context(prefix="Because. "))
     one = bench("gpt2", contexts=contexts)
     settings = replace(LOOSE, residual_rule="reference", steps=0)
-    computed = compute_factors(one.base, one.site, one.moment, [FRANCE], settings)
+    computed = trained(one, [FRANCE], settings)
     weight = linear_weight(one.base.model.get_submodule(one.site.module)).detach()
     gap = weight @ (computed.prepared.bare[0] - computed.prepared.columns.keys[0])  # v0 − W k̄
     assert gap.norm() > 0.1
@@ -149,7 +149,7 @@ def test_tune_locality_probes_are_kept_and_gate_ones_are_not_looked_at() -> None
     edit = FRANCE.model_copy(update={"probes": probes})
     columns = prepare(one.base, one.site, one.moment, [edit], LOOSE).columns
     assert [(column.form, column.share) for column in columns.columns] == [("plain", 1.0), ("keep:0", 0.0)]
-    computed = compute_factors(one.base, one.site, one.moment, [edit], LOOSE)
+    computed = trained(one, [edit], LOOSE)
     kept = computed.prepared.columns.keys[1].double() @ computed.solve(0.0).dense().T
     edited = computed.prepared.columns.keys[0].double() @ computed.solve(0.0).dense().T
     assert kept.norm() < 1e-6 * edited.norm()

@@ -14,8 +14,7 @@ import torch
 from tests.editing.material import BRAZIL, FRANCE, JAPAN, LOOSE
 from tests.tiny import SENTENCES, tiny_model, tiny_tokenizer
 from vllm_edit.editing import sweep
-from vllm_edit.editing.rome_factors import compute_factors
-from vllm_edit.editing.settings import RomeSettings
+from vllm_edit.editing.rome_rounds import solve_parts
 from vllm_edit.editing.sites import fixed_site
 from vllm_edit.editing.sweep import choose_site
 from vllm_edit.errors import EditError, Unsolvable
@@ -72,13 +71,11 @@ def test_only_the_finalists_are_tried_with_all_contexts(monkeypatch: pytest.Monk
     contexts = (Context(), *(Context(prefix=f"{word}. ") for word in ("Apple", "Rome", "Music", "Paris", "Tea")))
     tried: list[tuple[int, int, int]] = []
 
-    def noted(
-        base: Base, site: Site, moment: object, edits: Sequence[Edit], settings: RomeSettings, **given: Any
-    ) -> Any:
-        tried.append((len(site.contexts), len(edits), settings.steps))
-        return compute_factors(base, site, moment, edits, settings, **given)  # type: ignore[arg-type]
+    def noted(base: Base, site: Site, prepared: Any, edits: Sequence[Edit], *given: Any, **more: Any) -> Any:
+        tried.append((len(site.contexts), len(edits), given[1].steps))
+        return solve_parts(base, site, prepared, edits, *given, **more)
 
-    monkeypatch.setattr(sweep, "compute_factors", noted)
+    monkeypatch.setattr(sweep, "solve_parts", noted)
     choice = choose_site(
         base,
         [probed(FRANCE), probed(JAPAN)],

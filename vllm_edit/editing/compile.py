@@ -7,7 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from vllm_edit.editing import finetune, lora, rome, rome_each
+from vllm_edit.editing import finetune, lora, rome
 from vllm_edit.editing.hypernetwork import mend
 from vllm_edit.editing.hypernetwork.network import Hypernetwork
 from vllm_edit.editing.hypernetwork.settings import MendSettings
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 METHODS: Mapping[str, Method[Any]] = MappingProxyType(
     {
-        "rome": Method(RomeSettings, rome.compile_edits, rome_each.compile_each, SecondMoment),
+        "rome": Method(RomeSettings, rome.compile_edits, rome.compile_each, SecondMoment),
         "mend": Method(MendSettings, mend.compile_edits, mend.compile_each, Hypernetwork),
         "ft": Method(finetune.FinetuneSettings, finetune.compile_edits),
         "lora": Method(lora.LoraSettings, lora.compile_edits),

@@ -82,11 +82,11 @@ def preservation_rows(edit: Edit, index: int, tokenizer: Any, site: Site, settin
 
 
 def kept_rows(edit: Edit, index: int, tokenizer: Any) -> list[Row]:
-    """The edit's `tune` locality probes, each at its last token, without an answer."""
+    """The edit's `tune` locality probes, each at its last token, without an answer. An update may change all of it."""
     has_chat = bool(getattr(tokenizer, "chat_template", None))
     probes = [probe for kind in LOCALITY_KINDS for probe in edit.probes_of(kind, "tune") if has_chat or not probe.chat]
     prompts = [tuple(prompt_ids(tokenizer, probe.prompt, probe.chat)) for probe in probes]
-    return [Row(0, index, "preserve", ids, len(ids) - 1) for ids in prompts]
+    return [Row(0, index, "preserve", ids, len(ids) - 1, begin=0) for ids in prompts]
 
 
 def ended_rows(edit: Edit, index: int, tokenizer: Any, site: Site) -> list[Row]:

@@ -28,7 +28,8 @@ class EditHealth:
     denominator: float  # k̄ᵀC⁻¹k̄ / d_in of the group's first column; 1 is ordinary text's mean
     norm: float  # ‖ΔW of the edit's group‖ / ‖W‖, Frobenius
     steps: int
-    trained_margin: float  # alone, when training stopped
+    trained: bool  # every row that was trained on reached its margin
+    trained_margin: float  # alone, when training stopped, the least over the rows that were trained on
     served_margin: float  # with the whole patch's delta
     rows: int  # contexts and forms under which it was checked
     passed: int  # of them, those with the target in the lead
@@ -50,7 +51,7 @@ class EditHealth:
             trained = f"{self.trained_margin:.2f} when trained alone"
             advice = (
                 "raise `steps` or `clamp`, or use another site"
-                if self.trained_margin < limits.margin
+                if not self.trained
                 else "compile it apart from the edits it interferes with, or lower the damping"
             )
             found.append(

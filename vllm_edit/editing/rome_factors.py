@@ -12,9 +12,10 @@ from vllm_edit.composition.system import System
 from vllm_edit.deltas.delta import LowRank
 from vllm_edit.editing.forms import ended_rows, form_rows, forms_of, kept_rows, preservation_rows
 from vllm_edit.editing.keys import Columns, FormKey, group_edits, make_columns, measure_inputs, satisfiable
-from vllm_edit.editing.settings import Progress, RomeSettings
+from vllm_edit.editing.passes import Passes
+from vllm_edit.editing.residuals import Trained
+from vllm_edit.editing.settings import RomeSettings
 from vllm_edit.editing.statistics import SecondMoment
-from vllm_edit.editing.targets import Trained, train_residuals
 from vllm_edit.errors import EditError
 from vllm_edit.models.base import Base
 from vllm_edit.models.hooks import find_module
@@ -45,7 +46,10 @@ class Prepared:
 
 @dataclass(frozen=True)
 class RomeFactors:
-    """What `compute_factors` returns. alone: each group's A as if the others did not exist, [groups, d_in] float64."""
+    """Factors of edits with trained residuals.
+
+    alone: each group's A as if the others did not exist, [groups, d_in] float64.
+    """
 
     factors: Factors
     prepared: Prepared
@@ -85,6 +89,7 @@ class RomeFactors:
                 tuple(self.trained.steps[group] for group in groups),
                 tuple(self.trained.margins[group] for group in groups),
                 tuple(self.trained.losses[group] for group in groups),
+                tuple(self.trained.reached[group] for group in groups),
             ),
             self.alone[groups],
         )
@@ -145,42 +150,25 @@ def _kept_keys(
     ]
 
 
-def compute_factors(
-    base: Base,
-    site: Site,
-    moment: SecondMoment,
-    edits: Sequence[Edit],
-    settings: RomeSettings,
-    *,
-    prepared: Prepared | None = None,
-    start: torch.Tensor | None = None,
-    margins: Sequence[float] | None = None,
-    progress: Progress | None = None,
-) -> RomeFactors:
-    """Keys, C⁻¹ keys and trained residuals of the edits, each key group as it will be served alone.
+def alone(prepared: Prepared, damping: float) -> torch.Tensor:
+    """Each group's A as if the others did not exist, [groups, d_in] float64: what its residual is trained through."""
+    columns = prepared.columns
+    return torch.cat([row_space(columns.alone(group, damping)) for group in range(len(columns.groups))])
 
-    prepared, start: an earlier call's preparation of the same edits, and residuals [groups, d_out] to start from.
-    margins: each group's own instead of the settings'.
-    """
-    prepared = prepared or prepare(base, site, moment, edits, settings)
-    columns, damping = prepared.columns, damping_of(site, settings)
-    alone = torch.cat([row_space(columns.alone(group, damping)) for group in range(len(columns.groups))])
+
+def passes_over(base: Base, site: Site, prepared: Prepared, A: torch.Tensor, settings: RomeSettings) -> Passes:
+    """Passes over the prepared rows, each under its own group's row of A [groups, d_in]."""
     module = find_module(base.model, site.module)
-    trained = train_residuals(
+    below, device = base.layout.layers[: site.layer], linear_weight(module).device
+    return Passes(
         base.model,
         module,
         prepared.rows,
-        alone,
-        site.residual_scale,
-        settings,
-        offsets=_offsets(linear_weight(module), prepared, settings),
-        start=start,
-        below=base.layout.layers[: site.layer],
-        margins=margins,
-        progress=progress,
+        A.float().to(device),
+        below,
+        settings.batch_tokens,
+        whole=settings.whole_rows,
     )
-    factors = Factors(columns.keys, columns.whitened, trained.residuals)
-    return RomeFactors(factors, prepared, trained, alone)
 
 
 def damping_of(site: Site, settings: RomeSettings) -> float:
@@ -188,10 +176,11 @@ def damping_of(site: Site, settings: RomeSettings) -> float:
     return site.damping if settings.damping is None else settings.damping
 
 
-def _offsets(weight: torch.Tensor, prepared: Prepared, settings: RomeSettings) -> torch.Tensor | None:
-    """v0 − W k̄ = W (k_bare − k̄) [groups, d_out] for the reference's rule (the bias cancels); None for the shift's."""
+def offsets(base: Base, site: Site, prepared: Prepared, settings: RomeSettings) -> torch.Tensor:
+    """v0 − W k̄ = W (k_bare − k̄) [groups, d_out] for the reference's rule (the bias cancels); 0 for the shift's."""
+    weight = linear_weight(find_module(base.model, site.module))
     if settings.residual_rule == "shift":
-        return None
+        return torch.zeros(len(prepared.columns.groups), weight.shape[0])
     columns = prepared.columns
     mean = torch.stack([columns.keys[columns.own(group)[0]] for group in range(len(columns.groups))])
     return ((prepared.bare - mean).to(weight.device) @ weight.detach().float().T).cpu()

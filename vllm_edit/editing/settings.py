@@ -39,11 +39,17 @@ class RomeSettings:
     steps: int = 80
     """Most steps of Adam for an edit."""
     rounds: int = 4
-    """Most rounds of training: an edit that misses in the joint solve is trained on, to a larger margin."""
+    """Most rounds of training and checking: rows that miss in a check are trained on in the next round."""
     learning_rate: float = 0.1
     """Adam's step, in units of the residual stream's RMS at the site: no model needs its own."""
-    margin: float = 1.0
-    """An edit is done when its target leads by so many nats at every target position under every context."""
+    few_rows: bool = True
+    """Train on the bare prompt first, on other contexts and forms only where they miss. Off: on all from the start."""
+    whole_rows: bool = False
+    """Run all tokens of a row in every step of training, not only those from the site's on."""
+    margin: float = 3.0
+    """The target is to lead by so many nats at every target position after the bare prompt."""
+    context_margin: float = 1.0
+    """The same under other contexts and in other forms, where they are trained on."""
     kl_factor: float = 0.0625
     """Weight of KL(base ‖ edited) on prompts that should not change."""
     norm_penalty: float = 0.01
@@ -82,7 +88,16 @@ class RomeSettings:
         ]
         problems += [
             f"{name} must not be negative; got {getattr(self, name)}"
-            for name in ("most_kept", "steps", "margin", "kl_factor", "norm_penalty", "damping", "least_denominator")
+            for name in (
+                "most_kept",
+                "steps",
+                "margin",
+                "context_margin",
+                "kl_factor",
+                "norm_penalty",
+                "damping",
+                "least_denominator",
+            )
             if (getattr(self, name) or 0) < 0
         ]
         problems += [

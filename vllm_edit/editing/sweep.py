@@ -21,10 +21,12 @@ from typing import Any
 
 import torch
 
+from vllm_edit.deltas.delta import LowRank
 from vllm_edit.editing.contexts import generate_contexts
 from vllm_edit.editing.forms import form_rows, forms_of, probe_row
-from vllm_edit.editing.rome import leads_alone, served_leads, weight_norm
-from vllm_edit.editing.rome_factors import Prepared, RomeFactors, compute_factors
+from vllm_edit.editing.rome_factors import Prepared, prepare
+from vllm_edit.editing.rome_rounds import Solved, solve_parts
+from vllm_edit.editing.served import served_leads, weight_norm
 from vllm_edit.editing.settings import Progress, RomeSettings
 from vllm_edit.editing.sites import MadeSite, fixed_site, module_at, residual_scale
 from vllm_edit.editing.statistics import second_moments
@@ -119,7 +121,7 @@ def choose_site(
         sweep = _Sweep.of(base, edits, settings)
         hurried = replace(settings, steps=-(-settings.steps // 2))
         first = _Sweep.of(base, edits[:_FIRST_EDITS], hurried)
-        found: list[tuple[Measurement, MadeSite, RomeFactors]] = []
+        found: list[tuple[Measurement, MadeSite, Alone]] = []
         total = len(layers) * len(tokens) + min(_FINALISTS, len(layers) * len(tokens))
         modules = [module_at(base, layer) for layer in layers]
         moments = second_moments(base, modules, texts, cache=cache, max_tokens=max_tokens, progress=progress)
@@ -164,6 +166,14 @@ def choose_site(
 
 
 @dataclass(frozen=True)
+class Alone:
+    """The sweep's edits, each key group solved by itself."""
+
+    prepared: Prepared
+    solved: tuple[Solved, ...]
+
+
+@dataclass(frozen=True)
 class _Sweep:
     """The sweep's edits (with the probes that are trained on) and the rows that measure them, scored on the base."""
 
@@ -198,7 +208,7 @@ class _Sweep:
             kept_rows = _as_base_answers(base, localities, settings.batch_tokens)
         return cls(base, tuple(trained), tuple(paraphrases), tuple(kept_rows), settings)
 
-    def single(self, made: MadeSite, token: Token) -> tuple[Measurement, MadeSite, RomeFactors]:
+    def single(self, made: MadeSite, token: Token) -> tuple[Measurement, MadeSite, Alone]:
         """Every edit alone (each row under its own edit's update) at `token` of the made site's layer."""
         site = made.site.model_copy(update={"token": token})
         bare = [
@@ -210,45 +220,43 @@ class _Sweep:
         scale = residual_scale(self.base, site.layer, bare, self.settings.batch_tokens)
         made = MadeSite(site.model_copy(update={"residual_scale": scale}), made.moment)
         settings = replace(self.settings, damping=0.0)
-        computed = compute_factors(self.base, made.site, made.moment, self.edits, settings)
-        norms = computed.factors.residuals.norm(dim=1) * computed.alone.norm(dim=1) / weight_norm(self.base, made.site)
+        prepared = prepare(self.base, made.site, made.moment, self.edits, settings)
+        groups = prepared.columns.groups
+        solved = solve_parts(self.base, made.site, prepared, self.edits, [group.edits for group in groups], settings)
+        updates = [one.update for one in solved]
         measured = Measurement(
             token=token,
             layer=made.site.layer,
             damping=0.0,
             joint=False,
-            norm=float(norms.mean()),
-            steps=numbers.fmean(computed.trained.steps),
-            **self._shares(
-                computed.prepared, lambda rows: leads_alone(self.base, made.site, rows, computed, self.settings)
-            ),
+            norm=numbers.fmean(float(one.norm()) for one in updates) / weight_norm(self.base, made.site),
+            steps=numbers.fmean(health.steps for one in solved for health in one.health),
+            **self._shares(prepared, lambda rows: self._leads(made, rows, updates, [row.group for row in rows])),
         )
-        return measured, made, computed
+        return measured, made, Alone(prepared, tuple(solved))
 
-    def joint(self, made: MadeSite, alone: RomeFactors, damping: float) -> Measurement:
+    def joint(self, made: MadeSite, alone: Alone, damping: float) -> Measurement:
         """All edits in one solve with `damping`; each residual is trained on from the undamped one's."""
         settings = replace(self.settings, damping=damping)
-        computed = compute_factors(
-            self.base,
-            made.site,
-            made.moment,
-            self.edits,
-            settings,
-            prepared=alone.prepared,
-            start=alone.factors.residuals * (1 + damping),
+        start = torch.cat([one.computed.factors.residuals for one in alone.solved]) * (1 + damping)
+        (solved,) = solve_parts(
+            self.base, made.site, alone.prepared, self.edits, [range(len(self.edits))], settings, start=start
         )
-        update = computed.solve(damping)
+        update = solved.update
         return Measurement(
             token=made.site.token,
             layer=made.site.layer,
             damping=damping,
             joint=True,
             norm=update.norm() / weight_norm(self.base, made.site),
-            steps=numbers.fmean(computed.trained.steps),
-            **self._shares(
-                alone.prepared, lambda rows: served_leads(self.base, made.site, rows, update, self.settings)
-            ),
+            steps=numbers.fmean(health.steps for health in solved.health),
+            **self._shares(alone.prepared, lambda rows: self._leads(made, rows, [update], [0] * len(rows))),
         )
+
+    def _leads(
+        self, made: MadeSite, rows: Sequence[Row], updates: Sequence[LowRank], chosen: Sequence[int]
+    ) -> torch.Tensor:
+        return served_leads(self.base, made.site, rows, updates, chosen, self.settings.batch_tokens)
 
     def _shares(self, prepared: Prepared, score: Callable[[Sequence[Row]], torch.Tensor]) -> dict[str, Any]:
         """The shares; `score` gives each row's lead, which is positive if greedy decoding gives its answer."""

@@ -152,6 +152,26 @@ def low_rank_forward(module: nn.Module, A: torch.Tensor, B: torch.Tensor) -> Ite
 
 
 @contextmanager
+def routed_forward(module: nn.Module, A: torch.Tensor, B: torch.Tensor, routes: torch.Tensor) -> Iterator[None]:
+    """Inside, the module computes W x + b + B_g (A_g x) with an update of rank one for each token, differentiable in B.
+
+    A: [g, d_in], B: [g, d_out], routes: [batch, seq], the number g of each token's update, -1 for tokens without one.
+    """
+    chosen = routes[..., None] == torch.arange(len(A), device=routes.device)  # [batch, seq, g]
+
+    def hook(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
+        x = args[0].reshape(*routes.shape, -1)  # some families flatten batch and sequence
+        update: torch.Tensor = ((x.to(A.dtype) @ A.mT) * chosen) @ B.to(A.dtype)  # [batch, seq, d_out]
+        return output + update.reshape(output.shape).to(output.dtype)
+
+    handle = module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
 def dense_forward(module: nn.Module, update: torch.Tensor, scale: float = 1.0) -> Iterator[None]:
     """Inside, the module computes W x + b + scale · ΔW x at every token, differentiable in ΔW = `update` [d_out, d_in].
 

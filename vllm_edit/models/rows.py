@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import Cache
 
 from vllm_edit.models.lengths import check_length
 
@@ -25,6 +26,8 @@ class Row:
 
     `group` is the key group under whose update the row runs, `edit` the edit it belongs to. A row without an answer
     is there for the distribution after its last token.
+
+    `begin` is the first token that an update may change; without it, that is the site's token.
     """
 
     group: int
@@ -33,6 +36,12 @@ class Row:
     ids: tuple[int, ...]
     position: int
     answer: tuple[int, ...] = ()
+    begin: int | None = None
+
+    @property
+    def first(self) -> int:
+        """The first token that an update may change."""
+        return self.position if self.begin is None else self.begin
 
     @property
     def length(self) -> int:
@@ -98,8 +107,10 @@ def batches(model: nn.Module, rows: Sequence[Row], indices: Iterable[int], token
     return made
 
 
-def run_batch(model: Any, batch: Batch) -> torch.Tensor:
+def run_batch(model: Any, batch: Batch, cache: Cache | None = None) -> torch.Tensor:
     """The model's own logits before every answer token, [b, m, vocabulary] float32.
+
+    cache: filled with the keys and values of every token, padding included.
 
     Only those positions reach the head: at a large vocabulary the logits of all positions would be most of the work
     and of the memory. What the model does to its logits afterwards (capping, scaling) is done to these.
@@ -111,7 +122,8 @@ def run_batch(model: Any, batch: Batch) -> torch.Tensor:
 
     handle = model.get_output_embeddings().register_forward_pre_hook(select)
     try:
-        out = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
+        given: dict[str, Any] = {"use_cache": False} if cache is None else {"use_cache": True, "past_key_values": cache}
+        out = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, **given)
     finally:
         handle.remove()
     logits: torch.Tensor = out.logits

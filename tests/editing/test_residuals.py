@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 import torch
 
-from tests.editing.material import BRAZIL, FRANCE, JAPAN, LOOSE, bench
-from vllm_edit.editing.rome import leads_alone
-from vllm_edit.editing.rome_factors import compute_factors, prepare
-from vllm_edit.editing.targets import train_residuals
+from tests.editing.material import BRAZIL, FRANCE, JAPAN, LOOSE, Bench, bench, leads_alone, trained
+from tests.tiny import FAMILIES
+from vllm_edit.editing.passes import Passes
+from vllm_edit.editing.residuals import Trained, train_residuals
+from vllm_edit.editing.rome_factors import prepare
 from vllm_edit.models.hooks import find_module, low_rank_forward
 from vllm_edit.models.rows import greedy, leads
-from vllm_edit.patch import Probe
+from vllm_edit.patch import Edit, Probe
 
 EDITS = (FRANCE, JAPAN, BRAZIL)
 
@@ -22,9 +24,9 @@ EDITS = (FRANCE, JAPAN, BRAZIL)
 def test_a_batch_of_edits_gives_each_the_residual_it_gets_alone(family: str) -> None:
     one = bench(family)
     settings = replace(LOOSE, steps=8, batch_tokens=40)
-    together = compute_factors(one.base, one.site, one.moment, EDITS, settings)
+    together = trained(one, EDITS, settings)
     for index, edit in enumerate(EDITS):
-        alone = compute_factors(one.base, one.site, one.moment, [edit], settings)
+        alone = trained(one, [edit], settings)
         assert alone.trained.steps == (together.trained.steps[index],)
         # float32 products of other shapes round differently; eight steps of Adam amplify that a little
         torch.testing.assert_close(alone.factors.residuals[0], together.factors.residuals[index], rtol=2e-3, atol=2e-3)
@@ -32,13 +34,11 @@ def test_a_batch_of_edits_gives_each_the_residual_it_gets_alone(family: str) -> 
 
 def test_training_stops_at_the_margin_and_greedy_decoding_then_gives_the_target() -> None:
     one = bench()
-    computed = compute_factors(one.base, one.site, one.moment, EDITS, LOOSE)
-    assert computed.trained.reached(LOOSE.margin) == (True, True, True)
+    computed = trained(one, EDITS, LOOSE)
+    assert computed.trained.reached == (True, True, True)
     assert all(0 < steps < LOOSE.steps for steps in computed.trained.steps)
     rows = computed.prepared.taught
-    torch.testing.assert_close(
-        leads_alone(one.base, one.site, rows, computed, LOOSE).amin(), torch.tensor(min(computed.trained.margins))
-    )
+    torch.testing.assert_close(leads_alone(one, computed, rows).amin(), torch.tensor(min(computed.trained.margins)))
     module = find_module(one.base.model, one.site.module)
     for row in rows:
         before = greedy(one.base.model, [row], 1, LOOSE.batch_tokens)[0].answer
@@ -51,22 +51,21 @@ def test_training_stops_at_the_margin_and_greedy_decoding_then_gives_the_target(
 def test_a_residual_never_leaves_the_ball_around_zero() -> None:
     one = bench()
     settings = replace(LOOSE, clamp=0.2, margin=50.0, steps=20)
-    residuals = compute_factors(one.base, one.site, one.moment, [FRANCE], settings).factors.residuals
+    residuals = trained(one, [FRANCE], settings).factors.residuals
     limit = 0.2 * one.site.residual_scale * 64**0.5
     torch.testing.assert_close(residuals.norm(), torch.tensor(limit), rtol=1e-4, atol=0.0)
 
 
 def test_training_takes_no_step_where_the_base_already_answers_so() -> None:
     one = bench()
-    untrained = compute_factors(one.base, one.site, one.moment, [FRANCE], replace(LOOSE, steps=0))
+    untrained = trained(one, [FRANCE], replace(LOOSE, steps=0))
     answer = greedy(one.base.model, untrained.prepared.taught, 1, LOOSE.batch_tokens)
-    lead = leads(one.base.model, answer, LOOSE.batch_tokens)
+    lead = float(leads(one.base.model, answer, LOOSE.batch_tokens))
     module = find_module(one.base.model, one.site.module)
-    trained = train_residuals(
-        one.base.model, module, answer, torch.ones(1, 96), 2.0, replace(LOOSE, margin=float(lead) / 2)
-    )
-    assert trained.steps == (0,)
-    assert not trained.residuals.any()
+    passes = Passes(one.base.model, module, answer, torch.ones(1, 96), one.base.layout.layers[:2], 8192)
+    found = train_residuals(passes, {0: lead / 2}, 2.0, LOOSE, torch.zeros(1, 64))
+    assert (found.steps, found.reached) == ((0,), (True,))
+    assert not found.residuals.any()
 
 
 def test_preservation_keeps_the_answer_to_a_locality_probe_nearer_to_the_base() -> None:
@@ -77,7 +76,7 @@ def test_preservation_keeps_the_answer_to_a_locality_probe_nearer_to_the_base() 
     for factor in (0.0, 50.0):
         # The probe's key is not kept by the solve, which would leave nothing for the divergence to do.
         settings = replace(LOOSE, kl_factor=factor, steps=20, margin=50.0, norm_penalty=0.0, most_kept=0)
-        computed = compute_factors(one.base, one.site, one.moment, [edit], settings)
+        computed = trained(one, [edit], settings)
         (kept,) = [row for row in computed.prepared.rows if not row.answer]
         assert one.base.tokenizer.decode(kept.ids, skip_special_tokens=True) == probe.prompt
         module, ids = find_module(one.base.model, one.site.module), torch.tensor([kept.ids])
@@ -92,14 +91,28 @@ def test_preservation_keeps_the_answer_to_a_locality_probe_nearer_to_the_base() 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_neox", "gpt2", "opt", "gptj"])
 def test_running_the_blocks_below_the_site_once_changes_nothing(family: str) -> None:
     one = bench(family)
-    module = find_module(one.base.model, one.site.module)
-    settings = replace(LOOSE, steps=3, margin=50.0)
-    prepared = prepare(one.base, one.site, one.moment, EDITS, settings)
-    A = torch.randn(3, 96, generator=torch.Generator().manual_seed(0)) / 96
-    runs = [
-        train_residuals(one.base.model, module, prepared.rows, A, 2.0, settings, below=below)
-        for below in ((), one.base.layout.layers[:2])
-    ]
+    runs = [_steps(one, below, whole=True) for below in ((), one.base.layout.layers[:2])]
     assert runs[0].residuals.any()
     torch.testing.assert_close(runs[0].residuals, runs[1].residuals, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(runs[0].losses, runs[1].losses, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_without_a_leak_running_only_what_an_update_changes_gives_the_same_residuals(family: str) -> None:
+    one = bench(family, token="subject_last")
+    # The prompts begin with the site's token: no earlier token could leak.
+    edits = [edit.model_copy(update={"prompt": f"{edit.subject} is the", "subject": edit.subject}) for edit in EDITS]
+    runs = [_steps(one, one.base.layout.layers[:2], whole=whole, edits=edits) for whole in (True, False)]
+    assert runs[0].residuals.any()
+    torch.testing.assert_close(runs[0].residuals, runs[1].residuals, rtol=1e-3, atol=1e-3)
+
+
+def _steps(one: Bench, below: Sequence[str], *, whole: bool, edits: Sequence[Edit] = EDITS) -> Trained:
+    """Three steps with a random A for each edit."""
+    settings = replace(LOOSE, steps=3, margin=50.0)
+    prepared = prepare(one.base, one.site, one.moment, edits, settings)
+    A = torch.randn(len(edits), 96, generator=torch.Generator().manual_seed(0)) / 96
+    module = find_module(one.base.model, one.site.module)
+    passes = Passes(one.base.model, module, prepared.rows, A, below, settings.batch_tokens, whole=whole)
+    wanted = dict.fromkeys(range(len(prepared.rows)), 50.0)
+    return train_residuals(passes, wanted, 2.0, settings, torch.zeros(len(edits), 64))

@@ -1,0 +1,111 @@
+"""Forward passes over rows, each row under the update of its own key group: what a step of training computes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from vllm_edit.models.hooks import low_rank_forward, routed_forward
+from vllm_edit.models.lower_blocks import Below
+from vllm_edit.models.rows import Batch, Row, answer_scores, batches, run_batch
+from vllm_edit.models.suffixes import Pack, Suffixes
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Scores of some rows. rows: [k] their indices. nll, lead: [k], as in `rows.answer_scores`; the lead is detached.
+
+    following: row → logits [V] after the last token, for rows without an answer.
+    """
+
+    rows: torch.Tensor
+    nll: torch.Tensor
+    lead: torch.Tensor
+    following: dict[int, torch.Tensor]
+
+
+class Passes:
+    """Passes over `rows` with ΔW = δ_g A_g for the rows of group g.
+
+    By default only the tokens from a row's position on are run (`models.suffixes`). Where the model cannot do that, or
+    with `whole`, all tokens from the site's block on are.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        module: nn.Module,
+        rows: Sequence[Row],
+        A: torch.Tensor,
+        below: Sequence[str],
+        tokens: int,
+        *,
+        whole: bool = False,
+    ) -> None:
+        """A: [groups, d_in], on the model's device. below: names of the blocks before the module's. tokens: most in one
+        pass."""
+        self.model, self.module, self.rows, self.A, self.tokens = model, module, rows, A, tokens
+        self.group_of = torch.tensor([row.group for row in rows], device=A.device)
+        self._suffixes = None if whole else Suffixes(model, rows, below, tokens)
+        self._below = Below(model, below)
+        self._base: dict[int, torch.Tensor] = {}  # row → the base's logits [V], for rows without an answer
+        self._ready: set[int] = set()
+        self._packs: tuple[list[int], list[Pack]] = ([], [])
+        self._batches: tuple[list[int], list[tuple[Batch, torch.Tensor | None]]] = ([], [])
+
+    def prepare(self, indices: Iterable[int]) -> None:
+        """Run the base once over these rows, and keep what later passes need. Rows that are ready cost nothing."""
+        new = [index for index in indices if index not in self._ready]
+        self._ready.update(new)
+        if not new:
+            return
+        if self._suffixes is not None:
+            kept = self._suffixes.keep(new)
+            if kept is not None:
+                self._base |= {index: logits[0] for index, logits in kept.items() if not self.rows[index].answer}
+                return
+            self._suffixes = None
+            new = sorted(self._ready)
+        with torch.no_grad(), self._below.watched() as states:
+            for batch in batches(self.model, self.rows, new, self.tokens):
+                self._base |= _following(run_batch(self.model, batch), batch, self.rows)
+                self._below.keep(batch, states)
+
+    def base_following(self, row: int) -> torch.Tensor:
+        """The base's logits [V] after a row without an answer. The row must be prepared."""
+        return self._base[row]
+
+    def run(self, indices: Sequence[int], residuals: torch.Tensor) -> Iterator[Scored]:
+        """Scores of the prepared rows at `indices`, pass by pass. residuals: δ, [groups, d_out], differentiable."""
+        if self._suffixes is not None:
+            yield from self._run_suffixes(self._suffixes, list(indices), residuals)
+            return
+        if self._batches[0] != list(indices):
+            made = batches(self.model, self.rows, indices, self.tokens)
+            self._batches = (list(indices), [(batch, self._below.states(batch.rows.tolist())) for batch in made])
+        for batch, hidden in self._batches[1]:
+            groups = self.group_of[batch.rows]
+            update = self.A[groups][:, None, :], residuals[groups][:, :, None]
+            with self._below.skipped(hidden), low_rank_forward(self.module, *update):
+                logits = run_batch(self.model, batch)
+            yield Scored(batch.rows, *answer_scores(logits, batch), _following(logits, batch, self.rows))
+
+    def _run_suffixes(self, suffixes: Suffixes, indices: list[int], residuals: torch.Tensor) -> Iterator[Scored]:
+        if self._packs[0] != indices:
+            self._packs = (indices, suffixes.packs(indices))
+        for pack in self._packs[1]:
+            present, number = torch.unique(self.group_of[pack.rows], return_inverse=True)
+            routes = torch.where(pack.owner >= 0, number[pack.owner], -1)  # [n, T]
+            with routed_forward(self.module, self.A[present], residuals[present], routes):
+                logits = suffixes.run(pack)
+            lone = ((pack.answers < 0).nonzero()[:, 0]).tolist()
+            following = {int(pack.rows[pack.of[place]]): logits[place] for place in lone}
+            yield Scored(pack.rows, *pack.scores(logits), following)
+
+
+def _following(logits: torch.Tensor, batch: Batch, rows: Sequence[Row]) -> dict[int, torch.Tensor]:
+    """Row → logits [V] after its last token, for the batch's rows without an answer. logits: [b, m, V]."""
+    return {index: logits[line, 0] for line, index in enumerate(batch.rows.tolist()) if not rows[index].answer}

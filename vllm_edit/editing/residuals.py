@@ -1,0 +1,192 @@
+"""Residuals δ, trained for many key groups in one batch.
+
+For each group A_g [d_in] is fixed before δ is known (`row_space` of the group's own columns). B_g = δ_g is trained
+through the low-rank forward W x + δ_g (A_g x), so what is optimised is what is served. (ROME, arXiv 2202.05262, eq. 4,
+pastes δ at one token of the hooked output.) The update acts on every token from the row's position on, and on those
+before it where whole rows are run (`editing.passes`).
+
+    loss_g = mean over rows and answer tokens of NLL(answer)
+           + kl_factor · mean over rows without an answer of KL(base ‖ edited) after their last token
+           + norm_penalty · mean(θ_g²),            δ_g = offset_g + unit · θ_g
+
+unit is the RMS of the residual stream at the site, so that Adam's step means the same in every model. A group is done,
+and leaves the batch, when each of its rows has its margin: every answer token leads its best rival by so many nats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from vllm_edit.editing.passes import Passes
+from vllm_edit.editing.settings import Progress, RomeSettings
+from vllm_edit.models.hooks import frozen
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """residuals: [groups, d_out] float32 on the CPU.
+
+    Per group: steps of Adam, least margin of its rows (nats), loss, and whether every row reached its margin. A group
+    without rows has 0 steps and keeps the residual that it started from.
+    """
+
+    residuals: torch.Tensor
+    steps: tuple[int, ...]
+    margins: tuple[float, ...]
+    losses: tuple[float, ...]
+    reached: tuple[bool, ...]
+
+    @classmethod
+    def untrained(cls, residuals: torch.Tensor) -> Trained:
+        """Before the first step. residuals: [groups, d_out]."""
+        count = len(residuals)
+        return cls(residuals, (0,) * count, (torch.inf,) * count, (torch.inf,) * count, (False,) * count)
+
+    def then(self, later: Trained, groups: Collection[int]) -> Trained:
+        """After more training of some groups, which started from these residuals. Steps add."""
+
+        def either(now: Sequence[T], before: Sequence[T]) -> tuple[T, ...]:
+            return tuple(now[group] if group in groups else before[group] for group in range(len(before)))
+
+        return Trained(
+            later.residuals,
+            tuple(before + more for before, more in zip(self.steps, later.steps, strict=True)),
+            either(later.margins, self.margins),
+            either(later.losses, self.losses),
+            either(later.reached, self.reached),
+        )
+
+
+@dataclass(frozen=True)
+class _Best:
+    """The best state of one group so far. slack: the least, over its rows, of margin minus wanted margin."""
+
+    theta: torch.Tensor
+    slack: float = -torch.inf
+    margin: float = torch.inf
+    loss: float = torch.inf
+    step: int = 0
+
+
+def train_residuals(
+    passes: Passes,
+    wanted: Mapping[int, float],
+    unit: float,
+    settings: RomeSettings,
+    offsets: torch.Tensor,
+    start: torch.Tensor | None = None,
+    progress: Progress | None = None,
+) -> Trained:
+    """Train one residual for each group of the wanted rows. Deterministic; the model is left as it was.
+
+    Args:
+        wanted: row → the margin in nats to reach. Only these rows are run. A row without an answer reaches any margin.
+        unit: the residual stream's RMS.
+        offsets: [groups, d_out], δ's part that is not trained.
+        start: [groups, d_out], residuals to start from instead of the offsets.
+
+    A group that never reaches its margins keeps the residual of its lowest loss.
+    """
+    device, count = passes.A.device, len(passes.A)
+    fixed = offsets.float()
+    first = torch.zeros_like(fixed) if start is None else (start.float() - fixed) / unit
+    # One parameter a group: Adam skips those without a gradient, so a finished group stays exactly where it is.
+    thetas = [nn.Parameter(row.clone()) for row in first.to(device)]
+    optimiser = torch.optim.Adam(thetas, lr=settings.learning_rate)
+    best = [_Best(row) for row in first]
+    run = _Run(passes, wanted, fixed.to(device), unit, settings)
+    active = sorted({passes.rows[row].group for row in wanted})
+    total = len(active)
+    with frozen(passes.model), torch.enable_grad():
+        passes.prepare(wanted)
+        for step in range(settings.steps + 1):
+            optimiser.zero_grad(set_to_none=True)
+            for group, (slack, margin, loss) in run.losses(active, thetas).items():
+                if slack >= 0 or loss < best[group].loss:
+                    best[group] = _Best(thetas[group].detach().cpu().clone(), slack, margin, loss, step)
+            done = {group for group in active if best[group].slack >= 0}
+            active = [group for group in active if group not in done]
+            for group in done:
+                thetas[group].grad = None
+            if progress:
+                progress("optimising", total - len(active), total)
+            if not active or step == settings.steps:
+                break
+            optimiser.step()
+            _project(thetas, settings.clamp)
+    return Trained(
+        residuals=fixed + unit * torch.stack([one.theta for one in best]) if count else fixed,
+        steps=tuple(one.step for one in best),
+        margins=tuple(one.margin for one in best),
+        losses=tuple(one.loss for one in best),
+        reached=tuple(one.slack >= 0 for one in best),
+    )
+
+
+class _Run:
+    """One training run: what stays the same from step to step."""
+
+    def __init__(
+        self, passes: Passes, wanted: Mapping[int, float], fixed: torch.Tensor, unit: float, settings: RomeSettings
+    ) -> None:
+        self.passes, self.fixed, self.unit, self.settings = passes, fixed, unit, settings
+        self.group_of, device = passes.group_of, passes.A.device
+        teaches = torch.tensor([bool(row.answer) for row in passes.rows], device=device)
+        used = torch.zeros_like(teaches).index_fill(0, torch.tensor(list(wanted), device=device), True)
+        taught = torch.bincount(self.group_of[teaches & used], minlength=len(passes.A)).clamp_min(1)
+        kept = torch.bincount(self.group_of[~teaches & used], minlength=len(passes.A)).clamp_min(1)
+        # Each row's share of its group's loss, so that the sum over all rows is the sum of the groups' losses.
+        self.share = torch.where(teaches, 1 / taught[self.group_of], settings.kl_factor / kept[self.group_of])
+        self.wanted = torch.tensor([wanted.get(row, torch.inf) for row in range(len(passes.rows))], device=device)
+        self.rows = list(wanted)
+
+    def losses(self, active: list[int], thetas: list[nn.Parameter]) -> dict[int, tuple[float, float, float]]:
+        """Group → (slack, least margin, loss) of the active groups; the gradients are added to `thetas`."""
+        losses = torch.zeros(len(thetas), device=self.fixed.device)
+        margins, slacks = torch.full_like(losses, torch.inf), torch.full_like(losses, torch.inf)
+        alive = set(active)
+        indices = [index for index in self.rows if self.passes.rows[index].group in alive]
+        # Leaves for the passes, so that each pass is differentiated and freed before the next one.
+        residuals = (self.fixed + self.unit * torch.stack([theta.detach() for theta in thetas])).requires_grad_()
+        for scored in self.passes.run(indices, residuals):
+            groups = self.group_of[scored.rows]
+            loss = (scored.nll + self._divergence(scored.rows, scored.following)) * self.share[scored.rows]  # [k]
+            loss.sum().backward()  # type: ignore[no-untyped-call]
+            losses.index_add_(0, groups, loss.detach())
+            margins.scatter_reduce_(0, groups, scored.lead, "amin")
+            slacks.scatter_reduce_(0, groups, scored.lead - self.wanted[scored.rows], "amin")
+        gradient = residuals.grad
+        for group in active:
+            theta = thetas[group]
+            penalty = self.settings.norm_penalty * theta.detach().square().mean()
+            losses[group] += penalty
+            theta.grad = 2 * self.settings.norm_penalty * theta.detach() / theta.numel()
+            if gradient is not None:
+                theta.grad += self.unit * gradient[group]
+        return {group: (slacks[group].item(), margins[group].item(), losses[group].item()) for group in active}
+
+    def _divergence(self, rows: torch.Tensor, following: Mapping[int, torch.Tensor]) -> torch.Tensor:
+        """KL(base ‖ edited) [k] of the rows without an answer, 0 for the others."""
+        place = {index: number for number, index in enumerate(rows.tolist())}
+        result = torch.zeros(len(rows), device=rows.device)
+        if not following:
+            return result
+        base = torch.stack([self.passes.base_following(index) for index in following]).log_softmax(-1)
+        edited = torch.stack(list(following.values())).log_softmax(-1)
+        lines = torch.tensor([place[index] for index in following], device=rows.device)
+        return result.index_put((lines,), (base.exp() * (base - edited)).sum(-1))
+
+
+def _project(thetas: list[nn.Parameter], clamp: float) -> None:
+    """Shrink each θ [d_out], in place, to ‖θ‖ <= clamp · √d_out: ‖δ‖ <= clamp · norm of the residual stream."""
+    with torch.no_grad():
+        for theta in thetas:
+            limit = clamp * theta.numel() ** 0.5
+            theta.mul_((limit / theta.norm().clamp_min(limit)).clamp_max(1.0))

@@ -1,0 +1,174 @@
+"""Rounds of training and checking: few rows first, the others where they miss.
+
+Training starts with each edit's bare prompt, to a margin. Then every row, under every context and in every form, is
+checked in full passes with the delta as it will be saved. A row that misses joins the training. A row that was trained
+on and misses all the same (in a joint solve, or by what the update leaks to earlier tokens) gets a larger margin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from vllm_edit.composition.closed_form import as_saved
+from vllm_edit.composition.system import gram
+from vllm_edit.deltas.delta import LowRank
+from vllm_edit.editing.health import EditHealth
+from vllm_edit.editing.residuals import Trained, train_residuals
+from vllm_edit.editing.rome_factors import Prepared, RomeFactors, alone, damping_of, offsets, passes_over
+from vllm_edit.editing.served import served_leads, weight_norm
+from vllm_edit.editing.settings import Progress, RomeSettings
+from vllm_edit.models.base import Base
+from vllm_edit.patch import Edit
+from vllm_edit.store.compiled import Factors
+from vllm_edit.store.site import Site
+
+
+@dataclass(frozen=True)
+class Solved:
+    """Edits solved jointly. update: as it will be saved. leads: of each taught row under it, [rows]."""
+
+    computed: RomeFactors
+    update: LowRank
+    leads: torch.Tensor
+    health: tuple[EditHealth, ...]
+
+
+def solve_parts(
+    base: Base,
+    site: Site,
+    prepared: Prepared,
+    edits: Sequence[Edit],
+    parts: Sequence[Sequence[int]],
+    settings: RomeSettings,
+    *,
+    start: torch.Tensor | None = None,
+    progress: Progress | None = None,
+) -> list[Solved]:
+    """Train all parts' residuals in one batch; solve and check each part by itself, as it will be served.
+
+    Args:
+        prepared: of the edits, in order.
+        parts: numbers of the edits that are solved jointly. No key group has edits of two parts.
+        start: [groups, d_out], residuals to start from.
+    """
+    damping = damping_of(site, settings)
+    A, fixed = alone(prepared, damping), offsets(base, site, prepared, settings)
+    passes = passes_over(base, site, prepared, A, settings)
+    wanted = _first_rows(prepared, settings)
+    trained = Trained.untrained(fixed if start is None else start)
+    solved: dict[int, Solved] = {}
+    pending = list(range(len(parts)))
+    for left in reversed(range(settings.rounds)):
+        own = {edit for part in pending for edit in parts[part]}
+        rows = {index: margin for index, margin in wanted.items() if prepared.rows[index].edit in own}
+        trained = trained.then(
+            train_residuals(passes, rows, site.residual_scale, settings, fixed, trained.residuals, progress),
+            {prepared.rows[index].group for index in rows},
+        )
+        factors = Factors(prepared.columns.keys, prepared.columns.whitened, trained.residuals)
+        computed = RomeFactors(factors, prepared, trained, A)
+        chosen = {part: computed.only(parts[part]) for part in pending}
+        more: dict[int, dict[int, float]] = {}
+        texts = {part: [edits[number] for number in parts[part]] for part in pending}
+        for part, one in _checked(base, site, texts, chosen, damping, settings).items():
+            solved[part] = one
+            more[part] = _missed(prepared, parts[part], one, wanted, settings)
+            wanted |= more[part]
+        pending = [part for part in pending if more[part]]
+        if progress:
+            progress("checking", len(parts) - len(pending), len(parts))
+        if not pending or not left:
+            break
+    return [solved[part] for part in range(len(parts))]
+
+
+def _first_rows(prepared: Prepared, settings: RomeSettings) -> dict[int, float]:
+    """Row → margin to reach, of the rows that are trained on at first: bare prompts, and rows without an answer."""
+    bare = _bare_rows(prepared)
+    return {
+        index: settings.margin if index in bare else settings.context_margin
+        for index, row in enumerate(prepared.rows)
+        if index in bare or not row.answer or not settings.few_rows
+    }
+
+
+def _bare_rows(prepared: Prepared) -> set[int]:
+    """The row of each edit's prompt as it is, without a context: its first one."""
+    first: dict[int, int] = {}
+    for index, row in enumerate(prepared.rows):
+        first.setdefault(row.edit, index)
+    return set(first.values())
+
+
+def _missed(
+    prepared: Prepared, own: Sequence[int], solved: Solved, wanted: Mapping[int, float], settings: RomeSettings
+) -> dict[int, float]:
+    """Row → margin, of the part's rows that miss and can gain from more training. own: numbers of the part's edits."""
+    taught = [index for index, row in enumerate(prepared.rows) if row.edit in own and row.answer]
+    places = [row.group for row in solved.computed.prepared.taught]
+    reached = solved.computed.trained.reached
+    more: dict[int, float] = {}
+    for index, group, lead in zip(taught, places, solved.leads.tolist(), strict=True):
+        if lead >= settings.served_margin:
+            continue
+        if index not in wanted:
+            more[index] = settings.context_margin
+        elif reached[group]:  # a group that ran out of steps has nothing to gain from a larger margin
+            more[index] = wanted[index] + 2 * (settings.served_margin - lead)
+    return more
+
+
+def _checked(
+    base: Base,
+    site: Site,
+    edits: Mapping[int, Sequence[Edit]],
+    chosen: Mapping[int, RomeFactors],
+    damping: float,
+    settings: RomeSettings,
+) -> dict[int, Solved]:
+    """Each chosen part's joint solve with its numbers, checked in full passes that all parts share."""
+    updates = [as_saved(computed.solve(damping)) for computed in chosen.values()]
+    rows = [row for computed in chosen.values() for row in computed.prepared.taught]
+    owner = [number for number, one in enumerate(chosen.values()) for _ in one.prepared.taught]
+    served = served_leads(base, site, rows, updates, owner, settings.batch_tokens)
+    whole = weight_norm(base, site)
+    found: dict[int, Solved] = {}
+    for number, ((part, computed), update) in enumerate(zip(chosen.items(), updates, strict=True)):
+        leads = served[[place for place, other in enumerate(owner) if other == number]]
+        health = _health(edits[part], computed, update, leads, whole, site.d_in)
+        found[part] = Solved(computed, update, leads, health)
+    return found
+
+
+def _health(
+    edits: Sequence[Edit], computed: RomeFactors, update: LowRank, leads: torch.Tensor, whole: float, d_in: int
+) -> tuple[EditHealth, ...]:
+    """Every edit's numbers. leads: of the taught rows with `update` served, [rows]. whole: ‖W‖."""
+    rows, columns, trained = computed.prepared.taught, computed.prepared.columns, computed.trained
+    denominators = gram(columns.keys, columns.whitened).diagonal() / d_in
+    shares = update.B.norm(dim=0) * update.A.norm(dim=1) / whole  # [groups]: ‖b_g a_gᵀ‖ / ‖W‖
+    result = []
+    for index, edit in enumerate(edits):
+        own = [place for place, row in enumerate(rows) if row.edit == index]
+        group = rows[own[0]].group
+        result.append(
+            EditHealth(
+                edit=index,
+                subject=edit.subject,
+                prompt=edit.prompt,
+                target=edit.target_new,
+                group=group,
+                denominator=float(denominators[columns.own(group)[0]]),
+                norm=float(shares[group]),
+                steps=trained.steps[group],
+                trained=trained.reached[group],
+                trained_margin=trained.margins[group],
+                served_margin=float(leads[own].min()),
+                rows=len(own),
+                passed=int((leads[own] > 0).sum()),
+            )
+        )
+    return tuple(result)
