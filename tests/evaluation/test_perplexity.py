@@ -48,7 +48,7 @@ def test_each_text_is_read_as_it_is_alone(family: str, tokenizer: PreTrainedToke
     model = tiny_model(family, tokenizer)
     expected = [losses(model, tokenizer, text) for text in TEXTS]
     for rows in (1, 3, 100):
-        found = HFRunner(model, tokenizer, read_batch=rows).read([Request(text) for text in TEXTS])
+        found = HFRunner(model, tokenizer, batch=rows).read([Request(text) for text in TEXTS])
         assert [reading.tokens for reading in found] == [len(each) for each in expected]
         assert [reading.nll for reading in found] == pytest.approx([sum(each) for each in expected], rel=1e-4)
     assert perplexity(found) == pytest.approx(reference(model, tokenizer, TEXTS), rel=1e-4)

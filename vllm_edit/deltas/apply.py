@@ -25,7 +25,7 @@ def applied(model: nn.Module, parts: Mapping[str, LowRank]) -> Iterator[None]:
         Incompatible: modules that the model lacks, or that are not linear layers of the delta's shape; names them
             all, before any hook is set.
     """
-    modules = _resolve(model, parts)
+    modules = fitting_modules(model, parts)
     with ExitStack() as hooks:
         for name, module in modules.items():
             weight = linear_weight(module)
@@ -43,8 +43,12 @@ def _adder(B: torch.Tensor, A: torch.Tensor) -> Callable[..., torch.Tensor]:
     return add
 
 
-def _resolve(model: nn.Module, parts: Mapping[str, LowRank]) -> dict[str, nn.Module]:
-    """The model's modules that the delta names, all problems raised at once."""
+def fitting_modules(model: nn.Module, parts: Mapping[str, LowRank]) -> dict[str, nn.Module]:
+    """Name → the model's module, for every module that the delta names.
+
+    Raises:
+        Incompatible: the model lacks a module, or a shape does not fit; all problems at once.
+    """
     known = dict(model.named_modules())
     modules: dict[str, nn.Module] = {}
     problems: list[str] = []

@@ -8,14 +8,24 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
+from vllm_edit.models.shared_prefix import read_once
+
 
 @torch.no_grad()
-def continuations(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[list[int]]:
+def continuations(
+    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], max_tokens: int, shared: int = 0
+) -> list[list[int]]:
     """Greedy continuations of prompts' ids, one batch. What follows the end of a turn is the caller's to cut.
 
-    Padding is on the left; the mask gives every row the positions that it has alone.
+    Padding is on the left; the mask gives every row the positions that it has alone. shared: so many first tokens are
+    the same in all prompts (fewer than the shortest has); they are read once, and padding comes after them.
     """
-    ids, mask = padded(prompts, pad_id(model, tokenizer), left=True)
+    beginning = list(prompts[0][:shared])
+    ids, mask = padded([prompt[shared:] for prompt in prompts], pad_id(model, tokenizer), left=True)
+    if shared:
+        ids = torch.cat([torch.tensor([beginning] * len(prompts)), ids], dim=1)  # [rows, shared + longest rest]
+        mask = torch.cat([torch.ones(len(prompts), shared, dtype=mask.dtype), mask], dim=1)
+    past = {"past_key_values": read_once(model, beginning, len(prompts))} if shared else {}
     settings = GenerationConfig(
         max_new_tokens=max_tokens,
         do_sample=False,
@@ -23,7 +33,7 @@ def continuations(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], 
         pad_token_id=pad_id(model, tokenizer),
     )
     device = model.device
-    out = model.generate(input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=settings)
+    out = model.generate(input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=settings, **past)
     continued: list[list[int]] = out[:, ids.shape[1] :].tolist()
     return continued
 

@@ -1,0 +1,65 @@
+"""A beginning that several texts have in common, read once: its keys and values are the same for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import Cache, DynamicCache
+
+LEAST = 64
+"""Tokens in common from which on a pass of its own is worth it."""
+
+
+@torch.no_grad()
+def read_once(model: Any, ids: Sequence[int], rows: int) -> Cache:
+    """Keys and values of `ids`, once for each of `rows` rows."""
+    cache = DynamicCache(config=model.config)
+    given = torch.tensor([list(ids)], device=model.device)
+    model(input_ids=given, attention_mask=torch.ones_like(given), past_key_values=cache, use_cache=True)
+    cache.batch_repeat_interleave(rows)
+    return cache
+
+
+def sharing(texts: Sequence[Sequence[int]], most: Sequence[int], rows: Sequence[int]) -> list[tuple[list[int], int]]:
+    """The `rows` of `texts` in groups, each with the number of first tokens that all of its texts have in common.
+
+    That number is at least `LEAST` and half of each text, and at most `most` of each text; what shares too little is in
+    one group with 0.
+    """
+    groups: list[tuple[list[int], int]] = []
+    alone: list[int] = []
+    waiting = sorted(rows, key=lambda row: tuple(texts[row]))
+    while waiting:
+        first, *others = waiting
+        group, shared, longest = [first], most[first], len(texts[first])
+        for row in others:
+            common = min(_in_common(texts[first], texts[row]), shared, most[row])
+            longest = max(longest, len(texts[row]))
+            if common < LEAST or 2 * common < longest:
+                break
+            group.append(row)
+            shared = common
+        if len(group) > 1:
+            groups.append((group, shared))
+        else:
+            alone.append(first)
+        waiting = waiting[len(group) :]
+    return [*groups, (alone, 0)] if alone else groups
+
+
+def shares(model: Any, longest: int) -> bool:
+    """True if the model can be given keys and values of a text of `longest` tokens with padding in its middle.
+
+    A window that is shorter than the text would lose tokens to the padding.
+    """
+    window = getattr(model.config.get_text_config(), "sliding_window", None)
+    return window is None or longest <= window
+
+
+def _in_common(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many first tokens are the same."""
+    return next(
+        (place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
+    )
