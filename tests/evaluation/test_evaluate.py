@@ -43,9 +43,9 @@ def test_every_mode_answers_the_same_questions(report: Report) -> None:
         for metric in ("reliability", "reliability_chat", "paraphrase", "reverse", "portability", "locality",
                        "locality_subject", "unrelated", "locality_right", "old_answer"):  # fmt: skip
             assert report.find(metric, mode) is not None, metric
-    assert {(m.metric, m.protocol) for m in report.measures if m.protocol == "nll"} == {
-        (name, "nll") for name in ("ES", "PS", "NS", "S", "margin")
-    }
+    forced = {m.metric for m in report.measures if m.protocol == "nll" and m.mode == "weights"}
+    assert forced == {"ES", "PS", "NS", "S", "EM", "PM", "NM", "NM_shift", "NS_shift"}
+    assert not any(m.metric.endswith("shift") for m in report.measures if m.mode == "base")
 
 
 def test_answers_are_the_runners_own(report: Report, compiled: CompiledPatch, runner: HFRunner) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vllm_edit.evaluation.intervals import Z95, bootstrap, wilson
+from vllm_edit.evaluation.intervals import Z95, bootstrap, resampled, wilson
 
 
 @pytest.mark.parametrize(
@@ -44,8 +44,17 @@ def test_bootstrap_is_seeded_and_covers_the_mean_as_the_normal_interval_does() -
     assert (low, high) == pytest.approx((mean - Z95 * deviation / 20, mean + Z95 * deviation / 20), abs=0.02)
 
 
+def test_resampling_any_statistic_draws_as_the_bootstrap_of_a_mean_does() -> None:
+    values = [0.0, 1.0, 5.0, 2.0, 8.0, 3.0]
+    assert resampled(6, lambda drawn: sum(values[place] for place in drawn) / 6) == pytest.approx(bootstrap(values))
+    least = resampled(6, lambda drawn: None if 4 in drawn else min(values[place] for place in drawn))
+    assert least == (0.0, 2.0), "draws without a value are left out"
+
+
 def test_nothing_observed_has_no_interval() -> None:
     with pytest.raises(ValueError, match="at least one"):
         wilson(0.0, 0)
     with pytest.raises(ValueError, match="at least one"):
         bootstrap([])
+    with pytest.raises(ValueError, match="at least one"):
+        resampled(0, len)

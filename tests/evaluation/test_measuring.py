@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 
 from vllm_edit.evaluation.intervals import wilson
-from vllm_edit.evaluation.measuring import argmax_outcomes, generation_outcomes, nll_outcomes, summarise
+from vllm_edit.evaluation.measuring import (
+    argmax_outcomes,
+    generation_outcomes,
+    nll_outcomes,
+    shift_outcomes,
+    summarise,
+)
 from vllm_edit.evaluation.questions import Question, questions_of
 from vllm_edit.evaluation.report import Measure
 from vllm_edit.evaluation.runners.runner import Scored
@@ -96,8 +102,28 @@ def test_counterfact_scores_compare_new_with_true_and_s_is_their_harmonic_mean()
     found = by_metric(summarise(outcomes, "weights", "nll"))
     assert {name: found[name].value for name in ("ES", "PS", "NS")} == {"ES": 1.0, "PS": 0.5, "NS": 1.0}
     assert found["S"].value == pytest.approx(3 / (1 + 2 + 1))
-    assert found["margin"].value == 2.0
-    assert found["margin"].interval == "bootstrap"
+    margins = {name: found[name].value for name in ("EM", "PM", "NM")}
+    assert margins == {"EM": 2.0, "PM": 0.0, "NM": 2.0}
+    assert {found[name].interval for name in ("EM", "PM", "NM", "S")} == {"bootstrap"}
+    assert (found["S"].low, found["S"].high) == (found["S"].value,) * 2, "one edit: nothing to resample"
+
+
+def test_shifts_are_of_each_neighbour_from_what_base_gives_it() -> None:
+    questions = [question("locality", 0), question("locality", 0), question("locality", 1), question("reliability", 1)]
+    true = [Scored(nll, False) for nll in (1.0, 2.0, 1.0, 9.0)]
+    new = [Scored(nll, False) for nll in (3.0, 1.5, 1.2, 1.0)]
+    true_before = [Scored(nll, False) for nll in (1.0, 1.0, 1.0, 1.0)]
+    new_before = [Scored(nll, False) for nll in (3.5, 1.5, 0.9, 9.0)]
+    outcomes = shift_outcomes(questions, (true, new), (true_before, new_before))
+    # Leads 2.0, −0.5, 0.2 against 2.5, 0.5, −0.1: shifts −0.5, −1.0, 0.3; of the shares 0, −1, 1.
+    assert [(metric, case, round(value, 9)) for metric, case, value in outcomes] == [
+        ("NM_shift", (0, 0), -0.5), ("NS_shift", (0, 0), 0.0), ("NM_shift", (0, 0), -1.0), ("NS_shift", (0, 0), -1.0),
+        ("NM_shift", (0, 1), 0.3), ("NS_shift", (0, 1), 1.0),
+    ]  # fmt: skip
+    found = by_metric(summarise(outcomes, "weights", "nll"))
+    assert found["NM_shift"].value == pytest.approx((-0.75 + 0.3) / 2)
+    assert found["NS_shift"].value == pytest.approx((-0.5 + 1.0) / 2)
+    assert (found["NM_shift"].low, found["NM_shift"].high) == pytest.approx((-0.75, 0.3))
 
 
 def test_s_is_zero_when_a_part_is_and_questions_without_a_rival_are_left_out() -> None:

@@ -1,26 +1,20 @@
-"""Questions put to a runner: as requests of a mode, in chunks; answered freely, or scored with an answer forced."""
+"""Questions put to a runner in each mode, in chunks: answered freely, and scored with their answers forced."""
 
 from __future__ import annotations
 
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
-from vllm_edit.composition.scoped import Narrowing
-from vllm_edit.errors import EditError
-from vllm_edit.evaluation.questions import Question
+from vllm_edit.evaluation.questions import Question, not_asked, questions_of
 from vllm_edit.evaluation.refused import Refused
-from vllm_edit.evaluation.report import Cost, Mode
+from vllm_edit.evaluation.report import MODES, Cost, Mode
+from vllm_edit.evaluation.requests import One, Unserved, edits_of, length_of, requests_of
 from vllm_edit.evaluation.runners.runner import Request, Runner, Scored
-from vllm_edit.ike.prefix import Edited, build_prefix, wrap
-from vllm_edit.ike.scoped import Shelf
-from vllm_edit.patch import Patch
-from vllm_edit.prompting import answer_ids, prompt_ids
-from vllm_edit.store.compiled import CompiledPatch
+from vllm_edit.evaluation.settings import Settings
+from vllm_edit.evaluation.sheet import Reply, Sheet
 from vllm_edit.store.site import Site
 
-One = Patch | CompiledPatch | Refused
 Progress = Callable[[str, int, int], None]
 """Called with (what is asked, how much is answered, how much there is)."""
 
@@ -28,59 +22,99 @@ CHUNK = 512
 """Requests handed to a runner at once: enough to fill its batches, few enough that progress is seen."""
 
 
-@dataclass(frozen=True)
-class Unserved:
-    """A prompt that a server answers with an error instead of a text, and why."""
+def ask(
+    patches: Sequence[One],
+    runner: Runner,
+    modes: Sequence[Mode],
+    settings: Settings,
+    progress: Progress,
+    site: Site | None = None,
+) -> tuple[list[Sheet], list[Cost]]:
+    """One sheet for each patch, with the replies of base and of `modes`, and what each of `modes` cost.
 
-    reason: str
+    Base is asked first, and what a mode would send to the base unchanged is not asked again.
+    """
+    has_chat = bool(getattr(runner.tokenizer, "chat_template", None))
+    edits = [edits_of(patch) for patch in patches]
+    questions = [
+        question
+        for number, some in enumerate(edits)
+        for question in questions_of(some, number, split=settings.split, chat=has_chat)
+    ]
+    replies: dict[Mode, list[Reply]] = {}
+    costs: list[Cost] = []
+    for mode in MODES:
+        if mode != "base" and mode not in modes:
+            continue
+        replies[mode], cost = _replies(questions, patches, mode, runner, settings, progress, site, replies.get("base"))
+        if cost is not None and mode in modes:
+            costs.append(cost)
+    rows_of: list[list[int]] = [[] for _ in patches]
+    for row, question in enumerate(questions):
+        rows_of[question.patch].append(row)
+    sheets = [
+        Sheet(
+            patch=patch.name,
+            edits=tuple((edit.subject, edit.relation) for edit in edits[number]),
+            questions=tuple(questions[row].of_patch(0) for row in rows),
+            replies={mode: tuple(some[row] for row in rows) for mode, some in replies.items()},
+            refused=patch.reason if isinstance(patch, Refused) else "",
+            not_asked=not_asked(edits[number], split=settings.split, chat=has_chat),
+        )
+        for number, (patch, rows) in enumerate(zip(patches, rows_of, strict=True))
+    ]
+    return sheets, costs
 
 
-def requests_of(
+def _replies(
     questions: Sequence[Question],
     patches: Sequence[One],
     mode: Mode,
     runner: Runner,
-    max_tokens: int,
-    site: Site | None = None,
-) -> list[Request | Unserved]:
-    """What is asked in a mode; in mode ike each prompt has its prefix, within the runner's context.
-
-    site: given, a prompt that needs a higher rank than it has is unserved.
-    """
-    requests: list[Request | Unserved] = []
-    narrowed = [Narrowing(patch, site) if isinstance(patch, CompiledPatch) else None for patch in patches]
-    shelves: dict[int, Shelf] = {}
-    for question in questions:
-        patch, scope = patches[question.patch], narrowed[question.patch]
-        if mode == "base" or isinstance(patch, Patch):
-            requests.append(Request(question.prompt, question.chat))
-        elif mode == "weights" and scope is not None:
-            try:
-                requests.append(Request(question.prompt, question.chat, scope.of(question.prompt)))
-            except EditError as error:  # what a server answers with 409 or 400
-                requests.append(Unserved(str(error)))
+    settings: Settings,
+    progress: Progress,
+    site: Site | None,
+    before: Sequence[Reply] | None,
+) -> tuple[list[Reply], Cost | None]:
+    """One mode's reply to every question, and its cost where anything was asked. before: base's, unless it is base."""
+    found: dict[int, Reply] = {}
+    asked: dict[int, Request] = {}
+    # A refused patch has no adapter; its prompt prefix needs none.
+    lacking = {number for number, patch in enumerate(patches) if mode == "weights" and isinstance(patch, Refused)}
+    put = [row for row, question in enumerate(questions) if question.patch not in lacking]
+    made = requests_of([questions[row] for row in put], patches, mode, runner, settings.max_tokens, site)
+    for row, request in zip(put, made, strict=True):
+        if isinstance(request, Unserved):
+            found[row] = Reply(reason=request.reason)
+        elif before is not None and request.patch is None and request.prompt == questions[row].prompt:
+            found[row] = before[row]
         else:
-            if question.patch not in shelves:
-                edited: Edited = patch.manifest if isinstance(patch, CompiledPatch) else patch
-                shelves[question.patch] = Shelf(edited, patch.demonstrations)
-            named = None if scope is None else scope.edits(question.prompt)
-            prompt = _prefixed(question, shelves[question.patch], named, runner, max_tokens)
-            requests.append(Request(prompt, question.chat))
-    return requests
-
-
-def _prefixed(question: Question, shelf: Shelf, named: Sequence[int] | None, runner: Runner, max_tokens: int) -> str:
-    """The question's prompt with its prefix; named: the edits that it may be about, None where the prefix chooses."""
-    if named is not None and not named:
-        return question.prompt
-    texts = [text for text in (question.expected, question.rival) if text]
-    longest = max(len(answer_ids(runner.tokenizer, question.prompt, text, question.chat)) for text in texts)
-    budget = runner.context - _length(runner, question.prompt, question.chat) - max(max_tokens, longest)
-    if named is None:
-        prefix = build_prefix(shelf.edited, shelf.demonstrations, question.prompt, budget, subjects=shelf.subjects)
-    else:
-        prefix = build_prefix(*shelf.of(named), question.prompt, budget)
-    return wrap(prefix, question.prompt)
+            asked[row] = request
+    requests, rows = list(asked.values()), list(asked)
+    started = time.perf_counter()
+    texts = generate(runner, requests, settings.max_tokens, mode, progress)
+    seconds = time.perf_counter() - started
+    expected: Sequence[Scored | None] = [None] * len(rows)
+    rival = expected
+    if settings.teacher_forced:
+        expected, rival = force([questions[row] for row in rows], requests, runner, mode, progress)
+    for place, row in enumerate(rows):
+        question, request = questions[row], requests[place]
+        added = length_of(runner, request.prompt, request.chat) - length_of(runner, question.prompt, question.chat)
+        found[row] = Reply(texts[place], expected[place], rival[place], added)
+    served = [reply for reply in found.values() if reply.text is not None]
+    cost = None
+    if served:
+        latency, count = _latency(requests, runner, settings)
+        cost = Cost(
+            mode=mode,
+            answers=len(served),
+            tokens_added=statistics.fmean(reply.tokens_added for reply in served),
+            seconds_per_answer=seconds / len(served),
+            latency_s=latency,
+            latency_n=count,
+        )
+    return [found.get(row, Reply()) for row in range(len(questions))], cost
 
 
 def generate(runner: Runner, requests: Sequence[Request], max_tokens: int, mode: Mode, progress: Progress) -> list[str]:
@@ -111,36 +145,15 @@ def force(
     return columns
 
 
-def cost_of(
-    mode: Mode,
-    questions: Sequence[Question],
-    requests: Sequence[Request],
-    runner: Runner,
-    seconds: float,
-    latency: int,
-    max_tokens: int,
-) -> Cost:
-    """What a mode costs; `latency` of its answers are asked again, alone, and timed."""
-    added = [
-        _length(runner, request.prompt, request.chat) - _length(runner, question.prompt, question.chat)
-        for question, request in zip(questions, requests, strict=True)
-    ]
-    step = max(1, len(requests) // latency) if latency else 0
-    alone = list(requests[:: step or 1])[:latency]
+def _latency(requests: Sequence[Request], runner: Runner, settings: Settings) -> tuple[float | None, int]:
+    """Median seconds of some requests asked alone, after a warm-up, and how many."""
+    if not requests or not settings.latency:
+        return None, 0
+    step = max(1, len(requests) // settings.latency)
+    alone = list(requests[::step])[: settings.latency]
     times = []
     for request in alone[:1] + alone:  # the first is asked twice: once to load what is loaded on first use
         started = time.perf_counter()
-        runner.generate([request], max_tokens)
+        runner.generate([request], settings.max_tokens)
         times.append(time.perf_counter() - started)
-    return Cost(
-        mode=mode,
-        answers=len(requests),
-        tokens_added=statistics.fmean(added),
-        seconds_per_answer=seconds / len(requests),
-        latency_s=statistics.median(times[1:]) if times else None,
-        latency_n=len(alone),
-    )
-
-
-def _length(runner: Runner, prompt: str, chat: bool) -> int:
-    return len(prompt_ids(runner.tokenizer, prompt, chat))
+    return statistics.median(times[1:]), len(alone)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 Z95 = 1.959963984540054  # the normal distribution's 97.5 % quantile
 
@@ -29,5 +29,24 @@ def bootstrap(values: Sequence[float], resamples: int = 1000, seed: int = 0) -> 
     if not values:
         raise ValueError("an interval needs at least one observation")
     rng = random.Random(seed)
-    means = sorted(sum(rng.choices(values, k=len(values))) / len(values) for _ in range(resamples))
-    return means[round(0.025 * (resamples - 1))], means[round(0.975 * (resamples - 1))]
+    return _middle(sum(rng.choices(values, k=len(values))) / len(values) for _ in range(resamples))
+
+
+def resampled(
+    count: int, statistic: Callable[[Sequence[int]], float | None], resamples: int = 1000, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile interval of a `statistic` of `count` edits, given the numbers of those drawn, by seeded resampling.
+
+    A draw of which it is None is left out: one without any edit of a kind that the statistic needs.
+    """
+    if count <= 0:
+        raise ValueError(f"an interval needs at least one observation, got {count}")
+    rng, numbers = random.Random(seed), range(count)
+    drawn = (statistic(rng.choices(numbers, k=count)) for _ in range(resamples))
+    return _middle(value for value in drawn if value is not None)
+
+
+def _middle(values: Iterable[float]) -> tuple[float, float]:
+    """The 2.5 % and 97.5 % percentiles."""
+    ordered = sorted(values)
+    return ordered[round(0.025 * (len(ordered) - 1))], ordered[round(0.975 * (len(ordered) - 1))]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from vllm_edit.evaluation.intervals import bootstrap, wilson
+from vllm_edit.evaluation.intervals import bootstrap, resampled, wilson
 from vllm_edit.evaluation.judging import gives, unchanged
 from vllm_edit.evaluation.questions import RELIABILITY, Question
 from vllm_edit.evaluation.report import Measure, Mode, Protocol
@@ -15,7 +15,12 @@ Case = tuple[int, int]
 """(patch, edit): what an interval counts as one observation."""
 Outcome = tuple[str, Case, float]
 """(metric, case, value) of one question."""
-_NLL = {RELIABILITY: "ES", "paraphrase": "PS", "locality": "NS"}
+Pair = tuple[Sequence[Scored | None], Sequence[Scored | None]]
+"""The scores of each question's expected answer, and those of its rival."""
+_SUCCESS = {RELIABILITY: "ES", "paraphrase": "PS", "locality": "NS"}
+_MARGIN = {"ES": "EM", "PS": "PM", "NS": "NM"}
+NATS = ("EM", "PM", "NM", "NM_shift", "NS_shift")
+"""What is no share: differences, whose mean has an interval by resampling edits."""
 
 
 def counts_as_right(question: Question, answer: str, before: str) -> bool:
@@ -63,26 +68,39 @@ def argmax_outcomes(questions: Sequence[Question], scored: Sequence[Scored | Non
 def nll_outcomes(
     questions: Sequence[Question], expected: Sequence[Scored | None], rival: Sequence[Scored | None]
 ) -> list[Outcome]:
-    """CounterFact's success scores (arXiv 2202.05262, §3.4): the wanted answer has the smaller mean token NLL.
+    """CounterFact's success scores (arXiv 2202.05262, §3.4): the wanted answer has the smaller mean token NLL s.
 
     ES on the edit's prompt, PS on paraphrases: s(new) < s(true). NS on same-relation neighbours: s(true) < s(new).
-    `margin` is s(true) − s(new) on the edit's prompt, in nats.
+    EM, PM and NM are the mean lead of the wanted answer over the other, s(other) − s(wanted), in nats; the paper's
+    magnitudes are differences of e^{-s}, which say little where both are near 0.
     """
     outcomes: list[Outcome] = []
     for question, wanted, other in zip(questions, expected, rival, strict=True):
-        if wanted is None or other is None or question.metric not in _NLL:
+        if wanted is None or other is None or question.metric not in _SUCCESS:
+            continue
+        case, success = (question.patch, question.edit), _SUCCESS[question.metric]
+        outcomes.append((success, case, float(wanted.nll < other.nll)))
+        outcomes.append((_MARGIN[success], case, other.nll - wanted.nll))
+    return outcomes
+
+
+def shift_outcomes(questions: Sequence[Question], scored: Pair, before: Pair) -> list[Outcome]:
+    """How far the neighbours' scores moved from `before`, base's, question by question: NM_shift in nats, NS_shift."""
+    outcomes: list[Outcome] = []
+    for question, wanted, other, wanted_before, other_before in zip(questions, *scored, *before, strict=True):
+        if question.metric != "locality" or not (wanted and other and wanted_before and other_before):
             continue
         case = (question.patch, question.edit)
-        outcomes.append((_NLL[question.metric], case, float(wanted.nll < other.nll)))
-        if question.metric == RELIABILITY:
-            outcomes.append(("margin", case, other.nll - wanted.nll))
+        lead, lead_before = other.nll - wanted.nll, other_before.nll - wanted_before.nll
+        outcomes.append(("NM_shift", case, lead - lead_before))
+        outcomes.append(("NS_shift", case, float(lead > 0) - float(lead_before > 0)))
     return outcomes
 
 
 def refusals(questions: Iterable[Question], protocol: Protocol) -> list[Outcome]:
     """The outcomes of questions whose edit was refused: 0 in every metric that needs the edit.
 
-    What must not change is left out, as `old_answer` and `margin` are: an edit that is not there harms nothing, and
+    What must not change is left out, as `old_answer`, EM and PM are: an edit that is not there harms nothing, and
     counting that as locality would reward refusals.
     """
     failed: list[Outcome] = []
@@ -94,8 +112,8 @@ def refusals(questions: Iterable[Question], protocol: Protocol) -> list[Outcome]
             failed += [(metric, case, 0.0) for metric in question.metrics]
         elif protocol == "argmax":
             failed.append((question.metric, case, 0.0))
-        elif question.rival is not None and question.metric in _NLL:
-            failed.append((_NLL[question.metric], case, 0.0))
+        elif question.rival is not None and question.metric in _SUCCESS:
+            failed.append((_SUCCESS[question.metric], case, 0.0))
     return failed
 
 
@@ -113,8 +131,8 @@ def unserved(questions: Iterable[Question], protocol: Protocol) -> list[Outcome]
         if protocol == "generation":
             failed += [(metric, case, 0.0) for metric in question.metrics]
         if protocol == "nll":
-            if question.expected and question.rival and question.metric in _NLL:
-                failed.append((_NLL[question.metric], case, 0.0))
+            if question.expected and question.rival and question.metric in _SUCCESS:
+                failed.append((_SUCCESS[question.metric], case, 0.0))
         elif question.expected is not None:
             failed.append((f"{question.metric}_right", case, 0.0))
     return failed
@@ -132,16 +150,46 @@ def summarise(
         by_metric.setdefault(metric, {}).setdefault(case, []).append(value)
     failed = Counter(metric for metric, _, _ in refused)
     measures = [_measure(metric, cases, mode, protocol, failed[metric]) for metric, cases in by_metric.items()]
-    parts = [measure for measure in measures if measure.metric in ("ES", "PS", "NS")]
+    parts = {name: cases for name, cases in by_metric.items() if name in _MARGIN}
     if len(parts) == 3:
-        shares = [measure.value for measure in parts]
-        score = 3 / sum(1 / share for share in shares) if all(shares) else 0.0
-        n, edits = sum(measure.n for measure in parts), max(measure.edits for measure in parts)
-        refused_n = sum(measure.refused for measure in parts)
-        measures.append(
-            Measure(mode=mode, metric="S", protocol=protocol, value=score, n=n, edits=edits, refused=refused_n)
-        )
+        measures.append(_score(parts, mode, protocol, sum(failed[name] for name in parts)))
     return measures
+
+
+def harmonic_mean(shares: Sequence[float]) -> float:
+    """3 / (1/a + 1/b + 1/c) for three of them; 0 where one is."""
+    return len(shares) / sum(1 / share for share in shares) if all(shares) else 0.0
+
+
+def _score(
+    parts: Mapping[str, Mapping[Case, Sequence[float]]], mode: Mode, protocol: Protocol, refused: int
+) -> Measure:
+    """S of the averages of ES, PS and NS, its interval by resampling edits with all that they were asked."""
+    means = {name: {case: sum(values) / len(values) for case, values in own.items()} for name, own in parts.items()}
+    cases = list(dict.fromkeys(case for own in means.values() for case in own))
+
+    def score(drawn: Sequence[int]) -> float | None:
+        averages = []
+        for own in means.values():
+            values = [own[cases[place]] for place in drawn if cases[place] in own]
+            if not values:
+                return None
+            averages.append(sum(values) / len(values))
+        return harmonic_mean(averages)
+
+    low, high = resampled(len(cases), score)
+    return Measure(
+        mode=mode,
+        metric="S",
+        protocol=protocol,
+        value=score(range(len(cases))) or 0.0,
+        low=low,
+        high=high,
+        interval="bootstrap",
+        n=sum(len(values) for own in parts.values() for values in own.values()),
+        edits=len(cases),
+        refused=refused,
+    )
 
 
 def _measure(
@@ -149,10 +197,8 @@ def _measure(
 ) -> Measure:
     means = [sum(values) / len(values) for values in cases.values()]
     value, n = sum(means) / len(means), sum(map(len, cases.values()))
-    if metric == "margin":
-        low, high = bootstrap(means)
-    else:
-        low, high = wilson(value, len(means) if len(means) > 1 else n)
+    difference = metric in NATS
+    low, high = bootstrap(means) if difference else wilson(value, len(means) if len(means) > 1 else n)
     return Measure(
         mode=mode,
         metric=metric,
@@ -160,7 +206,7 @@ def _measure(
         value=value,
         low=low,
         high=high,
-        interval="bootstrap" if metric == "margin" else "wilson",
+        interval="bootstrap" if difference else "wilson",
         n=n,
         edits=len(means),
         refused=refused,

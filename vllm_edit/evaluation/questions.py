@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vllm_edit.patch import LOCALITY_KINDS, Edit, Probe, Split
 from vllm_edit.subjects import Subjects
@@ -43,6 +43,10 @@ class Question:
     def keeps(self) -> bool:
         """True if the answer must stay what base says."""
         return self.metric in KEEPING
+
+    def of_patch(self, number: int) -> Question:
+        """The same question with another number of its patch."""
+        return replace(self, patch=number)
 
 
 def questions_of(edits: Sequence[Edit], patch: int, *, split: Split | None = "gate", chat: bool) -> list[Question]:

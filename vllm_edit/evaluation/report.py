@@ -14,7 +14,8 @@ Protocol = Literal["generation", "argmax", "nll"]
 PROTOCOLS: dict[Protocol, str] = {
     "generation": "free greedy generation: the first line mentions the answer (locality: is what base says)",
     "argmax": "teacher forcing: every token of the answer is the most likely one",
-    "nll": "teacher forcing: mean token NLL of new against true answer (CounterFact's ES, PS, NS, S)",
+    "nll": "teacher forcing: mean token NLL of new against true answer (CounterFact's ES, PS, NS, S; EM, PM, NM and "
+    "shifts from base in nats)",
 }
 
 

@@ -1,0 +1,132 @@
+"""Many patches, each measured alone: compiled and asked batch by batch, so that a run can be stopped and resumed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from vllm_edit.errors import EditError
+from vllm_edit.evaluation.asking import Progress, ask
+from vllm_edit.evaluation.evaluate import check_modes
+from vllm_edit.evaluation.record import Record
+from vllm_edit.evaluation.report import MODES, Cost, Mode, Report
+from vllm_edit.evaluation.reporting import report_of
+from vllm_edit.evaluation.requests import One
+from vllm_edit.evaluation.runners.runner import Runner
+from vllm_edit.evaluation.settings import Settings
+from vllm_edit.evaluation.sheet import Sheet
+from vllm_edit.evaluation.time_left import TimeLeft
+from vllm_edit.patch import Patch
+from vllm_edit.store.digest import digest_json
+from vllm_edit.store.site import Site
+
+BATCH = 32
+"""Patches compiled and asked at once: enough to fill a model's batches, few enough to lose when a run is stopped."""
+Attempt = Callable[[Sequence[Patch], Progress], Sequence[One]]
+"""From declared patches to what is measured of them, in their order: compiled, refused, or as they are (mode base)."""
+
+
+def evaluate_in_batches(
+    patches: Sequence[Patch],
+    attempt: Attempt,
+    runner: Runner,
+    modes: Sequence[Mode] = MODES,
+    settings: Settings | None = None,
+    record: Record | None = None,
+    progress: Progress = lambda what, done, total: None,
+    site: Site | None = None,
+    size: int = BATCH,
+) -> Report:
+    """`evaluate` of many patches of different names, `size` at a time.
+
+    record: keeps every batch's sheets, and brings those of an earlier run, whose patches are not tried again.
+    progress: told of patches, with what is being done and the time that is left.
+
+    Raises:
+        EditError: as `evaluate`; no patch, or two of one name.
+    """
+    settings = settings or Settings()
+    names = [patch.name for patch in patches]
+    if not names or len(set(names)) < len(names):
+        raise EditError("expected at least one patch to evaluate, and every name once")
+    sheets: dict[str, Sheet] = {}
+    costs: list[Cost] = []
+    for entry in record.entries if record else ():
+        sheets |= zip(entry["patches"], map(Sheet.of_record, entry["sheets"]), strict=True)
+        costs += [Cost.model_validate(cost) for cost in entry["costs"]]
+    waiting = [patch for patch in patches if patch.name not in sheets]
+    left = TimeLeft(len(patches), len(sheets))
+    asked = [mode for mode in MODES if mode in modes]
+    for start in range(0, len(waiting), size):
+        batch = waiting[start : start + size]
+        stages = _Stages(progress, left, len(sheets), len(batch), len(patches), 1 + len({"base", *asked}))
+        tried = attempt(batch, stages.compiling)
+        # Latency is of single answers, asked alone: once is enough.
+        wanted = replace(settings, latency=0) if costs else settings
+        found, spent = ask(tried, runner, check_modes(tried, modes), wanted, stages, site)
+        if record:
+            record.add(
+                {
+                    "patches": [patch.name for patch in batch],
+                    "sheets": [sheet.as_record() for sheet in found],
+                    "costs": [cost.model_dump(mode="json") for cost in spent],
+                }
+            )
+        sheets |= zip((patch.name for patch in batch), found, strict=True)
+        costs += spent
+    return report_of([sheets[name] for name in names], asked, settings, runner.name, together(costs))
+
+
+def identity(patches: Sequence[Patch], modes: Sequence[Mode], settings: Settings, **others: Any) -> dict[str, Any]:
+    """What an evaluation's record is of. others: what else decides its numbers, JSON-able (site, method, engine, …)."""
+    return {
+        "patches": digest_json([patch.model_dump(mode="json") for patch in patches]),
+        "modes": [mode for mode in MODES if mode in modes],
+        "split": settings.split,
+        "max_tokens": settings.max_tokens,
+        "teacher_forced": settings.teacher_forced,
+        **others,
+    }
+
+
+def together(costs: Iterable[Cost]) -> list[Cost]:
+    """One cost for each mode: means over all answers, the latency of the first part that has one."""
+    by_mode: dict[Mode, list[Cost]] = {}
+    for cost in costs:
+        by_mode.setdefault(cost.mode, []).append(cost)
+    merged = []
+    for mode, parts in by_mode.items():
+        answers = sum(part.answers for part in parts)
+        timed = next((part for part in parts if part.latency_n), parts[0])
+        merged.append(
+            Cost(
+                mode=mode,
+                answers=answers,
+                tokens_added=sum(part.tokens_added * part.answers for part in parts) / answers,
+                seconds_per_answer=sum(part.seconds_per_answer * part.answers for part in parts) / answers,
+                latency_s=timed.latency_s,
+                latency_n=timed.latency_n,
+            )
+        )
+    return merged
+
+
+class _Stages:
+    """From the progress of a batch's stages to that of all patches. Every stage counts as the same part of a batch."""
+
+    def __init__(self, progress: Progress, left: TimeLeft, done: int, size: int, total: int, stages: int) -> None:
+        self._progress, self._left, self._done, self._size, self._total = progress, left, done, size, total
+        self._stages, self._seen = stages, ["compile"]
+
+    def compiling(self, what: str, done: int, total: int) -> None:
+        """The first stage, whatever its own parts are called."""
+        self(f"compile, {what}", done, total)
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        stage = what.partition(",")[0]  # "weights, teacher forcing" is a part of weights
+        if stage not in self._seen:
+            self._seen.append(stage)
+        part = (self._seen.index(stage) + done / max(total, 1)) / self._stages
+        finished = self._done + self._size * min(part, 1.0)
+        self._progress("; ".join(filter(None, (what, self._left.text(finished)))), int(finished), self._total)

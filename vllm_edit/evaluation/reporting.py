@@ -1,0 +1,130 @@
+"""From sheets to a report."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from vllm_edit.evaluation.measuring import (
+    Outcome,
+    argmax_outcomes,
+    counts_as_right,
+    generation_outcomes,
+    nll_outcomes,
+    refusals,
+    shift_outcomes,
+    summarise,
+    unserved,
+)
+from vllm_edit.evaluation.questions import Question
+from vllm_edit.evaluation.report import Answer, Cost, Drift, Measure, Mode, Protocol, Report
+from vllm_edit.evaluation.settings import Settings
+from vllm_edit.evaluation.sheet import Reply, Sheet, with_numbers
+
+Replied = tuple[Question, Mapping[Mode, Reply]]
+"""A question, and each mode's reply to it."""
+
+
+def report_of(
+    sheets: Sequence[Sheet],
+    modes: Sequence[Mode],
+    settings: Settings,
+    engine: str,
+    costs: Sequence[Cost] = (),
+    drift: Drift | None = None,
+) -> Report:
+    """The report of patches that were asked in `modes`; every sheet has base's replies too."""
+    replied = with_numbers(sheets)
+    measures = [measure for mode in modes for measure in _measures(sheets, replied, mode, settings)]
+    relations: dict[str, list[Replied]] = {}
+    for question, replies in replied:
+        _, relation = sheets[question.patch].edits[question.edit]
+        relations.setdefault(relation, []).append((question, replies))
+    return Report(
+        patches=tuple(sheet.patch for sheet in sheets),
+        engine=engine,
+        modes=tuple(modes),
+        edits=sum(len(sheet.edits) for sheet in sheets),
+        split=settings.split,
+        max_tokens=settings.max_tokens,
+        measures=tuple(measures),
+        relations={
+            relation: tuple(measure for mode in modes for measure in _generated(sheets, own, mode))
+            for relation, own in relations.items()
+        },
+        costs=tuple(costs),
+        refused={sheet.patch: sheet.refused for sheet in sheets if sheet.refused},
+        unserved=_reasons(sheets, replied),
+        not_asked=dict(sum((Counter(sheet.not_asked) for sheet in sheets), Counter[str]())),
+        drift=drift,
+        answers=tuple(_answer(sheets, *one) for one in replied) if settings.answers else None,
+    )
+
+
+def _measures(sheets: Sequence[Sheet], replied: Sequence[Replied], mode: Mode, settings: Settings) -> list[Measure]:
+    """Everything that is measured of a mode."""
+    measures = _generated(sheets, replied, mode)
+    if not settings.teacher_forced:
+        return measures
+    answered = [(question, replies[mode], replies["base"]) for question, replies in replied if _text(replies, mode)]
+    questions = [question for question, _, _ in answered]
+    expected, rival = [reply.expected for _, reply, _ in answered], [reply.rival for _, reply, _ in answered]
+    nll = nll_outcomes(questions, expected, rival)
+    if mode != "base":
+        before = [base.expected for _, _, base in answered], [base.rival for _, _, base in answered]
+        nll += shift_outcomes(questions, (expected, rival), before)
+    outcomes: dict[Protocol, list[Outcome]] = {"argmax": argmax_outcomes(questions, expected), "nll": nll}
+    for protocol, found in outcomes.items():
+        measures += summarise(found, mode, protocol, _failed(sheets, replied, mode, protocol))
+    return measures
+
+
+def _generated(sheets: Sequence[Sheet], replied: Sequence[Replied], mode: Mode) -> list[Measure]:
+    """The measures of free generation."""
+    answered = [(question, replies) for question, replies in replied if _text(replies, mode)]
+    texts, before = ([replies[one].text or "" for _, replies in answered] for one in (mode, "base"))
+    outcomes = generation_outcomes([question for question, _ in answered], texts, before, mode)
+    return summarise(outcomes, mode, "generation", _failed(sheets, replied, mode, "generation"))
+
+
+def _failed(sheets: Sequence[Sheet], replied: Sequence[Replied], mode: Mode, protocol: Protocol) -> list[Outcome]:
+    """Outcomes of what was not asked: questions of refused edits, and prompts that a server would refuse."""
+    left = [(question, replies[mode]) for question, replies in replied if not _text(replies, mode)]
+    return [
+        *refusals((question for question, reply in left if not reply.reason), protocol),
+        *unserved((question for question, reply in left if reply.reason), protocol),
+    ]
+
+
+def _text(replies: Mapping[Mode, Reply], mode: Mode) -> bool:
+    """True if the mode answered at all, be it with an empty text."""
+    return replies[mode].text is not None
+
+
+def _reasons(sheets: Sequence[Sheet], replied: Sequence[Replied]) -> dict[str, dict[str, str]]:
+    """Patch → prompt → why a server would refuse it."""
+    found: dict[str, dict[str, str]] = {}
+    for question, replies in replied:
+        for reply in replies.values():
+            if reply.reason:
+                found.setdefault(sheets[question.patch].patch, {})[question.prompt] = reply.reason
+    return found
+
+
+def _answer(sheets: Sequence[Sheet], question: Question, replies: Mapping[Mode, Reply]) -> Answer:
+    sheet = sheets[question.patch]
+    subject, relation = sheet.edits[question.edit]
+    texts = {mode: reply.text for mode, reply in replies.items() if reply.text is not None}
+    return Answer(
+        patch=sheet.patch,
+        edit=question.edit,
+        subject=subject,
+        relation=relation,
+        metric=question.metric,
+        tag=question.tag,
+        prompt=question.prompt,
+        chat=question.chat,
+        expected=question.expected,
+        texts=texts,
+        right={mode: counts_as_right(question, text, texts["base"]) for mode, text in texts.items()},
+    )

@@ -1,0 +1,85 @@
+"""From questions to requests: what is sent to a runner in a mode, as a server would send it to its engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vllm_edit.composition.scoped import Narrowing
+from vllm_edit.errors import EditError
+from vllm_edit.evaluation.questions import Question
+from vllm_edit.evaluation.refused import Refused
+from vllm_edit.evaluation.report import Mode
+from vllm_edit.evaluation.runners.runner import Request, Runner
+from vllm_edit.ike.prefix import Edited, build_prefix, wrap
+from vllm_edit.ike.scoped import Shelf
+from vllm_edit.patch import Edit, Patch
+from vllm_edit.prompting import answer_ids, prompt_ids
+from vllm_edit.store.compiled import CompiledPatch
+from vllm_edit.store.site import Site
+
+One = Patch | CompiledPatch | Refused
+
+
+@dataclass(frozen=True)
+class Unserved:
+    """A prompt that a server answers with an error instead of a text, and why."""
+
+    reason: str
+
+
+def edits_of(patch: One) -> tuple[Edit, ...]:
+    return patch.manifest.edits if isinstance(patch, CompiledPatch) else patch.edits
+
+
+def requests_of(
+    questions: Sequence[Question],
+    patches: Sequence[One],
+    mode: Mode,
+    runner: Runner,
+    max_tokens: int,
+    site: Site | None = None,
+) -> list[Request | Unserved]:
+    """What is asked in a mode; in mode ike each prompt has its prefix, within the runner's context.
+
+    site: given, a prompt that needs a higher rank than it has is unserved.
+    """
+    requests: list[Request | Unserved] = []
+    narrowed = [Narrowing(patch, site) if isinstance(patch, CompiledPatch) else None for patch in patches]
+    shelves: dict[int, Shelf] = {}
+    for question in questions:
+        patch, scope = patches[question.patch], narrowed[question.patch]
+        if mode == "base" or isinstance(patch, Patch):
+            requests.append(Request(question.prompt, question.chat))
+        elif mode == "weights" and scope is not None:
+            try:
+                requests.append(Request(question.prompt, question.chat, scope.of(question.prompt)))
+            except EditError as error:  # what a server answers with 409 or 400
+                requests.append(Unserved(str(error)))
+        else:
+            if question.patch not in shelves:
+                edited: Edited = patch.manifest if isinstance(patch, CompiledPatch) else patch
+                shelves[question.patch] = Shelf(edited, patch.demonstrations)
+            named = None if scope is None else scope.edits(question.prompt)
+            prompt = _prefixed(question, shelves[question.patch], named, runner, max_tokens)
+            requests.append(Request(prompt, question.chat))
+    return requests
+
+
+def _prefixed(question: Question, shelf: Shelf, named: Sequence[int] | None, runner: Runner, max_tokens: int) -> str:
+    """The question's prompt with its prefix; named: the edits that it may be about, None where the prefix chooses."""
+    if named is not None and not named:
+        return question.prompt
+    texts = [text for text in (question.expected, question.rival) if text]
+    longest = max(len(answer_ids(runner.tokenizer, question.prompt, text, question.chat)) for text in texts)
+    budget = runner.context - length_of(runner, question.prompt, question.chat) - max(max_tokens, longest)
+    if named is None:
+        prefix = build_prefix(shelf.edited, shelf.demonstrations, question.prompt, budget, subjects=shelf.subjects)
+    else:
+        prefix = build_prefix(*shelf.of(named), question.prompt, budget)
+    return wrap(prefix, question.prompt)
+
+
+def length_of(runner: Runner, prompt: str, chat: bool) -> int:
+    """Tokens of a prompt as it is read."""
+    return len(prompt_ids(runner.tokenizer, prompt, chat))

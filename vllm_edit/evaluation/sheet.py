@@ -1,0 +1,84 @@
+"""A sheet: one patch's questions with what each mode replied. Reports are computed from sheets, and sheets can be kept.
+
+A sheet as a record is JSON, so that an evaluation of many edits can be interrupted and gone on with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from vllm_edit.evaluation.questions import Question
+from vllm_edit.evaluation.report import Mode
+from vllm_edit.evaluation.runners.runner import Scored
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What one mode replied to one question.
+
+    text: the free answer; None where it was not asked, because the edit was refused or, with a `reason`, because a
+    server would refuse the prompt. expected, rival: the question's answers forced. tokens_added: to the prompt.
+    """
+
+    text: str | None = None
+    expected: Scored | None = None
+    rival: Scored | None = None
+    tokens_added: int = 0
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """One patch's questions (numbered as `edits` are) and the replies of each mode, in the questions' order.
+
+    edits: (subject, relation) of each edit. refused: why the patch was not compiled. not_asked: metric → how many
+    questions were left out, since another edit of the patch changes what they ask.
+    """
+
+    patch: str
+    edits: tuple[tuple[str, str], ...]
+    questions: tuple[Question, ...]
+    replies: Mapping[Mode, tuple[Reply, ...]]
+    refused: str = ""
+    not_asked: Mapping[str, int] = field(default_factory=dict)
+
+    def as_record(self) -> dict[str, Any]:
+        """The sheet as JSON-able values."""
+        questions = [asdict(question) for question in self.questions]
+        return {
+            "patch": self.patch,
+            "edits": [list(edit) for edit in self.edits],
+            "refused": self.refused,
+            "not_asked": dict(self.not_asked),
+            "questions": questions,
+            "replies": {mode: [asdict(reply) for reply in some] for mode, some in self.replies.items()},
+        }
+
+    @classmethod
+    def of_record(cls, record: Mapping[str, Any]) -> Sheet:
+        """The sheet of `as_record`'s values."""
+        return cls(
+            patch=record["patch"],
+            edits=tuple((subject, relation) for subject, relation in record["edits"]),
+            questions=tuple(Question(**question) for question in record["questions"]),
+            replies={mode: tuple(map(_reply, some)) for mode, some in record["replies"].items()},
+            refused=record["refused"],
+            not_asked=record["not_asked"],
+        )
+
+
+def with_numbers(sheets: Sequence[Sheet]) -> list[tuple[Question, Mapping[Mode, Reply]]]:
+    """Every question of all sheets, with its sheet's number as its patch, and its replies by mode."""
+    found: list[tuple[Question, Mapping[Mode, Reply]]] = []
+    for number, sheet in enumerate(sheets):
+        for row, question in enumerate(sheet.questions):
+            replies = {mode: some[row] for mode, some in sheet.replies.items()}
+            found.append((question.of_patch(number), replies))
+    return found
+
+
+def _reply(record: Mapping[str, Any]) -> Reply:
+    expected, rival = (None if record[side] is None else Scored(**record[side]) for side in ("expected", "rival"))
+    return Reply(record["text"], expected, rival, record["tokens_added"], record["reason"])
