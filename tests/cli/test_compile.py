@@ -8,7 +8,7 @@ import pytest
 
 from tests.cli.program import Program
 from tests.tiny import SENTENCES, save_tiny
-from vllm_edit.store.passages import PASSAGES
+from vllm_edit.store.documents import path_of
 from vllm_edit.store.store import Store
 
 # A random model has no facts to change: its edits may miss, which is not what is tested here.
@@ -82,7 +82,7 @@ def test_a_store_without_passages_is_given_some(program: Program, model: Path, t
     again = program("store", "passages", "--texts", texts, "--store", url)
     assert (again.code, again.err.count("\n")) == (1, 1)
     assert "passages already" in again.err
-    (url / PASSAGES).unlink()  # as stores were made before there were any
+    (url / path_of("passages")).unlink()  # as stores were made before there were any
     lacking = program("store", "passages", "--store", url)
     assert (lacking.code, lacking.err.count("\n")) == (1, 1)
     assert "--texts FILE" in lacking.err

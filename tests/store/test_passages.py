@@ -8,7 +8,8 @@ import pytest
 
 from tests.store.example import moment, site
 from vllm_edit.errors import Corrupt, EditError
-from vllm_edit.store.passages import PASSAGES, cut, hold_out
+from vllm_edit.store.documents import path_of
+from vllm_edit.store.passages import cut, hold_out
 from vllm_edit.store.store import Store
 
 TEXTS = [f"Text {number} of a hundred." for number in range(100)]
@@ -55,9 +56,9 @@ def test_a_store_keeps_its_passages_for_good(tmp_path: Path) -> None:
 )
 def test_damaged_passages_are_found(tmp_path: Path, damage: object) -> None:
     store = Store.create(tmp_path / "store", site(), moment(), ["one"])
-    file = Path(store.url) / PASSAGES
+    file = Path(store.url) / path_of("passages")
     file.write_text(damage(file.read_text()))  # type: ignore[operator]
-    with pytest.raises(Corrupt, match=PASSAGES):
+    with pytest.raises(Corrupt, match=path_of("passages")):
         store.passages()
     (problem,) = store.verify()
-    assert PASSAGES in problem
+    assert path_of("passages") in problem

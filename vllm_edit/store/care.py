@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from vllm_edit.errors import Corrupt, EditError
+from vllm_edit.store.documents import KINDS, Kind
 from vllm_edit.store.names import split_name
 from vllm_edit.store.site_files import SITE
 
@@ -20,7 +21,7 @@ def problems_of(store: Store) -> list[str]:
     stored = store.names()
     checks: list[Callable[[], Iterable[str]]] = [
         partial(_site_problems, store, stored),
-        partial(_passages_problems, store),
+        *(partial(_document_problems, store, kind) for kind in KINDS),
         store.registry.problems,
         *(partial(_patch_problems, store, name) for name in stored),
     ]
@@ -48,8 +49,8 @@ def _site_problems(store: Store, stored: Iterable[str]) -> Iterator[str]:
     store.material()
 
 
-def _passages_problems(store: Store) -> Iterable[str]:
-    store.passages()
+def _document_problems(store: Store, kind: Kind) -> Iterable[str]:
+    store.document(kind)
     return ()
 
 

@@ -6,15 +6,9 @@ little to those.
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Sequence
 
-from vllm_edit.errors import Corrupt
-from vllm_edit.store.digest import digest_json
-from vllm_edit.store.files import Files
-
-PASSAGES = "passages.json"
 _COUNT = 64
 _LONGEST = 400
 """Characters of a passage, so that a gate of a large model reads some thousand tokens and not a book."""
@@ -31,27 +25,3 @@ def hold_out(texts: Sequence[str], seed: int) -> tuple[list[str], list[str]]:
 def cut(texts: Sequence[str]) -> list[str]:
     """At most so many texts as a store keeps, none longer than it keeps it."""
     return [text[:_LONGEST] for text in texts[:_COUNT]]
-
-
-def write_passages(files: Files, passages: Sequence[str]) -> None:
-    content = list(passages)
-    text = json.dumps({"digest": digest_json(content), "passages": content}, indent=1, ensure_ascii=False)
-    files.write(PASSAGES, text.encode())
-
-
-def read_passages(files: Files) -> tuple[str, ...]:
-    """The passages; none where the store keeps none.
-
-    Raises:
-        Corrupt: the file does not match the digest in it.
-    """
-    try:
-        stored = json.loads(files.read(PASSAGES))
-        passages = tuple(map(str, stored["passages"]))
-        if digest_json(list(passages)) != stored["digest"]:
-            raise Corrupt(f"{PASSAGES} does not match its digest; restore it from a backup")
-        return passages
-    except FileNotFoundError:
-        return ()
-    except (ValueError, KeyError, TypeError) as error:
-        raise Corrupt(f"{PASSAGES} cannot be read ({error!r}); restore it from a backup") from error

@@ -3,6 +3,7 @@
 site.json                      the site, with its digest
 moments/<digest>.safetensors   its second moment, or networks/<digest>.safetensors for a site with a hypernetwork
 passages.json                  ordinary text for the gates (`passages`), where the store has some
+texts.json, pool.json, …       the base's own text, the facts that it knows, what the sweep tried (`documents`)
 patches/<patch>@<digest>/      one compiled patch each (`artefacts`)
 records/<name>/<kind>-<time>.json   reports and timings, outside the digest
 registry.db                    unless VLLM_EDIT_REGISTRY names another database
@@ -22,12 +23,12 @@ from vllm_edit.store import names
 from vllm_edit.store.anchor import Anchor
 from vllm_edit.store.audit import EMPTY
 from vllm_edit.store.care import problems_of
+from vllm_edit.store.documents import Kind, path_of, read_document, write_document
 from vllm_edit.store.entries import PatchEntry
 from vllm_edit.store.envelope import MANIFEST, Read, read_manifest
 from vllm_edit.store.files import Files, open_files
 from vllm_edit.store.garbage import Collected, collect, garbage_in
 from vllm_edit.store.manifest import Manifest
-from vllm_edit.store.passages import read_passages, write_passages
 from vllm_edit.store.places import default_url, registry_url
 from vllm_edit.store.records import Record, add_record, read_records
 from vllm_edit.store.registry import Registry
@@ -70,10 +71,11 @@ class Store:
         site: Site,
         material: Mapping[str, torch.Tensor],
         passages: Sequence[str] = (),
+        documents: Mapping[Kind, Any] | None = None,
     ) -> Store:
         """A store with `site` and its second moment or network. One that has this site already is opened as it is.
 
-        passages: ordinary text for its gates; `keep_passages` adds it later.
+        passages: ordinary text for its gates; `keep_passages` adds it later.  documents: others to keep from the start.
 
         Raises:
             EditError: another site is fixed there, or `material` is not what the site names.
@@ -89,8 +91,9 @@ class Store:
                 )
             return store
         write_material(files, site, material)
-        if passages:
-            write_passages(files, passages)
+        for kind, content in {"passages": list(passages), **(documents or {})}.items():
+            if content:
+                write_document(files, kind, content)
         anchor = Anchor(files)
         anchor.advance(EMPTY)  # before any row: from now on a missing anchor is a finding
         registry = Registry(registry_url(place, files), anchor)
@@ -138,7 +141,7 @@ class Store:
         Raises:
             Corrupt: the file does not match the digest in it.
         """
-        return read_passages(self.files)
+        return tuple(map(str, read_document(self.files, "passages") or ()))
 
     def keep_passages(self, passages: Sequence[str]) -> None:
         """Keep ordinary text for the gates, for good: with other text they would judge by another measure.
@@ -150,7 +153,25 @@ class Store:
             raise EditError(f"{self.url} keeps {len(kept)} passages already, and its gates judged by them")
         if not passages:
             raise EditError("expected at least one passage, got none")
-        write_passages(self.files, passages)
+        write_document(self.files, "passages", list(passages))
+
+    def document(self, kind: Kind) -> Any:
+        """What the store keeps under `kind` (see `documents`); None where it keeps none.
+
+        Raises:
+            Corrupt: the file does not match the digest in it.
+        """
+        return read_document(self.files, kind)
+
+    def keep(self, kind: Kind, content: Any) -> None:
+        """Keep a document, for good.
+
+        Raises:
+            EditError: there is one already.
+        """
+        if self.document(kind) is not None:
+            raise EditError(f"{self.url} keeps {path_of(kind)} already, and what was drawn from it must not move")
+        write_document(self.files, kind, content)
 
     # Compiled patches
 

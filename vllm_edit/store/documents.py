@@ -1,0 +1,50 @@
+"""Documents: JSON that a store keeps beside its site, each in one file with the digest of its content.
+
+passages.json   ordinary text on which gates measure the drift of perplexity (`passages`)
+texts.json      ordinary text that the base wrote itself, on which the site's second moment was measured
+pool.json       facts of the tables that the base knows (`vllm_edit.facts.pool`)
+tried.json      what the sweep measured of each candidate for the site
+
+None of them is part of the site's identity. Each is written once: what was judged or drawn by it must not move.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal
+
+from vllm_edit.errors import Corrupt
+from vllm_edit.store.digest import digest_json
+from vllm_edit.store.files import Files
+
+Kind = Literal["passages", "texts", "pool", "tried"]
+KINDS: tuple[Kind, ...] = ("passages", "texts", "pool", "tried")
+
+
+def path_of(kind: Kind) -> str:
+    """The document's file in a store."""
+    return f"{kind}.json"
+
+
+def write_document(files: Files, kind: Kind, content: Any) -> None:
+    text = json.dumps({"digest": digest_json(content), kind: content}, indent=1, ensure_ascii=False)
+    files.write(path_of(kind), text.encode())
+
+
+def read_document(files: Files, kind: Kind) -> Any:
+    """The document's content; None where the store keeps none.
+
+    Raises:
+        Corrupt: the file cannot be read, or does not match the digest in it.
+    """
+    path = path_of(kind)
+    try:
+        stored = json.loads(files.read(path))
+        content, expected = stored[kind], stored["digest"]
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise Corrupt(f"{path} cannot be read ({error!r}); restore it from a backup") from error
+    if digest_json(content) != expected:
+        raise Corrupt(f"{path} does not match its digest; restore it from a backup")
+    return content
