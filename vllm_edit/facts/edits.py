@@ -6,7 +6,7 @@ The two never share a subject: a fifth of all subjects is set aside for choosing
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from vllm_edit.errors import EditError
@@ -72,22 +72,22 @@ def counterfactual(facts: Facts, fact: Fact, rng: random.Random) -> Edit:
     others = rng.sample([form for form in relation.trained if form is not prompt], k=len(relation.trained) - 1)
     tune, gate = others[:_TUNE_PARAPHRASES], others[_TUNE_PARAPHRASES : _TUNE_PARAPHRASES + _GATE_PARAPHRASES]
     probes = [
-        *_asked("paraphrase", tune, subject.name, None, rng, split="tune", tag="trained"),
-        *_asked("paraphrase", gate, subject.name, None, rng, tag="trained"),
-        *_asked("paraphrase", relation.held_out, subject.name, None, rng, tag="held_out"),
-        *_reverse(facts, fact, new, rng),
-        *_portability(facts, fact, new, rng),
+        *probes_in("paraphrase", tune, subject.name, None, rng, split="tune", tag="trained"),
+        *probes_in("paraphrase", gate, subject.name, None, rng, tag="trained"),
+        *probes_in("paraphrase", relation.held_out, subject.name, None, rng, tag="held_out"),
+        *reverse_probes(fact, new, rng),
+        *portability_probes(facts, fact, new, rng),
         *_neighbours(peers, fact, rng),
     ]
     for own in subject.facts.values():
         if own is not fact:
             forms = rng.sample(own.relation.trained, k=1)
-            probes += _asked("locality_subject", forms, subject.name, own.object, rng)
+            probes += probes_in("locality_subject", forms, subject.name, own.object, rng)
     elsewhere_known = [group for key, group in facts.by_relation.items() if key != relation.id and group]
     for elsewhere in rng.sample(elsewhere_known, k=3):
         far = rng.choice(elsewhere)
         if far.subject is not subject:
-            probes += _asked("unrelated", [rng.choice(far.relation.trained)], far.subject.name, far.object, rng)
+            probes += probes_in("unrelated", [rng.choice(far.relation.trained)], far.subject.name, far.object, rng)
     return Edit(
         prompt=prompt.fill(subject.name),
         subject=subject.name,
@@ -99,7 +99,7 @@ def counterfactual(facts: Facts, fact: Fact, rng: random.Random) -> Edit:
     )
 
 
-def _asked(
+def probes_in(
     kind: ProbeKind,
     forms: Iterable[Form],
     name: str,
@@ -123,23 +123,27 @@ def _asked(
     ]
 
 
-def _reverse(facts: Facts, fact: Fact, new: str, rng: random.Random) -> list[Probe]:
+def reverse_probes(fact: Fact, new: str, rng: random.Random) -> list[Probe]:
+    """The question that the new object answers with the subject, where the relation has one."""
     if not fact.relation.reverse:
         return []
-    return _asked("reverse", [rng.choice(fact.relation.reverse)], new, fact.subject.name, rng)
+    return probes_in("reverse", [rng.choice(fact.relation.reverse)], new, fact.subject.name, rng)
 
 
-def _portability(facts: Facts, fact: Fact, new: str, rng: random.Random) -> list[Probe]:
-    """Asked by another name of the subject, and one step further (where the new object's own fact is known)."""
+def portability_probes(
+    facts: Facts, fact: Fact, new: str, rng: random.Random, forms: Sequence[Form] | None = None
+) -> list[Probe]:
+    """Asked by another name of the subject, in one of `forms` (default: any that is trained), and one step further
+    (where the new object's own fact is in the tables)."""
     probes: list[Probe] = []
     if fact.subject.aliases:
-        form = rng.choice(fact.relation.trained)
-        probes += _asked("portability", [form], rng.choice(fact.subject.aliases), new, rng, tag="alias")
+        form = rng.choice(fact.relation.trained if forms is None else forms)
+        probes += probes_in("portability", [form], rng.choice(fact.subject.aliases), new, rng, tag="alias")
     for hop in facts.hops:
         final = facts.follow(hop, new) if hop.first.id == fact.relation.id else None
         if final is not None:
             form = rng.choice(hop.forms)
-            probes += _asked("portability", [form], fact.subject.name, final, rng, tag="one_hop")
+            probes += probes_in("portability", [form], fact.subject.name, final, rng, tag="one_hop")
     return probes
 
 
@@ -163,7 +167,7 @@ def _neighbours(peers: list[Fact], fact: Fact, rng: random.Random) -> list[Probe
         probe
         for group, split, tag in judged
         for peer in group
-        for probe in _asked(
+        for probe in probes_in(
             "locality", [rng.choice(peer.relation.trained)], peer.subject.name, peer.object, rng, split=split, tag=tag
         )
     ]

@@ -1,0 +1,172 @@
+"""The pool holds what a model knows: nearly all of the tables for atlas, nothing for a random model."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.tiny import save_tiny
+from vllm_edit.facts import asking, tables_folder
+from vllm_edit.facts.asking import Question, ask_pool, right
+from vllm_edit.facts.edits import sweep_edits
+from vllm_edit.facts.facts import Facts, Form
+from vllm_edit.facts.known_edits import chosen_edits, judged_edits
+from vllm_edit.facts.pool import Pool, bank_records, side_of
+from vllm_edit.ike.bank import Bank
+from vllm_edit.models.base import Base
+from vllm_edit.patch import LOCALITY_KINDS, Edit, Patch
+
+
+@pytest.fixture(scope="module")
+def facts() -> Facts:
+    """Two tables, so that asking for all of it takes seconds."""
+    whole, tables = Facts.load(tables_folder()), ("elements", "zh_countries")
+    return Facts(
+        tuple(subject for subject in whole.subjects if subject.table in tables),
+        tuple(relation for relation in whole.relations if relation.table in tables),
+        (),
+    )
+
+
+@pytest.fixture(scope="module")
+def atlas() -> Base:
+    return Base.load("atlas")
+
+
+@pytest.fixture(scope="module")
+def pool(atlas: Base, facts: Facts) -> Pool:
+    return ask_pool(atlas, facts)
+
+
+@pytest.fixture(scope="module")
+def random_model(tmp_path_factory: pytest.TempPathFactory) -> Base:
+    return Base.load(save_tiny("llama", tmp_path_factory.mktemp("models") / "llama"))
+
+
+def test_atlas_knows_the_facts_that_it_was_trained_on(pool: Pool, facts: Facts) -> None:
+    everything = list(facts)
+    assert len(pool.known) >= 0.95 * len(everything)
+    assert sum(one.question is not None for one in pool.known) >= 0.95 * len(everything)
+    assert sum(pool.asked.values()) == len(everything)
+    assert sum(pool.sizes.values()) == len(pool.known)
+    assert set(pool.sizes) == {relation.id for relation in facts.relations}
+
+
+def test_a_random_model_knows_nothing(random_model: Base, facts: Facts) -> None:
+    seen: list[tuple[str, int, int]] = []
+    pool = ask_pool(random_model, facts, lambda *told: seen.append(told))
+    assert pool.known == ()
+    assert set(pool.sizes.values()) == {0}
+    assert seen[-1] == ("facts stated", len(list(facts)), len(list(facts)))
+    assert chosen_edits(pool, facts, random_model) == []
+    assert judged_edits(pool, facts) == []
+
+
+def test_a_pool_is_read_back_from_its_record(pool: Pool, facts: Facts) -> None:
+    record = pool.as_record()
+    assert Pool.from_record(record, facts) == pool
+    first, *others = record["known"]
+    changed = record | {"known": [first | {"object": "another"}, *others]}
+    assert Pool.from_record(changed, facts).known == pool.known[1:], "the tables hold another object by now"
+
+
+def test_the_sides_share_no_subject_and_hold_everything(pool: Pool) -> None:
+    tune, held_out = pool.side("tune"), pool.side("held_out")
+    assert not {*tune.by_subject} & {*held_out.by_subject}
+    assert len(tune.known) + len(held_out.known) == len(pool.known)
+    assert 0.2 < len(tune.known) / len(pool.known) < 0.5
+
+
+def test_what_the_sweep_of_atlas_has_seen_is_never_held_out() -> None:
+    whole = Facts.load(tables_folder())
+    seen = {edit.subject for edit in sweep_edits(count=100)}
+    assert {side_of(fact) for fact in whole if fact.subject.name in seen} == {"tune"}
+
+
+@pytest.fixture(scope="module")
+def chosen(pool: Pool, facts: Facts, atlas: Base) -> list[Edit]:
+    return chosen_edits(pool, facts, atlas, 12)
+
+
+def test_edits_are_of_known_facts_asked_as_the_base_answers_them(
+    pool: Pool, facts: Facts, atlas: Base, chosen: list[Edit]
+) -> None:
+    judged = judged_edits(pool, facts, 12)
+    assert len(chosen) == len(judged) == 12
+    assert {probe.split for edit in chosen for probe in edit.probes} == {"tune"}
+    assert {probe.split for edit in judged for probe in edit.probes} == {"gate"}
+    assert not {edit.subject for edit in chosen} & {edit.subject for edit in judged}
+    asked = {one.statement.fill(one.fact.subject.name): one.fact for one in pool.known}
+    prompts = {form.fill(one.fact.subject.name) for one in pool.known for form in one.forms}
+    for side, edits in (("tune", chosen), ("held_out", judged)):
+        own = pool.side(side)  # type: ignore[arg-type]
+        for edit in edits:
+            assert asked[edit.prompt].object == edit.target_true != edit.target_new
+            assert edit.target_new in {fact.object for fact in facts.by_relation[edit.relation]}
+            assert {"paraphrase", "locality", "unrelated"} <= {probe.kind for probe in edit.probes}
+            kept = [probe for probe in edit.probes if probe.kind in LOCALITY_KINDS]
+            assert {probe.prompt for probe in kept} <= prompts
+            others = {probe.prompt for probe in kept if probe.kind != "locality_subject"}
+            assert all(any(name in prompt for name in own.by_subject) for prompt in others)
+            assert edit.subject not in " ".join(probe.prompt for probe in edit.probes if probe.kind == "locality")
+    Patch(name="judged", edits=tuple(judged))
+
+
+def test_paraphrases_of_the_sweep_are_forms_that_the_base_answers(
+    facts: Facts, atlas: Base, chosen: list[Edit]
+) -> None:
+    tagged = [probe.tag for edit in chosen for probe in edit.probes if probe.kind == "paraphrase"]
+    assert tagged.count("known") > tagged.count("trained")
+    assert all(sum(probe.kind == "paraphrase" for probe in edit.probes) >= 2 for edit in chosen)
+
+
+def test_a_model_that_knows_less_takes_the_same_draw_as_far_as_it_goes(pool: Pool, facts: Facts) -> None:
+    whole = judged_edits(pool, facts)
+    left_out = {edit.subject for edit in whole[::3]}
+    less = Pool(tuple(one for one in pool.known if one.fact.subject.name not in left_out), pool.asked, pool.chat)
+    kept = {(edit.subject, edit.relation): edit.target_new for edit in judged_edits(less, facts)}
+    wanted = {(edit.subject, edit.relation): edit.target_new for edit in whole if edit.subject not in left_out}
+    common = kept.keys() & wanted.keys()
+    assert len(common) > len(wanted) / 2
+    assert all(kept[key] == wanted[key] for key in common)
+    assert judged_edits(pool, facts, 5, seed=1) != judged_edits(pool, facts, 5)
+    assert judged_edits(pool, facts, 5) == whole[:5]
+
+
+def test_the_bank_is_made_of_known_facts(pool: Pool) -> None:
+    tune = pool.side("tune")
+    bank = Bank.from_records(bank_records(tune))
+    assert len(bank.facts) == len(tune.known)
+    assert {fact.subject for fact in bank.facts} == {*tune.by_subject}
+    assert all(fact.paraphrases and fact.prompt not in fact.paraphrases for fact in bank.facts)
+
+
+def test_an_object_that_comes_too_late_is_not_given(atlas: Base, facts: Facts, monkeypatch: pytest.MonkeyPatch) -> None:
+    fact = next(fact for fact in facts if fact.relation.id == "elements.symbol" and fact.subject.name == "gold")
+    form = fact.relation.trained[0]
+    for text, expected in (
+        (" Au.", True),
+        (" the Au.", True),
+        (" Augur.", False),
+        (" a b c d Au.", False),
+        ("\nAu.", True),
+        (" no\nAu.", False),
+    ):
+        ids = atlas.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+        def written(model: object, tokenizer: object, prompts: object, most: object, enough: object, ids=ids) -> object:  # type: ignore[no-untyped-def]
+            made: list[int] = []
+            for token in ids[: most[0]]:  # type: ignore[index]
+                made.append(token)
+                if enough(0, made):  # type: ignore[operator]
+                    break
+            return [made]
+
+        monkeypatch.setattr(asking, "greedy_until", written)
+        assert right(atlas, [Question(fact, form)]) == [expected], text
+
+
+def test_forms_of_the_same_text_are_asked_together(random_model: Base, facts: Facts) -> None:
+    everything = list(facts)[:7]
+    questions = [Question(fact, Form("{s} is", "statement")) for fact in everything]
+    assert right(random_model, questions) == [False] * 7
+    assert right(random_model, []) == []

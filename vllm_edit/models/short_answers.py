@@ -1,0 +1,93 @@
+"""Greedy answers that end early: a row leaves its batch as soon as the caller has seen enough of it.
+
+Thousands of questions with answers of a few words are asked this way. Most rows leave after two or three tokens, and
+what the prompts of a batch begin with in common is read once.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from itertools import takewhile
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import DynamicCache
+
+from vllm_edit.models.greedy import end_ids, pad_id, padded
+from vllm_edit.models.shared_prefix import read_once
+
+Enough = Callable[[int, Sequence[int]], bool]
+"""Called with a row's number and its new tokens so far: True ends the row."""
+
+
+@torch.no_grad()
+def greedy_until(
+    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], most: Sequence[int], enough: Enough
+) -> list[list[int]]:
+    """Greedy continuations of prompts' ids, in one batch, each of at most `most[row]` tokens.
+
+    A row ends at the end of a turn (that token is left out), at its `most`, or when `enough` says so.
+    """
+    made: list[list[int]] = [[] for _ in prompts]
+    rows = [row for row in range(len(prompts)) if most[row] > 0]
+    if not rows:
+        return made
+    ends, device = set(end_ids(model, tokenizer)), model.device
+    shared = _shared(model, [prompts[row] for row in rows])
+    beginning = prompts[rows[0]][:shared]
+    cache = read_once(model, beginning, len(rows)) if shared else DynamicCache(config=model.config)
+    ids, mask = padded([prompts[row][shared:] for row in rows], pad_id(model, tokenizer), left=True)
+    ids, mask = ids.to(device), torch.cat([torch.ones(len(rows), shared, dtype=mask.dtype), mask], dim=1).to(device)
+    while True:
+        found = _next_tokens(model, ids, mask, cache)  # [rows]
+        staying = []
+        for place, (row, token) in enumerate(zip(rows, found.tolist(), strict=True)):
+            if token in ends:
+                continue
+            made[row].append(token)
+            if len(made[row]) < most[row] and not enough(row, made[row]):
+                staying.append(place)
+        if not staying:
+            return made
+        kept = torch.tensor(staying, device=device)
+        if len(staying) < len(rows):
+            cache.batch_select_indices(kept)
+        rows = [rows[place] for place in staying]
+        ids = found[kept, None]
+        mask = torch.cat([mask[kept], mask.new_ones(len(rows), 1)], dim=1)
+
+
+def _next_tokens(model: Any, ids: torch.Tensor, mask: torch.Tensor, cache: Any) -> torch.Tensor:
+    """The most likely token after each row, [rows]; the cache grows by `ids` [rows, tokens].
+
+    mask: [rows, cached + tokens].
+    """
+
+    def last(head: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
+        return (args[0][:, -1:],)  # [rows, tokens, d] → [rows, 1, d]
+
+    more: dict[str, Any] = {}
+    if "position_ids" in inspect.signature(model.forward).parameters:
+        more["position_ids"] = (mask.cumsum(dim=1) - 1).clamp_min(0)[:, -ids.shape[1] :]
+    handle = model.get_output_embeddings().register_forward_pre_hook(last)
+    try:
+        out = model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **more)
+    finally:
+        handle.remove()
+    chosen: torch.Tensor = out.logits[:, -1].argmax(dim=-1)
+    return chosen
+
+
+def _shared(model: Any, prompts: Sequence[Sequence[int]]) -> int:
+    """How many first tokens all prompts have in common, their last one not counted.
+
+    None are shared where a window of attention could lose them to the padding between them and the rest.
+    """
+    window = getattr(model.config.get_text_config(), "sliding_window", None)
+    if len(prompts) == 1 or (window is not None and 2 * max(map(len, prompts)) > window):
+        return 0
+    shortest = min(map(len, prompts)) - 1
+    first = prompts[0]
+    return sum(1 for _ in takewhile(lambda place: all(p[place] == first[place] for p in prompts), range(shortest)))
