@@ -10,17 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from vllm_edit.errors import EditError
+from vllm_edit.models.hub import downloaded
 from vllm_edit.models.layout import Layout, find_layout
 from vllm_edit.store.digest import digest_json, digest_tensors
 from vllm_edit.store.site import Fingerprint
 
 SHIPPED = "atlas"
-_TEXT_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -155,15 +153,7 @@ def _folder_of(name: str | Path) -> Path:
     if Path(name).is_dir():
         return Path(name)
     expected = f"expected {SHIPPED!r}, a folder in Hugging Face layout, or the id of a model on the hub"
-    try:
-        folder = snapshot_download(str(name), allow_patterns=[*_TEXT_FILES, "*.safetensors"], ignore_patterns="*/*")
-        if not list(Path(folder).glob("*.safetensors")):
-            folder = snapshot_download(str(name), allow_patterns=[*_TEXT_FILES, "*.bin"], ignore_patterns="*/*")
-    except (HFValidationError, HfHubHTTPError) as error:
-        raise EditError(f"there is no model {str(name)!r}: {expected} ({_first_line(error)})") from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        raise EditError(f"{str(name)!r} is no local folder and the hub cannot be reached; {expected}") from error
-    return Path(folder)
+    return downloaded(str(name), expected)
 
 
 def _fingerprint_in_memory(model: Any, tokenizer: Any) -> Fingerprint:
@@ -176,7 +166,3 @@ def _fingerprint_in_memory(model: Any, tokenizer: Any) -> Fingerprint:
         tokenizer=digest_json(core),
         chat_template=digest_json(tokenizer.chat_template or ""),
     )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
