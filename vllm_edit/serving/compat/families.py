@@ -7,7 +7,7 @@ vLLM's class supports LoRA itself.
 
 from __future__ import annotations
 
-_CLASSES = {
+CLASSES = {
     "GPT2LMHeadModel": "vllm_edit.serving.compat.gpt_lora:GPT2WithLoRA",
     "GPTJForCausalLM": "vllm_edit.serving.compat.gpt_lora:GPTJWithLoRA",
 }
@@ -17,5 +17,5 @@ def register() -> None:
     """Register the classes by name: they are imported only when such a model is served. Idempotent."""
     from vllm import ModelRegistry
 
-    for architecture, path in _CLASSES.items():
+    for architecture, path in CLASSES.items():
         ModelRegistry.register_model(architecture, path)

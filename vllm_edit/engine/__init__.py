@@ -1,0 +1,1 @@
+"""vLLM's internals, apart from serving. Importing this imports neither vLLM nor torch."""
