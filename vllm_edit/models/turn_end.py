@@ -1,0 +1,27 @@
+"""The token by which a chat template ends the assistant's turn."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jinja2 import TemplateError
+
+_ANSWER = "It is Paris."
+
+
+def turn_end(tokenizer: Any) -> int | None:
+    """Id of the special token that the chat template writes right after an answer.
+
+    None without a template, or where no special token follows (the template then relies on the end of text).
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    turns = [{"role": "user", "content": "Where is it?"}, {"role": "assistant", "content": _ANSWER}]
+    try:
+        text = str(tokenizer.apply_chat_template(turns, tokenize=False))
+    except TemplateError:  # a template may refuse such turns
+        return None
+    _, found, rest = text.rpartition(_ANSWER)
+    ids = tokenizer(rest.strip(), add_special_tokens=False)["input_ids"] if found else []
+    special = ids and ids[0] in tokenizer.added_tokens_decoder and tokenizer.added_tokens_decoder[ids[0]].special
+    return int(ids[0]) if special else None
