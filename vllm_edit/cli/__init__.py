@@ -18,6 +18,7 @@ _HERE = "vllm_edit.cli"
 class _Root(LazyGroup):
     commands_at = MappingProxyType(
         {
+            "model": (f"{_HERE}.model", "app"),
             "store": (f"{_HERE}.store", "app"),
             "compile": (f"{_HERE}.compile", "compile_"),
             "compose": (f"{_HERE}.compose", "compose"),
