@@ -10,6 +10,8 @@ from typing import Any
 from vllm_edit.errors import EditError
 from vllm_edit.text import continuation
 
+_STAND_IN = "\ue000\ue001"  # private-use characters: no template writes or changes them
+
 
 def render(tokenizer: Any, prompt: str, chat: bool = False) -> str:
     """The text that the model reads: `prompt` itself, or the chat template around it as the user's only turn.
@@ -23,6 +25,16 @@ def render(tokenizer: Any, prompt: str, chat: bool = False) -> str:
         raise EditError("the tokenizer has no chat template, so a prompt cannot be asked as a chat turn")
     turns = [{"role": "user", "content": prompt}]
     return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+
+
+def around_turn(tokenizer: Any) -> tuple[str, str]:
+    """What the chat template writes before a user's turn and after it, up to where the answer begins.
+
+    A stand-in is rendered in the turn's place: a search for a turn itself would be fooled by one that the template's
+    own words contain ("assistant").
+    """
+    before, _, after = render(tokenizer, _STAND_IN, chat=True).partition(_STAND_IN)
+    return before, after
 
 
 def prompt_ids(tokenizer: Any, prompt: str, chat: bool = False) -> list[int]:

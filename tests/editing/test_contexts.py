@@ -124,6 +124,17 @@ def test_without_template_there_is_no_chat_and_without_bos_seed_words_suffice(
     assert any(context.chat for context in contexts) == template
 
 
+def test_a_bos_token_that_the_tokenizer_does_not_put_before_text_begins_no_context(llama: PreTrainedModel) -> None:
+    with_token, without = tiny_tokenizer(bos=False), tiny_tokenizer(bos=False)
+    without.bos_token = None
+    for tokenizer in (with_token, without):
+        tokenizer.chat_template = None
+    assert with_token.bos_token_id is not None
+    contexts = generate_contexts(Base.of(llama, with_token), 6)
+    assert contexts == generate_contexts(Base.of(llama, without), 6)
+    assert contexts != generate_contexts(Base.of(llama, tiny_tokenizer(bos=True)), 6, chat_share=0)
+
+
 def test_one_context_is_the_bare_one(base: Base) -> None:
     assert generate_contexts(base, 1) == (Context(),)
 

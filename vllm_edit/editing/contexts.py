@@ -2,9 +2,9 @@
 
 ROME averages keys over prefixes that the model generates (arXiv 2202.05262, eq. 3). Departures from the reference code:
 a generator of its own instead of the global random state, no module-global cache that a second model would inherit,
-lengths that count generated tokens without the seed, and about a third of the contexts in the chat template, since
-production prompts are chat turns, and no prefix that the model would rather go on about than answer what follows it
-(docs/methods.md).
+text that begins as the tokenizer begins a text (its BOS only where it puts one before plain text), lengths that count
+generated tokens without the seed, and about a third of the contexts in the chat template, since production prompts are
+chat turns, and no prefix that the model would rather go on about than answer what follows it (docs/methods.md).
 """
 
 from __future__ import annotations
@@ -12,22 +12,24 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import cycle
+from itertools import cycle, islice
 
 import torch
 
 from vllm_edit.errors import EditError
 from vllm_edit.models.base import Base
+from vllm_edit.models.beginnings import begin_ids, never_text, plain_start
 from vllm_edit.models.greedy import continued
 from vllm_edit.models.hooks import frozen
 from vllm_edit.models.lengths import check_length
 from vllm_edit.models.positions import contextual
+from vllm_edit.models.sampling import Draft, sampled
 from vllm_edit.prompting import prompt_ids
 from vllm_edit.store.site import Context
 from vllm_edit.text import is_cjk, mentions, quoted
 
 SEED_WORDS = ("", "The", "In", "It", "When")
-"""Texts that generation starts from; the empty one stands for the model's first token (BOS) alone."""
+"""Texts that generation starts from; the empty one stands for what the tokenizer puts before a text (BOS) alone."""
 
 _SENTENCE = re.compile(r"[.!?。！？](?:\s|$)|[。！？]")
 _LEAST_LETTERS = 4
@@ -68,8 +70,9 @@ def generate_contexts(
     unwanted = tuple(forbidden)
     prefixes: dict[str, None] = {}  # ordered, without repetition
     wanted = max(plain - 1, 0) + max(chats - 1, 0)
-    for text in _texts(base, seed, shortest, longest, top_k, attempts=20 * wanted):
-        if len(prefixes) == (_DRAWN * wanted if asked else wanted):
+    enough = _DRAWN * wanted if asked else wanted
+    for text in _texts(base, seed, shortest, longest, top_k, attempts=20 * wanted, size=enough) if wanted else ():
+        if len(prefixes) == enough:
             break
         prefix = _as_prefix(text)
         if prefix and not any(mentions(prefix, name) for name in unwanted):
@@ -89,40 +92,24 @@ def generate_contexts(
     )
 
 
-def _texts(base: Base, seed: int, shortest: int, longest: int, top_k: int, attempts: int) -> Iterator[str]:
-    """Texts sampled from the model, one seed word after the other. No global random state is read or changed."""
+def _texts(base: Base, seed: int, shortest: int, longest: int, top_k: int, attempts: int, size: int) -> Iterator[str]:
+    """Texts sampled from the model, one seed word after the other; `size` of them are sampled at once.
+
+    No global random state is read or changed. Special and added tokens are banned: a prefix is text, and would not be
+    read back as those tokens in a turn.
+    """
     generator = torch.Generator().manual_seed(seed)
-    # Special and added tokens are masked: a prefix is text, and would not be read back as those tokens in a turn.
-    banned = sorted({*base.tokenizer.all_special_ids, *base.tokenizer.added_tokens_decoder})
-    starts = [ids for word in SEED_WORDS if (ids := _start(base, word))]
-    for _, ids in zip(range(attempts), cycle(starts), strict=False):
-        length = int(torch.randint(shortest, longest + 1, (1,), generator=generator))
-        yield str(base.tokenizer.decode(_sample(base, ids, length, top_k, banned, generator), skip_special_tokens=True))
-
-
-def _start(base: Base, word: str) -> list[int]:
-    """Ids that generation starts from: BOS, if the tokenizer has one, and the seed word. Empty if there is neither."""
-    ids: list[int] = base.tokenizer(word, add_special_tokens=False)["input_ids"]
-    bos = base.tokenizer.bos_token_id
-    return ids if bos is None else [bos, *ids]
-
-
-def _sample(
-    base: Base, start: list[int], length: int, top_k: int, banned: list[int], generator: torch.Generator
-) -> list[int]:
-    """`start` and `length` more tokens by top-k sampling at temperature 1."""
-    ids = list(start)
-    with torch.no_grad(), frozen(base.model):
-        for _ in range(length):
-            given = torch.tensor([ids], device=base.device)
-            logits = base.model(given, attention_mask=torch.ones_like(given), use_cache=False).logits[0, -1]
-            logits = logits.float().cpu()  # sampled on the CPU, so that every device draws the same numbers
-            logits[[token for token in banned if token < len(logits)]] = -torch.inf
-            logits[len(base.tokenizer) :] = -torch.inf  # rows that only pad the embedding
-            best = logits.topk(min(top_k, len(logits)))
-            drawn = torch.multinomial(best.values.softmax(-1), 1, generator=generator)
-            ids.append(int(best.indices[drawn]))
-    return ids
+    banned = never_text(base)
+    # Without a word, text begins after what the tokenizer puts before it, and nowhere where that is nothing.
+    words = SEED_WORDS if begin_ids(base.tokenizer) else tuple(filter(None, SEED_WORDS))
+    starts = cycle([plain_start(base.tokenizer, word) for word in words])
+    for begun in range(0, attempts, size):
+        drafts = []
+        for start in islice(starts, min(size, attempts - begun)):
+            length = int(torch.randint(shortest, longest + 1, (1,), generator=generator))
+            drafts.append(Draft.drawn(start, length, top_k, generator))
+        for ids in sampled(base.model, drafts, banned=banned):
+            yield str(base.tokenizer.decode(ids, skip_special_tokens=True))
 
 
 def _least_disturbing(

@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from vllm_edit.errors import EditError
-from vllm_edit.prompting import render
+from vllm_edit.prompting import around_turn, render
 from vllm_edit.store.site import Context, Token
 from vllm_edit.text import continuation, is_cjk, quoted
 
 PLAIN = Context()
-_STAND_IN = "\ue000\ue001"  # private-use characters: no template writes or changes them
 
 
 @dataclass(frozen=True)
@@ -73,14 +72,10 @@ def position(located: Located, token: Token) -> int:
 
 
 def _rendered(tokenizer: Any, prompt: str, context: Context) -> tuple[str, int]:
-    """The text that the model reads, and the index in it at which `prompt` begins.
-
-    A stand-in is rendered in the turn's place to learn what the template writes before and after it: a search for the
-    turn itself would be fooled by a prompt that the template's own words contain ("assistant").
-    """
+    """The text that the model reads, and the index in it at which `prompt` begins."""
     turn = contextual(prompt, context).strip()
     text = render(tokenizer, turn, context.chat)
-    before, _, after = render(tokenizer, _STAND_IN, context.chat).partition(_STAND_IN)
+    before, after = around_turn(tokenizer) if context.chat else ("", "")
     if text != before + turn + after:
         raise EditError(
             f"the chat template rewrites the prompt {quoted(turn)}: it renders {quoted(text)}, so it cannot be located"

@@ -1,0 +1,59 @@
+"""Where a text begins: what a tokenizer puts before plain text, and what a model is given where that is nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm_edit.models.base import Base
+from vllm_edit.models.sampling import Start
+
+_BREAK = "\n"
+
+
+def begin_ids(tokenizer: Any) -> list[int]:
+    """The ids that the tokenizer itself puts before plain text. Its `bos_token` need not be among them."""
+    bare: list[int] = tokenizer("a", add_special_tokens=False)["input_ids"]
+    whole: list[int] = tokenizer("a")["input_ids"]
+    return whole[: whole.index(bare[0])]
+
+
+def plain_start(tokenizer: Any, word: str = "", openers: tuple[int, ...] = ()) -> Start:
+    """The start of plain text that begins with `word`, or with one of `openers` where there is no word.
+
+    Where the tokenizer puts nothing before text, two line breaks go before it, and are no part of it. The first token
+    that a model reads takes up attention that has nowhere to go, and little of it is understood: text that is sampled
+    after a lone word goes on as if after another. A `bos_token` that only the chat template writes is no better.
+    """
+    ids: list[int] = tokenizer(word, add_special_tokens=False)["input_ids"]
+    if begin := begin_ids(tokenizer):
+        return Start((*begin, *ids), hidden=len(begin))
+    lead = 2 * (tokenizer(_BREAK, add_special_tokens=False)["input_ids"] or [_any_id(tokenizer)])
+    return Start((*lead, *ids), hidden=len(lead), first=() if ids else openers)
+
+
+def opener_ids(tokenizer: Any) -> tuple[int, ...]:
+    """Ids of the tokens that can begin a text: capitalised, or letters of a script without capitals."""
+    known = [token for token in range(len(tokenizer)) if token not in tokenizer.added_tokens_decoder]
+    texts = tokenizer.batch_decode([[token] for token in known])
+    begun = {token: text for token, text in zip(known, texts, strict=True) if _begins(text)}
+    if not begun:
+        return ()
+    read = tokenizer(list(begun.values()), add_special_tokens=False)["input_ids"]
+    return tuple(token for token, ids in zip(begun, read, strict=True) if ids == [token])
+
+
+def _begins(text: str) -> bool:
+    """A lone capital is no word, and mostly begins a list."""
+    return text.isalpha() and ((len(text) > 1 and text.istitle()) or text == text.swapcase())
+
+
+def never_text(base: Base) -> list[int]:
+    """Ids that are no text: special and added tokens, and rows that only pad the embedding."""
+    tokenizer = base.tokenizer
+    rows = len(base.model.get_input_embeddings().weight)
+    return sorted({*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder, *range(len(tokenizer), rows)})
+
+
+def _any_id(tokenizer: Any) -> int:
+    found = (token for token in (tokenizer.bos_token_id, tokenizer.eos_token_id) if token is not None)
+    return int(next(found, 0))

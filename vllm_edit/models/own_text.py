@@ -1,0 +1,175 @@
+"""Ordinary text that a model writes itself: what second moments are measured on where no text is given.
+
+Two kinds. Plain text goes on from where this tokenizer begins a text. Chats are written as the chat template reads: the
+model is given what the template writes before a user's turn, writes the turn, and answers it (as in Magpie,
+arXiv 2406.08464). So the text has the model's own languages and subjects, and the chat template's tokens are in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+import torch
+
+from vllm_edit.errors import EditError
+from vllm_edit.models.base import Base
+from vllm_edit.models.beginnings import begin_ids, never_text, opener_ids, plain_start
+from vllm_edit.models.greedy import end_ids
+from vllm_edit.models.lengths import positions_of
+from vllm_edit.models.sampling import Draft, Start, sampled
+from vllm_edit.prompting import around_turn
+
+_SHORTEST = 8
+"""Least tokens of a text."""
+_SPARE = 1.05
+"""How many more texts are begun than seem to be needed: a round for the last few would cost as many steps."""
+_LEAST_DISTINCT = 0.5
+"""Least share of different ones among a text's sequences of three tokens; a text below it goes round in a loop."""
+_MOST_TRIES = 8
+"""Most tokens drawn for each one asked for, before the model is said to write too little."""
+
+
+def write_texts(
+    base: Base,
+    vectors: int,
+    *,
+    seed: int = 0,
+    chat_share: float = 1 / 3,
+    longest: int = 128,
+    top_k: int = 50,
+    batch: int = 128,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> list[str]:
+    """Different texts of at least `vectors` tokens together, as the tokenizer reads them back. Sampled, temperature 1.
+
+    The same arguments on the same device give the same texts. No global random state is read or changed.
+
+    chat_share: share of texts that are chats (0 for a tokenizer without a chat template). A chat holds the template's
+    special tokens; no other text holds any.
+    longest: most tokens that are sampled for a text.
+    batch: most rows at once; the texts do not depend on it beyond rounding.
+
+    Raises:
+        EditError: the model writes too little that is different, or nothing but loops.
+    """
+    if vectors < 1 or not 0 <= chat_share <= 1 or longest < _SHORTEST or top_k < 1:
+        raise EditError(
+            f"expected vectors ≥ 1, 0 ≤ chat_share ≤ 1, longest ≥ {_SHORTEST}, top_k ≥ 1; "
+            f"got {vectors}, {chat_share}, {longest}, {top_k}"
+        )
+    writer = _Writer.of(base, longest, top_k, chat_share, batch)
+    generator = torch.Generator().manual_seed(seed)
+    texts: dict[str, int] = {}  # text → its tokens; ordered, without repetition
+    drawn = 0
+
+    def count(tokens: int) -> None:
+        nonlocal drawn
+        drawn += tokens
+        if progress:
+            progress("text by the model", min(drawn, vectors), vectors)
+
+    while (written := sum(texts.values())) < vectors:
+        if drawn > _MOST_TRIES * (vectors + longest):
+            raise EditError(
+                f"the model wrote {written:,} tokens of different text while {drawn:,} were drawn, and {vectors:,} are "
+                "needed: give text with --texts FILE, a passage per line"
+            )
+        average = written / len(texts) if texts else longest
+        wanted = ceil(_SPARE * (vectors - written) / average)
+        for text in writer.round(min(wanted, 4 * batch), generator, count):
+            texts[text] = len(base.tokenizer(text)["input_ids"])
+    return list(texts)
+
+
+@dataclass(frozen=True)
+class _Writer:
+    """Writes rounds of texts. plain, chat: where these start. ends: what ends a turn."""
+
+    base: Base
+    plain: Start
+    chat: Start | None
+    longest: int
+    top_k: int
+    chat_share: float
+    batch: int
+    banned: frozenset[int]
+    ends: frozenset[int]
+
+    @classmethod
+    def of(cls, base: Base, longest: int, top_k: int, chat_share: float, batch: int) -> _Writer:
+        tokenizer = base.tokenizer
+        banned, ends = frozenset(never_text(base)), set(end_ids(base.model, tokenizer))
+        plain, chat = plain_start(tokenizer, openers=() if begin_ids(tokenizer) else opener_ids(tokenizer)), None
+        if chat_share and getattr(tokenizer, "chat_template", None):
+            before, after = (
+                tuple(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in around_turn(tokenizer)
+            )
+            if before and after and _room(base, before + after, longest) >= 2 * _SHORTEST:
+                chat = Start(before, hidden=len(before), then=after)
+                ends |= banned & set(after[:1])
+        return cls(base, plain, chat, longest, top_k, chat_share if chat else 0, batch, banned - ends, frozenset(ends))
+
+    def round(self, count: int, generator: torch.Generator, on_step: Callable[[int], None]) -> list[str]:
+        """`count` texts, less those that are too short, go round in a loop or would not be read back as text."""
+        # Chats are spread evenly over the texts: a later step may read only the first of them.
+        chats = [int(self.chat_share * (number + 1)) > int(self.chat_share * number) for number in range(count)]
+        drafts = [self._draft(chat, generator) for chat in chats]
+        written = sampled(
+            self.base.model, drafts, banned=self.banned, ends=self.ends, batch=self.batch, on_step=on_step
+        )
+        texts = (self._as_chat(ids) if chat else self._as_text(ids) for ids, chat in zip(written, chats, strict=True))
+        return [text for text in texts if text]
+
+    def _draft(self, chat: bool, generator: torch.Generator) -> Draft:
+        start = self.chat if chat and self.chat else self.plain
+        longest = _room(self.base, start.ids + start.then, self.longest) + len(start.then)
+        return Draft.drawn(start, longest, self.top_k, generator)
+
+    def _as_chat(self, ids: Sequence[int]) -> str:
+        """The turn and its answer in the chat template, or the turn alone; empty if one of them is no text."""
+        assert self.chat is not None
+        turn, answer = _parted(ids, self.chat.then)
+        said = {"user": self._as_text(turn)} | ({} if answer is None else {"assistant": self._as_text(answer)})
+        if not all(said.values()):
+            return ""
+        turns = [{"role": role, "content": text} for role, text in said.items()]
+        return _as_read(self.base.tokenizer, self.base.tokenizer.apply_chat_template(turns, tokenize=False))
+
+    def _as_text(self, ids: Sequence[int]) -> str:
+        if _loops(ids):
+            return ""
+        tokenizer = self.base.tokenizer
+        text = tokenizer.decode(ids, skip_special_tokens=True)
+        # The bytes of a character that was cut in two, and control characters, are no text.
+        text = "".join(sign for sign in text if sign.isprintable() or sign.isspace()).replace("\ufffd", "").strip()
+        read = tokenizer(text, add_special_tokens=False)["input_ids"]
+        return "" if self.banned.intersection(read) or self.ends.intersection(read) else text
+
+
+def _room(base: Base, ids: Sequence[int], longest: int) -> int:
+    """Tokens that can be sampled after `ids`, at most `longest`."""
+    most = positions_of(base.model)
+    return longest if most is None else max(min(longest, most - len(ids)), 0)
+
+
+def _parted(ids: Sequence[int], then: Sequence[int]) -> tuple[Sequence[int], Sequence[int] | None]:
+    """What is before the first `then` in the ids and what is after it; None for a text that did not get there."""
+    for place in range(len(ids)):
+        if tuple(ids[place : place + len(then)]) == tuple(then):
+            return ids[:place], ids[place + len(then) :]
+    return ids, None
+
+
+def _loops(ids: Sequence[int]) -> bool:
+    """True if the ids mostly repeat sequences of three that were there before."""
+    threes = list(zip(ids, ids[1:], ids[2:], strict=False))
+    return len(set(threes)) < _LEAST_DISTINCT * len(threes)
+
+
+def _as_read(tokenizer: Any, rendered: str) -> str:
+    """A rendered chat without the beginning that the tokenizer puts before a text anyway."""
+    begin = tokenizer.decode(begin_ids(tokenizer))
+    return rendered.removeprefix(begin) if begin else rendered

@@ -1,0 +1,169 @@
+"""Seeded sampling in batches with a KV cache.
+
+The random numbers of a text are drawn before any text is sampled. So a text depends on its own numbers and on nothing
+else: not on the rows beside it, not on the size of a batch. No global random state is read or changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+import torch
+from torch import nn
+
+from vllm_edit.models.hooks import frozen
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a text is sampled after.
+
+    ids: what the model reads first. The first `hidden` of them are no part of the text.
+    first: ids that the first sampled token is confined to; empty for all.
+    then: ids that follow where the text ends for the first time. It goes on after them.
+    """
+
+    ids: tuple[int, ...]
+    hidden: int = 0
+    first: tuple[int, ...] = ()
+    then: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Draft:
+    """A text to sample: its start, and noise [longest, k], the random numbers that choose its tokens.
+
+    Of the k most probable tokens, the one with the greatest p / noise is taken, with exponential noise. That draws a
+    token with probability p, and it is what `torch.multinomial` does for one sample.
+    """
+
+    start: Start
+    noise: torch.Tensor
+
+    @classmethod
+    def drawn(cls, start: Start, longest: int, top_k: int, generator: torch.Generator) -> Draft:
+        """A draft of at most `longest` tokens after its start, each one of the `top_k` most probable."""
+        rows = [torch.empty(top_k).exponential_(1, generator=generator) for _ in range(longest)]
+        return cls(start, torch.stack(rows) if rows else torch.empty(0, top_k))
+
+
+def sampled(
+    model: Any,
+    drafts: Sequence[Draft],
+    *,
+    banned: Collection[int] = (),
+    ends: Collection[int] = (),
+    batch: int = 128,
+    on_step: Callable[[int], None] = lambda tokens: None,
+) -> list[list[int]]:
+    """The ids of each draft's text without what is hidden of its start, in the drafts' order. Temperature 1.
+
+    banned: ids that are never drawn.
+    ends: ids that end a text when they are drawn, and are no part of it.
+    batch: most rows at once. A batch holds starts of one length, so nothing is padded; a row that ends leaves it.
+    on_step: called with the number of tokens of each step.
+    """
+    texts: dict[int, list[int]] = {}
+    with torch.no_grad(), frozen(model):
+        for rows in _batches(drafts, batch):
+            found = _batch(model, [drafts[row] for row in rows], banned, frozenset(ends), on_step)
+            texts.update(zip(rows, found, strict=True))
+    return [texts[row] for row in range(len(drafts))]
+
+
+def _batches(drafts: Sequence[Draft], size: int) -> Iterator[list[int]]:
+    """Numbers of drafts with starts of one length, in equal batches of at most `size`."""
+    by_length: dict[int, list[int]] = {}
+    for number, draft in enumerate(drafts):
+        by_length.setdefault(len(draft.start.ids), []).append(number)
+    for group in by_length.values():
+        equal = ceil(len(group) / ceil(len(group) / size))
+        yield from (group[start : start + equal] for start in range(0, len(group), equal))
+
+
+def _batch(
+    model: Any, drafts: Sequence[Draft], banned: Collection[int], ends: frozenset[int], on_step: Callable[[int], None]
+) -> list[list[int]]:
+    rows = [_Row(draft) for draft in drafts]
+    going = [row for row in rows if len(row.draft.noise)]
+    device = model.get_input_embeddings().weight.device
+    forbidden = torch.tensor(sorted(banned), dtype=torch.long, device=device)
+    given = torch.tensor([row.draft.start.ids for row in going], device=device)  # [rows, start]
+    cache, length, step = None, given.shape[-1], 0
+    while going:
+        mask = torch.ones(len(going), length + step, dtype=torch.long, device=device)
+        logits, cache = _last_logits(model, given, mask, cache)
+        logits[:, forbidden[forbidden < logits.shape[1]]] = -torch.inf
+        if step == 0:
+            _confine(logits, [row.draft.start.first for row in going])
+        drawn = _drawn(logits, torch.stack([row.draft.noise[step] for row in going]))
+        on_step(len(going))
+        step += 1
+        kept = [line for line, row in enumerate(going) if row.take(drawn[line], ends) and step < len(row.draft.noise)]
+        if len(kept) < len(going):
+            going = [going[line] for line in kept]
+            cache.batch_select_indices(torch.tensor(kept, dtype=torch.long, device=device))
+        given = torch.tensor([row.text[-1:] for row in going], device=device)  # [rows, 1]
+    return [row.text for row in rows]
+
+
+class _Row:
+    """A text in the making."""
+
+    def __init__(self, draft: Draft) -> None:
+        self.draft = draft
+        self.text = list(draft.start.ids[draft.start.hidden :])
+        self._then = list(draft.start.then)
+        self._following = False
+
+    def take(self, drawn: int, ends: frozenset[int]) -> bool:
+        """Add the drawn token, or the next one of `then` where these follow. False: the text ends."""
+        if not self._following and drawn in ends:
+            if not self._then:
+                return False
+            self._following = True
+        if self._following:
+            drawn = self._then.pop(0)
+            self._following = bool(self._then)
+        self.text.append(drawn)
+        return True
+
+
+def _last_logits(model: Any, ids: torch.Tensor, mask: torch.Tensor, cache: Any) -> tuple[torch.Tensor, Any]:
+    """Logits after the last of ids [rows, new], as [rows, vocabulary] float32, and the cache with them.
+
+    mask: [rows, read before and new]. Only the last position reaches the head.
+    """
+
+    def select(head: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
+        return (args[0][:, -1:],)  # [rows, new, d] → [rows, 1, d]
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(select)
+    try:
+        out = model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True)
+    finally:
+        handle.remove()
+    return out.logits[:, -1].float(), out.past_key_values
+
+
+def _confine(logits: torch.Tensor, allowed: Sequence[Sequence[int]]) -> None:
+    """In place: rows of logits [rows, vocabulary] keep their allowed ids only, where any are given."""
+    for row, ids in zip(logits, allowed, strict=True):
+        if ids:
+            chosen = torch.tensor(ids, device=row.device)
+            kept = row[chosen]
+            row.fill_(-torch.inf)
+            row[chosen] = kept
+
+
+def _drawn(logits: torch.Tensor, noise: torch.Tensor) -> list[int]:
+    """A token for each row of logits [rows, vocabulary], chosen by noise [rows, k] on the CPU.
+
+    Choosing on the CPU lets every device draw the same numbers.
+    """
+    best = logits.topk(min(noise.shape[1], logits.shape[1]))
+    chances = best.values.cpu().softmax(-1) / noise[:, : best.values.shape[1]]
+    return best.indices.cpu().gather(1, chances.argmax(-1, keepdim=True))[:, 0].tolist()
