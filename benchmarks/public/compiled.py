@@ -1,0 +1,105 @@
+"""Every single edit compiled once by each method, kept in a store of the benchmark's own, for all rows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from vllm_edit.editing.compile import method_of, settings_of
+from vllm_edit.editing.material import Material
+from vllm_edit.editing.separately import compile_separately
+from vllm_edit.evaluation.asking import Progress
+from vllm_edit.evaluation.record import Record
+from vllm_edit.models.base import Base
+from vllm_edit.patch import Patch
+from vllm_edit.store.compiled import CompiledPatch
+from vllm_edit.store.store import Store
+
+BATCH = 32
+"""Edits compiled at once."""
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What compiling took: seconds by the clock, and of all processors. missed: edits beyond a limit of the method's,
+    which the product would refuse."""
+
+    seconds: float = 0.0
+    cpu: float = 0.0
+    missed: int = 0
+
+    def __add__(self, other: Spent) -> Spent:
+        return Spent(self.seconds + other.seconds, self.cpu + other.cpu, self.missed + other.missed)
+
+
+class Stopwatch:
+    """Seconds by the clock and of all processors since it was made."""
+
+    def __init__(self) -> None:
+        self._started = time.perf_counter(), time.process_time()
+
+    def spent(self, missed: int = 0) -> Spent:
+        clock, cpu = self._started
+        return Spent(time.perf_counter() - clock, time.process_time() - cpu, missed)
+
+
+class Singles:
+    """One method's single edits. store: where they are kept; its site and second moment are used. record: which patch
+    is kept under which name, and what each took."""
+
+    def __init__(
+        self, method: str, settings: Mapping[str, Any], base: Base, store: Store, moment: Material, record: Record
+    ) -> None:
+        self._method, self._settings, self._base = method, {**settings, "on_missed": "report"}, base
+        self._store, self._moment, self._record = store, moment, record
+        self._kept: dict[str, tuple[str, Spent]] = {}
+        for entry in record.entries:
+            self._know(entry)
+
+    def of(self, patches: Sequence[Patch], progress: Progress) -> tuple[list[CompiledPatch], Spent]:
+        """Each patch as it is compiled alone, and what all of them took, now or in an earlier run."""
+        site = self._store.site()
+        missing = [patch for patch in patches if patch.name not in self._kept]
+        for start in range(0, len(missing), BATCH):
+            batch, watch = missing[start : start + BATCH], Stopwatch()
+            made = compile_separately(
+                batch,
+                self._base,
+                self._method,
+                site=site,
+                moment=self._moment,
+                settings=self._settings,
+                progress=progress,
+            )
+            spent = asdict(watch.spent())
+            entry = {
+                "patches": [patch.name for patch in batch],
+                "names": [self._store.save(one) for one in made],
+                "missed": [bool(one.report["missed"]) for one in made],
+                "spent": spent,
+            }
+            self._record.add(entry)
+            self._know(entry)
+        kept = [self._kept[patch.name] for patch in patches]
+        return [self._store.load(name) for name, _ in kept], total(spent for _, spent in kept)
+
+    def _know(self, entry: Mapping[str, Any]) -> None:
+        seconds, cpu = (entry["spent"][key] / len(entry["patches"]) for key in ("seconds", "cpu"))
+        for patch, name, missed in zip(entry["patches"], entry["names"], entry["missed"], strict=True):
+            self._kept[patch] = name, Spent(seconds, cpu, int(missed))
+
+
+def identity_of(method: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The method with all of its settings, JSON-able: what a record of its edits is of."""
+    chosen = settings_of(method_of(method), settings)
+    return {"method": method, "settings": {key: _plain(value) for key, value in asdict(chosen).items()}}
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def total(spent: Iterable[Spent]) -> Spent:
+    return sum(spent, Spent())

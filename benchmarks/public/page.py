@@ -1,0 +1,118 @@
+"""The figures as a section of RESULTS.md: for each set what is forced, what is generated, and what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from benchmarks.public.rows import WAYS
+from benchmarks.public.sets import MEANINGS
+
+FORCED = {
+    "ES": "ES",
+    "PS": "PS",
+    "NS": "NS",
+    "NS_shift": "NS − base",
+    "S": "S",
+    "EM": "EM",
+    "PM": "PM",
+    "NM": "NM",
+    "NM_shift": "NM − base",
+    "EM_p": "EM (probability)",
+    "PM_p": "PM (probability)",
+    "NM_p": "NM (probability)",
+}
+"""Figure → heading. Teacher forcing."""
+GENERATED = {
+    "reliability": "reliability",
+    "reliability_chat": "… chat",
+    "paraphrase": "paraphrase",
+    "paraphrase_old": "… old answer",
+    "portability:reasoning": "portability, reasoning",
+    "portability:subject_aliasing": "… subject aliasing",
+    "portability:logical_generalization": "… logical generalization",
+    "locality": "neighbours unchanged",
+    "locality_kept": "… known ones still right",
+    "locality_subject:relation_specificity": "same subject unchanged, relation specificity",
+    "locality_subject:forgetfulness": "… forgetfulness",
+    "locality_subject_kept": "… known ones still right",
+    "unrelated": "unrelated unchanged",
+    "unrelated_kept": "… known ones still right",
+}
+COSTS = {
+    "fluency": "fluency (entropy × 100)",
+    "fluency_shift": "… − base",
+    "drift": "perplexity drift",
+    "seconds": "seconds an edit",
+    "cpu": "CPU seconds an edit",
+    "tokens": "prompt tokens added",
+    "missed": "beyond a limit",
+}
+Results = Mapping[str, Mapping[str, Mapping[str, Any]]]
+"""Set → row → figure → value, low, high, n, edits."""
+
+
+def section(data: Mapping[str, Any]) -> str:
+    """The whole section."""
+    results: Results = data["sets"]
+    ways = "; ".join(f"{way}: {meaning}" for way, meaning in WAYS.items())
+    lines = [
+        f"{data['model']}, site {data['site']}, asked through {data['engine']}. {data['machine']}",
+        "",
+        "Edits are made one at a time, in rows with a number so many at once: " + ways + ". Intervals are 95 %, over "
+        "edits: Wilson's for shares, by resampling for what is none. Edits that are served together are not "
+        "independent of each other. A difference from base is paired, question by question.",
+    ]
+    for name, rows in results.items():
+        count = max(int(figures["reliability"]["edits"]) for figures in rows.values())
+        lines += ["", f"### {name}: {count} edits", "", f"{MEANINGS[name][:1].upper()}{MEANINGS[name][1:]}."]
+        for heads in (FORCED, GENERATED, COSTS):
+            lines += ["", *_table(rows, heads)]
+    return "\n".join([*lines, "", *_notes(data)])
+
+
+def _notes(data: Mapping[str, Any]) -> list[str]:
+    return [
+        "Forced: s is the mean token NLL of an answer. ES and PS: share with s(new) < s(true); NS: s(true) < s(new) on "
+        "neighbours; S their harmonic mean. EM and PM: mean of s(true) − s(new), NM of s(new) − s(true), in nats; "
+        "“probability”: the same of e^{-s}, as CounterFact's paper has it.",
+        "",
+        f"Generated: the first line of {data['max_tokens']} greedy tokens. Old answer: a paraphrase gets the old one: "
+        "base's row says how many of these wordings elicit it at all. Unchanged: the answer is what base says. "
+        "Known ones still right: of what base answers rightly, the share that is.",
+        "",
+        f"Fluency: n-gram entropy of 100 tokens sampled from the five likeliest after each of at most {data['writes']} "
+        "edits' prompts, the end of text suppressed, base with the same random numbers. Drift: relative change of the "
+        f"perplexity of pieces of {data['text']}. Seconds: compiling, in batches where the method can. Beyond a limit: "
+        "edits that the product would refuse; they are counted as they are.",
+    ]
+
+
+def _table(rows: Mapping[str, Mapping[str, Any]], heads: Mapping[str, str]) -> list[str]:
+    """A table of the figures that any row has."""
+    shown = [name for name in heads if any(name in figures for figures in rows.values())]
+    lines = ["| | " + " | ".join(heads[name] for name in shown) + " |", "|---|" + "---|" * len(shown)]
+    for title, figures in rows.items():
+        cells = [_cell(name, figures[name]) if name in figures else "–" for name in shown]
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    return lines
+
+
+def _cell(name: str, figure: Mapping[str, Any]) -> str:
+    value, low, high = (figure[key] for key in ("value", "low", "high"))
+    shown = f"{value:.3f}" if name not in _UNITS else _UNITS[name](value)
+    if low is None:
+        return shown
+    low, high = (f"{end:.2f}" if name not in _UNITS else _UNITS[name](end) for end in (low, high))
+    return f"{shown} [{low}, {high}]"
+
+
+_UNITS: Mapping[str, Callable[[float], str]] = {
+    **dict.fromkeys(("NS_shift", "EM", "PM", "NM", "NM_shift", "EM_p", "PM_p", "NM_p"), "{:+.2f}".format),
+    "fluency": lambda value: f"{100 * value:.1f}",
+    "fluency_shift": lambda value: f"{100 * value:+.1f}",
+    "drift": "{:+.2%}".format,
+    **dict.fromkeys(("seconds", "cpu"), "{:.2f}".format),
+    **dict.fromkeys(("tokens", "missed"), "{:.0f}".format),
+}
+"""Figure that is no share → how it is written."""

@@ -1,0 +1,174 @@
+"""Rows of the table: ways of having the same edits. Each gives, portion by portion, what is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from benchmarks.public.compiled import Singles, Spent, Stopwatch
+from vllm_edit.composition.compose import compose
+from vllm_edit.composition.scoped import assemble
+from vllm_edit.deltas.delta import Delta
+from vllm_edit.editing.compile import compile_patch
+from vllm_edit.editing.material import Material
+from vllm_edit.evaluation.asking import Progress
+from vllm_edit.evaluation.refused import Refused
+from vllm_edit.evaluation.report import Mode
+from vllm_edit.evaluation.requests import One
+from vllm_edit.ike.bank import Bank
+from vllm_edit.ike.demonstrations import build_demonstrations
+from vllm_edit.models.base import Base
+from vllm_edit.patch import Patch
+from vllm_edit.store.compiled import CompiledPatch
+from vllm_edit.store.site import Site
+
+METHODS: Mapping[str, str] = {"r-ROME": "rome", "FT-M": "ft", "LoRA": "lora"}
+"""Row of single edits → its method."""
+SUBJECT, IKE, BASE = "r-ROME-subject", "IKE", "base"
+WAYS: Mapping[str, str] = {
+    "sum": "the single edits' adapters added",
+    "composed": "the single edits solved together, as `vllm-edit compose` does",
+    "joint": "compiled in one patch",
+    "scoped": "one patch with scope subject",
+}
+"""Ways of having many edits at once."""
+SINGLE = (BASE, "r-ROME", SUBJECT, "FT-M", "LoRA", IKE)
+
+
+@dataclass(frozen=True)
+class Portion:
+    """What is asked together.
+
+    declared: edits, each in a patch of its own. made: those patches as a row has them, or one patch of all the edits.
+    spent: what making them took.
+    """
+
+    declared: tuple[Patch, ...]
+    made: tuple[One, ...]
+    spent: Spent
+
+    def owner(self, number: int) -> int:
+        """The place in `made` of declared edit `number`."""
+        return number if len(self.made) == len(self.declared) else 0
+
+
+class Row(Protocol):
+    """A way of having a set's edits. mode: in which they are asked. at_once: how many edits are a portion."""
+
+    @property
+    def mode(self) -> Mode: ...
+    @property
+    def at_once(self) -> int: ...
+    def made(self, declared: Sequence[Patch], progress: Progress) -> Portion:
+        """The declared edits, each in a patch of its own, as this row has them."""
+
+
+@dataclass(frozen=True)
+class Unedited:
+    """The base."""
+
+    mode: Mode = "base"
+    at_once: int = 64
+
+    def made(self, declared: Sequence[Patch], progress: Progress) -> Portion:
+        return Portion(tuple(declared), tuple(declared), Spent())
+
+
+@dataclass(frozen=True)
+class Alone:
+    """Each edit alone. subject: it is served to prompts that mention its subject only."""
+
+    singles: Singles
+    subject: bool = False
+    mode: Mode = "weights"
+    at_once: int = 32
+
+    def made(self, declared: Sequence[Patch], progress: Progress) -> Portion:
+        compiled, spent = self.singles.of(declared, progress)
+        if self.subject:
+            scoped = [patch.model_copy(update={"scope": "subject"}) for patch in declared]
+            compiled = [assemble(patch, [unit]) for patch, unit in zip(scoped, compiled, strict=True)]
+        return Portion(tuple(declared), tuple(compiled), spent)
+
+
+@dataclass(frozen=True)
+class InContext:
+    """Each edit in front of the prompt, with demonstrations of the bank's facts (IKE); no weights are touched."""
+
+    bank: Bank
+    base: Base
+    mode: Mode = "ike"
+    at_once: int = 32
+
+    def made(self, declared: Sequence[Patch], progress: Progress) -> Portion:
+        watch, made = Stopwatch(), list[One]()
+        for number, patch in enumerate(declared):
+            progress("demonstrations", number, len(declared))
+            demonstrations = build_demonstrations(patch, self.bank, self.base.tokenizer)
+            made.append(Refused(patch, "asked in mode ike only", demonstrations))
+        return Portion(tuple(declared), tuple(made), watch.spent())
+
+
+@dataclass(frozen=True)
+class Many:
+    """`size` edits at once, one of `WAYS`. site, material: where a joint patch is compiled."""
+
+    way: str
+    size: int
+    singles: Singles
+    base: Base
+    site: Site
+    material: Material
+    settings: Mapping[str, Any]
+    mode: Mode = "weights"
+
+    @property
+    def at_once(self) -> int:
+        return self.size
+
+    def made(self, declared: Sequence[Patch], progress: Progress) -> Portion:
+        name = f"{self.way}-{declared[0].name}"
+        edits = tuple(edit for patch in declared for edit in patch.edits)
+        if self.way == "joint":
+            watch = Stopwatch()
+            joint = compile_patch(
+                Patch(name=name, edits=edits),
+                self.base,
+                site=self.site,
+                moment=self.material,
+                settings={**self.settings, "on_missed": "report"},
+                progress=progress,
+            )
+            return Portion(tuple(declared), (joint,), watch.spent(len(joint.report["missed"])))
+        units, spent = self.singles.of(declared, progress)
+        watch = Stopwatch()
+        whole = self._of_units(name, edits, units)
+        return Portion(tuple(declared), (whole,), spent + watch.spent())
+
+    def _of_units(self, name: str, edits: tuple[Any, ...], units: Sequence[CompiledPatch]) -> CompiledPatch:
+        if self.way == "scoped":
+            return assemble(Patch(name=name, scope="subject", edits=edits), units)
+        composed = compose(units, name)
+        if self.way == "composed":
+            return composed
+        delta = Delta.concatenate([unit.delta for unit in units])
+        manifest = composed.manifest.model_copy(update={"adapter": delta.digest})
+        return replace(composed, manifest=manifest, delta=delta)
+
+
+def portions(row: Row, patches: Sequence[Patch]) -> Iterator[Sequence[Patch]]:
+    """The set's patches in the parts that are made and asked together."""
+    for start in range(0, len(patches), row.at_once):
+        yield patches[start : start + row.at_once]
+
+
+def titles(sizes: Sequence[int]) -> tuple[str, ...]:
+    """Names of all rows, in the order of the table."""
+    return (*SINGLE, *(f"{way}-{size}" for size in sizes for way in WAYS))
+
+
+def way_of(title: str) -> tuple[str, int] | None:
+    """(way, size) of the name of a row of many edits; None for a row of single edits."""
+    way, _, size = title.rpartition("-")
+    return (way, int(size)) if way in WAYS else None

@@ -1,0 +1,129 @@
+"""Which edits: facts of CounterFact that the model knows, seeded draws of CounterFact, KnowEdit and zsRE."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vllm_edit.datasets import read_edits
+from vllm_edit.errors import EditError
+from vllm_edit.evaluation.asking import Progress
+from vllm_edit.evaluation.record import Record
+from vllm_edit.evaluation.runners.runner import Request, Runner
+from vllm_edit.patch import Edit, Patch
+from vllm_edit.text import normalise
+
+COUNTERFACT = "counterfact/counterfact-2000.json"
+_OTHERS = {
+    "knowedit-zsre": "knowedit/ZsRE-test-650.json",
+    "wiki_counterfact": "knowedit/wiki_counterfact-700.json",
+    "wiki_recent": "knowedit/wiki_recent-300.json",
+    "zsre": "zsre/zsre_mend-500.json",
+}
+MEANINGS: Mapping[str, str] = {
+    "known": "all facts of CounterFact's 2,000 that the model knows: its greedy 8 tokens begin with the true object",
+    "ranked": "a seeded draw of CounterFact's facts that the model knows, or ranks first: s(true) < s(new)",
+    "counterfact": "a seeded draw of all of CounterFact's facts",
+    "knowedit-zsre": "a seeded draw of KnowEdit's ZsRE",
+    "wiki_counterfact": "a seeded draw of KnowEdit's wiki_counterfact",
+    "wiki_recent": "a seeded draw of KnowEdit's wiki_recent",
+    "zsre": "a seeded draw of zsRE in MEND's form",
+}
+"""Name of a set → what is in it."""
+SETS = tuple(MEANINGS)
+_COUNTERFACT_DRAW, _DRAW = 200, 100
+_ANSWER, _PART = 8, 200
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """What the base makes of one fact: its answer, and the mean token NLL of the true and of the new object."""
+
+    answer: str
+    true: float
+    new: float
+
+    def knows(self, edit: Edit) -> bool:
+        """True if the answer begins with the edit's true object."""
+        return begins_with(self.answer, edit.target_true or "")
+
+    @property
+    def ranks(self) -> bool:
+        """True if the true object is likelier than the new one."""
+        return self.true < self.new
+
+
+def drawn_sets(
+    names: Sequence[str], folder: Path, knowledge: Sequence[Knowledge], seed: int, limit: int | None
+) -> dict[str, list[Patch]]:
+    """Name → its edits, each in a patch of its own, none of a subject that another one edits; at most `limit` of them.
+
+    knowledge: of CounterFact's facts, in the file's order; empty where no set asks for it.
+    """
+    found: dict[str, list[Patch]] = {}
+    for name in names:
+        edits = read_edits(folder / (_OTHERS.get(name) or COUNTERFACT))
+        if name == "known":
+            chosen = _apart([edit for edit, one in zip(edits, knowledge, strict=True) if one.knows(edit)])
+        elif name == "ranked":
+            held = [edit for edit, one in zip(edits, knowledge, strict=True) if one.knows(edit) or one.ranks]
+            chosen = _drawn(held, _COUNTERFACT_DRAW, f"{name}:{seed}")
+        else:
+            chosen = _drawn(edits, _COUNTERFACT_DRAW if name == "counterfact" else _DRAW, f"{name}:{seed}")
+        found[name] = [Patch(name=f"{name}-{number:03d}", edits=(edit,)) for number, edit in enumerate(chosen[:limit])]
+    return found
+
+
+def needs_knowledge(names: Sequence[str]) -> bool:
+    return bool({"known", "ranked"} & set(names))
+
+
+def counterfact_knowledge(edits: Sequence[Edit], runner: Runner, record: Record, progress: Progress) -> list[Knowledge]:
+    """What the base makes of every edit's fact. record: keeps it, and brings what an earlier run found."""
+    found = [Knowledge(*one) for entry in record.entries for one in entry["knowledge"]]
+    while len(found) < len(edits):
+        progress("asking what the base knows", len(found), len(edits))
+        part = edits[len(found) : len(found) + _PART]
+        requests = [Request(edit.prompt) for edit in part]
+        answers = runner.generate(requests, _ANSWER)
+        pairs = [
+            (request, answer or "")
+            for request, edit in zip(requests, part, strict=True)
+            for answer in (edit.target_true, edit.target_new)
+        ]
+        nlls = [scored.nll for scored in runner.score(pairs)]
+        asked = list(zip(answers, nlls[::2], nlls[1::2], strict=True))
+        record.add({"knowledge": asked})
+        found += [Knowledge(*one) for one in asked]
+    return found
+
+
+def begins_with(answer: str, expected: str) -> bool:
+    """True if the answer begins with the expected one, but for case and outer punctuation."""
+    return bool(expected) and normalise(answer).startswith(normalise(expected))
+
+
+def _drawn(edits: Sequence[Edit], count: int, seed: str) -> list[Edit]:
+    """`count` edits of different subjects (all, where there are fewer), in drawn order."""
+    return _apart(random.Random(seed).sample(list(edits), k=len(edits)))[:count]
+
+
+def _apart(edits: Sequence[Edit]) -> list[Edit]:
+    """The first edit of each subject."""
+    first: dict[str, Edit] = {}
+    for edit in edits:
+        first.setdefault(normalise(edit.subject), edit)
+    return list(first.values())
+
+
+def read_counterfact(folder: Path) -> list[Edit]:
+    """CounterFact's edits.
+
+    Raises:
+        EditError: the data are not there.
+    """
+    if not (folder / COUNTERFACT).is_file():
+        raise EditError(f"{folder} holds no {COUNTERFACT}: name the folder of the public editing data with --data")
+    return read_edits(folder / COUNTERFACT)

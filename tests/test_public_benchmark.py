@@ -1,0 +1,346 @@
+"""The benchmark on public data: figures against hand-computed ones, and a whole run on a tiny model."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from benchmarks.public.figures import Figure, figures, text_figures
+from benchmarks.public.memory import Memory
+from benchmarks.public.page import section
+from benchmarks.public.place import Place
+from benchmarks.public.rows import BASE, IKE, SUBJECT, titles
+from benchmarks.public.run import Run
+from benchmarks.public.sets import Knowledge, begins_with, counterfact_knowledge, drawn_sets
+from benchmarks.public.text import Read, Written, ngram_entropy, written
+from tests.deltas.random_deltas import random_delta
+from tests.editing.material import BRAZIL, FRANCE, JAPAN, LOOSE, Bench, bench
+from tests.tiny import SENTENCES
+from vllm_edit.errors import EditError
+from vllm_edit.evaluation.questions import Question
+from vllm_edit.evaluation.record import Record
+from vllm_edit.evaluation.runners.hf import HFRunner
+from vllm_edit.evaluation.runners.runner import Reading, Request, Scored
+from vllm_edit.evaluation.sheet import Reply, Sheet
+from vllm_edit.facts.pool import Pool
+from vllm_edit.ike.bank import Bank
+from vllm_edit.patch import Edit, Patch, Probe
+from vllm_edit.store.compiled import CompiledPatch
+from vllm_edit.store.manifest import Manifest
+from vllm_edit.store.store import Store
+
+
+def reply(text: str, new: float | None = None, true: float | None = None, *, keeps: bool = False) -> Reply:
+    """An answer with the losses of the new and of the true object."""
+    scored = [None if nll is None else Scored(nll, False) for nll in (new, true)]
+    expected, rival = scored[::-1] if keeps else scored
+    return Reply(text, expected, rival)
+
+
+def sheets() -> list[Sheet]:
+    """Two edits Paris → Rome and Berlin → Bonn, one paraphrase and two or one neighbours each."""
+    asked = [
+        Question(0, 0, "reliability", "a", False, "Rome", "Paris"),
+        Question(0, 0, "paraphrase", "b", False, "Rome", "Paris"),
+        Question(0, 0, "locality", "c", False, "Paris", "Rome"),
+        Question(0, 0, "locality", "d", False, "Paris", "Rome"),
+        Question(0, 0, "locality_subject", "e", False, "French", "Rome", "forgetfulness"),
+    ]
+    base = (
+        reply("Paris", 3.0, 1.0),
+        reply("It is Paris", 2.0, 1.0),
+        reply("Paris", 3.0, 1.0, keeps=True),
+        reply("London", 1.0, 2.0, keeps=True),
+        reply("French"),
+    )
+    edited = (
+        reply("Rome", 0.5, 2.5),
+        reply("Paris, not Rome", 1.5, 1.0),
+        reply("Rome", 1.0, 1.5, keeps=True),
+        reply("London", 1.0, 1.8, keeps=True),
+        reply("French, of course"),
+    )
+    other = [
+        Question(0, 0, "reliability", "f", False, "Bonn", "Berlin"),
+        Question(0, 0, "paraphrase", "g", False, "Bonn", "Berlin"),
+        Question(0, 0, "locality", "h", False, "Berlin", "Bonn"),
+    ]
+    other_base = (reply("Berlin", 4.0, 0.5), reply("big", 4.0, 3.0), reply("Berlin", 2.0, 1.0, keeps=True))
+    other_edited = (reply("Bonn", 0.1, 4.1), reply("Bonn", 1.0, 3.0), reply("Berlin", 2.5, 1.0, keeps=True))
+    return [
+        Sheet("one", (("France", ""),), tuple(asked), {"base": base, "weights": edited}),
+        Sheet("two", (("Germany", ""),), tuple(other), {"base": other_base, "weights": other_edited}),
+    ]
+
+
+def test_counterfacts_scores_are_as_computed_by_hand() -> None:
+    found = {name: figure.value for name, figure in figures(sheets(), "weights").items()}
+    assert (found["ES"], found["PS"], found["NS"]) == (1.0, 0.5, 0.5)  # NS: (0 + 0) / 2 and 1
+    assert found["S"] == pytest.approx(3 / (1 + 2 + 2))
+    # s(true) − s(new): 2.0 and 4.0; −0.5 and 2.0. s(new) − s(true): (−0.5 and −0.8) / 2 and 1.5.
+    assert (found["EM"], found["PM"]) == pytest.approx((3.0, 0.75))
+    assert found["NM"] == pytest.approx((-0.65 + 1.5) / 2)
+    # Base's leads were 2.0, −1.0 and 1.0: shifts −2.5, 0.2 and 0.5.
+    assert found["NM_shift"] == pytest.approx(((-2.5 + 0.2) / 2 + 0.5) / 2)
+    assert found["NS_shift"] == pytest.approx(((-1 + 0) / 2 + 0) / 2)
+    first = math.exp(-0.5) - math.exp(-2.5)
+    assert found["EM_p"] == pytest.approx((first + math.exp(-0.1) - math.exp(-4.1)) / 2)
+    neighbours = (math.exp(-1.5) - math.exp(-1.0) + math.exp(-1.8) - math.exp(-1.0)) / 2
+    assert found["NM_p"] == pytest.approx((neighbours + math.exp(-1.0) - math.exp(-2.5)) / 2)
+    before = {name: figure.value for name, figure in figures(sheets(), "base").items()}
+    assert (before["ES"], before["PS"], before["NS"]) == (0.0, 0.0, 0.75)
+    assert before["S"] == 0.0
+
+
+def test_free_answers_are_judged_beside_what_base_knew() -> None:
+    found, before = figures(sheets(), "weights"), figures(sheets(), "base")
+    assert found["reliability"].value == 1.0
+    assert (found["paraphrase"].value, found["paraphrase_old"].value) == (0.5, 0.5)
+    assert before["paraphrase_old"].value == 0.5, "base gives the old object to one of two wordings"
+    assert found["locality"].value == pytest.approx((0.5 + 1.0) / 2)
+    # Base answers c and h rightly, not d: of these h is still right.
+    assert (found["locality_kept"].value, found["locality_kept"].n) == (0.5, 2)
+    assert found["locality_subject:forgetfulness"].value == 0.0
+    assert found["locality_subject_kept:forgetfulness"].value == 1.0
+    assert before["locality_kept"].value == 1.0
+    assert found["reliability"].edits == 2
+    assert found["locality"].n == 3
+    for name, one in found.items():
+        assert one.low is not None, name
+        assert one.high is not None, name
+        assert one.low - 1e-9 <= one.value <= one.high + 1e-9, name
+
+
+def test_entropy_of_n_grams_is_as_computed_by_hand() -> None:
+    # Bigrams ab ba ab ba: 1 bit. Trigrams aba bab aba: 2/3 and 1/3, 0.9183 bits.
+    assert ngram_entropy("a b a b a") == pytest.approx(1 / 3 + 2 / 3 * 0.9182958)
+    assert ngram_entropy("One, two!") == pytest.approx(math.log2(3) / 3 + 2 / 3)  # words and marks: four tokens
+    assert ngram_entropy("a b") == ngram_entropy("") == 0.0
+
+
+def test_drift_is_that_of_all_tokens_and_fluency_is_paired() -> None:
+    read = [Read(11.0, 10.0, 10), Read(20.0, 20.0, 30)]
+    found = text_figures([Written("p", "a", 5.0, 6.0), Written("q", "a", 4.0, 4.5)], read)
+    assert found["drift"].value == pytest.approx(math.exp(1 / 40) - 1)
+    assert (found["drift"].n, found["drift"].edits) == (40, 2)
+    assert (found["fluency"].value, found["fluency_shift"].value) == (4.5, -0.75)
+    assert text_figures([], []) == {}
+    assert text_figures([], [Read(11.0, 10.0, 10)])["drift"].low is None
+
+
+def test_what_is_written_depends_on_the_prompt_and_the_patch_alone(
+    llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    delta = random_delta(llama, {"model.layers.1.mlp.down_proj": 1})
+    manifest = Manifest(
+        patch="p", method="rome", base="b", site="s", modules=tuple(delta.parts), edits=(FRANCE,), rank=1, adapter="a"
+    )
+    requests = [Request("Rome is"), Request("Paris is"), Request("Rome is", patch=CompiledPatch(manifest, delta))]
+    runner = HFRunner(llama, tokenizer)
+    texts = written(runner, requests, tokens=12)
+    assert texts == [written(runner, [request], tokens=12)[0] for request in requests]
+    assert len(set(texts)) == 3
+    greedy = runner.generate(requests[:1], 12)
+    assert texts[:1] != greedy, "sampled"
+
+
+def test_a_known_fact_is_one_whose_answer_begins_with_its_object() -> None:
+    assert begins_with(" The Paris of today", "paris")
+    assert not begins_with("It is Paris", "Paris")
+    assert not begins_with("Paris", "")
+
+
+class Counting(HFRunner):
+    """Counts what it is asked."""
+
+    asked = 0
+
+    def generate(self, requests: Sequence[Request], max_tokens: int) -> list[str]:
+        self.asked += len(requests)
+        return super().generate(requests, max_tokens)
+
+    def score(self, requests: Sequence[tuple[Request, str]]) -> list[Scored]:
+        self.asked += len(requests)
+        return super().score(requests)
+
+    def read(self, requests: Sequence[Request]) -> list[Reading]:
+        self.asked += len(requests)
+        return super().read(requests)
+
+
+def test_what_base_knows_is_asked_once_and_kept(
+    llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    edits = [edit.model_copy(update={"target_true": "Paris"}) for edit in (FRANCE, BRAZIL)]
+    runner = Counting(llama, tokenizer)
+    path = tmp_path / "knowledge.jsonl"
+    first = counterfact_knowledge(edits, runner, Record.open(path, {}), lambda *one: None)
+    assert runner.asked == 6
+    nlls = [
+        runner.score([(Request(edit.prompt), text)])[0].nll for edit in edits for text in ("Paris", edit.target_new)
+    ]
+    assert [one.ranks for one in first] == [nlls[0] < nlls[1], nlls[2] < nlls[3]]
+    runner.asked = 0
+    assert counterfact_knowledge(edits, runner, Record.open(path, {}), lambda *one: None) == first
+    assert runner.asked == 0
+
+
+def test_nothing_is_asked_twice_under_one_adapter(llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    delta = random_delta(llama, {"model.layers.1.mlp.down_proj": 1})
+
+    def patched(name: str, adapter: str) -> CompiledPatch:
+        manifest = Manifest(
+            patch=name, method="rome", base="b", site="s", modules=tuple(delta.parts), edits=(FRANCE,), rank=1,
+            adapter=adapter,
+        )  # fmt: skip
+        return CompiledPatch(manifest, delta)
+
+    counting = Counting(llama, tokenizer)
+    memory = Memory(counting)
+    requests = [Request("Rome is"), Request("Rome is", patch=patched("one", "a")), Request("Rome is")]
+    first = memory.generate(requests, 3)
+    assert counting.asked == 2
+    assert memory.generate([Request("Rome is", patch=patched("two", "a"))], 3) == first[1:2]
+    assert counting.asked == 2
+    memory.generate([Request("Rome is", patch=patched("one", "b"))], 3)
+    assert counting.asked == 3
+    assert memory.score([(requests[0], "Paris")] * 2)[0] == counting.score([(requests[0], "Paris")])[0]
+
+
+def data(folder: Path, count: int = 30) -> Path:
+    """A folder with a CounterFact of `count` facts about ten subjects."""
+    records = [
+        {
+            "prompt": f"The home of Subject{n % 10} is", "subject": f"Subject{n % 10}", "target_new": "Rome",
+            "ground_truth": "Paris", "rephrase_prompt": f"Subject{n % 10} lives in",
+            "locality_prompt": f"The home of Other{n} is", "locality_ground_truth": "Paris",
+        }
+        for n in range(count)
+    ]  # fmt: skip
+    (folder / "counterfact").mkdir()
+    (folder / "counterfact" / "counterfact-2000.json").write_text(json.dumps(records))
+    return folder
+
+
+def test_draws_are_seeded_of_one_edit_a_subject_and_known_facts_stay_in_order(tmp_path: Path) -> None:
+    folder = data(tmp_path)
+    knowledge = [Knowledge(" Paris." if n in (3, 5, 13) else "It is", 1.0, 2.0 if n < 7 else 0.5) for n in range(30)]
+    sets = drawn_sets(["known", "ranked", "counterfact"], folder, knowledge, 1, None)
+    subjects = {name: [patch.edits[0].subject for patch in patches] for name, patches in sets.items()}
+    assert subjects["known"] == ["Subject3", "Subject5"]
+    assert sorted(subjects["ranked"]) == [f"Subject{n}" for n in range(7)]
+    assert sorted(subjects["counterfact"]) == [f"Subject{n}" for n in range(10)]
+    assert subjects["counterfact"] != sorted(subjects["counterfact"])
+    again = drawn_sets(["counterfact"], folder, (), 1, 4)["counterfact"]
+    assert again == sets["counterfact"][:4]
+    assert drawn_sets(["counterfact"], folder, (), 2, None)["counterfact"] != sets["counterfact"]
+
+
+PROBES = (
+    Probe(kind="paraphrase", prompt="In France, the capital is"),
+    Probe(kind="locality", prompt="The capital of Italy is", target="Rome"),
+)
+EDITS = [
+    FRANCE.model_copy(update={"target_true": "Paris", "probes": PROBES}),
+    JAPAN.model_copy(update={"target_true": "yen"}),
+    BRAZIL.model_copy(update={"target_true": "Portuguese"}),
+]
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Bench:
+    return bench()
+
+
+@pytest.fixture
+def make_run(tiny: Bench, tmp_path: Path) -> Callable[[], Run]:
+    """A run on a tiny model, as a new process would have it."""
+    given = Store.create(tmp_path / "given", tiny.site, tiny.moment.tensors())
+    given.keep("pool", Pool((), {}, True).as_record())
+    kept = Store.create(tmp_path / "kept", tiny.site.model_copy(update={"max_rank": 16}), tiny.moment.tensors())
+
+    def make() -> Run:
+        place = Place(given, kept, tiny.moment)
+        return Run(tiny.base, place, tmp_path / "records", SENTENCES[:6], 1, settings={"rome": asdict(LOOSE)})
+
+    return make
+
+
+@pytest.fixture
+def patches() -> list[Patch]:
+    return [Patch(name=f"tiny-{number}", edits=(edit,)) for number, edit in enumerate(EDITS)]
+
+
+def told(what: str, edits: int) -> None:
+    """Nobody is told of progress."""
+
+
+def test_every_row_has_its_figures_and_scope_subject_leaves_neighbours_to_the_base(
+    make_run: Callable[[], Run], patches: list[Patch]
+) -> None:
+    run = make_run()
+    assert run.bank == Bank()
+    rows = {title: run.figures_of(title, "tiny", patches, told) for title in titles([2])}
+    base, scoped = rows[BASE], rows[SUBJECT]
+    for name, figure in base.items():
+        if name in ("NS", "NM", "NM_p", "locality_right", "locality_kept"):
+            assert scoped[name] == figure, "to the last bit"
+    assert (scoped["NM_shift"].value, scoped["NS_shift"].value, scoped["locality"].value) == (0.0, 0.0, 1.0)
+    assert rows["r-ROME"]["ES"].value == rows["scoped-2"]["ES"].value == 1.0
+    assert scoped["ES"] == rows["r-ROME"]["ES"]
+    assert scoped["EM"] == rows["r-ROME"]["EM"], "the same adapter is asked once"
+    assert rows["r-ROME"]["NM_shift"].value != 0.0
+    for title, found in rows.items():
+        assert found["reliability"].edits == 3, title
+        assert ("drift" in found) == (title not in (BASE, IKE)), title
+        assert ("seconds" in found) == (title != BASE), title
+        assert "fluency" in found, title
+    assert rows[IKE]["tokens"].value > 5
+    records = {title: {name: one.as_record() for name, one in found.items()} for title, found in rows.items()}
+    about = {"model": "tiny", "site": "s", "engine": "hf", "machine": "m", "max_tokens": 16, "writes": 1, "text": "t"}
+    text = section(about | {"sets": {"known": records}})
+    lines = [line for line in text.splitlines() if line.startswith("| r-ROME |")]
+    assert len(lines) == 3
+    assert "| 1.000 [0.44, 1.00]" in lines[0]
+
+
+def test_a_run_goes_on_where_it_was_stopped(make_run: Callable[[], Run], patches: list[Patch]) -> None:
+    def interrupted(what: str, edits: int) -> None:
+        if what == "reading":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make_run().figures_of("sum-2", "tiny", patches, interrupted)
+    whole = make_run().figures_of("sum-2", "tiny", patches, told)
+    seen: list[str] = []
+    again = make_run().figures_of("sum-2", "tiny", patches, lambda what, edits: seen.append(what))
+    assert again == whole
+    assert seen == [], "nothing was compiled or asked"
+
+
+def test_another_setting_is_another_record(make_run: Callable[[], Run], patches: list[Patch]) -> None:
+    first, second = make_run(), make_run()
+    second.settings = {"rome": {**asdict(LOOSE), "steps": 61}}
+    for run in (first, second):
+        run.figures_of("r-ROME", "tiny", patches[:1], told)
+    assert len(list(first.folder.glob("tiny-r-ROME-*.jsonl"))) == 2
+
+
+def test_public_files_are_read_without_a_crash() -> None:
+    folder = Path(__file__).parents[1].parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("the public editing data are not beside the repository")
+    from vllm_edit.datasets import read_edits
+
+    for path in sorted(folder.glob("*/*.json")):
+        edits: list[Edit] = read_edits(path)
+        assert len(edits) > 90, path.name
+    assert Figure(1.0).as_record() == {"value": 1.0, "low": None, "high": None, "n": 0, "edits": 0}
+    with pytest.raises(EditError):
+        read_edits(folder / "README.md")
