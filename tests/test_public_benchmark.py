@@ -28,7 +28,6 @@ from vllm_edit.evaluation.record import Record
 from vllm_edit.evaluation.runners.hf import HFRunner
 from vllm_edit.evaluation.runners.runner import Reading, Request, Scored
 from vllm_edit.evaluation.sheet import Reply, Sheet
-from vllm_edit.facts.pool import Pool
 from vllm_edit.ike.bank import Bank
 from vllm_edit.patch import Edit, Patch, Probe
 from vllm_edit.store.compiled import CompiledPatch
@@ -103,6 +102,7 @@ def test_free_answers_are_judged_beside_what_base_knew() -> None:
     assert found["reliability"].value == 1.0
     assert (found["paraphrase"].value, found["paraphrase_old"].value) == (0.5, 0.5)
     assert before["paraphrase_old"].value == 0.5, "base gives the old object to one of two wordings"
+    assert (found["paraphrase_elicited"].value, found["paraphrase_elicited"].n) == (0.0, 1)
     assert found["locality"].value == pytest.approx((0.5 + 1.0) / 2)
     # Base answers c and h rightly, not d: of these h is still right.
     assert (found["locality_kept"].value, found["locality_kept"].n) == (0.5, 2)
@@ -262,12 +262,13 @@ def tiny() -> Bench:
 def make_run(tiny: Bench, tmp_path: Path) -> Callable[[], Run]:
     """A run on a tiny model, as a new process would have it."""
     given = Store.create(tmp_path / "given", tiny.site, tiny.moment.tensors())
-    given.keep("pool", Pool((), {}, True).as_record())
     kept = Store.create(tmp_path / "kept", tiny.site.model_copy(update={"max_rank": 16}), tiny.moment.tensors())
 
     def make() -> Run:
         place = Place(given, kept, tiny.moment)
-        return Run(tiny.base, place, tmp_path / "records", SENTENCES[:6], 1, settings={"rome": asdict(LOOSE)})
+        run = Run(tiny.base, place, tmp_path / "records", SENTENCES[:6], 1, settings={"rome": asdict(LOOSE)})
+        run.bank = Bank()  # in place of the store's pool
+        return run
 
     return make
 
@@ -285,7 +286,6 @@ def test_every_row_has_its_figures_and_scope_subject_leaves_neighbours_to_the_ba
     make_run: Callable[[], Run], patches: list[Patch]
 ) -> None:
     run = make_run()
-    assert run.bank == Bank()
     rows = {title: run.figures_of(title, "tiny", patches, told) for title in titles([2])}
     base, scoped = rows[BASE], rows[SUBJECT]
     for name, figure in base.items():

@@ -47,7 +47,7 @@ def figures(sheets: Sequence[Sheet], mode: Mode) -> dict[str, Figure]:
     """Every figure of a mode that the sheets, which hold base's replies too, allow.
 
     Names are the report's, with `<metric>:<tag>` for one kind of probes, and besides: EM_p, PM_p, NM_p (differences of
-    e^{-s}), paraphrase_old, <keeping metric>_kept, argmax:<metric> for teacher-forced shares.
+    e^{-s}), paraphrase_old, paraphrase_elicited, <keeping metric>_kept, argmax:<metric> for teacher-forced shares.
     """
     report = report_of(sheets, [mode], SETTINGS, "")
     found: dict[str, Figure] = {}
@@ -74,7 +74,9 @@ def _magnitudes(sheets: Sequence[Sheet], mode: Mode) -> list[Outcome]:
 
 
 def _of_base_knowledge(sheets: Sequence[Sheet], mode: Mode) -> list[Outcome]:
-    """paraphrase_old: a paraphrase gets the old answer. <keeping metric>_kept: what base answers rightly still is."""
+    """paraphrase_old: a paraphrase gets the old answer; paraphrase_elicited: those that get it from base, the new
+    <keeping metric>_kept: what base answers rightly still is.
+    """
     outcomes: list[Outcome] = []
     for question, replies in with_numbers(sheets):
         text, before = replies[mode].text, replies["base"].text
@@ -83,6 +85,9 @@ def _of_base_knowledge(sheets: Sequence[Sheet], mode: Mode) -> list[Outcome]:
             continue
         if question.metric == "paraphrase" and question.rival:
             outcomes.append(("paraphrase_old", case, float(gives(text, question.rival, question.expected))))
+            if gives(before, question.rival, question.expected):
+                new = gives(text, question.expected or "", question.rival)
+                outcomes.append(("paraphrase_elicited", case, float(new)))
         if question.keeps and question.expected and gives(before, question.expected, question.rival):
             kept = float(gives(text, question.expected, question.rival))
             names = [f"{question.metric}_kept", *([f"{question.metric}_kept:{question.tag}"] if question.tag else [])]

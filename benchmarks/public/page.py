@@ -27,6 +27,7 @@ GENERATED = {
     "reliability": "reliability",
     "reliability_chat": "… chat",
     "paraphrase": "paraphrase",
+    "paraphrase_elicited": "… where base gives the old answer",
     "paraphrase_old": "… old answer",
     "portability:reasoning": "portability, reasoning",
     "portability:subject_aliasing": "… subject aliasing",

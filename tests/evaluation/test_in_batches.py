@@ -110,6 +110,9 @@ def test_the_record_of_another_evaluation_is_refused_and_says_what_differs(
     Record.open(path, identity(patches, MODES, SETTINGS, method="rome"))
     with pytest.raises(EditError, match="another evaluation, which differs in max_tokens, method: name another file"):
         Record.open(path, identity(patches, MODES, Settings(max_tokens=5), method="mend"))
+    path.write_text('{"measures": {}}\n')
+    with pytest.raises(EditError, match="differs in form"):
+        Record.open(path, {})
     for text in ("no JSON\n", "[1]\n", '{"other": 1}\n'):
         path.write_text(text)
         with pytest.raises(EditError, match="expected the record of an evaluation"):

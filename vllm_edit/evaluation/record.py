@@ -14,7 +14,8 @@ from typing import Any
 
 from vllm_edit.errors import EditError
 
-_OF = "measures"
+_OF, _FORM = "measures", 1
+"""Where the first line says what is measured, and the form of entries, which counts up when it changes."""
 
 
 class Record:
@@ -33,7 +34,7 @@ class Record:
             EditError: the file is the record of something else, or no record.
         """
         path = Path(path)
-        wanted = json.loads(json.dumps(identity))
+        wanted = json.loads(json.dumps({**identity, "form": _FORM}))
         try:
             content = path.read_bytes()
         except FileNotFoundError:
