@@ -1,34 +1,32 @@
 """Asking a base model for facts: free greedy answers, each only as long as it takes to judge it.
 
-An answer is right if its first line mentions the object (`evaluation.judging.gives`), and the object begins within the
-first few tokens: "a city in France" gives France, "known for its art, and closer to Spain than to France" does not. An
-edit replaces what follows its prompt, so a fact that comes up later in the sentence is of no use to it.
+Plain text is to go on with the object: an article, a quotation mark and case do not count. An edit replaces what
+follows its prompt, so an object that is mentioned later in the sentence is of no use to it. A chat turn may repeat the
+question first: there the first line is to mention the object. Both count as right for `evaluation.judging.gives` too.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from vllm_edit.evaluation.judging import first_line, gives
-from vllm_edit.facts.facts import Fact, Facts, Form
-from vllm_edit.facts.pool import Known, Pool, first_form
+from vllm_edit.facts.facts import Fact, Form
 from vllm_edit.models.base import Base
 from vllm_edit.models.greedy import batches
 from vllm_edit.models.short_answers import greedy_until
 from vllm_edit.prompting import answer_ids, prompt_ids
-from vllm_edit.text import is_cjk, normalise, position
+from vllm_edit.text import normalise, position
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is asked, how much is answered, how much there is)."""
 
-BEFORE = 2
-"""Tokens that may stand before the object: an article, a quotation mark."""
-BEFORE_CHAT = 16
-"""In a chat turn the object may end a sentence that repeats the question."""
+_BEFORE, _BEFORE_CHAT = 2, 16
+"""Tokens that may stand before the object: an article and a quotation mark; a sentence that repeats the question."""
 _ROWS = 64
+_LEAST_TOGETHER = 16
+"""Questions in one form from which on a batch of their own is worth it: what they begin with is read once."""
 
 
 @dataclass(frozen=True)
@@ -44,97 +42,74 @@ class Question:
         return self.form.fill(self.fact.subject.name)
 
 
-def ask_pool(base: Base, facts: Facts, progress: Progress = lambda what, done, total: None) -> Pool:
-    """Ask the base for every fact: in its relation's first statement, and where that is answered right in its first
-    question, as a chat turn if the base has a chat template."""
-    chat = bool(getattr(base.tokenizer, "chat_template", None))
-    stated = [
-        Question(fact, form) for fact in facts if (form := first_form(fact.relation.trained, "statement")) is not None
-    ]
-    given = [
-        one for one, is_right in zip(stated, right(base, stated, progress, "facts stated"), strict=True) if is_right
-    ]
-    put = [
-        Question(one.fact, form, chat)
-        for one in given
-        if (form := first_form(one.fact.relation.trained, "question")) is not None
-    ]
-    answered = {
-        one.fact: one.form
-        for one, is_right in zip(put, right(base, put, progress, "facts asked for"), strict=True)
-        if is_right
-    }
-    known = tuple(Known(one.fact, one.form, answered.get(one.fact)) for one in given)
-    return Pool(known, dict(Counter(one.fact.relation.id for one in stated)), chat)
-
-
 def right(
     base: Base,
     questions: Sequence[Question],
     progress: Progress = lambda what, done, total: None,
     what: str = "facts asked for",
 ) -> list[bool]:
-    """For each question: does the base answer it right?
-
-    Questions of one form are asked together: what they begin with is read once.
-    """
-    tokenizer = base.tokenizer
-    prompts = [prompt_ids(tokenizer, one.prompt, one.chat) for one in questions]
-    together: dict[tuple[str, bool], list[int]] = {}
-    for row, one in enumerate(questions):
-        together.setdefault((one.form.text, one.chat), []).append(row)
+    """For each question: does the base answer it right?"""
+    prompts = [prompt_ids(base.tokenizer, one.prompt, one.chat) for one in questions]
     found: dict[int, bool] = {}
-    for rows in together.values():
-        for places in batches([len(prompts[row]) for row in rows], _ROWS):
-            batch = [rows[place] for place in places]
-            judges = [_Judge(tokenizer, questions[row]) for row in batch]
-            made = greedy_until(
-                base.model,
-                tokenizer,
-                [prompts[row] for row in batch],
-                [judge.most for judge in judges],
-                lambda row, tokens, judges=judges: judges[row].enough(tokens),  # type: ignore[misc]
-            )
-            found |= {row: judge.right(tokens) for row, judge, tokens in zip(batch, judges, made, strict=True)}
-            progress(what, len(found), len(questions))
+    for batch in _batches(questions, prompts):
+        judges = [_Judge(base.tokenizer, questions[row]) for row in batch]
+        made = greedy_until(
+            base.model,
+            base.tokenizer,
+            [prompts[row] for row in batch],
+            [judge.most for judge in judges],
+            lambda row, tokens, judges=judges: judges[row].enough(tokens),  # type: ignore[misc]
+        )
+        found |= {row: judge.right(tokens) for row, judge, tokens in zip(batch, judges, made, strict=True)}
+        progress(what, len(found), len(questions))
     return [found[row] for row in range(len(questions))]
+
+
+def _batches(questions: Sequence[Question], prompts: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+    """Row numbers in batches: of one form where many are asked in it, the others together; rows of similar length."""
+    by_form: dict[tuple[str, bool], list[int]] = {}
+    for row, one in enumerate(questions):
+        by_form.setdefault((one.form.text, one.chat), []).append(row)
+    groups = [rows for rows in by_form.values() if len(rows) >= _LEAST_TOGETHER]
+    for chat in (False, True):  # a template's beginning is common to all turns
+        groups.append(
+            [row for (_, at), rows in by_form.items() if at is chat and len(rows) < _LEAST_TOGETHER for row in rows]
+        )
+    for rows in groups:
+        for places in batches([len(prompts[row]) for row in rows], _ROWS):
+            yield [rows[place] for place in places]
 
 
 class _Judge:
     """Judges one question's answer while it is written. most: tokens after which nothing can change any more."""
 
     def __init__(self, tokenizer: Any, question: Question) -> None:
-        self._tokenizer, self._object = tokenizer, question.fact.object
-        self._before = BEFORE_CHAT if question.chat else BEFORE
-        # One more than the object needs: a word is whole only when something else follows it.
+        self._tokenizer, self._object, self._chat = tokenizer, question.fact.object, question.chat
         length = len(answer_ids(tokenizer, question.prompt, self._object, question.chat))
-        self.most = self._before + length + 1
+        # One more than the object needs: a word is whole only when something else follows it.
+        self.most = (_BEFORE_CHAT if question.chat else _BEFORE) + length + 1
 
     def enough(self, tokens: Sequence[int]) -> bool:
         """True if more tokens would not change `right`."""
         text = self._text(tokens)
         if "\n" in text.lstrip():
             return True
-        if gives(text, self._object):
-            return gives(self._text(tokens[:-1]), self._object)
-        return len(tokens) > self._before and not _is_beginning(text, self._object)
+        if self._is_right(text):
+            return self._is_right(self._text(tokens[:-1]))
+        return not self._chat and not _may_begin(text, self._object)
 
     def right(self, tokens: Sequence[int]) -> bool:
-        return gives(self._text(tokens), self._object)
+        return self._is_right(self._text(tokens))
+
+    def _is_right(self, text: str) -> bool:
+        return gives(text, self._object) if self._chat else position(first_line(text), self._object) == 0
 
     def _text(self, tokens: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
 
 
-def _is_beginning(text: str, expected: str) -> bool:
-    """True if the first line ends with the beginning of `expected`, or with all of it."""
-    line = normalise(first_line(text).rstrip("\ufffd"))  # a character of which some bytes are still to come
+def _may_begin(text: str, expected: str) -> bool:
+    """True if a line that begins with `text` may begin with `expected` (their first characters are the same)."""
+    line = normalise(text.rstrip("\ufffd"))  # a character of which some bytes are still to come
     wanted = normalise(expected)
-    return any(
-        line.endswith(wanted[:length]) and _starts_word(line, len(line) - length)
-        for length in range(1, min(len(wanted), len(line)) + 1)
-    ) or (position(line, expected) is not None)
-
-
-def _starts_word(line: str, place: int) -> bool:
-    return place == 0 or not line[place - 1].isalnum() or is_cjk(line[place - 1])
+    return line in ("", "the", "a", "an") or wanted.startswith(line) or line.startswith(wanted)

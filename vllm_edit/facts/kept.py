@@ -1,0 +1,42 @@
+"""The pool of a store's base, as the store keeps it: asked once, read ever after."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vllm_edit.errors import Incompatible
+from vllm_edit.facts import tables_folder
+from vllm_edit.facts.facts import Facts
+from vllm_edit.facts.pool import Pool
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vllm_edit.models.base import Base
+    from vllm_edit.store.store import Store
+
+
+def kept_pool(store: Store) -> Pool | None:
+    """The pool that the store keeps; None where it keeps none. No model is needed."""
+    record = store.document("pool")
+    return None if record is None else Pool.from_record(record, Facts.load(tables_folder()))
+
+
+def pool_of(
+    store: Store, base: Base, progress: Callable[[str, int, int], None] = lambda what, done, total: None
+) -> Pool:
+    """The pool that the store keeps; where it keeps none, `base` is asked and the answer kept.
+
+    Raises:
+        Incompatible: `base` is not the store's.
+    """
+    kept = kept_pool(store)
+    if kept is not None:
+        return kept
+    if base.fingerprint != store.site().base:
+        raise Incompatible(f"{base.name} is not the base of {store.url}; give the model that the store was made for")
+    from vllm_edit.facts.pooling import ask_pool
+
+    pool = ask_pool(base, Facts.load(tables_folder()), progress)
+    store.keep("pool", pool.as_record())
+    return pool
