@@ -1,17 +1,122 @@
-"""A store whose site a sweep chose: the step before the first patch."""
+"""A new store: where edits go in a base model, chosen with what the model itself gives where nothing else is given."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vllm_edit.editing.settings import Progress
+from vllm_edit.editing.sites import fixed_site, module_at
 from vllm_edit.editing.sweep import TOKENS, Measurement, choose_site
 from vllm_edit.errors import EditError, NotFound
+from vllm_edit.facts import tables_folder
+from vllm_edit.facts.facts import Facts
+from vllm_edit.facts.known_edits import SWEEP_EDITS, chosen_edits
+from vllm_edit.facts.pool import Pool
+from vllm_edit.facts.pooling import ask_pool
 from vllm_edit.models.base import Base
+from vllm_edit.models.hooks import find_module
+from vllm_edit.models.layout import linear_shape
+from vllm_edit.models.own_text import write_texts
 from vllm_edit.patch import Edit
-from vllm_edit.store.site import Token
+from vllm_edit.store.documents import Kind
+from vllm_edit.store.passages import hold_out
+from vllm_edit.store.site import Token, check_rank
 from vllm_edit.store.store import Store
+
+VECTORS = 10
+"""Tokens of text for each input of the edited module; of fewer, a second moment is mostly noise where it is small."""
+_HELD_OUT = 1.2
+"""The model writes so much more than that: a tenth of the texts become the gates' passages."""
+_LEAST_EDITS = 8
+"""Fewer edits than that do not tell layers apart."""
+
+
+@dataclass(frozen=True)
+class Created:
+    """A new store.  table: what the sweep measured, empty without one.  pool: what the base knows, None if not asked.
+
+    why: how the site was chosen, for people.
+    """
+
+    store: Store
+    table: Sequence[Measurement]
+    pool: Pool | None
+    why: str
+
+
+def create_store(
+    url: str | Path | None,
+    base: Base,
+    *,
+    texts: Sequence[str] | None = None,
+    passages: Sequence[str] = (),
+    edits: Sequence[Edit] | None = None,
+    layer: int | None = None,
+    token: Token | None = None,
+    max_rank: int | None = None,
+    slots: int = 16,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Created:
+    """A new store for `base`. Nothing but the model is needed.
+
+    texts: ordinary text for the second moment, `passages` other text for the gates. Without `texts` the model writes
+    both, and the store keeps what it wrote.
+    edits: to choose the site by. Without them the model is asked for the facts that it knows, the store keeps the
+    answer, and the edits are of these facts. A model that knows too few has its site at the published depth.
+    layer: given, no site is tried.  token: given, only sites at this token are tried.
+
+    Raises:
+        EditError: the model has no such layer, the rank is none of vLLM's, or the model writes no text.
+    """
+    if layer is not None:
+        module_at(base, layer)  # refused now, not after minutes of work
+    if max_rank is not None:
+        check_rank(max_rank)
+    documents: dict[Kind, Any] = {}
+    if texts is None:
+        written = write_texts(base, _vectors(base), seed=seed, progress=progress)
+        passages, texts = hold_out(written, seed)
+        documents["texts"] = texts
+    pool, why = None, "given"
+    if edits is None:
+        facts = Facts.load(tables_folder())
+        pool = ask_pool(base, facts, progress or _silent)
+        documents["pool"] = pool.as_record()
+        if layer is None:
+            edits, why = _edits_of(pool, facts, base, seed, progress or _silent)
+    if layer is None and edits:
+        tokens = TOKENS if token is None else (token,)
+        store, table = create_by_sweep(
+            url,
+            base,
+            edits,
+            texts,
+            tokens=tokens,
+            max_rank=max_rank,
+            slots=slots,
+            seed=seed,
+            passages=passages,
+            documents=documents,
+            progress=progress,
+        )
+        return Created(store, table, pool, f"tried on {len(edits)} edits")
+    made = fixed_site(
+        base,
+        texts,
+        layer=layer,
+        token=token or "subject_last",
+        max_rank=max_rank,
+        slots=slots,
+        seed=seed,
+        progress=progress,
+    )
+    store = Store.create(url, made.site, made.moment.tensors(), passages, documents)
+    return Created(store, (), pool, why)
 
 
 def create_by_sweep(
@@ -25,13 +130,16 @@ def create_by_sweep(
     slots: int = 16,
     seed: int = 0,
     passages: Sequence[str] = (),
+    documents: Mapping[Kind, Any] | None = None,
     progress: Progress | None = None,
 ) -> tuple[Store, Sequence[Measurement]]:
     """A new store at the site that is best for `edits` (see `choose_site`), and what the sweep measured."""
     chosen = choose_site(
         base, edits, texts, tokens=tokens, max_rank=max_rank, slots=slots, seed=seed, progress=progress
     )
-    return Store.create(url, chosen.made.site, chosen.made.moment.tensors(), passages), chosen.table
+    kept: dict[Kind, Any] = {**(documents or {}), "tried": [_plain(one.as_record()) for one in chosen.table]}
+    store = Store.create(url, chosen.made.site, chosen.made.moment.tensors(), passages, kept)
+    return store, chosen.table
 
 
 def open_or_create(
@@ -56,3 +164,32 @@ def open_or_create(
     if passages and not store.passages():
         store.keep_passages(passages)
     return store, ()
+
+
+def _edits_of(pool: Pool, facts: Facts, base: Base, seed: int, progress: Progress) -> tuple[list[Edit], str]:
+    """Edits to choose the site by, none where the base knows too little; and then why there are none."""
+    asked = sum(pool.asked.values())
+    known = f"the model gives {len(pool.known):,} of {asked:,} facts that it was asked for"
+    if len(pool.known) < SWEEP_EDITS:
+        return [], f"published depth: {known}; {SWEEP_EDITS} are needed to try sites on (or --edits PATCH.yaml)"
+    edits = chosen_edits(pool, facts, base, seed=seed, progress=progress)
+    if len(edits) < _LEAST_EDITS:
+        return [], f"published depth: {known}, which make {len(edits)} edits to try sites on; {_LEAST_EDITS} are needed"
+    return edits, ""
+
+
+def _vectors(base: Base) -> int:
+    """How many tokens the model is to write: enough for the widest module that may be edited, and for the gates."""
+    widest = max(linear_shape(find_module(base.model, module))[1] for module in base.layout.down)
+    return math.ceil(VECTORS * widest * _HELD_OUT)
+
+
+def _plain(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record as JSON can hold it: a number that is not finite becomes None."""
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in record.items()
+    }
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    pass

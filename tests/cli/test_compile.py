@@ -112,10 +112,14 @@ def test_auto_tries_every_layer_and_token_and_shows_what_it_saw(
     ran = program("store", "init", "--model", model, "--texts", texts, "--edits", edits, "--store", url)
     assert ran.code == 0, ran.err
     tried = [tuple(line.split()[:2]) for line in ran.out.splitlines() if "one by one" in line]
-    assert sorted(tried) == [(token, str(layer)) for token in ("last", "subject_last") for layer in range(3)]
+    assert {*tried} == {(token, str(layer)) for token in ("last", "subject_last") for layer in range(3)}
     site = Store.open(url).site()
     assert (site.token, str(site.layer)) == tried[0], "the best is listed first, and chosen"
     assert site.digest in ran.out
+    status = program("store", "status", "--store", url)
+    assert [line for line in status.out.splitlines() if "one by one" in line] == [
+        line for line in ran.out.splitlines() if "one by one" in line
+    ], "the store keeps what was tried"
 
 
 def test_an_unsafe_edit_is_refused_by_name(program: Program, model: Path, texts: Path, tmp_path: Path) -> None:
@@ -187,9 +191,10 @@ def test_a_model_that_is_not_the_stores_is_refused(program: Program, store: Stor
 @pytest.mark.parametrize(
     ("arguments", "advice"),
     [
-        (("--layer", "1"), "--texts"),
-        (("--layer", "auto", "--texts", "TEXTS"), "--edits"),
+        (("--texts", "ABSENT"), "ABSENT"),
+        (("--layer", "99"), "layers 0 to 2"),
         (("--layer", "99", "--texts", "TEXTS"), "layers 0 to 2"),
+        (("--rank", "9"), "max_rank must be one of"),
         (("--layer", "1", "--rank", "9", "--texts", "TEXTS"), "max_rank must be one of"),
     ],
 )

@@ -24,7 +24,7 @@ def compile_(
     method: Annotated[str, typer.Option(help="Editing method: rome, mend, ft or lora.")] = "rome",
     settings: SetOption = None,
     bank: Annotated[
-        Path | None, typer.Option(help="Facts in YAML that the model knows, for IKE; atlas brings its own.")
+        Path | None, typer.Option(help="Facts in YAML that the model knows, for IKE; default: the store's.")
     ] = None,
     store: StoreOption = None,
     json: JsonOption = False,
@@ -39,8 +39,7 @@ def compile_(
     from vllm_edit.store.store import Store
 
     opened = Store.open(store)
-    named = opened.site().model
-    pipeline = Pipeline(opened, load_base(model or named), bank_of(named, bank))
+    pipeline = Pipeline(opened, load_base(model or opened.site().model), bank_of(opened, bank))
     done: list[dict[str, Any]] = []
     problems: list[str] = []
     for patch in patches:

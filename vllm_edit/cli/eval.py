@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -13,15 +14,23 @@ from vllm_edit.cli.output import JsonOption, StoreOption, print_json, progress_b
 from vllm_edit.errors import EditError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
+    from vllm_edit.editing.settings import Progress
     from vllm_edit.evaluation.refused import Refused
-    from vllm_edit.evaluation.report import Mode
+    from vllm_edit.evaluation.report import Mode, Report
     from vllm_edit.evaluation.runners.runner import Runner
+    from vllm_edit.evaluation.settings import Settings
+    from vllm_edit.ike.bank import Bank
     from vllm_edit.models.base import Base
-    from vllm_edit.patch import Patch
+    from vllm_edit.patch import Edit, Patch
+    from vllm_edit.pipeline import Pipeline
     from vllm_edit.store.compiled import CompiledPatch
     from vllm_edit.store.store import Store
+
+KNOWN = "known"
+"""The target that is drawn from the store's pool. A patch of this name is `known@…`."""
+_KNOWN = 32
 
 
 def eval(
@@ -29,44 +38,60 @@ def eval(
         str,
         typer.Argument(
             metavar="TARGET",
-            help="PATCH.yaml, a compiled NAME[@DIGEST], or DATASET.json (CounterFact, KnowEdit, zsRE).",
+            help="PATCH.yaml, a compiled NAME[@DIGEST], DATASET.json (CounterFact, KnowEdit, zsRE), or known: facts "
+            "that the model knows, changed one by one.",
         ),
     ],
     mode: Annotated[str, typer.Option(help="Which of base, weights, ike; with commas.")] = "base,weights,ike",
     engine: Annotated[Literal["hf", "vllm"], typer.Option(help="What answers: transformers, or vLLM.")] = "hf",
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many edits of a data set.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help=f"At most so many edits of a data set; of known {_KNOWN} by default.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the facts drawn for known.")] = 0,
     max_tokens: Annotated[int, typer.Option(min=1, help="Length of a generated answer.")] = 16,
     model: Annotated[str | None, typer.Option(help="Where the store's base model is now; default: as in init.")] = None,
     method: Annotated[str, typer.Option(help="Editing method, for what is compiled here.")] = "rome",
     settings: SetOption = None,
     bank: Annotated[
-        Path | None, typer.Option(help="Facts in YAML that the model knows, for IKE; atlas brings its own.")
+        Path | None, typer.Option(help="Facts in YAML that the model knows, for IKE; default: the store's.")
     ] = None,
     answers: Annotated[bool, typer.Option("--answers", help="Show every answer before and after.")] = False,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the tables to an HTML page.")] = None,
+    record: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Keep what is measured of a data set as it goes: the same command goes on."),
+    ] = None,
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Measure reliability, generalization and locality of a patch, or of a data set's edits one by one.
+    """Measure reliability, generalization and locality of a patch, or of many edits one by one.
 
     Free generation first, then teacher forcing; 95 % intervals; tokens added and seconds. An edit that is refused fails
     every metric that needs it. The report of a stored patch is recorded with it.
+
+    `eval known` is the table to look at before a new base is trusted: facts of the tables that this model knows, drawn
+    alike for every model, each changed to another object of its relation. A store that has not asked its model yet does
+    so now, and keeps the answer.
     """
     modes, chosen = _modes(mode), method_settings(settings)
-    from vllm_edit.evaluation.evaluate import Settings, evaluate
+    many = target == KNOWN or Path(target).suffix == ".json"
+    if record is not None and not many:
+        raise typer.BadParameter("only many edits, of a data set or known, are recorded", param_hint="--record")
+    from vllm_edit.evaluation.settings import Settings
     from vllm_edit.evaluation.table import html as page
     from vllm_edit.evaluation.table import table
     from vllm_edit.store.store import Store
 
     opened = Store.open(store)
-    measured, base = _measured(target, opened, limit, model, method, chosen, bank)
     wanted = Settings(max_tokens=max_tokens, answers=True)
-    passages = opened.passages() if len(measured) == 1 else ()  # a data set's edits would each read all of them
-    with _runner(engine, opened, model, measured, base) as runner, progress_bar(target) as progress:
-        report = evaluate(measured, runner, modes, wanted, progress, opened.site(), passages)
+    compiling = _Compiling(opened, model, method, chosen, bank)
+    with progress_bar(target) as progress:
+        if many:
+            patches = compiling.known(limit or _KNOWN, seed, progress) if target == KNOWN else _data_set(target, limit)
+            report = _of_many(patches, compiling, engine, modes, wanted, record, progress)
+        else:
+            report = _of_one(target, compiling, engine, modes, wanted, progress)
     shown = report if answers else report.model_copy(update={"answers": None})
-    if len(measured) == 1 and measured[0].name in opened.names():
-        opened.add_record(measured[0].name, "report", report.model_dump(mode="json"))
     if html is not None:
         html.write_text(page(shown), encoding="utf-8")
     if json:
@@ -85,78 +110,154 @@ def _modes(text: str) -> list[Mode]:
     return [mode for mode in MODES if mode in asked]
 
 
-def _measured(
-    target: str,
-    store: Store,
-    limit: int | None,
-    model: str | None,
-    method: str,
-    settings: dict[str, Any],
-    bank: Path | None,
-) -> tuple[Sequence[CompiledPatch | Refused], Base | None]:
-    """What is measured, and the base if it was loaded for compiling that."""
-    patches = _declared(target, limit)
-    if patches is None:
-        return [store.load(store.resolve(target))], None
-    from vllm_edit.cli.material import bank_of, load_base
-    from vllm_edit.evaluation.refused import Refused
-    from vllm_edit.pipeline import Pipeline
+class _Compiling:
+    """Compiles what is only declared, with the store's base model, which is loaded when it is first needed."""
 
-    named = store.site().model
-    pipeline = Pipeline(store, load_base(model or named), bank_of(named, bank))
-    with progress_bar("compile") as progress:
-        tried = pipeline.attempt(patches, method, settings, progress)
-    refused = [one for one in tried if isinstance(one, Refused)]
-    if len(refused) == len(tried):
-        reasons = [f"{one.name}: {line}" for one in refused for line in one.reason.splitlines()]
-        raise EditError("\n".join(["nothing could be compiled", *reasons]))
-    return tried, pipeline.base
+    def __init__(
+        self, store: Store, model: str | None, method: str, settings: dict[str, Any], bank: Path | None
+    ) -> None:
+        self.store, self.model, self.method, self.settings = store, model or store.site().model, method, settings
+        self._bank_file = bank
+
+    @cached_property
+    def base(self) -> Base:
+        from vllm_edit.cli.material import load_base
+
+        return load_base(self.model)
+
+    @cached_property
+    def bank(self) -> Bank:
+        from vllm_edit.cli.material import bank_of
+
+        return bank_of(self.store, self._bank_file)
+
+    @cached_property
+    def _pipeline(self) -> Pipeline:
+        from vllm_edit.pipeline import Pipeline
+
+        return Pipeline(self.store, self.base, self.bank)
+
+    def __call__(self, patches: Sequence[Patch], progress: Progress) -> Sequence[CompiledPatch | Refused]:
+        return self._pipeline.attempt(patches, self.method, self.settings, progress)
+
+    def known(self, count: int, seed: int, progress: Progress) -> list[Patch]:
+        """At most `count` single edits of facts that the base knows.
+
+        Raises:
+            EditError: it knows too few to judge an edit by.
+        """
+        from vllm_edit.facts import tables_folder
+        from vllm_edit.facts.facts import Facts
+        from vllm_edit.facts.kept import pool_of
+        from vllm_edit.facts.known_edits import judged_edits
+
+        pool = pool_of(self.store, self.base, progress)
+        edits = judged_edits(pool, Facts.load(tables_folder()), self.base, count, seed=seed, progress=progress)
+        if not edits:
+            raise EditError(
+                f"{self.model} gives {len(pool.known)} of {sum(pool.asked.values())} facts that it was asked for, "
+                "which make no edit with neighbours: evaluate edits of your own (PATCH.yaml or DATASET.json)"
+            )
+        return _singles(edits, "known")
 
 
-def _declared(target: str, limit: int | None) -> list[Patch] | None:
-    """The patches of a file: one of YAML, one single edit each of a data set; None if `target` is a stored name."""
+def _data_set(target: str, limit: int | None) -> list[Patch]:
     from vllm_edit.datasets import read_edits
+
+    return _singles(read_edits(Path(target), limit), "edit")
+
+
+def _singles(edits: Sequence[Edit], name: str) -> list[Patch]:
     from vllm_edit.patch import Patch
 
-    path = Path(target)
-    if path.suffix in (".yaml", ".yml"):
-        return [Patch.load(path)]
-    if path.suffix == ".json":
-        return [Patch(name=f"edit-{number}", edits=(edit,)) for number, edit in enumerate(read_edits(path, limit))]
-    return None
+    return [Patch(name=f"{name}-{number}", edits=(edit,)) for number, edit in enumerate(edits)]
+
+
+def _of_one(
+    target: str,
+    compiling: _Compiling,
+    engine: str,
+    modes: Sequence[Mode],
+    settings: Settings,
+    progress: Progress,
+) -> Report:
+    """The report of a patch: of a YAML file, compiled now, or of a stored one, with which it is recorded."""
+    from vllm_edit.evaluation.evaluate import evaluate
+    from vllm_edit.evaluation.refused import Refused
+    from vllm_edit.patch import Patch
+
+    store = compiling.store
+    if Path(target).suffix in (".yaml", ".yml"):
+        (measured,) = compiling([Patch.load(target)], progress)
+        if isinstance(measured, Refused):
+            raise _nothing({measured.name: measured.reason})
+    else:
+        measured = store.load(store.resolve(target))
+    rank = max(store.site().max_rank, measured.manifest.rank)
+    with _runner(engine, compiling, rank) as runner:
+        report = evaluate(measured, runner, modes, settings, progress, store.site(), store.passages())
+    if measured.name in store.names():
+        store.add_record(measured.name, "report", report.model_dump(mode="json"))
+    return report
+
+
+def _of_many(
+    patches: Sequence[Patch],
+    compiling: _Compiling,
+    engine: str,
+    modes: Sequence[Mode],
+    settings: Settings,
+    record: Path | None,
+    progress: Progress,
+) -> Report:
+    """The report of patches that are each measured alone. Ordinary text is not read: each would read all of it."""
+    from vllm_edit.evaluation.in_batches import evaluate_in_batches, identity
+    from vllm_edit.evaluation.record import Record
+    from vllm_edit.store.digest import digest_json
+
+    site = compiling.store.site()
+    kept = None
+    if record is not None:
+        others = {"engine": engine, "site": site.digest, "method": compiling.method, "set": compiling.settings}
+        bank = digest_json(compiling.bank.model_dump(mode="json"))
+        kept = Record.open(record, identity(patches, modes, settings, bank=bank, **others))
+    with _runner(engine, compiling, site.max_rank) as runner:
+        report = evaluate_in_batches(patches, compiling, runner, modes, settings, kept, progress, site)
+    if len(report.refused) == len(patches):
+        raise _nothing(report.refused)
+    return report
+
+
+def _nothing(refused: Mapping[str, str]) -> EditError:
+    reasons = [f"{name}: {line}" for name, reason in refused.items() for line in reason.splitlines()]
+    return EditError("\n".join(["nothing could be compiled", *reasons]))
 
 
 @contextmanager
-def _runner(
-    engine: str, store: Store, model: str | None, measured: Sequence[CompiledPatch | Refused], base: Base | None
-) -> Iterator[Runner]:
-    """The engine with the store's base model in it.
+def _runner(engine: str, compiling: _Compiling, rank: int) -> Iterator[Runner]:
+    """The engine with the store's base model in it. rank: the greatest of what it is to answer with.
 
     Raises:
         Incompatible: the model is not the one that the store was made for.
     """
     from vllm_edit.errors import Incompatible
 
+    store, named = compiling.store, compiling.model
     site = store.site()
-    named = model or site.model
     wrong = f"{named} is not the base of {store.url}; evaluate with the model that the store was made for"
     if engine == "vllm":
         from vllm_edit.evaluation.runners.vllm import VLLMRunner
         from vllm_edit.serving.served_model import served_model
-        from vllm_edit.store.compiled import CompiledPatch
         from vllm_edit.store.site import Fingerprint
 
         path, _ = served_model(named)
-        rank = max([site.max_rank, *(one.manifest.rank for one in measured if isinstance(one, CompiledPatch))])
         with VLLMRunner(path, site.modules, rank, slots=site.slots) as runner:
             if Fingerprint.of_folder(runner.folder) != site.base:
                 raise Incompatible(wrong)
             yield runner
         return
-    from vllm_edit.cli.material import load_base
     from vllm_edit.evaluation.runners.hf import HFRunner
 
-    base = base or load_base(named)
-    if base.fingerprint != site.base:
+    if compiling.base.fingerprint != site.base:
         raise Incompatible(wrong)
-    yield HFRunner(base.model, base.tokenizer)
+    yield HFRunner(compiling.base.model, compiling.base.tokenizer)

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from vllm_edit.ike.bank import Bank
     from vllm_edit.models.base import Base
     from vllm_edit.patch import Edit
+    from vllm_edit.store.store import Store
 
 SHIPPED = "atlas"
 
@@ -31,7 +32,10 @@ def load_base(model: str) -> Base:
 def texts_of(model: str, file: Path | None) -> list[str]:
     """Ordinary text in the model's languages: for second moments."""
     if file is not None:
-        texts = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        try:
+            texts = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise EditError(f"{file}: expected text in UTF-8, a passage per line: {error}") from None
         if not texts:
             raise EditError(f"{file} holds no text; expected one passage per line")
         return texts
@@ -44,15 +48,20 @@ def texts_of(model: str, file: Path | None) -> list[str]:
     return atlas.texts()
 
 
-def held_out_of(model: str, file: Path | None, seed: int) -> tuple[list[str], list[str]]:
-    """Passages for the gates, and text for the second moment: of a file some lines and the others; atlas has both."""
+def given_text(model: str, file: Path | None, seed: int) -> tuple[list[str], list[str]] | None:
+    """Passages for the gates, and text for the second moment: of a file some lines and the others; atlas has both.
+
+    None for other models: what is not given they write themselves.
+    """
     from vllm_edit.store.passages import hold_out
 
-    if file is None and model == SHIPPED:
-        from vllm_edit import atlas
+    if file is not None:
+        return hold_out(texts_of(model, file), seed)
+    if model != SHIPPED:
+        return None
+    from vllm_edit import atlas
 
-        return atlas.passages(), atlas.texts()
-    return hold_out(texts_of(model, file), seed)
+    return atlas.passages(), atlas.texts()
 
 
 def passages_of(model: str, file: Path | None) -> list[str]:
@@ -68,14 +77,14 @@ def passages_of(model: str, file: Path | None) -> list[str]:
     return atlas.passages()
 
 
-def sweep_edits_of(model: str, file: Path | None, seed: int) -> list[Edit]:
-    """Edits on which layer and token are chosen; no evaluation may use them again."""
+def given_edits(model: str, file: Path | None, seed: int) -> list[Edit] | None:
+    """Edits on which layer and token are chosen; no evaluation may use them again. None: of what the model knows."""
     if file is not None:
         from vllm_edit.patch import Patch
 
         return list(Patch.load(file).edits)
     if model != SHIPPED:
-        raise EditError(f"choosing the layer of {model} needs edits to try: give --edits PATCH.yaml, or --layer NUMBER")
+        return None
     from vllm_edit import atlas
 
     return atlas.sweep_edits(seed)
@@ -94,14 +103,21 @@ def network_of(model: str, folder: Path | None) -> Path:
     return network_folder()
 
 
-def bank_of(model: str, file: Path | None) -> Bank:
-    """Facts that the model knows, of which IKE's demonstrations are made; none are known of other models."""
+def bank_of(store: Store, file: Path | None) -> Bank:
+    """Facts that the store's model knows, of which IKE's demonstrations are made.
+
+    A file's; all facts of atlas, which was trained on them; else those of the store's pool that nothing is judged on.
+    """
     from vllm_edit.ike.bank import Bank
 
     if file is not None:
         return Bank.load(file)
-    if model != SHIPPED:
-        return Bank()
-    from vllm_edit import atlas
+    if store.site().model == SHIPPED:
+        from vllm_edit import atlas
 
-    return Bank.from_records(atlas.bank())
+        return Bank.from_records(atlas.bank())
+    from vllm_edit.facts.kept import kept_pool
+    from vllm_edit.facts.pool import bank_records
+
+    pool = kept_pool(store)
+    return Bank() if pool is None else Bank.from_records(bank_records(pool.side("tune")))

@@ -80,18 +80,32 @@ def wide_console() -> Console:
 
 @contextmanager
 def progress_bar(title: str) -> Iterator[Progress]:
-    """A bar on stderr while a library reports (what, done, of how many); only where a person is watching."""
+    """A bar on stderr while a library reports (what, done, of how many); only where a person is watching.
+
+    With the time taken and the time left: of what is being done now, when that is counted from its beginning.
+    """
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(compact=True),
+    )
     console = Console(stderr=True)
-    with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    watched = console.is_terminal
+    with Bar(*columns, console=console, transient=True, disable=not watched, speed_estimate_period=300) as bar:
         task = bar.add_task(title, total=None)
 
         def report(what: str, done: int, total: int) -> None:
-            bar.update(task, description=f"{title}: {what}", completed=done, total=total)
+            now = bar.tasks[0]
+            if total != now.total or done < now.completed:  # something else is done now: the clock starts anew
+                bar.reset(task, total=total)
+            bar.update(task, description=f"{title}: {what}", completed=done)
 
         yield report
 

@@ -14,9 +14,9 @@ from vllm_edit.cli.output import JsonOption, StoreOption, print_fields, print_js
 from vllm_edit.errors import EditError, NotFound
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    from vllm_edit.editing.sweep import Measurement
+    from vllm_edit.facts.pool import Pool
     from vllm_edit.store.site import Site
     from vllm_edit.store.store import Store
 
@@ -24,7 +24,10 @@ app = group("The store: compiled patches of one site of one base model.")
 
 _AUTO = "auto"
 
-TextsOption = Annotated[Path | None, typer.Option(help="Ordinary text, a passage per line; atlas has its own.")]
+TextsOption = Annotated[
+    Path | None,
+    typer.Option(help="Ordinary text, a passage per line; default: the model writes it, atlas has its own."),
+]
 
 
 @app.command()
@@ -34,18 +37,20 @@ def init(
         str | None,
         typer.Option(
             metavar="auto|NUMBER",
-            help="auto tries layers and tokens on edits of its own. Default: auto where there are such edits "
-            "(atlas, or --edits), else the published depth.",
+            help="auto, the default, tries layers and tokens on edits of facts that the model knows; of a model that "
+            "knows too few it takes the published depth.",
         ),
     ] = None,
     token: Annotated[
         Literal["subject_last", "last"] | None,
-        typer.Option(help="Edit at the subject's last token or at the prompt's; auto tries both."),
+        typer.Option(help="Edit at the subject's last token or at the prompt's; default: auto tries both."),
     ] = None,
     rank: Annotated[int | None, typer.Option("--rank", "--max-rank", help="Most rank of a patch; default 16.")] = None,
     slots: Annotated[int, typer.Option(min=1, help="Patches in one batch of the engine.")] = 16,
     texts: TextsOption = None,
-    edits: Annotated[Path | None, typer.Option(help="Patch file with edits for auto; atlas has its own.")] = None,
+    edits: Annotated[
+        Path | None, typer.Option(help="Patch file with edits for auto; default: of facts that the model knows.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the contexts and the edits tried.")] = 0,
     method: Annotated[
         Literal["rome", "mend"],
@@ -66,53 +71,41 @@ def init(
         return
     if network is not None:
         raise typer.BadParameter("only a store for mend has a network: add --method mend", param_hint="--network")
-    from vllm_edit.cli.material import held_out_of, load_base, sweep_edits_of
-    from vllm_edit.editing.sites import fixed_site
-    from vllm_edit.editing.sweep import TOKENS
-    from vllm_edit.store.store import Store
-    from vllm_edit.swept_store import create_by_sweep
+    from vllm_edit.cli.material import given_edits, given_text, load_base
 
     started = time.perf_counter()
-    passages, text = held_out_of(model, texts, seed)
-    sweeps = wanted == _AUTO or (wanted is None and (model == SHIPPED or edits is not None))
-    tried = sweep_edits_of(model, edits, seed) if sweeps else []
+    text, tried = given_text(model, texts, seed), given_edits(model, edits, seed)
     base = load_base(_place(model))
-    table: Sequence[Measurement] = ()
+    if model != SHIPPED and base.folder is not None:
+        from vllm_edit.engine.lora_support import check_lora_support
+
+        check_lora_support(base.folder)
+    from vllm_edit.swept_store import create_store
+
     with progress_bar("store init") as progress:
-        if sweeps:
-            tokens = TOKENS if token is None else (token,)
-            opened, table = create_by_sweep(
-                store,
-                base,
-                tried,
-                text,
-                tokens=tokens,
-                max_rank=rank,
-                slots=slots,
-                seed=seed,
-                passages=passages,
-                progress=progress,
-            )
-        else:
-            made = fixed_site(
-                base,
-                text,
-                layer=wanted if isinstance(wanted, int) else None,
-                token=token or "subject_last",
-                max_rank=rank,
-                slots=slots,
-                seed=seed,
-                progress=progress,
-            )
-            opened = Store.create(store, made.site, made.moment.tensors(), passages)
+        created = create_store(
+            store,
+            base,
+            texts=None if text is None else text[1],
+            passages=() if text is None else text[0],
+            edits=tried,
+            layer=wanted if isinstance(wanted, int) else None,
+            token=token,
+            max_rank=rank,
+            slots=slots,
+            seed=seed,
+            progress=progress,
+        )
     seconds = round(time.perf_counter() - started, 3)
+    table = [measured.as_record() for measured in created.table]
+    told = _site(created.store, created.store.site()) | {"chosen": created.why}
     if json:
-        tried_ = [measured.as_record() for measured in table]
-        print_json(_site(opened, opened.site()) | {"seconds": seconds, "tried": tried_})
+        pool = None if created.pool is None else _pool(created.pool)
+        print_json(told | {"pool": pool, "seconds": seconds, "tried": table})
         return
-    if table:
-        _print_tried(table)
-    print_fields(_site(opened, opened.site()) | {"seconds": f"{seconds:.0f}"})
+    _print_tried(table)
+    known = {} if created.pool is None else {"pool": _pool_line(created.pool)}
+    print_fields(told | known | {"seconds": f"{seconds:.0f}"})
 
 
 def _init_mend(
@@ -156,7 +149,8 @@ def passages(texts: TextsOption = None, store: StoreOption = None, json: JsonOpt
 
 @app.command()
 def status(store: StoreOption = None, json: JsonOption = False) -> None:
-    """Say what a store holds: its site, patches and tenants."""
+    """Say what a store holds: its site and how it was chosen, patches, tenants, and what the model knows."""
+    from vllm_edit.facts.kept import kept_pool
     from vllm_edit.store.store import Store
 
     opened = Store.open(store)
@@ -165,7 +159,12 @@ def status(store: StoreOption = None, json: JsonOption = False) -> None:
     tenants = opened.registry.tenants()
     counts = {"patches": len(entries), **gate, "tenants": len(tenants), "generation": opened.registry.generation()}
     told = _site(opened, opened.site()) | counts
-    print_json(told) if json else print_fields(told)
+    pool, tried = kept_pool(opened), opened.document("tried") or []
+    if json:
+        print_json(told | {"pool": None if pool is None else _pool(pool), "tried": tried})
+        return
+    _print_tried(tried)
+    print_fields(told | ({} if pool is None else {"pool": _pool_line(pool)}))
 
 
 def _layer(text: str | None) -> int | str | None:
@@ -212,19 +211,35 @@ def _site(store: Store, site: Site) -> dict[str, Any]:
     }
 
 
-def _print_tried(table: Sequence[Measurement]) -> None:
-    columns = ("TOKEN", "LAYER", "DAMPING", "EDITS", "RELIABILITY", "PARAPHRASE", "LOCALITY", "SAME SUBJECT", "SCORE")
+def _pool(pool: Pool) -> dict[str, Any]:
+    """What the model knows, by relation: facts known, of how many in how many of the tables it was asked for."""
+    relations = {
+        relation: {"known": known, "asked": pool.asked[relation]} for relation, known in sorted(pool.sizes.items())
+    }
+    return {"known": len(pool.known), "asked": sum(pool.asked.values()), "relations": relations}
+
+
+def _pool_line(pool: Pool) -> str:
+    some = sum(known > 0 for known in pool.sizes.values())
+    return f"{len(pool.known):,} known facts of {some} relations, {sum(pool.asked.values()):,} asked"
+
+
+def _print_tried(tried: Sequence[Mapping[str, Any]]) -> None:
+    """What the sweep measured, as `Measurement.as_record` gives it; nothing where nothing was tried."""
+    if not tried:
+        return
+    shares = ("reliability", "paraphrase", "locality", "locality_subject", "score")
+    columns = ("TOKEN", "LAYER", "DAMPING", "MARGIN", "EDITS", *(share.upper().replace("_", " ") for share in shares))
     rows = [
         (
-            one.token,
-            one.layer,
-            f"{one.damping:g}",
-            "together" if one.joint else "one by one",
-            *(f"{share:.3f}" for share in (one.reliability, one.paraphrase, one.locality)),
-            "–" if one.locality_subject is None else f"{one.locality_subject:.3f}",
-            f"{one.score:.3f}",
+            one["token"],
+            one["layer"],
+            f"{one['damping']:g}",
+            f"{one['margin']:g}" if "margin" in one else "–",
+            f"{one.get('edits', '')} {'together' if one['joint'] else 'one by one'}",
+            *("–" if one[share] is None else f"{one[share]:.3f}" for share in shares),
         )
-        for one in table
+        for one in tried
     ]
     print_table(columns, rows)
     print()

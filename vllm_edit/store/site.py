@@ -19,6 +19,12 @@ _WEIGHT_SUFFIXES = (".safetensors", ".bin")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "special_tokens_map.json")
 
 
+def check_rank(rank: int) -> None:
+    """Raises EditError for a greatest rank that is none of vLLM's."""
+    if rank not in LEGAL_RANKS:
+        raise EditError(f"max_rank must be one of {', '.join(map(str, LEGAL_RANKS))} (vLLM's); got {rank}")
+
+
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -93,6 +99,9 @@ class Site(_Frozen):
     second_moment_count: int = Field(0, description="number of vectors in C")
     ridge: float = Field(0.0, description="added to C's diagonal, relative to its mean")
     damping: float = Field(0.0, description="λ, relative to the mean of diag(Kᵀ C⁻¹ K)")
+    margin: float | None = Field(
+        None, description="nats by which an edit's target is to lead; None, as in older sites, takes the editor's own"
+    )
     residual_scale: float = Field(
         0.0, description="RMS of the residual stream at the site's token: the unit of a residual"
     )
@@ -124,5 +133,6 @@ class Site(_Frozen):
 
     @property
     def digest(self) -> str:
-        left_out = {"model", "slots"} | ({"network"} if self.network is None else set())
+        # Digests of sites that were made before a field existed must not change.
+        left_out = {"model", "slots"} | {name for name in ("network", "margin") if getattr(self, name) is None}
         return digest_json(self.model_dump(mode="json", exclude=left_out))
