@@ -13,7 +13,7 @@ import torch
 from tests.tiny import SENTENCES, tiny_model, tiny_tokenizer
 from vllm_edit.deltas.delta import LowRank
 from vllm_edit.editing.residuals import train_residuals
-from vllm_edit.editing.rome_factors import RomeFactors, alone, damping_of, offsets, passes_over, prepare
+from vllm_edit.editing.rome_factors import RomeFactors, alone, damping_of, margin_of, offsets, passes_over, prepare
 from vllm_edit.editing.served import served_leads
 from vllm_edit.editing.settings import RomeSettings
 from vllm_edit.editing.statistics import SecondMoment, second_moments
@@ -26,7 +26,7 @@ from vllm_edit.store.site import Context, Site, Token
 FRANCE = Edit(prompt="The capital of France is", subject="France", relation="capital", target_new="people")
 JAPAN = Edit(prompt="The currency of Japan is the", subject="Japan", relation="currency", target_new="Paris")
 BRAZIL = Edit(prompt="The official language of Brazil is", subject="Brazil", relation="language", target_new="French")
-LOOSE = RomeSettings(forms=("plain",), ending=False, most_norm=20.0, steps=60)
+LOOSE = RomeSettings(forms=("plain",), ending=False, most_norm=20.0, steps=60, margin=1.0)
 """A random model needs larger updates than one that knows facts."""
 
 
@@ -70,12 +70,12 @@ def patch_of(*edits: Edit, name: str = "tested") -> Patch:
 
 
 def trained(one: Bench, edits: Sequence[Edit], settings: RomeSettings) -> RomeFactors:
-    """The edits' factors after one round of training on all rows, to `settings.margin`, without a check."""
+    """The edits' factors after one round of training on all rows, without a check."""
     prepared = prepare(one.base, one.site, one.moment, edits, settings)
     A = alone(prepared, damping_of(one.site, settings))
     passes, wanted = (
         passes_over(one.base, one.site, prepared, A, settings),
-        dict.fromkeys(range(len(prepared.rows)), settings.margin),
+        dict.fromkeys(range(len(prepared.rows)), margin_of(one.site, settings)),
     )
     fixed = offsets(one.base, one.site, prepared, settings)
     found = train_residuals(passes, wanted, one.site.residual_scale, settings, fixed)

@@ -13,10 +13,10 @@ import torch
 
 from tests.editing.material import BRAZIL, FRANCE, JAPAN, LOOSE
 from tests.tiny import SENTENCES, tiny_model, tiny_tokenizer
-from vllm_edit.editing import sweep
+from vllm_edit.editing import trials
 from vllm_edit.editing.rome_rounds import solve_parts
 from vllm_edit.editing.sites import fixed_site
-from vllm_edit.editing.sweep import choose_site
+from vllm_edit.editing.sweep import MARGINS, choose_site
 from vllm_edit.errors import EditError, Unsolvable
 from vllm_edit.models.base import Base
 from vllm_edit.patch import Edit, Probe
@@ -55,36 +55,40 @@ def test_the_sweep_finds_where_edits_work_and_leaves_the_base_alone(family: str)
     )
     singles = [row for row in choice.table if not row.joint]
     assert {(row.token, row.layer) for row in singles} == {(t, k) for t in ("subject_last", "last") for k in (0, 2)}
-    assert [row.score for row in singles] == sorted((row.score for row in singles), reverse=True)
+    screened = [row.score for row in singles[2:6]]  # after the two finalists
+    assert screened == sorted(screened, reverse=True)
     site = choice.made.site
+    assert site.margin in MARGINS
     assert (site.token, site.layer) == (singles[0].token, singles[0].layer)
     # A random model recalls nothing from its subjects: the last token takes every edit.
     assert (site.token, singles[0].reliability, singles[0].paraphrase) == ("last", 1.0, 1.0)
     assert site.damping in (0.0, 0.1)
     assert site.second_moment == choice.made.moment.digest
-    assert {"choosing the site", "choosing the damping"} <= set(seen)
+    assert {"trying layers", "choosing the margin", "choosing the damping"} <= set(seen)
     assert base.state_digest() == before
 
 
 def test_only_the_finalists_are_tried_with_all_contexts(monkeypatch: pytest.MonkeyPatch) -> None:
     base = base_of("llama")
     contexts = (Context(), *(Context(prefix=f"{word}. ") for word in ("Apple", "Rome", "Music", "Paris", "Tea")))
-    tried: list[tuple[int, int, int]] = []
+    tried: list[tuple[int, int, int]] = []  # contexts, edits, steps
 
     def noted(base: Base, site: Site, prepared: Any, edits: Sequence[Edit], *given: Any, **more: Any) -> Any:
         tried.append((len(site.contexts), len(edits), given[1].steps))
         return solve_parts(base, site, prepared, edits, *given, **more)
 
-    monkeypatch.setattr(sweep, "solve_parts", noted)
+    monkeypatch.setattr(trials, "solve_parts", noted)
     choice = choose_site(
         base,
         [probed(FRANCE), probed(JAPAN)],
         TEXTS,
         contexts=contexts,
         dampings=(0.0,),
-        settings=replace(LOOSE, steps=5, on_missed="report"),
+        margins=(1.0, 2.0),
+        settings=replace(LOOSE, steps=20, on_missed="report"),
     )
-    assert tried == [(2, 2, 3)] * 6 + [(6, 2, 5)] * 5  # six candidates, four finalists, one joint solve
+    # Six candidates; two finalists, one larger margin, one joint solve.
+    assert tried == [(1, 2, 16)] * 6 + [(6, 2, 20)] * 4
     assert choice.made.site.contexts == contexts
 
 

@@ -11,7 +11,7 @@ from vllm_edit.composition.system import interference
 from vllm_edit.deltas.delta import Delta
 from vllm_edit.editing.health import refuse_unsafe
 from vllm_edit.editing.method import MethodResult
-from vllm_edit.editing.rome_factors import RomeFactors, damping_of, prepare
+from vllm_edit.editing.rome_factors import RomeFactors, damping_of, margin_of, prepare
 from vllm_edit.editing.rome_rounds import Solved, solve_parts
 from vllm_edit.editing.served import weight_norm
 from vllm_edit.editing.settings import Progress, RomeSettings
@@ -110,7 +110,7 @@ def _result(base: Base, site: Site, solved: Solved, settings: RomeSettings) -> M
         factors=solved.computed.factors,
         groups=columns.groups,
         columns=columns.columns,
-        settings=settings.identity(damping_of(site, settings)),
+        settings=settings.identity(damping_of(site, settings), margin_of(site, settings)),
         report={
             "edits": [one.as_record(settings) for one in solved.health],
             "missed": [one.edit for one in solved.health if one.problems(settings)],

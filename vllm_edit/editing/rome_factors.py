@@ -26,6 +26,9 @@ from vllm_edit.store.compiled import Factors
 from vllm_edit.store.manifest import KeyGroup
 from vllm_edit.store.site import Site
 
+MARGIN = 3.0
+"""Nats, for a site whose margin no sweep chose."""
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -174,6 +177,12 @@ def passes_over(base: Base, site: Site, prepared: Prepared, A: torch.Tensor, set
 def damping_of(site: Site, settings: RomeSettings) -> float:
     """λ relative to the mean of diag(KᵀC⁻¹K): the settings', else the site's."""
     return site.damping if settings.damping is None else settings.damping
+
+
+def margin_of(site: Site, settings: RomeSettings) -> float:
+    """The margin after the bare prompt in nats: the settings', else the site's, else `MARGIN`."""
+    own = site.margin if settings.margin is None else settings.margin
+    return MARGIN if own is None else own
 
 
 def offsets(base: Base, site: Site, prepared: Prepared, settings: RomeSettings) -> torch.Tensor:

@@ -1,8 +1,9 @@
 """Rounds of training and checking: few rows first, the others where they miss.
 
-Training starts with each edit's bare prompt, to a margin. Then every row, under every context and in every form, is
-checked in full passes with the delta as it will be saved. A row that misses joins the training. A row that was trained
-on and misses all the same (in a joint solve, or by what the update leaks to earlier tokens) gets a larger margin.
+Training starts with each edit's bare prompt, as plain text and as a chat turn. Then every row, under every context and
+in every form, is checked in full passes with the delta as it will be saved. A row that misses joins the training. A row
+that was trained on and misses all the same (in a joint solve, or by what the update leaks to earlier tokens) gets a
+larger margin.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from vllm_edit.composition.system import gram
 from vllm_edit.deltas.delta import LowRank
 from vllm_edit.editing.health import EditHealth
 from vllm_edit.editing.residuals import Trained, train_residuals
-from vllm_edit.editing.rome_factors import Prepared, RomeFactors, alone, damping_of, offsets, passes_over
+from vllm_edit.editing.rome_factors import Prepared, RomeFactors, alone, damping_of, margin_of, offsets, passes_over
 from vllm_edit.editing.served import served_leads, weight_norm
 from vllm_edit.editing.settings import Progress, RomeSettings
 from vllm_edit.models.base import Base
@@ -57,7 +58,7 @@ def solve_parts(
     damping = damping_of(site, settings)
     A, fixed = alone(prepared, damping), offsets(base, site, prepared, settings)
     passes = passes_over(base, site, prepared, A, settings)
-    wanted = _first_rows(prepared, settings)
+    wanted = _first_rows(prepared, margin_of(site, settings), settings)
     trained = Trained.untrained(fixed if start is None else start)
     solved: dict[int, Solved] = {}
     pending = list(range(len(parts)))
@@ -85,22 +86,21 @@ def solve_parts(
     return [solved[part] for part in range(len(parts))]
 
 
-def _first_rows(prepared: Prepared, settings: RomeSettings) -> dict[int, float]:
-    """Row → margin to reach, of the rows that are trained on at first: bare prompts, and rows without an answer."""
-    bare = _bare_rows(prepared)
-    return {
-        index: settings.margin if index in bare else settings.context_margin
-        for index, row in enumerate(prepared.rows)
-        if index in bare or not row.answer or not settings.few_rows
-    }
+def _first_rows(prepared: Prepared, margin: float, settings: RomeSettings) -> dict[int, float]:
+    """Row → margin to reach, of the rows that are trained on at first: bare prompts, and rows without an answer.
 
-
-def _bare_rows(prepared: Prepared) -> set[int]:
-    """The row of each edit's prompt as it is, without a context: its first one."""
-    first: dict[int, int] = {}
+    A bare prompt is one without a context, as plain text or as a chat turn: the first row of these forms.
+    """
+    bare: dict[tuple[int, str], int] = {}
     for index, row in enumerate(prepared.rows):
-        first.setdefault(row.edit, index)
-    return set(first.values())
+        if row.form in ("plain", "chat"):
+            bare.setdefault((row.edit, row.form), index)
+    first = set(bare.values())
+    return {
+        index: margin if index in first and row.form == "plain" else settings.context_margin
+        for index, row in enumerate(prepared.rows)
+        if index in first or not row.answer or not settings.few_rows
+    }
 
 
 def _missed(

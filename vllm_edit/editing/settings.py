@@ -46,8 +46,8 @@ class RomeSettings:
     """Train on the bare prompt first, on other contexts and forms only where they miss. Off: on all from the start."""
     whole_rows: bool = False
     """Run all tokens of a row in every step of training, not only those from the site's on."""
-    margin: float = 3.0
-    """The target is to lead by so many nats at every target position after the bare prompt."""
+    margin: float | None = None
+    """The target is to lead by so many nats at every target position after the bare prompt; None takes the site's."""
     context_margin: float = 1.0
     """The same under other contexts and in other forms, where they are trained on."""
     kl_factor: float = 0.0625
@@ -110,11 +110,12 @@ class RomeSettings:
         if problems:
             raise EditError("settings: " + "; ".join(problems))
 
-    def identity(self, damping: float) -> dict[str, Any]:
-        """The JSON-able settings that a compiled patch is identified by, with the λ that was used."""
+    def identity(self, damping: float, margin: float) -> dict[str, Any]:
+        """The JSON-able settings that a compiled patch is identified by, with the λ and the margin that were used."""
         return {key: value for key, value in asdict(self).items() if key not in _RUN_TIME} | {
             "forms": list(self.forms),
             "damping": damping,
+            "margin": margin,
         }
 
     @classmethod
