@@ -21,6 +21,9 @@ from vllm_edit.evaluation.perplexity import drift_of
 from vllm_edit.evaluation.refused import Refused
 from vllm_edit.evaluation.runners.hf import HFRunner
 from vllm_edit.evaluation.table import table
+from vllm_edit.facts import tables_folder
+from vllm_edit.facts.facts import Facts
+from vllm_edit.facts.pool import Known, Pool
 from vllm_edit.ike.bank import Bank
 from vllm_edit.patch import Gate, Patch, Probe
 from vllm_edit.pipeline import Pipeline
@@ -160,3 +163,25 @@ def test_a_patch_with_scope_subject_is_compiled_as_it_says(pipeline: Pipeline) -
     assert isinstance(one, CompiledPatch)
     assert isinstance(two, CompiledPatch)
     assert (len(one.units), len(two.units)) == (0, 2)
+
+
+def test_a_gate_asks_known_facts_where_a_patch_declares_nothing_to_keep(pipeline: Pipeline) -> None:
+    facts = Facts.load(tables_folder())
+    patch = patch_of(FRANCE.model_copy(update={"relation": "countries.capital", "probes": ()}), name="france")
+    patch = patch.model_copy(update={"gate": Gate(reliability=0, locality=1)})
+    before = pipeline.run(patch, "rome", asdict(LOOSE))
+    capitals = facts.by_relation["countries.capital"]
+    known = tuple(Known(fact, fact.relation.trained[:1]) for fact in capitals)
+    pipeline.store.keep("pool", Pool(known, {"countries.capital": len(capitals)}).as_record())
+
+    asked = Pipeline(pipeline.store, pipeline.base, Bank())
+    outcome = asked.run(patch, "rome", asdict(LOOSE))
+    assert outcome.name == before.name, "the patch is what was declared"
+    first, record = (one.data for one in pipeline.store.records(outcome.name, "gate"))
+    assert (first["default_probes"], record["default_probes"]) == (0, 8)
+    answers = [answer for answer in record["answers"] if answer["metric"] == "locality"]
+    assert {answer["tag"] for answer in answers} == {"default"}
+    assert len(answers) == 8
+    kept = sum(answer["right"]["weights"] for answer in answers) / 8
+    assert (outcome.failures == ()) is (kept == 1)
+    assert not before.failures

@@ -20,10 +20,15 @@ from vllm_edit.errors import Incompatible, UnsafeEdit
 from vllm_edit.evaluation.evaluate import run_gate
 from vllm_edit.evaluation.refused import Refused
 from vllm_edit.evaluation.runners.hf import HFRunner
+from vllm_edit.facts import tables_folder
+from vllm_edit.facts.default_probes import default_probes
+from vllm_edit.facts.facts import Facts
+from vllm_edit.facts.kept import kept_pool
+from vllm_edit.facts.pool import Pool
 from vllm_edit.ike.bank import Bank
 from vllm_edit.ike.demonstrations import build_demonstrations, with_demonstrations
 from vllm_edit.models.base import Base
-from vllm_edit.patch import Patch
+from vllm_edit.patch import Patch, Probe
 from vllm_edit.store.compiled import CompiledPatch
 from vllm_edit.text import change, normalise
 
@@ -57,6 +62,11 @@ class Pipeline:
         """The site's second moment (hundreds of megabytes for a large model) or network; not needed to judge."""
         return material_of(self.site, self.store.material())
 
+    @cached_property
+    def pool(self) -> Pool | None:
+        """What the base knows, if the store keeps that."""
+        return kept_pool(self.store)
+
     def run(
         self,
         patch: Patch,
@@ -80,6 +90,8 @@ class Pipeline:
     def judge(self, compiled: CompiledPatch, seconds: float, progress: Progress | None = None) -> Outcome:
         """Save what was compiled or composed in `seconds`, and run its gate with the model.
 
+        Edits that declare no probe to keep are also asked for known facts of the store's pool, if it has one.
+
         Raises:
             Incompatible: it is not for this base.
         """
@@ -93,11 +105,19 @@ class Pipeline:
         if progress:
             progress("gate", 0, 1)
         runner = HFRunner(self.base.model, self.base.tokenizer)
-        report, failures = run_gate(compiled, runner, self.site, self.store.passages())
-        record = {**report.model_dump(mode="json"), "failures": failures, "judged_by": "model"}
+        added = self._default_probes(compiled)
+        report, failures = run_gate(compiled, runner, self.site, self.store.passages(), added)
+        count = sum(map(len, added))
+        record = {**report.model_dump(mode="json"), "failures": failures, "judged_by": "model", "default_probes": count}
         self.store.add_record(name, "gate", record)
         self.store.registry.set_status(name, "rejected" if failures else "accepted", "; ".join(failures))
         return Outcome(name, compiled, tuple(failures), seconds)
+
+    def _default_probes(self, compiled: CompiledPatch) -> list[tuple[Probe, ...]]:
+        """For each edit; empty where the store has no pool."""
+        if self.pool is None:
+            return []
+        return default_probes(self.pool, Facts.load(tables_folder()), compiled.manifest.edits)
 
     def attempt(
         self,

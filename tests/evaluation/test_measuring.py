@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from vllm_edit.evaluation.intervals import wilson
 from vllm_edit.evaluation.measuring import (
     argmax_outcomes,
+    counts_as_right,
     generation_outcomes,
     nll_outcomes,
     shift_outcomes,
@@ -87,6 +90,14 @@ def test_locality_is_unchanged_from_base_and_rightness_is_its_own_number() -> No
 def test_a_probe_without_a_true_answer_counts_only_as_unchanged() -> None:
     outcomes = generation_outcomes([question("unrelated", expected=None)], ["x"], ["x"], "ike")
     assert outcomes == [("unrelated", (0, 0), 1.0)]
+
+
+@pytest.mark.parametrize(("tag", "kept"), [("default", True), ("", False)])
+def test_a_default_probe_is_kept_as_long_as_the_known_fact_is_given(tag: str, kept: bool) -> None:
+    asked = replace(question("locality"), tag=tag)
+    assert counts_as_right(asked, "Rome, in Italy.", "Rome is old.") is kept
+    assert counts_as_right(asked, "Rome is old.", "Rome is old.")
+    assert not counts_as_right(asked, "Paris, not Rome", "Rome is old.")
 
 
 def test_the_old_answer_is_counted_where_one_is_known() -> None:

@@ -140,6 +140,7 @@ def test_edits_are_of_known_facts_asked_as_the_base_answers_them(
     assert {probe.split for edit in judged for probe in edit.probes} == {"gate"}
     assert not {edit.subject for edit in chosen} & {edit.subject for edit in judged}
     asked = {one.prompt: one.fact for one in pool.known}
+    assert judged_edits(Pool.from_record(pool.as_record(), Facts.load(tables_folder())), facts, atlas, 12) == judged
     for side, edits in (("tune", chosen), ("held_out", judged)):
         own = pool.side(side)  # type: ignore[arg-type]
         for edit in edits:

@@ -13,6 +13,7 @@ from vllm_edit.evaluation.requests import One, Unserved, edits_of, length_of, re
 from vllm_edit.evaluation.runners.runner import Request, Runner, Scored
 from vllm_edit.evaluation.settings import Settings
 from vllm_edit.evaluation.sheet import Reply, Sheet
+from vllm_edit.patch import Edit
 from vllm_edit.store.site import Site
 
 Progress = Callable[[str, int, int], None]
@@ -29,13 +30,15 @@ def ask(
     settings: Settings,
     progress: Progress,
     site: Site | None = None,
+    edits: Sequence[Sequence[Edit]] | None = None,
 ) -> tuple[list[Sheet], list[Cost]]:
     """One sheet for each patch, with the replies of base and of `modes`, and what each of `modes` cost.
 
-    Base is asked first, and what a mode would send to the base unchanged is not asked again.
+    Base is asked first, and what a mode would send to the base unchanged is not asked again. edits: what is asked about
+    each patch; its own by default.
     """
     has_chat = bool(getattr(runner.tokenizer, "chat_template", None))
-    edits = [edits_of(patch) for patch in patches]
+    edits = [edits_of(patch) for patch in patches] if edits is None else edits
     questions = [
         question
         for number, some in enumerate(edits)

@@ -13,7 +13,7 @@ from vllm_edit.evaluation.requests import One, edits_of
 from vllm_edit.evaluation.runners.runner import Runner
 from vllm_edit.evaluation.settings import Settings
 from vllm_edit.ike.demonstrations import check_disjoint
-from vllm_edit.patch import Patch
+from vllm_edit.patch import Edit, Patch, Probe
 from vllm_edit.store.compiled import CompiledPatch
 from vllm_edit.store.site import Site
 
@@ -30,6 +30,7 @@ def evaluate(
     progress: Progress = lambda what, done, total: None,
     site: Site | None = None,
     passages: Sequence[str] = (),
+    added: Sequence[Sequence[Probe]] = (),
 ) -> Report:
     """Ask every edit and its probes in each mode.
 
@@ -40,6 +41,7 @@ def evaluate(
             with scope subject, a prompt that a server would refuse fails whatever it is asked for.
         site: given, its maximum rank is what one prompt may need at most, as it is in serving.
         passages: ordinary text; given, the report has the drift of its perplexity in mode weights.
+        added: probes that are asked besides a patch's own, for each of its edits. Only for one patch.
 
     Raises:
         EditError: a mode cannot be measured (not compiled, no demonstrations, or a context too small for the prefix).
@@ -49,7 +51,8 @@ def evaluate(
     if not patches:
         raise EditError("nothing to evaluate: expected at least one patch")
     asked = check_modes(patches, modes)
-    sheets, costs = ask(patches, runner, asked, settings, progress, site)
+    edits = [_with_probes(edits_of(patch), added) for patch in patches] if added else None
+    sheets, costs = ask(patches, runner, asked, settings, progress, site, edits)
     compiled = [patch for patch in patches if isinstance(patch, CompiledPatch)]
     drift = None
     if passages and compiled and "weights" in asked:
@@ -75,11 +78,15 @@ def check_modes(patches: Sequence[One], modes: Sequence[Mode]) -> list[Mode]:
 
 
 def run_gate(
-    compiled: CompiledPatch, runner: Runner, site: Site | None = None, passages: Sequence[str] = ()
+    compiled: CompiledPatch,
+    runner: Runner,
+    site: Site | None = None,
+    passages: Sequence[str] = (),
+    added: Sequence[Sequence[Probe]] = (),
 ) -> tuple[Report, list[str]]:
     """Measure a compiled patch on its gate probes by free generation and compare with its gate.
 
-    site: as above. passages: the same; read only where the gate limits the drift.
+    site, added: as above. passages: the same; read only where the gate limits the drift.
 
     Returns:
         The report, with answers, and one line per metric that missed; none means accepted.
@@ -87,5 +94,9 @@ def run_gate(
     settings = Settings(teacher_forced=False, latency=0, answers=True)
     gate = compiled.manifest.gate
     text = () if gate.perplexity_drift is None else passages
-    report = evaluate(compiled, runner, ("base", "weights"), settings, site=site, passages=text)
+    report = evaluate(compiled, runner, ("base", "weights"), settings, site=site, passages=text, added=added)
     return report, report.gate(gate)
+
+
+def _with_probes(edits: Sequence[Edit], added: Sequence[Sequence[Probe]]) -> list[Edit]:
+    return [edit.model_copy(update={"probes": (*edit.probes, *more)}) for edit, more in zip(edits, added, strict=True)]

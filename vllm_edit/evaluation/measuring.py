@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from vllm_edit.evaluation.intervals import bootstrap, resampled, wilson
 from vllm_edit.evaluation.judging import gives, unchanged
-from vllm_edit.evaluation.questions import RELIABILITY, Question
+from vllm_edit.evaluation.questions import DEFAULT, RELIABILITY, Question
 from vllm_edit.evaluation.report import Measure, Mode, Protocol
 from vllm_edit.evaluation.runners.runner import Scored
 
@@ -24,10 +24,14 @@ NATS = ("EM", "PM", "NM", "NM_shift", "NS_shift")
 
 
 def counts_as_right(question: Question, answer: str, before: str) -> bool:
-    """The question's headline: changing metrics, the wanted answer is given; keeping ones, it is what base says."""
+    """The question's headline: changing metrics, the wanted answer is given; keeping ones, it is what base says.
+
+    A default probe is also kept if it still gives the known fact: nobody asked for the rest of the line.
+    """
+    given = question.expected is not None and gives(answer, question.expected, question.rival)
     if question.keeps:
-        return unchanged(answer, before)
-    return question.expected is not None and gives(answer, question.expected, question.rival)
+        return unchanged(answer, before) or (given and question.tag == DEFAULT)
+    return given
 
 
 def generation_outcomes(

@@ -14,6 +14,8 @@ RELIABILITY = "reliability"
 RELIABILITY_CHAT = "reliability_chat"
 CHANGING = (RELIABILITY, RELIABILITY_CHAT, "paraphrase", "reverse", "portability")
 KEEPING: tuple[str, ...] = LOCALITY_KINDS
+DEFAULT = "default"
+"""Tag of probes that a gate adds to edits without any to keep: facts that the base is known to give."""
 
 
 @dataclass(frozen=True)

@@ -111,9 +111,9 @@ def _counterfactual(
         probes += reverse_probes(fact, new, rng)
         probes += portability_probes(facts, fact, new, rng, known.forms)
     probes += _neighbours(own, facts, fact, split, rng)
-    same = [one for one in own.by_subject[subject.name] if one.fact is not fact]
+    same = [one for one in own.by_subject[subject.name] if one.fact.relation.id != relation.id]
     probes += [_kept("locality_subject", one, split) for one in same[:_SAME_SUBJECT]]
-    far = [other for other in facts if other.relation is not relation and other.subject is not subject]
+    far = [one for one in facts if one.relation.id != relation.id and one.subject.name != subject.name]
     rng.shuffle(far)  # all facts, so that another model, which knows others of them, is asked in the same order
     probes += [_kept("unrelated", one, split) for one in own.of(far)[:_UNRELATED]]
     return Edit(
@@ -132,7 +132,7 @@ def _neighbours(own: Pool, facts: Facts, fact: Fact, split: Split, rng: random.R
 
     CounterFact's neighbours all have the same object, which is what an edit moves first.
     """
-    peers = [peer for peer in facts.by_relation[fact.relation.id] if peer is not fact]
+    peers = [peer for peer in facts.by_relation[fact.relation.id] if peer.subject.name != fact.subject.name]
     rng.shuffle(peers)
     others = own.of(peers)
     if split == "tune":
