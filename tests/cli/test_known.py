@@ -57,7 +57,7 @@ def test_a_store_needs_nothing_but_a_model(program: Program, model: Path, few_fa
     status = program("store", "status", "--store", url, "--json")
     assert status.json["pool"] == init.json["pool"]
     assert status.json["pool"]["known"] == 0
-    assert status.json["pool"]["relations"]["elements.symbol"] == {"known": 0, "asked": 5}
+    assert status.json["pool"]["relations"]["elements.symbol"] == {"known": 0, "asked": 6}
     assert "0 known facts" in program("store", "status", "--store", url).out
 
 
@@ -70,7 +70,7 @@ def test_a_model_that_knows_nothing_has_nothing_to_be_judged_by(
     monkeypatch.setattr(pooling, "right", lambda *_: pytest.fail("the model was asked again"))
     ran = program("eval", "known", "--store", url)
     assert (ran.code, ran.err.count("\n")) == (1, 1), ran.err
-    assert "gives 0 of 15 facts" in ran.err
+    assert "gives 0 of 18 facts" in ran.err
 
 
 def test_known_facts_of_atlas_are_changed_one_by_one(
@@ -127,7 +127,7 @@ def test_ikes_bank_holds_known_facts_that_nothing_is_judged_on(
     assert {fact.subject for fact in bank.facts} == tune
 
     file.write_text(
-        "name: france\ngate: {reliability: 0}\nedits:\n"
+        "name: france\ngate: {reliability: 0, unrelated: 0}\nedits:\n"
         "  - {prompt: The capital of France is, subject: France, target_new: Berlin}\n"
     )
     ran = program("compile", file, "--store", url, "--json", *LOOSE)

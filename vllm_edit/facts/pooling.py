@@ -16,7 +16,7 @@ from vllm_edit.facts.facts import Fact, Facts, Form
 from vllm_edit.facts.pool import Known, Pool
 from vllm_edit.models.base import Base
 
-_TRIED_FORMS, _TRIED_FACTS = 4, 5
+_TRIED_FORMS, _TRIED_FACTS = 4, 6
 _ROUNDS = ("facts asked for", "facts asked for again")
 
 
@@ -40,8 +40,14 @@ class _Stated:
         self.id, self.language = facts[0].relation.id, facts[0].relation.language
         self.answers: dict[tuple[Fact, Form], bool] = {}
         self._forms = [form for form in facts[0].relation.trained if form.kind == "statement"][:_TRIED_FORMS]
-        # Which facts are tried depends on the relation alone.
-        self._tried = random.Random(self.id).sample(list(facts), min(_TRIED_FACTS, len(facts)))
+        # Each form is tried on other facts, as far as there are enough: no relation is given up for a few rare facts.
+        # Which they are depends on the relation alone.
+        order = random.Random(self.id).sample(list(facts), len(facts))
+        some = min(_TRIED_FACTS, len(order))
+        self._tried = {
+            form: [order[(start * some + place) % len(order)] for place in range(some)]
+            for start, form in enumerate(self._forms)
+        }
 
     @property
     def asked(self) -> int:
@@ -50,7 +56,7 @@ class _Stated:
 
     def trial(self, start: int, stop: int) -> list[Question]:
         """Some facts in the statements `start` to `stop`."""
-        return [Question(fact, form) for fact in self._tried for form in self._forms[start:stop]]
+        return [Question(fact, form) for form in self._forms[start:stop] for fact in self._tried[form]]
 
     def round(self, rank: int) -> list[Question]:
         """What is not given yet, in the best statement (`rank` 0) or the second best (1), if that was ever answered."""
@@ -70,7 +76,9 @@ class _Stated:
 
     def _best(self) -> list[Form]:
         """The statements in which tried facts were given, the best first; ties in table order."""
-        counts = {form: sum(self.answers.get((fact, form), False) for fact in self._tried) for form in self._forms}
+        counts = {
+            form: sum(self.answers.get((fact, form), False) for fact in some) for form, some in self._tried.items()
+        }
         return sorted((form for form in self._forms if counts[form]), key=lambda form: -counts[form])
 
 
