@@ -56,6 +56,16 @@ def test_a_question_longer_than_the_model_reads_is_refused(
         runner.score([(Request("Tea"), "Rome"), (Request("Rome is"), "Paris " * 300)])
 
 
+def test_a_model_whose_config_names_no_length_has_a_context(
+    llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = HFRunner(llama, tokenizer)
+    assert runner.context == 256
+    monkeypatch.delattr(llama.config, "max_position_embeddings")
+    assert runner.context == 2048
+    assert len(runner.generate([Request("Tea")], 2)) == 1
+
+
 def test_each_request_is_answered_with_its_own_patch_and_the_model_stays_as_it_was(
     llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, patch: Patch, compile_random: Compile
 ) -> None:

@@ -13,13 +13,16 @@ from vllm_edit.evaluation.runners.batching import together
 from vllm_edit.evaluation.runners.runner import Reading, Request, Scored, answer_text, pieces_of
 from vllm_edit.models.forced import Forced, shared_texts, token_scores
 from vllm_edit.models.greedy import continuations, pad_id
-from vllm_edit.models.lengths import check_length
+from vllm_edit.models.lengths import check_length, positions_of
 from vllm_edit.models.shared_prefix import shares
 from vllm_edit.prompting import answer_ids, prompt_ids
 from vllm_edit.text import quoted
 
 _LOGITS = 2**27
 """Most logits of one batch, in float32 half a GiB."""
+
+_CONTEXT = 2048
+"""What a model is taken to read at once if its config does not say: positions without a table have no end."""
 
 
 class HFRunner:
@@ -35,7 +38,8 @@ class HFRunner:
 
     @property
     def context(self) -> int:
-        return int(self.model.config.max_position_embeddings)
+        most = positions_of(self.model)
+        return _CONTEXT if most is None else most
 
     def generate(self, requests: Sequence[Request], max_tokens: int) -> list[str]:
         ids = [prompt_ids(self.tokenizer, request.prompt, request.chat) for request in requests]
