@@ -101,8 +101,8 @@ def counterfact_knowledge(edits: Sequence[Edit], runner: Runner, record: Record,
 
 
 def begins_with(answer: str, expected: str) -> bool:
-    """True if the answer begins with the expected one, but for case and outer punctuation."""
-    return bool(expected) and normalise(answer).startswith(normalise(expected))
+    """True if the answer begins with the expected one, whatever the case. An article before it is another beginning."""
+    return bool(expected) and answer.strip().casefold().startswith(expected.strip().casefold())
 
 
 def _drawn(edits: Sequence[Edit], count: int, seed: str) -> list[Edit]:

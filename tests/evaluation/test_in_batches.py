@@ -103,6 +103,15 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
     assert third.tried == []
 
 
+def test_nothing_is_compiled_to_ask_the_base_alone(
+    patches: list[Patch], compile_random: Compile, runner: HFRunner
+) -> None:
+    attempts = Attempts(compile_random, until=0)
+    report = evaluate_in_batches(patches, attempts, runner, ("base",), SETTINGS, size=2)
+    assert same(report, evaluate(patches, runner, ("base",), SETTINGS))
+    assert attempts.tried == []
+
+
 def test_the_record_of_another_evaluation_is_refused_and_says_what_differs(
     patches: list[Patch], tmp_path: Path
 ) -> None:

@@ -24,7 +24,7 @@ from vllm_edit.store.site import Site
 BATCH = 32
 """Patches compiled and asked at once: enough to fill a model's batches, few enough to lose when a run is stopped."""
 Attempt = Callable[[Sequence[Patch], Progress], Sequence[One]]
-"""From declared patches to what is measured of them, in their order: compiled, refused, or as they are (mode base)."""
+"""From declared patches to what is measured of them, in their order: compiled or refused. Not called for base alone."""
 
 
 def evaluate_in_batches(
@@ -61,7 +61,7 @@ def evaluate_in_batches(
     for start in range(0, len(waiting), size):
         batch = waiting[start : start + size]
         stages = _Stages(progress, left, len(sheets), len(batch), len(patches), 1 + len({"base", *asked}))
-        tried = attempt(batch, stages.compiling)
+        tried = batch if asked == ["base"] else attempt(batch, stages.compiling)
         # Latency is of single answers, asked alone: once is enough.
         wanted = replace(settings, latency=0) if costs else settings
         found, spent = ask(tried, runner, check_modes(tried, modes), wanted, stages, site)
