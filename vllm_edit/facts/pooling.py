@@ -1,9 +1,9 @@
 """Making the pool of one base model: which statements of a relation it goes on with, and which facts it gives in them.
 
 A form decides more than one would think: SmolLM2-135M gives the continent of 18 of 108 countries after "The continent
-on which France lies is", and of most in another wording. So a relation is tried first: a few of its facts in a few of
-its statements. Then all its facts are asked in the statement that did best, and what is not given there in the second
-best. A relation of which nothing is given when it is tried is left at that, and so is a language.
+on which France lies is", and of 55 after "France lies on the continent of". So a relation is tried first: a few of its
+facts in a few of its statements. Then all its facts are asked in the statement that did best, and what is not given
+there in the second best. A relation of which nothing is given when it is tried is left at that, and so is a language.
 """
 
 from __future__ import annotations
