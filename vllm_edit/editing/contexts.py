@@ -82,7 +82,7 @@ def generate_contexts(
             f"the model wrote {len(prefixes)} different allowed prefixes in {20 * wanted} attempts, {wanted} are "
             "needed: ask for fewer contexts, or raise top_k"
         )
-    texts = _least_disturbing(base, list(prefixes), asked, wanted, (False, True) if chats else (False,))
+    texts = _least_disturbing(base, list(prefixes), asked, wanted)
     bare_chat = [Context(chat=True)] if chats else []
     return (
         Context(),
@@ -112,24 +112,18 @@ def _texts(base: Base, seed: int, shortest: int, longest: int, top_k: int, attem
             yield str(base.tokenizer.decode(ids, skip_special_tokens=True))
 
 
-def _least_disturbing(
-    base: Base, prefixes: Sequence[str], asked: Sequence[str], wanted: int, modes: Sequence[bool]
-) -> list[str]:
+def _least_disturbing(base: Base, prefixes: Sequence[str], asked: Sequence[str], wanted: int) -> list[str]:
     """The `wanted` prefixes after which the base begins most answers to `asked` as without one, in their order.
 
-    modes: whether in a chat turn.
+    Asked as plain text: chat turns are several times as long, and a prefix disturbs both alike.
     """
     if not asked:
         return list(prefixes)
 
     def begun(prefix: str) -> list[list[int]]:
-        ids = [
-            prompt_ids(base.tokenizer, contextual(prompt, Context(prefix=prefix, chat=chat)), chat)
-            for chat in modes
-            for prompt in asked
-        ]
+        ids = [prompt_ids(base.tokenizer, contextual(prompt, Context(prefix=prefix))) for prompt in asked]
         longest = max(range(len(ids)), key=lambda index: len(ids[index]))
-        told = f"the prompt {quoted(asked[longest % len(asked)])} in its context"
+        told = f"the prompt {quoted(asked[longest])} in its context"
         check_length(base.model, len(ids[longest]), told)
         with frozen(base.model):
             return continued(base.model, base.tokenizer, ids, 1, _BATCH)

@@ -38,6 +38,7 @@ MARGINS = (1.0, 2.0, 3.0, 4.5)
 """Nats by which the target leads after the bare prompt. All are reached by training on from the one before."""
 _LAYERS, _SCREENED, _REFINED, _FINALISTS = 8, 6, 2, 2
 _STEPS, _FIRST_STEPS = 40, 16
+_ASKED = 12
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def choose_site(
         module_at(base, layer)
     if contexts is None:
         subjects, prompts = [edit.subject for edit in edits], [edit.prompt for edit in edits]
-        contexts = generate_contexts(base, seed=seed, forbidden=subjects, asked=prompts)
+        contexts = generate_contexts(base, seed=seed, forbidden=subjects, asked=prompts[:_ASKED])
 
     def sites_at(some: Sequence[int], given: Sequence[Context]) -> list[MadeSite]:
         modules = [module_at(base, layer) for layer in some]
