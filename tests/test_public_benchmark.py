@@ -304,6 +304,7 @@ def test_every_row_has_its_figures_and_scope_subject_leaves_neighbours_to_the_ba
     assert rows[IKE]["tokens"].value > 5
     records = {title: {name: one.as_record() for name, one in found.items()} for title, found in rows.items()}
     about = {"model": "tiny", "site": "s", "engine": "hf", "machine": "m", "max_tokens": 16, "writes": 1, "text": "t"}
+    about["baselines"] = 50
     text = section(about | {"sets": {"known": records}})
     lines = [line for line in text.splitlines() if line.startswith("| r-ROME |")]
     assert len(lines) == 3

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from benchmarks.numbers import count, numbers
 from benchmarks.public.figures import SETTINGS
 from benchmarks.public.page import section
 from benchmarks.public.place import TEXT, open_place, passages
-from benchmarks.public.rows import titles
+from benchmarks.public.rows import ONE_BY_ONE, titles
 from benchmarks.public.run import Run, forget
 from benchmarks.public.sets import SETS, counterfact_knowledge, drawn_sets, needs_knowledge, read_counterfact
 from benchmarks.results import machine, write_section
@@ -74,38 +74,53 @@ def _measured(arguments: argparse.Namespace, console: Console) -> dict[str, Any]
         "machine": machine(),
         "max_tokens": SETTINGS.max_tokens,
         "writes": arguments.fluency,
+        "baselines": arguments.baselines,
         "text": TEXT if (arguments.data / TEXT).is_file() else "the store's passages",
         "seed": arguments.seed,
-        "sets": _results(run, sets, rows, console),
+        "sets": _results(run, sets, rows, arguments.baselines, console),
     }
 
 
-def _results(run: Run, sets: dict[str, list[Patch]], rows: Sequence[str], console: Console) -> dict[str, Any]:
-    """Set → row → figure → what is known of it."""
+def _results(
+    run: Run, sets: Mapping[str, Sequence[Patch]], rows: Sequence[str], baselines: int, console: Console
+) -> dict[str, Any]:
+    """Set → row → figure → what is known of it. baselines: edits of a set for the rows that train one by one."""
     results: dict[str, Any] = {}
-    left = TimeLeft(len(rows) * sum(map(len, sets.values())))
+    parts = {
+        (name, title): patches[:baselines] if title in ONE_BY_ONE else patches
+        for name, patches in sets.items()
+        for title in rows
+    }
+    left = TimeLeft(sum(map(len, parts.values())))
     done = 0
     with progress_bar("public") as progress:
         run.progress = progress
-        for name, patches in sets.items():
-            for title in rows:
-                told = _Told(progress, left, f"{name}, {title}", done)
-                figures = run.figures_of(title, name, patches, told)
-                done += len(patches)
-                results.setdefault(name, {})[title] = {key: one.as_record() for key, one in figures.items()}
-                console.print(f"{name}, {title}: {len(patches)} edits; {left.text(done)}", markup=False)
+        for (name, title), patches in parts.items():
+            told = _Told(progress, left, f"{name}, {title}", done, console)
+            figures = run.figures_of(title, name, patches, told)
+            done += len(patches)
+            results.setdefault(name, {})[title] = {key: one.as_record() for key, one in figures.items()}
+            console.print(f"{name}, {title}: {len(patches)} edits; {left.text(done)}", markup=False)
     return results
 
 
 class _Told:
-    """From a row's edits to those of all rows. done: those of the rows before it."""
+    """From a row's edits to those of all rows. done: those of the rows before it.
 
-    def __init__(self, progress: Progress, left: TimeLeft, row: str, done: int) -> None:
+    Where nobody sees the bar, a line says how many edits of a row are done.
+    """
+
+    def __init__(self, progress: Progress, left: TimeLeft, row: str, done: int, console: Console) -> None:
         self._progress, self._left, self._row, self._done = progress, left, row, done
+        self._console, self._shown = console, 0
 
     def __call__(self, what: str, edits: int) -> None:
         done = self._done + edits
-        self._progress(f"{self._row}: {what}; {self._left.text(done)}", done, self._left.total)
+        rest = self._left.text(done)
+        self._progress(f"{self._row}: {what}; {rest}", done, self._left.total)
+        if edits > self._shown and not self._console.is_terminal:
+            self._shown = edits
+            self._console.print(f"{self._row}: {edits} edits are done; {rest}", markup=False)
 
 
 def _chosen(wanted: str | None, known: Sequence[str], what: str) -> list[str]:
@@ -133,6 +148,7 @@ def _arguments() -> argparse.Namespace:
         "--sizes", type=numbers(int), default=[10, 100], help="numbers of edits at once (default 10,100)"
     )
     parser.add_argument("--limit", type=count, help="at most so many edits of a set; RESULTS.md is then left alone")
+    parser.add_argument("--baselines", type=count, default=50, help="edits of a set for FT-M and LoRA (default 50)")
     parser.add_argument("--fluency", type=int, default=50, help="edits of a set whose fluency is measured (default 50)")
     parser.add_argument("--seed", type=int, default=1, help="of the draws (default 1)")
     parser.add_argument("--folder", type=Path, default=Path("runs/public"), help="records of what is done already")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from benchmarks.public.rows import WAYS
+from benchmarks.public.rows import ONE_BY_ONE, WAYS
 from benchmarks.public.sets import MEANINGS
 
 FORCED = {
@@ -41,6 +41,7 @@ GENERATED = {
     "unrelated_kept": "… known ones still right",
 }
 COSTS = {
+    "edits": "edits",
     "fluency": "fluency (entropy × 100)",
     "fluency_shift": "… − base",
     "drift": "perplexity drift",
@@ -57,12 +58,15 @@ def section(data: Mapping[str, Any]) -> str:
     """The whole section."""
     results: Results = data["sets"]
     ways = "; ".join(f"{way}: {meaning}" for way, meaning in WAYS.items())
+    baselines = (
+        f" {' and '.join(ONE_BY_ONE)} train one by one, and have the first {data['baselines']} edits of a set only."
+    )
     lines = [
         f"{data['model']}, site {data['site']}, asked through {data['engine']}. {data['machine']}",
         "",
         "Edits are made one at a time, in rows with a number so many at once: " + ways + ". Intervals are 95 %, over "
         "edits: Wilson's for shares, by resampling for what is none. Edits that are served together are not "
-        "independent of each other. A difference from base is paired, question by question.",
+        "independent of each other. A difference from base is paired, question by question." + baselines,
     ]
     for name, rows in results.items():
         count = max(int(figures["reliability"]["edits"]) for figures in rows.values())
@@ -114,6 +118,6 @@ _UNITS: Mapping[str, Callable[[float], str]] = {
     "fluency_shift": lambda value: f"{100 * value:+.1f}",
     "drift": "{:+.2%}".format,
     **dict.fromkeys(("seconds", "cpu"), "{:.2f}".format),
-    **dict.fromkeys(("tokens", "missed"), "{:.0f}".format),
+    **dict.fromkeys(("edits", "tokens", "missed"), "{:.0f}".format),
 }
 """Figure that is no share → how it is written."""

@@ -33,6 +33,8 @@ WAYS: Mapping[str, str] = {
     "scoped": "one patch with scope subject",
 }
 """Ways of having many edits at once."""
+ONE_BY_ONE = ("FT-M", "LoRA")
+"""Rows whose edits are trained one after the other."""
 SINGLE = (BASE, "r-ROME", SUBJECT, "FT-M", "LoRA", IKE)
 
 

@@ -114,7 +114,7 @@ def _costs(asked: Asked, row: Row) -> dict[str, Figure]:
     added = [
         reply.tokens_added for sheet in asked.sheets for reply in sheet.replies[row.mode] if reply.text is not None
     ]
-    found = {"tokens": Figure(sum(added) / max(len(added), 1), n=len(added))}
+    found = {"edits": Figure(asked.edits), "tokens": Figure(sum(added) / max(len(added), 1), n=len(added))}
     if row.mode != "base":
         spent, edits = asked.spent, asked.edits
         found["seconds"] = Figure(spent.seconds / edits, n=edits)
