@@ -2,9 +2,9 @@
 
 1. Screening: some layers, evenly spaced, at both tokens, on a few edits, with the bare prompt alone and few steps.
 2. Refining: the layers beside the best ones, in the same way.
-3. Finalists: the best candidates on all edits, with every form and context.
-4. The margin: the finalist on all edits, trained on to larger margins.
-5. The damping λ: all edits in one solve.
+3. Finalists: the best candidates on twice as many edits, with every form and context.
+4. The margin: the finalist on the same edits, trained on to larger margins.
+5. The damping λ: these edits in one solve.
 
 Published configurations edit at the subject's last token in early-middle layers, where large models keep facts. Small
 models carry the subject's identity to the prompt's last token and recall there (docs/methods.md). So both are tried.
@@ -38,6 +38,7 @@ MARGINS = (1.0, 2.0, 3.0, 4.5)
 """Nats by which the target leads after the bare prompt. All are reached by training on from the one before."""
 _LAYERS, _SCREENED, _REFINED, _FINALISTS = 8, 6, 2, 2
 _STEPS, _FIRST_STEPS = 40, 16
+_FINAL_EDITS = 12
 _ASKED = 12
 
 
@@ -111,7 +112,7 @@ def choose_site(
         ]
 
     with unchanged(base):
-        trials = Trials.of(base, edits, settings)
+        trials = Trials.of(base, edits[:_FINAL_EDITS], settings)
         hurried = replace(settings, forms=("plain",), steps=min(settings.steps, _FIRST_STEPS), rounds=1)
         first = trials.first(min(_SCREENED, len(edits)), hurried)
         bare = [Context()]
@@ -123,7 +124,7 @@ def choose_site(
             found = sorted(found + _tried(first, list(refined), margins[0], progress), key=_best_first)
         finals = [
             trials.single(_with_contexts(made, contexts), margins[0])
-            for _, made in _counted(found[:_FINALISTS], "trying the best with all edits", progress)
+            for _, made in _counted(found[:_FINALISTS], "trying the best with more edits", progress)
         ]
         finals.sort(key=_best_first)
         strengths = [finals[0]]
