@@ -278,15 +278,28 @@ def patches() -> list[Patch]:
     return [Patch(name=f"tiny-{number}", edits=(edit,)) for number, edit in enumerate(EDITS)]
 
 
-def told(what: str, edits: int) -> None:
-    """Nobody is told of progress."""
+class Listening:
+    """Hears how a row goes, and stops it like a user when it hears `until`."""
+
+    def __init__(self, until: str = "") -> None:
+        self._until = until
+        self.heard: list[str] = []
+        self.edits = 0
+
+    def recorded(self, edits: int) -> None:
+        self.edits = edits
+
+    def __call__(self, what: str, edits: int) -> None:
+        self.heard.append(what)
+        if what == self._until:
+            raise KeyboardInterrupt
 
 
 def test_every_row_has_its_figures_and_scope_subject_leaves_neighbours_to_the_base(
     make_run: Callable[[], Run], patches: list[Patch]
 ) -> None:
     run = make_run()
-    rows = {title: run.figures_of(title, "tiny", patches, told) for title in titles([2])}
+    rows = {title: run.figures_of(title, "tiny", patches, Listening()) for title in titles([2])}
     base, scoped = rows[BASE], rows[SUBJECT]
     for name, figure in base.items():
         if name in ("NS", "NM", "NM_p", "locality_right", "locality_kept"):
@@ -312,24 +325,20 @@ def test_every_row_has_its_figures_and_scope_subject_leaves_neighbours_to_the_ba
 
 
 def test_a_run_goes_on_where_it_was_stopped(make_run: Callable[[], Run], patches: list[Patch]) -> None:
-    def interrupted(what: str, edits: int) -> None:
-        if what == "reading":
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        make_run().figures_of("sum-2", "tiny", patches, interrupted)
-    whole = make_run().figures_of("sum-2", "tiny", patches, told)
-    seen: list[str] = []
-    again = make_run().figures_of("sum-2", "tiny", patches, lambda what, edits: seen.append(what))
-    assert again == whole
-    assert seen == [], "nothing was compiled or asked"
+        make_run().figures_of("sum-2", "tiny", patches, Listening(until="reading"))
+    rest, again = Listening(), Listening()
+    whole = make_run().figures_of("sum-2", "tiny", patches, rest)
+    assert "reading" in rest.heard
+    assert make_run().figures_of("sum-2", "tiny", patches, again) == whole
+    assert (again.edits, again.heard) == (3, []), "nothing was compiled or asked"
 
 
 def test_another_setting_is_another_record(make_run: Callable[[], Run], patches: list[Patch]) -> None:
     first, second = make_run(), make_run()
     second.settings = {"rome": {**asdict(LOOSE), "steps": 61}}
     for run in (first, second):
-        run.figures_of("r-ROME", "tiny", patches[:1], told)
+        run.figures_of("r-ROME", "tiny", patches[:1], Listening())
     assert len(list(first.folder.glob("tiny-r-ROME-*.jsonl"))) == 2
 
 

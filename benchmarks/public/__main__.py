@@ -114,6 +114,10 @@ class _Told:
         self._progress, self._left, self._row, self._done = progress, left, row, done
         self._console, self._shown = console, 0
 
+    def recorded(self, edits: int) -> None:
+        self._left.skip(edits)
+        self._shown = edits
+
     def __call__(self, what: str, edits: int) -> None:
         done = self._done + edits
         rest = self._left.text(done)

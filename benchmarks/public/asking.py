@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from benchmarks.public.compiled import Spent
 from benchmarks.public.figures import SETTINGS
@@ -26,8 +26,17 @@ from vllm_edit.patch import Patch
 from vllm_edit.store.compiled import CompiledPatch
 from vllm_edit.store.site import Site
 
-Told = Callable[[str, int], None]
-"""Called with (what is done, how many edits of the row are finished)."""
+
+class Told(Protocol):
+    """Who is told how a row goes."""
+
+    def __call__(self, what: str, edits: int) -> None:
+        """What is being done, and how many of the row's edits are finished."""
+
+    def recorded(self, edits: int) -> None:
+        """So many edits of the row were in its record."""
+
+
 _PASSAGES = 2
 """Passages read for each edit; every edit begins with another one."""
 _ENTROPY = "entropy"
@@ -58,6 +67,7 @@ class Asker:
         for entry in record.entries:
             self._take(entry, row, found)
             done |= set(entry["patches"])
+        told.recorded(found.edits)
         writing = {patch.name for patch in patches[: self._writes]}
         for declared in portions(row, patches):
             if done.issuperset(patch.name for patch in declared):

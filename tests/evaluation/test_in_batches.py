@@ -155,4 +155,6 @@ def test_the_time_left_is_that_of_the_rest_at_the_pace_of_this_process() -> None
     assert left.text(40) == ""
     now[0] += 30
     assert left.text(50) == "about 2 min left"  # 10 in 30 s, 50 to go
+    left.skip(5)
+    assert left.text(50) == "about 5 min left"  # 5 in 30 s
     assert [shown(seconds) for seconds in (4.4, 90, 3600, 7500)] == ["4 s", "2 min", "1 h 0 min", "2 h 5 min"]

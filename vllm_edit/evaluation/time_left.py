@@ -13,6 +13,10 @@ class TimeLeft:
         self.total, self._before, self._clock = total, done, clock
         self._started = clock()
 
+    def skip(self, count: int) -> None:
+        """So many more were there before this process began."""
+        self._before += count
+
     def text(self, done: float) -> str:
         """What is left when `done` is done, such as "about 12 min left"; empty while nothing is known."""
         if done <= self._before:
