@@ -71,8 +71,8 @@ def section(data: Mapping[str, Any]) -> str:
     for name, rows in results.items():
         count = max(int(figures["reliability"]["edits"]) for figures in rows.values())
         lines += ["", f"### {name}: {count} edits", "", f"{MEANINGS[name][:1].upper()}{MEANINGS[name][1:]}."]
-        for heads in (FORCED, GENERATED, COSTS):
-            lines += ["", *_table(rows, heads)]
+        tables = (_table(rows, heads) for heads in (FORCED, GENERATED, COSTS))
+        lines += [line for table in tables if table for line in ("", *table)]
     return "\n".join([*lines, "", *_notes(data)])
 
 
@@ -94,8 +94,10 @@ def _notes(data: Mapping[str, Any]) -> list[str]:
 
 
 def _table(rows: Mapping[str, Mapping[str, Any]], heads: Mapping[str, str]) -> list[str]:
-    """A table of the figures that any row has."""
+    """A table of the figures that any row has; nothing where there are none (a set without old answers forces none)."""
     shown = [name for name in heads if any(name in figures for figures in rows.values())]
+    if not shown:
+        return []
     lines = ["| | " + " | ".join(heads[name] for name in shown) + " |", "|---|" + "---|" * len(shown)]
     for title, figures in rows.items():
         cells = [_cell(name, figures[name]) if name in figures else "–" for name in shown]
