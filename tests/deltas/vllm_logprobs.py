@@ -47,6 +47,7 @@ def _logprobs(job: dict[str, Any]) -> dict[str, torch.Tensor]:
         prompts * 2,
         SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=-1, detokenize=False),
         lora_request=[None] * len(prompts) + [adapter] * len(prompts),
+        use_tqdm=False,  # vLLM's bar divides by the time that went by, which is zero for prompts as short as these
     )
     engine.close()
     named = [f"{kind}.{index}" for kind in ("base", "adapter") for index in range(len(prompts))]

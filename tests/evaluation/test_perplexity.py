@@ -110,7 +110,8 @@ def test_with_scope_subject_a_text_is_read_with_what_it_mentions_or_refused_as_a
     assert found.edited == pytest.approx(perplexity([base[0], edited]))
     assert (found.unserved, found.why) == (0, "")
     found = drift_of([plain, both], [scoped], runner, site)
-    assert (found.texts, found.tokens, found.unserved, found.value) == (2, base[0].tokens, 1, 0)
+    assert (found.texts, found.tokens, found.unserved) == (2, base[0].tokens, 1)
+    assert found.value == pytest.approx(0, abs=1e-6)  # base and patch are read in batches of another size
     assert "one adapter holds 1" in found.why
 
 
