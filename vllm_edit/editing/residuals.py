@@ -9,8 +9,11 @@ before it where whole rows are run (`editing.passes`).
            + kl_factor · mean over rows without an answer of KL(base ‖ edited) after their last token
            + norm_penalty · mean(θ_g²),            δ_g = offset_g + unit · θ_g
 
-unit is the RMS of the residual stream at the site, so that Adam's step means the same in every model. A group is done,
-and leaves the batch, when each of its rows has its margin: every answer token leads its best rival by so many nats.
+unit is the RMS of the residual stream at the site, so that a step means the same in every model. Each step goes along
+the steepest descent and has one length, whatever the size of the gradient. Adam, which the reference codes use, moves
+every coordinate alike from its first step on: the same margins then take twice the norm, and the update moves twice as
+much of what it should leave alone (docs/methods.md). A group is done, and leaves the batch, when each of its rows has
+its margin: every answer token leads its best rival by so many nats.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ T = TypeVar("T")
 class Trained:
     """residuals: [groups, d_out] float32 on the CPU.
 
-    Per group: steps of Adam, least margin of its rows (nats), loss, and whether every row reached its margin. A group
+    Per group: steps, least margin of its rows (nats), loss, and whether every row reached its margin. A group
     without rows has 0 steps and keeps the residual that it started from.
     """
 
@@ -97,9 +100,8 @@ def train_residuals(
     device, count = passes.A.device, len(passes.A)
     fixed = offsets.float()
     first = torch.zeros_like(fixed) if start is None else (start.float() - fixed) / unit
-    # One parameter a group: Adam skips those without a gradient, so a finished group stays exactly where it is.
-    thetas = [nn.Parameter(row.clone()) for row in first.to(device)]
-    optimiser = torch.optim.Adam(thetas, lr=settings.learning_rate)
+    theta = first.to(device, copy=True)
+    length = settings.learning_rate * theta.shape[1] ** 0.5
     best = [_Best(row) for row in first]
     run = _Run(passes, wanted, fixed.to(device), unit, settings)
     active = sorted({passes.rows[row].group for row in wanted})
@@ -107,20 +109,16 @@ def train_residuals(
     with frozen(passes.model), torch.enable_grad():
         passes.prepare(wanted)
         for step in range(settings.steps + 1):
-            optimiser.zero_grad(set_to_none=True)
-            for group, (slack, margin, loss) in run.losses(active, thetas).items():
+            found, gradient = run.losses(active, theta)
+            for group, (slack, margin, loss) in found.items():
                 if slack >= 0 or loss < best[group].loss:
-                    best[group] = _Best(thetas[group].detach().cpu().clone(), slack, margin, loss, step)
-            done = {group for group in active if best[group].slack >= 0}
-            active = [group for group in active if group not in done]
-            for group in done:
-                thetas[group].grad = None
+                    best[group] = _Best(theta[group].cpu().clone(), slack, margin, loss, step)
+            active = [group for group in active if best[group].slack < 0]
             if progress:
                 progress("optimising", total - len(active), total)
             if not active or step == settings.steps:
                 break
-            optimiser.step()
-            _project(thetas, settings.clamp)
+            theta[active] = _clamped(theta[active] - length * nn.functional.normalize(gradient[active]), settings.clamp)
     return Trained(
         residuals=fixed + unit * torch.stack([one.theta for one in best]) if count else fixed,
         steps=tuple(one.step for one in best),
@@ -147,14 +145,16 @@ class _Run:
         self.wanted = torch.tensor([wanted.get(row, torch.inf) for row in range(len(passes.rows))], device=device)
         self.rows = list(wanted)
 
-    def losses(self, active: list[int], thetas: list[nn.Parameter]) -> dict[int, tuple[float, float, float]]:
-        """Group → (slack, least margin, loss) of the active groups; the gradients are added to `thetas`."""
-        losses = torch.zeros(len(thetas), device=self.fixed.device)
+    def losses(
+        self, active: list[int], theta: torch.Tensor
+    ) -> tuple[dict[int, tuple[float, float, float]], torch.Tensor]:
+        """Group → (slack, least margin, loss) of the active groups; the losses' gradient by theta, [groups, d_out]."""
+        losses = self.settings.norm_penalty * theta.square().mean(dim=1)  # [groups]
         margins, slacks = torch.full_like(losses, torch.inf), torch.full_like(losses, torch.inf)
         alive = set(active)
         indices = [index for index in self.rows if self.passes.rows[index].group in alive]
-        # Leaves for the passes, so that each pass is differentiated and freed before the next one.
-        residuals = (self.fixed + self.unit * torch.stack([theta.detach() for theta in thetas])).requires_grad_()
+        # A leaf for the passes, so that each pass is differentiated and freed before the next one.
+        residuals = (self.fixed + self.unit * theta).requires_grad_()
         for scored in self.passes.run(indices, residuals):
             groups = self.group_of[scored.rows]
             loss = (scored.nll + self._divergence(scored.rows, scored.following)) * self.share[scored.rows]  # [k]
@@ -162,15 +162,12 @@ class _Run:
             losses.index_add_(0, groups, loss.detach())
             margins.scatter_reduce_(0, groups, scored.lead, "amin")
             slacks.scatter_reduce_(0, groups, scored.lead - self.wanted[scored.rows], "amin")
-        gradient = residuals.grad
-        for group in active:
-            theta = thetas[group]
-            penalty = self.settings.norm_penalty * theta.detach().square().mean()
-            losses[group] += penalty
-            theta.grad = 2 * self.settings.norm_penalty * theta.detach() / theta.numel()
-            if gradient is not None:
-                theta.grad += self.unit * gradient[group]
-        return {group: (slacks[group].item(), margins[group].item(), losses[group].item()) for group in active}
+        gradient = 2 * self.settings.norm_penalty * theta / theta.shape[1]
+        if residuals.grad is not None:
+            gradient = gradient + self.unit * residuals.grad
+        return {
+            group: (slacks[group].item(), margins[group].item(), losses[group].item()) for group in active
+        }, gradient
 
     def _divergence(self, rows: torch.Tensor, following: Mapping[int, torch.Tensor]) -> torch.Tensor:
         """KL(base ‖ edited) [k] of the rows without an answer, 0 for the others."""
@@ -184,9 +181,7 @@ class _Run:
         return result.index_put((lines,), (base.exp() * (base - edited)).sum(-1))
 
 
-def _project(thetas: list[nn.Parameter], clamp: float) -> None:
-    """Shrink each θ [d_out], in place, to ‖θ‖ <= clamp · √d_out: ‖δ‖ <= clamp · norm of the residual stream."""
-    with torch.no_grad():
-        for theta in thetas:
-            limit = clamp * theta.numel() ** 0.5
-            theta.mul_((limit / theta.norm().clamp_min(limit)).clamp_max(1.0))
+def _clamped(theta: torch.Tensor, clamp: float) -> torch.Tensor:
+    """θ [groups, d_out], each row shrunk to ‖θ‖ <= clamp · √d_out: ‖δ‖ <= clamp · norm of the residual stream."""
+    limit = clamp * theta.shape[1] ** 0.5
+    return theta * (limit / theta.norm(dim=1, keepdim=True).clamp_min(limit))

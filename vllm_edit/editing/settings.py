@@ -37,11 +37,11 @@ class RomeSettings:
 
     # Residuals: how δ is trained.
     steps: int = 80
-    """Most steps of Adam for an edit."""
+    """Most steps for an edit."""
     rounds: int = 4
     """Most rounds of training and checking: rows that miss in a check are trained on in the next round."""
     learning_rate: float = 0.1
-    """Adam's step, in units of the residual stream's RMS at the site: no model needs its own."""
+    """A step's length, in units of the residual stream's norm at the site: no model needs its own."""
     few_rows: bool = True
     """Train on the bare prompt first, on other contexts and forms only where they miss. Off: on all from the start."""
     whole_rows: bool = False
