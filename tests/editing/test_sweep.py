@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 
 from tests.editing.material import BRAZIL, FRANCE, JAPAN, LOOSE
 from tests.tiny import SENTENCES, tiny_model, tiny_tokenizer
-from vllm_edit.editing import trials
+from vllm_edit.editing import sweep, trials
 from vllm_edit.editing.rome_rounds import solve_parts
 from vllm_edit.editing.sites import fixed_site
 from vllm_edit.editing.sweep import MARGINS, choose_site
@@ -55,7 +56,7 @@ def test_the_sweep_finds_where_edits_work_and_leaves_the_base_alone(family: str)
     )
     singles = [row for row in choice.table if not row.joint]
     assert {(row.token, row.layer) for row in singles} == {(t, k) for t in ("subject_last", "last") for k in (0, 2)}
-    screened = [row.score for row in singles[2:6]]  # after the two finalists
+    screened = [row.score for row in singles[-6:-2]]  # after the finalists, before two larger margins
     assert screened == sorted(screened, reverse=True)
     site = choice.made.site
     assert site.margin in MARGINS
@@ -68,7 +69,7 @@ def test_the_sweep_finds_where_edits_work_and_leaves_the_base_alone(family: str)
     assert base.state_digest() == before
 
 
-def test_only_the_finalists_are_tried_with_all_contexts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_finalists_are_tried_with_contexts(monkeypatch: pytest.MonkeyPatch) -> None:
     base = base_of("llama")
     contexts = (Context(), *(Context(prefix=f"{word}. ") for word in ("Apple", "Rome", "Music", "Paris", "Tea")))
     tried: list[tuple[int, int, int]] = []  # contexts, edits, steps
@@ -87,9 +88,26 @@ def test_only_the_finalists_are_tried_with_all_contexts(monkeypatch: pytest.Monk
         margins=(1.0, 2.0),
         settings=replace(LOOSE, steps=20, on_missed="report"),
     )
-    # Six candidates; two finalists, one larger margin, one joint solve.
-    assert tried == [(1, 2, 16)] * 6 + [(6, 2, 20)] * 4
+    # Six candidates; one finalist or two, one larger margin, one joint solve.
+    assert tried[:6] == [(1, 2, 10)] * 6
+    assert tried[6:] in ([(2, 2, 20)] * 3, [(2, 2, 20)] * 4)
     assert choice.made.site.contexts == contexts
+
+
+@pytest.mark.parametrize(("scores", "layers"), [((0.9, 0.8, 0.4, 0.3, 0.2), 4), ((0.1, 0.2, 0.6, 0.9, 0.2), 5)])
+def test_the_subjects_token_is_left_where_two_layers_do_half_as_well(scores: Sequence[float], layers: int) -> None:
+    class Scored:
+        def at(self, made: int, token: str) -> tuple[int, str]:
+            return made, token
+
+        def single(self, placed: tuple[int, str], margin: float) -> tuple[Any, None]:
+            return SimpleNamespace(score=scores[placed[0]]), None
+
+    candidates = [(layer, token) for token in ("subject_last", "last") for layer in range(len(scores))]
+    found = sweep._tried(Scored(), candidates, 1.0, None)  # type: ignore[arg-type]
+    places: list[Any] = [placed for _, placed in found]
+    assert sorted(layer for layer, token in places if token == "subject_last") == list(range(layers))
+    assert sorted(layer for layer, token in places if token == "last") == list(range(len(scores)))
 
 
 def test_a_damping_that_cannot_solve_the_edits_together_is_no_candidate() -> None:

@@ -124,7 +124,9 @@ def prepare(base: Base, site: Site, moment: SecondMoment, edits: Sequence[Edit],
     plain = [key for key in form_keys if key.form == "plain"]
     groups = group_edits(edits, plain, settings.group_cosine)
     columns = make_columns(groups, form_keys, settings.merge_cosine, settings.max_columns)
-    rows += [row for i, edit in enumerate(edits) for row in preservation_rows(edit, i, base.tokenizer, site, settings)]
+    if settings.kl_factor:
+        preserved = (preservation_rows(edit, i, base.tokenizer, site, settings) for i, edit in enumerate(edits))
+        rows += [row for some in preserved for row in some]
     bare = torch.stack([plain[group.edits[0]].bare for group in groups])
     group_of = {edit: index for index, group in enumerate(groups) for edit in group.edits}
     return Prepared(tuple(replace(row, group=group_of[row.edit]) for row in rows), columns, bare)

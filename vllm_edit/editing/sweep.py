@@ -1,8 +1,9 @@
 """The sweep that chooses a site, in rounds of fewer candidates and more edits, on a seeded set of edits of its own.
 
-1. Screening: some layers, evenly spaced, at both tokens, on a few edits, with the bare prompt alone and few steps.
+1. Screening: some layers, evenly spaced, at both tokens, on a few edits, with the bare prompt alone, few long steps and
+   a second moment of less text. The subject's token is left at the depth where edits there stop working.
 2. Refining: the layers beside the best ones, in the same way.
-3. Finalists: the best candidates on twice as many edits, with every form and context.
+3. Finalists: the best candidates with contexts, as text and as chat turns, and all the text.
 4. The margin: the finalist on the same edits, trained on to larger margins.
 5. The damping λ: these edits in one solve.
 
@@ -17,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from vllm_edit.editing.contexts import generate_contexts
 from vllm_edit.editing.settings import Progress, RomeSettings
@@ -26,6 +27,8 @@ from vllm_edit.editing.statistics import second_moments
 from vllm_edit.editing.trials import Alone, Measurement, Trials
 from vllm_edit.errors import Unsolvable
 from vllm_edit.models.base import Base, unchanged
+from vllm_edit.models.hooks import find_module
+from vllm_edit.models.layout import linear_shape
 from vllm_edit.models.lengths import check_edits
 from vllm_edit.patch import Edit
 from vllm_edit.store.site import Context, Token
@@ -33,13 +36,19 @@ from vllm_edit.store.site import Context, Token
 T = TypeVar("T")
 
 TOKENS: tuple[Token, ...] = ("subject_last", "last")
-DAMPINGS = (0.0, 0.05, 0.1)
-MARGINS = (1.0, 2.0, 3.0, 4.5)
+DAMPINGS = (0.0, 0.1)
+MARGINS = (1.5, 3.0, 4.5)
 """Nats by which the target leads after the bare prompt. All are reached by training on from the one before."""
-_LAYERS, _SCREENED, _REFINED, _FINALISTS = 8, 6, 2, 2
-_STEPS, _FIRST_STEPS = 40, 16
-_FINAL_EDITS = 12
-_ASKED = 12
+_LAYERS, _SCREENED, _REFINED, _FINALISTS = 6, 6, 2, 2
+_NEAR = 0.1
+"""Only candidates that scored so near to the best one are finalists."""
+_STEPS, _ROUNDS, _FIRST_STEPS, _FIRST_LENGTH = 40, 2, 10, 2.0
+_FIRST_VECTORS = 3
+"""Vectors of the screening's second moment, for each input of the module."""
+_FINAL_EDITS = 6
+_FINAL_CONTEXTS = 2
+"""Contexts of either kind that the finalists are tried under, the bare one among them."""
+_ASKED = 6
 
 
 @dataclass(frozen=True)
@@ -73,7 +82,7 @@ def choose_site(
     Args:
         edits: a set of its own, with `tune` paraphrase and locality probes; never edits that are judged later.
         texts: what C is measured on.
-        layers: candidates; default 8 evenly spaced ones, and those beside the best of them.
+        layers: candidates; default 6 evenly spaced ones, and those beside the best of them.
         margins: ascending.
         cache: folder for moments.
 
@@ -83,7 +92,9 @@ def choose_site(
         Unsolvable: the edits cannot be solved together with any of the dampings.
     """
     check_edits(base, edits, contexts or ())
-    settings = settings or RomeSettings(on_missed="report", steps=_STEPS)
+    settings = settings or RomeSettings(
+        on_missed="report", steps=_STEPS, rounds=_ROUNDS, forms=("plain", "chat"), kl_factor=0.0
+    )
     depth = len(base.layout.layers)
     tried = list(layers) if layers is not None else _spread(depth, _LAYERS)
     for layer in tried:
@@ -92,9 +103,13 @@ def choose_site(
         subjects, prompts = [edit.subject for edit in edits], [edit.prompt for edit in edits]
         contexts = generate_contexts(base, seed=seed, forbidden=subjects, asked=prompts[:_ASKED])
 
-    def sites_at(some: Sequence[int], given: Sequence[Context]) -> list[MadeSite]:
+    def sites_at(some: Sequence[int], given: Sequence[Context], *, rough: bool = False) -> list[MadeSite]:
         modules = [module_at(base, layer) for layer in some]
-        moments = second_moments(base, modules, texts, cache=cache, max_tokens=max_tokens, progress=progress)
+        enough: dict[str, Any] = {"max_tokens": max_tokens}
+        if rough:
+            widest = max(linear_shape(find_module(base.model, module))[1] for module in modules)
+            enough = {"max_tokens": _FIRST_VECTORS * widest, "minimum_ratio": _FIRST_VECTORS}
+        moments = second_moments(base, modules, texts, cache=cache, progress=progress, **enough)
         return [
             fixed_site(
                 base,
@@ -113,18 +128,28 @@ def choose_site(
 
     with unchanged(base):
         trials = Trials.of(base, edits[:_FINAL_EDITS], settings)
-        hurried = replace(settings, forms=("plain",), steps=min(settings.steps, _FIRST_STEPS), rounds=1)
+        hurried = replace(
+            settings,
+            forms=("plain",),
+            steps=min(settings.steps, _FIRST_STEPS),
+            learning_rate=_FIRST_LENGTH * settings.learning_rate,
+            rounds=1,
+        )
         first = trials.first(min(_SCREENED, len(edits)), hurried)
         bare = [Context()]
-        found = _tried(
-            first, [(made, token) for made in sites_at(tried, bare) for token in tokens], margins[0], progress
-        )
+        roughly = sites_at(tried, bare, rough=True)
+        found = _tried(first, [(made, token) for token in tokens for made in roughly], margins[0], progress)
         if layers is None and (beside := _beside(found[:_REFINED], tried)):
-            refined = zip(sites_at([layer for layer, _ in beside], bare), [token for _, token in beside], strict=True)
+            refined = zip(
+                sites_at([layer for layer, _ in beside], bare, rough=True), [token for _, token in beside], strict=True
+            )
             found = sorted(found + _tried(first, list(refined), margins[0], progress), key=_best_first)
+        best = [one.site for measured, one in found[:_FINALISTS] if measured.score > found[0][0].score - _NEAR]
+        some = _some_of_each(contexts)
+        placed = zip(sites_at([site.layer for site in best], some), [site.token for site in best], strict=True)
         finals = [
-            trials.single(_with_contexts(made, contexts), margins[0])
-            for _, made in _counted(found[:_FINALISTS], "trying the best with more edits", progress)
+            trials.single(first.at(made, token), margins[0])
+            for made, token in _counted(list(placed), "trying the best with more edits", progress)
         ]
         finals.sort(key=_best_first)
         strengths = [finals[0]]
@@ -133,8 +158,10 @@ def choose_site(
             strengths.append(trials.single(start.made, margin, start))
         strongest, alone = max(strengths, key=lambda final: final[0].score)
         joint = _dampings(trials, alone, strongest.margin, dampings, progress)
-    best = max(joint, key=lambda measured: (measured.score, -measured.damping))
-    site = alone.made.site.model_copy(update={"damping": best.damping, "margin": strongest.margin})
+    solved = max(joint, key=lambda measured: (measured.score, -measured.damping))
+    site = alone.made.site.model_copy(
+        update={"damping": solved.damping, "margin": strongest.margin, "contexts": tuple(contexts)}
+    )
     singles = [*(measured for measured, _ in finals), *(measured for measured, _ in found)]
     table = (*singles, *(measured for measured, _ in strengths[1:]), *joint)
     return SiteChoice(MadeSite(site, alone.made.moment), table)
@@ -143,11 +170,22 @@ def choose_site(
 def _tried(
     trials: Trials, candidates: Sequence[tuple[MadeSite, Token]], margin: float, progress: Progress | None
 ) -> list[tuple[Measurement, MadeSite]]:
-    """Every site at its token, best first."""
-    found = []
+    """The sites at their tokens, best first; those of one token by ascending layer.
+
+    Later tokens read a subject's token in the middle layers. Above them an edit there reaches nothing, so deeper layers
+    are left out after two that do half as well as the best.
+    """
+    found: list[tuple[Measurement, MadeSite]] = []
+    scores: list[float] = []  # at the subject's token
     for made, token in _counted(candidates, "trying layers", progress):
+        of_subject = token == "subject_last"
+        if of_subject and len(scores) > 2 and max(scores[-2:]) < max(scores) / 2:
+            continue
         placed = trials.at(made, token)
-        found.append((trials.single(placed, margin)[0], placed))
+        measured, _ = trials.single(placed, margin)
+        found.append((measured, placed))
+        if of_subject:
+            scores.append(measured.score)
     return sorted(found, key=_best_first)
 
 
@@ -181,8 +219,10 @@ def _beside(best: Sequence[tuple[Measurement, MadeSite]], tried: Sequence[int]) 
     return list(found)
 
 
-def _with_contexts(made: MadeSite, contexts: Sequence[Context]) -> MadeSite:
-    return MadeSite(made.site.model_copy(update={"contexts": tuple(contexts)}), made.moment)
+def _some_of_each(contexts: Sequence[Context]) -> list[Context]:
+    """The first contexts of plain text and the first of chat turns."""
+    plain, chat = ([one for one in contexts if one.chat is kind][:_FINAL_CONTEXTS] for kind in (False, True))
+    return plain + chat
 
 
 def _best_first(candidate: tuple[Measurement, object]) -> float:

@@ -24,6 +24,13 @@ from vllm_edit.patch import LOCALITY_KINDS, Edit
 from vllm_edit.store.site import Token
 
 _LOCALITY_TOKENS = 3
+_SCALE = 3.0
+"""Nats of a paraphrase's lead that count: where every wording misses by a few nats, candidates still differ."""
+_IN_CHAT = "paraphrase in chat"
+
+
+_STRICT = 4.0
+"""How much more a nat counts that an answer loses which should stay: an edit is of one fact and leaves all others."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +82,8 @@ class Alone:
 class Trials:
     """Edits (with the probes that are trained on) and the rows that measure them, scored on the base.
 
-    Half of each edit's `tune` paraphrases become forms of the edit and half of its `tune` locality probes are kept. The
-    others are the measure.
+    Half of each edit's `tune` locality probes are kept and the others are the measure. So are its `tune` paraphrases;
+    where the settings train on the form `tune`, half of them are forms of the edit instead.
     """
 
     base: Base
@@ -95,11 +102,12 @@ class Trials:
             wordings = [probe for probe in probes if probe.kind == "paraphrase"]
             keeping = [probe for probe in probes if probe.kind in LOCALITY_KINDS]
             # Every other one: the kinds stand one after the other.
-            used = (*wordings[1::2], *keeping[1::2])
-            trained.append(edit.model_copy(update={"probes": used}))
-            for probe in wordings[::2]:
+            taught = wordings[1::2] if "tune" in settings.forms else []
+            trained.append(edit.model_copy(update={"probes": (*taught, *keeping[1::2])}))
+            for probe in (probe for probe in wordings if probe not in taught):
                 target = probe.target or edit.target_new
-                paraphrases.append(probe_row(probe, target, index, index, base.tokenizer))
+                row = probe_row(probe, target, index, index, base.tokenizer)
+                paraphrases.append(replace(row, form=_IN_CHAT) if probe.chat else row)
             for probe in keeping[::2]:
                 localities.append(probe_row(probe, probe.target, index, index, base.tokenizer))
         if not paraphrases or not localities:
@@ -113,12 +121,17 @@ class Trials:
         return cls(base, tuple(trained), tuple(paraphrases), tuple(kept), tuple(before.tolist()), settings)
 
     def first(self, count: int, settings: RomeSettings) -> Trials:
-        """Of the first edits only, with other settings."""
+        """Of the first edits only, with other settings. Without the chat form, no chat turn measures paraphrases.
+
+        An edit that was trained on plain text alone is far from every chat turn, wherever it is made.
+        """
         places = [place for place, row in enumerate(self.localities) if row.edit < count]
+        reworded = [row for row in self.paraphrases if row.edit < count]
+        plain = [row for row in reworded if row.form != _IN_CHAT]
         return Trials(
             self.base,
             self.edits[:count],
-            tuple(row for row in self.paraphrases if row.edit < count),
+            tuple(plain if plain and "chat" not in settings.forms else reworded),
             tuple(self.localities[place] for place in places),
             tuple(self.before[place] for place in places),
             settings,
@@ -193,8 +206,8 @@ class Trials:
         of_subject = torch.tensor([row.form == "locality_subject" for row in self.localities])
         other = ~of_subject if bool((~of_subject).any()) else of_subject
         both = bool(of_subject.any()) and bool((~of_subject).any())
-        parts = [reached.sigmoid(), reworded.sigmoid(), (-lost[other]).exp()]
-        parts += [(-lost[of_subject]).exp()] if both else []
+        parts = [reached.sigmoid(), (reworded / _SCALE).sigmoid(), (-_STRICT * lost[other]).exp()]
+        parts += [(-_STRICT * lost[of_subject]).exp()] if both else []
         return Measurement(
             token=made.site.token,
             layer=made.site.layer,

@@ -24,7 +24,7 @@ Progress = Callable[[str, int, int], None]
 
 _BEFORE, _BEFORE_CHAT = 2, 16
 """Tokens that may stand before the object: an article and a quotation mark; a sentence that repeats the question."""
-_ROWS = 64
+_ROWS = 128
 _LEAST_TOGETHER = 16
 """Questions in one form from which on a batch of their own is worth it: what they begin with is read once."""
 

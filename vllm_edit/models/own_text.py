@@ -38,9 +38,9 @@ def write_texts(
     *,
     seed: int = 0,
     chat_share: float = 1 / 3,
-    longest: int = 128,
+    longest: int = 64,
     top_k: int = 50,
-    batch: int = 128,
+    batch: int = 256,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> list[str]:
     """Different texts of at least `vectors` tokens together, as the tokenizer reads them back. Sampled, temperature 1.
