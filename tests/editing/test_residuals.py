@@ -73,7 +73,7 @@ def test_preservation_keeps_the_answer_to_a_locality_probe_nearer_to_the_base() 
     probe = Probe(kind="locality", prompt="The capital of Germany is", split="tune")
     edit = FRANCE.model_copy(update={"probes": (probe,)})
     divergences = []
-    for factor in (0.0, 50.0):
+    for factor in (1e-9, 50.0):
         # The probe's key is not kept by the solve, which would leave nothing for the divergence to do.
         settings = replace(LOOSE, kl_factor=factor, steps=20, margin=50.0, norm_penalty=0.0, most_kept=0)
         computed = trained(one, [edit], settings)

@@ -106,7 +106,7 @@ def test_a_missed_edit_is_refused_by_name_and_reported_on_request() -> None:
 def test_edits_that_miss_in_the_joint_solve_are_trained_on() -> None:
     one = bench()
     edits = [FRANCE, JAPAN, BRAZIL]
-    near = replace(LOOSE, margin=0.11, served_margin=0.2, damping=0.2)
+    near = replace(LOOSE, margin=0.11, served_margin=0.2, damping=0.2, learning_rate=0.02)
     with pytest.raises(UnsafeEdit, match="compile it apart from the edits"):
         compile_edits(one.base, one.site, one.moment, edits, replace(near, rounds=1))
     report = compile_edits(one.base, one.site, one.moment, edits, near).report

@@ -184,4 +184,5 @@ class _Run:
 def _clamped(theta: torch.Tensor, clamp: float) -> torch.Tensor:
     """θ [groups, d_out], each row shrunk to ‖θ‖ <= clamp · √d_out: ‖δ‖ <= clamp · norm of the residual stream."""
     limit = clamp * theta.shape[1] ** 0.5
-    return theta * (limit / theta.norm(dim=1, keepdim=True).clamp_min(limit))
+    shrunk: torch.Tensor = theta * (limit / theta.norm(dim=1, keepdim=True).clamp_min(limit))
+    return shrunk
