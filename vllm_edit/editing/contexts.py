@@ -33,7 +33,7 @@ SEED_WORDS = ("", "The", "In", "It", "When")
 
 _SENTENCE = re.compile(r"[.!?。！？](?:\s|$)|[。！？]")
 _LEAST_LETTERS = 4
-_DRAWN = 2
+_DRAWN = 3
 _BATCH = 64  # prompts at once, however many edits a sweep is given
 
 
@@ -53,7 +53,7 @@ def generate_contexts(
 
     chat_share: share of contexts in the chat template (0 for a tokenizer without one); the first of them is bare too.
     forbidden: texts, such as the subjects of edits, that no prefix may mention.
-    asked: prompts, such as those of edits. Of twice as many prefixes those are kept after which the base goes on
+    asked: prompts, such as those of edits. Of three times as many prefixes those are kept after which the base goes on
     with them most often as it does without a prefix. Under another an edit would be taught against what the base says.
     shortest, longest: generated tokens of a prefix, before it is cut at the end of its first sentence.
 

@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 TOKENS: tuple[Token, ...] = ("subject_last", "last")
 DAMPINGS = (0.0, 0.1)
-MARGINS = (1.5, 3.0, 4.5)
+MARGINS = (1.5, 3.0)
 """Nats by which the target leads after the bare prompt. All are reached by training on from the one before."""
 _LAYERS, _SCREENED, _REFINED, _FINALISTS = 6, 6, 2, 2
 _NEAR = 0.1
@@ -50,7 +50,7 @@ _FIRST_VECTORS = 3
 _FINAL_EDITS = 6
 _FINAL_CONTEXTS = 2
 """Contexts of either kind that the finalists are tried under, the bare one among them."""
-_ASKED = 6
+_ASKED = 12
 
 
 @dataclass(frozen=True)
