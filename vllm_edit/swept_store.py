@@ -143,6 +143,19 @@ def create_by_sweep(
     return store, chosen.table
 
 
+def opened(folder: Path, base: Base) -> Store:
+    """The store in `folder`.
+
+    Raises:
+        NotFound: there is none.
+        EditError: it is another base's.
+    """
+    store = Store.open(folder)
+    if store.site().base != base.fingerprint:
+        raise EditError(f"{folder} is a store for another base than {base.name} as it is now; remove it")
+    return store
+
+
 def open_or_create(
     folder: Path,
     base: Base,
@@ -157,11 +170,9 @@ def open_or_create(
         EditError: the store there is another base's.
     """
     try:
-        store = Store.open(folder)
+        store = opened(folder, base)
     except NotFound:
         return create_by_sweep(folder, base, edits, texts, passages=passages, progress=progress)
-    if store.site().base != base.fingerprint:
-        raise EditError(f"{folder} is a store for another base than {base.name} as it is now; remove it")
     if passages and not store.passages():
         store.keep_passages(passages)
     return store, ()

@@ -27,6 +27,7 @@ from vllm_edit.rollout.arm import Arm
 from vllm_edit.rollout.rollout import Rollout
 from vllm_edit.store.registry import Registry
 from vllm_edit.store.store import Store
+from vllm_edit.swept_store import opened
 
 _USERS = 32
 _PATIENCE_S = 10
@@ -80,26 +81,24 @@ class Demo:
         folder = self.folder / "store"
         self._step(f"vllm-edit store init --model {self.plan.model}")
         try:
-            store = Store.open(folder)
+            store = opened(folder, base)
             self.console.print(f"{folder} has its site already")
         except NotFound:
-            store = self._new_store(folder)
+            store = self._new_store(folder, base)
         site = store.site()
-        if site.base != base.fingerprint:
-            raise EditError(f"{folder} is a store for another base than {base.name} as it is now; remove it")
         self.console.print(
             f"site: {', '.join(site.modules)}, token {site.token}, λ {site.damping}, "
             f"rank {site.max_rank}, {site.slots} slots"
         )
         return store
 
-    def _new_store(self, folder: Path) -> Store:
+    def _new_store(self, folder: Path, base: Base) -> Store:
         """The command that a user types, with nothing else said."""
         command = [sys.executable, "-m", "vllm_edit.cli", "store", "init", "--model", self.plan.model]
         done = subprocess.run([*command, "--store", str(folder)], check=False)
         if done.returncode:
             raise EditError(f"vllm-edit store init ended with {done.returncode}; its own message says why")
-        return Store.open(folder)
+        return opened(folder, base)
 
     def _compile(self, pipeline: Pipeline, patches: dict[str, Patch]) -> dict[str, Outcome]:
         self._step(f"vllm-edit compile {self.plan.patches}/*.yaml")

@@ -11,10 +11,10 @@ before it where whole rows are run (`editing.passes`).
 
 unit is the RMS of the residual stream at the site, so that a step means the same in every model. Each step goes along
 the steepest descent. Its length does not depend on the gradient's: it is halved where the loss rose and grows again, up
-to the first one, where it falls. Adam, which the reference codes use, moves
-every coordinate alike from its first step on: the same margins then take twice the norm, and the update moves twice as
-much of what it should leave alone (docs/methods.md). A group is done, and leaves the batch, when each of its rows has
-its margin: every answer token leads its best rival by so many nats.
+to the first one, where it falls. Adam, which the reference codes use, moves every coordinate alike from its first step
+on. The same margins then take a longer δ, which moves neighbours more (docs/methods.md has the figures). A group is
+done, and leaves the batch, when each of its rows has its margin: every answer token leads its best rival by so many
+nats.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from vllm_edit.models.hooks import frozen
 T = TypeVar("T")
 
 _LONGER = 1.2
+"""How much a step grows where the loss fell."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def train_residuals(
     first = torch.zeros_like(fixed) if start is None else (start.float() - fixed) / unit
     theta = first.to(device, copy=True)
     longest = settings.learning_rate * theta.shape[1] ** 0.5
-    lengths, before = torch.full((count, 1), longest, device=device), [torch.inf] * count
+    lengths, before = [longest] * count, [torch.inf] * count
     best = [_Best(row) for row in first]
     run = _Run(passes, wanted, fixed.to(device), unit, settings)
     active = sorted({passes.rows[row].group for row in wanted})
@@ -115,9 +116,8 @@ def train_residuals(
         for step in range(settings.steps + 1):
             found, gradient = run.losses(active, theta)
             for group, (slack, margin, loss) in found.items():
-                lengths[group] = (
-                    min(_LONGER * lengths[group].item(), longest) if loss < before[group] else lengths[group] / 2
-                )
+                fell = loss < before[group]
+                lengths[group] = min(_LONGER * lengths[group], longest) if fell else lengths[group] / 2
                 before[group] = loss
                 if slack >= 0 or loss < best[group].loss:
                     best[group] = _Best(theta[group].cpu().clone(), slack, margin, loss, step)
@@ -126,7 +126,8 @@ def train_residuals(
                 progress("optimising", total - len(active), total)
             if not active or step == settings.steps:
                 break
-            moved = theta[active] - lengths[active] * nn.functional.normalize(gradient[active])
+            length = torch.tensor([lengths[group] for group in active], device=device)[:, None]
+            moved = theta[active] - length * nn.functional.normalize(gradient[active])
             theta[active] = _clamped(moved, settings.clamp)
     return Trained(
         residuals=fixed + unit * torch.stack([one.theta for one in best]) if count else fixed,

@@ -151,7 +151,7 @@ def choose_site(
         placed = zip(sites_at([site.layer for site in best], some), [site.token for site in best], strict=True)
         finals = [
             trials.single(first.at(made, token), margins[0])
-            for made, token in _counted(list(placed), "trying the best with more edits", progress)
+            for made, token in _counted(list(placed), "trying the best with contexts", progress)
         ]
         finals.sort(key=_best_first)
         strengths = [finals[0]]

@@ -26,11 +26,9 @@ from vllm_edit.store.site import Token
 _LOCALITY_TOKENS = 3
 _SCALE = 3.0
 """Nats of a paraphrase's lead that count: where every wording misses by a few nats, candidates still differ."""
-_IN_CHAT = "paraphrase in chat"
-
-
 _STRICT = 4.0
 """How much more a nat counts that an answer loses which should stay: an edit is of one fact and leaves all others."""
+_IN_CHAT = "paraphrase in chat"
 
 
 @dataclass(frozen=True)
