@@ -1,12 +1,15 @@
 """Edits per second by r-ROME: many edits in one batch against one at a time, with the same steps and results.
 
     python -m benchmarks.batch_speed [--count 24] [--seed 1] [--budgets 2048,8192] [--whole] [--store runs/bench]
+    python -m benchmarks.batch_speed --model bases/smollm2 --store runs/public/.../store --count 100 --few 8 --threads 1
     python -m benchmarks.batch_speed --shape llama-3-8b [--change layers=8] [--steps 20]
 
 Both compile the same single-edit patches in one process, with the model loaded and warm. `--budgets` are values of
 `RomeSettings.batch_tokens`, the memory budget; peak memory is told beside each. CPU seconds are told beside wall-clock
-seconds, since a machine may have other work. `--whole` adds one at a time with every block run in every step, as the
-method's published code does. `--shape` takes a model with random weights (bfloat16 on a GPU, float32
+seconds, since a machine may have other work. `--few` takes only the first edits for what is done one at a time.
+`--whole` takes the means of speed away, one after the other, down to every block run on every token of every row in
+every step, as the method's published code does. `--model` is a pretrained model with its store: counterfactual edits of
+facts that it knows. `--shape` takes a model with random weights (bfloat16 on a GPU, float32
 without one) whose edits all take `--steps` steps: a random model has nothing to reach.
 """
 
@@ -39,9 +42,12 @@ from vllm_edit.evaluation.runners.hf import HFRunner
 from vllm_edit.facts import tables_folder
 from vllm_edit.facts.edits import draw_edits
 from vllm_edit.facts.facts import Facts
+from vllm_edit.facts.kept import pool_of
+from vllm_edit.facts.known_edits import judged_edits
 from vllm_edit.models.base import Base
 from vllm_edit.patch import Patch
 from vllm_edit.store.compiled import CompiledPatch
+from vllm_edit.store.store import Store
 
 
 @dataclass(frozen=True)
@@ -68,18 +74,28 @@ class Measured:
     def rate(self) -> float:
         return self.edits / self.seconds
 
+    @property
+    def cpu_per_edit(self) -> float:
+        return self.cpu_seconds / self.edits
+
 
 def main() -> None:
     arguments = _arguments()
     console = Console()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
     if arguments.shape:
         work = shaped_work(arguments.shape, arguments.change, arguments.count, arguments.seed, arguments.steps)
+    elif arguments.model:
+        work = model_work(arguments.model, arguments.store, arguments.count, arguments.seed)
     else:
         work = atlas_work(arguments.store, arguments.count, arguments.seed, console)
-    table, compiled = compare(work, arguments.budgets, console, whole=arguments.whole)
+    few = arguments.few or arguments.count
+    table, compiled = compare(work, arguments.budgets, console, whole=arguments.whole, few=few)
     text = _markdown(work, table, compiled)
     console.print(text)
-    name = f"batch_speed_{arguments.shape}" if arguments.shape else "batch_speed"
+    of_model = Path(arguments.model).name if arguments.model else None
+    name = "_".join(["batch_speed", *filter(None, [arguments.shape or of_model])])
     data = {"arms": [asdict(one) | {"edits_per_second": one.rate} for one in table], **sameness(*compiled[:2])}
     write_section(name, text, data, command="python -m benchmarks.batch_speed " + " ".join(sys.argv[1:]))
 
@@ -93,6 +109,16 @@ def atlas_work(store: Path, count: int, seed: int, console: Console) -> Work:
     return Work(base, made, tuple(patches), RomeSettings(on_missed="report"))
 
 
+def model_work(folder: str, url: Path, count: int, seed: int) -> Work:
+    """Single counterfactual edits of facts that the model knows, at its store's site."""
+    base, store = Base.load(folder), Store.open(url)
+    edits = judged_edits(pool_of(store, base), Facts.load(tables_folder()), base, count, seed=seed)
+    bare = [edit.model_copy(update={"probes": ()}) for edit in edits]
+    patches = tuple(Patch(name=f"edit-{number:03d}", edits=(edit,)) for number, edit in enumerate(bare))
+    made = MadeSite(store.site(), SecondMoment.from_tensors(store.moment()))
+    return Work(base, made, patches, RomeSettings(on_missed="report"))
+
+
 def shaped_work(shape: str, changes: Sequence[str], count: int, seed: int, steps: int) -> Work:
     """The same edits on a random model of a shape; the margin is out of reach, so that every edit takes all steps."""
     base = random_base(shape, SHAPES[shape].changed(changes))
@@ -103,42 +129,56 @@ def shaped_work(shape: str, changes: Sequence[str], count: int, seed: int, steps
 
 
 def compare(
-    work: Work, budgets: Sequence[int], console: Console, whole: bool = False
+    work: Work, budgets: Sequence[int], console: Console, whole: bool = False, few: int | None = None
 ) -> tuple[list[Measured], list[Sequence[CompiledPatch]]]:
     """One at a time, under the default budget; then batched under each of `budgets`; then, with `whole`, one at a time
-    with every block run in every step."""
-    ways: list[tuple[str, Callable[[], Sequence[CompiledPatch]]]] = [
-        ("one at a time", lambda: [_alone(work, patch) for patch in work.patches])
-    ]
+    without one more means of speed each time. few: patches of what is done one at a time; default all."""
+    some = work.patches[: few or len(work.patches)]
+    ways: list[tuple[str, int, Callable[[], Sequence[CompiledPatch]]]] = [_one_by_one("one at a time", work, some)]
     for budget in budgets:
-        ways.append((f"batched, {budget} tokens", lambda budget=budget: _batched(work, budget)))  # type: ignore[misc]
+        name = f"batched, {budget} tokens"
+        ways.append((name, len(work.patches), lambda budget=budget: _batched(work, budget)))  # type: ignore[misc]
     if whole:
+        forms = replace(work, settings=replace(work.settings, few_rows=False))
+        tokens = replace(forms, settings=replace(forms.settings, whole_rows=True))
         # Nothing lies below layer 0, so no block's states are kept from step to step. The module stays what it is.
         lowest = work.made.site.model_copy(update={"layer": 0})
-        every = replace(work, made=MadeSite(lowest, work.made.moment))
-        ways.append(("one at a time, every block in every step", lambda: [_alone(every, p) for p in every.patches]))
+        blocks = replace(tokens, made=MadeSite(lowest, work.made.moment))
+        ways.append(_one_by_one("… every form from the start", forms, some))
+        ways.append(_one_by_one("… and every token of a row", tokens, some))
+        ways.append(_one_by_one("… and every block", blocks, some))
     _alone(work, work.patches[0])  # what is computed or allocated once is not counted
     table, compiled = [], []
-    for name, way in ways:
-        with console.status(f"{name}: {len(work.patches)} edits ..."), peak_memory() as memory:
+    for name, edits, way in ways:
+        with console.status(f"{name}: {edits} edits ..."), peak_memory() as memory:
             started, used = time.perf_counter(), time.process_time()
             compiled.append(way())
             seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - used
-        table.append(Measured(name, len(work.patches), seconds, cpu_seconds, memory()))
+        table.append(Measured(name, edits, seconds, cpu_seconds, memory()))
+        console.print(f"{name}: {edits} edits, {cpu_seconds / edits:.2f} CPU s each", markup=False)
     return table, compiled
 
 
+def _one_by_one(
+    name: str, work: Work, patches: Sequence[Patch]
+) -> tuple[str, int, Callable[[], Sequence[CompiledPatch]]]:
+    return name, len(patches), lambda: [_alone(work, patch) for patch in patches]
+
+
 def sameness(alone: Sequence[CompiledPatch], batched: Sequence[CompiledPatch]) -> dict[str, Any]:
-    """Whether both ways did the same: steps of every edit, edits that missed, and the largest relative change of ΔW."""
+    """Whether both ways did the same: steps of every edit, edits that missed, and the largest relative change of ΔW.
+
+    Only edits that are in both are compared: the first ones.
+    """
     changes = []
-    for one, other in zip(alone, batched, strict=True):
+    for one, other in zip(alone, batched, strict=False):
         for module, part in one.delta.parts.items():
             dense = part.dense()
             changes.append(float((dense - other.delta.parts[module].dense()).norm() / dense.norm()))
     steps = [[one.report["edits"][0]["steps"] for one in made] for made in (alone, batched)]
     missed = [sum(len(one.report["missed"]) for one in made) for made in (alone, batched)]
     return {
-        "same_steps": sum(map(int.__eq__, *steps)) / len(alone),
+        "same_steps": sum(map(int.__eq__, *steps)) / min(map(len, steps)),
         "mean_steps": [sum(taken) / len(taken) for taken in steps],
         "missed": missed,
         "largest_relative_change": max(changes),
@@ -157,7 +197,7 @@ def _batched(work: Work, budget: int) -> Sequence[CompiledPatch]:
 def _markdown(work: Work, table: Sequence[Measured], compiled: Sequence[Sequence[CompiledPatch]]) -> str:
     found, alone = sameness(*compiled[:2]), table[0]
     lines = [
-        f"{len(work.patches)} edits of {work.base.name} at {work.made.site.module}, token `{work.made.site.token}`, "
+        f"{len(work.patches)} edits of {work.base.name} ({alone.edits} of them one at a time) at {work.made.site.module}, token `{work.made.site.token}`, "
         f"{found['mean_steps'][0]:.1f} steps an edit; the same steps for {found['same_steps']:.0%} of them; edits that "
         f"missed: {found['missed'][0]} and {found['missed'][1]}; ΔW differs by at most "
         f"{found['largest_relative_change']:.1e}. {machine()} {torch.get_num_threads()} threads; load average "
@@ -168,8 +208,8 @@ def _markdown(work: Work, table: Sequence[Measured], compiled: Sequence[Sequence
     ]
     for one in table:
         lines.append(
-            f"| {one.name} | {one.rate:.2f} | {one.seconds / one.edits:.3f} | {one.cpu_seconds / one.edits:.3f} | "
-            f"{alone.seconds / one.seconds:.2f} | {alone.cpu_seconds / one.cpu_seconds:.2f} | {one.memory:.0f} |"
+            f"| {one.name} | {one.rate:.2f} | {one.seconds / one.edits:.3f} | {one.cpu_per_edit:.3f} | "
+            f"{one.rate / alone.rate:.2f} | {alone.cpu_per_edit / one.cpu_per_edit:.2f} | {one.memory:.0f} |"
         )
     return "\n".join(lines)
 
@@ -184,8 +224,13 @@ def _arguments() -> argparse.Namespace:
         default=[2048, 8192],
         help="token budgets of the batched runs (default 2048,8192)",
     )
-    parser.add_argument("--store", type=Path, default=Path("runs/bench"), help="atlas's store to use or make")
-    parser.add_argument("--whole", action="store_true", help="also one at a time with every block run in every step")
+    parser.add_argument(
+        "--store", type=Path, default=Path("runs/bench"), help="atlas's store to use or make, or --model's"
+    )
+    parser.add_argument("--few", type=count, help="edits of what is done one at a time (default all)")
+    parser.add_argument("--whole", action="store_true", help="also without one more means of speed each time")
+    parser.add_argument("--model", help="a pretrained model's folder instead of atlas")
+    parser.add_argument("--threads", type=count, help="processor threads (default torch's)")
     parser.add_argument("--shape", choices=sorted(SHAPES), help="a model with random weights instead of atlas")
     parser.add_argument("--change", action="append", default=[], metavar="FIELD=N", help="of the shape; repeatable")
     parser.add_argument("--steps", type=int, default=20, help="steps of every edit with --shape (default 20)")

@@ -96,7 +96,7 @@ def _results(
     with progress_bar("public") as progress:
         run.progress = progress
         for (name, title), patches in parts.items():
-            told = _Told(progress, left, f"{name}, {title}", done, console)
+            told = _Told(progress, left, f"{name}, {title}", done)
             figures = run.figures_of(title, name, patches, told)
             done += len(patches)
             results.setdefault(name, {})[title] = {key: one.as_record() for key, one in figures.items()}
@@ -105,26 +105,17 @@ def _results(
 
 
 class _Told:
-    """From a row's edits to those of all rows. done: those of the rows before it.
+    """From a row's edits to those of all rows. done: those of the rows before it."""
 
-    Where nobody sees the bar, a line says how many edits of a row are done.
-    """
-
-    def __init__(self, progress: Progress, left: TimeLeft, row: str, done: int, console: Console) -> None:
+    def __init__(self, progress: Progress, left: TimeLeft, row: str, done: int) -> None:
         self._progress, self._left, self._row, self._done = progress, left, row, done
-        self._console, self._shown = console, 0
 
     def recorded(self, edits: int) -> None:
         self._left.skip(edits)
-        self._shown = edits
 
     def __call__(self, what: str, edits: int) -> None:
         done = self._done + edits
-        rest = self._left.text(done)
-        self._progress(f"{self._row}: {what}; {rest}", done, self._left.total)
-        if edits > self._shown and not self._console.is_terminal:
-            self._shown = edits
-            self._console.print(f"{self._row}: {edits} edits are done; {rest}", markup=False)
+        self._progress(f"{self._row}: {what}; {self._left.text(done)}", done, self._left.total)
 
 
 def _chosen(wanted: str | None, known: Sequence[str], what: str) -> list[str]:

@@ -7,7 +7,7 @@ from rich.table import Table
 
 from vllm_edit.atlas.training import Progress
 from vllm_edit.cli.atlas import plain_lines
-from vllm_edit.cli.output import wide_console
+from vllm_edit.cli.output import progress_bar, wide_console
 
 
 def test_a_table_is_not_cut_where_the_output_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
@@ -18,6 +18,20 @@ def test_a_table_is_not_cut_where_the_output_is_no_terminal(capsys: pytest.Captu
     printed = capsys.readouterr().out
     assert all(cell in printed for cell in cells)
     assert len(printed.splitlines()) == 5
+
+
+def test_long_work_tells_how_far_it_is_where_stderr_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_bar("store init", every=0) as progress:
+        progress("trying layers", 3, 1200)
+    printed = capsys.readouterr()
+    assert printed.err == "store init: trying layers, 3 of 1,200\n"
+    assert not printed.out
+
+
+def test_short_work_tells_nothing_where_stderr_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_bar("compile") as progress:
+        progress("optimising", 1, 2)
+    assert not capsys.readouterr().err
 
 
 def test_training_tells_its_first_and_last_step_and_one_in_between_every_so_often() -> None:

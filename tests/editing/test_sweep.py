@@ -88,9 +88,9 @@ def test_only_the_finalists_are_tried_with_contexts(monkeypatch: pytest.MonkeyPa
         margins=(1.0, 2.0),
         settings=replace(LOOSE, steps=20, on_missed="report"),
     )
-    # Six candidates; one finalist or two, one larger margin, one joint solve.
+    # Six candidates; one finalist to four, one larger margin, one joint solve.
     assert tried[:6] == [(1, 2, 10)] * 6
-    assert tried[6:] in ([(2, 2, 20)] * 3, [(2, 2, 20)] * 4)
+    assert set(tried[6:]) == {(2, 2, 20)} and 3 <= len(tried[6:]) <= 6
     assert choice.made.site.contexts == contexts
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -79,10 +80,11 @@ def wide_console() -> Console:
 
 
 @contextmanager
-def progress_bar(title: str) -> Iterator[Progress]:
-    """A bar on stderr while a library reports (what, done, of how many); only where a person is watching.
+def progress_bar(title: str, every: float = 30) -> Iterator[Progress]:
+    """A bar on stderr while a library reports (what, done, of how many), with the time taken and the time left of what
+    is being done now.
 
-    With the time taken and the time left: of what is being done now, when that is counted from its beginning.
+    every: seconds. Where stderr is no terminal, as in a log, a line is written instead, at most one in so many seconds.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -100,8 +102,15 @@ def progress_bar(title: str) -> Iterator[Progress]:
     watched = console.is_terminal
     with Bar(*columns, console=console, transient=True, disable=not watched, speed_estimate_period=300) as bar:
         task = bar.add_task(title, total=None)
+        told = time.monotonic()
 
         def report(what: str, done: int, total: int) -> None:
+            nonlocal told
+            if not watched:
+                if time.monotonic() - told >= every:
+                    told = time.monotonic()
+                    print(f"{title}: {what}, {done:,} of {total:,}", file=sys.stderr, flush=True)
+                return
             now = bar.tasks[0]
             if total != now.total or done < now.completed:  # something else is done now: the clock starts anew
                 bar.reset(task, total=total)

@@ -21,6 +21,7 @@ class Plan:
 
     tenants: tenant → the patch it is served.  by_prompt: tenants that are asked in mode ike too.
     changed: the tenant that gets a new version of its patch, in which the first edit's answer is `new_answer`.
+    measured: patches whose table of probes is shown; all accepted ones where it is empty.
     """
 
     model: str
@@ -30,6 +31,7 @@ class Plan:
     by_prompt: Sequence[str]
     changed: str
     new_answer: str
+    measured: Sequence[str] = ()
     missing: str = ""
 
 
@@ -69,6 +71,7 @@ REAL = Plan(
     by_prompt=("north", "south"),
     changed="north",
     new_answer="Toulouse",
+    measured=("north", "south"),
     missing="`make smollm2` fetches it; or name another model with --model",
 )
 """SmolLM2-135M-Instruct, a pretrained model, and facts that it knows."""

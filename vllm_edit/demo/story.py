@@ -49,7 +49,8 @@ class Demo:
             if tenant not in {known.name for known in store.registry.tenants()}:
                 store.registry.create_tenant(tenant)
             store.registry.publish(tenant, outcomes[patch].name, why="demo")
-        self._evaluate(base, [outcome for outcome in outcomes.values() if outcome.accepted])
+        chosen = self.plan.measured or tuple(outcomes)
+        self._evaluate(base, [one for patch, one in outcomes.items() if one.accepted and patch in chosen])
         self._step("Starting stock vLLM's OpenAI server (some 30 s) ...")
         with LocalServer(store.url, self.folder / "server.log") as server:
             self._ask(server)
@@ -119,7 +120,8 @@ class Demo:
         return outcomes
 
     def _evaluate(self, base: Base, outcomes: Sequence[Outcome]) -> None:
-        self._step("vllm-edit eval: what the accepted patches changed, and what they must not change")
+        names = ", ".join(outcome.compiled.manifest.patch for outcome in outcomes)
+        self._step(f"vllm-edit eval: what {names} changed, and what they must not change")
         with self.console.status("asking base, weights and IKE the same questions ..."):
             settings = EvaluationSettings(teacher_forced=False, latency=4)
             report = evaluate([o.compiled for o in outcomes], HFRunner(base.model, base.tokenizer), settings=settings)

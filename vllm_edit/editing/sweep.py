@@ -39,7 +39,7 @@ TOKENS: tuple[Token, ...] = ("subject_last", "last")
 DAMPINGS = (0.0, 0.1)
 MARGINS = (1.5, 3.0)
 """Nats by which the target leads after the bare prompt. All are reached by training on from the one before."""
-_LAYERS, _SCREENED, _REFINED, _FINALISTS = 6, 6, 2, 2
+_LAYERS, _SCREENED, _REFINED, _FINALISTS = 6, 6, 2, 4
 _NEAR = 0.1
 """Only candidates that scored so near to the best one are finalists."""
 _NEAR_DAMPING = 0.01

@@ -26,8 +26,8 @@ from vllm_edit.store.site import Token
 _LOCALITY_TOKENS = 3
 _SCALE = 3.0
 """Nats of a paraphrase's lead that count: where every wording misses by a few nats, candidates still differ."""
-_STRICT = 4.0
-"""How much more a nat counts that an answer loses which should stay: an edit is of one fact and leaves all others."""
+_MOST_LOST = 3.0
+"""Nats that an answer which should stay can lose: below that it is gone, and how far below says nothing."""
 _IN_CHAT = "paraphrase in chat"
 
 
@@ -36,7 +36,8 @@ class Measurement:
     """Results of one candidate on some of the sweep's edits. `joint`: all of them in one solve.
 
     Shares are of answers that greedy decoding gives, between 0 and 1. `margins` is what candidates are compared by: it
-    tells apart candidates of equal shares.
+    tells apart candidates of equal shares. It is the harmonic mean of three numbers between 0 and 1, each from leads in
+    nats: mean σ(lead) of the bare prompts, mean σ(lead / 3) of the paraphrases, and e^{−mean loss} of what should stay.
     """
 
     token: Token
@@ -200,12 +201,11 @@ class Trials:
         # An edit's first row is the bare prompt: the plain form comes first, and its bare context.
         bare = [next(row for row in prepared.taught if row.edit == index) for index in range(len(self.edits))]
         reached, reworded, kept = lead(bare), lead(self.paraphrases), lead(self.localities)
-        lost = (torch.tensor(self.before) - kept).clamp_min(0.0)
+        lost = (torch.tensor(self.before) - kept).clamp(0.0, _MOST_LOST)
         of_subject = torch.tensor([row.form == "locality_subject" for row in self.localities])
         other = ~of_subject if bool((~of_subject).any()) else of_subject
         both = bool(of_subject.any()) and bool((~of_subject).any())
-        parts = [reached.sigmoid(), (reworded / _SCALE).sigmoid(), (-_STRICT * lost[other]).exp()]
-        parts += [(-_STRICT * lost[of_subject]).exp()] if both else []
+        parts = [reached.sigmoid().mean(), (reworded / _SCALE).sigmoid().mean(), (-lost.mean()).exp()]
         return Measurement(
             token=made.site.token,
             layer=made.site.layer,
@@ -217,7 +217,7 @@ class Trials:
             paraphrase=_share(reworded),
             locality=_share(kept[other]),
             locality_subject=_share(kept[of_subject]) if both else None,
-            margins=numbers.harmonic_mean([float(part.mean()) for part in parts]),
+            margins=numbers.harmonic_mean([float(part) for part in parts]),
             norm=norm,
             steps=steps,
         )
