@@ -139,12 +139,14 @@ def compare(
         name = f"batched, {budget} tokens"
         ways.append((name, len(work.patches), lambda budget=budget: _batched(work, budget)))  # type: ignore[misc]
     if whole:
-        forms = replace(work, settings=replace(work.settings, few_rows=False))
+        exact = replace(work, settings=replace(work.settings, fast_products=False))
+        forms = replace(exact, settings=replace(exact.settings, few_rows=False))
         tokens = replace(forms, settings=replace(forms.settings, whole_rows=True))
         # Nothing lies below layer 0, so no block's states are kept from step to step. The module stays what it is.
         lowest = work.made.site.model_copy(update={"layer": 0})
         blocks = replace(tokens, made=MadeSite(lowest, work.made.moment))
-        ways.append(_one_by_one("… every form from the start", forms, some))
+        ways.append(_one_by_one("… in float32 throughout", exact, some))
+        ways.append(_one_by_one("… and every form from the start", forms, some))
         ways.append(_one_by_one("… and every token of a row", tokens, some))
         ways.append(_one_by_one("… and every block", blocks, some))
     _alone(work, work.patches[0])  # what is computed or allocated once is not counted

@@ -56,6 +56,13 @@ class Passes:
         self._packs: tuple[list[int], list[Pack]] = ([], [])
         self._batches: tuple[list[int], list[tuple[Batch, torch.Tensor | None]]] = ([], [])
 
+    @property
+    def layers(self) -> list[nn.Module]:
+        """The leaves of the model that a pass runs: all but those of the blocks below."""
+        lower = tuple(f"{block}." for block in self._below.blocks)
+        named = self.model.named_modules()
+        return [leaf for name, leaf in named if not any(leaf.children()) and not name.startswith(lower)]
+
     def prepare(self, indices: Iterable[int]) -> None:
         """Run the base once over these rows, and keep what later passes need. Rows that are ready cost nothing."""
         new = [index for index in indices if index not in self._ready]

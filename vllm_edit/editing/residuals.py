@@ -14,12 +14,14 @@ the steepest descent. Its length does not depend on the gradient's: it is halved
 to the first one, where it falls. Adam, which the reference codes use, moves every coordinate alike from its first step
 on. The same margins then take a longer δ, which moves neighbours more (docs/methods.md has the figures). A group is
 done, and leaves the batch, when each of its rows has its margin: every answer token leads its best rival by so many
-nats.
+nats. Steps multiply in bfloat16 where the processor can (`models.fast_products`); what they lead to is checked in the
+model's own precision (`editing.rome_rounds`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -28,6 +30,7 @@ from torch import nn
 
 from vllm_edit.editing.passes import Passes
 from vllm_edit.editing.settings import Progress, RomeSettings
+from vllm_edit.models.fast_products import fast_products
 from vllm_edit.models.hooks import frozen
 
 T = TypeVar("T")
@@ -111,8 +114,12 @@ def train_residuals(
     run = _Run(passes, wanted, fixed.to(device), unit, settings)
     active = sorted({passes.rows[row].group for row in wanted})
     total = len(active)
-    with frozen(passes.model), torch.enable_grad():
+    with ExitStack() as stack:
+        stack.enter_context(frozen(passes.model))
         passes.prepare(wanted)
+        stack.enter_context(torch.enable_grad())
+        if settings.fast_products:
+            stack.enter_context(fast_products(passes.layers))
         for step in range(settings.steps + 1):
             found, gradient = run.losses(active, theta)
             for group, (slack, margin, loss) in found.items():

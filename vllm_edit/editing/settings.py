@@ -46,6 +46,8 @@ class RomeSettings:
     """Train on the bare prompt first, on other contexts and forms only where they miss. Off: on all from the start."""
     whole_rows: bool = False
     """Run all tokens of a row in every step of training, not only those from the site's on."""
+    fast_products: bool = True
+    """Multiply in bfloat16 in training where the processor has units for it. What is trained is checked in full."""
     margin: float | None = None
     """The target is to lead by so many nats at every target position after the bare prompt; None takes the site's."""
     context_margin: float = 1.0

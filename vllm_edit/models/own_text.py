@@ -17,6 +17,7 @@ import torch
 from vllm_edit.errors import EditError
 from vllm_edit.models.base import Base
 from vllm_edit.models.beginnings import begin_ids, never_text, opener_ids, plain_start
+from vllm_edit.models.fast_products import fast_products
 from vllm_edit.models.greedy import end_ids
 from vllm_edit.models.lengths import positions_of
 from vllm_edit.models.sampling import Draft, Start, sampled
@@ -117,9 +118,10 @@ class _Writer:
         # Chats are spread evenly over the texts: a later step may read only the first of them.
         chats = [int(self.chat_share * (number + 1)) > int(self.chat_share * number) for number in range(count)]
         drafts = [self._draft(chat, generator) for chat in chats]
-        written = sampled(
-            self.base.model, drafts, banned=self.banned, ends=self.ends, batch=self.batch, on_step=on_step
-        )
+        with fast_products([self.base.model]):
+            written = sampled(
+                self.base.model, drafts, banned=self.banned, ends=self.ends, batch=self.batch, on_step=on_step
+            )
         texts = (self._as_chat(ids) if chat else self._as_text(ids) for ids, chat in zip(written, chats, strict=True))
         return [text for text in texts if text]
 
