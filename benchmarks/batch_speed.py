@@ -199,7 +199,8 @@ def _batched(work: Work, budget: int) -> Sequence[CompiledPatch]:
 def _markdown(work: Work, table: Sequence[Measured], compiled: Sequence[Sequence[CompiledPatch]]) -> str:
     found, alone = sameness(*compiled[:2]), table[0]
     lines = [
-        f"{len(work.patches)} edits of {work.base.name} ({alone.edits} of them one at a time) at {work.made.site.module}, token `{work.made.site.token}`, "
+        f"{len(work.patches)} edits of {work.base.name} ({alone.edits} of them one at a time) at "
+        f"{work.made.site.module}, token `{work.made.site.token}`, "
         f"{found['mean_steps'][0]:.1f} steps an edit; the same steps for {found['same_steps']:.0%} of them; edits that "
         f"missed: {found['missed'][0]} and {found['missed'][1]}; ΔW differs by at most "
         f"{found['largest_relative_change']:.1e}. {machine()} {torch.get_num_threads()} threads; load average "

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -31,10 +32,10 @@ def fast_products(modules: Iterable[nn.Module]) -> Iterator[None]:
     layers = dict.fromkeys(layer for module in modules for layer in module.modules() if _is_slow(layer))
     copies: dict[int, torch.Tensor] = {}
     for layer in layers if has_units() else ():
-        weight = linear_weight(layer).detach()
+        weight, bias = linear_weight(layer).detach(), getattr(layer, "bias", None)
         if weight.data_ptr() not in copies:  # tied layers share one copy
             copies[weight.data_ptr()] = weight.bfloat16().contiguous()
-        layer.forward = partial(_product, copies[weight.data_ptr()], layer.bias)
+        layer.forward = partial(_product, copies[weight.data_ptr()], bias)
     try:
         yield
     finally:
@@ -44,7 +45,7 @@ def fast_products(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 def has_units() -> bool:
     """True if this processor multiplies bfloat16 matrices by itself; without units that is far slower than float32."""
-    found = getattr(torch.cpu, "get_capabilities", dict)()  # older releases of torch do not tell
+    found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older releases of torch do not tell
     return any(found.get(unit) for unit in _UNITS)
 
 
