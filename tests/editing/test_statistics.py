@@ -15,7 +15,7 @@ from vllm_edit.editing import statistics
 from vllm_edit.editing.statistics import SecondMoment, second_moments
 from vllm_edit.errors import EditError
 from vllm_edit.models.base import Base, unchanged
-from vllm_edit.models.hooks import capture_inputs
+from vllm_edit.models.hooks import capture_inputs, capture_outputs
 from vllm_edit.store.digest import digest_tensors
 
 DOWN = "model.layers.1.mlp.down_proj"
@@ -65,6 +65,21 @@ def test_families_that_flatten_or_transpose_agree_too(
     base = Base.of(tiny_model(family, tokenizer), tokenizer)
     found = second_moments(base, [name], TEXTS, minimum_ratio=5)[0]
     assert torch.allclose(found.matrix.double(), reference(base, name, TEXTS)[0], rtol=1e-3, atol=1e-6)
+
+
+def test_a_token_counts_by_the_size_of_the_output_where_the_block_normalises_it(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    base = Base.of(tiny_model("gemma2", tokenizer), tokenizer)
+    total, weights = torch.zeros(96, 96, dtype=torch.float64), 0.0
+    with torch.no_grad(), capture_inputs(base.model, [DOWN]) as inputs, capture_outputs(base.model, [DOWN]) as outputs:
+        for text in TEXTS:
+            base.model(torch.tensor([tokenizer(text)["input_ids"]]))
+            for key, output in zip(inputs[DOWN][0].double(), outputs[DOWN][0].double(), strict=True):
+                weight = float(1 / output.square().mean())
+                total, weights = total + weight * key[:, None] * key[None, :], weights + weight
+    found = second_moments(base, [DOWN], TEXTS, minimum_ratio=5)[0]
+    assert torch.allclose(found.matrix.double(), total / weights, rtol=1e-3, atol=1e-6)
 
 
 LAYERS = [f"model.layers.{layer}.mlp.down_proj" for layer in range(3)]

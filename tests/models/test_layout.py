@@ -49,6 +49,11 @@ def test_down_projection_is_found_also_where_d_ff_equals_hidden(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_only_a_norm_after_the_mlp_makes_a_block_renormed(family: str, tokenizer: PreTrainedTokenizerFast) -> None:
+    assert find_layout(tiny_model(family, tokenizer)).renormed == (family == "gemma2",) * 3
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_the_down_projection_writes_what_the_block_adds(family: str, tokenizer: PreTrainedTokenizerFast) -> None:
     """Without the found weights no other weight of the MLP matters any more; attention's still do."""
     model = tiny_model(family, tokenizer)

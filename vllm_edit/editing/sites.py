@@ -101,8 +101,14 @@ def module_at(base: Base, layer: int) -> str:
 
 
 def residual_scale(base: Base, layer: int, rows: Sequence[Row], tokens: int = 8192) -> float:
-    """Median over rows of the RMS of the residual stream after `layer`, at each row's position."""
-    return float(measure_outputs(base.model, base.layout.layers[layer], rows, tokens).square().mean(1).sqrt().median())
+    """The unit of a residual at `layer`: the median over rows of an RMS at each row's position.
+
+    It is that of the residual stream after the block, or of the down projection's output where the block normalises
+    what its MLP adds.
+    """
+    layout = base.layout
+    measured = layout.down[layer] if layout.renormed[layer] else layout.layers[layer]
+    return float(measure_outputs(base.model, measured, rows, tokens).square().mean(1).sqrt().median())
 
 
 def scale_on_texts(base: Base, layer: int, texts: Iterable[str]) -> float:

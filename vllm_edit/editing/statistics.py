@@ -32,7 +32,7 @@ from vllm_edit.store.digest import digest_json, digest_tensors
 logger = logging.getLogger(__name__)
 
 RIDGE = 1e-3
-_FORMAT = 1
+_FORMAT = 2
 _MOST_BYTES = 2 * 2**30
 
 
@@ -163,10 +163,12 @@ def _fitting(widths: Mapping[str, int]) -> Iterator[dict[str, int]]:
 def _accumulate(
     base: Base, widths: Mapping[str, int], rows: Sequence[list[int]], batch_tokens: int, progress: Progress | None
 ) -> dict[str, torch.Tensor]:
-    """Module → Σ k kᵀ / count, [d_in, d_in] float32 on the CPU; products in float32, sum over batches in float64.
+    """Module → Σ w k kᵀ / Σ w, [d_in, d_in] float32 on the CPU; products in float32, sum over batches in float64.
 
-    widths: module → d_in.
+    widths: module → d_in. w is 1, or, where the block normalises what its MLP adds, 1 / mean square of the module's
+    output: there a change of the output counts relative to its size.
     """
+    renormed = {module for module, is_so in zip(base.layout.down, base.layout.renormed, strict=True) if is_so}
     decoder = base.model.base_model  # without the head, whose logits nobody needs
     targets = {find_module(base.model, module): module for module in widths}
     inner = {name: targets[part] for name, part in decoder.named_modules() if part in targets}
@@ -174,6 +176,7 @@ def _accumulate(
         module: torch.zeros(d_in, d_in, dtype=torch.float64, device=base.device) for module, d_in in widths.items()
     }
     told = f"second moment of {next(iter(widths))}" if len(widths) == 1 else f"second moments of {len(widths)} modules"
+    weighed = dict.fromkeys(widths, 0.0)
     count, done = sum(map(len, rows)), 0
     pad = base.tokenizer.pad_token_id if base.tokenizer.pad_token_id is not None else 0
     with torch.no_grad(), frozen(base.model):
@@ -183,12 +186,18 @@ def _accumulate(
             mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in batch], device=base.device)
             captured = inputs_of(decoder, list(inner), input_ids=ids, attention_mask=mask, use_cache=False)
             for name, module in inner.items():
-                keys = captured[name][mask.bool()].float()  # [real tokens, d_in]
-                totals[module] += (keys.mT @ keys).double()
+                inputs = captured[name][mask.bool()]  # [real tokens, d_in]
+                keys = inputs.float()
+                weights = torch.ones_like(keys[:, 0])
+                if module in renormed:
+                    sizes = find_module(base.model, module)(inputs).float().square().mean(1)
+                    weights = 1 / sizes.clamp_min(torch.finfo(torch.float32).tiny)
+                weighed[module] += float(weights.sum())
+                totals[module] += ((weights[:, None] * keys).mT @ keys).double()
             done += sum(map(len, batch))
             if progress:
                 progress(told, done, count)
-    return {module: (total / count).float().cpu() for module, total in totals.items()}
+    return {module: (total / weighed[module]).float().cpu() for module, total in totals.items()}
 
 
 def _roomy(size: int) -> torch.device:

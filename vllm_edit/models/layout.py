@@ -6,7 +6,8 @@ Found by structure and by behaviour in one tiny forward pass, never by a module'
 - in a block, attention is the child that mixes positions: change its input at the first position and its output at
   the last one changes. An MLP does not mix positions;
 - the down projection is the MLP's last linear layer, and its output is the MLP's output; the ones before it are its
-  gate and up projections, fused or apart.
+  gate and up projections, fused or apart;
+- a block that adds the same for twice that output normalises what it adds, as Gemma 2 and 3 do.
 
 Whatever does not fit (mixture of experts, encoder-decoder, an MLP that adds the residual itself) is refused.
 """
@@ -25,6 +26,8 @@ from vllm_edit.errors import EditError
 from vllm_edit.models.hooks import frozen, main_tensor
 
 _PROBE_LENGTH = 4
+_SAME = 0.5
+"""A block that adds less than so much more for twice an output does not follow the output's size."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,9 @@ class Layout:
 
     Where a block holds its MLP's layers directly (OPT), `mlp` names the block. `matrices` are all of a block's MLP's
     linear layers in the order in which they run; the last one is `down`.
+
+    renormed: the block normalises what its MLP adds to the residual stream: h + norm(W k + b) takes the place of
+    h + W k + b. A change of W k + b counts there relative to W k + b itself, and adds no more than the norm lets it.
     """
 
     layers: tuple[str, ...]
@@ -40,6 +46,7 @@ class Layout:
     mlp: tuple[str, ...]
     matrices: tuple[tuple[str, ...], ...]
     down: tuple[str, ...]
+    renormed: tuple[bool, ...]
     norm: str | None
     head: str
 
@@ -88,6 +95,7 @@ def find_layout(model: nn.Module) -> Layout:
         mlp=tuple(names[part.mlp] for part in parts),
         matrices=tuple(tuple(names[layer] for layer in part.matrices) for part in parts),
         down=tuple(names[part.down] for part in parts),
+        renormed=tuple(part.renormed for part in parts),
         norm=_final_norm(blocks[-1], head, names, trace),
         head=names[head],
     )
@@ -121,12 +129,13 @@ class _Trace:
 
 @dataclass(frozen=True)
 class _Parts:
-    """A block's attention, its MLP (the block itself where it has no module of its own), and the MLP's linear layers in
-    the order in which they run."""
+    """A block's attention, its MLP (the block itself where it has no module of its own), the MLP's linear layers in the
+    order in which they run, and whether the block normalises what they put out."""
 
     attention: nn.Module
     mlp: nn.Module
     matrices: tuple[nn.Module, ...]
+    renormed: bool
 
     @property
     def down(self) -> nn.Module:
@@ -154,7 +163,7 @@ class _Parts:
         result = main_tensor(trace.outputs[mlp])
         if not torch.equal(result, main_tensor(trace.outputs[down]).reshape(result.shape)):
             raise EditError(f"block {name}: the MLP's output is not its last linear layer's output (experts?)")
-        return cls(mixing[0], block if mlp is down else mlp, tuple(ran))
+        return cls(mixing[0], block if mlp is down else mlp, tuple(ran), _renorms(block, down, trace))
 
 
 def _mixes_positions(module: nn.Module, trace: _Trace) -> bool:
@@ -173,6 +182,22 @@ def _mixes_positions(module: nn.Module, trace: _Trace) -> bool:
     before, after = last(hidden), last(changed)
     # Not torch.equal: an expert that gets other tokens beside this one rounds differently.
     return bool((after - before).abs().max() > 1e-5 * before.abs().max())
+
+
+def _renorms(block: nn.Module, down: nn.Module, trace: _Trace) -> bool:
+    """True if the block puts out nearly the same for its down projection's output and for twice that. Runs it thrice
+    more."""
+    args, kwargs = trace.calls[block]
+
+    def out(scale: float) -> torch.Tensor:
+        handle = down.register_forward_hook(lambda module, inputs, output: scale * output)
+        try:
+            return main_tensor(block(*args, **kwargs)).float()
+        finally:
+            handle.remove()
+
+    nothing, once, twice = (out(scale) for scale in (0.0, 1.0, 2.0))
+    return bool((twice - once).norm() < _SAME * (once - nothing).norm())
 
 
 def _final_norm(last_block: nn.Module, head: nn.Module, names: dict[nn.Module, str], trace: _Trace) -> str | None:

@@ -103,7 +103,9 @@ class Site(_Frozen):
         None, description="nats by which an edit's target is to lead; None, as in older sites, takes the editor's own"
     )
     residual_scale: float = Field(
-        0.0, description="RMS of the residual stream at the site's token: the unit of a residual"
+        0.0,
+        description="the unit of a residual: RMS at the site's token of the residual stream, or of the module's output "
+        "where the block normalises that",
     )
     max_rank: int
     slots: int
