@@ -26,8 +26,6 @@ from vllm_edit.store.site import Token
 _LOCALITY_TOKENS = 3
 _SCALE = 3.0
 """Nats of a paraphrase's lead that count: where every wording misses by a few nats, candidates still differ."""
-_MOST_LOST = 3.0
-"""Nats that an answer which should stay can lose: below that it is gone, and how far below says nothing."""
 _IN_CHAT = "paraphrase in chat"
 
 
@@ -37,7 +35,8 @@ class Measurement:
 
     Shares are of answers that greedy decoding gives, between 0 and 1. `margins` is what candidates are compared by: it
     tells apart candidates of equal shares. It is the harmonic mean of three numbers between 0 and 1, each from leads in
-    nats: mean σ(lead) of the bare prompts, mean σ(lead / 3) of the paraphrases, and e^{−mean loss} of what should stay.
+    nats: mean σ(lead) of the bare prompts, mean σ(lead / 3) of the paraphrases, and mean σ(lead) / σ(lead in base) of what
+    should stay, where no answer counts more than 1.
     """
 
     token: Token
@@ -201,11 +200,11 @@ class Trials:
         # An edit's first row is the bare prompt: the plain form comes first, and its bare context.
         bare = [next(row for row in prepared.taught if row.edit == index) for index in range(len(self.edits))]
         reached, reworded, kept = lead(bare), lead(self.paraphrases), lead(self.localities)
-        lost = (torch.tensor(self.before) - kept).clamp(0.0, _MOST_LOST)
+        stays = (kept.sigmoid() / torch.tensor(self.before).sigmoid()).clamp_max(1.0)
         of_subject = torch.tensor([row.form == "locality_subject" for row in self.localities])
         other = ~of_subject if bool((~of_subject).any()) else of_subject
         both = bool(of_subject.any()) and bool((~of_subject).any())
-        parts = [reached.sigmoid().mean(), (reworded / _SCALE).sigmoid().mean(), (-lost.mean()).exp()]
+        parts = [reached.sigmoid().mean(), (reworded / _SCALE).sigmoid().mean(), stays.mean()]
         return Measurement(
             token=made.site.token,
             layer=made.site.layer,
