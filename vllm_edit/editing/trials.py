@@ -35,8 +35,8 @@ class Measurement:
 
     Shares are of answers that greedy decoding gives, between 0 and 1. `margins` is what candidates are compared by: it
     tells apart candidates of equal shares. It is the harmonic mean of three numbers between 0 and 1, each from leads in
-    nats: mean σ(lead) of the bare prompts, mean σ(lead / 3) of the paraphrases, and mean σ(lead) / σ(lead in base) of what
-    should stay, where no answer counts more than 1.
+    nats: mean σ(lead) of the bare prompts, mean σ(lead / 3) of the paraphrases, and mean σ(lead) / σ(lead in base) of
+    what should stay, where no answer counts more than 1.
     """
 
     token: Token
