@@ -165,7 +165,7 @@ def test_make_targets_and_modules_in_the_docs_exist() -> None:
             assert words[1] in targets
         if words[:2] == ["python", "-m"]:
             module = ROOT / words[2].replace(".", "/")
-                assert module.with_suffix(".py").exists() or (module / "__main__.py").exists()
+            assert module.with_suffix(".py").exists() or (module / "__main__.py").exists()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
