@@ -78,6 +78,7 @@ def test_facts_are_asked_in_the_statement_that_does_best(facts: Facts, monkeypat
         ]
 
     monkeypatch.setattr(pooling, "right", answered)
+    monkeypatch.setattr(pooling, "has_units", lambda: False)
     pool = ask_pool(None, facts)  # type: ignore[arg-type]
     assert {one.forms for one in pool.by_relation["elements.symbol"]} == {(symbols[2],)}
     assert pool.sizes["elements.symbol"] == len(facts.by_relation["elements.symbol"])
@@ -91,6 +92,25 @@ def test_facts_are_asked_in_the_statement_that_does_best(facts: Facts, monkeypat
     assert {one.form for one in asked if one.fact.relation.language == "zh"} == {
         relation.trained[0] for relation in facts.relations if relation.language == "zh"
     }, "and so is a language"
+
+
+def test_where_bfloat16_is_faster_the_models_own_precision_still_decides_what_is_known(
+    random_model: Base, facts: Facts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[Question]] = []
+
+    def answered(base: Base, questions: list[Question], *others: object) -> list[bool]:
+        asked.append(list(questions))
+        return [number % 2 == 0 for number in range(len(questions))]
+
+    monkeypatch.setattr(pooling, "right", answered)
+    monkeypatch.setattr(pooling, "has_units", lambda: True)
+    pool = ask_pool(random_model, facts)
+    first, again = asked[:2]
+    assert again == first[::2]
+    confirmed = {(one.fact, one.form) for number in range(1, len(asked), 2) for one in asked[number][::2]}
+    assert pool.known
+    assert {(known.fact, form) for known in pool.known for form in known.forms} <= confirmed
 
 
 def test_a_pool_is_read_back_from_its_record(pool: Pool, facts: Facts) -> None:

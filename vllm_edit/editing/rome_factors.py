@@ -12,6 +12,7 @@ from vllm_edit.composition.system import System
 from vllm_edit.deltas.delta import LowRank
 from vllm_edit.editing.forms import ended_rows, form_rows, forms_of, kept_rows, preservation_rows
 from vllm_edit.editing.keys import Columns, FormKey, group_edits, make_columns, measure_inputs, satisfiable
+from vllm_edit.editing.names import opening_forms, proper_names, same_ending
 from vllm_edit.editing.passes import Passes
 from vllm_edit.editing.residuals import Trained
 from vllm_edit.editing.settings import RomeSettings
@@ -120,7 +121,8 @@ def prepare(base: Base, site: Site, moment: SecondMoment, edits: Sequence[Edit],
         FormKey(edit, name, key, white, inputs[span.start])
         for (edit, name, _, span), key, white in zip(spans, means, whitened, strict=True)
     ]
-    form_keys += _kept_keys(base, site, moment, edits, settings)
+    form_keys += _kept_keys(base, site, moment, edits, settings) if site.token == "last" else []
+    form_keys += _name_keys(base, site, moment, edits, settings) if site.token == "subject_last" else []
     plain = [key for key in form_keys if key.form == "plain"]
     groups = group_edits(edits, plain, settings.group_cosine)
     columns = make_columns(groups, form_keys, settings.merge_cosine, settings.max_columns)
@@ -135,23 +137,50 @@ def prepare(base: Base, site: Site, moment: SecondMoment, edits: Sequence[Edit],
 def _kept_keys(
     base: Base, site: Site, moment: SecondMoment, edits: Sequence[Edit], settings: RomeSettings
 ) -> list[FormKey]:
-    """Keys that the update must not move: of the edits' `tune` locality probes, at most `most_kept` an edit, and of the
-    last token of each edit's answer, so that what follows the answer is the base's to say.
+    """Keys at the last token that the update must not move: of the edits' `tune` locality probes, at most `most_kept`
+    an edit, and of the last token of each edit's answer, so that what follows the answer is the base's to say.
 
-    Only for a site at the prompt's last token: which token of a probe is its subject's is not declared.
+    Which token of a probe is its subject's is not declared. So a site at the subject's token has none of these.
     """
-    if site.token != "last":
-        return []
     rows = [row for i, edit in enumerate(edits) for row in kept_rows(edit, i, base.tokenizer)[: settings.most_kept]]
     if settings.ending:
         rows += [row for i, edit in enumerate(edits) for row in ended_rows(edit, i, base.tokenizer, site)]
-    if not rows:
+    return _keys_of(base, site, moment, [(f"keep:{number}", 0.0, [row]) for number, row in enumerate(rows)], settings)
+
+
+def _name_keys(
+    base: Base, site: Site, moment: SecondMoment, edits: Sequence[Edit], settings: RomeSettings
+) -> list[FormKey]:
+    """Keys at the subject's token: of its name at the beginning of a text, which are edited too, and the mean keys of
+    other names that end as it does, which the update must not move."""
+    spans: list[tuple[str, float, list[Row]]] = []
+    names = proper_names(base.tokenizer, settings.same_ending) if settings.same_ending else []
+    for index, edit in enumerate(edits):
+        for form in opening_forms(edit) if settings.opening else ():
+            spans.append((form.name, 1.0, form_rows(form, index, base.tokenizer, site.token)))
+        for number, forms in enumerate(same_ending(edit, names)):
+            rows = [row for form in forms for row in form_rows(form, index, base.tokenizer, site.token)]
+            spans.append((f"keep:{number}", 0.0, rows))
+    return _keys_of(base, site, moment, spans, settings)
+
+
+def _keys_of(
+    base: Base,
+    site: Site,
+    moment: SecondMoment,
+    spans: Sequence[tuple[str, float, Sequence[Row]]],
+    settings: RomeSettings,
+) -> list[FormKey]:
+    """For each (form, share, rows of one edit) the rows' mean key."""
+    if not spans:
         return []
-    keys = measure_inputs(base.model, site.module, rows, settings.batch_tokens)  # [rows, d_in]
-    whitened = moment.whiten(keys).float()
+    rows = [row for _, _, own in spans for row in own]
+    inputs = measure_inputs(base.model, site.module, rows, settings.batch_tokens)  # [rows, d_in]
+    means = torch.stack([part.mean(0) for part in torch.split(inputs, [len(own) for _, _, own in spans])])
+    whitened = moment.whiten(means).float()
     return [
-        FormKey(row.edit, f"keep:{number}", key, white, key, share=0.0)
-        for number, (row, key, white) in enumerate(zip(rows, keys, whitened, strict=True))
+        FormKey(own[0].edit, form, key, white, key, share)
+        for (form, share, own), key, white in zip(spans, means, whitened, strict=True)
     ]
 
 

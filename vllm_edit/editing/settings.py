@@ -34,6 +34,11 @@ class RomeSettings:
     """Most `tune` locality probes of an edit whose keys the update must not move (columns of share 0). 0: none."""
     ending: bool = True
     """Keep also the keys at the answer's last token, so that the answer ends as the base would end it."""
+    same_ending: int = 8
+    """For a site at the subject's last token: names drawn for each ending of the subject's name, whose mean key the
+    update must not move. 0: none."""
+    opening: bool = True
+    """For a site at the subject's last token: edit also the key of the subject at the beginning of a text."""
 
     # Residuals: how δ is trained.
     steps: int = 80
@@ -92,6 +97,7 @@ class RomeSettings:
             f"{name} must not be negative; got {getattr(self, name)}"
             for name in (
                 "most_kept",
+                "same_ending",
                 "steps",
                 "margin",
                 "context_margin",

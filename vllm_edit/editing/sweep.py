@@ -39,7 +39,7 @@ TOKENS: tuple[Token, ...] = ("subject_last", "last")
 DAMPINGS = (0.0, 0.1)
 MARGINS = (1.5, 3.0)
 """Nats by which the target leads after the bare prompt. All are reached by training on from the one before."""
-_LAYERS, _SCREENED, _REFINED, _FINALISTS = 6, 6, 2, 4
+_LAYERS, _SCREENED, _REFINED, _FINALISTS = 6, 6, 2, 3
 _NEAR = 0.1
 """Only candidates that scored so near to the best one are finalists."""
 _NEAR_DAMPING = 0.01
@@ -47,7 +47,7 @@ _NEAR_DAMPING = 0.01
 _STEPS, _ROUNDS, _FIRST_STEPS, _FIRST_LENGTH = 40, 2, 10, 2.0
 _FIRST_VECTORS = 3
 """Vectors of the screening's second moment, for each input of the module."""
-_FINAL_EDITS = 6
+_FINAL_EDITS = 12
 _FINAL_CONTEXTS = 2
 """Contexts of either kind that the finalists are tried under, the bare one among them."""
 _ASKED = 12

@@ -80,8 +80,9 @@ class Alone:
 class Trials:
     """Edits (with the probes that are trained on) and the rows that measure them, scored on the base.
 
-    Half of each edit's `tune` locality probes are kept and the others are the measure. So are its `tune` paraphrases;
-    where the settings train on the form `tune`, half of them are forms of the edit instead.
+    Each edit's `tune` locality probes are the measure, and none of them is kept. Few patches declare such probes, and a
+    site must leave neighbours alone without them. Its `tune` paraphrases are the measure too. Where the settings train
+    on the form `tune`, half of them are forms of the edit instead.
     """
 
     base: Base
@@ -99,14 +100,13 @@ class Trials:
             probes = [probe for probe in edit.probes if probe.split == "tune" and (has_chat or not probe.chat)]
             wordings = [probe for probe in probes if probe.kind == "paraphrase"]
             keeping = [probe for probe in probes if probe.kind in LOCALITY_KINDS]
-            # Every other one: the kinds stand one after the other.
             taught = wordings[1::2] if "tune" in settings.forms else []
-            trained.append(edit.model_copy(update={"probes": (*taught, *keeping[1::2])}))
+            trained.append(edit.model_copy(update={"probes": tuple(taught)}))
             for probe in (probe for probe in wordings if probe not in taught):
                 target = probe.target or edit.target_new
                 row = probe_row(probe, target, index, index, base.tokenizer)
                 paraphrases.append(replace(row, form=_IN_CHAT) if probe.chat else row)
-            for probe in keeping[::2]:
+            for probe in keeping:
                 localities.append(probe_row(probe, probe.target, index, index, base.tokenizer))
         if not paraphrases or not localities:
             raise EditError(

@@ -15,6 +15,7 @@ from vllm_edit.facts.asking import Progress, Question, right
 from vllm_edit.facts.facts import Fact, Facts, Form
 from vllm_edit.facts.pool import Known, Pool
 from vllm_edit.models.base import Base
+from vllm_edit.models.fast_products import fast_products, has_units
 
 _TRIED_FORMS, _TRIED_FACTS = 4, 6
 _ROUNDS = ("facts asked for", "facts asked for again")
@@ -87,6 +88,18 @@ def _ask(
 ) -> None:
     """Ask every relation's questions, all in one go, and enter the answers."""
     owners = [(one, question) for one, questions in zip(relations, asked, strict=True) for question in questions]
-    answers = right(base, [question for _, question in owners], progress, what)
+    answers = _right(base, [question for _, question in owners], progress, what)
     for (one, question), is_right in zip(owners, answers, strict=True):
         one.answers[question.fact, question.form] = is_right
+
+
+def _right(base: Base, questions: Sequence[Question], progress: Progress, what: str) -> list[bool]:
+    """For each question: does the base answer it right? Most are not. So where bfloat16 is faster all are asked in it
+    first, and what is right there is asked again in the model's own precision, which decides."""
+    if not has_units():
+        return right(base, questions, progress, what)
+    with fast_products([base.model]):
+        likely = right(base, questions, progress, what)
+    probable = [one for one, so in zip(questions, likely, strict=True) if so]
+    sure = iter(right(base, probable, progress, f"{what}, checked"))
+    return [so and next(sure) for so in likely]
