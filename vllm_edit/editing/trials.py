@@ -33,10 +33,10 @@ _IN_CHAT = "paraphrase in chat"
 class Measurement:
     """Results of one candidate on some of the sweep's edits. `joint`: all of them in one solve.
 
-    Shares are of answers that greedy decoding gives, between 0 and 1. `margins` is what candidates are compared by: it
-    tells apart candidates of equal shares. It is the harmonic mean of three numbers between 0 and 1, each from leads in
-    nats: mean σ(lead) of the bare prompts, mean σ(lead / 3) of the paraphrases, and mean σ(lead) / σ(lead in base) of
-    what should stay, where no answer counts more than 1.
+    Shares are of answers that greedy decoding gives, between 0 and 1. Candidates are compared by leads in nats, which
+    tell apart candidates of equal shares. `reached` is the mean σ(lead) of the bare prompts, `reworded` the mean
+    σ(lead / 3) of the paraphrases, and `stayed` the mean σ(lead) / σ(lead in base) of what should stay, where no answer
+    counts more than 1. All three lie between 0 and 1.
     """
 
     token: Token
@@ -49,14 +49,20 @@ class Measurement:
     paraphrase: float
     locality: float
     locality_subject: float | None  # None where no edit has a probe of it
-    margins: float
+    reached: float
+    reworded: float
+    stayed: float
     norm: float  # ‖ΔW‖/‖W‖: mean of the single edits', or the joint update's
     steps: float  # mean
 
     @property
     def score(self) -> float:
-        """`margins` less 0.02·‖ΔW‖/‖W‖: near ties go to the smaller update."""
-        return self.margins - 0.02 * min(self.norm, 5.0)
+        """The harmonic mean of `reached`, `reworded` and `stayed`³, less 0.02·‖ΔW‖/‖W‖.
+
+        What should stay weighs more than wordings: a patch can declare a wording that is missed, but nobody sees a
+        neighbour that changes. Near ties go to the smaller update.
+        """
+        return numbers.harmonic_mean([self.reached, self.reworded, self.stayed**3]) - 0.02 * min(self.norm, 5.0)
 
     def as_record(self) -> dict[str, Any]:
         return asdict(self) | {"score": round(self.score, 4)}
@@ -204,7 +210,6 @@ class Trials:
         of_subject = torch.tensor([row.form == "locality_subject" for row in self.localities])
         other = ~of_subject if bool((~of_subject).any()) else of_subject
         both = bool(of_subject.any()) and bool((~of_subject).any())
-        parts = [reached.sigmoid().mean(), (reworded / _SCALE).sigmoid().mean(), stays.mean()]
         return Measurement(
             token=made.site.token,
             layer=made.site.layer,
@@ -216,7 +221,9 @@ class Trials:
             paraphrase=_share(reworded),
             locality=_share(kept[other]),
             locality_subject=_share(kept[of_subject]) if both else None,
-            margins=numbers.harmonic_mean([float(part) for part in parts]),
+            reached=float(reached.sigmoid().mean()),
+            reworded=float((reworded / _SCALE).sigmoid().mean()),
+            stayed=float(stays.mean()),
             norm=norm,
             steps=steps,
         )

@@ -128,15 +128,18 @@ def _counterfactual(
 
 
 def _neighbours(own: Pool, facts: Facts, fact: Fact, split: Split, rng: random.Random) -> list[Probe]:
-    """Known facts of the same relation and other subjects; of those with the same object some are counted apart.
+    """Known facts of the same relation and other subjects.
 
-    CounterFact's neighbours all have the same object, which is what an edit moves first.
+    CounterFact's neighbours all have the same object, which is what an edit moves first. To judge by, some of them are
+    counted apart. To choose a site by, they come first, up to a half.
     """
     peers = [peer for peer in facts.by_relation[fact.relation.id] if peer.subject.name != fact.subject.name]
     rng.shuffle(peers)
     others = own.of(peers)
     if split == "tune":
-        return [_kept("locality", one, split) for one in others[:_SWEEP_NEIGHBOURS]]
+        first = [one for one in others if one.fact.object == fact.object][: _SWEEP_NEIGHBOURS // 2]
+        rest = [one for one in others if one not in first]
+        return [_kept("locality", one, split) for one in [*first, *rest][:_SWEEP_NEIGHBOURS]]
     drawn, rest = others[:_NEIGHBOURS], others[_NEIGHBOURS:]
     alike = [one for one in rest if one.fact.object == fact.object][:_SAME_OBJECT]
     return [
