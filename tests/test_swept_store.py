@@ -59,7 +59,8 @@ def all_known(monkeypatch: pytest.MonkeyPatch) -> None:
         made = fixed_site(base, texts, layer=2, token="last", contexts=[Context()])
         row = Measurement(
             token="last", layer=2, damping=0.0, margin=1.0, joint=False, edits=len(edits), reliability=1.0,
-            paraphrase=0.5, locality=0.5, locality_subject=None, reached=0.5, reworded=0.5, stayed=0.5, norm=float("nan"), steps=3.0,
+            paraphrase=0.5, locality=0.5, locality_subject=None, reached=0.5, reworded=0.5, stayed=0.5,
+            norm=float("nan"), steps=3.0,
         )  # fmt: skip
         return SiteChoice(made, (row,))
 
