@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
 
 from tests.editing.material import LOOSE, bench
@@ -12,6 +13,7 @@ from vllm_edit.composition.closed_form import row_space
 from vllm_edit.editing.keys import measure_inputs
 from vllm_edit.editing.names import opening_forms, proper_names, same_ending
 from vllm_edit.editing.rome_factors import prepare
+from vllm_edit.models.base import Base
 from vllm_edit.models.positions import locate
 from vllm_edit.models.rows import Row
 from vllm_edit.patch import Edit
@@ -32,6 +34,14 @@ def test_a_name_of_one_word_has_no_ending_and_an_aliass_ending_is_edited() -> No
     assert same_ending(PROVINCE.model_copy(update={"prompt": "Sakarya is in", "subject": "Sakarya"}), ["Mary"]) == []
     named = PROVINCE.model_copy(update={"aliases": ("the Province",)})
     assert [[form.subject for form in forms] for forms in same_ending(named, ["Mary"])] == [["Mary Sakarya Province"]]
+
+
+def test_a_hyphen_divides_words_as_a_space_does_and_stays() -> None:
+    edit = PROVINCE.model_copy(update={"prompt": "Hamburg-Amerika-Linie is in", "subject": "Hamburg-Amerika-Linie"})
+    assert [form.prompt for forms in same_ending(edit, ["Mary"]) for form in forms] == [
+        "Mary-Linie is in",
+        "Mary-Amerika-Linie is in",
+    ]
 
 
 def test_every_name_of_the_subject_may_begin_a_text() -> None:
@@ -60,6 +70,7 @@ def test_an_update_is_whole_at_a_texts_beginning_and_nothing_at_other_names_of_t
     prepared = prepare(one.base, one.site, one.moment, [PROVINCE], replace(LOOSE, opening=True, same_ending=4))
     columns = prepared.columns
     assert {column.share for column in columns.columns} == {0.0, 1.0}
+    assert any("opening" in column.form for column in columns.columns)
     A = row_space(columns.alone(0, 0.0))[0]  # [d_in]
 
     def key(prompt: str, name: str) -> torch.Tensor:
@@ -72,3 +83,13 @@ def test_an_update_is_whole_at_a_texts_beginning_and_nothing_at_other_names_of_t
     opening = [key(text, PROVINCE.subject) for text in (PROVINCE.subject, f"{PROVINCE.subject}'s")]
     torch.testing.assert_close(torch.stack(others).mean(0) @ A, torch.tensor(0.0).double(), rtol=0, atol=1e-4)
     torch.testing.assert_close(torch.stack(opening).mean(0) @ A, torch.tensor(1.0).double(), rtol=0, atol=0.1)
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_a_subject_has_a_key_at_a_texts_beginning_unless_it_is_the_first_token_there(bos: bool) -> None:
+    one, tokenizer = bench(token="subject_last"), tiny_tokenizer(bos=bos)
+    base = Base.of(one.base.model, tokenizer)
+    edit = PROVINCE.model_copy(update={"prompt": "The capital of X is", "subject": "X"})  # one byte, one token
+    settings = replace(LOOSE, opening=True, max_columns=8)
+    columns = prepare(base, one.site, one.moment, [edit], settings).columns.columns
+    assert any("opening" in column.form for column in columns) is bos

@@ -9,6 +9,7 @@ begins a text, and where the tokenizer merges its last character with what follo
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,8 @@ from vllm_edit.store.site import Context
 _OPENINGS = ("{}", "{}'s")
 _FREQUENT = 512  # names that a tokenizer learned first are those that its text had most
 _LEAST_LETTERS = 4
+_BREAK = re.compile(r"(?<=\w)[\s-](?=\w)")
+"""Between two words of a name: a space or a hyphen."""
 
 
 def opening_forms(edit: Edit) -> list[Form]:
@@ -36,15 +39,14 @@ def same_ending(edit: Edit, names: Sequence[str]) -> list[list[Form]]:
     Endings are the last word, and all words but the first. A name of one word has none. An ending that an alias has too
     is left out: what is edited cannot be kept.
     """
-    words = edit.subject.split()
-    endings = dict.fromkeys((" ".join(words[-1:]), " ".join(words[1:]))) if len(words) > 1 else ()
-    start = edit.prompt.rfind(edit.subject)
-    before, after = edit.prompt[:start], edit.prompt[start + len(edit.subject) :]
+    subject, breaks = edit.subject, [found.start() for found in _BREAK.finditer(edit.subject)]
+    start = edit.prompt.rfind(subject)
+    before, after = edit.prompt[:start], edit.prompt[start + len(subject) :]
     found = []
-    for ending in endings:
-        if any(alias.endswith(ending) for alias in edit.aliases):
+    for place in dict.fromkeys((breaks[-1], breaks[0])) if breaks else ():
+        if any(alias.endswith(subject[place + 1 :]) for alias in edit.aliases):
             continue
-        others = [f"{name} {ending}" for name in names if name not in words]
+        others = [name + subject[place:] for name in names if name not in subject]
         forms = [Form("keep", before + other + after, other, "", (Context(),)) for other in others]
         if forms:
             found.append(forms)

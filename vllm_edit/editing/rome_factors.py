@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from vllm_edit.composition.closed_form import row_space, solve
-from vllm_edit.composition.system import System
+from vllm_edit.composition.kept import KEPT_COSINE
+from vllm_edit.composition.system import System, interference
 from vllm_edit.deltas.delta import LowRank
 from vllm_edit.editing.forms import ended_rows, form_rows, forms_of, kept_rows, preservation_rows
 from vllm_edit.editing.keys import Columns, FormKey, group_edits, make_columns, measure_inputs, satisfiable
@@ -152,16 +153,26 @@ def _name_keys(
     base: Base, site: Site, moment: SecondMoment, edits: Sequence[Edit], settings: RomeSettings
 ) -> list[FormKey]:
     """Keys at the subject's token: of its name at the beginning of a text, which are edited too, and the mean keys of
-    other names that end as it does, which the update must not move."""
+    other names that end as it does, which the update must not move. Where the two coincide, the others are kept."""
     spans: list[tuple[str, float, list[Row]]] = []
     names = proper_names(base.tokenizer, settings.same_ending) if settings.same_ending else []
     for index, edit in enumerate(edits):
         for form in opening_forms(edit) if settings.opening else ():
-            spans.append((form.name, 1.0, form_rows(form, index, base.tokenizer, site.token)))
+            (row,) = form_rows(form, index, base.tokenizer, site.token)
+            if row.position:
+                spans.append((form.name, 1.0, [row]))
         for number, forms in enumerate(same_ending(edit, names)):
             rows = [row for form in forms for row in form_rows(form, index, base.tokenizer, site.token)]
             spans.append((f"keep:{number}", 0.0, rows))
-    return _keys_of(base, site, moment, spans, settings)
+    keys = _keys_of(base, site, moment, spans, settings)
+    return [key for key in keys if not key.share or not _coincides(key, [one for one in keys if not one.share])]
+
+
+def _coincides(key: FormKey, kept: Sequence[FormKey]) -> bool:
+    """True if a key that is kept of the same edit is nearly `key`."""
+    own = [key, *(one for one in kept if one.edit == key.edit)]
+    cosines = interference(torch.stack([one.key for one in own]), torch.stack([one.whitened for one in own]))
+    return bool((cosines[0, 1:] > KEPT_COSINE).any())
 
 
 def _keys_of(
