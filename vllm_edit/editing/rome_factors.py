@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from vllm_edit.composition.closed_form import row_space, solve
-from vllm_edit.composition.kept import KEPT_COSINE
-from vllm_edit.composition.system import System, interference
+from vllm_edit.composition.system import System
 from vllm_edit.deltas.delta import LowRank
 from vllm_edit.editing.forms import ended_rows, form_rows, forms_of, kept_rows, preservation_rows
 from vllm_edit.editing.keys import Columns, FormKey, group_edits, make_columns, measure_inputs, satisfiable
@@ -153,7 +152,7 @@ def _name_keys(
     base: Base, site: Site, moment: SecondMoment, edits: Sequence[Edit], settings: RomeSettings
 ) -> list[FormKey]:
     """Keys at the subject's token: of its name at the beginning of a text, which are edited too, and the mean keys of
-    other names that end as it does, which the update must not move. Where the two coincide, the others are kept."""
+    other names that end as it does, which the update must not move. Where the two coincide, the edit goes first."""
     spans: list[tuple[str, float, list[Row]]] = []
     names = proper_names(base.tokenizer, settings.same_ending) if settings.same_ending else []
     for index, edit in enumerate(edits):
@@ -164,15 +163,7 @@ def _name_keys(
         for number, forms in enumerate(same_ending(edit, names)):
             rows = [row for form in forms for row in form_rows(form, index, base.tokenizer, site.token)]
             spans.append((f"keep:{number}", 0.0, rows))
-    keys = _keys_of(base, site, moment, spans, settings)
-    return [key for key in keys if not key.share or not _coincides(key, [one for one in keys if not one.share])]
-
-
-def _coincides(key: FormKey, kept: Sequence[FormKey]) -> bool:
-    """True if a key that is kept of the same edit is nearly `key`."""
-    own = [key, *(one for one in kept if one.edit == key.edit)]
-    cosines = interference(torch.stack([one.key for one in own]), torch.stack([one.whitened for one in own]))
-    return bool((cosines[0, 1:] > KEPT_COSINE).any())
+    return _keys_of(base, site, moment, spans, settings)
 
 
 def _keys_of(
