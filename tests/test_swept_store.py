@@ -79,7 +79,7 @@ def test_a_model_that_knows_enough_has_its_site_chosen_by_that_and_the_store_kee
     assert (store.site().layer, store.passages(), store.document("texts")) == (2, ("first",), None)
     assert store.document("pool") == created.pool.as_record()
     (tried,) = store.document("tried")
-    assert (tried["edits"], tried["margins"], tried["norm"]) == (21, 0.5, None), "a number that is none is kept as none"
+    assert (tried["edits"], tried["stayed"], tried["norm"]) == (21, 0.5, None), "a number that is none is kept as none"
     assert store.verify() == []
     created.store.registry.close()
     store.registry.close()
