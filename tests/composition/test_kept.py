@@ -6,7 +6,7 @@ import torch
 
 from tests.composition.material import D_IN, capital, key_of, shift, solved
 from vllm_edit.composition.compose import compose
-from vllm_edit.composition.kept import keepable, within_room
+from vllm_edit.composition.kept import OPENING, agreeing, keepable, within_room
 from vllm_edit.composition.system import interference
 from vllm_edit.editing.keys import Columns, satisfiable
 from vllm_edit.store.manifest import Column, KeyGroup
@@ -55,3 +55,11 @@ def test_what_another_member_edits_is_not_kept() -> None:
     assert all(isinstance(column, Column) and column.share for column in composed.manifest.columns)
     moved, alone = (shift(patch, key_of(2)[0]) for patch in (composed, second))
     assert (moved - alone).norm() < 1e-4 * alone.norm()
+
+
+def test_an_opening_key_gives_way_to_another_groups_edit_at_the_same_place() -> None:
+    keys = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [0.0, 0.1, 1.0]])
+    cosines = interference(keys, keys)
+    forms = ["plain", "plain", OPENING, OPENING]
+    assert agreeing(cosines, [0, 1, 0, 1], forms) == [0, 1], "two subjects' openings that coincide go both"
+    assert agreeing(cosines, [0, 1, 0, 0], forms) == [0, 1, 2, 3], "of one group they share a residual"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from vllm_edit.composition.closed_form import as_saved, solve
-from vllm_edit.composition.kept import keepable, within_room
+from vllm_edit.composition.kept import agreeing, keepable, within_room
 from vllm_edit.composition.parts import Group
 from vllm_edit.composition.system import System
 from vllm_edit.deltas.delta import LowRank
@@ -44,7 +44,9 @@ def solve_jointly(groups: Sequence[Group], damping: float) -> Joint:
     keys, whitened = torch.stack([key for _, key, _ in numbered]), torch.stack([white for *_, white in numbered])
     shares = [column.share for column in columns]
     system = System.of(keys, whitened, [column.group for column in columns], damping, shares)
-    places = keepable(system.cosines, shares)
+    agreed = agreeing(system.cosines, system.groups, [column.form for column in columns])
+    remaining = system.only(agreed)
+    places = [agreed[place] for place in keepable(remaining.cosines, remaining.shares)]
     if len(places) < len(columns):
         system, columns = system.only(places), [columns[place] for place in places]
     residuals = torch.stack([group.residual for group in groups])

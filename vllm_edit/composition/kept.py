@@ -13,6 +13,8 @@ KEPT_COSINE = 0.9
 """A key to be kept whose whitened cosine with an edited one exceeds this contradicts it."""
 SAME_COSINE = 0.999
 """Two keys to be kept whose whitened cosine exceeds this are one: kept twice, they would be linearly dependent."""
+OPENING = "opening"
+"""The form of columns that are edited too, but give way to the columns of other groups."""
 _ROOM = 4  # kept columns take at most 1/_ROOM of the d_in dimensions
 
 
@@ -27,6 +29,18 @@ def within_room(shares: Sequence[float], d_in: int) -> list[int]:
         kept = [kept[step * len(kept) // room] for step in range(room)]
     chosen = set(kept)
     return [place for place, share in enumerate(shares) if share or place in chosen]
+
+
+def agreeing(cosines: torch.Tensor, groups: Sequence[int], forms: Sequence[str]) -> list[int]:
+    """Places of the columns without those of form `OPENING` that coincide with a column of another group.
+
+    cosines: [n, n], the columns' `interference`. Two edits of one subject have one key where it begins a text, and two
+    residuals: neither can be met there.
+    """
+    number = torch.tensor(list(groups))
+    gives_way = torch.tensor([form == OPENING for form in forms])
+    clashes = ((cosines.abs() > KEPT_COSINE) & (number[:, None] != number[None, :])).any(dim=1)
+    return [place for place, out in enumerate((gives_way & clashes).tolist()) if not out]
 
 
 def keepable(cosines: torch.Tensor, shares: Sequence[float]) -> list[int]:

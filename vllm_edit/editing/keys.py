@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from vllm_edit.composition.kept import keepable, within_room
+from vllm_edit.composition.kept import agreeing, keepable, within_room
 from vllm_edit.composition.system import System, interference
 from vllm_edit.models.hooks import capture_outputs, inputs_of
 from vllm_edit.models.rows import Batch, Row, batches, run_batch
@@ -162,11 +162,13 @@ def make_columns(
 
 
 def satisfiable(columns: Columns, groups: Sequence[int]) -> list[int]:
-    """The columns of some groups, without the kept ones for which these groups leave no room (`composition.kept`)."""
+    """The columns of some groups, without those for which these groups leave no room (`composition.kept`)."""
     own = [place for place, column in enumerate(columns.columns) if column.group in groups]
     roomy = within_room([columns.columns[place].share for place in own], columns.keys.shape[1])
     own = [own[place] for place in roomy]
     cosines = interference(columns.keys[own], columns.whitened[own])
+    agreed = agreeing(cosines, [columns.columns[i].group for i in own], [columns.columns[i].form for i in own])
+    own, cosines = [own[place] for place in agreed], cosines[agreed][:, agreed]
     return [own[place] for place in keepable(cosines, [columns.columns[place].share for place in own])]
 
 

@@ -13,6 +13,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from vllm_edit.composition.kept import OPENING
 from vllm_edit.editing.forms import Form
 from vllm_edit.patch import Edit
 from vllm_edit.store.site import Context
@@ -27,7 +28,7 @@ _BREAK = re.compile(r"(?<=\w)[\s-](?=\w)")
 def opening_forms(edit: Edit) -> list[Form]:
     """The subject and its aliases at the beginning of a text, alone and with a possessive. They are no prompts."""
     return [
-        Form("opening", opening.replace("{}", name), name, "", (Context(),))
+        Form(OPENING, opening.replace("{}", name), name, "", (Context(),))
         for name in (edit.subject, *edit.aliases)
         for opening in _OPENINGS
     ]
