@@ -34,10 +34,10 @@ class RomeSettings:
     """Most `tune` locality probes of an edit whose keys the update must not move (columns of share 0). 0: none."""
     ending: bool = True
     """Keep also the keys at the answer's last token, so that the answer ends as the base would end it."""
-    same_ending: int = 8
+    same_ending: int = 0
     """For a site at the subject's last token: names drawn for each ending of the subject's name, whose mean key the
     update must not move. 0: none."""
-    opening: bool = True
+    opening: bool = False
     """For a site at the subject's last token: edit also the key of the subject at the beginning of a text."""
 
     # Residuals: how δ is trained.

@@ -42,7 +42,7 @@ MARGINS = (1.5, 3.0)
 _LAYERS, _SCREENED, _REFINED, _FINALISTS = 6, 6, 2, 3
 _NEAR = 0.1
 """Only candidates that scored so near to the best one are finalists."""
-_NEAR_DAMPING = 0.01
+_NEAR_DAMPING = 0.1
 """Scores so near to each other are a tie, and the smaller λ wins: a larger one makes edits of one patch compete."""
 _STEPS, _ROUNDS, _FIRST_STEPS, _FIRST_LENGTH = 40, 2, 10, 2.0
 _FIRST_VECTORS = 3
