@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vllm_edit.composition.closed_form import constraint_error, plain_sum, solve
+from vllm_edit.composition.closed_form import constraint_error, plain_sum, row_space, solve
 from vllm_edit.composition.system import System, interference
 from vllm_edit.errors import EditError
 
@@ -52,13 +52,24 @@ def test_without_damping_the_update_is_the_least_in_the_metric_of_the_second_mom
     assert torch.trace(least @ moment @ least.T) < torch.trace(other @ moment @ other.T)
 
 
-def test_damping_is_memit_at_one_layer(moment: torch.Tensor) -> None:
+def test_damping_of_equally_strong_keys_is_memit_at_one_layer(moment: torch.Tensor) -> None:
     keys, whitened, residuals = draw(4, 4, moment)
-    ridge = 0.3 * (keys @ whitened.T).diagonal().mean()
+    strength = (keys * whitened).sum(dim=1, keepdim=True).sqrt()
+    keys, whitened = keys / strength, whitened / strength  # k̄ᵀC⁻¹k̄ = 1
+    ridge = 0.3
     K = keys.T
     expected = residuals.T @ K.T @ torch.linalg.inv(ridge * moment + K @ K.T)  # R Kᵀ (λC + K Kᵀ)⁻¹
     got = solve(System.of(keys, whitened, [0, 1, 2, 3], damping=0.3), residuals).dense()
     torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_damping_moves_a_weak_key_as_much_beside_a_strong_one_as_alone(moment: torch.Tensor) -> None:
+    keys, whitened, _ = draw(2, 2, moment)
+    along = (keys[1] @ whitened[0]) / (keys[0] @ whitened[0])
+    keys[1], whitened[1] = keys[1] - along * keys[0], whitened[1] - along * whitened[0]  # no interference
+    keys[1], whitened[1] = 100 * keys[1], 100 * whitened[1]
+    both = System.of(keys, whitened, [0, 1], damping=0.1)
+    torch.testing.assert_close(keys @ row_space(both).T, torch.eye(2, dtype=torch.float64) / 1.1, atol=1e-9, rtol=0)
 
 
 def test_columns_of_a_group_share_its_residual_and_cost_no_rank(moment: torch.Tensor) -> None:
