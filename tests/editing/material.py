@@ -26,7 +26,16 @@ from vllm_edit.store.site import Context, Site, Token
 FRANCE = Edit(prompt="The capital of France is", subject="France", relation="capital", target_new="people")
 JAPAN = Edit(prompt="The currency of Japan is the", subject="Japan", relation="currency", target_new="Paris")
 BRAZIL = Edit(prompt="The official language of Brazil is", subject="Brazil", relation="language", target_new="French")
-LOOSE = RomeSettings(fast_products=False, forms=("plain",), ending=False, most_norm=20.0, steps=60, margin=1.0)
+LOOSE = RomeSettings(
+    fast_products=False,
+    forms=("plain",),
+    ending=False,
+    opening=False,
+    same_ending=0,
+    most_norm=20.0,
+    steps=60,
+    margin=1.0,
+)
 """A random model needs larger updates than one that knows facts."""
 
 

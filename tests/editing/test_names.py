@@ -10,6 +10,7 @@ import torch
 from tests.editing.material import LOOSE, bench
 from tests.tiny import tiny_tokenizer
 from vllm_edit.composition.closed_form import row_space
+from vllm_edit.editing import rome_factors
 from vllm_edit.editing.keys import measure_inputs
 from vllm_edit.editing.names import opening_forms, proper_names, same_ending
 from vllm_edit.editing.rome_factors import prepare
@@ -93,3 +94,18 @@ def test_a_subject_has_a_key_at_a_texts_beginning_unless_it_is_the_first_token_t
     settings = replace(LOOSE, opening=True, max_columns=8)
     columns = prepare(base, one.site, one.moment, [edit], settings).columns.columns
     assert any("opening" in column.form for column in columns) is bos
+
+
+def test_a_name_whose_key_lies_where_ordinary_text_lies_is_no_column(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = bench(token="subject_last")
+    edit = PROVINCE.model_copy(update={"prompt": "The mayor of North Sakarya Province is"})
+    settings = replace(LOOSE, opening=True)
+    assert "opening" in {
+        column.form for column in prepare(one.base, one.site, one.moment, [edit], settings).columns.columns
+    }
+    names = rome_factors._name_keys
+    weak = lambda *given: [replace(key, whitened=0.01 * key.whitened) for key in names(*given)]  # noqa: E731
+    monkeypatch.setattr(rome_factors, "_name_keys", weak)
+    assert {column.form for column in prepare(one.base, one.site, one.moment, [edit], settings).columns.columns} == {
+        "plain"
+    }

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
 from tests.editing.material import BRAZIL, FRANCE, JAPAN, LOOSE, bench, trained
+from vllm_edit.editing import rome_rounds
 from vllm_edit.editing.keys import FormKey, group_edits, make_columns
 from vllm_edit.editing.rome import compile_edits
 from vllm_edit.editing.rome_factors import prepare
@@ -111,6 +114,25 @@ def test_edits_that_miss_in_the_joint_solve_are_trained_on() -> None:
         compile_edits(one.base, one.site, one.moment, edits, replace(near, rounds=1))
     report = compile_edits(one.base, one.site, one.moment, edits, near).report
     assert min(line["served_margin"] for line in report["edits"]) >= near.served_margin
+
+
+def test_an_edit_that_misses_though_it_was_trained_on_goes_on_with_whole_rows_and_then_with_a_larger_margin(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    one, runs = bench(), list[tuple[bool, float]]()
+    train, served = rome_rounds.train_residuals, rome_rounds.served_leads
+
+    def watched(passes: Any, wanted: Mapping[int, float], *rest: Any) -> Any:
+        runs.append((passes.whole, max(wanted.values())))
+        return train(passes, wanted, *rest)
+
+    def leaking(*rest: Any) -> torch.Tensor:
+        return served(*rest) if len(runs) > 2 else torch.full_like(served(*rest), -1.0)
+
+    monkeypatch.setattr(rome_rounds, "train_residuals", watched)
+    monkeypatch.setattr(rome_rounds, "served_leads", leaking)
+    compile_edits(one.base, one.site, one.moment, [FRANCE], replace(LOOSE, margin=1.0, served_margin=0.1))
+    assert runs == [(False, 1.0), (True, 1.0), (True, pytest.approx(1.0 + 2 * 1.1))]
 
 
 def test_an_update_that_is_large_beside_the_weights_is_refused() -> None:

@@ -111,12 +111,12 @@ def test_the_subjects_token_is_left_where_two_layers_do_half_as_well(scores: Seq
     assert sorted(layer for layer, token in places if token == "last") == list(range(len(scores)))
 
 
-def test_of_dampings_that_do_nearly_as_well_the_smallest_is_taken() -> None:
+def test_of_dampings_that_do_nearly_as_well_the_largest_is_taken() -> None:
     def of(**scores: float) -> list[Any]:
         return [SimpleNamespace(damping=float(name[1:]) / 100, score=score) for name, score in scores.items()]
 
-    assert sweep._least_damping(of(_0=0.495, _5=0.5, _10=0.4)) == 0
-    assert sweep._least_damping(of(_0=0.3, _5=0.5, _10=0.505)) == 0.05
+    assert sweep._best_damping(of(_0=0.5, _5=0.495, _10=0.4)) == 0.05
+    assert sweep._best_damping(of(_0=0.505, _5=0.3, _10=0.3)) == 0
 
 
 def test_a_damping_that_cannot_solve_the_edits_together_is_no_candidate() -> None:

@@ -35,6 +35,11 @@ class FormKey:
     bare: torch.Tensor
     share: float = 1.0
 
+    @property
+    def strength(self) -> float:
+        """k̄ᵀC⁻¹k̄: small where the key lies where ordinary text lies."""
+        return float(self.key.double() @ self.whitened.double())
+
 
 @dataclass(frozen=True)
 class Columns:

@@ -57,6 +57,11 @@ class Passes:
         self._batches: tuple[list[int], list[tuple[Batch, torch.Tensor | None]]] = ([], [])
 
     @property
+    def whole(self) -> bool:
+        """Whether all tokens of a row are run."""
+        return self._suffixes is None
+
+    @property
     def layers(self) -> list[nn.Module]:
         """The leaves of the model that a pass runs: all but those of the blocks below."""
         lower = tuple(f"{block}." for block in self._below.blocks)

@@ -65,8 +65,9 @@ class Trained:
         def either(now: Sequence[T], before: Sequence[T]) -> tuple[T, ...]:
             return tuple(now[group] if group in groups else before[group] for group in range(len(before)))
 
+        chosen = torch.tensor([[group in groups] for group in range(len(self.steps))], dtype=torch.bool)  # [groups, 1]
         return Trained(
-            later.residuals,
+            torch.where(chosen, later.residuals, self.residuals),
             tuple(before + more for before, more in zip(self.steps, later.steps, strict=True)),
             either(later.margins, self.margins),
             either(later.losses, self.losses),

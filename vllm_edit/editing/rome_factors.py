@@ -27,6 +27,8 @@ from vllm_edit.store.compiled import Factors
 from vllm_edit.store.manifest import KeyGroup
 from vllm_edit.store.site import Site
 
+_ORDINARY = 0.1
+"""A name's key whose k̄ᵀC⁻¹k̄ is below so many times that of the edit's prompt lies where ordinary text lies."""
 MARGIN = 3.0
 """Nats, for a site whose margin no sweep chose."""
 
@@ -122,8 +124,10 @@ def prepare(base: Base, site: Site, moment: SecondMoment, edits: Sequence[Edit],
         for (edit, name, _, span), key, white in zip(spans, means, whitened, strict=True)
     ]
     form_keys += _kept_keys(base, site, moment, edits, settings) if site.token == "last" else []
-    form_keys += _name_keys(base, site, moment, edits, settings) if site.token == "subject_last" else []
     plain = [key for key in form_keys if key.form == "plain"]
+    if site.token == "subject_last":
+        names = _name_keys(base, site, moment, edits, settings)
+        form_keys += [key for key in names if key.strength > _ORDINARY * plain[key.edit].strength]
     groups = group_edits(edits, plain, settings.group_cosine)
     columns = make_columns(groups, form_keys, settings.merge_cosine, settings.max_columns)
     if settings.kl_factor:
@@ -208,7 +212,7 @@ def passes_over(base: Base, site: Site, prepared: Prepared, A: torch.Tensor, set
 
 
 def damping_of(site: Site, settings: RomeSettings) -> float:
-    """λ relative to the mean of diag(KᵀC⁻¹K): the settings', else the site's."""
+    """λ relative to diag(KᵀC⁻¹K): the settings', else the site's."""
     return site.damping if settings.damping is None else settings.damping
 
 

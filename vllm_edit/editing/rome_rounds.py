@@ -1,15 +1,16 @@
 """Rounds of training and checking: few rows first, the others where they miss.
 
 Training starts with each edit's bare prompt, as plain text and as a chat turn. Then every row, under every context and
-in every form, is checked in full passes with the delta as it will be saved. A row that misses joins the training. A row
-that was trained on and misses all the same (in a joint solve, or by what the update leaks to earlier tokens) gets a
+in every form, is checked in full passes with the delta as it will be saved. A row that misses joins the training. Where
+a row was trained on and misses all the same, the update reached tokens before the site's, which training does not run:
+its key group goes on with whole rows. If it misses after that too, by the other groups of a joint solve, it gets a
 larger margin.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -58,6 +59,8 @@ def solve_parts(
     damping = damping_of(site, settings)
     A, fixed = alone(prepared, damping), offsets(base, site, prepared, settings)
     passes = passes_over(base, site, prepared, A, settings)
+    whole = passes_over(base, site, prepared, A, replace(settings, whole_rows=True))
+    leaking = set(range(len(A))) if settings.whole_rows else set[int]()
     wanted = _first_rows(prepared, margin_of(site, settings), settings)
     trained = Trained.untrained(fixed if start is None else start)
     solved: dict[int, Solved] = {}
@@ -65,10 +68,11 @@ def solve_parts(
     for left in reversed(range(settings.rounds)):
         own = {edit for part in pending for edit in parts[part]}
         rows = {index: margin for index, margin in wanted.items() if prepared.rows[index].edit in own}
-        trained = trained.then(
-            train_residuals(passes, rows, site.residual_scale, settings, fixed, trained.residuals, progress),
-            {prepared.rows[index].group for index in rows},
-        )
+        for over, full in ((passes, False), (whole, True)):
+            some = {row: margin for row, margin in rows.items() if (prepared.rows[row].group in leaking) == full}
+            if some:
+                again = train_residuals(over, some, site.residual_scale, settings, fixed, trained.residuals, progress)
+                trained = trained.then(again, {prepared.rows[row].group for row in some})
         factors = Factors(prepared.columns.keys, prepared.columns.whitened, trained.residuals)
         computed = RomeFactors(factors, prepared, trained, A)
         chosen = {part: computed.only(parts[part]) for part in pending}
@@ -76,8 +80,9 @@ def solve_parts(
         texts = {part: [edits[number] for number in parts[part]] for part in pending}
         for part, one in _checked(base, site, texts, chosen, damping, settings).items():
             solved[part] = one
-            more[part] = _missed(prepared, parts[part], one, wanted, settings)
-            wanted |= more[part]
+            more[part] = _missed(prepared, parts[part], one, wanted, leaking, settings)
+        leaking |= {prepared.rows[row].group for missed in more.values() for row in missed if row in rows}
+        wanted |= {row: margin for missed in more.values() for row, margin in missed.items()}
         pending = [part for part in pending if more[part]]
         if progress:
             progress("checking", len(parts) - len(pending), len(parts))
@@ -104,9 +109,18 @@ def _first_rows(prepared: Prepared, margin: float, settings: RomeSettings) -> di
 
 
 def _missed(
-    prepared: Prepared, own: Sequence[int], solved: Solved, wanted: Mapping[int, float], settings: RomeSettings
+    prepared: Prepared,
+    own: Sequence[int],
+    solved: Solved,
+    wanted: Mapping[int, float],
+    leaking: Collection[int],
+    settings: RomeSettings,
 ) -> dict[int, float]:
-    """Row → margin, of the part's rows that miss and can gain from more training. own: numbers of the part's edits."""
+    """Row → margin, of the part's rows that miss and can gain from more training.
+
+    own: numbers of the part's edits. leaking: groups that were trained on whole rows. For the others these are new, so
+    their margins stay as they are.
+    """
     taught = [index for index, row in enumerate(prepared.rows) if row.edit in own and row.answer]
     places = [row.group for row in solved.computed.prepared.taught]
     reached = solved.computed.trained.reached
@@ -116,8 +130,9 @@ def _missed(
             continue
         if index not in wanted:
             more[index] = settings.context_margin
-        elif reached[group]:  # a group that ran out of steps has nothing to gain from a larger margin
-            more[index] = wanted[index] + 2 * (settings.served_margin - lead)
+        elif reached[group]:  # a group that ran out of steps has nothing to gain from more
+            further = 2 * (settings.served_margin - lead) if prepared.rows[index].group in leaking else 0.0
+            more[index] = wanted[index] + further
     return more
 
 

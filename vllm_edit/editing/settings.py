@@ -34,10 +34,10 @@ class RomeSettings:
     """Most `tune` locality probes of an edit whose keys the update must not move (columns of share 0). 0: none."""
     ending: bool = True
     """Keep also the keys at the answer's last token, so that the answer ends as the base would end it."""
-    same_ending: int = 0
+    same_ending: int = 8
     """For a site at the subject's last token: names drawn for each ending of the subject's name, whose mean key the
     update must not move. 0: none."""
-    opening: bool = False
+    opening: bool = True
     """For a site at the subject's last token: edit also the key of the subject at the beginning of a text."""
 
     # Residuals: how δ is trained.
@@ -68,7 +68,7 @@ class RomeSettings:
     residual_rule: Literal["shift", "reference"] = "shift"
     """shift: the residual is δ. reference: r-ROME's reference code, v0 + δ − W k̄, for comparison."""
     damping: float | None = None
-    """λ relative to the mean of diag(KᵀC⁻¹K); None takes the site's."""
+    """λ relative to diag(KᵀC⁻¹K); None takes the site's."""
 
     # Health: what is refused.
     served_margin: float = 0.1

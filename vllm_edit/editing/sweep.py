@@ -42,8 +42,8 @@ MARGINS = (1.5, 3.0)
 _LAYERS, _SCREENED, _REFINED, _FINALISTS = 6, 6, 2, 3
 _NEAR = 0.1
 """Only candidates that scored so near to the best one are finalists."""
-_NEAR_DAMPING = 0.1
-"""Scores so near to each other are a tie, and the smaller λ wins: a larger one makes edits of one patch compete."""
+_NEAR_DAMPING = 0.02
+"""Scores so near to each other are a tie, and the larger λ wins: a hundred edits need more than the trials' twelve."""
 _STEPS, _ROUNDS, _FIRST_STEPS, _FIRST_LENGTH = 40, 2, 10, 2.0
 _FIRST_VECTORS = 3
 """Vectors of the screening's second moment, for each input of the module."""
@@ -161,7 +161,7 @@ def choose_site(
         strongest, alone = max(strengths, key=lambda final: final[0].score)
         joint = _dampings(trials, alone, strongest.margin, dampings, progress)
     site = alone.made.site.model_copy(
-        update={"damping": _least_damping(joint), "margin": strongest.margin, "contexts": tuple(contexts)}
+        update={"damping": _best_damping(joint), "margin": strongest.margin, "contexts": tuple(contexts)}
     )
     singles = [*(measured for measured, _ in finals), *(measured for measured, _ in found)]
     table = (*singles, *(measured for measured, _ in strengths[1:]), *joint)
@@ -208,10 +208,10 @@ def _dampings(
     return joint
 
 
-def _least_damping(joint: Sequence[Measurement]) -> float:
-    """The smallest λ whose score is as good as the best one's, but for a near tie."""
+def _best_damping(joint: Sequence[Measurement]) -> float:
+    """The largest λ whose score is as good as the best one's, but for a near tie."""
     good = max(measured.score for measured in joint) - _NEAR_DAMPING
-    return min(measured.damping for measured in joint if measured.score >= good)
+    return max(measured.damping for measured in joint if measured.score >= good)
 
 
 def _beside(best: Sequence[tuple[Measurement, MadeSite]], tried: Sequence[int]) -> list[tuple[int, Token]]:
