@@ -10,9 +10,11 @@ import torch
 
 from tests.editing.material import BRAZIL, FRANCE, JAPAN, LOOSE, Bench, bench, leads_alone, trained
 from tests.tiny import FAMILIES
+from vllm_edit.deltas.delta import LowRank
 from vllm_edit.editing.passes import Passes
 from vllm_edit.editing.residuals import Trained, train_residuals
-from vllm_edit.editing.rome_factors import prepare
+from vllm_edit.editing.rome_factors import passes_over, prepare, together
+from vllm_edit.editing.served import served_leads
 from vllm_edit.models.hooks import find_module, low_rank_forward
 from vllm_edit.models.rows import greedy, leads
 from vllm_edit.patch import Edit, Probe
@@ -105,6 +107,28 @@ def test_without_a_leak_running_only_what_an_update_changes_gives_the_same_resid
     runs = [_steps(one, one.base.layout.layers[:2], whole=whole, edits=edits) for whole in (True, False)]
     assert runs[0].residuals.any()
     torch.testing.assert_close(runs[0].residuals, runs[1].residuals, rtol=1e-3, atol=1e-3)
+
+
+def test_a_pass_over_edits_served_together_scores_the_joint_update_and_trains_each_by_its_own_rows() -> None:
+    one, parts = bench(), [range(2), range(2, 3)]
+    prepared = prepare(one.base, one.site, one.moment, EDITS, LOOSE)
+    A = together(prepared, parts, 0.1)
+    residuals = torch.randn(3, 64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    passes = passes_over(one.base, one.site, prepared, A, LOOSE, parts)
+    passes.prepare(range(len(prepared.rows)))
+    for scored in passes.run(range(len(prepared.rows)), residuals):
+        taught = [row for row in scored.rows.tolist() if prepared.rows[row].answer]
+        places = [scored.rows.tolist().index(row) for row in taught]
+        rows = [prepared.rows[row] for row in taught]
+        updates = [LowRank(residuals.detach()[own].T.double(), A[own]) for own in ([0, 1], [2])]
+        served = served_leads(one.base, one.site, rows, updates, [int(row.group == 2) for row in rows], 8192)
+        torch.testing.assert_close(scored.lead[places], served, rtol=1e-4, atol=1e-4)
+        assert len(scored.rows) == len(prepared.rows)
+        own = [place for place, row in enumerate(scored.rows.tolist()) if prepared.rows[row].group == 0]
+        scored.nll[own].sum().backward()
+    assert residuals.grad is not None
+    assert residuals.grad[0].any()
+    assert not residuals.grad[1:].any()
 
 
 def _steps(one: Bench, below: Sequence[str], *, whole: bool, edits: Sequence[Edit] = EDITS) -> Trained:

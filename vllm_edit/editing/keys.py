@@ -71,9 +71,16 @@ class Columns:
 
     def alone(self, group: int, damping: float) -> System:
         """A group's columns as a system of its own."""
-        own = self.own(group)
-        shares = [self.columns[column].share for column in own]
-        return System.of(self.keys[own], self.whitened[own], [0] * len(own), damping, shares)
+        return self._system(self.own(group), damping)
+
+    def jointly(self, groups: Sequence[int], damping: float) -> System:
+        """The columns of some groups, as far as these leave room for them, as one system; groups in the order given."""
+        return self._system(satisfiable(self, groups), damping, list(groups))
+
+    def _system(self, places: Sequence[int], damping: float, groups: list[int] | None = None) -> System:
+        own = self.at(places)
+        numbers = [0 if groups is None else groups.index(group) for group in own.group_of]
+        return System.of(own.keys, own.whitened, numbers, damping, own.shares)
 
 
 def measure_inputs(model: nn.Module, module: str, rows: Sequence[Row], tokens: int) -> torch.Tensor:

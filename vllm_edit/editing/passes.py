@@ -31,7 +31,8 @@ class Passes:
     """Passes over `rows` with ΔW = δ_g A_g for the rows of group g.
 
     By default only the tokens from a row's position on are run (`models.suffixes`). Where the model cannot do that, or
-    with `whole`, all tokens from the site's block on are.
+    with `whole`, all tokens from the site's block on are. With `together` the other groups of a group's set act on its
+    rows too, with residuals that these rows do not train.
     """
 
     def __init__(
@@ -44,12 +45,17 @@ class Passes:
         tokens: int,
         *,
         whole: bool = False,
+        together: Sequence[Sequence[int]] = (),
     ) -> None:
         """A: [groups, d_in], on the model's device. below: names of the blocks before the module's. tokens: most in one
-        pass."""
+        pass. together: sets of groups that are served as one update; only for whole rows."""
         self.model, self.module, self.rows, self.A, self.tokens = model, module, rows, A, tokens
         self.group_of = torch.tensor([row.group for row in rows], device=A.device)
         self._suffixes = None if whole else Suffixes(model, rows, below, tokens)
+        self._beside = torch.eye(len(A), dtype=torch.bool, device=A.device)  # [g, h]: h acts on the rows of g
+        for groups in together:
+            members = torch.tensor(list(groups), device=A.device)
+            self._beside[members[:, None], members] = True
         self._below = Below(model, below)
         self._base: dict[int, torch.Tensor] = {}  # row → the base's logits [V], for rows without an answer
         self._ready: set[int] = set()
@@ -99,11 +105,18 @@ class Passes:
             made = batches(self.model, self.rows, indices, self.tokens)
             self._batches = (list(indices), [(batch, self._below.states(batch.rows.tolist())) for batch in made])
         for batch, hidden in self._batches[1]:
-            groups = self.group_of[batch.rows]
-            update = self.A[groups][:, None, :], residuals[groups][:, :, None]
+            update = self._update(self.group_of[batch.rows], residuals)
             with self._below.skipped(hidden), low_rank_forward(self.module, *update):
                 logits = run_batch(self.model, batch)
             yield Scored(batch.rows, *answer_scores(logits, batch), _following(logits, batch, self.rows))
+
+    def _update(self, groups: torch.Tensor, residuals: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """A [h, d_in] and B [b, d_out, h] of rows of these groups [b]: h are all groups that act on any of them."""
+        present = self._beside[groups].any(dim=0).nonzero()[:, 0]
+        own = groups[:, None] == present  # [b, h]
+        others = self._beside[groups][:, present] & ~own
+        mine, fixed = residuals[present].T, residuals.detach()[present].T  # [d_out, h]
+        return self.A[present], mine * own[:, None, :] + fixed * others[:, None, :]
 
     def _run_suffixes(self, suffixes: Suffixes, indices: list[int], residuals: torch.Tensor) -> Iterator[Scored]:
         if self._packs[0] != indices:

@@ -49,6 +49,11 @@ class Prepared:
         """The key group of an edit."""
         return next(index for index, group in enumerate(self.columns.groups) if edit in group.edits)
 
+    def groups_of(self, edits: Sequence[int]) -> list[int]:
+        """The key groups of some edits, in ascending order."""
+        chosen = set(edits)
+        return [index for index, group in enumerate(self.columns.groups) if chosen & set(group.edits)]
+
 
 @dataclass(frozen=True)
 class RomeFactors:
@@ -71,7 +76,7 @@ class RomeFactors:
             EditError: a key group has edits inside and outside of the selection.
         """
         columns, number = self.prepared.columns, {edit: place for place, edit in enumerate(edits)}
-        groups = [index for index, group in enumerate(columns.groups) if number.keys() & set(group.edits)]
+        groups = self.prepared.groups_of(edits)
         if any(not set(columns.groups[index].edits) <= number.keys() for index in groups):
             raise EditError("edits of one key group cannot be taken apart; keep edits of one subject together")
         place = {group: new for new, group in enumerate(groups)}
@@ -196,8 +201,28 @@ def alone(prepared: Prepared, damping: float) -> torch.Tensor:
     return torch.cat([row_space(columns.alone(group, damping)) for group in range(len(columns.groups))])
 
 
-def passes_over(base: Base, site: Site, prepared: Prepared, A: torch.Tensor, settings: RomeSettings) -> Passes:
-    """Passes over the prepared rows, each under its own group's row of A [groups, d_in]."""
+def together(prepared: Prepared, parts: Sequence[Sequence[int]], damping: float) -> torch.Tensor:
+    """Each group's A as it is in the joint solve of its part, [groups, d_in] float64. parts: numbers of edits."""
+    columns = prepared.columns
+    A = torch.empty(len(columns.groups), columns.keys.shape[1], dtype=torch.float64)
+    for edits in parts:
+        groups = prepared.groups_of(edits)
+        A[groups] = row_space(columns.jointly(groups, damping))
+    return A
+
+
+def passes_over(
+    base: Base,
+    site: Site,
+    prepared: Prepared,
+    A: torch.Tensor,
+    settings: RomeSettings,
+    parts: Sequence[Sequence[int]] | None = None,
+) -> Passes:
+    """Passes over the prepared rows, each under its own group's row of A [groups, d_in].
+
+    With `parts`, numbers of edits, whole rows are run, each under the update of its part: what will be served.
+    """
     module = find_module(base.model, site.module)
     below, device = base.layout.layers[: site.layer], linear_weight(module).device
     return Passes(
@@ -207,7 +232,8 @@ def passes_over(base: Base, site: Site, prepared: Prepared, A: torch.Tensor, set
         A.float().to(device),
         below,
         settings.batch_tokens,
-        whole=settings.whole_rows,
+        whole=parts is not None,
+        together=[prepared.groups_of(edits) for edits in parts or ()],
     )
 
 

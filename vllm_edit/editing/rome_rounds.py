@@ -2,15 +2,16 @@
 
 Training starts with each edit's bare prompt, as plain text and as a chat turn. Then every row, under every context and
 in every form, is checked in full passes with the delta as it will be saved. A row that misses joins the training. Where
-a row was trained on and misses all the same, the update reached tokens before the site's, which training does not run:
-its key group goes on with whole rows. If it misses after that too, by the other groups of a joint solve, it gets a
-larger margin.
+a row was trained on and misses all the same, the update reached tokens before the site's, or other groups of the joint
+solve reached the row. Training runs neither at first. From then on the row's key group is trained on whole rows under
+the whole update. A row that misses after that too (steps multiply in bfloat16, the check does not) gets a larger
+margin.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -19,7 +20,16 @@ from vllm_edit.composition.system import gram
 from vllm_edit.deltas.delta import LowRank
 from vllm_edit.editing.health import EditHealth
 from vllm_edit.editing.residuals import Trained, train_residuals
-from vllm_edit.editing.rome_factors import Prepared, RomeFactors, alone, damping_of, margin_of, offsets, passes_over
+from vllm_edit.editing.rome_factors import (
+    Prepared,
+    RomeFactors,
+    alone,
+    damping_of,
+    margin_of,
+    offsets,
+    passes_over,
+    together,
+)
 from vllm_edit.editing.served import served_leads, weight_norm
 from vllm_edit.editing.settings import Progress, RomeSettings
 from vllm_edit.models.base import Base
@@ -59,7 +69,7 @@ def solve_parts(
     damping = damping_of(site, settings)
     A, fixed = alone(prepared, damping), offsets(base, site, prepared, settings)
     passes = passes_over(base, site, prepared, A, settings)
-    whole = passes_over(base, site, prepared, A, replace(settings, whole_rows=True))
+    served = passes_over(base, site, prepared, together(prepared, parts, damping), settings, parts)
     leaking = set(range(len(A))) if settings.whole_rows else set[int]()
     wanted = _first_rows(prepared, margin_of(site, settings), settings)
     trained = Trained.untrained(fixed if start is None else start)
@@ -68,7 +78,7 @@ def solve_parts(
     for left in reversed(range(settings.rounds)):
         own = {edit for part in pending for edit in parts[part]}
         rows = {index: margin for index, margin in wanted.items() if prepared.rows[index].edit in own}
-        for over, full in ((passes, False), (whole, True)):
+        for over, full in ((passes, False), (served, True)):
             some = {row: margin for row, margin in rows.items() if (prepared.rows[row].group in leaking) == full}
             if some:
                 again = train_residuals(over, some, site.residual_scale, settings, fixed, trained.residuals, progress)
@@ -118,8 +128,8 @@ def _missed(
 ) -> dict[int, float]:
     """Row → margin, of the part's rows that miss and can gain from more training.
 
-    own: numbers of the part's edits. leaking: groups that were trained on whole rows. For the others these are new, so
-    their margins stay as they are.
+    own: numbers of the part's edits. leaking: groups that were trained under the whole update. For the others that is
+    new, so their margins stay as they are.
     """
     taught = [index for index, row in enumerate(prepared.rows) if row.edit in own and row.answer]
     places = [row.group for row in solved.computed.prepared.taught]
