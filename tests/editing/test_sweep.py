@@ -88,11 +88,26 @@ def test_only_the_finalists_are_tried_with_contexts(monkeypatch: pytest.MonkeyPa
         margins=(1.0, 2.0),
         settings=replace(LOOSE, steps=20, on_missed="report"),
     )
-    # Six candidates; one finalist to four, one larger margin, one joint solve.
+    # Six candidates; one finalist to four, one by one and together; one larger margin, and one joint solve with it.
     assert tried[:6] == [(1, 2, 10)] * 6
     assert set(tried[6:]) == {(2, 2, 20)}
-    assert 3 <= len(tried[6:]) <= 6
+    assert 3 <= len(tried[6:]) <= 8
     assert choice.made.site.contexts == contexts
+
+
+def test_the_finalists_are_the_best_candidate_its_tie_and_the_shallowest_near_to_it() -> None:
+    def of(layer: int, score: float) -> Any:
+        return SimpleNamespace(layer=layer, score=score), layer
+
+    found = [of(6, 0.69), of(26, 0.66), of(9, 0.65), of(17, 0.64), of(3, 0.62), of(0, 0.5)]
+    assert [place for _, place in sweep._finalists(found)] == [6, 3]
+    assert [place for _, place in sweep._finalists([of(7, 0.7), *found])] == [7, 6, 3]
+
+
+def test_a_site_is_judged_by_edits_one_by_one_and_by_all_in_one_solve() -> None:
+    one, far, near = (SimpleNamespace(score=score) for score in (0.6, 0.2, 0.5))
+    finals: list[Any] = [sweep._Finalist(one, None, together) for together in (near, far, None)]  # type: ignore[arg-type]
+    assert [final.score for final in finals] == pytest.approx([0.55, 0.4, 0.3])
 
 
 @pytest.mark.parametrize(("scores", "layers"), [((0.9, 0.8, 0.4, 0.3, 0.2), 4), ((0.1, 0.2, 0.6, 0.9, 0.2), 5)])
@@ -125,7 +140,7 @@ def test_a_damping_that_cannot_solve_the_edits_together_is_no_candidate() -> Non
     twin = FRANCE.model_copy(update={"subject": "The capital", "relation": "other", "target_new": "Tokyo"})
     chosen = {"contexts": (Context(),), "settings": replace(LOOSE, steps=3, on_missed="report"), "layers": [2]}
     choice = choose_site(base, [probed(FRANCE), probed(twin)], TEXTS, tokens=("last",), dampings=(0.0, 0.1), **chosen)
-    assert [row.damping for row in choice.table if row.joint] == [0.1]
+    assert {row.damping for row in choice.table if row.joint} == {0.1}
     assert choice.made.site.damping == 0.1
     with pytest.raises(Unsolvable, match="linearly dependent"):
         choose_site(base, [probed(FRANCE), probed(twin)], TEXTS, tokens=("last",), dampings=(0.0,), **chosen)

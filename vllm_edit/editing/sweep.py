@@ -39,9 +39,11 @@ TOKENS: tuple[Token, ...] = ("subject_last", "last")
 DAMPINGS = (0.0, 0.1)
 MARGINS = (1.5, 3.0)
 """Nats by which the target leads after the bare prompt. All are reached by training on from the one before."""
-_LAYERS, _SCREENED, _REFINED, _FINALISTS = 6, 6, 2, 3
-_NEAR = 0.1
-"""Only candidates that scored so near to the best one are finalists."""
+_LAYERS, _SCREENED, _REFINED = 6, 6, 2
+_TIE, _NEAR = 0.02, 0.1
+"""Finalists: the best candidate, the second one within the first distance, the shallowest within the second."""
+_NEAR_MARGIN = 0.01
+"""Scores so near to each other are a tie, and the larger margin wins: it carries over to more wordings."""
 _NEAR_DAMPING = 0.02
 """Scores so near to each other are a tie, and the larger λ wins: a hundred edits need more than the trials' twelve."""
 _STEPS, _ROUNDS, _FIRST_STEPS, _FIRST_LENGTH = 40, 2, 10, 2.0
@@ -54,8 +56,25 @@ _ASKED = 12
 
 
 @dataclass(frozen=True)
+class _Finalist:
+    """A site tried with edits one by one, and with all of them in one solve.
+
+    together: None where they cannot be solved together, or where the site is far behind another.
+    """
+
+    measured: Measurement
+    alone: Alone
+    together: Measurement | None
+
+    @property
+    def score(self) -> float:
+        """The mean score of both: patches hold one edit or many."""
+        return (self.measured.score + (self.together.score if self.together else 0.0)) / 2
+
+
+@dataclass(frozen=True)
 class SiteChoice:
-    """The chosen site and every measurement on the way: single edits first, best first; then larger margins; then λ."""
+    """The chosen site and every measurement on the way: single edits first, best first; then larger margins; then joint solves."""
 
     made: MadeSite
     table: tuple[Measurement, ...]
@@ -146,26 +165,51 @@ def choose_site(
                 sites_at([layer for layer, _ in beside], bare, rough=True), [token for _, token in beside], strict=True
             )
             found = sorted(found + _tried(first, list(refined), margins[0], progress), key=_best_first)
-        best = [one.site for measured, one in found[:_FINALISTS] if measured.score > found[0][0].score - _NEAR]
+        best = [one.site for _, one in _finalists(found)]
         some = _some_of_each(contexts)
         placed = zip(sites_at([site.layer for site in best], some), [site.token for site in best], strict=True)
-        finals = [
-            trials.single(first.at(made, token), margins[0])
-            for made, token in _counted(list(placed), "trying the best with contexts", progress)
-        ]
-        finals.sort(key=_best_first)
-        strengths = [finals[0]]
+        finals = list[_Finalist]()
+        for made, token in _counted(list(placed), "trying the best with contexts", progress):
+            finals.append(_final(trials, first.at(made, token), margins[0], max(dampings), finals))
+        finals.sort(key=lambda final: -final.score)
+        known = [final.together for final in finals if final.together]
+        joint = _dampings(trials, finals[0].alone, margins[0], dampings, known, progress)
+        strengths = [(finals[0].measured, finals[0].alone)]
         for margin in _counted(margins[1:], "choosing the margin", progress):
             start = strengths[-1][1]
             strengths.append(trials.single(start.made, margin, start))
-        strongest, alone = max(strengths, key=lambda final: final[0].score)
-        joint = _dampings(trials, alone, strongest.margin, dampings, progress)
+        good = max(measured.score for measured, _ in strengths) - _NEAR_MARGIN
+        strongest, alone = [one for one in strengths if one[0].score >= good][-1]
     site = alone.made.site.model_copy(
         update={"damping": _best_damping(joint), "margin": strongest.margin, "contexts": tuple(contexts)}
     )
-    singles = [*(measured for measured, _ in finals), *(measured for measured, _ in found)]
-    table = (*singles, *(measured for measured, _ in strengths[1:]), *joint)
+    singles = [*(final.measured for final in finals), *(measured for measured, _ in found)]
+    joints = [*joint, *(measured for measured in known if measured not in joint)]
+    table = (*singles, *(measured for measured, _ in strengths[1:]), *joints)
     return SiteChoice(MadeSite(site, alone.made.moment), table)
+
+
+def _finalists(found: Sequence[tuple[Measurement, MadeSite]]) -> list[tuple[Measurement, MadeSite]]:
+    """The best candidate, the second one in a tie, and the shallowest one near to them. found: best first.
+
+    Bare prompts, which the screening is done with, speak for deeper layers. With contexts and chat turns shallower ones
+    reach as many wordings, and move neighbours less.
+    """
+    top = found[0][0].score
+    best = found[: 2 if len(found) > 1 and found[1][0].score > top - _TIE else 1]
+    others = [one for one in found[len(best) :] if one[0].score > top - _NEAR]
+    return [*best, *sorted(others, key=lambda one: one[0].layer)[:1]]
+
+
+def _final(trials: Trials, placed: MadeSite, margin: float, damping: float, others: Sequence[_Finalist]) -> _Finalist:
+    """The site as a finalist. One far behind another is not tried with all edits in one solve."""
+    measured, alone = trials.single(placed, margin)
+    if any(measured.score < other.measured.score - _NEAR for other in others):
+        return _Finalist(measured, alone, None)
+    try:
+        return _Finalist(measured, alone, trials.joint(alone, margin, damping))
+    except Unsolvable:
+        return _Finalist(measured, alone, None)
 
 
 def _tried(
@@ -191,17 +235,27 @@ def _tried(
 
 
 def _dampings(
-    trials: Trials, alone: Alone, margin: float, dampings: Sequence[float], progress: Progress | None
+    trials: Trials,
+    alone: Alone,
+    margin: float,
+    dampings: Sequence[float],
+    known: Sequence[Measurement],
+    progress: Progress | None,
 ) -> list[Measurement]:
     """All edits in one solve with each λ with which they can be solved.
+
+    known: joint solves that were tried before, of this site and others. None of them is tried again.
 
     Raises:
         Unsolvable: there is none.
     """
     joint = list[Measurement]()
     for damping in _counted(dampings, "choosing the damping", progress):
+        site = alone.made.site
+        wanted = (site.layer, site.token, margin, damping)
+        same = [one for one in known if (one.layer, one.token, one.margin, one.damping) == wanted]
         try:
-            joint.append(trials.joint(alone, margin, damping))
+            joint.append(same[0] if same else trials.joint(alone, margin, damping))
         except Unsolvable:  # a larger λ may do
             if damping == max(dampings):
                 raise
