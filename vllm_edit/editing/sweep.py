@@ -74,7 +74,10 @@ class _Finalist:
 
 @dataclass(frozen=True)
 class SiteChoice:
-    """The chosen site and every measurement on the way: single edits first, best first; then larger margins; then joint solves."""
+    """The chosen site and every measurement on the way.
+
+    table: single edits first, best first; then larger margins; then joint solves.
+    """
 
     made: MadeSite
     table: tuple[Measurement, ...]
