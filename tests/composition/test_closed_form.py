@@ -72,6 +72,19 @@ def test_damping_moves_a_weak_key_as_much_beside_a_strong_one_as_alone(moment: t
     torch.testing.assert_close(keys @ row_space(both).T, torch.eye(2, dtype=torch.float64) / 1.1, atol=1e-9, rtol=0)
 
 
+def test_damping_of_a_group_is_relative_to_the_mean_strength_of_its_own_columns(moment: torch.Tensor) -> None:
+    keys, whitened, _ = draw(3, 2, moment)
+    gram = keys @ whitened.T
+    alone = System.of(keys[:2], whitened[:2], [0, 0], damping=0.3)
+    ridge = 0.3 * gram[:2, :2].diagonal().mean() * torch.eye(2, dtype=torch.float64)
+    expected = torch.ones(1, 2, dtype=torch.float64) @ torch.linalg.inv(gram[:2, :2] + ridge) @ whitened[:2]
+    torch.testing.assert_close(row_space(alone), expected)
+    along = torch.linalg.solve(gram[:2, :2], gram[:2, 2])  # without interference from the other group …
+    keys[2], whitened[2] = 100 * (keys[2] - along @ keys[:2]), 100 * (whitened[2] - along @ whitened[:2])
+    both = System.of(keys, whitened, [0, 0, 1], damping=0.3)  # … however strong it is
+    torch.testing.assert_close(row_space(both)[:1], expected, rtol=1e-9, atol=1e-9)
+
+
 def test_columns_of_a_group_share_its_residual_and_cost_no_rank(moment: torch.Tensor) -> None:
     keys, whitened, residuals = draw(5, 2, moment)
     system = System.of(keys, whitened, [0, 0, 1, 0, 1])

@@ -8,7 +8,7 @@ from tests.composition.material import D_IN, capital, key_of, shift, solved
 from vllm_edit.composition.compose import compose
 from vllm_edit.composition.kept import OPENING, agreeing, keepable, within_room
 from vllm_edit.composition.system import interference
-from vllm_edit.editing.keys import Columns, satisfiable
+from vllm_edit.editing.keys import Columns
 from vllm_edit.store.manifest import Column, KeyGroup
 
 
@@ -34,7 +34,7 @@ def test_a_patch_compiled_jointly_has_the_cap_of_a_composition() -> None:
     columns = Columns(
         together.factors.keys, together.factors.whitened, together.manifest.columns, (KeyGroup(edits=(0,)),)
     )
-    compiled = [columns.columns[place] for place in satisfiable(columns, [0])]
+    compiled = [columns.columns[place] for place in columns.satisfiable([0])]
     assert list(composed.manifest.columns) == compiled
     assert sum(not column.share for column in compiled) == D_IN // 4
 

@@ -20,7 +20,6 @@ from vllm_edit.editing.statistics import SecondMoment, second_moments
 from vllm_edit.models.base import Base
 from vllm_edit.models.rows import Row
 from vllm_edit.patch import Edit, Patch
-from vllm_edit.store.compiled import Factors
 from vllm_edit.store.site import Context, Site, Token
 
 FRANCE = Edit(prompt="The capital of France is", subject="France", relation="capital", target_new="people")
@@ -79,7 +78,7 @@ def patch_of(*edits: Edit, name: str = "tested") -> Patch:
 
 
 def trained(one: Bench, edits: Sequence[Edit], settings: RomeSettings) -> RomeFactors:
-    """The edits' factors after one round of training on all rows, without a check."""
+    """The edits' factors after one round of training on all rows, without a check; each group's A is its own alone."""
     prepared = prepare(one.base, one.site, one.moment, edits, settings)
     A = alone(prepared, damping_of(one.site, settings))
     passes, wanted = (
@@ -88,13 +87,13 @@ def trained(one: Bench, edits: Sequence[Edit], settings: RomeSettings) -> RomeFa
     )
     fixed = offsets(one.base, one.site, prepared, settings)
     found = train_residuals(passes, wanted, one.site.residual_scale, settings, fixed)
-    return RomeFactors(Factors(prepared.columns.keys, prepared.columns.whitened, found.residuals), prepared, found, A)
+    return RomeFactors(prepared, found, A)
 
 
 def leads_alone(one: Bench, computed: RomeFactors, rows: Sequence[Row]) -> torch.Tensor:
     """The lead of every row's answer under its own group's update and no other, in full passes, [rows]."""
     updates = [
         LowRank(B=residual[:, None], A=row[None])
-        for residual, row in zip(computed.factors.residuals, computed.alone, strict=True)
+        for residual, row in zip(computed.factors.residuals, computed.A, strict=True)
     ]
     return served_leads(one.base, one.site, rows, updates, [row.group for row in rows], 8192)

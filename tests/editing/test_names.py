@@ -72,7 +72,7 @@ def test_an_update_is_whole_at_a_texts_beginning_and_nothing_at_other_names_of_t
     columns = prepared.columns
     assert {column.share for column in columns.columns} == {0.0, 1.0}
     assert any("opening" in column.form for column in columns.columns)
-    A = row_space(columns.alone(0, 0.0))[0]  # [d_in]
+    A = row_space(columns.system(0.0))[0]  # [d_in]
 
     def key(prompt: str, name: str) -> torch.Tensor:
         found = locate(one.base.tokenizer, prompt, name)

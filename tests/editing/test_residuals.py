@@ -13,7 +13,7 @@ from tests.tiny import FAMILIES
 from vllm_edit.deltas.delta import LowRank
 from vllm_edit.editing.passes import Passes
 from vllm_edit.editing.residuals import Trained, train_residuals
-from vllm_edit.editing.rome_factors import passes_over, prepare, together
+from vllm_edit.editing.rome_factors import Part, passes_over, prepare, together
 from vllm_edit.editing.served import served_leads
 from vllm_edit.models.hooks import find_module, low_rank_forward
 from vllm_edit.models.rows import greedy, leads
@@ -44,7 +44,7 @@ def test_training_stops_at_the_margin_and_greedy_decoding_then_gives_the_target(
     module = find_module(one.base.model, one.site.module)
     for row in rows:
         before = greedy(one.base.model, [row], 1, LOOSE.batch_tokens)[0].answer
-        A, B = computed.alone[[row.group]].float(), computed.factors.residuals[[row.group]].T
+        A, B = computed.A[[row.group]].float(), computed.factors.residuals[[row.group]].T
         with low_rank_forward(module, A, B):
             after = greedy(one.base.model, [row], 1, LOOSE.batch_tokens)[0].answer
         assert (before != row.answer, after) == (True, row.answer)
@@ -84,7 +84,7 @@ def test_preservation_keeps_the_answer_to_a_locality_probe_nearer_to_the_base() 
         module, ids = find_module(one.base.model, one.site.module), torch.tensor([kept.ids])
         with torch.no_grad():
             base = one.base.model(ids).logits[0, -1].log_softmax(-1)
-            with low_rank_forward(module, computed.alone.float(), computed.factors.residuals.T):
+            with low_rank_forward(module, computed.A.float(), computed.factors.residuals.T):
                 edited = one.base.model(ids).logits[0, -1].log_softmax(-1)
         divergences.append(float((base.exp() * (base - edited)).sum()))
     assert divergences[1] < 0.5 * divergences[0]
@@ -112,9 +112,10 @@ def test_without_a_leak_running_only_what_an_update_changes_gives_the_same_resid
 def test_a_pass_over_edits_served_together_scores_the_joint_update_and_trains_each_by_its_own_rows() -> None:
     one, parts = bench(), [range(2), range(2, 3)]
     prepared = prepare(one.base, one.site, one.moment, EDITS, LOOSE)
-    A = together(prepared, parts, 0.1)
+    joint = [Part.of(prepared, own, 0.1) for own in parts]
+    A = together(prepared, joint)
     residuals = torch.randn(3, 64, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    passes = passes_over(one.base, one.site, prepared, A, LOOSE, parts)
+    passes = passes_over(one.base, one.site, prepared, A, LOOSE, joint)
     passes.prepare(range(len(prepared.rows)))
     for scored in passes.run(range(len(prepared.rows)), residuals):
         taught = [row for row in scored.rows.tolist() if prepared.rows[row].answer]

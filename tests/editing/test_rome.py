@@ -172,7 +172,7 @@ def test_tune_locality_probes_are_kept_and_gate_ones_are_not_looked_at() -> None
     columns = prepare(one.base, one.site, one.moment, [edit], LOOSE).columns
     assert [(column.form, column.share) for column in columns.columns] == [("plain", 1.0), ("keep:0", 0.0)]
     computed = trained(one, [edit], LOOSE)
-    kept = computed.prepared.columns.keys[1].double() @ computed.solve(0.0).dense().T
-    edited = computed.prepared.columns.keys[0].double() @ computed.solve(0.0).dense().T
+    kept = computed.prepared.columns.keys[1].double() @ computed.update.dense().T
+    edited = computed.prepared.columns.keys[0].double() @ computed.update.dense().T
     assert kept.norm() < 1e-6 * edited.norm()
     assert len(prepare(one.base, one.site, one.moment, [edit], replace(LOOSE, most_kept=0)).columns.columns) == 1

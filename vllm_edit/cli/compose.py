@@ -36,7 +36,7 @@ def compose(
         bool, typer.Option("--truncate", help="Above the site's rank, keep the best approximation; its energy is told.")
     ] = False,
     damping: Annotated[
-        float | None, typer.Option(min=0, help="λ relative to diag(KᵀC⁻¹K); default: the members'.")
+        float | None, typer.Option(min=0, help="λ relative to a key group's mean k̄ᵀC⁻¹k̄; default: the members'.")
     ] = None,
     model: Annotated[str | None, typer.Option(help="Where the store's base model is now; default: as in init.")] = None,
     store: StoreOption = None,

@@ -4,12 +4,12 @@ With C the second moment of the module's input, K = [k_1 … k_n] the columns' k
 shared by the group's columns through the selection matrix S [groups, n]: S_gi is the share of column i if it belongs to
 group g, else 0. A share is 1, or 0 for a kept column, the key of a prompt that the update must not move:
 
-    Δ = (R S) (KᵀC⁻¹K + λD)⁻¹ KᵀC⁻¹,     D = diag(KᵀC⁻¹K)
+    Δ = (R S) (KᵀC⁻¹K + λD)⁻¹ KᵀC⁻¹,     D diagonal, D_ii = mean of k_jᵀC⁻¹k_j over the columns j of i's group
 
 λ = 0 minimises tr(Δ C Δᵀ) subject to Δ k_i = r_group(i) (ROME, arXiv 2202.05262, eq. 2; many keys: EMMET, 2403.14236).
 n = 1, λ = 0 is r-ROME (2403.07175). λ > 0 is EMMET = MEMIT at one layer (2210.07229, eq. 14), but for D: theirs is one
 number for all columns, and damps an edit of a common word, whose k̄ᵀC⁻¹k̄ is small, more than one of a rare name. With D
-each column is damped as it is alone, whatever it is solved with.
+each group is damped as it is alone, whatever it is solved with.
 
 Because the columns of a group share one residual, Δ = R·A with A = S (KᵀC⁻¹K + λD)⁻¹ KᵀC⁻¹ [groups, d_in]: the rank is
 the number of *groups*, however many columns a group has. Everything is computed in float64 from the stored vectors K
@@ -26,7 +26,7 @@ from vllm_edit.errors import EditError, Unsolvable
 
 
 def row_space(system: System) -> torch.Tensor:
-    """A = S (KᵀC⁻¹K + λD)⁻¹ KᵀC⁻¹ [groups, d_in] float64, where D = diag(KᵀC⁻¹K) and λ = damping.
+    """A = S (KᵀC⁻¹K + λD)⁻¹ KᵀC⁻¹ [groups, d_in] float64, with D as in the module's docstring and λ = damping.
 
     The n × n system is solved for the groups' rows of S only: n² · groups + groups · n · d_in products.
 
@@ -34,15 +34,17 @@ def row_space(system: System) -> torch.Tensor:
         Unsolvable: keys coincide so nearly that no finite solution exists.
     """
     product, count = system.gram, len(system.groups)
-    ridge = system.damping * product.diagonal().diag()
-    factor, failed = torch.linalg.cholesky_ex(product + ridge)
+    groups = torch.tensor(system.groups)
+    sums = torch.zeros(max(system.groups) + 1, dtype=product.dtype).index_add(0, groups, product.diagonal())
+    strength = (sums / groups.bincount())[groups]  # D's diagonal, [n]
+    factor, failed = torch.linalg.cholesky_ex(product + (system.damping * strength).diag())
     if failed.item():
         raise Unsolvable(
             f"the keys of column {failed.item() - 1} and of an earlier one are linearly dependent, so their edits "
             "cannot be solved jointly; use more damping, or put them into one key group"
         )
     selection = torch.zeros(count, max(system.groups) + 1, dtype=product.dtype)  # Sᵀ [n, groups]
-    selection[torch.arange(count), torch.tensor(system.groups)] = torch.tensor(system.shares, dtype=product.dtype)
+    selection[torch.arange(count), groups] = torch.tensor(system.shares, dtype=product.dtype)
     return torch.cholesky_solve(selection, factor).T @ system.whitened.double()
 
 

@@ -49,7 +49,7 @@ def compose(
         site: given, its maximum rank is enforced.
         policy: who wins where members give one fact different targets, see `conflicts.settle`; None refuses.
         truncate: above the site's rank, keep the best approximation instead of refusing; the energy is told.
-        damping: λ relative to diag(KᵀC⁻¹K); by default the members' own, which must then agree.
+        damping: λ relative to the mean k̄ᵀC⁻¹k̄ of a group's columns; by default the members' own, which must then agree.
         group_cosine: groups of one subject (in different members) whose first keys' whitened cosine exceeds this
             become one group whose residual is the *sum* of theirs (least squares would average them).
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from vllm_edit.composition.closed_form import as_saved, solve
-from vllm_edit.composition.kept import agreeing, keepable, within_room
+from vllm_edit.composition.kept import satisfiable
 from vllm_edit.composition.parts import Group
 from vllm_edit.composition.system import System
 from vllm_edit.deltas.delta import LowRank
@@ -38,16 +38,13 @@ def solve_jointly(groups: Sequence[Group], damping: float) -> Joint:
         for index, group in enumerate(groups)
         for column, key, white in group.columns
     ]
-    # The room first: it bounds the Gram product below, whatever the members keep.
-    numbered = [numbered[place] for place in within_room([c.share for c, *_ in numbered], numbered[0][1].numel())]
-    columns = [column for column, *_ in numbered]
     keys, whitened = torch.stack([key for _, key, _ in numbered]), torch.stack([white for *_, white in numbered])
-    shares = [column.share for column in columns]
-    system = System.of(keys, whitened, [column.group for column in columns], damping, shares)
-    agreed = agreeing(system.cosines, system.groups, [column.form for column in columns])
-    remaining = system.only(agreed)
-    places = [agreed[place] for place in keepable(remaining.cosines, remaining.shares)]
-    if len(places) < len(columns):
-        system, columns = system.only(places), [columns[place] for place in places]
+    every = [column for column, *_ in numbered]
+    places = satisfiable(
+        keys, whitened, [column.group for column in every], [column.share for column in every], [c.form for c in every]
+    )
+    columns = [every[place] for place in places]
+    numbers, shares = [column.group for column in columns], [column.share for column in columns]
+    system = System.of(keys[places], whitened[places], numbers, damping, shares)
     residuals = torch.stack([group.residual for group in groups])
     return Joint(tuple(groups), tuple(columns), system, residuals, as_saved(solve(system, residuals)))

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 import torch
 
+from vllm_edit.composition.system import interference
+
 KEPT_COSINE = 0.9
 """A key to be kept whose whitened cosine with an edited one exceeds this contradicts it."""
 SAME_COSINE = 0.999
@@ -16,6 +18,22 @@ SAME_COSINE = 0.999
 OPENING = "opening"
 """The form of columns that are edited too, but give way to the columns of other groups."""
 _ROOM = 4  # kept columns take at most 1/_ROOM of the d_in dimensions
+
+
+def satisfiable(
+    keys: torch.Tensor, whitened: torch.Tensor, groups: Sequence[int], shares: Sequence[float], forms: Sequence[str]
+) -> list[int]:
+    """Places of the columns that one update can meet together, in ascending order. All edited ones are among them,
+    but for openings that clash.
+
+    keys, whitened: K and C⁻¹K, [n, d_in]. groups, shares, forms: of each column.
+    """
+    # The room first: it bounds the Gram product below, however many keys are kept.
+    chosen = within_room(shares, keys.shape[1])
+    cosines = interference(keys[chosen], whitened[chosen])
+    agreed = agreeing(cosines, [groups[place] for place in chosen], [forms[place] for place in chosen])
+    chosen, cosines = [chosen[place] for place in agreed], cosines[agreed][:, agreed]
+    return [chosen[place] for place in keepable(cosines, [shares[place] for place in chosen])]
 
 
 def within_room(shares: Sequence[float], d_in: int) -> list[int]:

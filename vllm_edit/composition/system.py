@@ -15,7 +15,7 @@ class System:
     """What is asked of an update Δ at one module: Δ k_i = share_i · r_group(i) for every column i. Made by `of`.
 
     keys, whitened: K and C⁻¹K, [n, d_in].  gram: KᵀC⁻¹K, [n, n] float64.  groups, shares: of each column; a share is 1,
-    or 0 for a key that the update must not move.  damping: λ, relative to diag(KᵀC⁻¹K).
+    or 0 for a key that the update must not move.  damping: λ, relative to the mean k̄ᵀC⁻¹k̄ of a column's group.
 
     The residuals [groups, d_out] are not part of it: the row space of Δ does not depend on them.
     """

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from vllm_edit.composition.kept import agreeing, keepable, within_room
+from vllm_edit.composition.kept import satisfiable
 from vllm_edit.composition.system import System, interference
 from vllm_edit.models.hooks import capture_outputs, inputs_of
 from vllm_edit.models.rows import Batch, Row, batches, run_batch
@@ -69,18 +69,16 @@ class Columns:
         """Indices of a group's columns; the first is that of its first edit's plain prompt."""
         return [index for index, column in enumerate(self.columns) if column.group == group]
 
-    def alone(self, group: int, damping: float) -> System:
-        """A group's columns as a system of its own."""
-        return self._system(self.own(group), damping)
+    def satisfiable(self, groups: Sequence[int]) -> list[int]:
+        """Places of the columns of some groups that one update can meet together (`composition.kept`)."""
+        own = [place for place, column in enumerate(self.columns) if column.group in groups]
+        some = self.at(own)
+        forms = [column.form for column in some.columns]
+        return [own[place] for place in satisfiable(some.keys, some.whitened, some.group_of, some.shares, forms)]
 
-    def jointly(self, groups: Sequence[int], damping: float) -> System:
-        """The columns of some groups, as far as these leave room for them, as one system; groups in the order given."""
-        return self._system(satisfiable(self, groups), damping, list(groups))
-
-    def _system(self, places: Sequence[int], damping: float, groups: list[int] | None = None) -> System:
-        own = self.at(places)
-        numbers = [0 if groups is None else groups.index(group) for group in own.group_of]
-        return System.of(own.keys, own.whitened, numbers, damping, own.shares)
+    def system(self, damping: float) -> System:
+        """All columns as one system."""
+        return System.of(self.keys, self.whitened, self.group_of, damping, self.shares)
 
 
 def measure_inputs(model: nn.Module, module: str, rows: Sequence[Row], tokens: int) -> torch.Tensor:
@@ -169,19 +167,7 @@ def make_columns(
                 whitened.append(key.whitened)
                 columns.append(Column(group=index, form=key.form, share=0.0))
     made = Columns(torch.stack(keys), torch.stack(whitened), tuple(columns), groups)
-    alone = [place for group in range(len(groups)) for place in satisfiable(made, [group])]
-    return made.at(sorted(alone))
-
-
-def satisfiable(columns: Columns, groups: Sequence[int]) -> list[int]:
-    """The columns of some groups, without those for which these groups leave no room (`composition.kept`)."""
-    own = [place for place, column in enumerate(columns.columns) if column.group in groups]
-    roomy = within_room([columns.columns[place].share for place in own], columns.keys.shape[1])
-    own = [own[place] for place in roomy]
-    cosines = interference(columns.keys[own], columns.whitened[own])
-    agreed = agreeing(cosines, [columns.columns[i].group for i in own], [columns.columns[i].form for i in own])
-    own, cosines = [own[place] for place in agreed], cosines[agreed][:, agreed]
-    return [own[place] for place in keepable(cosines, [columns.columns[place].share for place in own])]
+    return made.at(sorted(place for group in range(len(groups)) for place in made.satisfiable([group])))
 
 
 def _nearest(key: FormKey, clusters: list[list[FormKey]], merge_cosine: float) -> int | None:

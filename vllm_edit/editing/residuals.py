@@ -59,6 +59,16 @@ class Trained:
         count = len(residuals)
         return cls(residuals, (0,) * count, (torch.inf,) * count, (torch.inf,) * count, (False,) * count)
 
+    def only(self, groups: Sequence[int]) -> Trained:
+        """Of some groups, in this order."""
+
+        def some(values: Sequence[T]) -> tuple[T, ...]:
+            return tuple(values[group] for group in groups)
+
+        return Trained(
+            self.residuals[list(groups)], some(self.steps), some(self.margins), some(self.losses), some(self.reached)
+        )
+
     def then(self, later: Trained, groups: Collection[int]) -> Trained:
         """After more training of some groups, which started from these residuals. Steps add."""
 

@@ -7,11 +7,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from vllm_edit.composition.closed_form import row_space, solve
-from vllm_edit.composition.system import System
+from vllm_edit.composition.closed_form import row_space, rows_alone
 from vllm_edit.deltas.delta import LowRank
 from vllm_edit.editing.forms import ended_rows, form_rows, forms_of, kept_rows, preservation_rows
-from vllm_edit.editing.keys import Columns, FormKey, group_edits, make_columns, measure_inputs, satisfiable
+from vllm_edit.editing.keys import Columns, FormKey, group_edits, make_columns, measure_inputs
 from vllm_edit.editing.names import opening_forms, proper_names, same_ending
 from vllm_edit.editing.passes import Passes
 from vllm_edit.editing.residuals import Trained
@@ -54,62 +53,72 @@ class Prepared:
         chosen = set(edits)
         return [index for index, group in enumerate(self.columns.groups) if chosen & set(group.edits)]
 
-
-@dataclass(frozen=True)
-class RomeFactors:
-    """Factors of edits with trained residuals.
-
-    alone: each group's A as if the others did not exist, [groups, d_in] float64.
-    """
-
-    factors: Factors
-    prepared: Prepared
-    trained: Trained
-    alone: torch.Tensor
-
-    def only(self, edits: Sequence[int]) -> RomeFactors:
-        """The factors of some of the edits, renumbered in that order; their key groups must hold no others.
+    def only(self, edits: Sequence[int]) -> Prepared:
+        """Some of the edits, renumbered in that order; their key groups must hold no others.
 
         A kept key of one that coincides with an edited key of another is left out: both cannot be met.
 
         Raises:
             EditError: a key group has edits inside and outside of the selection.
         """
-        columns, number = self.prepared.columns, {edit: place for place, edit in enumerate(edits)}
-        groups = self.prepared.groups_of(edits)
+        columns, number, groups = self.columns, {edit: place for place, edit in enumerate(edits)}, self.groups_of(edits)
         if any(not set(columns.groups[index].edits) <= number.keys() for index in groups):
             raise EditError("edits of one key group cannot be taken apart; keep edits of one subject together")
         place = {group: new for new, group in enumerate(groups)}
-        own = satisfiable(columns, groups)
-        kept = Columns(
-            columns.keys[own],
-            columns.whitened[own],
-            tuple(columns.columns[i].model_copy(update={"group": place[columns.columns[i].group]}) for i in own),
-            tuple(KeyGroup(edits=tuple(number[edit] for edit in columns.groups[index].edits)) for index in groups),
-        )
-        rows = [row for row in self.prepared.rows if row.edit in number]
-        return RomeFactors(
-            Factors(kept.keys, kept.whitened, self.factors.residuals[groups]),
-            Prepared(
-                tuple(replace(row, edit=number[row.edit], group=place[row.group]) for row in rows),
-                kept,
-                self.prepared.bare[groups],
+        own = columns.at(columns.satisfiable(groups))
+        return Prepared(
+            tuple(
+                replace(row, edit=number[row.edit], group=place[row.group]) for row in self.rows if row.edit in number
             ),
-            Trained(
-                self.trained.residuals[groups],
-                tuple(self.trained.steps[group] for group in groups),
-                tuple(self.trained.margins[group] for group in groups),
-                tuple(self.trained.losses[group] for group in groups),
-                tuple(self.trained.reached[group] for group in groups),
+            Columns(
+                own.keys,
+                own.whitened,
+                tuple(column.model_copy(update={"group": place[column.group]}) for column in own.columns),
+                tuple(KeyGroup(edits=tuple(number[edit] for edit in columns.groups[index].edits)) for index in groups),
             ),
-            self.alone[groups],
+            self.bare[groups],
         )
 
-    def solve(self, damping: float) -> LowRank:
+
+@dataclass(frozen=True)
+class Part:
+    """Edits that are solved jointly. groups: numbers of their key groups in `whole`. prepared: these edits alone.
+
+    A: [groups of the part, d_in] float64, of their joint solve.
+    """
+
+    groups: list[int]
+    prepared: Prepared
+    A: torch.Tensor
+
+    @classmethod
+    def of(cls, whole: Prepared, edits: Sequence[int], damping: float) -> Part:
+        """edits: their numbers in `whole`; every key group of theirs has no others."""
+        own = whole.only(edits)
+        return cls(whole.groups_of(edits), own, row_space(own.columns.system(damping)))
+
+    def with_residuals(self, trained: Trained) -> RomeFactors:
+        """trained: of all groups of `whole`."""
+        return RomeFactors(self.prepared, trained.only(self.groups), self.A)
+
+
+@dataclass(frozen=True)
+class RomeFactors:
+    """Factors of edits with trained residuals. A: [groups, d_in] float64, of their joint solve."""
+
+    prepared: Prepared
+    trained: Trained
+    A: torch.Tensor
+
+    @property
+    def factors(self) -> Factors:
+        columns = self.prepared.columns
+        return Factors(columns.keys, columns.whitened, self.trained.residuals)
+
+    @property
+    def update(self) -> LowRank:
         """The joint update of all edits, B [d_out, groups], A [groups, d_in], float64."""
-        stored, columns = self.factors, self.prepared.columns
-        system = System.of(stored.keys, stored.whitened, columns.group_of, damping, columns.shares)
-        return solve(system, stored.residuals)
+        return LowRank(B=self.trained.residuals.double().T.contiguous(), A=self.A)
 
 
 def prepare(base: Base, site: Site, moment: SecondMoment, edits: Sequence[Edit], settings: RomeSettings) -> Prepared:
@@ -197,17 +206,14 @@ def _keys_of(
 
 def alone(prepared: Prepared, damping: float) -> torch.Tensor:
     """Each group's A as if the others did not exist, [groups, d_in] float64: what its residual is trained through."""
-    columns = prepared.columns
-    return torch.cat([row_space(columns.alone(group, damping)) for group in range(len(columns.groups))])
+    return rows_alone(prepared.columns.system(damping))
 
 
-def together(prepared: Prepared, parts: Sequence[Sequence[int]], damping: float) -> torch.Tensor:
-    """Each group's A as it is in the joint solve of its part, [groups, d_in] float64. parts: numbers of edits."""
-    columns = prepared.columns
-    A = torch.empty(len(columns.groups), columns.keys.shape[1], dtype=torch.float64)
-    for edits in parts:
-        groups = prepared.groups_of(edits)
-        A[groups] = row_space(columns.jointly(groups, damping))
+def together(prepared: Prepared, parts: Sequence[Part]) -> torch.Tensor:
+    """Each group's A as it is in the joint solve of its part, [groups, d_in] float64."""
+    A = torch.empty(len(prepared.columns.groups), prepared.columns.keys.shape[1], dtype=torch.float64)
+    for part in parts:
+        A[part.groups] = part.A
     return A
 
 
@@ -217,11 +223,11 @@ def passes_over(
     prepared: Prepared,
     A: torch.Tensor,
     settings: RomeSettings,
-    parts: Sequence[Sequence[int]] | None = None,
+    parts: Sequence[Part] | None = None,
 ) -> Passes:
     """Passes over the prepared rows, each under its own group's row of A [groups, d_in].
 
-    With `parts`, numbers of edits, whole rows are run, each under the update of its part: what will be served.
+    With `parts`, whole rows are run, each under the update of its part: what will be served.
     """
     module = find_module(base.model, site.module)
     below, device = base.layout.layers[: site.layer], linear_weight(module).device
@@ -233,12 +239,12 @@ def passes_over(
         below,
         settings.batch_tokens,
         whole=parts is not None,
-        together=[prepared.groups_of(edits) for edits in parts or ()],
+        together=[part.groups for part in parts or ()],
     )
 
 
 def damping_of(site: Site, settings: RomeSettings) -> float:
-    """λ relative to diag(KᵀC⁻¹K): the settings', else the site's."""
+    """λ (`closed_form`): the settings', else the site's."""
     return site.damping if settings.damping is None else settings.damping
 
 

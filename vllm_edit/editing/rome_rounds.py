@@ -21,6 +21,7 @@ from vllm_edit.deltas.delta import LowRank
 from vllm_edit.editing.health import EditHealth
 from vllm_edit.editing.residuals import Trained, train_residuals
 from vllm_edit.editing.rome_factors import (
+    Part,
     Prepared,
     RomeFactors,
     alone,
@@ -34,7 +35,6 @@ from vllm_edit.editing.served import served_leads, weight_norm
 from vllm_edit.editing.settings import Progress, RomeSettings
 from vllm_edit.models.base import Base
 from vllm_edit.patch import Edit
-from vllm_edit.store.compiled import Factors
 from vllm_edit.store.site import Site
 
 
@@ -66,11 +66,11 @@ def solve_parts(
         parts: numbers of the edits that are solved jointly. No key group has edits of two parts.
         start: [groups, d_out], residuals to start from.
     """
-    damping = damping_of(site, settings)
-    A, fixed = alone(prepared, damping), offsets(base, site, prepared, settings)
-    passes = passes_over(base, site, prepared, A, settings)
-    served = passes_over(base, site, prepared, together(prepared, parts, damping), settings, parts)
-    leaking = set(range(len(A))) if settings.whole_rows else set[int]()
+    damping, fixed = damping_of(site, settings), offsets(base, site, prepared, settings)
+    selected = [Part.of(prepared, own, damping) for own in parts]
+    passes = passes_over(base, site, prepared, alone(prepared, damping), settings)
+    served = passes_over(base, site, prepared, together(prepared, selected), settings, selected)
+    leaking = set(range(len(fixed))) if settings.whole_rows else set[int]()
     wanted = _first_rows(prepared, margin_of(site, settings), settings)
     trained = Trained.untrained(fixed if start is None else start)
     solved: dict[int, Solved] = {}
@@ -83,12 +83,10 @@ def solve_parts(
             if some:
                 again = train_residuals(over, some, site.residual_scale, settings, fixed, trained.residuals, progress)
                 trained = trained.then(again, {prepared.rows[row].group for row in some})
-        factors = Factors(prepared.columns.keys, prepared.columns.whitened, trained.residuals)
-        computed = RomeFactors(factors, prepared, trained, A)
-        chosen = {part: computed.only(parts[part]) for part in pending}
+        chosen = {part: selected[part].with_residuals(trained) for part in pending}
         more: dict[int, dict[int, float]] = {}
         texts = {part: [edits[number] for number in parts[part]] for part in pending}
-        for part, one in _checked(base, site, texts, chosen, damping, settings).items():
+        for part, one in _checked(base, site, texts, chosen, settings).items():
             solved[part] = one
             more[part] = _missed(prepared, parts[part], one, wanted, leaking, settings)
         leaking |= {prepared.rows[row].group for missed in more.values() for row in missed if row in rows}
@@ -151,11 +149,10 @@ def _checked(
     site: Site,
     edits: Mapping[int, Sequence[Edit]],
     chosen: Mapping[int, RomeFactors],
-    damping: float,
     settings: RomeSettings,
 ) -> dict[int, Solved]:
     """Each chosen part's joint solve with its numbers, checked in full passes that all parts share."""
-    updates = [as_saved(computed.solve(damping)) for computed in chosen.values()]
+    updates = [as_saved(computed.update) for computed in chosen.values()]
     rows = [row for computed in chosen.values() for row in computed.prepared.taught]
     owner = [number for number, one in enumerate(chosen.values()) for _ in one.prepared.taught]
     served = served_leads(base, site, rows, updates, owner, settings.batch_tokens)

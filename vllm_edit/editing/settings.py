@@ -50,7 +50,7 @@ class RomeSettings:
     few_rows: bool = True
     """Train on the bare prompt first, on other contexts and forms only where they miss. Off: on all from the start."""
     whole_rows: bool = False
-    """Run all tokens of a row in every step of training, not only those from the site's on."""
+    """Train on whole rows under the whole update from the first step on, not only where that is needed."""
     fast_products: bool = True
     """Multiply in bfloat16 in training where the processor has units for it. What is trained is checked in full."""
     margin: float | None = None
@@ -68,7 +68,7 @@ class RomeSettings:
     residual_rule: Literal["shift", "reference"] = "shift"
     """shift: the residual is δ. reference: r-ROME's reference code, v0 + δ − W k̄, for comparison."""
     damping: float | None = None
-    """λ relative to diag(KᵀC⁻¹K); None takes the site's."""
+    """λ relative to the mean k̄ᵀC⁻¹k̄ of a key group's columns; None takes the site's."""
 
     # Health: what is refused.
     served_margin: float = 0.1

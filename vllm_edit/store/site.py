@@ -98,7 +98,7 @@ class Site(_Frozen):
     second_moment: str = Field("", description="digest of the moment's tensors")
     second_moment_count: int = Field(0, description="number of vectors in C")
     ridge: float = Field(0.0, description="added to C's diagonal, relative to its mean")
-    damping: float = Field(0.0, description="λ, relative to diag(Kᵀ C⁻¹ K)")
+    damping: float = Field(0.0, description="λ, relative to the mean kᵀ C⁻¹ k of a key group's columns")
     margin: float | None = Field(
         None, description="nats by which an edit's target is to lead; None, as in older sites, takes the editor's own"
     )
