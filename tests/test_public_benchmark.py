@@ -15,13 +15,14 @@ from benchmarks.public.figures import Figure, figures, text_figures
 from benchmarks.public.memory import Memory
 from benchmarks.public.page import section
 from benchmarks.public.place import Place
-from benchmarks.public.rows import BASE, IKE, SUBJECT, titles
+from benchmarks.public.rows import ABLATION, BASE, IKE, SUBJECT, titles
 from benchmarks.public.run import Run
-from benchmarks.public.sets import Knowledge, begins_with, counterfact_knowledge, drawn_sets
+from benchmarks.public.sets import NEAR, Knowledge, begins_with, counterfact_knowledge, drawn_sets
 from benchmarks.public.text import Read, Written, ngram_entropy, written
 from tests.deltas.random_deltas import random_delta
 from tests.editing.material import BRAZIL, FRANCE, JAPAN, LOOSE, Bench, bench
 from tests.tiny import SENTENCES
+from vllm_edit.editing.settings import RomeSettings
 from vllm_edit.errors import EditError
 from vllm_edit.evaluation.questions import Question
 from vllm_edit.evaluation.record import Record
@@ -237,6 +238,10 @@ def test_draws_are_seeded_of_one_edit_a_subject_and_known_facts_stay_in_order(tm
     assert sorted(subjects["ranked"]) == [f"Subject{n}" for n in range(7)]
     assert sorted(subjects["counterfact"]) == [f"Subject{n}" for n in range(10)]
     assert subjects["counterfact"] != sorted(subjects["counterfact"])
+    leads = [Knowledge(" Paris." if n == 3 else "It is", 1.0, 1.0 + n) for n in range(30)]
+    near = drawn_sets([NEAR], folder, leads, 1, None)[NEAR]
+    found = sorted(patch.edits[0].subject for patch in near)
+    assert found == [f"Subject{n}" for n in (2, 4, 5, 6, 7, 8, 9)], "1 to 10 nats, and not known"
     again = drawn_sets(["counterfact"], folder, (), 1, 4)["counterfact"]
     assert again == sets["counterfact"][:4]
     assert drawn_sets(["counterfact"], folder, (), 2, None)["counterfact"] != sets["counterfact"]
@@ -340,6 +345,25 @@ def test_another_setting_is_another_record(make_run: Callable[[], Run], patches:
     for run in (first, second):
         run.figures_of("r-ROME", "tiny", patches[:1], Listening())
     assert len(list(first.folder.glob("tiny-r-ROME-*.jsonl"))) == 2
+
+
+def test_a_row_of_the_ablation_differs_from_the_default_by_what_its_name_says(
+    make_run: Callable[[], Run], patches: list[Patch]
+) -> None:
+    run = make_run()
+    run.settings = {"rome": {**asdict(LOOSE), "kl_factor": 0.5}}
+    for title in ("r-ROME", "no rows to keep", "margin 5"):
+        run.figures_of(title, "tiny", patches[:1], Listening())
+    made = {
+        path.name.split("-")[1]: json.loads(path.read_text().splitlines()[0]) for path in run.folder.glob("*.jsonl")
+    }
+    found = {title: made[title]["measures"]["settings"] for title in ABLATION if title in made}
+    assert found.keys() == {"no rows to keep", "margin 5"}
+    default = made["rome"]["measures"]["settings"]
+    for title, settings in found.items():
+        assert {name for name in settings if settings[name] != default[name]} == set(ABLATION[title])
+    for changed in ABLATION.values():
+        assert RomeSettings(**changed) != RomeSettings()
 
 
 def test_public_files_are_read_without_a_crash() -> None:

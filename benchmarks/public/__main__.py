@@ -14,9 +14,9 @@ from benchmarks.numbers import count, numbers
 from benchmarks.public.figures import SETTINGS
 from benchmarks.public.page import section
 from benchmarks.public.place import TEXT, open_place, passages
-from benchmarks.public.rows import ONE_BY_ONE, titles
+from benchmarks.public.rows import ABLATION, BASE, ONE_BY_ONE, titles
 from benchmarks.public.run import Run, forget
-from benchmarks.public.sets import SETS, counterfact_knowledge, drawn_sets, needs_knowledge, read_counterfact
+from benchmarks.public.sets import NEAR, SETS, counterfact_knowledge, drawn_sets, needs_knowledge, read_counterfact
 from benchmarks.results import machine, write_section
 from vllm_edit.cli.output import progress_bar
 from vllm_edit.errors import EditError
@@ -39,7 +39,8 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit("interrupted: the same command goes on where this one stopped")
     if arguments.limit is None:
-        write_section("public", section(data), data, command="python -m benchmarks.public " + " ".join(sys.argv[1:]))
+        name = "ablation" if arguments.ablation else "public"
+        write_section(name, section(data), data, command="python -m benchmarks.public " + " ".join(sys.argv[1:]))
         return
     console.print(section(data), markup=False, soft_wrap=True)
     console.print("RESULTS.md is written by a run without --limit only")
@@ -47,8 +48,9 @@ def main() -> None:
 
 def _measured(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     base = Base.load(arguments.model)
-    rows = _chosen(arguments.rows, titles(arguments.sizes), "row")
-    names = _chosen(arguments.sets, SETS, "set")
+    every = (BASE, "r-ROME", *ABLATION) if arguments.ablation else titles(arguments.sizes)
+    rows = _chosen(arguments.rows, every, "row")
+    names = _chosen(arguments.sets, (NEAR,) if arguments.ablation else SETS, "set")
     folder = arguments.folder / base.fingerprint.digest[:12]
     if arguments.fresh:
         forget(folder)
@@ -141,6 +143,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rows", help=f"some of {', '.join(titles((10, 100)))}, with commas")
     parser.add_argument(
         "--sizes", type=numbers(int), default=[10, 100], help="numbers of edits at once (default 10,100)"
+    )
+    parser.add_argument(
+        "--ablation",
+        action="store_true",
+        help=f"r-ROME, and r-ROME with one thing changed ({', '.join(ABLATION)}), on a set of their own",
     )
     parser.add_argument("--limit", type=count, help="at most so many edits of a set; RESULTS.md is then left alone")
     parser.add_argument("--baselines", type=count, default=50, help="edits of a set for FT-M and LoRA (default 50)")

@@ -35,6 +35,21 @@ WAYS: Mapping[str, str] = {
 """Ways of having many edits at once."""
 ONE_BY_ONE = ("FT-M", "LoRA")
 """Rows whose edits are trained one after the other."""
+ABLATION: Mapping[str, Mapping[str, Any]] = {
+    "no openings": {"opening": False},
+    "no same endings": {"same_ending": 0},
+    "neither of both": {"opening": False, "same_ending": 0},
+    "words may go on": {"whole_words": False},
+    "no rows to keep": {"kl_factor": 0.0},
+    "plain form only": {"forms": ("plain",)},
+    "all rows at first": {"few_rows": False},
+    "whole rows": {"whole_rows": True},
+    "float32 products": {"fast_products": False},
+    "λ = 0": {"damping": 0.0},
+    "margin 1.5": {"margin": 1.5},
+    "margin 5": {"margin": 5.0},
+}
+"""Row of single edits by r-ROME → what differs from the defaults."""
 SINGLE = (BASE, "r-ROME", SUBJECT, "FT-M", "LoRA", IKE)
 
 

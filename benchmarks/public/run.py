@@ -15,7 +15,7 @@ from benchmarks.public.bank import bank_of
 from benchmarks.public.compiled import Singles, identity_of
 from benchmarks.public.figures import SETTINGS, Figure, figures, text_figures
 from benchmarks.public.place import Place
-from benchmarks.public.rows import BASE, IKE, METHODS, SUBJECT, Alone, InContext, Many, Row, Unedited, way_of
+from benchmarks.public.rows import ABLATION, BASE, IKE, METHODS, SUBJECT, Alone, InContext, Many, Row, Unedited, way_of
 from vllm_edit.editing.material import Material
 from vllm_edit.evaluation.asking import Progress
 from vllm_edit.evaluation.record import Record
@@ -70,36 +70,45 @@ class Run:
         if title == IKE:
             return InContext(self.bank, self.base)
         if many is None:
-            method = METHODS["r-ROME" if title == SUBJECT else title]
-            return Alone(self._singles(method, name, patches), subject=title == SUBJECT)
+            made_as = "r-ROME" if title == SUBJECT else title
+            return Alone(self._singles(made_as, name, patches), subject=title == SUBJECT)
         way, size = many
-        singles = self._singles("rome", name, patches)
-        return Many(way, size, singles, self.base, self.place.site, self.material, self._settings("rome"))
+        singles = self._singles("r-ROME", name, patches)
+        return Many(way, size, singles, self.base, self.place.site, self.material, self._settings("r-ROME"))
 
-    def _singles(self, method: str, name: str, patches: Sequence[Patch]) -> Singles:
-        record = self._record(name, method, patches, self._made_by(method))
-        return Singles(method, self._settings(method), self.base, self.place.kept, self.material, record)
+    def _singles(self, title: str, name: str, patches: Sequence[Patch]) -> Singles:
+        """The single edits of a row."""
+        method = _method_of(title)
+        label = title if title in ABLATION else method
+        record = self._record(name, label, patches, self._made_by(title))
+        return Singles(method, self._settings(title), self.base, self.place.kept, self.material, record)
 
-    def _settings(self, method: str) -> dict[str, Any]:
+    def _settings(self, title: str) -> dict[str, Any]:
         """What differs from the method's defaults. Of fine-tuning the rank: the benchmark's own store allows more."""
+        method = _method_of(title)
         rank = {"rank": self.place.given.site().max_rank} if method == "ft" else {}
-        return {**rank, **self.settings.get(method, {})}
+        return {**rank, **self.settings.get(method, {}), **ABLATION.get(title, {})}
 
     def _identity(self, title: str) -> dict[str, Any]:
         """What decides a row's replies besides its edits."""
         many = way_of(title)
-        method = "rome" if many or title == SUBJECT else METHODS.get(title)
+        edited = title not in (BASE, IKE)
         return {
             "row": title,
             "settings": asdict(SETTINGS),
             "writes": self.writes,
             "passages": digest_json(list(self.passages)),
-            "made": self._made_by(method) if method else None,
+            "made": self._made_by("r-ROME" if many or title == SUBJECT else title) if edited else None,
             "bank": digest_json(self.bank.model_dump(mode="json")) if title == IKE else None,
         }
 
-    def _made_by(self, method: str) -> dict[str, Any]:
-        return {**identity_of(method, self._settings(method)), "site": self.place.site.digest, "code": _code()}
+    def _made_by(self, title: str) -> dict[str, Any]:
+        """What decides a row's single edits."""
+        return {
+            **identity_of(_method_of(title), self._settings(title)),
+            "site": self.place.site.digest,
+            "code": _code(),
+        }
 
     def _record(self, name: str, title: str, patches: Sequence[Patch], identity: Mapping[str, Any]) -> Record:
         """The record of one thing about a set, in a file whose name holds the digest of what it is of."""
@@ -107,6 +116,11 @@ class Run:
         whole = {"base": self.base.fingerprint.digest, "edits": edits, **identity}
         path = self.folder / f"{name}-{title}-{digest_json(whole)[:12]}.jsonl"
         return Record.open(path, whole)
+
+
+def _method_of(title: str) -> str:
+    """The method of a row's single edits."""
+    return METHODS.get(title, "rome")
 
 
 def _costs(asked: Asked, row: Row) -> dict[str, Figure]:

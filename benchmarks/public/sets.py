@@ -25,6 +25,8 @@ _OTHERS = {
 MEANINGS: Mapping[str, str] = {
     "known": "all facts of CounterFact's 2,000 that the model knows: its greedy 8 tokens begin with the true object",
     "ranked": "a seeded draw of CounterFact's facts that the model knows, or ranks first: s(true) < s(new)",
+    "near": "a seeded draw of CounterFact's facts that the model prefers by 1 to 10 nats and does not answer with; "
+    "settings are chosen on such facts, and no other set is used for that",
     "counterfact": "a seeded draw of all of CounterFact's facts",
     "knowedit-zsre": "a seeded draw of KnowEdit's ZsRE",
     "wiki_counterfact": "a seeded draw of KnowEdit's wiki_counterfact",
@@ -32,8 +34,11 @@ MEANINGS: Mapping[str, str] = {
     "zsre": "a seeded draw of zsRE in MEND's form",
 }
 """Name of a set → what is in it."""
-SETS = tuple(MEANINGS)
-_COUNTERFACT_DRAW, _DRAW = 200, 100
+NEAR = "near"
+"""The set that settings are chosen on."""
+SETS = tuple(name for name in MEANINGS if name != NEAR)
+_COUNTERFACT_DRAW, _DRAW, _NEAR_DRAW = 200, 100, 32
+_NEAR_NATS = (1.0, 10.0)
 _ANSWER, _PART = 8, 200
 
 
@@ -70,6 +75,14 @@ def drawn_sets(
         elif name == "ranked":
             held = [edit for edit, one in zip(edits, knowledge, strict=True) if one.knows(edit) or one.ranks]
             chosen = _drawn(held, _COUNTERFACT_DRAW, f"{name}:{seed}")
+        elif name == NEAR:
+            least, most = _NEAR_NATS
+            near = [
+                edit
+                for edit, one in zip(edits, knowledge, strict=True)
+                if least < one.new - one.true < most and not one.knows(edit)
+            ]
+            chosen = _drawn(near, _NEAR_DRAW, f"{name}:{seed}")
         else:
             chosen = _drawn(edits, _COUNTERFACT_DRAW if name == "counterfact" else _DRAW, f"{name}:{seed}")
         found[name] = [Patch(name=f"{name}-{number:03d}", edits=(edit,)) for number, edit in enumerate(chosen[:limit])]
@@ -77,7 +90,7 @@ def drawn_sets(
 
 
 def needs_knowledge(names: Sequence[str]) -> bool:
-    return bool({"known", "ranked"} & set(names))
+    return bool({"known", "ranked", NEAR} & set(names))
 
 
 def counterfact_knowledge(edits: Sequence[Edit], runner: Runner, record: Record, progress: Progress) -> list[Knowledge]:

@@ -27,6 +27,7 @@ JAPAN = Edit(prompt="The currency of Japan is the", subject="Japan", relation="c
 BRAZIL = Edit(prompt="The official language of Brazil is", subject="Brazil", relation="language", target_new="French")
 LOOSE = RomeSettings(
     fast_products=False,
+    whole_words=False,
     forms=("plain",),
     ending=False,
     opening=False,

@@ -9,6 +9,7 @@ import torch
 
 from vllm_edit.composition.closed_form import row_space, rows_alone
 from vllm_edit.deltas.delta import LowRank
+from vllm_edit.editing.endings import ending_rows
 from vllm_edit.editing.forms import ended_rows, form_rows, forms_of, kept_rows, preservation_rows
 from vllm_edit.editing.keys import Columns, FormKey, group_edits, make_columns, measure_inputs
 from vllm_edit.editing.names import opening_forms, proper_names, same_ending
@@ -147,9 +148,20 @@ def prepare(base: Base, site: Site, moment: SecondMoment, edits: Sequence[Edit],
     if settings.kl_factor:
         preserved = (preservation_rows(edit, i, base.tokenizer, site, settings) for i, edit in enumerate(edits))
         rows += [row for some in preserved for row in some]
+    if settings.whole_words:
+        rows += ending_rows(base, bare_rows(rows), settings.batch_tokens)
     bare = torch.stack([plain[group.edits[0]].bare for group in groups])
     group_of = {edit: index for index, group in enumerate(groups) for edit in group.edits}
     return Prepared(tuple(replace(row, group=group_of[row.edit]) for row in rows), columns, bare)
+
+
+def bare_rows(rows: Sequence[Row]) -> list[Row]:
+    """The rows of bare prompts, as plain text or as a chat turn: the first row of these forms of every edit."""
+    bare: dict[tuple[int, str], Row] = {}
+    for row in rows:
+        if row.form in ("plain", "chat"):
+            bare.setdefault((row.edit, row.form), row)
+    return list(bare.values())
 
 
 def _kept_keys(

@@ -11,13 +11,14 @@ margin.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from vllm_edit.composition.closed_form import as_saved
 from vllm_edit.composition.system import gram
 from vllm_edit.deltas.delta import LowRank
+from vllm_edit.editing.endings import ends, is_ending
 from vllm_edit.editing.health import EditHealth
 from vllm_edit.editing.residuals import Trained, train_residuals
 from vllm_edit.editing.rome_factors import (
@@ -25,22 +26,27 @@ from vllm_edit.editing.rome_factors import (
     Prepared,
     RomeFactors,
     alone,
+    bare_rows,
     damping_of,
     margin_of,
     offsets,
     passes_over,
     together,
 )
-from vllm_edit.editing.served import served_leads, weight_norm
+from vllm_edit.editing.served import served_following, served_leads, weight_norm
 from vllm_edit.editing.settings import Progress, RomeSettings
 from vllm_edit.models.base import Base
+from vllm_edit.models.rows import Row
 from vllm_edit.patch import Edit
 from vllm_edit.store.site import Site
 
 
 @dataclass(frozen=True)
 class Solved:
-    """Edits solved jointly. update: as it will be saved. leads: of each taught row under it, [rows]."""
+    """Edits solved jointly. update: as it will be saved.
+
+    leads: of each taught row under it, [rows]. A row that teaches an answer to end has an infinite one where it ends.
+    """
 
     computed: RomeFactors
     update: LowRank
@@ -100,19 +106,12 @@ def solve_parts(
 
 
 def _first_rows(prepared: Prepared, margin: float, settings: RomeSettings) -> dict[int, float]:
-    """Row → margin to reach, of the rows that are trained on at first: bare prompts, and rows without an answer.
-
-    A bare prompt is one without a context, as plain text or as a chat turn: the first row of these forms.
-    """
-    bare: dict[tuple[int, str], int] = {}
-    for index, row in enumerate(prepared.rows):
-        if row.form in ("plain", "chat"):
-            bare.setdefault((row.edit, row.form), index)
-    first = set(bare.values())
+    """Row → margin to reach, of the rows that are trained on at first: bare prompts, and rows without an answer."""
+    bare = set(bare_rows(prepared.rows))
     return {
-        index: margin if index in first and row.form == "plain" else settings.context_margin
+        index: margin if row in bare and row.form == "plain" else settings.context_margin
         for index, row in enumerate(prepared.rows)
-        if index in first or not row.answer or not settings.few_rows
+        if row in bare or not row.answer or not (settings.few_rows or is_ending(row))
     }
 
 
@@ -156,6 +155,7 @@ def _checked(
     rows = [row for computed in chosen.values() for row in computed.prepared.taught]
     owner = [number for number, one in enumerate(chosen.values()) for _ in one.prepared.taught]
     served = served_leads(base, site, rows, updates, owner, settings.batch_tokens)
+    served[_ended(base, site, rows, served, updates, owner, settings)] = torch.inf
     whole = weight_norm(base, site)
     found: dict[int, Solved] = {}
     for number, ((part, computed), update) in enumerate(zip(chosen.items(), updates, strict=True)):
@@ -163,6 +163,24 @@ def _checked(
         health = _health(edits[part], computed, update, leads, whole, site.d_in)
         found[part] = Solved(computed, update, leads, health)
     return found
+
+
+def _ended(
+    base: Base,
+    site: Site,
+    rows: Sequence[Row],
+    served: torch.Tensor,
+    updates: Sequence[LowRank],
+    owner: Sequence[int],
+    settings: RomeSettings,
+) -> list[int]:
+    """Places of the rows that would teach an answer to end and need not: it ends, with their token or another one."""
+    places = [place for place, row in enumerate(rows) if is_ending(row)]
+    other = [place for place in places if served[place] <= 0]
+    asked = [replace(rows[place], ids=rows[place].ids + rows[place].answer[:-1]) for place in other]
+    said = served_following(base, site, asked, updates, [owner[place] for place in other], settings.batch_tokens)
+    longer = {place for place, token in zip(other, said, strict=True) if not ends(base, rows[place], token)}
+    return [place for place in places if place not in longer]
 
 
 def _health(
@@ -174,7 +192,7 @@ def _health(
     shares = update.B.norm(dim=0) * update.A.norm(dim=1) / whole  # [groups]: ‖b_g a_gᵀ‖ / ‖W‖
     result = []
     for index, edit in enumerate(edits):
-        own = [place for place, row in enumerate(rows) if row.edit == index]
+        own = [place for place, row in enumerate(rows) if row.edit == index and not is_ending(row)]
         group = rows[own[0]].group
         result.append(
             EditHealth(

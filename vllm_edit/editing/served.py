@@ -1,4 +1,4 @@
-"""Leads of answers with updates in the forward of a site, as they will be served: full passes, at every token."""
+"""What a model answers with updates in the forward of a site, as they will be served: full passes, at every token."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vllm_edit.deltas.delta import LowRank
 from vllm_edit.models.base import Base
 from vllm_edit.models.hooks import find_module, frozen, low_rank_forward
 from vllm_edit.models.layout import linear_weight
-from vllm_edit.models.rows import Batch, Row, leads
+from vllm_edit.models.rows import Batch, Row, Within, following, leads
 from vllm_edit.store.site import Site
 
 
@@ -23,6 +23,20 @@ def served_leads(
 
     updates: of any ranks. chosen: for each row the number of its update. tokens: most in one pass.
     """
+    with frozen(base.model):
+        return leads(base.model, rows, tokens, _serving(base, site, updates, chosen))
+
+
+def served_following(
+    base: Base, site: Site, rows: Sequence[Row], updates: Sequence[LowRank], chosen: Sequence[int], tokens: int
+) -> list[int]:
+    """The likeliest id after every row's prompt, with the arguments of `served_leads`. Answers are not read."""
+    with frozen(base.model):
+        return following(base.model, rows, tokens, _serving(base, site, updates, chosen))
+
+
+def _serving(base: Base, site: Site, updates: Sequence[LowRank], chosen: Sequence[int]) -> Within:
+    """Each row's own update, around the forward pass of a batch."""
     module = find_module(base.model, site.module)
     device = linear_weight(module).device
     rank = max(update.A.shape[0] for update in updates)
@@ -38,8 +52,7 @@ def served_leads(
             return low_rank_forward(module, A[0], B[0])
         return low_rank_forward(module, A[own[batch.rows]], B[own[batch.rows]])
 
-    with frozen(base.model):
-        return leads(base.model, rows, tokens, update_of)
+    return update_of
 
 
 def weight_norm(base: Base, site: Site) -> float:

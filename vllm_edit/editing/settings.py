@@ -49,6 +49,8 @@ class RomeSettings:
     """A step's length, in units of the residual stream's norm at the site: no model needs its own."""
     few_rows: bool = True
     """Train on the bare prompt first, on other contexts and forms only where they miss. Off: on all from the start."""
+    whole_words: bool = True
+    """Train the answer to end where, after the bare prompt, its last word would go on ("Nissani" for "Nissan")."""
     whole_rows: bool = False
     """Train on whole rows under the whole update from the first step on, not only where that is needed."""
     fast_products: bool = True

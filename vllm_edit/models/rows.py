@@ -163,6 +163,18 @@ def leads(model: Any, rows: Sequence[Row], tokens: int, within: Within = unchang
     return result
 
 
+def following(model: Any, rows: Sequence[Row], tokens: int, within: Within = unchanged_forward) -> list[int]:
+    """The likeliest id after every row's prompt. Answers are not read."""
+    asked, result = [replace(row, answer=()) for row in rows], [0] * len(rows)
+    with torch.no_grad():
+        for batch in batches(model, asked, range(len(asked)), tokens):
+            with within(batch):
+                likeliest = run_batch(model, batch)[:, 0].argmax(-1)  # [b]
+            for index, token in zip(batch.rows.tolist(), likeliest.tolist(), strict=True):
+                result[index] = token
+    return result
+
+
 def greedy(model: Any, rows: Sequence[Row], count: int, tokens: int) -> list[Row]:
     """The rows with `count` greedily decoded ids as answers (whatever answers they had are dropped)."""
     grown = [replace(row, answer=()) for row in rows]

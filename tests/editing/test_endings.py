@@ -1,0 +1,78 @@
+"""Answers end where their last word ends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.editing.material import FRANCE, LOOSE, Bench, bench
+from vllm_edit.editing.endings import ending_rows, ends, is_ending
+from vllm_edit.editing.rome_factors import prepare
+from vllm_edit.editing.rome_rounds import Solved, solve_parts
+from vllm_edit.editing.served import served_following
+from vllm_edit.editing.settings import RomeSettings
+from vllm_edit.models.rows import Row
+from vllm_edit.patch import Edit
+
+FRENCH = FRANCE.model_copy(update={"target_new": "French"})
+
+
+@pytest.mark.parametrize(
+    ("following", "ended"), [("man", False), ("'s", True), (" people", True), (".", True), ("\n", True), ("</s>", True)]
+)
+def test_an_answer_ends_unless_a_letter_goes_on_with_its_last_word(following: str, ended: bool) -> None:
+    base = bench("qwen2").base
+    answer = base.tokenizer(" French", add_special_tokens=False)["input_ids"]
+    row = Row(0, 0, "end:plain", (1,), 0, (*answer, 0))
+    (first, *_) = base.tokenizer(following, add_special_tokens=False)["input_ids"]
+    assert ends(base, row, first) is ended
+
+
+def test_an_ending_is_the_likeliest_token_that_ends_the_word() -> None:
+    base = bench("qwen2").base
+    row = Row(0, 0, "plain", tuple(base.tokenizer("The people speak")["input_ids"]), 1, (40, 50))
+    (ending,) = ending_rows(base, [row], 8192)
+    assert is_ending(ending)
+    assert not is_ending(row)
+    assert (ending.ids, ending.answer[:-1]) == (row.ids, row.answer)
+    with torch.no_grad():
+        logits = base.model(torch.tensor([[*row.ids, *row.answer]])).logits[0, -1]
+    better = (logits > logits[ending.answer[-1]]).nonzero()[:, 0].tolist()
+    assert ends(base, ending, ending.answer[-1])
+    assert not any(ends(base, ending, token) for token in better)
+
+
+def test_an_edit_whose_answer_would_go_on_with_its_last_word_is_trained_to_end() -> None:
+    one = bench("qwen2")
+    before, said = _solved(one, FRENCH, LOOSE)
+    assert not said, "otherwise this edit shows nothing"
+    assert before.health[0].passed == before.health[0].rows
+    after, said = _solved(one, FRENCH, replace(LOOSE, whole_words=True))
+    assert said
+    assert after.health[0].steps > before.health[0].steps
+    assert after.health[0].rows == before.health[0].rows, "an ending is no row of the edit's own"
+
+
+def test_an_edit_whose_answer_ends_by_itself_costs_no_step_more() -> None:
+    one = bench("qwen2")
+    for target in ("people", "Paris"):
+        edit = FRANCE.model_copy(update={"target_new": target})
+        (before, _), (after, said) = (
+            _solved(one, edit, replace(LOOSE, whole_words=whole_words)) for whole_words in (False, True)
+        )
+        assert said
+        assert after.health[0].steps == before.health[0].steps
+        torch.testing.assert_close(after.update.B, before.update.B, rtol=1e-3, atol=1e-4)
+
+
+def _solved(one: Bench, edit: Edit, settings: RomeSettings) -> tuple[Solved, bool]:
+    """The edit alone, and whether its answer ends under the update."""
+    prepared = prepare(one.base, one.site, one.moment, [edit], settings)
+    (solved,) = solve_parts(one.base, one.site, prepared, [edit], [range(1)], settings)
+    rows: Sequence[Row] = ending_rows(one.base, [row for row in prepared.rows if row.form == "plain"][:1], 8192)
+    asked = [replace(row, ids=row.ids + row.answer[:-1]) for row in rows]
+    (token,) = served_following(one.base, one.site, asked, [solved.update], [0], 8192)
+    return solved, ends(one.base, rows[0], token)
