@@ -36,6 +36,7 @@ from vllm_edit.editing.rome_factors import (
 from vllm_edit.editing.served import served_following, served_leads, weight_norm
 from vllm_edit.editing.settings import Progress, RomeSettings
 from vllm_edit.models.base import Base
+from vllm_edit.models.fast_products import fast_products
 from vllm_edit.models.rows import Row
 from vllm_edit.patch import Edit
 from vllm_edit.store.site import Site
@@ -64,6 +65,7 @@ def solve_parts(
     *,
     start: torch.Tensor | None = None,
     progress: Progress | None = None,
+    exact: bool = True,
 ) -> list[Solved]:
     """Train all parts' residuals in one batch; solve and check each part by itself, as it will be served.
 
@@ -71,6 +73,8 @@ def solve_parts(
         prepared: of the edits, in order.
         parts: numbers of the edits that are solved jointly. No key group has edits of two parts.
         start: [groups, d_out], residuals to start from.
+        exact: check in the model's own precision; without it in bfloat16 where the settings allow that and the
+            processor can. Only for trials, whose updates are not kept.
     """
     damping, fixed = damping_of(site, settings), offsets(base, site, prepared, settings)
     selected = [Part.of(prepared, own, damping) for own in parts]
@@ -90,9 +94,9 @@ def solve_parts(
                 again = train_residuals(over, some, site.residual_scale, settings, fixed, trained.residuals, progress)
                 trained = trained.then(again, {prepared.rows[row].group for row in some})
         chosen = {part: selected[part].with_residuals(trained) for part in pending}
-        more: dict[int, dict[int, float]] = {}
         texts = {part: [edits[number] for number in parts[part]] for part in pending}
-        for part, one in _checked(base, site, texts, chosen, settings).items():
+        more: dict[int, dict[int, float]] = {}
+        for part, one in _checked(base, site, texts, chosen, settings, exact).items():
             solved[part] = one
             more[part] = _missed(prepared, parts[part], one, wanted, leaking, settings)
         leaking |= {prepared.rows[row].group for missed in more.values() for row in missed if row in rows}
@@ -149,13 +153,15 @@ def _checked(
     edits: Mapping[int, Sequence[Edit]],
     chosen: Mapping[int, RomeFactors],
     settings: RomeSettings,
+    exact: bool,
 ) -> dict[int, Solved]:
     """Each chosen part's joint solve with its numbers, checked in full passes that all parts share."""
     updates = [as_saved(computed.update) for computed in chosen.values()]
     rows = [row for computed in chosen.values() for row in computed.prepared.taught]
     owner = [number for number, one in enumerate(chosen.values()) for _ in one.prepared.taught]
-    served = served_leads(base, site, rows, updates, owner, settings.batch_tokens)
-    served[_ended(base, site, rows, served, updates, owner, settings)] = torch.inf
+    with fast_products([base.model] if settings.fast_products and not exact else []):
+        served = served_leads(base, site, rows, updates, owner, settings.batch_tokens)
+        served[_ended(base, site, rows, served, updates, owner, settings)] = torch.inf
     whole = weight_norm(base, site)
     found: dict[int, Solved] = {}
     for number, ((part, computed), update) in enumerate(zip(chosen.items(), updates, strict=True)):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import statistics as numbers
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -18,6 +19,7 @@ from vllm_edit.editing.settings import RomeSettings
 from vllm_edit.editing.sites import MadeSite, residual_scale
 from vllm_edit.errors import EditError
 from vllm_edit.models.base import Base
+from vllm_edit.models.fast_products import fast_products
 from vllm_edit.models.hooks import frozen
 from vllm_edit.models.rows import Row, greedy, leads
 from vllm_edit.patch import LOCALITY_KINDS, Edit
@@ -119,7 +121,7 @@ class Trials:
                 "the sweep needs edits with `tune` paraphrase and locality probes; "
                 f"got {len(edits)} edits with {len(paraphrases)} and {len(localities)} of them to measure by"
             )
-        with frozen(base.model):
+        with frozen(base.model), _roughly(base, settings):
             kept = _as_base_answers(base, localities, settings.batch_tokens)
             before = leads(base.model, kept, settings.batch_tokens)
         return cls(base, tuple(trained), tuple(paraphrases), tuple(kept), tuple(before.tolist()), settings)
@@ -166,6 +168,7 @@ class Trials:
             groups,
             settings,
             start=start.residuals if start else None,
+            exact=False,
         )
         updates = [one.update for one in solved]
         norm = numbers.fmean(float(one.norm()) for one in updates) / weight_norm(self.base, made.site)
@@ -179,7 +182,9 @@ class Trials:
         settings = replace(self.settings, damping=damping, margin=margin)
         start = alone.residuals * (1 + damping)
         everything = [range(len(self.edits))]
-        (solved,) = solve_parts(self.base, made.site, prepared, self.edits, everything, settings, start=start)
+        (solved,) = solve_parts(
+            self.base, made.site, prepared, self.edits, everything, settings, start=start, exact=False
+        )
         norm = float(solved.update.norm()) / weight_norm(self.base, made.site)
         steps = numbers.fmean(health.steps for health in solved.health)
         number = [0] * len(prepared.columns.groups)
@@ -205,7 +210,8 @@ class Trials:
 
         # An edit's first row is the bare prompt: the plain form comes first, and its bare context.
         bare = [next(row for row in prepared.taught if row.edit == index) for index in range(len(self.edits))]
-        reached, reworded, kept = lead(bare), lead(self.paraphrases), lead(self.localities)
+        with _roughly(self.base, self.settings):
+            reached, reworded, kept = lead(bare), lead(self.paraphrases), lead(self.localities)
         stays = (kept.sigmoid() / torch.tensor(self.before).sigmoid()).clamp_max(1.0)
         of_subject = torch.tensor([row.form == "locality_subject" for row in self.localities])
         other = ~of_subject if bool((~of_subject).any()) else of_subject
@@ -227,6 +233,13 @@ class Trials:
             norm=norm,
             steps=steps,
         )
+
+
+@contextmanager
+def _roughly(base: Base, settings: RomeSettings) -> Iterator[None]:
+    """Inside, the whole model multiplies in bfloat16 where the processor can: nothing of a trial is kept but scores."""
+    with fast_products([base.model] if settings.fast_products else []):
+        yield
 
 
 def _share(found: torch.Tensor) -> float:

@@ -25,9 +25,9 @@ from vllm_edit.models.rows import Row, batches, device_of, run_batch
 
 logger = logging.getLogger(__name__)
 
-LINE_TOKENS = 128
+LINE_TOKENS = 32
 """Suffix tokens of one line: few enough that attention to the other rows of a line costs little beside the weights."""
-_PREFIX_TOKENS = 1024
+_PREFIX_TOKENS = 256
 _TOLERANCE = 1e-2
 
 
