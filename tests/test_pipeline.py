@@ -1,12 +1,12 @@
-"""Pipeline.attempt: many patches compiled for measuring, and what of them was refused."""
+"""Pipeline: many patches compiled at once, to be stored or only measured, and what of them was refused."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -15,6 +15,7 @@ from rich.console import Console
 from tests.editing.material import BRAZIL, FRANCE, JAPAN, LOOSE, bench, patch_of
 from tests.ordinary_text import less_likely
 from tests.tiny import SENTENCES
+from vllm_edit import pipeline as pipeline_module
 from vllm_edit.editing.compile import compile_patch
 from vllm_edit.evaluation.evaluate import Settings, evaluate
 from vllm_edit.evaluation.perplexity import drift_of
@@ -26,7 +27,7 @@ from vllm_edit.facts.facts import Facts
 from vllm_edit.facts.pool import Known, Pool
 from vllm_edit.ike.bank import Bank
 from vllm_edit.patch import Gate, Patch, Probe
-from vllm_edit.pipeline import Pipeline
+from vllm_edit.pipeline import Outcome, Pipeline
 from vllm_edit.store.compiled import CompiledPatch
 from vllm_edit.store.store import Store
 
@@ -64,6 +65,34 @@ def test_every_patch_is_compiled_as_if_alone_or_refused_with_its_reason(pipeline
         assert {demonstration.kind for demonstration in one.demonstrations} == {"copy", "fact"}
     assert "demonstrations" in told
     assert pipeline.store.names() == []
+
+
+def test_patches_compiled_in_a_batch_are_stored_and_judged_each_and_one_that_misses_is_refused(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches: list[list[str]] = []
+    together = pipeline_module.compile_separately
+
+    def watched(patches: Sequence[Patch], *rest: Any, **options: Any) -> list[CompiledPatch]:
+        batches.append([patch.name for patch in patches])
+        return together(patches, *rest, **options)
+
+    monkeypatch.setattr(pipeline_module, "compile_separately", watched)
+    edits = {"one": FRANCE, "two": UNREACHABLE, "three": AGAIN, "four": BRAZIL}
+    patches = [patch_of(edit, name=name) for name, edit in edits.items()]
+    found = {patch.name: result for patch, result in pipeline.run_all(patches, "rome", asdict(LOOSE))}
+    assert batches == [["one", "two", "four"]], "three edits a subject of the batch, and is compiled alone"
+    assert found.keys() == edits.keys()
+    for name, result in found.items():
+        if name == "two":
+            assert isinstance(result, Refused)
+            assert result.reason.startswith("edit 0 ('The currency of Japan is the' → ")
+        else:
+            assert isinstance(result, Outcome)
+            assert pipeline.store.entry(result.name).status in ("accepted", "rejected")
+            assert pipeline.store.records(result.name, "gate")
+            assert pipeline.store.load(result.name).demonstrations
+    assert len(pipeline.store.names()) == 3
 
 
 @pytest.mark.parametrize("scope", ["all", "subject"])

@@ -6,7 +6,7 @@ Or to one that is only measured: `attempt` compiles many patches, stores none, a
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from vllm_edit.editing.material import Material, material_of
 from vllm_edit.editing.scoped import BATCH
 from vllm_edit.editing.separately import compile_separately
 from vllm_edit.editing.settings import Progress
-from vllm_edit.errors import Incompatible, UnsafeEdit
+from vllm_edit.errors import EditError, Incompatible, UnsafeEdit
 from vllm_edit.evaluation.evaluate import run_gate
 from vllm_edit.evaluation.refused import Refused
 from vllm_edit.evaluation.runners.hf import HFRunner
@@ -71,7 +71,7 @@ class Pipeline:
         self,
         patch: Patch,
         method: str = "rome",
-        settings: dict[str, Any] | None = None,
+        settings: Mapping[str, Any] | None = None,
         progress: Progress | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> Outcome:
@@ -86,6 +86,26 @@ class Pipeline:
         )
         compiled = with_demonstrations(compiled, self.bank, self.base.tokenizer)
         return self.judge(compiled, clock() - started, progress)
+
+    def run_all(
+        self,
+        patches: Sequence[Patch],
+        method: str = "rome",
+        settings: Mapping[str, Any] | None = None,
+        progress: Progress | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> Iterator[tuple[Patch, Outcome | Refused]]:
+        """Compile, save and judge patches, each as if it were alone; one that cannot be compiled is refused.
+
+        Patches about different subjects are compiled in one batch where the method can. A batch is saved and judged
+        before the next one is compiled, so the order may differ from the one given.
+        """
+        for row, one, seconds in self._made(patches, method, settings, progress or _silent, clock):
+            if isinstance(one, CompiledPatch):
+                one = with_demonstrations(one, self.bank, self.base.tokenizer)
+                yield patches[row], self.judge(one, seconds, progress)
+            else:
+                yield patches[row], one
 
     def judge(self, compiled: CompiledPatch, seconds: float, progress: Progress | None = None) -> Outcome:
         """Save what was compiled or composed in `seconds`, and run its gate with the model.
@@ -130,17 +150,33 @@ class Pipeline:
 
         Patches about different subjects are compiled in one batch where the method can.
         """
-        report = progress or (lambda what, done, total: None)
-        results: dict[int, CompiledPatch | Refused] = {}
-        for rows in _batches(patches):
-            batch = [patches[row] for row in rows]
-            made = self._together(batch, method, settings, report) if len(batch) > 1 else None
-            results |= zip(rows, made or [self._alone(patch, method, settings, report) for patch in batch], strict=True)
+        report = progress or _silent
+        results = {row: one for row, one, _ in self._made(patches, method, settings, report)}
         finished: list[CompiledPatch | Refused] = []
         for row, patch in enumerate(patches):
             report("demonstrations", row, len(patches))
             finished.append(self._demonstrated(patch, results[row]))
         return finished
+
+    def _made(
+        self,
+        patches: Sequence[Patch],
+        method: str,
+        settings: Mapping[str, Any] | None,
+        progress: Progress,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> Iterator[tuple[int, CompiledPatch | Refused, float]]:
+        """(row, compiled or refused, seconds that it took) of each patch, batch by batch."""
+        for rows in _batches(patches):
+            batch, started = [patches[row] for row in rows], clock()
+            made = self._together(batch, method, settings, progress) if len(batch) > 1 else None
+            if made is not None:
+                seconds = (clock() - started) / len(batch)
+                yield from ((row, one, seconds) for row, one in zip(rows, made, strict=True))
+                continue
+            for row, patch in zip(rows, batch, strict=True):
+                started = clock()
+                yield row, self._alone(patch, method, settings, progress), clock() - started
 
     def _together(
         self, patches: Sequence[Patch], method: str, settings: Mapping[str, Any] | None, progress: Progress
@@ -156,7 +192,7 @@ class Pipeline:
             compiled = compile_separately(
                 patches, self.base, method, site=self.site, moment=self.moment, settings=reporting, progress=progress
             )
-        except UnsafeEdit:
+        except EditError:  # compiled one after the other, each patch has its own answer
             return None
         if wanted.on_missed == "report":
             return list(compiled)
@@ -179,13 +215,17 @@ class Pipeline:
 
 
 def _judged(patch: Patch, compiled: CompiledPatch) -> CompiledPatch | Refused:
-    """`compiled`, or refused for what its report says of its edits."""
+    """`compiled`, or refused for what its report says of its edits, in the words of `UnsafeEdit`."""
     problems = [
-        f"{change(edit['prompt'], edit['target'])}: {problem}"
+        f"edit {edit['edit']} ({change(edit['prompt'], edit['target'])}): {problem}"
         for edit in compiled.report["edits"]
         for problem in edit["problems"]
     ]
-    return Refused(patch, "; ".join(problems)) if problems else compiled
+    return Refused(patch, "\n".join(problems)) if problems else compiled
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    pass
 
 
 def _batches(patches: Sequence[Patch]) -> list[list[int]]:

@@ -9,7 +9,7 @@ import typer
 
 from vllm_edit.cli.method_settings import SetOption, method_settings
 from vllm_edit.cli.output import JsonOption, StoreOption, print_error, print_json, progress_bar
-from vllm_edit.errors import EditError, PatchError, UnsafeEdit
+from vllm_edit.errors import EditError, PatchError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,6 +35,7 @@ def compile_(
     """
     patches, chosen = _read(files), method_settings(settings)
     from vllm_edit.cli.material import bank_of, load_base
+    from vllm_edit.evaluation.refused import Refused
     from vllm_edit.pipeline import Pipeline
     from vllm_edit.store.store import Store
 
@@ -42,17 +43,15 @@ def compile_(
     pipeline = Pipeline(opened, load_base(model or opened.site().model), bank_of(opened, bank))
     done: list[dict[str, Any]] = []
     problems: list[str] = []
-    for patch in patches:
-        try:
-            with progress_bar(patch.name) as progress:
-                outcome = pipeline.run(patch, method, chosen, progress)
-        except UnsafeEdit as error:
-            problems += [f"{patch.name}: {line}" for line in str(error).splitlines()]
-            continue
-        problems += [f"{outcome.name}: rejected by its gate: {failure}" for failure in outcome.failures]
-        done.append(_told(outcome))
-        if not json:
-            print(_line(done[-1]))
+    with progress_bar(patches[0].name if len(patches) == 1 else f"{len(patches)} patches") as progress:
+        for patch, result in pipeline.run_all(patches, method, chosen, progress):
+            if isinstance(result, Refused):
+                problems += [f"{patch.name}: {line}" for line in result.reason.splitlines()]
+                continue
+            problems += [f"{result.name}: rejected by its gate: {failure}" for failure in result.failures]
+            done.append(_told(result))
+            if not json:
+                print(_line(done[-1]), flush=True)
     if json:
         print_json({"compiled": done, "problems": problems})
     print_error("\n".join(problems))

@@ -14,9 +14,10 @@ from rich.table import Table
 
 from vllm_edit.demo.plan import Plan
 from vllm_edit.demo.server import Ask, LocalServer, Told
-from vllm_edit.errors import EditError, NotFound, UnsafeEdit
+from vllm_edit.errors import EditError, NotFound
 from vllm_edit.evaluation.evaluate import Settings as EvaluationSettings
 from vllm_edit.evaluation.evaluate import evaluate
+from vllm_edit.evaluation.refused import Refused
 from vllm_edit.evaluation.runners.hf import HFRunner
 from vllm_edit.evaluation.table import table as report_table
 from vllm_edit.ike.bank import Bank
@@ -103,16 +104,16 @@ class Demo:
 
     def _compile(self, pipeline: Pipeline, patches: dict[str, Patch]) -> dict[str, Outcome]:
         self._step(f"vllm-edit compile {self.plan.patches}/*.yaml")
-        outcomes = {}
-        for patch in patches.values():
-            try:
-                with self.console.status(f"compiling {patch.name} ..."):
-                    outcome = outcomes[patch.name] = pipeline.run(patch)
-            except UnsafeEdit as error:
-                self.console.print(f"{patch.name}: refused: {error}")
-                continue
-            verdict = "accepted" if outcome.accepted else "rejected: " + "; ".join(outcome.failures)
-            self.console.print(f"{outcome.name[:20]}…  {len(patch.edits)} edits, {outcome.seconds:.1f} s, {verdict}")
+        outcomes: dict[str, Outcome] = {}
+        with self.console.status("compiling ..."):
+            for patch, outcome in pipeline.run_all(tuple(patches.values())):
+                if isinstance(outcome, Refused):
+                    self.console.print(f"{patch.name}: refused: {outcome.reason}")
+                    continue
+                outcomes[patch.name] = outcome
+                verdict = "accepted" if outcome.accepted else "rejected: " + "; ".join(outcome.failures)
+                line = f"{outcome.name[:20]}…  {len(patch.edits)} edits, {outcome.seconds:.1f} s, {verdict}"
+                self.console.print(line)
         needed = self.plan.tenants.values()
         missing = [patch for patch in needed if patch not in outcomes or not outcomes[patch].accepted]
         if missing:
