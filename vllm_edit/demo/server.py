@@ -49,9 +49,10 @@ class LocalServer(ServerProcess):
         *flags: str,
         patience: float = 300.0,
         environment: Mapping[str, str] | None = None,
+        wait: bool = True,
     ) -> None:
         command = [sys.executable, "-m", "vllm_edit.cli", "serve", "--store", store, *flags]
-        super().__init__(command, log, {"VLLM_EDIT_EXPOSE": "1", **(environment or {})}, patience)
+        super().__init__(command, log, {"VLLM_EDIT_EXPOSE": "1", **(environment or {})}, patience, wait)
 
     def base(self) -> str:
         """The name under which the base model is asked."""

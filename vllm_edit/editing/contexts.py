@@ -19,6 +19,7 @@ import torch
 from vllm_edit.errors import EditError
 from vllm_edit.models.base import Base
 from vllm_edit.models.beginnings import begin_ids, never_text, plain_start
+from vllm_edit.models.fast_products import fast_products
 from vllm_edit.models.greedy import continued
 from vllm_edit.models.hooks import frozen
 from vllm_edit.models.lengths import check_length
@@ -108,7 +109,9 @@ def _texts(base: Base, seed: int, shortest: int, longest: int, top_k: int, attem
         for start in islice(starts, min(size, attempts - begun)):
             length = int(torch.randint(shortest, longest + 1, (1,), generator=generator))
             drafts.append(Draft.drawn(start, length, top_k, generator))
-        for ids in sampled(base.model, drafts, banned=banned):
+        with fast_products([base.model]):
+            written = sampled(base.model, drafts, banned=banned)
+        for ids in written:
             yield str(base.tokenizer.decode(ids, skip_special_tokens=True))
 
 
@@ -125,7 +128,7 @@ def _least_disturbing(base: Base, prefixes: Sequence[str], asked: Sequence[str],
         longest = max(range(len(ids)), key=lambda index: len(ids[index]))
         told = f"the prompt {quoted(asked[longest])} in its context"
         check_length(base.model, len(ids[longest]), told)
-        with frozen(base.model):
+        with frozen(base.model), fast_products([base.model]):
             return continued(base.model, base.tokenizer, ids, 1, _BATCH)
 
     bare = begun("")

@@ -43,7 +43,7 @@ class RomeSettings:
     # Residuals: how δ is trained.
     steps: int = 80
     """Most steps for an edit."""
-    rounds: int = 4
+    rounds: int = 8
     """Most rounds of training and checking: rows that miss in a check are trained on in the next round."""
     learning_rate: float = 0.1
     """A step's length, in units of the residual stream's norm at the site: no model needs its own."""
