@@ -39,14 +39,6 @@ def test_the_server_is_up_within_the_block_and_gone_after_it(tmp_path: Path) -> 
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_a_server_starts_while_something_else_is_done(tmp_path: Path) -> None:
-    with ServerProcess(COMMAND, tmp_path / "log", wait=False) as server:
-        assert server.pid
-        server.wait_until_up()
-        assert answers(server.url)
-    assert not answers(server.url)
-
-
 def test_a_program_that_is_terminated_takes_its_server_along(tmp_path: Path) -> None:
     program = (
         "import sys, time; from pathlib import Path; from vllm_edit.demo.process import ServerProcess\n"

@@ -18,22 +18,12 @@ from vllm_edit.errors import EditError
 
 
 class ServerProcess:
-    """`command --port PORT`, up when `/health` answers, stopped on exit; output to `log`. For the main thread.
-
-    wait: on entering, until it is up. Without it something else can be done meanwhile, and then `wait_until_up`.
-    patience: seconds that it may take.
-    """
+    """`command --port PORT`, up when `/health` answers, stopped on exit; output to `log`. For the main thread."""
 
     def __init__(
-        self,
-        command: Sequence[str],
-        log: Path,
-        environment: Mapping[str, str] | None = None,
-        patience: float = 300.0,
-        wait: bool = True,
+        self, command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None, patience: float = 300.0
     ) -> None:
         self.command, self.log, self.environment, self.patience = command, log, dict(environment or {}), patience
-        self.wait = wait
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = int(probe.getsockname()[1])
@@ -54,8 +44,7 @@ class ServerProcess:
         # A terminated program must not leave its server behind: as an exit, the signal passes through `__exit__`.
         self._before = signal.signal(signal.SIGTERM, _exit)
         try:
-            if self.wait:
-                self.wait_until_up()
+            self._wait()
         except BaseException:
             self._stop()
             raise
@@ -78,12 +67,7 @@ class ServerProcess:
         os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
-    def wait_until_up(self) -> None:
-        """Return when `/health` answers.
-
-        Raises:
-            EditError: the server ended, or has not answered in time; with the end of its log.
-        """
+    def _wait(self) -> None:
         deadline = time.monotonic() + self.patience
         while time.monotonic() < deadline:
             assert self._process is not None

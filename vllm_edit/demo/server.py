@@ -49,10 +49,9 @@ class LocalServer(ServerProcess):
         *flags: str,
         patience: float = 300.0,
         environment: Mapping[str, str] | None = None,
-        wait: bool = True,
     ) -> None:
         command = [sys.executable, "-m", "vllm_edit.cli", "serve", "--store", store, *flags]
-        super().__init__(command, log, {"VLLM_EDIT_EXPOSE": "1", **(environment or {})}, patience, wait)
+        super().__init__(command, log, {"VLLM_EDIT_EXPOSE": "1", **(environment or {})}, patience)
 
     def base(self) -> str:
         """The name under which the base model is asked."""

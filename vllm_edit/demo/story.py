@@ -51,10 +51,9 @@ class Demo:
                 store.registry.create_tenant(tenant)
             store.registry.publish(tenant, outcomes[patch].name, why="demo")
         chosen = self.plan.measured or tuple(outcomes)
-        self._step("vllm-edit serve: stock vLLM's OpenAI server starts in the background")
-        with LocalServer(store.url, self.folder / "server.log", wait=False) as server:
-            self._evaluate(base, [one for patch, one in outcomes.items() if one.accepted and patch in chosen])
-            server.wait_until_up()
+        self._evaluate(base, [one for patch, one in outcomes.items() if one.accepted and patch in chosen])
+        self._step("Starting stock vLLM's OpenAI server (some 30 s) ...")
+        with LocalServer(store.url, self.folder / "server.log") as server:
             self._ask(server)
             changed = self._publish_and_take_back(server, pipeline)
             self._roll_out(server, store.registry, changed)
