@@ -11,7 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from tests.tiny import save_tiny, tiny_model
 from vllm_edit.errors import EditError
-from vllm_edit.models.base import Base, bit_sums, unchanged
+from vllm_edit.models import base as base_module
+from vllm_edit.models.base import Base, bit_sums, bits, unchanged
 from vllm_edit.store.site import Fingerprint
 
 
@@ -116,6 +117,23 @@ def test_the_cheap_check_sees_every_change_but_writes_through_data(
 ) -> None:
     with pytest.raises(RuntimeError, match=r"transformer\.h\.1\.mlp\.c_proj"), unchanged(base, exact=False):
         change(base.model)
+
+
+def test_the_bytes_are_hashed_once_more_in_each_use_but_anew_after_a_change_in_between(
+    base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    monkeypatch.setattr(base_module, "bits", lambda tensor: read.append(1) or bits(tensor))
+    every = sum(1 for _ in (*base.model.parameters(), *base.model.buffers()))
+    counts = []
+    for change in (None, None, _add_hook, None):
+        if change:
+            change(base.model)
+        read.clear()
+        with unchanged(base):
+            pass
+        counts.append(len(read) / every)
+    assert counts == [2, 1, 2, 1]
 
 
 def _told(tensor: torch.Tensor) -> list[list[int]]:
