@@ -179,13 +179,8 @@ def greedy(model: Any, rows: Sequence[Row], count: int, tokens: int) -> list[Row
     """The rows with `count` greedily decoded ids as answers (whatever answers they had are dropped)."""
     grown = [replace(row, answer=()) for row in rows]
     for _ in range(count):
-        # The answer so far is read, and a placeholder stands where the next id will be.
-        asked = [replace(row, answer=(*row.answer, 0)) for row in grown]
-        with torch.no_grad():
-            for batch in batches(model, asked, range(len(asked)), tokens):
-                following = run_batch(model, batch)[:, -1].argmax(-1)
-                for index, token in zip(batch.rows.tolist(), following.tolist(), strict=True):
-                    grown[index] = replace(grown[index], answer=(*grown[index].answer, token))
+        found = following(model, [replace(row, ids=row.ids + row.answer) for row in grown], tokens)
+        grown = [replace(row, answer=(*row.answer, token)) for row, token in zip(grown, found, strict=True)]
     return grown
 
 
