@@ -87,12 +87,20 @@ def tiny_model(
     layers: int = 3,
     hidden: int = 64,
     d_ff: int = 96,
+    groups: int | None = None,
+    attention: str = "eager",
 ) -> PreTrainedModel:
-    """A model of `family` with random weights that depend on `seed` only; biases and norms are random too."""
-    config = AutoConfig.for_model(family, **_settings(family, tokenizer, layers, hidden, d_ff))
+    """A model of `family` with random weights that depend on `seed` only; biases and norms are random too.
+
+    groups: heads of keys and values, in families that have fewer of them than of queries; default as many.
+    """
+    settings = _settings(family, tokenizer, layers, hidden, d_ff)
+    if groups and "num_key_value_heads" in settings:
+        settings["num_key_value_heads"] = groups
+    config = AutoConfig.for_model(family, **settings)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention)
         with torch.no_grad():
             for parameter in model.parameters():
                 noise = torch.randn_like(parameter)

@@ -18,13 +18,14 @@ from vllm_edit.models.suffixes import Pack, Suffixes
 class Scored:
     """Scores of some rows. rows: [k] their indices. nll, lead: [k], as in `rows.answer_scores`; the lead is detached.
 
-    following: row → logits [V] after the last token, for rows without an answer.
+    alone: those of the rows that have no answer. following: logits after their last token, [alone, V].
     """
 
     rows: torch.Tensor
     nll: torch.Tensor
     lead: torch.Tensor
-    following: dict[int, torch.Tensor]
+    alone: list[int]
+    following: torch.Tensor
 
 
 class Passes:
@@ -89,7 +90,7 @@ class Passes:
             new = sorted(self._ready)
         with torch.no_grad(), self._below.watched() as states:
             for batch in batches(self.model, self.rows, new, self.tokens):
-                self._base |= _following(run_batch(self.model, batch), batch, self.rows)
+                self._base |= dict(zip(*_following(run_batch(self.model, batch), batch, self.rows), strict=True))
                 self._below.keep(batch, states)
 
     def base_following(self, row: int) -> torch.Tensor:
@@ -108,7 +109,7 @@ class Passes:
             update = self._update(self.group_of[batch.rows], residuals)
             with self._below.skipped(hidden), low_rank_forward(self.module, *update):
                 logits = run_batch(self.model, batch)
-            yield Scored(batch.rows, *answer_scores(logits, batch), _following(logits, batch, self.rows))
+            yield Scored(batch.rows, *answer_scores(logits, batch), *_following(logits, batch, self.rows))
 
     def _update(self, groups: torch.Tensor, residuals: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """A [h, d_in] and B [b, d_out, h] of rows of these groups [b]: h are all groups that act on any of them."""
@@ -126,11 +127,12 @@ class Passes:
             routes = torch.where(pack.owner >= 0, number[pack.owner], -1)  # [n, T]
             with routed_forward(self.module, self.A[present], residuals[present], routes):
                 logits = suffixes.run(pack)
-            lone = ((pack.answers < 0).nonzero()[:, 0]).tolist()
-            following = {int(pack.rows[pack.of[place]]): logits[place] for place in lone}
-            yield Scored(pack.rows, *pack.scores(logits), following)
+            places = (pack.answers < 0).nonzero()[:, 0]
+            alone = pack.rows[pack.of[places]].tolist()
+            yield Scored(pack.rows, *pack.scores(logits), alone, logits[places])
 
 
-def _following(logits: torch.Tensor, batch: Batch, rows: Sequence[Row]) -> dict[int, torch.Tensor]:
-    """Row → logits [V] after its last token, for the batch's rows without an answer. logits: [b, m, V]."""
-    return {index: logits[line, 0] for line, index in enumerate(batch.rows.tolist()) if not rows[index].answer}
+def _following(logits: torch.Tensor, batch: Batch, rows: Sequence[Row]) -> tuple[list[int], torch.Tensor]:
+    """The batch's rows without an answer, and the logits [rows, V] after their last tokens. logits: [b, m, V]."""
+    lines = [line for line, index in enumerate(batch.rows.tolist()) if not rows[index].answer]
+    return batch.rows[lines].tolist(), logits[lines, 0]

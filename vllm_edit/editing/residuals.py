@@ -28,9 +28,10 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from vllm_edit.editing.passes import Passes
+from vllm_edit.editing.passes import Passes, Scored
 from vllm_edit.editing.settings import Progress, RomeSettings
 from vllm_edit.models.fast_products import fast_products
+from vllm_edit.models.grouped_attention import grouped_attention
 from vllm_edit.models.hooks import frozen
 
 T = TypeVar("T")
@@ -127,6 +128,7 @@ def train_residuals(
     total = len(active)
     with ExitStack() as stack:
         stack.enter_context(frozen(passes.model))
+        stack.enter_context(grouped_attention(passes.model))
         passes.prepare(wanted)
         stack.enter_context(torch.enable_grad())
         if settings.fast_products:
@@ -185,7 +187,7 @@ class _Run:
         residuals = (self.fixed + self.unit * theta).requires_grad_()
         for scored in self.passes.run(indices, residuals):
             groups = self.group_of[scored.rows]
-            loss = (scored.nll + self._divergence(scored.rows, scored.following)) * self.share[scored.rows]  # [k]
+            loss = (scored.nll + self._divergence(scored)) * self.share[scored.rows]  # [k]
             loss.sum().backward()  # type: ignore[no-untyped-call]
             losses.index_add_(0, groups, loss.detach())
             margins.scatter_reduce_(0, groups, scored.lead, "amin")
@@ -197,15 +199,15 @@ class _Run:
             group: (slacks[group].item(), margins[group].item(), losses[group].item()) for group in active
         }, gradient
 
-    def _divergence(self, rows: torch.Tensor, following: Mapping[int, torch.Tensor]) -> torch.Tensor:
+    def _divergence(self, scored: Scored) -> torch.Tensor:
         """KL(base ‖ edited) [k] of the rows without an answer, 0 for the others."""
-        place = {index: number for number, index in enumerate(rows.tolist())}
-        result = torch.zeros(len(rows), device=rows.device)
-        if not following:
+        result = torch.zeros(len(scored.rows), device=scored.rows.device)
+        if not scored.alone:
             return result
-        base = torch.stack([self.passes.base_following(index) for index in following]).log_softmax(-1)
-        edited = torch.stack(list(following.values())).log_softmax(-1)
-        lines = torch.tensor([place[index] for index in following], device=rows.device)
+        place = {index: number for number, index in enumerate(scored.rows.tolist())}
+        base = torch.stack([self.passes.base_following(index) for index in scored.alone]).log_softmax(-1)
+        edited = scored.following.log_softmax(-1)
+        lines = torch.tensor([place[index] for index in scored.alone], device=scored.rows.device)
         return result.index_put((lines,), (base.exp() * (base - edited)).sum(-1))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
+from vllm_edit.models.grouped_attention import grouped_attention
 from vllm_edit.models.shared_prefix import read_once
 
 
@@ -33,7 +34,9 @@ def continuations(
         pad_token_id=pad_id(model, tokenizer),
     )
     device = model.device
-    out = model.generate(input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=settings, **past)
+    given = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+    with grouped_attention(model):
+        out = model.generate(**given, generation_config=settings, **past)
     continued: list[list[int]] = out[:, ids.shape[1] :].tolist()
     return continued
 

@@ -70,16 +70,17 @@ class Pack:
 
         The lead is detached. A row without an answer has NLL 0 and an infinite lead.
         """
-        taught = (self.answers >= 0).nonzero()[:, 0]
-        own = logits[taught, self.answers[taught]]  # [m']
-        nll = logits[taught].logsumexp(-1) - own
-        best = logits.detach()[taught].topk(2, dim=-1)
-        rival = torch.where(best.indices[:, 0] == self.answers[taught], best.values[:, 1], best.values[:, 0])
-        of, size = self.of[taught], len(self.rows)
-        count = torch.bincount(of, minlength=size).clamp_min(1)
-        mean = logits.new_zeros(size).index_add(0, of, nll) / count
-        lead = logits.new_full((size,), torch.inf).scatter_reduce(0, of, own.detach() - rival, "amin")
-        return mean, lead
+        # No part of the logits is taken out before the loss: its gradient would be a second tensor of their size.
+        nll = nn.functional.cross_entropy(logits, self.answers, ignore_index=-1, reduction="none")  # [m]
+        given = logits.detach()
+        own = given.gather(1, self.answers.clamp_min(0)[:, None])[:, 0]
+        best = given.topk(2, dim=-1)
+        rival = torch.where(best.indices[:, 0] == self.answers, best.values[:, 1], best.values[:, 0])
+        taught, size = self.answers >= 0, len(self.rows)
+        count = torch.zeros(size, device=logits.device).index_add(0, self.of, taught.float()).clamp_min(1)
+        mean = logits.new_zeros(size).index_add(0, self.of, nll) / count
+        leads = torch.where(taught, own - rival, torch.inf)
+        return mean, logits.new_full((size,), torch.inf).scatter_reduce(0, self.of, leads, "amin")
 
 
 class Suffixes:
