@@ -41,7 +41,8 @@ MARGINS = (1.5, 3.0)
 """Nats by which the target leads after the bare prompt. All are reached by training on from the one before."""
 _LAYERS, _SCREENED, _REFINED = 6, 6, 2
 _TIE, _NEAR = 0.02, 0.1
-"""Finalists: the best candidate, the second one within the first distance, the shallowest within the second."""
+"""Finalists: the best candidate, the second one within the first distance, the shallowest within the second. Of those
+that are still within the first distance of the best one the shallowest is chosen."""
 _NEAR_MARGIN = 0.01
 """Scores so near to each other are a tie, and the larger margin wins: it carries over to more wordings."""
 _NEAR_DAMPING = 0.02
@@ -174,7 +175,7 @@ def choose_site(
         finals = list[_Finalist]()
         for made, token in _counted(list(placed), "trying the best with contexts", progress):
             finals.append(_final(trials, first.at(made, token), margins[0], max(dampings), finals))
-        finals.sort(key=lambda final: -final.score)
+        finals = _ordered(finals)
         known = [final.together for final in finals if final.together]
         joint = _dampings(trials, finals[0].alone, margins[0], dampings, known, progress)
         strengths = [(finals[0].measured, finals[0].alone)]
@@ -202,6 +203,17 @@ def _finalists(found: Sequence[tuple[Measurement, MadeSite]]) -> list[tuple[Meas
     best = found[: 2 if len(found) > 1 and found[1][0].score > top - _TIE else 1]
     others = [one for one in found[len(best) :] if one[0].score > top - _NEAR]
     return [*best, *sorted(others, key=lambda one: one[0].layer)[:1]]
+
+
+def _ordered(finals: Sequence[_Finalist]) -> list[_Finalist]:
+    """The finalists, the chosen one first: the shallowest of those that tie with the best.
+
+    The trials' few neighbours tell less than depth does how much an edit moves others (docs/methods.md).
+    """
+    best = max(final.score for final in finals)
+    tied = [final for final in finals if final.score >= best - _TIE]
+    chosen = min(tied, key=lambda final: final.measured.layer)
+    return [chosen, *sorted((final for final in finals if final is not chosen), key=lambda final: -final.score)]
 
 
 def _final(trials: Trials, placed: MadeSite, margin: float, damping: float, others: Sequence[_Finalist]) -> _Finalist:
