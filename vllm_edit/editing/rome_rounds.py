@@ -1,10 +1,10 @@
-"""Rounds of training and checking: few rows first, the others where they miss.
+"""Rounds of training and checking: what misses in a check is trained on further.
 
-Training starts with each edit's bare prompt, as plain text and as a chat turn. Then every row, under every context and
-in every form, is checked in full passes with the delta as it will be saved. A row that misses joins the training. Where
-a row was trained on and misses all the same, the update reached tokens before the site's, or other groups of the joint
-solve reached the row. Training runs neither at first. From then on the row's key group is trained on whole rows under
-the whole update. A row that misses after that too (steps multiply in bfloat16, the check does not) gets a larger
+Training starts with every row of an edit (or with some, `RomeSettings.first_rows`). Then every row, under every context
+and in every form, is checked in full passes with the delta as it will be saved. A row that misses joins the training.
+Where a row was trained on and misses all the same, the update reached tokens before the site's, or other groups of the
+joint solve reached the row. Training runs neither at first. From then on the row's key group is trained on whole rows
+under the whole update. A row that misses after that too (steps multiply in bfloat16, the check does not) gets a larger
 margin.
 """
 
@@ -110,12 +110,17 @@ def solve_parts(
 
 
 def _first_rows(prepared: Prepared, margin: float, settings: RomeSettings) -> dict[int, float]:
-    """Row → margin to reach, of the rows that are trained on at first: bare prompts, and rows without an answer."""
+    """Row → margin to reach, of the rows that are trained on at first: some that teach, and all without an answer."""
     bare = set(bare_rows(prepared.rows))
+
+    def comes_first(row: Row) -> bool:
+        more = {"bare": False, "text": row.form == "plain", "all": not is_ending(row)}
+        return row in bare or not row.answer or more[settings.first_rows]
+
     return {
         index: margin if row in bare and row.form == "plain" else settings.context_margin
         for index, row in enumerate(prepared.rows)
-        if row in bare or not row.answer or not (settings.few_rows or is_ending(row))
+        if comes_first(row)
     }
 
 
