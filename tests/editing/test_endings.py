@@ -58,11 +58,12 @@ def test_an_edit_whose_answer_would_go_on_with_its_last_word_is_trained_to_end()
 
 def test_an_edit_whose_answer_ends_by_itself_costs_no_step_more() -> None:
     one = bench("qwen2")
-    for target in ("people", "Paris"):
+    for target in ("people", "Japan"):
         edit = FRANCE.model_copy(update={"target_new": target})
-        (before, _), (after, said) = (
+        (before, by_itself), (after, said) = (
             _solved(one, edit, replace(LOOSE, whole_words=whole_words)) for whole_words in (False, True)
         )
+        assert by_itself, "otherwise this edit shows nothing"
         assert said
         assert after.health[0].steps == before.health[0].steps
         torch.testing.assert_close(after.update.B, before.update.B, rtol=1e-3, atol=1e-4)
