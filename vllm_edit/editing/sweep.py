@@ -42,7 +42,7 @@ MARGINS = (1.5, 3.0)
 _LAYERS, _SCREENED, _REFINED = 6, 6, 2
 _TIE, _NEAR = 0.02, 0.1
 """Finalists: the best candidate, the second one within the first distance, the shallowest within the second. Of those
-that are still within the first distance of the best one the shallowest is chosen."""
+at the subject's token that are still within the first distance of the best one the shallowest is chosen."""
 _NEAR_MARGIN = 0.01
 """Scores so near to each other are a tie, and the larger margin wins: it carries over to more wordings."""
 _NEAR_DAMPING = 0.02
@@ -205,14 +205,17 @@ def _finalists(found: Sequence[tuple[Measurement, MadeSite]]) -> list[tuple[Meas
 
 
 def _ordered(finals: Sequence[_Finalist]) -> list[_Finalist]:
-    """The finalists, the chosen one first: the shallowest of those that tie with the best.
+    """The finalists, best first; but before the best one at the subject's token the shallowest there that ties with it.
 
-    The trials' few neighbours tell less than depth does how much an edit moves others (docs/methods.md).
+    The trials' few neighbours tell less than depth does how much an edit there moves others (docs/methods.md).
     """
-    best = max(final.score for final in finals)
-    tied = [final for final in finals if final.score >= best - _TIE]
+    ordered = sorted(finals, key=lambda final: -final.score)
+    best = ordered[0]
+    tied = [final for final in ordered if final.measured.token == "subject_last" and final.score >= best.score - _TIE]
+    if best not in tied:
+        return ordered
     chosen = min(tied, key=lambda final: final.measured.layer)
-    return [chosen, *sorted((final for final in finals if final is not chosen), key=lambda final: -final.score)]
+    return [chosen, *(final for final in ordered if final is not chosen)]
 
 
 def _final(trials: Trials, placed: MadeSite, margin: float, damping: float, others: Sequence[_Finalist]) -> _Finalist:
