@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from vllm_edit.errors import EditError
 
@@ -116,6 +116,9 @@ class RomeSettings:
             for name in ("merge_cosine", "group_cosine")
             if not 0 <= getattr(self, name) <= 1
         ]
+        for name, kind in get_type_hints(type(self)).items():
+            if get_origin(kind) is Literal and getattr(self, name) not in get_args(kind):
+                problems.append(f"{name} must be one of {', '.join(get_args(kind))}; got {getattr(self, name)!r}")
         if "{}" not in self.essence:
             problems.append(f"essence must contain {{}}, the subject's place; got {self.essence!r}")
         if problems:
