@@ -131,25 +131,22 @@ def shaped_work(shape: str, changes: Sequence[str], count: int, seed: int, steps
 def compare(
     work: Work, budgets: Sequence[int], console: Console, whole: bool = False, few: int | None = None
 ) -> tuple[list[Measured], list[Sequence[CompiledPatch]]]:
-    """One at a time, under the default budget; then batched under each of `budgets`; then, with `whole`, one at a time:
-    training on bare prompts first, and by the default without one more means of speed each time.
-
-    few: patches of what is done one at a time; default all.
-    """
+    """One at a time, under the default budget; then batched under each of `budgets`; then, with `whole`, one at a time
+    without one more means of speed each time. few: patches of what is done one at a time; default all."""
     some = work.patches[: few or len(work.patches)]
     ways: list[tuple[str, int, Callable[[], Sequence[CompiledPatch]]]] = [_one_by_one("one at a time", work, some)]
     for budget in budgets:
         name = f"batched, {budget} tokens"
         ways.append((name, len(work.patches), lambda budget=budget: _batched(work, budget)))  # type: ignore[misc]
     if whole:
-        fewer = replace(work, settings=replace(work.settings, first_rows="bare"))
         exact = replace(work, settings=replace(work.settings, fast_products=False))
-        tokens = replace(exact, settings=replace(exact.settings, whole_rows=True))
+        forms = replace(exact, settings=replace(exact.settings, first_rows="all"))
+        tokens = replace(forms, settings=replace(forms.settings, whole_rows=True))
         # Nothing lies below layer 0, so no block's states are kept from step to step. The module stays what it is.
         lowest = work.made.site.model_copy(update={"layer": 0})
         blocks = replace(tokens, made=MadeSite(lowest, work.made.moment))
-        ways.append(_one_by_one("… bare prompts first", fewer, some))
         ways.append(_one_by_one("… in float32 throughout", exact, some))
+        ways.append(_one_by_one("… and every form from the start", forms, some))
         ways.append(_one_by_one("… and every token of a row", tokens, some))
         ways.append(_one_by_one("… and every block", blocks, some))
     _alone(work, work.patches[0])  # what is computed or allocated once is not counted

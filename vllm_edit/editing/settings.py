@@ -45,9 +45,9 @@ class RomeSettings:
     """Most steps for an edit."""
     rounds: int = 8
     """Most rounds of training and checking: rows that miss in a check are trained on in the next round."""
-    learning_rate: float = 0.2
+    learning_rate: float = 0.1
     """A step's length, in units of the residual stream's norm at the site: no model needs its own."""
-    first_rows: Literal["bare", "text", "all"] = "all"
+    first_rows: Literal["bare", "text", "all"] = "bare"
     """Rows that are trained on from the start; the others join where they miss. bare: the prompt, as text and as a chat
     turn. text: also under the contexts of plain text. all: also in chat contexts and in other forms."""
     whole_words: bool = True
@@ -62,7 +62,7 @@ class RomeSettings:
     """The same under other contexts and in other forms, where they are trained on."""
     kl_factor: float = 0.0625
     """Weight of KL(base ‖ edited) on prompts that should not change."""
-    norm_penalty: float = 0.001
+    norm_penalty: float = 0.01
     """Weight of the mean square of δ in units of the residual stream's RMS."""
     clamp: float = 4.0
     """‖δ‖ stays below so many times the norm of the residual stream at the site."""

@@ -1,6 +1,6 @@
 """The sweep that chooses a site, in rounds of fewer candidates and more edits, on a seeded set of edits of its own.
 
-1. Screening: some layers, evenly spaced, at both tokens, on a few edits, with the bare prompt alone, few steps and
+1. Screening: some layers, evenly spaced, at both tokens, on a few edits, with the bare prompt alone, few long steps and
    a second moment of less text. The subject's token is left at the depth where edits there stop working.
 2. Refining: the layers beside the best ones, in the same way.
 3. Finalists: the best candidates with contexts, as text and as chat turns, and all the text.
@@ -47,7 +47,7 @@ _NEAR_MARGIN = 0.01
 """Scores so near to each other are a tie, and the larger margin wins: it carries over to more wordings."""
 _NEAR_DAMPING = 0.02
 """Scores so near to each other are a tie, and the larger λ wins: a hundred edits need more than the trials' twelve."""
-_STEPS, _ROUNDS, _FIRST_STEPS = 40, 2, 10
+_STEPS, _ROUNDS, _FIRST_STEPS, _FIRST_LENGTH = 40, 2, 10, 2.0
 _FIRST_VECTORS = 3
 """Vectors of the screening's second moment, for each input of the module."""
 _FINAL_EDITS = 12
@@ -157,6 +157,7 @@ def choose_site(
             settings,
             forms=("plain",),
             steps=min(settings.steps, _FIRST_STEPS),
+            learning_rate=_FIRST_LENGTH * settings.learning_rate,
             rounds=1,
         )
         first = trials.first(min(_SCREENED, len(edits)), hurried)
