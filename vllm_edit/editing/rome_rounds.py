@@ -1,11 +1,11 @@
 """Rounds of training and checking: what misses in a check is trained on further.
 
 Training starts with each edit's bare prompts (or with more rows, `RomeSettings.first_rows`). Then every row, under
-every context and in every form, is checked in full passes with the delta as it will be saved. A row that misses joins the
-training. Where a row was trained on and misses all the same, the update reached tokens before the site's, or other
-groups of the joint solve reached the row. Training runs neither at first. From then on the row's key group is trained
-on whole rows under the whole update. A row that misses after that too (steps multiply in bfloat16, the check does not)
-gets a larger margin.
+every context and in every form, is checked in full passes with the delta as it will be saved. A row that misses joins
+the training. Where a row was trained on and misses all the same, the update reached tokens before the site's, or
+other groups of the joint solve reached the row. Training runs neither at first. From then on the row's key group is
+trained on whole rows under the whole update. A row that misses after that too (steps multiply in bfloat16, the check
+does not) gets a larger margin.
 """
 
 from __future__ import annotations
