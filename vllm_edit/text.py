@@ -69,6 +69,28 @@ def position(text: str, answer: str) -> int | None:
     return start if start >= 0 else None
 
 
+def occurrences(text: str, name: str) -> list[int]:
+    """Where `name`, as it is spelled, begins in `text` as a whole word (see `is_whole`)."""
+    found, start = [], text.find(name) if name else -1
+    while start >= 0:
+        if is_whole(text, start, start + len(name)):
+            found.append(start)
+        start = text.find(name, start + 1)
+    return found
+
+
+def last_occurrence(text: str, name: str) -> int | None:
+    """Where `name`, as it is spelled, begins for the last time; None if it does not occur.
+
+    A whole word counts before a part of one: an edit of Niger is not about Nigeria.
+    """
+    whole = occurrences(text, name)
+    if whole:
+        return whole[-1]
+    start = text.rfind(name) if name else -1
+    return start if start >= 0 else None
+
+
 def is_whole(text: str, start: int, end: int) -> bool:
     """True if `text[start:end]` is no part of a longer word: no letter or digit goes on at either end.
 

@@ -7,14 +7,13 @@ say which token holds the subject's last character (docs/methods.md).
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
 from vllm_edit.errors import EditError
 from vllm_edit.prompting import around_turn, render
 from vllm_edit.store.site import Context, Token
-from vllm_edit.text import continuation, is_cjk, quoted
+from vllm_edit.text import continuation, last_occurrence, quoted
 
 PLAIN = Context()
 
@@ -49,10 +48,11 @@ def locate(tokenizer: Any, prompt: str, subject: str, context: Context = PLAIN) 
     if not getattr(tokenizer, "is_fast", False):
         raise EditError("expected a fast tokenizer: a slow one does not tell which characters a token covers")
     prompt, subject = prompt.strip(), subject.strip()
-    if not subject or subject not in prompt:
+    occurrence = last_occurrence(prompt, subject)
+    if occurrence is None:
         raise EditError(f"the prompt {quoted(prompt)} does not contain the subject {subject!r}")
     text, start = _rendered(tokenizer, prompt, context)
-    first = start + _last_occurrence(prompt, subject)
+    first = start + occurrence
     last = first + len(subject) - 1
     coded = tokenizer(text, add_special_tokens=not context.chat, return_offsets_mapping=True)
     ids: list[int] = coded["input_ids"]
@@ -81,11 +81,3 @@ def _rendered(tokenizer: Any, prompt: str, context: Context) -> tuple[str, int]:
             f"the chat template rewrites the prompt {quoted(turn)}: it renders {quoted(text)}, so it cannot be located"
         )
     return text, len(before) + len(turn) - len(prompt)
-
-
-def _last_occurrence(prompt: str, subject: str) -> int:
-    """Index of the last whole-word occurrence of the subject; of the last one at all where none is a whole word."""
-    left = r"(?<![^\W_])" if subject[0].isalnum() and not is_cjk(subject[0]) else ""
-    right = r"(?![^\W_])" if subject[-1].isalnum() and not is_cjk(subject[-1]) else ""
-    words = [found.start() for found in re.finditer(left + re.escape(subject) + right, prompt)]
-    return words[-1] if words else prompt.rfind(subject)
