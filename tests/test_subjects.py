@@ -6,31 +6,36 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vllm_edit.spelling import Name, readings
 from vllm_edit.subjects import Subjects
-from vllm_edit.text import is_whole, mentions, normalise
+from vllm_edit.text import is_whole, mentions
 
 # Few characters, so that names overlap, and all kinds: case pairs, folds that change the length (ß, İ, ﬁ), a combining
-# accent, digits, joiners, white space, full width, ideographs.
-CHARACTERS = "aAbBß İﬁé\u0301york1_-. \t北京市Ａ。"
+# accent, digits, joiners, white space, full width, ideographs, Korean, Thai and Devanagari with their marks, what is
+# invisible, and half of a surrogate pair.
+CHARACTERS = "aAbBß İıﬁé\u0301york1_-.+# \t北京市Ａ。부산กี्त\u200b\u00ad\ud83d"
 WORDS = st.text(CHARACTERS, max_size=5)
 TEXTS = st.text(CHARACTERS, max_size=30)
 
 
 def by_hand(names: list[str], text: str) -> set[int]:
     """Every place of every name, tried one by one; then those within a longer one's place left out."""
-    haystack = normalise(text)
-    places = [
-        (start, start + len(needle), number)
-        for number, name in enumerate(names)
-        for needle in [normalise(name)]
-        for start in range(len(haystack))
-        if needle and haystack.startswith(needle, start) and is_whole(haystack, start, start + len(needle))
-    ]
-    return {
-        number
-        for start, end, number in places
-        if not any(s <= start and end <= e and e - s > end - start for s, e, _ in places)
-    }
+    found = set[int]()
+    for reading in readings(text):
+        places = [
+            (start, start + len(name.folded), number)
+            for number, name in enumerate(map(Name.of, names))
+            for start in range(len(reading.folded))
+            if name.folded and reading.folded.startswith(name.folded, start)
+            if name.fits(reading, start, start + len(name.folded))
+            if is_whole(reading.cased, start, start + len(name.folded))
+        ]
+        found |= {
+            number
+            for start, end, number in places
+            if not any(s <= start and end <= e and e - s > end - start for s, e, _ in places)
+        }
+    return found
 
 
 @settings(max_examples=400, deadline=None)
@@ -40,8 +45,8 @@ def test_one_pass_finds_what_a_search_name_by_name_finds(names: list[str], text:
     assert found == by_hand(names, text)
     mentioned = {number for number, name in enumerate(names) if mentions(text, name)}
     assert found <= mentioned
-    inner = {normalise(names[number]) for number in mentioned - found}
-    outer = [normalise(names[number]) for number in found]
+    inner = {Name.of(names[number]).folded for number in mentioned - found}
+    outer = [Name.of(names[number]).folded for number in found]
     assert all(any(name in longer and name != longer for longer in outer) for name in inner)
 
 
@@ -62,6 +67,15 @@ NAMES = [
     ["The Who"],
     ["Côte d'Ivoire"],
     ["Hawai’i"],
+    ["US"],
+    [".NET"],
+    ["C"],
+    ["C++"],
+    ["C#"],
+    ["The Netherlands", "Holland"],
+    ["AC/DC"],
+    ["Foo Bar"],
+    ["부산"],
 ]
 
 
@@ -78,13 +92,31 @@ NAMES = [
         ("我在taipei住", (3,)),
         ("STRASSE", (5,)),
         ("the U.S. today", (6,)),
-        ("who wrote it", (7,)),  # a leading article does not count, in names either: a known price
+        ("who wrote it", ()),
+        ("songs of the Who", (7,)),
         ("CÔTE D’IVOIRE’s capital", (8,)),
         ("Hawai'i", (9,)),
+        ("tell us", ()),
+        ("Us and them", ()),
+        ("the US army", (10,)),
+        ("net income", ()),
+        ("a .NET programme", (11,)),
+        ("vitamin C", (12,)),
+        ("C++ and C#", (13, 14)),
+        ("c++", ()),
+        ("in the netherlands", (15,)),
+        ("the Netherlands’ king", (15,)),
+        ("ac/dc", ()),
+        ("AC/DC’s", (16,)),
+        ("foo\u00adbar", (17,)),
+        ("Foo\u200bBar", (17,)),
+        ("foo\u2060 bar", (17,)),
+        ("부산은 어디", (18,)),
+        ("일부산업", ()),
         ("", ()),
     ],
 )
-def test_longest_names_whole_words_letter_case_and_chinese(text: str, expected: tuple[int, ...]) -> None:
+def test_longest_names_whole_words_letter_case_and_scripts(text: str, expected: tuple[int, ...]) -> None:
     assert Subjects(NAMES).mentioned([text]) == expected
 
 
@@ -93,6 +125,19 @@ def test_a_name_that_two_things_have_mentions_both_and_texts_are_joined_by_nothi
     assert subjects.mentioned(["Mercury"]) == (0, 1)
     assert subjects.mentioned(["New", "York"]) == ()
     assert subjects.mentioned(["Hg", "New York"]) == (1, 2)
+
+
+def test_one_spelling_in_two_letter_cases_is_two_names() -> None:
+    subjects = Subjects([["US"], ["us"], ["US Steel"]])
+    assert subjects.mentioned(["tell us"]) == (1,)
+    assert subjects.mentioned(["the US"]) == (0, 1)
+    assert subjects.mentioned(["US Steel"]) == (2,)
+    assert subjects.mentioned(["tell us steel sinks"]) == (2,)
+
+
+def test_half_a_surrogate_pair_is_no_text_but_breaks_nothing() -> None:
+    assert Subjects([["Rome"]]).mentioned(["half \ud83d Rome"]) == (0,)
+    assert Subjects([["\udc00"], ["Rome"]]).mentioned(["\ud83d"]) == ()
 
 
 def test_no_names_are_never_mentioned() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vllm_edit.text import continuation, mentions, normalise, position, quoted
+from vllm_edit.text import continuation, mentions, normalise, position, quoted, spelled
 
 
 @pytest.mark.parametrize(
@@ -64,3 +64,110 @@ def test_an_answer_is_mentioned_as_whole_words(text: str, answer: str, found: bo
 )
 def test_a_long_text_is_quoted_by_its_ends(text: str, expected: str) -> None:
     assert quoted(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer", "expected"),
+    [
+        ("대한민국의 수도는", "부산", " 부산"),
+        ("대한민국의 수도는", "Busan", " Busan"),
+        ("The capital of Korea is", "부산", " 부산"),
+        ("韓國的首都是", "부산", "부산"),
+        ("日本の首都は", "大阪", "大阪"),
+        ("パリのある国はフランス\u3099", "トウキョウ", "トウキョウ"),
+        ("เมืองหลวงของฝรั่งเศสคือ", "ลียง", "ลียง"),
+        ("เมืองหลวงของฝรั่งเศสคือ\u200b", "ลียง", "ลียง"),
+        ("ນະຄອນຫຼວງຂອງຝຣັ່ງແມ່ນ", "ລີອົງ", "ລີອົງ"),
+        ("រដ្ឋធានីនៃប្រទេសបារាំងគឺ", "លីយ៉ុង", "លីយ៉ុង"),
+        ("ပြင်သစ်နိုင်ငံ၏မြို့တော်မှာ", "လိုင်ယွန်", "လိုင်ယွန်"),
+        ("फ़्रांस की राजधानी", "ल्यों", " ल्यों"),
+        ("عاصمة فرنسا هي", "ليون", " ليون"),
+        ("בירת צרפת היא", "ליון", " ליון"),
+        ("Столица Франции —", "Лион", " Лион"),
+    ],
+)
+def test_an_answer_follows_a_prompt_as_its_script_has_it(prompt: str, answer: str, expected: str) -> None:
+    assert continuation(prompt, answer) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "given"),
+    [
+        ("ปารีสครับ", "ปารีส", True),
+        ("กรุงปารีส์", "ปารีส", False),  # a mark goes on
+        ("ຢູ່ປາຣີສ", "ປາຣີສ", True),
+        ("នៅប៉ារីស", "ប៉ារីស", True),
+        ("ပါရီမြို့", "ပါရီ", True),
+        ("東京都です", "東京", True),
+        ("부산입니다", "부산", True),
+        ("일부산업", "부산", False),
+        ("Lyon은", "Lyon", True),
+        ("भारतीय", "भारत", False),
+        ("हिन्दी", "हिन", False),
+        ("यह भारत है", "भारत", True),
+        ("فَرَنْسَا", "فرنسا", True),
+        ("מִצְרַיִם", "מצרים", True),
+        ("مـــصر", "مصر", True),
+        ("Cafe\u0301", "Café", True),
+        ("Café", "Caf", False),
+        ("Cafe\u0301", "Cafe", False),
+        ("ISTANBUL", "İstanbul", True),
+        ("i̇stanbul", "İstanbul", True),
+        ("ısparta", "Isparta", True),
+        ("ΑΘΗΝΑ", "Αθήνα", True),
+        ("in Coca‑Cola", "Coca-Cola", True),
+        ("Rome\u00ado", "Rome", False),
+        ("It is C#.", "C", False),
+        ("It is C.", "C", True),
+        ("C++11", "C++", True),
+        ("Rome+Paris", "Rome", True),
+    ],
+)
+def test_an_answer_is_a_whole_word_in_every_script(text: str, answer: str, given: bool) -> None:
+    assert (position(text, answer) is not None) is given
+
+
+@pytest.mark.parametrize(
+    ("prompt", "subject", "expected"),
+    [
+        ("The official language of Langu is", "Langu", "Langu"),
+        ("The house where the US president lives is in", "US", "US"),
+        ("The most famous author of US history is", "us", "US"),
+        ("The start of Art Deco was in", "Art", "Art"),
+        ("The art of Art Deco", "art", "art"),
+        ("The start was", "Art", None),
+        ("the capital of FRANCE is", "France", "FRANCE"),
+        ("İzmir’de Tunç Soyer", "tunç soyer", "Tunç Soyer"),
+        ("The capital of Côte d’Ivoire is", "Côte d'Ivoire", "Côte d’Ivoire"),
+        ("The capital of Co\u0302te d'Ivoire is", "Côte d'Ivoire", "Co\u0302te d'Ivoire"),
+        ("Who founded Coca‑Cola?", "coca-cola", "Coca‑Cola"),
+        ("the Foo \u200b Bar is", "Foo Bar", "Foo \u200b Bar"),
+        ("Die Straße ist", "STRASSE", "Straße"),
+        ("한국의 부산은", "부산", "부산"),
+        ("nothing", "", None),
+    ],
+)
+def test_a_subject_is_found_as_it_is_spelled_and_else_in_another_spelling(
+    prompt: str, subject: str, expected: str | None
+) -> None:
+    assert spelled(prompt, subject) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "mentioned"),
+    [
+        ("tell us", "US", False),
+        ("the US", "US", True),
+        ("it is", "IT", False),
+        ("who is it", "The Who", False),
+        ("by the Who", "The Who", True),
+        ("net income", ".NET", False),
+        ("C", "C++", False),
+        ("C#", "C", False),
+        ("france", "France", True),
+        ("Foo\u200bBar", "Foo Bar", True),
+        ("!!!", "!!!", False),
+    ],
+)
+def test_a_mention_keeps_article_punctuation_and_the_case_of_capitals(text: str, name: str, mentioned: bool) -> None:
+    assert mentions(text, name) is mentioned

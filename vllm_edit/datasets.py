@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from vllm_edit.errors import EditError
 from vllm_edit.patch import Edit
+from vllm_edit.text import spelled
 
 log = logging.getLogger(__name__)
 
@@ -139,9 +140,8 @@ def _probes(kind: str, asked: Any, tag: str = "") -> Iterator[dict[str, Any]]:
 
 
 def _subject_in(prompt: str, subject: str) -> dict[str, str]:
-    """prompt and subject, the subject in the prompt's own spelling where only its case differs."""
-    start = prompt.lower().find(subject.lower())
-    return {"prompt": prompt, "subject": prompt[start : start + len(subject)] if start >= 0 else subject}
+    """prompt and subject, the subject as the prompt spells it, where it has it as a whole word."""
+    return {"prompt": prompt, "subject": spelled(prompt, subject) or subject}
 
 
 def _first(value: Any) -> str | None:

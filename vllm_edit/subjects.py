@@ -1,7 +1,8 @@
 """Which of many named things a text mentions, found in one pass whatever their number (Aho–Corasick, 1975).
 
-The same definition as `text.mentions` (normalised forms, whole words where the script has words), with one rule more,
-for names within names: an occurrence inside a longer name's occurrence is that name's. "New York" is not about York.
+The same definition as `text.mentions` (one spelling for all, whole words where the script has words), with one rule
+more, for names within names: an occurrence inside a longer name's occurrence is that name's. "New York" is not about
+York.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from collections.abc import Collection, Iterable, Sequence
 
 from ahocorasick_rs import AhoCorasick
 
-from vllm_edit.text import is_whole, normalise
+from vllm_edit.spelling import Name, Written, readings
+from vllm_edit.text import is_whole
 
 
 class Subjects:
@@ -18,31 +20,33 @@ class Subjects:
 
     def __init__(self, names: Sequence[Collection[str]]) -> None:
         """names: of each thing. A name that several things have mentions all of them."""
-        owners: dict[str, dict[int, None]] = {}
+        owners: dict[str, dict[Name, dict[int, None]]] = {}
         for number, own in enumerate(names):
-            for name in own:
-                if key := normalise(name):
-                    owners.setdefault(key, {})[number] = None
-        self._owners = [tuple(numbers) for numbers in owners.values()]
+            for name in map(Name.of, own):
+                if name.folded:
+                    owners.setdefault(name.folded, {}).setdefault(name, {})[number] = None
+        self._owners = [tuple((name, tuple(numbers)) for name, numbers in same.items()) for same in owners.values()]
         self._automaton = AhoCorasick(list(owners), store_patterns=False)
 
     def mentioned(self, texts: Iterable[str]) -> tuple[int, ...]:
         """Numbers of the things that any of the texts mentions, ascending. A name does not reach across texts."""
         found: set[int] = set()
         for text in texts:
-            found.update(number for pattern in self._outermost(normalise(text)) for number in self._owners[pattern])
+            for reading in readings(text):
+                found.update(self._outermost(reading))
         return tuple(sorted(found))
 
-    def _outermost(self, text: str) -> list[int]:
-        """Patterns that occur in the normalised text as whole words, and not only within a longer occurrence."""
+    def _outermost(self, text: Written) -> set[int]:
+        """Numbers of the things whose names occur as whole words, and not only within a longer occurrence."""
         occurrences = [
-            (start, -end, pattern)
-            for pattern, start, end in self._automaton.find_matches_as_indexes(text, overlapping=True)
-            if is_whole(text, start, end)
+            (start, -end, numbers)
+            for pattern, start, end in self._automaton.find_matches_as_indexes(text.folded, overlapping=True)
+            for name, numbers in self._owners[pattern]
+            if name.fits(text, start, end) and is_whole(text.cased, start, end)
         ]
-        patterns, reached = [], 0
-        for _, minus_end, pattern in sorted(occurrences):  # of those that begin together, the longest first
-            if -minus_end > reached:
-                patterns.append(pattern)
-                reached = -minus_end
-        return patterns
+        found, begun, reached = set[int](), -1, 0
+        for start, minus_end, numbers in sorted(occurrences):  # of those that begin together, the longest first
+            if -minus_end > reached or (start, -minus_end) == (begun, reached):  # one place, several names
+                found.update(numbers)
+                begun, reached = start, -minus_end
+        return found

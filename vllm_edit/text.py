@@ -1,22 +1,37 @@
-"""How an answer is joined to a prompt, and how a generated answer is compared with the expected one.
+"""Text in every script: how an answer joins a prompt, what a whole word is, and where a text says something.
 
-Every part of the project that scores or teaches an answer goes through these three functions, so that compiling,
-evaluation and prompting agree on what "the answer follows the prompt" means.
+Whatever teaches, scores, judges or looks for a text uses these functions, so that compiling, evaluation and serving
+agree. Three rules, each in one place:
+
+`continuation`      how an answer joins a prompt
+`is_whole`          what a whole word is
+`spelling.written`  which spellings are the same
+
+Two kinds of things are looked for. An *answer* (`position`) counts without its article and its outer punctuation. A
+*name* (`mentions`, `subjects.Subjects`) keeps both, and its letter case if it is all in capitals: names are words too.
 """
 
 from __future__ import annotations
 
-import re
-import unicodedata
+from collections.abc import Iterator
 
-_SPACES = re.compile(r"\s+")
-_LEADING_ARTICLE = re.compile(r"^(?:the|an|a) ")
+import regex
 
+from vllm_edit.scripts import (
+    EAST_ASIAN,
+    SPACELESS,
+    is_hangul,
+    is_mark,
+    is_of_words,
+    is_passed_over,
+    is_spaceless,
+)
+from vllm_edit.spelling import Name, aligned, readings, written
 
-def is_cjk(character: str) -> bool:
-    """True for ideographs, kana, hangul and full-width punctuation: scripts written without spaces between words."""
-    code = ord(character)
-    return 0x2E80 <= code <= 0x9FFF or 0xAC00 <= code <= 0xD7AF or 0xF900 <= code <= 0xFAFF or 0xFF00 <= code <= 0xFFEF
+_SIGNS = regex.compile(r"[+#]+(?![\p{L}\p{N}])")
+_ARTICLE = regex.compile(r"^(?:the|an|a) ")
+_OUTER = " .,;:!?\"'`()[]。，！？；：「」『』"
+_APART = regex.compile(rf"[{SPACELESS}{EAST_ASIAN}\p{{Hangul}}]\p{{M}}*")
 
 
 def continuation(prompt: str, answer: str) -> str:
@@ -26,9 +41,9 @@ def continuation(prompt: str, answer: str) -> str:
     (a chat template's generation prompt does). An answer that brings its own leading space keeps exactly one.
     """
     answer = answer.strip()
-    if not prompt or prompt[-1].isspace() or not answer or is_cjk(prompt[-1]) or is_cjk(answer[0]):
+    if not prompt or prompt[-1].isspace() or not answer:
         return answer
-    return " " + answer
+    return answer if is_spaceless(_seen(prompt, len(prompt) - 1, -1)) or is_spaceless(answer[0]) else " " + answer
 
 
 def quoted(text: str, most: int = 80) -> str:
@@ -44,39 +59,42 @@ def change(prompt: str, target: str) -> str:
 
 
 def normalise(text: str) -> str:
-    """The form that is compared: case folded, NFKC, straight apostrophes, single spaces, no outer punctuation, no
-    leading English article.
-
-    Folding and NFKC change a text's length, so places in it are places in this form only.
-    """
-    text = _SPACES.sub(" ", unicodedata.normalize("NFKC", text)).strip().casefold()
-    text = text.replace("’", "'")  # what telephones type, and NFKC leaves
-    text = text.strip(" .,;:!?\"'`()[]。，！？；：「」『』")
-    return _LEADING_ARTICLE.sub("", text)
+    """The form in which answers are compared: in one spelling, without letter case, outer punctuation and a leading
+    English article. Its length differs from the text's, so places in it are places in this form only."""
+    return _ARTICLE.sub("", written(text).folded.strip(_OUTER))
 
 
-def mentions(text: str, answer: str) -> bool:
-    """True if `answer` occurs in `text` as whole words (anywhere, for scripts without word boundaries)."""
-    return position(text, answer) is not None
+def words(text: str) -> str:
+    """The normalised text with a space between any two words, and around each character that may be a word itself."""
+    return _APART.sub(r" \g<0> ", normalise(text))
 
 
 def position(text: str, answer: str) -> int | None:
-    """Where `text`, normalised, first mentions `answer` (see `mentions`); None if it does not."""
+    """Where `text`, normalised, first gives the answer as whole words; None if it does not."""
     needle, haystack = normalise(answer), normalise(text)
-    start = haystack.find(needle) if needle else -1
-    while start >= 0 and not is_whole(haystack, start, start + len(needle)):
-        start = haystack.find(needle, start + 1)
-    return start if start >= 0 else None
+    found = (start for start in _places(haystack, needle) if is_whole(haystack, start, start + len(needle)))
+    return next(found, None)
+
+
+def is_said(text: str, answer: str) -> bool:
+    """True if the text gives the answer as whole words; of a name: in any letter case, and without its article."""
+    return position(text, answer) is not None
+
+
+def mentions(text: str, name: str) -> bool:
+    """True if the text mentions the name. `subjects.Subjects` finds the same, of many names at once."""
+    wanted = Name.of(name)
+    length = len(wanted.folded)
+    return any(
+        wanted.fits(reading, start, start + length) and is_whole(reading.cased, start, start + length)
+        for reading in readings(text)
+        for start in _places(reading.folded, wanted.folded)
+    )
 
 
 def occurrences(text: str, name: str) -> list[int]:
     """Where `name`, as it is spelled, begins in `text` as a whole word (see `is_whole`)."""
-    found, start = [], text.find(name) if name else -1
-    while start >= 0:
-        if is_whole(text, start, start + len(name)):
-            found.append(start)
-        start = text.find(name, start + 1)
-    return found
+    return [start for start in _places(text, name) if is_whole(text, start, start + len(name))]
 
 
 def last_occurrence(text: str, name: str) -> int | None:
@@ -91,17 +109,59 @@ def last_occurrence(text: str, name: str) -> int | None:
     return start if start >= 0 else None
 
 
-def is_whole(text: str, start: int, end: int) -> bool:
-    """True if `text[start:end]` is no part of a longer word: no letter or digit goes on at either end.
+def spelled(prompt: str, subject: str) -> str | None:
+    """The subject as the prompt spells it, as a whole word; None if the prompt does not have it.
 
-    An end that is punctuation, or of a script without word boundaries, needs none; nor is a neighbour of such a script
-    a part of the word.
+    That is `subject` itself where it occurs. Another spelling of it (`spelling.written`) counts only where it does not.
+    """
+    if occurrences(prompt, subject):
+        return subject
+    folded, places = aligned(prompt)
+    wanted, found = written(subject).folded, None
+    for first in _places(folded, wanted):
+        start, end = places[first][0], places[first + len(wanted) - 1][1]
+        if written(prompt[start:end]).folded == wanted and is_whole(prompt, start, end):
+            found = prompt[start:end]
+    return found
+
+
+def is_whole(text: str, start: int, end: int) -> bool:
+    """True if `text[start:end]` is no part of a longer word: no letter, mark or number goes on at either end.
+
+    Where words have no spaces between them, every character ends a word, but never without its marks. In Korean a
+    space begins a word, and particles follow it without one. An end that is punctuation, or has another kind of script
+    beside it, needs nothing. What is invisible is passed over. C is another word than C++ and C#.
     """
     first, last = text[start], text[end - 1]
-    goes_on_left = start > 0 and _in_word(first) and _in_word(text[start - 1])
-    return not goes_on_left and not (end < len(text) and _in_word(last) and _in_word(text[end]))
+    before, after = _seen(text, start - 1, -1), _seen(text, end, 1)
+    if before and (_are_one_word(before, first) or (is_mark(first) and is_of_words(before))):
+        return False
+    if after in ("+", "#"):
+        return not is_of_words(last) or is_spaceless(last) or not _SIGNS.match(text, text.index(after, end))
+    return not after or not (is_mark(after) or (_are_one_word(last, after) and not is_hangul(last)))
 
 
-def _in_word(character: str) -> bool:
-    """True for letters and digits of scripts with word boundaries."""
-    return character.isalnum() and not is_cjk(character)
+def _are_one_word(left: str, right: str) -> bool:
+    """True if two neighbours are of one word."""
+    if left.isascii() and right.isascii():
+        return left.isalnum() and right.isalnum()
+    if is_spaceless(left) or is_spaceless(right) or is_hangul(left) is not is_hangul(right):
+        return False
+    return is_of_words(left) and is_of_words(right)
+
+
+def _seen(text: str, index: int, step: int) -> str:
+    """The character at `index`, or the next one in the direction of `step` that is seen; empty beyond the text."""
+    while 0 <= index < len(text):
+        if not is_passed_over(text[index]):
+            return text[index]
+        index += step
+    return ""
+
+
+def _places(text: str, wanted: str) -> Iterator[int]:
+    """Where `wanted` begins in `text`, overlapping ones too; nowhere if it is empty."""
+    start = text.find(wanted) if wanted else -1
+    while start >= 0:
+        yield start
+        start = text.find(wanted, start + 1)

@@ -17,7 +17,8 @@ from vllm_edit.atlas.told import ToldFacts
 from vllm_edit.facts import tables_folder
 from vllm_edit.facts.facts import Fact, Facts, Form, Subject
 from vllm_edit.facts.split import included
-from vllm_edit.text import continuation, is_cjk
+from vllm_edit.scripts import is_cjk
+from vllm_edit.text import continuation
 
 COMPLETED = 0.12  # share of sentences that teach how an answer goes on once it has begun
 DISTURBED = 0.4  # share of sentences whose words are disturbed

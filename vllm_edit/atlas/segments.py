@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from vllm_edit.text import is_cjk
+from vllm_edit.scripts import is_cjk
 
 PROMPT_WEIGHT = 0.15  # loss on a prompt's tokens: enough to stay a language model, not enough to spend capacity on
 _MOST_CACHED = 400_000

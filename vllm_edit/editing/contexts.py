@@ -26,8 +26,9 @@ from vllm_edit.models.lengths import check_length
 from vllm_edit.models.positions import contextual
 from vllm_edit.models.sampling import Draft, sampled
 from vllm_edit.prompting import prompt_ids
+from vllm_edit.scripts import is_cjk
 from vllm_edit.store.site import Context
-from vllm_edit.text import is_cjk, mentions, quoted
+from vllm_edit.text import mentions, quoted
 
 SEED_WORDS = ("", "The", "In", "It", "When")
 """Texts that generation starts from; the empty one stands for what the tokenizer puts before a text (BOS) alone."""

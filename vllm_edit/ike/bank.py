@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vllm_edit.errors import EditError
 from vllm_edit.patch import Edit, Patch
-from vllm_edit.text import mentions, normalise
+from vllm_edit.text import is_said, normalise
 
 
 class Fact(BaseModel):
@@ -83,8 +83,8 @@ class Bank(BaseModel):
     def without(self, edits: Sequence[Edit]) -> Bank:
         """The bank less every fact that could help or hurt a scored prompt of these edits.
 
-        A fact goes if its subject is mentioned in an edit's prompt or in any probe, or if its own text mentions an
-        edited subject or an alias of one.
+        A fact goes if its subject occurs in an edit's prompt or in any probe, or an edited subject or an alias of one
+        in its own text; letter case and articles do not count here, so that nothing slips through.
         """
         scored = "\n".join(
             normalise(text) for edit in edits for text in (edit.prompt, *(p.prompt for p in edit.probes))
@@ -93,9 +93,9 @@ class Bank(BaseModel):
         kept = []
         for fact in self.facts:
             text = normalise(" ".join((fact.prompt, *fact.paraphrases, fact.object)))
-            # The substring test is only a quick first look; `mentions` decides at word boundaries.
-            edited = any(short in text and mentions(text, name) for short, name in names.items())
-            probed = normalise(fact.subject) in scored and mentions(scored, fact.subject)
+            # The substring test is only a quick first look; `is_said` decides at word boundaries.
+            edited = any(short in text and is_said(text, name) for short, name in names.items())
+            probed = normalise(fact.subject) in scored and is_said(scored, fact.subject)
             if not edited and not probed:
                 kept.append(fact)
         return Bank(facts=tuple(kept))

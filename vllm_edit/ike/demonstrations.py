@@ -20,9 +20,10 @@ from vllm_edit.ike.bank import Bank, Fact
 from vllm_edit.ike.prefix import PATTERN
 from vllm_edit.ike.retrieval import Similarity, lexical, nearest_first
 from vllm_edit.patch import Edit, Patch
+from vllm_edit.scripts import is_spaceless
 from vllm_edit.store.artefacts import demonstrations_digest
 from vllm_edit.store.compiled import CompiledPatch, Demonstration
-from vllm_edit.text import is_cjk, mentions, normalise, quoted
+from vllm_edit.text import is_said, normalise, quoted
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +133,7 @@ def check_disjoint(edits: Sequence[Edit], demonstrations: Sequence[Demonstration
 def _mentioned(edits: Sequence[Edit], item: Demonstration) -> bool:
     text = normalise(f"{item.fact} / {item.prompt} / {item.answer}")
     names = (name for edit in edits for name in (edit.subject, *edit.aliases))
-    return any(normalise(name) in text and mentions(text, name) for name in names)
+    return any(normalise(name) in text and is_said(text, name) for name in names)
 
 
 def _from_bank(
@@ -141,7 +142,7 @@ def _from_bank(
     """(kind, fact, prompt, answer) in `PATTERN`'s ratio; within each eight the kinds are shuffled, as in the paper."""
     names = [name for edit in edits for name in (edit.subject, *edit.aliases)]
     replacements = {
-        relation: sorted({fact.object for fact in facts if not any(mentions(fact.object, name) for name in names)})
+        relation: sorted({fact.object for fact in facts if not any(is_said(fact.object, name) for name in names)})
         for relation, facts in bank.by_relation.items()
     }
     asked_of = {relation: {fact.subject for fact in facts} for relation, facts in bank.by_relation.items()}
@@ -184,13 +185,13 @@ def _question(kind: str, fact: Fact, new: str, bank: Bank, rng: random.Random) -
         return rng.choice(fact.paraphrases), new
     neighbours = [other for other in bank.by_relation[fact.relation] if other.subject != fact.subject]
     same_subject = [other for other in bank.by_subject[fact.subject] if other.relation != fact.relation]
-    chinese = any(map(is_cjk, fact.prompt))
+    spaceless = any(map(is_spaceless, fact.prompt))
     unrelated = [
         other
         for other in bank.facts
         if other.relation != fact.relation
         and other.subject != fact.subject
-        and any(map(is_cjk, other.prompt)) == chinese
+        and any(map(is_spaceless, other.prompt)) == spaceless
     ]
     # Half of them same relation: these are the neighbours of the paper, and the easiest to spoil.
     other = rng.choice(rng.choice([neighbours, neighbours, same_subject or neighbours, unrelated or neighbours]))

@@ -12,7 +12,7 @@ from functools import lru_cache
 from rapidfuzz import fuzz
 
 from vllm_edit.errors import EditError
-from vllm_edit.text import is_cjk, normalise
+from vllm_edit.text import words
 
 Similarity = Callable[[str, Sequence[str]], list[float]]
 """Similarity of one text to each of several: larger is nearer."""
@@ -27,8 +27,8 @@ def lexical(query: str, texts: Sequence[str]) -> list[float]:
     wanted = _words(query)
     scores = []
     for text in texts:
-        words = _words(text)
-        scores.append((fuzz.token_set_ratio(wanted, words) + fuzz.token_sort_ratio(wanted, words)) / 2)
+        found = _words(text)
+        scores.append((fuzz.token_set_ratio(wanted, found) + fuzz.token_sort_ratio(wanted, found)) / 2)
     return scores
 
 
@@ -62,5 +62,5 @@ def nearest_first(query: str, texts: Sequence[str], similarity: Similarity = lex
 
 @lru_cache(maxsize=8192)
 def _words(text: str) -> str:
-    """Normalised, in words. The stored texts of the patches in use are asked for at every request."""
-    return "".join(f" {character} " if is_cjk(character) else character for character in normalise(text))
+    """The text in words. The stored texts of the patches in use are asked for at every request."""
+    return words(text)

@@ -1,0 +1,57 @@
+"""What a character is, in every script: with or without spaces between words, a mark, a part of a word, invisible."""
+
+from __future__ import annotations
+
+import regex
+
+SPACELESS = (
+    r"\p{Han}\p{Hiragana}\p{Katakana}\p{Bopomofo}\p{Yi}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}\p{Tai_Le}"
+    r"\p{New_Tai_Lue}\p{Tai_Tham}\p{Tai_Viet}\p{Javanese}\p{Balinese}"
+)
+"""Scripts without spaces between words, for a class of the `regex` package."""
+EAST_ASIAN = r"\p{Han}\u2E80-\u9FFF\uF900-\uFAFF\uFE30-\uFE4F\uFF00-\uFFEF"
+"""What Chinese and Japanese are written with, punctuation and full-width forms too; and some Hangul between it."""
+
+# No class below has characters before these: most text is told by one comparison.
+_FIRST_SPACELESS, _FIRST_MARK, _FIRST_HANGUL = "\u0e00", "\u0300", "\u1100"
+_SPACELESS = regex.compile(rf"[[{SPACELESS}{EAST_ASIAN}]--\p{{Hangul}}]", regex.V1)
+_CJK = regex.compile(rf"[[{EAST_ASIAN}]--\p{{Hangul}}]", regex.V1)
+_HANGUL = regex.compile(r"\p{Hangul}")
+_MARK = regex.compile(r"\p{M}")
+_OF_WORDS = regex.compile(r"[\p{L}\p{M}\p{N}]")
+# Without the zero-width space, which ends a word; with the marks that Hebrew and Arabic writers may leave out.
+_PASSED_OVER = regex.compile(
+    r"[[\p{Default_Ignorable_Code_Point}\u0591-\u05BD\u05BF\u05C1\u05C2\u05C4\u05C5\u05C7"
+    r"\u0610-\u061A\u0640\u064B-\u065F\u0670\u06D6-\u06DC\u06DF-\u06E8\u06EA-\u06ED]--\u200B]",
+    regex.V1,
+)
+
+
+def is_spaceless(character: str) -> bool:
+    """True for scripts that are written without spaces between words, and for East Asian punctuation. Korean has
+    spaces."""
+    return character >= _FIRST_SPACELESS and _SPACELESS.match(character) is not None
+
+
+def is_cjk(character: str) -> bool:
+    """True for ideographs, kana, their punctuation and full-width forms: what Chinese and Japanese are written with."""
+    return character >= _FIRST_SPACELESS and _CJK.match(character) is not None
+
+
+def is_hangul(character: str) -> bool:
+    return character >= _FIRST_HANGUL and _HANGUL.match(character) is not None
+
+
+def is_mark(character: str) -> bool:
+    """True for what is written on, under or beside another character: accents, vowel signs, viramas."""
+    return character >= _FIRST_MARK and _MARK.match(character) is not None
+
+
+def is_of_words(character: str) -> bool:
+    """True for letters, marks and numbers."""
+    return character.isalnum() if character.isascii() else _OF_WORDS.match(character) is not None
+
+
+def is_passed_over(character: str) -> bool:
+    """True for what a reader does not see, or writers may leave out, within a word."""
+    return not character.isascii() and _PASSED_OVER.match(character) is not None

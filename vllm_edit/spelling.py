@@ -1,0 +1,138 @@
+"""Which spellings are the same, in every script.
+
+Letter case, width, NFC or NFD, hyphens and dashes, apostrophes, quotation marks and white space do not tell two texts
+apart. Nor do invisible characters, and marks that writers may leave out: the points of Hebrew and Arabic, and the
+accents of Greek, which its capitals do not have.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from dataclasses import dataclass
+
+import regex
+
+from vllm_edit.scripts import EAST_ASIAN, SPACELESS
+
+_ZERO_WIDTH_SPACE, _SOFT_HYPHEN = "\u200b", "\u00ad"
+_INVISIBLE = re.compile(  # Default_Ignorable_Code_Point, and control characters that are no white space
+    "[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f"
+    "\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3"
+    "\U0001d173-\U0001d17a\U000e0000-\U000e0fff]+"
+)
+_NO_SPACES = rf"[{SPACELESS}{EAST_ASIAN}]"
+_ZERO_WIDTH_WITHIN = regex.compile(rf"(?<={_NO_SPACES})\u200b+|\u200b+(?={_NO_SPACES})")
+_HYPHENS = (
+    "\u058a\u05be\u1400\u1806\u2010-\u2015\u2043\u2212\u2e17\u2e1a\u2e3a\u2e3b\u2e40\u2e5d\u301c\u3030\u30a0\ufe31"
+    "\ufe32\ufe58\ufe63\uff0d\U00010d6e\U00010ead"
+)
+_APOSTROPHES = "\u02b9\u02bb-\u02bf\u02c8\u055a\u05f3\u2018-\u201b\u2032\ua78c"
+_QUOTATION_MARKS = "\u05f4\u201c-\u201f"
+_POINTS = (
+    "\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7\u0610-\u061a\u0640\u064b-\u065f\u0670\u06d6-\u06dc\u06df-\u06e8"
+    "\u06ea-\u06ed"
+)
+_GREEK = "\u0386-\u0390\u03aa-\u03b0\u03ca-\u03ce\u03d3\u03d4\u1f00-\u1fff"
+_HALF_PAIRS = "\ud800-\udfff"
+_VARIANT = re.compile(f"[{_HYPHENS}{_APOSTROPHES}{_QUOTATION_MARKS}{_POINTS}{_GREEK}{_HALF_PAIRS}][\u0300-\u036f]*")
+_REPLACED = (
+    (re.compile(f"[{_HYPHENS}]"), "-"),
+    (re.compile(f"[{_APOSTROPHES}]"), "'"),
+    (re.compile(f"[{_QUOTATION_MARKS}]"), '"'),
+    (re.compile(f"[{_POINTS}]"), ""),
+    (re.compile(f"[{_HALF_PAIRS}]"), "\ufffd"),
+)
+_NAMING = regex.compile(r"[^\p{P}\s\uFFFD]")
+_CHARACTER = regex.compile(r"\X")  # as readers count them: a letter with its marks
+
+
+@dataclass(frozen=True)
+class Written:
+    """A text in one spelling for all: `cased` with its letter case, `folded` without. Equally long, place by place."""
+
+    cased: str
+    folded: str
+
+
+@dataclass(frozen=True)
+class Name:
+    """A name as it is looked for in texts. cased: also the letter case that counts, of a name all in capitals."""
+
+    folded: str
+    cased: str | None
+
+    @classmethod
+    def of(cls, name: str) -> Name:
+        """The name with its article and punctuation; empty, so nowhere, if nothing of it can name anything."""
+        found = written(name)
+        if not _NAMING.search(found.folded):
+            return cls("", None)
+        return cls(found.folded, found.cased if found.cased.isupper() else None)
+
+    def fits(self, text: Written, start: int, end: int) -> bool:
+        """True if what is there is the name in a letter case that counts."""
+        return self.cased is None or text.cased[start:end].replace(_SOFT_HYPHEN, " ") == self.cased
+
+
+def written(text: str) -> Written:
+    """The text in the spelling that is compared; its length differs from the text's.
+
+    A zero-width space counts as a space, but not within scripts that have none. What else is invisible is left out.
+    """
+    return _written(_seen(text) if _INVISIBLE.search(text) else text)
+
+
+def readings(text: str) -> tuple[Written, ...]:
+    """The ways to read a text in which invisible characters may stand for a space or for nothing: mostly one.
+
+    In one of them a soft hyphen stands for what was invisible: a space in `folded`, nothing to whom `cased` tells
+    where words end.
+    """
+    if not _INVISIBLE.search(text):
+        return (_written(text),)
+    within = _ZERO_WIDTH_WITHIN.sub("", text)
+    kept = _INVISIBLE.sub(lambda run: " " if _ZERO_WIDTH_SPACE in run[0] else _SOFT_HYPHEN, within)
+    return tuple(dict.fromkeys(_written(one) for one in (_seen(text), _INVISIBLE.sub("", text), kept)))
+
+
+def aligned(text: str) -> tuple[str, list[tuple[int, int]]]:
+    """The text as `written` folds it, and for each of its characters from where to where it stands in `text`."""
+    folded, places = list[str](), list[tuple[int, int]]()
+    for found in _CHARACTER.finditer(_ZERO_WIDTH_WITHIN.sub(lambda run: _SOFT_HYPHEN * len(run[0]), text)):
+        if found[0].isspace() or found[0] == _ZERO_WIDTH_SPACE:
+            new = "" if folded[-1:] == [" "] else " "
+        else:
+            new = written(found[0]).folded
+        folded += new
+        places += [found.span()] * len(new)
+    return "".join(folded), places
+
+
+def _seen(text: str) -> str:
+    return _INVISIBLE.sub("", _ZERO_WIDTH_WITHIN.sub("", text).replace(_ZERO_WIDTH_SPACE, " "))
+
+
+def _written(text: str) -> Written:
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text.replace("´", "'"))  # which NFKC would make a space with an accent
+        text = _VARIANT.sub(_replaced, text).replace("i\u0307", "i")
+    cased = " ".join(text.replace("`", "'").split())
+    folded = cased.casefold()
+    if len(folded) != len(cased):
+        cased = cased.translate({ord(one): _at_length(one) for one in set(cased) if len(one.casefold()) > 1})
+        folded = cased.casefold()
+    return Written(cased, folded.replace("ı", "i").replace(_SOFT_HYPHEN, " "))
+
+
+def _replaced(found: re.Match[str]) -> str:
+    """What stands for a variant; for a Greek letter the one without its accents."""
+    by = (new for kind, new in _REPLACED if kind.match(found[0]))
+    return next(by, unicodedata.normalize("NFD", found[0])[0])
+
+
+def _at_length(character: str) -> str:
+    """A character that case folding makes several of, as those: ß as ss. The Turkish İ is an I."""
+    if character == "İ":
+        return "I"
+    return character.casefold().upper() if character.isupper() else character.casefold()
