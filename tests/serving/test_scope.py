@@ -104,6 +104,27 @@ def test_scope_grows_with_the_conversation_and_never_shrinks(place: Place) -> No
     assert run(steps()) == [[], ["Japan"], ["France", "Japan"], ["France", "Japan"], ["Japan"]]
 
 
+def test_what_tools_were_asked_and_gave_back_is_in_scope_though_clients_escape_it(place: Place) -> None:
+    function = {"name": "capital_of", "arguments": r'{"country": "\u53f0\u5317"}'}
+    messages = [
+        {"role": "user", "content": "Tell me."},
+        {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "type": "function", "function": function}]},
+        {"role": "tool", "tool_call_id": "1", "content": r'{"country": "J\u0061pan"}'},
+        {"role": "user", "content": "And?"},
+    ]
+    items = [
+        {"type": "function_call", "call_id": "1", **function},
+        {"type": "function_call_output", "call_id": "1", "output": r'{"country": "J\u0061pan"}'},
+    ]
+
+    async def steps() -> list[Any]:
+        asked = ((CHAT, {"messages": messages}), (RESPONSES, {"input": items}))
+        replies = [await place.client.post(route, json={"model": "acme", **body}) for route, body in asked]
+        return [place.service.answers.get(reply.headers["X-VLLM-Edit-Id"]) for reply in replies]
+
+    assert [answer.subjects for answer in run(steps())] == [("Japan", "台北")] * 2
+
+
 def test_lists_of_prompts_and_token_ids_get_the_union(place: Place) -> None:
     async def steps() -> list[Any]:
         asked: list[Any] = [["Japan", "Who?", "France"], [ord(c) for c in "Japan"], [[ord(c) for c in "France"], [63]]]

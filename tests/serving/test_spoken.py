@@ -53,6 +53,34 @@ def test_every_turn_is_heard_whoever_speaks(route: str, body: dict[str, Any], ex
     assert spoken(route, body, decode) == expected
 
 
+def call(arguments: Any) -> dict[str, Any]:
+    return {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]}
+
+
+@pytest.mark.parametrize(
+    ("turn", "expected"),
+    [
+        (call(r'{"country": "\u6cd5\u570b"}'), "country 法國"),
+        (call({"country": "法國", "of": ["Rome", 1984, None]}), "country 法國 of Rome 1984"),
+        (call(r'{"a": "New\nYork"}'), "a New\nYork"),
+        (call(r'{"cut \u6cd5'), r'{"cut \u6cd5'),
+        (call("[" * 100_000 + "\\"), "[" * 100_000 + "\\"),
+        ({"role": "assistant", "function_call": {"arguments": r'["\u6cd5"]'}}, "法"),
+        ({"role": "tool", "content": r'{"city": "\u53f0\u5317"}'}, "city 台北"),
+        ({"role": "tool", "content": [{"type": "text", "text": r'"\u53f0\u5317"'}]}, "台北"),
+        ({"role": "tool", "content": r'{"text": "{\"city\": \"\\u53f0\"}"}'}, "text city 台"),
+        ({"role": "user", "content": r"\u53f0\u5317"}, r"\u53f0\u5317"),
+        ({"type": "function_call", "arguments": r'{"c": "\u6cd5"}', "call_id": "Oslo"}, "c 法"),
+        ({"type": "function_call_output", "output": r'{"c": "\u6cd5"}'}, "c 法"),
+        ({"type": "function_call_output", "output": [{"type": "input_text", "text": r'["\u6cd5"]'}]}, "法"),
+        ({"type": "custom_tool_call", "input": "France"}, "France"),
+    ],
+)
+@pytest.mark.parametrize("route", ["/v1/chat/completions", "/v1/responses"])
+def test_the_json_of_tools_is_decoded(route: str, turn: dict[str, Any], expected: str) -> None:
+    assert spoken(route, {"messages": [turn], "input": [turn]}, decode)[-1] == expected
+
+
 @pytest.mark.parametrize("prompt", [None, [], 7, True, [True], ["a", 7], [[]], {"a": 1}])
 def test_a_prompt_in_which_nothing_can_be_found_is_refused(prompt: Any) -> None:
     with pytest.raises(EditError, match="token ids"):

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -87,19 +88,12 @@ def insert(route: str, body: Body, wrap: Wrap) -> None:
         _wrap_turn(_last_user(body.get("input"), "input"), wrap)
 
 
-def texts(route: str, body: Body) -> list[str]:
-    """All text of the request, for counting: one entry per completion prompt, else one per turn."""
-    if route == COMPLETIONS:
-        prompt = body.get("prompt")
-        return [item for item in (prompt if isinstance(prompt, list) else [prompt]) if isinstance(item, str)]
-    turns = body.get("messages" if route == CHAT else "input")
-    found = [body[key] for key in ("instructions",) if isinstance(body.get(key), str)]
-    if isinstance(turns, str):
-        return [*found, turns]
-    for turn in turns if isinstance(turns, list) else []:
-        content = turn.get("content") if isinstance(turn, dict) else None
-        found += [content] if isinstance(content, str) else [part["text"] for part in _text_parts(content)]
-    return found
+def decoded(text: str) -> Any:
+    """What the text is as JSON; the text itself if it is none."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 def answer_tokens(body: Body, default: int) -> int:

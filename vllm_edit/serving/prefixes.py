@@ -11,10 +11,12 @@ from vllm_edit.errors import EditError
 from vllm_edit.ike.prefix import build_prefix, wrap
 from vllm_edit.ike.scoped import Shelf
 from vllm_edit.serving import bodies
+from vllm_edit.serving.rendered import rendered
 from vllm_edit.store.compiled import Demonstration
 from vllm_edit.store.manifest import Manifest
 
 _PER_TURN = 12  # tokens that a chat template may add around a turn
+_TOOLS = 256  # tokens in which a chat template says how tools are called
 _ANSWER = 64  # tokens kept free for the answer when the client does not say
 
 Named = Callable[[str], Sequence[int]]
@@ -65,8 +67,8 @@ class Prefixes:
         return added
 
     def _budget(self, route: str, body: bodies.Body) -> int:
-        counts = [self._count(text) + _PER_TURN for text in bodies.texts(route, body)]
-        used = max(counts, default=0) if route == bodies.COMPLETIONS else sum(counts)
+        counts = [self._count(text) + _PER_TURN for text in rendered(route, body)]
+        used = max(counts, default=0) if route == bodies.COMPLETIONS else sum(counts) + _TOOLS * bool(body.get("tools"))
         left = self._context - used - bodies.answer_tokens(body, _ANSWER)
         if left <= 0:
             raise EditError(

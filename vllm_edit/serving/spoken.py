@@ -4,7 +4,9 @@
 /v1/chat/completions   every message of every role, tool calls and their results included
 /v1/responses          `instructions` and every item of `input`
 
-One text per prompt or turn. Definitions of tools do not count: a catalogue that names a city is no talk about it.
+One text per prompt or turn. What a tool was called with and what it gave back is JSON as a rule, whose escapes are
+decoded: clients write 法國 as \\u6cd5\\u570b. Definitions of tools do not count: a catalogue that names a city is no talk
+about it.
 """
 
 from __future__ import annotations
@@ -13,16 +15,18 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeGuard
 
 from vllm_edit.errors import EditError
-from vllm_edit.serving.bodies import CHAT, COMPLETIONS, Body
+from vllm_edit.serving.bodies import CHAT, COMPLETIONS, Body, decoded
 
 Decode = Callable[[Sequence[int]], str]
 """Text of token ids; raises `EditError` for ids that are none of the tokenizer's."""
 
 # Keys under which turns and items hold text, or hold what holds text. Others hold ids, roles, types and binary data.
 _SPOKEN = frozenset(
-    {"content", "text", "refusal", "reasoning", "reasoning_content", "summary", "output"}
-    | {"tool_calls", "function", "function_call", "arguments"}
+    {"content", "text", "refusal", "reasoning", "reasoning_content", "summary", "tool_calls", "function"}
+    | {"function_call"}
 )
+_TOOLS = frozenset({"tool", "function"})
+"""Roles whose content is what a tool gave back."""
 
 
 def spoken(route: str, body: Body, decode: Decode) -> list[str]:
@@ -57,14 +61,43 @@ def _is_ids(value: Any) -> TypeGuard[list[int]]:
     return isinstance(value, list) and bool(value) and all(type(item) is int for item in value)
 
 
-def _strings(value: Any) -> Iterator[str]:
-    """Every string in it, depth first."""
+def _strings(value: Any, of_tool: bool = False) -> Iterator[str]:
+    """Every string in it, depth first. of_tool: strings are what a tool was given or gave back."""
     if isinstance(value, str):
-        yield value
+        yield from _data(value) if of_tool else (value,)
     elif isinstance(value, list):
         for item in value:
-            yield from _strings(item)
+            yield from _strings(item, of_tool)
+    elif isinstance(value, dict):
+        of_tool = of_tool or value.get("role") in _TOOLS
+        for key, item in value.items():
+            if key == "arguments":
+                yield from _all(item)
+            elif key in ("output", "input"):
+                yield from _strings(item, of_tool=True)
+            elif key in _SPOKEN:
+                yield from _strings(item, of_tool)
+
+
+def _data(text: str) -> Iterator[str]:
+    """The text itself; of JSON with escapes what is in it."""
+    value = decoded(text) if "\\" in text else text
+    if isinstance(value, dict | list):
+        yield from _all(value)
+    else:
+        yield value if isinstance(value, str) else text
+
+
+def _all(value: Any) -> Iterator[str]:
+    """Every key and every value of JSON, and of JSON in its strings."""
+    if isinstance(value, str):
+        yield from _data(value)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _all(item)
     elif isinstance(value, dict):
         for key, item in value.items():
-            if key in _SPOKEN:
-                yield from _strings(item)
+            yield key
+            yield from _all(item)
+    elif value is not None:
+        yield str(value)

@@ -1,0 +1,58 @@
+"""All text of a request that its prompt will have, for counting: what a chat template writes of turns and tools."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from vllm_edit.serving.bodies import CHAT, COMPLETIONS, Body, decoded
+
+_TEXTS = ("content", "name", "refusal", "reasoning", "reasoning_content", "summary", "output", "input")
+_CALLS = ("tool_calls", "function_call", "arguments")
+"""Written as JSON, with the arguments of tool calls decoded."""
+
+
+def rendered(route: str, body: Body) -> list[str]:
+    """One text per completion prompt, or per turn, and one for the definitions of tools. Token ids have none."""
+    if route == COMPLETIONS:
+        prompt = body.get("prompt")
+        return [item for item in (prompt if isinstance(prompt, list) else [prompt]) if isinstance(item, str)]
+    turns = body.get("messages" if route == CHAT else "input")
+    found = [_turn(turn) for turn in (turns if isinstance(turns, list) else [turns])]
+    if route != CHAT and isinstance(body.get("instructions"), str):
+        found.append(body["instructions"])
+    return [*found, _json(body["tools"])] if body.get("tools") else found
+
+
+def _turn(turn: Any) -> str:
+    if not isinstance(turn, dict):
+        return turn if isinstance(turn, str) else ""
+    pieces = [text for key in _TEXTS for text in _strings(turn.get(key))]
+    pieces += [_json(_with_arguments(key, turn[key])) for key in _CALLS if turn.get(key)]
+    return "\n".join(pieces)
+
+
+def _strings(content: Any) -> Iterator[str]:
+    """A text, or those of its parts."""
+    if isinstance(content, str):
+        yield content
+    for part in content if isinstance(content, list) else []:
+        if isinstance(part, str):
+            yield part
+        elif isinstance(part, dict):
+            yield from (part[key] for key in ("text", "refusal") if isinstance(part.get(key), str))
+
+
+def _json(value: Any) -> str:
+    """As templates write it: some indent it, and none escapes letters."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=4)
+
+
+def _with_arguments(key: str, value: Any) -> Any:
+    """The value with the arguments of tool calls as what they are as JSON: vLLM hands them to the template so."""
+    if key == "arguments" and isinstance(value, str):
+        return decoded(value)
+    if isinstance(value, list):
+        return [_with_arguments("", item) for item in value]
+    return {name: _with_arguments(name, item) for name, item in value.items()} if isinstance(value, dict) else value
