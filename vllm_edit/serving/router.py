@@ -27,6 +27,7 @@ from vllm_edit.serving.admin.admission import CALLER, admitted
 from vllm_edit.serving.alias import Asking
 from vllm_edit.serving.answer import Answer, new_id
 from vllm_edit.serving.caller import identify
+from vllm_edit.serving.half_pairs import refuse_half_pairs
 from vllm_edit.serving.messages import FOREIGN, Sender, nothing, peer_of, read_body, replayed, without
 from vllm_edit.serving.preparing import logged_prompt, ready
 from vllm_edit.serving.refusing import refusal, status_of, told
@@ -135,6 +136,7 @@ class Router:
         salt = self._salt(choice.tenant, body.get("cache_salt"))
         async with AsyncExitStack() as held:  # what the answer needs until it has ended
             try:
+                refuse_half_pairs(raw, body)
                 answer.prompt = logged_prompt(service, route, body)
                 model = await ready(service, choice, route, body, answer, held) or catalogue.bases[0]
                 bodies.force(route, body, model, salt, answer.id)
