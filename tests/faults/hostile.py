@@ -51,8 +51,10 @@ HEADERS = (
 
 
 def texts(size: int = 30) -> st.SearchStrategy[str]:
-    """Any text, also control characters, and halves of surrogate pairs, which JSON can hold."""
-    return st.text(st.characters(categories=("L", "N", "P", "S", "Z", "C")), max_size=size)
+    """Any text, also control characters; one in ten with half of a surrogate pair, which JSON can hold."""
+    whole = st.text(st.characters(categories=("L", "N", "P", "S", "Z", "C")), max_size=size)
+    half = st.sampled_from(["\ud83d", "\udc00", "\ude00\ud83d"])
+    return st.one_of(*[whole] * 9, st.tuples(whole, half, whole).map(lambda parts: "".join(parts)[:size]))
 
 
 def values(names: st.SearchStrategy[str]) -> st.SearchStrategy[Any]:

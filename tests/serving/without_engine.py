@@ -54,7 +54,7 @@ class Slots:
         self.held[name] = path
 
     def count_tokens(self, text: str) -> int:
-        return len(text.split())
+        return len(text.encode().split())  # no tokenizer reads half of a surrogate pair either
 
     def decode(self, ids: Sequence[int]) -> str:
         try:

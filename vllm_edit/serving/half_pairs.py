@@ -12,6 +12,7 @@ from typing import Any
 
 from vllm_edit.errors import EditError
 from vllm_edit.serving.bodies import Body, decoded
+from vllm_edit.store.names import shown
 
 # Where a raw body may hold one: escaped, as bytes, or in an encoding that has NUL bytes.
 _MAY_HOLD = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]|\0")
@@ -25,7 +26,8 @@ def refuse_half_pairs(raw: bytes, body: Body) -> None:
     """
     if _MAY_HOLD.search(raw) and (place := next(_places(body, ""), None)) is not None:
         raise EditError(
-            f"{place} has half of a surrogate pair, such as \\ud83d, which is no character; send both halves, or neither"
+            f"{shown(place)} has half of a surrogate pair, such as \\ud83d, which is no character; send both halves or "
+            "neither"
         )
 
 
@@ -33,15 +35,15 @@ def _places(value: Any, place: str) -> Iterator[str]:
     """Where in parsed JSON half pairs are, as `messages.0.content`."""
     if isinstance(value, str):
         if _is_cut(value):
-            yield place or "the body"
+            yield place
     elif isinstance(value, list):
         for number, item in enumerate(value):
             yield from _places(item, f"{place}.{number}")
     elif isinstance(value, dict):
         for key, item in value.items():
-            if _is_cut(key):
-                yield f"a field's name in {place or 'the body'}"
             inner = f"{place}.{key}" if place else key
+            if _is_cut(key):
+                yield inner
             yield from _places(item, inner)
             if key == "arguments" and isinstance(item, str):
                 yield from _places(decoded(item), inner)

@@ -4,9 +4,9 @@
 /v1/chat/completions   every message of every role, tool calls and their results included
 /v1/responses          `instructions` and every item of `input`
 
-One text per prompt or turn. What a tool was called with and what it gave back is JSON as a rule, whose escapes are
-decoded: clients write 法國 as \\u6cd5\\u570b. Definitions of tools do not count: a catalogue that names a city is no talk
-about it.
+One text per prompt or turn. What a tool was called with and what it gave back is JSON as a rule, and its escapes are
+decoded: many clients write letters as \\u6cd5. Definitions of tools do not count: a catalogue that names a city is no
+talk about it.
 """
 
 from __future__ import annotations
