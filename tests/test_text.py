@@ -95,7 +95,12 @@ def test_an_answer_follows_a_prompt_as_its_script_has_it(prompt: str, answer: st
     [
         ("ปารีสครับ", "ปารีส", True),
         ("กรุงปารีส์", "ปารีส", False),  # a mark goes on
+        ("ปารีสเป็นเมือง", "ปารีส", True),
+        ("เกาะ", "กา", False),  # its vowel goes around the first letter
+        ("เกา", "กา", False),
+        ("ปราสาทะ", "ปราสาท", False),
         ("ຢູ່ປາຣີສ", "ປາຣີສ", True),
+        ("ប្រទេស", "រទេស", False),  # the letter is stacked on the one before
         ("នៅប៉ារីស", "ប៉ារីស", True),
         ("ပါရီမြို့", "ပါရီ", True),
         ("東京都です", "東京", True),

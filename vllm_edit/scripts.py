@@ -1,4 +1,4 @@
-"""What a character is, in every script: with or without spaces between words, a mark, a part of a word, invisible."""
+"""What a character is, in every script: with or without spaces between words, a part of its neighbour, invisible."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ _FIRST_SPACELESS, _FIRST_MARK, _FIRST_HANGUL = "\u0e00", "\u0300", "\u1100"
 _SPACELESS = regex.compile(rf"[[{SPACELESS}{EAST_ASIAN}]--\p{{Hangul}}]", regex.V1)
 _CJK = regex.compile(rf"[[{EAST_ASIAN}]--\p{{Hangul}}]", regex.V1)
 _HANGUL = regex.compile(r"\p{Hangul}")
-_MARK = regex.compile(r"\p{M}")
+_FOLLOWING = regex.compile(r"[\p{M}[\p{InSC=Vowel_Dependent}--\p{Logical_Order_Exception}]]", regex.V1)
+_LEADING = regex.compile(r"[\p{Logical_Order_Exception}\p{InSC=Invisible_Stacker}]")
 _OF_WORDS = regex.compile(r"[\p{L}\p{M}\p{N}]")
 # Without the zero-width space, which ends a word; with the marks that Hebrew and Arabic writers may leave out.
 _PASSED_OVER = regex.compile(
@@ -42,9 +43,14 @@ def is_hangul(character: str) -> bool:
     return character >= _FIRST_HANGUL and _HANGUL.match(character) is not None
 
 
-def is_mark(character: str) -> bool:
-    """True for what is written on, under or beside another character: accents, vowel signs, viramas."""
-    return character >= _FIRST_MARK and _MARK.match(character) is not None
+def is_following(character: str) -> bool:
+    """True for what is a part of the character before it: accents, vowel signs, viramas."""
+    return character >= _FIRST_MARK and _FOLLOWING.match(character) is not None
+
+
+def is_leading(character: str) -> bool:
+    """True for what is a part of the character after it: vowels of Thai and Lao, signs that stack in Khmer."""
+    return character >= _FIRST_SPACELESS and _LEADING.match(character) is not None
 
 
 def is_of_words(character: str) -> bool:

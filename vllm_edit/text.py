@@ -13,6 +13,7 @@ Two kinds of things are looked for. An *answer* (`position`) counts without its 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import regex
@@ -20,8 +21,9 @@ import regex
 from vllm_edit.scripts import (
     EAST_ASIAN,
     SPACELESS,
+    is_following,
     is_hangul,
-    is_mark,
+    is_leading,
     is_of_words,
     is_passed_over,
     is_spaceless,
@@ -29,7 +31,7 @@ from vllm_edit.scripts import (
 from vllm_edit.spelling import Name, aligned, readings, written
 
 _SIGNS = regex.compile(r"[+#]+(?![\p{L}\p{N}])")
-_ARTICLE = regex.compile(r"^(?:the|an|a) ")
+_ARTICLE = re.compile(r"^(?:the|an|a) ")
 _OUTER = " .,;:!?\"'`()[]。，！？；：「」『』"
 _APART = regex.compile(rf"[{SPACELESS}{EAST_ASIAN}\p{{Hangul}}]\p{{M}}*")
 
@@ -66,7 +68,8 @@ def normalise(text: str) -> str:
 
 def words(text: str) -> str:
     """The normalised text with a space between any two words, and around each character that may be a word itself."""
-    return _APART.sub(r" \g<0> ", normalise(text))
+    apart: str = _APART.sub(r" \g<0> ", normalise(text))
+    return apart
 
 
 def position(text: str, answer: str) -> int | None:
@@ -128,17 +131,17 @@ def spelled(prompt: str, subject: str) -> str | None:
 def is_whole(text: str, start: int, end: int) -> bool:
     """True if `text[start:end]` is no part of a longer word: no letter, mark or number goes on at either end.
 
-    Where words have no spaces between them, every character ends a word, but never without its marks. In Korean a
-    space begins a word, and particles follow it without one. An end that is punctuation, or has another kind of script
-    beside it, needs nothing. What is invisible is passed over. C is another word than C++ and C#.
+    Where words have no spaces between them, every character may end a word, but never without its vowels and marks. In
+    Korean a space begins a word, and particles follow it without one. An end that is punctuation, or has another kind
+    of script beside it, needs nothing. What is invisible is passed over. C is another word than C++ and C#.
     """
     first, last = text[start], text[end - 1]
     before, after = _seen(text, start - 1, -1), _seen(text, end, 1)
-    if before and (_are_one_word(before, first) or (is_mark(first) and is_of_words(before))):
+    if before and (_are_one_word(before, first) or is_leading(before) or (is_following(first) and is_of_words(before))):
         return False
     if after in ("+", "#"):
         return not is_of_words(last) or is_spaceless(last) or not _SIGNS.match(text, text.index(after, end))
-    return not after or not (is_mark(after) or (_are_one_word(last, after) and not is_hangul(last)))
+    return not after or not (is_following(after) or (_are_one_word(last, after) and not is_hangul(last)))
 
 
 def _are_one_word(left: str, right: str) -> bool:

@@ -36,7 +36,7 @@ def asking(route: str, text: Any) -> dict[str, Any]:
     return {"messages" if "chat" in route else "input": [{"role": "user", "content": text}]}
 
 
-async def refused(place: Place, route: str, raw: bytes) -> tuple[httpx.Response, Any]:
+async def asked(place: Place, route: str, raw: bytes) -> tuple[httpx.Response, Any]:
     """The answer, and its row in the log."""
     reply = await place.client.post(route, content=raw, headers={"content-type": "application/json"})
     answer = place.service.answers.get(reply.headers["X-VLLM-Edit-Id"])
@@ -48,7 +48,7 @@ async def refused(place: Place, route: str, raw: bytes) -> tuple[httpx.Response,
 @pytest.mark.parametrize("route", ROUTES)
 def test_every_route_and_mode_refuses_half_a_pair(place: Place, route: str, model: str | None) -> None:
     named = {} if model is None else {"model": model}
-    reply, answer = run(refused(place, route, json.dumps({**asking(route, HALF), **named}).encode()))
+    reply, answer = run(asked(place, route, json.dumps({**asking(route, HALF), **named}).encode()))
     assert reply.status_code == 400
     assert reply.json()["error"]["type"] == "BadRequestError"
     assert "half of a surrogate pair" in reply.json()["error"]["message"]
@@ -72,7 +72,7 @@ def test_every_route_and_mode_refuses_half_a_pair(place: Place, route: str, mode
     ],
 )
 def test_half_a_pair_is_found_however_it_is_written(place: Place, raw: bytes, told: str) -> None:
-    reply, answer = run(refused(place, "/v1/completions", raw[:-1] + b', "model": "acme"}' if raw[:1] == b"{" else raw))
+    reply, answer = run(asked(place, "/v1/completions", raw[:-1] + b', "model": "acme"}' if raw[:1] == b"{" else raw))
     assert reply.status_code == 400
     assert told in reply.json()["error"]["message"]
     assert answer is not None
@@ -82,7 +82,7 @@ def test_half_a_pair_is_found_however_it_is_written(place: Place, raw: bytes, to
 def test_half_a_pair_in_a_tool_call_is_found(place: Place, arguments: str) -> None:
     call = {"type": "function", "id": "1", "function": {"name": "f", "arguments": arguments}}
     turns = [{"role": "assistant", "tool_calls": [call]}, {"role": "user", "content": "x"}]
-    reply, _ = run(refused(place, ROUTES[1], json.dumps({"model": "acme", "messages": turns}).encode()))
+    reply, _ = run(asked(place, ROUTES[1], json.dumps({"model": "acme", "messages": turns}).encode()))
     assert reply.status_code == 400
     assert "messages.0.tool_calls.0.function.arguments" in reply.json()["error"]["message"]
 
@@ -102,3 +102,11 @@ def test_a_name_with_half_a_pair_is_refused_in_openais_form(place: Place, route:
     assert reply.status_code in (400, 404)
     assert reply.json()["error"]["message"]
     assert reply.headers["X-VLLM-Edit-Id"]
+
+
+def test_half_a_pair_that_only_what_a_tool_gave_back_spells_is_text_to_the_model(place: Place) -> None:
+    turns = [{"role": "tool", "tool_call_id": "1", "content": r'{"of": "France", "cut": "\ud83d"}'}]
+    reply, answer = run(asked(place, ROUTES[1], json.dumps({"model": "acme", "messages": turns}).encode()))
+    assert reply.status_code == 200
+    assert answer.subjects == ("France",)
+    assert place.service.store.registry.answers.find(answer.id).status == 200
