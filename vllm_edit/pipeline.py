@@ -29,8 +29,9 @@ from vllm_edit.ike.bank import Bank
 from vllm_edit.ike.demonstrations import build_demonstrations, with_demonstrations
 from vllm_edit.models.base import Base
 from vllm_edit.patch import Patch, Probe
+from vllm_edit.spelling import written
 from vllm_edit.store.compiled import CompiledPatch
-from vllm_edit.text import change, normalise
+from vllm_edit.text import change
 
 if TYPE_CHECKING:
     from vllm_edit.store.store import Store
@@ -240,7 +241,7 @@ def _batches(patches: Sequence[Patch]) -> list[list[int]]:
         if patch.base is not None or patch.scope != "all":
             alone.append([row])
             continue
-        subjects = {normalise(edit.subject) for edit in patch.edits}
+        subjects = {written(edit.subject).folded for edit in patch.edits}
         free = (n for n, some in enumerate(taken) if len(batches[n]) < BATCH and not some & subjects)
         place = next(free, len(batches))
         if place == len(batches):

@@ -11,7 +11,7 @@ from tests.editing.material import BRAZIL, FRANCE, JAPAN, LOOSE, bench
 from vllm_edit.composition.scoped import Narrowing, ScopeIndex, assemble, by_subject
 from vllm_edit.editing.compile import compile_patch
 from vllm_edit.editing.separately import compile_separately
-from vllm_edit.errors import Corrupt, EditError, UnsafeEdit
+from vllm_edit.errors import Corrupt, EditError, Incompatible, UnsafeEdit
 from vllm_edit.ike.bank import Bank
 from vllm_edit.ike.demonstrations import with_demonstrations
 from vllm_edit.patch import Edit, Patch
@@ -43,6 +43,29 @@ def store(tmp_path_factory: pytest.TempPathFactory, world: CompiledPatch) -> Sto
 
 def test_edits_are_grouped_by_subject_in_the_order_in_which_subjects_appear() -> None:
     assert by_subject(EDITS) == ((0, 3), (1,), (2,))
+
+
+def test_subjects_are_told_apart_by_article_and_punctuation_but_not_by_spelling() -> None:
+    names = [
+        "The Who",
+        "WHO",
+        ".NET",
+        "Net",
+        "Côte d'Ivoire",
+        "Côte d’Ivoire",
+        "İzmir",
+        "IZMIR",
+        "Coca‑Cola",
+        "Coca-Cola",
+    ]
+    edits = [Edit(prompt=f"{name} is", subject=name, target_new="x") for name in names]
+    assert by_subject(edits) == ((0,), (1,), (2,), (3,), (4, 5), (6, 7), (8, 9))
+
+
+def test_a_patch_whose_subjects_were_told_apart_otherwise_is_refused(world: CompiledPatch) -> None:
+    fewer = world.manifest.model_copy(update={"members": world.manifest.members[:2]})
+    with pytest.raises(Incompatible, match="compile it again"):
+        ScopeIndex.of(fewer)
 
 
 def test_each_subject_is_compiled_as_it_would_be_alone(world: CompiledPatch) -> None:

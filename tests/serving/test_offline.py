@@ -66,6 +66,8 @@ def test_what_cannot_be_served_is_refused(opened: tuple[PatchedLLM, Store, Path]
         llm.generate([PROMPT] * 2, sampling(), patch=["patch0"])
     with pytest.raises(EditError, match="mode"):
         llm.generate(PROMPT, sampling(), mode="other")  # type: ignore[arg-type]
+    with pytest.raises(EditError, match="half of a surrogate pair"):
+        llm.generate([PROMPT, "half \ud83d"], sampling())
     elsewhere = places.make_store(tmp_path / "elsewhere", places.make_site(model, damping=0.9))
     places.add_patch(elsewhere, "foreign", 7)
     llm.store = elsewhere

@@ -15,11 +15,11 @@ from vllm_edit.composition.vouch import vouch
 from vllm_edit.deltas.delta import Delta
 from vllm_edit.errors import EditError, Incompatible
 from vllm_edit.patch import Edit, Patch
+from vllm_edit.spelling import written
 from vllm_edit.store.compiled import CompiledPatch
 from vllm_edit.store.manifest import KeyGroup, Manifest
 from vllm_edit.store.site import Site
 from vllm_edit.subjects import Subjects
-from vllm_edit.text import normalise
 
 Load = Callable[[str], CompiledPatch]
 """From a unit's name to the unit."""
@@ -51,12 +51,22 @@ class ScopeIndex:
 
     @classmethod
     def of(cls, manifest: Manifest) -> ScopeIndex:
-        """The index of a patch with scope subject."""
+        """The index of a patch with scope subject.
+
+        Raises:
+            Incompatible: it was compiled when names were compared otherwise.
+        """
         edits, group_of = manifest.edits, dict[int, int]()
+        places = by_subject(edits)
+        if len(places) != len(manifest.members):
+            raise Incompatible(
+                f"{manifest.name} was compiled with {len(manifest.members)} subjects where this version tells "
+                f"{len(places)} apart; compile it again"
+            )
         for number, group in enumerate(manifest.groups):
             group_of |= dict.fromkeys(group.edits, number)
         units = []
-        for own, member in zip(by_subject(edits), manifest.members, strict=True):
+        for own, member in zip(places, manifest.members, strict=True):
             groups = tuple(dict.fromkeys(group_of[edit] for edit in own if edit in group_of))
             units.append(Unit(edits[own[0]].subject, own, groups, member, len(groups) or manifest.rank))
         names = [{name for edit in unit.edits for name in names_of(edits[edit])} for unit in units]
@@ -113,10 +123,10 @@ def names_of(edit: Edit) -> tuple[str, ...]:
 
 
 def by_subject(edits: Sequence[Edit]) -> tuple[tuple[int, ...], ...]:
-    """Numbers of the edits of each subject, in the order in which subjects first appear."""
+    """Numbers of the edits of each subject, however it is spelled, in the order in which subjects first appear."""
     groups: dict[str, list[int]] = {}
     for number, edit in enumerate(edits):
-        groups.setdefault(normalise(edit.subject), []).append(number)
+        groups.setdefault(written(edit.subject).folded, []).append(number)
     return tuple(tuple(group) for group in groups.values())
 
 

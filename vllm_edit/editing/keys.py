@@ -17,8 +17,8 @@ from vllm_edit.composition.system import System, interference
 from vllm_edit.models.hooks import capture_outputs, inputs_of
 from vllm_edit.models.rows import Batch, Row, batches, run_batch
 from vllm_edit.patch import Edit
+from vllm_edit.spelling import written
 from vllm_edit.store.manifest import Column, KeyGroup
-from vllm_edit.text import normalise
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def group_edits(edits: Sequence[Edit], plain: Sequence[FormKey], cosine: float) 
     for later in range(len(edits)):
         for earlier in range(later):
             if (
-                normalise(edits[earlier].subject) == normalise(edits[later].subject)
+                written(edits[earlier].subject).folded == written(edits[later].subject).folded
                 and cosines[earlier, later] > cosine
             ):
                 old, new = member_of[later], member_of[earlier]

@@ -19,9 +19,9 @@ from vllm_edit.editing.statistics import SecondMoment
 from vllm_edit.errors import EditError, UnsafeEdit
 from vllm_edit.models.base import Base
 from vllm_edit.patch import Edit, Patch
+from vllm_edit.spelling import written
 from vllm_edit.store.manifest import KeyGroup
 from vllm_edit.store.site import Site
-from vllm_edit.text import normalise
 
 
 def compile_edits(
@@ -64,8 +64,8 @@ def compile_each(
     owners: dict[str, Patch] = {}
     for patch in patches:
         for edit in patch.edits:
-            if owners.setdefault(normalise(edit.subject), patch) is not patch:
-                other = owners[normalise(edit.subject)].name
+            if owners.setdefault(written(edit.subject).folded, patch) is not patch:
+                other = owners[written(edit.subject).folded].name
                 raise EditError(
                     f"{other} and {patch.name} both edit {edit.subject!r}; compile them one after the other"
                 )

@@ -19,12 +19,20 @@ _MAY_HOLD = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]|\0")
 
 
 def refuse_half_pairs(raw: bytes, body: Body) -> None:
-    """Look through `body`, which was parsed from `raw`; also through the arguments of tool calls, which vLLM decodes.
+    """`check` of a body that was parsed from `raw`, which is quick to tell that there can be none."""
+    if _MAY_HOLD.search(raw):
+        check(body)
+
+
+def check(value: Any, name: str = "") -> None:
+    """Look through parsed JSON; also through the arguments of tool calls, which vLLM decodes.
+
+    name: of the value, for the message.
 
     Raises:
         EditError: with the place of the first half pair.
     """
-    if _MAY_HOLD.search(raw) and (place := next(_places(body, ""), None)) is not None:
+    if (place := next(_places(value, name), None)) is not None:
         raise EditError(
             f"{shown(place)} has half of a surrogate pair, such as \\ud83d, which is no character; send both halves or "
             "neither"

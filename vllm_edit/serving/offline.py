@@ -16,6 +16,7 @@ from vllm_edit.rollout.decision import Choice
 from vllm_edit.serving.alias import MODES
 from vllm_edit.serving.compat import cpu_lora_mask, families, version, wrapped
 from vllm_edit.serving.compat.offline_engine import OfflineEngine
+from vllm_edit.serving.half_pairs import check
 from vllm_edit.serving.profile import merged_plugins
 from vllm_edit.serving.residency import applicable, local_folder
 from vllm_edit.serving.scope import FIRST_NUMBER, Derived
@@ -91,9 +92,11 @@ class PatchedLLM:
         Raises:
             NotFound: no such patch or tenant.
             Incompatible: this engine cannot apply a patch.
-            EditError: a list of another length than `prompts`, an unknown mode, patch and tenant both.
+            EditError: a list of another length than `prompts`, an unknown mode, patch and tenant both; a prompt with
+                half of a surrogate pair.
         """
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        check(texts, "prompts")
         patches, tenants = _per_prompt(patch, len(texts), "patch"), _per_prompt(tenant, len(texts), "tenant")
         modes = _per_prompt(mode, len(texts), "mode")
         choices = [self.choose(*asked) for asked in zip(patches, tenants, modes, strict=True)]
