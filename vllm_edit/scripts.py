@@ -11,6 +11,11 @@ SPACELESS = (
 """Scripts without spaces between words, for a class of the `regex` package."""
 EAST_ASIAN = r"\p{Han}\u2E80-\u9FFF\uF900-\uFAFF\uFE30-\uFE4F\uFF00-\uFFEF"
 """What Chinese and Japanese are written with, punctuation and full-width forms too; and some Hangul between it."""
+POINTS = (
+    r"\u0591-\u05BD\u05BF\u05C1\u05C2\u05C4\u05C5\u05C7\u0610-\u061A\u0640\u064B-\u065F\u0670\u06D6-\u06DC"
+    r"\u06DF-\u06E8\u06EA-\u06ED"
+)
+"""Marks that Hebrew and Arabic writers may leave out, and the stroke that only lengthens an Arabic word."""
 
 # No class below has characters before these: most text is told by one comparison.
 _FIRST_SPACELESS, _FIRST_MARK, _FIRST_HANGUL = "\u0e00", "\u0300", "\u1100"
@@ -20,12 +25,8 @@ _HANGUL = regex.compile(r"\p{Hangul}")
 _FOLLOWING = regex.compile(r"[\p{M}[\p{InSC=Vowel_Dependent}--\p{Logical_Order_Exception}]]", regex.V1)
 _LEADING = regex.compile(r"[\p{Logical_Order_Exception}\p{InSC=Invisible_Stacker}]")
 _OF_WORDS = regex.compile(r"[\p{L}\p{M}\p{N}]")
-# Without the zero-width space, which ends a word; with the marks that Hebrew and Arabic writers may leave out.
-_PASSED_OVER = regex.compile(
-    r"[[\p{Default_Ignorable_Code_Point}\u0591-\u05BD\u05BF\u05C1\u05C2\u05C4\u05C5\u05C7"
-    r"\u0610-\u061A\u0640\u064B-\u065F\u0670\u06D6-\u06DC\u06DF-\u06E8\u06EA-\u06ED]--\u200B]",
-    regex.V1,
-)
+# The zero-width space is not among them: it ends a word.
+_PASSED_OVER = regex.compile(rf"[[\p{{Default_Ignorable_Code_Point}}{POINTS}]--\u200B]", regex.V1)
 
 
 def is_spaceless(character: str) -> bool:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import re
 import unicodedata
 from dataclasses import dataclass
+from functools import lru_cache
 
 import regex
 
-from vllm_edit.scripts import EAST_ASIAN, SPACELESS
+from vllm_edit.scripts import EAST_ASIAN, POINTS, SPACELESS
 
 _ZERO_WIDTH_SPACE, _SOFT_HYPHEN = "\u200b", "\u00ad"
 _INVISIBLE = re.compile(  # Default_Ignorable_Code_Point, and control characters that are no white space
@@ -27,20 +28,16 @@ _HYPHENS = (
     "\u058a\u05be\u1400\u1806\u2010-\u2015\u2043\u2212\u2e17\u2e1a\u2e3a\u2e3b\u2e40\u2e5d\u301c\u3030\u30a0\ufe31"
     "\ufe32\ufe58\ufe63\uff0d\U00010d6e\U00010ead"
 )
-_APOSTROPHES = "\u02b9\u02bb-\u02bf\u02c8\u055a\u05f3\u2018-\u201b\u2032\ua78c"
+_APOSTROPHES = "\u02b9\u02bb-\u02bf\u02c8\u055a\u05f3\u2018-\u201b\u2032\ua78b\ua78c"
 _QUOTATION_MARKS = "\u05f4\u201c-\u201f"
-_POINTS = (
-    "\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7\u0610-\u061a\u0640\u064b-\u065f\u0670\u06d6-\u06dc\u06df-\u06e8"
-    "\u06ea-\u06ed"
-)
 _GREEK = "\u0386-\u0390\u03aa-\u03b0\u03ca-\u03ce\u03d3\u03d4\u1f00-\u1fff"
 _HALF_PAIRS = "\ud800-\udfff"
-_VARIANT = re.compile(f"[{_HYPHENS}{_APOSTROPHES}{_QUOTATION_MARKS}{_POINTS}{_GREEK}{_HALF_PAIRS}][\u0300-\u036f]*")
-_REPLACED = (
+_VARIANT = re.compile(f"[{_HYPHENS}{_APOSTROPHES}{_QUOTATION_MARKS}{POINTS}{_GREEK}{_HALF_PAIRS}][\u0300-\u036f]*")
+_COMMON = (
     (re.compile(f"[{_HYPHENS}]"), "-"),
     (re.compile(f"[{_APOSTROPHES}]"), "'"),
     (re.compile(f"[{_QUOTATION_MARKS}]"), '"'),
-    (re.compile(f"[{_POINTS}]"), ""),
+    (re.compile(f"[{POINTS}]"), ""),
     (re.compile(f"[{_HALF_PAIRS}]"), "\ufffd"),
 )
 _NAMING = regex.compile(r"[^\p{P}\s\uFFFD]")
@@ -116,7 +113,7 @@ def _seen(text: str) -> str:
 def _written(text: str) -> Written:
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text.replace("´", "'"))  # which NFKC would make a space with an accent
-        text = _VARIANT.sub(_replaced, text).replace("i\u0307", "i")
+        text = _VARIANT.sub(lambda found: _common(found[0]), text).replace("i\u0307", "i")
     cased = " ".join(text.replace("`", "'").split())
     folded = cased.casefold()
     if len(folded) != len(cased):
@@ -125,10 +122,11 @@ def _written(text: str) -> Written:
     return Written(cased, folded.replace("ı", "i").replace(_SOFT_HYPHEN, " "))
 
 
-def _replaced(found: re.Match[str]) -> str:
-    """What stands for a variant; for a Greek letter the one without its accents."""
-    by = (new for kind, new in _REPLACED if kind.match(found[0]))
-    return next(by, unicodedata.normalize("NFD", found[0])[0])
+@lru_cache(maxsize=4096)
+def _common(variant: str) -> str:
+    """What is written for a variant; for a Greek letter the one without its accents."""
+    found = (common for kind, common in _COMMON if kind.match(variant))
+    return next(found, unicodedata.normalize("NFD", variant)[0])
 
 
 def _at_length(character: str) -> str:
