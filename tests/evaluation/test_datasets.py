@@ -78,6 +78,22 @@ def test_knowedit_values_may_be_strings_lists_or_lists_of_aliases(tmp_path: Path
     ]
 
 
+@pytest.mark.parametrize(
+    ("prompt", "subject", "read_as"),
+    [
+        ("The official language of Langu is", "Langu", "Langu"),
+        ("The house where the US president lives is in", "US", "US"),
+        ("The start of Art Deco was in", "Art", "Art"),
+        ("The capital of Côte d’Ivoire is", "Côte d'Ivoire", "Côte d’Ivoire"),
+        ("İzmir has the mayor Tunç Soyer since", "tunç soyer", "Tunç Soyer"),
+        ("The capital of FRANCE is", "France", "FRANCE"),
+    ],
+)
+def test_a_subject_is_read_as_the_prompt_spells_it(tmp_path: Path, prompt: str, subject: str, read_as: str) -> None:
+    [edit] = read(tmp_path, {"prompt": prompt, "subject": subject, "target_new": "Lyon"})
+    assert edit.subject == read_as
+
+
 def test_records_that_are_no_edits_are_left_out_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     good = {"subject": "A", "prompt": "A is", "target_new": "b", "ground_truth": "c"}
     same, absent = {**good, "target_new": "c"}, {**good, "subject": "Z"}
