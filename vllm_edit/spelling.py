@@ -77,7 +77,7 @@ def written(text: str) -> Written:
 
     A zero-width space counts as a space, but not within scripts that have none. What else is invisible is left out.
     """
-    return _written(_seen(text) if _INVISIBLE.search(text) else text)
+    return _written(_without_invisible(text) if _INVISIBLE.search(text) else text)
 
 
 def readings(text: str) -> tuple[Written, ...]:
@@ -90,7 +90,7 @@ def readings(text: str) -> tuple[Written, ...]:
         return (_written(text),)
     within = _ZERO_WIDTH_WITHIN.sub("", text)
     kept = _INVISIBLE.sub(lambda run: " " if _ZERO_WIDTH_SPACE in run[0] else _SOFT_HYPHEN, within)
-    return tuple(dict.fromkeys(_written(one) for one in (_seen(text), _INVISIBLE.sub("", text), kept)))
+    return tuple(dict.fromkeys(_written(one) for one in (_without_invisible(text), _INVISIBLE.sub("", text), kept)))
 
 
 def aligned(text: str) -> tuple[str, list[tuple[int, int]]]:
@@ -106,7 +106,7 @@ def aligned(text: str) -> tuple[str, list[tuple[int, int]]]:
     return "".join(folded), places
 
 
-def _seen(text: str) -> str:
+def _without_invisible(text: str) -> str:
     return _INVISIBLE.sub("", _ZERO_WIDTH_WITHIN.sub("", text).replace(_ZERO_WIDTH_SPACE, " "))
 
 
