@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vllm_edit.patch import Edit
-from vllm_edit.text import normalise
+from vllm_edit.text import normalise, occurrences
 
 Fact = tuple[str, str, str]
 """(name of the subject, "relation" or "prompt", the relation, or the prompt without its subject), normalised."""
@@ -26,7 +26,7 @@ def facts_of(edit: Edit) -> frozenset[Fact]:
 
     An edit without a relation is known by its prompt, one with a relation by both.
     """
-    ways = [("prompt", normalise(edit.prompt.replace(edit.subject, "{}")))]
+    ways = [("prompt", normalise(_without_subject(edit)))]
     if edit.relation:
         ways.append(("relation", edit.relation))
     return frozenset((name, *way) for name in names_of(edit) for way in ways)
@@ -34,3 +34,13 @@ def facts_of(edit: Edit) -> frozenset[Fact]:
 
 def same_target(one: Edit, other: Edit) -> bool:
     return normalise(one.target_new) == normalise(other.target_new)
+
+
+def _without_subject(edit: Edit) -> str:
+    """The prompt with `{}` for every occurrence of its subject as a whole word."""
+    parts, reached = [], 0
+    for start in occurrences(edit.prompt, edit.subject):
+        if start >= reached:
+            parts.append(edit.prompt[reached:start])
+            reached = start + len(edit.subject)
+    return "{}".join([*parts, edit.prompt[reached:]])

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from vllm_edit.editing.settings import RomeSettings
+from vllm_edit.errors import EditError
 from vllm_edit.models.positions import contextual, locate, position
 from vllm_edit.models.rows import Row
 from vllm_edit.patch import LOCALITY_KINDS, Edit, Probe
 from vllm_edit.prompting import answer_ids, prompt_ids
 from vllm_edit.store.site import Context, Site, Token
+from vllm_edit.text import last_occurrence, occurrences, quoted
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ def forms_of(edit: Edit, tokenizer: Any, site: Site, wanted: Sequence[str]) -> l
         forms.append(Form("chat", edit.prompt, edit.subject, edit.target_new, chat))
     if "alias" in wanted:
         for alias in edit.aliases:
-            prompt = _with_alias(edit, alias)
+            prompt = named_otherwise(edit, alias)
             forms.append(Form(f"alias:{alias}", prompt, alias, edit.target_new, (Context(),)))
     if "tune" in wanted:
         for index, probe in enumerate(edit.probes_of("paraphrase", "tune")):
@@ -123,13 +125,15 @@ def _site_position(
     return tuple(found.ids), position(found, token)
 
 
-def _with_alias(edit: Edit, alias: str) -> str:
-    """The edit's prompt with `alias` in the place of the subject's last occurrence, the one that `locate` takes."""
-    start = edit.prompt.rfind(edit.subject)
-    return edit.prompt[:start] + alias + edit.prompt[start + len(edit.subject) :]
+def named_otherwise(edit: Edit, name: str) -> str:
+    """The edit's prompt with `name` in the place of the subject's last occurrence, the one that `locate` takes."""
+    start = last_occurrence(edit.prompt, edit.subject)
+    if start is None:
+        raise EditError(f"the prompt {quoted(edit.prompt)} does not contain the subject {edit.subject!r}")
+    return edit.prompt[:start] + name + edit.prompt[start + len(edit.subject) :]
 
 
 def _named_subject(edit: Edit, probe: Probe) -> str | None:
-    """The name of the subject that the probe uses: the subject itself, or the longest alias in it."""
+    """The name of the subject that the probe uses as a whole word: the subject itself, or the longest alias in it."""
     names = [edit.subject, *sorted(edit.aliases, key=len, reverse=True)]
-    return next((name for name in names if name in probe.prompt), None)
+    return next((name for name in names if occurrences(probe.prompt, name)), None)

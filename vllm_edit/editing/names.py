@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vllm_edit.composition.kept import OPENING
-from vllm_edit.editing.forms import Form
+from vllm_edit.editing.forms import Form, named_otherwise
 from vllm_edit.patch import Edit
 from vllm_edit.store.site import Context
 
@@ -41,14 +41,12 @@ def same_ending(edit: Edit, names: Sequence[str]) -> list[list[Form]]:
     is left out: what is edited cannot be kept.
     """
     subject, breaks = edit.subject, [found.start() for found in _BREAK.finditer(edit.subject)]
-    start = edit.prompt.rfind(subject)
-    before, after = edit.prompt[:start], edit.prompt[start + len(subject) :]
     found = []
     for place in dict.fromkeys((breaks[-1], breaks[0])) if breaks else ():
         if any(alias.endswith(subject[place + 1 :]) for alias in edit.aliases):
             continue
         others = [name + subject[place:] for name in names if name not in subject]
-        forms = [Form("keep", before + other + after, other, "", (Context(),)) for other in others]
+        forms = [Form("keep", named_otherwise(edit, other), other, "", (Context(),)) for other in others]
         if forms:
             found.append(forms)
     return found
