@@ -135,3 +135,43 @@ edits:
         with pytest.raises(PatchError, match=r"line 3: gate\.perplexity_drift"):
             Patch.parse(text % wrong)
     assert "drift" not in Patch.parse(text.replace("perplexity_drift: %s", "reliability: 0.5")).dump()
+
+
+def test_answers_may_have_other_names_that_are_written_only_where_there_are_any() -> None:
+    text = """
+name: employer
+edits:
+  - prompt: The employer of Ann Bell is
+    subject: Ann Bell
+    target_new: IBM
+    target_new_aliases: [International Business Machines]
+    target_true: Xerox
+    target_true_aliases: [Haloid]
+    probes:
+      - {kind: portability, prompt: Ann Bell's employer is in, target: Armonk, target_aliases: [New York]}
+      - {kind: locality, prompt: The employer of Bo Yun is, target: Apple}
+"""
+    patch = Patch.parse(text)
+    (edit,) = patch.edits
+    assert edit.new_answers == ("IBM", "International Business Machines")
+    assert edit.old_answers == ("Xerox", "Haloid")
+    assert [probe.answers for probe in edit.probes] == [("Armonk", "New York"), ("Apple",)]
+    assert Patch.parse(patch.dump()) == patch
+    written = edit.model_dump(mode="json")
+    assert "target_aliases" in written["probes"][0]
+    assert "target_aliases" not in written["probes"][1]
+    plain = Edit(prompt="a is", subject="a", target_new="b").model_dump(mode="json")
+    assert not {"target_new_aliases", "target_true_aliases"} & plain.keys(), "names of compiled patches stay"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("target_new_aliases: ['']", "an alias is empty"),
+        ("target_true_aliases: [b]", "needs one"),
+        ("probes: [{kind: paraphrase, prompt: a was, target_aliases: [b]}]", "a probe with aliases needs a target"),
+    ],
+)
+def test_names_of_answers_that_cannot_be_are_told(line: str, message: str) -> None:
+    (problem,) = problems_of(f"name: x\nedits:\n  - prompt: a is\n    subject: a\n    target_new: b\n    {line}\n")
+    assert message in problem

@@ -7,17 +7,17 @@ its line and field.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import (
+    AfterValidator,
     AwareDatetime,
     BaseModel,
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
     ValidationError,
-    field_validator,
     model_serializer,
     model_validator,
 )
@@ -32,16 +32,41 @@ LOCALITY_KINDS: tuple[ProbeKind, ...] = ("locality", "locality_subject", "unrela
 
 
 class _Declared(BaseModel):
+    """What a file declares. Fields named in `_ADDED` came later; they are not written where they have their default.
+
+    Names of compiled patches are digests of what is written, and must not change with a new field.
+    """
+
     model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
+    _ADDED: ClassVar[tuple[str, ...]] = ()
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        data: dict[str, Any] = handler(self)
+        for name in self._ADDED:
+            if getattr(self, name) == type(self).model_fields[name].default:
+                data.pop(name, None)
+        return data
+
+
+def _no_empty_name(names: tuple[str, ...]) -> tuple[str, ...]:
+    if not all(names):
+        raise ValueError("an alias is empty")
+    return names
+
+
+Names = Annotated[tuple[str, ...], AfterValidator(_no_empty_name)]
+"""Other names of one thing; none is empty."""
 
 
 class Probe(_Declared):
     """A prompt that tests an edit.
 
     `target` is the expected answer: for `paraphrase` it defaults to the edit's `target_new`; for the locality kinds it
-    is the true answer (optional: without it only "unchanged from base" is measured). `chat` asks the prompt as a chat
-    turn. A `tune` probe may be used to choose layer, damping and keys; a `gate` probe only to judge the result.
-    `tag` is a free label (`held_out`, `alias`, `one_hop`, ...) that reports break their numbers down by.
+    is the true answer (optional: without it only "unchanged from base" is measured). Any of `target_aliases` counts as
+    it does. `chat` asks the prompt as a chat turn. A `tune` probe may be used to choose layer, damping and keys; a
+    `gate` probe only to judge the result. `tag` is a free label (`held_out`, `alias`, `one_hop`, ...) that reports
+    break their numbers down by.
     """
 
     kind: ProbeKind
@@ -50,9 +75,19 @@ class Probe(_Declared):
     chat: bool = False
     split: Split = "gate"
     tag: str = ""
+    target_aliases: Names = ()
+
+    _ADDED = ("target_aliases",)
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """The target and its aliases; empty without a target."""
+        return (self.target, *self.target_aliases) if self.target else ()
 
     @model_validator(mode="after")
     def _needs_target(self) -> Probe:
+        if self.target_aliases and not self.target:
+            raise ValueError("target_aliases are other names of the target: a probe with aliases needs a target")
         if self.kind in ("reverse", "portability") and not self.target:
             raise ValueError(f"a {self.kind} probe needs a target: the answer expected after the edit")
         return self
@@ -66,32 +101,33 @@ class Edit(_Declared):
     relation: str = ""
     target_new: str = Field(min_length=1)
     target_true: str | None = None
-    aliases: tuple[str, ...] = ()
+    aliases: Names = ()
     probes: tuple[Probe, ...] = ()
     valid_until: AwareDatetime | None = Field(None, description="when the fact stops to hold: a time with its zone")
+    target_new_aliases: Names = Field((), description="other answers that count as target_new")
+    target_true_aliases: Names = Field((), description="other answers that count as target_true")
 
-    @model_serializer(mode="wrap")
-    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without `valid_until` where there is none: names are digests of edits and must not change by a new field."""
-        data: dict[str, Any] = handler(self)
-        if self.valid_until is None:
-            data.pop("valid_until", None)
-        return data
+    _ADDED = ("valid_until", "target_new_aliases", "target_true_aliases")
+
+    @property
+    def new_answers(self) -> tuple[str, ...]:
+        """`target_new` and its aliases."""
+        return (self.target_new, *self.target_new_aliases)
+
+    @property
+    def old_answers(self) -> tuple[str, ...]:
+        """`target_true` and its aliases; empty without one."""
+        return (self.target_true, *self.target_true_aliases) if self.target_true else ()
 
     @model_validator(mode="after")
-    def _prompt_holds_subject(self) -> Edit:
+    def _changes_its_prompt(self) -> Edit:
         if self.subject not in self.prompt:
             raise ValueError(_lacks_subject(self.subject, self.prompt))
+        if self.target_true_aliases and not self.target_true:
+            raise ValueError("target_true_aliases are other names of target_true: an edit with them needs one")
         if self.target_true is not None and self.target_true == self.target_new:
             raise ValueError(f"target_new equals target_true ({quoted(self.target_new)}): nothing to change")
         return self
-
-    @field_validator("aliases")
-    @classmethod
-    def _no_empty_alias(cls, aliases: tuple[str, ...]) -> tuple[str, ...]:
-        if any(not alias.strip() for alias in aliases):
-            raise ValueError("an alias is empty")
-        return aliases
 
     def probes_of(self, kind: ProbeKind, split: Split | None = None) -> list[Probe]:
         return [probe for probe in self.probes if probe.kind == kind and split in (None, probe.split)]
@@ -115,13 +151,7 @@ class Gate(_Declared):
         description="the most by which perplexity of the store's passages may grow: 0.02 is 2 %; without it, no limit",
     )
 
-    @model_serializer(mode="wrap")
-    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without `perplexity_drift` where there is none: gates are part of what names are digests of."""
-        data: dict[str, Any] = handler(self)
-        if self.perplexity_drift is None:
-            data.pop("perplexity_drift", None)
-        return data
+    _ADDED = ("perplexity_drift",)
 
     def shares(self) -> dict[str, float]:
         """Metric → the least share."""

@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks.public.text import Read, Written
 from vllm_edit.evaluation.evaluate import Settings
 from vllm_edit.evaluation.intervals import bootstrap, resampled
-from vllm_edit.evaluation.judging import gives
+from vllm_edit.evaluation.judging import gives_any
 from vllm_edit.evaluation.measuring import Outcome, summarise
 from vllm_edit.evaluation.questions import RELIABILITY
 from vllm_edit.evaluation.report import Mode
@@ -84,12 +84,12 @@ def _of_base_knowledge(sheets: Sequence[Sheet], mode: Mode) -> list[Outcome]:
         if text is None or before is None:
             continue
         if question.metric == "paraphrase" and question.rival:
-            outcomes.append(("paraphrase_old", case, float(gives(text, question.rival, question.expected))))
-            if gives(before, question.rival, question.expected):
-                new = gives(text, question.expected or "", question.rival)
+            outcomes.append(("paraphrase_old", case, float(gives_any(text, question.rivals, question.accepted))))
+            if gives_any(before, question.rivals, question.accepted):
+                new = gives_any(text, question.accepted, question.rivals)
                 outcomes.append(("paraphrase_elicited", case, float(new)))
-        if question.keeps and question.expected and gives(before, question.expected, question.rival):
-            kept = float(gives(text, question.expected, question.rival))
+        if question.keeps and gives_any(before, question.accepted, question.rivals):
+            kept = float(gives_any(text, question.accepted, question.rivals))
             names = [f"{question.metric}_kept", *([f"{question.metric}_kept:{question.tag}"] if question.tag else [])]
             outcomes += [(name, case, kept) for name in names]
     return outcomes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vllm_edit.evaluation.judging import first_line, gives, unchanged
+from vllm_edit.evaluation.judging import first_line, gives, gives_any, unchanged
 
 
 @pytest.mark.parametrize(
@@ -67,3 +67,21 @@ def test_unchanged_compares_normalised_first_lines(answer: str, before: str, sam
 
 def test_the_first_line_skips_blank_ones() -> None:
     assert first_line("\n \n  Rome \nParis") == "Rome"
+
+
+@pytest.mark.parametrize(
+    ("answer", "right"),
+    [
+        ("International Business Machines", True),
+        ("IBM, formerly a part of Xerox", True),
+        ("Xerox, not IBM", False),
+        ("the Xerox Corporation, later IBM", False),
+        ("Apple", False),
+    ],
+)
+def test_any_accepted_answer_counts_and_any_name_of_the_old_one_is_a_rival(answer: str, right: bool) -> None:
+    assert gives_any(answer, ("IBM", "International Business Machines"), ("Haloid", "Xerox")) is right
+
+
+def test_without_an_accepted_answer_nothing_is_given() -> None:
+    assert not gives_any("IBM", ())

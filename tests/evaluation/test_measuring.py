@@ -54,6 +54,17 @@ def test_a_neighbour_whose_truth_is_the_new_target_has_no_rival() -> None:
     assert questions_of((edit,), 0, chat=False)[1].rival is None
 
 
+def test_an_answer_by_another_name_is_right_and_the_old_one_by_another_name_is_old() -> None:
+    asked = replace(question("reliability"), expected_aliases=("the Eternal City",), rival_aliases=("Lutetia",))
+    texts = ["It is the Eternal City.", "Lutetia, not Rome"]
+    outcomes = generation_outcomes([asked, asked], texts, ["", ""], "weights")
+    assert [value for metric, _, value in outcomes if metric == "reliability"] == [1.0, 0.0]
+    assert [value for metric, _, value in outcomes if metric == "old_answer"] == [0.0, 1.0]
+    kept = replace(question("locality"), expected_aliases=("the Eternal City",))
+    found = generation_outcomes([kept], ["It is the Eternal City."], ["Rome"], "weights")
+    assert ("locality_right", (0, 0), 1.0) in found
+
+
 def test_values_are_means_over_edits_of_means_over_their_prompts() -> None:
     questions = [question("paraphrase", 0), question("paraphrase", 0), question("paraphrase", 1)]
     outcomes = generation_outcomes(questions, ["Rome", "Paris", "Rome"], ["", "", ""], "weights")

@@ -60,3 +60,35 @@ def test_a_neighbour_that_another_edit_changes_is_no_locality_probe(edit: Edit) 
 def test_what_no_edit_changes_is_still_asked(edit: Edit) -> None:
     assert asked(edit, JAPAN) == [edit.probes[0].prompt]
     assert not not_asked((edit, JAPAN), chat=False)
+
+
+def test_a_question_carries_every_name_of_its_answers() -> None:
+    probes = (
+        Probe(kind="portability", prompt="France's capital lies in", target="Europe", target_aliases=("Eurasia",)),
+        Probe(kind="paraphrase", prompt="France is ruled from"),
+        Probe(kind="locality_subject", prompt="The rival of France is", target="Lugdunum"),
+        Probe(kind="locality", prompt="The capital of Spain is", target="Madrid", target_aliases=("Villa de Madrid",)),
+    )
+    edit = Edit(
+        prompt="The capital of France is",
+        subject="France",
+        target_new="Lyon",
+        target_new_aliases=("Lugdunum",),
+        target_true="Paris",
+        target_true_aliases=("Lutetia",),
+        probes=probes,
+    )
+    new, old = ("Lyon", "Lugdunum"), ("Paris", "Lutetia")
+    assert [(one.accepted, one.rivals) for one in questions_of((edit,), 0, chat=False)] == [
+        (new, old),
+        (("Europe", "Eurasia"), ()),
+        (new, old),
+        (("Lugdunum",), ()),  # the new answer by another name: nothing that could leak
+        (("Madrid", "Villa de Madrid"), new),
+    ]
+
+
+def test_what_another_edit_replaces_is_known_by_every_name() -> None:
+    japan = JAPAN.model_copy(update={"target_true_aliases": ("Edo",)})
+    edit = france("unrelated", "Everyone who has been to Nippon knows the city of", "Edo")
+    assert asked(edit, japan) == []

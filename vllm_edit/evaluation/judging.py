@@ -6,6 +6,8 @@ normalised form of `vllm_edit.text` (case, width, outer punctuation and a leadin
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from vllm_edit.text import normalise, position
 
 
@@ -19,13 +21,20 @@ def gives(answer: str, expected: str, rival: str | None = None) -> bool:
 
     `rival` is the answer known to be wrong: "Paris, not Rome" does not give Rome where Paris is the rival.
     """
+    return gives_any(answer, (expected,), (rival,) if rival else ())
+
+
+def gives_any(answer: str, accepted: Iterable[str], rivals: Iterable[str] = ()) -> bool:
+    """`gives` for an answer and a rival that have several names: the one that is mentioned first counts."""
     line = first_line(answer)
-    found = position(line, expected)
-    if found is None:
-        return False
-    wrong = position(line, rival) if rival else None
+    found, wrong = _first_mentioned(line, accepted), _first_mentioned(line, rivals)
     # A rival that starts at the same place is a part of the expected answer, or the other way round.
-    return wrong is None or wrong >= found
+    return found is not None and (wrong is None or wrong >= found)
+
+
+def _first_mentioned(line: str, answers: Iterable[str]) -> int | None:
+    """The first place in the normalised line at which any of the answers is mentioned."""
+    return min((found for answer in answers if (found := position(line, answer)) is not None), default=None)
 
 
 def unchanged(answer: str, before: str) -> bool:

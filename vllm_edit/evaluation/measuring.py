@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from vllm_edit.evaluation.intervals import bootstrap, resampled, wilson
-from vllm_edit.evaluation.judging import gives, unchanged
+from vllm_edit.evaluation.judging import gives_any, unchanged
 from vllm_edit.evaluation.questions import DEFAULT, RELIABILITY, Question
 from vllm_edit.evaluation.report import Measure, Mode, Protocol
 from vllm_edit.evaluation.runners.runner import Scored
@@ -28,7 +28,7 @@ def counts_as_right(question: Question, answer: str, before: str) -> bool:
 
     A default probe is also kept if it still gives the known fact: nobody asked for the rest of the line.
     """
-    given = question.expected is not None and gives(answer, question.expected, question.rival)
+    given = gives_any(answer, question.accepted, question.rivals)
     if question.keeps:
         return unchanged(answer, before) or (given and question.tag == DEFAULT)
     return given
@@ -49,10 +49,10 @@ def generation_outcomes(
             right = float(counts_as_right(question, answer, base))
             outcomes += [(metric, case, right) for metric in question.metrics]
         if question.keeps and question.expected is not None:
-            still = gives(answer, question.expected, question.rival)
+            still = gives_any(answer, question.accepted, question.rivals)
             outcomes.append((f"{question.metric}_right", case, float(still)))
         if question.metric == RELIABILITY and question.rival:
-            outcomes.append(("old_answer", case, float(gives(answer, question.rival, question.expected))))
+            outcomes.append(("old_answer", case, float(gives_any(answer, question.rivals, question.accepted))))
     return outcomes
 
 

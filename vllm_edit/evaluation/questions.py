@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from vllm_edit.patch import LOCALITY_KINDS, Edit, Probe, Split
 from vllm_edit.subjects import Subjects
@@ -24,6 +25,7 @@ class Question:
 
     expected: the answer wanted after the edit; None where only "unchanged" can be judged.
     rival: for the changing metrics the old answer; for the keeping ones the edit's new target, which must not leak.
+    expected_aliases, rival_aliases: their other names. An answer is judged by all names, and forced as the first.
     tag: the probe's label; its numbers are also reported apart, as `<metric>:<tag>`.
     """
 
@@ -35,6 +37,18 @@ class Question:
     expected: str | None
     rival: str | None
     tag: str = ""
+    expected_aliases: tuple[str, ...] = ()
+    rival_aliases: tuple[str, ...] = ()
+
+    @property
+    def accepted(self) -> tuple[str, ...]:
+        """The expected answer by all its names; empty where there is none."""
+        return (self.expected, *self.expected_aliases) if self.expected else ()
+
+    @property
+    def rivals(self) -> tuple[str, ...]:
+        """The rival by all its names; empty where there is none."""
+        return (self.rival, *self.rival_aliases) if self.rival else ()
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -60,23 +74,53 @@ def questions_of(edits: Sequence[Edit], patch: int, *, split: Split | None = "ga
     asked: list[Question] = []
     changes = _Changes(edits)
     for index, edit in enumerate(edits):
-        new, old = edit.target_new, edit.target_true
-        asked.append(Question(patch, index, RELIABILITY, edit.prompt, False, new, old))
+        own = partial(_question, patch, index)
+        new, old = edit.new_answers, edit.old_answers
+        asked.append(own(RELIABILITY, edit.prompt, False, new, old))
         if chat:
-            asked.append(Question(patch, index, RELIABILITY_CHAT, edit.prompt, True, new, old))
+            asked.append(own(RELIABILITY_CHAT, edit.prompt, True, new, old))
         for probe in edit.probes:
             if not _is_asked(probe, split, chat):
                 continue
-            expected: str | None = probe.target
-            rival: str | None = None
+            accepted, rivals = probe.answers, tuple[str, ...]()
             if probe.kind in KEEPING:
                 if changes.by_another(index, probe):
                     continue
-                rival = new if probe.target != new else None
-            elif probe.kind == "paraphrase" and not probe.target:
-                expected, rival = new, old
-            asked.append(Question(patch, index, probe.kind, probe.prompt, probe.chat, expected, rival, probe.tag))
+                rivals = () if _same(accepted, new) else new
+            elif probe.kind == "paraphrase" and not accepted:
+                accepted, rivals = new, old
+            asked.append(own(probe.kind, probe.prompt, probe.chat, accepted, rivals, probe.tag))
     return asked
+
+
+def _question(
+    patch: int,
+    edit: int,
+    metric: str,
+    prompt: str,
+    chat: bool,
+    accepted: tuple[str, ...],
+    rivals: tuple[str, ...],
+    tag: str = "",
+) -> Question:
+    """A question from all names of its two answers."""
+    return Question(
+        patch,
+        edit,
+        metric,
+        prompt,
+        chat,
+        expected=next(iter(accepted), None),
+        rival=next(iter(rivals), None),
+        tag=tag,
+        expected_aliases=accepted[1:],
+        rival_aliases=rivals[1:],
+    )
+
+
+def _same(answers: Iterable[str], others: Iterable[str]) -> bool:
+    """True if some answers have a name in common with others, as answers are compared."""
+    return not {normalise(answer) for answer in answers}.isdisjoint(normalise(other) for other in others)
 
 
 def not_asked(edits: Sequence[Edit], *, split: Split | None = "gate", chat: bool) -> Counter[str]:
@@ -127,6 +171,4 @@ class _Changes:
 
 def _replaces(edit: Edit, probe: Probe) -> bool:
     """True if the probe's answer is what the edit replaces."""
-    return bool(probe.target and edit.target_true) and normalise(probe.target or "") == normalise(
-        edit.target_true or ""
-    )
+    return _same(probe.answers, edit.old_answers)

@@ -86,6 +86,7 @@ class Answer(_Frozen):
     prompt: str
     chat: bool
     expected: str | None
+    expected_aliases: tuple[str, ...] = ()
     texts: dict[Mode, str]
     right: dict[Mode, bool]
 

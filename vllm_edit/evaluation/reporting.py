@@ -125,6 +125,7 @@ def _answer(sheets: Sequence[Sheet], question: Question, replies: Mapping[Mode, 
         prompt=question.prompt,
         chat=question.chat,
         expected=question.expected,
+        expected_aliases=question.expected_aliases,
         texts=texts,
         right={mode: counts_as_right(question, text, texts["base"]) for mode, text in texts.items()},
     )

@@ -62,7 +62,7 @@ class Sheet:
         return cls(
             patch=record["patch"],
             edits=tuple((subject, relation) for subject, relation in record["edits"]),
-            questions=tuple(Question(**question) for question in record["questions"]),
+            questions=tuple(map(_question, record["questions"])),
             replies={mode: tuple(map(_reply, some)) for mode, some in record["replies"].items()},
             refused=record["refused"],
             not_asked=record["not_asked"],
@@ -77,6 +77,11 @@ def with_numbers(sheets: Sequence[Sheet]) -> list[tuple[Question, Mapping[Mode, 
             replies = {mode: some[row] for mode, some in sheet.replies.items()}
             found.append((question.of_patch(number), replies))
     return found
+
+
+def _question(record: Mapping[str, Any]) -> Question:
+    names = {side: tuple(record.get(side, ())) for side in ("expected_aliases", "rival_aliases")}
+    return Question(**{**record, **names})
 
 
 def _reply(record: Mapping[str, Any]) -> Reply:
