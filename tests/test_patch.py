@@ -175,3 +175,85 @@ edits:
 def test_names_of_answers_that_cannot_be_are_told(line: str, message: str) -> None:
     (problem,) = problems_of(f"name: x\nedits:\n  - prompt: a is\n    subject: a\n    target_new: b\n    {line}\n")
     assert message in problem
+
+
+CAPITAL = "{prompt: The capital of %s is, subject: %s, relation: %s, target_new: %s, aliases: [%s]}"
+
+
+def edits(*written: tuple[str, str, str, str]) -> str:
+    """A patch of capitals: (subject, relation, target, alias) of each edit, from line 3 on."""
+    lines = [CAPITAL % (subject, subject, *(other or "''" for other in others)) for subject, *others in written]
+    return "\n".join(["name: x", "edits:", *(f"  - {line}" for line in lines), ""])
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (("France", "c", "Lyon", ""), ("FRANCE", "c", "Nice", "")),
+        (("'Côte d’Ivoire'", "c", "Lyon", ""), ("\"Côte d'Ivoire\"", "c", "Nice", "")),
+        (("Foo-Bar", "c", "Lyon", ""), ("Foo‑Bar", "c", "Nice", "")),
+        (("Citroe\u0308n", "c", "Lyon", ""), ("Citroën", "c", "Nice", "")),
+        (("France", "c", "Lyon", "French Republic"), ("French Republic", "c", "Nice", "")),
+        (("French Republic", "c", "Lyon", ""), ("France", "c", "Nice", "french republic")),
+        (("France", "c", "Lyon", "Hexagon"), ("Gaul", "c", "Nice", "hexagon")),
+        (("France", "", "Lyon", ""), ("France", "c", "Nice", "")),
+        (("France", "c", "Lyon", ""), ("France", "d", "Nice", "")),
+    ],
+    ids=["case", "apostrophe", "hyphen", "NFD", "a subject that is an alias", "an alias that is a subject",
+         "a shared alias", "one prompt, one relation", "one prompt, two relations"],
+)  # fmt: skip
+def test_one_fact_with_two_targets_is_told_with_its_line_in_any_spelling(
+    first: tuple[str, str, str, str], second: tuple[str, str, str, str]
+) -> None:
+    text = edits(("Peru", "c", "Cusco", ""), first, second).replace(", aliases: ['']", "")
+    (problem,) = problems_of(text)
+    assert problem.startswith("line 5: edits.2: subject ")
+    assert "edited to two different targets, also to 'Lyon' (see edits.1" in problem
+
+
+def test_one_fact_is_told_twice_also_where_both_agree_but_an_alias_may_be_shared() -> None:
+    (problem,) = problems_of(edits(("France", "c", "Lyon", "Gaul"), ("Gaul", "c", "lyon", "x")))
+    assert problem.startswith("line 4: edits.1: subject 'Gaul', relation 'c' is edited twice")
+    assert len(Patch.parse(edits(("Ann Bell", "c", "Lyon", "Bell"), ("Bo Bell", "c", "Lyon", "Bell"))).edits) == 2
+    assert len(Patch.parse(edits(("WHO", "c", "Lyon", "x"), ("The Who", "c", "Nice", "y"))).edits) == 2
+
+
+def test_a_subject_within_a_longer_word_is_told_with_its_line() -> None:
+    (problem,) = problems_of(
+        "name: x\nedits:\n  - {prompt: The capital of France is, subject: France, target_new: Lyon}\n"
+        "  - {prompt: The start of it was in, subject: art, target_new: Lyon}\n"
+    )
+    assert problem.startswith("line 4: edits.1: the prompt has the subject 'art' only within a longer word")
+    found = problems_of("name: Bad Name\nedits:\n  - {prompt: The start was in, subject: ' art', target_new: Lyon}\n")
+    assert [problem.split(": ")[:2] for problem in found] == [["line 1", "name"], ["line 3", "edits.0"]]
+    whole = "name: x\nedits:\n  - {prompt: 全世界最帥的人是, subject: 帥的人, target_new: 李宏毅}\n"
+    assert Patch.parse(whole).edits[0].subject == "帥的人"
+
+
+def test_a_target_that_is_the_true_answer_by_another_name_changes_nothing() -> None:
+    for line in ("target_true: lyon.", "target_true: Paris, target_true_aliases: [LYON]"):
+        (problem,) = problems_of(
+            f"name: x\nedits:\n  - {{prompt: The capital of France is, subject: France, target_new: Lyon, {line}}}\n"
+        )
+        assert "line 3: edits.0: target_new equals target_true" in problem
+
+
+def test_keys_that_are_given_twice_are_told_beside_all_other_problems() -> None:
+    text = """\
+name: dup
+edits:
+  - {prompt: The capital of France is, subject: France, target_new: Lyon}
+edits:
+  - prompt: The capital of Japan is
+    subject: Japan
+    target_new: Osaka
+    target_new: Kyoto
+"""
+    twice = [
+        "line 4: edits is given twice, first in line 2",
+        "line 8: edits.0.target_new is given twice, first in line 7",
+    ]
+    assert problems_of(text) == twice
+    *first, last = problems_of(text + "gate: 1\n")
+    assert first == twice
+    assert last.startswith("line 9: gate: ")

@@ -6,7 +6,6 @@ import pytest
 
 from tests.editing.material import bench
 from tests.tiny import tiny_tokenizer
-from vllm_edit.composition.facts import facts_of
 from vllm_edit.editing.forms import forms_of, named_otherwise
 from vllm_edit.editing.names import same_ending
 from vllm_edit.models.positions import locate
@@ -70,6 +69,6 @@ def test_a_probe_names_the_subject_by_a_whole_word_only() -> None:
 
 def test_a_fact_is_known_by_its_prompt_without_the_subject_but_with_longer_words() -> None:
     other = Edit(prompt="The capital of Mali (not Nigeria) is", subject="Mali", aliases=("Niger",), target_new="Gao")
-    assert facts_of(NIGER) & facts_of(other), "the same prompt about the same name"
+    assert NIGER.facts() & other.facts(), "the same prompt about the same name"
     twice = Edit(prompt="Mali, where Mali's people live, has the capital", subject="Mali", target_new="Gao")
-    assert facts_of(twice) == {("mali", "prompt", "{}, where {}'s people live, has the capital")}
+    assert twice.facts() == {("mali", "prompt", "{}, where {}'s people live, has the capital")}

@@ -6,6 +6,7 @@ its line and field.
 
 from __future__ import annotations
 
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -23,11 +24,15 @@ from pydantic import (
 )
 
 from vllm_edit.errors import PatchError
-from vllm_edit.text import quoted
+from vllm_edit.spelling import written
+from vllm_edit.text import normalise, occurrences, quoted, replaced
+from vllm_edit.yaml_document import Location, NotYaml, YamlDocument, field
 
 ProbeKind = Literal["paraphrase", "reverse", "portability", "locality", "locality_subject", "unrelated"]
 Split = Literal["tune", "gate"]
 Scope = Literal["subject", "all"]
+_LONGEST_NUMBER = 256
+"""In bits: of numbers that a message shows."""
 LOCALITY_KINDS: tuple[ProbeKind, ...] = ("locality", "locality_subject", "unrelated")
 
 
@@ -93,6 +98,10 @@ class Probe(_Declared):
         return self
 
 
+Fact = tuple[str, str, str]
+"""(name of the subject, "relation" or "prompt", the relation, or the prompt without its subject), in one spelling."""
+
+
 class Edit(_Declared):
     """One fact to change. `prompt` is literal text that contains `subject` and ends right before the answer."""
 
@@ -119,13 +128,31 @@ class Edit(_Declared):
         """`target_true` and its aliases; empty without one."""
         return (self.target_true, *self.target_true_aliases) if self.target_true else ()
 
+    def names(self) -> frozenset[str]:
+        """What its subject is called, in one spelling."""
+        return frozenset(written(name).folded for name in (self.subject, *self.aliases))
+
+    def facts(self) -> frozenset[Fact]:
+        """All ways to write the edit's fact; two edits are about one fact if they have one in common.
+
+        An edit without a relation is known by its prompt, one with a relation by both.
+        """
+        ways = [("prompt", normalise(replaced(self.prompt, self.subject, "{}")))]
+        if self.relation:
+            ways.append(("relation", self.relation))
+        return frozenset((name, *way) for name in self.names() for way in ways)
+
+    def agrees_with(self, other: Edit) -> bool:
+        """True if both want one answer, as answers are compared."""
+        return normalise(self.target_new) == normalise(other.target_new)
+
     @model_validator(mode="after")
     def _changes_its_prompt(self) -> Edit:
         if self.subject not in self.prompt:
             raise ValueError(_lacks_subject(self.subject, self.prompt))
         if self.target_true_aliases and not self.target_true:
             raise ValueError("target_true_aliases are other names of target_true: an edit with them needs one")
-        if self.target_true is not None and self.target_true == self.target_new:
+        if normalise(self.target_new) in map(normalise, self.old_answers):
             raise ValueError(f"target_new equals target_true ({quoted(self.target_new)}): nothing to change")
         return self
 
@@ -173,13 +200,10 @@ class Patch(_Declared):
     edits: tuple[Edit, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
-    def _no_contradiction(self) -> Patch:
-        seen: dict[tuple[str, str], Edit] = {}
-        for edit in self.edits:
-            earlier = seen.setdefault((edit.subject, edit.relation or edit.prompt), edit)
-            if earlier is not edit:
-                how = "twice" if earlier.target_new == edit.target_new else "to two different targets"
-                raise ValueError(f"subject {edit.subject!r}, relation {edit.relation or edit.prompt!r} is edited {how}")
+    def _edits_fit(self) -> Patch:
+        problems = sorted([*_within_words(self.edits), *_told_twice(self.edits)])
+        if problems:
+            raise _Unfit(problems)
         return self
 
     @classmethod
@@ -198,24 +222,19 @@ class Patch(_Declared):
     def parse(cls, text: str, source: str = "<text>") -> Patch:
         """Like `load`, from a string; `source` names it in the messages."""
         try:
-            tree = yaml.compose(text, Loader=yaml.SafeLoader)
-            data = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            mark = getattr(error, "problem_mark", None)
-            where = f"line {mark.line + 1}: " if mark else ""
-            raise PatchError(source, [f"{where}not valid YAML: {getattr(error, 'problem', error)}"]) from None
-        if not isinstance(data, dict):
+            document = YamlDocument.parse(text)
+        except NotYaml as error:
+            raise PatchError(source, [str(error)]) from None
+        if not isinstance(document.data, dict):
             raise PatchError(source, ["line 1: expected a mapping with name, edits, ..."])
+        twice = list(document.given_twice)
         try:
-            return cls.model_validate(data)
+            patch = cls.model_validate(document.data)
         except ValidationError as error:
-            found = error.errors()
-            inner = {problem["loc"][:depth] for problem in found for depth in range(1, len(problem["loc"]))}
-            # A list whose items are all invalid is also reported as too short: only its items' problems help.
-            told = [p for p in found if not (p["type"] == "too_short" and p["loc"] in inner)]
-            raise PatchError(
-                source, [_describe(problem, tree) for problem in told] + _unseen(data, told, tree)
-            ) from None
+            raise PatchError(source, [*twice, *_problems(error, document)]) from None
+        if twice:
+            raise PatchError(source, twice)
+        return patch
 
     def dump(self) -> str:
         """The patch as YAML; `Patch.parse(patch.dump()) == patch`."""
@@ -223,46 +242,94 @@ class Patch(_Declared):
         return yaml.safe_dump(data, allow_unicode=True, sort_keys=False, width=120)
 
 
-def _unseen(data: dict[str, Any], told: list[Any], tree: yaml.Node | None) -> list[str]:
-    """Edits whose prompt lacks the subject: pydantic compares fields only where all of an edit's fields are valid."""
-    edits = data.get("edits")
+class _Unfit(ValueError):
+    """Edits that are valid each by itself and cannot be in a patch; `problems`: their numbers, and why."""
+
+    def __init__(self, problems: Sequence[tuple[int, str]]) -> None:
+        self.problems = problems
+        super().__init__("; ".join(f"edits.{number}: {problem}" for number, problem in problems))
+
+
+def _within_words(edits: Sequence[Edit]) -> Iterator[tuple[int, str]]:
+    """Edits that would be located within a longer word, which is another thing."""
+    for number, edit in enumerate(edits):
+        if not occurrences(edit.prompt, edit.subject):
+            yield number, _lacks_subject(edit.subject, edit.prompt)
+
+
+def _told_twice(edits: Sequence[Edit]) -> Iterator[tuple[int, str]]:
+    """Edits of a fact that an earlier one edits, in whatever spelling and by whatever name.
+
+    Two subjects may share an alias where they are to have the same answer.
+    """
+    seen: dict[Fact, int] = {}
+    for number, edit in enumerate(edits):
+        owners = {seen.setdefault(fact, number) for fact in edit.facts()} - {number}
+        for earlier in sorted(owners):
+            other = edits[earlier]
+            agrees = edit.agrees_with(other)
+            named = written(edit.subject).folded in other.names() or written(other.subject).folded in edit.names()
+            if named or not agrees:
+                how = "twice" if agrees else f"to two different targets, also to {quoted(other.target_new)}"
+                fact = f"subject {edit.subject!r}, relation {edit.relation or edit.prompt!r}"
+                yield number, f"{fact} is edited {how} (see edits.{earlier}, of {other.subject!r})"
+                break
+
+
+def _problems(error: ValidationError, document: YamlDocument) -> list[str]:
+    """One line for each problem of the document."""
+    found = error.errors()
+    inner = {problem["loc"][:depth] for problem in found for depth in range(1, len(problem["loc"]))}
+    told = []
+    for problem in found:
+        unfit = problem.get("ctx", {}).get("error")
+        if isinstance(unfit, _Unfit):
+            told += [f"line {document.line(('edits', n))}: edits.{n}: {why}" for n, why in unfit.problems]
+        # A list whose items are all invalid is also reported as too short: only its items' problems help.
+        elif not (problem["type"] == "too_short" and problem["loc"] in inner):
+            told.append(_describe(problem, document))
+    known = {problem["loc"] for problem in found}
+    return told if () in known else told + _unseen(document, known)
+
+
+def _unseen(document: YamlDocument, known: Container[Location]) -> list[str]:
+    """Edits whose prompt lacks the subject: pydantic compares fields only where all of a patch's fields are valid.
+
+    known: the locations of the problems that are told.
+    """
+    edits = document.data.get("edits")
     problems = []
     for number, edit in enumerate(edits if isinstance(edits, list) else []):
-        known = any(problem["loc"] == ("edits", number) for problem in told)
         prompt, subject = (edit.get("prompt"), edit.get("subject")) if isinstance(edit, dict) else (None, None)
-        if not known and isinstance(prompt, str) and isinstance(subject, str) and subject not in prompt:
-            where = _line(("edits", number, "prompt"), tree)
-            problems.append(f"line {where}: edits.{number}: {_lacks_subject(subject, prompt)}")
+        if ("edits", number) in known or not (isinstance(prompt, str) and isinstance(subject, str) and subject.strip()):
+            continue
+        if not occurrences(prompt, subject.strip()):
+            where = document.line(("edits", number, "prompt"))
+            problems.append(f"line {where}: edits.{number}: {_lacks_subject(subject.strip(), prompt)}")
     return problems
 
 
 def _lacks_subject(subject: str, prompt: str) -> str:
+    if subject in prompt:
+        return (
+            f"the prompt has the subject {subject!r} only within a longer word; it is {quoted(prompt)}: name the "
+            "subject as the prompt does"
+        )
     return f"the prompt must contain the subject {subject!r}; it is {quoted(prompt)}"
 
 
-def _describe(problem: Any, tree: yaml.Node | None) -> str:
+def _describe(problem: Any, document: YamlDocument) -> str:
     """One line: where, which field, what was expected, what came."""
     location = problem["loc"]
-    field = ".".join(str(part) for part in location) or "patch"
     message = problem["msg"].removeprefix("Value error, ")
-    value = problem.get("input")
-    got = f" (got {value!r})" if isinstance(value, str | int | float | bool) else ""
-    return f"line {_line(location, tree)}: {field}: {message}{got}"
+    got = _shown(problem.get("input"))
+    return f"line {document.line(location)}: {field(location) or 'patch'}: {message}" + (f" (got {got})" if got else "")
 
 
-def _line(location: tuple[int | str, ...], tree: yaml.Node | None) -> int:
-    """The line of the deepest node on the path `location` that is present in the file."""
-    node = tree
-    line = node.start_mark.line + 1 if node is not None else 1
-    for part in location:
-        if isinstance(node, yaml.MappingNode):
-            found = next(((key, value) for key, value in node.value if key.value == str(part)), None)
-            if found is None:
-                break
-            line, node = found[0].start_mark.line + 1, found[1]
-        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
-            node = node.value[part]
-            line = node.start_mark.line + 1
-        else:
-            break
-    return line
+def _shown(value: Any) -> str:
+    """A plain value for a message; nothing for what is not plain, or a number too long to write."""
+    if isinstance(value, str):
+        return quoted(value)
+    if isinstance(value, float) or (isinstance(value, int) and value.bit_length() < _LONGEST_NUMBER):
+        return repr(value)
+    return ""

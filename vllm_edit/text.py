@@ -112,6 +112,16 @@ def last_occurrence(text: str, name: str) -> int | None:
     return start if start >= 0 else None
 
 
+def replaced(text: str, name: str, by: str) -> str:
+    """The text with `by` for every occurrence of the name as a whole word, as it is spelled."""
+    parts, reached = list[str](), 0
+    for start in occurrences(text, name):
+        if start >= reached:  # and not within the occurrence before
+            parts.append(text[reached:start])
+            reached = start + len(name)
+    return by.join([*parts, text[reached:]])
+
+
 def spelled(prompt: str, subject: str) -> str | None:
     """The subject as the prompt spells it, as a whole word; None if the prompt does not have it.
 

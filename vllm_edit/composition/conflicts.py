@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vllm_edit.composition.facts import Fact, facts_of, same_target
 from vllm_edit.errors import EditError
-from vllm_edit.patch import Edit
+from vllm_edit.patch import Edit, Fact
 from vllm_edit.store.compiled import CompiledPatch
 from vllm_edit.store.names import resolve, short
 from vllm_edit.text import change, quoted
@@ -123,9 +122,9 @@ def _pairs(members: Sequence[CompiledPatch]) -> list[tuple[Place, Place]]:
     found: dict[tuple[Place, Place], None] = {}
     for number, member in enumerate(members):
         for index, edit in enumerate(member.manifest.edits):
-            for fact in sorted(facts_of(edit)):
+            for fact in sorted(edit.facts()):
                 for earlier in seen.setdefault(fact, []):
-                    if earlier[0] != number and not same_target(_edit(members, earlier), edit):
+                    if earlier[0] != number and not edit.agrees_with(_edit(members, earlier)):
                         found[earlier, (number, index)] = None
                 seen[fact].append((number, index))
     return list(found)

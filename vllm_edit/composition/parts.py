@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 
 from vllm_edit.composition.conflicts import Settlement
-from vllm_edit.composition.facts import Fact, facts_of, names_of, subjects_of
+from vllm_edit.composition.facts import subjects_of
 from vllm_edit.deltas.delta import Delta
 from vllm_edit.errors import EditError
-from vllm_edit.patch import Edit
+from vllm_edit.patch import Edit, Fact
 from vllm_edit.store.compiled import CompiledPatch
 from vllm_edit.store.manifest import Column
 from vllm_edit.store.names import short
@@ -30,7 +30,7 @@ class Group:
     @property
     def names(self) -> frozenset[str]:
         """What the subject is called, normalised."""
-        return frozenset[str]().union(*(names_of(edit) for edit in self.edits))
+        return frozenset[str]().union(*(edit.names() for edit in self.edits))
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def select(members: Sequence[CompiledPatch], settlement: Settlement) -> list[Par
     known: dict[Fact, Part] = {}
     kept: list[Part] = []
     for part in sorted(staying, key=_content):
-        ways = [facts_of(edit) for edit in part.edits]
+        ways = [edit.facts() for edit in part.edits]
         repeated = [next((known[way] for way in sorted(own) if way in known), None) for own in ways]
         other = next((earlier for earlier in repeated if earlier is not None), None)
         if other is None:

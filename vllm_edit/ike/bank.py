@@ -7,12 +7,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vllm_edit.errors import EditError
 from vllm_edit.patch import Edit, Patch
 from vllm_edit.text import is_said, normalise
+from vllm_edit.yaml_document import NotYaml, YamlDocument
 
 
 class Fact(BaseModel):
@@ -56,9 +56,12 @@ class Bank(BaseModel):
         """From YAML: a list of records, or a patch file whose edits with `target_true` state the facts."""
         path = Path(path)
         try:
-            data = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            document = YamlDocument.parse(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, NotYaml) as error:
             raise EditError(f"{path}: expected a bank in YAML: {error}") from None
+        if document.given_twice:
+            raise EditError("\n".join(f"{path}: {problem}" for problem in document.given_twice))
+        data = document.data
         if isinstance(data, list) and all(isinstance(record, dict) for record in data):
             return cls.from_records(data)
         return cls.from_patch(Patch.load(path))
