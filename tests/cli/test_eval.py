@@ -106,6 +106,45 @@ def test_a_data_set_is_compiled_edit_by_edit_and_refusals_are_told(program: Prog
     assert "edit-2" not in ran.err
 
 
+def test_records_that_are_no_edit_are_counted_and_listed_with_their_reason(
+    program: Program, url: Path, tmp_path: Path
+) -> None:
+    records = [
+        {"subject": "France", "prompt": "The capital of France is", "target_new": "Berlin"},
+        {"subject": None, "prompt": "The capital of France is", "target_new": "Berlin"},
+        {"subject": "Japan", "prompt": "The capital of Japan is", "target_new": 1990},
+    ]
+    data = tmp_path / "data.jsonl"
+    data.write_text("\n".join(map(json.dumps, records)), encoding="utf-8-sig")
+    asked = ("eval", data, "--store", url, "--mode", "base", "--max-tokens", 2)
+    ran = program(*asked, "--json")
+    assert ran.code == 0, ran.err
+    assert (ran.json["edits"], ran.json["left_out"]) == (
+        1,
+        [
+            {"index": 1, "reason": "subject: expected text, got null"},
+            {"index": 2, "reason": "target_new: expected an answer, got 1990"},
+        ],
+    )
+    shown = program(*asked)
+    assert "records that are no edit: 2, the first record 1: subject: expected text, got null" in shown.out
+
+
+def test_rewrites_of_one_record_are_measured_together(program: Program, url: Path, tmp_path: Path) -> None:
+    rewrites = [
+        {"prompt": "The capital of {} is", "subject": country, "target_new": {"str": new}, "question": f"{country}?"}
+        for country, new in (("France", "Berlin"), ("Japan", "Paris"))
+    ]
+    record = {"requested_rewrite": rewrites, "questions": ["Where does one rule?"], "new_answer": "Berlin"}
+    data = tmp_path / "mquake.json"
+    data.write_text(json.dumps([record, record]))
+    ran = program("eval", data, "--store", url, "--mode", "base", "--max-tokens", 2, "--json", "--limit", 1)
+    assert ran.code == 0, ran.err
+    assert (ran.json["patches"], ran.json["edits"]) == (["edit-0"], 2)
+    counted = {one["metric"]: one["n"] for one in ran.json["measures"] if one["protocol"] == "generation"}
+    assert (counted["reliability"], counted["paraphrase"], counted["portability:multi_hop"]) == (2, 2, 1)
+
+
 def test_settings_of_the_method_are_taken(program: Program, url: Path, tmp_path: Path) -> None:
     records = [
         {"subject": country, "prompt": f"The capital of {country} is", "target_new": "people"}

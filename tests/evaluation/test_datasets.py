@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from vllm_edit.datasets import read_edits
+from vllm_edit.datasets import DataSet, LeftOut, read_edits
+from vllm_edit.datasets.data_file import records_in
 from vllm_edit.errors import EditError
 from vllm_edit.patch import Edit, Patch, Probe
 
@@ -101,14 +104,281 @@ def test_records_that_are_no_edits_are_left_out_and_said(tmp_path: Path, caplog:
     assert "2 of 3 records are no edits" in caplog.text
 
 
-@pytest.mark.parametrize(
-    ("text", "message"), [("[", "expected a JSON data set"), ("{}", "JSON list"), ('[{"a": 1}]', "the fields a")]
-)
-def test_what_is_no_data_set_is_refused(tmp_path: Path, text: str, message: str) -> None:
+GOOD = {"prompt": "The capital of France is", "subject": "France", "target_new": "Lyon"}
+NESTED = {"prompt": "{} is the sport of", "subject": "LeBron James", "target_new": {"str": "football"}}
+
+
+def loaded(tmp_path: Path, *records: Any) -> DataSet:
     path = tmp_path / "data.json"
-    path.write_text(text)
-    with pytest.raises(EditError, match=message):
+    path.write_text(json.dumps(records), encoding="utf-8")
+    return DataSet.load(path)
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        ({**GOOD, "subject": None}, "subject: expected text, got null"),
+        ({**GOOD, "subject": ["France"]}, "subject: expected text, got a list"),
+        ({**GOOD, "subject": "  "}, "subject: expected text, got '  '"),
+        ({**GOOD, "prompt": ["The capital of France is"]}, "prompt: expected text, got a list"),
+        ({**GOOD, "prompt": 10**30}, "prompt: expected text, got a number"),
+        ({**GOOD, "target_new": 1990}, "target_new: expected an answer, got 1990"),
+        ({**GOOD, "target_new": [1990]}, "target_new: expected an answer, got a list"),
+        ({**GOOD, "target_new": True}, "target_new: expected an answer, got true"),
+        ({**GOOD, "target_new": {"id": "Q1"}}, "target_new: expected an answer, got a mapping"),
+        ({**GOOD, "ground_truth": "lyon"}, "target_new equals target_true"),
+        ({**GOOD, "ground_truth": [["Paris", "Lyon"]]}, "target_new equals target_true"),
+        ({**GOOD, "subject": "Franc"}, "subject: 'Franc' is no whole word of the prompt 'The capital of France is'"),
+        ({**GOOD, "subject": "Fr\ud83d", "prompt": "Fr\ud83d is"}, "prompt: Input should be a valid string"),
+        ({"question": "x"}, "it has the fields question; expected one of: requested_rewrite"),
+        ({}, "it has the fields (none)"),
+        ("text", "expected a mapping, got 'text'"),
+        (None, "expected a mapping, got null"),
+        ({"requested_rewrite": []}, "requested_rewrite: expected at least one rewrite"),
+        ({"requested_rewrite": [NESTED, 1]}, "requested_rewrite.1: target_new: expected an answer, got null"),
+        ({"requested_rewrite": [NESTED, NESTED]}, "edits.1: subject 'LeBron James'"),
+        ({"requested_rewrite": {**NESTED, "subject": 1}}, "subject: expected text, got 1"),
+        ({"requested_rewrite": 1}, "it has the fields requested_rewrite"),
+    ],
+    ids=lambda value: None if isinstance(value, str) else json.dumps(value)[:60],
+)  # fmt: skip
+def test_a_record_that_is_no_edit_is_left_out_with_its_reason(tmp_path: Path, record: Any, reason: str) -> None:
+    found = loaded(tmp_path, GOOD, record)
+    assert [edit.subject for edit in found.edits] == ["France"]
+    [left_out] = found.left_out
+    assert (left_out.index, reason in left_out.reason, "\n" in left_out.reason) == (1, True, False), left_out.reason
+
+
+@pytest.mark.parametrize(
+    "optional",
+    [
+        {"ground_truth": float("nan")},
+        {"ground_truth": None, "rephrase_prompt": None, "locality_prompt": None},
+        {"portability": {"Reasoning": [None]}, "locality": []},
+        {"portability": "none", "locality": 3},
+        {"portability": {"Reasoning": {"prompt": [None, 1], "ground_truth": 2}}},
+        {"rephrase_prompt": [[], {"str": 1}], "neighborhood_prompts": {"a": 1}},
+        {"relation_id": 5},
+    ],
+    ids=lambda value: json.dumps(value)[:60],
+)
+def test_what_a_record_need_not_have_is_missing_where_it_is_no_text(tmp_path: Path, optional: dict[str, Any]) -> None:
+    assert loaded(tmp_path, {**GOOD, **optional}).edits == [Edit(**GOOD)]
+
+
+def test_a_target_may_be_plain_text_or_have_a_name_and_braces_may_be_text(tmp_path: Path) -> None:
+    rewrite = {"prompt": "In LaTeX {x}, {} is", "subject": "TeX", "target_new": "Lyon"}
+    assert loaded(tmp_path, {"requested_rewrite": rewrite}).edits == [
+        Edit(prompt="In LaTeX {x}, TeX is", subject="TeX", target_new="Lyon")
+    ]
+
+
+@pytest.mark.parametrize("prompt", ["LeBron James plays the sport of", "{} plays the sport of"])
+def test_romes_request_form(tmp_path: Path, prompt: str) -> None:
+    request = {"prompt": prompt, "subject": "LeBron James", "target_new": {"str": "football"}}
+    expected = Edit(prompt="LeBron James plays the sport of", subject="LeBron James", target_new="football")
+    assert loaded(tmp_path, request).edits == [expected]
+    assert loaded(tmp_path, {**request, "target_true": {"str": "basketball", "id": "Q1"}}).edits == [
+        expected.model_copy(update={"target_true": "basketball"})
+    ]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "subject", "found"),
+    [
+        ("The official language of Langu is", "Langu", "Langu"),
+        ("The house where the US president lives is in", "US", "US"),
+        ("The most famous author of US history is", "US", "US"),
+        ("The start of Art Deco was in", "Art", "Art"),
+        ("Where is MUNICH, in munich's land", "munich", "munich"),
+        ("Who governs Munich?", "munich", "Munich"),
+        ("İzmir belediye başkanı Tunç Soyer için", "tunç soyer", "Tunç Soyer"),
+        ("The capital of Côte d’Ivoire is", "Côte d'Ivoire", "Côte d’Ivoire"),
+        ("The capital of Nigeria and not of niger is", "Niger", "niger"),
+    ],
+)
+def test_a_subject_is_found_as_it_is_spelled_before_any_other_spelling(
+    tmp_path: Path, prompt: str, subject: str, found: str
+) -> None:
+    [edit] = loaded(tmp_path, {"prompt": prompt, "subject": subject, "target_new": "Lyon"}).edits
+    assert edit.subject == found
+
+
+def test_every_accepted_answer_is_kept(tmp_path: Path) -> None:
+    record = {
+        "prompt": "The employer of Ann Bell is", "subject": "Ann Bell", "target_new": ["IBM", "Big Blue"],
+        "ground_truth": [["Xerox", "Haloid"], ["Xerox PARC"]],
+        "locality": {"Relation_Specificity": [{"prompt": "Ann Bell was born in", "ground_truth": [["Rome", "Roma"]]}]},
+        "portability": {"Reasoning": [{"prompt": "Ann works on", "ground_truth": [["Europe", "EU"], ["Eurasia"]]}]},
+    }  # fmt: skip
+    [edit] = loaded(tmp_path, record).edits
+    assert edit.new_answers == ("IBM", "Big Blue")
+    assert edit.old_answers == ("Xerox", "Haloid", "Xerox PARC")
+    assert {probe.kind: probe.answers for probe in edit.probes} == {
+        "locality_subject": ("Rome", "Roma"),
+        "portability": ("Europe", "EU", "Eurasia"),
+    }
+
+
+def test_mquakes_rewrites_are_edits_of_one_record_with_its_questions_as_portability(tmp_path: Path) -> None:
+    def rewrite(prompt: str, subject: str, new: str, old: str, question: str) -> dict[str, Any]:
+        targets = {"target_new": {"str": new, "id": "Q1"}, "target_true": {"str": old, "id": "Q2"}}
+        return {"prompt": prompt, "relation_id": "P1", "subject": subject, "question": question, **targets}
+
+    record = {
+        "case_id": 1,
+        "requested_rewrite": [
+            rewrite("{} is a citizen of", "Ellie Kemper", "Croatia", "United States of America", "Where is she from?"),
+            rewrite("The head of government of {} is", "Croatia", "Ed Davey", "Andrej Plenković", "Who leads Croatia?"),
+        ],
+        "questions": ["Who leads the country of Ellie Kemper?", "Who governs where Ellie Kemper is a citizen?"],
+        "answer": "Joe Biden", "answer_alias": ["Biden"],
+        "new_answer": "Ed Davey", "new_answer_alias": ["Edward Davey", "Sir Ed Davey"],
+        "single_hops": [{"question": "x", "answer": "United States of America", "answer_alias": ["USA", "America"]}],
+        "new_single_hops": [{"question": "x", "answer": "Croatia", "answer_alias": ["Hrvatska"]}],
+    }  # fmt: skip
+    found = loaded(tmp_path, record, record)
+    assert [len(edits) for edits in found.records] == [2, 2]
+    first, second = found.records[0]
+    assert (first.prompt, first.relation) == ("Ellie Kemper is a citizen of", "P1")
+    assert first.new_answers == ("Croatia", "Hrvatska")
+    assert first.old_answers == ("United States of America", "USA", "America")
+    assert [(probe.kind, probe.prompt, probe.answers, probe.tag) for probe in first.probes] == [
+        ("paraphrase", "Where is she from?", (), ""),
+        *(
+            ("portability", question, ("Ed Davey", "Edward Davey", "Sir Ed Davey"), "multi_hop")
+            for question in record["questions"]
+        ),
+    ]
+    assert [probe.kind for probe in second.probes] == ["paraphrase"]
+    assert len(DataSet.load(tmp_path / "data.json", limit=1).records) == 1
+
+
+COLUMNS = {
+    "prompts": ["The capital of France is", "The capital of Japan is", "x"],
+    "subject": ["France", "Japan"],
+    "target_new": ["Lyon", "Osaka", "y"],
+    "ground_truth": ["Paris", None],
+    "rephrase_prompts": ["France is ruled from"],
+    "locality_inputs": {"neighborhood": {"prompt": ["The capital of Spain is", None], "ground_truth": ["Madrid", "x"]}},
+    "portability_inputs": {"synonym": {"prompt": [["q1", "q2"], "q3"], "ground_truth": [[["a", "b"], "c"], ["d"]]}},
+}  # fmt: skip
+
+
+def test_easyedits_columns_are_records(tmp_path: Path) -> None:
+    path = tmp_path / "columns.json"
+    path.write_text(json.dumps(COLUMNS))
+    found = DataSet.load(path)
+    france, japan = found.edits
+    assert (france.target_true, japan.target_true) == ("Paris", None)
+    assert [(probe.kind, probe.prompt, probe.answers, probe.tag) for probe in france.probes] == [
+        ("paraphrase", "France is ruled from", (), ""),
+        ("portability", "q1", ("a", "b"), "synonym"),
+        ("portability", "q2", ("c",), "synonym"),
+        ("locality", "The capital of Spain is", ("Madrid",), "neighborhood"),
+    ]
+    assert [probe.prompt for probe in japan.probes] == ["q3"]
+    assert found.left_out == (LeftOut(index=2, reason="subject: expected text, got null"),)
+
+
+def test_easyedits_portability_has_a_new_question_and_knowedits_groups_may_be_columns(tmp_path: Path) -> None:
+    one = {**GOOD, "portability": {"Recalled Relation": "r", "New Question": "q", "New Answer": "a"}}
+    columns = {**GOOD, "locality": {"Forgetfulness": {"prompt": ["q"], "ground_truth": [["a", "b"]]}}}
+    flat = {**GOOD, "portability_prompt": "q", "portability_ground_truth": "a"}
+    answers = [loaded(tmp_path, record).edits[0].probes for record in (one, columns, flat)]
+    assert answers == [
+        (Probe(kind="portability", prompt="q", target="a"),),
+        (Probe(kind="locality_subject", prompt="q", target="a", target_aliases=("b",), tag="forgetfulness"),),
+        (Probe(kind="portability", prompt="q", target="a"),),
+    ]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
+def test_a_list_or_a_record_a_line_in_any_of_jsons_encodings(tmp_path: Path, encoding: str, suffix: str) -> None:
+    path = tmp_path / f"data{suffix}"
+    one, other = GOOD, {**GOOD, "target_new": "Ly\u2028on"}
+    path.write_text(json.dumps([one, other], ensure_ascii=False), encoding=encoding)
+    listed = read_edits(path)
+    lines = "\r\n".join(json.dumps(record, ensure_ascii=False) for record in (one, other))
+    path.write_text(f"{lines}\n\n", encoding=encoding)
+    assert read_edits(path) == listed
+    path.write_text(json.dumps(one), encoding=encoding)
+    assert read_edits(path) == listed[:1]
+
+
+def test_a_line_that_is_no_json_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text("\n".join(['{"prompt": ', json.dumps(GOOD), "[" * 100_000]))
+    found = DataSet.load(path)
+    assert len(found.records) == 1
+    assert [(one.index, one.reason[:8]) for one in found.left_out] == [(0, "not JSON"), (2, "not JSON")]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[", "expected a JSON data set"),
+        ("{}", "JSON list"),
+        ("[]", "JSON list"),
+        ("3", "JSON list"),
+        ('[{"a": 1}]', "the fields a"),
+        ('{"a": 1}', "the fields a"),
+        ("[" * 100_000, "expected a JSON data set"),
+        (b"\xff\xfe\x00\xd8", "expected a JSON data set"),
+        (b"\x00\x80\xff", "expected a JSON data set"),
+        (b"", "expected a JSON data set"),
+        ("9" * 5000, "expected a JSON data set"),
+    ],
+    ids=lambda value: repr(value)[:20],
+)
+def test_what_is_no_data_set_is_refused(tmp_path: Path, text: str | bytes, message: str) -> None:
+    path = tmp_path / "data.json"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(EditError, match=message) as caught:
         read_edits(path)
+    assert "\n" not in str(caught.value)
+
+
+KEYS = [
+    "prompt", "src", "text", "prompts", "subject", "concept", "target_new", "alt", "labels", "ground_truth", "answers",
+    "target_true", "requested_rewrite", "questions", "new_answer", "new_answer_alias", "single_hops", "answer", "str",
+    "new_single_hops", "answer_alias", "portability", "locality", "locality_inputs", "portability_inputs", "loc",
+    "loc_ans", "neighborhood_prompts", "paraphrase_prompts", "rephrase", "relation_id", "New Question", "New Answer",
+    "locality_prompt", "question",
+]  # fmt: skip
+plain = st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=5)
+near = (
+    st.sampled_from(["France", "The capital of France is", "{} is in", "Lyon", "lyon", "\ud83d", "\x00", " "]) | plain
+)
+values = st.recursive(
+    near, lambda one: st.lists(one, max_size=3) | st.dictionaries(st.sampled_from(KEYS), one, max_size=6)
+)
+edit_like = st.fixed_dictionaries(
+    {"prompt": near | values, "subject": near | values, "target_new": near | values},
+    optional={key: values for key in KEYS if key not in ("prompt", "subject", "target_new")},
+)
+rewrites = st.fixed_dictionaries({"requested_rewrite": edit_like | st.lists(edit_like | values, max_size=3)})
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(edit_like | rewrites | values, max_size=4) | values)
+def test_any_json_is_read_or_told_and_every_record_is_accounted_for(tmp_path: Path, content: Any) -> None:
+    path = tmp_path / "any.json"
+    path.write_text(json.dumps(content))
+    told = None
+    try:
+        found = DataSet.load(path)
+    except EditError as error:
+        told = str(error)
+    if told is None:
+        assert len(found.records) + len(found.left_out) == (
+            len(content) if isinstance(content, list) else len(records_in(path))
+        )
+        assert all(Patch(name="x", edits=edits) for edits in found.records)
+        told = "".join(one.reason for one in found.left_out)
+    assert "\n" not in told
+    assert told.isprintable()
 
 
 @pytest.mark.parametrize(

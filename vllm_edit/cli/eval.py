@@ -16,6 +16,7 @@ from vllm_edit.errors import EditError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from vllm_edit.datasets import LeftOut
     from vllm_edit.editing.settings import Progress
     from vllm_edit.evaluation.refused import Refused
     from vllm_edit.evaluation.report import Mode, Report
@@ -38,14 +39,14 @@ def eval(
         str,
         typer.Argument(
             metavar="TARGET",
-            help="PATCH.yaml, a compiled NAME[@DIGEST], DATASET.json (CounterFact, KnowEdit, zsRE), or known: facts "
-            "that the model knows, changed one by one.",
+            help="PATCH.yaml, a compiled NAME[@DIGEST], DATASET.json or .jsonl (CounterFact, KnowEdit, zsRE, MQuAKE, "
+            "EasyEdit's columns), or known: facts that the model knows, changed one by one.",
         ),
     ],
     mode: Annotated[str, typer.Option(help="Which of base, weights, ike; with commas.")] = "base,weights,ike",
     engine: Annotated[Literal["hf", "vllm"], typer.Option(help="What answers: transformers, or vLLM.")] = "hf",
     limit: Annotated[
-        int | None, typer.Option(min=1, help=f"At most so many edits of a data set; of known {_KNOWN} by default.")
+        int | None, typer.Option(min=1, help=f"At most so many records of a data set; of known {_KNOWN} by default.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the facts drawn for known.")] = 0,
     max_tokens: Annotated[int, typer.Option(min=1, help="Length of a generated answer.")] = 16,
@@ -67,14 +68,17 @@ def eval(
     """Measure reliability, generalization and locality of a patch, or of many edits one by one.
 
     Free generation first, then teacher forcing; 95 % intervals; tokens added and seconds. An edit that is refused fails
-    every metric that needs it. The report of a stored patch is recorded with it.
+    every metric that needs it. The report of a stored patch is recorded with it. Records of a data set that are no edit
+    are left out and counted; --json lists each with its index and why.
 
     `eval known` is the table to look at before a new base is trusted: facts of the tables that this model knows, drawn
     alike for every model, each changed to another object of its relation. A store that has not asked its model yet does
     so now, and keeps the answer.
     """
+    from vllm_edit.datasets import DataSet, is_data_set
+
     modes, chosen = _modes(mode), method_settings(settings)
-    many = target == KNOWN or Path(target).suffix == ".json"
+    many = target == KNOWN or is_data_set(target)
     if record is not None and not many:
         raise typer.BadParameter("only many edits, of a data set or known, are recorded", param_hint="--record")
     from vllm_edit.evaluation.settings import Settings
@@ -87,8 +91,14 @@ def eval(
     compiling = _Compiling(opened, model, method, chosen, bank)
     with progress_bar(target) as progress:
         if many:
-            patches = compiling.known(limit or _KNOWN, seed, progress) if target == KNOWN else _data_set(target, limit)
+            left_out: tuple[LeftOut, ...] = ()
+            if target == KNOWN:
+                patches = compiling.known(limit or _KNOWN, seed, progress)
+            else:
+                found = DataSet.load(target, limit)
+                patches, left_out = _apart(found.records, "edit"), found.left_out
             report = _of_many(patches, compiling, engine, modes, wanted, record, progress)
+            report = report.model_copy(update={"left_out": left_out})
         else:
             report = _of_one(target, compiling, engine, modes, wanted, progress)
     shown = report if answers else report.model_copy(update={"answers": None})
@@ -158,19 +168,14 @@ class _Compiling:
                 f"{self.model} gives {len(pool.known)} of {sum(pool.asked.values())} facts that it was asked for, "
                 "which make no edit with neighbours: evaluate edits of your own (PATCH.yaml or DATASET.json)"
             )
-        return _singles(edits, "known")
+        return _apart([(edit,) for edit in edits], "known")
 
 
-def _data_set(target: str, limit: int | None) -> list[Patch]:
-    from vllm_edit.datasets import read_edits
-
-    return _singles(read_edits(Path(target), limit), "edit")
-
-
-def _singles(edits: Sequence[Edit], name: str) -> list[Patch]:
+def _apart(edits: Sequence[Sequence[Edit]], name: str) -> list[Patch]:
+    """A patch for each group of edits, which are measured apart from all others."""
     from vllm_edit.patch import Patch
 
-    return [Patch(name=f"{name}-{number}", edits=(edit,)) for number, edit in enumerate(edits)]
+    return [Patch(name=f"{name}-{number}", edits=tuple(some)) for number, some in enumerate(edits)]
 
 
 def _of_one(

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def trace(
     file: Annotated[
         Path,
-        typer.Argument(metavar="FILE", help="PATCH.yaml, or DATASET.json (CounterFact, KnowEdit, zsRE)."),
+        typer.Argument(metavar="FILE", help="PATCH.yaml, or DATASET.json or .jsonl (as `eval` takes them)."),
     ],
     model: Annotated[
         str | None, typer.Option(help="The model to trace; default: the patch's base, else atlas.")
@@ -69,12 +69,12 @@ def trace(
 
 def _edits(file: Path, limit: int | None) -> tuple[list[Edit], str | None]:
     """The edits of a patch or of a data set, at most `limit`, and the base that a patch names."""
-    from vllm_edit.datasets import read_edits
+    from vllm_edit.datasets import is_data_set, read_edits
     from vllm_edit.patch import Patch
 
     if file.suffix in (".yaml", ".yml"):
         patch = Patch.load(file)
         return list(patch.edits[:limit]), patch.base
-    if file.suffix == ".json":
-        return read_edits(file, limit), None
+    if is_data_set(file):
+        return read_edits(file, limit)[:limit], None
     raise EditError(f"expected PATCH.yaml or DATASET.json to trace; got {file}")

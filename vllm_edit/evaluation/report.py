@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from vllm_edit.datasets import LeftOut
 from vllm_edit.patch import Gate
 
 Mode = Literal["base", "weights", "ike"]
@@ -111,6 +112,7 @@ class Report(_Frozen):
         default_factory=dict,
         description="keeping metric → probes left out, since another edit of the patch changes what they ask",
     )
+    left_out: tuple[LeftOut, ...] = Field((), description="records of a data set that are no edit")
     drift: Drift | None = Field(None, description="None where no text was given, or mode weights was not asked")
     answers: tuple[Answer, ...] | None = None
 

@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from vllm_edit.datasets import LeftOut
 from vllm_edit.evaluation.judging import first_line
 from vllm_edit.evaluation.report import MODES, PROTOCOLS, Cost, Drift, Measure, Mode, Report
 
@@ -21,6 +22,8 @@ def table(report: Report) -> Group:
     if report.not_asked:
         counts = ", ".join(f"{count} of {metric}" for metric, count in report.not_asked.items())
         parts.append(Text(f"not asked, since another edit of the patch changes the answer: {counts}"))
+    if report.left_out:
+        parts.append(_left_out(report.left_out))
     for protocol, meaning in PROTOCOLS.items():
         measures = [measure for measure in report.measures if measure.protocol == protocol]
         if measures:
@@ -66,6 +69,14 @@ def _cell(measure: Measure | None) -> str:
     interval = "" if measure.low is None or measure.high is None else f" [{measure.low:.2f}, {measure.high:.2f}]"
     refused = f", {measure.refused} refused" if measure.refused else ""
     return escape(f"{measure.value:.3f}{interval}{refused}")
+
+
+def _left_out(records: tuple[LeftOut, ...]) -> Text:
+    """How many records are no edit, and why the first is none."""
+    first = records[0]
+    return Text(
+        f"records that are no edit: {len(records)}, the first record {first.index}: {first.reason} (all: --json)"
+    )
 
 
 def _refused(report: Report) -> Table:

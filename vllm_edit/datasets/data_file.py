@@ -1,0 +1,93 @@
+"""The records of a JSON file: a list of them, one a line (JSONL), or a list for each field (EasyEdit's columns)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vllm_edit.datasets.values import mapping
+from vllm_edit.errors import EditError
+
+SUFFIXES = (".json", ".jsonl")
+_ROW = {
+    "prompts": "prompt",
+    "rephrase_prompts": "rephrase_prompt",
+    "locality_inputs": "locality",
+    "portability_inputs": "portability",
+}
+"""EasyEdit's name of a column → the field's name in a record."""
+_GROUPED = ("locality", "portability")
+
+
+@dataclass(frozen=True)
+class Unread:
+    """A line that is no JSON, and why."""
+
+    reason: str
+
+
+def records_in(path: Path) -> list[Any]:
+    """The records in their order, whatever they are; `Unread` for a line that is no JSON.
+
+    UTF-8, UTF-16 and UTF-32 are read, with a byte order mark or without one, as JSON defines it.
+
+    Raises:
+        EditError: the file cannot be read, or holds no records.
+    """
+    try:
+        content = path.read_bytes()
+        text = content.decode(json.detect_encoding(content))
+    except (OSError, ValueError) as error:
+        raise EditError(f"{path}: expected a JSON data set: {error}") from None
+    try:
+        records = _rows(json.loads(text))
+    except (ValueError, RecursionError) as error:
+        by_lines = path.suffix.lower() == ".jsonl" or str(error).startswith("Extra data")
+        records = [_line(line) for line in text.split("\n") if line.strip()] if by_lines else []
+        if all(isinstance(record, Unread) for record in records):
+            raise EditError(f"{path}: expected a JSON data set: {error}") from None
+    if not records:
+        raise EditError(f"{path}: expected a JSON list of records, a record a line, or a list for each field")
+    return records
+
+
+def _rows(data: Any) -> list[Any]:
+    """The records of a whole file; none if it is neither a list nor a mapping with something in it."""
+    if isinstance(data, list):
+        return data
+    columns = {_ROW.get(name, name): column for name, column in mapping(data).items()}
+    prompts = columns.get("prompt", columns.get("src"))
+    if not isinstance(prompts, list):
+        return [data] if mapping(data) else []
+    return [
+        {
+            name: _row_of_groups(column, row) if name in _GROUPED else _cell(column, row)
+            for name, column in columns.items()
+        }
+        for row in range(len(prompts))
+    ]
+
+
+def _row_of_groups(groups: Any, row: int) -> Any:
+    """One row of groups of probes, where each group has its own columns; of a list of groups, that row's."""
+    if not isinstance(groups, dict):
+        return _cell(groups, row)
+    return {
+        name: {field: _cell(column, row) for field, column in mapping(group).items()} for name, group in groups.items()
+    }
+
+
+def _cell(column: Any, row: int) -> Any:
+    """What a column has for a row: nothing where it is too short. A column that is no list is of all rows."""
+    if not isinstance(column, list):
+        return column
+    return column[row] if row < len(column) else None
+
+
+def _line(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return Unread(f"not JSON: {error}")
