@@ -214,7 +214,7 @@ class Patch(_Declared):
             text = path.read_text(encoding="utf-8")
         except FileNotFoundError:
             raise PatchError(str(path), ["no such file; expected the path of a patch in YAML"]) from None
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise PatchError(str(path), [f"cannot be read as UTF-8 text: {error}"]) from None
         return cls.parse(text, source=str(path))
 

@@ -51,8 +51,8 @@ class Knowledge:
     new: float
 
     def knows(self, edit: Edit) -> bool:
-        """True if the answer begins with the edit's true object."""
-        return begins_with(self.answer, edit.target_true or "")
+        """True if the answer begins with the edit's true object, by any of its names."""
+        return any(begins_with(self.answer, old) for old in edit.old_answers)
 
     @property
     def ranks(self) -> bool:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from vllm_edit.errors import EditError
 from vllm_edit.patch import Edit, Patch
 from vllm_edit.text import is_said, normalise
-from vllm_edit.yaml_document import NotYaml, YamlDocument
+from vllm_edit.yaml_document import YamlDocument
 
 
 class Fact(BaseModel):
@@ -57,7 +57,7 @@ class Bank(BaseModel):
         path = Path(path)
         try:
             document = YamlDocument.parse(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, NotYaml) as error:
+        except (OSError, ValueError) as error:
             raise EditError(f"{path}: expected a bank in YAML: {error}") from None
         if document.given_twice:
             raise EditError("\n".join(f"{path}: {problem}" for problem in document.given_twice))
