@@ -86,7 +86,10 @@ def test_knowedit_values_may_be_strings_lists_or_lists_of_aliases(tmp_path: Path
     [
         ("The official language of Langu is", "Langu", "Langu"),
         ("The house where the US president lives is in", "US", "US"),
+        ("The most famous author of US history is", "US", "US"),
         ("The start of Art Deco was in", "Art", "Art"),
+        ("Where is MUNICH, in munich's land", "munich", "munich"),
+        ("The capital of Nigeria and not of niger is", "Niger", "niger"),
         ("The capital of Côte d’Ivoire is", "Côte d'Ivoire", "Côte d’Ivoire"),
         ("İzmir has the mayor Tunç Soyer since", "tunç soyer", "Tunç Soyer"),
         ("The capital of FRANCE is", "France", "FRANCE"),
@@ -181,27 +184,6 @@ def test_romes_request_form(tmp_path: Path, prompt: str) -> None:
     assert loaded(tmp_path, {**request, "target_true": {"str": "basketball", "id": "Q1"}}).edits == [
         expected.model_copy(update={"target_true": "basketball"})
     ]
-
-
-@pytest.mark.parametrize(
-    ("prompt", "subject", "found"),
-    [
-        ("The official language of Langu is", "Langu", "Langu"),
-        ("The house where the US president lives is in", "US", "US"),
-        ("The most famous author of US history is", "US", "US"),
-        ("The start of Art Deco was in", "Art", "Art"),
-        ("Where is MUNICH, in munich's land", "munich", "munich"),
-        ("Who governs Munich?", "munich", "Munich"),
-        ("İzmir belediye başkanı Tunç Soyer için", "tunç soyer", "Tunç Soyer"),
-        ("The capital of Côte d’Ivoire is", "Côte d'Ivoire", "Côte d’Ivoire"),
-        ("The capital of Nigeria and not of niger is", "Niger", "niger"),
-    ],
-)
-def test_a_subject_is_found_as_it_is_spelled_before_any_other_spelling(
-    tmp_path: Path, prompt: str, subject: str, found: str
-) -> None:
-    [edit] = loaded(tmp_path, {"prompt": prompt, "subject": subject, "target_new": "Lyon"}).edits
-    assert edit.subject == found
 
 
 def test_every_accepted_answer_is_kept(tmp_path: Path) -> None:

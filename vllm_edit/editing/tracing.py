@@ -78,7 +78,8 @@ class TracedPrompt:
     """One prompt's effects, means over the noise samples.
 
     tokens: the prompt's tokens as text. first, last: the subject's. answer: the traced token as text.
-    believed: whether the answer is `target_true`'s first token; None where the edit does not declare that.
+    believed: whether the answer is the first token of `target_true` or of an alias of it; None where the edit does not
+    declare that.
     effects: kind → IE [layers, tokens from `first` on]; for MLP and attention a layer is its window's middle.
     Nothing before the subject is corrupted, so nothing there can be restored.
     """
@@ -174,7 +175,7 @@ def _traced(base: Base, edit: Edit, place: Located, run: CorruptedPrompt, window
     corrupted = float(run.corrupted.mean())
     effects = run.restored(restorations).mean(1) - corrupted
     by_kind = effects.reshape(len(KINDS), depth, len(tokens))
-    known = answer_ids(base.tokenizer, edit.prompt, edit.target_true)[:1] if edit.target_true else []
+    known = {token for old in edit.old_answers for token in answer_ids(base.tokenizer, edit.prompt, old)[:1]}
     return TracedPrompt(
         prompt=edit.prompt,
         subject=edit.subject,
@@ -182,7 +183,7 @@ def _traced(base: Base, edit: Edit, place: Located, run: CorruptedPrompt, window
         first=place.subject_first,
         last=place.subject_last,
         answer=str(base.tokenizer.decode([run.answer])).strip(),
-        believed=known == [run.answer] if known else None,
+        believed=run.answer in known if known else None,
         clean=run.clean,
         corrupted=corrupted,
         effects=dict(zip(KINDS, by_kind, strict=True)),
