@@ -10,6 +10,12 @@ from hypothesis import strategies as st
 from tests.faults.asgi import Sent
 
 INFERENCE = ("/v1/completions", "/v1/chat/completions", "/v1/responses")
+FIELDS = frozenset(
+    {"suffix", "instructions", "max_tokens", "echo", "tools", "previous_response_id"}
+    | {"id", "metric", "value", "patch", "tenant"}
+)
+"""Fields that are drawn on routes that do not know them. Whoever serves them allows these, so that more than names of
+fields is tried."""
 OTHERS = (
     "/v1/models",
     "/v1/edits",

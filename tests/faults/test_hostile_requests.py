@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests.faults.asgi import Behind, Header, Sent, send
 from tests.faults.damages import for_every
-from tests.faults.hostile import INFERENCE, requests
+from tests.faults.hostile import FIELDS, INFERENCE, requests
 from tests.faults.sizes import Sizes
 from tests.serving import places
 from tests.serving.without_engine import Place, run
@@ -38,7 +38,7 @@ class Server(Place):
     """Four tenants, each with a key and something of its own, and an administrator."""
 
     def __init__(self, folder: Path, template: Path) -> None:
-        super().__init__(folder, template, Settings(store="here", log_prompts=True))
+        super().__init__(folder, template, Settings(store="here", log_prompts=True, allowed_fields=FIELDS))
         registry = self.store.registry
         self.keys = {who: registry.create_key(None if who == "admin" else who) for who in (*PATCHES, "admin")}
         self.full = {name.partition("@")[0]: name for name in self.store.names()}

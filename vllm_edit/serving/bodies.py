@@ -51,7 +51,7 @@ def refuse(route: str, body: Body) -> None:
             if body.get(field):
                 raise EditError(f"{field} is not served: answers are not stored; send the whole conversation as input")
     # vLLM applies an adapter to a base request if a part's type is the adapter's name (its default multimodal LoRAs).
-    for part in _parts(body.get("messages")):
+    for part in parts(body.get("messages")):
         kind = part.get("type")
         if isinstance(kind, str) and "@" in kind:
             raise EditError(f"a content part of type {kind[:40]!r} does not exist; expected text, image_url, ...")
@@ -138,7 +138,8 @@ def _text_parts(content: Any) -> Iterator[Body]:
             yield part
 
 
-def _parts(turns: Any) -> Iterator[Body]:
+def parts(turns: Any) -> Iterator[Body]:
+    """The content parts of all turns that have some."""
     for turn in turns if isinstance(turns, list) else []:
         content = turn.get("content") if isinstance(turn, dict) else None
         yield from (part for part in (content if isinstance(content, list) else []) if isinstance(part, dict))

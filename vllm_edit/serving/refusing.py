@@ -10,6 +10,7 @@ from vllm_edit.errors import Corrupt, EditError, Incompatible, NotFound, Unavail
 from vllm_edit.serving.bodies import TooLarge
 from vllm_edit.serving.caller import Forbidden, Unauthorized
 from vllm_edit.serving.compat.engine import EngineRefusedError
+from vllm_edit.serving.fields import FieldsRefused
 
 _STATUS = (
     (Unauthorized, HTTPStatus.UNAUTHORIZED),
@@ -40,9 +41,14 @@ def told(error: EditError, *, in_full: bool) -> str:
     return str(error) if in_full or kind is None else _OURS[kind]
 
 
-def refusal(status: HTTPStatus, message: str) -> JSONResponse:
-    """An error in OpenAI's form."""
+def field_of(error: EditError) -> str | None:
+    """The field of the body that the error is about, where it is about one."""
+    return error.first if isinstance(error, FieldsRefused) else None
+
+
+def refusal(status: HTTPStatus, message: str, field: str | None = None) -> JSONResponse:
+    """An error in OpenAI's form. field: of the body, that it is about."""
     kind = "".join(word.capitalize() for word in status.phrase.split())
-    error = {"message": message, "type": f"{kind}Error", "param": None, "code": int(status)}
+    error = {"message": message, "type": f"{kind}Error", "param": field, "code": int(status)}
     headers = {"WWW-Authenticate": "Bearer"} if status == HTTPStatus.UNAUTHORIZED else None
     return JSONResponse({"error": error}, status_code=int(status), headers=headers)

@@ -22,7 +22,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vllm_edit.errors import EditError, NotFound
-from vllm_edit.serving import bodies
+from vllm_edit.serving import bodies, fields
 from vllm_edit.serving.admin.admission import CALLER, admitted
 from vllm_edit.serving.alias import Asking
 from vllm_edit.serving.answer import Answer, new_id
@@ -30,7 +30,7 @@ from vllm_edit.serving.caller import identify
 from vllm_edit.serving.half_pairs import refuse_half_pairs
 from vllm_edit.serving.messages import FOREIGN, Sender, nothing, peer_of, read_body, replayed, without
 from vllm_edit.serving.preparing import logged_prompt, ready
-from vllm_edit.serving.refusing import refusal, status_of, told
+from vllm_edit.serving.refusing import field_of, refusal, status_of, told
 from vllm_edit.serving.service import Service
 from vllm_edit.serving.usage import Usage
 
@@ -105,7 +105,7 @@ class Router:
             if (said := told(error, in_full=in_full)) != str(error):
                 logger.error("%s %s: %s", method, path, error)
             service.metrics.refused.labels(str(int(status_of(error)))).inc()
-            await refusal(status_of(error), said)(scope, nothing, send)
+            await refusal(status_of(error), said, field_of(error))(scope, nothing, send)
 
     async def _infer(
         self, service: Service, route: str, headers: Headers, scope: Scope, receive: Receive, send: Sender
@@ -122,6 +122,9 @@ class Router:
         if asked is not None and not isinstance(asked, str):
             raise EditError(f"model must be a string, got {type(asked).__name__}")
         bodies.refuse(route, body)
+        if asking.caller.tenant is not None:
+            fields.refuse(route, body, service.settings.allowed_fields)
+            scope = without(scope, fields.withheld_headers(service.settings.allowed_fields))
         choice = await service.watcher.resolve(asked, replace(asking, body=body))
         catalogue = service.watcher.current
         answer = Answer.of(

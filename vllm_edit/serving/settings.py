@@ -19,9 +19,11 @@ FORWARDED = "FORWARDED_ALLOW_IPS"
 """uvicorn's: whose X-Forwarded-For replaces a connection's address. Unset, that is anyone on this machine."""
 LOG_DAYS = "VLLM_EDIT_LOG_DAYS"
 LOG_PROMPTS = "VLLM_EDIT_LOG_PROMPTS"
+ALLOWED_FIELDS = "VLLM_EDIT_ALLOWED_FIELDS"
 
 Network = IPv4Network | IPv6Network
 _HEADER = re.compile(r"[a-z0-9-]{1,64}")
+_FIELD = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Settings:
     allow_open: serve without keys on an address that is not loopback.
     tenant_header, trusted_peers: a gateway's header that names the tenant, and whose connections may say it.
     log_days: how long the log of answers is kept; 0 keeps it for ever. log_prompts: with the prompts' text.
+    allowed_fields: fields of a request that tenants may send besides those of `fields.ALLOWED`.
     """
 
     store: str | None = None
@@ -40,6 +43,7 @@ class Settings:
     trusted_peers: tuple[Network, ...] = ()
     log_days: float = 30.0
     log_prompts: bool = False
+    allowed_fields: frozenset[str] = frozenset()
     max_body_bytes: int = 32 * 2**20
     max_answers: int = 10_000
 
@@ -50,6 +54,7 @@ class Settings:
         problems: list[str] = []
         header, peers = _gateway(env, problems)
         days = _days(env.get(LOG_DAYS) or "30", problems)
+        fields = _fields(env.get(ALLOWED_FIELDS) or "", problems)
         if problems:
             raise EditError("\n".join(problems))
         return cls(
@@ -60,6 +65,7 @@ class Settings:
             trusted_peers=peers,
             log_days=days,
             log_prompts=env.get(LOG_PROMPTS) == "1",
+            allowed_fields=fields,
         )
 
 
@@ -87,3 +93,11 @@ def _days(said: str, problems: list[str]) -> float:
     if not 0 <= days < 36_500:
         problems.append(f"{LOG_DAYS}: expected a number of days, 0 for ever, got {said[:80]!r}")
     return days
+
+
+def _fields(said: str, problems: list[str]) -> frozenset[str]:
+    names = frozenset(name.strip() for name in said.split(",") if name.strip())
+    if wrong := sorted(name for name in names if _FIELD.fullmatch(name) is None):
+        shown = ", ".join(repr(name[:80]) for name in wrong)
+        problems.append(f"{ALLOWED_FIELDS}: expected names of fields with commas, like documents,priority, got {shown}")
+    return names

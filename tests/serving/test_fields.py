@@ -1,0 +1,224 @@
+"""Of a tenant's request only fields on an allow-list reach vLLM, and vLLM's own request models have no others that are
+not known here."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.serving import places
+from tests.serving.without_engine import Place, bearer, run
+from vllm_edit.errors import EditError
+from vllm_edit.serving.bodies import CHAT, COMPLETIONS, RESPONSES
+from vllm_edit.serving.fields import ALLOWED, HEADERS
+from vllm_edit.serving.settings import TENANT_HEADER, TRUSTED_PEERS, Settings
+
+STEERING = {
+    "kv_transfer_params": {"do_remote_prefill": True, "remote_host": "10.0.0.1"},
+    "ec_transfer_params": {"peer": "10.0.0.1"},
+    "vllm_xargs": {"session_id": "other"},
+    "priority": -1000,
+    "lora_request": {"lora_name": "city", "lora_path": "/dev/shm"},
+    "mm_processor_kwargs": {"device": "cuda:0"},
+    "session_id": "other",
+    "of_a_later_version": 1,
+}
+WITHHELD = {
+    "priority",
+    "session_id",
+    "kv_transfer_params",
+    "ec_transfer_params",
+    "vllm_xargs",
+    "watermarking",
+    "mm_payload",
+    "return_mm_kwargs",
+    "media_io_kwargs",
+    "mm_processor_kwargs",
+    "routed_experts_prompt_start",
+    "prompt_embeds",
+    "documents",
+    "chat_template",
+    "previous_input_messages",
+}
+"""Fields of vLLM 0.32 that a tenant may not send: each was looked at."""
+OUTSIDE = {
+    COMPLETIONS: {"best_of", "store", "messages", "input"},
+    CHAT: {
+        *("store", "prompt", "input", "metadata", "service_tier", "verbosity", "modalities", "audio", "prediction"),
+        *("functions", "function_call", "web_search_options", "moderation", "safety_identifier"),
+        *("prompt_cache_key", "prompt_cache_options", "prompt_cache_retention"),
+    },
+    RESPONSES: {
+        *("conversation", "messages", "moderation", "safety_identifier", "stream_options"),
+        *("prompt_cache_options", "prompt_cache_retention"),
+    },
+}
+"""Fields that clients of OpenAI's API send, and vLLM 0.32 ignores."""
+READ_HEADERS = {"X-Session-ID", "X-Vllm-Priority", "X-data-parallel-rank"}
+
+MODELS = """
+import inspect, json, re
+from vllm_edit.serving.compat import version
+version.answer_for_vllm()
+from vllm.entrypoints.generate.base import serving
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
+models = {"/v1/completions": CompletionRequest, "/v1/chat/completions": ChatCompletionRequest}
+models["/v1/responses"] = ResponsesRequest
+fields = {
+    route: [[name, *filter(None, (field.alias, field.validation_alias))] for name, field in model.model_fields.items()]
+    for route, model in models.items()
+}
+read = re.findall(r"headers\\.get\\(([^),]+)", inspect.getsource(serving))
+headers = [vars(serving)[name] if name in vars(serving) else json.loads(name) for name in read]
+print("MODELS " + json.dumps([fields, headers]))
+"""
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("fields")
+    store = places.make_store(folder / "store", places.make_site(places.make_model(folder / "model")))
+    store.registry.create_tenant("acme")
+    store.registry.publish("acme", places.add_patch(store, "capital", 1))
+    store.registry.close()
+    return folder / "store"
+
+
+@pytest.fixture
+def place(tmp_path: Path, template: Path) -> Place:
+    return Place(tmp_path, template, Settings(store="here"))
+
+
+def key(place: Place) -> dict[str, str]:
+    made = bearer(place.store.registry.create_key("acme").presented)
+    run(place.service.watcher.refresh())
+    return made
+
+
+@pytest.fixture(scope="module")
+def vllm() -> tuple[dict[str, list[list[str]]], list[str]]:
+    """The fields of vLLM's request models with their aliases, by route; the headers that its servers read."""
+    if find_spec("vllm") is None:
+        pytest.skip("vLLM is not installed")
+    ran = subprocess.run([sys.executable, "-c", MODELS], capture_output=True, text=True, timeout=600)
+    assert "MODELS " in ran.stdout, ran.stderr[-3000:]
+    fields, headers = json.loads(ran.stdout.split("MODELS ")[-1])
+    return fields, headers
+
+
+@pytest.mark.parametrize("route", ALLOWED)
+@pytest.mark.parametrize("field", STEERING)
+def test_a_field_that_steers_the_engine_is_refused_by_name(place: Place, route: str, field: str) -> None:
+    reply = run(place.ask("acme", route, headers=key(place), input="Who?", **{field: STEERING[field]}))
+    error = reply.json()["error"]
+    assert (reply.status_code, error["type"], error["param"]) == (400, "BadRequestError", field)
+    assert field in error["message"]
+    assert route in error["message"]
+    assert "X-VLLM-Edit-Id" in reply.headers
+
+
+def test_all_refused_fields_are_named_at_once_and_a_strangers_names_are_shown_escaped(place: Place) -> None:
+    wrong = {"priority": 1, "\ud83d": 1, "a\x1b[2J" + "b" * 5000: 1}
+    raw = json.dumps({"model": "acme", "prompt": "Who?"} | wrong).encode()
+    reply = run(place.client.post(COMPLETIONS, content=raw, headers=key(place)))
+    assert reply.status_code == 400
+    told = reply.json()["error"]["message"]
+    assert "priority" in told
+    assert "\\ud83d" in told
+    assert "\\x1b[2J" in told
+    assert len(told) < 1000
+    many = run(place.ask("acme", headers=key(place), **{f"field{number}": 1 for number in range(100)}))
+    assert "and 92 more" in many.json()["error"]["message"]
+    alone = run(place.client.post(COMPLETIONS, content=b'{"prompt": "Who?", "\\ud83d": 1}', headers=key(place)))
+    assert alone.json()["error"]["param"] == "\\ud83d"
+
+
+def test_a_picture_that_another_request_left_in_vllm_is_not_reached_by_its_name(place: Place) -> None:
+    part = {"type": "image_url", "image_url": None, "uuid": "theirs"}
+    messages = [{"role": "user", "content": [{"type": "text", "text": "What is it?"}, part]}]
+    reply = run(place.ask("acme", CHAT, headers=key(place), messages=messages))
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, "uuid")
+
+
+def test_what_shapes_the_own_answer_passes(place: Place) -> None:
+    sampling = {
+        "temperature": 0,
+        "top_k": 3,
+        "seed": 1,
+        "max_tokens": 5,
+        "n": 2,
+        "logit_bias": {"5": 1.0},
+        "min_p": 0.1,
+    }
+    own = {
+        "user": "ann",
+        "stop": ["."],
+        "stream": False,
+        "stream_options": {"include_usage": True},
+        "return_token_ids": True,
+    }
+    reply = run(place.ask("acme", headers=key(place), **sampling, **own))
+    assert reply.status_code == 200
+    assert (sampling | own).items() <= reply.json()["body"].items()
+
+
+def test_headers_that_vllm_reads_as_fields_do_not_reach_it_from_a_tenant(place: Place) -> None:
+    sent = {name.decode(): "1" for name in HEADERS}
+    opened = run(place.ask("acme", headers=sent)).json()["headers"]
+    assert sent.items() <= opened.items(), "without keys whoever asks is the operator"
+    keyed = run(place.ask("acme", headers=sent | key(place))).json()["headers"]
+    assert not sent.keys() & keyed.keys()
+
+
+def test_without_keys_every_field_passes(place: Place) -> None:
+    assert run(place.ask("acme", priority=1)).json()["body"]["priority"] == 1
+
+
+def test_a_tenant_that_a_gateway_names_may_send_no_more_than_one_with_a_key(tmp_path: Path, template: Path) -> None:
+    environment = {TENANT_HEADER: "x-tenant", TRUSTED_PEERS: "127.0.0.0/8"}
+    place = Place(tmp_path, template, Settings.from_environment(environment))
+    assert run(place.ask(headers={"X-Tenant": "acme"}, priority=1)).json()["error"]["param"] == "priority"
+
+
+def test_an_operator_allows_more_by_name(tmp_path: Path, template: Path) -> None:
+    settings = Settings.from_environment({"VLLM_EDIT_ALLOWED_FIELDS": "priority, documents"})
+    place = Place(tmp_path, template, settings)
+    headers = key(place) | {"X-Vllm-Priority": "3", "X-Session-ID": "other"}
+    reply = run(place.ask("acme", headers=headers, priority=1, documents=[])).json()
+    assert reply["body"]["priority"] == 1
+    assert reply["headers"]["x-vllm-priority"] == "3"
+    assert "x-session-id" not in reply["headers"]
+    assert run(place.ask("acme", headers=headers, vllm_xargs={})).status_code == 400
+
+
+def test_what_an_operator_allows_is_the_name_of_a_field() -> None:
+    with pytest.raises(EditError, match=r"VLLM_EDIT_ALLOWED_FIELDS: expected .* got '\*', 'a b'"):
+        Settings.from_environment({"VLLM_EDIT_ALLOWED_FIELDS": "priority,*,a b"})
+
+
+@pytest.mark.parametrize("route", ALLOWED)
+def test_every_field_of_vllms_request_models_was_looked_at(vllm: tuple[Any, Any], route: str) -> None:
+    names = {name for names in vllm[0][route] for name in names}
+    assert names - ALLOWED[route] - WITHHELD == set(), "new in vLLM: allow it if it shapes the own answer alone"
+    assert ALLOWED[route] & WITHHELD == set()
+    assert ALLOWED[route] - names == OUTSIDE[route]
+
+
+def test_every_header_that_vllm_reads_of_such_a_request_was_looked_at(vllm: tuple[Any, Any]) -> None:
+    assert set(vllm[1]) == READ_HEADERS
+    assert {name.decode() for name in HEADERS} == {name.lower() for name in READ_HEADERS}
+
+
+def test_the_documentation_names_what_is_withheld() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
+    section = text.partition("## Fields of a request")[2].partition("\n## ")[0]
+    assert set(re.findall(r"`([a-z_]+)`", section)) >= WITHHELD
