@@ -12,21 +12,28 @@ from vllm_edit.serving.caller import Forbidden, Unauthorized
 from vllm_edit.serving.compat.engine import EngineRefusedError
 from vllm_edit.serving.fields import FieldsRefused
 
+
+class Unforeseen(EditError):
+    """An error that nobody thought of, while a request was made ready: no mistake of the client's."""
+
+
 _STATUS = (
     (Unauthorized, HTTPStatus.UNAUTHORIZED),
     (Forbidden, HTTPStatus.FORBIDDEN),
     (NotFound, HTTPStatus.NOT_FOUND),
     (Incompatible, HTTPStatus.CONFLICT),
     (Corrupt, HTTPStatus.INTERNAL_SERVER_ERROR),
+    (Unforeseen, HTTPStatus.INTERNAL_SERVER_ERROR),
     (EngineRefusedError, HTTPStatus.SERVICE_UNAVAILABLE),
     (Unavailable, HTTPStatus.SERVICE_UNAVAILABLE),
     (TooLarge, HTTPStatus.REQUEST_ENTITY_TOO_LARGE),
     (EditError, HTTPStatus.BAD_REQUEST),
 )
 _OURS = {
-    Unavailable: "the registry cannot be reached; what is served goes on, try again later",
+    Unavailable: "the registry or the store cannot be reached; what is served goes on, try again later",
     Corrupt: "what is stored for this cannot be read; the server's operator is told",
     EngineRefusedError: "the engine did not take the adapter; try again later",
+    Unforeseen: "the server failed; its operator finds the reason by this answer's id",
 }
 """What a client is told of faults that are the operator's: their words name machines, users and files."""
 

@@ -30,7 +30,7 @@ from vllm_edit.serving.caller import identify
 from vllm_edit.serving.half_pairs import refuse_half_pairs
 from vllm_edit.serving.messages import FOREIGN, Sender, nothing, peer_of, read_body, replayed, without
 from vllm_edit.serving.preparing import logged_prompt, ready
-from vllm_edit.serving.refusing import field_of, refusal, status_of, told
+from vllm_edit.serving.refusing import Unforeseen, field_of, refusal, status_of, told
 from vllm_edit.serving.service import Service
 from vllm_edit.serving.usage import Usage
 
@@ -147,10 +147,13 @@ class Router:
             except RecursionError:
                 raise EditError("the body is nested too deeply; send a flatter one") from None
             except EditError as error:  # what was decided cannot be applied: of a rollout's arm, that is its failure
-                answer.refuse(status_of(error), usage.seconds)
-                service.answers.begin(answer)
-                service.answers.finish(answer)
+                _refused(service, answer, error, usage)
                 raise
+            except Exception as error:  # and so is what nobody thought of: it must not go uncounted
+                logger.exception("%s could not be made ready", answer.id)
+                unforeseen = Unforeseen(f"{type(error).__name__}: {error}")
+                _refused(service, answer, unforeseen, usage)
+                raise unforeseen from error
 
             answer.router_seconds = usage.seconds
             service.metrics.router_seconds.observe(answer.router_seconds)
@@ -174,6 +177,13 @@ class Router:
             raise EditError(f"cache_salt must be a string, got {type(client).__name__}")
         text = json.dumps([tenant, client])
         return hmac.new(self._secret, text.encode(), hashlib.sha256).hexdigest()
+
+
+def _refused(service: Service, answer: Answer, error: EditError, usage: Usage) -> None:
+    """Log the answer that there will not be."""
+    answer.refuse(status_of(error), usage.seconds)
+    service.answers.begin(answer)
+    service.answers.finish(answer)
 
 
 def _not_served(method: str, path: str) -> NotFound:

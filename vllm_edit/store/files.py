@@ -1,5 +1,8 @@
 """Where artefact files lie: a local folder, or anything that fsspec reaches. A folder appears at once or not at all.
 
+A disk, a network or a driver that fails raises `Unavailable`, whoever reads or writes; only a file that is not there
+stays a `FileNotFoundError`.
+
 A folder counts as present when its marker file is. On a local disk it is written under `tmp/`, fsynced and renamed, so
 a kill at any instant leaves either nothing or everything. Object stores have no rename: there the marker comes last.
 """
@@ -13,20 +16,23 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from vllm_edit.errors import Unavailable
+from vllm_edit.errors import EditError, Unavailable
 
 _TEMPORARY = "tmp"
 
 
 class Files(Protocol):
-    """Byte files under a root, by relative path. Paths are made of names that `store.names` has checked."""
+    """Byte files under a root, by relative path. Paths are made of names that `store.names` has checked.
+
+    Every method raises `Unavailable` where the disk or the object store fails.
+    """
 
     def read(self, path: str) -> bytes:
         """The bytes of a file; `FileNotFoundError` when there is none."""
@@ -37,7 +43,7 @@ class Files(Protocol):
         """Relative paths that match, sorted."""
 
     def write(self, path: str, data: bytes) -> None:
-        """Write or replace one file atomically; `Unavailable` where there is no room for it."""
+        """Write or replace one file atomically."""
 
     def write_folder(self, folder: str, files: Mapping[str, bytes], marker: str) -> None:
         """Make `folder` with `files` visible at once; when another writer was first, its folder stays."""
@@ -53,8 +59,15 @@ class Files(Protocol):
 
 
 def open_files(url: str) -> Files:
-    """Files at a local path or an fsspec URL (`s3://…`, `memory://…`)."""
-    filesystem, root = fsspec.core.url_to_fs(url)
+    """Files at a local path or an fsspec URL (`s3://…`, `memory://…`).
+
+    Raises:
+        EditError: no such kind of URL is known, or its driver is not installed.
+    """
+    try:
+        filesystem, root = fsspec.core.url_to_fs(url)
+    except (ValueError, ImportError) as error:
+        raise EditError(f"expected a store's folder, or a URL that fsspec opens, got {url}: {error}") from error
     return LocalFiles(Path(root)) if isinstance(filesystem, LocalFileSystem) else RemoteFiles(filesystem, root)
 
 
@@ -65,13 +78,16 @@ class LocalFiles:
         self.root = root
 
     def read(self, path: str) -> bytes:
-        return (self.root / path).read_bytes()
+        with _reaching(self.root / path, "read", OSError):
+            return (self.root / path).read_bytes()
 
     def exists(self, path: str) -> bool:
-        return (self.root / path).exists()
+        with _reaching(self.root / path, "read", OSError):
+            return (self.root / path).exists()
 
     def glob(self, pattern: str) -> list[str]:
-        return sorted(str(found.relative_to(self.root)) for found in self.root.glob(pattern))
+        with _reaching(self.root, "listed", OSError):
+            return sorted(str(found.relative_to(self.root)) for found in self.root.glob(pattern))
 
     def write(self, path: str, data: bytes) -> None:
         target, temporary = self.root / path, self._temporary()
@@ -90,56 +106,68 @@ class LocalFiles:
             move_into_place(temporary, target)
 
     def remove_folder(self, folder: str, marker: str) -> None:
-        temporary = self._temporary()
-        temporary.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            (self.root / folder).rename(temporary)
-        except FileNotFoundError:
-            return
-        sync_folder((self.root / folder).parent)
-        shutil.rmtree(temporary)
+        target, temporary = self.root / folder, self._temporary()
+        with _reaching(target, "removed", OSError):
+            temporary.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                target.rename(temporary)
+            except FileNotFoundError:
+                return
+            sync_folder(target.parent)
+            shutil.rmtree(temporary)
 
     @contextmanager
     def locked(self, path: str) -> Iterator[None]:
-        with (self.root / f"{path}.lock").open("w") as lock:  # closing it, also by dying, gives the lock back
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with ExitStack() as held:
+            with _reaching(self.root / f"{path}.lock", "locked", OSError):
+                lock = held.enter_context((self.root / f"{path}.lock").open("w"))
+                fcntl.flock(lock, fcntl.LOCK_EX)  # closing it, also by dying, gives the lock back
             yield
 
     def sweep(self, older_than_s: float) -> None:
         limit = time.time() - older_than_s
         for left in (self.root / _TEMPORARY).glob("*"):
-            if left.stat().st_mtime >= limit:
-                continue
-            if left.is_dir():
-                shutil.rmtree(left)
-            else:
-                left.unlink()
+            with _reaching(left, "removed", OSError), suppress(FileNotFoundError):  # another sweeper may be faster
+                if left.stat().st_mtime >= limit:
+                    continue
+                if left.is_dir():
+                    shutil.rmtree(left)
+                else:
+                    left.unlink()
 
     def _temporary(self) -> Path:
         return self.root / _TEMPORARY / uuid.uuid4().hex
 
 
 class RemoteFiles:
-    """`Files` on an fsspec file system, where single files appear whole and folders do not exist."""
+    """`Files` on an fsspec file system, where single files appear whole and folders do not exist.
+
+    Drivers raise what their libraries do (botocore's and aiohttp's errors have no base class but Exception), so what
+    comes out of a call is theirs, whatever it is.
+    """
 
     def __init__(self, filesystem: Any, root: str) -> None:
         self._fs, self._root = filesystem, root.rstrip("/")
 
     def read(self, path: str) -> bytes:
-        data: bytes = self._fs.cat_file(f"{self._root}/{path}")
-        return data
+        with _reaching(self._place(path), "read", Exception):
+            data: bytes = self._fs.cat_file(f"{self._root}/{path}")
+            return data
 
     def exists(self, path: str) -> bool:
-        return bool(self._fs.exists(f"{self._root}/{path}"))
+        with _reaching(self._place(path), "read", Exception):
+            return bool(self._fs.exists(f"{self._root}/{path}"))
 
     def glob(self, pattern: str) -> list[str]:
-        self._fs.invalidate_cache()
-        return sorted(str(found)[len(self._root) + 1 :] for found in self._fs.glob(f"{self._root}/{pattern}"))
+        with _reaching(self._place(""), "listed", Exception):
+            self._fs.invalidate_cache()
+            return sorted(str(found)[len(self._root) + 1 :] for found in self._fs.glob(f"{self._root}/{pattern}"))
 
     def write(self, path: str, data: bytes) -> None:
         target = f"{self._root}/{path}"
-        self._fs.makedirs(target.rpartition("/")[0], exist_ok=True)
-        self._fs.pipe_file(target, data)
+        with _reaching(self._place(path), "written", Exception, absent=False):
+            self._fs.makedirs(target.rpartition("/")[0], exist_ok=True)
+            self._fs.pipe_file(target, data)
 
     def write_folder(self, folder: str, files: Mapping[str, bytes], marker: str) -> None:
         if self.exists(f"{folder}/{marker}"):
@@ -148,17 +176,44 @@ class RemoteFiles:
             self.write(f"{folder}/{name}", files[name])
 
     def remove_folder(self, folder: str, marker: str) -> None:
-        self._fs.invalidate_cache()
-        with suppress(FileNotFoundError):
-            self._fs.rm_file(f"{self._root}/{folder}/{marker}")
-        with suppress(FileNotFoundError):
-            self._fs.rm(f"{self._root}/{folder}", recursive=True)
+        with _reaching(self._place(folder), "removed", Exception):
+            self._fs.invalidate_cache()
+            with suppress(FileNotFoundError):
+                self._fs.rm_file(f"{self._root}/{folder}/{marker}")
+            with suppress(FileNotFoundError):
+                self._fs.rm(f"{self._root}/{folder}", recursive=True)
 
     def locked(self, path: str) -> AbstractContextManager[None]:
         return nullcontext()
 
     def sweep(self, older_than_s: float) -> None:
         """Nothing to do: a folder without its marker is completed by the next writer of the same content."""
+
+    def _place(self, path: str) -> str:
+        """The file as messages name it."""
+        return str(self._fs.unstrip_protocol(f"{self._root}/{path}"))
+
+
+@contextmanager
+def _reaching(place: object, done: str, failures: type[Exception], absent: bool = True) -> Iterator[None]:
+    """While something is `done` to `place`. absent: a `FileNotFoundError` says that there is none, and passes.
+
+    Raises:
+        Unavailable: one of the `failures` came instead.
+    """
+    try:
+        yield
+    except failures as error:
+        if absent and isinstance(error, FileNotFoundError):
+            raise
+        raise Unavailable(f"{place} cannot be {done}: {_reason(error)}; mend that and try again") from error
+
+
+def _reason(error: Exception) -> str:
+    """The system's or a driver's own words in one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 @contextmanager
@@ -176,7 +231,7 @@ def becoming(target: Path, temporary: Path) -> Iterator[None]:
             shutil.rmtree(temporary, ignore_errors=True)
         else:
             temporary.unlink(missing_ok=True)
-        raise Unavailable(f"{target} cannot be written: {error.strerror or error}; mend that and try again") from error
+        raise Unavailable(f"{target} cannot be written: {_reason(error)}; mend that and try again") from error
 
 
 def write_tree(folder: Path, files: Mapping[str, bytes]) -> None:

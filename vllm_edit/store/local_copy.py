@@ -55,5 +55,5 @@ def default_cache() -> Path:
 def _holds(folder: Path, files: Mapping[str, bytes]) -> bool:
     try:
         return all((folder / name).read_bytes() == data for name, data in files.items())
-    except FileNotFoundError:
+    except OSError:  # none, or one that cannot be read: it is replaced
         return False
