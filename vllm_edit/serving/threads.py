@@ -17,9 +17,11 @@ T = TypeVar("T")
 
 
 class Threads:
-    """At most `most` of them; what comes beyond waits for its turn."""
+    """At most `most` of them; what comes beyond waits for its turn. Together they are no more than the connections
+    that there are (`store.database`), or they would wait for each other."""
 
     def __init__(self, most: int) -> None:
+        self.most = most
         self._pool = ThreadPoolExecutor(most, thread_name_prefix="vllm-edit-registry")
 
     async def run(self, work: Callable[..., T], *arguments: Any, **named: Any) -> T:

@@ -29,7 +29,16 @@ from sqlalchemy import (
     text,
     update,
 )
-from sqlalchemy.exc import ArgumentError, DatabaseError, OperationalError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DatabaseError,
+    DBAPIError,
+    InterfaceError,
+    InternalError,
+    OperationalError,
+)
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.pool import QueuePool
 
 from vllm_edit.errors import EditError, Unavailable
 from vllm_edit.store import migrations, tables
@@ -37,7 +46,18 @@ from vllm_edit.store import migrations, tables
 if TYPE_CHECKING:
     import psycopg
 
-_FORBIDDEN = ("42501", "25006")  # PostgreSQL: the role lacks a privilege, the server only reads
+CONNECTIONS = 48
+"""Most connections that a process has at once for what it is asked to do: more than a server has threads for that, so
+that none waits for a connection while others wait for a lock."""
+FOLLOWING = 4
+"""Most of those besides, in a pool of their own, by which a server follows the registry and says that it lives."""
+
+_KEPT = 5  # connections that stay open while nobody uses them
+_CHECKOUT_TIMEOUT_S = 30.0
+_UNUSABLE = (OperationalError, DatabaseError, InterfaceError, InternalError, DBAPIError)
+"""What the database itself is to blame for. Other classes (a constraint, a bad statement) are our own defects."""
+# PostgreSQL: the role lacks a privilege, the server only reads, somebody dropped our tables.
+_FORBIDDEN = ("42501", "25006", "42P01")
 _BUSY_TIMEOUT_S = 30
 _STATEMENT_TIMEOUT_S = 60
 _CONNECT_TIMEOUT_S = 5
@@ -58,14 +78,17 @@ _MIGRATING = 0x766C6C6D  # the number of the advisory lock that processes openin
 class Database:
     """SQLite in WAL mode by default, PostgreSQL by its URL."""
 
-    def __init__(self, url: str | URL, before_new: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, url: str | URL, before_new: Callable[[], None] = lambda: None, connections: int = CONNECTIONS
+    ) -> None:
         """The first transaction brings the schema up to date.
 
-        before_new: called before an empty database gets its schema; what it raises keeps it empty.
+        before_new: called before an empty database gets its schema; what it raises keeps it empty. connections: at most
+        so many are open at once; who needs one more waits for half a minute, then `Unavailable` is raised.
         """
         self.url = _checked(url)
         self.sqlite = self.url.get_backend_name() == "sqlite"
-        self._engine = _engine(self.url, self.sqlite)
+        self._engine = _engine(self.url, self.sqlite, connections)
         self._before_new = before_new
         self._migrated, self._migrating = False, threading.Lock()
         # SQLite takes its write lock when a transaction begins: one that starts by reading could not be upgraded
@@ -127,15 +150,17 @@ class Database:
         """A database that is gone, full, forbidden, locked too long or none is the operator's to mend, in one line."""
         try:
             yield
-        except DatabaseError as error:
-            # Subclasses besides these (a constraint, a bad statement) are our own defects. "Not a database" has none.
-            known = type(error) in (OperationalError, DatabaseError)
+        except PoolTimeout as error:
+            raise self._cannot_be_used("all connections of this process to it are in use; try again later") from error
+        except DBAPIError as error:
+            # Without a statement it is the connection's: it is lost, or the URL has an option that nobody knows.
+            known = type(error) in _UNUSABLE or error.statement is None
             if not known and getattr(error.orig, "sqlstate", None) not in _FORBIDDEN:
                 raise
             raise self._cannot_be_used(error.orig) from error
 
-    def _cannot_be_used(self, error: BaseException | None) -> Unavailable:
-        return Unavailable(f"the registry {self} cannot be used: {' '.join(str(error).split())}")
+    def _cannot_be_used(self, why: object) -> Unavailable:
+        return Unavailable(f"the registry {self} cannot be used: {' '.join(str(why).split())}")
 
     def generation(self) -> int:
         with self.read() as connection:
@@ -149,7 +174,7 @@ class Database:
         try:
             connection = psycopg.connect(*args, **{**options, **_PATIENCE}, autocommit=True)
             connection.execute(f"LISTEN {_CHANNEL}")
-        except psycopg.OperationalError as error:
+        except psycopg.Error as error:
             raise self._cannot_be_used(error) from error
         return connection
 
@@ -188,15 +213,20 @@ def _checked(url: str | URL) -> URL:
         return made.set(drivername="postgresql+psycopg")
     if backend != "sqlite":
         raise EditError(f"{expected}, got one for {backend}")
+    if made.database in (None, "", ":memory:"):
+        raise EditError(f"{expected}, got one in memory, which no other process or thread would see")
     return made
 
 
-def _engine(url: URL, sqlite: bool) -> Engine:
+def _engine(url: URL, sqlite: bool, connections: int) -> Engine:
+    kept = min(_KEPT, connections)
+    pool: dict[str, Any] = {"poolclass": QueuePool, "pool_size": kept, "max_overflow": connections - kept}
+    pool["pool_timeout"] = _CHECKOUT_TIMEOUT_S
     if sqlite:
-        return create_engine(url, connect_args={"timeout": _BUSY_TIMEOUT_S})
+        return create_engine(url, connect_args={"timeout": _BUSY_TIMEOUT_S}, **pool)
     try:
         # A server that was restarted leaves dead connections in the pool: they are tried before they are used.
-        return create_engine(url, connect_args={**_PATIENCE, "options": _options(url)}, pool_pre_ping=True)
+        return create_engine(url, connect_args={**_PATIENCE, "options": _options(url)}, pool_pre_ping=True, **pool)
     except ModuleNotFoundError as error:
         raise EditError(f"a registry in PostgreSQL needs {error.name}: install vllm-edit[postgres]") from error
 

@@ -1,0 +1,82 @@
+"""Connections of one process: enough for its threads, some that only follow, and an error in one line where there are
+none left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from sqlalchemy import create_engine, make_url, text
+
+from tests import postgres
+from vllm_edit.errors import EditError, Unavailable
+from vllm_edit.store.database import CONNECTIONS, FOLLOWING, Database
+from vllm_edit.store.registry import Registry
+
+
+@pytest.fixture
+def registry(registry_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]:
+    monkeypatch.setattr("vllm_edit.store.database._CHECKOUT_TIMEOUT_S", 0.01)
+    made = Registry(registry_url)
+    made.create_tenant("acme")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def busy(registry: Registry) -> Iterator[Registry]:
+    """All connections are in use, as by changes that wait for a lock."""
+    with ExitStack() as held:
+        for _ in range(CONNECTIONS):
+            held.enter_context(registry._database.read())
+        yield registry
+
+
+def test_a_registry_without_a_free_connection_says_so_in_one_line(busy: Registry) -> None:
+    with pytest.raises(Unavailable, match=r"cannot be used: all connections of this process to it are in use") as told:
+        busy.tenants()
+    assert "\n" not in str(told.value)
+    assert "QueuePool" not in str(told.value)
+
+
+def test_a_server_follows_and_is_heard_of_while_no_other_connection_is_free(busy: Registry) -> None:
+    generation = busy.generation()
+    assert busy.wait_for_change(generation - 1, 0)
+    assert busy.snapshot().generation == generation
+    busy.servers.beat("a", host="here", pid=1, generation=generation, drained=0)
+    other = Registry(busy.url)
+    assert [entry.generation for entry in other.servers.live()] == [generation]
+    other.close()
+    busy.servers.leave("a")
+
+
+def test_so_many_connections_as_are_meant_and_no_more(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    for database, most in ((registry._database, CONNECTIONS), (registry._following, FOLLOWING)):
+        with ExitStack() as held:
+            for _ in range(most):
+                held.enter_context(database.read())
+            with pytest.raises(Unavailable, match="in use"):
+                held.enter_context(database.read())
+
+
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:"])
+def test_a_registry_in_memory_is_refused(url: str) -> None:
+    with pytest.raises(EditError, match=r"sqlite:///FILE or .* got one in memory"):
+        Database(url)
+
+
+def test_an_option_of_the_url_that_the_driver_does_not_know_is_told_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(Unavailable, match='cannot be used: invalid connection option "colour"'):
+        Registry(f"postgresql://ann@/registry?host={tmp_path}&colour=red").generation()
+
+
+def test_tables_that_somebody_dropped_are_told_in_one_line(cluster: postgres.Cluster) -> None:
+    registry = Registry(make_url(cluster.new_database()))
+    registry.create_tenant("acme")
+    with create_engine(registry.url).begin() as connection:
+        connection.execute(text("drop table generation"))
+    with pytest.raises(Unavailable, match='cannot be used: relation "generation" does not exist'):
+        registry.generation()
+    registry.close()
