@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
 from typing import Any
 
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from tests.store.example import compiled, new_store
 from vllm_edit.errors import NotFound
 from vllm_edit.store.entries import PatchEntry
+from vllm_edit.store.files import RemoteFiles
 from vllm_edit.store.garbage import Collected
+from vllm_edit.store.registry import Registry
 from vllm_edit.store.store import Store
 
 LONG_S, BUSY_S = 3600.0, 120.0  # longer than any test; a limit for a busy machine
@@ -193,4 +200,114 @@ def test_a_patch_whose_files_are_half_removed_can_be_compiled_again(
     (Path(store.url) / "patches" / names[0] / "factors.safetensors").unlink()
     store.save(compiled(seed=0))
     assert store.names() == [names[0], names[2]]
+    assert store.verify() == []
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Registries that are opened from now on wait for a lock for a moment only."""
+    monkeypatch.setattr("vllm_edit.store.database._BUSY_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("vllm_edit.store.database._OVERTIME", "-c lock_timeout=50ms")
+
+
+@pytest.mark.usefixtures("impatient")
+def test_changes_of_the_registry_do_not_wait_while_files_are_deleted(
+    store: Store, names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remove, made = store.files.remove_folder, list[str]()
+
+    def change_meanwhile(folder: str, marker: str) -> None:
+        other = Registry(store.registry.url)
+        made.append(other.create_tenant(f"tenant{len(made)}").name)
+        other.set_status(names[2], "accepted")
+        other.publish(made[-1], names[2])
+        other.rollback(made[-1])
+        other.servers.beat("a", host="host", pid=1, generation=10**6, drained=10**6)
+        other.close()
+        remove(folder, marker)
+
+    monkeypatch.setattr(store.files, "remove_folder", change_meanwhile)
+    assert store.gc(dry_run=False).removed == (names[1], names[0])
+    assert made == ["tenant0", "tenant1"]
+    assert store.verify() == []
+
+
+@pytest.mark.usefixtures("impatient")
+def test_other_patches_are_saved_while_files_are_deleted(
+    store: Store, names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remove, saved = store.files.remove_folder, list[str]()
+
+    def save_meanwhile(folder: str, marker: str) -> None:
+        other = Store.open(store.url)
+        saved.append(other.save(compiled(patch="other", seed=len(saved))))
+        other.registry.close()
+        remove(folder, marker)
+
+    monkeypatch.setattr(store.files, "remove_folder", save_meanwhile)
+    assert store.gc(dry_run=False).removed == (names[1], names[0])
+    assert set(store.names()) == {names[2], *saved}
+    assert store.verify() == []
+
+
+def test_what_is_saved_again_while_its_files_are_deleted_is_whole_afterwards(
+    store: Store, names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On an object store, where a folder is deleted one file after the other."""
+    store.files = remote = RemoteFiles(LocalFileSystem(), store.url)
+    filesystem, saving = remote._fs, list[Future[str]]()
+    other = Store(store.url, RemoteFiles(LocalFileSystem(), store.url), Registry(store.registry.url))
+    entering = Event()
+    settled = other.registry.retired.settled
+
+    def tell() -> AbstractContextManager[object]:
+        entering.set()
+        return settled()
+
+    def delete_slowly(path: str, recursive: bool) -> None:
+        found = filesystem.find(path)
+        if names[0] in path:
+            saving.append(thread.submit(other.save, compiled(seed=0)))
+            assert entering.wait(BUSY_S)
+        for file in found:
+            filesystem.rm_file(file)
+
+    monkeypatch.setattr(other.registry.retired, "settled", tell)
+    monkeypatch.setattr(filesystem, "rm", delete_slowly)
+    with ThreadPoolExecutor(1) as thread:
+        assert store.gc(dry_run=False).removed == (names[1], names[0])
+        assert saving[0].result(BUSY_S) == names[0]
+    assert store.names() == [names[0], names[2]]
+    assert store.verify() == []
+    other.registry.close()
+
+
+KILLED = """
+import os, signal, sys
+from vllm_edit.store.store import Store
+store = Store.open(sys.argv[1])
+def half(folder, marker):
+    os.unlink(os.path.join(store.url, folder, marker))
+    os.kill(os.getpid(), signal.SIGKILL)
+store.files.remove_folder = half
+store.gc(dry_run=False)
+"""
+
+
+def test_a_gc_that_is_killed_while_it_deletes_is_finished_by_the_next(store: Store, names: list[str]) -> None:
+    killed = subprocess.run([sys.executable, "-c", KILLED, store.url], timeout=BUSY_S)
+    assert killed.returncode == -signal.SIGKILL
+    assert store.names() == [names[2]]
+    assert store.verify() == []
+    assert set(store.registry.retired.since()) == {*names[:2]}
+    assert store.gc(dry_run=False).removed == (names[1], names[0])
+    assert folders(store) == {names[2]}
+    assert store.registry.verify_audit().problems == ()
+
+
+def test_what_a_killed_gc_left_half_deleted_can_be_compiled_again(store: Store, names: list[str]) -> None:
+    subprocess.run([sys.executable, "-c", KILLED, store.url], timeout=BUSY_S)
+    for seed in (0, 1):
+        assert store.save(compiled(seed=seed)) == names[seed]
+    assert set(store.names()) == {*names}
     assert store.verify() == []

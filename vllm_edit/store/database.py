@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
@@ -42,6 +43,7 @@ from sqlalchemy.pool import QueuePool
 
 from vllm_edit.errors import EditError, Unavailable
 from vllm_edit.store import migrations, tables
+from vllm_edit.store.files import LocalFiles
 
 if TYPE_CHECKING:
     import psycopg
@@ -72,7 +74,8 @@ _PATIENCE = {
 # A lock that somebody left open, or a statement that takes for ever, must not hang changes.
 _OVERTIME = f"-c lock_timeout={_BUSY_TIMEOUT_S}s -c statement_timeout={_STATEMENT_TIMEOUT_S}s"
 _CHANNEL = "vllm_edit_registry"  # where PostgreSQL tells of changes, in this database only
-_MIGRATING = 0x766C6C6D  # the number of the advisory lock that processes opening a new PostgreSQL database queue up on
+# Numbers of PostgreSQL's advisory locks: processes that open a new database queue up on the first.
+_MIGRATING, _ALONE = 0x766C6C6D, 0x766C6C6E
 
 
 class Database:
@@ -137,6 +140,18 @@ class Database:
         with self._ready(), self._writer.begin() as connection:
             yield connection
 
+    def alone(self) -> AbstractContextManager[object]:
+        """While it lasts no other process or thread is in `alone` of this database; reading and changing it go on. One
+        that dies gives it up.
+
+        Raises:
+            Unavailable: the database, or its folder, cannot be used.
+        """
+        if self.sqlite:
+            place = Path(self.url.database or "")
+            return LocalFiles(place.parent).locked(place.name)
+        return self._apart(f"SELECT pg_advisory_lock({_ALONE})")
+
     @contextmanager
     def _ready(self) -> Iterator[None]:
         """The schema is current, and what fails is told as `_usable` tells it."""
@@ -168,12 +183,17 @@ class Database:
 
     def listen(self) -> psycopg.Connection[Any]:
         """PostgreSQL: a connection of its own on which every change from now on is notified."""
+        return self._apart(f"LISTEN {_CHANNEL}")
+
+    def _apart(self, statement: str) -> psycopg.Connection[Any]:
+        """PostgreSQL: a connection of no pool and without our time limits, on which the statement holds until it is
+        closed."""
         import psycopg
 
         args, options = self._engine.dialect.create_connect_args(self.url)
         try:
             connection = psycopg.connect(*args, **{**options, **_PATIENCE}, autocommit=True)
-            connection.execute(f"LISTEN {_CHANNEL}")
+            connection.execute(statement)
         except psycopg.Error as error:
             raise self._cannot_be_used(error) from error
         return connection

@@ -2,7 +2,8 @@
 
     retired in the registry    from now on nobody can ask for it
     drained by every server    requests on it have ended, its adapter has left the engine and the node
-    removed                    files and entry at once
+    deleted                    its files, while the registry is free for other changes
+    removed                    its entry in the registry
 
 Each step can be the last before a kill: the next collection goes on there.
 """

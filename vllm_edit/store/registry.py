@@ -18,7 +18,7 @@ from vllm_edit.store import audit_rows, key_rows, patch_rows, publication_rows, 
 from vllm_edit.store.anchor import ANCHOR, Anchor
 from vllm_edit.store.answers import Answers
 from vllm_edit.store.audit import EMPTY, AuditEntry, Verified, verify
-from vllm_edit.store.changes import Changes
+from vllm_edit.store.changes import Change, Changes
 from vllm_edit.store.database import FOLLOWING, Database
 from vllm_edit.store.entries import PatchEntry, Publication, Status, Tenant, served, served_at
 from vllm_edit.store.keys import ADMIN_RIGHTS, TENANT_RIGHTS, Key, NewKey, Right
@@ -69,19 +69,21 @@ class Registry:
         name: str,
         valid_until: datetime | None = None,
         by: str = "",
+        has_files: Callable[[], bool] = lambda: True,
         write_files: Callable[[], object] = lambda: None,
     ) -> PatchEntry:
         """Enter a patch, or mark a known one as saved again (it becomes its patch's newest; id and status stay).
 
-        write_files: puts the patch's files there if they are not, within the change: as gc removes files within changes
-        (`Retired.remove`), it was done with them before, or finds afterwards that the patch is wanted.
+        has_files, write_files: tells whether the patch's files are there, and puts them there. What gc is removing is
+        put back when that is done.
         """
         with self.changes.make("patch.save", by=by) as change:
+            if name not in patch_rows.retired(change.connection) and has_files():
+                return _entered(change, name, valid_until)
+        with self.retired.settled():
             write_files()
-            old = patch_rows.known(change.connection, name)
-            entry = patch_rows.add(change.connection, name, valid_until)
-            change.tells(old, entry)
-            return entry
+            with self.changes.make("patch.save", by=by) as change:
+                return _entered(change, name, valid_until)
 
     def enter_patch(self, name: str, valid_until: datetime | None, has_files: Callable[[], bool]) -> None:
         """Enter a patch whose writer was killed before it did. What is known, retired or gone by now stays so."""
@@ -313,6 +315,13 @@ class Registry:
                 f"the registry {self._database} is empty, but {ANCHOR} knows of {anchored.number} changes: restore the "
                 f"database from a copy, or name the right one; if a new one is meant, remove {ANCHOR} first"
             )
+
+
+def _entered(change: Change, name: str, valid_until: datetime | None) -> PatchEntry:
+    old = patch_rows.known(change.connection, name)
+    entry = patch_rows.add(change.connection, name, valid_until)
+    change.tells(old, entry)
+    return entry
 
 
 def _active(publication: Publication | None) -> dict[str, Any]:

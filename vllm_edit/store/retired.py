@@ -2,11 +2,15 @@
 
 A retired patch cannot be listed, resolved, published or be an arm of a rollout. Servers see it gone from their snapshot
 and drop its adapter. Saving it again makes it what it was.
+
+Deleting thousands of objects takes minutes, and changes of the registry must not wait for that. So nothing is locked
+meanwhile but what would be at odds with it: removing another one, and saving a retired patch again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 from sqlalchemy import select
 
@@ -46,13 +50,18 @@ class Retired:
     def remove(self, name: str, since: int, remove_files: Callable[[], object], by: str = "") -> bool:
         """Forget a patch that is retired since then. False, and nothing is removed, if it was saved again.
 
-        remove_files: runs within the change, as that does which puts them back (`Registry.add_patch`), so never both.
-        If it is killed, the patch stays retired, with the files that are left.
+        remove_files: runs outside of any change. If it fails or is killed, the patch stays retired, with the files that
+        are left, and the next removal goes on there.
         """
-        with self._changes.make("patch.remove", by=by) as change:
-            if patch_rows.retired(change.connection).get(name) != since:
+        with self.settled():
+            if self.since().get(name) != since:
                 return False
             remove_files()
-            patch_rows.remove(change.connection, name)
-            change.tells({"name": name, "retired": since}, None)
+            with self._changes.make("patch.remove", by=by) as change:
+                patch_rows.remove(change.connection, name)
+                change.tells({"name": name, "retired": since}, None)
             return True
+
+    def settled(self) -> AbstractContextManager[object]:
+        """While it lasts no files of retired patches are removed or put back by anybody else."""
+        return self._database.alone()

@@ -187,12 +187,11 @@ class Store:
         site = self.site()
         if compiled.manifest.site != site.digest:
             raise EditError(f"{name} was compiled at site {compiled.manifest.site}, this store's site is {site.digest}")
-        files = pack(compiled)
-        if self.files.exists(_folder(name)):
-            self._mend(name, files)
-        write = partial(self._write, name, files)
-        write()
-        self.registry.add_patch(name, compiled.manifest.valid_until, write_files=write)  # again: gc may have been here
+        put = partial(self._put, name, pack(compiled))
+        if name not in self.registry.retired.since():  # else gc may be removing them right now
+            put()
+        has_files = partial(self._exists, name)
+        self.registry.add_patch(name, compiled.manifest.valid_until, has_files=has_files, write_files=put)
         if compiled.report:
             self.add_record(name, "compile", compiled.report)
         return name
@@ -321,8 +320,10 @@ class Store:
             return
         self.registry.enter_patch(name, valid_until, partial(self._exists, name))
 
-    def _write(self, name: str, files: Mapping[str, bytes]) -> None:
-        """Write a patch's files, unless they are there."""
+    def _put(self, name: str, files: Mapping[str, bytes]) -> None:
+        """Write a patch's files, or those of them that are not as they should be."""
+        if self.files.exists(_folder(name)):
+            self._mend(name, files)
         if not self._exists(name):
             self.files.write_folder(_folder(name), files, marker=MANIFEST)
 
