@@ -17,6 +17,7 @@ from vllm_edit.serving.residency import AdapterEngine, Residency, local_folder
 from vllm_edit.serving.scope import Scopes
 from vllm_edit.serving.service import Service
 from vllm_edit.serving.settings import Settings
+from vllm_edit.serving.threads import Threads
 from vllm_edit.serving.watcher import Kept, Watcher
 from vllm_edit.store.site import Site
 from vllm_edit.store.store import Store
@@ -41,7 +42,7 @@ def make_service(
     store: Store, site: Site, engine: ServingEngine, settings: Settings, metrics: Metrics, kept: Kept, grace_s: float
 ) -> Service:
     """kept: where this node keeps the last known state. grace_s: how long an adapter stays after its last request."""
-    folder = local_folder()
+    folder, texts = local_folder(), Threads(2)
 
     def changed(catalogue: Catalogue) -> None:
         service.changed(catalogue)
@@ -72,10 +73,11 @@ def make_service(
         presence=presence,
         residency=residency,
         scopes=Scopes(store, site, engine.max_rank, metrics),
-        prefixes=Prefixes(store, engine.max_model_len, engine.count_tokens),
+        prefixes=Prefixes(store, engine.max_model_len, engine.count_tokens, texts),
         answers=answers,
         metrics=metrics,
         decode=engine.decode,
+        texts=texts,
         max_model_len=engine.max_model_len,
         started=int(time.time()),
         folder=folder,

@@ -72,6 +72,17 @@ def refuse_revealing(body: Body) -> None:
             raise EditError(f"{field} is not served in mode ike; leave it out, or use mode weights")
 
 
+def refuse_too_many_ids(body: Body, context: int) -> None:
+    """Raise `EditError` for a prompt of more token ids than the model's context, unless vLLM is to cut it."""
+    prompt = body.get("prompt")
+    if not isinstance(prompt, list) or body.get("truncate_prompt_tokens") is not None:
+        return
+    lists = [ids for ids in (prompt, *prompt) if isinstance(ids, list) and ids and isinstance(ids[0], int)]
+    longest = max(map(len, lists), default=0)
+    if longest > context:
+        raise EditError(f"a prompt has {longest} token ids, the model reads at most {context}; send fewer")
+
+
 def insert(route: str, body: Body, wrap: Wrap) -> None:
     """Put the IKE prefix in place.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 from vllm_edit.errors import EditError
@@ -12,13 +13,16 @@ from vllm_edit.ike.prefix import build_prefix, wrap
 from vllm_edit.ike.scoped import Shelf
 from vllm_edit.serving import bodies
 from vllm_edit.serving.rendered import rendered
+from vllm_edit.serving.threads import Threads
 from vllm_edit.store.compiled import Demonstration
 from vllm_edit.store.manifest import Manifest
 
 _PER_TURN = 12  # tokens that a chat template may add around a turn
 _TOOLS = 256  # tokens in which a chat template says how tools are called
 _ANSWER = 64  # tokens kept free for the answer when the client does not say
+_LONGEST_TOKEN = 256  # bytes; tokenizers have shorter ones
 
+Bank = tuple[Manifest, tuple[Demonstration, ...], Shelf]
 Named = Callable[[str], Sequence[int]]
 """From a prompt to the numbers of the edits that its prefix is about; none: it gets no prefix."""
 
@@ -31,24 +35,40 @@ class DemonstrationStore(Protocol):
 
 
 class Prefixes:
-    """Prefixes within what the model's context leaves. Keeps the last `limit` patches' demonstrations in memory."""
+    """Prefixes within what the model's context leaves. Keeps the last `limit` patches' demonstrations in memory.
+
+    threads: in which long bodies are tokenized and searched; `count_tokens` is called there and in the event loop.
+    """
 
     def __init__(
-        self, store: DemonstrationStore, context: int, count_tokens: Callable[[str], int], limit: int = 256
+        self,
+        store: DemonstrationStore,
+        context: int,
+        count_tokens: Callable[[str], int],
+        threads: Threads,
+        limit: int = 256,
     ) -> None:
         self._store, self._context, self._count, self._limit = store, context, count_tokens, limit
-        self._banks: OrderedDict[str, tuple[Manifest, tuple[Demonstration, ...], Shelf]] = OrderedDict()
+        self._threads = threads
+        self._banks: OrderedDict[str, Bank] = OrderedDict()
 
-    async def insert(self, name: str, route: str, body: bodies.Body, named: Named | None = None) -> int:
+    async def insert(
+        self, name: str, route: str, body: bodies.Body, named: Named | None = None, *, long: bool = False
+    ) -> int:
         """Put the prefix of the patch `name` into `body`, in place; the number of tokens added.
 
         named: for a patch with scope subject, the edits that a prompt is about; by default `build_prefix` chooses.
+        long: the body is; the event loop must not do this then.
 
         Raises:
             EditError: the request would reveal the prefix, has no text, or leaves no room for one.
         """
         bodies.refuse_revealing(body)
-        manifest, demonstrations, shelf = await self._bank(name)
+        insert = partial(self._insert, await self._bank(name), route, body, named)
+        return await self._threads.run(insert) if long else insert()
+
+    def _insert(self, bank: Bank, route: str, body: bodies.Body, named: Named | None) -> int:
+        manifest, demonstrations, shelf = bank
         budget = self._budget(route, body)
         added = 0
 
@@ -67,9 +87,13 @@ class Prefixes:
         return added
 
     def _budget(self, route: str, body: bodies.Body) -> int:
-        counts = [self._count(text) + _PER_TURN for text in rendered(route, body)]
-        used = max(counts, default=0) if route == bodies.COMPLETIONS else sum(counts) + _TOOLS * bool(body.get("tools"))
-        left = self._context - used - bodies.answer_tokens(body, _ANSWER)
+        texts = rendered(route, body)
+        together = max if route == bodies.COMPLETIONS else sum
+        if together([0, *map(_least_tokens, texts)]) > self._context:  # counting these would take seconds
+            left = 0
+        else:
+            used = together([0, *(self._count(text) + _PER_TURN for text in texts)]) + _TOOLS * bool(body.get("tools"))
+            left = self._context - used - bodies.answer_tokens(body, _ANSWER)
         if left <= 0:
             raise EditError(
                 f"mode ike needs room for its prefix: prompt and answer take all {self._context} tokens of the model; "
@@ -77,7 +101,7 @@ class Prefixes:
             )
         return left
 
-    async def _bank(self, name: str) -> tuple[Manifest, tuple[Demonstration, ...], Shelf]:
+    async def _bank(self, name: str) -> Bank:
         if name not in self._banks:
             manifest = await asyncio.to_thread(self._store.manifest, name)
             demonstrations = await asyncio.to_thread(self._store.demonstrations, name)
@@ -86,3 +110,8 @@ class Prefixes:
                 self._banks.popitem(last=False)
         self._banks.move_to_end(name)
         return self._banks[name]
+
+
+def _least_tokens(text: str) -> int:
+    """No tokenizer makes fewer of it."""
+    return len(text.encode(errors="surrogatepass")) // _LONGEST_TOKEN

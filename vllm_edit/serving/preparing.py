@@ -13,58 +13,70 @@ from vllm_edit.serving.service import Service
 from vllm_edit.serving.spoken import spoken
 from vllm_edit.store.answer_rows import PROMPT_LENGTH
 
+LONG = 2**14  # bytes of a body that is read in the event loop; who asks with a longer one must not hold up all others
+
 
 async def ready(
-    service: Service, choice: Choice, route: str, body: bodies.Body, answer: Answer, held: AsyncExitStack
+    service: Service, choice: Choice, route: str, body: bodies.Body, answer: Answer, held: AsyncExitStack, *, long: bool
 ) -> str | None:
     """Make ready what was chosen: the adapter, in the engine as long as `held`, or the prefix in `body`.
 
-    Returns the adapter's name; None where the base model answers.
+    long: the body is; it is read in threads. Returns the adapter's name; None where the base model answers.
     """
     if choice.adapter is not None:
         held.enter_context(service.residency.using(choice.adapter))
     if choice.mode == "weights" and choice.adapter is not None:
-        source = await _narrowed(service, choice.adapter, route, body, answer)
+        source = await _narrowed(service, choice.adapter, route, body, answer, long=long)
         if answer.adapter is not None:
             await held.enter_async_context(service.residency.lease(answer.adapter, source, choice.adapter))
             return answer.adapter
     elif choice.mode == "ike" and choice.adapter is not None:
-        answer.ike_tokens = await _prefixed(service, choice.adapter, route, body, answer)
+        answer.ike_tokens = await _prefixed(service, choice.adapter, route, body, answer, long=long)
         service.metrics.ike_tokens.inc(answer.ike_tokens)
     return None
 
 
-async def _narrowed(service: Service, name: str, route: str, body: bodies.Body, answer: Answer) -> AdapterStore | None:
+async def _narrowed(
+    service: Service, name: str, route: str, body: bodies.Body, answer: Answer, *, long: bool
+) -> AdapterStore | None:
     """Enter into `answer` what of the patch answers in mode weights; returns where its adapter comes from."""
     index = await service.scopes.index(name)
     if index is None:
         return None
-    narrowed = await service.scopes.narrow(name, index, spoken(route, body, service.decode))
+    narrowed = await service.scopes.narrow(name, index, await _spoken(service, route, body, long=long))
     answer.narrow(narrowed)
     return narrowed.source
 
 
-async def _prefixed(service: Service, name: str, route: str, body: bodies.Body, answer: Answer) -> int:
+async def _prefixed(service: Service, name: str, route: str, body: bodies.Body, answer: Answer, *, long: bool) -> int:
     """Put the patch's IKE prefix into `body`; returns the number of tokens added."""
     index = await service.scopes.index(name)
     if index is None:
-        return await service.prefixes.insert(name, route, body)
+        return await service.prefixes.insert(name, route, body, long=long)
     scopes, found = service.scopes, index
-    units = await scopes.mentioned(found, spoken(route, body, service.decode))
+    units = await scopes.mentioned(found, await _spoken(service, route, body, long=long))
     narrowed = scopes.told(found, units)
     answer.narrow(narrowed)
     if route != bodies.COMPLETIONS:  # one conversation: what any turn mentions is in scope
-        return await service.prefixes.insert(name, route, body, lambda _: narrowed.edits or ())
+        return await service.prefixes.insert(name, route, body, lambda _: narrowed.edits or (), long=long)
     return await service.prefixes.insert(
-        name, route, body, lambda prompt: scopes.told(found, found.mentioned([prompt])).edits or ()
+        name, route, body, lambda prompt: scopes.told(found, found.mentioned([prompt])).edits or (), long=long
     )
 
 
-def logged_prompt(service: Service, route: str, body: bodies.Body) -> str | None:
+async def logged_prompt(service: Service, route: str, body: bodies.Body, *, long: bool) -> str | None:
     """The request's text for the log, where the operator wants that; before a prefix is put into it."""
     if not service.settings.log_prompts:
         return None
     try:
-        return "\n".join(spoken(route, body, service.decode))[:PROMPT_LENGTH]
+        return "\n".join(await _spoken(service, route, body, long=long))[:PROMPT_LENGTH]
     except EditError:  # embeddings: there is nothing to write down
         return None
+
+
+async def _spoken(service: Service, route: str, body: bodies.Body, *, long: bool) -> list[str]:
+    """The request's texts; decoding many token ids takes seconds."""
+    if long:
+        bodies.refuse_too_many_ids(body, service.max_model_len)
+        return await service.texts.run(spoken, route, body, service.decode)
+    return spoken(route, body, service.decode)

@@ -29,7 +29,7 @@ from vllm_edit.serving.answer import Answer, new_id
 from vllm_edit.serving.caller import identify
 from vllm_edit.serving.half_pairs import refuse_half_pairs
 from vllm_edit.serving.messages import FOREIGN, Sender, nothing, peer_of, read_body, replayed, without
-from vllm_edit.serving.preparing import logged_prompt, ready
+from vllm_edit.serving.preparing import LONG, logged_prompt, ready
 from vllm_edit.serving.refusing import Unforeseen, field_of, refusal, status_of, told
 from vllm_edit.serving.service import Service
 from vllm_edit.serving.usage import Usage
@@ -140,8 +140,10 @@ class Router:
         async with AsyncExitStack() as held:  # what the answer needs until it has ended
             try:
                 refuse_half_pairs(raw, body)
-                answer.prompt = logged_prompt(service, route, body)
-                model = await ready(service, choice, route, body, answer, held) or catalogue.bases[0]
+                long = len(raw) > LONG
+                answer.prompt = await logged_prompt(service, route, body, long=long)
+                adapter = await ready(service, choice, route, body, answer, held, long=long)
+                model = adapter or catalogue.bases[0]
                 bodies.force(route, body, model, salt, answer.id)
                 content = json.dumps(body).encode()
             except RecursionError:

@@ -20,6 +20,7 @@ from vllm_edit.serving.residency import Residency
 from vllm_edit.serving.scope import Scopes
 from vllm_edit.serving.settings import Settings
 from vllm_edit.serving.spoken import Decode
+from vllm_edit.serving.threads import Threads
 from vllm_edit.serving.watcher import Watcher
 from vllm_edit.store.store import Store
 
@@ -38,6 +39,7 @@ class Service:
     answers: AnswerLog
     metrics: Metrics
     decode: Decode
+    texts: Threads  # in which long bodies are read
     max_model_len: int
     started: int
     folder: TemporaryDirectory[str]  # of the resident adapters; it goes when this object does

@@ -1,4 +1,4 @@
-"""Threads for work that waits for the registry: not those in which adapters are read for requests.
+"""Threads for work that waits for the registry, or reads long bodies: not those in which adapters are read.
 
 asyncio's own are few on a small machine. While the registry hangs, outcomes that clients report would take them all,
 and the next tenant's request would wait too; while an object store hangs, adapters would take them all, and a server

@@ -8,8 +8,10 @@ vLLM's resolver interface can be used without that flag.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from vllm_edit.errors import EditError
@@ -61,9 +63,14 @@ class Engine:
         answers: list[dict[str, list[str]]] = await self.client.collective_rpc(wrapped.METHOD, args=(list(site),))
         return answers
 
+    @cached_property
+    def tokenizer(self) -> Any:
+        """A copy of the engine's own: vLLM sets that one's truncation, which fails while a thread of ours uses it."""
+        return copy.deepcopy(self.client.renderer.get_tokenizer())
+
     def count_tokens(self, text: str) -> int:
-        """Number of tokens of `text`, without special tokens."""
-        return len(self.client.renderer.get_tokenizer().encode(text, add_special_tokens=False))
+        """Number of tokens of `text`, without special tokens. Other threads go on meanwhile."""
+        return len(self.tokenizer.encode(text, add_special_tokens=False))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids; special tokens stay as they are written.
@@ -72,7 +79,7 @@ class Engine:
             EditError: an id that no tokenizer has.
         """
         try:
-            return str(self.client.renderer.get_tokenizer().decode(list(ids)))
+            return str(self.tokenizer.decode(list(ids)))
         except OverflowError as error:
             raise EditError(f"prompt holds a number that is no token id: {error}") from error
 

@@ -1,0 +1,142 @@
+"""A long body holds up nobody else: it is read in a thread, or refused by its size alone."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.serving import places
+from tests.serving.without_engine import Place, run
+from vllm_edit.serving.settings import Settings
+
+LONG_S = 60.0  # a limit for a busy machine
+CHAT = "/v1/chat/completions"
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("long")
+    store = places.make_store(folder / "store", places.make_site(places.make_model(folder / "model")))
+    places.add_patch(store, "capital", 1)
+    places.save_accepted(store, places.scoped_patch(store.site(), "world", (("Quito",),)))
+    store.registry.close()
+    return folder / "store"
+
+
+class Slow:
+    """A tokenizer that goes on only when another request was answered meanwhile."""
+
+    def __init__(self) -> None:
+        self.begun, self.answered = threading.Event(), threading.Event()
+
+    def wait(self) -> None:
+        self.begun.set()
+        if not self.answered.wait(LONG_S / 10):
+            self.answered.set()
+            raise AssertionError("nobody else was answered meanwhile")
+
+
+def make_place(
+    folder: Path, template: Path, monkeypatch: pytest.MonkeyPatch, *, log_prompts: bool = False, **engine: Any
+) -> Place:
+    for name, replacement in engine.items():
+        monkeypatch.setattr(f"tests.serving.without_engine.Slots.{name}", replacement)
+    return Place(folder, template, Settings(store="here", log_prompts=log_prompts))
+
+
+def meanwhile(place: Place, slow: Slow, **asked: Any) -> tuple[int, int]:
+    """Statuses of a request that takes its time, and of another one that comes during that."""
+
+    async def steps() -> tuple[int, int]:
+        first = asyncio.create_task(place.ask(**asked))
+        await asyncio.to_thread(slow.begun.wait, LONG_S)
+        other = await place.ask("atlas")
+        slow.answered.set()
+        return (await first).status_code, other.status_code
+
+    return run(steps())
+
+
+def counting(slow: Slow) -> Callable[[Any, str], int]:
+    def count(_: Any, text: str) -> int:
+        slow.wait()
+        return 10
+
+    return count
+
+
+def decoding(slow: Slow) -> Callable[[Any, Sequence[int]], str]:
+    def decode(_: Any, ids: Sequence[int]) -> str:
+        slow.wait()
+        return "Is Quito high?"
+
+    return decode
+
+
+def test_tokenizing_a_long_body_leaves_the_event_loop(
+    tmp_path: Path, template: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = Slow()
+    place = make_place(tmp_path, template, monkeypatch, count_tokens=counting(slow))
+    assert meanwhile(place, slow, model="capital:ike", prompt="word " * 5000) == (200, 200)
+
+
+@pytest.mark.parametrize(("model", "log_prompts"), [("world", False), ("world:ike", False), ("atlas", True)])
+def test_decoding_many_token_ids_leaves_the_event_loop(
+    tmp_path: Path, template: Path, monkeypatch: pytest.MonkeyPatch, model: str, log_prompts: bool
+) -> None:
+    slow = Slow()
+    place = make_place(tmp_path, template, monkeypatch, log_prompts=log_prompts, decode=decoding(slow))
+    status, other = meanwhile(place, slow, model=model, prompt=[[5] * 200] * 50)
+    assert other == 200
+    assert status == (400 if model == "world:ike" else 200), "mode ike takes no token ids"
+
+
+def refuse_to_count(_: Any, text: str) -> int:
+    raise AssertionError("it was tokenized")
+
+
+@pytest.mark.parametrize(
+    ("route", "asked"),
+    [
+        ("/v1/completions", {"prompt": "word " * 20_000}),
+        ("/v1/completions", {"prompt": ["word", "字" * 40_000]}),
+        (CHAT, {"messages": [{"role": "user", "content": "word " * 1000}] * 20}),
+        ("/v1/responses", {"input": "word " * 20_000}),
+    ],
+)
+def test_a_body_that_cannot_fit_the_context_is_refused_before_it_is_tokenized(
+    tmp_path: Path, template: Path, monkeypatch: pytest.MonkeyPatch, route: str, asked: dict[str, Any]
+) -> None:
+    place = make_place(tmp_path, template, monkeypatch, count_tokens=refuse_to_count)
+    reply = run(place.ask("capital:ike", route, **asked))
+    assert reply.status_code == 400
+    assert "take all 256 tokens of the model" in reply.json()["error"]["message"]
+
+
+def test_many_prompts_that_fit_one_by_one_are_counted(
+    tmp_path: Path, template: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = make_place(tmp_path, template, monkeypatch, count_tokens=lambda _, text: 10)
+    assert run(place.ask("capital:ike", prompt=["word " * 1000] * 20)).status_code == 200
+
+
+def test_more_token_ids_than_the_context_are_refused_before_they_are_decoded(
+    tmp_path: Path, template: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: Any, ids: Sequence[int]) -> str:
+        raise AssertionError("they were decoded")
+
+    with monkeypatch.context() as patched:
+        place = make_place(tmp_path, template, patched, decode=refuse)
+        for prompt in ([5] * 20_000, [[5], [5] * 20_000]):
+            reply = run(place.ask("world", prompt=prompt))
+            assert reply.status_code == 400
+            assert "20000 token ids, the model reads at most 256" in reply.json()["error"]["message"]
+    place.service.decode = lambda ids: "Is Quito high?"
+    assert run(place.ask("world", prompt=[5] * 20_000, truncate_prompt_tokens=5)).status_code == 200
