@@ -62,6 +62,59 @@ def test_a_rollout_is_led_from_create_to_kill(program: Program, store: Store, na
     assert row.split()[4].endswith(":ike")
 
 
+def test_without_a_control_it_is_what_the_tenant_is_served(
+    program: Program, store: Store, names: tuple[str, str]
+) -> None:
+    old, new = names
+    third = store.save(compiled(seed=2))
+    store.registry.set_status(third, "accepted")
+
+    def control(name: str) -> str:
+        return program("rollout", "create", name, "--tenant", "acme", "--treatment", third, "--json").json["control"]
+
+    program("rollout", "create", "r1", "--tenant", "acme", "--treatment", f"{new}:ike")
+    program("rollout", "ramp", "r1", "1")
+    program("rollout", "promote", "r1")
+    assert control("r2") == f"{new}:ike", "not what is published"
+    program("rollout", "kill", "r2")
+    program("rollout", "kill", "r1")
+    assert control("r3") == old
+    program("rollout", "kill", "r3")
+    program("tenant", "rollback", "acme")
+    program("rollout", "create", "r4", "--tenant", "acme", "--treatment", new, "--control", third)
+    program("rollout", "ramp", "r4", "1")
+    program("rollout", "kill", "r4")
+    program("rollout", "create", "r5", "--tenant", "acme", "--treatment", old)
+    assert store.registry.rollouts.find("r5").control.name == third, "a killed rollout's control, not what is published"
+
+
+def test_lists_tell_what_is_served_by_a_rollout(program: Program, store: Store, names: tuple[str, str]) -> None:
+    old, new = names
+
+    def listed() -> tuple[str | None, str, dict[str, list[str]]]:
+        [tenant] = program("tenant", "list", "--json").json
+        served = {one["name"]: one["tenants"] for one in program("list", "--json").json}
+        assert program("show", old, "--json").json["tenants"] == served[old]
+        return tenant["active"], tenant["mode"], served
+
+    program("rollout", "create", "spring", "--tenant", "acme", "--treatment", f"{new}:ike")
+    assert listed() == (old, "weights", {old: ["acme"], new: []})
+    program("rollout", "ramp", "spring", 12.5)
+    assert listed() == (old, "weights", {old: ["acme"], new: ["acme"]}), "two arms are served"
+    header, row = program("tenant", "list").out.splitlines()
+    assert header.split() == ["TENANT", "SERVED", "UNTIL", "ROLLOUT", "TREATMENT"]
+    assert row.split()[2:5] == ["spring", "6.25", "%:"]
+    program("rollout", "promote", "spring")
+    assert listed() == (new, "ike", {old: [], new: ["acme"]})
+    assert program("tenant", "list").out.splitlines()[1].split()[1].endswith(":ike")
+    assert "behind rollout spring" in program("tenant", "history", "acme").out
+    program("rollout", "kill", "spring")
+    assert listed() == (old, "weights", {old: ["acme"], new: []})
+    program("tenant", "publish", "acme", new)
+    assert listed() == (new, "weights", {old: [], new: ["acme"]})
+    assert "active" in program("tenant", "history", "acme").out
+
+
 def test_status_shows_arms_comparisons_and_warnings(
     program: Program, store: Store, names: tuple[str, str], tmp_path: Path
 ) -> None:

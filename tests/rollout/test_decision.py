@@ -119,3 +119,22 @@ def test_deciding_imports_no_engine_no_torch_and_no_database() -> None:
     )
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"
+
+
+def test_what_a_tenant_is_served_is_what_a_request_that_names_nobody_is_answered_with() -> None:
+    later, earlier = NOW + timedelta(days=1), NOW - timedelta(days=1)
+    new = Arm("ike", NEW, later)
+    states = [
+        TenantState("acme", None),
+        TenantState("acme", OLD, valid_until=later),
+        TenantState("acme", OLD, rollout(treatment=new)),
+        TenantState("acme", OLD, rollout(50, treatment=new)),
+        TenantState("acme", None, rollout(50, treatment=new).promoted()),
+        TenantState("acme", NEW, rollout(50).killed()),
+        TenantState("acme", OLD, rollout(50, treatment=Arm("weights", NEW, earlier)).promoted()),
+    ]
+    served = [state.served(NOW) for state in states]
+    old = Arm("weights", OLD)
+    assert served == [Arm("base"), Arm("weights", OLD, later), old, old, new, old, old]
+    answers = [decide(state, {}, {}, NOW) for state in states]
+    assert [(arm.mode, arm.name) for arm in served] == [(answer.mode, answer.adapter) for answer in answers]

@@ -199,6 +199,21 @@ def test_a_rollout_over_http_is_made_ramped_watched_and_killed(place: Administer
     run(steps())
 
 
+def test_the_next_rollouts_control_and_the_listing_are_what_the_tenant_is_served(place: Administered) -> None:
+    async def steps() -> None:
+        await place.post("/rollouts", {"name": "spring", "tenant": "acme", "treatment": "city:ike"})
+        await place.post("/rollouts/spring/ramp", {"percent": 1})
+        await place.post("/rollouts/spring/promote")
+        [told] = (await place.get("")).json()["tenants"]
+        assert told == {"tenant": "acme", "active": place.second, "rollout": "spring"}
+        [tenant] = (await place.get("/tenants")).json()
+        assert (tenant["active"], tenant["mode"], tenant["rollout"]) == (place.second, "ike", "spring")
+        made = await place.post("/rollouts", {"name": "summer", "tenant": "acme", "treatment": "capital"})
+        assert made.json()["control"] == f"{place.second}:ike"
+
+    run(steps())
+
+
 def test_outcomes_are_for_the_tenant_of_the_answer_and_count_once(place: Administered) -> None:
     registry = place.store.registry
 

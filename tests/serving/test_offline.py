@@ -9,6 +9,9 @@ import pytest
 
 from tests.serving import places, traffic
 from vllm_edit.errors import EditError, Incompatible, NotFound
+from vllm_edit.rollout.arm import Arm
+from vllm_edit.rollout.decision import Choice
+from vllm_edit.rollout.rollout import Rollout
 from vllm_edit.serving.offline import PatchedLLM
 from vllm_edit.store.store import Store
 
@@ -76,6 +79,28 @@ def test_what_cannot_be_served_is_refused(opened: tuple[PatchedLLM, Store, Path]
             llm.generate(PROMPT, sampling(), patch="foreign")
     finally:
         llm.store = store
+
+
+def test_a_tenant_is_answered_as_a_server_answers_who_names_no_user(tmp_path: Path) -> None:
+    store = places.make_store(tmp_path / "store", places.make_site(places.make_model(tmp_path / "model")))
+    published, promoted = (places.add_patch(store, f"patch{index}", index) for index in range(2))
+    llm = object.__new__(PatchedLLM)  # choosing needs no engine
+    llm.store = store
+    registry = store.registry
+    registry.create_tenant("acme")
+    assert llm.choose(None, "acme", None) == Choice("base", None, "acme", "DEFAULT")
+    registry.publish("acme", published)
+    assert llm.choose(None, "acme", None) == Choice("weights", published, "acme", "TARGETING_MATCH")
+    arms = {"control": Arm("base"), "treatment": Arm("ike", promoted)}
+    registry.rollouts.create(Rollout("spring", "acme", salt="pepper", **arms))
+    registry.rollouts.ramp("spring", 100)
+    assert (control := llm.choose(None, "acme", None)).adapter is None
+    assert (control.mode, control.reason, control.arm) == ("base", "NO_KEY", "control")
+    registry.rollouts.promote("spring")
+    assert (treated := llm.choose(None, "acme", None)).adapter == promoted
+    assert (treated.mode, treated.reason) == ("ike", "STATIC")
+    assert llm.choose(None, "acme", "weights") == Choice("weights", promoted, "acme", "STATIC")
+    assert llm.choose("patch0", None, None) == Choice("weights", published)
 
 
 def test_gpt2_and_gptj_support_lora_in_this_process() -> None:

@@ -171,6 +171,53 @@ def test_an_arm_must_have_passed_its_gate_and_is_kept_while_it_is_needed(registr
         steps.create(rollout(name="summer"))
 
 
+def test_what_a_tenant_is_served_is_what_its_rollout_says(registry: Registry) -> None:
+    steps = registry.rollouts
+
+    def told() -> tuple[str | None, str, str | None, str | None]:
+        tenant = registry.tenants()[0]
+        assert (tenant.mode, tenant.active) == ((arm := registry.served("acme")).mode, arm.name)
+        return tenant.active, tenant.mode, tenant.rollout, tenant.treatment
+
+    steps.create(rollout(control=Arm("base"), treatment=Arm("ike", NEW)))
+    assert told() == (OLD, "weights", None, None), "nobody is served by it before its first ramp"
+    steps.ramp("spring", 20)
+    assert told() == (None, "base", "spring", f"{NEW}:ike")
+    assert registry.tenants()[0].treated == 10.0
+    steps.promote("spring")
+    assert told() == (NEW, "ike", "spring", None)
+    assert registry.active("acme") == OLD, "promoting publishes nothing"
+    steps.kill("spring")
+    assert told() == (None, "base", "spring", None)
+    assert registry.tenants()[1].active == OLD
+    with pytest.raises(NotFound, match="no tenant"):
+        registry.served("nobody")
+
+
+def test_an_arm_that_is_served_already_needs_no_second_override(registry: Registry) -> None:
+    steps, end = registry.rollouts, NOW + timedelta(days=1)
+    registry.add_patch(NEW, valid_until=end)
+    registry.set_status(NEW, "rejected", "locality 0.62")
+    steps.create(rollout(), override="they insist", by="ann")
+    steps.ramp("spring", 1)
+    steps.promote("spring")
+    made = steps.create(rollout(name="summer", control=registry.served("acme"), treatment=Arm("weights", THIRD)))
+    assert made.control == Arm("weights", NEW, end)
+
+
+def test_a_kill_closes_what_was_made_to_follow_the_killed_one(registry: Registry) -> None:
+    steps = registry.rollouts
+    steps.create(rollout())
+    steps.ramp("spring", 1)
+    steps.promote("spring")
+    steps.create(rollout(name="summer", control=registry.served("acme"), treatment=Arm("weights", THIRD)))
+    steps.kill("spring")
+    assert '"closes":["summer"]' in registry.audit("acme")[-1].new
+    with pytest.raises(EditError, match="replaced it"):
+        steps.ramp("summer", 1)
+    assert registry.served("acme").name == OLD, "nobody falls back to what was killed"
+
+
 def test_an_arm_ends_with_its_patch(registry: Registry) -> None:
     end = NOW + timedelta(days=1)
     registry.add_patch(NEW, valid_until=end)

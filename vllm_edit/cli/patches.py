@@ -108,11 +108,14 @@ def _scope(manifest: Manifest) -> str:
 
 
 def _served(store: Store) -> Mapping[str, list[str]]:
-    """Name → tenants that are served it."""
+    """Name → tenants that are served it, by both arms of a rollout."""
+    from vllm_edit.rollout.arm import Arm
+
     served: dict[str, list[str]] = {}
     for tenant in store.registry.tenants():
-        if tenant.active is not None:
-            served.setdefault(tenant.active, []).append(tenant.name)
+        treatment = Arm.of(tenant.treatment).name if tenant.treatment else None
+        for name in {tenant.active, treatment} - {None}:
+            served.setdefault(str(name), []).append(tenant.name)
     return served
 
 

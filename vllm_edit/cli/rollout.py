@@ -12,7 +12,7 @@ from vllm_edit.cli.group import group
 from vllm_edit.cli.output import JsonOption, StoreOption, WhoOption, WhyOption, print_json, print_table, when
 
 if TYPE_CHECKING:
-    from vllm_edit.rollout.arm import Arm, Side
+    from vllm_edit.rollout.arm import Side
     from vllm_edit.rollout.rollout import Rollout
     from vllm_edit.store.registry import Registry
 
@@ -66,7 +66,7 @@ def create(
         name,
         tenant,
         resolve=opened.resolve,
-        active=opened.registry.active,
+        served=opened.registry.served,
         treatment=treatment,
         control=control,
         split=split,
@@ -163,7 +163,7 @@ def list_(
     rows = []
     for entry in entries:
         one = entry.rollout
-        arms = (_short(one.control), _short(one.treatment))
+        arms = (one.control.short, one.treatment.short)
         rows.append((one.name, one.tenant, _state(one), *arms, _percent(one.share), when(entry.changed_at)))
     print_table(("NAME", "TENANT", "STATE", "CONTROL", "TREATMENT", "SHARE", "CHANGED"), rows)
 
@@ -217,14 +217,6 @@ def _state(rollout: Rollout) -> str:
 
 def _percent(buckets: int) -> str:
     return f"{buckets / 100:g} %"
-
-
-def _short(arm: Arm) -> str:
-    from vllm_edit.store.names import short
-
-    if arm.name is None:
-        return "base"
-    return short(arm.name) if arm.mode == "weights" else f"{short(arm.name)}:{arm.mode}"
 
 
 def _times(entry: Any) -> dict[str, Any]:

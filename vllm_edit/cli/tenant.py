@@ -34,8 +34,8 @@ def create(name: TenantArgument, who: WhoOption = "", store: StoreOption = None,
 
 @app.command("list")
 def list_(store: StoreOption = None, json: JsonOption = False) -> None:
-    """List tenants with what each is served."""
-    from vllm_edit.store.names import short
+    """List tenants with what each is served, by a rollout where one decides."""
+    from vllm_edit.rollout.arm import Arm
     from vllm_edit.store.store import Store
 
     tenants = Store.open(store).registry.tenants()
@@ -45,12 +45,14 @@ def list_(store: StoreOption = None, json: JsonOption = False) -> None:
     rows = [
         (
             tenant.name,
-            short(tenant.active) if tenant.active else "base",
+            Arm(tenant.mode, tenant.active).short,
             when(tenant.valid_until) if tenant.valid_until else "",
+            tenant.rollout or "",
+            f"{tenant.treated:g} %: {Arm.of(tenant.treatment).short}" if tenant.treatment else "",
         )
         for tenant in tenants
     ]
-    print_table(("TENANT", "SERVED", "UNTIL"), rows)
+    print_table(("TENANT", "SERVED", "UNTIL", "ROLLOUT", "TREATMENT"), rows)
 
 
 @app.command()
@@ -102,23 +104,25 @@ def rollback(
 
 @app.command()
 def history(tenant: TenantArgument, store: StoreOption = None, json: JsonOption = False) -> None:
-    """Show a tenant's publications, newest first."""
+    """Show a tenant's publications, newest first. Where a rollout decides, none of them is active."""
     from datetime import UTC, datetime
 
     from vllm_edit.store.entries import served
     from vllm_edit.store.names import short
     from vllm_edit.store.store import Store
 
-    publications = Store.open(store).registry.history(tenant)
+    registry = Store.open(store).registry
+    publications = registry.history(tenant)
     if json:
         print_json([_as_json(publication) for publication in publications])
         return
     now = datetime.now(UTC)
-    active = served(publications, now)
+    active, rollout = served(publications, now), registry.state(tenant).rollout
+    in_force = "active" if rollout is None else f"behind rollout {rollout.name}"
     rows = []
     for one in publications:
         ended = "ended" if one.ended(now) else ""
-        state = "active" if one is active else "rolled back" if one.rolled_back else ended
+        state = in_force if one is active else "rolled back" if one.rolled_back else ended
         why = " / ".join(text for text in (one.why, one.rolled_back_why) if text)
         until = when(one.valid_until) if one.valid_until else ""
         rows.append((when(one.at), short(one.name), state, until, one.by, why))

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Literal, get_args
 
 from vllm_edit.errors import EditError
-from vllm_edit.store.names import check_name, shown
+from vllm_edit.store.names import check_name, short, shown
 
 Side = Literal["control", "treatment"]
 SIDES: tuple[Side, ...] = get_args(Side)
@@ -33,9 +33,20 @@ class Arm:
         if self.name is not None:
             check_name(self.name)
 
+    @classmethod
+    def of(cls, text: str) -> Arm:
+        """The arm that `str` wrote."""
+        name, mode = split_reference(text)
+        return cls(mode, name)
+
     def __str__(self) -> str:
         """As a request's `model` field would say it."""
         return "base" if self.name is None else self.name if self.mode == "weights" else f"{self.name}:{self.mode}"
+
+    @property
+    def short(self) -> str:
+        """The same with the digest cut for people."""
+        return "base" if self.name is None else str(self).replace(self.name, short(self.name))
 
     def ended(self, now: datetime) -> bool:
         return self.valid_until is not None and self.valid_until <= now

@@ -10,15 +10,28 @@ from typing import Any
 from vllm_edit.rollout.arm import Arm, Mode, Side
 from vllm_edit.rollout.assignment import Assignment, assign
 from vllm_edit.rollout.rollout import Rollout
+from vllm_edit.rollout.sticky import StickyKey
 
 
 @dataclass(frozen=True)
 class TenantState:
-    """A tenant at one moment: the published composition (None: the base model), and the rollout that governs it."""
+    """A tenant at one moment: the published composition (None: the base model) with its end, and the rollout that
+    governs it."""
 
     tenant: str
     active: str | None
     rollout: Rollout | None = None
+    valid_until: datetime | None = None
+
+    @property
+    def published(self) -> Arm:
+        return Arm("base") if self.active is None else Arm("weights", self.active, self.valid_until)
+
+    def served(self, now: datetime) -> Arm:
+        """What a request is answered with that names no user and asks for no mode: the governing rollout's arm, else
+        what is published."""
+        assignment = _assigned(self, None, now)
+        return self.published if assignment is None else assignment.arm
 
 
 @dataclass(frozen=True)
@@ -52,21 +65,24 @@ def decide(
     (`acme:ike`), None where it leaves that open. The rollout then still says which composition, but the answer is no
     observation of either arm: whether a request asks may depend on what its user was answered before.
     """
-    rollout = state.rollout
-    if rollout is None or not rollout.governs:
-        return _published(state, mode)
-    assignment = assign(rollout, rollout.sticky.key(headers, body, api_key))
+    key = state.rollout.sticky.key(headers, body, api_key) if state.rollout is not None else None
+    assignment = _assigned(state, key, now)
+    if assignment is None:
+        reason = "DEFAULT" if state.active is None else "TARGETING_MATCH"
+        return _asked(state.tenant, state.published, mode, reason)
     arm = assignment.arm
-    if arm.ended(now):
-        return _published(state, mode)
     if mode is not None:
         return _asked(state.tenant, arm, mode, "STATIC")
     return Choice(arm.mode, arm.name, state.tenant, assignment.reason, assignment.side, assignment)
 
 
-def _published(state: TenantState, mode: Mode | None) -> Choice:
-    published = Arm("base") if state.active is None else Arm("weights", state.active)
-    return _asked(state.tenant, published, mode, "DEFAULT" if state.active is None else "TARGETING_MATCH")
+def _assigned(state: TenantState, key: StickyKey | None, now: datetime) -> Assignment | None:
+    """The side that the tenant's rollout puts the key on; None where what is published decides."""
+    rollout = state.rollout
+    if rollout is None or not rollout.governs:
+        return None
+    assignment = assign(rollout, key)
+    return None if assignment.arm.ended(now) else assignment
 
 
 def _asked(tenant: str, arm: Arm, mode: Mode | None, reason: str) -> Choice:

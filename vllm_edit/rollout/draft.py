@@ -19,7 +19,7 @@ def draft(
     tenant: str,
     *,
     resolve: Resolve,
-    active: Callable[[str], str | None],
+    served: Callable[[str], Arm],
     treatment: str,
     control: str | None,
     split: float,
@@ -31,20 +31,15 @@ def draft(
     salt: str | None,
     alpha: float,
 ) -> Rollout:
-    """active: what a tenant is served, which is the control unless another is said. split: per cent on treatment.
+    """served: what a tenant is served, which is the control unless another is said. split: per cent on treatment.
 
     Raises:
         EditError: with every part that cannot be.
     """
-    if control is None:
-        served = active(tenant)
-        old = Arm("base") if served is None else Arm("weights", served)
-    else:
-        old = _arm(control, resolve)
     return Rollout(
         name,
         tenant,
-        old,
+        served(tenant) if control is None else _arm(control, resolve),
         _arm(treatment, resolve),
         salt or secrets.token_hex(8),
         buckets_of(split),

@@ -37,7 +37,7 @@ class Rollout:
     share: buckets (of 10,000) that take part. split: of those that take part, buckets on the treatment; the rest of
     them are the control that the treatment is compared with. Keys that do not take part are served control too, but
     not compared: as the ramp grows they change sides, and then two times would be compared rather than two arms.
-    closed: a later publication or rollback decides for the tenant; the rollout no longer does.
+    closed: a later publication, rollback or step of another rollout decides for the tenant; this one no longer does.
     """
 
     name: str

@@ -20,8 +20,8 @@ from functools import cached_property
 from typing import Any, get_args
 
 from vllm_edit.errors import EditError, NotFound
-from vllm_edit.rollout.arm import Mode
-from vllm_edit.rollout.decision import Choice, TenantState, decide
+from vllm_edit.rollout.arm import Arm, Mode
+from vllm_edit.rollout.decision import Choice, decide
 from vllm_edit.serving.caller import Caller
 from vllm_edit.store import names
 from vllm_edit.store.snapshot import Snapshot
@@ -76,15 +76,16 @@ class Catalogue:
     def names(self) -> frozenset[str]:
         return frozenset(self.newest_first)
 
-    def served(self, now: datetime) -> dict[str, str | None]:
-        """Tenant → the full name of what it is served, None for base. Where a rollout decides, what is published."""
-        return {tenant: self.snapshot.active(tenant, now) for tenant in self.snapshot.standing}
+    def served(self, now: datetime) -> dict[str, Arm]:
+        """Tenant → what it is served: its rollout's arm for those who name no user, else what is published."""
+        return {tenant: self.snapshot.state(tenant, now).served(now) for tenant in self.snapshot.standing}
 
     def wanted(self, now: datetime) -> list[str]:
         """Full names that requests are likely to need: of what is published, and of both arms of rollouts."""
         arms = [arm for one in self.snapshot.rollouts.values() for arm in (one.control, one.treatment)]
         rolled = [arm.name for arm in arms if arm.mode == "weights" and not arm.ended(now)]
-        return list(dict.fromkeys(name for name in (*self.served(now).values(), *rolled) if name is not None))
+        published = [self.snapshot.active(tenant, now) for tenant in self.snapshot.standing]
+        return list(dict.fromkeys(name for name in (*published, *rolled) if name is not None))
 
     def resolve(self, model: str | None, asking: Asking) -> Choice:
         """Which adapter and mode a `model` field means.
@@ -121,8 +122,7 @@ class Catalogue:
 
     def _tenant(self, tenant: str, mode: Mode | None, asking: Asking) -> Choice:
         """What the tenant is served: by its rollout's arm, else what is published."""
-        active = self.snapshot.active(tenant, asking.now)
-        state = TenantState(tenant, active, self.snapshot.rollouts.get(tenant))
+        state = self.snapshot.state(tenant, asking.now)
         return decide(state, asking.headers, asking.body, asking.now, asking.caller.key, mode)
 
     def _reachable(self, asking: Asking) -> tuple[str, ...]:

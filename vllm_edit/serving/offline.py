@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from vllm_edit.errors import EditError, Incompatible
 from vllm_edit.ike.prefix import Edited, build_prefix, wrap
 from vllm_edit.ike.scoped import Shelf
 from vllm_edit.rollout.arm import Mode
-from vllm_edit.rollout.decision import Choice
+from vllm_edit.rollout.decision import Choice, decide
 from vllm_edit.serving.alias import MODES
 from vllm_edit.serving.compat import cpu_lora_mask, families, version, wrapped
 from vllm_edit.serving.compat.offline_engine import OfflineEngine
@@ -81,13 +82,15 @@ class PatchedLLM:
         *,
         patch: str | Sequence[str | None] | None = None,
         tenant: str | Sequence[str | None] | None = None,
-        mode: Mode | Sequence[Mode] = "weights",
+        mode: Mode | Sequence[Mode | None] | None = None,
         **generate_kwargs: Any,
     ) -> list[RequestOutput]:
         """Answer `prompts` in one batch; `patch`, `tenant` and `mode` are one for all or a list with one per prompt.
 
-        Without patch and tenant a prompt is answered by the base model; so is one that mentions no subject of a patch
-        with scope subject. In mode ike each output's `prompt` shows the prefix that was put before it.
+        A tenant's prompt is answered as a server answers who names no user: by its rollout's arm where one decides.
+        Without a mode that is the arm's; a patch is applied in mode weights. Without patch and tenant a prompt is
+        answered by the base model; so is one that mentions no subject of a patch with scope subject. In mode ike
+        each output's `prompt` shows the prefix that was put before it.
 
         Raises:
             NotFound: no such patch or tenant.
@@ -113,18 +116,18 @@ class PatchedLLM:
         self._engine.close()
         self._folder.cleanup()
 
-    def choose(self, patch: str | None, tenant: str | None, mode: Mode) -> Choice:
+    def choose(self, patch: str | None, tenant: str | None, mode: Mode | None) -> Choice:
         """What answers one prompt: the same `Choice` as the server's router makes."""
-        if mode not in MODES:
+        if mode is not None and mode not in MODES:
             raise EditError(f"expected a mode among {', '.join(MODES)}, got {mode!r}")
         if patch is not None and tenant is not None:
             raise EditError(f"a prompt is for a patch or for a tenant, got {patch!r} and {tenant!r}")
-        adapter = self.store.resolve(patch) if patch is not None else None
         if tenant is not None:
-            adapter = self.store.registry.active(tenant)
-        if adapter is None or mode == "base":
-            return Choice("base", tenant=tenant, reason="DEFAULT" if adapter is None else "STATIC")
-        return Choice(mode, adapter, tenant, "STATIC" if tenant is None else "TARGETING_MATCH")
+            return decide(self.store.registry.state(tenant), {}, {}, datetime.now(UTC), mode=mode)
+        if patch is None:
+            return Choice("base", reason="DEFAULT")
+        adapter = self.store.resolve(patch)
+        return Choice("base") if mode == "base" else Choice(mode or "weights", adapter)
 
     def _request(self, text: str, choice: Choice) -> Any:
         if choice.mode != "weights" or choice.adapter is None:

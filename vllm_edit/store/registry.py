@@ -14,6 +14,8 @@ from typing import Any, get_args
 from sqlalchemy import URL, select
 
 from vllm_edit.errors import EditError
+from vllm_edit.rollout.arm import Arm
+from vllm_edit.rollout.decision import TenantState
 from vllm_edit.store import audit_rows, key_rows, patch_rows, publication_rows, rollout_rows, tables, tenant_rows
 from vllm_edit.store.anchor import ANCHOR, Anchor
 from vllm_edit.store.answers import Answers
@@ -119,15 +121,28 @@ class Registry:
             return tenant
 
     def tenants(self) -> list[Tenant]:
-        """All tenants by name, each with its active patch."""
+        """All tenants by name, each with what it is served."""
         with self._database.read() as connection:
             return tenant_rows.by_name(connection)
 
     def active(self, tenant: str, at: datetime | None = None) -> str | None:
-        """The name that the tenant is served, or was or will be at some time; None for the base model."""
+        """The name that is published for the tenant, or was or will be at some time; None for the base model.
+
+        A rollout may serve another one: `served`.
+        """
         publications = self.history(tenant)
         found = served(publications, datetime.now(UTC)) if at is None else served_at(publications, at)
         return None if found is None else found.name
+
+    def state(self, tenant: str) -> TenantState:
+        """What decides the tenant's requests: what is published, and the rollout that governs it."""
+        with self._database.read() as connection:
+            tenant_rows.require(connection, tenant)
+            return tenant_rows.state(connection, tenant)
+
+    def served(self, tenant: str) -> Arm:
+        """What the tenant is served now: by the rollout that governs it, else what is published."""
+        return self.state(tenant).served(datetime.now(UTC))
 
     def publish(
         self,

@@ -74,9 +74,9 @@ def governing(connection: Connection) -> dict[str, Rollout]:
     return {one.tenant: one for one in standing(connection) if one.governs}
 
 
-def close(connection: Connection, tenant: str) -> list[str]:
-    """Let the tenant's publications decide again; returns the names of the rollouts that no longer do."""
-    closed = standing(connection, tenant)
+def close(connection: Connection, tenant: str, but: str | None = None) -> list[str]:
+    """Close the tenant's rollouts, `but` one of them; returns their names. Without it publications decide again."""
+    closed = [rollout for rollout in standing(connection, tenant) if rollout.name != but]
     for rollout in closed:
         put(connection, rollout.ended())
     return [rollout.name for rollout in closed]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
@@ -14,7 +14,7 @@ from vllm_edit.rollout.arm import Arm
 from vllm_edit.rollout.outcomes import Exposure
 from vllm_edit.rollout.report import RolloutReport, report
 from vllm_edit.rollout.rollout import Rollout, Verb
-from vllm_edit.store import outcome_rows, patch_rows, publication_rows, rollout_rows, tenant_rows
+from vllm_edit.store import outcome_rows, patch_rows, rollout_rows, tenant_rows
 from vllm_edit.store.changes import Changes
 from vllm_edit.store.database import Database
 from vllm_edit.store.publishable import publishable_until
@@ -61,6 +61,7 @@ class Rollouts:
         return self._step("pause", name, Rollout.paused, why, by)
 
     def kill(self, name: str, *, why: str = "", by: str = "") -> Rollout:
+        """Serve everyone control. One that was made while this was promoted has another control: it is closed."""
         return self._step("kill", name, Rollout.killed, why, by)
 
     def promote(self, name: str, *, why: str = "", by: str = "") -> Rollout:
@@ -117,12 +118,10 @@ class Rollouts:
             new = step(old)
             if new == old:
                 return old
-            if old.state == "created" and new.running:
-                for other in rollout_rows.standing(change.connection, tenant):
-                    if other.name != name:
-                        rollout_rows.put(change.connection, other.ended())
+            replaces = new.governs and (old.state == "created" or new.state == "killed")
+            closed = rollout_rows.close(change.connection, tenant, but=name) if replaces else []
             rollout_rows.put(change.connection, new)
-            change.tells(old.as_record(), new.as_record())
+            change.tells(old.as_record(), new.as_record() | ({"closes": closed} if closed else {}))
             return new
 
 
@@ -131,10 +130,8 @@ def _servable(connection: Connection, tenant: str, arm: Arm, override: str, by: 
     if arm.name is None:
         return arm
     entry = patch_rows.find(connection, arm.name)
-    active = publication_rows.active(connection, tenant)
-    ends: datetime | None
-    if active is not None and active.name == arm.name:
-        ends = active.valid_until
-    else:
-        ends = publishable_until(entry, override=override, by=by, valid_until=None)
-    return replace(arm, valid_until=ends)
+    state = tenant_rows.state(connection, tenant)
+    for known in (state.served(datetime.now(UTC)), state.published):
+        if known.name == arm.name:
+            return replace(arm, valid_until=known.valid_until)
+    return replace(arm, valid_until=publishable_until(entry, override=override, by=by, valid_until=None))

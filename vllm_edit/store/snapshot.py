@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from vllm_edit.rollout.decision import TenantState
 from vllm_edit.rollout.rollout import Rollout
-from vllm_edit.store.entries import PatchEntry, Publication, served
+from vllm_edit.store.entries import PatchEntry, Publication, served, tenant_state
 from vllm_edit.store.keys import Key
 
 
@@ -26,9 +27,12 @@ class Snapshot:
     rollouts: Mapping[str, Rollout] = field(default_factory=dict)
 
     def active(self, tenant: str, now: datetime) -> str | None:
-        """The name that the tenant is served, None for the base model; `KeyError` for an unknown tenant."""
-        publication = served(self.standing[tenant], now)
-        return None if publication is None else publication.name
+        """The name that is published for the tenant, None for the base model; `KeyError` for an unknown tenant."""
+        return self.state(tenant, now).active
+
+    def state(self, tenant: str, now: datetime) -> TenantState:
+        """What decides the tenant's requests; `KeyError` for an unknown tenant."""
+        return tenant_state(tenant, self.standing[tenant], self.rollouts.get(tenant), now)
 
     def next_end(self, now: datetime) -> datetime | None:
         """When what some tenant is served ends by itself: until then, nothing changes but by a new generation."""

@@ -7,8 +7,9 @@ from datetime import UTC, datetime
 from sqlalchemy import Connection, insert, select
 
 from vllm_edit.errors import EditError, NotFound
-from vllm_edit.store import publication_rows, tables
-from vllm_edit.store.entries import Tenant, served
+from vllm_edit.rollout.decision import TenantState
+from vllm_edit.store import publication_rows, rollout_rows, tables
+from vllm_edit.store.entries import Tenant, tenant_state
 from vllm_edit.store.names import check_tenant, nearest, shown
 
 
@@ -22,14 +23,19 @@ def create(connection: Connection, name: str) -> Tenant:
 
 
 def by_name(connection: Connection) -> list[Tenant]:
-    """All tenants, each with its active patch."""
-    standing, now = publication_rows.standing(connection), datetime.now(UTC)
-    tenants = []
+    """All tenants, each with what it is served."""
+    standing, rollouts = publication_rows.standing(connection), rollout_rows.governing(connection)
+    now, tenants = datetime.now(UTC), []
     for row in connection.execute(select(tables.tenants)):
-        active = served(standing.get(row.name, ()), now)
-        known = (None, None) if active is None else (active.name, active.valid_until)
-        tenants.append(Tenant(row.name, row.created_at, *known))
+        state = tenant_state(row.name, standing.get(row.name, ()), rollouts.get(row.name), now)
+        tenants.append(Tenant.of(state, row.created_at, now))
     return sorted(tenants, key=lambda tenant: tenant.name)  # not by the database: each sorts text its own way
+
+
+def state(connection: Connection, name: str) -> TenantState:
+    """What decides the requests of a tenant that there is."""
+    rollout = next((one for one in rollout_rows.standing(connection, name) if one.governs), None)
+    return tenant_state(name, publication_rows.history(connection, name), rollout, datetime.now(UTC))
 
 
 def require(connection: Connection, name: str) -> None:

@@ -16,6 +16,8 @@ from vllm_edit.store.entries import PatchEntry
 
 
 class Served(BaseModel):
+    """What a tenant is served where a request names no user; rollout: the one that decides, if one does."""
+
     tenant: str
     active: str | None
     rollout: str | None = None
@@ -111,8 +113,8 @@ def _listing(desk: Desk, now: datetime) -> Listing:
     resident, site = service.residency.names, service.residency.site
     rollouts = catalogue.snapshot.rollouts
     tenants = [
-        Served(tenant=name, active=active, rollout=rollouts[name].name if name in rollouts else None)
-        for name, active in sorted(catalogue.served(now).items())
+        Served(tenant=name, active=arm.name, rollout=rollouts[name].name if name in rollouts else None)
+        for name, arm in sorted(catalogue.served(now).items())
     ]
     return Listing(
         base=catalogue.bases[0],

@@ -60,7 +60,7 @@ def routes(desk: Desk) -> APIRouter:
             asked.name,
             asked.tenant,
             resolve=desk.service.store.resolve,
-            active=desk.registry.active,
+            served=desk.registry.served,
             treatment=asked.treatment,
             control=asked.control,
             split=asked.split,
