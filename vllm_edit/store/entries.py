@@ -92,8 +92,8 @@ class Publication:
 
 
 def served(newest_first: Iterable[Publication], now: datetime) -> Publication | None:
-    """What is published for a tenant with this history: its newest one that is neither rolled back nor ended; None is the
-    base model. One that ends makes way for the one before, as if it were rolled back.
+    """What is published for a tenant with this history: its newest one that is neither rolled back nor ended; None is
+    the base model. One that ends makes way for the one before, as if it were rolled back.
 
     When it was published does not matter: the clock that `now` comes from may be behind the publisher's.
     """
