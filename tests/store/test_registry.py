@@ -266,6 +266,19 @@ def test_what_has_ended_is_not_rolled_back_to(registry: Registry) -> None:
     assert registry.rollback("acme") is None
 
 
+def test_what_has_ended_stands_no_more(registry: Registry) -> None:
+    registry.publish("acme", A, valid_until=datetime.now(UTC) + timedelta(seconds=0.3))
+    assert not registry.retired.add(registry.patch(A)), "it is served"
+    while not registry.history("acme")[0].ended(datetime.now(UTC)):
+        time.sleep(0.05)
+    assert A not in registry.published()
+    assert registry.retired.add(registry.patch(A))
+    snapshot = registry.snapshot()
+    behind = datetime.now(UTC) - timedelta(hours=1)
+    assert snapshot.active("acme", behind) is None, "also by a clock by which it has not ended"
+    assert registry.history("acme")[0].name == A
+
+
 def test_a_patch_ends_with_the_first_of_its_edits(registry: Registry) -> None:
     soon = datetime.now(UTC) + timedelta(hours=1)
     registry.add_patch(A, valid_until=soon)
@@ -306,7 +319,7 @@ def test_migrations_run_once_from_empty_and_make_the_declared_tables(registry_ur
     assert [tenant.name for tenant in reopened.tenants()] == ["acme"]
     engine = create_engine(reopened.url)
     with engine.connect() as connection:
-        assert connection.execute(text("select version_num from alembic_version")).scalars().all() == ["0005"]
+        assert connection.execute(text("select version_num from alembic_version")).scalars().all() == ["0006"]
         assert connection.execute(text("select value from generation")).scalars().all() == [1]
         assert compare_metadata(MigrationContext.configure(connection), tables.metadata) == []
 

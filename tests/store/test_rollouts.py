@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -228,6 +229,19 @@ def test_an_arm_ends_with_its_patch(registry: Registry) -> None:
     registry.add_patch(NEW, valid_until=NOW - timedelta(days=1))
     with pytest.raises(EditError, match="would have ended"):
         registry.rollouts.create(rollout(name="summer"))
+
+
+def test_an_arm_past_its_end_is_kept_no_more(registry: Registry) -> None:
+    registry.add_patch(NEW, valid_until=datetime.now(UTC) + timedelta(seconds=0.5))
+    made = registry.rollouts.create(rollout())
+    registry.rollouts.ramp("spring", 1)
+    registry.rollouts.promote("spring")
+    assert not registry.retired.add(registry.patch(NEW)), "it is served"
+    while not made.treatment.ended(datetime.now(UTC)):
+        time.sleep(0.05)
+    assert registry.published() == {OLD}
+    assert registry.retired.add(registry.patch(NEW))
+    assert registry.served("acme").name == OLD
 
 
 # Exposures and outcomes

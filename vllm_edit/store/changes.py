@@ -16,6 +16,7 @@ from vllm_edit.store import audit_rows
 from vllm_edit.store.anchor import Anchor
 from vllm_edit.store.database import Database
 from vllm_edit.store.names import LABEL_LENGTH, REASON_LENGTH, check_note
+from vllm_edit.store.owner import Owner
 from vllm_edit.store.places import process_user
 
 logger = logging.getLogger(__name__)
@@ -38,8 +39,8 @@ class Change:
 class Changes:
     """The one way to write the registry's database."""
 
-    def __init__(self, database: Database, anchor: Anchor | None) -> None:
-        self._database, self._anchor = database, anchor
+    def __init__(self, database: Database, anchor: Anchor | None, owner: Owner | None = None) -> None:
+        self._database, self._anchor, self._owner = database, anchor, owner
 
     @contextmanager
     def make(self, what: str, *, tenant: str | None = None, by: str = "", why: str = "") -> Iterator[Change]:
@@ -48,6 +49,8 @@ class Changes:
         check_note(why, "a reason", REASON_LENGTH)
         head = None
         with self._database.change() as connection:
+            if self._owner is not None:
+                self._owner.enter(connection)
             change = Change(connection, who, why)
             yield change
             if change.told is not None:

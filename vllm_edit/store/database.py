@@ -82,17 +82,23 @@ class Database:
     """SQLite in WAL mode by default, PostgreSQL by its URL."""
 
     def __init__(
-        self, url: str | URL, before_new: Callable[[], None] = lambda: None, connections: int = CONNECTIONS
+        self,
+        url: str | URL,
+        before_new: Callable[[], None] = lambda: None,
+        connections: int = CONNECTIONS,
+        *,
+        check: Callable[[Connection], None] = lambda _: None,
     ) -> None:
         """The first transaction brings the schema up to date.
 
         before_new: called before an empty database gets its schema; what it raises keeps it empty. connections: at most
-        so many are open at once; who needs one more waits for half a minute, then `Unavailable` is raised.
+        so many are open at once; who needs one more waits for half a minute, then `Unavailable` is raised. check:
+        called once the schema is current, before anything else is read; while it raises, the database is not used.
         """
         self.url = _checked(url)
         self.sqlite = self.url.get_backend_name() == "sqlite"
         self._engine = _engine(self.url, self.sqlite, connections)
-        self._before_new = before_new
+        self._before_new, self._check = before_new, check
         self._migrated, self._migrating = False, threading.Lock()
         # SQLite takes its write lock when a transaction begins: one that starts by reading could not be upgraded
         # while another process writes, and would fail instead of waiting.
@@ -210,6 +216,8 @@ class Database:
         """Bring the schema up to date. Only writers queue up: many threads may find the database gone at once."""
         with self._reader.begin() as connection:
             current = migrations.is_current(connection)
+            if current:
+                self._check(connection)
         if not current:
             with self._migrating, self._writer.begin() as connection:
                 if not self.sqlite:
@@ -218,6 +226,7 @@ class Database:
                 if migrations.is_empty(connection):
                     self._before_new()
                 migrations.upgrade(connection)
+                self._check(connection)
         self._migrated = True
 
 

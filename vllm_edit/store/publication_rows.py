@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Row, and_, insert, or_, select, update
 
 from vllm_edit.errors import EditError, NotFound
 from vllm_edit.store import tables
@@ -68,17 +68,20 @@ def standing(connection: Connection) -> dict[str, tuple[Publication, ...]]:
 
 def standing_names(connection: Connection) -> set[str]:
     """Names that some tenant is served, or could be after a rollback."""
-    p = tables.publications.c
-    return set(connection.execute(select(p.name).where(p.rolled_back_at.is_(None))).scalars())
+    return set(connection.execute(select(tables.publications.c.name).where(_in_force())).scalars())
 
 
 def who_may_be_served(connection: Connection, name: str) -> str | None:
     """A tenant that is served `name`, or could be after a rollback."""
     p = tables.publications.c
-    tenant: str | None = connection.execute(
-        select(p.tenant).where(p.name == name, p.rolled_back_at.is_(None)).limit(1)
-    ).scalar()
+    tenant: str | None = connection.execute(select(p.tenant).where(p.name == name, _in_force()).limit(1)).scalar()
     return tenant
+
+
+def _in_force() -> ColumnElement[bool]:
+    """A publication is neither rolled back nor past its end."""
+    p = tables.publications.c
+    return and_(p.rolled_back_at.is_(None), or_(p.valid_until.is_(None), p.valid_until > datetime.now(UTC)))
 
 
 def _publication(row: Row[Any]) -> Publication:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any, get_args
 
-from sqlalchemy import URL, select
+from sqlalchemy import URL, Connection, select
 
 from vllm_edit.errors import EditError
 from vllm_edit.rollout.arm import Arm
@@ -25,6 +25,7 @@ from vllm_edit.store.database import FOLLOWING, Database
 from vllm_edit.store.entries import PatchEntry, Publication, Status, Tenant, served, served_at
 from vllm_edit.store.keys import ADMIN_RIGHTS, TENANT_RIGHTS, Key, NewKey, Right
 from vllm_edit.store.names import LABEL_LENGTH, check_note, shown
+from vllm_edit.store.owner import Owner
 from vllm_edit.store.publishable import publishable_until
 from vllm_edit.store.retired import Retired
 from vllm_edit.store.rollouts import Rollouts
@@ -36,15 +37,17 @@ from vllm_edit.store.waiting import waiting
 class Registry:
     """Registry in a SQL database: SQLite by default, PostgreSQL by its URL.
 
-    anchor: where the head of the audit is kept outside the database; a store has one.
+    anchor: where the head of the audit is kept outside the database; a store has one. owner: the store; a registry
+    that belongs to another one is refused when it is first used.
     """
 
-    def __init__(self, url: str | URL, anchor: Anchor | None = None) -> None:
+    def __init__(self, url: str | URL, anchor: Anchor | None = None, owner: Owner | None = None) -> None:
         """Nothing is connected yet. The first use brings the schema up to date."""
-        self._database, self._anchor = Database(url, self._refuse_to_begin), anchor
+        self._anchor, self._owner = anchor, owner
+        self._database = Database(url, self._refuse_to_begin, check=self._check_owner)
         # Connections of its own: while all others wait for a lock, a server must not be taken for dead.
-        self._following = Database(url, self._refuse_to_begin, FOLLOWING)
-        self.changes = Changes(self._database, anchor)
+        self._following = Database(url, self._refuse_to_begin, FOLLOWING, check=self._check_owner)
+        self.changes = Changes(self._database, anchor, owner)
         self.rollouts = Rollouts(self._database, self.changes)
         self.retired = Retired(self._database, self.changes)
         self.servers = Servers(self._database, self.changes, self._following)
@@ -284,12 +287,19 @@ class Registry:
         """The state that a server decides requests from, read in one transaction."""
         with self._following.read() as connection:
             generation = connection.execute(select(tables.generation.c.value)).scalar_one()
-            standing = publication_rows.standing(connection)
+            patches, standing = tuple(patch_rows.newest_first(connection)), publication_rows.standing(connection)
             tenants = [tenant.name for tenant in tenant_rows.by_name(connection)]
+            # Of an ended publication gc takes the patch: for a server whose clock is behind gc's it has ended too.
+            there = {patch.name for patch in patches}
             return Snapshot(
                 generation,
-                tuple(patch_rows.newest_first(connection)),
-                {tenant: standing.get(tenant, ()) for tenant in tenants},
+                patches,
+                {
+                    tenant: tuple(
+                        one for one in standing.get(tenant, ()) if one.valid_until is None or one.name in there
+                    )
+                    for tenant in tenants
+                },
                 {key.id: key for key in key_rows.oldest_first(connection)},
                 rollout_rows.governing(connection),
             )
@@ -320,6 +330,22 @@ class Registry:
         # The anchor first: what is committed after that is ahead of it, and not missing.
         anchored = self._anchor.read() if self._anchor is not None else EMPTY
         return verify(self.audit(), anchored)
+
+    def found(self, write_site: Callable[[], object]) -> None:
+        """Make the registry that of the store which is being made. write_site: makes the store, within the change: of
+        two that are made at once with this registry, one is.
+
+        Raises:
+            EditError: it belongs to another store.
+        """
+        with self._database.log() as connection:
+            if self._owner is not None:
+                self._owner.enter(connection)
+            write_site()
+
+    def _check_owner(self, connection: Connection) -> None:
+        if self._owner is not None:
+            self._owner.check(connection)
 
     def _refuse_to_begin(self) -> None:
         """An empty database where changes were made before is another one than they were made in. What would come of

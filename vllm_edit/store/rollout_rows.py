@@ -92,12 +92,13 @@ def refuse_running(connection: Connection, tenant: str) -> None:
 
 
 def names_in_use(connection: Connection) -> dict[str, str]:
-    """Compositions that a rollout serves, or may begin to → its name."""
+    """Compositions that a rollout serves, or may begin to → its name. An arm past its end it never serves again."""
+    now = datetime.now(UTC)
     return {
         arm.name: rollout.name
         for rollout in standing(connection)
         for arm in (rollout.control, rollout.treatment)
-        if arm.name is not None
+        if arm.name is not None and not arm.ended(now)
     }
 
 

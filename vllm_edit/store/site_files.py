@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from vllm_edit.errors import Corrupt, EditError
 from vllm_edit.store.digest import digest_json
-from vllm_edit.store.files import Files, LocalFiles
+from vllm_edit.store.files import Files
 from vllm_edit.store.site import Site
 
 if TYPE_CHECKING:
@@ -40,20 +40,19 @@ def read_site(files: Files) -> Site:
         raise Corrupt(f"{SITE} cannot be read ({error!r}); restore it from a backup") from error
 
 
-def write_material(files: Files, site: Site, material: Mapping[str, torch.Tensor]) -> None:
-    """The tensors that belong to the site: its second moment, or its network.
-
-    Raises:
-        EditError: they are not those that the site names.
-    """
-    from vllm_edit.store.artefacts import pack_tensors
+def check_material(site: Site, material: Mapping[str, torch.Tensor]) -> None:
+    """Raises EditError if tensors are not those that the site names: its second moment, or its network."""
     from vllm_edit.store.digest import digest_tensors
 
     if digest_tensors(material) != site.material:
         what = "second moment" if site.network is None else "network"
         raise EditError(f"the {what} has digest {digest_tensors(material)}, the site {site.material}")
-    if isinstance(files, LocalFiles):
-        files.root.mkdir(parents=True, exist_ok=True)
+
+
+def write_material(files: Files, site: Site, material: Mapping[str, torch.Tensor]) -> None:
+    """The tensors that belong to the site."""
+    from vllm_edit.store.artefacts import pack_tensors
+
     files.write(_path(site), pack_tensors(material))
 
 

@@ -12,7 +12,7 @@ audit.json                     the head of the registry's audit (`anchor`)
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,14 +26,15 @@ from vllm_edit.store.care import problems_of
 from vllm_edit.store.documents import Kind, path_of, read_document, write_document
 from vllm_edit.store.entries import PatchEntry
 from vllm_edit.store.envelope import MANIFEST, Read, read_manifest
-from vllm_edit.store.files import Files, open_files
+from vllm_edit.store.files import Files, LocalFiles, make_folder, open_files
 from vllm_edit.store.garbage import Collected, collect, garbage_in
 from vllm_edit.store.manifest import Manifest
+from vllm_edit.store.owner import Owner
 from vllm_edit.store.places import default_url, registry_url
 from vllm_edit.store.records import Record, add_record, read_records
 from vllm_edit.store.registry import Registry
 from vllm_edit.store.site import Site
-from vllm_edit.store.site_files import SITE, read_material, read_site, write_material, write_site
+from vllm_edit.store.site_files import SITE, check_material, read_material, read_site, write_material, write_site
 
 if TYPE_CHECKING:
     import torch
@@ -62,7 +63,7 @@ class Store:
         files = open_files(place)
         if not files.exists(SITE):
             raise NotFound(f"no store at {place}; make one with `vllm-edit store init --store {place}`")
-        return cls(place, files, Registry(registry_url(place, files), Anchor(files)))
+        return cls(place, files, _registry(place, files, lambda: read_site(files).digest))
 
     @classmethod
     def create(
@@ -83,27 +84,47 @@ class Store:
         place = default_url() if url is None else str(url)
         files = open_files(place)
         if files.exists(SITE):
-            store = cls.open(place)
-            if store.site().digest != site.digest:
-                raise EditError(
-                    f"{place} has a site already (layer {store.site().layer}, {store.site().digest}), "
-                    "and a store has one for good; give another --store"
-                )
-            return store
-        write_material(files, site, material)
-        for kind, content in {"passages": list(passages), **(documents or {})}.items():
-            if content:
-                write_document(files, kind, content)
-        anchor = Anchor(files)
-        anchor.advance(EMPTY)  # before any row: from now on a missing anchor is a finding
-        registry = Registry(registry_url(place, files), anchor)
-        try:
-            registry.generation()  # opening needs no database, but a store is not made with one that cannot be used
+            return cls._made_before(place, site)
+        check_material(site, material)
+        registry = _registry(place, files, lambda: site.digest)
+
+        def write() -> None:
+            if files.exists(SITE):  # another process was faster
+                return
+            write_material(files, site, material)
+            for kind, content in {"passages": list(passages), **(documents or {})}.items():
+                if content:
+                    write_document(files, kind, content)
             write_site(files, site)  # last: with it the store exists
+
+        if isinstance(files, LocalFiles):
+            make_folder(files.root.absolute())
+        try:
+            Anchor(files).advance(EMPTY)  # before any row: from now on a missing anchor is a finding
+            with files.locked(SITE):
+                registry.found(write)
         except EditError:
             registry.close()
+            if files.exists(SITE):
+                return cls._made_before(place, site)
             raise
-        return cls(place, files, registry)
+        registry.close()
+        return cls._made_before(place, site)
+
+    @classmethod
+    def _made_before(cls, place: str, site: Site) -> Store:
+        """The store that there is.
+
+        Raises:
+            EditError: it has another site.
+        """
+        store = cls.open(place)
+        if (own := store.site()).digest != site.digest:
+            raise EditError(
+                f"{place} has a site already (layer {own.layer}, {own.digest}), "
+                "and a store has one for good; give another --store"
+            )
+        return store
 
     def __repr__(self) -> str:
         return f"Store({self.url!r})"
@@ -362,3 +383,9 @@ class Store:
 
 def _folder(name: str) -> str:
     return f"patches/{names.check_name(name)}"
+
+
+def _registry(place: str, files: Files, site: Callable[[], str]) -> Registry:
+    """The registry of the store at `place`. site: its site's digest."""
+    owner = Owner(place, site, lambda name: files.exists(f"{_folder(name)}/{MANIFEST}"))
+    return Registry(registry_url(place, files), Anchor(files), owner)

@@ -24,12 +24,14 @@ class UtcDateTime(TypeDecorator[datetime]):
 
 metadata = MetaData()
 
-# One row, id 1. Every change adds one to it in its own transaction; servers watch it.
+# One row, id 1. Every change adds one to `value` in its own transaction; servers watch it. `site`: the digest of the
+# site of the store that the registry belongs to (`owner`).
 generation = Table(
     "generation",
     metadata,
     Column("id", Integer, primary_key=True),
     Column("value", Integer, nullable=False),
+    Column("site", String(32)),
 )
 
 # adapter_id is what vLLM knows an adapter by. It is never given twice, also not after its patch is removed:
