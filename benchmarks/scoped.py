@@ -44,12 +44,13 @@ from vllm_edit.evaluation.runners.runner import Request, Runner
 from vllm_edit.facts import tables_folder
 from vllm_edit.facts.facts import Facts
 from vllm_edit.models.base import Base
+from vllm_edit.models.lengths import READ
 from vllm_edit.patch import Patch
 from vllm_edit.serving.served_model import served_model
 from vllm_edit.store.compiled import CompiledPatch
 from vllm_edit.store.store import Store
 
-ANSWER = SETTINGS.max_tokens
+ANSWER = READ
 PAIRS = 200
 SECONDS = "seconds"
 """Kind of the record that says how long compiling took."""

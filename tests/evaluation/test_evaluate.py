@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 
 import pytest
 from rich.console import Console
@@ -18,7 +19,9 @@ from vllm_edit.evaluation.runners.hf import HFRunner
 from vllm_edit.evaluation.runners.runner import Request
 from vllm_edit.evaluation.table import html, table
 from vllm_edit.ike.prefix import build_prefix, wrap
-from vllm_edit.patch import Gate, Patch, Probe
+from vllm_edit.models.lengths import read_of
+from vllm_edit.patch import Edit, Gate, Patch, Probe
+from vllm_edit.prompting import answer_ids
 from vllm_edit.store.compiled import CompiledPatch
 
 
@@ -62,6 +65,45 @@ def test_ike_costs_the_tokens_of_its_prefix_and_the_other_modes_none(report: Rep
     assert added["base"] == added["weights"] == 0
     assert added["ike"] > 20
     assert all(cost.latency_s and cost.latency_n == 2 for cost in report.costs)
+
+
+class _Counting(HFRunner):
+    """Remembers how many tokens it was asked to generate for each prompt."""
+
+    def generate(self, requests: Sequence[Request], max_tokens: int) -> list[str]:
+        self.asked = {**getattr(self, "asked", {}), **{request.prompt: max_tokens for request in requests}}
+        return super().generate(requests, max_tokens)
+
+
+def test_a_gate_and_an_evaluation_read_as_many_tokens_as_an_accepted_answer_has(
+    compile_random: Compile, llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    long, longer = "กรุงเทพมหานคร", "นครราชสีมา กรุงเทพมหานคร"
+    edit = Edit(
+        prompt="The capital of France is",
+        subject="France",
+        target_new=long,
+        probes=(
+            Probe(kind="paraphrase", prompt="France has the capital"),
+            Probe(kind="portability", prompt="France is ruled from", target=longer),
+            Probe(kind="locality", prompt="The capital of Peru is", target="Lima"),
+            Probe(kind="unrelated", prompt="Water is"),
+        ),
+    )
+    compiled = compile_random(Patch(name="long", edits=(edit,)), 3)
+    has = {text: len(answer_ids(tokenizer, edit.prompt, text)) for text in (long, longer)}
+    assert has[longer] > has[long] > 16
+    for ask in (run_gate, lambda patch, runner: evaluate(patch, runner, settings=Settings(latency=0))):
+        runner = _Counting(llama, tokenizer)
+        ask(compiled, runner)
+        assert runner.asked["The capital of Peru is"] == runner.asked["Water is"] == 16
+        assert runner.asked[edit.prompt] == runner.asked["France has the capital"] == read_of(has[long]) >= has[long]
+        assert runner.asked["France is ruled from"] == read_of(has[longer]) >= has[longer]
+
+
+def test_tokens_to_read_grow_with_the_answer_and_leave_room() -> None:
+    assert [read_of(answer, 16) for answer in (0, 1, 16, 17, 24, 25, 40, 41)] == [16, 16, 16, 32, 32, 48, 48, 64]
+    assert all(answer <= read_of(answer, least) for answer in range(100) for least in (1, 2, 3, 16, 64))
 
 
 def test_an_ike_prompt_fits_the_context(compiled: CompiledPatch, runner: HFRunner) -> None:

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from tests.evaluation.conftest import Compile
 from tests.tiny import tiny_model
-from vllm_edit.errors import EditError
+from vllm_edit.errors import EditError, UnsafeEdit
 from vllm_edit.evaluation.runners.hf import HFRunner
 from vllm_edit.evaluation.runners.runner import Request, answer_text
 from vllm_edit.patch import Patch
@@ -54,6 +54,15 @@ def test_a_question_longer_than_the_model_reads_is_refused(
         runner.generate([Request("Tea"), Request("Rome is " * 200)], 4)
     with pytest.raises(EditError, match=told):
         runner.score([(Request("Tea"), "Rome"), (Request("Rome is"), "Paris " * 300)])
+
+
+def test_the_tokens_to_generate_count_too(llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    runner, prompt = HFRunner(llama, tokenizer), "x " * 121
+    free = 256 + 1 - len(prompt_ids(tokenizer, prompt))  # the last token is never read
+    assert 0 < free < 256
+    assert len(runner.generate([Request(prompt)], free)) == 1
+    with pytest.raises(UnsafeEdit, match=r"with its answer, has 257 tokens; the model reads at most 256"):
+        runner.generate([Request(prompt)], free + 1)
 
 
 def test_a_model_whose_config_names_no_length_has_a_context(

@@ -49,7 +49,10 @@ def eval(
         int | None, typer.Option(min=1, help=f"At most so many records of a data set; of known {_KNOWN} by default.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the facts drawn for known.")] = 0,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Length of a generated answer.")] = 16,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Tokens of an answer; default: 16, and more where an accepted answer is longer."),
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Where the store's base model is now; default: as in init.")] = None,
     method: Annotated[str, typer.Option(help="Editing method, for what is compiled here.")] = "rome",
     settings: SetOption = None,

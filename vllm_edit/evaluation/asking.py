@@ -9,10 +9,11 @@ from collections.abc import Callable, Sequence
 from vllm_edit.evaluation.questions import Question, not_asked, questions_of
 from vllm_edit.evaluation.refused import Refused
 from vllm_edit.evaluation.report import MODES, Cost, Mode
-from vllm_edit.evaluation.requests import One, Unserved, edits_of, length_of, requests_of
+from vllm_edit.evaluation.requests import One, Unserved, edits_of, length_of, requests_of, tokens_of
 from vllm_edit.evaluation.runners.runner import Request, Runner, Scored
 from vllm_edit.evaluation.settings import Settings
 from vllm_edit.evaluation.sheet import Reply, Sheet
+from vllm_edit.models.lengths import READ
 from vllm_edit.patch import Edit
 from vllm_edit.store.site import Site
 
@@ -95,7 +96,8 @@ def _replies(
             asked[row] = request
     requests, rows = list(asked.values()), list(asked)
     started = time.perf_counter()
-    texts = generate(runner, requests, settings.max_tokens, mode, progress)
+    tokens = [tokens_of(questions[row], runner.tokenizer, settings.max_tokens) for row in rows]
+    texts = generate(runner, requests, tokens, mode, progress)
     seconds = time.perf_counter() - started
     expected: Sequence[Scored | None] = [None] * len(rows)
     rival = expected
@@ -120,13 +122,23 @@ def _replies(
     return [found.get(row, Reply()) for row in range(len(questions))], cost
 
 
-def generate(runner: Runner, requests: Sequence[Request], max_tokens: int, mode: Mode, progress: Progress) -> list[str]:
-    """Free greedy answers, in chunks, so that progress is seen."""
-    texts: list[str] = []
-    for start in range(0, len(requests), CHUNK):
-        progress(mode, start, len(requests))
-        texts += runner.generate(requests[start : start + CHUNK], max_tokens)
-    return texts
+def generate(
+    runner: Runner, requests: Sequence[Request], tokens: Sequence[int], mode: Mode, progress: Progress
+) -> list[str]:
+    """Free greedy answers of at most `tokens[row]` tokens, in chunks, so that progress is seen.
+
+    How far an answer is read depends on its question alone, never on what else is asked.
+    """
+    rows_of: dict[int, list[int]] = {}
+    for row, most in enumerate(tokens):
+        rows_of.setdefault(most, []).append(row)
+    texts: dict[int, str] = {}
+    for most, rows in rows_of.items():
+        for start in range(0, len(rows), CHUNK):
+            progress(mode, len(texts), len(requests))
+            chunk = rows[start : start + CHUNK]
+            texts |= zip(chunk, runner.generate([requests[row] for row in chunk], most), strict=True)
+    return [texts[row] for row in range(len(requests))]
 
 
 def force(
@@ -157,6 +169,6 @@ def _latency(requests: Sequence[Request], runner: Runner, settings: Settings) ->
     times = []
     for request in alone[:1] + alone:  # the first is asked twice: once to load what is loaded on first use
         started = time.perf_counter()
-        runner.generate([request], settings.max_tokens)
+        runner.generate([request], settings.max_tokens or READ)
         times.append(time.perf_counter() - started)
     return statistics.median(times[1:]), len(alone)

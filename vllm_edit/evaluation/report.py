@@ -100,7 +100,7 @@ class Report(_Frozen):
     modes: tuple[Mode, ...]
     edits: int
     split: str | None = Field(description="which probes were asked: gate, tune, or None for both")
-    max_tokens: int
+    max_tokens: int = Field(description="of an answer; by default at least so many: as a longer accepted answer needs")
     measures: tuple[Measure, ...]
     relations: dict[str, tuple[Measure, ...]] = Field(default_factory=dict)
     costs: tuple[Cost, ...] = ()

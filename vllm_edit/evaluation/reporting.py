@@ -20,6 +20,7 @@ from vllm_edit.evaluation.questions import Question
 from vllm_edit.evaluation.report import Answer, Cost, Drift, Measure, Mode, Protocol, Report
 from vllm_edit.evaluation.settings import Settings
 from vllm_edit.evaluation.sheet import Reply, Sheet, with_numbers
+from vllm_edit.models.lengths import READ
 
 Replied = tuple[Question, Mapping[Mode, Reply]]
 """A question, and each mode's reply to it."""
@@ -46,7 +47,7 @@ def report_of(
         modes=tuple(modes),
         edits=sum(len(sheet.edits) for sheet in sheets),
         split=settings.split,
-        max_tokens=settings.max_tokens,
+        max_tokens=settings.max_tokens or READ,
         measures=tuple(measures),
         relations={
             relation: tuple(measure for mode in modes for measure in _generated(sheets, own, mode))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from vllm_edit.composition.scoped import Narrowing
 from vllm_edit.errors import EditError
@@ -13,6 +14,7 @@ from vllm_edit.evaluation.report import Mode
 from vllm_edit.evaluation.runners.runner import Request, Runner
 from vllm_edit.ike.prefix import Edited, build_prefix, wrap
 from vllm_edit.ike.scoped import Shelf
+from vllm_edit.models.lengths import read_of
 from vllm_edit.patch import Edit, Patch
 from vllm_edit.prompting import answer_ids, prompt_ids
 from vllm_edit.store.compiled import CompiledPatch
@@ -32,17 +34,25 @@ def edits_of(patch: One) -> tuple[Edit, ...]:
     return patch.manifest.edits if isinstance(patch, CompiledPatch) else patch.edits
 
 
+def tokens_of(question: Question, tokenizer: Any, max_tokens: int | None) -> int:
+    """How many tokens are generated as its answer. None: enough for the longest accepted one."""
+    if max_tokens is not None:
+        return max_tokens
+    lengths = [len(answer_ids(tokenizer, question.prompt, text, question.chat)) for text in question.accepted]
+    return read_of(max(lengths, default=0))
+
+
 def requests_of(
     questions: Sequence[Question],
     patches: Sequence[One],
     mode: Mode,
     runner: Runner,
-    max_tokens: int,
+    max_tokens: int | None,
     site: Site | None = None,
 ) -> list[Request | Unserved]:
     """What is asked in a mode; in mode ike each prompt has its prefix, within the runner's context.
 
-    site: given, a prompt that needs a higher rank than it has is unserved.
+    max_tokens: of an answer (`tokens_of`). site: given, a prompt that needs a higher rank than it has is unserved.
     """
     requests: list[Request | Unserved] = []
     narrowed = [Narrowing(patch, site) if isinstance(patch, CompiledPatch) else None for patch in patches]
@@ -66,13 +76,16 @@ def requests_of(
     return requests
 
 
-def _prefixed(question: Question, shelf: Shelf, named: Sequence[int] | None, runner: Runner, max_tokens: int) -> str:
+def _prefixed(
+    question: Question, shelf: Shelf, named: Sequence[int] | None, runner: Runner, max_tokens: int | None
+) -> str:
     """The question's prompt with its prefix; named: the edits that it may be about, None where the prefix chooses."""
     if named is not None and not named:
         return question.prompt
     texts = [text for text in (question.expected, question.rival) if text]
-    longest = max(len(answer_ids(runner.tokenizer, question.prompt, text, question.chat)) for text in texts)
-    budget = runner.context - length_of(runner, question.prompt, question.chat) - max(max_tokens, longest)
+    lengths = [len(answer_ids(runner.tokenizer, question.prompt, text, question.chat)) for text in texts]
+    longest = max(*lengths, tokens_of(question, runner.tokenizer, max_tokens))
+    budget = runner.context - length_of(runner, question.prompt, question.chat) - longest
     if named is None:
         prefix = build_prefix(shelf.edited, shelf.demonstrations, question.prompt, budget, subjects=shelf.subjects)
     else:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from vllm_edit.models.grouped_attention import grouped_attention
+from vllm_edit.models.penalties import Penalties
 from vllm_edit.models.shared_prefix import read_once
 
 
@@ -18,6 +20,7 @@ def continuations(
 ) -> list[list[int]]:
     """Greedy continuations of prompts' ids, one batch. What follows the end of a turn is the caller's to cut.
 
+    Of the model's generation_config the ends of a turn hold and the `penalties`, as in vLLM's server, and nothing else.
     Padding is on the left; the mask gives every row the positions that it has alone. shared: so many first tokens are
     the same in all prompts (fewer than the shortest has); they are read once, and padding comes after them.
     """
@@ -35,10 +38,35 @@ def continuations(
     )
     device = model.device
     given = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
-    with grouped_attention(model):
-        out = model.generate(**given, generation_config=settings, **past)
+    penalised = LogitsProcessorList([_Penalised(Penalties.of(model.generation_config), prompts, ids.shape[1])])
+    with grouped_attention(model), _no_own_settings(model):
+        out = model.generate(**given, generation_config=settings, logits_processor=penalised, **past)
     continued: list[list[int]] = out[:, ids.shape[1] :].tolist()
     return continued
+
+
+class _Penalised(LogitsProcessor):  # type: ignore[misc]
+    """`Penalties` in transformers' `generate`, which would count the padding among a row's tokens.
+
+    width: of the padded prompts.
+    """
+
+    def __init__(self, penalties: Penalties, prompts: Sequence[Sequence[int]], width: int) -> None:
+        self._penalties, self._prompts, self._width = penalties, prompts, width
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        return self._penalties.applied(scores, self._prompts, input_ids[:, self._width :].tolist())
+
+
+@contextmanager
+def _no_own_settings(model: Any) -> Iterator[None]:
+    """`generate` fills what a caller leaves open from the model's own config: for a while that is an empty one."""
+    own = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def continued(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from math import ceil
 from typing import TYPE_CHECKING, Any
 
 from vllm_edit.errors import UnsafeEdit
@@ -16,14 +17,28 @@ if TYPE_CHECKING:
     from vllm_edit.models.base import Base
 
 
+READ = 16
+"""Tokens of an answer that a gate reads at least."""
+
+
 def positions_of(model: Any) -> int | None:
     """Most tokens that the model reads at once, or None if its config does not say."""
     return getattr(model.config, "max_position_embeddings", None)
 
 
+def read_of(answer: int, least: int = READ) -> int:
+    """Tokens to generate where an accepted answer has `answer`: `least`; for a longer answer as many times `least` as
+    leave half of it to spare, since an answer may stand behind other words."""
+    return least if answer <= least else least * ceil(answer / least + 0.5)
+
+
 def check_length(model: Any, length: int, what: str) -> None:
     """Raises UnsafeEdit, which begins with `what`, if the model has not `length` positions."""
-    most = positions_of(model)
+    check_positions(positions_of(model), length, what)
+
+
+def check_positions(most: int | None, length: int, what: str) -> None:
+    """`check_length` for a model that reads at most so many tokens at once; None: as many as there are."""
     if most is not None and length > most:
         raise UnsafeEdit(_told(what, length, most))
 
@@ -54,20 +69,29 @@ def _told(what: str, length: int, most: int) -> str:
 
 
 def _lengths(tokenizer: Any, edit: Edit, contexts: Sequence[Context], most: int) -> Iterator[tuple[str, int]]:
-    """What is read, and its tokens with answer and longest context. Texts that cannot have `most` are not tokenized."""
+    """What is read, and its tokens: with the answer in the longest context, or with what a gate generates, if that is
+    more. Texts that cannot have `most` are not tokenized."""
     modes = (False, True) if getattr(tokenizer, "chat_template", None) else (False,)
     told = []
     for chat in modes:
         own = [context for context in contexts if context.chat is chat]
         longest = max(own, key=lambda context: len(context.prefix), default=Context(chat=chat))
-        told.append(("its prompt", contextual(edit.prompt, longest), chat, edit.target_new))
+        told.append(("its prompt", edit.prompt, longest, edit.target_new))
     told += [
-        (f"its {probe.kind} probe {quoted(probe.prompt)}", probe.prompt, probe.chat, probe.target or edit.target_new)
+        (
+            f"its {probe.kind} probe {quoted(probe.prompt)}",
+            probe.prompt,
+            Context(chat=probe.chat),
+            probe.target or edit.target_new,
+        )
         for probe in edit.probes
         if probe.chat in modes
     ]
-    for what, prompt, chat, answer in told:
+    for what, prompt, context, answer in told:
+        whole = contextual(prompt, context)
         # No tokenizer makes more tokens than there are bytes.
-        if len(f"{render(tokenizer, prompt, chat)} {answer}".encode()) >= most:
-            ids = prompt_ids(tokenizer, prompt, chat) + answer_ids(tokenizer, prompt, answer, chat)
-            yield f"{what}, with context and answer,", len(ids) - 1  # the answer's last token is never read
+        if len(f"{render(tokenizer, whole, context.chat)} {answer}".encode()) + 2 * READ >= most:
+            length = len(answer_ids(tokenizer, whole, answer, context.chat))
+            trained = len(prompt_ids(tokenizer, whole, context.chat)) + length
+            asked = len(prompt_ids(tokenizer, prompt, context.chat)) + read_of(length)
+            yield f"{what}, with context and answer,", max(trained, asked) - 1  # the last token is never read

@@ -16,6 +16,7 @@ from torch import nn
 from transformers import DynamicCache
 
 from vllm_edit.models.greedy import end_ids, pad_id, padded
+from vllm_edit.models.penalties import Penalties
 from vllm_edit.models.shared_prefix import read_once
 
 Enough = Callable[[int, Sequence[int]], bool]
@@ -28,7 +29,8 @@ def greedy_until(
 ) -> list[list[int]]:
     """Greedy continuations of prompts' ids, in one batch, each of at most `most[row]` tokens.
 
-    A row ends at the end of a turn (that token is left out), at its `most`, or when `enough` says so.
+    A row ends at the end of a turn (that token is left out), at its `most`, or when `enough` says so. The model's
+    `penalties` hold.
     """
     made: list[list[int]] = [[] for _ in prompts]
     rows = [row for row in range(len(prompts)) if most[row] > 0]
@@ -40,8 +42,11 @@ def greedy_until(
     cache = read_once(model, beginning, len(rows)) if shared else DynamicCache(config=model.config)
     ids, mask = padded([prompts[row][shared:] for row in rows], pad_id(model, tokenizer), left=True)
     ids, mask = ids.to(device), torch.cat([torch.ones(len(rows), shared, dtype=mask.dtype), mask], dim=1).to(device)
+    penalties = Penalties.of(model.generation_config)
     while True:
-        found = _next_tokens(model, ids, mask, cache)  # [rows]
+        logits = _next_logits(model, ids, mask, cache)  # [rows, vocabulary]
+        logits = penalties.applied(logits, [prompts[row] for row in rows], [made[row] for row in rows])
+        found = logits.argmax(dim=-1)  # [rows]
         staying = []
         for place, (row, token) in enumerate(zip(rows, found.tolist(), strict=True)):
             if token in ends:
@@ -59,8 +64,8 @@ def greedy_until(
         mask = torch.cat([mask[kept], mask.new_ones(len(rows), 1)], dim=1)
 
 
-def _next_tokens(model: Any, ids: torch.Tensor, mask: torch.Tensor, cache: Any) -> torch.Tensor:
-    """The most likely token after each row, [rows]; the cache grows by `ids` [rows, tokens].
+def _next_logits(model: Any, ids: torch.Tensor, mask: torch.Tensor, cache: Any) -> torch.Tensor:
+    """Logits of the token after each row, [rows, vocabulary]; the cache grows by `ids` [rows, tokens].
 
     mask: [rows, cached + tokens].
     """
@@ -76,8 +81,8 @@ def _next_tokens(model: Any, ids: torch.Tensor, mask: torch.Tensor, cache: Any) 
         out = model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **more)
     finally:
         handle.remove()
-    chosen: torch.Tensor = out.logits[:, -1].argmax(dim=-1)
-    return chosen
+    logits: torch.Tensor = out.logits[:, -1]
+    return logits
 
 
 def _shared(model: Any, prompts: Sequence[Sequence[int]]) -> int:

@@ -10,13 +10,12 @@ import torch
 
 from vllm_edit.deltas.by_row import applied_by_row
 from vllm_edit.evaluation.runners.batching import together
-from vllm_edit.evaluation.runners.runner import Reading, Request, Scored, answer_text, pieces_of
+from vllm_edit.evaluation.runners.runner import Reading, Request, Scored, answer_text, check_lengths, pieces_of
 from vllm_edit.models.forced import Forced, shared_texts, token_scores
 from vllm_edit.models.greedy import continuations, pad_id
-from vllm_edit.models.lengths import check_length, positions_of
+from vllm_edit.models.lengths import positions_of
 from vllm_edit.models.shared_prefix import shares
 from vllm_edit.prompting import answer_ids, prompt_ids
-from vllm_edit.text import quoted
 
 _LOGITS = 2**27
 """Most logits of one batch, in float32 half a GiB."""
@@ -43,7 +42,7 @@ class HFRunner:
 
     def generate(self, requests: Sequence[Request], max_tokens: int) -> list[str]:
         ids = [prompt_ids(self.tokenizer, request.prompt, request.chat) for request in requests]
-        self._check_lengths(requests, [len(row) for row in ids])
+        check_lengths(positions_of(self.model), requests, [len(row) + max_tokens - 1 for row in ids])
         answers = [""] * len(requests)
         owners = [request.patch for request in requests]
         own = self._own([len(row) - 1 for row in ids], max_tokens)
@@ -60,7 +59,7 @@ class HFRunner:
         prompts = [prompt_ids(self.tokenizer, request.prompt, request.chat) for request in asked]
         answers = [answer_ids(self.tokenizer, request.prompt, answer, request.chat) for request, answer in requests]
         lengths = [len(prompt) + len(answer) - 1 for prompt, answer in zip(prompts, answers, strict=True)]
-        self._check_lengths(asked, lengths)
+        check_lengths(positions_of(self.model), asked, lengths)
         texts, places = shared_texts(prompts, answers, [request.patch for request in asked])
         request_of = {text: request for request, (text, _) in zip(asked, places, strict=True)}
         found = self._token_scores(texts, [request_of[text] for text in range(len(texts))])
@@ -98,11 +97,6 @@ class HFRunner:
                 found = token_scores(self.model, pad, chosen, batch.shared)
             scores |= zip(batch.rows, found, strict=True)
         return [scores[row] for row in range(len(texts))]
-
-    def _check_lengths(self, requests: Sequence[Request], lengths: Sequence[int]) -> None:
-        """Raises UnsafeEdit for what the model would read beyond its positions; an engine refuses it too."""
-        for request, length in zip(requests, lengths, strict=True):
-            check_length(self.model, length, f"the question {quoted(request.prompt)}")
 
     def _own(self, most: Sequence[int], further: int) -> Sequence[int] | None:
         """How many first tokens of each text may be read once for many; None where this model cannot be given them."""

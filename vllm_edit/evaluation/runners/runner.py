@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from vllm_edit.models.lengths import check_positions
 from vllm_edit.prompting import prompt_ids
 from vllm_edit.store.compiled import CompiledPatch
+from vllm_edit.text import quoted
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +59,15 @@ class Runner(Protocol):
 
     def read(self, requests: Sequence[Request]) -> list[Reading]:
         """Each request's prompt as ordinary text, in pieces (`pieces_of`) where it is longer than the context."""
+
+
+def check_lengths(most: int | None, requests: Sequence[Request], lengths: Sequence[int]) -> None:
+    """Raises UnsafeEdit for what the model would read beyond its `most` positions (None: it has no end).
+
+    lengths: tokens of each request with its answer, but for the answer's last one, which is never read.
+    """
+    for request, length in zip(requests, lengths, strict=True):
+        check_positions(most, length, f"the question {quoted(request.prompt)}, with its answer,")
 
 
 def pieces_of(tokenizer: Any, request: Request, longest: int) -> list[list[int]]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from vllm_edit.errors import Incompatible
-from vllm_edit.evaluation.runners.runner import Reading, Request, Scored, answer_text, pieces_of
+from vllm_edit.evaluation.runners.runner import Reading, Request, Scored, answer_text, check_lengths, pieces_of
+from vllm_edit.models.penalties import Penalties
 from vllm_edit.prompting import answer_ids, prompt_ids
 from vllm_edit.serving.compat import version, wrapped
 from vllm_edit.serving.compat.offline_engine import OfflineEngine
@@ -76,10 +78,13 @@ class VLLMRunner:
         return model_folder(self._llm.model_config.model)
 
     def generate(self, requests: Sequence[Request], max_tokens: int) -> list[str]:
+        """With the penalties of the model's generation_config, as its server answers."""
         from vllm import SamplingParams
 
         prompts = [prompt_ids(self.tokenizer, request.prompt, request.chat) for request in requests]
-        outputs = self._run(prompts, requests, SamplingParams(temperature=0.0, max_tokens=max_tokens))
+        check_lengths(self.context, requests, [len(ids) + max_tokens - 1 for ids in prompts])
+        penalties = asdict(Penalties.of(self._llm.get_default_sampling_params()))
+        outputs = self._run(prompts, requests, SamplingParams(temperature=0.0, max_tokens=max_tokens, **penalties))
         return [answer_text(self.tokenizer, output.outputs[0].token_ids) for output in outputs]
 
     def score(self, requests: Sequence[tuple[Request, str]]) -> list[Scored]:
@@ -91,6 +96,7 @@ class VLLMRunner:
             target = answer_ids(self.tokenizer, request.prompt, answer, request.chat)
             prompts.append(prompt_ids(self.tokenizer, request.prompt, request.chat) + target)
             lengths.append(len(target))
+        check_lengths(self.context, [request for request, _ in requests], [len(ids) for ids in prompts])
         settings = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0)
         scored = []
         for output, length in zip(
