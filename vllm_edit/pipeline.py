@@ -39,12 +39,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A stored patch. `failures`: one line per metric that missed the gate; none means accepted."""
+    """A stored patch.
+
+    failures: one line per metric that missed the gate; none means accepted. not_judged: limits of the gate that some
+    edits have no probe for, in a line.
+    """
 
     name: str
     compiled: CompiledPatch
     failures: tuple[str, ...]
     seconds: float
+    not_judged: str = ""
 
     @property
     def accepted(self) -> bool:
@@ -129,10 +134,11 @@ class Pipeline:
         added = self._default_probes(compiled)
         report, failures = run_gate(compiled, runner, self.site, self.store.passages(), added)
         count = sum(map(len, added))
-        record = {**report.model_dump(mode="json"), "failures": failures, "judged_by": "model", "default_probes": count}
+        record = report.model_dump(mode="json") | {"failures": failures, "not_judged": report.not_judged}
+        record |= {"judged_by": "model", "default_probes": count}
         self.store.add_record(name, "gate", record)
         self.store.registry.set_status(name, "rejected" if failures else "accepted", "; ".join(failures))
-        return Outcome(name, compiled, tuple(failures), seconds)
+        return Outcome(name, compiled, tuple(failures), seconds, report.not_judged)
 
     def _default_probes(self, compiled: CompiledPatch) -> list[tuple[Probe, ...]]:
         """For each edit; empty where the store has no pool."""

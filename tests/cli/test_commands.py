@@ -113,6 +113,42 @@ def test_export_writes_a_peft_folder_and_no_other(program: Program, store: Store
     assert program("export", "capital", tmp_path / "int", "--dtype", "int8").code == 2
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_an_export_that_fails_leaves_the_folder_as_it_was(
+    program: Program, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    store.save(compiled())
+    folder = tmp_path / "out"
+    if there:
+        folder.mkdir(mode=0o750)
+
+    def full(self: Delta, folder: Path, **_: object) -> None:
+        folder.mkdir(exist_ok=True)
+        (folder / "adapter_config.json").write_text("{")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Delta, "save_peft", full)
+        ran = program("export", "capital", folder)
+    assert (ran.code, ran.err.count("\n")) == (1, 1)
+    assert "No space left on device" in ran.err
+    assert list(tmp_path.glob("out*/*")) == []
+    assert folder.is_dir() is there
+    assert program("export", "capital", folder).code == 0
+    assert not there or folder.stat().st_mode & 0o777 == 0o750
+
+
+def test_an_export_names_what_is_in_its_way(program: Program, store: Store, tmp_path: Path) -> None:
+    store.save(compiled())
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for name in ("file", "link"):
+        ran = program("export", "capital", tmp_path / name)
+        assert (ran.code, ran.err) == (1, f"vllm-edit: {tmp_path / name} is no folder; name a new one\n")
+    assert program("export", "capital", tmp_path / "file" / "below").code == 1
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_tenants_publish_and_roll_back(program: Program, store: Store) -> None:
     old, new = store.save(compiled()), store.save(compiled(seed=1))
     for name in (old, new):

@@ -63,6 +63,11 @@ def test_a_patch_file_becomes_a_stored_patch(program: Program, model: Path, text
     assert [record.kind for record in stored.records(done["name"])] == ["compile", "gate"]
     told = program("compile", file, "--store", url, *FORCED)
     assert told.out.startswith(f"{done['name']}  accepted, rank 1, 1 edits, "), "compiling again gives the same name"
+    limits = "locality; unrelated"
+    assert told.out.endswith(f", not judged for want of probes: {limits}\n")
+    assert done["not_judged"] == limits
+    shown = program("show", done["name"], "--store", url).out
+    assert [line.split(maxsplit=2)[2] for line in shown.splitlines() if line.startswith("not judged")] == [limits]
 
     file.write_text(PATCH.format(name="strict", target="Berlin", least=1))
     ran = program("compile", file, "--store", url, "--json", *FORCED)

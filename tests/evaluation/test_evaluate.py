@@ -20,7 +20,7 @@ from vllm_edit.evaluation.runners.runner import Request
 from vllm_edit.evaluation.table import html, table
 from vllm_edit.ike.prefix import build_prefix, wrap
 from vllm_edit.models.lengths import read_of
-from vllm_edit.patch import Edit, Gate, Patch, Probe
+from vllm_edit.patch import Edit, Gate, Patch, Probe, ProbeKind, Split
 from vllm_edit.prompting import answer_ids
 from vllm_edit.store.compiled import CompiledPatch
 
@@ -233,6 +233,24 @@ def test_a_random_delta_fails_its_gate_on_reliability(compiled: CompiledPatch, r
     report, failures = run_gate(compiled, runner)
     assert any(line.startswith("reliability: 0.000") for line in failures)
     assert report.answers is not None
+
+
+def test_a_gate_says_which_edits_it_has_no_probes_for(compile_random: Compile, runner: HFRunner) -> None:
+    def edit(subject: str, *kinds: ProbeKind, split: Split = "gate") -> Edit:
+        probes = tuple(Probe(kind=kind, prompt=f"{subject} {kind}", split=split) for kind in kinds)
+        return Edit(prompt=f"{subject} is in", subject=subject, target_new="Rome", probes=probes)
+
+    edits = (edit("Peru", "locality", "paraphrase"), edit("Chile", "locality", split="tune"), edit("Kenya"))
+    gate = Gate(locality=0.9, paraphrase=0.5, locality_subject=0.0, unrelated=0.9)
+    compiled = compile_random(Patch(name="some", edits=edits, gate=gate), 3)
+    report, failures = run_gate(compiled, runner)
+    assert report.unjudged == {"paraphrase": (1, 2), "locality": (1, 2), "unrelated": (0, 1, 2)}
+    assert report.not_judged == "paraphrase of 2 edits (1, 2); locality of 2 edits (1, 2); unrelated"
+    assert not any(line.startswith("unrelated") for line in failures), "said, and no failure"
+    added = [(), (), (Probe(kind="locality", prompt="Cuba is in"),)]
+    assert run_gate(compiled, runner, added=added)[0].unjudged["locality"] == (1,)
+    many = report.model_copy(update={"edits": 100, "unjudged": {"locality": tuple(range(20)), "reverse": (7,)}})
+    assert many.not_judged == "locality of 20 edits (0, 1, 2, 3, 4, 5, 6, 7, …); reverse of edit 7"
 
 
 def test_a_patch_that_is_not_compiled_can_only_be_asked_of_base(patch: Patch, runner: HFRunner) -> None:

@@ -80,6 +80,7 @@ def _told(outcome: Outcome) -> dict[str, Any]:
         "name": outcome.name,
         "status": "accepted" if outcome.accepted else "rejected",
         "failures": list(outcome.failures),
+        "not_judged": outcome.not_judged,
         "rank": manifest.rank,
         "edits": len(manifest.edits),
         "report": dict(outcome.compiled.report),
@@ -95,4 +96,6 @@ def _line(told: Mapping[str, Any]) -> str:
         parts.append(f"least margin {min(margins):.2f} nats")
     if "norm" in report:
         parts.append(f"‖ΔW‖/‖W‖ {report['norm']:.3f}")
+    if told["not_judged"]:
+        parts.append(f"not judged for want of probes: {told['not_judged']}")
     return f"{told['name']}  {', '.join(parts)}"

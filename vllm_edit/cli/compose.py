@@ -81,6 +81,7 @@ def _told(outcome: Outcome) -> dict[str, Any]:
         "name": outcome.name,
         "status": "accepted" if outcome.accepted else "rejected",
         "failures": list(outcome.failures),
+        "not_judged": outcome.not_judged,
         "judged_by": "model",
         "members": list(manifest.members),
         "edits": len(manifest.edits),
@@ -104,6 +105,8 @@ def _print(told: Mapping[str, Any]) -> None:
     ]
     if algebra["kept_energy"] < 1:
         parts.append(f"truncated, {algebra['kept_energy']:.2%} of the energy kept")
+    if told["not_judged"]:
+        parts.append(f"not judged for want of probes: {told['not_judged']}")
     print(f"{told['name']}  {', '.join(parts)}")
     for gone in told["settings"].get("left_out", ()):
         print(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from vllm_edit.cli.output import JsonOption, StoreOption, print_fields, print_json, print_table, when
-from vllm_edit.errors import EditError
+from vllm_edit.errors import EditError, Unavailable
 
 if TYPE_CHECKING:
     from vllm_edit.store.manifest import Manifest
@@ -60,6 +61,7 @@ def show(name: NameArgument, store: StoreOption = None, json: JsonOption = False
         "rank": manifest.rank,
         "key groups": len(manifest.groups),
         "gate": gate,
+        "not judged": _not_judged(records),
         "saved": when(summary["saved_at"]),
         "adapter id": summary["adapter_id"],
         "served to": ", ".join(summary["tenants"]),
@@ -84,21 +86,60 @@ def export(
     json: JsonOption = False,
 ) -> None:
     """Write a compiled patch as a PEFT adapter folder, for use without vllm-edit."""
-    from vllm_edit.store.files import becoming
     from vllm_edit.store.store import Store
 
     opened = Store.open(store)
     full = opened.resolve(name)
-    if folder.exists() and any(folder.iterdir()):
-        raise EditError(f"{folder} is not empty; name a new folder")
+    _check_empty(folder)
     import torch
 
     opened.adapter_files(full)  # verified; a patch with scope subject says here that it has none
     delta = opened.load(full).delta
-    with becoming(folder, folder):  # half an adapter would be in the way of the next attempt
+    with _filled_or_as_before(folder):
         delta.save_peft(folder, base_name=opened.site().model, dtype=getattr(torch, dtype))
     files = sorted(path.name for path in folder.iterdir())
     print_json({"name": full, "folder": str(folder), "files": files}) if json else print(f"{full} written to {folder}")
+
+
+def _check_empty(folder: Path) -> None:
+    """Raises EditError where something is that is no empty folder."""
+    try:
+        if folder.is_dir() and not any(folder.iterdir()):
+            return
+    except OSError as error:
+        raise EditError(f"{folder} cannot be read: {error.strerror}; name a new folder") from error
+    if folder.is_dir():
+        raise EditError(f"{folder} is not empty; name a new folder")
+    if folder.exists() or folder.is_symlink():
+        raise EditError(f"{folder} is no folder; name a new one")
+
+
+@contextmanager
+def _filled_or_as_before(folder: Path) -> Iterator[None]:
+    """While an empty or new folder is filled. What fails leaves nothing behind: half an adapter would be in the way of
+    the next attempt. A folder that was there stays.
+
+    Raises:
+        Unavailable: the disk is full, or refuses for another reason.
+    """
+    made = not folder.exists()
+    try:
+        yield
+    except BaseException as error:
+        for left in folder.iterdir() if folder.is_dir() else ():
+            left.unlink(missing_ok=True)
+        if made and folder.is_dir():
+            folder.rmdir()
+        if isinstance(error, OSError):
+            reason = error.strerror or str(error)
+            raise Unavailable(f"{folder} cannot be written: {reason}; mend that and try again") from error
+        raise
+
+
+def _not_judged(records: Sequence[Mapping[str, Any]]) -> str:
+    """What the last gate says that it could not judge."""
+    told = [record["data"].get("not_judged", "") for record in records if record["kind"] == "gate"]
+    return str(told[-1]) if told else ""
 
 
 def _scope(manifest: Manifest) -> str:

@@ -186,7 +186,7 @@ def _refuse_existing(url: str | None) -> None:
     site = opened.site()
     raise EditError(
         f"{opened.url} has a site already ({site.model}, layer {site.layer}), and a store has one for good; "
-        " name another with --store, or remove the folder"
+        "name another with --store, or remove the folder"
     )
 
 

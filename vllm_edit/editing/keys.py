@@ -118,7 +118,7 @@ def _measure(
 
 
 def group_edits(edits: Sequence[Edit], plain: Sequence[FormKey], cosine: float) -> tuple[KeyGroup, ...]:
-    """Edits of one subject whose plain keys' whitened cosine exceeds `cosine`, transitively; by their first edits."""
+    """Edits of one subject whose plain keys' whitened cosine exceeds `cosine`, transitively."""
     cosines = interference(torch.stack([k.key for k in plain]), torch.stack([k.whitened for k in plain]))
     member_of = list(range(len(edits)))
     for later in range(len(edits)):

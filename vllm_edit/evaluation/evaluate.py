@@ -13,7 +13,7 @@ from vllm_edit.evaluation.requests import One, edits_of
 from vllm_edit.evaluation.runners.runner import Runner
 from vllm_edit.evaluation.settings import Settings
 from vllm_edit.ike.demonstrations import check_disjoint
-from vllm_edit.patch import Edit, Patch, Probe
+from vllm_edit.patch import Edit, Gate, Patch, Probe
 from vllm_edit.store.compiled import CompiledPatch
 from vllm_edit.store.site import Site
 
@@ -89,13 +89,25 @@ def run_gate(
     site, added: as above. passages: the same; read only where the gate limits the drift.
 
     Returns:
-        The report, with answers, and one line per metric that missed; none means accepted.
+        The report, with answers and what it could not judge (`unjudged`), and one line per metric that missed; none
+        means accepted.
     """
     settings = Settings(teacher_forced=False, latency=0, answers=True)
     gate = compiled.manifest.gate
     text = () if gate.perplexity_drift is None else passages
     report = evaluate(compiled, runner, ("base", "weights"), settings, site=site, passages=text, added=added)
-    return report, report.gate(gate)
+    return report.model_copy(update={"unjudged": _unjudged(report, gate)}), report.gate(gate)
+
+
+def _unjudged(report: Report, gate: Gate) -> dict[str, tuple[int, ...]]:
+    """Limit of the gate → edits without a probe that was asked for it."""
+    asked = {(answer.metric, answer.edit) for answer in report.answers or ()}
+    lacking = {
+        metric: tuple(edit for edit in range(report.edits) if (metric, edit) not in asked)
+        for metric, least in gate.shares().items()
+        if least > 0
+    }
+    return {metric: edits for metric, edits in lacking.items() if edits}
 
 
 def _with_probes(edits: Sequence[Edit], added: Sequence[Sequence[Probe]]) -> list[Edit]:

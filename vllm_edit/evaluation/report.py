@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -18,6 +19,9 @@ PROTOCOLS: dict[Protocol, str] = {
     "nll": "teacher forcing: mean token NLL of new against true answer (CounterFact's ES, PS, NS, S; EM, PM, NM and "
     "shifts from base in nats)",
 }
+
+
+_NUMBERED = 8  # of many edits, how many are named
 
 
 class _Frozen(BaseModel):
@@ -113,6 +117,9 @@ class Report(_Frozen):
         description="keeping metric → probes left out, since another edit of the patch changes what they ask",
     )
     left_out: tuple[LeftOut, ...] = Field((), description="records of a data set that are no edit")
+    unjudged: dict[str, tuple[int, ...]] = Field(
+        default_factory=dict, description="limit of the gate → edits (by number) that nothing was asked of for it"
+    )
     drift: Drift | None = Field(None, description="None where no text was given, or mode weights was not asked")
     answers: tuple[Answer, ...] | None = None
 
@@ -121,8 +128,17 @@ class Report(_Frozen):
         wanted = (metric, mode, protocol)
         return next((m for m in self.measures if (m.metric, m.mode, m.protocol) == wanted), None)
 
+    @property
+    def not_judged(self) -> str:
+        """`unjudged` in a line; empty if there is nothing to say."""
+        return "; ".join(
+            metric if len(edits) == self.edits else f"{metric} of {_numbered(edits)}"
+            for metric, edits in self.unjudged.items()
+        )
+
     def gate(self, gate: Gate, mode: Mode = "weights") -> list[str]:
-        """One line per metric that misses the gate; empty if it passes. Metrics without a probe are not judged.
+        """One line per metric that misses the gate; empty if it passes. Metrics without a probe are not judged, which
+        `unjudged` says.
 
         Judged by free generation: reliability and the changing kinds by the wanted answer, the keeping kinds by being
         unchanged from base. A limit of perplexity's drift fails where the drift was not measured.
@@ -138,6 +154,14 @@ class Report(_Frozen):
         if mode == "weights" and gate.perplexity_drift is not None:
             failures += _beyond(gate.perplexity_drift, self.drift)
         return failures
+
+
+def _numbered(edits: Sequence[int]) -> str:
+    """ "edit 3", or "37 edits (0, 3, 7, …)"."""
+    if len(edits) == 1:
+        return f"edit {edits[0]}"
+    some = [str(edit) for edit in edits[:_NUMBERED]] + ["…"] * (len(edits) > _NUMBERED)
+    return f"{len(edits)} edits ({', '.join(some)})"
 
 
 def _beyond(most: float, drift: Drift | None) -> list[str]:
