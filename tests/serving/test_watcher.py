@@ -206,3 +206,17 @@ def test_when_something_ends_what_follows_is_wanted_without_a_change(tmp_path: P
     assert datetime.now(UTC) >= ends
     assert watched.watcher.current.wanted(datetime.now(UTC)) == [OLD]
     assert set(watched.changes) == {1}
+
+
+def test_the_registry_of_another_store_is_no_registry_that_is_down(tmp_path: Path) -> None:
+    watched = Watched(tmp_path)
+    run(watched.watcher.first())
+    again = Watched(tmp_path)
+
+    def foreign() -> int:
+        raise Incompatible("the registry belongs to another store")
+
+    again.registry.generation = foreign  # type: ignore[method-assign]
+    with pytest.raises(Incompatible, match="another store"):
+        run(again.watcher.first())
+    assert again.changes == [], "what was kept of it is not served"

@@ -72,11 +72,13 @@ class Watcher:
         """The state to begin with: the registry's, or, while that is down, the last that this node knew.
 
         Raises:
-            Incompatible: neither can be had.
+            Incompatible: neither can be had, or the registry is another store's.
             Corrupt: the kept state is damaged, and the registry is down.
         """
         try:
             return await self.refresh()
+        except Incompatible:
+            raise
         except FAILURES as error:
             snapshot = await self._threads.run(self._kept.read)
             if snapshot is None:

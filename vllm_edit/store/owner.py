@@ -12,7 +12,7 @@ from functools import cached_property
 
 from sqlalchemy import Connection, select, update
 
-from vllm_edit.errors import Corrupt, EditError
+from vllm_edit.errors import Corrupt, Incompatible
 from vllm_edit.store import tables
 
 
@@ -26,14 +26,14 @@ class Owner:
         self._place, self._read_site, self._has = place, site, has
 
     def check(self, connection: Connection) -> None:
-        """Raises `EditError` if the registry is another store's."""
+        """Raises `Incompatible` if the registry is another store's."""
         known = connection.execute(select(tables.generation.c.site)).scalar_one()
         if self._site is None:
             return
         if known is None and self._is_foreign(connection):
             known = "of its patches"
         if known not in (None, self._site):
-            raise EditError(
+            raise Incompatible(
                 f"the registry {connection.engine.url.render_as_string(hide_password=True)} belongs to another store: "
                 f"to one with site {known}, and {self._place} has site {self._site}; one registry is for one store: "
                 "name this store's own in VLLM_EDIT_REGISTRY, or unset it"

@@ -90,6 +90,7 @@ class Store:
 
         def write() -> None:
             if files.exists(SITE):  # another process was faster
+                cls._made_before(place, site)
                 return
             write_material(files, site, material)
             for kind, content in {"passages": list(passages), **(documents or {})}.items():
