@@ -38,9 +38,12 @@ def continuations(
     )
     device = model.device
     given = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
-    penalised = LogitsProcessorList([_Penalised(Penalties.of(model.generation_config), prompts, ids.shape[1])])
+    penalties = Penalties.of(model.generation_config)
+    penalised = [] if penalties == Penalties() else [_Penalised(penalties, prompts, ids.shape[1])]
     with grouped_attention(model), _no_own_settings(model):
-        out = model.generate(**given, generation_config=settings, logits_processor=penalised, **past)
+        out = model.generate(
+            **given, generation_config=settings, logits_processor=LogitsProcessorList(penalised), **past
+        )
     continued: list[list[int]] = out[:, ids.shape[1] :].tolist()
     return continued
 
