@@ -70,7 +70,7 @@ def test_a_missing_file_and_bytes_that_are_no_text_are_told(tmp_path: Path) -> N
     with pytest.raises(PatchError, match="no such file"):
         Patch.load(tmp_path / "none.yaml")
     (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(PatchError, match="cannot be read as UTF-8"):
+    with pytest.raises(PatchError, match="line 1: not UTF-8"):
         Patch.load(tmp_path / "bytes.yaml")
 
 

@@ -26,6 +26,7 @@ from pydantic import (
 from vllm_edit.errors import PatchError
 from vllm_edit.spelling import written
 from vllm_edit.text import normalise, occurrences, quoted, replaced
+from vllm_edit.text_files import NotUTF8, read_text
 from vllm_edit.yaml_document import Location, NotYaml, YamlDocument, field
 
 ProbeKind = Literal["paraphrase", "reverse", "portability", "locality", "locality_subject", "unrelated"]
@@ -211,11 +212,15 @@ class Patch(_Declared):
         """Read a patch from YAML. Raises `PatchError` listing every problem with line and field."""
         path = Path(path)
         try:
-            text = path.read_text(encoding="utf-8")
+            text = read_text(path)
         except FileNotFoundError:
             raise PatchError(str(path), ["no such file; expected the path of a patch in YAML"]) from None
-        except (OSError, ValueError) as error:
-            raise PatchError(str(path), [f"cannot be read as UTF-8 text: {error}"]) from None
+        except OSError as error:
+            raise PatchError(str(path), [f"cannot be read: {error.strerror or error}"]) from None
+        except ValueError as error:  # a path that is none
+            raise PatchError(str(path), [f"cannot be read: {error}"]) from None
+        except NotUTF8 as error:
+            raise PatchError(str(path), [error.problem]) from None
         return cls.parse(text, source=str(path))
 
     @classmethod

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import unicodedata
+
 import pytest
 from rich.table import Table
 
 from vllm_edit.atlas.training import Progress
 from vllm_edit.cli.atlas import plain_lines
-from vllm_edit.cli.output import progress_bar, wide_console
+from vllm_edit.cli.output import (
+    print_error,
+    print_fields,
+    print_json,
+    print_line,
+    print_table,
+    progress_bar,
+    wide_console,
+)
+from vllm_edit.evaluation.report import Answer, Report
+from vllm_edit.evaluation.table import table
 
 
 def test_a_table_is_not_cut_where_the_output_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
@@ -50,3 +63,68 @@ def test_lines_go_on_after_a_slow_step() -> None:
     for step, seconds in enumerate((90.0, 91.0, 119.0, 121.0, 122.0, 300.0, 301.0), start=1):
         tell(Progress(step, 100, 1.5, seconds, None))
     assert [line.split(":")[0] for line in lines] == ["step 1/100", "step 4/100", "step 6/100"]
+
+
+HOSTILE = "a\x1b]0;owned\x07b\x9b31m c\u202ed\ud83d"
+SHOWN = "a\\x1b]0;owned\\x07b\\x9b31m c\\u202ed\\ud83d"
+
+
+def test_control_characters_are_shown_and_not_obeyed(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(("NAME",), [(HOSTILE,)])
+    print_fields({"prompt": HOSTILE})
+    print_line(HOSTILE)
+    printed = capsys.readouterr().out
+    assert printed == f"NAME\n{SHOWN}\nprompt  {SHOWN}\n{SHOWN}\n"
+    print_error(f"{HOSTILE}\nand more")
+    assert capsys.readouterr().err == f"vllm-edit: {SHOWN}\nvllm-edit: and more\n"
+
+
+def test_json_holds_none_either_and_means_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    value = {"prompt": HOSTILE, "answer": ["\x7f\u2028\\x1b", "法國"]}
+    print_json(value)
+    printed = capsys.readouterr().out
+    assert json.loads(printed) == value
+    assert "法國" in printed
+    assert {unicodedata.category(character) for character in printed.replace("\n", "")}.isdisjoint(
+        {"Cc", "Cf", "Cs", "Zl"}
+    )
+
+
+def test_a_rich_table_shows_what_clients_wrote_as_they_wrote_it(capsys: pytest.CaptureFixture[str]) -> None:
+    hostile = HOSTILE.removesuffix("\ud83d")
+    answer = Answer(
+        patch="x@1",
+        edit=0,
+        subject="France",
+        relation="[/b]",
+        metric="reliability",
+        tag="",
+        prompt=f"[/b] :smile: {hostile}",
+        chat=False,
+        expected="[bold]",
+        texts={"base": "[/x]\x1b"},
+        right={"base": True},
+    )
+    report = Report(
+        patches=("x@1",),
+        engine="hf",
+        modes=("base",),
+        edits=1,
+        split="gate",
+        max_tokens=16,
+        measures=(),
+        relations={"[/b]": (), ":x:": ()},
+        answers=(answer,),
+    )
+    shown = SHOWN.removesuffix("\\ud83d")
+    wide_console().print(table(report))
+    printed = capsys.readouterr().out
+    assert f"[/b] :smile: {shown}" in printed
+    assert "[/x]\\x1b" in printed
+    assert not set("\x1b\x07\x9b\u202e") & set(printed)
+
+
+def test_a_title_is_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_bar("[/x]\x1b", every=0) as progress:
+        progress("compiling", 1, 2)
+    assert capsys.readouterr().err == "[/x]\\x1b: compiling, 1 of 2\n"

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from importlib.metadata import version
+from io import TextIOWrapper
 from types import MappingProxyType
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from vllm_edit.cli.lazy import LazyGroup
-from vllm_edit.cli.output import print_error
-from vllm_edit.errors import EditError
+from vllm_edit.cli.ending import Invocation, ending, flush
+from vllm_edit.cli.lazy import DEBUG_HELP, LazyGroup
 
 _HERE = "vllm_edit.cli"
 
@@ -46,6 +47,12 @@ class _Root(LazyGroup):
         }
     )
 
+    def invoke(self, ctx: Any) -> Any:
+        with ending(ctx.ensure_object(Invocation)):
+            result = super().invoke(ctx)
+            flush()
+            return result
+
 
 app = typer.Typer(
     cls=_Root,
@@ -64,23 +71,23 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
+    context: typer.Context,
     show_version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help=DEBUG_HELP)] = False,
 ) -> None:
     """Declare a fact, compile it into a low-rank delta, serve it per request from stock vLLM."""
+    context.ensure_object(Invocation).debug = debug
 
 
 def main() -> None:
-    """The `vllm-edit` program: a user's mistake is told on stderr, one line per problem, and exits 1 (usage: 2)."""
-    try:
-        app()
-    except EditError as error:
-        print_error(str(error))
-        raise SystemExit(1) from None
-    except OSError as error:
-        # The user's file or disk (not found, no permission, full); without a file name it would be our own defect.
-        if error.filename is None:
-            raise
-        print_error(f"{error.filename}: {error.strerror}")
-        raise SystemExit(1) from None
+    """The `vllm-edit` program. How it ends is in `ending`."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # any text can be printed, whatever the terminal's encoding
+            stream.reconfigure(errors="backslashreplace")
+    with ending(Invocation()):  # outside of a command: help that a full disk does not take
+        try:
+            app()
+        finally:
+            flush()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vllm_edit.cli.output import age, print_error, print_json
+from vllm_edit.cli.output import age, print_error, print_json, print_line
 from vllm_edit.errors import EditError
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ def tell_change(registry: Registry, wait_s: float, line: str, record: Mapping[st
         typer.Exit: with 1, when some do not, or nobody can say. The change stands.
     """
     if not json:
-        print(line, flush=True)
+        print_line(line)
     found, problem = None, ""
     if wait_s:
         try:
@@ -41,9 +40,9 @@ def tell_change(registry: Registry, wait_s: float, line: str, record: Mapping[st
     if json:
         print_json({**record, "acknowledged": None if found is None else found.as_record()})
     elif found is not None and found.acknowledged and not found.missing:
-        print(f"{_servers(len(found.acknowledged))} after {_time(found.seconds)}")
+        print_line(f"{_servers(len(found.acknowledged))} after {_time(found.seconds)}")
     if found is not None and found.silent:
-        print(_note(found), file=sys.stderr)
+        print_line(_note(found), error=True)
     if problem:
         print_error(problem)
         raise typer.Exit(1)

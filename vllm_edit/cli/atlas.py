@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vllm_edit.cli.group import group
-from vllm_edit.cli.output import wide_console
+from vllm_edit.cli.output import print_json, print_line, wide_console
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,7 +68,7 @@ def train(
                 console.print(f"step {progress.step}: {shares}")
 
         run(tables, out, recipe, start=start, report=report)
-    typer.echo(f"wrote {out}")
+    print_line(f"wrote {out}")
 
 
 def plain_lines(write: Callable[[str], None], every_s: float = 30.0) -> Callable[[Progress], None]:
@@ -120,7 +119,7 @@ def info(
         "accuracy_by_relation": accuracy.by_relation,
     }
     if as_json:
-        typer.echo(json.dumps(result, ensure_ascii=False, indent=1))
+        print_json(result)
     else:
         _print(result)
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from vllm_edit.cli.group import group
-from vllm_edit.cli.output import JsonOption, StoreOption, print_error, print_json, print_table, when
+from vllm_edit.cli.output import JsonOption, StoreOption, print_error, print_json, print_line, print_table, when
 
 app = group("Who changed what in the registry, and whether that record is whole.")
 
@@ -25,7 +25,7 @@ def verify(store: StoreOption = None, json: JsonOption = False) -> None:
         print_error("\n".join(found.problems))
         if not found.problems:
             ahead = f", the newest {found.not_anchored} not anchored yet" if found.not_anchored else ""
-            print(f"{found.rows} rows, each follows the one before{ahead}")
+            print_line(f"{found.rows} rows, each follows the one before{ahead}")
     if found.problems:
         raise typer.Exit(1)
 

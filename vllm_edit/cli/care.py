@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vllm_edit.cli.output import JsonOption, StoreOption, print_error, print_json
+from vllm_edit.cli.output import JsonOption, StoreOption, print_error, print_json, print_line
 
 
 def verify(store: StoreOption = None, json: JsonOption = False) -> None:
@@ -21,7 +21,7 @@ def verify(store: StoreOption = None, json: JsonOption = False) -> None:
     elif problems:
         print_error("\n".join(problems))
     else:
-        print(f"{opened.url}: {len(opened.names())} compiled patches, all files match their digests")
+        print_line(f"{opened.url}: {len(opened.names())} compiled patches, all files match their digests")
     if problems:
         raise typer.Exit(1)
 
@@ -45,11 +45,11 @@ def gc(
         print_json(asdict(found) if yes else {"would_remove": found.removed})
     else:
         for name in found.removed:
-            print(f"{'removed' if yes else 'would remove'} {name}")
+            print_line(f"{'removed' if yes else 'would remove'} {name}")
         if not found.removed and not found.retired:
-            print("nothing to remove")
+            print_line("nothing to remove")
         elif not yes:
-            print("run again with --yes to remove them")
+            print_line("run again with --yes to remove them")
         for name in found.retired:
             print_error(f"{name} is retired; its files stay for the next gc, {', '.join(found.missing)} may need them")
     if found.retired:

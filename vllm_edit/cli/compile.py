@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vllm_edit.cli.method_settings import SetOption, method_settings
-from vllm_edit.cli.output import JsonOption, StoreOption, print_error, print_json, progress_bar
+from vllm_edit.cli.output import JsonOption, StoreOption, print_error, print_json, print_line, progress_bar
 from vllm_edit.errors import EditError, PatchError
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def compile_(
             problems += [f"{result.name}: rejected by its gate: {failure}" for failure in result.failures]
             done.append(_told(result))
             if not json:
-                print(_line(done[-1]), flush=True)
+                print_line(_line(done[-1]))
     if json:
         print_json({"compiled": done, "problems": problems})
     print_error("\n".join(problems))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vllm_edit.cli.output import JsonOption, StoreOption, print_error, print_json, print_table, progress_bar
+from vllm_edit.cli.output import JsonOption, StoreOption, print_error, print_json, print_line, print_table, progress_bar
 from vllm_edit.text import change, quoted
 
 if TYPE_CHECKING:
@@ -107,14 +107,14 @@ def _print(told: Mapping[str, Any]) -> None:
         parts.append(f"truncated, {algebra['kept_energy']:.2%} of the energy kept")
     if told["not_judged"]:
         parts.append(f"not judged for want of probes: {told['not_judged']}")
-    print(f"{told['name']}  {', '.join(parts)}")
+    print_line(f"{told['name']}  {', '.join(parts)}")
     for gone in told["settings"].get("left_out", ()):
-        print(
+        print_line(
             f"{change(gone['prompt'], gone['target'])} of {short(gone['left_out'])} left: "
             f"{short(gone['winner'])} says {quoted(gone['kept_target'])}"
         )
     if shown := algebra.get("interference", [])[:_SHOWN_PAIRS]:
-        print()
+        print_line()
         print_table(("SUBJECT", "SUBJECT", "COSINE"), [(*pair["subjects"], f"{pair['cosine']:.3f}") for pair in shown])
         if algebra["pairs"] > len(shown):
-            print(f"the {len(shown)} highest of {algebra['pairs']} pairs")
+            print_line(f"the {len(shown)} highest of {algebra['pairs']} pairs")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vllm_edit.cli.output import JsonOption, StoreOption, print_json
+from vllm_edit.cli.output import JsonOption, StoreOption, print_json, print_line
 
 if TYPE_CHECKING:
     from vllm_edit.patch import Edit
@@ -22,16 +22,16 @@ def diff(a: PatchArgument, b: PatchArgument, store: StoreOption = None, json: Js
         return
     for sign, kind in (("+", "added"), ("-", "removed")):
         for edit in changes[kind]:
-            print(f"{sign} {edit['prompt']} → {edit['target_new']}")
+            print_line(f"{sign} {edit['prompt']} → {edit['target_new']}")
     for change in changes["changed"]:
         edit = change["b"]
         fields = ", ".join(
             f"{field}: {change['a'][field]!r} → {edit[field]!r}" if field != "probes" else "probes"
             for field in change["fields"]
         )
-        print(f"~ {edit['prompt']}  ({fields})")
+        print_line(f"~ {edit['prompt']}  ({fields})")
     if not any(changes.values()):
-        print("the same edits")
+        print_line("the same edits")
 
 
 def compare(a: tuple[Edit, ...], b: tuple[Edit, ...]) -> dict[str, list[Any]]:

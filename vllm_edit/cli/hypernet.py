@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vllm_edit.cli.group import group
-from vllm_edit.cli.output import JsonOption, print_fields, print_json, progress_bar
+from vllm_edit.cli.output import JsonOption, print_fields, print_json, print_line, progress_bar
 from vllm_edit.errors import EditError
 
 if TYPE_CHECKING:
@@ -123,7 +122,7 @@ def _tell(progress: Progress) -> None:
     if progress.validation is not None:
         shares = "  ".join(f"{name} {value:.3f}" for name, value in vars(progress.validation).items())
         best = "  (best)" if progress.best else ""
-        print(f"step {progress.step}/{progress.steps}  {shares}{best}", file=sys.stderr, flush=True)
+        print_line(f"step {progress.step}/{progress.steps}  {shares}{best}", error=True)
 
 
 def _read(files: list[Path]) -> list[Edit]:

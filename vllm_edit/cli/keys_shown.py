@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from vllm_edit.cli.acknowledged import tell_change
-from vllm_edit.cli.output import print_json, print_table, when
+from vllm_edit.cli.output import print_json, print_line, print_table, when
 
 if TYPE_CHECKING:
     from vllm_edit.store.keys import Key, NewKey
@@ -19,10 +18,10 @@ def print_new_key(made: NewKey, json: bool) -> None:
     if json:
         print_json(made.key.as_dict() | {"key": made.presented})
         return
-    print(made.presented)
+    print_line(made.presented)
     whose = f"tenant {made.key.tenant}" if made.key.tenant else "an administrator"
     told = f"key {made.key.id} of {whose} ({', '.join(made.key.rights)}); it is not shown again"
-    print(told, file=sys.stderr)
+    print_line(told, error=True)
 
 
 def print_keys(keys: Sequence[Key], json: bool) -> None:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 from typer.main import get_command, get_group
+
+from vllm_edit.cli.ending import Invocation
+
+DEBUG_HELP = "Show the trace of an error too."
 
 
 class LazyGroup(TyperGroup):
     """Subclasses name their `commands_at`: command → (module, attribute). The attribute is a function or a Typer app.
 
     Modules hold only their signatures at the top; torch and vLLM are imported inside the functions. One whose commands
-    hand the flags that they do not know to another program has Typer's settings for that in `PASS_ON`.
+    hand the flags that they do not know to another program has Typer's settings for that in `PASS_ON`. Every command
+    takes --debug, and says to the program's `Invocation` that it is what is done.
     """
 
     commands_at: Mapping[str, tuple[str, str]] = {}
@@ -36,4 +41,30 @@ class LazyGroup(TyperGroup):
             app.command(context_settings=getattr(module, "PASS_ON", None))(found)
             command = get_command(app)
         command.name = cmd_name
+        _add_debug(command)
         return command
+
+
+def _add_debug(command: Any) -> None:
+    """The option --debug, for the command or for all commands of a group, in place."""
+    if isinstance(command, TyperGroup):
+        for inner in command.commands.values():
+            _add_debug(inner)
+        return
+    app = typer.Typer(add_completion=False)
+    app.command()(_with_debug)
+    command.params += get_command(app).params
+
+
+def _note(context: typer.Context, debug: bool) -> None:
+    invocation = context.ensure_object(Invocation)
+    invocation.doing = context.command_path
+    invocation.debug = invocation.debug or debug
+
+
+def _with_debug(
+    debug: Annotated[
+        bool, typer.Option("--debug", callback=_note, is_eager=True, expose_value=False, help=DEBUG_HELP)
+    ] = False,
+) -> None:
+    """Only its option is used."""

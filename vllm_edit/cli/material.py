@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vllm_edit.errors import EditError
+from vllm_edit.text_files import read_text
 
 if TYPE_CHECKING:
     from vllm_edit.ike.bank import Bank
@@ -32,10 +33,7 @@ def load_base(model: str) -> Base:
 def texts_of(model: str, file: Path | None) -> list[str]:
     """Ordinary text in the model's languages: for second moments."""
     if file is not None:
-        try:
-            texts = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise EditError(f"{file}: expected text in UTF-8, a passage per line: {error}") from None
+        texts = [line for line in read_text(file).splitlines() if line.strip()]
         if not texts:
             raise EditError(f"{file} holds no text; expected one passage per line")
         return texts

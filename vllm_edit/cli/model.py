@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from vllm_edit.cli.group import group
-from vllm_edit.cli.output import JsonOption, print_fields, print_json, progress_bar
+from vllm_edit.cli.output import JsonOption, print_fields, print_json, print_line, progress_bar
 
 if TYPE_CHECKING:
     from vllm_edit.models.importing import Imported, Progress
@@ -64,7 +64,7 @@ def fetch(
     elif json:
         print_json({"folder": str(folder), "fetched": False})
     else:
-        print(f"{folder} is there already: nothing to do")
+        print_line(f"{folder} is there already: nothing to do")
 
 
 @app.command()
@@ -151,6 +151,6 @@ def _print_imported(imported: Imported, started: float, json: bool) -> None:
         }
     )
     for note in imported.notes:
-        print(f"note: {note}")
+        print_line(f"note: {note}")
     for said in imported.continuations:
-        print(f"{'chat ' if said.chat else ''}{said.prompt!r} → {said.answer!r}")
+        print_line(f"{'chat ' if said.chat else ''}{said.prompt!r} → {said.answer!r}")

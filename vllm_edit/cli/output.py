@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vllm_edit.editing.settings import Progress
+from vllm_edit.printable import printable, printable_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,8 +31,15 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on stdout; times as ISO 8601."""
-    print(json.dumps(value, ensure_ascii=False, indent=2, default=_plain))
+    """One JSON document on stdout; times as ISO 8601. In ASCII where stdout's encoding is not UTF-8."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    ascii_only = encoding.lower().replace("-", "") != "utf8"
+    print(printable_json(json.dumps(value, ensure_ascii=ascii_only, indent=2, default=_plain)))
+
+
+def print_line(text: str = "", error: bool = False) -> None:
+    """One line on stdout, or on stderr, at once; control characters are escaped."""
+    print(printable(text), file=sys.stderr if error else sys.stdout, flush=True)
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -42,7 +50,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
     widths = [max(cell_len(cell) for cell in column) for column in zip(*lines, strict=True)]
     for line in lines:
         padded = (cell + " " * (width - cell_len(cell)) for cell, width in zip(line, widths, strict=True))
-        print("  ".join(padded).rstrip())
+        print_line("  ".join(padded).rstrip())
 
 
 def print_fields(fields: Mapping[str, object]) -> None:
@@ -50,13 +58,13 @@ def print_fields(fields: Mapping[str, object]) -> None:
     given = {label: _cell(value) for label, value in fields.items() if value not in (None, "", ())}
     width = max(map(len, given), default=0)
     for label, value in given.items():
-        print(f"{label:<{width}}  {value}")
+        print_line(f"{label:<{width}}  {value}")
 
 
 def print_error(message: str) -> None:
     """One line on stderr for each line of the message."""
-    for line in message.splitlines():
-        print(f"vllm-edit: {line}", file=sys.stderr)
+    for line in filter(None, message.split("\n")):
+        print_line(f"vllm-edit: {line}", error=True)
 
 
 def when(time: datetime) -> str:
@@ -73,10 +81,10 @@ def age(seconds: float) -> str:
 
 def wide_console() -> Console:
     """stdout for rich tables: as wide as the terminal, and where there is none, wide enough that nothing is cut."""
-    from rich.console import Console
+    from vllm_edit.cli.console import SafeConsole
 
-    console = Console()
-    return console if console.is_terminal else Console(width=UNWATCHED_WIDTH)
+    console = SafeConsole()
+    return console if console.is_terminal else SafeConsole(width=UNWATCHED_WIDTH)
 
 
 @contextmanager
@@ -86,19 +94,21 @@ def progress_bar(title: str, every: float = 30) -> Iterator[Progress]:
 
     every: seconds. Where stderr is no terminal, as in a log, a line is written instead, at most one in so many seconds.
     """
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
+    from vllm_edit.cli.console import SafeConsole
+
+    title = printable(title)
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(compact=True),
     )
-    console = Console(stderr=True)
+    console = SafeConsole(stderr=True)
     watched = console.is_terminal
     with Bar(*columns, console=console, transient=True, disable=not watched, speed_estimate_period=300) as bar:
         task = bar.add_task(title, total=None)
@@ -109,7 +119,7 @@ def progress_bar(title: str, every: float = 30) -> Iterator[Progress]:
             if not watched:
                 if time.monotonic() - told >= every:
                     told = time.monotonic()
-                    print(f"{title}: {what}, {done:,} of {total:,}", file=sys.stderr, flush=True)
+                    print_line(f"{title}: {what}, {done:,} of {total:,}", error=True)
                 return
             now = bar.tasks[0]
             if total != now.total or done < now.completed:  # something else is done now: the clock starts anew
@@ -126,4 +136,4 @@ def _plain(value: object) -> str:
 
 
 def _cell(value: object) -> str:
-    return "" if value is None else " ".join(str(value).split())
+    return "" if value is None else printable(" ".join(str(value).split()))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from vllm_edit.cli.output import JsonOption, StoreOption, print_fields, print_json, print_table, when
+from vllm_edit.cli.output import JsonOption, StoreOption, print_fields, print_json, print_line, print_table, when
 from vllm_edit.errors import EditError, Unavailable
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def show(name: NameArgument, store: StoreOption = None, json: JsonOption = False
         "records": ", ".join(f"{record['kind']} {when(record['at'])}" for record in records),
     }
     print_fields(facts)
-    print()
+    print_line()
     # The record of an answer (GET /v1/edits/answers/{id}) names subjects and key groups by these.
     group_of = {edit: number for number, group in enumerate(manifest.groups) for edit in group.edits}
     edits = [
@@ -98,7 +98,9 @@ def export(
     with _filled_or_as_before(folder):
         delta.save_peft(folder, base_name=opened.site().model, dtype=getattr(torch, dtype))
     files = sorted(path.name for path in folder.iterdir())
-    print_json({"name": full, "folder": str(folder), "files": files}) if json else print(f"{full} written to {folder}")
+    print_json({"name": full, "folder": str(folder), "files": files}) if json else print_line(
+        f"{full} written to {folder}"
+    )
 
 
 def _check_empty(folder: Path) -> None:

@@ -9,7 +9,16 @@ import typer
 
 from vllm_edit.cli.acknowledged import WAIT_S, WaitOption, tell_change
 from vllm_edit.cli.group import group
-from vllm_edit.cli.output import JsonOption, StoreOption, WhoOption, WhyOption, print_json, print_table, when
+from vllm_edit.cli.output import (
+    JsonOption,
+    StoreOption,
+    WhoOption,
+    WhyOption,
+    print_json,
+    print_line,
+    print_table,
+    when,
+)
 
 if TYPE_CHECKING:
     from vllm_edit.rollout.arm import Side
@@ -79,7 +88,7 @@ def create(
         alpha=alpha,
     )
     entered = opened.registry.rollouts.create(made, override=override, why=why, by=who)
-    print_json(entered.as_record()) if json else print(_line(entered))
+    print_json(entered.as_record()) if json else print_line(_line(entered))
 
 
 @app.command()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vllm_edit.cli.output import print_fields, print_table
+from vllm_edit.cli.output import print_fields, print_line, print_table
 from vllm_edit.rollout.arm import SIDES
 from vllm_edit.rollout.comparison import Estimate
 from vllm_edit.rollout.report import RolloutReport
@@ -21,7 +21,7 @@ def print_status(found: RolloutReport) -> None:
             "treatment": rollout.treatment,
         }
     )
-    print()
+    print_line()
     rows = []
     for side in SIDES:
         arm, latency = found.traffic[side], found.latency(side)
@@ -31,15 +31,17 @@ def print_status(found: RolloutReport) -> None:
     columns = ("ARM", "REQUESTS", "USERS", "FAILED", "PROMPT TOKENS", "ANSWER TOKENS", "MEDIAN S", "95 % S")
     print_table(columns, rows)
     for one in found.comparisons:
-        print(f"\n{one.metric.name}, {one.metric.low:g} to {one.metric.high:g}, {one.metric.better} is better")
+        print_line()
+        print_line(f"{one.metric.name}, {one.metric.low:g} to {one.metric.high:g}, {one.metric.better} is better")
         lines = [(side, one.outcomes[side], one.arms[side].n, *_told(one.arms[side])) for side in SIDES]
         difference = ("difference", "", one.difference.n, *_told(one.difference))
         level = f"{100 * (1 - one.alpha):.4g} % AT EVERY LOOK"
         print_table(("", "OUTCOMES", "COMPARED", "MEAN", level), [*lines, difference])
         since = "" if one.decided_at is None else f", plain after {one.decided_at} comparisons"
-        print(f"treatment: {one.verdict}{since}")
+        print_line(f"treatment: {one.verdict}{since}")
     for warning in found.warnings:
-        print(f"\nwarning: {warning}")
+        print_line()
+        print_line(f"warning: {warning}")
 
 
 def _told(estimate: Estimate) -> tuple[str, str]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from vllm_edit.cli.output import print_json, print_line
 
 if TYPE_CHECKING:
     from vllm_edit.serving.profile import Profile
@@ -38,10 +39,10 @@ def flags(
     chosen = _profile(context.args, store, allow_open)
     if as_json:
         told = {"model": chosen.model, "flags": chosen.flags, "environment": chosen.environment}
-        typer.echo(json.dumps(told, indent=2))
+        print_json(told)
         return
     environment = " ".join(f"{name}={shlex.quote(value)}" for name, value in chosen.environment.items())
-    typer.echo(f"{environment} vllm {shlex.join(chosen.command())}")
+    print_line(f"{environment} vllm {shlex.join(chosen.command())}")
 
 
 def _profile(arguments: list[str], store: str | None, allow_open: bool) -> Profile:

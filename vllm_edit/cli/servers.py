@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from vllm_edit.cli.output import JsonOption, StoreOption, WhoOption, WhyOption, age, print_json, print_table
+from vllm_edit.cli.output import JsonOption, StoreOption, WhoOption, WhyOption, age, print_json, print_line, print_table
 
 
 def servers(
@@ -30,7 +30,7 @@ def servers(
         if json:
             print_json({"forgotten": forget})
         else:
-            print(f"server {forget}: forgotten")
+            print_line(f"server {forget}: forgotten")
         return
     generation = registry.generation()
     known = registry.servers.known()

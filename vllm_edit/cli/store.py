@@ -10,7 +10,15 @@ import typer
 
 from vllm_edit.cli.group import group
 from vllm_edit.cli.material import SHIPPED
-from vllm_edit.cli.output import JsonOption, StoreOption, print_fields, print_json, print_table, progress_bar
+from vllm_edit.cli.output import (
+    JsonOption,
+    StoreOption,
+    print_fields,
+    print_json,
+    print_line,
+    print_table,
+    progress_bar,
+)
 from vllm_edit.errors import EditError, NotFound
 
 if TYPE_CHECKING:
@@ -242,4 +250,4 @@ def _print_tried(tried: Sequence[Mapping[str, Any]]) -> None:
         for one in tried
     ]
     print_table(columns, rows)
-    print()
+    print_line()

@@ -9,7 +9,16 @@ import typer
 
 from vllm_edit.cli.acknowledged import WAIT_S, WaitOption, tell_change
 from vllm_edit.cli.group import group
-from vllm_edit.cli.output import JsonOption, StoreOption, WhoOption, WhyOption, print_json, print_table, when
+from vllm_edit.cli.output import (
+    JsonOption,
+    StoreOption,
+    WhoOption,
+    WhyOption,
+    print_json,
+    print_line,
+    print_table,
+    when,
+)
 from vllm_edit.cli.tenant_key import app as key_app
 from vllm_edit.cli.times import UntilOption
 
@@ -29,7 +38,7 @@ def create(name: TenantArgument, who: WhoOption = "", store: StoreOption = None,
     from vllm_edit.store.store import Store
 
     tenant = Store.open(store).registry.create_tenant(name, by=who)
-    print_json(asdict(tenant)) if json else print(f"tenant {name} created")
+    print_json(asdict(tenant)) if json else print_line(f"tenant {name} created")
 
 
 @app.command("list")

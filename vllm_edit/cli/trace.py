@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vllm_edit.cli.output import JsonOption, print_json, progress_bar
+from vllm_edit.cli.output import JsonOption, print_json, progress_bar, wide_console
 from vllm_edit.errors import EditError
 
 if TYPE_CHECKING:
@@ -43,8 +43,6 @@ def trace(
     noise on the subject's tokens, and with clean states put back one place at a time.
     """
     edits, named = _edits(file, limit)
-    from rich.console import Console
-
     from vllm_edit.cli.material import SHIPPED, load_base
     from vllm_edit.editing.tracing import TraceSettings
     from vllm_edit.editing.tracing import trace as traced
@@ -64,7 +62,7 @@ def trace(
     if json:
         print_json(found.as_record() | {"picture": str(out) if out else None})
     else:
-        Console().print(effects_table(found))
+        wide_console().print(effects_table(found))
 
 
 def _edits(file: Path, limit: int | None) -> tuple[list[Edit], str | None]:

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from vllm_edit.demo.plan import Plan
@@ -60,7 +61,7 @@ class Demo:
         self._step("Server stopped.")
 
     def _step(self, text: str) -> None:
-        self.console.print(f"\n[bold]{text}[/bold]")
+        self.console.print(f"\n[bold]{escape(text)}[/bold]")
 
     @cached_property
     def _patches(self) -> dict[str, Patch]:
@@ -84,7 +85,7 @@ class Demo:
         self._step(f"vllm-edit store init --model {self.plan.model}")
         try:
             store = opened(folder, base)
-            self.console.print(f"{folder} has its site already")
+            self.console.print(escape(f"{folder} has its site already"))
         except NotFound:
             store = self._new_store(folder, base)
         site = store.site()
@@ -108,12 +109,12 @@ class Demo:
         with self.console.status("compiling ..."):
             for patch, outcome in pipeline.run_all(tuple(patches.values())):
                 if isinstance(outcome, Refused):
-                    self.console.print(f"{patch.name}: refused: {outcome.reason}")
+                    self.console.print(escape(f"{patch.name}: refused: {outcome.reason}"))
                     continue
                 outcomes[patch.name] = outcome
                 verdict = "accepted" if outcome.accepted else "rejected: " + "; ".join(outcome.failures)
                 line = f"{outcome.name[:20]}…  {len(patch.edits)} edits, {outcome.seconds:.1f} s, {verdict}"
-                self.console.print(line)
+                self.console.print(escape(line))
         needed = self.plan.tenants.values()
         missing = [patch for patch in needed if patch not in outcomes or not outcomes[patch].accepted]
         if missing:
@@ -140,7 +141,7 @@ class Demo:
         for question in self.plan.questions:
             told: list[Told] = [next(answers) for _ in models]
             mark = " [dim](chat)[/dim]" if question.chat else ""
-            shown.add_row(question.prompt + mark, *(one.text for one in told))
+            shown.add_row(escape(question.prompt) + mark, *(escape(one.text) for one in told))
             added.update(
                 {model: max(added.get(model, 0), one.tokens_added) for model, one in zip(models, told, strict=True)}
             )
@@ -222,7 +223,8 @@ class Demo:
         return told
 
     def _tell(self, when: str, told: Told) -> None:
-        self.console.print(f"{when}: {told.text!r} [dim]from {told.adapter}, {told.seconds * 1000:.0f} ms[/dim]")
+        said = escape(f"{when}: {told.text!r}")
+        self.console.print(f"{said} [dim]from {told.adapter}, {told.seconds * 1000:.0f} ms[/dim]")
 
 
 def _since(started: float) -> str:

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from vllm_edit.editing.corruption import KINDS
 from vllm_edit.evaluation.effects import KIND_LABELS, ROLES, AverageEffects, Mean, Peak
+from vllm_edit.printable import printable
 
 
 def effects_table(found: AverageEffects) -> Group:
@@ -20,7 +21,7 @@ def effects_table(found: AverageEffects) -> Group:
         f"{trace.depth} layers"
     )
     lines: list[ConsoleRenderable] = [
-        Text(head, style="bold"),
+        Text(printable(head), style="bold"),
         Text(
             f"P(own answer): clean {shown(found.clean)}, corrupted {shown(found.corrupted)}, "
             f"total effect {shown(found.total)}"

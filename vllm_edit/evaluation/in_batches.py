@@ -52,9 +52,13 @@ def evaluate_in_batches(
         raise EditError("expected at least one patch to evaluate, and every name once")
     sheets: dict[str, Sheet] = {}
     costs: list[Cost] = []
-    for entry in record.entries if record else ():
-        sheets |= zip(entry["patches"], map(Sheet.of_record, entry["sheets"]), strict=True)
-        costs += [Cost.model_validate(cost) for cost in entry["costs"]]
+    if record:
+        try:
+            for entry in record.entries:
+                sheets |= zip(entry["patches"], map(Sheet.of_record, entry["sheets"]), strict=True)
+                costs += [Cost.model_validate(cost) for cost in entry["costs"]]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise EditError(f"{record.path}: an entry cannot be read ({error!r}); name another file") from None
     waiting = [patch for patch in patches if patch.name not in sheets]
     left = TimeLeft(len(patches), len(sheets))
     asked = [mode for mode in MODES if mode in modes]

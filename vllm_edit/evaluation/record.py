@@ -43,8 +43,8 @@ class Record:
         lines = whole.splitlines() if whole else []
         try:
             first, *entries = [json.loads(line) for line in lines] or [{_OF: wanted}]
-            found = first[_OF]
-        except (ValueError, KeyError, TypeError) as error:
+            found = dict(first[_OF])
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise EditError(f"{path}: expected the record of an evaluation ({error!r}); name another file") from None
         if found != wanted:
             differ = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))

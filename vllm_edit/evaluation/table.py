@@ -12,13 +12,16 @@ from rich.text import Text
 from vllm_edit.datasets import LeftOut
 from vllm_edit.evaluation.judging import first_line
 from vllm_edit.evaluation.report import MODES, PROTOCOLS, Cost, Drift, Measure, Mode, Report
+from vllm_edit.printable import printable
 
 
 def table(report: Report) -> Group:
     """Everything measured, one table per protocol, then refusals, costs, relations where there are several, answers."""
     what = report.patches[0] if len(report.patches) == 1 else f"{len(report.patches)} patches"
     asked = f"{report.split} probes" if report.split else "all probes"
-    parts: list[Table | Text] = [Text(f"{what}: {report.edits} edits, {asked}, {report.engine}", style="bold")]
+    parts: list[Table | Text] = [
+        Text(printable(f"{what}: {report.edits} edits, {asked}, {report.engine}"), style="bold")
+    ]
     if report.not_asked:
         counts = ", ".join(f"{count} of {metric}" for metric, count in report.not_asked.items())
         parts.append(Text(f"not asked, since another edit of the patch changes the answer: {counts}"))
@@ -100,10 +103,11 @@ def _unserved(report: Report) -> Table:
 
 def _drift(drift: Drift) -> Text:
     refused = f"; {drift.unserved} refused: {drift.why}" if drift.unserved else ""
-    return Text(
+    told = (
         f"perplexity of {drift.texts} passages ({drift.tokens} tokens): base {drift.base:.3f}, weights "
         f"{drift.edited:.3f}, drift {drift.value:+.2%}{refused}"
     )
+    return Text(printable(told))
 
 
 def _costs(costs: tuple[Cost, ...]) -> Table:
@@ -128,7 +132,7 @@ def _relations(report: Report) -> Table:
             found = {measure.metric: measure for measure in measures if measure.mode == mode}
             edits = max((measure.edits for measure in found.values()), default=0)
             values = (f"{found[metric].value:.2f}" if metric in found else "–" for metric in metrics)
-            shown.add_row(relation or "–", mode, str(edits), *values)
+            shown.add_row(escape(relation) or "–", mode, str(edits), *values)
     return shown
 
 

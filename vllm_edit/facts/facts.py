@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import yaml
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from vllm_edit.errors import EditError
+from vllm_edit.text_files import NotUTF8, read_text
+
+T = TypeVar("T")
 
 Language = Literal["en", "zh"]
 
@@ -132,13 +137,38 @@ class Facts:
         return fact.object if fact else None
 
 
-def _forms(texts: list[str] | None, kind: Literal["statement", "question"]) -> tuple[Form, ...]:
-    return tuple(Form(text, kind) for text in texts or ())
+class _RelationForms(BaseModel):
+    """A relation's prompts, as a table's YAML file has them."""
+
+    statements: tuple[str, ...] = ()
+    questions: tuple[str, ...] = ()
+    held_out: tuple[str, ...]
+    reverse: tuple[str, ...] = ()
 
 
-def _guess(texts: list[str] | None) -> tuple[Form, ...]:
+class _TableForms(BaseModel):
+    """A table's YAML file."""
+
+    language: str = "en"
+    relations: dict[str, _RelationForms]
+
+
+class _HopForms(BaseModel):
+    """An item of hops.yaml; first, then: ids of relations."""
+
+    first: str
+    then: str
+    forms: tuple[str, ...]
+    held_out: tuple[str, ...]
+
+
+def _forms(texts: tuple[str, ...], kind: Literal["statement", "question"]) -> tuple[Form, ...]:
+    return tuple(Form(text, kind) for text in texts)
+
+
+def _guess(texts: tuple[str, ...]) -> tuple[Form, ...]:
     """Held-out, reverse and hop forms are listed together; a question ends in a question mark."""
-    return tuple(Form(text, "question" if text.rstrip()[-1:] in "?？" else "statement") for text in texts or ())
+    return tuple(Form(text, "question" if text.rstrip()[-1:] in "?？" else "statement") for text in texts)
 
 
 def _read_table(path: Path, subjects: list[Subject], relations: dict[str, Relation], problems: list[str]) -> None:
@@ -146,38 +176,71 @@ def _read_table(path: Path, subjects: list[Subject], relations: dict[str, Relati
     if not forms_path.exists():
         problems.append(f"{path.name}: expected its forms in {forms_path.name}")
         return
-    described = yaml.safe_load(forms_path.read_text(encoding="utf-8"))
-    table, language = path.stem, described.get("language", "en")
+    described = _described(forms_path, _TableForms, problems)
+    if described is None:
+        return
+    table = path.stem
     own: dict[str, Relation] = {}
-    for name, forms in described["relations"].items():
-        trained = _forms(forms.get("statements"), "statement") + _forms(forms.get("questions"), "question")
-        own[name] = Relation(name, table, language, trained, _guess(forms["held_out"]), _guess(forms.get("reverse")))
+    for name, forms in described.relations.items():
+        trained = _forms(forms.statements, "statement") + _forms(forms.questions, "question")
+        own[name] = Relation(name, table, described.language, trained, _guess(forms.held_out), _guess(forms.reverse))
         slots = [(form, "{s}") for form in own[name].trained + own[name].held_out]
         slots += [(form, "{o}") for form in own[name].reverse]
         problems += [
             f"{forms_path.name}: {name}: expected {s} once in {f.text!r}" for f, s in slots if f.text.count(s) != 1
         ]
     relations.update({relation.id: relation for relation in own.values()})
-    with path.open(encoding="utf-8", newline="") as stream:
-        for row in csv.DictReader(stream):
-            aliases = tuple(alias for alias in row["aliases"].split("|") if alias)
-            subject = Subject(row["subject"], aliases, table)
-            for name, relation in own.items():
-                if row.get(name):
-                    subject.facts[name] = Fact(subject, relation, row[name])
-            subjects.append(subject)
+    for row in _rows(path, problems):
+        aliases = tuple(alias for alias in (row["aliases"] or "").split("|") if alias)
+        subject = Subject(row["subject"], aliases, table)
+        for name, relation in own.items():
+            if row.get(name):
+                subject.facts[name] = Fact(subject, relation, row[name])
+        subjects.append(subject)
+
+
+def _rows(path: Path, problems: list[str]) -> list[dict[str, str]]:
+    """A table's rows that have a subject; none, and a problem, where it is no such table."""
+    try:
+        table = csv.DictReader(io.StringIO(read_text(path), newline=""))
+        rows = [row for row in table if row.get("subject")]
+    except NotUTF8 as error:
+        problems.append(f"{path.name}: {error.problem}")
+        return []
+    except csv.Error as error:
+        problems.append(f"{path.name}: not a table of comma-separated values: {error}")
+        return []
+    if missing := {"subject", "aliases"} - set(table.fieldnames or ()):
+        problems.append(
+            f"{path.name}: expected columns subject, aliases, and one per relation; {', '.join(sorted(missing))} is missing"
+        )
+        return []
+    return rows
 
 
 def _read_hops(path: Path, relations: dict[str, Relation], problems: list[str]) -> tuple[Hop, ...]:
     if not path.exists():
         return ()
     hops = []
-    for item in yaml.safe_load(path.read_text(encoding="utf-8")):
-        missing = [item[step] for step in ("first", "then") if item[step] not in relations]
+    for item in _described(path, tuple[_HopForms, ...], problems) or ():
+        missing = [relation for relation in (item.first, item.then) if relation not in relations]
         if missing:
             problems.append(f"{path.name}: no such relation: {', '.join(missing)}")
             continue
-        hops.append(
-            Hop(relations[item["first"]], relations[item["then"]], _guess(item["forms"]), _guess(item["held_out"]))
-        )
+        hops.append(Hop(relations[item.first], relations[item.then], _guess(item.forms), _guess(item.held_out)))
     return tuple(hops)
+
+
+def _described(path: Path, kind: type[T], problems: list[str]) -> T | None:
+    """What a YAML file says; None, and its problems, where it is not of that kind."""
+    try:
+        return TypeAdapter(kind).validate_python(yaml.safe_load(read_text(path)))
+    except ValidationError as error:
+        for problem in error.errors():
+            field = ".".join(map(str, problem["loc"])) or "the file"
+            problems.append(f"{path.name}: {field}: {problem['msg']}")
+    except NotUTF8 as error:
+        problems.append(f"{path.name}: {error.problem}")
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none
+        problems.append(f"{path.name}: not valid YAML: {' '.join(str(error).split())}")
+    return None

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from vllm_edit.errors import EditError
 from vllm_edit.patch import Edit, Patch
 from vllm_edit.text import is_said, normalise
+from vllm_edit.text_files import read_text
 from vllm_edit.yaml_document import YamlDocument
 
 
@@ -56,7 +57,7 @@ class Bank(BaseModel):
         """From YAML: a list of records, or a patch file whose edits with `target_true` state the facts."""
         path = Path(path)
         try:
-            document = YamlDocument.parse(path.read_text(encoding="utf-8"))
+            document = YamlDocument.parse(read_text(path))
         except (OSError, ValueError) as error:
             raise EditError(f"{path}: expected a bank in YAML: {error}") from None
         if document.given_twice:

@@ -17,6 +17,7 @@ from vllm_edit.editing.hypernetwork.network import Hypernetwork
 from vllm_edit.errors import Corrupt, EditError, Incompatible, NotFound
 from vllm_edit.models.base import Base
 from vllm_edit.store.site import LEGAL_RANKS, Site
+from vllm_edit.text_files import read_text
 
 TENSORS_FILE = "network.safetensors"
 CARD_FILE = "network.json"
@@ -55,7 +56,7 @@ def load(folder: Path) -> tuple[Hypernetwork, Card]:
         Corrupt: its files do not belong together.
     """
     try:
-        card = Card.model_validate_json((folder / CARD_FILE).read_text(encoding="utf-8"))
+        card = Card.model_validate_json(read_text(folder / CARD_FILE))
         tensors = safetensors.torch.load((folder / TENSORS_FILE).read_bytes())
     except FileNotFoundError as error:
         raise NotFound(

@@ -1,0 +1,30 @@
+"""Text files as users write them: UTF-8, with or without a byte order mark."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vllm_edit.errors import EditError
+
+
+class NotUTF8(EditError):
+    """A file in another encoding; `problem` is the message without the file's name."""
+
+    def __init__(self, path: str | Path, line: int) -> None:
+        self.problem = f"line {line}: not UTF-8; save the file in that encoding"
+        super().__init__(f"{path}: {self.problem}")
+
+
+def read_text(path: str | Path) -> str:
+    """The file's text, with `\\n` at the end of each line.
+
+    Raises:
+        NotUTF8: naming the first line that is not UTF-8.
+        OSError: the file cannot be read.
+    """
+    content = Path(path).read_bytes()
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise NotUTF8(path, content.count(b"\n", 0, error.start) + 1) from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
