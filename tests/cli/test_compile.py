@@ -8,6 +8,7 @@ import pytest
 
 from tests.cli.program import Program
 from tests.tiny import SENTENCES, save_tiny
+from vllm_edit.cli.method_settings import method_settings
 from vllm_edit.store.documents import path_of
 from vllm_edit.store.store import Store
 
@@ -215,3 +216,34 @@ def test_what_init_lacks_is_told(
 
 def test_a_layer_must_be_auto_or_a_number(program: Program, tmp_path: Path) -> None:
     assert program("store", "init", "--layer", "first", "--store", tmp_path / "s").code == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "code", "told"),
+    [
+        ("steps=many", 1, "settings of rome: steps must be a whole number; got 'many'"),
+        ("tempo=1", 1, "unknown settings tempo; settings of rome are "),
+        ("residual_rule=Shift", 1, "residual_rule must be one of shift, reference; got 'Shift'"),
+        ("learning_rate=1e-3x", 1, "learning_rate must be a number; got '1e-3x'"),
+        ("steps", 2, "expected KEY=VALUE, got 'steps'"),
+        ("forms=[plain", 2, "expected a value in YAML, got 'forms=[plain'"),
+        ("steps=2001-99-99", 2, "expected a value in YAML, got 'steps=2001-99-99'"),
+    ],
+)
+def test_a_wrong_setting_is_told_before_anything_is_loaded(
+    program: Program, tmp_path: Path, given: str, code: int, told: str
+) -> None:
+    file = tmp_path / "capital.yaml"
+    file.write_text(PATCH.format(name="capital", target="Berlin", least=0))
+    ran = program("compile", file, "--store", tmp_path / "none", "--set", given)
+    assert (ran.code, ran.out) == (code, "")
+    assert told in ran.err
+    assert code == 2 or ran.err.count("\n") == 1
+
+
+def test_a_number_may_be_written_without_a_point() -> None:
+    assert method_settings(["learning_rate=1e-3", "steps=5", "essence=3 is"]) == {
+        "learning_rate": 1e-3,
+        "steps": 5,
+        "essence": "3 is",
+    }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -164,6 +166,40 @@ def test_settings_name_every_problem_at_once() -> None:
         EditError, match=r"first_rows must be one of bare, text, all; got 'few'.*on_missed must be one of"
     ):
         RomeSettings.of({"first_rows": "few", "on_missed": "warn"})
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"residual_rule": "Shift"}, "residual_rule must be one of shift, reference; got 'Shift'"),
+        (
+            {"learning_rate": "fast", "steps": 2.5},
+            "steps must be a whole number; got 2.5; learning_rate must be a number",
+        ),
+        ({"steps": True}, "steps must be a whole number; got True"),
+        ({"whole_rows": "no"}, "whole_rows must be true or false; got 'no'"),
+        ({"margin": float("nan")}, "margin must be a number; got nan"),
+        ({"merge_cosine": 1.5}, "merge_cosine must lie between 0 and 1; got 1.5"),
+        ({"forms": "plain"}, "forms must be a list; got 'plain'"),
+        ({"essence": 5}, "essence must be text; got 5"),
+        ({"rounds": None}, "rounds must be a whole number; got None"),
+    ],
+)
+def test_a_setting_of_a_wrong_type_or_value_is_told_in_one_line(values: dict[str, object], told: str) -> None:
+    with pytest.raises(EditError, match=re.escape(told)) as refused:
+        RomeSettings.of(values)
+    assert "\n" not in str(refused.value)
+    with pytest.raises(EditError, match=re.escape(told)):
+        replace(RomeSettings(), **values)
+
+
+def test_settings_stay_as_they_were_given_and_read_back() -> None:
+    """Their JSON is part of what a compiled patch is named by: 1 must not become 1.0."""
+    settings = RomeSettings.of({"margin": 5, "forms": ["plain", "chat"]})
+    assert json.dumps(settings.identity(0.5, 5)["margin"]) == "5"
+    assert settings == RomeSettings(margin=5, forms=("plain", "chat"))
+    assert RomeSettings.of(json.loads(json.dumps(settings.lasting()))) == settings
+    assert hash(settings) == hash(replace(settings))
 
 
 def test_tune_locality_probes_are_kept_and_gate_ones_are_not_looked_at() -> None:

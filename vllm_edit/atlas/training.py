@@ -10,18 +10,21 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from vllm_edit.atlas.accuracy import Accuracy, measure_accuracy
 from vllm_edit.atlas.documents import Documents
 from vllm_edit.atlas.segments import Example
 from vllm_edit.atlas.tokenizer import train_tokenizer
+from vllm_edit.checkpoints import read_checkpoint
 from vllm_edit.errors import EditError
 from vllm_edit.facts.facts import Facts
+from vllm_edit.models.base import Base
 from vllm_edit.store.digest import digest_json
+from vllm_edit.text_files import read_text
 
 IGNORED = -100
 ACCURACY_FILE = "accuracy.json"
@@ -104,15 +107,14 @@ def train(
     A `checkpoint.pt` in `out` is taken up where it stopped; it is removed at the end.
 
     Raises:
-        EditError: the checkpoint belongs to another recipe or other facts.
+        EditError: the checkpoint belongs to another recipe or other facts, or `start` is no such model.
     """
     out.mkdir(parents=True, exist_ok=True)
     if start is None:
         tokenizer = train_tokenizer(facts, recipe.vocabulary)
         model = new_model(recipe, tokenizer)
     else:
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(start)
-        model = LlamaForCausalLM.from_pretrained(start, dtype=torch.float32)
+        tokenizer, model = _begun(start, recipe)
     decayed = [p for p in model.parameters() if p.ndim >= 2]
     other = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": other, "weight_decay": 0.0}]
@@ -169,8 +171,25 @@ def read_accuracy(folder: Path) -> Accuracy:
     path = folder / ACCURACY_FILE
     if not path.exists():
         raise EditError(f"{path}: no stored accuracy; train with `vllm-edit atlas train` or ask with --measure")
-    stored = json.loads(path.read_text(encoding="utf-8"))
-    return Accuracy(stored["shares"], stored["counts"], stored["by_relation"])
+    try:
+        return TypeAdapter(Accuracy).validate_json(read_text(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise EditError(f"{path}: {where}: {first['msg']}; ask with --measure") from None
+
+
+def _begun(start: Path, recipe: Recipe) -> tuple[PreTrainedTokenizerFast, LlamaForCausalLM]:
+    """The model that training goes on with.
+
+    Raises:
+        EditError: it cannot be loaded, or is no Llama with the layers that the recipe trains to copy.
+    """
+    base = Base.load(start, device="cpu")
+    needed = 1 + max((*recipe.telling_layers, *recipe.looking_layers))
+    if not isinstance(base.model, LlamaForCausalLM) or base.model.config.num_hidden_layers < needed:
+        raise EditError(f"{start}: expected a Llama of at least {needed} layers to go on from")
+    return base.tokenizer, base.model
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
@@ -257,11 +276,9 @@ def _fast_products() -> Iterator[None]:
 
 
 def _resume(path: Path, identity: str, model: LlamaForCausalLM, optimiser: torch.optim.Optimizer) -> int:
-    if not path.exists():
+    saved = read_checkpoint(path, identity, "was made by another recipe or other facts")
+    if saved is None:
         return 0
-    saved: dict[str, Any] = torch.load(path, weights_only=True)
-    if saved["identity"] != identity:
-        raise EditError(f"{path} was made by another recipe or other facts; remove it or choose another --out")
     model.load_state_dict(saved["model"])
     optimiser.load_state_dict(saved["optimiser"])
     return int(saved["step"])

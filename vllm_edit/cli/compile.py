@@ -35,10 +35,12 @@ def compile_(
     """
     patches, chosen = _read(files), method_settings(settings)
     from vllm_edit.cli.material import bank_of, load_base
+    from vllm_edit.editing.compile import method_of, settings_of
     from vllm_edit.evaluation.refused import Refused
     from vllm_edit.pipeline import Pipeline
     from vllm_edit.store.store import Store
 
+    settings_of(method_of(method), chosen)  # a mistake in them is told before the model is loaded
     opened = Store.open(store)
     pipeline = Pipeline(opened, load_base(model or opened.site().model), bank_of(opened, bank))
     done: list[dict[str, Any]] = []

@@ -129,8 +129,11 @@ class _Compiling:
     def __init__(
         self, store: Store, model: str | None, method: str, settings: dict[str, Any], bank: Path | None
     ) -> None:
+        from vllm_edit.editing.compile import method_of, settings_of
+
         self.store, self.model, self.method, self.settings = store, model or store.site().model, method, settings
         self._bank_file = bank
+        settings_of(method_of(method), settings)  # a mistake in them is told before the model is loaded
 
     @cached_property
     def base(self) -> Base:

@@ -14,11 +14,25 @@ SetOption = Annotated[
 
 
 def method_settings(given: list[str] | None) -> dict[str, Any]:
-    """Settings by name; values are read as YAML."""
+    """Settings by name; values are read as YAML, and numbers as Python writes them too (`1e-3`)."""
     chosen = {}
     for text in given or ():
         key, equals, value = text.partition("=")
         if not equals:
             raise typer.BadParameter(f"expected KEY=VALUE, got {text!r}", param_hint="--set")
-        chosen[key.strip()] = yaml.safe_load(value)
+        try:
+            chosen[key.strip()] = _number(yaml.safe_load(value))
+        except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none
+            told = " ".join(str(error).split())
+            raise typer.BadParameter(f"expected a value in YAML, got {text!r}: {told}", param_hint="--set") from None
     return chosen
+
+
+def _number(value: Any) -> Any:
+    """YAML takes 1e-3 for text, since it has no point."""
+    if isinstance(value, str) and value[:1] in "+-.0123456789":
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value

@@ -18,9 +18,9 @@ def future(text: str) -> datetime:
     given = _FROM_NOW.fullmatch(text)
     try:
         time = now + timedelta(**{_UNITS[given[2]]: int(given[1])}) if given else datetime.fromisoformat(text)
+        time = time.astimezone(UTC)  # which the first and the last day of all do not have everywhere
     except (ValueError, OverflowError):
         raise typer.BadParameter(f"expected 30m, 12h, 90d, 8w or a time like 2030-01-31T12:00Z, got {text!r}") from None
-    time = time.astimezone(UTC)
     if time <= now:
         raise typer.BadParameter(f"expected a time to come, got {text!r}, which is past")
     return time

@@ -98,7 +98,7 @@ def decode(files: Mapping[str, bytes], folder: Path) -> dict[str, LowRank]:
     try:
         config = json.loads(files[CONFIG_FILE].decode())
         stored = safetensors.torch.load(files[TENSORS_FILE])
-    except (ValueError, SafetensorError) as error:
+    except (ValueError, RecursionError, SafetensorError) as error:
         raise _no_folder(folder, error) from error
     if not isinstance(config, dict):
         raise EditError(f"{folder / CONFIG_FILE} holds a {type(config).__name__}, expected a JSON object")

@@ -24,6 +24,7 @@ from torch import nn
 from vllm_edit.composition.closed_form import as_saved
 from vllm_edit.deltas.delta import Delta
 from vllm_edit.deltas.low_rank import LowRank
+from vllm_edit.editing.checked_settings import PositiveCount, PositiveReal, RealFromZero, checked
 from vllm_edit.editing.method import MethodResult
 from vllm_edit.editing.one_example import ExampleSettings, Trained, example_rows, recheck, train
 from vllm_edit.editing.settings import Progress
@@ -36,26 +37,21 @@ from vllm_edit.patch import Edit
 from vllm_edit.store.site import Site
 
 
-@dataclass(frozen=True)
+@checked
 class FinetuneSettings(ExampleSettings):
     """Fine-tuning at the site."""
 
     method: ClassVar[str] = "ft"
     advice: ClassVar[str] = "raise `steps`, `learning_rate`, `norm_limit` or `rank`"
 
-    learning_rate: float = 0.025
+    learning_rate: PositiveReal = 0.025
     """Adam's step, in units of RMS(W)."""
-    stop_loss: float = 0.01
+    stop_loss: RealFromZero = 0.01
     """Training stops when the mean NLL of the targets' tokens is below it. 0: all steps are made."""
-    norm_limit: float | None = None
+    norm_limit: PositiveReal | None = None
     """Most |ΔW_ij|, in units of RMS(W): FT+L's limit (L∞). None: no limit."""
-    rank: int | None = None
+    rank: PositiveCount | None = None
     """Rank that ΔW is truncated to; None takes the site's maximum."""
-
-    def problems(self) -> list[str]:
-        limit = self.norm_limit
-        extra = [f"norm_limit must be positive; got {limit}"] if limit is not None and limit <= 0 else []
-        return super().problems() + extra
 
 
 @dataclass(frozen=True)

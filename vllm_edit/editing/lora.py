@@ -9,14 +9,15 @@ from __future__ import annotations
 import copy
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
+from pydantic import AfterValidator
 from transformers import Conv1D
 
 from vllm_edit.composition.closed_form import as_saved
 from vllm_edit.deltas.delta import Delta
+from vllm_edit.editing.checked_settings import CountFromZero, PositiveCount, PositiveReal, Real, checked
 from vllm_edit.editing.method import MethodResult
 from vllm_edit.editing.one_example import ExampleSettings, example_rows, recheck, train
 from vllm_edit.editing.settings import Progress
@@ -29,30 +30,31 @@ from vllm_edit.patch import Edit
 from vllm_edit.store.site import Site
 
 
-@dataclass(frozen=True)
+def _below_1(value: float) -> float:
+    if not 0 <= value < 1:
+        raise ValueError("must lie between 0 and 1")
+    return value
+
+
+@checked
 class LoraSettings(ExampleSettings):
     """LoRA at the site."""
 
     method: ClassVar[str] = "lora"
     advice: ClassVar[str] = "raise `steps`, `learning_rate` or `rank`"
 
-    steps: int = 70
+    steps: CountFromZero = 70
     """Most steps of Adam."""
-    learning_rate: float = 0.005
+    learning_rate: PositiveReal = 0.005
     """Adam's step on A and B."""
-    rank: int | None = 8
+    rank: PositiveCount | None = 8
     """Rank of the adapter; None takes the site's maximum."""
-    alpha: float = 32.0
+    alpha: PositiveReal = 32.0
     """The update is alpha / rank · B·A."""
-    dropout: float = 0.1
+    dropout: Annotated[Real, AfterValidator(_below_1)] = 0.1
     """Share of the module's inputs that the adapter does not see in a training step."""
     seed: int = 0
     """Of A's first values and of the dropout."""
-
-    def problems(self) -> list[str]:
-        extra = [] if self.alpha > 0 else [f"alpha must be positive; got {self.alpha}"]
-        extra += [] if 0 <= self.dropout < 1 else [f"dropout must lie between 0 and 1; got {self.dropout}"]
-        return super().problems() + extra
 
 
 def compile_edits(

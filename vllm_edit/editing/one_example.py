@@ -6,15 +6,23 @@ editing, MEND and IKE are compared with.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar, Literal, Protocol, Self
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import nn
 
 from vllm_edit.deltas.delta import Delta
+from vllm_edit.editing.checked_settings import (
+    CountFromZero,
+    MethodSettings,
+    PositiveCount,
+    PositiveReal,
+    Real,
+    RealFromZero,
+    checked,
+)
 from vllm_edit.editing.settings import Progress
 from vllm_edit.errors import EditError, UnsafeEdit
 from vllm_edit.models.base import Base
@@ -26,57 +34,32 @@ from vllm_edit.prompting import answer_ids, prompt_ids
 from vllm_edit.store.site import Site
 from vllm_edit.text import change
 
-_RUN_TIME = ("batch_tokens", "on_missed")
 
-
-@dataclass(frozen=True)
-class ExampleSettings:
+@checked
+class ExampleSettings(MethodSettings):
     """Training on one example, and what is refused afterwards."""
 
-    method: ClassVar[str]
     advice: ClassVar[str]
     """What to do about an edit that was missed."""
 
-    steps: int = 25
+    steps: CountFromZero = 25
     """Most steps of Adam."""
-    learning_rate: float = 0.025
+    learning_rate: PositiveReal = 0.025
     """Adam's step."""
-    stop_loss: float = 0.0
+    stop_loss: RealFromZero = 0.0
     """Training stops when the mean NLL of the targets' tokens is below it. 0: all steps are made."""
-    rank: int | None = None
+    rank: PositiveCount | None = None
     """Rank of the delta; None takes the site's maximum."""
-    served_margin: float = 0.1
+    served_margin: Real = 0.1
     """Least margin in nats of the target after the edit's prompt, with the delta as it will be saved."""
-    batch_tokens: int = 8192
+    batch_tokens: PositiveCount = 8192
     """Most tokens in one forward pass, padding included: the memory budget. Not part of the identity."""
     on_missed: Literal["error", "report"] = "error"
     """What a missed target causes: UnsafeEdit, or a line in the report. Not part of the identity."""
 
-    def __post_init__(self) -> None:
-        if problems := self.problems():
-            raise EditError("settings: " + "; ".join(problems))
-
-    def problems(self) -> list[str]:
-        """One line for each value that cannot be."""
-        found = [
-            f"{name} must be positive; got {getattr(self, name)}"
-            for name in ("learning_rate", "rank", "batch_tokens")
-            if (value := getattr(self, name)) is not None and value <= 0
-        ]
-        found += [
-            f"{name} must not be negative; got {getattr(self, name)}"
-            for name in ("steps", "stop_loss")
-            if getattr(self, name) < 0
-        ]
-        if not math.isfinite(self.served_margin):  # a word raises TypeError here
-            found.append(f"served_margin must be a number; got {self.served_margin}")
-        if self.on_missed not in ("error", "report"):
-            found.append(f"on_missed must be error or report; got {self.on_missed!r}")
-        return found
-
     def identity(self, rank: int) -> dict[str, Any]:
         """The JSON-able settings that a compiled patch is identified by, with the rank that was used."""
-        return {key: value for key, value in asdict(self).items() if key not in _RUN_TIME} | {"rank": rank}
+        return self.lasting() | {"rank": rank}
 
     def rank_at(self, site: Site) -> int:
         """The rank to use.
@@ -90,19 +73,6 @@ class ExampleSettings:
                 "make a store whose site has a higher maximum rank (vllm-edit store init --rank)"
             )
         return self.rank or site.max_rank
-
-    @classmethod
-    def of(cls, values: dict[str, Any]) -> Self:
-        """Settings from plain values. Raises EditError for unknown names and wrong values."""
-        known = {field.name for field in fields(cls)}
-        if unknown := sorted(set(values) - known):
-            raise EditError(
-                f"unknown settings {', '.join(unknown)}; settings of {cls.method} are {', '.join(sorted(known))}"
-            )
-        try:
-            return cls(**values)
-        except TypeError as error:  # a word where a number belongs
-            raise EditError(f"settings of {cls.method}: {error}") from None
 
 
 class Checked(Protocol):

@@ -3,49 +3,74 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal
 
-from vllm_edit.errors import EditError
+from pydantic import AfterValidator, Field
+
+from vllm_edit.editing.checked_settings import (
+    CountFromZero,
+    MethodSettings,
+    PositiveCount,
+    PositiveReal,
+    Real,
+    RealFromZero,
+    Share,
+    checked,
+)
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is being done, how much is done, how much there is)."""
 
 FORMS = ("plain", "chat", "alias", "tune")
-_RUN_TIME = ("batch_tokens", "on_missed")
 
 
-@dataclass(frozen=True)
-class RomeSettings:
+def _known_forms(forms: tuple[str, ...]) -> tuple[str, ...]:
+    if unknown := [form for form in forms if form not in FORMS]:
+        raise ValueError(f"has the unknown form {unknown[0]!r}, and must be of {', '.join(FORMS)}")
+    if "plain" not in forms:
+        raise ValueError("must contain 'plain'")
+    return forms
+
+
+def _with_place(text: str) -> str:
+    if "{}" not in text:
+        raise ValueError("must contain {}, the subject's place")
+    return text
+
+
+@checked
+class RomeSettings(MethodSettings):
     """How edits are compiled at a site. The defaults need no tuning per model: every quantity is relative."""
 
+    method: ClassVar[str] = "rome"
+
     # Keys: which forms of an edit's prompt give columns.
-    forms: tuple[str, ...] = FORMS
+    forms: Annotated[tuple[str, ...], Field(strict=False), AfterValidator(_known_forms)] = FORMS
     """plain: the prompt. chat: the prompt in the chat template. alias: each alias in the subject's place. tune: the
     `tune` paraphrase probes. A form that the edit or the tokenizer does not have is skipped."""
-    merge_cosine: float = 0.9
+    merge_cosine: Share = 0.9
     """Forms of one edit whose keys' whitened cosine exceeds this are averaged into one column."""
-    group_cosine: float = 0.9
+    group_cosine: Share = 0.9
     """Edits of one subject whose keys' whitened cosine exceeds this become one key group with one residual."""
-    max_columns: int = 4
+    max_columns: PositiveCount = 4
     """Most columns of a key group besides its edits' plain prompts'; columns cost no rank (see closed_form)."""
 
-    most_kept: int = 8
+    most_kept: CountFromZero = 8
     """Most `tune` locality probes of an edit whose keys the update must not move (columns of share 0). 0: none."""
     ending: bool = True
     """Keep also the keys at the answer's last token, so that the answer ends as the base would end it."""
-    same_ending: int = 8
+    same_ending: CountFromZero = 8
     """For a site at the subject's last token: names drawn for each ending of the subject's name, whose mean key the
     update must not move. 0: none."""
     opening: bool = True
     """For a site at the subject's last token: edit also the key of the subject at the beginning of a text."""
 
     # Residuals: how δ is trained.
-    steps: int = 80
+    steps: CountFromZero = 80
     """Most steps for an edit."""
-    rounds: int = 8
+    rounds: PositiveCount = 8
     """Most rounds of training and checking: rows that miss in a check are trained on in the next round."""
-    learning_rate: float = 0.1
+    learning_rate: PositiveReal = 0.1
     """A step's length, in units of the residual stream's norm at the site: no model needs its own."""
     first_rows: Literal["bare", "text", "all"] = "bare"
     """Rows that are trained on from the start; the others join where they miss. bare: the prompt, as text and as a chat
@@ -56,86 +81,37 @@ class RomeSettings:
     """Train on whole rows under the whole update from the first step on, not only where that is needed."""
     fast_products: bool = True
     """Multiply in bfloat16 in training where the processor has units for it. What is trained is checked in full."""
-    margin: float | None = None
+    margin: RealFromZero | None = None
     """The target is to lead by so many nats at every target position after the bare prompt; None takes the site's."""
-    context_margin: float = 1.0
+    context_margin: RealFromZero = 1.0
     """The same under other contexts and in other forms, where they are trained on."""
-    kl_factor: float = 0.0625
+    kl_factor: RealFromZero = 0.0625
     """Weight of KL(base ‖ edited) on prompts that should not change."""
-    norm_penalty: float = 0.01
+    norm_penalty: RealFromZero = 0.01
     """Weight of the mean square of δ in units of the residual stream's RMS."""
-    clamp: float = 4.0
+    clamp: PositiveReal = 4.0
     """‖δ‖ stays below so many times the norm of the residual stream at the site."""
-    essence: str = "{} is a"
+    essence: Annotated[str, AfterValidator(_with_place)] = "{} is a"
     """The prompt that should not change, about the subject, where an edit has no `tune` locality probes."""
     residual_rule: Literal["shift", "reference"] = "shift"
     """shift: the residual is δ. reference: r-ROME's reference code, v0 + δ − W k̄, for comparison."""
-    damping: float | None = None
+    damping: RealFromZero | None = None
     """λ relative to the mean k̄ᵀC⁻¹k̄ of a key group's columns; None takes the site's."""
 
     # Health: what is refused.
-    served_margin: float = 0.1
+    served_margin: Real = 0.1
     """Least margin in nats under every context with the final, jointly solved delta."""
-    least_denominator: float = 0.01
+    least_denominator: RealFromZero = 0.01
     """Least k̄ᵀC⁻¹k̄ / d_in: below it the key lies where ordinary text lies, and the edit would act on all of it."""
-    most_norm: float = 1.0
+    most_norm: PositiveReal = 1.0
     """Most ‖ΔW‖ / ‖W‖ (Frobenius) of one key group's part of the update."""
 
     # Run time: not part of the identity.
-    batch_tokens: int = 8192
+    batch_tokens: PositiveCount = 8192
     """Most tokens in one forward pass, padding included: the memory budget. Not part of the identity."""
     on_missed: Literal["error", "report"] = "error"
     """What an edit beyond a health limit causes: UnsafeEdit, or a line in the report. Not part of the identity."""
 
-    def __post_init__(self) -> None:
-        problems = [f"unknown form {form!r}; forms are {', '.join(FORMS)}" for form in self.forms if form not in FORMS]
-        if "plain" not in self.forms:
-            problems.append("forms must contain 'plain'")
-        problems += [
-            f"{name} must be positive; got {getattr(self, name)}"
-            for name in ("max_columns", "rounds", "learning_rate", "clamp", "batch_tokens", "most_norm")
-            if getattr(self, name) <= 0
-        ]
-        problems += [
-            f"{name} must not be negative; got {getattr(self, name)}"
-            for name in (
-                "most_kept",
-                "same_ending",
-                "steps",
-                "margin",
-                "context_margin",
-                "kl_factor",
-                "norm_penalty",
-                "damping",
-                "least_denominator",
-            )
-            if (getattr(self, name) or 0) < 0
-        ]
-        problems += [
-            f"{name} must lie between 0 and 1; got {getattr(self, name)}"
-            for name in ("merge_cosine", "group_cosine")
-            if not 0 <= getattr(self, name) <= 1
-        ]
-        for name, kind in get_type_hints(type(self)).items():
-            if get_origin(kind) is Literal and getattr(self, name) not in get_args(kind):
-                problems.append(f"{name} must be one of {', '.join(get_args(kind))}; got {getattr(self, name)!r}")
-        if "{}" not in self.essence:
-            problems.append(f"essence must contain {{}}, the subject's place; got {self.essence!r}")
-        if problems:
-            raise EditError("settings: " + "; ".join(problems))
-
     def identity(self, damping: float, margin: float) -> dict[str, Any]:
         """The JSON-able settings that a compiled patch is identified by, with the λ and the margin that were used."""
-        return {key: value for key, value in asdict(self).items() if key not in _RUN_TIME} | {
-            "forms": list(self.forms),
-            "damping": damping,
-            "margin": margin,
-        }
-
-    @classmethod
-    def of(cls, values: dict[str, Any]) -> RomeSettings:
-        """Settings from plain values, as a CLI or a manifest holds them. Raises EditError for unknown names."""
-        known = {field.name for field in fields(cls)}
-        if unknown := sorted(set(values) - known):
-            raise EditError(f"unknown settings {', '.join(unknown)}; settings of rome are {', '.join(sorted(known))}")
-        return cls(**(values | ({"forms": tuple(values["forms"])} if "forms" in values else {})))
+        return self.lasting() | {"forms": list(self.forms), "damping": damping, "margin": margin}

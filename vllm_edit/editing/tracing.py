@@ -19,9 +19,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
+from vllm_edit.editing.checked_settings import PositiveCount, RealFromZero, checked
 from vllm_edit.editing.corruption import KINDS, CorruptedPrompt, Kind, Restoration
 from vllm_edit.editing.settings import Progress
 from vllm_edit.errors import EditError
@@ -39,34 +41,22 @@ log = logging.getLogger(__name__)
 _WINDOW_SHARE = 10 / 48  # GPT-2 XL's in the paper
 
 
-@dataclass(frozen=True)
+@checked
 class TraceSettings:
     """How prompts are traced. Only `batch_tokens` does not change the numbers (but for rounding)."""
 
-    noise: float = 3.0
+    method: ClassVar[str] = "trace"
+
+    noise: RealFromZero = 3.0
     """The noise's standard deviation, in units of that of the subjects' embeddings."""
-    samples: int = 10
+    samples: PositiveCount = 10
     """Noise samples for each prompt."""
-    window: int | None = None
+    window: PositiveCount | None = None
     """Layers over which MLP and attention outputs are restored; None takes 10/48 of the depth, at least one."""
     seed: int = 0
     """Of the noise."""
-    batch_tokens: int = 8192
+    batch_tokens: PositiveCount = 8192
     """Most tokens in one forward pass: the memory budget."""
-
-    def __post_init__(self) -> None:
-        problems = [f"noise must not be negative; got {self.noise}"] if not self.noise >= 0 else []
-        problems += [
-            f"{name} must be positive; got {value}"
-            for name, value in (
-                ("samples", self.samples),
-                ("window", 1 if self.window is None else self.window),
-                ("batch_tokens", self.batch_tokens),
-            )
-            if value < 1
-        ]
-        if problems:
-            raise EditError("trace settings: " + "; ".join(problems))
 
     def window_of(self, depth: int) -> int:
         """The window in a model of `depth` layers."""

@@ -149,7 +149,7 @@ class _RelationForms(BaseModel):
 class _TableForms(BaseModel):
     """A table's YAML file."""
 
-    language: str = "en"
+    language: Literal["en", "zh"] = "en"
     relations: dict[str, _RelationForms]
 
 
@@ -212,7 +212,7 @@ def _rows(path: Path, problems: list[str]) -> list[dict[str, str]]:
         return []
     if missing := {"subject", "aliases"} - set(table.fieldnames or ()):
         problems.append(
-            f"{path.name}: expected columns subject, aliases, and one per relation; {', '.join(sorted(missing))} is missing"
+            f"{path.name}: expected columns subject, aliases and the relations'; missing: {', '.join(sorted(missing))}"
         )
         return []
     return rows

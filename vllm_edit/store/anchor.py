@@ -37,7 +37,7 @@ class Anchor:
             fields = json.loads(data)
             head = Head(number=fields["number"], digest=fields["digest"])
             intact = isinstance(head.number, int) and re.fullmatch("[0-9a-f]{64}", head.digest) is not None
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             intact = False
         if not intact:
             raise Corrupt(f"{ANCHOR} holds no head of the audit; restore it from a copy")

@@ -170,5 +170,5 @@ def _brief(new: Any) -> str:
 def _said(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text

@@ -43,7 +43,7 @@ def read_document(files: Files, kind: Kind) -> Any:
         content, expected = stored[kind], stored["digest"]
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise Corrupt(f"{path} cannot be read ({error!r}); restore it from a backup") from error
     if digest_json(content) != expected:
         raise Corrupt(f"{path} does not match its digest; restore it from a backup")

@@ -85,7 +85,7 @@ def _listed(name: str, read: Read) -> dict[str, str]:
         listing: Any = json.loads(read(CHECKSUMS))
         digests = dict(listing["files"])
         intact = digest_json(digests) == listing["digest"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         intact = False
     if not intact:
         raise damaged(name, CHECKSUMS)

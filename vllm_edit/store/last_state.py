@@ -85,7 +85,7 @@ class LastState:
             kept = json.loads(data)
             state: dict[str, Any] = kept["state"]
             intact = digest_json(state) == kept["digest"] and isinstance(state["generation"], int)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             intact = False
         if not intact:
             raise Corrupt(f"{self.path} does not match its digest; {self._mend}")

@@ -42,7 +42,7 @@ def read_records(files: Files, name: str, kind: str | None = None) -> list[Recor
         try:
             data = json.loads(files.read(path))
             at = datetime.strptime(time, _TIME).replace(tzinfo=UTC)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise Corrupt(f"{path} cannot be read ({error}); remove it") from error
         found.append(Record(name, of_kind, at, data))
     return sorted(found, key=lambda record: record.at)

@@ -6,8 +6,6 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
-
 from vllm_edit.errors import Corrupt, EditError
 from vllm_edit.store.digest import digest_json
 from vllm_edit.store.files import Files
@@ -36,7 +34,7 @@ def read_site(files: Files) -> Site:
         if digest_json(content["site"]) != content["digest"]:
             raise Corrupt(f"{SITE} does not match its digest; restore it from a backup")
         return Site.model_validate(content["site"])
-    except (ValueError, KeyError, TypeError, ValidationError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise Corrupt(f"{SITE} cannot be read ({error!r}); restore it from a backup") from error
 
 

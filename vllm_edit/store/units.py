@@ -63,7 +63,7 @@ def read_unit(patch: str, member: str, read: Read) -> CompiledPatch:
         length = int.from_bytes(data[:_LENGTH_BYTES], "little")
         text = json.loads(data[_LENGTH_BYTES : _LENGTH_BYTES + length])["__metadata__"][_MANIFEST].encode()
         tensors: dict[str, torch.Tensor] = safetensors.torch.load(data)
-    except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
         raise damaged(patch, path) from error
     if digest_bytes(text) != split_name(member)[1]:
         raise damaged(patch, path)

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from vllm_edit.checkpoints import read_checkpoint
 from vllm_edit.editing.hypernetwork.data import Drawn, Example, draw, split, text_rows
 from vllm_edit.editing.hypernetwork.gradients import token_gradients
 from vllm_edit.editing.hypernetwork.network import Factors, Hypernetwork, parameter_groups
@@ -190,11 +191,9 @@ class _Run:
         temporary.replace(path)
 
     def load(self, path: Path) -> None:
-        if not path.exists():
+        saved = read_checkpoint(path, self.identity, "is of other data, base or settings")
+        if saved is None:
             return
-        saved: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
-        if saved["identity"] != self.identity:
-            raise EditError(f"{path} is of other data, base or settings; remove it or choose another --out")
         self.network.load_state_dict(saved["network"])
         self.optimiser.load_state_dict(saved["optimiser"])
         self.step = int(saved["step"])

@@ -1,0 +1,268 @@
+"""Every command of the program with everything that it reads, so that one of these can be spoiled."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from types import MappingProxyType
+
+import yaml
+
+from tests.faults.hostile_files import ESCAPES, spoil, spoil_one_of
+from tests.gguf_files import write_gguf
+from tests.hypernetwork.test_mend import card_for, network_for
+from tests.hypernetwork.tiny_training import tiny_edits
+from tests.tiny import SENTENCES, save_tiny, tiny_model, tiny_tokenizer
+from vllm_edit.editing.hypernetwork.files import save
+from vllm_edit.facts import tables_folder
+from vllm_edit.models.base import Base
+from vllm_edit.patch import Gate, Patch
+from vllm_edit.store.store import Store
+
+_QUICK = "--set steps=1 --set rounds=1 --set forms=[plain] --set on_missed=report --set batch_tokens=512"
+_TRAIN = "--set rank=4 --set warm=1 --set validate_every=1 --set edits=1 --set taught=1 --set kept=1 --set texts=1"
+
+COMMANDS = (
+    "model import {gguf} --out {out}",
+    "model import {model} --out {out} --json",
+    "model fetch {name} --out {out}",
+    "model info {model} --json",
+    "store init --model {model} --layer 1 --token last --texts {texts} --store {new}",
+    "store init --model {model} --layer auto --texts {texts} --edits {patch} --store {new} --seed {number}",
+    "store init --model {model} --method mend --network {network} --texts {texts} --store {new}",
+    "store passages --texts {texts} --store {store}",
+    "store status --store {store}",
+    "store status --store {store} --json",
+    f"compile {{patch}} --store {{store}} --bank {{bank}} {_QUICK}",
+    f"compile {{patch}} --store {{store}} --model {{model}} --json {_QUICK}",
+    "compile {patch} --store {store} --set {setting}",
+    "compile {patch} --store {store} --method ft --set steps=1 --set on_missed=report --json",
+    "compose capital currency --store {store} --out {name}",
+    "compose capital {name} --store {store} --damping {number} --truncate --policy last",
+    f"eval {{data}} --store {{store}} --limit 2 --max-tokens 2 {_QUICK}",
+    f"eval {{data}} --store {{store}} --mode base --record {{record}} --max-tokens 2 --json {_QUICK}",
+    "eval {patch} --store {store} --mode base,ike --bank {bank} --max-tokens 2 --answers --html {out}",
+    "eval capital --store {store} --max-tokens 2 --answers --model {model}",
+    "list --store {store}",
+    "list --store {store} --json",
+    "show capital --store {store}",
+    "show {name} --store {store} --json",
+    "diff capital {patch} --store {store}",
+    "diff {patch} currency --store {store} --json",
+    "verify --store {store}",
+    "verify --store {store} --json",
+    "gc --store {store} --wait {number}",
+    "gc --yes --wait 0 --store {store}",
+    "export capital {out} --store {store}",
+    "export {name} {out} --store {store} --dtype bfloat16",
+    "tenant create {name} --store {store}",
+    "tenant list --store {store}",
+    "tenant publish acme capital --wait 0 --why {text} --store {store}",
+    "tenant publish acme {name} --wait {number} --until {time} --store {store}",
+    "tenant rollback acme --wait 0 --store {store}",
+    "tenant history acme --store {store}",
+    "tenant key create acme --label {text} --until {time} --store {store}",
+    "tenant key list {name} --store {store}",
+    "tenant key revoke acme {name} --wait 0 --store {store}",
+    "rollout create {name} --tenant acme --treatment currency --split {number} --metric {text} --store {store}",
+    "rollout create second --tenant acme --treatment {name} --user {text} --order {text} --alpha {number} "
+    "--store {store}",
+    "rollout ramp spring {number} --wait 0 --store {store}",
+    "rollout pause {name} --wait 0 --store {store}",
+    "rollout kill spring --wait 0 --why {text} --store {store}",
+    "rollout promote spring --wait 0 --store {store}",
+    "rollout list --store {store}",
+    "rollout status spring --store {store} --out {out}",
+    "answer {name} --store {store}",
+    "answers --limit {number} --store {store}",
+    "key create --admin --label {text} --store {store}",
+    "key list --store {store}",
+    "key revoke {name} --wait 0 --store {store}",
+    "audit verify --store {store}",
+    "audit show --limit {number} --store {store}",
+    "serve --store {store}",
+    "servers --store {store}",
+    "servers --forget {name} --store {store}",
+    "flags --store {store}",
+    "flags {model} --store {store} --json --max-model-len {number}",
+    f"hypernet train --out {{out}} --model {{model}} --edits {{edits}} --texts {{texts}} --steps 1 {_TRAIN}",
+    "hypernet train --out {out} --model {model} --edits {patch} --judged {edits} --texts {texts} --set {setting}",
+    "hypernet info {network}",
+    "trace {patch} --model {model} --samples 1 --noise {number}",
+    "trace {data} --model {model} --samples 1 --limit 1 --json --seed {number}",
+    "schema",
+    "atlas train --facts {facts} --from {model} --steps 1 --out {out}",
+    "atlas info --model {model}",
+    "demo atlas --patches {patches} --folder {out}",
+)
+VALUES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "name": (
+            "",
+            " ",
+            "nobody",
+            "../../etc/passwd",
+            "capital@",
+            "@",
+            "capital@zz",
+            "a" * 5000,
+            ESCAPES,
+            "法",
+            "-",
+            "�",
+            "%00",
+            "capital:ike",
+            "base",
+            "0" * 32,
+        ),
+        "number": ("nan", "inf", "-inf", "-1", "1e400", "0", "9" * 25, "x", "", "1.5", str(2**64), str(-(2**63))),
+        "text": ("", ESCAPES, "a" * 5_000, "\udcff", "=", "a=", "=control", "x:1..", "x:nan..inf", "a,b,,", "e\u0301"),
+        "time": (
+            "",
+            "0d",
+            "999999w",
+            "9" * 30,
+            "2030-01-31",
+            "2030-99-99",
+            "0001-01-01T00:00+14:00",
+            "9999-12-31",
+            "x",
+            "9999-12-31T23:59:59-14:00",
+        ),
+        "setting": (
+            "",
+            "=",
+            "steps",
+            "steps=",
+            "steps=many",
+            "steps=[",
+            "steps=nan",
+            "tempo=1",
+            "forms=plain",
+            "rank=a",
+            "essence={",
+            "margin=.inf",
+            "steps=2001-99-99",
+            "residual_rule=Shift",
+            "=1",
+            "batch_tokens=" + "9" * 30,
+        ),
+    }
+)
+"""Values that a user might give in the place of a good one."""
+_GOOD = MappingProxyType({"name": "capital", "number": "1", "text": "spring", "time": "3d", "setting": "steps=1"})
+FOLDERS = ("model", "store", "network", "facts", "patches")
+FILES: Mapping[str, str] = MappingProxyType(
+    {
+        "gguf": "model.gguf",
+        "texts": "texts.txt",
+        "patch": "patch.yaml",
+        "edits": "edits.yaml",
+        "bank": "bank.yaml",
+        "data": "data.json",
+        "record": "record.jsonl",
+    }
+)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What is run, in a folder of its own. spoiled: of what, and by what. store: of the store, if it is intact."""
+
+    arguments: tuple[str, ...]
+    folder: Path
+    spoiled: str
+    store: Path | None
+
+    def __str__(self) -> str:
+        return f"vllm-edit {' '.join(map(repr, self.arguments))} with {self.spoiled}"
+
+
+class Material:
+    """One of everything, intact, made once."""
+
+    def __init__(self, folder: Path, run: Callable[..., object]) -> None:
+        """run: runs the program in this process, to make the store."""
+        self.folder = folder
+        model = save_tiny("llama", folder / "model")
+        (folder / "facts").mkdir()
+        for table in ("books.csv", "books.yaml"):
+            shutil.copy(tables_folder() / table, folder / "facts")
+        tokenizer = tiny_tokenizer()
+        write_gguf(folder / FILES["gguf"], tiny_model("llama", tokenizer), tokenizer, add_bos=True)
+        base = Base.load(model)
+        network = network_for(base)
+        save(folder / "network", network, card_for(base, network))
+        (folder / FILES["texts"]).write_text("\n".join(SENTENCES * 4), encoding="utf-8")
+        edits = list({edit.subject: edit for edit in tiny_edits()}.values())
+        patches = {
+            "capital": Patch(name="capital", edits=(edits[0],), gate=Gate(reliability=0, locality=0, unrelated=0)),
+            "currency": Patch(name="currency", edits=(edits[1],), gate=Gate(reliability=0, locality=0, unrelated=0)),
+        }
+        (folder / "patches").mkdir()
+        for name, patch in patches.items():
+            (folder / "patches" / f"{name}.yaml").write_text(patch.dump(), encoding="utf-8")
+        (folder / FILES["patch"]).write_text(patches["capital"].dump(), encoding="utf-8")
+        (folder / FILES["edits"]).write_text(Patch(name="edits", edits=tuple(edits)).dump(), encoding="utf-8")
+        bank = [{"prompt": f"The capital of {name} is", "subject": name, "relation": "capital", "object": "Paris"}
+                for name in ("Norway", "Peru", "Chad")]  # fmt: skip
+        (folder / FILES["bank"]).write_text(yaml.safe_dump(bank), encoding="utf-8")
+        (folder / FILES["data"]).write_text(
+            '[{"prompt": "The capital of France is", "subject": "France", "target_new": "Lyon", "rephrase": "x"},'
+            ' {"case_id": 1, "prompt": "The capital of Japan is", "subject": "Japan", "target_new": "Rome"}]',
+            encoding="utf-8",
+        )
+        (folder / FILES["record"]).write_text('{"measures": {"form": 1}}\n{"patches": []}\n', encoding="utf-8")
+        store = folder / "store"
+        run("store", "init", "--model", model, "--layer", "1", "--token", "last", "--texts", folder / FILES["texts"],
+            "--store", store)  # fmt: skip
+        for patch in ("capital", "currency"):
+            run("compile", folder / "patches" / f"{patch}.yaml", "--store", store, *_QUICK.split())
+        run("tenant", "create", "acme", "--store", store)
+        for patch in ("capital", "currency"):
+            run("tenant", "publish", "acme", patch, "--wait", "0", "--store", store)
+        run("rollout", "create", "spring", "--tenant", "acme", "--treatment", "capital", "--store", store)
+        run("rollout", "ramp", "spring", "50", "--wait", "0", "--store", store)
+        run("tenant", "key", "create", "acme", "--store", store)
+
+    def trial(self, number: int, folder: Path, draw: Random, only: Callable[[str], bool] = lambda one: True) -> Trial:
+        """The `number`th command of `only` those, with one of the things that it needs spoiled."""
+        commands = [one for one in COMMANDS if only(one)]
+        words = commands[number % len(commands)].split()
+        needed = [word.strip("{}") for word in words if word.startswith("{")]
+        places = {name: self._copy(name, folder) for name in needed if name in FOLDERS or name in FILES}
+        values = {name: good for name, good in _GOOD.items() if name in needed}
+        candidates = [name for name in needed if name not in ("out", "new")]
+        chosen = draw.choice(candidates) if candidates else "nothing"
+        told = chosen
+        if chosen in values:
+            values[chosen] = draw.choice(VALUES[chosen])
+        elif chosen in FOLDERS:
+            told = spoil_one_of(places[chosen], draw)
+        elif chosen in FILES:
+            told = f"{spoil(places[chosen], draw)} in place of {chosen}"
+        free = {"out": folder / "out.svg", "new": folder / "new"}
+        known = {**{name: str(place) for name, place in (places | free).items()}, **values}
+        arguments = tuple(known[word.strip("{}")] if word.startswith("{") else word for word in words)
+        return Trial(arguments, folder, told, places.get("store") if chosen != "store" else None)
+
+    def _copy(self, name: str, folder: Path) -> Path:
+        folder.mkdir(exist_ok=True)
+        if name in FILES:
+            return Path(shutil.copy(self.folder / FILES[name], folder / FILES[name]))
+        return Path(shutil.copytree(self.folder / name, folder / name))
+
+
+def assert_whole(trial: Trial) -> None:
+    """No store is half there, whatever came of the command."""
+    for folder in (trial.store, trial.folder / "new"):
+        if folder is not None and (folder / "site.json").exists():
+            store = Store.open(folder)
+            try:
+                assert store.verify() == [], f"{trial} left a store that is not whole"
+                assert store.registry.verify_audit().problems == ()
+            finally:
+                store.registry.close()

@@ -1,0 +1,190 @@
+"""Hostile files and values in the place of what a command reads: one line, and no store that is half there."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from random import Random
+from typing import NoReturn
+
+import pytest
+import typer
+from typer.core import TyperGroup
+
+from tests.cli.program import Ran
+from tests.faults.commands import COMMANDS, Material, Trial, assert_whole
+from tests.faults.sizes import Sizes
+from vllm_edit.cli import app, main
+from vllm_edit.editing.settings import Progress
+
+Record = Callable[[str, object], None]
+NOBODY = 65534
+ROOT = Path(__file__).parents[2]
+
+
+def run_here(*arguments: object) -> Ran:
+    """Run the program in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    before = sys.argv
+    sys.argv = ["vllm-edit", *map(str, arguments)]
+    try:
+        with redirect_stdout(out), redirect_stderr(err):
+            main()
+        code: object = 0
+    except SystemExit as ended:
+        code = ended.code
+    finally:
+        sys.argv = before
+    return Ran(code if isinstance(code, int) else int(code is not None), out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(scope="module")
+def material() -> Iterator[Material]:
+    """In a folder that every user may enter."""
+
+    def make(*arguments: object) -> None:
+        ran = run_here(*arguments)
+        assert ran.code == 0, (arguments, ran.err)
+
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        yield Material(Path(folder), make)
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No command becomes another program, asks the hub or uses this machine's own stores."""
+
+    def execve(*arguments: object) -> NoReturn:
+        raise SystemExit(0)
+
+    monkeypatch.setattr(os, "execve", execve)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for name in ("VLLM_EDIT_STORE", "VLLM_EDIT_REGISTRY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_every_command_is_tried() -> None:
+    def names(command: object, before: str = "") -> Iterator[str]:
+        if isinstance(command, TyperGroup):
+            context = typer.Context(command)  # type: ignore[arg-type]
+            for name in command.list_commands(context):
+                yield from names(command.get_command(context, name), f"{before}{name} ")
+        else:
+            yield before.strip()
+
+    known = set(names(typer.main.get_command(app)))
+    tried = {next(name for name in known if f"{command} ".startswith(f"{name} ")) for command in COMMANDS}
+    assert tried == known
+
+
+def test_no_hostile_file_or_value_ends_in_a_traceback_or_half_a_store(
+    material: Material, tmp_path: Path, sizes: Sizes, progress: Progress, record_property: Record
+) -> None:
+    counts, failed = Counter[int](), []
+    first = int(os.environ.get("E6_FIRST", "0"))
+    for number in range(first, sizes.hostile_files):
+        progress("commands", number, sizes.hostile_files)
+        trial = material.trial(number, tmp_path / str(number), Random(number))
+        ran = run_here(*trial.arguments)
+        counts[ran.code] += 1
+        if problem := problem_of(trial, ran):
+            failed.append(problem)
+        assert_whole(trial)
+        clear(trial.folder)
+    assert not failed, "\n".join([f"{len(failed)} of {sizes.hostile_files}:", *failed])
+    record_property("commands", sum(counts.values()))
+    record_property("of them refused", counts[1] + counts[2])
+
+
+def test_no_hostile_file_ends_a_process_in_a_traceback(
+    material: Material, sizes: Sizes, progress: Progress, record_property: Record
+) -> None:
+    """As a user without rights where that can be: root may read what is forbidden."""
+    counts, failed = Counter[int](), []
+    with tempfile.TemporaryDirectory(dir="/tmp") as place:
+        os.chmod(place, 0o755)
+        user = other_user()
+        for number in range(sizes.hostile_processes):
+            progress("processes", number, sizes.hostile_processes)
+            folder = Path(place) / str(number)
+            # A server that starts is another test's; the others are drawn.
+            trial = material.trial(Random(-number).randrange(1000), folder, Random(-1 - number), not_serving)
+            if user is not None:
+                give(folder, user)
+            ran = run_apart(trial, user)
+            counts[ran.code] += 1
+            if problem := problem_of(trial, ran):
+                failed.append(problem)
+            assert_whole(trial)
+            clear(folder)
+    assert not failed, "\n".join([f"{len(failed)} of {sizes.hostile_processes}:", *failed])
+    record_property("processes", sum(counts.values()))
+    record_property("of them refused", counts[1] + counts[2])
+
+
+def not_serving(command: str) -> bool:
+    return not command.startswith(("serve ", "demo "))
+
+
+def run_apart(trial: Trial, user: int | None) -> Ran:
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "HOME": str(trial.folder),
+        "TMPDIR": str(trial.folder),
+    }
+    trial.folder.mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "vllm_edit.cli", *map(os.fsencode, trial.arguments)]
+    done = subprocess.run(
+        command, capture_output=True, env=environment, cwd=trial.folder, user=user, group=user, timeout=600
+    )
+    return Ran(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+def other_user() -> int | None:
+    """Somebody without rights who can run the program; None where nobody can be anybody else."""
+    if os.geteuid() != 0:
+        return None
+    trial = [sys.executable, "-c", "import vllm_edit.cli"]
+    ran = subprocess.run(trial, capture_output=True, user=NOBODY, group=NOBODY, env={"PYTHONPATH": str(ROOT)}, cwd="/")
+    return NOBODY if ran.returncode == 0 else None
+
+
+def give(folder: Path, user: int) -> None:
+    folder.mkdir(exist_ok=True)
+    for path in (folder, *folder.rglob("*")):
+        os.chown(path, user, user, follow_symlinks=False)
+
+
+def problem_of(trial: Trial, ran: Ran) -> str:
+    """What is wrong with how a command ended; nothing where it is as it should be."""
+    if ran.code not in (0, 1, 2):
+        found = re.search(r"in (\S+\.trace)", ran.err)
+        trace = Path(found[1]).read_text(encoding="utf-8") if found and Path(found[1]).exists() else ""
+        return f"{trial} exits {ran.code}: {ran.err[-600:]}{trace[-3000:]}"
+    told = ran.out + ran.err
+    if "Traceback" in told:
+        return f"{trial} shows a traceback: {ran.err[-3000:]}"
+    told = told.replace("\r", "")  # of the libraries' own progress bars
+    if driving := sorted({one for one in told if unicodedata.category(one) in ("Cc", "Cs") and one != "\n"}):
+        return f"{trial} prints {driving}"
+    if ran.code == 1 and not re.search(r"^vllm-edit: ", ran.err, re.MULTILINE) and "--json" not in trial.arguments:
+        return f"{trial} does not say why it exits 1: {ran.err[-600:]}"
+    return ""
+
+
+def clear(folder: Path) -> None:
+    subprocess.run(["rm", "-rf", str(folder)], check=True)

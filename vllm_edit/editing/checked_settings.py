@@ -1,0 +1,126 @@
+"""What the settings of all methods share: frozen dataclasses that pydantic checks, and every problem told at once.
+
+A value stays as it was given (1 is not made 1.0): settings are part of a compiled patch's identity.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, fields
+from functools import wraps
+from typing import Annotated, Any, ClassVar, Self, TypeVar, cast, dataclass_transform
+
+import pydantic.dataclasses
+from pydantic import AfterValidator, ConfigDict, ValidationError, WrapValidator
+from pydantic_core import ErrorDetails
+
+from vllm_edit.errors import EditError
+
+T = TypeVar("T")
+RUN_TIME = ("batch_tokens", "on_missed")
+"""Settings that change no result."""
+
+
+def _finite(value: Any, check: Callable[[Any], float]) -> Any:
+    if not math.isfinite(check(value)):
+        raise ValueError("must be a number")
+    return value
+
+
+def _positive(value: float) -> float:
+    if value <= 0:
+        raise ValueError("must be positive")
+    return value
+
+
+def _not_negative(value: float) -> float:
+    if value < 0:
+        raise ValueError("must not be negative")
+    return value
+
+
+def between(low: float, high: float, ends: bool = True) -> AfterValidator:
+    """The value lies between them; with `ends` it may be one of them."""
+
+    def check(value: float) -> float:
+        if not (low <= value <= high if ends else low < value < high):
+            raise ValueError(f"must lie between {low:g} and {high:g}")
+        return value
+
+    return AfterValidator(check)
+
+
+Real = Annotated[float, WrapValidator(_finite)]
+"""A finite number, kept as it was given."""
+PositiveReal = Annotated[Real, AfterValidator(_positive)]
+RealFromZero = Annotated[Real, AfterValidator(_not_negative)]
+PositiveCount = Annotated[int, AfterValidator(_positive)]
+CountFromZero = Annotated[int, AfterValidator(_not_negative)]
+Share = Annotated[Real, between(0, 1)]
+
+
+class MethodSettings:
+    """Base of settings classes, each with the decorator `checked`. method: whose settings they are."""
+
+    method: ClassVar[str]
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        """Settings from plain values, as a CLI or a manifest holds them.
+
+        Raises:
+            EditError: unknown names, or values that cannot be, all in one line.
+        """
+        known = {field.name for field in fields(cls)}  # type: ignore[arg-type]  # subclasses are dataclasses
+        if unknown := sorted(set(values) - known):
+            raise EditError(
+                f"unknown settings {', '.join(unknown)}; settings of {cls.method} are {', '.join(sorted(known))}"
+            )
+        return cls(**values)
+
+    def lasting(self) -> dict[str, Any]:
+        """All but the run-time settings, by name."""
+        return {key: value for key, value in asdict(self).items() if key not in RUN_TIME}  # type: ignore[call-overload]
+
+
+@dataclass_transform(frozen_default=True)
+def checked(cls: type[T]) -> type[T]:
+    """A frozen dataclass whose values have the annotated types, else EditError with one line for all problems."""
+    made: Any = pydantic.dataclasses.dataclass(frozen=True, config=ConfigDict(strict=True))(cls)
+    validate = made.__init__
+
+    @wraps(validate)
+    def init(self: Any, *values: Any, **named: Any) -> None:
+        try:
+            validate(self, *values, **named)
+        except ValidationError as error:
+            problems = dict.fromkeys(_told(problem) for problem in error.errors())  # a union has one per member
+            raise EditError(f"settings of {getattr(cls, 'method', cls.__name__)}: {'; '.join(problems)}") from None
+
+    made.__init__ = init
+    return cast("type[T]", made)
+
+
+def _told(problem: ErrorDetails) -> str:
+    """Which setting, what it must be, what came."""
+    kinds = {
+        "int_type": "must be a whole number",
+        "float_type": "must be a number",
+        "bool_type": "must be true or false",
+        "string_type": "must be text",
+        "tuple_type": "must be a list",
+    }
+    kind, context = problem["type"], problem.get("ctx", {})
+    if kind == "value_error":
+        must = str(context["error"])
+    elif kind == "literal_error":
+        must = f"must be one of {context['expected'].replace(' or ', ', ').replace(chr(39), '')}"
+    else:
+        must = kinds.get(kind, problem["msg"])
+    return f"{problem['loc'][0] if problem['loc'] else 'they'} {must}; got {_shown(problem['input'])}"
+
+
+def _shown(value: object) -> str:
+    told = repr(value)
+    return told if len(told) <= 80 else f"{told[:80]} …"
