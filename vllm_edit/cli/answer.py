@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vllm_edit.cli.output import JsonOption, StoreOption, print_fields, print_json, print_table, when
+from vllm_edit.cli.output import MOST, JsonOption, StoreOption, print_fields, print_json, print_table, when
 
 if TYPE_CHECKING:
     from vllm_edit.store.answer_rows import AnswerEntry
@@ -52,7 +52,7 @@ def answer(
 
 def answers(
     tenant: Annotated[str | None, typer.Option(metavar="TENANT", help="Only those of this tenant.")] = None,
-    limit: Annotated[int, typer.Option(min=1, metavar="N", help="So many.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, max=MOST, metavar="N", help="So many.")] = 20,
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from vllm_edit.cli.group import group
-from vllm_edit.cli.output import JsonOption, StoreOption, print_error, print_json, print_line, print_table, when
+from vllm_edit.cli.output import MOST, JsonOption, StoreOption, print_error, print_json, print_line, print_table, when
 
 app = group("Who changed what in the registry, and whether that record is whole.")
 
@@ -33,7 +33,7 @@ def verify(store: StoreOption = None, json: JsonOption = False) -> None:
 @app.command()
 def show(
     tenant: Annotated[str | None, typer.Option(metavar="TENANT", help="Only what changed for this tenant.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the newest N.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, max=MOST, metavar="N", help="Only the newest N.")] = None,
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:

@@ -11,6 +11,7 @@ import typer
 from vllm_edit.cli.group import group
 from vllm_edit.cli.material import SHIPPED
 from vllm_edit.cli.output import (
+    MOST,
     JsonOption,
     StoreOption,
     print_fields,
@@ -59,7 +60,7 @@ def init(
     edits: Annotated[
         Path | None, typer.Option(help="Patch file with edits for auto; default: of facts that the model knows.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the contexts and the edits tried.")] = 0,
+    seed: Annotated[int, typer.Option(min=-MOST, max=MOST, help="Of the contexts and the edits tried.")] = 0,
     method: Annotated[
         Literal["rome", "mend"],
         typer.Option(help="rome: one module, for rome, ft and lora. mend: the matrices that a hypernetwork edits."),

@@ -58,6 +58,8 @@ RealFromZero = Annotated[Real, AfterValidator(_not_negative)]
 PositiveCount = Annotated[int, AfterValidator(_positive)]
 CountFromZero = Annotated[int, AfterValidator(_not_negative)]
 Share = Annotated[Real, between(0, 1)]
+Seed = Annotated[int, between(-(2**63), 2**63 - 1)]
+"""What torch's generators take."""
 
 
 class MethodSettings:

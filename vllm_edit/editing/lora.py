@@ -17,7 +17,7 @@ from transformers import Conv1D
 
 from vllm_edit.composition.closed_form import as_saved
 from vllm_edit.deltas.delta import Delta
-from vllm_edit.editing.checked_settings import CountFromZero, PositiveCount, PositiveReal, Real, checked
+from vllm_edit.editing.checked_settings import CountFromZero, PositiveCount, PositiveReal, Real, Seed, checked
 from vllm_edit.editing.method import MethodResult
 from vllm_edit.editing.one_example import ExampleSettings, example_rows, recheck, train
 from vllm_edit.editing.settings import Progress
@@ -53,7 +53,7 @@ class LoraSettings(ExampleSettings):
     """The update is alpha / rank · B·A."""
     dropout: Annotated[Real, AfterValidator(_below_1)] = 0.1
     """Share of the module's inputs that the adapter does not see in a training step."""
-    seed: int = 0
+    seed: Seed = 0
     """Of A's first values and of the dropout."""
 
 

@@ -23,7 +23,7 @@ from typing import ClassVar
 
 import torch
 
-from vllm_edit.editing.checked_settings import PositiveCount, RealFromZero, checked
+from vllm_edit.editing.checked_settings import PositiveCount, RealFromZero, Seed, checked
 from vllm_edit.editing.corruption import KINDS, CorruptedPrompt, Kind, Restoration
 from vllm_edit.editing.settings import Progress
 from vllm_edit.errors import EditError
@@ -53,7 +53,7 @@ class TraceSettings:
     """Noise samples for each prompt."""
     window: PositiveCount | None = None
     """Layers over which MLP and attention outputs are restored; None takes 10/48 of the depth, at least one."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the noise."""
     batch_tokens: PositiveCount = 8192
     """Most tokens in one forward pass: the memory budget."""

@@ -11,6 +11,7 @@ from vllm_edit.editing.checked_settings import (
     PositiveReal,
     Real,
     RealFromZero,
+    Seed,
     between,
     checked,
 )
@@ -57,7 +58,7 @@ class TrainingSettings(MethodSettings):
     """Steps between validations; a checkpoint is written after each."""
     patience: PositiveCount = 8
     """Validations without a lower loss after which training stops."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the network, the split and the draws."""
     batch_tokens: PositiveCount = 4096
     """Most tokens in one forward pass, padding included: the memory budget."""
