@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vllm_edit.cli.group import group
-from vllm_edit.cli.output import MOST, print_json, print_line, wide_console
+from vllm_edit.cli.output import print_json, print_line, wide_console
+from vllm_edit.cli.seeds import seed_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,7 +25,7 @@ def train(
     facts: Annotated[Path | None, typer.Option(help="Folder of fact tables; default: the shipped ones.")] = None,
     out: Annotated[Path, typer.Option(help="Folder to write the model to.")] = Path("runs/atlas"),
     steps: Annotated[int | None, typer.Option(min=1, help="Training steps; default: the recipe's.")] = None,
-    seed: Annotated[int, typer.Option(min=-MOST, max=MOST, help="Seed of weights and documents.")] = 0,
+    seed: Annotated[int, typer.Option(parser=seed_of, metavar="N", help="Seed of weights and documents.")] = 0,
     start: Annotated[
         Path | None, typer.Option("--from", help="Folder of a model to go on from; default: a new one.")
     ] = None,

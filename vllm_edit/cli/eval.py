@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from vllm_edit.cli.method_settings import SetOption, method_settings
-from vllm_edit.cli.output import MOST, JsonOption, StoreOption, print_json, progress_bar, wide_console
+from vllm_edit.cli.output import JsonOption, StoreOption, print_json, progress_bar, wide_console
+from vllm_edit.cli.seeds import seed_of
 from vllm_edit.errors import EditError
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def eval(
     limit: Annotated[
         int | None, typer.Option(min=1, help=f"At most so many records of a data set; of known {_KNOWN} by default.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=-MOST, max=MOST, help="Of the facts drawn for known.")] = 0,
+    seed: Annotated[int, typer.Option(parser=seed_of, metavar="N", help="Of the facts drawn for known.")] = 0,
     max_tokens: Annotated[
         int | None,
         typer.Option(min=1, help="Tokens of an answer; default: 16, and more where an accepted answer is longer."),

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vllm_edit.cli.group import group
-from vllm_edit.cli.output import MOST, JsonOption, print_fields, print_json, print_line, progress_bar
+from vllm_edit.cli.output import JsonOption, print_fields, print_json, print_line, progress_bar
+from vllm_edit.cli.seeds import seed_of
 from vllm_edit.errors import EditError
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def train(
     texts: Annotated[Path | None, typer.Option(help="Unrelated text, a passage per line; atlas has its own.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Most training steps; default: the settings'.")] = None,
     seed: Annotated[
-        int, typer.Option(min=-MOST, max=MOST, help="Of the edits that atlas makes, the network and the draws.")
+        int, typer.Option(parser=seed_of, metavar="N", help="Of the edits that atlas makes, the network and the draws.")
     ] = 0,
     settings: Annotated[
         list[str] | None,

@@ -27,8 +27,8 @@ StoreOption = Annotated[
 ]
 WhoOption = Annotated[str, typer.Option("--who", help="Who does it, for the audit; default: this machine's user.")]
 WhyOption = Annotated[str, typer.Option("--why", help="Reason, kept in the history and in the audit.")]
-MOST = 2**63 - 1
-"""The largest number that databases and generators of random numbers take."""
+MOST = 10**9
+"""Rows that anybody may ask for: databases take no number at will."""
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 

@@ -11,7 +11,6 @@ import typer
 from vllm_edit.cli.group import group
 from vllm_edit.cli.material import SHIPPED
 from vllm_edit.cli.output import (
-    MOST,
     JsonOption,
     StoreOption,
     print_fields,
@@ -20,6 +19,7 @@ from vllm_edit.cli.output import (
     print_table,
     progress_bar,
 )
+from vllm_edit.cli.seeds import seed_of
 from vllm_edit.errors import EditError, NotFound
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def init(
     edits: Annotated[
         Path | None, typer.Option(help="Patch file with edits for auto; default: of facts that the model knows.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=-MOST, max=MOST, help="Of the contexts and the edits tried.")] = 0,
+    seed: Annotated[int, typer.Option(parser=seed_of, metavar="N", help="Of the contexts and the edits tried.")] = 0,
     method: Annotated[
         Literal["rome", "mend"],
         typer.Option(help="rome: one module, for rome, ft and lora. mend: the matrices that a hypernetwork edits."),

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vllm_edit.cli.output import MOST, JsonOption, print_json, progress_bar, wide_console
+from vllm_edit.cli.output import JsonOption, print_json, progress_bar, wide_console
+from vllm_edit.cli.seeds import seed_of
 from vllm_edit.errors import EditError
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def trace(
         str | None, typer.Option(help="The model to trace; default: the patch's base, else atlas.")
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many edits.")] = None,
-    seed: Annotated[int, typer.Option(min=-MOST, max=MOST, help="Of the noise.")] = 0,
+    seed: Annotated[int, typer.Option(parser=seed_of, metavar="N", help="Of the noise.")] = 0,
     noise: Annotated[
         float, typer.Option(min=0, help="Noise, in standard deviations of the subjects' embeddings.")
     ] = 3.0,
