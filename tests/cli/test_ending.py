@@ -63,6 +63,31 @@ def test_debug_shows_the_trace(program: Program, failing: pytest.MonkeyPatch, ar
     assert ran.err.splitlines()[-1].startswith("vllm-edit: ")
 
 
+def test_control_c_in_a_librarys_import_is_control_c(program: Program, failing: pytest.MonkeyPatch) -> None:
+    error = ModuleNotFoundError("Could not import module 'AutoModel'")
+    error.__context__ = ImportError("torch")
+    error.__context__.__cause__ = KeyboardInterrupt()
+    fails_with(failing, error)
+    ran = program("schema")
+    assert (ran.code, ran.err) == (130, "")
+
+
+def test_control_c_while_the_program_is_imported_ends_it_without_a_traceback() -> None:
+    code = """
+import builtins, sys
+importing = builtins.__import__
+def interrupted(name, *rest):
+    if name == "typer":
+        raise KeyboardInterrupt
+    return importing(name, *rest)
+builtins.__import__ = interrupted
+from vllm_edit.cli import main
+main()
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert (ran.returncode, ran.stderr) == (130, "")
+
+
 def test_a_trace_that_cannot_be_written_is_no_second_error(
     program: Program, failing: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -79,6 +79,14 @@ def test_control_characters_are_shown_and_not_obeyed(capsys: pytest.CaptureFixtu
     assert capsys.readouterr().err == f"vllm-edit: {SHOWN}\nvllm-edit: and more\n"
 
 
+def test_an_error_that_quotes_a_long_text_is_cut_in_the_middle(capsys: pytest.CaptureFixture[str]) -> None:
+    print_error(f"l.yaml: line 3: prompt: expected less (got {'x' * 100_000!r})")
+    printed = capsys.readouterr().err
+    assert len(printed) < 2_100
+    assert printed.startswith("vllm-edit: l.yaml: line 3: prompt: ")
+    assert printed.endswith("x')\n")
+
+
 def test_json_holds_none_either_and_means_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     value = {"prompt": HOSTILE, "answer": ["\x7f\u2028\\x1b", "法國"]}
     print_json(value)

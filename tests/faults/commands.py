@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 from random import Random
 from types import MappingProxyType
 
+import torch
 import yaml
 
 from tests.faults.hostile_files import ESCAPES, spoil, spoil_one_of
@@ -16,7 +18,9 @@ from tests.gguf_files import write_gguf
 from tests.hypernetwork.test_mend import card_for, network_for
 from tests.hypernetwork.tiny_training import tiny_edits
 from tests.tiny import SENTENCES, save_tiny, tiny_model, tiny_tokenizer
+from vllm_edit.atlas.training import ACCURACY_FILE
 from vllm_edit.editing.hypernetwork.files import save
+from vllm_edit.editing.hypernetwork.training import CHECKPOINT
 from vllm_edit.facts import tables_folder
 from vllm_edit.models.base import Base
 from vllm_edit.patch import Gate, Patch
@@ -46,6 +50,7 @@ COMMANDS = (
     f"eval {{data}} --store {{store}} --mode base --record {{record}} --max-tokens 2 --json {_QUICK}",
     "eval {patch} --store {store} --mode base,ike --bank {bank} --max-tokens 2 --answers --html {out}",
     "eval capital --store {store} --max-tokens 2 --answers --model {model}",
+    "list --store {url}",
     "list --store {store}",
     "list --store {store} --json",
     "show capital --store {store}",
@@ -90,12 +95,15 @@ COMMANDS = (
     "flags {model} --store {store} --json --max-model-len {number}",
     f"hypernet train --out {{out}} --model {{model}} --edits {{edits}} --texts {{texts}} --steps 1 {_TRAIN}",
     "hypernet train --out {out} --model {model} --edits {patch} --judged {edits} --texts {texts} --set {setting}",
+    f"hypernet train --out {{trained}} --model {{model}} --edits {{edits}} --texts {{texts}} --steps 1 {_TRAIN}",
     "hypernet info {network}",
     "trace {patch} --model {model} --samples 1 --noise {number}",
     "trace {data} --model {model} --samples 1 --limit 1 --json --seed {number}",
     "schema",
     "atlas train --facts {facts} --from {model} --steps 1 --out {out}",
-    "atlas info --model {model}",
+    "atlas train --facts {facts} --from {model} --steps 1 --out {trained}",
+    "atlas info --model {accuracy}",
+    "atlas info --model {accuracy} --json",
     "demo atlas --patches {patches} --folder {out}",
 )
 VALUES: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -132,6 +140,19 @@ VALUES: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "x",
             "9999-12-31T23:59:59-14:00",
         ),
+        "url": (
+            "",
+            " ",
+            "::",
+            "a::b",
+            "file:///nonexistent",
+            "/dev/null",
+            "/proc/1",
+            "local://",
+            "%00",
+            ESCAPES,
+            "\udcff",
+        ),
         "setting": (
             "",
             "=",
@@ -153,8 +174,10 @@ VALUES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 """Values that a user might give in the place of a good one."""
-_GOOD = MappingProxyType({"name": "capital", "number": "1", "text": "spring", "time": "3d", "setting": "steps=1"})
-FOLDERS = ("model", "store", "network", "facts", "patches")
+_GOOD = MappingProxyType(
+    {"url": "memory://x", "name": "capital", "number": "1", "text": "spring", "time": "3d", "setting": "steps=1"}
+)
+FOLDERS = ("model", "store", "network", "facts", "patches", "trained", "accuracy")
 FILES: Mapping[str, str] = MappingProxyType(
     {
         "gguf": "model.gguf",
@@ -215,12 +238,18 @@ class Material:
             ' {"case_id": 1, "prompt": "The capital of Japan is", "subject": "Japan", "target_new": "Rome"}]',
             encoding="utf-8",
         )
-        (folder / FILES["record"]).write_text('{"measures": {"form": 1}}\n{"patches": []}\n', encoding="utf-8")
+        (folder / "trained").mkdir()
+        torch.save({"identity": "another", "step": 1}, folder / "trained" / CHECKPOINT)
+        (folder / "accuracy").mkdir()
+        accuracy = {"shares": {"trained": 1.0}, "counts": {"trained": 9}, "by_relation": {"author": {"trained": 1.0}}}
+        (folder / "accuracy" / ACCURACY_FILE).write_text(json.dumps(accuracy), encoding="utf-8")
         store = folder / "store"
         run("store", "init", "--model", model, "--layer", "1", "--token", "last", "--texts", folder / FILES["texts"],
             "--store", store)  # fmt: skip
         for patch in ("capital", "currency"):
             run("compile", folder / "patches" / f"{patch}.yaml", "--store", store, *_QUICK.split())
+        run("eval", folder / FILES["data"], "--store", store, "--mode", "base", "--max-tokens", "2", *_QUICK.split(),
+            "--record", folder / FILES["record"])  # fmt: skip
         run("tenant", "create", "acme", "--store", store)
         for patch in ("capital", "currency"):
             run("tenant", "publish", "acme", patch, "--wait", "0", "--store", store)

@@ -162,6 +162,8 @@ def problem_of(trial: Trial, ran: Ran) -> str:
     told = told.replace("\r", "")  # of the libraries' own progress bars
     if driving := sorted({one for one in told if unicodedata.category(one) in ("Cc", "Cs") and one != "\n"}):
         return f"{trial} prints {driving}"
+    if "errors.pydantic.dev" in told:
+        return f"{trial} prints what is for developers: {ran.err[-600:]}"
     if ran.code == 1 and not re.search(r"^vllm-edit: ", ran.err, re.MULTILINE) and "--json" not in trial.arguments:
         return f"{trial} does not say why it exits 1: {ran.err[-600:]}"
     return ""

@@ -2,92 +2,21 @@
 
 from __future__ import annotations
 
-import sys
-from importlib.metadata import version
-from io import TextIOWrapper
-from types import MappingProxyType
-from typing import Annotated, Any
-
-import typer
-
-from vllm_edit.cli.ending import Invocation, ending, flush
-from vllm_edit.cli.lazy import DEBUG_HELP, LazyGroup
-
-_HERE = "vllm_edit.cli"
-
-
-class _Root(LazyGroup):
-    commands_at = MappingProxyType(
-        {
-            "model": (f"{_HERE}.model", "app"),
-            "store": (f"{_HERE}.store", "app"),
-            "compile": (f"{_HERE}.compile", "compile_"),
-            "compose": (f"{_HERE}.compose", "compose"),
-            "eval": (f"{_HERE}.eval", "eval"),
-            "list": (f"{_HERE}.patches", "list_"),
-            "show": (f"{_HERE}.patches", "show"),
-            "diff": (f"{_HERE}.diff", "diff"),
-            "verify": (f"{_HERE}.care", "verify"),
-            "gc": (f"{_HERE}.care", "gc"),
-            "export": (f"{_HERE}.patches", "export"),
-            "tenant": (f"{_HERE}.tenant", "app"),
-            "rollout": (f"{_HERE}.rollout", "app"),
-            "answer": (f"{_HERE}.answer", "answer"),
-            "answers": (f"{_HERE}.answer", "answers"),
-            "key": (f"{_HERE}.key", "app"),
-            "audit": (f"{_HERE}.audit", "app"),
-            "serve": (f"{_HERE}.serve", "serve"),
-            "servers": (f"{_HERE}.servers", "servers"),
-            "flags": (f"{_HERE}.serve", "flags"),
-            "hypernet": (f"{_HERE}.hypernet", "app"),
-            "trace": (f"{_HERE}.trace", "trace"),
-            "schema": (f"{_HERE}.schema", "schema"),
-            "atlas": (f"{_HERE}.atlas", "app"),
-            "demo": (f"{_HERE}.demo", "demo"),
-        }
-    )
-
-    def invoke(self, ctx: Any) -> Any:
-        with ending(ctx.ensure_object(Invocation)):
-            result = super().invoke(ctx)
-            flush()
-            return result
-
-
-app = typer.Typer(
-    cls=_Root,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    add_completion=False,
-    rich_markup_mode=None,  # plain text: square brackets in help are not markup
-)
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        print(f"vllm-edit {version('vllm-edit')}")
-        raise typer.Exit
-
-
-@app.callback()
-def _root(
-    context: typer.Context,
-    show_version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
-    ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help=DEBUG_HELP)] = False,
-) -> None:
-    """Declare a fact, compile it into a low-rank delta, serve it per request from stock vLLM."""
-    context.ensure_object(Invocation).debug = debug
+from typing import Any
 
 
 def main() -> None:
     """The `vllm-edit` program. How it ends is in `ending`."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):  # any text can be printed, whatever the terminal's encoding
-            stream.reconfigure(errors="backslashreplace")
-    with ending(Invocation()):  # outside of a command: help that a full disk does not take
-        try:
-            app()
-        finally:
-            flush()
+    try:
+        from vllm_edit.cli.program import run  # only here: Ctrl-C may come while it is imported
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    run()
+
+
+def __getattr__(name: str) -> Any:
+    if name != "app":
+        raise AttributeError(f"module 'vllm_edit.cli' has no attribute {name!r}; it offers app and main")
+    from vllm_edit.cli.program import app
+
+    return app

@@ -59,6 +59,8 @@ def ending(invocation: Invocation) -> Iterator[None]:
     except BaseException as error:  # a panic of a library in Rust is no Exception
         if isinstance(error, SystemExit | GeneratorExit | typer.Abort) or hasattr(error, "exit_code"):  # Typer's
             raise
+        if _interrupted(error):
+            raise SystemExit(INTERRUPTED) from None
         if invocation.debug:
             traceback.print_exc()
         code, told = _judge(error, invocation)
@@ -75,6 +77,18 @@ def flush() -> None:
         except OSError:
             _abandon_stdout()
             raise
+
+
+def _interrupted(error: BaseException) -> bool:
+    """True where Ctrl-C is behind it: libraries that import in a `try` make another error of it."""
+    seen = set[int]()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        if isinstance(cause, KeyboardInterrupt):
+            return True
+        seen.add(id(cause))
+        cause = cause.__cause__ or cause.__context__
+    return False
 
 
 def _judge(error: BaseException, invocation: Invocation) -> tuple[int, str]:

@@ -18,6 +18,7 @@ from vllm_edit.printable import printable, printable_json
 if TYPE_CHECKING:
     from rich.console import Console
 
+_LONGEST_ERROR = 2_000
 UNWATCHED_WIDTH = 200
 """Columns of rich output that goes to a file or a pipe."""
 
@@ -64,9 +65,11 @@ def print_fields(fields: Mapping[str, object]) -> None:
 
 
 def print_error(message: str) -> None:
-    """One line on stderr for each line of the message."""
+    """One line on stderr for each line of the message. What a file says may be long: its middle is left out."""
     for line in filter(None, message.split("\n")):
-        print_line(f"vllm-edit: {line}", error=True)
+        half = _LONGEST_ERROR // 2
+        told = line if len(line) <= _LONGEST_ERROR else f"{line[:half]} … {line[-half:]}"
+        print_line(f"vllm-edit: {told}", error=True)
 
 
 def when(time: datetime) -> str:

@@ -235,7 +235,7 @@ def _checked(url: str | URL) -> URL:
     expected = "expected the URL of the registry's database, sqlite:///FILE or postgresql://USER@HOST/DATABASE"
     try:
         made = make_url(url)
-    except ArgumentError:
+    except (ArgumentError, ValueError):  # ValueError: a port that is no number
         raise EditError(f"{expected}, got one that cannot be read") from None  # not shown: it may hold a password
     backend = made.get_backend_name()
     if backend == "postgresql":

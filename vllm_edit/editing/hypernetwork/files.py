@@ -62,7 +62,10 @@ def load(folder: Path) -> tuple[Hypernetwork, Card]:
         raise NotFound(
             f"there is no network in {folder} ({error.filename} is missing): train one with `vllm-edit hypernet train`"
         ) from None
-    except (ValidationError, SafetensorError) as error:
+    except ValidationError as error:
+        problems = (f"{'.'.join(map(str, one['loc'])) or 'the file'}: {one['msg']}" for one in error.errors())
+        raise Corrupt(f"{folder / CARD_FILE} is not a network's card: {'; '.join(problems)}") from error
+    except SafetensorError as error:
         raise Corrupt(f"the network in {folder} cannot be read: {error}") from error
     network = Hypernetwork.from_tensors(card.modules, tensors)
     if network.digest != card.digest:
