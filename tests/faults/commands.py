@@ -153,6 +153,8 @@ VALUES: Mapping[str, tuple[str, ...]] = MappingProxyType(
             ESCAPES,
             "\udcff",
         ),
+        "out": ("", "/dev/null/x", "/proc/nothing", "x" * 300, "\udcff", "taken", "taken/x", "link", "link/x"),
+        "new": ("", "/dev/null/x", "/proc/nothing", "x" * 300, "taken", "taken/x", "link", "link/x"),
         "setting": (
             "",
             "=",
@@ -264,8 +266,7 @@ class Material:
         needed = [word.strip("{}") for word in words if word.startswith("{")]
         places = {name: self._copy(name, folder) for name in needed if name in FOLDERS or name in FILES}
         values = {name: good for name, good in _GOOD.items() if name in needed}
-        candidates = [name for name in needed if name not in ("out", "new")]
-        chosen = draw.choice(candidates) if candidates else "nothing"
+        chosen = draw.choice(needed) if needed else "nothing"
         told = chosen
         if chosen in values:
             values[chosen] = draw.choice(VALUES[chosen])
@@ -273,10 +274,21 @@ class Material:
             told = spoil_one_of(places[chosen], draw)
         elif chosen in FILES:
             told = f"{spoil(places[chosen], draw)} in place of {chosen}"
+        elif chosen in VALUES:
+            told = f"{chosen} that cannot be written"
         free = {"out": folder / "out.svg", "new": folder / "new"}
+        if chosen in free:
+            free[chosen] = self._unwritable(folder) / draw.choice(VALUES[chosen])
         known = {**{name: str(place) for name, place in (places | free).items()}, **values}
         arguments = tuple(known[word.strip("{}")] if word.startswith("{") else word for word in words)
         return Trial(arguments, folder, told, places.get("store") if chosen != "store" else None)
+
+    def _unwritable(self, folder: Path) -> Path:
+        """A folder with a file and a link in the way of whoever writes there."""
+        folder.mkdir(exist_ok=True)
+        (folder / "taken").write_bytes(b"taken")
+        (folder / "link").symlink_to("/nonexistent/file")
+        return folder
 
     def _copy(self, name: str, folder: Path) -> Path:
         folder.mkdir(exist_ok=True)
