@@ -1,6 +1,7 @@
 """How a prompt becomes token ids: as plain text, or as a turn of the model's chat template.
 
-Ids are never decoded and encoded again; an answer's ids are appended to a prompt's ids.
+Ids are never decoded and encoded again; an answer's ids are appended to a prompt's ids. They are those that the answer
+has behind the prompt: many tokenizers write a text otherwise where it begins.
 """
 
 from __future__ import annotations
@@ -8,9 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 from vllm_edit.errors import EditError
-from vllm_edit.text import continuation
+from vllm_edit.text import continuation, quoted
 
 _STAND_IN = "\ue000\ue001"  # private-use characters: no template writes or changes them
+_LEADS = (":", "1", "a", "\n")
+"""What a text is read behind where its own prompt merges with it: at least one of them does not."""
 
 
 def render(tokenizer: Any, prompt: str, chat: bool = False) -> str:
@@ -44,7 +47,27 @@ def prompt_ids(tokenizer: Any, prompt: str, chat: bool = False) -> list[int]:
 
 
 def answer_ids(tokenizer: Any, prompt: str, answer: str, chat: bool = False) -> list[int]:
-    """Ids of the answer as it follows the rendered prompt (see `text.continuation`), without special tokens."""
-    text = continuation(render(tokenizer, prompt, chat), answer)
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids
+    """Ids of the answer as it follows the rendered prompt (see `text.continuation`), without special tokens.
+
+    Appended to `prompt_ids` they give the ids of prompt and answer tokenized together, unless a token of those covers
+    the seam: a prompt is always tokenized alone when it is asked.
+    """
+    text = render(tokenizer, prompt, chat)
+    return ids_after(tokenizer, text, continuation(text, answer))
+
+
+def ids_after(tokenizer: Any, before: str, text: str) -> list[int]:
+    """Ids of `text` where it stands behind `before`, without those of `before`.
+
+    Both are tokenized together, and the ids of `before` are cut off. Where these do not begin the whole, because a
+    token covers the seam, a character that does not merge with `text` takes the place of `before`.
+
+    Raises:
+        EditError: the tokenizer merges the text with whatever stands before it.
+    """
+    for lead in (before, *_LEADS):
+        head, whole = tokenizer([lead, lead + text], add_special_tokens=False)["input_ids"]
+        if whole[: len(head)] == head:
+            ids: list[int] = whole[len(head) :]
+            return ids
+    raise EditError(f"the tokenizer merges {quoted(text)} with any text before it, so it cannot be taught as an answer")

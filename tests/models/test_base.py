@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import processors
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from tests.tiny import save_tiny, tiny_model
@@ -62,6 +65,22 @@ def test_a_broken_config_is_one_clear_error(folder: Path, tmp_path: Path) -> Non
     (tmp_path / "config.json").write_text('{"model_type": "no-such-family"}')
     with pytest.raises(EditError, match="cannot be loaded"):
         Base.load(tmp_path)
+
+
+def test_a_byte_level_tokenizer_under_llamas_name_is_refused(folder: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(folder, tmp_path / "other")
+    settings = other / "tokenizer_config.json"
+    settings.write_text(settings.read_text().replace("TokenizersBackend", "LlamaTokenizer"))
+    with pytest.raises(EditError, match="other cannot be edited: the tokenizer does not give text back: expected .The "):
+        Base.load(other)
+
+
+def test_a_tokenizer_that_ends_plain_text_itself_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+    ending = copy.deepcopy(tokenizer)
+    named = [(name, tokenizer.convert_tokens_to_ids(name)) for name in ("<s>", "</s>")]
+    ending.backend_tokenizer.post_processor = processors.TemplateProcessing("<s> $A </s>", "<s> $A $B </s>", named)
+    with pytest.raises(EditError, match="puts '</s>' after plain text"):
+        Base.of(tiny_model("llama", tokenizer), ending)
 
 
 def test_the_same_model_in_memory_has_the_same_fingerprint(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from vllm_edit.composition.kept import OPENING
 from vllm_edit.editing.forms import Form, named_otherwise
 from vllm_edit.patch import Edit
+from vllm_edit.prompting import ids_after
 from vllm_edit.store.site import Context
 
 _OPENINGS = ("{}", "{}'s")
@@ -59,7 +60,7 @@ def proper_names(tokenizer: Any, count: int) -> list[str]:
     """
 
     def one_token(text: str) -> bool:
-        return len(tokenizer(text, add_special_tokens=False)["input_ids"]) == 1
+        return len(ids_after(tokenizer, "with", text)) == 1
 
     found = list[str]()
     for token, _ in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]):

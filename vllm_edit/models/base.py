@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from vllm_edit.errors import EditError
 from vllm_edit.models.hub import downloaded
+from vllm_edit.models.import_checks import check_open_end, check_round_trip
 from vllm_edit.models.layout import Layout, find_layout
 from vllm_edit.store.digest import digest_json, digest_tensors
 from vllm_edit.store.site import Fingerprint
@@ -72,6 +73,11 @@ class Base:
     def _checked(cls, model: Any, tokenizer: Any, fingerprint: Fingerprint, name: str, folder: Path | None) -> Base:
         if not getattr(tokenizer, "is_fast", False):
             raise EditError(f"{name} has a slow tokenizer; expected a fast one, which knows each token's characters")
+        try:
+            check_round_trip(tokenizer)
+            check_open_end(tokenizer)
+        except EditError as error:
+            raise EditError(f"{name} cannot be edited: {error}") from error
         return cls(model.eval(), tokenizer, find_layout(model), fingerprint, name, folder)
 
     @property

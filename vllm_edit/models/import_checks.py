@@ -1,4 +1,5 @@
-"""Checks of an imported folder: texts come back, BOS stands where it should, the logits are the source's."""
+"""Checks of a base model's tokenizer, and of an imported folder: texts come back, an answer can follow a prompt, BOS
+stands where it should, the logits are the source's."""
 
 from __future__ import annotations
 
@@ -50,6 +51,21 @@ def check_round_trip(tokenizer: Any) -> None:
                 f"the tokenizer does not give text back: expected {quoted(text)}, got {quoted(back)}; the model's "
                 "answers could not be compared with what was asked for"
             )
+
+
+def check_open_end(tokenizer: Any) -> None:
+    """Refuse a tokenizer that puts a token of its own after plain text: an answer would follow the end of text.
+
+    Raises:
+        EditError: with the tokens that it puts there.
+    """
+    bare, whole = (tokenizer("Paris", add_special_tokens=special)["input_ids"] for special in (False, True))
+    if bare and whole[-len(bare) :] != bare:
+        after = "".join(tokenizer.convert_ids_to_tokens(whole[whole.index(bare[-1]) + 1 :]))
+        raise EditError(
+            f"the tokenizer puts {after!r} after plain text, so no answer can follow a prompt; set add_eos_token to "
+            "false, or mend the template of tokenizer.json"
+        )
 
 
 def check_bos(tokenizer: Any, wanted: bool | None) -> None:
