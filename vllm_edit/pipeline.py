@@ -121,7 +121,7 @@ class Pipeline:
         Raises:
             Incompatible: it is not for this base.
         """
-        if compiled.manifest.base != self.base.fingerprint.digest:
+        if not self.base.fingerprint.is_named(compiled.manifest.base):
             raise Incompatible(
                 f"{compiled.manifest.patch} is for base {compiled.manifest.base}, the model {self.base.name} is "
                 f"{self.base.fingerprint.digest}: judge it with the model that the store was made for"

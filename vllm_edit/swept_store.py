@@ -151,7 +151,7 @@ def opened(folder: Path, base: Base) -> Store:
         EditError: it is another base's.
     """
     store = Store.open(folder)
-    if store.site().base != base.fingerprint:
+    if store.site().base.departures(base.fingerprint):
         raise EditError(f"{folder} is a store for another base than {base.name} as it is now; remove it")
     return store
 

@@ -39,7 +39,7 @@ def open_place(url: str, folder: Path, base: Base, largest: int) -> Place:
     """
     given = _opened(url, base)
     site = given.site()
-    if site.base != base.fingerprint:
+    if site.base.departures(base.fingerprint):
         raise EditError(f"{url} is a store for another base than {base.name}; name another one with --store")
     material = material_of(site, given.material())
     rank = next((legal for legal in LEGAL_RANKS if legal >= max(largest, site.max_rank)), LEGAL_RANKS[-1])

@@ -41,6 +41,17 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     server.shutdown()
 
 
+@pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), TypeError("not what a hub says\n<html>")])
+def test_a_download_that_breaks_off_is_one_line(monkeypatch: pytest.MonkeyPatch, failure: Exception) -> None:
+    def fail(*args: object, **options: object) -> None:
+        raise failure
+
+    monkeypatch.setattr("vllm_edit.models.hub.snapshot_download", fail)
+    with pytest.raises(EditError, match="'someone/model' could not be downloaded: .*(No space left|not what)") as raised:
+        downloaded("someone/model", "expected this or that")
+    assert "\n" not in str(raised.value)
+
+
 @pytest.mark.usefixtures("hub")
 @pytest.mark.parametrize(
     ("name", "message"),

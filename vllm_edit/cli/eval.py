@@ -264,12 +264,12 @@ def _runner(engine: str, compiling: _Compiling, rank: int) -> Iterator[Runner]:
 
         path, _ = served_model(named)
         with VLLMRunner(path, site.modules, rank, slots=site.slots) as runner:
-            if Fingerprint.of_folder(runner.folder) != site.base:
+            if site.base.departures(Fingerprint.of_folder(runner.folder)):
                 raise Incompatible(wrong)
             yield runner
         return
     from vllm_edit.evaluation.runners.hf import HFRunner
 
-    if compiling.base.fingerprint != site.base:
+    if site.base.departures(compiling.base.fingerprint):
         raise Incompatible(wrong)
     yield HFRunner(compiling.base.model, compiling.base.tokenizer)

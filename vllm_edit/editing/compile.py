@@ -100,10 +100,10 @@ def settings_of(method: Method[Any], settings: Settings | Mapping[str, Any] | No
 
 def check_base(base: Base, site: Site) -> None:
     """Raises Incompatible where the site is another base's."""
-    if site.base != base.fingerprint:
+    if problems := site.base_problems(base.fingerprint):
         raise Incompatible(
-            f"the site was made for base {site.base.digest} ({site.model}), the model {base.name} is "
-            f"{base.fingerprint.digest}: use that model, or make a store for this one (vllm-edit store init)"
+            f"the site was made for base {site.base.digest} ({site.model}), the model {base.name} is another: its "
+            f"{'; its '.join(problems)}: use that model, or make a store for this one (vllm-edit store init)"
         )
 
 
@@ -136,7 +136,7 @@ def compiled_of(patch: Patch, method: str, base: Base, site: Site, result: Metho
     manifest = Manifest(
         patch=patch.name,
         method=method,
-        base=base.fingerprint.digest,
+        base=site.base.digest,
         site=site.digest,
         modules=tuple(result.delta.parts),
         edits=patch.edits,

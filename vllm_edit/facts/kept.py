@@ -33,7 +33,7 @@ def pool_of(
     kept = kept_pool(store)
     if kept is not None:
         return kept
-    if base.fingerprint != store.site().base:
+    if store.site().base.departures(base.fingerprint):
         raise Incompatible(f"{base.name} is not the base of {store.url}; give the model that the store was made for")
     from vllm_edit.facts.pooling import ask_pool
 

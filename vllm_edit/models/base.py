@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from vllm_edit.errors import EditError
+from vllm_edit.models.hf_folder import HfFolder
 from vllm_edit.models.hub import downloaded
 from vllm_edit.models.import_checks import check_open_end, check_round_trip
 from vllm_edit.models.layout import Layout, find_layout
@@ -52,11 +52,11 @@ class Base:
         """
         folder = _folder_of(name)
         fingerprint = Fingerprint.of_folder(folder)
-        try:
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError) as error:
-            raise EditError(f"{folder} cannot be loaded as a causal language model: {error}") from error
+        source = HfFolder(str(name), folder)
+        config = source.config()
+        source.files.check_served()
+        read = source.read(config, dtype)
+        model, tokenizer = read.model, read.tokenizer
         # The tokenizer's own warning would only come before the error in which `check_edits` says the same.
         tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
         model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -76,9 +76,10 @@ class Base:
         try:
             check_round_trip(tokenizer)
             check_open_end(tokenizer)
+            layout = find_layout(model)
         except EditError as error:
             raise EditError(f"{name} cannot be edited: {error}") from error
-        return cls(model.eval(), tokenizer, find_layout(model), fingerprint, name, folder)
+        return cls(model.eval(), tokenizer, layout, fingerprint, name, folder)
 
     @property
     def device(self) -> torch.device:

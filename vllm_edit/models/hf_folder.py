@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
 
 from vllm_edit.errors import EditError
 from vllm_edit.models.source import Read
+from vllm_edit.store.checkpoint import Checkpoint
 
-_WEIGHT_SUFFIXES = (".safetensors", ".bin")
+_QUANTISED = "hf_quant_config.json"
+"""What ModelOpt wrote beside config.json before its 0.31; vLLM reads it, transformers does not."""
 
 
 @dataclass(frozen=True)
@@ -28,16 +32,30 @@ class HfFolder:
         """None: in a folder only the tokenizer itself states it."""
         return None
 
+    @property
+    def files(self) -> Checkpoint:
+        return Checkpoint(self.path)
+
     def config(self) -> Any:
-        config = self._loaded(AutoConfig)
-        if not any(file.suffix in _WEIGHT_SUFFIXES for file in self.path.iterdir()):
+        """The config of a dense model of text alone whose files are whole, before any weights are read."""
+        if (self.path / "adapter_config.json").exists():
+            raise EditError(f"{self.name} is an adapter (adapter_config.json) and no whole model: give its base model")
+        if not self.files.weights:
             has_gguf = any(file.suffix == ".gguf" for file in self.path.iterdir())
             instead = "give the GGUF file itself" if has_gguf else "expected *.safetensors or *.bin beside config.json"
             raise EditError(f"{self.name} holds no weights: {instead}")
-        stored = getattr(config, "quantization_config", None)
-        if stored:
-            kind = stored.get("quant_method") if isinstance(stored, dict) else getattr(stored, "quant_method", stored)
-            raise EditError(f"{self.name} is quantised ({kind}); expected plain weights: import the original model")
+        self.files.check_whole()
+        if kind := self._quantised():
+            raise EditError(
+                f"{self.name} is quantised ({kind}); expected plain weights: a quantised base is not supported, import "
+                "the original model"
+            )
+        config = self._loaded(AutoConfig)
+        if _is_wrapper(config):
+            raise EditError(
+                f"{self.name} is a {config.model_type} model, which wraps a language model in one for other inputs; "
+                "expected a language model alone: save that part as a model of its own"
+            )
         return config
 
     def dtype(self, config: Any) -> torch.dtype:
@@ -45,8 +63,8 @@ class HfFolder:
         own = getattr(config, "dtype", None)
         return own if isinstance(own, torch.dtype) else torch.float32
 
-    def read(self, config: Any) -> Read:
-        model, found = self._loaded(AutoModelForCausalLM, dtype=torch.float32, output_loading_info=True)
+    def read(self, config: Any, dtype: torch.dtype = torch.float32) -> Read:
+        model, found = self._loaded(AutoModelForCausalLM, dtype=dtype, output_loading_info=True)
         if found["missing_keys"]:
             names = sorted(found["missing_keys"])
             raise EditError(
@@ -64,7 +82,38 @@ class HfFolder:
 
     def _loaded(self, kind: Any, **options: Any) -> Any:
         try:
-            return kind.from_pretrained(self.path, local_files_only=True, **options)
-        except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+            with _quiet():
+                return kind.from_pretrained(self.path, local_files_only=True, **options)
+        except Exception as error:  # tokenizers raises plain Exception, transformers whatever a wrong file leads to
             reason = " ".join(str(error).split()) or type(error).__name__
             raise EditError(f"{self.name} cannot be loaded as a causal language model: {reason}") from error
+
+    def _quantised(self) -> str:
+        """How the weights are quantised, "" where they are not."""
+        said = self.files.config
+        text = said.get("text_config")
+        named = [said, text] if isinstance(text, dict) else [said]
+        stored = [part.get(key) for part in named for key in ("quantization_config", "compression_config")]
+        kinds = [kind.get("quant_method", "") if isinstance(kind, dict) else kind for kind in stored if kind]
+        if (self.path / _QUANTISED).exists():
+            kinds.append(_QUANTISED)
+        return str(kinds[0] or "in a way of its own") if kinds else ""
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """transformers without its warnings: a page about tensors that are missing, which is an error here."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def _is_wrapper(config: Any) -> bool:
+    """True if the language model's config is only a part of this one, as in models that read pictures too."""
+    try:
+        return config.get_text_config() is not config
+    except ValueError:  # there are several
+        return True

@@ -42,6 +42,8 @@ def downloaded(name: str, expected: str) -> Path:
         raise EditError(f"there is no model {name!r}: {expected} ({_first_line(error)})") from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         raise EditError(f"{name!r} is no local folder and the hub cannot be reached; {expected}") from error
+    except Exception as error:  # a full disk, httpx's or httpx2's own, or a proxy's page in the place of the hub's JSON
+        raise EditError(f"{name!r} could not be downloaded: {_first_line(error)}") from error
     return folder
 
 

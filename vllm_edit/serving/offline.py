@@ -194,7 +194,7 @@ class PatchedLLM:
         }
 
     def _check(self, path: str) -> None:
-        if Fingerprint.of_folder(model_folder(path)) != self.site.base:
+        if self.site.base.departures(Fingerprint.of_folder(model_folder(path))):
             raise Incompatible(f"{path} is not the base of {self.store.url}; serve the model the store was made for")
         problems = wrapping_problems(self.llm.collective_rpc(wrapped.METHOD, args=(list(self.site.modules),)))
         if problems:

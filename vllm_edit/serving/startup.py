@@ -145,15 +145,13 @@ def _configuration_problems(config: Any, site: Any) -> list[str]:
 
 
 async def _engine_problems(engine: Any, site: Any) -> list[str]:
+    from vllm_edit.store.checkpoint import Checkpoint
     from vllm_edit.store.site import Fingerprint
 
     folder = model_folder(engine.config.model_config.model, engine.config.model_config.revision)
-    served, expected = await asyncio.to_thread(Fingerprint.of_folder, folder), site.base
-    problems = [
-        f"the served model's {part} is {getattr(served, part)}, the site was fixed for {getattr(expected, part)}"
-        for part in type(expected).model_fields
-        if getattr(served, part) != getattr(expected, part)
-    ]
+    Checkpoint(folder).check_served()
+    served = await asyncio.to_thread(Fingerprint.of_folder, folder)
+    problems = [f"the served model's {problem}" for problem in site.base_problems(served)]
     return problems + wrapping_problems(await engine.wrapped_modules(site.modules))
 
 

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from vllm_edit.errors import EditError
+from vllm_edit.store.checkpoint import CONFIG, SETTINGS_FILES, Checkpoint
 from vllm_edit.store.digest import digest_bytes, digest_file, digest_json
 
 Token = Literal["subject_last", "last"]
 LEGAL_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM's MaxLoRARanks (vllm/config/lora.py)
 
 _VOLATILE_CONFIG_KEYS = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache")
-_WEIGHT_SUFFIXES = (".safetensors", ".bin")
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "special_tokens_map.json")
+_VOLATILE_SETTINGS = (
+    "chat_template",  # a part of its own
+    "name_or_path",
+    "transformers_version",
+    "is_local",
+    "local_files_only",
+    "_from_model_config",
+)
+_OLD_WEIGHTS = (
+    " (an older store of a folder with further weight files beside the model's has to be made anew: vllm-edit store init)"
+)
 
 
 def check_rank(rank: int) -> None:
@@ -30,42 +40,69 @@ class _Frozen(BaseModel):
 
 
 class Fingerprint(_Frozen):
-    """Digests of what makes a base model itself. Equal fingerprints mean: an edit of one is an edit of the other."""
+    """Digests of what makes a base model itself."""
 
     config: str
     weights: str
     tokenizer: str
     chat_template: str
 
+    settings: str | None = Field(
+        None, description="of tokenizer_config.json and generation_config.json; None in sites from before it existed"
+    )
+
     @classmethod
     def of_folder(cls, folder: str | Path) -> Fingerprint:
-        """Fingerprint of a model folder in Hugging Face layout.
+        """Fingerprint of a model folder in Hugging Face layout: of what would be loaded, and of nothing else there.
 
         Raises:
-            EditError: the folder lacks config, weights or tokenizer.
+            EditError: the folder lacks config, weights or tokenizer, or one of them cannot be read.
         """
-        folder = Path(folder)
-        weights = sorted(p for p in folder.glob("*") if p.suffix in _WEIGHT_SUFFIXES and "training" not in p.name)
-        tokenizer = [folder / name for name in _TOKENIZER_FILES if (folder / name).exists()]
-        if not (folder / "config.json").exists() or not weights or not tokenizer:
+        files = Checkpoint(Path(folder))
+        if not (files.folder / CONFIG).exists() or not files.weights or not files.tokenizer:
             raise EditError(
-                f"{folder} is not a model folder: expected config.json, *.safetensors (or *.bin) and a tokenizer there"
+                f"{folder} is not a model folder: expected config.json, model.safetensors (or pytorch_model.bin, or "
+                "the index of their shards) and a tokenizer there"
             )
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        template = folder / "chat_template.jinja"
-        settings_file = folder / "tokenizer_config.json"
-        settings: dict[str, Any] = json.loads(settings_file.read_text("utf-8")) if settings_file.exists() else {}
-        chat = template.read_text(encoding="utf-8") if template.exists() else settings.get("chat_template") or ""
-        return cls(
-            config=digest_json({key: value for key, value in config.items() if key not in _VOLATILE_CONFIG_KEYS}),
-            weights=digest_bytes(*(part for p in weights for part in (p.name.encode(), digest_file(p).encode()))),
-            tokenizer=digest_bytes(*(part for p in tokenizer for part in (p.name.encode(), digest_file(p).encode()))),
-            chat_template=digest_json(chat),
-        )
+        config = {key: value for key, value in files.config.items() if key not in _VOLATILE_CONFIG_KEYS}
+        template = files.folder / "chat_template.jinja"
+        settings = {name: files.json(name) for name in SETTINGS_FILES if (files.folder / name).exists()}
+        written = settings.get("tokenizer_config.json", {}).get("chat_template") or ""
+        try:
+            return cls(
+                config=digest_json(config),
+                weights=_digest_files(files.weights),
+                tokenizer=_digest_files(files.tokenizer),
+                chat_template=digest_json(template.read_text(encoding="utf-8") if template.exists() else written),
+                settings=digest_json(
+                    {
+                        name: {key: value for key, value in content.items() if key not in _VOLATILE_SETTINGS}
+                        for name, content in settings.items()
+                    }
+                ),
+            )
+        except (OSError, ValueError) as error:
+            raise EditError(f"{folder} cannot be read: {error}") from error
 
     @property
     def digest(self) -> str:
-        return digest_json(self.model_dump())
+        return digest_json(self.model_dump(exclude_none=True))
+
+    def is_named(self, digest: str) -> bool:
+        """True if `digest` is this fingerprint's, or what it was before `settings` existed."""
+        return digest in (self.digest, digest_json(self.model_dump(exclude={"settings"})))
+
+    def departures(self, other: Fingerprint) -> tuple[str, ...]:
+        """Names of the parts in which two fingerprints differ; a part that one of them does not have is not compared.
+
+        Empty means that an edit of one is an edit of the other.
+        """
+        pairs = ((name, getattr(self, name), getattr(other, name)) for name in type(self).model_fields)
+        return tuple(name for name, mine, theirs in pairs if None not in (mine, theirs) and mine != theirs)
+
+
+def _digest_files(paths: Iterable[Path]) -> str:
+    return digest_bytes(*(part for path in paths for part in (path.name.encode(), digest_file(path).encode())))
 
 
 class Context(_Frozen):
@@ -121,6 +158,14 @@ class Site(_Frozen):
             raise ValueError(f"a site with a network has no {', '.join(extra)}")
         return self
 
+    def base_problems(self, base: Fingerprint) -> list[str]:
+        """What makes `base` another model than the site's, a sentence for each part; the first word names the part."""
+        told = {"weights": _OLD_WEIGHTS if self.base.settings is None else ""}
+        return [
+            f"{part} is {getattr(base, part)}, the site was fixed for {getattr(self.base, part)}{told.get(part, '')}"
+            for part in self.base.departures(base)
+        ]
+
     @property
     def material(self) -> str:
         """Digest of the tensors that belong to the site: its second moment's, or its network's."""
@@ -137,4 +182,5 @@ class Site(_Frozen):
     def digest(self) -> str:
         # Digests of sites that were made before a field existed must not change.
         left_out = {"model", "slots"} | {name for name in ("network", "margin") if getattr(self, name) is None}
-        return digest_json(self.model_dump(mode="json", exclude=left_out))
+        told = self.model_dump(mode="json", exclude=left_out)
+        return digest_json(told | {"base": self.base.model_dump(exclude_none=True)})

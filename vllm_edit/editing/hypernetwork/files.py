@@ -81,7 +81,7 @@ def network_site(
     Raises:
         Incompatible: the network was trained for another base.
     """
-    if card.base != base.fingerprint.digest:
+    if not base.fingerprint.is_named(card.base):
         raise Incompatible(
             f"the network was trained for base {card.base[:12]} ({card.model}), the model {base.name} is "
             f"{base.fingerprint.digest[:12]}: train one for this model (vllm-edit hypernet train)"
