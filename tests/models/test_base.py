@@ -71,7 +71,9 @@ def test_a_byte_level_tokenizer_under_llamas_name_is_refused(folder: Path, tmp_p
     other = shutil.copytree(folder, tmp_path / "other")
     settings = other / "tokenizer_config.json"
     settings.write_text(settings.read_text().replace("TokenizersBackend", "LlamaTokenizer"))
-    with pytest.raises(EditError, match="other cannot be edited: the tokenizer does not give text back: expected .The "):
+    with pytest.raises(
+        EditError, match=r"other cannot be edited: the tokenizer does not give text back: expected .The "
+    ):
         Base.load(other)
 
 

@@ -76,7 +76,9 @@ def refused(folder: Path, told: str) -> None:
     ],
     ids=lambda said: said["quant_method"],
 )
-def test_a_quantised_model_is_refused_by_the_kind_of_quantisation(folder: Path, quantisation: dict[str, object]) -> None:
+def test_a_quantised_model_is_refused_by_the_kind_of_quantisation(
+    folder: Path, quantisation: dict[str, object]
+) -> None:
     set_json(folder / "config.json", quantization_config=quantisation)
     refused(folder, rf"is quantised \({quantisation['quant_method']}\); .* not supported")
 
@@ -126,7 +128,9 @@ def test_a_damaged_folder_is_one_line(folder: Path, file: str, damage: Callable[
         Mistral3Config(
             text_config={**_TEXT, "model_type": "mistral"}, vision_config={**_VISION, "model_type": "pixtral"}
         ),
-        LlavaConfig(text_config={**_TEXT, "model_type": "llama"}, vision_config=_VISION | {"model_type": "clip_vision_model"}),
+        LlavaConfig(
+            text_config={**_TEXT, "model_type": "llama"}, vision_config=_VISION | {"model_type": "clip_vision_model"}
+        ),
     ],
     ids=lambda config: config.model_type,
 )

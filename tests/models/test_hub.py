@@ -47,7 +47,9 @@ def test_a_download_that_breaks_off_is_one_line(monkeypatch: pytest.MonkeyPatch,
         raise failure
 
     monkeypatch.setattr("vllm_edit.models.hub.snapshot_download", fail)
-    with pytest.raises(EditError, match="'someone/model' could not be downloaded: .*(No space left|not what)") as raised:
+    with pytest.raises(
+        EditError, match=r"'someone/model' could not be downloaded: .*(No space left|not what)"
+    ) as raised:
         downloaded("someone/model", "expected this or that")
     assert "\n" not in str(raised.value)
 

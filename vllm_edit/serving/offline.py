@@ -15,7 +15,7 @@ from vllm_edit.ike.scoped import Shelf
 from vllm_edit.rollout.arm import Mode
 from vllm_edit.rollout.decision import Choice, decide
 from vllm_edit.serving.alias import MODES
-from vllm_edit.serving.compat import cpu_lora_mask, families, version, wrapped
+from vllm_edit.serving.compat import cpu_lora_mask, families, flags, version, wrapped
 from vllm_edit.serving.compat.offline_engine import OfflineEngine
 from vllm_edit.serving.half_pairs import check
 from vllm_edit.serving.profile import merged_plugins
@@ -48,8 +48,11 @@ class PatchedLLM:
         """model: `atlas`, a folder or a hub id; None for the site's. llm_kwargs go to `vllm.LLM` and win.
 
         Raises:
-            Incompatible: the model is not the store's base, or the engine does not wrap exactly its site.
+            Incompatible: the model is not the store's base, a keyword makes another model of it, or the engine does not
+                wrap exactly its site.
         """
+        if problems := flags.problems(llm_kwargs):
+            raise Incompatible(f"keywords that contradict the store: {'; '.join(problems)}")
         self.store = store if isinstance(store, Store) else Store.open(store)
         self.site = self.store.site()
         path, _ = served_model(str(model or self.site.model))

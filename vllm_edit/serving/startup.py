@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_edit.errors import Incompatible
+from vllm_edit.serving.compat import flags
 from vllm_edit.serving.settings import ALLOW_OPEN, FORWARDED, STORE, TRUSTED_PEERS, Settings
 
 logger = logging.getLogger(__name__)
@@ -41,6 +42,9 @@ def check_environment(environment: Mapping[str, str] | None = None, arguments: S
         )
     if "--grpc" in (sys.argv if arguments is None else arguments):
         problems.append("--grpc replaces the HTTP server that the router lives in; leave it out")
+    for name in ("VLLM_MODEL_REDIRECT_PATH", "VLLM_USE_MODELSCOPE"):
+        if _is_set(env, name):
+            problems.append(f"{name} makes vLLM load another model than the one that is named; unset it")
     _raise(problems, f"{STORE} is set, but its patches could not be served from here")
 
 
@@ -99,11 +103,7 @@ def _argument_problems(args: Namespace) -> list[str]:
     problems = []
     if (getattr(args, "api_server_count", None) or 1) > 1:
         problems.append("several API servers would each have their own answer log; use --api-server-count 1")
-    if getattr(args, "lora_modules", None):
-        problems.append("--lora-modules adds adapters from outside the store; leave it out")
-    if getattr(args, "chat_template", None):
-        problems.append("--chat-template is not the template the site was fixed with; put it into the model folder")
-    return problems
+    return problems + flags.problems(vars(args))
 
 
 def _keyed_problems(args: Namespace, settings: Settings, keyed: bool) -> list[str]:

@@ -24,9 +24,7 @@ _VOLATILE_SETTINGS = (
     "local_files_only",
     "_from_model_config",
 )
-_OLD_WEIGHTS = (
-    " (an older store of a folder with further weight files beside the model's has to be made anew: vllm-edit store init)"
-)
+_OLD_WEIGHTS = " (an older store of a folder that held further weight files has to be made anew: vllm-edit store init)"
 
 
 def check_rank(rank: int) -> None:
