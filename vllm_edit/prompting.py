@@ -10,6 +10,7 @@ from typing import Any
 
 from vllm_edit.errors import EditError
 from vllm_edit.text import continuation, quoted
+from vllm_edit.thinking import OFF, ended
 
 _STAND_IN = "\ue000\ue001"  # private-use characters: no template writes or changes them
 _LEADS = (":", "1", "a", "\n")
@@ -19,6 +20,8 @@ _LEADS = (":", "1", "a", "\n")
 def render(tokenizer: Any, prompt: str, chat: bool = False) -> str:
     """The text that the model reads: `prompt` itself, or the chat template around it as the user's only turn.
 
+    A template that thinks is asked for the answer alone (see `thinking`).
+
     Raises:
         EditError: `chat` is asked of a tokenizer without a chat template.
     """
@@ -27,7 +30,7 @@ def render(tokenizer: Any, prompt: str, chat: bool = False) -> str:
     if not getattr(tokenizer, "chat_template", None):
         raise EditError("the tokenizer has no chat template, so a prompt cannot be asked as a chat turn")
     turns = [{"role": "user", "content": prompt}]
-    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+    return ended(str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **OFF)))
 
 
 def around_turn(tokenizer: Any) -> tuple[str, str]:

@@ -65,6 +65,40 @@ def test_unchanged_compares_normalised_first_lines(answer: str, before: str, sam
     assert unchanged(answer, before) is same
 
 
+@pytest.mark.parametrize(
+    ("answer", "line"),
+    [
+        ("<think>\nOkay, France.\n</think>\n\nLyon", "Lyon"),
+        ("Okay, France.\n</think>\n\nLyon\nand more", "Lyon"),  # the template began it
+        ("<think>\n\n</think>\n\nLyon", "Lyon"),
+        ("[THINK]Paris?[/THINK]Lyon", "Lyon"),
+        ("<|START_THINKING|>Paris?<|END_THINKING|>Lyon", "Lyon"),
+        ("<think>\nIs it Lyon", ""),
+        ("<think>a</think><think>Is it Lyon", ""),
+        ("The mark <think> begins it", "The mark <think> begins it"),
+        ("", ""),
+    ],
+)
+def test_an_answer_comes_after_the_thinking(answer: str, line: str) -> None:
+    assert first_line(answer) == line
+    assert gives(answer, "Lyon") is (line == "Lyon")
+
+
+@pytest.mark.parametrize(
+    ("answer", "before", "same"),
+    [
+        ("<think>\nA\n</think>\n\nParis", "<think>\nB\n</think>\n\nLyon", False),
+        ("<think>\nA\n</think>\n\nParis", "<think>\nB\n</think>\n\nparis.", True),
+        ("<think>\nA\n</think>\n\nParis", "Paris", True),
+        ("<think>\nA", "<think>\nB", False),
+        ("<think>\nA", "<think>\nA", True),
+        ("<think>\nA", "", False),
+    ],
+)
+def test_what_is_thought_is_no_part_of_an_answer_that_stays(answer: str, before: str, same: bool) -> None:
+    assert unchanged(answer, before) is same
+
+
 def test_the_first_line_skips_blank_ones() -> None:
     assert first_line("\n \n  Rome \nParis") == "Rome"
 

@@ -126,6 +126,21 @@ def test_the_server_itself_refuses_it_however_it_was_said(defaults: dict[str, An
     assert problem.startswith(f"--{name.replace('_', '-')} ")
 
 
+def test_a_site_with_thinking_off_is_served_with_thinking_off(site: Site, defaults: dict[str, Any]) -> None:
+    """Only such a site: of another one the switch would make another template."""
+    off = site.model_copy(update={"thinking": "off"})
+    made = profile(off, "/store", "m", "m")
+    flag = made.flags[made.flags.index("--default-chat-template-kwargs") + 1]
+    said = Namespace(**defaults | {"default_chat_template_kwargs": json.loads(flag)})
+    assert json.loads(flag)["enable_thinking"] is False
+    assert startup._argument_problems(said, off.thinking) == []
+    assert "thinking off" in "; ".join(startup._argument_problems(Namespace(**defaults), off.thinking))
+    assert len(startup._argument_problems(said, site.thinking)) == 1
+    assert "--default-chat-template-kwargs" not in profile(site, "/store", "m", "m").flags
+    with pytest.raises(Incompatible, match="--default-chat-template-kwargs"):
+        profile(off, "/store", "m", "m", ["--default-chat-template-kwargs", '{"enable_thinking": true}'])
+
+
 @pytest.mark.parametrize("given", HARMLESS)
 def test_what_leaves_the_base_alone_is_passed_on(site: Site, given: tuple[str, ...]) -> None:
     assert profile(site, "/store", "m", "m", given).flags[-len(given) :] == list(given)

@@ -210,6 +210,8 @@ def _site(store: Store, site: Site) -> dict[str, Any]:
         "slots": site.slots,
         "passages": len(store.passages()),
     }
+    if site.thinking is not None:
+        told |= {"thinking": site.thinking}
     if site.network is not None:
         return told | {"network": site.network}
     return told | {

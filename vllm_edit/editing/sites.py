@@ -16,6 +16,7 @@ from vllm_edit.models.hooks import find_module
 from vllm_edit.models.layout import linear_shape
 from vllm_edit.models.rows import Row
 from vllm_edit.store.site import LEGAL_RANKS, Context, Site, Token
+from vllm_edit.thinking import thinking_of
 
 PUBLISHED_DEPTH = 5 / 32
 """Layer 5 of 32: where the published ROME configurations edit Llama-2-7B, Llama-3-8B and Mistral-7B."""
@@ -81,6 +82,7 @@ def fixed_site(
         ridge=moment.ridge,
         damping=damping,
         residual_scale=residual_scale,
+        thinking=thinking_of(base.tokenizer),
         max_rank=max_rank,
         slots=slots,
         seed=seed,

@@ -1,7 +1,8 @@
 """How a freely generated answer is judged.
 
-The answer is the generated text up to the end of the turn; its first line that is not blank is judged, in the
-normalised form of `vllm_edit.text` (case, width, outer punctuation and a leading article do not count).
+The answer is the generated text up to the end of the turn, without the thinking before it. Its first line that is not
+blank is judged, in the normalised form of `vllm_edit.text` (case, width, outer punctuation and a leading article do not
+count).
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from vllm_edit.text import normalise, position
+from vllm_edit.thinking import after_thinking
 
 
 def first_line(answer: str) -> str:
-    """The first line that is not blank; empty if there is none."""
-    return answer.strip().split("\n")[0].strip()
+    """The answer's first line that is not blank; empty if there is none, as in a thinking that does not end."""
+    return (after_thinking(answer) or "").strip().split("\n")[0].strip()
 
 
 def gives(answer: str, expected: str, rival: str | None = None) -> bool:
@@ -38,5 +40,7 @@ def _first_mentioned(line: str, answers: Iterable[str]) -> int | None:
 
 
 def unchanged(answer: str, before: str) -> bool:
-    """True if both first lines are the same once normalised."""
+    """True if both first lines are the same once normalised; of two thinkings that do not end, all of both."""
+    if after_thinking(answer) is None or after_thinking(before) is None:
+        return normalise(answer) == normalise(before)
     return normalise(first_line(answer)) == normalise(first_line(before))

@@ -5,6 +5,7 @@ Wrapping one module instead of all measured 2x (decode) and 5x (prefill) faster 
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from vllm_edit.serving.compat import flags, version, wrapped
 from vllm_edit.serving.settings import ALLOW_OPEN, FORWARDED, STORE, TRUSTED_PEERS
 from vllm_edit.serving.startup import PLUGIN, is_loopback
 from vllm_edit.store.site import Site
+from vllm_edit.thinking import OFF
 
 _LEAST_CPU_LORAS = 256
 _CACHE_GIB = "1"  # key-value cache on the CPU: plenty for small models, and the default takes half of the memory
@@ -60,6 +62,8 @@ def profile(
     ours += ["--dtype", "float32", "--enforce-eager"] if cpu else ["--dtype", "bfloat16"]
     if _first(given, "host") is None:
         ours += ["--host", "127.0.0.1"]
+    if site.thinking == "off":
+        ours += ["--default-chat-template-kwargs", json.dumps(dict(OFF))]
     _check(user_flags, given, site, allow_open, keyed)
     environment = {STORE: store_url, "VLLM_PLUGINS": merged_plugins(os.environ.get("VLLM_PLUGINS"))}
     if cpu:
@@ -102,7 +106,7 @@ def _check(
             problems.append(f"--{flag}: would not serve the base and the patches of this store")
     if given.get("enable_lora") == ["false"]:
         problems.append("--no-enable-lora: patches are served as LoRA adapters")
-    problems += flags.problems(flags.judged(user_flags))
+    problems += flags.problems(flags.judged(user_flags), site.thinking)
     if problems:
         raise Incompatible("flags that contradict the store: " + "; ".join(problems))
 

@@ -7,6 +7,7 @@ the engine is up. What is wrong is collected and raised once.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import sys
@@ -19,6 +20,7 @@ from typing import Any
 from vllm_edit.errors import Incompatible
 from vllm_edit.serving.compat import flags
 from vllm_edit.serving.settings import ALLOW_OPEN, FORWARDED, STORE, TRUSTED_PEERS, Settings
+from vllm_edit.thinking import OFF, Thinking
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +81,7 @@ async def start(engine_client: Any, state: Any, args: Namespace) -> None:
     store = await asyncio.to_thread(Store.open, settings.store)
     site = await asyncio.to_thread(store.site)
     engine = Engine(engine_client, state.openai_serving_models)
-    problems = _argument_problems(args) + _configuration_problems(engine.config, site)
+    problems = _argument_problems(args, site.thinking) + _configuration_problems(engine.config, site)
     if not problems:  # the engine is asked only when its configuration allows an answer
         problems = await _engine_problems(engine, site)
     _raise(problems, f"this server cannot serve the store {settings.store}")
@@ -99,11 +101,17 @@ async def start(engine_client: Any, state: Any, args: Namespace) -> None:
     )
 
 
-def _argument_problems(args: Namespace) -> list[str]:
+def _argument_problems(args: Namespace, thinking: Thinking | None = None) -> list[str]:
+    """thinking: the site's."""
     problems = []
     if (getattr(args, "api_server_count", None) or 1) > 1:
         problems.append("several API servers would each have their own answer log; use --api-server-count 1")
-    return problems + flags.problems(vars(args))
+    if thinking == "off" and not getattr(args, "default_chat_template_kwargs", None):
+        problems.append(
+            f"the site was fixed with thinking off; add --default-chat-template-kwargs '{json.dumps(dict(OFF))}', as "
+            "`vllm-edit flags` does"
+        )
+    return problems + flags.problems(vars(args), thinking)
 
 
 def _keyed_problems(args: Namespace, settings: Settings, keyed: bool) -> list[str]:

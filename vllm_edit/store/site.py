@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from vllm_edit.errors import EditError
 from vllm_edit.store.checkpoint import CONFIG, SETTINGS_FILES, Checkpoint
 from vllm_edit.store.digest import digest_bytes, digest_file, digest_json
+from vllm_edit.thinking import Thinking
 
 Token = Literal["subject_last", "last"]
 LEGAL_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM's MaxLoRARanks (vllm/config/lora.py)
@@ -142,6 +143,11 @@ class Site(_Frozen):
         description="the unit of a residual: RMS at the site's token of the residual stream, or of the module's output "
         "where the block normalises that",
     )
+    thinking: Thinking | None = Field(
+        None,
+        description="how a chat template that thinks is asked: with thinking off, or after an empty one; None for one "
+        "that does not, and in older sites",
+    )
     max_rank: int
     slots: int
     seed: int = 0
@@ -179,6 +185,8 @@ class Site(_Frozen):
     @property
     def digest(self) -> str:
         # Digests of sites that were made before a field existed must not change.
-        left_out = {"model", "slots"} | {name for name in ("network", "margin") if getattr(self, name) is None}
+        left_out = {"model", "slots"} | {
+            name for name in ("network", "margin", "thinking") if getattr(self, name) is None
+        }
         told = self.model_dump(mode="json", exclude=left_out)
         return digest_json(told | {"base": self.base.model_dump(exclude_none=True)})

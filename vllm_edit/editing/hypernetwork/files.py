@@ -18,6 +18,7 @@ from vllm_edit.errors import Corrupt, EditError, Incompatible, NotFound
 from vllm_edit.models.base import Base
 from vllm_edit.store.site import LEGAL_RANKS, Site
 from vllm_edit.text_files import read_text
+from vllm_edit.thinking import thinking_of
 
 TENSORS_FILE = "network.safetensors"
 CARD_FILE = "network.json"
@@ -100,6 +101,7 @@ def network_site(
         modules=network.modules_edited,
         layer=first,
         network=network.digest,
+        thinking=thinking_of(base.tokenizer),
         max_rank=rank,
         slots=slots,
     )

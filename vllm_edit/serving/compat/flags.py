@@ -14,6 +14,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vllm_edit.thinking import OFF, Thinking
+
 
 @dataclass(frozen=True)
 class Refused:
@@ -140,12 +142,16 @@ NEUTRAL = frozenset(_NEUTRAL.split())
 _SHORT = {"-q": "quantization", "-dc": "diffusion_config", "-asc": "api_server_count", "-pp": "pipeline_parallel_size"}
 
 
-def problems(settings: Mapping[str, Any]) -> list[str]:
-    """A line for each of vLLM's settings, by the names of its fields, that makes another model of a base."""
+def problems(settings: Mapping[str, Any], thinking: Thinking | None = None) -> list[str]:
+    """A line for each of vLLM's settings, by the names of its fields, that makes another model of a base.
+
+    thinking: the site's; where it is off, the template may be told so.
+    """
     found = []
     for name, value in settings.items():
         refused = REFUSED.get(name)
-        if refused is not None and value not in refused.allowed:
+        told_off = thinking == "off" and name == "default_chat_template_kwargs" and value == OFF
+        if refused is not None and value not in refused.allowed and not told_off:
             found.append(f"--{name.replace('_', '-')} {_told(value)}: {refused.why}; leave it out")
     return found
 

@@ -1,0 +1,55 @@
+"""Thinking: what some models write before an answer, between marks of their own, and chat templates that ask for it.
+
+An edit is taught and judged without thinking. A template with a switch for it is asked with the switch off; where a
+template begins the thinking itself and has no switch, the thinking is ended at once, so that the answer comes after it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+Thinking = Literal["off", "after"]
+"""How a template that thinks is asked: with its switch off, or after a thinking that is empty."""
+
+OFF: Mapping[str, Any] = {"enable_thinking": False, "thinking": False}
+"""What templates call their switch; one that has none does not look at it."""
+
+_MARKS = {
+    **{f"<{name}>": f"</{name}>" for name in ("think", "thinking", "thought", "reasoning", "reason", "seed:think")},
+    "[THINK]": "[/THINK]",
+    "<|START_THINKING|>": "<|END_THINKING|>",
+    "<|begin_of_thought|>": "<|end_of_thought|>",
+    "<|think_start|>": "<|think_end|>",
+    "◁think▷": "◁/think▷",
+}
+_BEGUN = re.compile(f"\\s*({'|'.join(map(re.escape, _MARKS))})")
+_BEGINS_AT_END = re.compile(f"({'|'.join(map(re.escape, _MARKS))})\\s*$")
+_END = re.compile("|".join(map(re.escape, _MARKS.values())))
+
+
+def after_thinking(text: str) -> str | None:
+    """A model's text after its thinking; all of it where there is none, None where the thinking does not end."""
+    *_, rest = _END.split(text)
+    return None if _BEGUN.match(rest) else rest
+
+
+def ended(prompt: str) -> str:
+    """The rendered prompt, with an empty thinking where its template began one."""
+    begun = _BEGINS_AT_END.search(prompt)
+    return prompt if begun is None else f"{prompt[: begun.end(1)]}\n\n{_MARKS[begun[1]]}\n\n"
+
+
+def thinking_of(tokenizer: Any) -> Thinking | None:
+    """How the tokenizer's chat template is asked; None for one that does not think, and without a template."""
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    turns = [{"role": "user", "content": "Where is it?"}]
+    as_it_is, off = (
+        str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **switch))
+        for switch in ({}, OFF)
+    )
+    if ended(off) != off:
+        return "after"
+    return "off" if off != as_it_is else None
