@@ -51,11 +51,6 @@ class Question:
         return (self.rival, *self.rival_aliases) if self.rival else ()
 
     @property
-    def accepted(self) -> tuple[str, ...]:
-        """The expected answer by all its names; empty where there is none."""
-        return (self.expected,) if self.expected else ()
-
-    @property
     def metrics(self) -> tuple[str, ...]:
         """The names it is counted under."""
         return (self.metric, f"{self.metric}:{self.tag}") if self.tag else (self.metric,)
