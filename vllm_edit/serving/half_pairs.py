@@ -6,21 +6,19 @@ fails in its own way, some without an answer.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
 from typing import Any
 
 from vllm_edit.errors import EditError
 from vllm_edit.serving.bodies import Body, decoded
 from vllm_edit.store.names import shown
 
-# Where a raw body may hold one: escaped, as bytes, or in an encoding that has NUL bytes.
-_MAY_HOLD = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]|\0")
+_SIGNS = (b"\\ud", b"\\uD", b"\xed", b"\0")
+"""What a raw body with one has: an escape, its first byte in UTF-8, or the NUL bytes of UTF-16 and UTF-32."""
 
 
 def refuse_half_pairs(raw: bytes, body: Body) -> None:
     """`check` of a body that was parsed from `raw`, which is quick to tell that there can be none."""
-    if _MAY_HOLD.search(raw):
+    if any(sign in raw for sign in _SIGNS):
         check(body)
 
 
@@ -32,29 +30,29 @@ def check(value: Any, name: str = "") -> None:
     Raises:
         EditError: with the place of the first half pair.
     """
-    if (place := next(_places(value, name), None)) is not None:
+    if (place := _place(value)) is not None:
         raise EditError(
-            f"{shown(place)} has half of a surrogate pair, such as \\ud83d, which is no character; send both halves or "
+            f"{shown('.'.join(filter(None, (name, *place))))} has half of a surrogate pair, such as \\ud83d, which is no character; send both halves or "
             "neither"
         )
 
 
-def _places(value: Any, place: str) -> Iterator[str]:
-    """Where in parsed JSON half pairs are, as `messages.0.content`."""
+def _place(value: Any) -> tuple[str, ...] | None:
+    """The way to the first half pair in parsed JSON: names of fields, and places in lists."""
     if isinstance(value, str):
-        if _is_cut(value):
-            yield place
-    elif isinstance(value, list):
+        return () if _is_cut(value) else None
+    if isinstance(value, list):
         for number, item in enumerate(value):
-            yield from _places(item, f"{place}.{number}")
+            if (rest := _place(item)) is not None:
+                return (str(number), *rest)
     elif isinstance(value, dict):
         for key, item in value.items():
-            inner = f"{place}.{key}" if place else key
-            if _is_cut(key):
-                yield inner
-            yield from _places(item, inner)
-            if key == "arguments" and isinstance(item, str):
-                yield from _places(decoded(item), inner)
+            rest = () if _is_cut(key) else _place(item)
+            if rest is None and key == "arguments" and isinstance(item, str):
+                rest = _place(decoded(item))
+            if rest is not None:
+                return (key, *rest)
+    return None
 
 
 def _is_cut(text: str) -> bool:
