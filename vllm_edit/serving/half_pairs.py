@@ -31,8 +31,9 @@ def check(value: Any, name: str = "") -> None:
         EditError: with the place of the first half pair.
     """
     if (place := _place(value)) is not None:
+        where = ".".join(filter(None, (name, *place)))
         raise EditError(
-            f"{shown('.'.join(filter(None, (name, *place))))} has half of a surrogate pair, such as \\ud83d, which is no character; send both halves or "
+            f"{shown(where)} has half of a surrogate pair, such as \\ud83d, which is no character; send both halves or "
             "neither"
         )
 
