@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from tests.editing.material import BRAZIL, FRANCE, JAPAN, LOOSE, bench
-from vllm_edit.composition.scoped import Narrowing, ScopeIndex, assemble, by_subject
+from vllm_edit.composition.scoped import Narrowing, ScopeIndex, by_subject
 from vllm_edit.editing.compile import compile_patch
 from vllm_edit.editing.separately import compile_separately
 from vllm_edit.errors import Corrupt, EditError, Incompatible, UnsafeEdit
@@ -128,18 +129,11 @@ def test_units_without_key_groups_count_with_their_rank() -> None:
 
 
 def test_two_subjects_that_share_a_name_may_not_disagree() -> None:
-    one = bench()
-    nippon = Edit(prompt="The yen of Nippon is", subject="Nippon", relation="currency", target_new="of")
-    twins = (JAPAN, nippon.model_copy(update={"aliases": ("Japan",)}))
-    units = compile_separately(
-        [Patch(name="twins", edits=(edit,)) for edit in twins],
-        one.base,
-        site=one.site,
-        moment=one.moment,
-        settings={"forms": ("plain",), "ending": False, "on_missed": "report", "steps": 1},
+    nippon = Edit(
+        prompt="The yen of Nippon is", subject="Nippon", aliases=("Japan",), relation="currency", target_new="of"
     )
-    with pytest.raises(EditError, match="two subjects of one name"):
-        assemble(Patch(name="twins", scope="subject", edits=twins), units)
+    with pytest.raises(ValidationError, match=r"edited to two different targets, also to 'Paris' \(see edits\.0"):
+        Patch(name="twins", scope="subject", edits=(JAPAN, nippon))
 
 
 def test_store_keeps_units_apart_and_gives_back_what_was_saved(store: Store, world: CompiledPatch) -> None:

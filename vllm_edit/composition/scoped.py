@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from vllm_edit.composition.compose import compose
-from vllm_edit.composition.conflicts import find_conflicts
 from vllm_edit.composition.vouch import vouch
 from vllm_edit.deltas.delta import Delta
 from vllm_edit.errors import EditError, Incompatible
@@ -133,11 +132,8 @@ def by_subject(edits: Sequence[Edit]) -> tuple[tuple[int, ...], ...]:
 def assemble(patch: Patch, units: Sequence[CompiledPatch]) -> CompiledPatch:
     """The compiled patch with scope subject whose units, in the order of `by_subject(patch.edits)`, are these.
 
-    Raises:
-        EditError: two subjects have a name in common, and edits of one relation to different targets.
+    Subjects with a name in common do not disagree: no such patch can be declared.
     """
-    if conflicts := find_conflicts(units):
-        raise EditError("two subjects of one name, decide for one: " + "; ".join(map(str, conflicts)))
     places = by_subject(patch.edits)
     first = units[0].manifest
     groups = [
