@@ -153,3 +153,47 @@ def test_a_patch_that_is_removed_while_it_is_loaded_ahead_leaves_again(tmp_path:
         return [*seen, await settled(place), residency.drained]
 
     assert run(steps()) == [False, [], True]
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+def test_what_every_tenant_is_served_is_loaded_ahead_whatever_the_slots(
+    tmp_path: Path, template: Path, monkeypatch: pytest.MonkeyPatch, slots: int
+) -> None:
+    monkeypatch.setattr("tests.serving.without_engine.Slots.slots", slots)
+    place = Place(tmp_path, template, Settings(store="here"))
+    names = place.store.names()
+    scoped = places.save_accepted(place.store, places.scoped_patch(place.store.site(), "world", (("Quito",),)))
+    registry = place.store.registry
+
+    async def steps() -> None:
+        for number, name in enumerate([scoped, *names]):
+            registry.create_tenant(f"tenant{number}")
+            registry.set_status(name, "accepted")
+            registry.publish(f"tenant{number}", name)
+            await place.service.watcher.refresh()
+            while place.service.tasks:
+                await asyncio.gather(*place.service.tasks)
+            ahead = place.service.residency.names | place.service.scopes.indexed
+            assert name in ahead, f"not loaded before it is asked for, as number {number}"
+
+    run(steps())
+    assert set(place.slots.held) == set(names)
+
+
+def test_no_more_is_loaded_ahead_than_the_engine_holds(
+    tmp_path: Path, template: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.serving.without_engine.Slots.slots", 1)
+    place = place_of(tmp_path, template)
+    names = place.store.names()
+    for number, name in enumerate(names):
+        place.store.registry.create_tenant(f"tenant{number}")
+        place.store.registry.publish(f"tenant{number}", name)
+
+    async def steps() -> None:
+        await place.service.watcher.refresh()
+        while place.service.tasks:
+            await asyncio.gather(*place.service.tasks)
+
+    run(steps())
+    assert [name for name, _, _ in place.slots.added] == names[:2]

@@ -102,6 +102,11 @@ class Scopes:
         self._composing = Shared["Derived | str"]()
         self._numbers = count(FIRST_NUMBER)
 
+    @property
+    def indexed(self) -> frozenset[str]:
+        """The patches with scope subject whose index is in memory."""
+        return frozenset(name for name, index in self._indexes.items() if index is not None)
+
     async def index(self, name: str) -> ScopeIndex | None:
         """The patch's index; None if its scope is all.
 

@@ -58,7 +58,8 @@ class Service:
     def changed(self, catalogue: Catalogue) -> None:
         """Another state of the registry is in force: what was removed leaves, what is wanted comes."""
         self.residency.follow(catalogue.names)
-        self.preload(catalogue, self.residency.slots)
+        if self.residency.slots:
+            self.start(asyncio.create_task(self.preload(catalogue)))
 
     async def close(self) -> None:
         """Write what is not written yet, and say that this server has left. The registry may be down."""
@@ -70,14 +71,19 @@ class Service:
             await self.presence.leave()
         self.store.registry.close()
 
-    def preload(self, catalogue: Catalogue, limit: int) -> None:
-        """Put what requests are likely to need into the engine ahead of them, at most `limit` patches.
+    async def preload(self, catalogue: Catalogue) -> None:
+        """Put what requests are likely to need into the engine ahead of them: no more than it holds, as many at a time
+        as it has slots. It ends when another state is in force, for which it begins anew.
 
         Of a patch with scope subject it is the index: which of its adapters are wanted, only requests tell.
         """
-        for name in catalogue.wanted(datetime.now(UTC))[:limit]:
-            if name not in self.residency.names:
-                self.start(asyncio.create_task(self._ahead(name)))
+        wanted, here = catalogue.wanted(datetime.now(UTC)), self.residency.names
+        room = self.residency.capacity - len(here.intersection(wanted))
+        missing = [name for name in wanted if name not in here and name not in self.scopes.indexed][:room]
+        at_once = self.residency.slots
+        while missing and self.watcher.current is catalogue:
+            await asyncio.gather(*(self._ahead(name) for name in missing[:at_once]))
+            missing = missing[at_once:]
 
     async def _ahead(self, name: str) -> None:
         """A failure is logged; the request that needs it gets it raised."""
