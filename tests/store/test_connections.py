@@ -52,13 +52,13 @@ def test_a_server_follows_and_is_heard_of_while_no_other_connection_is_free(busy
     busy.servers.leave("a")
 
 
-def test_so_many_connections_as_are_meant_and_no_more(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
-    for database, most in ((registry._database, CONNECTIONS), (registry._following, FOLLOWING)):
-        with ExitStack() as held:
+def test_so_many_connections_as_are_meant_and_no_more(registry: Registry) -> None:
+    with ExitStack() as held:
+        for following, most in ((False, CONNECTIONS), (True, FOLLOWING)):
             for _ in range(most):
-                held.enter_context(database.read())
+                held.enter_context(registry._database.read(following=following))
             with pytest.raises(Unavailable, match="in use"):
-                held.enter_context(database.read())
+                held.enter_context(registry._database.read(following=following))
 
 
 @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:"])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,13 +49,15 @@ if TYPE_CHECKING:
     import psycopg
 
 CONNECTIONS = 48
-"""Most connections that a process has at once for what it is asked to do: more than a server has threads for that, so
+"""Most connections that a process uses at once for what it is asked to do: more than a server has threads for that, so
 that none waits for a connection while others wait for a lock."""
 FOLLOWING = 4
-"""Most of those besides, in a pool of their own, by which a server follows the registry and says that it lives."""
+"""Connections besides, for those who follow the registry and say that they live: while all others wait for a lock, a
+server must not be taken for dead."""
 
 _KEPT = 5  # connections that stay open while nobody uses them
 _CHECKOUT_TIMEOUT_S = 30.0
+_ALL_IN_USE = "all connections of this process to it are in use; try again later"
 _UNUSABLE = (OperationalError, DatabaseError, InterfaceError, InternalError, DBAPIError)
 """What the database itself is to blame for. Other classes (a constraint, a bad statement) are our own defects."""
 # PostgreSQL: the role lacks a privilege, the server only reads, somebody dropped our tables.
@@ -85,19 +87,18 @@ class Database:
         self,
         url: str | URL,
         before_new: Callable[[], None] = lambda: None,
-        connections: int = CONNECTIONS,
         *,
         check: Callable[[Connection], None] = lambda _: None,
     ) -> None:
         """The first transaction brings the schema up to date.
 
-        before_new: called before an empty database gets its schema; what it raises keeps it empty. connections: at most
-        so many are open at once; who needs one more waits for half a minute, then `Unavailable` is raised. check:
-        called once the schema is current, before anything else is read; while it raises, the database is not used.
+        before_new: called before an empty database gets its schema; what it raises keeps it empty. check: called once
+        the schema is current, before anything else is read; while it raises, the database is not used.
         """
         self.url = _checked(url)
         self.sqlite = self.url.get_backend_name() == "sqlite"
-        self._engine = _engine(self.url, self.sqlite, connections)
+        self._engine = _engine(self.url, self.sqlite)
+        self._working = threading.BoundedSemaphore(CONNECTIONS)
         self._before_new, self._check = before_new, check
         self._migrated, self._migrating = False, threading.Lock()
         # SQLite takes its write lock when a transaction begins: one that starts by reading could not be upgraded
@@ -125,9 +126,9 @@ class Database:
         self._engine.dispose()
 
     @contextmanager
-    def read(self) -> Iterator[Connection]:
-        """A transaction that only reads."""
-        with self._ready(), self._reader.begin() as connection:
+    def read(self, *, following: bool = False) -> Iterator[Connection]:
+        """A transaction that only reads. following: by one of the connections that are kept for this."""
+        with self._ready(following), self._reader.begin() as connection:
             yield connection
 
     @contextmanager
@@ -141,9 +142,9 @@ class Database:
             yield connection
 
     @contextmanager
-    def log(self) -> Iterator[Connection]:
+    def log(self, *, following: bool = False) -> Iterator[Connection]:
         """A transaction that adds to a log: nothing that servers watch changes, so generation stays."""
-        with self._ready(), self._writer.begin() as connection:
+        with self._ready(following), self._writer.begin() as connection:
             yield connection
 
     def alone(self) -> AbstractContextManager[object]:
@@ -159,12 +160,22 @@ class Database:
         return self._apart(f"SELECT pg_advisory_lock({_ALONE})")
 
     @contextmanager
-    def _ready(self) -> Iterator[None]:
-        """The schema is current, and what fails is told as `_usable` tells it."""
-        with self._usable():
+    def _ready(self, following: bool = False) -> Iterator[None]:
+        """The schema is current, there is a connection to use, and what fails is told as `_usable` tells it."""
+        with self._usable(), nullcontext() if following else self._turn():
             if not self._migrated:
                 self._migrate()
             yield
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """One of the connections that are not kept for following."""
+        if not self._working.acquire(timeout=_CHECKOUT_TIMEOUT_S):
+            raise self._cannot_be_used(_ALL_IN_USE)
+        try:
+            yield
+        finally:
+            self._working.release()
 
     @contextmanager
     def _usable(self) -> Iterator[None]:
@@ -172,7 +183,7 @@ class Database:
         try:
             yield
         except PoolTimeout as error:
-            raise self._cannot_be_used("all connections of this process to it are in use; try again later") from error
+            raise self._cannot_be_used(_ALL_IN_USE) from error
         except DBAPIError as error:
             # Without a statement it is the connection's: it is lost, or the URL has an option that nobody knows.
             known = type(error) in _UNUSABLE or error.statement is None
@@ -184,7 +195,7 @@ class Database:
         return Unavailable(f"the registry {self} cannot be used: {' '.join(str(why).split())}")
 
     def generation(self) -> int:
-        with self.read() as connection:
+        with self.read(following=True) as connection:
             return int(connection.execute(select(tables.generation.c.value)).scalar_one())
 
     def listen(self) -> psycopg.Connection[Any]:
@@ -247,10 +258,9 @@ def _checked(url: str | URL) -> URL:
     return made
 
 
-def _engine(url: URL, sqlite: bool, connections: int) -> Engine:
-    kept = min(_KEPT, connections)
-    pool: dict[str, Any] = {"poolclass": QueuePool, "pool_size": kept, "max_overflow": connections - kept}
-    pool["pool_timeout"] = _CHECKOUT_TIMEOUT_S
+def _engine(url: URL, sqlite: bool) -> Engine:
+    pool: dict[str, Any] = {"poolclass": QueuePool, "pool_timeout": _CHECKOUT_TIMEOUT_S}
+    pool |= {"pool_size": _KEPT, "max_overflow": CONNECTIONS + FOLLOWING - _KEPT}
     if sqlite:
         return create_engine(url, connect_args={"timeout": _BUSY_TIMEOUT_S}, **pool)
     try:

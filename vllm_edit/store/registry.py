@@ -21,7 +21,7 @@ from vllm_edit.store.anchor import ANCHOR, Anchor
 from vllm_edit.store.answers import Answers
 from vllm_edit.store.audit import EMPTY, AuditEntry, Verified, verify
 from vllm_edit.store.changes import Change, Changes
-from vllm_edit.store.database import FOLLOWING, Database
+from vllm_edit.store.database import Database
 from vllm_edit.store.entries import PatchEntry, Publication, Status, Tenant, served, served_at
 from vllm_edit.store.keys import ADMIN_RIGHTS, TENANT_RIGHTS, Key, NewKey, Right
 from vllm_edit.store.names import LABEL_LENGTH, check_note, shown
@@ -45,14 +45,12 @@ class Registry:
         """Nothing is connected yet. The first use brings the schema up to date."""
         self._anchor, self._owner = anchor, owner
         self._database = Database(url, self._refuse_to_begin, check=self._check_owner)
-        # Connections of its own: while all others wait for a lock, a server must not be taken for dead.
-        self._following = Database(url, self._refuse_to_begin, FOLLOWING, check=self._check_owner)
         self.changes = Changes(self._database, anchor, owner)
         self.rollouts = Rollouts(self._database, self.changes)
         self.retired = Retired(self._database, self.changes)
-        self.servers = Servers(self._database, self.changes, self._following)
+        self.servers = Servers(self._database, self.changes)
         self.answers = Answers(self._database)
-        self._waiting = waiting(self._following)
+        self._waiting = waiting(self._database)
 
     def __repr__(self) -> str:
         return f"Registry({str(self._database)!r})"
@@ -65,7 +63,6 @@ class Registry:
         """Give connections back; a `wait_for_change` in another thread ends."""
         self._waiting.close()
         self._database.close()
-        self._following.close()
 
     # Patches
 
@@ -273,7 +270,7 @@ class Registry:
 
     def generation(self) -> int:
         """Number of changes so far; equal numbers mean that nothing changed in between."""
-        return self._following.generation()
+        return self._database.generation()
 
     def wait_for_change(self, generation: int, timeout_s: float) -> bool:
         """True as soon as the generation is another than that; False when the time is up, or `close` was called.
@@ -285,7 +282,7 @@ class Registry:
 
     def snapshot(self) -> Snapshot:
         """The state that a server decides requests from, read in one transaction."""
-        with self._following.read() as connection:
+        with self._database.read(following=True) as connection:
             generation = connection.execute(select(tables.generation.c.value)).scalar_one()
             patches, standing = tuple(patch_rows.newest_first(connection)), publication_rows.standing(connection)
             tenants = [tenant.name for tenant in tenant_rows.by_name(connection)]

@@ -82,18 +82,15 @@ class Acknowledged:
 
 
 class Servers:
-    """A registry's servers. Heartbeats are a log: the generation stays.
+    """A registry's servers. Heartbeats are a log: the generation stays."""
 
-    following: the same database, by connections that nobody else uses.
-    """
-
-    def __init__(self, database: Database, changes: Changes, following: Database) -> None:
-        self._database, self._changes, self._following = database, changes, following
+    def __init__(self, database: Database, changes: Changes) -> None:
+        self._database, self._changes = database, changes
 
     def beat(self, id: str, *, host: str, pid: int, generation: int, drained: int) -> None:
         """Say that server `id` lives, and what it follows. Its first heartbeat sweeps those of servers long dead."""
         told = {"host": host, "pid": pid, "generation": generation, "drained": drained, "seen": self._database.clock}
-        with self._following.log() as connection:
+        with self._database.log(following=True) as connection:
             again = connection.execute(update(servers).where(servers.c.id == id).values(**told))
             if not again.rowcount:
                 connection.execute(insert(servers).values(id=id, **told))
@@ -101,7 +98,7 @@ class Servers:
 
     def leave(self, id: str) -> None:
         """Say that server `id` ends: nobody waits for it any more."""
-        with self._following.log() as connection:
+        with self._database.log(following=True) as connection:
             connection.execute(delete(servers).where(servers.c.id == id))
 
     def forget(self, name: str, *, why: str = "", by: str = "") -> None:
