@@ -6,12 +6,15 @@ import asyncio
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 
 from tests.serving import places
 from tests.serving.without_engine import Place, run
+from vllm_edit.serving.compat.engine import Engine
 from vllm_edit.serving.settings import Settings
 
 LONG_S = 60.0  # a limit for a busy machine
@@ -140,3 +143,16 @@ def test_more_token_ids_than_the_context_are_refused_before_they_are_decoded(
             assert "20000 token ids, the model reads at most 256" in reply.json()["error"]["message"]
     place.service.decode = lambda ids: "Is Quito high?"
     assert run(place.ask("world", prompt=[5] * 20_000, truncate_prompt_tokens=5)).status_code == 200
+
+
+def test_counting_leaves_the_engines_own_tokenizer_alone(tmp_path: Path) -> None:
+    """vLLM sets its truncation from other threads, and a tokenizer that is in use refuses that."""
+    tokenizer = AutoTokenizer.from_pretrained(places.make_model(tmp_path))
+    client = SimpleNamespace(renderer=SimpleNamespace(get_tokenizer=lambda: tokenizer))
+    engine = Engine(client, SimpleNamespace(lora_requests={}))
+    text = "The capital of France is"
+    expected = tokenizer.encode(text, add_special_tokens=False)
+    tokenizer.backend_tokenizer.enable_truncation(2)
+    assert engine.count_tokens(text) == len(expected) > 2
+    assert engine.decode(expected) == text
+    assert tokenizer.backend_tokenizer.truncation["max_length"] == 2
