@@ -119,3 +119,23 @@ def test_it_is_tried_again_when_the_store_is_back(place: Place, monkeypatch: pyt
     assert refused.status_code == 503
     assert "Input/output error" in refused.json()["error"]["message"], "without keys whoever asks is told in full"
     assert run(place.ask(place.first)).json()["body"]["model"] == place.first
+
+
+def test_what_fails_ahead_of_requests_does_not_keep_others_from_being_loaded(
+    tmp_path: Path, template: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("tests.serving.without_engine.Slots.slots", 2)
+    place = Place(tmp_path, template, Settings(store="here"))
+    prepare, asked = place.service.prepare, list[str]()
+
+    async def fail_first(name: str) -> None:
+        asked.append(name)
+        if len(asked) == 1:
+            raise ZeroDivisionError("of ours")
+        await prepare(name)
+
+    monkeypatch.setattr(place.service, "prepare", fail_first)
+    run(place.service.preload(place.service.watcher.current))
+    assert len(asked) > 1
+    assert place.service.residency.names | place.service.scopes.indexed >= {*asked[1:]}
+    assert f"{asked[0]} cannot be served" in caplog.text

@@ -91,6 +91,8 @@ class Service:
             await self.prepare(name)
         except EditError as error:
             logger.error("%s cannot be served: %s", name, error)
+        except Exception:  # what nobody thought of must not keep the others from being loaded
+            logger.exception("%s cannot be served", name)
 
     async def followed(self, within_s: float) -> dict[str, Any]:
         """After a change of the registry: which servers follow. This one does when this returns."""
