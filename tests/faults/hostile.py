@@ -105,6 +105,8 @@ def bodies(names: st.SearchStrategy[str]) -> st.SearchStrategy[bytes]:
         "value": any_value,
         "patch": names,
         "tenant": names,
+        "priority": st.integers() | any_value,
+        "kv_transfer_params": any_value,
     }
     likely = {"model": names, "prompt": texts() | names, "messages": st.lists(turn, min_size=1, max_size=3)}
     made = (

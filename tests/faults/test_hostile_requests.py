@@ -21,6 +21,7 @@ from tests.serving.without_engine import Place, run
 from vllm_edit.rollout.arm import Arm
 from vllm_edit.rollout.rollout import Rollout
 from vllm_edit.serving.admin.api import api
+from vllm_edit.serving.fields import ALLOWED
 from vllm_edit.serving.router import Router
 from vllm_edit.serving.settings import Settings
 
@@ -103,6 +104,7 @@ def test_no_request_makes_the_server_fail_or_tells_what_is_anothers(
             if scope["path"] in INFERENCE:
                 assert not [name for name, _ in scope["headers"] if name.startswith(HIDDEN)]
                 assert json.loads(body)["model"].partition("@")[0] in ("atlas", *PATCHES.get(who or "", ()))
+                assert json.loads(body).keys() <= ALLOWED[scope["path"]] | FIELDS
             elif who != "admin":
                 assert scope["path"] in ("/health", "/ping", "/version")
             else:
