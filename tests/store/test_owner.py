@@ -140,3 +140,12 @@ def test_a_store_that_was_not_finished_can_be_made_anew(tmp_path: Path, monkeypa
         with pytest.raises(KeyboardInterrupt):
             Store.create(tmp_path / "s", site(1), moment())
     assert Store.create(tmp_path / "s", site(2), moment()).site() == site(2)
+
+
+def test_a_place_that_cannot_be_a_folder_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for place in ("file", "file/below"):
+        with pytest.raises(EditError, match="cannot be written") as refused:
+            Store.create(tmp_path / place, site(1), moment())
+        assert "\n" not in str(refused.value)
+    assert (tmp_path / "file").read_text() == "mine"

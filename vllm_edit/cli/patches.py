@@ -140,8 +140,8 @@ def _filled_or_as_before(folder: Path) -> Iterator[None]:
 
 def _not_judged(records: Sequence[Mapping[str, Any]]) -> str:
     """What the last gate says that it could not judge."""
-    told = [record["data"].get("not_judged", "") for record in records if record["kind"] == "gate"]
-    return str(told[-1]) if told else ""
+    gates = [record["data"] for record in records if record["kind"] == "gate" and isinstance(record["data"], dict)]
+    return str(gates[-1].get("not_judged", "")) if gates else ""
 
 
 def _scope(manifest: Manifest) -> str:

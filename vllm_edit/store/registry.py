@@ -328,7 +328,7 @@ class Registry:
         anchored = self._anchor.read() if self._anchor is not None else EMPTY
         return verify(self.audit(), anchored)
 
-    def found(self, write_site: Callable[[], object]) -> None:
+    def establish(self, write_site: Callable[[], object]) -> None:
         """Make the registry that of the store which is being made. write_site: makes the store, within the change: of
         two that are made at once with this registry, one is.
 

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vllm_edit.errors import Corrupt, EditError, NotFound
+from vllm_edit.errors import Corrupt, EditError, NotFound, Unavailable
 from vllm_edit.store import names
 from vllm_edit.store.anchor import Anchor
 from vllm_edit.store.audit import EMPTY
@@ -99,11 +99,14 @@ class Store:
             write_site(files, site)  # last: with it the store exists
 
         if isinstance(files, LocalFiles):
-            make_folder(files.root.absolute())
+            try:
+                make_folder(files.root.absolute())
+            except OSError as error:
+                raise Unavailable(f"{place} cannot be written: {error.strerror}; name another --store") from error
         try:
             Anchor(files).advance(EMPTY)  # before any row: from now on a missing anchor is a finding
             with files.locked(SITE):
-                registry.found(write)
+                registry.establish(write)
         except EditError:
             registry.close()
             if files.exists(SITE):
