@@ -22,9 +22,16 @@ def read_text(path: str | Path) -> str:
         NotUTF8: naming the first line that is not UTF-8.
         OSError: the file cannot be read.
     """
-    content = Path(path).read_bytes()
+    return decoded(Path(path).read_bytes(), path).replace("\r\n", "\n").replace("\r", "\n")
+
+
+def decoded(content: bytes, path: str | Path, encoding: str = "utf-8-sig") -> str:
+    """A file's bytes as text. path: for the message. encoding: UTF-8, or what a byte order mark says.
+
+    Raises:
+        NotUTF8: naming the first line that is not.
+    """
     try:
-        text = content.decode("utf-8-sig")
+        return content.decode(encoding)
     except UnicodeDecodeError as error:
         raise NotUTF8(path, content.count(b"\n", 0, error.start) + 1) from None
-    return text.replace("\r\n", "\n").replace("\r", "\n")

@@ -117,3 +117,15 @@ def test_what_is_not_there_is_told_in_a_line(program: Program, arguments: tuple[
     ran = program(*arguments)
     assert (ran.code, ran.out, ran.err.count("\n")) == (1, "", 1)
     assert told in ran.err
+
+
+def test_a_clients_prompt_does_not_drive_the_operators_terminal(program: Program, store: Store) -> None:
+    hostile = replace(FULL, id="edit-3", prompt="\x1b]0;owned\x07 France\x9b31m \u202eabc", subjects=("\x1b[2J",))
+    store.registry.answers.add([hostile])
+    shown = program("answer", hostile.id)
+    assert shown.code == 0
+    assert "\\x1b]0;owned\\x07 France\\x9b31m \\u202eabc" in shown.out
+    assert not set("\x1b\x07\x9b\u202e") & set(shown.out)
+    as_json = program("answer", hostile.id, "--json")
+    assert as_json.json["prompt"] == hostile.prompt
+    assert not set("\x1b\x07\x9b\u202e") & set(as_json.out)
