@@ -23,7 +23,8 @@ from vllm_edit.editing.hypernetwork.files import save
 from vllm_edit.editing.hypernetwork.training import CHECKPOINT
 from vllm_edit.facts import tables_folder
 from vllm_edit.models.base import Base
-from vllm_edit.patch import Gate, Patch
+from vllm_edit.patch import Edit, Gate, Patch, Probe
+from vllm_edit.store.documents import path_of
 from vllm_edit.store.store import Store
 
 _QUICK = "--set steps=1 --set rounds=1 --set forms=[plain] --set on_missed=report --set batch_tokens=512"
@@ -35,9 +36,10 @@ COMMANDS = (
     "model fetch {name} --out {out}",
     "model info {model} --json",
     "store init --model {model} --layer 1 --token last --texts {texts} --store {new}",
-    "store init --model {model} --layer auto --texts {texts} --edits {patch} --store {new} --seed {number}",
+    "store init --model {model} --layer auto --token last --texts {texts} --edits {sweep} --store {new} "
+    "--seed {number}",
     "store init --model {model} --method mend --network {network} --texts {texts} --store {new}",
-    "store passages --texts {texts} --store {store}",
+    "store passages --texts {texts} --store {bare}",
     "store status --store {store}",
     "store status --store {store} --json",
     f"compile {{patch}} --store {{store}} --bank {{bank}} {_QUICK}",
@@ -48,7 +50,8 @@ COMMANDS = (
     "compose capital {name} --store {store} --damping {number} --truncate --policy last",
     f"eval {{data}} --store {{store}} --limit 2 --max-tokens 2 {_QUICK}",
     f"eval {{data}} --store {{store}} --mode base --record {{record}} --max-tokens 2 --json {_QUICK}",
-    "eval {patch} --store {store} --mode base,ike --bank {bank} --max-tokens 2 --answers --html {out}",
+    f"eval {{patch}} --store {{store}} --mode base,ike --bank {{bank}} --max-tokens 2 --answers --html {{out}} "
+    f"{_QUICK}",
     "eval capital --store {store} --max-tokens 2 --answers --model {model}",
     "list --store {url}",
     "list --store {store}",
@@ -65,16 +68,15 @@ COMMANDS = (
     "export {name} {out} --store {store} --dtype bfloat16",
     "tenant create {name} --store {store}",
     "tenant list --store {store}",
-    "tenant publish acme capital --wait 0 --why {text} --store {store}",
-    "tenant publish acme {name} --wait {number} --until {time} --store {store}",
-    "tenant rollback acme --wait 0 --store {store}",
+    "tenant publish globex capital --wait 0 --why {text} --store {store}",
+    "tenant publish globex {name} --wait {number} --until {time} --store {store}",
+    "tenant rollback globex --wait 0 --store {store}",
     "tenant history acme --store {store}",
     "tenant key create acme --label {text} --until {time} --store {store}",
     "tenant key list {name} --store {store}",
     "tenant key revoke acme {name} --wait 0 --store {store}",
-    "rollout create {name} --tenant acme --treatment currency --split {number} --metric {text} --store {store}",
-    "rollout create second --tenant acme --treatment {name} --user {text} --order {text} --alpha {number} "
-    "--store {store}",
+    "rollout create {name} --tenant globex --treatment capital --split {number} --metric {text} --store {store}",
+    "rollout create second --tenant globex --treatment {name} --user {user} --alpha 0.1 --store {store}",
     "rollout ramp spring {number} --wait 0 --store {store}",
     "rollout pause {name} --wait 0 --store {store}",
     "rollout kill spring --wait 0 --why {text} --store {store}",
@@ -127,6 +129,16 @@ VALUES: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "0" * 32,
         ),
         "number": ("nan", "inf", "-inf", "-1", "1e400", "0", "9" * 25, "x", "", "1.5", str(2**64), str(-(2**63))),
+        "user": (
+            "",
+            "=",
+            "ann=",
+            "=control",
+            "a" * 5_000 + "=control",
+            "\udcff=control",
+            f"{ESCAPES}=treatment",
+            "ann=x",
+        ),
         "text": ("", ESCAPES, "a" * 5_000, "\udcff", "=", "a=", "=control", "x:1..", "x:nan..inf", "a,b,,", "e\u0301"),
         "time": (
             "",
@@ -177,15 +189,24 @@ VALUES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 """Values that a user might give in the place of a good one."""
 _GOOD = MappingProxyType(
-    {"url": "memory://x", "name": "capital", "number": "1", "text": "spring", "time": "3d", "setting": "steps=1"}
+    {
+        "url": "memory://x",
+        "user": "ann=treatment",
+        "name": "capital",
+        "number": "1",
+        "text": "spring",
+        "time": "3d",
+        "setting": "steps=1",
+    }
 )
-FOLDERS = ("model", "store", "network", "facts", "patches", "trained", "accuracy")
+FOLDERS = ("model", "store", "bare", "network", "facts", "patches", "trained", "accuracy")
 FILES: Mapping[str, str] = MappingProxyType(
     {
         "gguf": "model.gguf",
         "texts": "texts.txt",
         "patch": "patch.yaml",
         "edits": "edits.yaml",
+        "sweep": "sweep.yaml",
         "bank": "bank.yaml",
         "data": "data.json",
         "record": "record.jsonl",
@@ -232,6 +253,8 @@ class Material:
             (folder / "patches" / f"{name}.yaml").write_text(patch.dump(), encoding="utf-8")
         (folder / FILES["patch"]).write_text(patches["capital"].dump(), encoding="utf-8")
         (folder / FILES["edits"]).write_text(Patch(name="edits", edits=tuple(edits)).dump(), encoding="utf-8")
+        sweep = tuple(edit.model_copy(update={"probes": _for_the_sweep(edit)}) for edit in edits)
+        (folder / FILES["sweep"]).write_text(Patch(name="sweep", edits=sweep).dump(), encoding="utf-8")
         bank = [{"prompt": f"The capital of {name} is", "subject": name, "relation": "capital", "object": "Paris"}
                 for name in ("Norway", "Peru", "Chad")]  # fmt: skip
         (folder / FILES["bank"]).write_text(yaml.safe_dump(bank), encoding="utf-8")
@@ -252,12 +275,15 @@ class Material:
             run("compile", folder / "patches" / f"{patch}.yaml", "--store", store, *_QUICK.split())
         run("eval", folder / FILES["data"], "--store", store, "--mode", "base", "--max-tokens", "2", *_QUICK.split(),
             "--record", folder / FILES["record"])  # fmt: skip
-        run("tenant", "create", "acme", "--store", store)
-        for patch in ("capital", "currency"):
-            run("tenant", "publish", "acme", patch, "--wait", "0", "--store", store)
-        run("rollout", "create", "spring", "--tenant", "acme", "--treatment", "capital", "--store", store)
+        for tenant in ("acme", "globex"):
+            run("tenant", "create", tenant, "--store", store)
+            run("tenant", "publish", tenant, "currency", "--wait", "0", "--store", store)
+        run("rollout", "create", "spring", "--tenant", "acme", "--treatment", "capital", "--metric", "solved",
+            "--store", store)  # fmt: skip
         run("rollout", "ramp", "spring", "50", "--wait", "0", "--store", store)
         run("tenant", "key", "create", "acme", "--store", store)
+        shutil.copytree(store, folder / "bare")
+        (folder / "bare" / path_of("passages")).unlink()
 
     def trial(self, number: int, folder: Path, draw: Random, only: Callable[[str], bool] = lambda one: True) -> Trial:
         """The `number`th command of `only` those, with one of the things that it needs spoiled."""
@@ -295,6 +321,10 @@ class Material:
         if name in FILES:
             return Path(shutil.copy(self.folder / FILES[name], folder / FILES[name]))
         return Path(shutil.copytree(self.folder / name, folder / name))
+
+
+def _for_the_sweep(edit: Edit) -> tuple[Probe, ...]:
+    return tuple(probe.model_copy(update={"split": "tune"}) for probe in edit.probes)
 
 
 def assert_whole(trial: Trial) -> None:
