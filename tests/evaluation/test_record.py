@@ -1,0 +1,33 @@
+"""The record of a long evaluation: a file that is none, or damaged, is told in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vllm_edit.errors import EditError
+from vllm_edit.evaluation.record import Record
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"3\n", b"[]\n", b'{"measures": 3}\n', b'{"measures": null}\n', b'"x"\n', b"[" * 100_000 + b"\n", b"\xff\xfe\n"],
+)
+def test_a_file_that_is_no_record_is_told(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "record.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(EditError, match=r"record\.jsonl: expected the record of an evaluation") as refused:
+        Record.open(path, {"site": "a"})
+    assert "\n" not in str(refused.value)
+    assert path.read_bytes() == content
+
+
+def test_a_record_of_something_else_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "record.jsonl"
+    Record.open(path, {"site": "a"}).add({"patches": []})
+    with pytest.raises(EditError, match="differs in site"):
+        Record.open(path, {"site": "b"})
+    assert Record.open(path, {"site": "a"}).entries == [{"patches": []}]
+    assert json.loads(path.read_text(encoding="utf-8").splitlines()[0])["measures"]["site"] == "a"
