@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
+from pathlib import Path
 
 import pytest
 from rich.table import Table
 
+from vllm_edit import cli
 from vllm_edit.atlas.training import Progress
 from vllm_edit.cli.atlas import plain_lines
 from vllm_edit.cli.output import (
@@ -136,3 +139,12 @@ def test_a_title_is_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
     with progress_bar("[/x]\x1b", every=0) as progress:
         progress("compiling", 1, 2)
     assert capsys.readouterr().err == "[/x]\\x1b: compiling, 1 of 2\n"
+
+
+def test_no_command_prints_past_these_functions() -> None:
+    """`print`, `typer.echo` and rich's own console would let through what drives a terminal."""
+    raw = re.compile(r"(?<![\w.])print\(|typer\.echo\(|(?<![\w])Console\(")
+    files = [path for path in Path(cli.__file__).parent.glob("*.py") if path.name not in ("output.py", "console.py")]
+    found = [f"{path.name}: {line.strip()}" for path in files for line in path.read_text("utf-8").splitlines()
+             if raw.search(line)]  # fmt: skip
+    assert not found

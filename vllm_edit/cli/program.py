@@ -12,6 +12,7 @@ import typer
 
 from vllm_edit.cli.ending import Invocation, ending, flush
 from vllm_edit.cli.lazy import DEBUG_HELP, LazyGroup
+from vllm_edit.cli.output import print_line
 
 _HERE = "vllm_edit.cli"
 
@@ -65,7 +66,7 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        print(f"vllm-edit {version('vllm-edit')}")
+        print_line(f"vllm-edit {version('vllm-edit')}")
         raise typer.Exit
 
 
