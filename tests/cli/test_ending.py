@@ -116,6 +116,14 @@ def test_what_the_user_can_mend_exits_1(
     assert not list(tmp_path.glob("*.trace"))
 
 
+def test_thousands_of_problems_are_not_all_told(program: Program, failing: pytest.MonkeyPatch) -> None:
+    fails_with(failing, EditError("\n".join(f"line {number}: no" for number in range(4_448))))
+    ran = program("schema")
+    assert ran.code == 1
+    assert len(ran.err.splitlines()) == 201
+    assert ran.err.endswith("vllm-edit: line 199: no\nvllm-edit: and 4,248 problems more\n")
+
+
 def test_an_error_of_the_system_without_a_file_is_not_taken_for_the_users(
     program: Program, failing: pytest.MonkeyPatch
 ) -> None:

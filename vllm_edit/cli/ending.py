@@ -33,6 +33,9 @@ _OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ERO
 _LONGEST = 500
 """Characters of an unforeseen error's own message."""
 
+_MOST = 200
+"""Problems that are told of what was given."""
+
 
 @dataclass
 class Invocation:
@@ -94,7 +97,10 @@ def _interrupted(error: BaseException) -> bool:
 def _judge(error: BaseException, invocation: Invocation) -> tuple[int, str]:
     """The exit code, and what is printed."""
     if isinstance(error, EditError):
-        return 1, str(error)
+        problems = str(error).split("\n")
+        if len(problems) > _MOST:
+            problems[_MOST:] = [f"and {len(problems) - _MOST:,} problems more"]
+        return 1, "\n".join(problems)
     if isinstance(error, OSError) and (error.filename is not None or error.errno in _OF_THE_MACHINE):
         said = error.strerror or str(error)
         return 1, said if error.filename is None else f"{_name(error.filename)}: {said}"
