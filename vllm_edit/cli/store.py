@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from vllm_edit.facts.pool import Pool
+    from vllm_edit.models.base import Base
     from vllm_edit.store.site import Site
     from vllm_edit.store.store import Store
 
@@ -80,15 +81,11 @@ def init(
         return
     if network is not None:
         raise typer.BadParameter("only a store for mend has a network: add --method mend", param_hint="--network")
-    from vllm_edit.cli.material import given_edits, given_text, load_base
+    from vllm_edit.cli.material import given_edits, given_text
 
     started = time.perf_counter()
     text, tried = given_text(model, texts, seed), given_edits(model, edits, seed)
-    base = load_base(_place(model))
-    if model != SHIPPED and base.folder is not None:
-        from vllm_edit.engine.lora_support import check_lora_support
-
-        check_lora_support(base.folder)
+    base = _servable(model)
     from vllm_edit.swept_store import create_store
 
     with progress_bar("store init") as progress:
@@ -121,15 +118,27 @@ def _init_mend(
     model: str, network: Path | None, texts: Path | None, rank: int | None, slots: int, store: str | None, json: bool
 ) -> None:
     """A store whose site is a network's; text is only for the gates."""
-    from vllm_edit.cli.material import load_base, network_of, passages_of
+    from vllm_edit.cli.material import network_of, passages_of
     from vllm_edit.editing.hypernetwork.files import load, network_site
     from vllm_edit.store.store import Store
 
     trained, card = load(network_of(model, network))
-    site = network_site(load_base(_place(model)), trained, card, max_rank=rank, slots=slots)
+    site = network_site(_servable(model), trained, card, max_rank=rank, slots=slots)
     opened = Store.create(store, site, trained.tensors(), passages_of(model, texts))
     told = _site(opened, site)
     print_json(told) if json else print_fields(told)
+
+
+def _servable(model: str) -> Base:
+    """The base model, which vLLM can serve with LoRA; of the shipped one that is known."""
+    from vllm_edit.cli.material import load_base
+
+    base = load_base(_place(model))
+    if model != SHIPPED and base.folder is not None:
+        from vllm_edit.engine.lora_support import check_lora_support
+
+        check_lora_support(base.folder)
+    return base
 
 
 def _place(model: str) -> str:

@@ -1,0 +1,62 @@
+"""`store init` refuses a base of which no patch could be compiled or served: one line, and no store."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.cli.program import Program
+from tests.tiny import save_tiny
+from vllm_edit.atlas.mend import network_folder
+from vllm_edit.errors import EditError
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny("llama", tmp_path_factory.mktemp("whole"))
+
+
+def _quantised(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    quantised = config | {"quantization_config": {"quant_method": "awq", "bits": 4}}
+    (folder / "config.json").write_text(json.dumps(quantised))
+
+
+def _pointer(folder: Path) -> None:
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+
+
+def _other_tokenizer(folder: Path) -> None:
+    file = folder / "tokenizer_config.json"
+    file.write_text(file.read_text().replace("TokenizersBackend", "LlamaTokenizer"))
+
+
+@pytest.mark.parametrize("damage", [_quantised, _pointer, _other_tokenizer])
+def test_a_base_that_cannot_be_edited(
+    program: Program, tmp_path: Path, whole: Path, damage: Callable[[Path], None]
+) -> None:
+    model = shutil.copytree(whole, tmp_path / "model")
+    damage(model)
+    ran = program("store", "init", "--model", model, "--layer", 1, "--store", tmp_path / "store")
+    assert ran.code == 1
+    assert ran.out == ""
+    assert str(model) in ran.err
+    assert len(ran.err.splitlines()) == 1
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("method", [("--layer", 1), ("--method", "mend", "--network", network_folder())])
+def test_a_base_that_vllm_has_no_lora_for(
+    program: Program, tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, method: tuple[object, ...]
+) -> None:
+    def refuse(folder: Path) -> None:
+        raise EditError(f"vLLM has no LoRA for {folder}")
+
+    monkeypatch.setattr("vllm_edit.engine.lora_support.check_lora_support", refuse)
+    ran = program("store", "init", "--model", whole, *method, "--store", tmp_path / "store")
+    assert (ran.code, ran.err) == (1, f"vllm-edit: vLLM has no LoRA for {whole}\n")
+    assert not (tmp_path / "store").exists()
