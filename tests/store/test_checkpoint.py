@@ -41,7 +41,8 @@ def folder(whole: Path, tmp_path: Path) -> Path:
 
 
 def set_json(path: Path, **changed: object) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+    before = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(before | changed))
 
 
 def test_fingerprints_of_stores_that_exist_stay_as_they_were(whole: Path) -> None:
@@ -114,6 +115,7 @@ def test_of_shards_those_count_that_the_index_names(in_shards: Path, tmp_path: P
         ("tokenizer_config.json", {"tokenizer_class": "LlamaTokenizer"}, "settings"),
         ("tokenizer_config.json", {"add_bos_token": False}, "settings"),
         ("tokenizer_config.json", {"model_max_length": 7}, "settings"),
+        ("added_tokens.json", {"<more>": 512}, "settings"),
         ("generation_config.json", {"repetition_penalty": 1.5}, "settings"),
         ("generation_config.json", {"eos_token_id": [1, 2, 3]}, "settings"),
     ],

@@ -24,6 +24,7 @@ from vllm_edit.serving.scope import FIRST_NUMBER, Derived
 from vllm_edit.serving.served_model import served_model
 from vllm_edit.serving.startup import model_folder, wrapping_problems
 from vllm_edit.store.artefacts import encode_adapter
+from vllm_edit.store.checkpoint import Checkpoint
 from vllm_edit.store.compiled import Demonstration
 from vllm_edit.store.site import Fingerprint
 from vllm_edit.store.store import Store
@@ -64,7 +65,7 @@ class PatchedLLM:
         self.llm = self._engine.llm
         try:
             self._check(path)
-        except Incompatible:
+        except EditError:
             self._engine.close()
             raise
         self._folder = local_folder()
@@ -197,8 +198,13 @@ class PatchedLLM:
         }
 
     def _check(self, path: str) -> None:
-        if self.site.base.departures(Fingerprint.of_folder(model_folder(path))):
-            raise Incompatible(f"{path} is not the base of {self.store.url}; serve the model the store was made for")
+        folder = model_folder(path)
+        Checkpoint(folder).check_served()
+        if departures := self.site.base_problems(Fingerprint.of_folder(folder)):
+            raise Incompatible(
+                f"{path} is not the base of {self.store.url}; serve the model the store was made for: its "
+                f"{'; its '.join(departures)}"
+            )
         problems = wrapping_problems(self.llm.collective_rpc(wrapped.METHOD, args=(list(self.site.modules),)))
         if problems:
             raise Incompatible("; ".join(problems))

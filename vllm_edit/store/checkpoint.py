@@ -15,7 +15,7 @@ from vllm_edit.errors import EditError
 
 CONFIG = "config.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "special_tokens_map.json")
-SETTINGS_FILES = ("tokenizer_config.json", "generation_config.json")
+SETTINGS_FILES = ("tokenizer_config.json", "added_tokens.json", "generation_config.json")
 _NAMED = ("model.safetensors", "pytorch_model.bin")
 """The files, or the beginnings of their indexes' names, that transformers looks for, in this order (5.x,
 `modeling_utils._get_resolved_checkpoint_files`)."""

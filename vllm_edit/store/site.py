@@ -47,7 +47,8 @@ class Fingerprint(_Frozen):
     chat_template: str
 
     settings: str | None = Field(
-        None, description="of tokenizer_config.json and generation_config.json; None in sites from before it existed"
+        None,
+        description="of tokenizer_config.json, added_tokens.json and generation_config.json; None in sites from before it existed",
     )
 
     @classmethod
