@@ -48,7 +48,7 @@ class Fingerprint(_Frozen):
 
     settings: str | None = Field(
         None,
-        description="of tokenizer_config.json, added_tokens.json and generation_config.json; None in sites from before it existed",
+        description="of tokenizer_config.json, added_tokens.json, generation_config.json; None in sites from before it",
     )
 
     @classmethod
