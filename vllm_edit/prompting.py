@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from jinja2 import TemplateError
+
 from vllm_edit.errors import EditError
 from vllm_edit.text import continuation, quoted
 from vllm_edit.thinking import OFF, ended
@@ -23,14 +25,18 @@ def render(tokenizer: Any, prompt: str, chat: bool = False) -> str:
     A template that thinks is asked for the answer alone (see `thinking`).
 
     Raises:
-        EditError: `chat` is asked of a tokenizer without a chat template.
+        EditError: `chat` is asked of a tokenizer without a chat template, or of one that cannot render the turn.
     """
     if not chat:
         return prompt
     if not getattr(tokenizer, "chat_template", None):
         raise EditError("the tokenizer has no chat template, so a prompt cannot be asked as a chat turn")
     turns = [{"role": "user", "content": prompt}]
-    return ended(str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **OFF)))
+    try:
+        text = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **OFF))
+    except TemplateError as error:
+        raise EditError(f"the chat template cannot render a user's turn: {' '.join(str(error).split())}") from error
+    return ended(text)
 
 
 def around_turn(tokenizer: Any) -> tuple[str, str]:

@@ -85,6 +85,32 @@ def test_a_tokenizer_that_ends_plain_text_itself_is_refused(tokenizer: PreTraine
         Base.of(tiny_model("llama", tokenizer), ending)
 
 
+def test_a_tokenizer_of_more_tokens_than_the_model_knows_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+    model = tiny_model("llama", tokenizer)
+    model.resize_token_embeddings(300)
+    with pytest.raises(EditError, match=r"the tokenizer gives id \d+ for .*, the model has rows 0 to 299"):
+        Base.of(model, tokenizer)
+
+
+def test_a_template_whose_tokens_the_model_does_not_know_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+    longer = copy.deepcopy(tokenizer)
+    longer.add_special_tokens({"additional_special_tokens": ["<|new|>"]})
+    longer.chat_template = "<|new|>{{ messages[0].content }}"
+    with pytest.raises(EditError, match=r"for '<\|new\|>', the model has rows 0 to 511"):
+        Base.of(tiny_model("llama", tokenizer), longer)
+
+
+@pytest.mark.parametrize(
+    "template", ["{% if %}", "{{ raise_exception('no such\nturn') }}", "{{ messages[3].content }}"]
+)
+def test_a_template_that_renders_no_turn_is_one_line(tokenizer: PreTrainedTokenizerFast, template: str) -> None:
+    broken = copy.deepcopy(tokenizer)
+    broken.chat_template = template
+    with pytest.raises(EditError, match="the chat template cannot render a user's turn") as raised:
+        Base.of(tiny_model("llama", tokenizer), broken)
+    assert "\n" not in str(raised.value)
+
+
 def test_the_same_model_in_memory_has_the_same_fingerprint(tokenizer: PreTrainedTokenizerFast) -> None:
     first = Base.of(tiny_model("llama", tokenizer), tokenizer)
     tokenizer(["a", "a b c"], padding=True, truncation=True, max_length=3)

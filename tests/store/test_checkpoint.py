@@ -164,6 +164,7 @@ def _pointer(path: Path) -> None:
 DAMAGES: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "weights are a pointer": ("model.safetensors", _pointer, "pointer of Git LFS"),
     "tokenizer is a pointer": ("tokenizer.json", _pointer, "pointer of Git LFS"),
+    "template is a pointer": ("chat_template.jinja", _pointer, "pointer of Git LFS"),
     "weights are cut": ("model.safetensors", _half, "cut off or damaged"),
     "weights are empty": ("model.safetensors", lambda path: path.write_bytes(b""), "cut off or damaged"),
     "weights are text": ("model.safetensors", lambda path: path.write_text("<html>" * 99), "cut off or damaged"),

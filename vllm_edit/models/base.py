@@ -14,7 +14,7 @@ import torch
 from vllm_edit.errors import EditError
 from vllm_edit.models.hf_folder import HfFolder
 from vllm_edit.models.hub import downloaded
-from vllm_edit.models.import_checks import check_open_end, check_round_trip
+from vllm_edit.models.import_checks import check_open_end, check_round_trip, check_rows
 from vllm_edit.models.layout import Layout, find_layout
 from vllm_edit.store.digest import digest_json, digest_tensors
 from vllm_edit.store.site import Fingerprint
@@ -51,8 +51,9 @@ class Base:
             EditError: there is no such model, or it cannot be loaded or edited.
         """
         folder = _folder_of(name)
-        fingerprint = Fingerprint.of_folder(folder)
         source = HfFolder(str(name), folder)
+        source.files.check_whole()
+        fingerprint = Fingerprint.of_folder(folder)
         config = source.config()
         source.files.check_served()
         read = source.read(config, dtype)
@@ -77,6 +78,7 @@ class Base:
             check_round_trip(tokenizer)
             check_open_end(tokenizer)
             layout = find_layout(model)
+            check_rows(tokenizer, len(model.get_input_embeddings().weight))
         except EditError as error:
             raise EditError(f"{name} cannot be edited: {error}") from error
         return cls(model.eval(), tokenizer, layout, fingerprint, name, folder)

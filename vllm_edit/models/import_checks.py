@@ -10,6 +10,7 @@ import torch
 
 from vllm_edit.errors import EditError
 from vllm_edit.models.bos import bos_in_chat, puts_bos
+from vllm_edit.prompting import prompt_ids
 from vllm_edit.text import quoted
 
 ROUND_TRIP = (
@@ -65,6 +66,22 @@ def check_open_end(tokenizer: Any) -> None:
         raise EditError(
             f"the tokenizer puts {after!r} after plain text, so no answer can follow a prompt; set add_eos_token to "
             "false, or mend the template of tokenizer.json"
+        )
+
+
+def check_rows(tokenizer: Any, rows: int) -> None:
+    """Refuse a tokenizer whose ids the model has no row for in its embedding, of `rows` rows.
+
+    Raises:
+        EditError: with the first such id, of the texts or of a chat turn.
+    """
+    read = [prompt_ids(tokenizer, text) for text in ROUND_TRIP]
+    if getattr(tokenizer, "chat_template", None):
+        read.append(prompt_ids(tokenizer, ROUND_TRIP[0], chat=True))
+    if beyond := [number for ids in read for number in ids if number >= rows]:
+        raise EditError(
+            f"the tokenizer gives id {beyond[0]} for {tokenizer.convert_ids_to_tokens(beyond[0])!r}, the model has "
+            f"rows 0 to {rows - 1}: they are not of one model"
         )
 
 

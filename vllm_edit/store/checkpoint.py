@@ -13,7 +13,7 @@ from typing import Any
 
 from vllm_edit.errors import EditError
 
-CONFIG = "config.json"
+CONFIG, TEMPLATE = "config.json", "chat_template.jinja"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "special_tokens_map.json")
 SETTINGS_FILES = ("tokenizer_config.json", "added_tokens.json", "generation_config.json")
 _NAMED = ("model.safetensors", "pytorch_model.bin")
@@ -76,7 +76,7 @@ class Checkpoint:
 
         Weights in safetensors are compared with their own header; of pickled ones only the container is looked at.
         """
-        for path in (*self._present((CONFIG, *SETTINGS_FILES)), *self.tokenizer, *self.weights):
+        for path in (*self._present((CONFIG, TEMPLATE, *SETTINGS_FILES)), *self.tokenizer, *self.weights):
             if not path.is_file():
                 raise EditError(f"{path} is missing, which the index of the weights names; download the model again")
             _check_no_pointer(path)

@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from vllm_edit.errors import EditError
-from vllm_edit.store.checkpoint import CONFIG, SETTINGS_FILES, Checkpoint
+from vllm_edit.store.checkpoint import CONFIG, SETTINGS_FILES, TEMPLATE, Checkpoint
 from vllm_edit.store.digest import digest_bytes, digest_file, digest_json
 from vllm_edit.thinking import Thinking
 
@@ -65,7 +65,7 @@ class Fingerprint(_Frozen):
                 "the index of their shards) and a tokenizer there"
             )
         config = {key: value for key, value in files.config.items() if key not in _VOLATILE_CONFIG_KEYS}
-        template = files.folder / "chat_template.jinja"
+        template = files.folder / TEMPLATE
         settings = {name: files.json(name) for name in SETTINGS_FILES if (files.folder / name).exists()}
         written = settings.get("tokenizer_config.json", {}).get("chat_template") or ""
         try:
