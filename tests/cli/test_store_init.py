@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.program import Program
+from tests.serving import places
 from tests.tiny import save_tiny
 from vllm_edit.atlas.mend import network_folder
 from vllm_edit.errors import EditError
@@ -60,3 +61,13 @@ def test_a_base_that_vllm_has_no_lora_for(
     ran = program("store", "init", "--model", whole, *method, "--store", tmp_path / "store")
     assert (ran.code, ran.err) == (1, f"vllm-edit: vLLM has no LoRA for {whole}\n")
     assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("thinking", [None, "off", "after"])
+def test_status_says_how_a_template_that_thinks_is_asked(
+    program: Program, tmp_path: Path, whole: Path, thinking: str | None
+) -> None:
+    store = places.make_store(tmp_path / "store", places.make_site(whole, thinking=thinking))
+    told = program("store", "status", "--store", store.url, "--json").json
+    assert told.get("thinking") == thinking
+    assert ("thinking" in told) is (thinking is not None)
