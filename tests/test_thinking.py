@@ -9,6 +9,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from tests.tiny import SENTENCES
 from vllm_edit.editing.sites import fixed_site
+from vllm_edit.evaluation.judging import first_line
+from vllm_edit.evaluation.runners.runner import answer_text
 from vllm_edit.models.base import Base
 from vllm_edit.models.positions import locate
 from vllm_edit.prompting import answer_ids, around_turn, prompt_ids, render
@@ -80,6 +82,17 @@ def test_the_site_says_how_the_template_is_asked(
     assert site.thinking == thinking
     plain = site.model_copy(update={"thinking": None})
     assert (site.digest == plain.digest) is (thinking is None)  # sites from before keep their digests
+
+
+def test_an_answer_does_not_end_at_a_mark_of_thinking_that_is_a_special_token(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    own = copy.deepcopy(tokenizer)
+    own.add_special_tokens({"additional_special_tokens": ["[THINK]", "[/THINK]"]})
+    ids = own("[THINK]Rome?[/THINK]Paris", add_special_tokens=False)["input_ids"]
+    said = answer_text(own, [*ids, own.eos_token_id, *ids])
+    assert said == "[THINK]Rome?[/THINK]Paris"
+    assert first_line(said) == "Paris"
 
 
 def test_a_tokenizer_without_a_template_does_not_think(tokenizer: PreTrainedTokenizerFast) -> None:

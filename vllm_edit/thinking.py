@@ -29,6 +29,11 @@ _BEGINS_AT_END = re.compile(f"({'|'.join(map(re.escape, _MARKS))})\\s*$")
 _END = re.compile("|".join(map(re.escape, _MARKS.values())))
 
 
+def is_mark(token: str) -> bool:
+    """True for a token that begins or ends thinking."""
+    return token in _MARKS or token in _MARKS.values()
+
+
 def after_thinking(text: str) -> str | None:
     """A model's text after its thinking; all of it where there is none, None where the thinking does not end."""
     *_, rest = _END.split(text)

@@ -10,6 +10,7 @@ from vllm_edit.models.lengths import check_positions
 from vllm_edit.prompting import prompt_ids
 from vllm_edit.store.compiled import CompiledPatch
 from vllm_edit.text import quoted
+from vllm_edit.thinking import is_mark
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +79,11 @@ def pieces_of(tokenizer: Any, request: Request, longest: int) -> list[list[int]]
 
 
 def answer_text(tokenizer: Any, ids: Sequence[int]) -> str:
-    """The text of generated ids up to the first special token: end of text or of turn, whatever the model calls it."""
-    special = set(tokenizer.all_special_ids)
+    """The text of generated ids up to the first special token: end of text or of turn, whatever the model calls it.
+
+    Marks of thinking are no end.
+    """
+    tokens = zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True)
+    special = {number for number, token in tokens if not is_mark(token)}
     end = next((place for place, token in enumerate(ids) if token in special), len(ids))
     return str(tokenizer.decode(list(ids[:end])))
