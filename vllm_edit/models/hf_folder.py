@@ -86,6 +86,8 @@ class HfFolder:
                 return kind.from_pretrained(self.path, local_files_only=True, **options)
         except Exception as error:  # tokenizers raises plain Exception, transformers whatever a wrong file leads to
             reason = " ".join(str(error).split()) or type(error).__name__
+            if kind is AutoTokenizer:
+                raise EditError(f"the tokenizer of {self.name} cannot be loaded: {reason}") from error
             raise EditError(f"{self.name} cannot be loaded as a causal language model: {reason}") from error
 
     def _quantised(self) -> str:
