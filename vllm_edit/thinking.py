@@ -50,11 +50,12 @@ def thinking_of(tokenizer: Any) -> Thinking | None:
     """How the tokenizer's chat template is asked; None for one that does not think, and without a template."""
     if not getattr(tokenizer, "chat_template", None):
         return None
-    turns = [{"role": "user", "content": "Where is it?"}]
-    as_it_is, off = (
-        str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **switch))
-        for switch in ({}, OFF)
-    )
+
+    def asked(**switch: Any) -> str:
+        turns = [{"role": "user", "content": "Where is it?"}]
+        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **switch))
+
+    off = asked(**OFF)
     if ended(off) != off:
         return "after"
-    return "off" if off != as_it_is else None
+    return "off" if off != asked() else None
