@@ -9,6 +9,7 @@ from typing import Any
 
 from vllm_edit.datasets.values import mapping
 from vllm_edit.errors import EditError
+from vllm_edit.text_files import decoded
 
 SUFFIXES = (".json", ".jsonl")
 _ROW = {
@@ -38,7 +39,7 @@ def records_in(path: Path) -> list[Any]:
     """
     try:
         content = path.read_bytes()
-        text = content.decode(json.detect_encoding(content))
+        text = decoded(content, path, json.detect_encoding(content))
     except (OSError, ValueError) as error:
         raise EditError(f"{path}: expected a JSON data set: {error}") from None
     try:
