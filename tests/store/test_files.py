@@ -130,7 +130,7 @@ def test_a_file_that_is_not_there_is_no_failure(files: Files) -> None:
     assert files.glob("a/*") == []
 
 
-@pytest.mark.parametrize("url", ["nosuch://bucket/store", "git://x@nowhere:/store"])
+@pytest.mark.parametrize("url", ["nosuch://bucket/store", "git://x@nowhere:/store", "github://x"])
 def test_a_url_that_nothing_opens_is_refused_in_one_line(url: str) -> None:
     with pytest.raises(EditError, match=rf"expected a store's folder, or a URL that fsspec opens, got {url}"):
         open_files(url)

@@ -55,18 +55,26 @@ class Settings:
         header, peers = _gateway(env, problems)
         days = _days(env.get(LOG_DAYS) or "30", problems)
         fields = _fields(env.get(ALLOWED_FIELDS) or "", problems)
+        expose, allow_open, log_prompts = (_switch(env, name, problems) for name in (EXPOSE, ALLOW_OPEN, LOG_PROMPTS))
         if problems:
             raise EditError("\n".join(problems))
         return cls(
             store=env.get(STORE) or None,
-            expose=env.get(EXPOSE) == "1",
-            allow_open=env.get(ALLOW_OPEN) == "1",
+            expose=expose,
+            allow_open=allow_open,
             tenant_header=header,
             trusted_peers=peers,
             log_days=days,
-            log_prompts=env.get(LOG_PROMPTS) == "1",
+            log_prompts=log_prompts,
             allowed_fields=fields,
         )
+
+
+def _switch(env: Mapping[str, str], name: str, problems: list[str]) -> bool:
+    said = (env.get(name) or "0").strip()
+    if said not in ("0", "1"):
+        problems.append(f"{name}: expected 1 (on) or 0 (off), got {said[:80]!r}")
+    return said == "1"
 
 
 def _gateway(env: Mapping[str, str], problems: list[str]) -> tuple[str | None, tuple[Network, ...]]:

@@ -66,7 +66,7 @@ def open_files(url: str) -> Files:
     """
     try:
         filesystem, root = fsspec.core.url_to_fs(url)
-    except (ValueError, ImportError) as error:
+    except (ValueError, ImportError, TypeError, OSError) as error:  # the last two: a driver without its arguments
         raise EditError(f"expected a store's folder, or a URL that fsspec opens, got {url}: {error}") from error
     return LocalFiles(Path(root)) if isinstance(filesystem, LocalFileSystem) else RemoteFiles(filesystem, root)
 
