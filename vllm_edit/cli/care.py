@@ -17,7 +17,8 @@ def verify(store: StoreOption = None, json: JsonOption = False) -> None:
     opened = Store.open(store)
     problems = opened.verify()
     if json:
-        print_json({"patches": len(opened.names()), "problems": problems})
+        names = opened.stored() if problems else opened.names()
+        print_json({"patches": len(names), "problems": problems})
     elif problems:
         print_error("\n".join(problems))
     else:

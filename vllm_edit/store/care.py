@@ -2,27 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from vllm_edit.errors import Corrupt, EditError
+from vllm_edit.errors import Corrupt, EditError, Incompatible
 from vllm_edit.store.documents import KINDS, Kind
 from vllm_edit.store.names import split_name
 from vllm_edit.store.site_files import SITE
 
 if TYPE_CHECKING:
+    from vllm_edit.store.registry import Registry
     from vllm_edit.store.store import Store
 
 
 def problems_of(store: Store) -> list[str]:
     """Every problem, one line each: files that do not match their digests or each other, entries whose files are gone,
     and what is wrong with the registry and its audit."""
-    stored = store.names()
+    try:
+        stored = store.names()
+    except Incompatible as error:  # nothing is written to it, but what is wrong with it helps to tell which is which
+        foreign = store.registry.unowned()
+        found = [f"{SITE} or the registry is another store's: {error}", *_told(store, foreign, sorted(store.stored()))]
+        foreign.close()
+        return found
+    problems = _told(store, store.registry, stored)
+    known = {entry.name for entry in store.registry.patches()} | store.registry.published()
+    problems += [f"{name} is in the registry, but its files are gone" for name in sorted(known.difference(stored))]
+    return problems
+
+
+def _told(store: Store, registry: Registry, stored: Sequence[str]) -> list[str]:
+    """Problems of the store's files, of the patches `stored`, and of the registry in itself."""
     checks: list[Callable[[], Iterable[str]]] = [
         partial(_site_problems, store, stored),
         *(partial(_document_problems, store, kind) for kind in KINDS),
-        store.registry.problems,
+        registry.problems,
         *(partial(_patch_problems, store, name) for name in stored),
     ]
     problems: list[str] = []
@@ -32,8 +47,6 @@ def problems_of(store: Store) -> list[str]:
                 problems.append(problem)
         except EditError as error:
             problems.append(str(error))
-    known = {entry.name for entry in store.registry.patches()} | store.registry.published()
-    problems += [f"{name} is in the registry, but its files are gone" for name in sorted(known.difference(stored))]
     return problems
 
 

@@ -340,6 +340,10 @@ class Registry:
                 self._owner.enter(connection)
             write_site()
 
+    def unowned(self) -> Registry:
+        """The same one to look at, whosever it is."""
+        return Registry(self.url, self._anchor)
+
     def _check_owner(self, connection: Connection) -> None:
         if self._owner is not None:
             self._owner.check(connection)

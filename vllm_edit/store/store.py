@@ -290,13 +290,17 @@ class Store:
 
     def names(self) -> list[str]:
         """Names of all stored patches, the one saved last first; without those that gc is removing."""
-        stored = {path.split("/")[1] for path in self.files.glob(f"patches/*/{MANIFEST}")}
+        stored = self.stored()
         listed = [entry.name for entry in self.registry.patches()]
         if missing := stored.difference(listed, self.registry.retired.since()):
             for name in sorted(missing):
                 self._enter(name)
             listed = [entry.name for entry in self.registry.patches()]
         return [name for name in listed if name in stored]
+
+    def stored(self) -> set[str]:
+        """Names of all patches whose files are there, whatever the registry says."""
+        return {path.split("/")[1] for path in self.files.glob(f"patches/*/{MANIFEST}")}
 
     def resolve(self, text: str) -> str:
         """The full name that `text` means: a full name, `patch` (its newest) or `patch@…` (start of a digest)."""
