@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -233,6 +234,7 @@ def test_wrong_usage_exits_2(program: Program, arguments: tuple[str, ...]) -> No
 def test_help_and_version_import_neither_torch_nor_vllm() -> None:
     code = """
 import sys
+import time
 from vllm_edit.cli import main
 for arguments in (["--help"], ["--version"], ["tenant", "--help"], ["compile", "--help"], ["serve", "--help"]):
     sys.argv = ["vllm-edit", *arguments]
@@ -253,6 +255,7 @@ def test_commands_on_the_registry_do_not_import_torch(store: Store) -> None:
     store.registry.set_status(store.save(compiled()), "accepted")
     code = """
 import sys
+import time
 from vllm_edit.cli import main
 for line in ("list", "show capital", "tenant create acme", "tenant publish acme capital", "tenant key create acme",
              "key list", "audit verify", "audit show", "gc"):
@@ -274,8 +277,9 @@ def test_control_c_ends_without_a_traceback(store: Store, tmp_path: Path) -> Non
     heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
     code = f"{heard}; from vllm_edit.cli import main; main()"
     waiting = subprocess.Popen([sys.executable, "-c", code, "compile", pipe], stderr=subprocess.PIPE, text=True)
-    with pipe.open("w"):  # opens when the command has opened the other end: it is reading now
+    with pipe.open("w"):  # opens when the command has opened the other end
+        time.sleep(0.5)  # until it reads: Python does not see a signal between the two
         waiting.send_signal(signal.SIGINT)
-        _, err = waiting.communicate(timeout=300)
+        _, err = waiting.communicate(timeout=60)
     assert waiting.returncode == 130
     assert "Traceback" not in err
