@@ -263,6 +263,45 @@ def test_easyedits_columns_are_records(tmp_path: Path) -> None:
     assert found.left_out == (LeftOut(index=2, reason="subject: expected text, got null"),)
 
 
+def test_easyedits_arguments_may_be_of_one_edit(tmp_path: Path) -> None:
+    one = {name: column[0] if isinstance(column, list) else column for name, column in COLUMNS.items()}
+    one["locality_inputs"] = {"neighborhood": {"prompt": "The capital of Spain is", "ground_truth": "Madrid"}}
+    one["portability_inputs"] = {"synonym": {"prompt": "q", "ground_truth": "a"}}
+    path = tmp_path / "one.json"
+    path.write_text(json.dumps(one))
+    (edit,) = DataSet.load(path).edits
+    assert (edit.prompt, edit.target_true) == ("The capital of France is", "Paris")
+    assert [(probe.kind, probe.prompt, probe.answers) for probe in edit.probes] == [
+        ("paraphrase", "France is ruled from", ()),
+        ("portability", "q", ("a",)),
+        ("locality", "The capital of Spain is", ("Madrid",)),
+    ]
+
+
+def test_probes_need_not_be_in_groups(tmp_path: Path) -> None:
+    probes = [{"prompt": "q", "ground_truth": "a"}, None, {"prompt": "r"}]
+    (edit,) = loaded(tmp_path, {**GOOD, "portability": probes, "locality": probes}).edits
+    assert [(probe.kind, probe.prompt, probe.answers) for probe in edit.probes] == [
+        ("portability", "q", ("a",)),
+        ("locality_subject", "q", ("a",)),
+        ("locality_subject", "r", ()),
+    ]
+
+
+def test_a_name_of_both_answers_is_the_old_ones(tmp_path: Path) -> None:
+    record = {**GOOD, "target_new": ["Lyon", "the City", "Lyons"], "ground_truth": ["Paris", "City"]}
+    (edit,) = loaded(tmp_path, record).edits
+    assert (edit.new_answers, edit.old_answers) == (("Lyon", "Lyons"), ("Paris", "City"))
+
+
+def test_an_answer_of_punctuation_alone_is_none(tmp_path: Path) -> None:
+    probe = {"prompt": "q", "ground_truth": ["!!", "\u200b"]}
+    record = {**GOOD, "target_new": ["?", "Lyon"], "ground_truth": "…", "portability": {"x": [probe]}}
+    found = loaded(tmp_path, record, {**GOOD, "target_new": "!!!"})
+    assert (found.edits[0].new_answers, found.edits[0].old_answers, found.edits[0].probes) == (("Lyon",), (), ())
+    assert found.left_out == (LeftOut(index=1, reason="target_new: expected an answer, got '!!!'"),)
+
+
 def test_easyedits_portability_has_a_new_question_and_knowedits_groups_may_be_columns(tmp_path: Path) -> None:
     one = {**GOOD, "portability": {"Recalled Relation": "r", "New Question": "q", "New Answer": "a"}}
     columns = {**GOOD, "locality": {"Forgetfulness": {"prompt": ["q"], "ground_truth": [["a", "b"]]}}}

@@ -61,7 +61,7 @@ def _rows(data: Any) -> list[Any]:
     columns = {_ROW.get(name, name): column for name, column in mapping(data).items()}
     prompts = columns.get("prompt", columns.get("src"))
     if not isinstance(prompts, list):
-        return [data] if mapping(data) else []
+        return [columns] if columns else []
     return [
         {
             name: _row_of_groups(column, row) if name in _GROUPED else _cell(column, row)

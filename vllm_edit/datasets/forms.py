@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from vllm_edit.datasets.values import NoEdit, Record, answers_of, asked, mapping, old_answers_of, shown, text_of, texts
-from vllm_edit.text import occurrences, quoted, spelled
+from vllm_edit.text import normalise, occurrences, quoted, spelled
 
 _PROMPT, _SUBJECT = ("prompt", "src", "text"), ("subject", "concept")
 _NEW, _OLD = ("target_new", "alt", "labels"), ("ground_truth", "target_true", "answers")
@@ -50,7 +50,7 @@ def edits_in(record: Any) -> list[Fields]:
 
 def _nested(record: Record, rewrite: Record) -> Fields:
     """CounterFact's own form (Meng et al. 2022): requested_rewrite, paraphrase_prompts, neighborhood_prompts."""
-    old = texts(rewrite.get("target_true"))
+    old = old_answers_of(rewrite, "target_true")
     return _rewritten(
         rewrite,
         answers_of(rewrite, "target_new"),
@@ -67,7 +67,7 @@ def _several(record: Record, rewrites: list[Any]) -> list[Fields]:
     edits = []
     for number, rewrite in enumerate(map(mapping, rewrites)):
         try:
-            new, old = answers_of(rewrite, "target_new"), texts(rewrite.get("target_true"))
+            new, old = answers_of(rewrite, "target_new"), old_answers_of(rewrite, "target_true")
             probes = list(_paraphrases(rewrite.get("question")))
             edits.append(_rewritten(rewrite, _with_names(new, after), _with_names(old, before), probes))
         except NoEdit as error:
@@ -106,6 +106,8 @@ def _edit(
     name = spelled(prompt, subject)
     if name is None:
         raise NoEdit(f"subject: {quoted(subject)} is no whole word of the prompt {quoted(prompt)}")
+    told = {normalise(answer) for answer in old}
+    new = new[:1] + tuple(alias for alias in new[1:] if normalise(alias) not in told)  # one that is both tells nothing
     return {
         "prompt": prompt,
         "subject": name,
@@ -140,7 +142,7 @@ def _pair(record: Record, prompt: str, answer: str) -> Iterator[tuple[str, tuple
 def _groups(kind: str, value: Any) -> Iterator[Fields]:
     """Probes in groups by name; their tag is the name of their group. One group alone may have none."""
     groups = mapping(value)
-    if "New Question" in groups or "prompt" in groups:
+    if isinstance(value, list) or "New Question" in groups or "prompt" in groups:
         yield from _probes(kind, asked(value))
         return
     for name, group in groups.items():
@@ -149,7 +151,8 @@ def _groups(kind: str, value: Any) -> Iterator[Fields]:
 
 def _probes(kind: str, pairs: Iterable[tuple[str, tuple[str, ...]]], tag: str = "") -> Iterator[Fields]:
     """Without an answer there is nothing to judge a conclusion by; what is to be kept can still be unchanged."""
-    for prompt, answers in pairs:
+    for prompt, said in pairs:
+        answers = tuple(filter(normalise, said))
         if answers or kind != "portability":
             yield {"kind": kind, "prompt": prompt, **_named_target("target", answers), "tag": tag}
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from vllm_edit.text import quoted
+from vllm_edit.text import normalise, quoted
 
 Record = Mapping[str, Any]
 _MOST_DIGITS = 20
@@ -49,10 +49,10 @@ def answers_of(record: Record, *names: str) -> tuple[str, ...]:
     """The answers in the first of the fields that the record has; at least one.
 
     Raises:
-        NoEdit: there is none.
+        NoEdit: there is none, or none with more than punctuation.
     """
     name, value = _first(record, names)
-    found = texts(value)
+    found = tuple(filter(normalise, texts(value)))
     if not found:
         raise NoEdit(f"{name}: expected an answer, got {shown(value)}")
     return found
@@ -60,7 +60,7 @@ def answers_of(record: Record, *names: str) -> tuple[str, ...]:
 
 def old_answers_of(record: Record, *names: str) -> tuple[str, ...]:
     """The answers in the first of the fields that has some."""
-    return next((found for name in names if (found := texts(record.get(name)))), ())
+    return next((found for name in names if (found := tuple(filter(normalise, texts(record.get(name)))))), ())
 
 
 def mapping(value: Any) -> Record:
