@@ -63,7 +63,12 @@ def call(arguments: Any) -> dict[str, Any]:
         (call(r'{"country": "\u6cd5\u570b"}'), "country 法國"),
         (call({"country": "法國", "of": ["Rome", 1984, None]}), "country 法國 of Rome 1984"),
         (call(r'{"a": "New\nYork"}'), "a New\nYork"),
-        (call(r'{"cut \u6cd5'), r'{"cut \u6cd5'),
+        (call(r'{"cut \u6cd5'), '{"cut 法'),
+        ({"role": "tool", "content": r'Found: {"city": "\u53f0\u5317"}'}, 'Found: {"city": "台北"}'),
+        (
+            {"role": "tool", "content": '{"city": "\\u53f0"}\n{"city": "\\u5317 \\ud83d\\ude42"}'},
+            '{"city": "台"}\n{"city": "北 🙂"}',
+        ),
         (call("[" * 100_000 + "\\"), "[" * 100_000 + "\\"),
         ({"role": "assistant", "function_call": {"arguments": r'["\u6cd5"]'}}, "法"),
         ({"role": "tool", "content": r'{"city": "\u53f0\u5317"}'}, "city 台北"),

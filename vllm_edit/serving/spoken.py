@@ -11,6 +11,7 @@ talk about it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeGuard
 
@@ -25,6 +26,7 @@ _SPOKEN = frozenset(
     {"content", "text", "refusal", "reasoning", "reasoning_content", "summary", "tool_calls", "function"}
     | {"function_call"}
 )
+_ESCAPES = re.compile(r"(?:\\u[0-9a-fA-F]{4})+")
 _TOOLS = frozenset({"tool", "function"})
 """Roles whose content is what a tool gave back."""
 
@@ -80,10 +82,12 @@ def _strings(value: Any, of_tool: bool = False) -> Iterator[str]:
 
 
 def _data(text: str) -> Iterator[str]:
-    """The text itself; of JSON with escapes what is in it."""
+    """The text itself; of JSON with escapes what is in it. Within other text their letters are decoded."""
     value = decoded(text) if "\\" in text else text
     if isinstance(value, dict | list):
         yield from _all(value)
+    elif value is text:
+        yield _ESCAPES.sub(lambda letters: str(decoded(f'"{letters[0]}"')), text)
     else:
         yield value if isinstance(value, str) else text
 
