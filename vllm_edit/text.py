@@ -32,6 +32,7 @@ from vllm_edit.spelling import Name, aligned, readings, written
 
 _SIGNS = regex.compile(r"[+#]+(?![\p{L}\p{N}])")
 _ARTICLE = re.compile(r"^(?:the|an|a) ")
+_OPENED = regex.compile(r"(?:\p{Ps}|(?<![^\s\p{Ps}])[\p{Pi}\"'¿¡])$")
 _OUTER = " .,;:!?\"'`()[]。，！？；：「」『』"
 _APART = regex.compile(rf"[{SPACELESS}{EAST_ASIAN}\p{{Hangul}}]\p{{M}}*")
 
@@ -39,11 +40,12 @@ _APART = regex.compile(rf"[{SPACELESS}{EAST_ASIAN}\p{{Hangul}}]\p{{M}}*")
 def continuation(prompt: str, answer: str) -> str:
     """The answer as the text that follows `prompt`.
 
-    A space goes between them unless either side is written without spaces, or the prompt already ends in white space
-    (a chat template's generation prompt does). An answer that brings its own leading space keeps exactly one.
+    A space goes between them unless either side is written without spaces, or the prompt ends in white space (a chat
+    template's generation prompt does), in an opening bracket or in an opening quotation mark. An answer that brings its
+    own leading space keeps exactly one.
     """
     answer = answer.strip()
-    if not prompt or prompt[-1].isspace() or not answer:
+    if not prompt or prompt[-1].isspace() or not answer or _OPENED.search(prompt[-2:]):
         return answer
     return answer if is_spaceless(_seen(prompt, len(prompt) - 1, -1)) or is_spaceless(answer[0]) else " " + answer
 
