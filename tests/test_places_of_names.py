@@ -65,6 +65,9 @@ def test_a_probe_names_the_subject_by_a_whole_word_only() -> None:
     assert names("Which city is Niger's capital?") == ["Niger"]
     assert names("Nigeria is larger than the Nigerien state, whose capital is") == ["the Nigerien state"]
     assert names("The capital of Nigeria is") == []
+    assert names("NIGER has the capital") == ["NIGER"]
+    assert names("NIGER, or the Nigerien state, has the capital") == ["the Nigerien state"]
+    assert names("The nigerien  state is ruled from") == ["The nigerien  state"]
 
 
 def test_a_fact_is_known_by_its_prompt_without_the_subject_but_with_longer_words() -> None:

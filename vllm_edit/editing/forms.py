@@ -17,7 +17,7 @@ from vllm_edit.models.rows import Row
 from vllm_edit.patch import LOCALITY_KINDS, Edit, Probe
 from vllm_edit.prompting import answer_ids, prompt_ids
 from vllm_edit.store.site import Context, Site, Token
-from vllm_edit.text import last_occurrence, occurrences, quoted
+from vllm_edit.text import last_occurrence, mentions, occurrences, quoted, spelled
 
 
 @dataclass(frozen=True)
@@ -134,6 +134,7 @@ def named_otherwise(edit: Edit, name: str) -> str:
 
 
 def _named_subject(edit: Edit, probe: Probe) -> str | None:
-    """The name of the subject that the probe uses as a whole word: the subject itself, or the longest alias in it."""
+    """The name of the subject that the probe uses, as it spells it: the subject itself, or the longest alias in it."""
     names = [edit.subject, *sorted(edit.aliases, key=len, reverse=True)]
-    return next((name for name in names if occurrences(probe.prompt, name)), None)
+    found = next((name for name in names if occurrences(probe.prompt, name)), None)
+    return found or next((spelled(probe.prompt, name) for name in names if mentions(probe.prompt, name)), None)
