@@ -238,6 +238,39 @@ def test_a_target_that_is_the_true_answer_by_another_name_changes_nothing() -> N
         assert "line 3: edits.0: target_new equals target_true" in problem
 
 
+FRANCE = "prompt: The capital of France is, subject: France, target_new: %s"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (FRANCE % "'!!!'", "the answer '!!!' is punctuation alone"),
+        (FRANCE % '"\\u200b"', "the answer '\\u200b' is punctuation alone, or invisible"),
+        (FRANCE % "Lyon, target_new_aliases: ['?']", "the answer '?' is"),
+        (FRANCE % "Lyon, probes: [{kind: locality, prompt: x, target: '...'}]", "the answer '...' is"),
+        (
+            FRANCE % "Lyon, target_new_aliases: [PARIS], target_true: Paris",
+            "'PARIS' of target_new_aliases is the answer",
+        ),
+        (
+            FRANCE % "Lyon, target_new_aliases: [the City], target_true: Paris, target_true_aliases: [City]",
+            "'the City' of target_new_aliases is the answer now as well ('City')",
+        ),
+        ('prompt: "The capital of \\u200b is", subject: "\\u200b", target_new: Lyon', "no text can mention the name"),
+    ],
+)
+def test_answers_and_names_that_no_text_can_tell_apart_are_told_with_their_line(line: str, message: str) -> None:
+    (problem,) = problems_of(f"name: x\nedits:\n  - {{{line}}}\n")
+    assert problem.startswith(f"line 3: edits.0: {message}")
+
+
+def test_a_name_of_punctuation_may_be_edited_but_not_looked_for() -> None:
+    band = "name: x\nedits:\n  - {prompt: 'The singer of !!! is', subject: '!!!', target_new: Nic}\n"
+    assert Patch.parse(band).edits[0].subject == "!!!"
+    (problem,) = problems_of(f"scope: subject\n{band}")
+    assert problem.startswith("line 4: edits.0: no text can mention the name '!!!'")
+
+
 def test_keys_that_are_given_twice_are_told_beside_all_other_problems() -> None:
     text = """\
 name: dup

@@ -24,7 +24,7 @@ from pydantic import (
 )
 
 from vllm_edit.errors import PatchError
-from vllm_edit.spelling import written
+from vllm_edit.spelling import Name, written
 from vllm_edit.text import normalise, occurrences, quoted, replaced
 from vllm_edit.text_files import NotUTF8, read_text
 from vllm_edit.yaml_document import Location, NotYaml, YamlDocument, field
@@ -202,7 +202,10 @@ class Patch(_Declared):
 
     @model_validator(mode="after")
     def _edits_fit(self) -> Patch:
-        problems = sorted([*_within_words(self.edits), *_told_twice(self.edits)])
+        names_nothing = _names_nothing(self.edits, self.scope)
+        problems = sorted(
+            [*_within_words(self.edits), *_told_twice(self.edits), *_not_judged(self.edits), *names_nothing]
+        )
         if problems:
             raise _Unfit(problems)
         return self
@@ -260,6 +263,33 @@ def _within_words(edits: Sequence[Edit]) -> Iterator[tuple[int, str]]:
     for number, edit in enumerate(edits):
         if not occurrences(edit.prompt, edit.subject):
             yield number, _lacks_subject(edit.subject, edit.prompt)
+
+
+def _not_judged(edits: Sequence[Edit]) -> Iterator[tuple[int, str]]:
+    """Edits with an answer that no text can give, or that is the new and the old one at once."""
+    for number, edit in enumerate(edits):
+        probed = (answer for probe in edit.probes for answer in probe.answers)
+        for answer in (*edit.new_answers, *edit.old_answers, *probed):
+            if not normalise(answer):
+                yield (
+                    number,
+                    f"the answer {answer!r} is punctuation alone, or invisible, so that no text can be told to give it",
+                )
+        old = {normalise(answer): answer for answer in edit.old_answers}
+        for alias in edit.target_new_aliases:
+            if other := old.get(normalise(alias)):
+                yield (
+                    number,
+                    f"{alias!r} of target_new_aliases is the answer now as well ({other!r}): it is only one of them",
+                )
+
+
+def _names_nothing(edits: Sequence[Edit], scope: Scope) -> Iterator[tuple[int, str]]:
+    """Edits with a name that no text can mention. Punctuation is a name only where nothing goes by mentions."""
+    for number, edit in enumerate(edits):
+        for name in (edit.subject, *edit.aliases):
+            if not (Name.of(name) if scope == "subject" else written(name)).folded.strip():
+                yield number, f"no text can mention the name {name!r}, which is punctuation alone or invisible"
 
 
 def _told_twice(edits: Sequence[Edit]) -> Iterator[tuple[int, str]]:
