@@ -12,7 +12,7 @@ from vllm_edit.facts.facts import Facts
 from vllm_edit.ike.template import fact_text, query
 from vllm_edit.models.greedy import continued
 from vllm_edit.prompting import prompt_ids
-from vllm_edit.text import normalise
+from vllm_edit.text import position
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def measure_accuracy(
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Accuracy:
-    """Ask and compare: right means that the answer's first line *starts with* the object (`text.normalise`).
+    """Ask and compare: right means that the answer's first line *starts with* the object (`text.position`).
 
     With `sample`, that many questions of each group are drawn instead of all.
     """
@@ -115,9 +115,7 @@ def measure_accuracy(
 
 def starts_with(answer: str, expected: str) -> bool:
     """True if the first line of `answer` begins with `expected` and a word ends there."""
-    line, wanted = normalise(answer.strip().split("\n")[0]), normalise(expected)
-    rest = line[len(wanted) :]
-    return line.startswith(wanted) and not (rest[:1].isalnum() and wanted[-1:].isascii())
+    return position(answer.strip().split("\n")[0], expected) == 0
 
 
 def generate(
