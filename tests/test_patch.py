@@ -218,6 +218,22 @@ def test_one_fact_is_told_twice_also_where_both_agree_but_an_alias_may_be_shared
     assert len(Patch.parse(edits(("WHO", "c", "Lyon", "x"), ("The Who", "c", "Nice", "y"))).edits) == 2
 
 
+def test_one_prompt_has_one_answer_whatever_its_subject_is() -> None:
+    head = "name: x\nedits:\n  - {prompt: The capital of France is, subject: France, target_new: Lyon}\n"
+    (problem,) = problems_of(f"{head}  - {{prompt: the Capital of France is, subject: Capital, target_new: Nice}}\n")
+    assert problem.startswith("line 4: edits.1: subject 'Capital'")
+    assert "two different targets, also to 'Lyon' (see edits.0, of 'France')" in problem
+    agreed = f"{head}  - {{prompt: The capital of France is, subject: capital, target_new: Lyon}}\n"
+    assert len(Patch.parse(agreed).edits) == 2
+
+
+@pytest.mark.parametrize("value", ["NO", "1990", "2.5", "2020-01-01"])
+def test_a_value_that_yaml_reads_as_another_is_to_be_quoted(value: str) -> None:
+    text = f"name: x\nedits:\n  - {{prompt: The capital of France is, subject: France, target_new: {value}}}\n"
+    (problem,) = problems_of(text)
+    assert problem.startswith("line 3: edits.0.target_new: Input should be a valid string: put it in quotes")
+
+
 def test_a_subject_within_a_longer_word_is_told_with_its_line() -> None:
     (problem,) = problems_of(
         "name: x\nedits:\n  - {prompt: The capital of France is, subject: France, target_new: Lyon}\n"

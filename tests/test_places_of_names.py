@@ -74,4 +74,6 @@ def test_a_fact_is_known_by_its_prompt_without_the_subject_but_with_longer_words
     other = Edit(prompt="The capital of Mali (not Nigeria) is", subject="Mali", aliases=("Niger",), target_new="Gao")
     assert NIGER.facts() & other.facts(), "the same prompt about the same name"
     twice = Edit(prompt="Mali, where Mali's people live, has the capital", subject="Mali", target_new="Gao")
-    assert twice.facts() == {("mali", "prompt", "{}, where {}'s people live, has the capital")}
+    assert twice.facts() - {("", "prompt", "mali, where mali's people live, has the capital")} == {
+        ("mali", "prompt", "{}, where {}'s people live, has the capital")
+    }

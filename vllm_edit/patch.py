@@ -7,6 +7,7 @@ its line and field.
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -100,7 +101,8 @@ class Probe(_Declared):
 
 
 Fact = tuple[str, str, str]
-"""(name of the subject, "relation" or "prompt", the relation, or the prompt without its subject), in one spelling."""
+"""(name of the subject, "relation" or "prompt", the relation, or the prompt without its subject), in one spelling; and
+the whole prompt of no name, since it has one answer whatever its subject is taken to be."""
 
 
 class Edit(_Declared):
@@ -141,7 +143,9 @@ class Edit(_Declared):
         ways = [("prompt", normalise(replaced(self.prompt, self.subject, "{}")))]
         if self.relation:
             ways.append(("relation", self.relation))
-        return frozenset((name, *way) for name in self.names() for way in ways)
+        return frozenset(
+            [("", "prompt", normalise(self.prompt)), *((name, *way) for name in self.names() for way in ways)]
+        )
 
     def agrees_with(self, other: Edit) -> bool:
         """True if both want one answer, as answers are compared."""
@@ -357,6 +361,8 @@ def _describe(problem: Any, document: YamlDocument) -> str:
     """One line: where, which field, what was expected, what came."""
     location = problem["loc"]
     message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "string_type" and isinstance(problem.get("input"), bool | int | float | date):
+        message += ": put it in quotes, or YAML reads another value"
     got = _shown(problem.get("input"))
     return f"line {document.line(location)}: {field(location) or 'patch'}: {message}" + (f" (got {got})" if got else "")
 
