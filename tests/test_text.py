@@ -159,6 +159,10 @@ def test_an_answer_is_a_whole_word_in_every_script(text: str, answer: str, given
         ("Die Straße ist", "STRASSE", "Straße"),
         ("한국의 부산은", "부산", "부산"),
         ("nothing", "", None),
+        ("Windows１１の後継は", "Windows", None),
+        ("Ｃ＋＋は", "Ｃ", None),
+        ("Ｃ＋＋は", "C++", "Ｃ＋＋"),
+        ("The maker of Windows™ Server® is", "windows server", "Windows™ Server"),
     ],
 )
 def test_a_subject_is_found_as_it_is_spelled_and_else_in_another_spelling(

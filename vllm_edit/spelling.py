@@ -1,8 +1,8 @@
 """Which spellings are the same, in every script.
 
 Letter case, width, NFC or NFD, hyphens and dashes, apostrophes, quotation marks and white space do not tell two texts
-apart. Nor do invisible characters, and marks that writers may leave out: the points of Hebrew and Arabic, and the
-accents of Greek, which its capitals do not have.
+apart. Nor do signs of a trade mark, invisible characters, and marks that writers may leave out: the points of Hebrew
+and Arabic, and the accents of Greek, which its capitals do not have.
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ _COMMON = (
     (re.compile(f"[{POINTS}]"), ""),
     (re.compile(f"[{_HALF_PAIRS}]"), "\ufffd"),
 )
+_BEFORE_NFKC = str.maketrans("´", "'", "™℠®")
+"""What NFKC would make a space with an accent, or letters of the word before: signs of a trade mark do not count."""
 _NAMING = regex.compile(r"[^\p{P}\s\uFFFD]")
 _CHARACTER = regex.compile(r"\X")  # as readers count them: a letter with its marks
 
@@ -112,7 +114,7 @@ def _without_invisible(text: str) -> str:
 
 def _written(text: str) -> Written:
     if not text.isascii():
-        text = unicodedata.normalize("NFKC", text.replace("´", "'"))  # which NFKC would make a space with an accent
+        text = unicodedata.normalize("NFKC", text.translate(_BEFORE_NFKC))
         text = _VARIANT.sub(lambda found: _common(found[0]), text).replace("i\u0307", "i")
     cased = " ".join(text.replace("`", "'").split())
     folded = cased.casefold()

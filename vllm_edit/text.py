@@ -34,6 +34,7 @@ _SIGNS = regex.compile(r"[+#]+(?![\p{L}\p{N}])")
 _ARTICLE = re.compile(r"^(?:the|an|a) ")
 _OPENED = regex.compile(r"(?:\p{Ps}|(?<![^\s\p{Ps}])[\p{Pi}\"'¿¡])$")
 _OUTER = " .,;:!?\"'`()[]。，！？；：「」『』"
+_WIDE = {wide: wide - 0xFEE0 for wide in range(0xFF01, 0xFF5F)}
 _APART = regex.compile(rf"[{SPACELESS}{EAST_ASIAN}\p{{Hangul}}]\p{{M}}*")
 
 
@@ -99,7 +100,8 @@ def mentions(text: str, name: str) -> bool:
 
 def occurrences(text: str, name: str) -> list[int]:
     """Where `name`, as it is spelled, begins in `text` as a whole word (see `is_whole`)."""
-    return [start for start in _places(text, name) if is_whole(text, start, start + len(name))]
+    seen = _narrow(text)
+    return [start for start in _places(text, name) if is_whole(seen, start, start + len(name))]
 
 
 def last_occurrence(text: str, name: str) -> int | None:
@@ -131,11 +133,11 @@ def spelled(prompt: str, subject: str) -> str | None:
     """
     if occurrences(prompt, subject):
         return subject
-    folded, places = aligned(prompt)
+    (folded, places), seen = aligned(prompt), _narrow(prompt)
     wanted, found = written(subject).folded, None
     for first in _places(folded, wanted):
         start, end = places[first][0], places[first + len(wanted) - 1][1]
-        if written(prompt[start:end]).folded == wanted and is_whole(prompt, start, end):
+        if written(prompt[start:end]).folded == wanted and is_whole(seen, start, end):
             found = prompt[start:end]
     return found
 
@@ -145,7 +147,8 @@ def is_whole(text: str, start: int, end: int) -> bool:
 
     Where words have no spaces between them, every character may end a word, but never without its vowels and marks. In
     Korean a space begins a word, and particles follow it without one. An end that is punctuation, or has another kind
-    of script beside it, needs nothing. What is invisible is passed over. C is another word than C++ and C#.
+    of script beside it, needs nothing. What is invisible is passed over. C is another word than C++ and C#. Letters of
+    full width in `text` count as East Asian ones.
     """
     first, last = text[start], text[end - 1]
     before, after = _seen(text, start - 1, -1), _seen(text, end, 1)
@@ -172,6 +175,11 @@ def _seen(text: str, index: int, step: int) -> str:
             return text[index]
         index += step
     return ""
+
+
+def _narrow(text: str) -> str:
+    """The text with its letters, numbers and signs of full width in the common one: of which words are told apart."""
+    return text if text.isascii() else text.translate(_WIDE)
 
 
 def _places(text: str, wanted: str) -> Iterator[int]:
