@@ -37,7 +37,14 @@ def test_an_answer_follows_a_prompt_with_a_space_only_where_one_belongs(
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [(" The  Louvre. ", "louvre"), ("Ｐａｒｉｓ", "paris"), ("「台北」。", "台北"), ("a", "a"), ("", "")],
+    [
+        (" The  Louvre. ", "louvre"),
+        ("«Paris»", "paris"),
+        ("Ｐａｒｉｓ", "paris"),
+        ("「台北」。", "台北"),
+        ("a", "a"),
+        ("", ""),
+    ],
 )
 def test_case_width_outer_punctuation_and_articles_do_not_count(text: str, expected: str) -> None:
     assert normalise(text) == expected
@@ -184,6 +191,8 @@ def test_a_subject_is_found_as_it_is_spelled_and_else_in_another_spelling(
         ("C#", "C", False),
         ("france", "France", True),
         ("Foo\u200bBar", "Foo Bar", True),
+        ("ФК «Зенит» играет", 'ФК "Зенит"', True),
+        ("ФК „Зенит“", "ФК «Зенит»", True),
         ("!!!", "!!!", False),
     ],
 )

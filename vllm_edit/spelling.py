@@ -28,8 +28,8 @@ _HYPHENS = (
     "\u058a\u05be\u1400\u1806\u2010-\u2015\u2043\u2212\u2e17\u2e1a\u2e3a\u2e3b\u2e40\u2e5d\u301c\u3030\u30a0\ufe31"
     "\ufe32\ufe58\ufe63\uff0d\U00010d6e\U00010ead"
 )
-_APOSTROPHES = "\u02b9\u02bb-\u02bf\u02c8\u055a\u05f3\u2018-\u201b\u2032\ua78b\ua78c"
-_QUOTATION_MARKS = "\u05f4\u201c-\u201f"
+_APOSTROPHES = "\u02b9\u02bb-\u02bf\u02c8\u055a\u05f3\u2018-\u201b\u2032\u2039\u203a\ua78b\ua78c"
+_QUOTATION_MARKS = "\u00ab\u00bb\u05f4\u201c-\u201f"
 _GREEK = "\u0386-\u0390\u03aa-\u03b0\u03ca-\u03ce\u03d3\u03d4\u1f00-\u1fff"
 _HALF_PAIRS = "\ud800-\udfff"
 _VARIANT = re.compile(f"[{_HYPHENS}{_APOSTROPHES}{_QUOTATION_MARKS}{POINTS}{_GREEK}{_HALF_PAIRS}][\u0300-\u036f]*")
