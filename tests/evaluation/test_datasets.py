@@ -278,6 +278,13 @@ def test_easyedits_arguments_may_be_of_one_edit(tmp_path: Path) -> None:
     ]
 
 
+def test_a_number_of_any_length_is_of_its_record_only(tmp_path: Path) -> None:
+    path = tmp_path / "data.json"
+    path.write_text(f"[{json.dumps(GOOD)}, {json.dumps({**GOOD, 'target_new': 0})[:-2]}{'9' * 5000}}}]")
+    found = DataSet.load(path)
+    assert (len(found.edits), [one.index for one in found.left_out]) == (1, [1])
+
+
 def test_probes_need_not_be_in_groups(tmp_path: Path) -> None:
     probes = [{"prompt": "q", "ground_truth": "a"}, None, {"prompt": "r"}]
     (edit,) = loaded(tmp_path, {**GOOD, "portability": probes, "locality": probes}).edits
@@ -349,7 +356,7 @@ def test_a_line_that_is_no_json_is_left_out(tmp_path: Path) -> None:
         (b"\xff\xfe\x00\xd8", "line 1: not UTF-8"),
         (b"\x00\x80\xff", "line 1: not UTF-8"),
         (b"", "expected a JSON data set"),
-        ("9" * 5000, "expected a JSON data set"),
+        ("9" * 5000, "JSON list"),
     ],
     ids=lambda value: repr(value)[:20],
 )

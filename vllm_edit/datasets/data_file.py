@@ -19,6 +19,7 @@ _ROW = {
     "portability_inputs": "portability",
 }
 """EasyEdit's name of a column → the field's name in a record."""
+_MOST_DIGITS = 4000
 _GROUPED = ("locality", "portability")
 
 
@@ -43,7 +44,7 @@ def records_in(path: Path) -> list[Any]:
     except (OSError, ValueError) as error:
         raise EditError(f"{path}: expected a JSON data set: {error}") from None
     try:
-        records = _rows(json.loads(text))
+        records = _rows(_json(text))
     except (ValueError, RecursionError) as error:
         by_lines = path.suffix.lower() == ".jsonl" or str(error).startswith("Extra data")
         records = [_line(line) for line in text.split("\n") if line.strip()] if by_lines else []
@@ -52,6 +53,11 @@ def records_in(path: Path) -> list[Any]:
     if not records:
         raise EditError(f"{path}: expected a JSON list of records, a record a line, or a list for each field")
     return records
+
+
+def _json(text: str) -> Any:
+    """The text as JSON. A number that is too long for Python's integers is a float: it is no answer anyway."""
+    return json.loads(text, parse_int=lambda digits: int(digits) if len(digits) <= _MOST_DIGITS else float(digits))
 
 
 def _rows(data: Any) -> list[Any]:
@@ -89,6 +95,6 @@ def _cell(column: Any, row: int) -> Any:
 
 def _line(line: str) -> Any:
     try:
-        return json.loads(line)
+        return _json(line)
     except (ValueError, RecursionError) as error:
         return Unread(f"not JSON: {error}")
