@@ -145,6 +145,55 @@ def test_more_token_ids_than_the_context_are_refused_before_they_are_decoded(
     assert run(place.ask("world", prompt=[5] * 20_000, truncate_prompt_tokens=5)).status_code == 200
 
 
+@pytest.mark.parametrize("model", ["world", "world:ike", "capital", "capital:ike", "atlas"])
+@pytest.mark.parametrize(
+    ("route", "asked", "told"),
+    [
+        ("/v1/completions", {"prompt": [[5]] * 20_000}, "a list of 20000 prompts, at most 64"),
+        ("/v1/completions", {"prompt": ["a"] * 65}, "a list of 65 prompts, at most 64"),
+        (CHAT, {"messages": [{"role": "user", "content": "a"}] * 257}, "messages has 257 turns"),
+        (CHAT, {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}] * 256}]}, "messages has 257"),
+        ("/v1/responses", {"input": [{"role": "user", "content": "a"}] * 257}, "input has 257 turns"),
+    ],
+)
+def test_more_pieces_than_can_be_answered_are_refused_before_any_is_read(
+    tmp_path: Path,
+    template: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    model: str,
+    route: str,
+    asked: dict[str, Any],
+    told: str,
+) -> None:
+    def refuse(_: Any, read: Any) -> Any:
+        raise AssertionError("it was read")
+
+    place = make_place(tmp_path, template, monkeypatch, log_prompts=True, decode=refuse, count_tokens=refuse)
+    reply = run(place.ask(model, route, **asked))
+    assert reply.status_code == 400
+    assert told in reply.json()["error"]["message"]
+    answer = place.service.answers.get(reply.headers["X-VLLM-Edit-Id"])
+    assert answer is not None
+    assert (answer.status, answer.ended) == (400, "refused")
+
+
+def test_as_many_prompts_as_vllm_takes_and_ids_of_one_prompt_pass(
+    tmp_path: Path, template: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = make_place(tmp_path, template, monkeypatch)
+    for prompt in (["a"] * 64, [5] * 200, [], "a"):
+        assert run(place.ask("capital", prompt=prompt)).status_code == 200
+
+
+def test_looking_for_half_pairs_in_a_long_body_leaves_the_event_loop(
+    tmp_path: Path, template: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = Slow()
+    monkeypatch.setattr("vllm_edit.serving.router.refuse_half_pairs", lambda raw, _: len(raw) > 10_000 and slow.wait())
+    place = make_place(tmp_path, template, monkeypatch)
+    assert meanwhile(place, slow, model="capital", prompt="word " * 5000) == (200, 200)
+
+
 def test_counting_leaves_the_engines_own_tokenizer_alone(tmp_path: Path) -> None:
     """vLLM sets its truncation from other threads, and a tokenizer that is in use refuses that."""
     tokenizer = AutoTokenizer.from_pretrained(places.make_model(tmp_path))

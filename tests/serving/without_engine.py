@@ -36,6 +36,7 @@ class Slots:
 
     base_names = ("atlas", "/models/atlas")
     max_model_len = 256
+    max_prompts = 64
     slots = 0
 
     def __init__(self, capacity: int) -> None:

@@ -31,6 +31,8 @@ class ServingEngine(AdapterEngine, Protocol):
     @property
     def max_model_len(self) -> int: ...
     @property
+    def max_prompts(self) -> int: ...
+    @property
     def slots(self) -> int: ...
     @property
     def capacity(self) -> int: ...
@@ -79,6 +81,7 @@ def make_service(
         decode=engine.decode,
         texts=texts,
         max_model_len=engine.max_model_len,
+        max_prompts=engine.max_prompts,
         started=int(time.time()),
         folder=folder,
     )

@@ -83,6 +83,25 @@ def refuse_too_many_ids(body: Body, context: int) -> None:
         raise EditError(f"a prompt has {longest} token ids, the model reads at most {context}; send fewer")
 
 
+def refuse_too_many(body: Body, context: int, most_prompts: int) -> None:
+    """Raise `EditError` for more prompts than vLLM takes, or more turns and parts of turns than the model's context
+    has tokens: nobody could be answered, and reading millions of them holds up everyone else."""
+    prompt = body.get("prompt")
+    if isinstance(prompt, list) and len(prompt) > most_prompts and isinstance(prompt[0], str | list):
+        raise EditError(f"prompt is a list of {len(prompt)} prompts, at most {most_prompts} are served; send fewer")
+    for field in ("messages", "input"):
+        turns = body.get(field)
+        if not isinstance(turns, list):
+            continue
+        contents = [turn.get("content") for turn in turns if isinstance(turn, dict)]
+        count = len(turns) + sum(len(content) for content in contents if isinstance(content, list))
+        if count > context:
+            raise EditError(
+                f"{field} has {count} turns and parts of turns, more than the {context} tokens that the model reads; "
+                "send fewer"
+            )
+
+
 def insert(route: str, body: Body, wrap: Wrap) -> None:
     """Put the IKE prefix in place.
 

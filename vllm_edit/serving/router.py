@@ -139,8 +139,12 @@ class Router:
         salt = self._salt(choice.tenant, body.get("cache_salt"))
         async with AsyncExitStack() as held:  # what the answer needs until it has ended
             try:
-                refuse_half_pairs(raw, body)
+                bodies.refuse_too_many(body, service.max_model_len, service.max_prompts)
                 long = len(raw) > LONG
+                if long:
+                    await service.texts.run(refuse_half_pairs, raw, body)
+                else:
+                    refuse_half_pairs(raw, body)
                 answer.prompt = await logged_prompt(service, route, body, long=long)
                 adapter = await ready(service, choice, route, body, answer, held, long=long)
                 model = adapter or catalogue.bases[0]

@@ -41,6 +41,7 @@ class Service:
     decode: Decode
     texts: Threads  # in which long bodies are read
     max_model_len: int
+    max_prompts: int  # of one request
     started: int
     folder: TemporaryDirectory[str]  # of the resident adapters; it goes when this object does
     tasks: set[asyncio.Task[None]] = field(default_factory=set)

@@ -46,6 +46,13 @@ class Engine:
         return int(self.client.model_config.max_model_len)
 
     @property
+    def max_prompts(self) -> int:
+        """Prompts that vLLM takes in one request: VLLM_MAX_COMPLETION_PROMPTS."""
+        from vllm import envs
+
+        return int(envs.VLLM_MAX_COMPLETION_PROMPTS)
+
+    @property
     def max_rank(self) -> int:
         lora = self.config.lora_config
         return int(lora.max_lora_rank) if lora is not None else 0
