@@ -65,6 +65,12 @@ def driver(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(place.store, "files", RemoteFiles(Broken(), "/bucket"))
 
 
+def gone(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a disk that is not mounted: the registry has the patches, the store's folder has none."""
+    patches = Path(place.store.url) / "patches"
+    patches.rename(patches.with_name("away"))
+
+
 def nobody_thought_of_it(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(path: str) -> bytes:
         raise ZeroDivisionError("of ours")
@@ -72,7 +78,7 @@ def nobody_thought_of_it(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(place.store.files, "read", fail)
 
 
-@pytest.mark.parametrize(("broken", "status"), [(disk, 503), (driver, 503), (nobody_thought_of_it, 500)])
+@pytest.mark.parametrize(("broken", "status"), [(disk, 503), (driver, 503), (gone, 503), (nobody_thought_of_it, 500)])
 @pytest.mark.parametrize("tenant", ["acme", "globex"])
 def test_a_store_that_fails_is_an_answer_with_an_id_a_row_and_a_failure_of_its_arm(
     place: Place, monkeypatch: pytest.MonkeyPatch, broken: Break, status: int, tenant: str

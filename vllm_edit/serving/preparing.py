@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import AsyncExitStack
 
-from vllm_edit.errors import EditError
+from vllm_edit.errors import EditError, NotFound, Unavailable
 from vllm_edit.rollout.decision import Choice
 from vllm_edit.serving import bodies
 from vllm_edit.serving.answer import Answer
@@ -22,7 +22,21 @@ async def ready(
     """Make ready what was chosen: the adapter, in the engine as long as `held`, or the prefix in `body`.
 
     long: the body is; it is read in threads. Returns the adapter's name; None where the base model answers.
+
+    Raises:
+        Unavailable: the registry has the patch, and the store has not.
     """
+    try:
+        return await _ready(service, choice, route, body, answer, held, long=long)
+    except NotFound as error:
+        if choice.adapter not in service.watcher.current.names:
+            raise
+        raise Unavailable(f"{choice.adapter} is in the registry, its files are gone from the store: {error}") from error
+
+
+async def _ready(
+    service: Service, choice: Choice, route: str, body: bodies.Body, answer: Answer, held: AsyncExitStack, *, long: bool
+) -> str | None:
     if choice.adapter is not None:
         held.enter_context(service.residency.using(choice.adapter))
     if choice.mode == "weights" and choice.adapter is not None:
