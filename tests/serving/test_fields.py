@@ -7,9 +7,10 @@ import json
 import re
 import subprocess
 import sys
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 
@@ -57,6 +58,7 @@ OUTSIDE = {
     },
     RESPONSES: {
         *("conversation", "messages", "moderation", "safety_identifier", "stream_options"),
+        *("access_programs", "background_options", "context_management", "image"),
         *("prompt_cache_options", "prompt_cache_retention"),
     },
 }
@@ -147,6 +149,32 @@ def test_a_picture_that_another_request_left_in_vllm_is_not_reached_by_its_name(
     messages = [{"role": "user", "content": [{"type": "text", "text": "What is it?"}, part]}]
     reply = run(place.ask("acme", CHAT, headers=key(place), messages=messages))
     assert (reply.status_code, reply.json()["error"]["param"]) == (400, "uuid")
+
+
+@pytest.mark.parametrize("field", ["documents", "chat_template"])
+@pytest.mark.parametrize("route", [CHAT, RESPONSES])
+def test_what_is_withheld_does_not_come_by_way_of_the_templates_arguments(place: Place, route: str, field: str) -> None:
+    given = {"chat_template_kwargs": {"enable_thinking": False, field: "x"}}
+    reply = run(place.ask("acme", route, headers=key(place), input="Who?", **given))
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, field)
+    given["chat_template_kwargs"].pop(field)
+    assert run(place.ask("acme", route, headers=key(place), input="Who?", **given)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("route", "module"),
+    [
+        (COMPLETIONS, "openai.types.completion_create_params"),
+        (CHAT, "openai.types.chat.completion_create_params"),
+        (RESPONSES, "openai.types.responses.response_create_params"),
+    ],
+)
+def test_every_field_of_openais_own_client_is_on_the_list(route: str, module: str) -> None:
+    if find_spec("openai") is None:
+        pytest.skip("OpenAI's client is not installed")
+    kinds = vars(import_module(module))
+    base = kinds["ResponseCreateParamsBase" if route == RESPONSES else "CompletionCreateParamsBase"]
+    assert set(get_type_hints(base)) - ALLOWED[route] == set()
 
 
 def test_what_shapes_the_own_answer_passes(place: Place) -> None:

@@ -31,6 +31,7 @@ FUNCTION = {"name": "f", "arguments": '{"city": "\\u53f0\\u5317"}'}
         (RESPONSES, {"input": [{"type": "function_call_output", "output": "o"}]}, ["o"]),
         (RESPONSES, {"input": [{"type": "function_call", **FUNCTION}]}, ['f\n{\n    "city": "台北"\n}']),
         (CHAT, {}, [""]),
+        (RESPONSES, {"input": "a", "chat_template_kwargs": {"date": "May"}}, ["a", '{\n    "date": "May"\n}']),
     ],
 )
 def test_everything_that_is_rendered_is_there(route: str, body: dict[str, Any], expected: list[str]) -> None:

@@ -41,6 +41,13 @@ def decode(ids: Any) -> str:
             ["be France", "New York", "", '{"q": "Rome"}', "Egypt"],
         ),
         ("/v1/chat/completions", {}, [""]),
+        (
+            "/v1/chat/completions",
+            {"messages": [], "chat_template_kwargs": {"bos_token": "Rome ", "think": False, "of": [{"a": "Oslo"}]}},
+            ["Rome ", "Oslo"],
+        ),
+        ("/v1/responses", {"input": "a", "chat_template_kwargs": {"date": "May"}}, ["May", "a"]),
+        ("/v1/responses", {"input": "a", "chat_template_kwargs": None}, ["a"]),
         ("/v1/responses", {"input": "France", "instructions": "Rome", "metadata": {"text": "no"}}, ["Rome", "France"]),
         (
             "/v1/responses",

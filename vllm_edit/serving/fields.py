@@ -15,6 +15,8 @@ from vllm_edit.serving.bodies import CHAT, COMPLETIONS, RESPONSES, Body, parts
 from vllm_edit.store.names import shown
 
 _MOST_SHOWN = 8  # refused fields that one message names
+_OF_TEMPLATES = frozenset({"documents", "chat_template"})
+"""Fields that vLLM reads in `chat_template_kwargs` too."""
 UUID = "uuid"
 """Of a content part: it names a picture that vLLM keeps from an earlier request, which may be another tenant's."""
 
@@ -45,7 +47,7 @@ ALLOWED = {
     RESPONSES: (_EVERYWHERE | _SAMPLING | _OF_CHATS)
     | {"instructions", "include", "max_output_tokens", "max_tool_calls", "reasoning", "text", "truncation"}
     | {"background", "conversation", "previous_response_id"}  # refused by `bodies.refuse` unless they say no
-    | {"enable_response_messages"},
+    | {"context_management", "background_options", "access_programs", "image", "enable_response_messages"},
 }
 """Route → fields that a tenant may send."""
 
@@ -68,6 +70,8 @@ class FieldsRefused(EditError):
 def refuse(route: str, body: Body, allowed: Collection[str]) -> None:
     """Raise `FieldsRefused`, with the names of all, for fields that are on no list. allowed: by the operator."""
     found = [name for name in body if name not in ALLOWED[route] and name not in allowed]
+    if isinstance(given := body.get("chat_template_kwargs"), dict):
+        found += [name for name in given if name in _OF_TEMPLATES and name not in allowed]
     turns = [*parts(body.get("messages")), *parts(body.get("input"))]
     if UUID not in allowed and any(UUID in part for part in turns):
         found.append(UUID)

@@ -22,7 +22,7 @@ def rendered(route: str, body: Body) -> list[str]:
     found = [_turn(turn) for turn in (turns if isinstance(turns, list) else [turns])]
     if route != CHAT and isinstance(body.get("instructions"), str):
         found.append(body["instructions"])
-    return [*found, _json(body["tools"])] if body.get("tools") else found
+    return found + [_json(body[key]) for key in ("chat_template_kwargs", "tools") if body.get(key)]
 
 
 def _turn(turn: Any) -> str:

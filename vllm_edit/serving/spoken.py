@@ -3,6 +3,7 @@
 /v1/completions        every prompt, and the suffix; token ids are decoded
 /v1/chat/completions   every message of every role, tool calls and their results included
 /v1/responses          `instructions` and every item of `input`
+both of these          `chat_template_kwargs`, which a template may write into the prompt
 
 One text per prompt or turn. What a tool was called with and what it gave back is JSON as a rule, and its escapes are
 decoded: many clients write letters as \\u6cd5. Definitions of tools do not count: a catalogue that names a city is no
@@ -41,7 +42,17 @@ def spoken(route: str, body: Body, decode: Decode) -> list[str]:
         return [*_prompts(body, decode), *_strings(body.get("suffix"))]
     turns = body.get("messages" if route == CHAT else "input")
     alone = () if route == CHAT else _strings(body.get("instructions"))
-    return [*alone, *(" ".join(_strings(turn)) for turn in (turns if isinstance(turns, list) else [turns]))]
+    given = _values(body.get("chat_template_kwargs"))
+    return [*alone, *given, *(" ".join(_strings(turn)) for turn in (turns if isinstance(turns, list) else [turns]))]
+
+
+def _values(value: Any) -> Iterator[str]:
+    """Every text in it, but for the names of fields."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | dict):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _values(item)
 
 
 def _prompts(body: Body, decode: Decode) -> list[str]:
