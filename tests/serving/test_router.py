@@ -15,6 +15,7 @@ from starlette.responses import PlainTextResponse
 from tests.serving import places
 from tests.serving.without_engine import Place, make_app, run
 from vllm_edit.errors import Incompatible
+from vllm_edit.serving.caller import Caller
 from vllm_edit.serving.router import Router
 from vllm_edit.serving.settings import Settings
 from vllm_edit.store.answer_rows import PROMPT_LENGTH
@@ -70,6 +71,58 @@ def test_every_answer_has_an_id_of_the_server_that_the_log_resolves(place: Place
     assert expected.items() <= found.items()
     assert found["status"] == 200
     assert "x-vllm-edit-adapter" not in reply.headers, "an operator must ask for these"
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, app: Any, *, begun: bool) -> None:
+    """What is behind the router raises, as vLLM does for `"structured_outputs": 1`."""
+
+    async def fails(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        if begun:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"data: 1", "more_body": True})
+        raise AttributeError("'int' object has no attribute 'get'")
+
+    monkeypatch.setattr(app, "app", fails)
+
+
+async def through_the_router(place: Place, monkeypatch: pytest.MonkeyPatch, route: str, **how: Any) -> httpx.Response:
+    router = Router(make_app(place.holder), place.holder)
+    failing(monkeypatch, router, **how)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(router), base_url="http://server") as client:
+        return await client.post(route, json={"model": "acme", "prompt": "Who?"})
+
+
+@pytest.mark.parametrize("keyed", [True, False])
+def test_an_error_behind_the_router_is_an_answer_with_an_id_and_a_row(
+    place: Place, monkeypatch: pytest.MonkeyPatch, keyed: bool
+) -> None:
+    if keyed:
+        monkeypatch.setattr("vllm_edit.serving.router.identify", lambda *_: Caller("acme", frozenset({"serve"})))
+    reply = run(through_the_router(place, monkeypatch, "/v1/completions", begun=False))
+    assert reply.status_code == 500
+    assert ("no attribute" in reply.json()["error"]["message"]) is not keyed, "it is the operator's to read"
+    answer = place.service.answers.get(reply.headers["X-VLLM-Edit-Id"])
+    assert answer is not None
+    assert (answer.status, answer.failed) == (500, True)
+
+
+def test_an_error_of_an_admin_route_has_an_id(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fails(*_: Any) -> bytes:
+        raise ZeroDivisionError("of ours")
+
+    monkeypatch.setattr("vllm_edit.serving.router.read_body", fails)
+    monkeypatch.setattr("vllm_edit.serving.router.admitted", lambda *_: True)
+    reply = run(through_the_router(place, monkeypatch, "/v1/edits/gc", begun=False))
+    assert reply.status_code == 500
+    assert "X-VLLM-Edit-Id" in reply.headers
+
+
+def test_an_error_within_an_answer_breaks_it_off(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(AttributeError):
+        run(through_the_router(place, monkeypatch, "/v1/completions", begun=True))
+    (answer,) = place.service.answers._answers.values()
+    assert (answer.status, answer.ended) == (200, "broken")
 
 
 def test_exposed_headers_say_adapter_and_mode(tmp_path: Path, template: Path) -> None:

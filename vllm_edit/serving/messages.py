@@ -19,14 +19,14 @@ _STRIPPED = (*FOREIGN, *_TOLD, "content-length", "transfer-encoding")
 
 
 class Sender:
-    """`send` with extra headers on the answer's start; bodies pass unbuffered.
+    """`send` with extra headers on the answer's start; bodies pass unbuffered. begun: the client has its start.
 
     told_as: (name, other): where the answer says which model it is of, and says `name`, the client is told `other`. In
     JSON a quotation mark within a text has a backslash before it, so nothing that the model says is touched.
     """
 
     def __init__(self, send: Send, extra: dict[str, str]) -> None:
-        self._send, self.extra = send, extra
+        self._send, self.extra, self.begun = send, extra, False
         self.told_as: tuple[str, str] | None = None
         self._start: Message | None = None  # held back until it is known how long the body is
 
@@ -38,9 +38,11 @@ class Sender:
             if self.told_as is not None:
                 self._start = message
                 return
+            self.begun = True
         elif self.told_as is not None and message["type"] == "http.response.body":
             message = {**message, "body": _renamed(message.get("body", b""), *self.told_as)}
             if self._start is not None:
+                self.begun = True
                 await self._send(_with_length(self._start, message))
                 self._start = None
         await self._send(message)

@@ -106,6 +106,11 @@ class Router:
                 logger.error("%s %s: %s", method, path, error)
             service.metrics.refused.labels(str(int(status_of(error)))).inc()
             await refusal(status_of(error), said, field_of(error))(scope, nothing, send)
+        except Exception as error:  # the server's own answer to it would have no id
+            if send.begun:
+                raise
+            said = told(_unforeseen(send.extra[ID_HEADER], error), in_full=in_full)
+            await refusal(HTTPStatus.INTERNAL_SERVER_ERROR, said)(scope, nothing, send)
 
     async def _infer(
         self, service: Service, route: str, headers: Headers, scope: Scope, receive: Receive, send: Sender
@@ -156,8 +161,7 @@ class Router:
                 _refused(service, answer, error, usage)
                 raise
             except Exception as error:  # and so is what nobody thought of: it must not go uncounted
-                logger.exception("%s could not be made ready", answer.id)
-                unforeseen = Unforeseen(f"{type(error).__name__}: {error}")
+                unforeseen = _unforeseen(answer.id, error)
                 _refused(service, answer, unforeseen, usage)
                 raise unforeseen from error
 
@@ -171,8 +175,15 @@ class Router:
             elif choice.assignment is not None:  # vLLM tells the adapter's name, and with it the arm
                 send.told_as = (model, choice.tenant or model)
             inner, replay = replayed(scope, receive, content)
+            seen = usage.around(replay, send)
             try:
-                await self.app(inner, *usage.around(replay, send))
+                await self.app(inner, *seen)
+            except Exception as error:
+                if usage.status is not None:  # it has begun: the connection breaks off
+                    raise
+                unforeseen = _unforeseen(answer.id, error)
+                said = told(unforeseen, in_full=asking.caller.tenant is None)
+                await refusal(status_of(unforeseen), said)(inner, nothing, seen[1])
             finally:  # also when the client went away, or the answer broke off
                 answer.end(usage)
                 service.answers.finish(answer)
@@ -190,6 +201,12 @@ def _refused(service: Service, answer: Answer, error: EditError, usage: Usage) -
     answer.refuse(status_of(error), usage.seconds)
     service.answers.begin(answer)
     service.answers.finish(answer)
+
+
+def _unforeseen(id: str, error: Exception) -> Unforeseen:
+    """The error as a client may be told it; its trace goes to the server's log, with the answer's id."""
+    logger.exception("%s failed", id)
+    return Unforeseen(f"{type(error).__name__}: {error}")
 
 
 def _not_served(method: str, path: str) -> NotFound:
