@@ -455,6 +455,23 @@ def test_content_part_cannot_name_an_adapter(place: Place) -> None:
     assert reply.status_code == 400
 
 
+@pytest.mark.parametrize("value", [1, 0, "x", "", [], [1], True, 1.5])
+def test_structured_outputs_that_are_no_object_are_a_bad_request(place: Place, value: Any) -> None:
+    reply = run(place.ask("acme", structured_outputs=value))
+    assert reply.status_code == 400
+    assert "structured_outputs must be an object" in reply.json()["error"]["message"]
+    assert run(place.ask("acme", structured_outputs=None)).status_code == 200
+    assert run(place.ask("acme", structured_outputs={"choice": ["a"]})).status_code == 200
+
+
+@pytest.mark.parametrize("value", [2**63, -(2**64), 10**30])
+def test_a_number_of_more_than_64_bits_is_a_bad_request(place: Place, value: int) -> None:
+    reply = run(place.ask("acme", stream_interval=value))
+    assert reply.status_code == 400
+    assert "'stream_interval' is a number that does not fit" in reply.json()["error"]["message"]
+    assert run(place.ask("acme", seed=2**63 - 1)).status_code == 200
+
+
 def test_prefix_cache_is_salted_by_tenant_and_client(place: Place) -> None:
     async def steps() -> list[str]:
         place.store.registry.create_tenant("globex")

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from vllm_edit.errors import EditError
+from vllm_edit.store.names import shown
 
 COMPLETIONS, CHAT, RESPONSES = "/v1/completions", "/v1/chat/completions", "/v1/responses"
 
@@ -42,6 +43,7 @@ _REVEALING = (
 # Fields of /v1/responses that reach answers stored by others.
 _STORED = ("previous_response_id", "background", "conversation")
 _TEXT_PARTS = ("text", "input_text")
+_BITS = 63  # of a number, besides its sign
 
 
 def refuse(route: str, body: Body) -> None:
@@ -50,6 +52,12 @@ def refuse(route: str, body: Body) -> None:
         for field in _STORED:
             if body.get(field):
                 raise EditError(f"{field} is not served: answers are not stored; send the whole conversation as input")
+    # vLLM fails on these two instead of refusing them.
+    constraint = body.get("structured_outputs")
+    if constraint is not None and not isinstance(constraint, dict):
+        raise EditError(f"structured_outputs must be an object, got {type(constraint).__name__}")
+    if wide := [name for name, value in body.items() if isinstance(value, int) and value.bit_length() > _BITS]:
+        raise EditError(f"{shown(wide[0])} is a number that does not fit into 64 bits; send a smaller one")
     # vLLM applies an adapter to a base request if a part's type is the adapter's name (its default multimodal LoRAs).
     for part in parts(body.get("messages")):
         kind = part.get("type")
