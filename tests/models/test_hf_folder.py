@@ -107,7 +107,11 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "a lost tensor": ("model.safetensors", _without_a_tensor, "no weights for 1 of the model's tensors"),
     "a cut tokenizer": ("tokenizer.json", _cut, "the tokenizer of .* cannot be loaded"),
     "a tokenizer that is a list": ("tokenizer.json", lambda path: path.write_text("[]"), "the tokenizer of .* cannot"),
-    "another shape": ("config.json", lambda path: set_json(path, hidden_size=32), "cannot be loaded|damaged"),
+    "another shape": (
+        "config.json",
+        lambda path: set_json(path, vocab_size=10),
+        r"another shape .* is \(512, 64\), expected",
+    ),
     "a negative number": ("config.json", lambda path: set_json(path, num_hidden_layers=-1), "cannot be|no "),
     "a number as text": ("config.json", lambda path: set_json(path, hidden_size="many"), "cannot be loaded"),
     "no model's type": ("config.json", lambda path: set_json(path, model_type="nobodys"), "cannot be loaded"),
@@ -147,3 +151,22 @@ def test_a_model_that_wraps_a_language_model_is_refused(
 def test_weights_that_vllm_alone_would_load_are_refused(folder: Path) -> None:
     shutil.copy(folder / "model.safetensors", folder / "consolidated.safetensors")
     refused(folder, "only one of vLLM and transformers loads")
+
+
+@pytest.mark.parametrize(
+    ("file", "changed"),
+    [
+        ("config.json", {"model_type": "nobodys", "auto_map": {"AutoConfig": "code.Config"}}),
+        ("tokenizer_config.json", {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["code.Own", None]}}),
+    ],
+    ids=["model", "tokenizer"],
+)
+def test_nobody_is_asked_whether_to_run_code_of_a_folder(
+    folder: Path, file: str, changed: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = list[object]()
+    monkeypatch.setattr("builtins.input", lambda prompt="": asked.append(prompt) or "n")
+    (folder / "code.py").write_text("raise SystemExit('ran')")
+    set_json(folder / file, **changed)
+    refused(folder, "custom code")
+    assert not asked

@@ -64,7 +64,14 @@ class HfFolder:
         return own if isinstance(own, torch.dtype) else torch.float32
 
     def read(self, config: Any, dtype: torch.dtype = torch.float32) -> Read:
-        model, found = self._loaded(AutoModelForCausalLM, dtype=dtype, output_loading_info=True)
+        options = {"dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True}
+        model, found = self._loaded(AutoModelForCausalLM, **options)
+        if found["mismatched_keys"]:
+            name, got, expected = min(found["mismatched_keys"])
+            raise EditError(
+                f"{self.name} has {len(found['mismatched_keys'])} tensors of another shape than config.json says: "
+                f"{name} is {tuple(got)}, expected {tuple(expected)}"
+            )
         if found["missing_keys"]:
             names = sorted(found["missing_keys"])
             raise EditError(
@@ -83,7 +90,8 @@ class HfFolder:
     def _loaded(self, kind: Any, **options: Any) -> Any:
         try:
             with _quiet():
-                return kind.from_pretrained(self.path, local_files_only=True, **options)
+                # False: by default transformers asks on the terminal whether to run code of the folder.
+                return kind.from_pretrained(self.path, local_files_only=True, trust_remote_code=False, **options)
         except Exception as error:  # tokenizers raises plain Exception, transformers whatever a wrong file leads to
             reason = " ".join(str(error).split()) or type(error).__name__
             if kind is AutoTokenizer:

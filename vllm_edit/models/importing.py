@@ -146,12 +146,14 @@ def _save(read: Read, folder: Path, dtype: torch.dtype) -> None:
 
 def _checked(folder: Path, read: Read, wants_bos: bool | None) -> tuple[Any, Any]:
     """Model (float32) and tokenizer as whoever loads the folder gets them, once everything but logits is checked."""
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     checks.check_round_trip(tokenizer)
     checks.check_open_end(tokenizer)
     checks.check_bos(tokenizer, wants_bos)
     checks.check_same_ids(tokenizer, read.tokenizer)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False
+    ).eval()
     find_layout(model)
     return model, tokenizer
 
