@@ -34,7 +34,7 @@ smollm2 gemma3: setup
 
 # The registry is tested over PostgreSQL too where its server is installed (Debian: apt-get install postgresql).
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # What is broken on purpose, in its full sizes (an hour); `make test` has a short version of each.
 test-faults: setup
