@@ -57,7 +57,7 @@ class LocalServer(ServerProcess):
         """The name under which the base model is asked."""
         return str(httpx.get(f"{self.url}/v1/models", timeout=120).json()["data"][0]["id"])
 
-    def ask(self, questions: Sequence[Ask], tokens: int = 16) -> list[Told]:
+    def ask(self, questions: Sequence[Ask], tokens: int = 12) -> list[Told]:
         """All questions at once, greedily; answers in their order."""
         with httpx.Client(base_url=self.url, timeout=120) as client, ThreadPoolExecutor(32) as pool:
             return list(pool.map(lambda question: self._one(client, question, tokens), questions))
