@@ -142,6 +142,7 @@ def test_an_unsafe_edit_is_refused_by_name(program: Program, model: Path, texts:
     assert (unknown.code, unknown.err.count("\n")) == (1, 1)
     assert "unknown settings stride" in unknown.err
     assert program("compile", file, "--set", "steps").code == 2
+    assert "expected KEY=VALUE, got '=3'" in program("compile", file, "--set", "=3").err
 
 
 LONG_PROBE = f"""

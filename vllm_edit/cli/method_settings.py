@@ -18,7 +18,7 @@ def method_settings(given: list[str] | None) -> dict[str, Any]:
     chosen = {}
     for text in given or ():
         key, equals, value = text.partition("=")
-        if not equals:
+        if not equals or not key.strip():
             raise typer.BadParameter(f"expected KEY=VALUE, got {text!r}", param_hint="--set")
         try:
             chosen[key.strip()] = _number(yaml.safe_load(value))
