@@ -120,13 +120,11 @@ def _measure(
 def group_edits(edits: Sequence[Edit], plain: Sequence[FormKey], cosine: float) -> tuple[KeyGroup, ...]:
     """Edits of one subject whose plain keys' whitened cosine exceeds `cosine`, transitively."""
     cosines = interference(torch.stack([k.key for k in plain]), torch.stack([k.whitened for k in plain]))
+    subjects = [written(edit.subject).folded for edit in edits]
     member_of = list(range(len(edits)))
     for later in range(len(edits)):
         for earlier in range(later):
-            if (
-                written(edits[earlier].subject).folded == written(edits[later].subject).folded
-                and cosines[earlier, later] > cosine
-            ):
+            if subjects[earlier] == subjects[later] and cosines[earlier, later] > cosine:
                 old, new = member_of[later], member_of[earlier]
                 member_of = [new if member == old else member for member in member_of]
     first = sorted(set(member_of))

@@ -64,10 +64,10 @@ def compile_each(
     owners: dict[str, Patch] = {}
     for patch in patches:
         for edit in patch.edits:
-            if owners.setdefault(written(edit.subject).folded, patch) is not patch:
-                other = owners[written(edit.subject).folded].name
+            owner = owners.setdefault(written(edit.subject).folded, patch)
+            if owner is not patch:
                 raise EditError(
-                    f"{other} and {patch.name} both edit {edit.subject!r}; compile them one after the other"
+                    f"{owner.name} and {patch.name} both edit {edit.subject!r}; compile them one after the other"
                 )
     edits = [edit for patch in patches for edit in patch.edits]
     ends = list(accumulate(len(patch.edits) for patch in patches))
