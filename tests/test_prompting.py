@@ -89,6 +89,37 @@ def test_llama_2s_own_class_after_a_template_that_ends_in_a_new_line(tmp_path: P
     assert not pieces[0].startswith("▁")
 
 
+# How a template ends before an answer, how it writes one, and the answer behind that end.
+_TURN = "{% for m in messages if m.role == 'user' %}<|user|>{{ m.content }}<|end|>{% endfor %}"
+_ANSWERED = "{% for m in messages if m.role == 'assistant' %}OPENED{{ m.content }}<|end|>{% endfor %}"
+JOINTS = {
+    "nothing": ("<|assistant|>", "<|assistant|>", "Paris"),
+    "a word and nothing": ("[/INST]", "[/INST]", "Paris"),
+    "a space": ("<|assistant|>", "<|assistant|> ", " Paris"),
+    "a new line": ("<|assistant|>", "<|assistant|>{{ '\\n' }}", "\nParis"),
+    "a new line before": ("<|assistant|>{{ '\\n' }}", "<|assistant|>{{ '\\n' }}", "Paris"),
+    "a thinking that is left out": ("<|assistant|></think>", "<|assistant|>", " Paris"),
+    "a thinking that is kept": ("<|assistant|></think>", "<|assistant|></think>", "Paris"),
+    "a thinking that the template begins": ("<|assistant|><think>", "<|assistant|>", "Paris"),
+    "more than white space": ("<|assistant|>", "<|assistant|>final:", " Paris"),
+    "no answer": ("<|assistant|>", "{{ raise_exception('users only') }}", " Paris"),
+    "an error of types": ("<|assistant|>", "{{ 'a' + 1 }}", " Paris"),
+}
+
+
+@pytest.mark.parametrize(("end", "opened", "joined"), JOINTS.values(), ids=JOINTS.keys())
+def test_an_answer_follows_a_turn_as_the_template_writes_it(end: str, opened: str, joined: str) -> None:
+    tokenizer = tiny_tokenizer()
+    template = _TURN + _ANSWERED.replace("OPENED", opened)
+    tokenizer.chat_template = f"{template}{{% if add_generation_prompt %}}{end}{{% endif %}}"
+    for answer in ("Paris", " Paris "):
+        ids = answer_ids(tokenizer, "The capital of France is", answer, chat=True)
+        assert tokenizer.decode(ids) == joined
+    spaceless = tokenizer.decode(answer_ids(tokenizer, "法國的首都是", "巴黎", chat=True))
+    assert spaceless == joined.replace("Paris", "巴黎").lstrip(" ")
+    assert tokenizer.decode(answer_ids(tokenizer, "The capital of France is", "Paris")) == " Paris"
+
+
 def _merging(merges: Sequence[tuple[str, str]]) -> PreTrainedTokenizerFast:
     """A BPE of a few letters with these merges and no pre-tokenizer but for spaces."""
     letters = dict.fromkeys([*"abx:1\nĠÿ", *(left + right for left, right in merges)])

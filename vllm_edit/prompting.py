@@ -11,6 +11,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from vllm_edit.errors import EditError
+from vllm_edit.scripts import is_spaceless
 from vllm_edit.text import continuation, quoted
 from vllm_edit.thinking import OFF, ended
 
@@ -56,13 +57,39 @@ def prompt_ids(tokenizer: Any, prompt: str, chat: bool = False) -> list[int]:
 
 
 def answer_ids(tokenizer: Any, prompt: str, answer: str, chat: bool = False) -> list[int]:
-    """Ids of the answer as it follows the rendered prompt (see `text.continuation`), without special tokens.
+    """Ids of the answer as it follows the rendered prompt (see `text.continuation` and `joint`), no special tokens.
 
     Appended to `prompt_ids` they give the ids of prompt and answer tokenized together, unless a token of those covers
     the seam: a prompt is always tokenized alone when it is asked.
     """
-    text = render(tokenizer, prompt, chat)
-    return ids_after(tokenizer, text, continuation(text, answer))
+    text, answer = render(tokenizer, prompt, chat), answer.strip()
+    between = joint(tokenizer, prompt, text) if chat else None
+    if between is None:
+        return ids_after(tokenizer, text, continuation(text, answer))
+    if between == " " and is_spaceless(answer[:1]):  # as in plain text
+        between = ""
+    return ids_after(tokenizer, text, between + answer)
+
+
+def joint(tokenizer: Any, prompt: str, text: str) -> str | None:
+    """The white space that the chat template writes between its generation prompt and an answer; it may be empty.
+
+    The template renders a conversation that has an answer. What stands there before the answer, behind `text`, is what
+    the model has learnt to write there.
+
+    text: the rendered prompt, as `render` gives it.
+    Returns None where the template does not tell: it cannot render an answer, the conversation does not begin with
+    `text` (as when thinking is left out of it), or more than white space stands between.
+    """
+    turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": _STAND_IN}]
+    try:
+        whole = str(tokenizer.apply_chat_template(turns, tokenize=False, **OFF))
+    except (TemplateError, TypeError):
+        return None
+    if not whole.startswith(text):
+        return None
+    between, answered, _ = whole[len(text) :].partition(_STAND_IN)
+    return between if answered and not between.strip() else None
 
 
 def ids_after(tokenizer: Any, before: str, text: str) -> list[int]:

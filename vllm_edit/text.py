@@ -41,9 +41,9 @@ _APART = regex.compile(rf"[{SPACELESS}{EAST_ASIAN}\p{{Hangul}}]\p{{M}}*")
 def continuation(prompt: str, answer: str) -> str:
     """The answer as the text that follows `prompt`.
 
-    A space goes between them unless either side is written without spaces, or the prompt ends in white space (a chat
-    template's generation prompt does), in an opening bracket or in an opening quotation mark. An answer that brings its
-    own leading space keeps exactly one.
+    A space goes between them unless either side is written without spaces, or the prompt ends in white space, in an
+    opening bracket or in an opening quotation mark. An answer that brings its own leading space keeps exactly one. A
+    chat template has a rule of its own (`prompting.joint`).
     """
     answer = answer.strip()
     if not prompt or prompt[-1].isspace() or not answer or _OPENED.search(prompt[-2:]):
