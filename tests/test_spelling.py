@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from vllm_edit.scripts import is_spaceless
 from vllm_edit.spelling import aligned, readings, written
 from vllm_edit.subjects import Subjects
-from vllm_edit.text import continuation, is_whole, mentions, normalise, occurrences, position, spelled
+from vllm_edit.text import continuation, is_said, is_whole, mentions, normalise, occurrences, position, spelled
 
 SPACED = {
     "Latin": "aeiouçñzéüßøAEIOUÇÑÉÜ",
@@ -64,10 +64,13 @@ def test_a_name_between_spaces_is_found_in_either_normal_form(name: str, before:
 
 @settings(deadline=None)
 @given(in_any_script)
-def test_letter_case_does_not_count(name: str) -> None:
+def test_letter_case_counts_in_an_answer_all_in_capitals_only(name: str) -> None:
+    cased = written(name).cased
     for text in (name.upper(), name.lower(), name.casefold(), name.swapcase()):
         assert normalise(text) == normalise(name)
-        assert position(f"({text})", name) is not None
+        assert is_said(f"({text})", name)
+        given = not cased.isupper() or written(text).cased == cased
+        assert (position(f"({text})", name) is not None) is given
 
 
 @settings(deadline=None)

@@ -67,7 +67,13 @@ class Name:
         found = written(name)
         if not _NAMING.search(found.folded):
             return cls("", None)
-        return cls(found.folded, found.cased if found.cased.isupper() else None)
+        return cls.cut(found, 0, len(found.folded))
+
+    @classmethod
+    def cut(cls, text: Written, start: int, end: int) -> Name:
+        """What stands there in a text, as a name."""
+        cased = text.cased[start:end]
+        return cls(text.folded[start:end], cased if cased.isupper() else None)
 
     def fits(self, text: Written, start: int, end: int) -> bool:
         """True if what is there is the name in a letter case that counts."""

@@ -7,8 +7,9 @@ agree. Three rules, each in one place:
 `is_whole`          what a whole word is
 `spelling.written`  which spellings are the same
 
-Two kinds of things are looked for. An *answer* (`position`) counts without its article and its outer punctuation. A
-*name* (`mentions`, `subjects.Subjects`) keeps both, and its letter case if it is all in capitals: names are words too.
+Two kinds of things are looked for. A *name* (`mentions`, `subjects.Subjects`) keeps its article and its punctuation. An
+*answer* (`position`) counts without its article and its outer punctuation, but for the full stop that begins a word
+(".NET"). The letter case of both counts if they are all in capitals: "it is" mentions no IT, and does not answer it.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ from vllm_edit.scripts import (
 from vllm_edit.spelling import Name, aligned, readings, written
 
 _SIGNS = regex.compile(r"[+#]+(?![\p{L}\p{N}])")
-_ARTICLE = re.compile(r"^(?:the|an|a) ")
+_ARTICLE = re.compile(r"(?:the|an|a) ")
+_BEGINNING_STOP = re.compile(r"(?:^|[\s\"'(\[])\.$")
 _OPENED = regex.compile(r"(?:\p{Ps}|(?<![^\s\p{Ps}])[\p{Pi}\"'¿¡])$")
 _OUTER = " .,;:!?\"'`()[]。，！？；：「」『』"
 _WIDE = {wide: wide - 0xFEE0 for wide in range(0xFF01, 0xFF5F)}
@@ -66,7 +68,9 @@ def change(prompt: str, target: str) -> str:
 def normalise(text: str) -> str:
     """The form in which answers are compared: in one spelling, without letter case, outer punctuation and a leading
     English article. Its length differs from the text's, so places in it are places in this form only."""
-    return _ARTICLE.sub("", written(text).folded.strip(_OUTER))
+    folded = written(text).folded
+    start, end = _inner(folded)
+    return folded[start:end]
 
 
 def words(text: str) -> str:
@@ -76,15 +80,26 @@ def words(text: str) -> str:
 
 
 def position(text: str, answer: str) -> int | None:
-    """Where `text`, normalised, first gives the answer as whole words; None if it does not."""
-    needle, haystack = normalise(answer), normalise(text)
-    found = (start for start in _places(haystack, needle) if is_whole(haystack, start, start + len(needle)))
+    """Where `text`, normalised, first gives the answer as whole words; None if it does not.
+
+    Of an answer all in capitals the letter case counts, and of one that begins with a full stop that stop.
+    """
+    read, wanted = written(text), _answer(answer)
+    first, length = _inner(read.folded)[0], len(wanted.folded)
+    found = (
+        max(start - first, 0)
+        for start in _places(read.folded, wanted.folded)
+        if start >= first - 1  # one before: a full stop that belongs to the answer
+        and wanted.fits(read, start, start + length)
+        and is_whole(read.folded, start, start + length)
+    )
     return next(found, None)
 
 
-def is_said(text: str, answer: str) -> bool:
-    """True if the text gives the answer as whole words; of a name: in any letter case, and without its article."""
-    return position(text, answer) is not None
+def is_said(text: str, name: str) -> bool:
+    """True if the text says the name as whole words in any letter case, with or without its article."""
+    needle, haystack = normalise(name), normalise(text)
+    return any(is_whole(haystack, start, start + len(needle)) for start in _places(haystack, needle))
 
 
 def mentions(text: str, name: str) -> bool:
@@ -157,6 +172,20 @@ def is_whole(text: str, start: int, end: int) -> bool:
     if after in ("+", "#"):
         return not is_of_words(last) or is_spaceless(last) or not _SIGNS.match(text, text.index(after, end))
     return not after or not (is_following(after) or (_are_one_word(last, after) and not is_hangul(last)))
+
+
+def _inner(folded: str) -> tuple[int, int]:
+    """From where to where a folded text goes without outer punctuation and a leading article."""
+    start, end = len(folded) - len(folded.lstrip(_OUTER)), len(folded.rstrip(_OUTER))
+    article = _ARTICLE.match(folded, start, end)
+    return article.end() if article else start, end
+
+
+def _answer(text: str) -> Name:
+    """An answer as it is looked for: in its normalised form, with a full stop that begins its first word."""
+    read = written(text)
+    start, end = _inner(read.folded)
+    return Name.cut(read, start - 1 if _BEGINNING_STOP.search(read.folded[:start]) else start, end)
 
 
 def _are_one_word(left: str, right: str) -> bool:

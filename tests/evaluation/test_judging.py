@@ -29,6 +29,23 @@ from vllm_edit.evaluation.judging import first_line, gives, gives_any, unchanged
         ("", "Rome", False),
         ("Rome", "", False),
         ("Rome", ".", False),
+        ("It is so", "IT", False),
+        ("in the IT department", "IT", True),
+        ("let us go", "US", False),
+        ("the US, I think", "the US", True),
+        ("in the U.S", "U.S.", True),
+        ("u.s.", "U.S.", False),
+        ("Who else", "WHO", False),
+        ("net income", ".NET", False),
+        ("It is .NET.", ".NET", True),
+        (".NET", "“.NET”", True),
+        ("the .NET framework", ".NET", True),
+        ("c++", "C++", False),
+        ("ac/dc", "AC/DC", False),
+        ("NATO", "Nato", True),
+        ("Αθηνα", "ΑΘΗΝΑ", False),
+        ("...Rome", "...Rome", True),
+        ("Rome", " .Rome", False),
     ],
 )
 def test_an_answer_is_given_when_the_first_line_mentions_it_as_whole_words(
@@ -43,6 +60,19 @@ def test_an_answer_is_given_when_the_first_line_mentions_it_as_whole_words(
 )
 def test_the_old_answer_must_not_come_first(answer: str, right: bool) -> None:
     assert gives(answer, "Rome", rival="Paris") is right
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected", "rival", "right"),
+    [
+        ("It is Python", "Python", "IT", True),
+        ("tell us: Canada", "Canada", "US", True),
+        ("the US, then Canada", "Canada", "US", False),
+        ("net of tax it is Java", "Java", ".NET", True),
+    ],
+)
+def test_a_word_in_small_letters_is_no_rival_in_capitals(answer: str, expected: str, rival: str, right: bool) -> None:
+    assert gives(answer, expected, rival) is right
 
 
 def test_a_rival_that_is_part_of_the_answer_does_not_spoil_it() -> None:
