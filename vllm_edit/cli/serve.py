@@ -24,7 +24,13 @@ AllowOpen = Annotated[bool, typer.Option("--allow-open", help="Serve without key
 
 def serve(context: typer.Context, store: Store = None, allow_open: AllowOpen = False) -> None:
     """Serve a store's patches: `vllm-edit serve [MODEL] [any vllm serve flag]`. MODEL comes first."""
-    chosen = _profile(context.args, store, allow_open)
+    from vllm_edit.engine.lora_support import check_lora_support
+    from vllm_edit.serving.preflight import check_start
+
+    opened = _opened(store)
+    chosen = _profile(opened, context.args, allow_open)
+    if folder := check_start(opened, chosen):
+        check_lora_support(folder)
     command = [sys.executable, "-m", "vllm_edit.serving.launch", *chosen.command()]
     os.execve(sys.executable, command, {**os.environ, **chosen.environment})
 
@@ -36,7 +42,7 @@ def flags(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """Print what `serve` would start: environment, model and engine flags, for stock `vllm serve`."""
-    chosen = _profile(context.args, store, allow_open)
+    chosen = _profile(_opened(store), context.args, allow_open)
     if as_json:
         told = {"model": chosen.model, "flags": chosen.flags, "environment": chosen.environment}
         print_json(told)
@@ -45,12 +51,16 @@ def flags(
     print_line(f"{environment} vllm {shlex.join(chosen.command())}")
 
 
-def _profile(arguments: list[str], store: str | None, allow_open: bool) -> Profile:
-    from vllm_edit.serving.profile import profile
-    from vllm_edit.serving.served_model import served_model
+def _opened(store: str | None) -> Opened:
     from vllm_edit.store.store import Store as Opened
 
-    opened = Opened.open(store)
+    return Opened.open(store)
+
+
+def _profile(opened: Opened, arguments: list[str], allow_open: bool) -> Profile:
+    from vllm_edit.serving.profile import profile
+    from vllm_edit.serving.served_model import served_model
+
     site = opened.site()
     named = arguments[0] if arguments and not arguments[0].startswith("-") else None
     path, name = served_model(named or site.model)
@@ -60,10 +70,16 @@ def _profile(arguments: list[str], store: str | None, allow_open: bool) -> Profi
 
 
 def _keyed(opened: Opened) -> bool | None:
-    """Whether the registry has keys; None where it cannot be read: a server may start without it."""
-    from vllm_edit.errors import EditError
+    """Whether the registry has keys; None where it cannot be read: a server may start without it.
+
+    Raises:
+        Incompatible: it is another store's.
+    """
+    from vllm_edit.errors import EditError, Incompatible
 
     try:
         return opened.registry.snapshot().keyed
+    except Incompatible:
+        raise
     except EditError:
         return None

@@ -12,15 +12,19 @@ import logging
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vllm_edit.errors import Incompatible
 from vllm_edit.serving.compat import flags
 from vllm_edit.serving.settings import ALLOW_OPEN, FORWARDED, STORE, TRUSTED_PEERS, Settings
 from vllm_edit.thinking import OFF, Thinking
+
+if TYPE_CHECKING:
+    from vllm_edit.store.site import Site
+    from vllm_edit.store.snapshot import Snapshot
 
 logger = logging.getLogger(__name__)
 
@@ -89,16 +93,34 @@ async def start(engine_client: Any, state: Any, args: Namespace) -> None:
     service = make_service(store, site, engine, settings, Metrics(), LastState.of(store), GRACE_S)
     catalogue = await service.watcher.first()
     _raise(_keyed_problems(args, settings, catalogue.snapshot.keyed), f"this server cannot serve {settings.store}")
-    hidden = sorted(set(catalogue.snapshot.standing).intersection(engine.base_names))
-    _raise(
-        [f"tenant {name} has the base model's served name" for name in hidden], "ambiguous names; serve under another"
-    )
+    check_names(catalogue.snapshot, engine.base_names)
     service.start(asyncio.create_task(service.watcher.run()))
     service.start(asyncio.create_task(service.answers.run()))
     state.vllm_edit.service = service
     logger.info(
         "serving %d compiled patches of %s at %s", len(catalogue.names), settings.store, ", ".join(site.modules)
     )
+
+
+def check_names(snapshot: Snapshot, base_names: Collection[str]) -> None:
+    """Raise `Incompatible` where a tenant has a name that the base model is served under."""
+    hidden = sorted(set(snapshot.standing).intersection(base_names))
+    _raise(
+        [f"tenant {name} has the base model's served name" for name in hidden], "ambiguous names; serve under another"
+    )
+
+
+def folder_problems(folder: Path, site: Site) -> list[str]:
+    """What makes the model in a folder another one than the site's base, a line each.
+
+    Raises:
+        EditError: the folder cannot be read, or vLLM would load other weights of it than transformers.
+    """
+    from vllm_edit.store.checkpoint import Checkpoint
+    from vllm_edit.store.site import Fingerprint
+
+    Checkpoint(folder).check_served()
+    return [f"the served model's {problem}" for problem in site.base_problems(Fingerprint.of_folder(folder))]
 
 
 def _argument_problems(args: Namespace, thinking: Thinking | None = None) -> list[str]:
@@ -153,13 +175,8 @@ def _configuration_problems(config: Any, site: Any) -> list[str]:
 
 
 async def _engine_problems(engine: Any, site: Any) -> list[str]:
-    from vllm_edit.store.checkpoint import Checkpoint
-    from vllm_edit.store.site import Fingerprint
-
     folder = model_folder(engine.config.model_config.model, engine.config.model_config.revision)
-    Checkpoint(folder).check_served()
-    served = await asyncio.to_thread(Fingerprint.of_folder, folder)
-    problems = [f"the served model's {problem}" for problem in site.base_problems(served)]
+    problems = await asyncio.to_thread(folder_problems, folder, site)
     return problems + wrapping_problems(await engine.wrapped_modules(site.modules))
 
 

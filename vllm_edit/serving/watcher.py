@@ -47,6 +47,20 @@ class Kept(Protocol):
     def read(self) -> Snapshot | None: ...
 
 
+def last_known(kept: Kept, error: Exception) -> Snapshot:
+    """What this node knows of a registry that cannot be read because of `error`.
+
+    Raises:
+        Incompatible: nothing.
+        Corrupt: what was kept is damaged.
+        Unavailable: what was kept cannot be read.
+    """
+    snapshot = kept.read()
+    if snapshot is None:
+        raise Incompatible(f"{error}; and this node has kept no state of it to serve by") from error
+    return snapshot
+
+
 class Watcher:
     """on_change: called with each new catalogue, in the event loop. tell: says which generation is in force."""
 
@@ -80,9 +94,7 @@ class Watcher:
         except Incompatible:
             raise
         except FAILURES as error:
-            snapshot = await self._threads.run(self._kept.read)
-            if snapshot is None:
-                raise Incompatible(f"{error}; and this node has kept no state of it to serve by") from error
+            snapshot = await self._threads.run(last_known, self._kept, error)
             logger.warning("%s; serving by the last state that this node kept (%d)", error, snapshot.generation)
             self._failed(error)
             self._put(Catalogue(self.current.bases, snapshot))

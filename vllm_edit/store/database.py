@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -37,6 +38,7 @@ from sqlalchemy.exc import (
     InterfaceError,
     InternalError,
     OperationalError,
+    SAWarning,
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import QueuePool
@@ -261,11 +263,16 @@ def _checked(url: str | URL) -> URL:
 def _engine(url: URL, sqlite: bool) -> Engine:
     pool: dict[str, Any] = {"poolclass": QueuePool, "pool_timeout": _CHECKOUT_TIMEOUT_S}
     pool |= {"pool_size": _KEPT, "max_overflow": CONNECTIONS + FOLLOWING - _KEPT}
-    if sqlite:
-        return create_engine(url, connect_args={"timeout": _BUSY_TIMEOUT_S}, **pool)
     try:
-        # A server that was restarted leaves dead connections in the pool: they are tried before they are used.
-        return create_engine(url, connect_args={**_PATIENCE, "options": _options(url)}, pool_pre_ping=True, **pool)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", SAWarning)  # that an option is unknown, and ignored
+            if sqlite:
+                return create_engine(url, connect_args={"timeout": _BUSY_TIMEOUT_S}, **pool)
+            # A server that was restarted leaves dead connections in the pool: they are tried before they are used.
+            return create_engine(url, connect_args={**_PATIENCE, "options": _options(url)}, pool_pre_ping=True, **pool)
+    except (SAWarning, ArgumentError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise EditError(f"the registry {url} has an option that cannot be used: {reason}; leave it out") from error
     except ModuleNotFoundError as error:
         raise EditError(f"a registry in PostgreSQL needs {error.name}: install vllm-edit[postgres]") from error
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from vllm_edit.errors import Corrupt, EditError
+from vllm_edit.errors import Corrupt, EditError, Unavailable
 from vllm_edit.store.digest import digest_bytes, digest_json
 from vllm_edit.store.envelope import canonical
 from vllm_edit.store.files import LocalFiles, sync_folder
@@ -67,6 +67,7 @@ class LastState:
 
         Raises:
             Corrupt: the file is damaged, or another version of vllm-edit wrote it.
+            Unavailable: the file cannot be read.
         """
         state = self._state()
         if state is None:
@@ -81,6 +82,8 @@ class LastState:
             data = self.path.read_bytes()
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise Unavailable(f"{self.path} cannot be read ({error.strerror}); {self._mend}") from error
         try:
             kept = json.loads(data)
             state: dict[str, Any] = kept["state"]

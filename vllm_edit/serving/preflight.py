@@ -1,0 +1,65 @@
+"""What would make a server refuse itself a minute later, told before vLLM is started.
+
+The server checks the same once more, since it may be started without `vllm-edit serve` (`startup`).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+from vllm_edit.errors import Incompatible
+from vllm_edit.serving import startup
+from vllm_edit.serving.compat import flags
+from vllm_edit.serving.profile import Profile
+from vllm_edit.serving.settings import Settings
+from vllm_edit.serving.watcher import FAILURES, last_known
+from vllm_edit.store.checkpoint import Checkpoint
+from vllm_edit.store.last_state import LastState
+from vllm_edit.store.snapshot import Snapshot
+from vllm_edit.store.store import Store
+
+
+def check_start(store: Store, profile: Profile) -> Path | None:
+    """Check environment, model and registry as the server that `profile` starts will.
+
+    Returns the served model's folder; None for one that is still to be downloaded, of which nothing can be known.
+
+    Raises:
+        EditError: the server would not come up; the message says why.
+    """
+    environment = {**os.environ, **profile.environment}
+    Settings.from_environment(environment)
+    startup.check_environment(environment, profile.command())
+    given = flags.named(profile.flags)
+    folder = _folder(profile.model, given.get("revision"))
+    if folder is not None:
+        Checkpoint(folder).check_whole()
+        problems = startup.folder_problems(folder, store.site())
+        if problems:
+            raise Incompatible(f"{profile.model} is not the base of {store.url}: {'; '.join(problems)}")
+    startup.check_names(_state(store), given.get("served_model_name", ()))
+    return folder
+
+
+def _folder(model: str, revision: list[str] | None) -> Path | None:
+    if Path(model).is_absolute() and not Path(model).exists():
+        raise Incompatible(f"{model}: no such model folder")
+    try:
+        return startup.model_folder(model, revision[0] if revision else None)
+    except LocalEntryNotFoundError:
+        return None
+    except HFValidationError:
+        raise Incompatible(f"{model} is neither a model folder nor the id of a model on the hub") from None
+
+
+def _state(store: Store) -> Snapshot:
+    """What the server will begin with: the registry's state, or, while that is down, the last that this node knew."""
+    try:
+        return store.registry.snapshot()
+    except Incompatible:
+        raise
+    except FAILURES as error:
+        return last_known(LastState.of(store), error)
