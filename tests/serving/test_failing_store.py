@@ -145,3 +145,29 @@ def test_what_fails_ahead_of_requests_does_not_keep_others_from_being_loaded(
     assert len(asked) > 1
     assert place.service.residency.names | place.service.scopes.indexed >= {*asked[1:]}
     assert f"{asked[0]} cannot be served" in caplog.text
+
+
+def nothing_left(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The registry is elsewhere, so it is all that is left."""
+    for path in (Path(place.store.url) / "patches", Path(place.store.url) / "site.json"):
+        path.rename(path.with_name(f"{path.name}.away"))
+
+
+@pytest.mark.parametrize(("broken", "told"), [(gone, "the files of city@"), (nothing_left, "the store at ")])
+def test_who_publishes_or_looks_up_a_patch_is_told_that_the_store_is_gone(
+    place: Place, monkeypatch: pytest.MonkeyPatch, broken: Break, told: str
+) -> None:
+    admin = bearer(place.store.registry.create_key(None).presented)
+
+    async def steps() -> list[httpx.Response]:
+        await place.service.watcher.refresh()
+        broken(place, monkeypatch)
+        return [
+            await place.client.get("/v1/edits/patches/city", headers=admin),
+            await place.client.post("/v1/edits/tenants/acme/publish", json={"patch": "city"}, headers=admin),
+        ]
+
+    for reply in run(steps()):
+        assert reply.status_code == 503
+        assert told in reply.json()["error"]["message"]
+        assert "gone" in reply.json()["error"]["message"]

@@ -303,8 +303,18 @@ class Store:
         return {path.split("/")[1] for path in self.files.glob(f"patches/*/{MANIFEST}")}
 
     def resolve(self, text: str) -> str:
-        """The full name that `text` means: a full name, `patch` (its newest) or `patch@…` (start of a digest)."""
-        return names.resolve(text, self.names())
+        """The full name that `text` means: a full name, `patch` (its newest) or `patch@…` (start of a digest).
+
+        Raises:
+            NotFound: no such name.
+            EditError: the start of a digest fits several.
+            Unavailable: the registry has it, but its files, or the whole store, are gone.
+        """
+        try:
+            return names.resolve(text, self.names())
+        except NotFound:
+            self._check_not_lost(text)
+            raise
 
     # Records
 
@@ -338,6 +348,17 @@ class Store:
     def remove_files(self, name: str) -> None:
         """Remove a patch's files, if there are any; its records stay. Only for one that the registry gives up."""
         self.files.remove_folder(_folder(name), marker=MANIFEST)
+
+    def _check_not_lost(self, text: str) -> None:
+        """Raises `Unavailable` where a name is not found because files are gone, as on a disk that is not mounted."""
+        if not self.files.exists(SITE):
+            raise Unavailable(f"the store at {self.url} is gone: {SITE} is not there; mount or restore it")
+        retired = self.registry.retired.since()
+        try:
+            lost = names.resolve(text, [entry.name for entry in self.registry.patches() if entry.name not in retired])
+        except EditError:
+            return
+        raise Unavailable(f"the files of {lost} are gone from the store at {self.url}; restore them, or compile it again")
 
     def _enter(self, name: str) -> None:
         """Enter a patch that a writer who was killed left out."""
