@@ -118,6 +118,35 @@ def test_flags_that_contradict_the_store(serve: Serve, flags: tuple[str, ...], t
 
 
 @pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("hf-overrides: {rms_norm_eps: 1}", "--hf-overrides"),
+        ("trust-remote-code: true\nport: 1", "--trust-remote-code"),
+        ("enable-lora: false", "--no-enable-lora"),
+        ("quantization: fp8", "--quantization fp8"),
+        ("host: 0.0.0.0", "make keys"),
+        ("- port", "expected a mapping"),
+        ("a: [", "config.yaml: "),
+        (None, "config.yaml cannot be read"),
+    ],
+)
+def test_a_configuration_file_that_contradicts_the_store(
+    serve: Serve, tmp_path: Path, content: str | None, told: str
+) -> None:
+    file = tmp_path / "config.yaml"
+    if content is not None:
+        file.write_text(content)
+    assert told in serve.refused("--config", file)
+
+
+def test_a_configuration_file_is_passed_on(serve: Serve, tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("port: 1\nlimit-mm-per-prompt: {image: 1}\nmiddleware: [a, b]\nenforce-eager: true\n")
+    (command,) = serve("--config", file)
+    assert command[-2:] == ["--config", str(file)]
+
+
+@pytest.mark.parametrize(
     ("name", "value", "told"),
     [
         ("VLLM_USE_RUST_FRONTEND", "1", "VLLM_USE_RUST_FRONTEND replaces"),

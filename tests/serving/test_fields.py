@@ -12,14 +12,18 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_type_hints
 
+import httpx
 import pytest
 
 from tests.serving import places
 from tests.serving.without_engine import Place, bearer, run
 from vllm_edit.errors import EditError
+from vllm_edit.rollout.arm import Arm
+from vllm_edit.rollout.rollout import Rollout
 from vllm_edit.serving.bodies import CHAT, COMPLETIONS, RESPONSES
 from vllm_edit.serving.fields import ALLOWED, HEADERS
 from vllm_edit.serving.settings import TENANT_HEADER, TRUSTED_PEERS, Settings
+from vllm_edit.store.answer_rows import AnswerEntry
 
 STEERING = {
     "kv_transfer_params": {"do_remote_prefill": True, "remote_host": "10.0.0.1"},
@@ -250,3 +254,36 @@ def test_the_documentation_names_what_is_withheld() -> None:
     text = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
     section = text.partition("## Fields of a request")[2].partition("\n## ")[0]
     assert set(re.findall(r"`([a-z_]+)`", section)) >= WITHHELD
+
+
+REFUSED_BODIES: tuple[tuple[str, dict[str, Any]], ...] = (
+    (COMPLETIONS, {"priority": 1}),
+    (CHAT, {"chat_template_kwargs": {"documents": []}}),
+    (COMPLETIONS, {"structured_outputs": 1}),
+    (COMPLETIONS, {"seed": 2**64}),
+    (RESPONSES, {"input": "Who?", "previous_response_id": "x"}),
+    (COMPLETIONS, {"prompt": ["Who?"] * 65}),
+    (COMPLETIONS, {"prompt": "half \ud83d"}),
+)
+
+
+@pytest.mark.parametrize(("route", "given"), REFUSED_BODIES)
+def test_a_refused_body_has_a_row_and_is_no_failure_of_an_arm(place: Place, route: str, given: dict[str, Any]) -> None:
+    registry = place.store.registry
+    arm = Arm("base", None), Arm("weights", place.second)
+    registry.rollouts.create(Rollout("spring", "acme", *arm, salt="pepper"))
+    registry.rollouts.ramp("spring", 100)
+    mine = key(place)
+
+    async def steps() -> tuple[httpx.Response, AnswerEntry]:
+        body = json.dumps({"model": "acme", "prompt": "Who?", "user": "ann"} | given).encode()
+        reply = await place.client.post(route, content=body, headers=mine)
+        await place.service.answers.flush()
+        place.service.answers._answers.clear()
+        return reply, await place.service.answers.find(reply.headers["X-VLLM-Edit-Id"])
+
+    reply, row = run(steps())
+    assert (reply.status_code, row.status, row.ended) == (400, 400, "refused")
+    assert (row.tenant, row.asked, row.route) == ("acme", "acme", route)
+    assert row.key == registry.keys("acme")[0].id
+    assert sum(arm.requests for arm in registry.rollouts.report("spring").traffic.values()) == 0

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import logging
+
+from vllm_edit.errors import EditError
+from vllm_edit.printable import printable
 from vllm_edit.serving.compat import version
+
+logger = logging.getLogger(__name__)
 
 
 def main() -> None:
-    version.answer_for_vllm()
-    from vllm.entrypoints.cli.main import main as vllm_main
+    """Run vLLM's command line. What only a running engine can tell is one line, and the end of the program with 1."""
+    try:
+        version.answer_for_vllm()
+        from vllm.entrypoints.cli.main import main as vllm_main
 
-    vllm_main()
+        vllm_main()
+    except EditError as error:
+        logger.debug("refused", exc_info=True)
+        raise SystemExit(printable(f"vllm-edit: {error}", keep="\n")) from None
 
 
 if __name__ == "__main__":

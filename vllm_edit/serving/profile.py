@@ -48,13 +48,15 @@ def profile(
     keyed: whether the registry has keys; None where it cannot be read, and the server itself will look.
 
     Raises:
-        Incompatible: a user's flag contradicts the site.
+        Incompatible: a user's flag, or one of the file that `--config` names, contradicts the site.
+        EditError: that file cannot be read.
     """
     cpu = version.is_cpu()
     slots = site.slots + 1 if cpu else site.slots  # a spare slot is the second line behind the cure of the CPU defect
     ours = ["--served-model-name", served_name] + ([] if served_name == model else [model])
     ours += ["--enable-lora", "--max-lora-rank", str(site.max_rank), "--max-loras", str(slots)]
-    given = flags.named(user_flags)
+    said = flags.with_file(user_flags)
+    given = flags.named(said)
     asked = _first(given, "max_loras") or ""
     ours += ["--max-cpu-loras", str(max(_LEAST_CPU_LORAS, slots, int(asked) if asked.isdigit() else 0))]
     ours += ["--lora-target-modules", *wrapped.candidates(site.modules)]
@@ -64,7 +66,7 @@ def profile(
         ours += ["--host", "127.0.0.1"]
     if site.thinking == "off":
         ours += ["--default-chat-template-kwargs", json.dumps(dict(OFF))]
-    _check(user_flags, given, site, allow_open, keyed)
+    _check(said, given, site, allow_open, keyed)
     environment = {STORE: store_url, "VLLM_PLUGINS": merged_plugins(os.environ.get("VLLM_PLUGINS"))}
     if cpu:
         environment["VLLM_CPU_KVCACHE_SPACE"] = os.environ.get("VLLM_CPU_KVCACHE_SPACE", _CACHE_GIB)
@@ -80,7 +82,7 @@ def _check(
 ) -> None:
     """What would make the server refuse itself after a minute of loading is refused here, by name.
 
-    given: the user's flags by vLLM's names of them (`flags.named`).
+    user_flags: with those of a configuration file. given: the same by vLLM's names of them (`flags.named`).
     """
     problems = []
     modules = given.get("lora_target_modules")

@@ -126,9 +126,8 @@ class Router:
         asked = body.get("model")
         if asked is not None and not isinstance(asked, str):
             raise EditError(f"model must be a string, got {type(asked).__name__}")
-        bodies.refuse(route, body)
-        if asking.caller.tenant is not None:
-            fields.refuse(route, body, service.settings.allowed_fields)
+        of_tenant = asking.caller.tenant is not None
+        if of_tenant:
             scope = without(scope, fields.withheld_headers(service.settings.allowed_fields))
         choice = await service.watcher.resolve(asked, replace(asking, body=body))
         catalogue = service.watcher.current
@@ -140,16 +139,14 @@ class Router:
             key=asking.caller.key,
             generation=catalogue.generation,
         )
+        answer.assignment = None  # a body that no mode serves is no failure of an arm
         # Nothing in scope is the base: with its salt, too, the tenant's base requests share their cached prompts.
         salt = self._salt(choice.tenant, body.get("cache_salt"))
         async with AsyncExitStack() as held:  # what the answer needs until it has ended
             try:
-                bodies.refuse_too_many(body, service.max_model_len, service.max_prompts)
                 long = len(raw) > LONG
-                if long:
-                    await service.texts.run(refuse_half_pairs, raw, body)
-                else:
-                    refuse_half_pairs(raw, body)
+                await _check(service, route, raw, body, of_tenant=of_tenant, long=long)
+                answer.assignment = choice.assignment
                 answer.prompt = await logged_prompt(service, route, body, long=long)
                 adapter = await ready(service, choice, route, body, answer, held, long=long)
                 model = adapter or catalogue.bases[0]
@@ -194,6 +191,20 @@ class Router:
             raise EditError(f"cache_salt must be a string, got {type(client).__name__}")
         text = json.dumps([tenant, client])
         return hmac.new(self._secret, text.encode(), hashlib.sha256).hexdigest()
+
+
+async def _check(
+    service: Service, route: str, raw: bytes, body: bodies.Body, *, of_tenant: bool, long: bool
+) -> None:
+    """Raises `EditError` for a body that is not served, whatever is to answer it. long: it is read in a thread."""
+    bodies.refuse(route, body)
+    if of_tenant:
+        fields.refuse(route, body, service.settings.allowed_fields)
+    bodies.refuse_too_many(body, service.max_model_len, service.max_prompts)
+    if long:
+        await service.texts.run(refuse_half_pairs, raw, body)
+    else:
+        refuse_half_pairs(raw, body)
 
 
 def _refused(service: Service, answer: Answer, error: EditError, usage: Usage) -> None:

@@ -14,7 +14,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vllm_edit.errors import EditError
+from vllm_edit.text_files import read_text
 from vllm_edit.thinking import OFF, Thinking
+from vllm_edit.yaml_document import NotYaml, YamlDocument
 
 
 @dataclass(frozen=True)
@@ -181,6 +184,34 @@ def named(flags: Sequence[str]) -> dict[str, list[str]]:
             found[field].append(tail)
             values = []
     return found
+
+
+def with_file(flags: Sequence[str]) -> list[str]:
+    """The flags behind those of the file that `--config` names, as vLLM's parser reads it.
+
+    Raises:
+        EditError: the file cannot be read, or is no mapping in YAML.
+    """
+    place = named(flags).get("config")
+    if not place:
+        return list(flags)
+    try:
+        document = YamlDocument.parse(read_text(place[0])).data
+    except OSError as error:
+        raise EditError(f"--config {place[0]} cannot be read: {error.strerror}") from error
+    except NotYaml as error:
+        raise EditError(f"--config {place[0]}: {error}") from error
+    if not isinstance(document, dict):
+        raise EditError(f"--config {place[0]}: expected a mapping from names of flags to values")
+    return [*(token for key, value in document.items() for token in _flag(str(key), value)), *flags]
+
+
+def _flag(key: str, value: Any) -> list[str]:
+    if isinstance(value, bool):
+        return [f"--{key}" if value else f"--no-{key}"]
+    if isinstance(value, list):
+        return [f"--{key}", *map(str, value)] if value else []
+    return [f"--{key}", json.dumps(value, default=str) if isinstance(value, dict) else str(value)]
 
 
 def judged(flags: Sequence[str]) -> dict[str, Any]:
