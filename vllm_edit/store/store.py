@@ -358,7 +358,7 @@ class Store:
             lost = names.resolve(text, [entry.name for entry in self.registry.patches() if entry.name not in retired])
         except EditError:
             return
-        raise Unavailable(f"the files of {lost} are gone from the store at {self.url}; restore them, or compile it again")
+        raise Unavailable(f"the files of {lost} are gone from the store at {self.url}; restore or compile them again")
 
     def _enter(self, name: str) -> None:
         """Enter a patch that a writer who was killed left out."""
