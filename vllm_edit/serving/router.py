@@ -193,9 +193,7 @@ class Router:
         return hmac.new(self._secret, text.encode(), hashlib.sha256).hexdigest()
 
 
-async def _check(
-    service: Service, route: str, raw: bytes, body: bodies.Body, *, of_tenant: bool, long: bool
-) -> None:
+async def _check(service: Service, route: str, raw: bytes, body: bodies.Body, *, of_tenant: bool, long: bool) -> None:
     """Raises `EditError` for a body that is not served, whatever is to answer it. long: it is read in a thread."""
     bodies.refuse(route, body)
     if of_tenant:
