@@ -180,7 +180,9 @@ def test_a_name_given_twice_has_one_meaning(place: Place) -> None:
 
 def test_too_long_a_body_is_refused(tmp_path: Path, template: Path) -> None:
     place = Place(tmp_path, template, Settings(store="here", max_body_bytes=1000))
-    assert run(place.ask("acme", prompt="x" * 2000)).status_code == 413
+    reply = run(place.ask("acme", prompt="x" * 2000))
+    assert reply.status_code == 413
+    assert "exceeds 1,000 bytes" in reply.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(

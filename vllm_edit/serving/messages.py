@@ -73,7 +73,7 @@ async def read_body(receive: Receive, limit: int) -> bytes | None:
         chunk: bytes = message.get("body", b"")
         size += len(chunk)
         if size > limit:
-            raise TooLarge(f"the body exceeds {limit} bytes; send a shorter request")
+            raise TooLarge(f"the body exceeds {limit:,} bytes; send a shorter request")
         chunks.append(chunk)
         more = message.get("more_body", False)
     return b"".join(chunks)

@@ -115,7 +115,7 @@ class Router:
     async def _infer(
         self, service: Service, route: str, headers: Headers, scope: Scope, receive: Receive, send: Sender
     ) -> None:
-        raw = await read_body(receive, service.settings.max_body_bytes)
+        raw = await read_body(receive, service.settings.body_bytes(service.max_model_len))
         if raw is None:
             return  # the client went away
         usage = Usage(route)

@@ -20,9 +20,12 @@ FORWARDED = "FORWARDED_ALLOW_IPS"
 LOG_DAYS = "VLLM_EDIT_LOG_DAYS"
 LOG_PROMPTS = "VLLM_EDIT_LOG_PROMPTS"
 ALLOWED_FIELDS = "VLLM_EDIT_ALLOWED_FIELDS"
+MAX_BODY = "VLLM_EDIT_MAX_BODY_MIB"
 
 Network = IPv4Network | IPv6Network
 _HEADER = re.compile(r"[a-z0-9-]{1,64}")
+_LEAST_BODY_BYTES = 8 * 2**20  # pictures in base64, and long lists of tools, take bytes and few tokens
+_BYTES_OF_A_TOKEN = 64  # more than any text has on average: escaped in JSON, some bytes a character
 _FIELD = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 
 
@@ -34,6 +37,7 @@ class Settings:
     tenant_header, trusted_peers: a gateway's header that names the tenant, and whose connections may say it.
     log_days: how long the log of answers is kept; 0 keeps it for ever. log_prompts: with the prompts' text.
     allowed_fields: fields of a request that tenants may send besides those of `fields.ALLOWED`.
+    max_body_bytes: most bytes of a request's body; None goes by the model's context (`body_bytes`).
     """
 
     store: str | None = None
@@ -44,7 +48,7 @@ class Settings:
     log_days: float = 30.0
     log_prompts: bool = False
     allowed_fields: frozenset[str] = frozenset()
-    max_body_bytes: int = 32 * 2**20
+    max_body_bytes: int | None = None
     max_answers: int = 10_000
 
     @classmethod
@@ -54,6 +58,7 @@ class Settings:
         problems: list[str] = []
         header, peers = _gateway(env, problems)
         days = _days(env.get(LOG_DAYS) or "30", problems)
+        mebibytes = _mebibytes(env.get(MAX_BODY) or "", problems)
         fields = _fields(env.get(ALLOWED_FIELDS) or "", problems)
         expose, allow_open, log_prompts = (_switch(env, name, problems) for name in (EXPOSE, ALLOW_OPEN, LOG_PROMPTS))
         if problems:
@@ -67,7 +72,13 @@ class Settings:
             log_days=days,
             log_prompts=log_prompts,
             allowed_fields=fields,
+            max_body_bytes=mebibytes and mebibytes * 2**20,
         )
+
+    def body_bytes(self, context: int) -> int:
+        """Most bytes of a request's body: by default what the model's context of so many tokens can hold, with room to
+        spare. Parsing a body holds up all other requests."""
+        return self.max_body_bytes or max(_LEAST_BODY_BYTES, context * _BYTES_OF_A_TOKEN)
 
 
 def _switch(env: Mapping[str, str], name: str, problems: list[str]) -> bool:
@@ -101,6 +112,15 @@ def _days(said: str, problems: list[str]) -> float:
     if not 0 <= days < 36_500:
         problems.append(f"{LOG_DAYS}: expected a number of days, 0 for ever, got {said[:80]!r}")
     return days
+
+
+def _mebibytes(said: str, problems: list[str]) -> int | None:
+    if not said.strip():
+        return None
+    if not (said.strip().isascii() and said.strip().isdigit() and 1 <= int(said[:9]) <= 4096):
+        problems.append(f"{MAX_BODY}: expected a whole number of MiB from 1 to 4096, got {said[:80]!r}")
+        return None
+    return int(said)
 
 
 def _fields(said: str, problems: list[str]) -> frozenset[str]:
