@@ -40,11 +40,12 @@ def _not_negative(value: float) -> float:
     return value
 
 
-def between(low: float, high: float, ends: bool = True) -> AfterValidator:
-    """The value lies between them; with `ends` it may be one of them."""
+def between(low: float, high: float, *, low_too: bool = True, high_too: bool = True) -> AfterValidator:
+    """The value lies between them. low_too, high_too: it may be that one."""
+    excluded = {end for end, allowed in ((low, low_too), (high, high_too)) if not allowed}
 
     def check(value: float) -> float:
-        if not (low <= value <= high if ends else low < value < high):
+        if not low <= value <= high or value in excluded:
             raise ValueError(f"must lie between {low:g} and {high:g}")
         return value
 

@@ -12,12 +12,11 @@ from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar
 
 import torch
-from pydantic import AfterValidator
 from transformers import Conv1D
 
 from vllm_edit.composition.closed_form import as_saved
 from vllm_edit.deltas.delta import Delta
-from vllm_edit.editing.checked_settings import CountFromZero, PositiveCount, PositiveReal, Real, Seed, checked
+from vllm_edit.editing.checked_settings import CountFromZero, PositiveCount, PositiveReal, Real, Seed, between, checked
 from vllm_edit.editing.method import MethodResult
 from vllm_edit.editing.one_example import ExampleSettings, example_rows, recheck, train
 from vllm_edit.editing.settings import Progress
@@ -28,12 +27,6 @@ from vllm_edit.models.hooks import find_module, frozen
 from vllm_edit.models.rows import leads
 from vllm_edit.patch import Edit
 from vllm_edit.store.site import Site
-
-
-def _below_1(value: float) -> float:
-    if not 0 <= value < 1:
-        raise ValueError("must lie between 0 and 1")
-    return value
 
 
 @checked
@@ -51,7 +44,7 @@ class LoraSettings(ExampleSettings):
     """Rank of the adapter; None takes the site's maximum."""
     alpha: PositiveReal = 32.0
     """The update is alpha / rank · B·A."""
-    dropout: Annotated[Real, AfterValidator(_below_1)] = 0.1
+    dropout: Annotated[Real, between(0, 1, high_too=False)] = 0.1
     """Share of the module's inputs that the adapter does not see in a training step."""
     seed: Seed = 0
     """Of A's first values and of the dropout."""

@@ -50,7 +50,7 @@ class TrainingSettings(MethodSettings):
     """Rank of the network's layers."""
     warm: PositiveCount = 128
     """Edits whose gradients are taken into the running statistics before the first step."""
-    validation: Annotated[Real, between(0, 1, ends=False)] = 0.15
+    validation: Annotated[Real, between(0, 1, low_too=False, high_too=False)] = 0.15
     """Share of the subjects whose edits are for validation."""
     validated: PositiveCount = 64
     """Most edits of a validation."""
