@@ -15,14 +15,17 @@ def verify(store: StoreOption = None, json: JsonOption = False) -> None:
     from vllm_edit.store.store import Store
 
     opened = Store.open(store)
-    problems = opened.verify()
+    problems, notes = opened.verify(), opened.notes()
     if json:
         names = opened.stored() if problems else opened.names()
-        print_json({"patches": len(names), "problems": problems})
+        print_json({"patches": len(names), "problems": problems, "notes": notes})
     elif problems:
         print_error("\n".join(problems))
     else:
         print_line(f"{opened.url}: {len(opened.names())} compiled patches, all files match their digests")
+    if not json:
+        for note in notes:
+            print_line(f"note: {note}", error=True)
     if problems:
         raise typer.Exit(1)
 

@@ -165,6 +165,35 @@ def passages(texts: TextsOption = None, store: StoreOption = None, json: JsonOpt
     print_json(told) if json else print_fields(told)
 
 
+@app.command("keep-settings")
+def keep_settings(
+    model: Annotated[
+        str | None, typer.Option(help="The base: atlas, a folder, or a hub id; default: the site's.")
+    ] = None,
+    store: StoreOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Keep the digest of the base's settings files in a store that was made before stores had one.
+
+    These are tokenizer_config.json, added_tokens.json and generation_config.json. From then on a server refuses a base
+    in which one of them is another. They should be as they were when the store was made.
+    """
+    from vllm_edit.models.base import Base
+    from vllm_edit.models.import_checks import check_round_trip
+    from vllm_edit.store.store import Store
+
+    opened = Store.open(store)
+    if opened.base().settings is not None:
+        raise EditError(f"{opened.url} has a digest of its base's settings already")
+    base = Base.load(model or opened.site().model)
+    if problems := opened.base().problems(base.fingerprint):
+        raise EditError(f"{base.name} is not the base of {opened.url}: its {'; its '.join(problems)}")
+    check_round_trip(base.tokenizer)
+    opened.keep("settings", base.fingerprint.settings)
+    told = {"store": opened.url, "model": base.name, "settings": base.fingerprint.settings}
+    print_json(told) if json else print_fields(told)
+
+
 @app.command()
 def status(store: StoreOption = None, json: JsonOption = False) -> None:
     """Say what a store holds: its site and how it was chosen, patches, tenants, and what the model knows."""

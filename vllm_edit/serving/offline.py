@@ -200,7 +200,7 @@ class PatchedLLM:
     def _check(self, path: str) -> None:
         folder = model_folder(path)
         Checkpoint(folder).check_served()
-        if departures := self.site.base_problems(Fingerprint.of_folder(folder)):
+        if departures := self.store.base().problems(Fingerprint.of_folder(folder)):
             raise Incompatible(
                 f"{path} is not the base of {self.store.url}; serve the model the store was made for: its "
                 f"{'; its '.join(departures)}"

@@ -37,7 +37,7 @@ def check_start(store: Store, profile: Profile) -> Path | None:
     folder = _folder(profile.model, given.get("revision"))
     if folder is not None:
         Checkpoint(folder).check_whole()
-        problems = startup.folder_problems(folder, store.site())
+        problems = startup.folder_problems(folder, store.base())
         if problems:
             raise Incompatible(f"{profile.model} is not the base of {store.url}: {'; '.join(problems)}")
     startup.check_names(_state(store), given.get("served_model_name", ()))

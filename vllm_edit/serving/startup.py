@@ -23,7 +23,7 @@ from vllm_edit.serving.settings import ALLOW_OPEN, FORWARDED, STORE, TRUSTED_PEE
 from vllm_edit.thinking import OFF, Thinking
 
 if TYPE_CHECKING:
-    from vllm_edit.store.site import Site
+    from vllm_edit.store.site import Fingerprint
     from vllm_edit.store.snapshot import Snapshot
 
 logger = logging.getLogger(__name__)
@@ -72,24 +72,29 @@ async def start(engine_client: Any, state: Any, args: Namespace) -> None:
     Raises:
         Incompatible: the server cannot serve this store; the message says all reasons.
     """
+    from vllm_edit.models.import_checks import check_round_trip
     from vllm_edit.serving.assembly import make_service
     from vllm_edit.serving.compat.engine import Engine
     from vllm_edit.serving.metrics import Metrics
     from vllm_edit.serving.residency import GRACE_S
     from vllm_edit.store.last_state import LastState
+    from vllm_edit.store.site import WITHOUT_SETTINGS
     from vllm_edit.store.store import Store
 
     settings = Settings.from_environment()
     if engine_client is None or getattr(state, "vllm_edit", None) is None:
         raise Incompatible(f"{STORE} is set, but this server has no engine or no router; use `vllm-edit serve`")
     store = await asyncio.to_thread(Store.open, settings.store)
-    site = await asyncio.to_thread(store.site)
+    site, base = await asyncio.to_thread(store.site), await asyncio.to_thread(store.base)
     engine = Engine(engine_client, state.openai_serving_models)
     problems = _argument_problems(args, site.thinking) + _configuration_problems(engine.config, site)
     if not problems:  # the engine is asked only when its configuration allows an answer
-        problems = await _engine_problems(engine, site)
+        problems = await _engine_problems(engine, site.model_copy(update={"base": base}))
     _raise(problems, f"this server cannot serve the store {settings.store}")
 
+    if base.settings is None:
+        logger.warning(WITHOUT_SETTINGS)
+        await asyncio.to_thread(check_round_trip, engine.tokenizer)
     service = make_service(store, site, engine, settings, Metrics(), LastState.of(store), GRACE_S)
     catalogue = await service.watcher.first()
     _raise(_keyed_problems(args, settings, catalogue.snapshot.keyed), f"this server cannot serve {settings.store}")
@@ -110,8 +115,8 @@ def check_names(snapshot: Snapshot, base_names: Collection[str]) -> None:
     )
 
 
-def folder_problems(folder: Path, site: Site) -> list[str]:
-    """What makes the model in a folder another one than the site's base, a line each.
+def folder_problems(folder: Path, base: Fingerprint) -> list[str]:
+    """What makes the model in a folder another one than the store's base, a line each.
 
     Raises:
         EditError: the folder cannot be read, or vLLM would load other weights of it than transformers.
@@ -120,7 +125,7 @@ def folder_problems(folder: Path, site: Site) -> list[str]:
     from vllm_edit.store.site import Fingerprint
 
     Checkpoint(folder).check_served()
-    return [f"the served model's {problem}" for problem in site.base_problems(Fingerprint.of_folder(folder))]
+    return [f"the served model's {problem}" for problem in base.problems(Fingerprint.of_folder(folder))]
 
 
 def _argument_problems(args: Namespace, thinking: Thinking | None = None) -> list[str]:
@@ -176,7 +181,7 @@ def _configuration_problems(config: Any, site: Any) -> list[str]:
 
 async def _engine_problems(engine: Any, site: Any) -> list[str]:
     folder = model_folder(engine.config.model_config.model, engine.config.model_config.revision)
-    problems = await asyncio.to_thread(folder_problems, folder, site)
+    problems = await asyncio.to_thread(folder_problems, folder, site.base)
     return problems + wrapping_problems(await engine.wrapped_modules(site.modules))
 
 

@@ -4,6 +4,7 @@ passages.json   ordinary text on which gates measure the drift of perplexity (`p
 texts.json      ordinary text that the base wrote itself, on which the site's second moment was measured
 pool.json       facts of the tables that the base knows (`vllm_edit.facts.pool`)
 tried.json      what the sweep measured of each candidate for the site
+settings.json   digest of the base's settings files (`site.Fingerprint`), where the site is from before it had one
 
 None of them is part of the site's identity. Each is written once: what was judged or drawn by it must not move.
 """
@@ -17,8 +18,8 @@ from vllm_edit.errors import Corrupt
 from vllm_edit.store.digest import digest_json
 from vllm_edit.store.files import Files
 
-Kind = Literal["passages", "texts", "pool", "tried"]
-KINDS: tuple[Kind, ...] = ("passages", "texts", "pool", "tried")
+Kind = Literal["passages", "texts", "pool", "tried", "settings"]
+KINDS: tuple[Kind, ...] = ("passages", "texts", "pool", "tried", "settings")
 
 
 def path_of(kind: Kind) -> str:

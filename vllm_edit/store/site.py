@@ -25,6 +25,10 @@ _VOLATILE_SETTINGS = (
     "local_files_only",
     "_from_model_config",
 )
+WITHOUT_SETTINGS = (
+    "this store is from before the digests of tokenizer_config.json and generation_config.json were kept, so a change of "
+    "them goes unnoticed; if they are as they were, keep their digest with `vllm-edit store keep-settings`"
+)
 _OLD_WEIGHTS = " (an older store of a folder that held further weight files has to be made anew: vllm-edit store init)"
 
 
@@ -87,6 +91,14 @@ class Fingerprint(_Frozen):
     @property
     def digest(self) -> str:
         return digest_json(self.model_dump(exclude_none=True))
+
+    def problems(self, base: Fingerprint) -> list[str]:
+        """What makes `base` another model than this one, a sentence for each part; the first word names the part."""
+        told = {"weights": _OLD_WEIGHTS if self.settings is None else ""}
+        return [
+            f"{part} is {getattr(base, part)}, the site was fixed for {getattr(self, part)}{told.get(part, '')}"
+            for part in self.departures(base)
+        ]
 
     def is_named(self, digest: str) -> bool:
         """True if `digest` is this fingerprint's, or what it was before `settings` existed."""
@@ -164,12 +176,8 @@ class Site(_Frozen):
         return self
 
     def base_problems(self, base: Fingerprint) -> list[str]:
-        """What makes `base` another model than the site's, a sentence for each part; the first word names the part."""
-        told = {"weights": _OLD_WEIGHTS if self.base.settings is None else ""}
-        return [
-            f"{part} is {getattr(base, part)}, the site was fixed for {getattr(self.base, part)}{told.get(part, '')}"
-            for part in self.base.departures(base)
-        ]
+        """`Fingerprint.problems` of the site's base."""
+        return self.base.problems(base)
 
     @property
     def material(self) -> str:

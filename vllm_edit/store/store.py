@@ -33,7 +33,7 @@ from vllm_edit.store.owner import Owner
 from vllm_edit.store.places import default_url, registry_url
 from vllm_edit.store.records import Record, add_record, read_records
 from vllm_edit.store.registry import Registry
-from vllm_edit.store.site import Site
+from vllm_edit.store.site import WITHOUT_SETTINGS, Fingerprint, Site
 from vllm_edit.store.site_files import SITE, check_material, read_material, read_site, write_material, write_site
 
 if TYPE_CHECKING:
@@ -142,6 +142,15 @@ class Store:
             Corrupt: the file does not match the digest in it.
         """
         return read_site(self.files)
+
+    def base(self) -> Fingerprint:
+        """The fingerprint of the site's base; with the digest of its settings that was kept later, where one was.
+
+        Raises:
+            Corrupt: a file does not match the digest in it.
+        """
+        base = self.site().base
+        return base if base.settings is not None else base.model_copy(update={"settings": self.document("settings")})
 
     def moment(self) -> dict[str, torch.Tensor]:
         """The site's second moment as it was given to `create`, checked against its digest.
@@ -331,6 +340,13 @@ class Store:
     def verify(self) -> list[str]:
         """Every problem in the store, one line each; empty when all is well."""
         return problems_of(self)
+
+    def notes(self) -> list[str]:
+        """What should be known of a store in which nothing is wrong, one line each."""
+        try:
+            return [WITHOUT_SETTINGS] if self.base().settings is None else []
+        except EditError:  # `verify` tells it
+            return []
 
     def gc(self, dry_run: bool = True, wait_s: float = 30.0, by: str = "") -> Collected:
         """Remove patches that nobody can be served, except the newest of each name; or tell which these are.
