@@ -26,8 +26,8 @@ _VOLATILE_SETTINGS = (
     "_from_model_config",
 )
 WITHOUT_SETTINGS = (
-    "this store is from before the digests of tokenizer_config.json and generation_config.json were kept, so a change of "
-    "them goes unnoticed; if they are as they were, keep their digest with `vllm-edit store keep-settings`"
+    "this store is from before tokenizer_config.json and generation_config.json had a digest, so a change of them goes "
+    "unnoticed; if they are as they were, keep their digest with `vllm-edit store keep-settings`"
 )
 _OLD_WEIGHTS = " (an older store of a folder that held further weight files has to be made anew: vllm-edit store init)"
 
