@@ -7,9 +7,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from tokenizers.normalizers import Lowercase
+from transformers import AutoTokenizer
 
 from tests.cli.program import Program
 from tests.serving import places
+from vllm_edit.errors import EditError
 from vllm_edit.serving import startup
 from vllm_edit.store.site import WITHOUT_SETTINGS, Fingerprint
 from vllm_edit.store.store import Store
@@ -79,3 +82,16 @@ def test_a_new_store_has_nothing_to_keep(program: Program, tmp_path: Path, model
     store = places.make_store(tmp_path / "new", places.make_site(model))
     assert store.notes() == []
     assert "already" in program("store", "keep-settings", "--store", store.url).err
+
+
+def test_a_server_of_an_older_store_says_so_and_looks_at_its_tokenizer(
+    older: Store, model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    startup.check_settings(older.base(), tokenizer)
+    assert [record.getMessage() for record in caplog.records] == [WITHOUT_SETTINGS]
+    lossy = AutoTokenizer.from_pretrained(model)
+    lossy.backend_tokenizer.normalizer = Lowercase()
+    with pytest.raises(EditError, match="does not give text back"):
+        startup.check_settings(older.base(), lossy)
+    startup.check_settings(Fingerprint.of_folder(model), lossy)  # its digest is enough

@@ -179,7 +179,6 @@ def keep_settings(
     in which one of them is another. They should be as they were when the store was made.
     """
     from vllm_edit.models.base import Base
-    from vllm_edit.models.import_checks import check_round_trip
     from vllm_edit.store.store import Store
 
     opened = Store.open(store)
@@ -188,7 +187,6 @@ def keep_settings(
     base = Base.load(model or opened.site().model)
     if problems := opened.base().problems(base.fingerprint):
         raise EditError(f"{base.name} is not the base of {opened.url}: its {'; its '.join(problems)}")
-    check_round_trip(base.tokenizer)
     opened.keep("settings", base.fingerprint.settings)
     told = {"store": opened.url, "model": base.name, "settings": base.fingerprint.settings}
     print_json(told) if json else print_fields(told)

@@ -22,7 +22,7 @@ from vllm_edit.serving.profile import merged_plugins
 from vllm_edit.serving.residency import applicable, local_folder
 from vllm_edit.serving.scope import FIRST_NUMBER, Derived
 from vllm_edit.serving.served_model import served_model
-from vllm_edit.serving.startup import model_folder, wrapping_problems
+from vllm_edit.serving.startup import check_settings, model_folder, wrapping_problems
 from vllm_edit.store.artefacts import encode_adapter
 from vllm_edit.store.checkpoint import Checkpoint
 from vllm_edit.store.compiled import Demonstration
@@ -200,11 +200,13 @@ class PatchedLLM:
     def _check(self, path: str) -> None:
         folder = model_folder(path)
         Checkpoint(folder).check_served()
-        if departures := self.store.base().problems(Fingerprint.of_folder(folder)):
+        base = self.store.base()
+        if departures := base.problems(Fingerprint.of_folder(folder)):
             raise Incompatible(
                 f"{path} is not the base of {self.store.url}; serve the model the store was made for: its "
                 f"{'; its '.join(departures)}"
             )
+        check_settings(base, self.llm.get_tokenizer())
         problems = wrapping_problems(self.llm.collective_rpc(wrapped.METHOD, args=(list(self.site.modules),)))
         if problems:
             raise Incompatible("; ".join(problems))

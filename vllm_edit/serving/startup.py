@@ -72,13 +72,11 @@ async def start(engine_client: Any, state: Any, args: Namespace) -> None:
     Raises:
         Incompatible: the server cannot serve this store; the message says all reasons.
     """
-    from vllm_edit.models.import_checks import check_round_trip
     from vllm_edit.serving.assembly import make_service
     from vllm_edit.serving.compat.engine import Engine
     from vllm_edit.serving.metrics import Metrics
     from vllm_edit.serving.residency import GRACE_S
     from vllm_edit.store.last_state import LastState
-    from vllm_edit.store.site import WITHOUT_SETTINGS
     from vllm_edit.store.store import Store
 
     settings = Settings.from_environment()
@@ -92,9 +90,7 @@ async def start(engine_client: Any, state: Any, args: Namespace) -> None:
         problems = await _engine_problems(engine, site.model_copy(update={"base": base}))
     _raise(problems, f"this server cannot serve the store {settings.store}")
 
-    if base.settings is None:
-        logger.warning(WITHOUT_SETTINGS)
-        await asyncio.to_thread(check_round_trip, engine.tokenizer)
+    await asyncio.to_thread(check_settings, base, engine.tokenizer)
     service = make_service(store, site, engine, settings, Metrics(), LastState.of(store), GRACE_S)
     catalogue = await service.watcher.first()
     _raise(_keyed_problems(args, settings, catalogue.snapshot.keyed), f"this server cannot serve {settings.store}")
@@ -126,6 +122,20 @@ def folder_problems(folder: Path, base: Fingerprint) -> list[str]:
 
     Checkpoint(folder).check_served()
     return [f"the served model's {problem}" for problem in base.problems(Fingerprint.of_folder(folder))]
+
+
+def check_settings(base: Fingerprint, tokenizer: Any) -> None:
+    """Of a store without a digest of its base's settings: log that, and see whether the tokenizer gives text back.
+
+    Raises:
+        EditError: it does not.
+    """
+    from vllm_edit.models.import_checks import check_round_trip
+    from vllm_edit.store.site import WITHOUT_SETTINGS
+
+    if base.settings is None:
+        logger.warning(WITHOUT_SETTINGS)
+        check_round_trip(tokenizer)
 
 
 def _argument_problems(args: Namespace, thinking: Thinking | None = None) -> list[str]:
