@@ -23,7 +23,6 @@ def verify(store: StoreOption = None, json: JsonOption = False) -> None:
         print_error("\n".join(problems))
     else:
         print_line(f"{opened.url}: {len(opened.names())} compiled patches, all files match their digests")
-    if not json:
         for note in notes:
             print_line(f"note: {note}", error=True)
     if problems:

@@ -203,7 +203,10 @@ def with_file(flags: Sequence[str]) -> list[str]:
         raise EditError(f"--config {place[0]}: {error}") from error
     if not isinstance(document, dict):
         raise EditError(f"--config {place[0]}: expected a mapping from names of flags to values")
-    return [*(token for key, value in document.items() for token in _flag(str(key), value)), *flags]
+    try:
+        return [*(token for key, value in document.items() for token in _flag(str(key), value)), *flags]
+    except (TypeError, ValueError, RecursionError) as error:  # a mapping within itself, or with keys that are no text
+        raise EditError(f"--config {place[0]}: expected values as JSON has them: {error}") from error
 
 
 def _flag(key: str, value: Any) -> list[str]:
