@@ -100,8 +100,25 @@ def test_a_model_that_is_not_whole(serve: Serve, tmp_path: Path, model: Path) ->
     assert "neither a model folder nor the id" in serve.refused("no/such/folder")
 
 
-def test_a_model_that_is_still_to_be_downloaded_is_left_to_the_server(serve: Serve) -> None:
+def _cached(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub's cache has the folder as the snapshot of every model."""
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(folder))
+
+
+@pytest.mark.parametrize("missing", ["model.safetensors", "config.json", "tokenizer.json", "generation_config.json"])
+def test_what_of_a_hub_model_is_still_to_be_downloaded_is_left_to_the_server(
+    serve: Serve, tmp_path: Path, model: Path, missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert serve("nobody/nothing-of-that-name")
+    folder = shutil.copytree(model, tmp_path / "snapshot")
+    (folder / missing).unlink()
+    _cached(folder, monkeypatch)
+    assert len(serve("nobody/tiny")) == 2
+
+
+def test_another_base_in_the_hubs_cache(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _cached(places.save_tiny("llama", tmp_path / "seed", seed=1), monkeypatch)
+    assert "nobody/tiny is not the base" in serve.refused("nobody/tiny")
 
 
 @pytest.mark.parametrize(

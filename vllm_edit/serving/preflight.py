@@ -16,8 +16,9 @@ from vllm_edit.serving.compat import flags
 from vllm_edit.serving.profile import Profile
 from vllm_edit.serving.settings import Settings
 from vllm_edit.serving.watcher import FAILURES, last_known
-from vllm_edit.store.checkpoint import Checkpoint
+from vllm_edit.store.checkpoint import CONFIG, Checkpoint
 from vllm_edit.store.last_state import LastState
+from vllm_edit.store.site import Fingerprint
 from vllm_edit.store.snapshot import Snapshot
 from vllm_edit.store.store import Store
 
@@ -25,7 +26,7 @@ from vllm_edit.store.store import Store
 def check_start(store: Store, profile: Profile) -> Path | None:
     """Check environment, model and registry as the server that `profile` starts will.
 
-    Returns the served model's folder; None for one that is still to be downloaded, of which nothing can be known.
+    Returns the served model's folder; None for a model that is still to be downloaded, of which nothing can be known.
 
     Raises:
         EditError: the server would not come up; the message says why.
@@ -37,9 +38,13 @@ def check_start(store: Store, profile: Profile) -> Path | None:
     folder = _folder(profile.model, given.get("revision"))
     if folder is not None:
         Checkpoint(folder).check_whole()
-        problems = startup.folder_problems(folder, store.base())
-        if problems:
-            raise Incompatible(f"{profile.model} is not the base of {store.url}: {'; '.join(problems)}")
+        Checkpoint(folder).check_served()
+        served, base = Fingerprint.of_folder(folder), store.base()
+        if not Path(profile.model).is_dir():  # of the hub: small files that are not there yet, vLLM fetches
+            served = served.model_copy(update={"chat_template": base.chat_template, "settings": None})
+        if problems := base.problems(served):
+            told = "; ".join(f"the served model's {problem}" for problem in problems)
+            raise Incompatible(f"{profile.model} is not the base of {store.url}: {told}")
     startup.check_names(_state(store), given.get("served_model_name", ()))
     return folder
 
@@ -48,11 +53,14 @@ def _folder(model: str, revision: list[str] | None) -> Path | None:
     if Path(model).is_absolute() and not Path(model).exists():
         raise Incompatible(f"{model}: no such model folder")
     try:
-        return startup.model_folder(model, revision[0] if revision else None)
+        folder = startup.model_folder(model, revision[0] if revision else None)
     except LocalEntryNotFoundError:
         return None
     except HFValidationError:
         raise Incompatible(f"{model} is neither a model folder nor the id of a model on the hub") from None
+    files = Checkpoint(folder)
+    fetched = (folder / CONFIG).is_file() and files.tokenizer and files.weights
+    return folder if Path(model).is_dir() or (fetched and all(path.is_file() for path in files.weights)) else None
 
 
 def _state(store: Store) -> Snapshot:
