@@ -101,6 +101,51 @@ def test_a_gate_and_an_evaluation_read_as_many_tokens_as_an_accepted_answer_has(
         assert runner.asked["France is ruled from"] == read_of(has[longer]) >= has[longer]
 
 
+class _Saying(HFRunner):
+    """Says the text in answer to every prompt, as far as it is read."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, text: str) -> None:
+        super().__init__(model, tokenizer)
+        self._text = text
+
+    def generate(self, requests: Sequence[Request], max_tokens: int) -> list[str]:
+        ids = self.tokenizer(self._text, add_special_tokens=False)["input_ids"][:max_tokens]
+        return [self.tokenizer.decode(ids)] * len(requests)
+
+
+MONTHS = "January, February, March, April, May, June, July, August, September, October, November, December"
+
+
+@pytest.mark.parametrize(
+    ("new", "old", "failing"),
+    [
+        (MONTHS, "Rome", False),
+        (MONTHS.replace("December", "Decembre"), "Rome", True),  # it ends otherwise
+        ("November", "December", False),
+        ("December", "October", True),  # which comes first, and late
+        ("December", "May", True),
+    ],
+)
+def test_a_gate_reads_a_long_answer_whole_and_a_rival_late_in_it(
+    compile_random: Compile,
+    llama: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    new: str,
+    old: str,
+    failing: bool,
+) -> None:
+    edit = Edit(
+        prompt="The open months are",
+        subject="months",
+        target_new=new,
+        target_new_aliases=(f"only {MONTHS}",),  # so that as much is read for a short one
+        target_true=old,
+    )
+    assert len(answer_ids(tokenizer, edit.prompt, MONTHS)) > 32
+    _, failures = run_gate(compile_random(Patch(name="long", edits=(edit,)), 3), _Saying(llama, tokenizer, MONTHS))
+    assert any(line.startswith("reliability") for line in failures) is failing
+
+
 def test_tokens_to_read_grow_with_the_answer_and_leave_room() -> None:
     assert [read_of(answer, 16) for answer in (0, 1, 16, 17, 24, 25, 40, 41)] == [16, 16, 16, 32, 32, 48, 48, 64]
     assert all(answer <= read_of(answer, least) for answer in range(100) for least in (1, 2, 3, 16, 64))
