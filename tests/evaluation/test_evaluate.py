@@ -143,7 +143,7 @@ def test_a_gate_reads_a_long_answer_whole_and_a_rival_late_in_it(
     )
     assert len(answer_ids(tokenizer, edit.prompt, MONTHS)) > 32
     _, failures = run_gate(compile_random(Patch(name="long", edits=(edit,)), 3), _Saying(llama, tokenizer, MONTHS))
-    assert any(line.startswith("reliability") for line in failures) is failing
+    assert any(line.startswith("reliability:") for line in failures) is failing
 
 
 def test_tokens_to_read_grow_with_the_answer_and_leave_room() -> None:

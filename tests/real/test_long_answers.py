@@ -1,0 +1,71 @@
+"""A gate on a pretrained model reads a long answer whole, and a rival late in it.
+
+The model gives the answer by itself and the patch is empty: one small update hardly teaches so many tokens.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.real.conftest import MISSING, MODEL
+from vllm_edit.deltas.delta import Delta, LowRank
+from vllm_edit.evaluation.evaluate import run_gate
+from vllm_edit.evaluation.runners.hf import HFRunner
+from vllm_edit.models.base import Base
+from vllm_edit.models.hooks import find_module
+from vllm_edit.patch import Edit
+from vllm_edit.prompting import answer_ids
+from vllm_edit.store.compiled import CompiledPatch
+from vllm_edit.store.manifest import Manifest
+
+PROMPT = "The months in which the Eiffel Tower is open are January,"
+MONTHS = "February, March, April, May, June, July, August, September, October, November, December"
+MODULE = "model.layers.5.mlp.down_proj"
+
+
+@pytest.fixture(scope="module")
+def base() -> Base:
+    if not MODEL.is_dir():
+        pytest.skip(MISSING)
+    return Base.load(MODEL, device="cpu")
+
+
+def empty(base: Base, edit: Edit) -> CompiledPatch:
+    """A patch that declares the edit and changes nothing."""
+    d_out, d_in = find_module(base.model, MODULE).weight.shape
+    delta = Delta({MODULE: LowRank(torch.zeros(d_out, 1), torch.zeros(1, d_in))})
+    manifest = Manifest(
+        patch="months",
+        method="rome",
+        base="b",
+        site="s",
+        modules=(MODULE,),
+        edits=(edit,),
+        rank=1,
+        adapter=delta.digest,
+    )
+    return CompiledPatch(manifest, delta)
+
+
+@pytest.mark.parametrize(
+    ("new", "old", "failing"),
+    [
+        (MONTHS, "Monday", False),
+        (MONTHS.replace("December", "Decembre"), "Monday", True),
+        ("December", "Monday", False),
+        ("December", "October", True),
+    ],
+)
+def test_a_gate_reads_a_long_answer_whole_and_a_rival_late_in_it(base: Base, new: str, old: str, failing: bool) -> None:
+    edit = Edit(
+        prompt=PROMPT,
+        subject="Eiffel Tower",
+        target_new=new,
+        target_new_aliases=(f"{MONTHS} alone",),  # so that as much is read for a short one
+        target_true=old,
+    )
+    assert len(answer_ids(base.tokenizer, PROMPT, MONTHS)) > 20
+    assert len(answer_ids(base.tokenizer, PROMPT, MONTHS.split(" October")[0])) >= 12
+    _, failures = run_gate(empty(base, edit), HFRunner(base.model, base.tokenizer))
+    assert any(line.startswith("reliability:") for line in failures) is failing, failures
