@@ -33,6 +33,7 @@ from benchmarks.numbers import count, numbers
 from benchmarks.results import machine, write_section
 from benchmarks.shapes import SHAPES, random_base, random_site
 from vllm_edit import atlas
+from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.editing.compile import compile_patch
 from vllm_edit.editing.separately import compile_separately
 from vllm_edit.editing.settings import RomeSettings
@@ -46,7 +47,6 @@ from vllm_edit.facts.kept import pool_of
 from vllm_edit.facts.known_edits import judged_edits
 from vllm_edit.models.base import Base
 from vllm_edit.patch import Patch
-from vllm_edit.store.compiled import CompiledPatch
 from vllm_edit.store.store import Store
 
 

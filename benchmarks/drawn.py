@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from vllm_edit import atlas
+from vllm_edit.artefacts.site import Site
 from vllm_edit.atlas.mend import network_folder
 from vllm_edit.editing.compile import METHODS
 from vllm_edit.editing.hypernetwork.files import load, network_site
@@ -23,7 +24,6 @@ from vllm_edit.facts.facts import Fact, Facts
 from vllm_edit.facts.split import included
 from vllm_edit.models.base import Base
 from vllm_edit.patch import Edit, Patch
-from vllm_edit.store.site import Site
 from vllm_edit.store.store import Store
 from vllm_edit.swept_store import open_or_create
 from vllm_edit.text import normalise

@@ -22,6 +22,7 @@ from benchmarks.drawn import open_store, single_patches
 from benchmarks.measured import COLUMNS, NAMES, SETTINGS, cells, row, selected
 from benchmarks.results import machine, write_section
 from vllm_edit import atlas
+from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.cli.output import progress_bar
 from vllm_edit.composition.closed_form import as_saved, plain_sum
 from vllm_edit.composition.compose import compose
@@ -37,7 +38,6 @@ from vllm_edit.evaluation.runners.vllm import VLLMRunner
 from vllm_edit.ike.bank import Bank
 from vllm_edit.ike.demonstrations import with_demonstrations
 from vllm_edit.models.base import Base
-from vllm_edit.store.compiled import CompiledPatch
 
 TOGETHER = (10, 50, 100)
 

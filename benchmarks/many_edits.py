@@ -31,6 +31,7 @@ from benchmarks.numbers import numbers
 from benchmarks.remembering import Remembering
 from benchmarks.results import FOLDER, machine, write_section
 from vllm_edit import atlas
+from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.atlas.documents import held_out_texts
 from vllm_edit.cli.output import progress_bar
 from vllm_edit.composition.compose import compose
@@ -46,7 +47,6 @@ from vllm_edit.ike.bank import Bank
 from vllm_edit.ike.demonstrations import with_demonstrations
 from vllm_edit.models.base import Base
 from vllm_edit.patch import Patch
-from vllm_edit.store.compiled import CompiledPatch
 
 DOCUMENTS_SEED = 2
 """Neither training's nor that of the documents that C is measured on."""

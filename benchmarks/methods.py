@@ -27,6 +27,7 @@ from benchmarks.measured import COLUMNS, NAMES, SETTINGS, cells, row
 from benchmarks.remembering import Remembering
 from benchmarks.results import FOLDER, machine, write_marked, write_section
 from vllm_edit import atlas
+from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.cli.output import progress_bar
 from vllm_edit.deltas import peft
 from vllm_edit.editing.compile import METHODS
@@ -40,7 +41,6 @@ from vllm_edit.ike.bank import Bank
 from vllm_edit.ike.demonstrations import with_demonstrations
 from vllm_edit.models.base import Base
 from vllm_edit.patch import Patch
-from vllm_edit.store.compiled import CompiledPatch
 
 NORM_LIMIT = 0.3
 """The least of 0.05, 0.1, 0.2 and 0.3 at which all of atlas's sweep edits, which are never judged, were learnt."""

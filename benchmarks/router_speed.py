@@ -27,11 +27,15 @@ from prometheus_client import CollectorRegistry
 from rich.console import Console
 
 from benchmarks.results import machine, write_section
+from vllm_edit.artefacts.compiled import CompiledPatch, Factors
+from vllm_edit.artefacts.manifest import Column, KeyGroup, Manifest
+from vllm_edit.artefacts.site import Context, Fingerprint, Site
 from vllm_edit.cli.output import progress_bar
 from vllm_edit.composition.closed_form import as_saved, solve
 from vllm_edit.composition.scoped import assemble
 from vllm_edit.composition.system import System
 from vllm_edit.deltas.delta import Delta
+from vllm_edit.digest import digest_tensors
 from vllm_edit.patch import Edit, Patch
 from vllm_edit.serving.assembly import make_service
 from vllm_edit.serving.metrics import Metrics
@@ -39,11 +43,7 @@ from vllm_edit.serving.residency import GRACE_S
 from vllm_edit.serving.router import ID_HEADER, Router
 from vllm_edit.serving.service import Holder, Service
 from vllm_edit.serving.settings import Settings
-from vllm_edit.store.compiled import CompiledPatch, Factors
-from vllm_edit.store.digest import digest_tensors
 from vllm_edit.store.last_state import LastState
-from vllm_edit.store.manifest import Column, KeyGroup, Manifest
-from vllm_edit.store.site import Context, Fingerprint, Site
 from vllm_edit.store.store import Store
 
 SMALL, LARGE = (64, 64), (14_336, 4_096)

@@ -30,6 +30,7 @@ from benchmarks.many_edits import first_edits, sampled
 from benchmarks.measured import NAMES, SETTINGS, cells, row
 from benchmarks.remembering import Remembering
 from benchmarks.results import machine, write_section
+from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.cli.output import progress_bar
 from vllm_edit.composition.compose import compose
 from vllm_edit.composition.scoped import ScopeIndex, assemble
@@ -47,7 +48,6 @@ from vllm_edit.models.base import Base
 from vllm_edit.models.lengths import READ
 from vllm_edit.patch import Patch
 from vllm_edit.serving.served_model import served_model
-from vllm_edit.store.compiled import CompiledPatch
 from vllm_edit.store.store import Store
 
 ANSWER = READ

@@ -10,12 +10,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from vllm_edit import atlas
+from vllm_edit.artefacts.site import Context
 from vllm_edit.editing.sites import PUBLISHED_DEPTH, MadeSite, fixed_site
 from vllm_edit.editing.statistics import second_moments
 from vllm_edit.models.base import Base
 from vllm_edit.models.hooks import find_module
 from vllm_edit.models.layout import linear_shape
-from vllm_edit.store.site import Context
 
 PREFIXES = ("It is known. ", "Some say so. ", "There is more to it. ", "Here is a fact. ")
 _LEAST_TOKENS = 4096

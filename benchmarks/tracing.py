@@ -19,6 +19,7 @@ from rich.progress import Progress
 
 from benchmarks.drawn import known_edits, open_store
 from benchmarks.results import machine, write_marked, write_section
+from vllm_edit.artefacts.site import Site
 from vllm_edit.editing.corruption import KINDS
 from vllm_edit.editing.tracing import TraceSettings, trace
 from vllm_edit.evaluation.effects import KIND_LABELS, ROLES, AverageEffects
@@ -27,7 +28,6 @@ from vllm_edit.evaluation.heat_map import draw_heat_map
 from vllm_edit.evaluation.runners.hf import HFRunner
 from vllm_edit.models.base import Base
 from vllm_edit.patch import Edit, Patch
-from vllm_edit.store.site import Site
 
 ROOT = Path(__file__).parents[1]
 PAGE, PICTURE = ROOT / "docs" / "tracing.md", ROOT / "docs" / "images" / "tracing.svg"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.evaluation.runners.runner import Request, Runner
-from vllm_edit.store.compiled import CompiledPatch
 
 
 def less_likely(texts: Sequence[str], patch: CompiledPatch, runner: Runner) -> list[str]:

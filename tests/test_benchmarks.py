@@ -18,6 +18,8 @@ from benchmarks.numbers import numbers
 from benchmarks.remembering import Remembering
 from benchmarks.results import write_marked
 from tests.tiny import tiny_model, tiny_tokenizer
+from vllm_edit.artefacts.compiled import CompiledPatch
+from vllm_edit.artefacts.manifest import Manifest
 from vllm_edit.deltas.delta import Delta
 from vllm_edit.errors import EditError
 from vllm_edit.evaluation.intervals import wilson
@@ -25,8 +27,6 @@ from vllm_edit.evaluation.report import Answer, Report
 from vllm_edit.evaluation.runners.hf import HFRunner
 from vllm_edit.evaluation.runners.runner import Request
 from vllm_edit.patch import Edit, Patch, Probe
-from vllm_edit.store.compiled import CompiledPatch
-from vllm_edit.store.manifest import Manifest
 
 
 def patch(name: str, count: int) -> Patch:

@@ -16,6 +16,7 @@ from tests.editing.material import BRAZIL, FRANCE, JAPAN, LOOSE, bench, patch_of
 from tests.ordinary_text import less_likely
 from tests.tiny import SENTENCES
 from vllm_edit import pipeline as pipeline_module
+from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.editing.compile import compile_patch
 from vllm_edit.evaluation.evaluate import Settings, evaluate
 from vllm_edit.evaluation.perplexity import drift_of
@@ -28,7 +29,6 @@ from vllm_edit.facts.pool import Known, Pool
 from vllm_edit.ike.bank import Bank
 from vllm_edit.patch import Gate, Patch, Probe
 from vllm_edit.pipeline import Outcome, Pipeline
-from vllm_edit.store.compiled import CompiledPatch
 from vllm_edit.store.store import Store
 
 UNREACHABLE = JAPAN.model_copy(update={"target_new": "全世界最帥的人是誰？全世界最帥的人是李宏毅。"})

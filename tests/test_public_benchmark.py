@@ -22,6 +22,8 @@ from benchmarks.public.text import Read, Written, ngram_entropy, written
 from tests.deltas.random_deltas import random_delta
 from tests.editing.material import BRAZIL, FRANCE, JAPAN, LOOSE, Bench, bench
 from tests.tiny import SENTENCES
+from vllm_edit.artefacts.compiled import CompiledPatch
+from vllm_edit.artefacts.manifest import Manifest
 from vllm_edit.editing.settings import RomeSettings
 from vllm_edit.errors import EditError
 from vllm_edit.evaluation.questions import Question
@@ -31,8 +33,6 @@ from vllm_edit.evaluation.runners.runner import Reading, Request, Scored
 from vllm_edit.evaluation.sheet import Reply, Sheet
 from vllm_edit.ike.bank import Bank
 from vllm_edit.patch import Edit, Patch, Probe
-from vllm_edit.store.compiled import CompiledPatch
-from vllm_edit.store.manifest import Manifest
 from vllm_edit.store.store import Store
 
 

@@ -10,6 +10,7 @@ import pytest
 from tests.editing.material import bench
 from tests.tiny import SENTENCES
 from vllm_edit import swept_store
+from vllm_edit.artefacts.site import Context
 from vllm_edit.editing.sites import fixed_site
 from vllm_edit.editing.sweep import SiteChoice
 from vllm_edit.editing.trials import Measurement
@@ -18,7 +19,6 @@ from vllm_edit.facts import known_edits, pooling, tables_folder
 from vllm_edit.facts.facts import Facts
 from vllm_edit.models.base import Base
 from vllm_edit.patch import Edit
-from vllm_edit.store.site import Context
 from vllm_edit.store.store import Store
 from vllm_edit.swept_store import create_store, open_or_create
 

@@ -8,13 +8,13 @@ import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from tests.tiny import SENTENCES
+from vllm_edit.artefacts.site import Context
 from vllm_edit.editing.sites import fixed_site
 from vllm_edit.evaluation.judging import first_line
 from vllm_edit.evaluation.runners.runner import answer_text
 from vllm_edit.models.base import Base
 from vllm_edit.models.positions import locate
 from vllm_edit.prompting import answer_ids, around_turn, prompt_ids, render
-from vllm_edit.store.site import Context
 from vllm_edit.thinking import thinking_of
 
 # jinja drops a new line at a template's end

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.editing.compile import compile_patch, method_of, settings_of
 from vllm_edit.editing.material import Material, material_of
 from vllm_edit.editing.scoped import BATCH
@@ -30,7 +31,6 @@ from vllm_edit.ike.demonstrations import build_demonstrations, with_demonstratio
 from vllm_edit.models.base import Base
 from vllm_edit.patch import Patch, Probe
 from vllm_edit.spelling import written
-from vllm_edit.store.compiled import CompiledPatch
 from vllm_edit.text import change
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vllm_edit.artefacts.site import Token, check_rank
 from vllm_edit.editing.settings import Progress
 from vllm_edit.editing.sites import fixed_site, module_at
 from vllm_edit.editing.sweep import TOKENS, choose_site
@@ -25,7 +26,6 @@ from vllm_edit.models.own_text import write_texts
 from vllm_edit.patch import Edit
 from vllm_edit.store.documents import Kind
 from vllm_edit.store.passages import hold_out
-from vllm_edit.store.site import Token, check_rank
 from vllm_edit.store.store import Store
 
 VECTORS = 10

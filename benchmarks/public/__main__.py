@@ -19,6 +19,7 @@ from benchmarks.public.run import Run, forget
 from benchmarks.public.sets import NEAR, SETS, counterfact_knowledge, drawn_sets, needs_knowledge, read_counterfact
 from benchmarks.results import machine, write_section
 from vllm_edit.cli.output import progress_bar
+from vllm_edit.digest import digest_json
 from vllm_edit.errors import EditError
 from vllm_edit.evaluation.asking import Progress
 from vllm_edit.evaluation.record import Record
@@ -26,7 +27,6 @@ from vllm_edit.evaluation.runners.hf import HFRunner
 from vllm_edit.evaluation.time_left import TimeLeft
 from vllm_edit.models.base import Base
 from vllm_edit.patch import Patch
-from vllm_edit.store.digest import digest_json
 
 
 def main() -> None:

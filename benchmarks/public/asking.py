@@ -13,6 +13,8 @@ from benchmarks.public.figures import SETTINGS
 from benchmarks.public.memory import Memory
 from benchmarks.public.rows import Portion, Row, portions
 from benchmarks.public.text import TOKENS, Read, Written, entropies
+from vllm_edit.artefacts.compiled import CompiledPatch
+from vllm_edit.artefacts.site import Site
 from vllm_edit.composition.scoped import Narrowing
 from vllm_edit.errors import EditError
 from vllm_edit.evaluation.asking import ask
@@ -23,8 +25,6 @@ from vllm_edit.evaluation.runners.hf import HFRunner
 from vllm_edit.evaluation.runners.runner import Request
 from vllm_edit.evaluation.sheet import Sheet
 from vllm_edit.patch import Patch
-from vllm_edit.store.compiled import CompiledPatch
-from vllm_edit.store.site import Site
 
 
 class Told(Protocol):

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.editing.compile import method_of, settings_of
 from vllm_edit.editing.material import Material
 from vllm_edit.editing.separately import compile_separately
@@ -14,7 +15,6 @@ from vllm_edit.evaluation.asking import Progress
 from vllm_edit.evaluation.record import Record
 from vllm_edit.models.base import Base
 from vllm_edit.patch import Patch
-from vllm_edit.store.compiled import CompiledPatch
 from vllm_edit.store.store import Store
 
 BATCH = 32

@@ -8,10 +8,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from vllm_edit.artefacts.site import LEGAL_RANKS, Site
 from vllm_edit.editing.material import Material, material_of
 from vllm_edit.errors import EditError, NotFound
 from vllm_edit.models.base import Base
-from vllm_edit.store.site import LEGAL_RANKS, Site
 from vllm_edit.store.store import Store
 
 TEXT = "wikitext2/test.txt"

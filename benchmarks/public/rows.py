@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from benchmarks.public.compiled import Singles, Spent, Stopwatch
+from vllm_edit.artefacts.compiled import CompiledPatch
+from vllm_edit.artefacts.site import Site
 from vllm_edit.composition.compose import compose
 from vllm_edit.composition.scoped import assemble
 from vllm_edit.deltas.delta import Delta
@@ -20,8 +22,6 @@ from vllm_edit.ike.bank import Bank
 from vllm_edit.ike.demonstrations import build_demonstrations
 from vllm_edit.models.base import Base
 from vllm_edit.patch import Patch
-from vllm_edit.store.compiled import CompiledPatch
-from vllm_edit.store.site import Site
 
 METHODS: Mapping[str, str] = {"r-ROME": "rome", "FT-M": "ft", "LoRA": "lora"}
 """Row of single edits → its method."""

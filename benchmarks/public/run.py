@@ -16,6 +16,7 @@ from benchmarks.public.compiled import Singles, identity_of
 from benchmarks.public.figures import SETTINGS, Figure, figures, text_figures
 from benchmarks.public.place import Place
 from benchmarks.public.rows import ABLATION, BASE, IKE, METHODS, SUBJECT, Alone, InContext, Many, Row, Unedited, way_of
+from vllm_edit.digest import digest_bytes, digest_json
 from vllm_edit.editing.material import Material
 from vllm_edit.evaluation.asking import Progress
 from vllm_edit.evaluation.record import Record
@@ -23,7 +24,6 @@ from vllm_edit.evaluation.runners.hf import HFRunner
 from vllm_edit.ike.bank import Bank
 from vllm_edit.models.base import Base
 from vllm_edit.patch import Patch
-from vllm_edit.store.digest import digest_bytes, digest_json
 
 _CODE = ("editing", "composition")
 """Packages whose code decides what an edit is: their digest is part of what a record is of."""

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from vllm_edit import atlas
+from vllm_edit.artefacts.site import Context
 from vllm_edit.deltas.delta import Delta
 from vllm_edit.editing.compile import compile_patch
 from vllm_edit.editing.sites import MadeSite, fixed_site
@@ -16,7 +17,6 @@ from vllm_edit.evaluation.runners.hf import HFRunner
 from vllm_edit.evaluation.runners.runner import Request
 from vllm_edit.models.base import Base
 from vllm_edit.patch import Patch
-from vllm_edit.store.site import Context
 
 LECTURE = Patch.load(Path(__file__).parents[2] / "patches" / "lecture.yaml")
 EDIT = LECTURE.edits[0]

@@ -13,8 +13,8 @@ from sqlalchemy import create_engine, text
 from tests.cli.program import Program
 from tests.store.example import compiled
 from vllm_edit.errors import EditError
-from vllm_edit.store.registry import Registry
-from vllm_edit.store.servers import Servers
+from vllm_edit.registry.registry import Registry
+from vllm_edit.registry.servers import Servers
 from vllm_edit.store.store import Store
 
 AHEAD = 10**6  # a generation beyond any in these tests: who says so follows everything

@@ -11,6 +11,7 @@ import pytest
 from tests.cli.program import Program
 from tests.ordinary_text import less_likely
 from tests.tiny import SENTENCES, save_tiny
+from vllm_edit.artefacts.site import Context
 from vllm_edit.editing.sites import fixed_site
 from vllm_edit.evaluation.runners.hf import HFRunner
 from vllm_edit.ike.bank import Bank
@@ -18,7 +19,6 @@ from vllm_edit.ike.prefix import build_prefix
 from vllm_edit.models.base import Base
 from vllm_edit.patch import Patch
 from vllm_edit.pipeline import Pipeline
-from vllm_edit.store.site import Context
 from vllm_edit.store.store import Store
 
 PATCH = """

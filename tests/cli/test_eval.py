@@ -10,12 +10,12 @@ import torch
 
 from tests.cli.program import Program
 from tests.tiny import SENTENCES, save_tiny, tiny_tokenizer
+from vllm_edit.artefacts.compiled import CompiledPatch
+from vllm_edit.artefacts.manifest import Manifest
 from vllm_edit.deltas.delta import Delta, LowRank
 from vllm_edit.ike.bank import Bank
 from vllm_edit.ike.demonstrations import with_demonstrations
 from vllm_edit.patch import Patch
-from vllm_edit.store.compiled import CompiledPatch
-from vllm_edit.store.manifest import Manifest
 from vllm_edit.store.store import Store
 
 PATCH = """

@@ -12,9 +12,9 @@ from transformers import AutoTokenizer
 
 from tests.cli.program import Program
 from tests.serving import places
+from vllm_edit.artefacts.site import WITHOUT_SETTINGS, Fingerprint
 from vllm_edit.errors import EditError
 from vllm_edit.serving import startup
-from vllm_edit.store.site import WITHOUT_SETTINGS, Fingerprint
 from vllm_edit.store.store import Store
 
 

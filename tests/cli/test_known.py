@@ -9,13 +9,13 @@ import pytest
 from tests.cli.program import Program
 from tests.tiny import SENTENCES, save_tiny
 from vllm_edit import atlas
+from vllm_edit.artefacts.site import Context
 from vllm_edit.cli.material import bank_of
 from vllm_edit.editing.sites import fixed_site
 from vllm_edit.facts import pooling, tables_folder
 from vllm_edit.facts.facts import Facts
 from vllm_edit.facts.pool import Known, Pool, side_of
 from vllm_edit.models.base import Base
-from vllm_edit.store.site import Context
 from vllm_edit.store.store import Store
 
 LOOSE = ("--set", "on_missed=report", "--set", "steps=4", "--set", "forms=[plain]")

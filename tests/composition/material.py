@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import torch
 
+from vllm_edit.artefacts.compiled import CompiledPatch, Factors
+from vllm_edit.artefacts.manifest import Column, KeyGroup, Manifest
 from vllm_edit.composition.closed_form import as_saved, solve
 from vllm_edit.composition.system import System
 from vllm_edit.deltas.delta import Delta, LowRank
+from vllm_edit.digest import digest_tensors
 from vllm_edit.patch import Edit, Gate
-from vllm_edit.store.compiled import CompiledPatch, Factors
-from vllm_edit.store.digest import digest_tensors
-from vllm_edit.store.manifest import Column, KeyGroup, Manifest
 
 D_IN, D_OUT = 40, 8
 MODULE = "model.layers.1.mlp.down_proj"

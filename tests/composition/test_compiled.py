@@ -7,11 +7,11 @@ from dataclasses import replace
 import torch
 
 from tests.editing.material import BRAZIL, FRANCE, JAPAN, LOOSE, Bench, bench, patch_of
+from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.composition.compose import compose
 from vllm_edit.editing.compile import compile_patch
 from vllm_edit.editing.settings import RomeSettings
 from vllm_edit.patch import Edit
-from vllm_edit.store.compiled import CompiledPatch
 
 EDITS = (FRANCE, JAPAN, BRAZIL)
 

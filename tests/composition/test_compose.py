@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from tests.composition.material import D_IN, D_OUT, MODULE, added, capital, key_of, shift, solved
+from vllm_edit.artefacts.site import Context, Fingerprint, Site
 from vllm_edit.composition.closed_form import solve
 from vllm_edit.composition.compose import compose
 from vllm_edit.composition.system import System
 from vllm_edit.composition.vouch import Limits, vouch
+from vllm_edit.digest import digest_tensors
 from vllm_edit.errors import EditError, Incompatible
 from vllm_edit.patch import Gate
-from vllm_edit.store.digest import digest_tensors
-from vllm_edit.store.site import Context, Fingerprint, Site
 
 FRANCE = solved("france", [capital("France", "Lyon")], key_of(1))
 SPAIN = solved("spain", [capital("Spain", "Seville")], key_of(2))

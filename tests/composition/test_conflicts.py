@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from tests.composition.material import added, capital, key_of, shift, solved
+from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.composition.compose import compose
 from vllm_edit.composition.conflicts import find_conflicts
 from vllm_edit.errors import EditError, NotFound
 from vllm_edit.patch import Edit
-from vllm_edit.store.compiled import CompiledPatch
 
 SHARED = solved("shared", [capital("France", "Lyon"), capital("Spain", "Seville")], key_of(1, 2))
 OWN = solved("own", [capital("France", "Nice")], key_of(1))

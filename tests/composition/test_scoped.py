@@ -9,6 +9,7 @@ import torch
 from pydantic import ValidationError
 
 from tests.editing.material import BRAZIL, FRANCE, JAPAN, LOOSE, bench
+from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.composition.scoped import Narrowing, ScopeIndex, by_subject
 from vllm_edit.editing.compile import compile_patch
 from vllm_edit.editing.separately import compile_separately
@@ -16,7 +17,6 @@ from vllm_edit.errors import Corrupt, EditError, Incompatible, UnsafeEdit
 from vllm_edit.ike.bank import Bank
 from vllm_edit.ike.demonstrations import with_demonstrations
 from vllm_edit.patch import Edit, Patch
-from vllm_edit.store.compiled import CompiledPatch
 from vllm_edit.store.store import Store
 
 EDITS = (

@@ -6,6 +6,7 @@ from itertools import permutations
 from pathlib import Path
 
 from vllm_edit import atlas
+from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.composition.compose import compose
 from vllm_edit.composition.vouch import vouch
 from vllm_edit.editing.separately import compile_separately
@@ -15,7 +16,6 @@ from vllm_edit.evaluation.runners.hf import HFRunner
 from vllm_edit.evaluation.runners.runner import Request
 from vllm_edit.models.base import Base
 from vllm_edit.patch import Edit, Patch
-from vllm_edit.store.compiled import CompiledPatch
 
 WORLD = Patch.load(Path(__file__).parents[2] / "patches" / "world.yaml")
 EDITS = tuple(

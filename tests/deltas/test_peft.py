@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizerFast
 from tests.deltas.random_deltas import logits, random_delta, random_part
 from tests.tiny import tiny_model
 from vllm_edit.deltas.delta import Delta, LowRank
+from vllm_edit.digest import digest_tensors
 from vllm_edit.errors import EditError
-from vllm_edit.store.digest import digest_tensors
 
 DOWN = "model.layers.1.mlp.down_proj"
 UP = "model.layers.2.mlp.up_proj"

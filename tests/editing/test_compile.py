@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from tests.editing.material import BRAZIL, FRANCE, JAPAN, LOOSE, Bench, bench, patch_of
+from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.composition.closed_form import solve
 from vllm_edit.composition.system import System
+from vllm_edit.digest import digest_tensors
 from vllm_edit.editing.compile import compile_patch
 from vllm_edit.editing.settings import RomeSettings
 from vllm_edit.errors import EditError, Incompatible, UnsafeEdit
 from vllm_edit.models.base import unchanged
 from vllm_edit.patch import Edit
-from vllm_edit.store.compiled import CompiledPatch
-from vllm_edit.store.digest import digest_tensors
 from vllm_edit.store.store import Store
 
 EDITS = (FRANCE, JAPAN, BRAZIL)

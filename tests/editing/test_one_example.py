@@ -13,6 +13,7 @@ from peft import PeftModel
 
 from tests.deltas.random_deltas import logits
 from tests.editing.material import BRAZIL, FRANCE, JAPAN, LOOSE, Bench, bench, patch_of
+from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.deltas.delta import Delta
 from vllm_edit.deltas.low_rank import LowRank
 from vllm_edit.editing.compile import METHODS, compile_patch
@@ -26,7 +27,6 @@ from vllm_edit.models.hooks import find_module
 from vllm_edit.models.layout import linear_weight
 from vllm_edit.models.rows import greedy
 from vllm_edit.patch import Edit
-from vllm_edit.store.compiled import CompiledPatch
 
 EDITS = (FRANCE, JAPAN, BRAZIL)
 LONG = Edit(prompt="The head office of Nokia is in", subject="Nokia", target_new="Paris, and people")

@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from tests.editing.material import BRAZIL, FRANCE, JAPAN, LOOSE, bench, trained
+from vllm_edit.artefacts.manifest import KeyGroup
+from vllm_edit.artefacts.site import Context
 from vllm_edit.editing import rome_rounds
 from vllm_edit.editing.keys import FormKey, group_edits, make_columns
 from vllm_edit.editing.rome import compile_edits
@@ -20,8 +22,6 @@ from vllm_edit.editing.settings import RomeSettings
 from vllm_edit.errors import EditError, UnsafeEdit
 from vllm_edit.models.layout import linear_weight
 from vllm_edit.patch import Edit, Probe
-from vllm_edit.store.manifest import KeyGroup
-from vllm_edit.store.site import Context
 
 PEOPLE = Edit(prompt="Japan is home to the", subject="Japan", relation="people", target_new="Paris")
 SPEECH = Edit(prompt="Japan and its people speak", subject="Japan", relation="language", target_new="Italy")

@@ -11,12 +11,12 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from tests.tiny import SENTENCES, tiny_model
+from vllm_edit.digest import digest_tensors
 from vllm_edit.editing import statistics
 from vllm_edit.editing.statistics import SecondMoment, second_moments
 from vllm_edit.errors import EditError
 from vllm_edit.models.base import Base, unchanged
 from vllm_edit.models.hooks import capture_inputs, capture_outputs
-from vllm_edit.store.digest import digest_tensors
 
 DOWN = "model.layers.1.mlp.down_proj"
 TEXTS = [" ".join(SENTENCES[i : i + 1 + i % 3]) for i in range(len(SENTENCES))] * 2

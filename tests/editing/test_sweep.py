@@ -14,6 +14,7 @@ import torch
 
 from tests.editing.material import BRAZIL, FRANCE, JAPAN, LOOSE
 from tests.tiny import SENTENCES, tiny_model, tiny_tokenizer
+from vllm_edit.artefacts.site import Context, Site
 from vllm_edit.editing import sweep, trials
 from vllm_edit.editing.rome_rounds import solve_parts
 from vllm_edit.editing.sites import fixed_site
@@ -21,7 +22,6 @@ from vllm_edit.editing.sweep import MARGINS, choose_site
 from vllm_edit.errors import EditError, Unsolvable
 from vllm_edit.models.base import Base
 from vllm_edit.patch import Edit, Probe
-from vllm_edit.store.site import Context, Site
 
 TEXTS = SENTENCES * 5
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from tests.evaluation.conftest import Compile
+from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.errors import EditError
 from vllm_edit.evaluation.evaluate import Settings, evaluate, run_gate
 from vllm_edit.evaluation.judging import unchanged
@@ -22,7 +23,6 @@ from vllm_edit.ike.prefix import build_prefix, wrap
 from vllm_edit.models.lengths import read_of
 from vllm_edit.patch import Edit, Gate, Patch, Probe, ProbeKind, Split
 from vllm_edit.prompting import answer_ids
-from vllm_edit.store.compiled import CompiledPatch
 
 
 @pytest.fixture(scope="module")

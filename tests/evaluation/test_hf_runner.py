@@ -8,12 +8,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from tests.evaluation.conftest import Compile
 from tests.tiny import tiny_model
+from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.errors import EditError, UnsafeEdit
 from vllm_edit.evaluation.runners.hf import HFRunner
 from vllm_edit.evaluation.runners.runner import Request, answer_text
 from vllm_edit.patch import Patch
 from vllm_edit.prompting import answer_ids, prompt_ids
-from vllm_edit.store.compiled import CompiledPatch
 
 PROMPTS = [
     "x",

@@ -10,6 +10,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from tests.deltas.random_deltas import random_delta
 from tests.tiny import SENTENCES, tiny_model
+from vllm_edit.artefacts.compiled import CompiledPatch
+from vllm_edit.artefacts.manifest import Manifest
 from vllm_edit.deltas.by_row import applied_by_row
 from vllm_edit.deltas.delta import Delta
 from vllm_edit.errors import Incompatible
@@ -20,8 +22,6 @@ from vllm_edit.models.forced import shared_texts
 from vllm_edit.models.layout import find_layout
 from vllm_edit.models.shared_prefix import LEAST, sharing
 from vllm_edit.patch import Patch
-from vllm_edit.store.compiled import CompiledPatch
-from vllm_edit.store.manifest import Manifest
 
 PROMPTS = ("x", "The capital of France is", "Where is the Eiffel Tower? The Eiffel Tower is in the city of")
 BEGINNING = " ".join(SENTENCES[:8])

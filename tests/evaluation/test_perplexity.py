@@ -13,6 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from tests.serving.places import D_IN, D_OUT, MODULE, scoped_patch
 from tests.tiny import SENTENCES, tiny_model
+from vllm_edit.artefacts.compiled import CompiledPatch
+from vllm_edit.artefacts.site import Context, Fingerprint, Site
 from vllm_edit.errors import EditError
 from vllm_edit.evaluation.evaluate import Settings, evaluate
 from vllm_edit.evaluation.perplexity import drift_of, perplexity
@@ -21,8 +23,6 @@ from vllm_edit.evaluation.runners.hf import HFRunner
 from vllm_edit.evaluation.runners.runner import Reading, Request
 from vllm_edit.evaluation.table import table
 from vllm_edit.patch import Gate
-from vllm_edit.store.compiled import CompiledPatch
-from vllm_edit.store.site import Context, Fingerprint, Site
 
 TEXTS = [*SENTENCES[:5], "全世界最帥的人是誰？", "A", ""]
 

@@ -25,8 +25,8 @@ from vllm_edit.evaluation.runners.hf import HFRunner
 from vllm_edit.evaluation.runners.runner import Request
 from vllm_edit.evaluation.runners.vllm import VLLMRunner
 from vllm_edit.patch import Edit
-from vllm_edit.store.compiled import CompiledPatch
-from vllm_edit.store.manifest import Manifest
+from vllm_edit.artefacts.compiled import CompiledPatch
+from vllm_edit.artefacts.manifest import Manifest
 
 MODULE = "model.layers.1.mlp.down_proj"
 

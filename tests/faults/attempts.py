@@ -8,8 +8,8 @@ from itertools import count, cycle
 from typing import Any
 
 from tests.faults.operations import Operations
+from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.errors import NotFound
-from vllm_edit.store.compiled import CompiledPatch
 from vllm_edit.store.store import Store
 
 TENANT, ROLLED = "acme", "globex"

@@ -16,12 +16,12 @@ from tests.faults.damages import damaged, for_every, holding
 from tests.faults.sizes import Sizes
 from tests.serving.places import save_accepted, scoped_patch
 from tests.store.example import compiled, moment, new_store, site
+from vllm_edit.artefacts.folder import encode_adapter
+from vllm_edit.artefacts.units import members_inside, unit_path
 from vllm_edit.errors import Corrupt, EditError
-from vllm_edit.store.anchor import ANCHOR
-from vllm_edit.store.artefacts import encode_adapter
+from vllm_edit.registry.anchor import ANCHOR
 from vllm_edit.store.site_files import SITE
 from vllm_edit.store.store import Store
-from vllm_edit.store.units import members_inside, unit_path
 
 Record = Callable[[str, object], None]
 PLAIN = (

@@ -10,6 +10,7 @@ from peft import PeftModel
 
 from tests.deltas.random_deltas import logits
 from tests.hypernetwork.tiny_training import tiny_base, tiny_edits
+from vllm_edit.artefacts.site import Site
 from vllm_edit.deltas.delta import Delta, LowRank
 from vllm_edit.editing.compile import compile_patch
 from vllm_edit.editing.hypernetwork import scales
@@ -28,7 +29,6 @@ from vllm_edit.models.base import Base
 from vllm_edit.models.hooks import frozen
 from vllm_edit.models.rows import leads
 from vllm_edit.patch import Patch
-from vllm_edit.store.site import Site
 from vllm_edit.store.store import Store
 
 LOOSE = {"on_missed": "report"}

@@ -9,11 +9,11 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from tests.example_edit import MOVE
+from vllm_edit.artefacts.compiled import Demonstration
+from vllm_edit.artefacts.manifest import Manifest
 from vllm_edit.ike.bank import Bank, Fact
 from vllm_edit.ike.demonstrations import build_demonstrations
 from vllm_edit.patch import Edit, Patch
-from vllm_edit.store.compiled import Demonstration
-from vllm_edit.store.manifest import Manifest
 
 CAPITALS = {
     "France": "Paris", "Japan": "Tokyo", "Germany": "Berlin", "Spain": "Madrid", "Italy": "Rome", "Egypt": "Cairo",

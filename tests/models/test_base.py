@@ -13,10 +13,10 @@ from tokenizers import processors
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from tests.tiny import save_tiny, tiny_model
+from vllm_edit.artefacts.site import Fingerprint
 from vllm_edit.errors import EditError
 from vllm_edit.models import base as base_module
 from vllm_edit.models.base import Base, bit_sums, bits, unchanged
-from vllm_edit.store.site import Fingerprint
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
 
 from tests.tiny import tiny_tokenizer
+from vllm_edit.artefacts.site import Context
 from vllm_edit.errors import EditError
 from vllm_edit.models.positions import Located, contextual, locate, position
 from vllm_edit.prompting import prompt_ids
-from vllm_edit.store.site import Context
 
 CONTEXTS = [
     Context(),

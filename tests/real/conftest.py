@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from vllm_edit import atlas
+from vllm_edit.artefacts.compiled import CompiledPatch
+from vllm_edit.artefacts.site import Context
 from vllm_edit.demo.server import LocalServer
 from vllm_edit.editing.sites import fixed_site
 from vllm_edit.evaluation.refused import Refused
@@ -16,8 +18,6 @@ from vllm_edit.ike.bank import Bank
 from vllm_edit.models.base import Base
 from vllm_edit.patch import Edit, Patch
 from vllm_edit.pipeline import Outcome, Pipeline
-from vllm_edit.store.compiled import CompiledPatch
-from vllm_edit.store.site import Context
 from vllm_edit.store.store import Store
 
 ROOT = Path(__file__).parents[2]

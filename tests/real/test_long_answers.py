@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from tests.real.conftest import MISSING, MODEL
+from vllm_edit.artefacts.compiled import CompiledPatch
+from vllm_edit.artefacts.manifest import Manifest
 from vllm_edit.deltas.delta import Delta, LowRank
 from vllm_edit.evaluation.evaluate import run_gate
 from vllm_edit.evaluation.runners.hf import HFRunner
@@ -16,8 +18,6 @@ from vllm_edit.models.base import Base
 from vllm_edit.models.hooks import find_module
 from vllm_edit.patch import Edit
 from vllm_edit.prompting import answer_ids
-from vllm_edit.store.compiled import CompiledPatch
-from vllm_edit.store.manifest import Manifest
 
 PROMPT = "The months in which the Eiffel Tower is open are January,"
 MONTHS = "February, March, April, May, June, July, August, September, October, November, December"

@@ -9,18 +9,18 @@ from pathlib import Path
 import torch
 
 from tests.tiny import save_tiny
+from vllm_edit.artefacts.compiled import CompiledPatch, Demonstration, Factors
+from vllm_edit.artefacts.folder import demonstrations_digest
+from vllm_edit.artefacts.manifest import Column, KeyGroup, Manifest
+from vllm_edit.artefacts.site import Context, Fingerprint, Site
 from vllm_edit.composition.closed_form import as_saved, solve
 from vllm_edit.composition.scoped import assemble
 from vllm_edit.composition.system import System
 from vllm_edit.deltas.delta import Delta
 from vllm_edit.deltas.low_rank import LowRank
+from vllm_edit.digest import digest_tensors
 from vllm_edit.ike.template import demonstration, query
 from vllm_edit.patch import Edit, Patch
-from vllm_edit.store.artefacts import demonstrations_digest
-from vllm_edit.store.compiled import CompiledPatch, Demonstration, Factors
-from vllm_edit.store.digest import digest_tensors
-from vllm_edit.store.manifest import Column, KeyGroup, Manifest
-from vllm_edit.store.site import Context, Fingerprint, Site
 from vllm_edit.store.store import Store
 
 MODULE = "model.layers.1.mlp.down_proj"

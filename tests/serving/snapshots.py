@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
+from vllm_edit.registry.entries import PatchEntry, Publication
+from vllm_edit.registry.keys import Key
+from vllm_edit.registry.snapshot import Snapshot
 from vllm_edit.rollout.rollout import Rollout
-from vllm_edit.store.entries import PatchEntry, Publication
-from vllm_edit.store.keys import Key
-from vllm_edit.store.snapshot import Snapshot
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 

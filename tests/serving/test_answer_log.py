@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from tests.rollout.example import NEW, OLD, rollout
 from vllm_edit.errors import EditError, NotFound
+from vllm_edit.registry.registry import Registry
 from vllm_edit.rollout.decision import TenantState, decide
 from vllm_edit.rollout.metric import Metric
 from vllm_edit.rollout.outcomes import UnknownAnswer
@@ -29,7 +30,6 @@ from vllm_edit.serving.outcomes import Outcome, record
 from vllm_edit.serving.scope import Narrowed
 from vllm_edit.serving.threads import Threads
 from vllm_edit.serving.usage import Usage
-from vllm_edit.store.registry import Registry
 
 THREADS = Threads(1)
 SERVER = "here:1"

@@ -18,12 +18,12 @@ import pytest
 from tests.serving import places
 from tests.serving.without_engine import Place, bearer, run
 from vllm_edit.errors import EditError
+from vllm_edit.registry.answer_rows import AnswerEntry
 from vllm_edit.rollout.arm import Arm
 from vllm_edit.rollout.rollout import Rollout
 from vllm_edit.serving.bodies import CHAT, COMPLETIONS, RESPONSES
 from vllm_edit.serving.fields import ALLOWED, HEADERS
 from vllm_edit.serving.settings import TENANT_HEADER, TRUSTED_PEERS, Settings
-from vllm_edit.store.answer_rows import AnswerEntry
 
 STEERING = {
     "kv_transfer_params": {"do_remote_prefill": True, "remote_host": "10.0.0.1"},

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from tests.serving import places
+from vllm_edit.artefacts.site import Site
 from vllm_edit.errors import Incompatible
 from vllm_edit.serving import startup
 from vllm_edit.serving.compat import version
 from vllm_edit.serving.compat.flags import CHECKED, NEUTRAL, REFUSED, judged, named, problems
 from vllm_edit.serving.offline import PatchedLLM
 from vllm_edit.serving.profile import profile
-from vllm_edit.store.site import Site
 
 _PARSER_ONLY = {"help", "model_tag"}
 """What no configuration has: the parser's help, and the model as it stands in the command."""

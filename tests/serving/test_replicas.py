@@ -19,8 +19,8 @@ from tests import postgres
 from tests.serving import places
 from tests.serving.without_engine import bearer
 from vllm_edit.demo.server import LocalServer
+from vllm_edit.registry.registry import Registry
 from vllm_edit.rollout.arm import Arm
-from vllm_edit.store.registry import Registry
 from vllm_edit.store.store import Store
 
 FLAGS = ("--max-loras", "4", "--max-num-seqs", "16", "--uvicorn-log-level", "warning")

@@ -15,10 +15,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.serving import places, traffic
+from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.composition.scoped import Narrowing
 from vllm_edit.demo.server import LocalServer
 from vllm_edit.prompting import prompt_ids
-from vllm_edit.store.compiled import CompiledPatch
 from vllm_edit.store.store import Store
 
 COUNT = 40

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 
 from tests.serving import places
+from vllm_edit.artefacts.site import Site
 from vllm_edit.errors import Incompatible
 from vllm_edit.serving import startup
 from vllm_edit.serving.compat import version, wrapped
 from vllm_edit.serving.profile import merged_plugins, profile
 from vllm_edit.serving.settings import Settings
-from vllm_edit.store.site import Site
 
 GOOD = {"VLLM_EDIT_STORE": "x", "VLLM_PLUGINS": "vllm_edit,other"}
 

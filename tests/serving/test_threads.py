@@ -8,9 +8,9 @@ import pytest
 
 from tests.serving import places
 from tests.serving.without_engine import Place
+from vllm_edit.registry.database import CONNECTIONS, FOLLOWING
 from vllm_edit.serving import threads
 from vllm_edit.serving.settings import Settings
-from vllm_edit.store.database import CONNECTIONS, FOLLOWING
 
 
 def test_no_thread_of_a_server_waits_for_a_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,13 +17,13 @@ from prometheus_client import CollectorRegistry
 from tests.serving.snapshots import NOW, publication, snapshot
 from tests.serving.without_engine import run
 from vllm_edit.errors import Corrupt, Incompatible, NotFound, Unavailable
+from vllm_edit.registry.keys import Key
+from vllm_edit.registry.snapshot import Snapshot
 from vllm_edit.serving.alias import Asking, Catalogue
 from vllm_edit.serving.caller import ANYONE
 from vllm_edit.serving.metrics import Metrics
 from vllm_edit.serving.watcher import Watcher
-from vllm_edit.store.keys import Key
 from vllm_edit.store.last_state import LastState
-from vllm_edit.store.snapshot import Snapshot
 
 OLD, NEW = (f"capital@{digit * 32}" for digit in "ab")
 KEY = Key("0" * 12, "acme", ("serve",), "", NOW, "ann", None, None, None, None, "0" * 64)

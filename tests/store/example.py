@@ -6,13 +6,13 @@ from pathlib import Path
 
 import torch
 
+from vllm_edit.artefacts.compiled import CompiledPatch, Demonstration, Factors
+from vllm_edit.artefacts.folder import demonstrations_digest, factors_digest
+from vllm_edit.artefacts.manifest import Column, KeyGroup, Manifest
+from vllm_edit.artefacts.site import Context, Fingerprint, Site
 from vllm_edit.deltas.delta import Delta, LowRank
+from vllm_edit.digest import digest_tensors
 from vllm_edit.patch import Edit
-from vllm_edit.store.artefacts import demonstrations_digest, factors_digest
-from vllm_edit.store.compiled import CompiledPatch, Demonstration, Factors
-from vllm_edit.store.digest import digest_tensors
-from vllm_edit.store.manifest import Column, KeyGroup, Manifest
-from vllm_edit.store.site import Context, Fingerprint, Site
 from vllm_edit.store.store import Store
 
 D_IN, D_OUT = 12, 8

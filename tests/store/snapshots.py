@@ -7,14 +7,14 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from vllm_edit.registry.entries import PatchEntry, Publication
+from vllm_edit.registry.keys import Key
+from vllm_edit.registry.snapshot import Snapshot
 from vllm_edit.rollout.arm import SIDES, Arm
 from vllm_edit.rollout.buckets import BUCKETS
 from vllm_edit.rollout.metric import Metric
 from vllm_edit.rollout.rollout import Rollout
 from vllm_edit.rollout.sticky import SOURCES, Stickiness
-from vllm_edit.store.entries import PatchEntry, Publication
-from vllm_edit.store.keys import Key
-from vllm_edit.store.snapshot import Snapshot
 
 LABELS = st.from_regex(r"[a-z0-9][a-z0-9._-]{0,62}", fullmatch=True)
 NAMES = st.builds(lambda label, digest: f"{label}@{digest:032x}", LABELS, st.integers(0, 2**128 - 1))

@@ -9,8 +9,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from vllm_edit.errors import NotFound
-from vllm_edit.store.answer_rows import PROMPT_LENGTH, AnswerEntry
-from vllm_edit.store.registry import Registry
+from vllm_edit.registry.answer_rows import PROMPT_LENGTH, AnswerEntry
+from vllm_edit.registry.registry import Registry
 
 NOW = datetime(2026, 1, 31, 12, 0, 0, 123456, tzinfo=UTC)
 NAME = "capital@" + "a" * 32

@@ -16,10 +16,10 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.exc import DBAPIError
 
 from vllm_edit.errors import Corrupt, EditError
-from vllm_edit.store.anchor import ANCHOR, Anchor
-from vllm_edit.store.audit import EMPTY, AuditEntry, Head, entry, verify
-from vllm_edit.store.files import LocalFiles, RemoteFiles, open_files
-from vllm_edit.store.registry import Registry
+from vllm_edit.files import LocalFiles, RemoteFiles, open_files
+from vllm_edit.registry.anchor import ANCHOR, Anchor
+from vllm_edit.registry.audit import EMPTY, AuditEntry, Head, entry, verify
+from vllm_edit.registry.registry import Registry
 from vllm_edit.store.store import Store
 
 A = "capital@" + "a" * 32
@@ -204,9 +204,9 @@ def test_a_chain_is_whole_only_as_it_was_written() -> None:
 
 WRITER = """
 import sys
-from vllm_edit.store.anchor import Anchor
-from vllm_edit.store.files import LocalFiles
-from vllm_edit.store.registry import Registry
+from vllm_edit.registry.anchor import Anchor
+from vllm_edit.files import LocalFiles
+from vllm_edit.registry.registry import Registry
 from pathlib import Path
 url, folder, own = sys.argv[1:]
 registry = Registry(url, Anchor(LocalFiles(Path(folder))))

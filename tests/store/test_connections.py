@@ -12,13 +12,13 @@ from sqlalchemy import create_engine, make_url, text
 
 from tests import postgres
 from vllm_edit.errors import EditError, Unavailable
-from vllm_edit.store.database import CONNECTIONS, FOLLOWING, Database
-from vllm_edit.store.registry import Registry
+from vllm_edit.registry.database import CONNECTIONS, FOLLOWING, Database
+from vllm_edit.registry.registry import Registry
 
 
 @pytest.fixture
 def registry(registry_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]:
-    monkeypatch.setattr("vllm_edit.store.database._CHECKOUT_TIMEOUT_S", 0.01)
+    monkeypatch.setattr("vllm_edit.registry.database._CHECKOUT_TIMEOUT_S", 0.01)
     made = Registry(registry_url)
     made.create_tenant("acme")
     yield made

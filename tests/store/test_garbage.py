@@ -18,10 +18,10 @@ from fsspec.implementations.local import LocalFileSystem
 
 from tests.store.example import compiled, new_store
 from vllm_edit.errors import NotFound
-from vllm_edit.store.entries import PatchEntry
-from vllm_edit.store.files import RemoteFiles
+from vllm_edit.files import RemoteFiles
+from vllm_edit.registry.entries import PatchEntry
+from vllm_edit.registry.registry import Registry
 from vllm_edit.store.garbage import Collected
-from vllm_edit.store.registry import Registry
 from vllm_edit.store.store import Store
 
 LONG_S, BUSY_S = 3600.0, 120.0  # longer than any test; a limit for a busy machine
@@ -125,7 +125,7 @@ def test_what_is_compiled_again_while_gc_waits_is_kept(
         waits.set()
         assert saved.wait(BUSY_S)
 
-    monkeypatch.setattr("vllm_edit.store.servers.time.sleep", sleep)
+    monkeypatch.setattr("vllm_edit.registry.servers.time.sleep", sleep)
     with ThreadPoolExecutor(1) as thread:
         collecting = thread.submit(store.gc, dry_run=False, wait_s=LONG_S)
         assert waits.wait(BUSY_S)
@@ -181,7 +181,7 @@ def test_a_gc_that_is_cut_short_is_finished_by_the_next(
         if step == "remove_folder":
             patched.setattr(store.files, "remove_folder", cut)
         else:
-            patched.setattr("vllm_edit.store.patch_rows.remove", cut)
+            patched.setattr("vllm_edit.registry.patch_rows.remove", cut)
         with pytest.raises(KeyboardInterrupt):
             store.gc(dry_run=False)
     assert folders(store) == (set(names) if step == "remove_folder" else {names[0], names[2]})
@@ -206,8 +206,8 @@ def test_a_patch_whose_files_are_half_removed_can_be_compiled_again(
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Registries that are opened from now on wait for a lock for a moment only."""
-    monkeypatch.setattr("vllm_edit.store.database._BUSY_TIMEOUT_S", 0.05)
-    monkeypatch.setattr("vllm_edit.store.database._OVERTIME", "-c lock_timeout=50ms")
+    monkeypatch.setattr("vllm_edit.registry.database._BUSY_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("vllm_edit.registry.database._OVERTIME", "-c lock_timeout=50ms")
 
 
 @pytest.mark.usefixtures("impatient")

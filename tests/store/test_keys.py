@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from sqlalchemy import create_engine, inspect, text
 
 from vllm_edit.errors import EditError, NotFound
-from vllm_edit.store import keys
-from vllm_edit.store.keys import Key, Principal, authenticate
-from vllm_edit.store.registry import Registry
+from vllm_edit.registry import keys
+from vllm_edit.registry.keys import Key, Principal, authenticate
+from vllm_edit.registry.registry import Registry
 
 NOW = datetime.now(UTC)
 

@@ -21,9 +21,9 @@ from tests.rollout.example import rollout
 from tests.store.example import compiled, new_store
 from tests.store.snapshots import SNAPSHOTS
 from vllm_edit.errors import Corrupt, EditError
+from vllm_edit.registry.snapshot import Snapshot
 from vllm_edit.rollout.arm import Arm
 from vllm_edit.store.last_state import LastState
-from vllm_edit.store.snapshot import Snapshot
 from vllm_edit.store.store import Store
 
 # Imports once, then forks a writer per line that is read. A writer keeps states of growing generations, one after

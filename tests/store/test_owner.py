@@ -10,8 +10,8 @@ from sqlalchemy import create_engine, text, update
 
 from tests.store.example import compiled, moment, site
 from vllm_edit.errors import EditError
+from vllm_edit.registry import tables
 from vllm_edit.store import store as store_module
-from vllm_edit.store import tables
 from vllm_edit.store.site_files import SITE, read_site
 from vllm_edit.store.store import Store
 

@@ -22,10 +22,10 @@ from sqlalchemy import URL, create_engine, inspect, make_url, text
 
 from tests import postgres
 from vllm_edit.errors import EditError, NotFound, Unavailable
-from vllm_edit.store import migrations, tables
-from vllm_edit.store.audit import Verified
-from vllm_edit.store.database import Database
-from vllm_edit.store.registry import Registry
+from vllm_edit.registry import migrations, tables
+from vllm_edit.registry.audit import Verified
+from vllm_edit.registry.database import Database
+from vllm_edit.registry.registry import Registry
 
 A, B, C = (f"capital@{digit * 32}" for digit in "abc")
 _DRIVERS = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg"}
@@ -459,7 +459,7 @@ def test_a_lock_that_somebody_left_open_is_told_in_one_line(cluster: postgres.Cl
 
 WRITER = """
 import sys
-from vllm_edit.store.registry import Registry
+from vllm_edit.registry.registry import Registry
 url, own = sys.argv[1:]
 registry = Registry(url)
 ids = [registry.add_patch(f"{own}@{n:032x}").adapter_id for n in range(20)]

@@ -11,6 +11,7 @@ import pytest
 
 from tests.rollout.example import rollout
 from vllm_edit.errors import EditError, NotFound
+from vllm_edit.registry.registry import Registry
 from vllm_edit.rollout.arm import Arm
 from vllm_edit.rollout.assignment import assign
 from vllm_edit.rollout.decision import TenantState, decide
@@ -18,7 +19,6 @@ from vllm_edit.rollout.metric import Metric
 from vllm_edit.rollout.outcomes import Exposure
 from vllm_edit.rollout.rollout import Rollout
 from vllm_edit.rollout.sticky import Stickiness, StickyKey
-from vllm_edit.store.registry import Registry
 
 OLD, NEW, THIRD = (f"capital@{digit * 32}" for digit in "abc")
 NOW = datetime.now(UTC)

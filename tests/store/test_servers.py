@@ -10,8 +10,8 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from vllm_edit.errors import EditError, NotFound
-from vllm_edit.store.registry import Registry
-from vllm_edit.store.servers import LIVE_S, Acknowledged
+from vllm_edit.registry.registry import Registry
+from vllm_edit.registry.servers import LIVE_S, Acknowledged
 
 LONG_S = 120.0  # a limit for a busy machine
 
@@ -110,7 +110,7 @@ def test_a_server_that_leaves_is_not_waited_for_and_one_that_falls_silent_is_mis
         looked.set()
         assert silent.wait(LONG_S)
 
-    monkeypatch.setattr("vllm_edit.store.servers.time.sleep", looks_once)
+    monkeypatch.setattr("vllm_edit.registry.servers.time.sleep", looks_once)
     with ThreadPoolExecutor(1) as thread:
         waiting = thread.submit(registry.servers.wait, 2, 0.05)
         assert looked.wait(LONG_S)

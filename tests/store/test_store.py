@@ -196,7 +196,7 @@ def test_names_resolve_in_full_by_patch_and_by_the_start_of_a_digest(store: Stor
 
 
 def test_an_ambiguous_start_of_a_digest_is_refused(store: Store) -> None:
-    from vllm_edit.store.names import resolve
+    from vllm_edit.names import resolve
 
     names = ["capital@abcd" + "0" * 28, "capital@abcd" + "1" * 28]
     with pytest.raises(EditError, match="fits 2 names"):

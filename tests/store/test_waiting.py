@@ -11,7 +11,7 @@ from sqlalchemy import create_engine, text
 
 from tests import postgres
 from vllm_edit.errors import EditError
-from vllm_edit.store.registry import Registry
+from vllm_edit.registry.registry import Registry
 
 LONG_S, BUSY_S = 3600.0, 120.0  # longer than any test; a limit for a busy machine
 
@@ -32,7 +32,7 @@ def threads() -> Iterator[ThreadPoolExecutor]:
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only notifications tell of a change, and no look at the generation now and then."""
-    monkeypatch.setattr("vllm_edit.store.waiting._LOOK_S", LONG_S)
+    monkeypatch.setattr("vllm_edit.registry.waiting._LOOK_S", LONG_S)
 
 
 def begin(threads: ThreadPoolExecutor, registry: Registry, generation: int) -> Future[bool]:

@@ -20,10 +20,10 @@ from vllm_edit.atlas.documents import Documents
 from vllm_edit.atlas.segments import Example
 from vllm_edit.atlas.tokenizer import train_tokenizer
 from vllm_edit.checkpoints import read_checkpoint
+from vllm_edit.digest import digest_json
 from vllm_edit.errors import EditError
 from vllm_edit.facts.facts import Facts
 from vllm_edit.models.base import Base
-from vllm_edit.store.digest import digest_json
 from vllm_edit.text_files import read_text
 
 IGNORED = -100

@@ -11,8 +11,8 @@ from vllm_edit.cli.output import age, print_error, print_json, print_line
 from vllm_edit.errors import EditError
 
 if TYPE_CHECKING:
-    from vllm_edit.store.registry import Registry
-    from vllm_edit.store.servers import Acknowledged
+    from vllm_edit.registry.registry import Registry
+    from vllm_edit.registry.servers import Acknowledged
 
 WAIT_S = 10.0
 WaitOption = Annotated[

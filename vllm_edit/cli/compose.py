@@ -93,7 +93,7 @@ def _told(outcome: Outcome) -> dict[str, Any]:
 
 def _print(told: Mapping[str, Any]) -> None:
     """One line, then what gave way, then the pairs that interfere most."""
-    from vllm_edit.store.names import short
+    from vllm_edit.names import short
 
     algebra = told["algebra"]
     parts = [

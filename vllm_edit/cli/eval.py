@@ -17,6 +17,7 @@ from vllm_edit.errors import EditError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from vllm_edit.artefacts.compiled import CompiledPatch
     from vllm_edit.datasets import LeftOut
     from vllm_edit.editing.settings import Progress
     from vllm_edit.evaluation.refused import Refused
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from vllm_edit.models.base import Base
     from vllm_edit.patch import Edit, Patch
     from vllm_edit.pipeline import Pipeline
-    from vllm_edit.store.compiled import CompiledPatch
     from vllm_edit.store.store import Store
 
 KNOWN = "known"
@@ -223,9 +223,9 @@ def _of_many(
     progress: Progress,
 ) -> Report:
     """The report of patches that are each measured alone. Ordinary text is not read: each would read all of it."""
+    from vllm_edit.digest import digest_json
     from vllm_edit.evaluation.in_batches import evaluate_in_batches, identity
     from vllm_edit.evaluation.record import Record
-    from vllm_edit.store.digest import digest_json
 
     site = compiling.store.site()
     kept = None
@@ -258,9 +258,9 @@ def _runner(engine: str, compiling: _Compiling, rank: int) -> Iterator[Runner]:
     site = store.site()
     wrong = f"{named} is not the base of {store.url}; evaluate with the model that the store was made for"
     if engine == "vllm":
+        from vllm_edit.artefacts.site import Fingerprint
         from vllm_edit.evaluation.runners.vllm import VLLMRunner
         from vllm_edit.serving.served_model import served_model
-        from vllm_edit.store.site import Fingerprint
 
         path, _ = served_model(named)
         with VLLMRunner(path, site.modules, rank, slots=site.slots) as runner:

@@ -9,8 +9,8 @@ from vllm_edit.cli.acknowledged import tell_change
 from vllm_edit.cli.output import print_json, print_line, print_table, when
 
 if TYPE_CHECKING:
-    from vllm_edit.store.keys import Key, NewKey
-    from vllm_edit.store.registry import Registry
+    from vllm_edit.registry.keys import Key, NewKey
+    from vllm_edit.registry.registry import Registry
 
 
 def print_new_key(made: NewKey, json: bool) -> None:

@@ -14,7 +14,7 @@ from vllm_edit.cli.output import JsonOption, StoreOption, print_fields, print_js
 from vllm_edit.errors import EditError, Unavailable
 
 if TYPE_CHECKING:
-    from vllm_edit.store.manifest import Manifest
+    from vllm_edit.artefacts.manifest import Manifest
     from vllm_edit.store.store import Store
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="capital, capital@4f1c, or the full name.")]
@@ -22,7 +22,7 @@ NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="capital, capi
 
 def list_(store: StoreOption = None, json: JsonOption = False) -> None:
     """List compiled patches, newest first."""
-    from vllm_edit.store.names import short
+    from vllm_edit.names import short
     from vllm_edit.store.store import Store
 
     opened = Store.open(store)

@@ -21,9 +21,9 @@ from vllm_edit.cli.output import (
 )
 
 if TYPE_CHECKING:
+    from vllm_edit.registry.registry import Registry
     from vllm_edit.rollout.arm import Side
     from vllm_edit.rollout.rollout import Rollout
-    from vllm_edit.store.registry import Registry
 
 app = group("Rollouts: control and treatment for a tenant's users, compared, and taken back at once.")
 

@@ -25,9 +25,9 @@ from vllm_edit.errors import EditError, NotFound
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from vllm_edit.artefacts.site import Site
     from vllm_edit.facts.pool import Pool
     from vllm_edit.models.base import Base
-    from vllm_edit.store.site import Site
     from vllm_edit.store.store import Store
 
 app = group("The store: compiled patches of one site of one base model.")

@@ -23,7 +23,7 @@ from vllm_edit.cli.tenant_key import app as key_app
 from vllm_edit.cli.times import UntilOption
 
 if TYPE_CHECKING:
-    from vllm_edit.store.entries import Publication
+    from vllm_edit.registry.entries import Publication
     from vllm_edit.store.store import Store
 
 app = group("Tenants: whom requests are for, and what they are served.")
@@ -116,8 +116,8 @@ def history(tenant: TenantArgument, store: StoreOption = None, json: JsonOption 
     """Show a tenant's publications, newest first. Where a rollout decides, none of them is active."""
     from datetime import UTC, datetime
 
-    from vllm_edit.store.entries import served
-    from vllm_edit.store.names import short
+    from vllm_edit.names import short
+    from vllm_edit.registry.entries import served
     from vllm_edit.store.store import Store
 
     registry = Store.open(store).registry

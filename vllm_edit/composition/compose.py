@@ -11,6 +11,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from vllm_edit.artefacts.compiled import CompiledPatch
+from vllm_edit.artefacts.manifest import KeyGroup, Manifest
+from vllm_edit.artefacts.site import Site
 from vllm_edit.composition.closed_form import as_saved
 from vllm_edit.composition.conflicts import Settlement, settle
 from vllm_edit.composition.groups import merged
@@ -18,13 +21,10 @@ from vllm_edit.composition.joint import Joint, solve_jointly
 from vllm_edit.composition.parts import Block, Group, Part, select
 from vllm_edit.composition.report import report_of
 from vllm_edit.deltas.delta import Delta
+from vllm_edit.digest import digest_tensors
 from vllm_edit.errors import EditError, Incompatible
+from vllm_edit.names import check_patch, short
 from vllm_edit.patch import Gate
-from vllm_edit.store.compiled import CompiledPatch
-from vllm_edit.store.digest import digest_tensors
-from vllm_edit.store.manifest import KeyGroup, Manifest
-from vllm_edit.store.names import check_patch, short
-from vllm_edit.store.site import Site
 
 _LONGEST_NAME = 63
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.errors import EditError
+from vllm_edit.names import resolve, short
 from vllm_edit.patch import Edit, Fact
-from vllm_edit.store.compiled import CompiledPatch
-from vllm_edit.store.names import resolve, short
 from vllm_edit.text import change, quoted
 
 FIRST, LAST = "first", "last"

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
+from vllm_edit.artefacts.manifest import Column
 from vllm_edit.composition.parts import Group
 from vllm_edit.composition.system import interference
-from vllm_edit.store.manifest import Column
 
 
 def merged(groups: Sequence[Group], cosine: float) -> list[Group]:

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import torch
 
+from vllm_edit.artefacts.compiled import Factors
+from vllm_edit.artefacts.manifest import Column
 from vllm_edit.composition.closed_form import as_saved, solve
 from vllm_edit.composition.kept import satisfiable
 from vllm_edit.composition.parts import Group
 from vllm_edit.composition.system import System
 from vllm_edit.deltas.delta import LowRank
-from vllm_edit.store.compiled import Factors
-from vllm_edit.store.manifest import Column
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import torch
 
+from vllm_edit.artefacts.compiled import CompiledPatch
+from vllm_edit.artefacts.manifest import Column
 from vllm_edit.composition.conflicts import Settlement
 from vllm_edit.composition.facts import subjects_of
 from vllm_edit.deltas.delta import Delta
 from vllm_edit.errors import EditError
+from vllm_edit.names import short
 from vllm_edit.patch import Edit, Fact
-from vllm_edit.store.compiled import CompiledPatch
-from vllm_edit.store.manifest import Column
-from vllm_edit.store.names import short
 from vllm_edit.text import quoted
 
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
+from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.composition.facts import subjects_of
 from vllm_edit.composition.joint import Joint
 from vllm_edit.composition.parts import Group, Part
 from vllm_edit.deltas.delta import Delta, LowRank
-from vllm_edit.store.compiled import CompiledPatch
 
 MOST_PAIRS = 1000
 """The report lists so many pairs at most, those of the highest cosines; `pairs` counts all."""

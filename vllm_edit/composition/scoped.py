@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from vllm_edit.artefacts.compiled import CompiledPatch
+from vllm_edit.artefacts.manifest import KeyGroup, Manifest
+from vllm_edit.artefacts.site import Site
 from vllm_edit.composition.compose import compose
 from vllm_edit.composition.vouch import vouch
 from vllm_edit.deltas.delta import Delta
 from vllm_edit.errors import EditError, Incompatible
 from vllm_edit.patch import Edit, Patch
 from vllm_edit.spelling import written
-from vllm_edit.store.compiled import CompiledPatch
-from vllm_edit.store.manifest import KeyGroup, Manifest
-from vllm_edit.store.site import Site
 from vllm_edit.subjects import Subjects
 
 Load = Callable[[str], CompiledPatch]

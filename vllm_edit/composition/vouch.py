@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vllm_edit.store.compiled import CompiledPatch
+from vllm_edit.artefacts.compiled import CompiledPatch
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import torch
 
 from vllm_edit.deltas import peft
 from vllm_edit.deltas.low_rank import LowRank, stack
+from vllm_edit.digest import digest_tensors
 from vllm_edit.errors import EditError
-from vllm_edit.store.digest import digest_tensors
 
 if TYPE_CHECKING:
     from torch import nn

@@ -7,6 +7,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from vllm_edit.artefacts.compiled import CompiledPatch
+from vllm_edit.artefacts.manifest import Manifest
+from vllm_edit.artefacts.site import Site
+from vllm_edit.digest import digest_tensors
 from vllm_edit.editing import finetune, lora, rome
 from vllm_edit.editing.hypernetwork import mend
 from vllm_edit.editing.hypernetwork.network import Hypernetwork
@@ -19,10 +23,6 @@ from vllm_edit.errors import EditError, Incompatible
 from vllm_edit.models.base import Base, unchanged
 from vllm_edit.models.lengths import check_edits
 from vllm_edit.patch import Patch
-from vllm_edit.store.compiled import CompiledPatch
-from vllm_edit.store.digest import digest_tensors
-from vllm_edit.store.manifest import Manifest
-from vllm_edit.store.site import Site
 
 if TYPE_CHECKING:
     from vllm_edit.store.store import Store

@@ -16,6 +16,7 @@ from itertools import cycle, islice
 
 import torch
 
+from vllm_edit.artefacts.site import Context
 from vllm_edit.errors import EditError
 from vllm_edit.models.base import Base
 from vllm_edit.models.beginnings import begin_ids, never_text, plain_start
@@ -27,7 +28,6 @@ from vllm_edit.models.positions import contextual
 from vllm_edit.models.sampling import Draft, sampled
 from vllm_edit.prompting import prompt_ids
 from vllm_edit.scripts import is_cjk
-from vllm_edit.store.site import Context
 from vllm_edit.text import mentions, quoted
 
 SEED_WORDS = ("", "The", "In", "It", "When")

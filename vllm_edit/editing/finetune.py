@@ -21,6 +21,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
+from vllm_edit.artefacts.site import Site
 from vllm_edit.composition.closed_form import as_saved
 from vllm_edit.deltas.delta import Delta
 from vllm_edit.deltas.low_rank import LowRank
@@ -34,7 +35,6 @@ from vllm_edit.models.hooks import dense_forward, find_module, frozen
 from vllm_edit.models.layout import linear_weight
 from vllm_edit.models.rows import Row, leads
 from vllm_edit.patch import Edit
-from vllm_edit.store.site import Site
 
 
 @checked

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vllm_edit.artefacts.site import Context, Site, Token
 from vllm_edit.editing.settings import RomeSettings
 from vllm_edit.errors import EditError
 from vllm_edit.models.positions import contextual, locate, position
 from vllm_edit.models.rows import Row
 from vllm_edit.patch import LOCALITY_KINDS, Edit, Probe
 from vllm_edit.prompting import answer_ids, prompt_ids
-from vllm_edit.store.site import Context, Site, Token
 from vllm_edit.text import last_occurrence, mentions, occurrences, quoted, spelled
 
 

@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
+from vllm_edit.artefacts.manifest import Column, KeyGroup
 from vllm_edit.composition.kept import satisfiable
 from vllm_edit.composition.system import System, interference
 from vllm_edit.models.hooks import capture_outputs, inputs_of
 from vllm_edit.models.rows import Batch, Row, batches, run_batch
 from vllm_edit.patch import Edit
 from vllm_edit.spelling import written
-from vllm_edit.store.manifest import Column, KeyGroup
 
 
 @dataclass(frozen=True)

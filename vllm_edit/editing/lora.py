@@ -14,6 +14,7 @@ from typing import Annotated, Any, ClassVar
 import torch
 from transformers import Conv1D
 
+from vllm_edit.artefacts.site import Site
 from vllm_edit.composition.closed_form import as_saved
 from vllm_edit.deltas.delta import Delta
 from vllm_edit.editing.checked_settings import CountFromZero, PositiveCount, PositiveReal, Real, Seed, between, checked
@@ -26,7 +27,6 @@ from vllm_edit.models.base import Base
 from vllm_edit.models.hooks import find_module, frozen
 from vllm_edit.models.rows import leads
 from vllm_edit.patch import Edit
-from vllm_edit.store.site import Site
 
 
 @checked

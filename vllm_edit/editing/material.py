@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 import torch
 
+from vllm_edit.artefacts.site import Site
 from vllm_edit.editing.hypernetwork.network import Hypernetwork
 from vllm_edit.editing.statistics import SecondMoment
-from vllm_edit.store.site import Site
 
 Material = SecondMoment | Hypernetwork
 

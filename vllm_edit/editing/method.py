@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, Self, TypeVar
 
+from vllm_edit.artefacts.compiled import Factors
+from vllm_edit.artefacts.manifest import Column, KeyGroup
+from vllm_edit.artefacts.site import Site
 from vllm_edit.deltas.delta import Delta
 from vllm_edit.editing.settings import Progress
 from vllm_edit.models.base import Base
 from vllm_edit.patch import Edit, Patch
-from vllm_edit.store.compiled import Factors
-from vllm_edit.store.manifest import Column, KeyGroup
-from vllm_edit.store.site import Site
 
 
 @dataclass(frozen=True)

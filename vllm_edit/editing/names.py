@@ -13,11 +13,11 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from vllm_edit.artefacts.site import Context
 from vllm_edit.composition.kept import OPENING
 from vllm_edit.editing.forms import Form, named_otherwise
 from vllm_edit.patch import Edit
 from vllm_edit.prompting import ids_after
-from vllm_edit.store.site import Context
 
 _OPENINGS = ("{}", "{}'s")
 _FREQUENT = 512  # names that a tokenizer learned first are those that its text had most

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal, Protocol
 import torch
 from torch import nn
 
+from vllm_edit.artefacts.site import Site
 from vllm_edit.deltas.delta import Delta
 from vllm_edit.editing.checked_settings import (
     CountFromZero,
@@ -31,7 +32,6 @@ from vllm_edit.models.layout import linear_weight
 from vllm_edit.models.rows import Row, answer_scores, batches, leads, run_batch
 from vllm_edit.patch import Edit
 from vllm_edit.prompting import answer_ids, prompt_ids
-from vllm_edit.store.site import Site
 from vllm_edit.text import change
 
 

@@ -7,6 +7,8 @@ from itertools import accumulate
 
 import torch
 
+from vllm_edit.artefacts.manifest import KeyGroup
+from vllm_edit.artefacts.site import Site
 from vllm_edit.composition.system import interference
 from vllm_edit.deltas.delta import Delta
 from vllm_edit.editing.health import refuse_unsafe
@@ -20,8 +22,6 @@ from vllm_edit.errors import EditError, UnsafeEdit
 from vllm_edit.models.base import Base
 from vllm_edit.patch import Edit, Patch
 from vllm_edit.spelling import written
-from vllm_edit.store.manifest import KeyGroup
-from vllm_edit.store.site import Site
 
 
 def compile_edits(

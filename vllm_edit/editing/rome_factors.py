@@ -7,6 +7,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from vllm_edit.artefacts.compiled import Factors
+from vllm_edit.artefacts.manifest import KeyGroup
+from vllm_edit.artefacts.site import Site
 from vllm_edit.composition.closed_form import row_space, rows_alone
 from vllm_edit.deltas.delta import LowRank
 from vllm_edit.editing.endings import ending_rows
@@ -23,9 +26,6 @@ from vllm_edit.models.hooks import find_module
 from vllm_edit.models.layout import linear_weight
 from vllm_edit.models.rows import Row
 from vllm_edit.patch import Edit
-from vllm_edit.store.compiled import Factors
-from vllm_edit.store.manifest import KeyGroup
-from vllm_edit.store.site import Site
 
 _ORDINARY = 0.1
 """A name's key whose k̄ᵀC⁻¹k̄ is below so many times that of the edit's prompt lies where ordinary text lies."""

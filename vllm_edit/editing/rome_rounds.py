@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from vllm_edit.artefacts.site import Site
 from vllm_edit.composition.closed_form import as_saved
 from vllm_edit.composition.system import gram
 from vllm_edit.deltas.delta import LowRank
@@ -39,7 +40,6 @@ from vllm_edit.models.base import Base
 from vllm_edit.models.fast_products import fast_products
 from vllm_edit.models.rows import Row
 from vllm_edit.patch import Edit
-from vllm_edit.store.site import Site
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from vllm_edit.artefacts.compiled import CompiledPatch
+from vllm_edit.artefacts.site import Site
 from vllm_edit.composition.scoped import assemble, by_subject
 from vllm_edit.editing.material import Material
 from vllm_edit.editing.separately import compile_separately
@@ -11,8 +13,6 @@ from vllm_edit.editing.settings import Progress
 from vllm_edit.errors import UnsafeEdit
 from vllm_edit.models.base import Base
 from vllm_edit.patch import Patch
-from vllm_edit.store.compiled import CompiledPatch
-from vllm_edit.store.site import Site
 
 BATCH = 64
 """Subjects compiled at once: enough to fill batches; the bookkeeping of a batch grows with its square."""

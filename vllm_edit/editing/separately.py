@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vllm_edit.artefacts.compiled import CompiledPatch
+from vllm_edit.artefacts.site import Site
 from vllm_edit.editing.compile import check_base, check_material, compiled_of, method_of, settings_of
 from vllm_edit.editing.material import Material
 from vllm_edit.editing.method import MethodResult, Settings
@@ -12,8 +14,6 @@ from vllm_edit.editing.settings import Progress
 from vllm_edit.models.base import Base, unchanged
 from vllm_edit.models.lengths import check_edits
 from vllm_edit.patch import Patch
-from vllm_edit.store.compiled import CompiledPatch
-from vllm_edit.store.site import Site
 
 
 def compile_separately(

@@ -8,12 +8,12 @@ from contextlib import AbstractContextManager
 import torch
 from torch.nn.functional import pad
 
+from vllm_edit.artefacts.site import Site
 from vllm_edit.deltas.delta import LowRank
 from vllm_edit.models.base import Base
 from vllm_edit.models.hooks import find_module, frozen, low_rank_forward
 from vllm_edit.models.layout import linear_weight
 from vllm_edit.models.rows import Batch, Row, Within, following, leads
-from vllm_edit.store.site import Site
 
 
 def served_leads(

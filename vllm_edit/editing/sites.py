@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vllm_edit.artefacts.site import LEGAL_RANKS, Context, Site, Token
 from vllm_edit.editing.contexts import generate_contexts
 from vllm_edit.editing.keys import measure_outputs
 from vllm_edit.editing.settings import Progress
@@ -15,7 +16,6 @@ from vllm_edit.models.base import Base
 from vllm_edit.models.hooks import find_module
 from vllm_edit.models.layout import linear_shape
 from vllm_edit.models.rows import Row
-from vllm_edit.store.site import LEGAL_RANKS, Context, Site, Token
 from vllm_edit.thinking import thinking_of
 
 PUBLISHED_DEPTH = 5 / 32

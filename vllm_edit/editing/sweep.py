@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from vllm_edit.artefacts.site import Context, Token
 from vllm_edit.editing.contexts import generate_contexts
 from vllm_edit.editing.settings import Progress, RomeSettings
 from vllm_edit.editing.sites import MadeSite, fixed_site, module_at
@@ -31,7 +32,6 @@ from vllm_edit.models.hooks import find_module
 from vllm_edit.models.layout import linear_shape
 from vllm_edit.models.lengths import check_edits
 from vllm_edit.patch import Edit
-from vllm_edit.store.site import Context, Token
 
 T = TypeVar("T")
 

@@ -23,6 +23,7 @@ from typing import ClassVar
 
 import torch
 
+from vllm_edit.digest import digest_json
 from vllm_edit.editing.checked_settings import PositiveCount, RealFromZero, Seed, checked
 from vllm_edit.editing.corruption import KINDS, CorruptedPrompt, Kind, Restoration
 from vllm_edit.editing.settings import Progress
@@ -33,7 +34,6 @@ from vllm_edit.models.lengths import check_length
 from vllm_edit.models.positions import Located, locate
 from vllm_edit.patch import Edit
 from vllm_edit.prompting import answer_ids
-from vllm_edit.store.digest import digest_json
 from vllm_edit.text import quoted
 
 log = logging.getLogger(__name__)

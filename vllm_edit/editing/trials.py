@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from vllm_edit.artefacts.site import Token
 from vllm_edit.deltas.delta import LowRank
 from vllm_edit.editing.forms import form_rows, forms_of, probe_row
 from vllm_edit.editing.rome_factors import Prepared, prepare
@@ -23,7 +24,6 @@ from vllm_edit.models.fast_products import fast_products
 from vllm_edit.models.hooks import frozen
 from vllm_edit.models.rows import Row, greedy, leads
 from vllm_edit.patch import LOCALITY_KINDS, Edit
-from vllm_edit.store.site import Token
 
 _LOCALITY_TOKENS = 3
 _SCALE = 3.0

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 
+from vllm_edit.artefacts.site import Site
 from vllm_edit.evaluation.questions import Question, not_asked, questions_of
 from vllm_edit.evaluation.refused import Refused
 from vllm_edit.evaluation.report import MODES, Cost, Mode
@@ -15,7 +16,6 @@ from vllm_edit.evaluation.settings import Settings
 from vllm_edit.evaluation.sheet import Reply, Sheet
 from vllm_edit.models.lengths import READ
 from vllm_edit.patch import Edit
-from vllm_edit.store.site import Site
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is asked, how much is answered, how much there is)."""

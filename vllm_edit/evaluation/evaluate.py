@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from vllm_edit.artefacts.compiled import CompiledPatch
+from vllm_edit.artefacts.site import Site
 from vllm_edit.errors import EditError
 from vllm_edit.evaluation.asking import Progress, ask
 from vllm_edit.evaluation.perplexity import drift_of
@@ -14,8 +16,6 @@ from vllm_edit.evaluation.runners.runner import Runner
 from vllm_edit.evaluation.settings import Settings
 from vllm_edit.ike.demonstrations import check_disjoint
 from vllm_edit.patch import Edit, Gate, Patch, Probe
-from vllm_edit.store.compiled import CompiledPatch
-from vllm_edit.store.site import Site
 
 __all__ = ["Settings", "Subject", "check_modes", "evaluate", "run_gate"]
 

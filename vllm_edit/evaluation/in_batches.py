@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from vllm_edit.artefacts.site import Site
+from vllm_edit.digest import digest_json
 from vllm_edit.errors import EditError
 from vllm_edit.evaluation.asking import Progress, ask
 from vllm_edit.evaluation.evaluate import check_modes
@@ -18,8 +20,6 @@ from vllm_edit.evaluation.settings import Settings
 from vllm_edit.evaluation.sheet import Sheet
 from vllm_edit.evaluation.time_left import TimeLeft
 from vllm_edit.patch import Patch
-from vllm_edit.store.digest import digest_json
-from vllm_edit.store.site import Site
 
 BATCH = 32
 """Patches compiled and asked at once: enough to fill a model's batches, few enough to lose when a run is stopped."""

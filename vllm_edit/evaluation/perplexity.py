@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from vllm_edit.artefacts.compiled import CompiledPatch
+from vllm_edit.artefacts.site import Site
 from vllm_edit.composition.scoped import Narrowing
 from vllm_edit.errors import EditError
 from vllm_edit.evaluation.report import Drift
 from vllm_edit.evaluation.runners.runner import Reading, Request, Runner
-from vllm_edit.store.compiled import CompiledPatch
-from vllm_edit.store.site import Site
 
 _LARGEST = 700.0  # of what e is raised to: perplexity stays a number, however broken a model is
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vllm_edit.artefacts.compiled import Demonstration
 from vllm_edit.patch import Edit, Patch
-from vllm_edit.store.compiled import Demonstration
 
 
 @dataclass(frozen=True)

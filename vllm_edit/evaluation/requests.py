@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vllm_edit.artefacts.compiled import CompiledPatch
+from vllm_edit.artefacts.site import Site
 from vllm_edit.composition.scoped import Narrowing
 from vllm_edit.errors import EditError
 from vllm_edit.evaluation.questions import Question
@@ -17,8 +19,6 @@ from vllm_edit.ike.scoped import Shelf
 from vllm_edit.models.lengths import read_of
 from vllm_edit.patch import Edit, Patch
 from vllm_edit.prompting import answer_ids, prompt_ids
-from vllm_edit.store.compiled import CompiledPatch
-from vllm_edit.store.site import Site
 
 One = Patch | CompiledPatch | Refused
 

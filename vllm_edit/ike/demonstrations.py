@@ -14,6 +14,8 @@ from dataclasses import replace
 from itertools import chain, zip_longest
 from typing import Any
 
+from vllm_edit.artefacts.compiled import CompiledPatch, Demonstration
+from vllm_edit.artefacts.folder import demonstrations_digest
 from vllm_edit.errors import EditError
 from vllm_edit.ike import template
 from vllm_edit.ike.bank import Bank, Fact
@@ -21,8 +23,6 @@ from vllm_edit.ike.prefix import PATTERN
 from vllm_edit.ike.retrieval import Similarity, lexical, nearest_first
 from vllm_edit.patch import Edit, Patch
 from vllm_edit.scripts import is_spaceless
-from vllm_edit.store.artefacts import demonstrations_digest
-from vllm_edit.store.compiled import CompiledPatch, Demonstration
 from vllm_edit.text import is_said, normalise, quoted
 
 log = logging.getLogger(__name__)

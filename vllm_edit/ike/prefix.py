@@ -17,8 +17,8 @@ from vllm_edit.ike.retrieval import Similarity, lexical, nearest_first
 from vllm_edit.subjects import Subjects
 
 if TYPE_CHECKING:  # the class lives beside tensors; only its attributes are read here
+    from vllm_edit.artefacts.compiled import Demonstration
     from vllm_edit.patch import Edit
-    from vllm_edit.store.compiled import Demonstration
 
 PATTERN = ("retain", "update", "retain", "update", "retain", "update", "retain", "copy")
 """Kinds in the order in which places are given to the nearest demonstrations: copy, update, retain = 1 : 3 : 4.

@@ -11,8 +11,8 @@ from vllm_edit.ike.prefix import Edited, subjects_of
 from vllm_edit.subjects import Subjects
 
 if TYPE_CHECKING:  # the class lives beside tensors; only its attributes are read here
+    from vllm_edit.artefacts.compiled import Demonstration
     from vllm_edit.patch import Edit
-    from vllm_edit.store.compiled import Demonstration
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
+from vllm_edit.artefacts.site import Fingerprint
+from vllm_edit.digest import digest_json, digest_tensors
 from vllm_edit.errors import EditError
 from vllm_edit.models.hf_folder import HfFolder
 from vllm_edit.models.hub import downloaded
 from vllm_edit.models.import_checks import check_open_end, check_round_trip, check_rows
 from vllm_edit.models.layout import Layout, find_layout
-from vllm_edit.store.digest import digest_json, digest_tensors
-from vllm_edit.store.site import Fingerprint
 
 SHIPPED = "atlas"
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")

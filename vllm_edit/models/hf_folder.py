@@ -12,9 +12,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
+from vllm_edit.artefacts.checkpoint import Checkpoint
 from vllm_edit.errors import EditError
 from vllm_edit.models.source import Read
-from vllm_edit.store.checkpoint import Checkpoint
 
 _QUANTISED = "hf_quant_config.json"
 """What ModelOpt wrote beside config.json before its 0.31; vLLM reads it, transformers does not."""

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
+from vllm_edit.artefacts.site import Context
 from vllm_edit.errors import UnsafeEdit
 from vllm_edit.models.positions import contextual
 from vllm_edit.patch import Edit
 from vllm_edit.prompting import answer_ids, prompt_ids, render
-from vllm_edit.store.site import Context
 from vllm_edit.text import change, quoted
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from vllm_edit.artefacts.site import Context, Token
 from vllm_edit.errors import EditError
 from vllm_edit.prompting import around_turn, render
-from vllm_edit.store.site import Context, Token
 from vllm_edit.text import continuation, last_occurrence, quoted
 
 PLAIN = Context()

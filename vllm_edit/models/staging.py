@@ -12,7 +12,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from vllm_edit.errors import EditError, Unavailable
-from vllm_edit.store.files import make_folder, sync_folder
+from vllm_edit.files import make_folder, sync_folder
 
 
 @contextmanager

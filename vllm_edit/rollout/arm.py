@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Literal, get_args
 
 from vllm_edit.errors import EditError
-from vllm_edit.store.names import check_name, short, shown
+from vllm_edit.names import check_name, short, shown
 
 Side = Literal["control", "treatment"]
 SIDES: tuple[Side, ...] = get_args(Side)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from vllm_edit.errors import EditError
-from vllm_edit.store.names import shown
+from vllm_edit.names import shown
 
 Better = Literal["higher", "lower"]
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from vllm_edit.errors import EditError, NotFound
+from vllm_edit.names import nearest, shown
 from vllm_edit.rollout.arm import Side
 from vllm_edit.rollout.assignment import Assignment
 from vllm_edit.rollout.metric import Metric
 from vllm_edit.rollout.rollout import Rollout
-from vllm_edit.store.names import nearest, shown
 
 
 class UnknownAnswer(NotFound):

@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, Self, get_args
 
 from vllm_edit.errors import EditError
+from vllm_edit.names import check_tenant, shown
 from vllm_edit.rollout.arm import SIDES, Arm, Side
 from vllm_edit.rollout.buckets import BUCKETS
 from vllm_edit.rollout.metric import Metric
 from vllm_edit.rollout.sticky import Stickiness
-from vllm_edit.store.names import check_tenant, shown
 
 State = Literal["created", "ramping", "paused", "killed", "promoted"]
 Verb = Literal["ramp", "pause", "kill", "promote"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from vllm_edit.errors import EditError
-from vllm_edit.store.names import shown
+from vllm_edit.names import shown
 
 Source = Literal["user-header", "user-field", "session-header", "api-key"]
 SOURCES: tuple[Source, ...] = get_args(Source)

@@ -19,12 +19,12 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any, get_args
 
+from vllm_edit import names
 from vllm_edit.errors import EditError, NotFound
+from vllm_edit.registry.snapshot import Snapshot
 from vllm_edit.rollout.arm import Arm, Mode
 from vllm_edit.rollout.decision import Choice, decide
 from vllm_edit.serving.caller import Caller
-from vllm_edit.store import names
-from vllm_edit.store.snapshot import Snapshot
 
 MODES: tuple[Mode, ...] = get_args(Mode)
 MAX_LENGTH = 160

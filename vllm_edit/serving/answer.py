@@ -6,13 +6,13 @@ import secrets
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+from vllm_edit.registry.answer_rows import AnswerEntry
 from vllm_edit.rollout.assignment import Assignment
 from vllm_edit.rollout.decision import Choice
 from vllm_edit.rollout.outcomes import Exposure
 from vllm_edit.serving.alias import NO_SUBJECT
 from vllm_edit.serving.scope import Narrowed
 from vllm_edit.serving.usage import Ended, Usage
-from vllm_edit.store.answer_rows import AnswerEntry
 
 
 def new_id() -> str:

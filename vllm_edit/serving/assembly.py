@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+from vllm_edit.artefacts.site import Site
 from vllm_edit.serving.alias import Catalogue
 from vllm_edit.serving.answer_log import AnswerLog
 from vllm_edit.serving.metrics import Metrics
@@ -19,7 +20,6 @@ from vllm_edit.serving.service import Service
 from vllm_edit.serving.settings import Settings
 from vllm_edit.serving.threads import Threads
 from vllm_edit.serving.watcher import Kept, Watcher
-from vllm_edit.store.site import Site
 from vllm_edit.store.store import Store
 
 

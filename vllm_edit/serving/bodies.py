@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from vllm_edit.errors import EditError
-from vllm_edit.store.names import shown
+from vllm_edit.names import shown
 
 COMPLETIONS, CHAT, RESPONSES = "/v1/completions", "/v1/chat/completions", "/v1/responses"
 

@@ -9,9 +9,9 @@ from ipaddress import ip_address
 from starlette.datastructures import Headers
 
 from vllm_edit.errors import EditError
+from vllm_edit.registry.keys import TENANT_RIGHTS, Right, authenticate
+from vllm_edit.registry.snapshot import Snapshot
 from vllm_edit.serving.settings import Settings
-from vllm_edit.store.keys import TENANT_RIGHTS, Right, authenticate
-from vllm_edit.store.snapshot import Snapshot
 
 
 class Unauthorized(EditError):

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from vllm_edit.errors import EditError
+from vllm_edit.names import shown
 from vllm_edit.serving.bodies import CHAT, COMPLETIONS, RESPONSES, Body, parts
-from vllm_edit.store.names import shown
 
 _MOST_SHOWN = 8  # refused fields that one message names
 _OF_TEMPLATES = frozenset({"documents", "chat_template"})

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from vllm_edit.errors import EditError
+from vllm_edit.names import shown
 from vllm_edit.serving.bodies import Body, decoded
-from vllm_edit.store.names import shown
 
 _SIGNS = (b"\\ud", b"\\uD", b"\xed", b"\0")
 """What a raw body with one has: an escape, its first byte in UTF-8, or the NUL bytes of UTF-16 and UTF-32."""

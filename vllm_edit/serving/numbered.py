@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from vllm_edit.artefacts.manifest import Manifest
 from vllm_edit.serving.watcher import Watcher
-from vllm_edit.store.manifest import Manifest
 from vllm_edit.store.store import Store
 
 

@@ -8,6 +8,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vllm_edit.artefacts.checkpoint import Checkpoint
+from vllm_edit.artefacts.compiled import Demonstration
+from vllm_edit.artefacts.folder import encode_adapter
+from vllm_edit.artefacts.site import Fingerprint
 from vllm_edit.composition.scoped import ScopeIndex
 from vllm_edit.errors import EditError, Incompatible
 from vllm_edit.ike.prefix import Edited, build_prefix, wrap
@@ -23,10 +27,6 @@ from vllm_edit.serving.residency import applicable, local_folder
 from vllm_edit.serving.scope import FIRST_NUMBER, Derived
 from vllm_edit.serving.served_model import served_model
 from vllm_edit.serving.startup import check_settings, model_folder, wrapping_problems
-from vllm_edit.store.artefacts import encode_adapter
-from vllm_edit.store.checkpoint import Checkpoint
-from vllm_edit.store.compiled import Demonstration
-from vllm_edit.store.site import Fingerprint
 from vllm_edit.store.store import Store
 
 if TYPE_CHECKING:

@@ -6,10 +6,10 @@ import asyncio
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from vllm_edit.registry.registry import Registry
 from vllm_edit.rollout.outcomes import UnknownAnswer
 from vllm_edit.serving.answer_log import AnswerLog
 from vllm_edit.serving.threads import Threads
-from vllm_edit.store.registry import Registry
 
 _TRIES = 3  # with the time in which a log is written in between: twice, as writing takes its time too
 

@@ -8,14 +8,14 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol
 
+from vllm_edit.artefacts.compiled import Demonstration
+from vllm_edit.artefacts.manifest import Manifest
 from vllm_edit.errors import EditError
 from vllm_edit.ike.prefix import build_prefix, wrap
 from vllm_edit.ike.scoped import Shelf
 from vllm_edit.serving import bodies
 from vllm_edit.serving.rendered import rendered
 from vllm_edit.serving.threads import Threads
-from vllm_edit.store.compiled import Demonstration
-from vllm_edit.store.manifest import Manifest
 
 _PER_TURN = 12  # tokens that a chat template may add around a turn
 _TOOLS = 256  # tokens in which a chat template says how tools are called

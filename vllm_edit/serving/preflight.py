@@ -10,16 +10,16 @@ from pathlib import Path
 
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
+from vllm_edit.artefacts.checkpoint import CONFIG, Checkpoint
+from vllm_edit.artefacts.site import Fingerprint
 from vllm_edit.errors import Incompatible
+from vllm_edit.registry.snapshot import Snapshot
 from vllm_edit.serving import startup
 from vllm_edit.serving.compat import flags
 from vllm_edit.serving.profile import Profile
 from vllm_edit.serving.settings import Settings
 from vllm_edit.serving.watcher import FAILURES, last_known
-from vllm_edit.store.checkpoint import CONFIG, Checkpoint
 from vllm_edit.store.last_state import LastState
-from vllm_edit.store.site import Fingerprint
-from vllm_edit.store.snapshot import Snapshot
 from vllm_edit.store.store import Store
 
 

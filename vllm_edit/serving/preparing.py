@@ -5,13 +5,13 @@ from __future__ import annotations
 from contextlib import AsyncExitStack
 
 from vllm_edit.errors import EditError, NotFound, Unavailable
+from vllm_edit.registry.answer_rows import PROMPT_LENGTH
 from vllm_edit.rollout.decision import Choice
 from vllm_edit.serving import bodies
 from vllm_edit.serving.answer import Answer
 from vllm_edit.serving.residency import AdapterStore
 from vllm_edit.serving.service import Service
 from vllm_edit.serving.spoken import spoken
-from vllm_edit.store.answer_rows import PROMPT_LENGTH
 
 LONG = 2**14  # bytes of a body that is read in the event loop; who asks with a longer one must not hold up all others
 

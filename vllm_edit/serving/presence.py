@@ -9,8 +9,8 @@ import secrets
 import socket
 from collections.abc import Callable
 
+from vllm_edit.registry.servers import Acknowledged, Servers
 from vllm_edit.serving.threads import Threads
-from vllm_edit.store.servers import Acknowledged, Servers
 
 
 class Presence:

@@ -10,11 +10,11 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from vllm_edit.artefacts.site import Site
 from vllm_edit.errors import Incompatible
 from vllm_edit.serving.compat import flags, version, wrapped
 from vllm_edit.serving.settings import ALLOW_OPEN, FORWARDED, STORE, TRUSTED_PEERS
 from vllm_edit.serving.startup import PLUGIN, is_loopback
-from vllm_edit.store.site import Site
 from vllm_edit.thinking import OFF
 
 _LEAST_CPU_LORAS = 256

@@ -26,11 +26,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from vllm_edit.artefacts.manifest import Manifest
+from vllm_edit.artefacts.site import Site
 from vllm_edit.errors import EditError, Incompatible, NotFound
 from vllm_edit.serving.metrics import Metrics
 from vllm_edit.serving.shared import Shared
-from vllm_edit.store.manifest import Manifest
-from vllm_edit.store.site import Site
 
 logger = logging.getLogger(__name__)
 

@@ -16,16 +16,16 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from vllm_edit.artefacts.manifest import Manifest
+from vllm_edit.artefacts.site import Site
 from vllm_edit.errors import Incompatible
 from vllm_edit.serving.metrics import Metrics
 from vllm_edit.serving.residency import AdapterStore, applicable
 from vllm_edit.serving.shared import Shared
-from vllm_edit.store.manifest import Manifest
-from vllm_edit.store.site import Site
 
 if TYPE_CHECKING:  # these need torch, which is imported in the thread that first composes
+    from vllm_edit.artefacts.compiled import CompiledPatch
     from vllm_edit.composition.scoped import ScopeIndex
-    from vllm_edit.store.compiled import CompiledPatch
 
 FIRST_NUMBER = 2**30
 """Engine numbers of derived adapters, from here up; the store's are from 1 up. vLLM keeps them in 32 bits."""
@@ -169,7 +169,7 @@ class Scopes:
         return ScopeIndex.of(manifest)
 
     def _compose(self, index: ScopeIndex, units: Units) -> Derived | str:
-        from vllm_edit.store.artefacts import encode_adapter
+        from vllm_edit.artefacts.folder import encode_adapter
 
         begun = time.perf_counter()
         try:

@@ -23,8 +23,8 @@ from vllm_edit.serving.settings import ALLOW_OPEN, FORWARDED, STORE, TRUSTED_PEE
 from vllm_edit.thinking import OFF, Thinking
 
 if TYPE_CHECKING:
-    from vllm_edit.store.site import Fingerprint
-    from vllm_edit.store.snapshot import Snapshot
+    from vllm_edit.artefacts.site import Fingerprint
+    from vllm_edit.registry.snapshot import Snapshot
 
 logger = logging.getLogger(__name__)
 
@@ -117,8 +117,8 @@ def folder_problems(folder: Path, base: Fingerprint) -> list[str]:
     Raises:
         EditError: the folder cannot be read, or vLLM would load other weights of it than transformers.
     """
-    from vllm_edit.store.checkpoint import Checkpoint
-    from vllm_edit.store.site import Fingerprint
+    from vllm_edit.artefacts.checkpoint import Checkpoint
+    from vllm_edit.artefacts.site import Fingerprint
 
     Checkpoint(folder).check_served()
     return [f"the served model's {problem}" for problem in base.problems(Fingerprint.of_folder(folder))]
@@ -130,8 +130,8 @@ def check_settings(base: Fingerprint, tokenizer: Any) -> None:
     Raises:
         EditError: it does not.
     """
+    from vllm_edit.artefacts.site import WITHOUT_SETTINGS
     from vllm_edit.models.import_checks import check_round_trip
-    from vllm_edit.store.site import WITHOUT_SETTINGS
 
     if base.settings is None:
         logger.warning(WITHOUT_SETTINGS)

@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 class Threads:
     """At most `most` of them; what comes beyond waits for its turn. Together they are no more than the connections
-    that there are (`store.database`), or they would wait for each other."""
+    that there are (`registry.database`), or they would wait for each other."""
 
     def __init__(self, most: int) -> None:
         self.most = most

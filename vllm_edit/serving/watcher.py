@@ -18,11 +18,11 @@ from typing import Protocol
 from sqlalchemy.exc import SQLAlchemyError
 
 from vllm_edit.errors import EditError, Incompatible, NotFound
+from vllm_edit.registry.snapshot import Snapshot
 from vllm_edit.rollout.decision import Choice
 from vllm_edit.serving.alias import NOTHING, Asking, Catalogue
 from vllm_edit.serving.metrics import Metrics
 from vllm_edit.serving.threads import Threads
-from vllm_edit.store.snapshot import Snapshot
 
 logger = logging.getLogger(__name__)
 

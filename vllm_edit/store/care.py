@@ -7,12 +7,12 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from vllm_edit.errors import Corrupt, EditError, Incompatible
+from vllm_edit.names import split_name
 from vllm_edit.store.documents import KINDS, Kind
-from vllm_edit.store.names import split_name
 from vllm_edit.store.site_files import SITE
 
 if TYPE_CHECKING:
-    from vllm_edit.store.registry import Registry
+    from vllm_edit.registry.registry import Registry
     from vllm_edit.store.store import Store
 
 

@@ -14,9 +14,9 @@ from __future__ import annotations
 import json
 from typing import Any, Literal
 
+from vllm_edit.digest import digest_json
 from vllm_edit.errors import Corrupt
-from vllm_edit.store.digest import digest_json
-from vllm_edit.store.files import Files
+from vllm_edit.files import Files
 
 Kind = Literal["passages", "texts", "pool", "tried", "settings"]
 KINDS: tuple[Kind, ...] = ("passages", "texts", "pool", "tried", "settings")

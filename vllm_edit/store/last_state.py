@@ -17,12 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from vllm_edit.digest import canonical, digest_bytes, digest_json
 from vllm_edit.errors import Corrupt, EditError, Unavailable
-from vllm_edit.store.digest import digest_bytes, digest_json
-from vllm_edit.store.envelope import canonical
-from vllm_edit.store.files import LocalFiles, sync_folder
+from vllm_edit.files import LocalFiles, sync_folder
+from vllm_edit.registry.snapshot import Snapshot
 from vllm_edit.store.places import state_folder
-from vllm_edit.store.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from vllm_edit.store.store import Store

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vllm_edit.errors import EditError
-from vllm_edit.store.files import becoming, move_into_place, write_tree
+from vllm_edit.files import becoming, move_into_place, write_tree
 
 _MEMORY = Path("/dev/shm")
 

@@ -1,13 +1,12 @@
-"""Where a store and its registry are, and who is at work, when nobody says so: the environment, else the defaults."""
+"""Where a store and its registry are when nobody says so: the environment, else the defaults."""
 
 from __future__ import annotations
 
 import os
-from getpass import getuser
 from pathlib import Path
 
 from vllm_edit.errors import EditError
-from vllm_edit.store.files import Files, LocalFiles
+from vllm_edit.files import Files, LocalFiles
 
 DEFAULT_URL = ".vllm-edit"
 
@@ -40,11 +39,3 @@ def state_folder() -> Path:
                 "this user has no home folder; name one for the last known state: VLLM_EDIT_STATE"
             ) from None
     return base / "vllm-edit"
-
-
-def process_user() -> str:
-    """Who runs this process, for the audit; a container may have users without a name."""
-    try:
-        return getuser()
-    except (OSError, KeyError):
-        return f"uid {os.getuid()}"

@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from vllm_edit.errors import Corrupt
-from vllm_edit.store.files import Files
-from vllm_edit.store.names import check_kind, check_name
+from vllm_edit.files import Files
+from vllm_edit.names import check_kind, check_name
 
 _TIME = "%Y%m%dT%H%M%S%f"
 

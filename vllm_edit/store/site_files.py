@@ -6,10 +6,10 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from vllm_edit.artefacts.site import Site
+from vllm_edit.digest import digest_json
 from vllm_edit.errors import Corrupt, EditError
-from vllm_edit.store.digest import digest_json
-from vllm_edit.store.files import Files
-from vllm_edit.store.site import Site
+from vllm_edit.files import Files
 
 if TYPE_CHECKING:
     import torch
@@ -40,7 +40,7 @@ def read_site(files: Files) -> Site:
 
 def check_material(site: Site, material: Mapping[str, torch.Tensor]) -> None:
     """Raises EditError if tensors are not those that the site names: its second moment, or its network."""
-    from vllm_edit.store.digest import digest_tensors
+    from vllm_edit.digest import digest_tensors
 
     if digest_tensors(material) != site.material:
         what = "second moment" if site.network is None else "network"
@@ -49,7 +49,7 @@ def check_material(site: Site, material: Mapping[str, torch.Tensor]) -> None:
 
 def write_material(files: Files, site: Site, material: Mapping[str, torch.Tensor]) -> None:
     """The tensors that belong to the site."""
-    from vllm_edit.store.artefacts import pack_tensors
+    from vllm_edit.artefacts.folder import pack_tensors
 
     files.write(_path(site), pack_tensors(material))
 
@@ -60,7 +60,7 @@ def read_material(files: Files, site: Site) -> dict[str, torch.Tensor]:
     Raises:
         Corrupt: they are gone, or do not have the digest that the site names.
     """
-    from vllm_edit.store.artefacts import unpack_tensors
+    from vllm_edit.artefacts.folder import unpack_tensors
 
     path = _path(site)
     try:

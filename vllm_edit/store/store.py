@@ -4,10 +4,10 @@ site.json                      the site, with its digest
 moments/<digest>.safetensors   its second moment, or networks/<digest>.safetensors for a site with a hypernetwork
 passages.json                  ordinary text for the gates (`passages`), where the store has some
 texts.json, pool.json, …       the base's own text, the facts that it knows, what the sweep tried (`documents`)
-patches/<patch>@<digest>/      one compiled patch each (`artefacts`)
+patches/<patch>@<digest>/      one compiled patch each (`artefacts.folder`)
 records/<name>/<kind>-<time>.json   reports and timings, outside the digest
 registry.db                    unless VLLM_EDIT_REGISTRY names another database
-audit.json                     the head of the registry's audit (`anchor`)
+audit.json                     the head of the registry's audit (`registry.anchor`)
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vllm_edit import names
+from vllm_edit.artefacts.envelope import MANIFEST, Read, read_manifest
+from vllm_edit.artefacts.manifest import Manifest
+from vllm_edit.artefacts.site import WITHOUT_SETTINGS, Fingerprint, Site
 from vllm_edit.errors import Corrupt, EditError, NotFound, Unavailable
-from vllm_edit.store import names
-from vllm_edit.store.anchor import Anchor
-from vllm_edit.store.audit import EMPTY
+from vllm_edit.files import Files, LocalFiles, make_folder, open_files
+from vllm_edit.registry.anchor import Anchor
+from vllm_edit.registry.audit import EMPTY
+from vllm_edit.registry.entries import PatchEntry
+from vllm_edit.registry.owner import Owner
+from vllm_edit.registry.registry import Registry
 from vllm_edit.store.care import problems_of
 from vllm_edit.store.documents import Kind, path_of, read_document, write_document
-from vllm_edit.store.entries import PatchEntry
-from vllm_edit.store.envelope import MANIFEST, Read, read_manifest
-from vllm_edit.store.files import Files, LocalFiles, make_folder, open_files
 from vllm_edit.store.garbage import Collected, collect, garbage_in
-from vllm_edit.store.manifest import Manifest
-from vllm_edit.store.owner import Owner
 from vllm_edit.store.places import default_url, registry_url
 from vllm_edit.store.records import Record, add_record, read_records
-from vllm_edit.store.registry import Registry
-from vllm_edit.store.site import WITHOUT_SETTINGS, Fingerprint, Site
 from vllm_edit.store.site_files import SITE, check_material, read_material, read_site, write_material, write_site
 
 if TYPE_CHECKING:
     import torch
 
-    from vllm_edit.store.compiled import CompiledPatch, Demonstration
+    from vllm_edit.artefacts.compiled import CompiledPatch, Demonstration
 
 _ABANDONED_S = 24 * 3600.0  # no writer takes a day: what is older was left by one that died
 
@@ -215,7 +215,7 @@ class Store:
         The files appear at once, then the registry learns of them; a name that appeared without the second step (the
         writer was killed) is entered by whoever lists the names next.
         """
-        from vllm_edit.store.artefacts import pack
+        from vllm_edit.artefacts.folder import pack
 
         name = names.check_name(compiled.name)
         site = self.site()
@@ -237,14 +237,14 @@ class Store:
             NotFound: no such name.
             Corrupt: a file does not match its digest; the message names the file.
         """
-        from vllm_edit.store.artefacts import unpack
+        from vllm_edit.artefacts.folder import unpack
 
         found, reports = unpack(self.manifest(name), self._reader(name)), self.records(name, "compile")
         return replace(found, report=reports[-1].data if reports else {})
 
     def check(self, name: str) -> None:
         """Verify every byte of a patch's files; raises `Corrupt` or `NotFound` as `load` does. Records are not read."""
-        from vllm_edit.store.artefacts import check
+        from vllm_edit.artefacts.folder import check
 
         check(self.manifest(name), self._reader(name))
 
@@ -253,7 +253,7 @@ class Store:
 
     def demonstrations(self, name: str) -> tuple[Demonstration, ...]:
         """The patch's IKE demonstrations."""
-        from vllm_edit.store.artefacts import read_demonstrations
+        from vllm_edit.artefacts.folder import read_demonstrations
 
         return read_demonstrations(self.manifest(name), self._reader(name))
 
@@ -263,13 +263,13 @@ class Store:
         Raises:
             Corrupt: it does not match its name's digest.
         """
-        from vllm_edit.store.units import read_unit
+        from vllm_edit.artefacts.units import read_unit
 
         return read_unit(name, member, self._reader(name))
 
     def adapter_files(self, name: str) -> dict[str, bytes]:
         """The patch's PEFT folder, verified: bytes by file name."""
-        from vllm_edit.store.artefacts import read_adapter
+        from vllm_edit.artefacts.folder import read_adapter
 
         return read_adapter(self.manifest(name), self._reader(name))
 

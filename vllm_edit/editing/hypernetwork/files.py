@@ -13,10 +13,10 @@ import safetensors.torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 
+from vllm_edit.artefacts.site import LEGAL_RANKS, Site
 from vllm_edit.editing.hypernetwork.network import Hypernetwork
 from vllm_edit.errors import Corrupt, EditError, Incompatible, NotFound
 from vllm_edit.models.base import Base
-from vllm_edit.store.site import LEGAL_RANKS, Site
 from vllm_edit.text_files import read_text
 from vllm_edit.thinking import thinking_of
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from vllm_edit.artefacts.site import Site
 from vllm_edit.composition.closed_form import as_saved
 from vllm_edit.deltas.delta import Delta
 from vllm_edit.deltas.low_rank import LowRank
@@ -29,7 +30,6 @@ from vllm_edit.models.hooks import find_module, frozen
 from vllm_edit.models.layout import linear_shape
 from vllm_edit.models.rows import leads
 from vllm_edit.patch import Edit, Patch
-from vllm_edit.store.site import Site
 
 
 @dataclass(frozen=True)

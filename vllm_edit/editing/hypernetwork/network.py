@@ -23,10 +23,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from vllm_edit.digest import digest_tensors
 from vllm_edit.editing.hypernetwork.gradients import TokenGradients
 from vllm_edit.editing.hypernetwork.normalisation import Normalisation
 from vllm_edit.errors import Incompatible
-from vllm_edit.store.digest import digest_tensors
 
 Factors = dict[str, tuple[torch.Tensor, torch.Tensor]]
 """Module → (A [n, T, d_in], B [n, d_out, T]) of n edits."""

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from vllm_edit.checkpoints import read_checkpoint
+from vllm_edit.digest import digest_json
 from vllm_edit.editing.hypernetwork.data import Drawn, Example, draw, split, text_rows
 from vllm_edit.editing.hypernetwork.gradients import token_gradients
 from vllm_edit.editing.hypernetwork.network import Factors, Hypernetwork, parameter_groups
@@ -32,7 +33,6 @@ from vllm_edit.models.base import Base
 from vllm_edit.models.hooks import find_module
 from vllm_edit.models.layout import linear_shape, linear_weight
 from vllm_edit.patch import Edit
-from vllm_edit.store.digest import digest_json
 
 CHECKPOINT = "checkpoint.pt"
 _VALIDATED = {"taught": 4, "kept": 6}

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.models.lengths import check_positions
 from vllm_edit.prompting import prompt_ids
-from vllm_edit.store.compiled import CompiledPatch
 from vllm_edit.text import quoted
 from vllm_edit.thinking import is_mark
 

@@ -9,6 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from vllm_edit.artefacts.compiled import CompiledPatch
+from vllm_edit.artefacts.site import LEGAL_RANKS
 from vllm_edit.errors import Incompatible
 from vllm_edit.evaluation.runners.runner import Reading, Request, Scored, answer_text, check_lengths, pieces_of
 from vllm_edit.models.penalties import Penalties
@@ -17,8 +19,6 @@ from vllm_edit.serving.compat import version, wrapped
 from vllm_edit.serving.compat.offline_engine import OfflineEngine
 from vllm_edit.serving.profile import merged_plugins
 from vllm_edit.serving.startup import model_folder
-from vllm_edit.store.compiled import CompiledPatch
-from vllm_edit.store.site import LEGAL_RANKS
 
 
 class VLLMRunner:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from vllm_edit.registry.snapshot import Snapshot
 from vllm_edit.serving.caller import Caller
-from vllm_edit.store.snapshot import Snapshot
 
 PREFIX = "/v1/edits"
 OUTCOMES = f"{PREFIX}/outcomes"

@@ -6,10 +6,10 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
+from vllm_edit.registry.audit import Verified
 from vllm_edit.serving.admin.admission import PREFIX
 from vllm_edit.serving.admin.checked import CheckedRoute
 from vllm_edit.serving.admin.desk import Desk
-from vllm_edit.store.audit import Verified
 
 
 def routes(desk: Desk) -> APIRouter:

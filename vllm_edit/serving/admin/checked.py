@@ -10,7 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 
 from vllm_edit.errors import EditError
-from vllm_edit.store.names import shown
+from vllm_edit.names import shown
 
 _MOST = 8  # problems that one message tells
 

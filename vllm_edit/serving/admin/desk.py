@@ -11,12 +11,12 @@ from fastapi import Request
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
 from vllm_edit.errors import EditError, NotFound, Unavailable
+from vllm_edit.names import LABEL_LENGTH, REASON_LENGTH, is_one_line
+from vllm_edit.registry.registry import Registry
 from vllm_edit.serving.admin.admission import CALLER
 from vllm_edit.serving.caller import Caller
 from vllm_edit.serving.service import Holder, Service
 from vllm_edit.serving.threads import Threads
-from vllm_edit.store.names import LABEL_LENGTH, REASON_LENGTH, is_one_line
-from vllm_edit.store.registry import Registry
 
 T = TypeVar("T")
 

@@ -9,10 +9,10 @@ from typing import Any
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
+from vllm_edit.registry.entries import PatchEntry
 from vllm_edit.serving.admin.admission import PREFIX
 from vllm_edit.serving.admin.checked import CheckedRoute
 from vllm_edit.serving.admin.desk import Body, Desk, Who, who
-from vllm_edit.store.entries import PatchEntry
 
 
 class Served(BaseModel):

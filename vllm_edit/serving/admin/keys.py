@@ -7,10 +7,10 @@ from typing import Any
 from fastapi import APIRouter, Request
 from pydantic import Field
 
+from vllm_edit.names import LABEL_LENGTH
 from vllm_edit.serving.admin.admission import PREFIX
 from vllm_edit.serving.admin.checked import CheckedRoute
 from vllm_edit.serving.admin.desk import Because, Body, Desk, End, Who, who
-from vllm_edit.store.names import LABEL_LENGTH
 
 
 class NewAdminKey(Body):

@@ -7,13 +7,13 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Request
 from pydantic import Field
 
+from vllm_edit.names import REASON_LENGTH
 from vllm_edit.rollout.arm import Side
 from vllm_edit.rollout.draft import draft
 from vllm_edit.rollout.sticky import SOURCES, Source
 from vllm_edit.serving.admin.admission import PREFIX
 from vllm_edit.serving.admin.checked import CheckedRoute
 from vllm_edit.serving.admin.desk import Because, Desk, who
-from vllm_edit.store.names import REASON_LENGTH
 
 Arm = Annotated[str, Field(max_length=170, description="capital, capital@4f1c, capital:ike or base")]
 Header = Annotated[str, Field(max_length=64)]

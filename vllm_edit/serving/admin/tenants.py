@@ -8,11 +8,11 @@ from typing import Any
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
+from vllm_edit.names import LABEL_LENGTH, REASON_LENGTH
+from vllm_edit.registry.entries import Publication, Tenant
 from vllm_edit.serving.admin.admission import PREFIX
 from vllm_edit.serving.admin.checked import CheckedRoute
 from vllm_edit.serving.admin.desk import Because, Body, Desk, End, Reference, Who, who
-from vllm_edit.store.entries import Publication, Tenant
-from vllm_edit.store.names import LABEL_LENGTH, REASON_LENGTH
 
 
 class NewTenant(Body):

@@ -1,0 +1,96 @@
+"""What makes an artefact's files trustworthy: its manifest, and the list of its files' digests.
+
+    manifest.json    canonical JSON: the digest of its bytes is the digest in the patch's name
+    files.json       digests of the bytes of all other files, and of this list itself
+
+`files.json` finds every flipped byte; the digests in the manifest bind what the files mean to the name (`folder`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from vllm_edit.artefacts.manifest import Manifest
+from vllm_edit.digest import canonical, digest_bytes, digest_json
+from vllm_edit.errors import Corrupt
+from vllm_edit.names import split_name
+
+MANIFEST = "manifest.json"
+CHECKSUMS = "files.json"
+
+Read = Callable[[str], bytes]  # bytes of one of an artefact's files, by its path within the artefact
+
+
+def seal(manifest: Manifest, files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The artefact's files by path: `files` and the two that vouch for them."""
+    digests = {path: digest_bytes(data) for path, data in files.items()}
+    checksums = canonical({"digest": digest_json(digests), "files": digests})
+    return {MANIFEST: canonical(manifest.model_dump(mode="json")), CHECKSUMS: checksums, **files}
+
+
+def read_manifest(name: str, read: Read) -> Manifest:
+    """The manifest of artefact `name`.
+
+    Raises:
+        Corrupt: its bytes do not have the name's digest.
+    """
+    data = read(MANIFEST)
+    if digest_bytes(data) != split_name(name)[1]:
+        raise damaged(name, MANIFEST)
+    try:
+        manifest = Manifest.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise Corrupt(
+            f"{name}/{MANIFEST} was written by another version of vllm-edit ({where}: {first['msg']}); compile again"
+        ) from error
+    if manifest.name != name:
+        raise Corrupt(f"{name}/{MANIFEST} describes {manifest.name}; compile again")
+    return manifest
+
+
+def read_checked(name: str, path: str, read: Read) -> bytes:
+    """The bytes of one file of artefact `name`.
+
+    Raises:
+        Corrupt: they do not have the digest that `files.json` states.
+    """
+    data = read(path)
+    if _listed(name, read).get(path) != digest_bytes(data):
+        raise damaged(name, path)
+    return data
+
+
+def check_files(name: str, paths: Collection[str], read: Read) -> None:
+    """Raise `Corrupt` unless `files.json` lists exactly these paths, and every one of them has its digest there.
+
+    Readers check what a file means; this finds also what means nothing, like white space.
+    """
+    listed = _listed(name, read)
+    if set(listed) != set(paths):
+        raise damaged(name, CHECKSUMS)
+    for path in paths:
+        if digest_bytes(read(path)) != listed[path]:
+            raise damaged(name, path)
+
+
+def _listed(name: str, read: Read) -> dict[str, str]:
+    """`files.json`: path → digest."""
+    try:
+        listing: Any = json.loads(read(CHECKSUMS))
+        digests = dict(listing["files"])
+        intact = digest_json(digests) == listing["digest"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        intact = False
+    if not intact:
+        raise damaged(name, CHECKSUMS)
+    return digests
+
+
+def damaged(name: str, path: str) -> Corrupt:
+    return Corrupt(f"{name}/{path} does not match its digest; compile the patch again or restore the file")

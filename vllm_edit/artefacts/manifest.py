@@ -1,0 +1,82 @@
+"""The manifest of a compiled patch: what it is made of. Its digest is the patch's identity."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from functools import cached_property
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+
+from vllm_edit.digest import digest_json
+from vllm_edit.patch import Edit, Gate, Scope
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Column(_Frozen):
+    """One column of K: the key of one form of one key group. All columns of a group share the group's residual."""
+
+    group: int = Field(description="index of the key group")
+    form: str = Field(description="which form of the prompt gave this key: plain, chat, alias:…, tune:…, keep:…")
+    share: float = Field(1.0, description="Δ·key, in units of the group's residual: 1, or 0 for a key to be kept")
+
+
+class KeyGroup(_Frozen):
+    """Edits whose keys nearly coincide; they share columns and one residual."""
+
+    edits: tuple[int, ...] = Field(min_length=1, description="indices into the manifest's edits")
+
+
+class Manifest(_Frozen):
+    """Everything that identifies a compiled patch or a composition, tensors by digest. No times, paths or results."""
+
+    kind: Literal["patch", "composition"] = "patch"
+    patch: str
+    method: str
+    base: str = Field(description="digest of the base's fingerprint")
+    site: str = Field(description="digest of the site")
+    modules: tuple[str, ...]
+    edits: tuple[Edit, ...]
+    gate: Gate = Gate()
+    scope: Scope = Field("all", description="subject: its members are its subjects' compiled patches, in its own files")
+    members: tuple[str, ...] = Field(default=(), description="names of the compiled patches that it is made of")
+    settings: dict[str, Any] = Field(default_factory=dict, description="the method's settings, complete")
+    groups: tuple[KeyGroup, ...] = ()
+    columns: tuple[Column, ...] = ()
+    rank: int = Field(description="of the adapter; with scope subject the highest of its members")
+    adapter: str | None = Field(description="digest of the adapter's tensors; None with scope subject")
+    factors: str | None = Field(None, description="digest of the factors' tensors; None where a method has none")
+    demonstrations: str | None = Field(None, description="digest of the IKE demonstrations")
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the fields that came later where they say what went without saying: names must not change."""
+        data: dict[str, Any] = handler(self)
+        if self.scope == "all":
+            data.pop("scope", None)
+        return data
+
+    @cached_property
+    def digest(self) -> str:
+        """Computed once: a patch of a thousand edits is named at every request that it answers."""
+        return digest_json(self.model_dump(mode="json"))
+
+    @property
+    def valid_until(self) -> datetime | None:
+        """The earliest end among its edits: an adapter cannot lose one of them without being solved again."""
+        return min((edit.valid_until for edit in self.edits if edit.valid_until is not None), default=None)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy may be changed, so it does not take over what was computed of the original."""
+        copied = super().model_copy(update=update, deep=deep)
+        copied.__dict__.pop("digest", None)
+        return copied
+
+    @property
+    def name(self) -> str:
+        """`<patch>@<digest>`: the artefact's name everywhere, also the adapter's name inside vLLM."""
+        return f"{self.patch}@{self.digest}"

@@ -1,0 +1,282 @@
+"""Where artefact files lie: a local folder, or anything that fsspec reaches. A folder appears at once or not at all.
+
+A disk, a network or a driver that fails raises `Unavailable`, whoever reads or writes; only a file that is not there
+stays a `FileNotFoundError`.
+
+A folder counts as present when its marker file is. On a local disk it is written under `tmp/`, fsynced and renamed, so
+a kill at any instant leaves either nothing or everything. Object stores have no rename: there the marker comes last.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from pathlib import Path
+from typing import Any, Protocol
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from vllm_edit.errors import EditError, Unavailable
+
+_TEMPORARY = "tmp"
+
+
+class Files(Protocol):
+    """Byte files under a root, by relative path. Paths are made of names that `names` has checked.
+
+    Every method raises `Unavailable` where the disk or the object store fails.
+    """
+
+    def read(self, path: str) -> bytes:
+        """The bytes of a file; `FileNotFoundError` when there is none."""
+
+    def exists(self, path: str) -> bool: ...
+
+    def glob(self, pattern: str) -> list[str]:
+        """Relative paths that match, sorted."""
+
+    def write(self, path: str, data: bytes) -> None:
+        """Write or replace one file atomically."""
+
+    def write_folder(self, folder: str, files: Mapping[str, bytes], marker: str) -> None:
+        """Make `folder` with `files` visible at once; when another writer was first, its folder stays."""
+
+    def remove_folder(self, folder: str, marker: str) -> None:
+        """Remove a folder, if there is one; it disappears from sight at once."""
+
+    def locked(self, path: str) -> AbstractContextManager[None]:
+        """While it lasts, no other process is in `locked(path)`; on an object store, which has no locks, it may be."""
+
+    def sweep(self, older_than_s: float) -> None:
+        """Remove what writers that died left behind."""
+
+
+def open_files(url: str) -> Files:
+    """Files at a local path or an fsspec URL (`s3://…`, `memory://…`).
+
+    Raises:
+        EditError: no such kind of URL is known, or its driver is not installed.
+    """
+    try:
+        filesystem, root = fsspec.core.url_to_fs(url)
+    except (ValueError, ImportError, TypeError, OSError) as error:  # the last two: a driver without its arguments
+        raise EditError(f"expected a store's folder, or a URL that fsspec opens, got {url}: {error}") from error
+    return LocalFiles(Path(root)) if isinstance(filesystem, LocalFileSystem) else RemoteFiles(filesystem, root)
+
+
+class LocalFiles:
+    """`Files` on a local disk."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def read(self, path: str) -> bytes:
+        with _reaching(self.root / path, "read", OSError):
+            return (self.root / path).read_bytes()
+
+    def exists(self, path: str) -> bool:
+        with _reaching(self.root / path, "read", OSError):
+            return (self.root / path).exists()
+
+    def glob(self, pattern: str) -> list[str]:
+        with _reaching(self.root, "listed", OSError):
+            return sorted(str(found.relative_to(self.root)) for found in self.root.glob(pattern))
+
+    def write(self, path: str, data: bytes) -> None:
+        target, temporary = self.root / path, self._temporary()
+        with becoming(target, temporary):
+            temporary.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(target.parent)
+            _write_durably(temporary, data)
+            temporary.replace(target)
+            sync_folder(target.parent)
+
+    def write_folder(self, folder: str, files: Mapping[str, bytes], marker: str) -> None:
+        target, temporary = self.root / folder, self._temporary()
+        with becoming(target, temporary):
+            make_folder(target.parent)
+            write_tree(temporary, files)
+            move_into_place(temporary, target)
+
+    def remove_folder(self, folder: str, marker: str) -> None:
+        target, temporary = self.root / folder, self._temporary()
+        with _reaching(target, "removed", OSError):
+            temporary.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                target.rename(temporary)
+            except FileNotFoundError:
+                return
+            sync_folder(target.parent)
+            shutil.rmtree(temporary)
+
+    @contextmanager
+    def locked(self, path: str) -> Iterator[None]:
+        with ExitStack() as held:
+            with _reaching(self.root / f"{path}.lock", "locked", OSError):
+                lock = held.enter_context((self.root / f"{path}.lock").open("w"))
+                fcntl.flock(lock, fcntl.LOCK_EX)  # closing it, also by dying, gives the lock back
+            yield
+
+    def sweep(self, older_than_s: float) -> None:
+        limit = time.time() - older_than_s
+        for left in (self.root / _TEMPORARY).glob("*"):
+            with _reaching(left, "removed", OSError), suppress(FileNotFoundError):  # another sweeper may be faster
+                if left.stat().st_mtime >= limit:
+                    continue
+                if left.is_dir():
+                    shutil.rmtree(left)
+                else:
+                    left.unlink()
+
+    def _temporary(self) -> Path:
+        return self.root / _TEMPORARY / uuid.uuid4().hex
+
+
+class RemoteFiles:
+    """`Files` on an fsspec file system, where single files appear whole and folders do not exist.
+
+    Drivers raise what their libraries do (botocore's and aiohttp's errors have no base class but Exception), so what
+    comes out of a call is theirs, whatever it is.
+    """
+
+    def __init__(self, filesystem: Any, root: str) -> None:
+        self._fs, self._root = filesystem, root.rstrip("/")
+
+    def read(self, path: str) -> bytes:
+        with _reaching(self._place(path), "read", Exception):
+            data: bytes = self._fs.cat_file(f"{self._root}/{path}")
+            return data
+
+    def exists(self, path: str) -> bool:
+        with _reaching(self._place(path), "read", Exception):
+            return bool(self._fs.exists(f"{self._root}/{path}"))
+
+    def glob(self, pattern: str) -> list[str]:
+        with _reaching(self._place(""), "listed", Exception):
+            self._fs.invalidate_cache()
+            return sorted(str(found)[len(self._root) + 1 :] for found in self._fs.glob(f"{self._root}/{pattern}"))
+
+    def write(self, path: str, data: bytes) -> None:
+        target = f"{self._root}/{path}"
+        with _reaching(self._place(path), "written", Exception, absent=False):
+            self._fs.makedirs(target.rpartition("/")[0], exist_ok=True)
+            self._fs.pipe_file(target, data)
+
+    def write_folder(self, folder: str, files: Mapping[str, bytes], marker: str) -> None:
+        if self.exists(f"{folder}/{marker}"):
+            return
+        for name in sorted(files, key=lambda name: name == marker):
+            self.write(f"{folder}/{name}", files[name])
+
+    def remove_folder(self, folder: str, marker: str) -> None:
+        with _reaching(self._place(folder), "removed", Exception):
+            self._fs.invalidate_cache()
+            with suppress(FileNotFoundError):
+                self._fs.rm_file(f"{self._root}/{folder}/{marker}")
+            with suppress(FileNotFoundError):
+                self._fs.rm(f"{self._root}/{folder}", recursive=True)
+
+    def locked(self, path: str) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def sweep(self, older_than_s: float) -> None:
+        """Nothing to do: a folder without its marker is completed by the next writer of the same content."""
+
+    def _place(self, path: str) -> str:
+        """The file as messages name it."""
+        return str(self._fs.unstrip_protocol(f"{self._root}/{path}"))
+
+
+@contextmanager
+def _reaching(place: object, done: str, failures: type[Exception], absent: bool = True) -> Iterator[None]:
+    """While something is `done` to `place`. absent: a `FileNotFoundError` says that there is none, and passes.
+
+    Raises:
+        Unavailable: one of the `failures` came instead.
+    """
+    try:
+        yield
+    except failures as error:
+        if absent and isinstance(error, FileNotFoundError):
+            raise
+        raise Unavailable(f"{place} cannot be {done}: {_reason(error)}; mend that and try again") from error
+
+
+def _reason(error: Exception) -> str:
+    """The system's or a driver's own words in one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+@contextmanager
+def becoming(target: Path, temporary: Path) -> Iterator[None]:
+    """While `temporary` is written and renamed to `target`. If that fails nothing of it stays: a full disk must not be
+    filled with what was left of trying.
+
+    Raises:
+        Unavailable: the disk is full, or refuses for another reason; `target` is named.
+    """
+    try:
+        yield
+    except OSError as error:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
+        raise Unavailable(f"{target} cannot be written: {_reason(error)}; mend that and try again") from error
+
+
+def write_tree(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write `files` under a new `folder` and fsync every file and folder, so that a rename publishes them whole."""
+    folder.mkdir(parents=True)
+    for name, data in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_durably(path, data)
+    for inner in [path for path in folder.rglob("*") if path.is_dir()]:
+        sync_folder(inner)
+    sync_folder(folder)
+
+
+def move_into_place(temporary: Path, target: Path) -> None:
+    """Rename a finished folder to its name; when one is there already, that one stays and ours is dropped."""
+    try:
+        temporary.rename(target)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        shutil.rmtree(temporary)
+        return
+    sync_folder(target.parent)
+
+
+def make_folder(folder: Path) -> None:
+    """A folder that survives a power cut with what is put into it: its parents know of it on the disk."""
+    if folder.is_dir():
+        return
+    make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    sync_folder(folder.parent)
+
+
+def _write_durably(path: Path, data: bytes) -> None:
+    with path.open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,102 @@
+"""Rows of `exposures` and `outcomes`. Each function runs in its caller's transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+
+from sqlalchemy import Connection, func, insert, select
+
+from vllm_edit.errors import EditError
+from vllm_edit.names import is_answer_id, shown
+from vllm_edit.registry import rollout_rows
+from vllm_edit.registry.log_rows import add_unknown
+from vllm_edit.registry.rollout_tables import exposures, outcomes
+from vllm_edit.rollout.arm import SIDES, Side
+from vllm_edit.rollout.outcomes import Exposure, Observed, Traffic, UnknownAnswer, metric_of
+
+_LATENCIES = 10_000  # the newest of an arm that its quantiles are of
+
+
+def expose(connection: Connection, found: Iterable[Exposure]) -> None:
+    """Enter requests that rollouts decided; one whose id is known stays as it is."""
+    rows = [
+        {
+            "id": one.id,
+            "rollout": one.assignment.rollout,
+            "tenant": one.tenant,
+            "side": one.assignment.side,
+            "reason": one.assignment.reason,
+            "unit": one.assignment.unit,
+            "at": one.at,
+            "failed": one.failed,
+            "prompt_tokens": one.prompt_tokens,
+            "completion_tokens": one.completion_tokens,
+            "seconds": one.seconds,
+        }
+        for one in found
+    ]
+    add_unknown(connection, exposures, rows)
+
+
+def record(connection: Connection, tenant: str | None, id: str, metric: str, value: float) -> bool:
+    """Enter an outcome of the tenant's answer `id` (None: of any tenant's); False if it was entered before with this
+    value.
+
+    Raises:
+        UnknownAnswer: no rollout decided an answer of this id for this tenant (another tenant's is no different).
+        NotFound: the rollout has no such metric.
+        EditError: the value is out of range, or another one was entered before.
+    """
+    e, o = exposures.c, outcomes.c
+    known = select(e.rollout).where(e.id == id)
+    if tenant is not None:
+        known = known.where(e.tenant == tenant)
+    rollout = connection.execute(known).scalar() if is_answer_id(id) else None
+    if rollout is None:
+        raise UnknownAnswer(f"no rollout decided an answer {shown(id)}")
+    checked = metric_of(rollout_rows.find(connection, rollout).rollout, metric).check(value)
+    before = connection.execute(select(o.value).where(o.exposure == id, o.metric == metric)).scalar()
+    if before is None:
+        row = {"exposure": id, "metric": metric, "value": checked, "at": datetime.now(UTC)}
+        connection.execute(insert(outcomes).values(**row))
+    elif before != checked:
+        raise EditError(f"{metric} of answer {id} is {before:g} already; an outcome is entered once")
+    return before is None
+
+
+def traffic(connection: Connection, rollout: str) -> dict[Side, Traffic]:
+    """What each arm answered, of what is compared."""
+    return {side: _traffic(connection, rollout, side) for side in SIDES}
+
+
+def first_outcomes(connection: Connection, rollout: str) -> dict[str, list[Observed]]:
+    """Metric → the first outcome of each unit, in the order in which they came."""
+    e, o = exposures.c, outcomes.c
+    within = select(o.number, o.metric, o.value, e.side, e.unit).join_from(outcomes, exposures)
+    within = within.where(e.rollout == rollout, e.unit.is_not(None))
+    every = within.subquery().c
+    first = select(func.min(every.number).label("number"), func.count().label("count"))
+    firsts = first.group_by(every.metric, every.unit).subquery()
+    rows = select(every.metric, every.value, every.side, firsts.c.count)
+    rows = rows.where(every.number == firsts.c.number).order_by(every.number)
+    found: dict[str, list[Observed]] = {}
+    for metric, value, side, count in connection.execute(rows):
+        found.setdefault(metric, []).append(Observed(side, value, count))
+    return found
+
+
+def _traffic(connection: Connection, rollout: str, side: Side) -> Traffic:
+    e = exposures.c
+    compared = (e.rollout == rollout) & (e.side == side) & e.unit.is_not(None)
+    totals = select(
+        func.count(),
+        func.count(e.unit.distinct()),
+        func.count().filter(e.failed),
+        func.coalesce(func.sum(e.prompt_tokens), 0),
+        func.coalesce(func.sum(e.completion_tokens), 0),
+    ).where(compared)
+    requests, units, failed, prompt_tokens, completion_tokens = connection.execute(totals).one()
+    newest = select(e.seconds).where(compared, e.seconds.is_not(None)).order_by(e.at.desc()).limit(_LATENCIES)
+    seconds = connection.execute(newest).scalars().all()
+    return Traffic(requests, units, failed, int(prompt_tokens), int(completion_tokens), seconds)

@@ -1,0 +1,77 @@
+"""Rows of `patches`: which patches exist and under which adapter id. Each function runs in its caller's transaction.
+
+One that is retired, which gc removes as soon as no server needs it, is none to anybody else.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import Connection, Row, delete, insert, select, update
+
+from vllm_edit.errors import NotFound
+from vllm_edit.names import check_name, nearest, short, shown, split_name
+from vllm_edit.registry import tables
+from vllm_edit.registry.entries import PatchEntry, Status
+
+_CURRENT = select(tables.patches).where(tables.patches.c.retired.is_(None))
+
+
+def add(connection: Connection, name: str, valid_until: datetime | None) -> PatchEntry:
+    """Enter a patch, or mark a known one as saved again: then it is not retired any more."""
+    patch, digest = split_name(name)
+    this = tables.patches.c.name == name
+    told = {"saved_at": datetime.now(UTC), "valid_until": valid_until, "retired": None}
+    again = connection.execute(update(tables.patches).where(this).values(**told))
+    if not again.rowcount:
+        row = {"name": name, "patch": patch, "digest": digest, **told}
+        connection.execute(insert(tables.patches).values(**row, status="ungated", reason=""))
+    return find(connection, name)
+
+
+def retire(connection: Connection, name: str, generation: int) -> None:
+    connection.execute(update(tables.patches).where(tables.patches.c.name == name).values(retired=generation))
+
+
+def retired(connection: Connection) -> dict[str, int]:
+    """Retired patches, and since which generation, the first one first."""
+    p = tables.patches.c
+    found = connection.execute(select(p.name, p.retired).where(p.retired.is_not(None)).order_by(p.retired, p.name))
+    return {row.name: row.retired for row in found}
+
+
+def remove(connection: Connection, name: str) -> None:
+    connection.execute(delete(tables.patches).where(tables.patches.c.name == name))
+
+
+def known(connection: Connection, name: str) -> PatchEntry | None:
+    row = connection.execute(_CURRENT.where(tables.patches.c.name == check_name(name))).first()
+    return None if row is None else _entry(row)
+
+
+def find(connection: Connection, name: str) -> PatchEntry:
+    """The patch's entry, or `NotFound` with the nearest names."""
+    entry = known(connection, name)
+    if entry is None:
+        if name in retired(connection):
+            raise NotFound(f"{short(name)} is being removed by gc; compile it again to keep it")
+        names = [one.name for one in newest_first(connection)]
+        raise NotFound(f"no compiled patch {shown(name)} in the registry", nearest(name, names))
+    return entry
+
+
+def newest_first(connection: Connection) -> list[PatchEntry]:
+    p = tables.patches.c
+    return [_entry(row) for row in connection.execute(_CURRENT.order_by(p.saved_at.desc(), p.adapter_id.desc()))]
+
+
+def set_status(connection: Connection, name: str, status: Status, reason: str) -> None:
+    find(connection, name)
+    where = tables.patches.c.name == name
+    connection.execute(update(tables.patches).where(where).values(status=status, reason=reason))
+
+
+def _entry(row: Row[Any]) -> PatchEntry:
+    fields = {key: value for key, value in row._mapping.items() if key != "retired"}
+    return PatchEntry(**fields)

@@ -1,0 +1,89 @@
+"""Rows of `publications`: what tenants are and were served. Each function runs in its caller's transaction.
+
+What a tenant is served is its newest publication that is neither rolled back nor past its end; before the first there
+is the base model (`entries.served`).
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Row, and_, insert, or_, select, update
+
+from vllm_edit.errors import EditError, NotFound
+from vllm_edit.names import shown
+from vllm_edit.registry import tables
+from vllm_edit.registry.entries import Publication, served
+
+
+def active(connection: Connection, tenant: str) -> Publication | None:
+    """What the tenant is served now, None for the base model."""
+    return served(history(connection, tenant), datetime.now(UTC))
+
+
+def add(
+    connection: Connection, tenant: str, name: str, *, why: str, override: bool, by: str, valid_until: datetime | None
+) -> None:
+    """Serve `name` to the tenant from now on."""
+    row = {"tenant": tenant, "name": name, "at": datetime.now(UTC), "by": by, "why": why, "override": override}
+    connection.execute(insert(tables.publications).values(**row, valid_until=valid_until))
+
+
+def take_back(connection: Connection, tenant: str, to: str | None, *, why: str, by: str) -> Publication | None:
+    """Roll back what is served to the publication before, or to the earlier `to`; None for the base model.
+
+    What has ended by itself is no place to go back to.
+    """
+    p, now = tables.publications.c, datetime.now(UTC)
+    standing = select(tables.publications).where(p.tenant == tenant, p.rolled_back_at.is_(None)).order_by(p.id.desc())
+    valid = [(row.id, one) for row in connection.execute(standing) if not (one := _publication(row)).ended(now)]
+    if not valid:
+        raise EditError(f"tenant {tenant!r} is served the base model: there is nothing to take back")
+    after, target = next(((id, one) for id, one in valid[1:] if to in (None, one.name)), (0, None))
+    if target is None and to is not None:
+        names = [one.name for _, one in valid[1:]]
+        raise NotFound(f"{shown(to)} is not an earlier publication of tenant {tenant!r}", names[:3])
+    undone = update(tables.publications).where(p.tenant == tenant, p.id > after, p.rolled_back_at.is_(None))
+    connection.execute(undone.values(rolled_back_at=now, rolled_back_by=by, rolled_back_why=why))
+    return target
+
+
+def history(connection: Connection, tenant: str) -> list[Publication]:
+    """The tenant's publications, newest first, rolled-back ones included."""
+    p = tables.publications.c
+    found = connection.execute(select(tables.publications).where(p.tenant == tenant).order_by(p.id.desc()))
+    return [_publication(row) for row in found]
+
+
+def standing(connection: Connection) -> dict[str, tuple[Publication, ...]]:
+    """Every tenant's publications that are not rolled back, newest first; tenants without any are left out."""
+    p = tables.publications.c
+    found = select(tables.publications).where(p.rolled_back_at.is_(None)).order_by(p.id.desc())
+    by_tenant: dict[str, tuple[Publication, ...]] = {}
+    for publication in map(_publication, connection.execute(found)):
+        by_tenant[publication.tenant] = (*by_tenant.get(publication.tenant, ()), publication)
+    return by_tenant
+
+
+def standing_names(connection: Connection) -> set[str]:
+    """Names that some tenant is served, or could be after a rollback."""
+    return set(connection.execute(select(tables.publications.c.name).where(_in_force())).scalars())
+
+
+def who_may_be_served(connection: Connection, name: str) -> str | None:
+    """A tenant that is served `name`, or could be after a rollback."""
+    p = tables.publications.c
+    tenant: str | None = connection.execute(select(p.tenant).where(p.name == name, _in_force()).limit(1)).scalar()
+    return tenant
+
+
+def _in_force() -> ColumnElement[bool]:
+    """A publication is neither rolled back nor past its end."""
+    p = tables.publications.c
+    return and_(p.rolled_back_at.is_(None), or_(p.valid_until.is_(None), p.valid_until > datetime.now(UTC)))
+
+
+def _publication(row: Row[Any]) -> Publication:
+    fields = {key: value for key, value in row._mapping.items() if key != "id"}
+    return Publication(**fields)

@@ -1,0 +1,102 @@
+"""Waiting for the registry's next change: PostgreSQL tells of it, SQLite is looked at many times a second."""
+
+from __future__ import annotations
+
+import time
+from threading import Event
+from typing import TYPE_CHECKING, Any, Protocol
+
+from vllm_edit.registry.database import Database
+
+if TYPE_CHECKING:
+    import psycopg
+
+_POLL_S = 0.05
+_LOOK_S = 1.0  # PostgreSQL too is looked at: what is between us and it may lose a notification, or not pass any on
+_NOTICE_CLOSE_S = 0.1
+
+
+class Waiting(Protocol):
+    def wait(self, generation: int, timeout_s: float) -> bool:
+        """True as soon as the registry's generation is another; False when the time is up, or it was closed.
+
+        Raises:
+            EditError: the registry cannot be reached.
+        """
+
+    def close(self) -> None:
+        """End all waiting, whichever thread it is in."""
+
+
+def waiting(database: Database) -> Waiting:
+    return Polling(database) if database.sqlite else Listening(database)
+
+
+class Polling:
+    def __init__(self, database: Database) -> None:
+        self._database, self._closed = database, Event()
+
+    def wait(self, generation: int, timeout_s: float) -> bool:
+        ends = time.monotonic() + timeout_s
+        while self._database.generation() == generation:
+            left = ends - time.monotonic()
+            if left <= 0 or self._closed.wait(min(left, _POLL_S)):
+                return False
+        return True
+
+    def close(self) -> None:
+        self._closed.set()
+
+
+class Listening:
+    """Each thread that waits has a connection of its own, kept for whoever waits next."""
+
+    def __init__(self, database: Database) -> None:
+        self._database, self._closed = database, Event()
+        self._idle: list[psycopg.Connection[Any]] = []
+
+    def wait(self, generation: int, timeout_s: float) -> bool:
+        import psycopg
+
+        ends = time.monotonic() + timeout_s
+        connection = self._take()
+        try:
+            while True:
+                connection = connection or self._database.listen()
+                # Looked at after the connection listens: what came before is seen now, what comes later is notified.
+                if self._database.generation() != generation:
+                    return True
+                left = ends - time.monotonic()
+                if left <= 0 or self._closed.is_set():
+                    return False
+                try:
+                    self._hear(connection, min(left, _LOOK_S))
+                except psycopg.OperationalError:  # the server ended it; a new one tells whether the server is back
+                    connection.close()
+                    connection = None
+        finally:
+            self._give_back(connection)
+
+    def close(self) -> None:
+        self._closed.set()
+        while (connection := self._take()) is not None:
+            connection.close()
+
+    def _hear(self, connection: psycopg.Connection[Any], seconds: float) -> None:
+        """Return at a notification, when the time is up, or soon after `close`."""
+        ends = time.monotonic() + seconds
+        while (left := ends - time.monotonic()) > 0 and not self._closed.is_set():
+            if list(connection.notifies(timeout=min(left, _NOTICE_CLOSE_S), stop_after=1)):
+                return
+
+    def _take(self) -> psycopg.Connection[Any] | None:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return None
+
+    def _give_back(self, connection: psycopg.Connection[Any] | None) -> None:
+        if connection is not None:
+            self._idle.append(connection)
+        if self._closed.is_set():
+            self.close()
