@@ -34,8 +34,7 @@ from benchmarks.results import machine, write_section
 from benchmarks.shapes import SHAPES, random_base, random_site
 from vllm_edit import atlas
 from vllm_edit.artefacts.compiled import CompiledPatch
-from vllm_edit.editing.compile import compile_patch
-from vllm_edit.editing.separately import compile_separately
+from vllm_edit.editing.compile import compile_patch, compile_separately
 from vllm_edit.editing.settings import RomeSettings
 from vllm_edit.editing.sites import MadeSite
 from vllm_edit.editing.statistics import SecondMoment

@@ -28,7 +28,7 @@ from vllm_edit.composition.closed_form import as_saved, plain_sum
 from vllm_edit.composition.compose import compose
 from vllm_edit.composition.system import System
 from vllm_edit.deltas.delta import Delta
-from vllm_edit.editing.separately import compile_separately
+from vllm_edit.editing.compile import compile_separately
 from vllm_edit.editing.settings import RomeSettings
 from vllm_edit.editing.statistics import SecondMoment
 from vllm_edit.evaluation.evaluate import evaluate

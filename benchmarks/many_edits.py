@@ -37,8 +37,7 @@ from vllm_edit.cli.output import progress_bar
 from vllm_edit.composition.compose import compose
 from vllm_edit.composition.scoped import assemble
 from vllm_edit.deltas.delta import Delta
-from vllm_edit.editing.scoped import BATCH
-from vllm_edit.editing.separately import compile_separately
+from vllm_edit.editing.compile import BATCH, compile_separately
 from vllm_edit.errors import EditError
 from vllm_edit.evaluation.evaluate import evaluate
 from vllm_edit.evaluation.report import Mode

@@ -30,8 +30,7 @@ from vllm_edit import atlas
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.cli.output import progress_bar
 from vllm_edit.deltas import peft
-from vllm_edit.editing.compile import METHODS
-from vllm_edit.editing.separately import compile_separately
+from vllm_edit.editing.compile import METHODS, compile_separately
 from vllm_edit.evaluation.evaluate import evaluate
 from vllm_edit.evaluation.report import Mode, Report
 from vllm_edit.evaluation.runners.hf import HFRunner

@@ -35,8 +35,7 @@ from vllm_edit.cli.output import progress_bar
 from vllm_edit.composition.compose import compose
 from vllm_edit.composition.scoped import ScopeIndex, assemble
 from vllm_edit.demo.server import LocalServer
-from vllm_edit.editing.scoped import BATCH
-from vllm_edit.editing.separately import compile_separately
+from vllm_edit.editing.compile import BATCH, compile_separately
 from vllm_edit.editing.statistics import SecondMoment
 from vllm_edit.evaluation.evaluate import evaluate
 from vllm_edit.evaluation.report import Report

@@ -19,6 +19,7 @@ from vllm_edit.facts import known_edits, pooling, tables_folder
 from vllm_edit.facts.facts import Facts
 from vllm_edit.models.base import Base
 from vllm_edit.patch import Edit
+from vllm_edit.store.care import problems_of
 from vllm_edit.store.store import Store
 from vllm_edit.swept_store import create_store, open_or_create
 
@@ -80,7 +81,7 @@ def test_a_model_that_knows_enough_has_its_site_chosen_by_that_and_the_store_kee
     assert store.document("pool") == created.pool.as_record()
     (tried,) = store.document("tried")
     assert (tried["edits"], tried["stayed"], tried["norm"]) == (21, 0.5, None), "a number that is none is kept as none"
-    assert store.verify() == []
+    assert problems_of(store) == []
     created.store.registry.close()
     store.registry.close()
 

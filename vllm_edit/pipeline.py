@@ -12,10 +12,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from vllm_edit.artefacts.compiled import CompiledPatch
-from vllm_edit.editing.compile import compile_patch, method_of, settings_of
+from vllm_edit.editing.compile import BATCH, compile_patch, compile_separately, method_of, settings_of
 from vllm_edit.editing.material import Material, material_of
-from vllm_edit.editing.scoped import BATCH
-from vllm_edit.editing.separately import compile_separately
 from vllm_edit.editing.settings import Progress
 from vllm_edit.errors import EditError, Incompatible, UnsafeEdit
 from vllm_edit.evaluation.evaluate import run_gate

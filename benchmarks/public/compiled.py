@@ -8,9 +8,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from vllm_edit.artefacts.compiled import CompiledPatch
-from vllm_edit.editing.compile import method_of, settings_of
+from vllm_edit.editing.compile import compile_separately, method_of, settings_of
 from vllm_edit.editing.material import Material
-from vllm_edit.editing.separately import compile_separately
 from vllm_edit.evaluation.asking import Progress
 from vllm_edit.evaluation.record import Record
 from vllm_edit.models.base import Base

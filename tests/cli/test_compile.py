@@ -9,6 +9,7 @@ import pytest
 from tests.cli.program import Program
 from tests.tiny import SENTENCES, save_tiny
 from vllm_edit.cli.method_settings import method_settings
+from vllm_edit.store.care import problems_of
 from vllm_edit.store.documents import path_of
 from vllm_edit.store.store import Store
 
@@ -59,7 +60,7 @@ def test_a_patch_file_becomes_a_stored_patch(program: Program, model: Path, text
     assert stored.names() == [done["name"]]
     assert stored.load(done["name"]).report["seconds"] > 0
     assert {one.kind for one in stored.demonstrations(done["name"])} >= {"copy"}
-    assert stored.verify() == []
+    assert problems_of(stored) == []
     assert (done["status"], stored.entry(done["name"]).status) == ("accepted", "accepted")
     assert [record.kind for record in stored.records(done["name"])] == ["compile", "gate"]
     told = program("compile", file, "--store", url, *FORCED)

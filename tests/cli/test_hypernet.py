@@ -10,6 +10,7 @@ from tests.cli.program import Program
 from tests.hypernetwork.tiny_training import TEXTS, tiny_edits
 from tests.tiny import save_tiny
 from vllm_edit.patch import Patch
+from vllm_edit.store.care import problems_of
 from vllm_edit.store.store import Store
 
 QUICK = ("--layers", "2", "--steps", "4", "--set", "rank=4", "--set", "warm=4", "--set", "validate_every=2")
@@ -46,7 +47,7 @@ def test_a_network_is_trained_described_and_compiled_with(
     assert len(made["module"].split(", ")) == 6
     assert made["rank"] == 16
     assert made["passages"] == 0
-    assert Store.open(store).verify() == []
+    assert problems_of(Store.open(store)) == []
     assert program(*init[:-1], f"{store}-2", "--texts", texts, "--json").json["passages"] == len(TEXTS)
     ran = program("compile", patch, "--method", "mend", "--set", "on_missed=report", "--store", store, "--json")
     assert ran.code == 1  # four steps teach nothing: the gate rejects it

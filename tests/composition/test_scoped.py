@@ -11,12 +11,12 @@ from pydantic import ValidationError
 from tests.editing.material import BRAZIL, FRANCE, JAPAN, LOOSE, bench
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.composition.scoped import Narrowing, ScopeIndex, by_subject
-from vllm_edit.editing.compile import compile_patch
-from vllm_edit.editing.separately import compile_separately
+from vllm_edit.editing.compile import compile_patch, compile_separately
 from vllm_edit.errors import Corrupt, EditError, Incompatible, UnsafeEdit
 from vllm_edit.ike.bank import Bank
 from vllm_edit.ike.demonstrations import with_demonstrations
 from vllm_edit.patch import Edit, Patch
+from vllm_edit.store.care import problems_of
 from vllm_edit.store.store import Store
 
 EDITS = (
@@ -141,7 +141,7 @@ def test_store_keeps_units_apart_and_gives_back_what_was_saved(store: Store, wor
     assert found.manifest == world.manifest
     assert [unit.name for unit in found.units] == list(world.manifest.members)
     assert store.names() == [world.name]
-    assert store.verify() == []
+    assert problems_of(store) == []
     unit = store.unit(world.name, world.manifest.members[1])
     assert unit.delta.digest == world.units[1].delta.digest
     assert unit.factors is not None
@@ -163,7 +163,7 @@ def test_a_damaged_unit_is_found(store: Store, world: CompiledPatch) -> None:
             store.unit(world.name, member)
     finally:
         path.write_bytes(whole)
-    assert store.verify() == []
+    assert problems_of(store) == []
 
 
 def test_demonstrations_belong_to_the_patch_and_change_its_name_only(world: CompiledPatch) -> None:

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from tests.editing.material import BRAZIL, FRANCE, JAPAN, LOOSE, bench, patch_of
-from vllm_edit.editing.compile import compile_patch
-from vllm_edit.editing.separately import compile_separately
+from vllm_edit.editing.compile import compile_patch, compile_separately
 from vllm_edit.errors import EditError
 
 PATCHES = (patch_of(FRANCE, name="one"), patch_of(JAPAN, BRAZIL, name="two"))

@@ -10,6 +10,7 @@ from typing import Any
 from tests.faults.operations import Operations
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.errors import NotFound
+from vllm_edit.store.garbage import gc
 from vllm_edit.store.store import Store
 
 TENANT, ROLLED = "acme", "globex"
@@ -108,7 +109,7 @@ class Attempts:
         """Several to remove, in their order; some of them were removed before, and saved again."""
         for _ in range(3):
             self._accepted(store, "old", next(self._old))
-        unused, every = store.gc().removed, store.names()
+        unused, every = gc(store).removed, store.names()
         states = [frozenset(every).difference(unused[:gone]) for gone in range(len(unused) + 1)]
         return Attempt(("gc",), lambda opened: frozenset(opened.names()), states, dict.fromkeys(states, states[-1]))
 

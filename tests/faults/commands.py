@@ -24,6 +24,7 @@ from vllm_edit.editing.hypernetwork.training import CHECKPOINT
 from vllm_edit.facts import tables_folder
 from vllm_edit.models.base import Base
 from vllm_edit.patch import Edit, Gate, Patch, Probe
+from vllm_edit.store.care import problems_of
 from vllm_edit.store.documents import path_of
 from vllm_edit.store.store import Store
 
@@ -337,7 +338,7 @@ def assert_whole(trial: Trial) -> None:
         if folder is not None and (folder / "site.json").exists():
             store = Store.open(folder)
             try:
-                assert store.verify() == [], f"{trial} left a store that is not whole"
+                assert problems_of(store) == [], f"{trial} left a store that is not whole"
                 assert store.registry.verify_audit().problems == ()
             finally:
                 store.registry.close()

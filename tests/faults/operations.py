@@ -16,6 +16,7 @@ from vllm_edit.patch import Gate, Patch
 from vllm_edit.pipeline import Pipeline
 from vllm_edit.rollout.arm import Arm
 from vllm_edit.rollout.rollout import Rollout
+from vllm_edit.store.garbage import gc
 from vllm_edit.store.store import Store
 
 _ANY = Gate(reliability=0, locality=0, unrelated=0)
@@ -44,7 +45,7 @@ class Operations:
                 "publish": lambda store, tenant, name: store.registry.publish(tenant, name),
                 "rollback": lambda store, tenant: store.registry.rollback(tenant),
                 "rollout": self.rollout,
-                "gc": lambda store: store.gc(dry_run=False),
+                "gc": lambda store: gc(store, dry_run=False),
             }
         )
 

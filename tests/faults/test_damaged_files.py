@@ -20,6 +20,7 @@ from vllm_edit.artefacts.folder import encode_adapter
 from vllm_edit.artefacts.units import members_inside, unit_path
 from vllm_edit.errors import Corrupt, EditError
 from vllm_edit.registry.anchor import ANCHOR
+from vllm_edit.store.care import problems_of
 from vllm_edit.store.site_files import SITE
 from vllm_edit.store.store import Store
 
@@ -74,12 +75,12 @@ def test_a_damaged_file_of_a_patch_is_refused_and_listed(
             with pytest.raises(Corrupt) as refused:
                 store.check(name)
             assert told in str(refused.value)
-            assert any(told in problem for problem in store.verify())
+            assert any(told in problem for problem in problems_of(store))
             for what, found in handed_out(store, name, members).items():
                 assert found in (None, intact[what]), f"{what} was served damaged"
 
     record_property("damages", for_every(check, damaged(path.read_bytes()), sizes.damages))
-    assert store.verify() == []
+    assert problems_of(store) == []
 
 
 @pytest.mark.parametrize(
@@ -97,7 +98,7 @@ def test_a_file_that_is_another_patchs_is_refused_and_listed(store: Store, file:
     with holding(patches / newer / file, (patches / older / file).read_bytes()):
         with pytest.raises(Corrupt, match=f"{newer}/{told}"):
             store.check(newer)
-        assert any(f"{newer}/{told}" in problem for problem in store.verify())
+        assert any(f"{newer}/{told}" in problem for problem in problems_of(store))
         for what, found in handed_out(store, newer, ()).items():
             assert found in (None, intact[what]), f"{what} of another patch was served"
 
@@ -107,7 +108,7 @@ def test_a_changed_byte_that_means_nothing_is_listed_too(store: Store) -> None:
     units = (Path(store.url) / "patches" / name / "units").iterdir()
     padded = next(path for path in units if b"}} " in path.read_bytes())  # safetensors pads its header with blanks
     with holding(padded, padded.read_bytes().replace(b"}} ", b"}}\n", 1)):
-        assert any(f"units/{padded.name}" in problem for problem in store.verify())
+        assert any(f"units/{padded.name}" in problem for problem in problems_of(store))
 
 
 def test_a_unit_that_is_another_subjects_is_refused_and_listed(store: Store) -> None:
@@ -117,7 +118,7 @@ def test_a_unit_that_is_another_subjects_is_refused_and_listed(store: Store) -> 
     with holding(one, other.read_bytes()):
         with pytest.raises(Corrupt, match=f"{name}/units/{one.name}"):
             store.unit(name, members[0])
-        assert any(f"{name}/units/{one.name}" in problem for problem in store.verify())
+        assert any(f"{name}/units/{one.name}" in problem for problem in problems_of(store))
         assert store.unit(name, members[1]).name == members[1]
 
 
@@ -132,7 +133,7 @@ def test_a_file_that_is_another_stores_is_listed(store: Store, tmp_path: Path, f
     store.registry.close()
     shutil.copy(Path(other.url) / file, Path(store.url) / file)
     before = (Path(store.url) / "registry.db").read_bytes()
-    assert any(told in problem for problem in store.verify())
+    assert any(told in problem for problem in problems_of(store))
     assert file == ANCHOR or (Path(store.url) / "registry.db").read_bytes() == before, "a look writes nothing"
 
 
@@ -147,7 +148,7 @@ def test_a_damaged_file_of_the_store_itself_is_refused_and_listed(
 
     def check(data: bytes) -> None:
         with holding(path, data):
-            if any(told in problem for problem in store.verify()):
+            if any(told in problem for problem in problems_of(store)):
                 return
             # What means nothing, like white space, may have changed; but nothing else.
             assert file != ANCHOR
@@ -155,7 +156,7 @@ def test_a_damaged_file_of_the_store_itself_is_refused_and_listed(
             assert torch.equal(store.moment()["matrix"], moment()["matrix"])
 
     record_property("damages", for_every(check, damaged(path.read_bytes()), sizes.damages))
-    assert store.verify() == []
+    assert problems_of(store) == []
 
 
 def test_a_damaged_record_harms_no_patch_and_is_listed_if_it_is_no_json(
@@ -171,7 +172,7 @@ def test_a_damaged_record_harms_no_patch_and_is_listed_if_it_is_no_json(
             try:
                 json.loads(data)
             except ValueError:
-                assert any(f"records/{name}/{path.name}" in problem for problem in store.verify())
+                assert any(f"records/{name}/{path.name}" in problem for problem in problems_of(store))
 
     record_property("damages", for_every(check, damaged(path.read_bytes()), sizes.damages))
 
@@ -244,7 +245,7 @@ def _refused(use: Callable[[], object], intact: object) -> str:
 
 def _listed(store: Store, told: str) -> bool:
     try:
-        return any(told in problem for problem in store.verify())
+        return any(told in problem for problem in problems_of(store))
     except EditError as error:
         return told in str(error)
 

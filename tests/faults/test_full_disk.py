@@ -21,6 +21,7 @@ from vllm_edit.deltas.delta import Delta
 from vllm_edit.errors import NotFound, Unavailable
 from vllm_edit.registry.anchor import ANCHOR
 from vllm_edit.serving.settings import Settings
+from vllm_edit.store.care import problems_of
 from vllm_edit.store.store import Store
 
 ENOUGH = 47
@@ -97,7 +98,7 @@ def test_a_change_stands_whose_anchor_had_no_room(
     disk.free()
     moved.registry.create_tenant("initech")
     assert moved.registry.verify_audit().not_anchored == 0
-    assert moved.verify() == []
+    assert problems_of(moved) == []
     moved.registry.close()
 
 
@@ -111,7 +112,7 @@ def test_reading_needs_no_room(disk: Disk, store: Store, monkeypatch: pytest.Mon
     assert store.registry.snapshot().active("acme", datetime.now(UTC)) == name
     assert Delta.load_peft(store.adapter_folder(name, tmp_path / "cache")).digest == compiled().delta.digest
     assert store.load(name).name == name
-    assert store.verify() == []
+    assert problems_of(store) == []
 
 
 def test_a_local_copy_fails_whole_and_works_again(
@@ -161,7 +162,7 @@ def test_a_new_store_fails_whole_and_works_again(disk: Disk, rooms: Sequence[int
         disk.free()
         made = new_store(folder)
         made.registry.create_tenant("acme")
-        assert made.verify() == []
+        assert problems_of(made) == []
         made.registry.close()
         shutil.rmtree(folder)
     assert_some(refusals, record_property)
@@ -196,7 +197,7 @@ def refused(disk: Disk, store: Store, pages: int, write: Callable[[], object]) -
     finally:
         store.registry.close()
         disk.free()
-    assert store.verify() == []
+    assert problems_of(store) == []
     assert store.registry.verify_audit().problems == ()
     assert list((Path(store.url) / "tmp").glob("*")) == []
     return told

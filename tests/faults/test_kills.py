@@ -19,6 +19,8 @@ from tests.faults.operations import Operations
 from tests.faults.sizes import Sizes
 from vllm_edit.editing.settings import Progress
 from vllm_edit.errors import EditError
+from vllm_edit.store.care import problems_of
+from vllm_edit.store.garbage import gc
 from vllm_edit.store.store import Store
 
 PER_STORE = 50
@@ -106,7 +108,7 @@ def test_a_store_is_whole_after_a_kill_at_any_moment(
 
 def assert_whole(store: Store, cache: Path) -> None:
     """Every file matches its digest, the audit is whole, no id was given twice, and what is served can be."""
-    assert store.verify() == []
+    assert problems_of(store) == []
     assert store.registry.verify_audit().problems == ()
     named: dict[int, str] = {}
     for row in store.registry.audit():
@@ -125,7 +127,7 @@ def assert_nothing_is_left(store: Store) -> None:
     temporary = Path(store.url) / "tmp"
     for path in temporary.glob("*"):
         os.utime(path, (0, 0))
-    store.gc(dry_run=False)
+    gc(store, dry_run=False)
     assert list(temporary.glob("*")) == []
     assert store.registry.retired.since() == {}
     assert {path.name for path in (Path(store.url) / "patches").iterdir()} == set(store.names())

@@ -12,7 +12,7 @@ from tests.deltas.random_deltas import logits
 from tests.hypernetwork.tiny_training import tiny_base, tiny_edits
 from vllm_edit.artefacts.site import Site
 from vllm_edit.deltas.delta import Delta, LowRank
-from vllm_edit.editing.compile import compile_patch
+from vllm_edit.editing.compile import compile_patch, compile_separately
 from vllm_edit.editing.hypernetwork import scales
 from vllm_edit.editing.hypernetwork.files import Card, last_matrices, load, network_site, save
 from vllm_edit.editing.hypernetwork.gradients import token_gradients
@@ -23,12 +23,12 @@ from vllm_edit.editing.hypernetwork.scales import SCALES
 from vllm_edit.editing.hypernetwork.settings import MendSettings, TrainingSettings
 from vllm_edit.editing.hypernetwork.training import new_network
 from vllm_edit.editing.one_example import example_rows
-from vllm_edit.editing.separately import compile_separately
 from vllm_edit.errors import Corrupt, EditError, Incompatible, NotFound, UnsafeEdit
 from vllm_edit.models.base import Base
 from vllm_edit.models.hooks import frozen
 from vllm_edit.models.rows import leads
 from vllm_edit.patch import Patch
+from vllm_edit.store.care import problems_of
 from vllm_edit.store.store import Store
 
 LOOSE = {"on_missed": "report"}
@@ -190,7 +190,7 @@ def test_a_patch_is_the_sum_of_its_edits_and_the_base_is_bit_identical(tmp_path:
     assert compiled.manifest.settings["network"] == network.digest == site.network
     assert compiled.manifest.rank == compiled.report["rank"] == sum(single.manifest.rank for single in singles)
     assert store.load(compiled.name).delta.digest == compiled.delta.digest
-    assert store.verify() == []
+    assert problems_of(store) == []
 
 
 def test_a_rank_above_the_sites_is_truncated_and_told() -> None:

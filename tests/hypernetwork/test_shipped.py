@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from vllm_edit.atlas.mend import network_folder, training_edits
+from vllm_edit.editing.compile import compile_separately
 from vllm_edit.editing.hypernetwork.files import load, network_site
-from vllm_edit.editing.separately import compile_separately
 from vllm_edit.evaluation.evaluate import Settings, evaluate
 from vllm_edit.evaluation.judging import gives
 from vllm_edit.evaluation.runners.hf import HFRunner

@@ -21,6 +21,7 @@ from tests.serving.without_engine import bearer
 from vllm_edit.demo.server import LocalServer
 from vllm_edit.registry.registry import Registry
 from vllm_edit.rollout.arm import Arm
+from vllm_edit.store.care import problems_of
 from vllm_edit.store.store import Store
 
 FLAGS = ("--max-loras", "4", "--max-num-seqs", "16", "--uvicorn-log-level", "warning")
@@ -173,7 +174,7 @@ def test_a_removed_patch_leaves_both_engines_before_its_files_go(replicas: Repli
         listing = replicas.admin(name, "").json()
         assert old not in [patch["name"] for patch in listing["patches"]]
         assert replicas.ask(name, tenant="globex", model=old).status_code == 404
-    assert replicas.store.verify() == []
+    assert problems_of(replicas.store) == []
     assert replicas.registry.verify_audit().problems == ()
 
 

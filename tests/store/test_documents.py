@@ -8,6 +8,7 @@ import pytest
 
 from tests.store.example import moment, site
 from vllm_edit.errors import Corrupt, EditError
+from vllm_edit.store.care import problems_of
 from vllm_edit.store.documents import KINDS, Kind, path_of
 from vllm_edit.store.store import Store
 
@@ -22,16 +23,16 @@ def test_documents_are_kept_for_good_and_read_again(tmp_path: Path) -> None:
     with pytest.raises(EditError, match=r"keeps pool\.json already"):
         store.keep("pool", {})
     assert store.document("pool") == content
-    assert store.verify() == []
+    assert problems_of(store) == []
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("damage", ["[]", "{", '{"digest": "0"}'])
 def test_a_damaged_document_is_found(tmp_path: Path, kind: Kind, damage: str) -> None:
     store = Store.create(tmp_path / "store", site(), moment(), documents={kind: ["one"]})
-    assert store.verify() == []
+    assert problems_of(store) == []
     (Path(store.url) / path_of(kind)).write_text(damage)
     with pytest.raises(Corrupt, match=path_of(kind)):
         store.document(kind)
-    (problem,) = store.verify()
+    (problem,) = problems_of(store)
     assert path_of(kind) in problem

@@ -15,6 +15,7 @@ import torch
 from sqlalchemy import create_engine, text
 
 from tests.store.example import compiled
+from vllm_edit.store.care import problems_of
 from vllm_edit.store.store import Store
 
 CAPITAL = "capital@4c4b173ebdf7fe9dfc8c079de0784e60"
@@ -33,7 +34,7 @@ def earlier(tmp_path: Path) -> Store:
 
 def test_an_earlier_store_lists_its_patches_and_finds_nothing_wrong(earlier: Store) -> None:
     assert sorted(earlier.names()) == [CAPITAL, CURRENCY]
-    assert earlier.verify() == []
+    assert problems_of(earlier) == []
 
 
 def test_an_earlier_store_resolves_names_and_serves_what_was_published(earlier: Store) -> None:

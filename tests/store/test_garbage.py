@@ -21,7 +21,8 @@ from vllm_edit.errors import NotFound
 from vllm_edit.files import RemoteFiles
 from vllm_edit.registry.entries import PatchEntry
 from vllm_edit.registry.registry import Registry
-from vllm_edit.store.garbage import Collected
+from vllm_edit.store.care import problems_of
+from vllm_edit.store.garbage import Collected, gc
 from vllm_edit.store.store import Store
 
 LONG_S, BUSY_S = 3600.0, 120.0  # longer than any test; a limit for a busy machine
@@ -56,13 +57,13 @@ def test_gc_removes_only_what_nobody_can_be_served(store: Store) -> None:
         store.registry.set_status(name, "accepted")
     store.registry.publish("acme", names[0])
     store.registry.publish("acme", names[1])
-    assert store.gc().removed == (names[2],)
+    assert gc(store).removed == (names[2],)
     assert store.names() == names[::-1], "without dry_run=False nothing is removed"
-    assert store.gc(dry_run=False).removed == (names[2],)
+    assert gc(store, dry_run=False).removed == (names[2],)
     assert store.names() == [names[3], names[1], names[0]]
     store.registry.rollback("acme")
-    assert store.gc(dry_run=False).removed == (names[1],)
-    assert store.verify() == []
+    assert gc(store, dry_run=False).removed == (names[1],)
+    assert problems_of(store) == []
     with pytest.raises(NotFound):
         store.load(names[1])
 
@@ -72,38 +73,38 @@ def test_gc_keeps_the_members_of_a_kept_composition(store: Store) -> None:
     full = compiled(patch="both", seed=2)
     composition = full.manifest.model_copy(update={"kind": "composition", "members": (member,)})
     store.save(replace(full, manifest=composition))
-    assert store.gc().removed == ()
+    assert gc(store).removed == ()
 
 
 def test_files_stay_until_every_live_server_has_drained_them(store: Store, names: list[str]) -> None:
     second, first, newest = names  # the newer one is retired first
     beat(store, "a", drained=10**6)
     beat(store, "b", drained=0)
-    assert store.gc(dry_run=False, wait_s=0) == Collected((), (first, second), (f"host:{ord('b')}",))
+    assert gc(store, dry_run=False, wait_s=0) == Collected((), (first, second), (f"host:{ord('b')}",))
     assert store.names() == [newest]
     assert folders(store) == set(names)
-    assert store.verify() == []
-    assert store.gc().removed == (first, second)
+    assert problems_of(store) == []
+    assert gc(store).removed == (first, second)
     with pytest.raises(NotFound):
         store.entry(first)
     with pytest.raises(NotFound):
         store.resolve(first)
 
     beat(store, "b", drained=store.registry.retired.since()[first])
-    assert store.gc(dry_run=False, wait_s=0) == Collected((first,), (second,), (f"host:{ord('b')}",))
+    assert gc(store, dry_run=False, wait_s=0) == Collected((first,), (second,), (f"host:{ord('b')}",))
     assert folders(store) == {second, newest}
     store.registry.servers.leave("b")
-    assert store.gc(dry_run=False, wait_s=0) == Collected((second,))
+    assert gc(store, dry_run=False, wait_s=0) == Collected((second,))
     assert folders(store) == {newest}
     assert store.registry.retired.since() == {}
-    assert store.verify() == []
+    assert problems_of(store) == []
 
 
 def test_gc_goes_on_as_soon_as_the_last_server_has_drained(store: Store, names: list[str]) -> None:
     beat(store, "a", drained=0)
     before = store.registry.generation()
     with ThreadPoolExecutor(1) as thread:
-        collecting = thread.submit(store.gc, dry_run=False, wait_s=LONG_S)
+        collecting = thread.submit(gc, store, dry_run=False, wait_s=LONG_S)
         assert store.registry.wait_for_change(before + 1, BUSY_S)  # two are retired
         while store.registry.retired.since().keys() != {*names[:2]}:
             pass
@@ -127,7 +128,7 @@ def test_what_is_compiled_again_while_gc_waits_is_kept(
 
     monkeypatch.setattr("vllm_edit.registry.servers.time.sleep", sleep)
     with ThreadPoolExecutor(1) as thread:
-        collecting = thread.submit(store.gc, dry_run=False, wait_s=LONG_S)
+        collecting = thread.submit(gc, store, dry_run=False, wait_s=LONG_S)
         assert waits.wait(BUSY_S)
         store.save(compiled(seed=0))
         beat(store, "a", drained=10**6)
@@ -135,7 +136,7 @@ def test_what_is_compiled_again_while_gc_waits_is_kept(
         assert collecting.result(BUSY_S) == Collected((names[1],))
     assert store.names() == [names[0], names[2]]
     assert (store.adapter_id(names[0]), store.entry(names[0]).status) == (id, "accepted")
-    assert store.verify() == []
+    assert problems_of(store) == []
 
 
 def test_files_that_gc_removes_while_they_are_saved_again_are_there_afterwards(
@@ -144,14 +145,14 @@ def test_files_that_gc_removes_while_they_are_saved_again_are_there_afterwards(
     add, collected = store.registry.add_patch, list[Collected]()
 
     def collect_then_add(*arguments: Any, **named: Any) -> PatchEntry:
-        collected.append(store.gc(dry_run=False))
+        collected.append(gc(store, dry_run=False))
         return add(*arguments, **named)
 
     monkeypatch.setattr(store.registry, "add_patch", collect_then_add)
     assert store.save(compiled(seed=0)) == names[0]
     assert collected == [Collected((names[1], names[0]))]
     assert store.names() == [names[0], names[2]]
-    assert store.verify() == []
+    assert problems_of(store) == []
 
 
 def test_a_patch_that_is_listed_while_gc_removes_it_is_not_entered_anew(
@@ -162,7 +163,7 @@ def test_a_patch_that_is_listed_while_gc_removes_it_is_not_entered_anew(
     def glob_then_collect(pattern: str) -> list[str]:
         found = glob(pattern)
         monkeypatch.setattr(store.files, "glob", glob)
-        store.gc(dry_run=False)
+        gc(store, dry_run=False)
         return found
 
     monkeypatch.setattr(store.files, "glob", glob_then_collect)
@@ -183,12 +184,12 @@ def test_a_gc_that_is_cut_short_is_finished_by_the_next(
         else:
             patched.setattr("vllm_edit.registry.patch_rows.remove", cut)
         with pytest.raises(KeyboardInterrupt):
-            store.gc(dry_run=False)
+            gc(store, dry_run=False)
     assert folders(store) == (set(names) if step == "remove_folder" else {names[0], names[2]})
     assert store.names() == [names[2]]
-    assert store.verify() == []
+    assert problems_of(store) == []
     assert store.registry.verify_audit().problems == ()
-    assert store.gc(dry_run=False).removed == (names[1], names[0])
+    assert gc(store, dry_run=False).removed == (names[1], names[0])
     assert folders(store) == {names[2]}
 
 
@@ -196,11 +197,11 @@ def test_a_patch_whose_files_are_half_removed_can_be_compiled_again(
     store: Store, names: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     beat(store, "a", drained=0)
-    store.gc(dry_run=False, wait_s=0)
+    gc(store, dry_run=False, wait_s=0)
     (Path(store.url) / "patches" / names[0] / "factors.safetensors").unlink()
     store.save(compiled(seed=0))
     assert store.names() == [names[0], names[2]]
-    assert store.verify() == []
+    assert problems_of(store) == []
 
 
 @pytest.fixture
@@ -227,9 +228,9 @@ def test_changes_of_the_registry_do_not_wait_while_files_are_deleted(
         remove(folder, marker)
 
     monkeypatch.setattr(store.files, "remove_folder", change_meanwhile)
-    assert store.gc(dry_run=False).removed == (names[1], names[0])
+    assert gc(store, dry_run=False).removed == (names[1], names[0])
     assert made == ["tenant0", "tenant1"]
-    assert store.verify() == []
+    assert problems_of(store) == []
 
 
 @pytest.mark.usefixtures("impatient")
@@ -245,9 +246,9 @@ def test_other_patches_are_saved_while_files_are_deleted(
         remove(folder, marker)
 
     monkeypatch.setattr(store.files, "remove_folder", save_meanwhile)
-    assert store.gc(dry_run=False).removed == (names[1], names[0])
+    assert gc(store, dry_run=False).removed == (names[1], names[0])
     assert set(store.names()) == {names[2], *saved}
-    assert store.verify() == []
+    assert problems_of(store) == []
 
 
 def test_what_is_saved_again_while_its_files_are_deleted_is_whole_afterwards(
@@ -275,22 +276,23 @@ def test_what_is_saved_again_while_its_files_are_deleted_is_whole_afterwards(
     monkeypatch.setattr(other.registry.retired, "settled", tell)
     monkeypatch.setattr(filesystem, "rm", delete_slowly)
     with ThreadPoolExecutor(1) as thread:
-        assert store.gc(dry_run=False).removed == (names[1], names[0])
+        assert gc(store, dry_run=False).removed == (names[1], names[0])
         assert saving[0].result(BUSY_S) == names[0]
     assert store.names() == [names[0], names[2]]
-    assert store.verify() == []
+    assert problems_of(store) == []
     other.registry.close()
 
 
 KILLED = """
 import os, signal, sys
+from vllm_edit.store.garbage import gc
 from vllm_edit.store.store import Store
 store = Store.open(sys.argv[1])
 def half(folder, marker):
     os.unlink(os.path.join(store.url, folder, marker))
     os.kill(os.getpid(), signal.SIGKILL)
 store.files.remove_folder = half
-store.gc(dry_run=False)
+gc(store, dry_run=False)
 """
 
 
@@ -298,9 +300,9 @@ def test_a_gc_that_is_killed_while_it_deletes_is_finished_by_the_next(store: Sto
     killed = subprocess.run([sys.executable, "-c", KILLED, store.url], timeout=BUSY_S)
     assert killed.returncode == -signal.SIGKILL
     assert store.names() == [names[2]]
-    assert store.verify() == []
+    assert problems_of(store) == []
     assert set(store.registry.retired.since()) == {*names[:2]}
-    assert store.gc(dry_run=False).removed == (names[1], names[0])
+    assert gc(store, dry_run=False).removed == (names[1], names[0])
     assert folders(store) == {names[2]}
     assert store.registry.verify_audit().problems == ()
 
@@ -310,4 +312,4 @@ def test_what_a_killed_gc_left_half_deleted_can_be_compiled_again(store: Store, 
     for seed in (0, 1):
         assert store.save(compiled(seed=seed)) == names[seed]
     assert set(store.names()) == {*names}
-    assert store.verify() == []
+    assert problems_of(store) == []

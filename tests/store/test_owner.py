@@ -12,6 +12,7 @@ from tests.store.example import compiled, moment, site
 from vllm_edit.errors import EditError
 from vllm_edit.registry import tables
 from vllm_edit.store import store as store_module
+from vllm_edit.store.care import problems_of
 from vllm_edit.store.site_files import SITE, read_site
 from vllm_edit.store.store import Store
 
@@ -127,7 +128,7 @@ def test_of_two_stores_made_at_once_in_one_place_one_stays_whole(
     store = Store.open(tmp_path / "s")
     assert read_site(store.files).digest == site(made[0]).digest
     assert store.passages() == (f"passage {made[0]}",)
-    assert store.verify() == []
+    assert problems_of(store) == []
     store.registry.close()
 
 

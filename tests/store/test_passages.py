@@ -8,6 +8,7 @@ import pytest
 
 from tests.store.example import moment, site
 from vllm_edit.errors import Corrupt, EditError
+from vllm_edit.store.care import problems_of
 from vllm_edit.store.documents import path_of
 from vllm_edit.store.passages import cut, hold_out
 from vllm_edit.store.store import Store
@@ -40,11 +41,11 @@ def test_a_store_keeps_its_passages_for_good(tmp_path: Path) -> None:
     assert Store.open(store.url).passages() == ("one", "二")
     with pytest.raises(EditError, match="keeps 2 passages already"):
         store.keep_passages(["other"])
-    assert store.verify() == []
+    assert problems_of(store) == []
 
     bare = Store.create(tmp_path / "bare", site(), moment())
     assert bare.passages() == ()
-    assert bare.verify() == []
+    assert problems_of(bare) == []
     with pytest.raises(EditError, match="at least one passage"):
         bare.keep_passages([])
     bare.keep_passages(["later"])
@@ -60,5 +61,5 @@ def test_damaged_passages_are_found(tmp_path: Path, damage: object) -> None:
     file.write_text(damage(file.read_text()))  # type: ignore[operator]
     with pytest.raises(Corrupt, match=path_of("passages")):
         store.passages()
-    (problem,) = store.verify()
+    (problem,) = problems_of(store)
     assert path_of("passages") in problem

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from tests.store.example import compiled
+from vllm_edit.store.care import problems_of
 from vllm_edit.store.store import Store
 
 SEEDS = range(6)
@@ -26,6 +27,6 @@ def test_two_writers_of_the_same_patches_agree(store: Store) -> None:
     printed = [one.communicate(timeout=500)[0] for one in writers]
     assert [one.returncode for one in writers] == [0, 0]
     assert printed[0] == printed[1]
-    assert store.verify() == []
+    assert problems_of(store) == []
     assert sorted(store.names()) == sorted(compiled(seed=seed).name for seed in SEEDS)
     assert list((Path(store.url) / "tmp").glob("*")) == []

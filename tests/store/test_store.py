@@ -18,6 +18,8 @@ from tests.store.example import MODULE, compiled, moment, new_store, site
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 from vllm_edit.deltas.delta import Delta, LowRank
 from vllm_edit.errors import Corrupt, EditError, NotFound
+from vllm_edit.store.care import problems_of
+from vllm_edit.store.garbage import gc
 from vllm_edit.store.store import Store
 
 
@@ -135,9 +137,9 @@ def test_a_flipped_byte_anywhere_is_found_and_its_file_named(store: Store, file:
         path.write_bytes(damaged)
         with pytest.raises(Corrupt, match=file):
             store.load(name)
-        assert any(file in problem for problem in store.verify())
+        assert any(file in problem for problem in problems_of(store))
     path.write_bytes(intact)
-    assert store.verify() == []
+    assert problems_of(store) == []
 
 
 @pytest.mark.parametrize("file", [file for file in FILES if file != "manifest.json"])
@@ -179,9 +181,9 @@ def test_a_damaged_site_or_moment_is_found(store: Store, file: str) -> None:
     )
     assert damaged != intact
     path.write_bytes(damaged)
-    assert any(path.name in problem for problem in store.verify())
+    assert any(path.name in problem for problem in problems_of(store))
     path.write_bytes(b"{")
-    assert any(path.name in problem for problem in store.verify())
+    assert any(path.name in problem for problem in problems_of(store))
 
 
 def test_names_resolve_in_full_by_patch_and_by_the_start_of_a_digest(store: Store) -> None:
@@ -351,8 +353,8 @@ def test_a_store_keeps_its_registry_where_it_is_told_to(
     store.registry.publish("acme", names[0])
     other = Store.open(store.url)
     assert other.registry.active("acme") == names[0]
-    assert (other.names(), other.gc().removed) == (names[::-1], ())
-    assert other.verify() == []
+    assert (other.names(), gc(other).removed) == (names[::-1], ())
+    assert problems_of(other) == []
     found = other.registry.verify_audit()
     assert (found.not_anchored, found.problems) == (0, ())
     assert not (tmp_path / "elsewhere" / "registry.db").exists()
@@ -385,7 +387,7 @@ def test_an_adapter_id_is_never_given_twice(store: Store) -> None:
     third = store.save(compiled(seed=2))
     assert [store.adapter_id(name) for name in (first, second, third)] == [1, 2, 3]
     store.save(compiled())  # the newest again, so that the last id is the one to go
-    assert set(store.gc(dry_run=False).removed) == {third, second}
+    assert set(gc(store, dry_run=False).removed) == {third, second}
     assert store.adapter_id(store.save(compiled(seed=2))) == 4
 
 
@@ -393,7 +395,7 @@ def test_a_patch_whose_files_vanished_is_reported(store: Store) -> None:
     name = store.save(compiled())
     shutil.rmtree(Path(store.url) / "patches" / name)
     assert store.names() == []
-    assert store.verify() == [f"{name} is in the registry, but its files are gone"]
+    assert problems_of(store) == [f"{name} is in the registry, but its files are gone"]
 
 
 def test_artefacts_may_lie_on_any_fsspec_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -408,9 +410,9 @@ def test_artefacts_may_lie_on_any_fsspec_file_system(tmp_path: Path, monkeypatch
     assert again.resolve("capital") == name
     assert [record.kind for record in again.records(name)] == ["compile"]
     assert Delta.load_peft(again.adapter_folder(name, tmp_path / "cache")).digest == compiled(seed=1).delta.digest
-    assert again.gc(dry_run=False).removed == (old,)
+    assert gc(again, dry_run=False).removed == (old,)
     assert again.names() == [name]
-    assert again.verify() == []
+    assert problems_of(again) == []
 
 
 def test_the_default_place_is_configurable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

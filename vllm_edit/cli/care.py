@@ -12,10 +12,11 @@ from vllm_edit.cli.output import JsonOption, StoreOption, print_error, print_jso
 
 def verify(store: StoreOption = None, json: JsonOption = False) -> None:
     """Check every file of the store against its digest; exits 1 when something is wrong."""
+    from vllm_edit.store.care import problems_of
     from vllm_edit.store.store import Store
 
     opened = Store.open(store)
-    problems, notes = opened.verify(), opened.notes()
+    problems, notes = problems_of(opened), opened.notes()
     if json:
         names = opened.stored() if problems else opened.names()
         print_json({"patches": len(names), "problems": problems, "notes": notes})
@@ -41,9 +42,10 @@ def gc(
 
     From then on nobody can ask for them. Files that a live server still needs stay for the next gc: exit 1.
     """
+    from vllm_edit.store import garbage
     from vllm_edit.store.store import Store
 
-    found = Store.open(store).gc(dry_run=not yes, wait_s=wait)
+    found = garbage.gc(Store.open(store), dry_run=not yes, wait_s=wait)
     if json:
         print_json(asdict(found) if yes else {"would_remove": found.removed})
     else:

@@ -1,8 +1,8 @@
-"""`compile_patch`: a declared patch becomes an immutable, content-addressed artefact. The base stays as it was."""
+"""Declared patches become immutable, content-addressed artefacts, one at a time or many. The base stays as it was."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.artefacts.manifest import Manifest
 from vllm_edit.artefacts.site import Site
+from vllm_edit.composition.scoped import assemble, by_subject
 from vllm_edit.digest import digest_tensors
 from vllm_edit.editing import finetune, lora, rome
 from vllm_edit.editing.hypernetwork import mend
@@ -19,7 +20,7 @@ from vllm_edit.editing.material import Material, material_of
 from vllm_edit.editing.method import Method, MethodResult, Settings
 from vllm_edit.editing.settings import Progress, RomeSettings
 from vllm_edit.editing.statistics import SecondMoment
-from vllm_edit.errors import EditError, Incompatible
+from vllm_edit.errors import EditError, Incompatible, UnsafeEdit
 from vllm_edit.models.base import Base, unchanged
 from vllm_edit.models.lengths import check_edits
 from vllm_edit.patch import Patch
@@ -36,6 +37,9 @@ METHODS: Mapping[str, Method[Any]] = MappingProxyType(
     }
 )
 """Name → method. The one place where a method is added."""
+
+BATCH = 64
+"""Subjects compiled at once: enough to fill batches; the bookkeeping of a batch grows with its square."""
 
 
 def compile_patch(
@@ -64,22 +68,91 @@ def compile_patch(
     values = settings_of(chosen, settings)
     base = model if isinstance(model, Base) else Base.load(model)
     site, moment = _site_and_material(store, site, moment)
-    check_base(base, site)
+    _check_base(base, site)
     check_material(method, moment)
     if patch.base not in (None, base.name, site.model, Path(site.model).name):
         raise Incompatible(f"patch {patch.name} was written for base {patch.base!r}; this store's is {site.model!r}")
     check_edits(base, patch.edits, site.contexts or ())
     if patch.scope == "subject":
-        from vllm_edit.editing.scoped import compile_scoped  # it compiles many patches, each through this module
-
-        compiled = compile_scoped(patch, base, method, site=site, moment=moment, settings=values, progress=progress)
+        compiled = _compile_scoped(patch, base, method, site=site, moment=moment, settings=values, progress=progress)
     else:
         with unchanged(base):
             result = chosen.compile(base, site, moment, patch.edits, values, progress)
-        compiled = compiled_of(patch, method, base, site, result)
+        compiled = _compiled_of(patch, method, base, site, result)
     if store is not None:
         store.save(compiled)
     return compiled
+
+
+def compile_separately(
+    patches: Sequence[Patch],
+    base: Base,
+    method: str = "rome",
+    *,
+    site: Site,
+    moment: Material,
+    settings: Settings | Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> list[CompiledPatch]:
+    """Compile every patch by `method` as if it were alone: in one batch where the method can (r-ROME), else one by one.
+
+    The model is bit-identical afterwards, also after an exception (asserted).
+
+    Raises:
+        UnsafeEdit: an edit is too long for the model, missed its target or breaks a health limit, by name.
+        Incompatible: the site is another base's.
+        EditError: no such method, settings that are not valid, or (r-ROME) two patches that edit one subject.
+    """
+    chosen = method_of(method)
+    values = settings_of(chosen, settings)
+    _check_base(base, site)
+    check_material(method, moment)
+    for patch in patches:
+        check_edits(base, patch.edits, site.contexts or ())
+    with unchanged(base):
+        if chosen.compile_each is not None:
+            results = chosen.compile_each(base, site, moment, patches, values, progress)
+        else:
+            results = list[MethodResult]()
+            for patch in patches:
+                results.append(chosen.compile(base, site, moment, patch.edits, values, None))
+                if progress:
+                    progress("compiling", len(results), len(patches))
+    return [_compiled_of(patch, method, base, site, result) for patch, result in zip(patches, results, strict=True)]
+
+
+def _compile_scoped(
+    patch: Patch,
+    base: Base,
+    method: str,
+    *,
+    site: Site,
+    moment: Material,
+    settings: Any = None,
+    progress: Progress | None = None,
+) -> CompiledPatch:
+    """Compile each subject of `patch` as it will be served alone; the results are the units of one compiled patch.
+
+    Raises:
+        UnsafeEdit: edits missed their targets or break a health limit, by name, of all batches together.
+    """
+    subjects = [
+        Patch(name=patch.name, gate=patch.gate, edits=tuple(patch.edits[number] for number in own))
+        for own in by_subject(patch.edits)
+    ]
+    units: list[CompiledPatch] = []
+    problems: list[str] = []
+    for start in range(0, len(subjects), BATCH):
+        batch = subjects[start : start + BATCH]
+        if progress:
+            progress("compiling subjects", start, len(subjects))
+        try:
+            units += compile_separately(batch, base, method, site=site, moment=moment, settings=settings)
+        except UnsafeEdit as error:
+            problems += str(error).splitlines()
+    if problems:
+        raise UnsafeEdit("\n".join(problems))
+    return assemble(patch, units)
 
 
 def method_of(name: str) -> Method[Any]:
@@ -98,7 +171,7 @@ def settings_of(method: Method[Any], settings: Settings | Mapping[str, Any] | No
     return settings
 
 
-def check_base(base: Base, site: Site) -> None:
+def _check_base(base: Base, site: Site) -> None:
     """Raises Incompatible where the site is another base's."""
     if problems := site.base_problems(base.fingerprint):
         raise Incompatible(
@@ -131,7 +204,7 @@ def _site_and_material(store: Store | None, site: Site | None, material: Materia
     return site, material
 
 
-def compiled_of(patch: Patch, method: str, base: Base, site: Site, result: MethodResult) -> CompiledPatch:
+def _compiled_of(patch: Patch, method: str, base: Base, site: Site, result: MethodResult) -> CompiledPatch:
     """A method's result with the manifest that identifies it."""
     manifest = Manifest(
         patch=patch.name,

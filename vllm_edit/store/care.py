@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 from vllm_edit.errors import Corrupt, EditError, Incompatible
 from vllm_edit.names import split_name
+from vllm_edit.registry.registry import Registry
 from vllm_edit.store.documents import KINDS, Kind
 from vllm_edit.store.site_files import SITE
-
-if TYPE_CHECKING:
-    from vllm_edit.registry.registry import Registry
-    from vllm_edit.store.store import Store
+from vllm_edit.store.store import Store
 
 
 def problems_of(store: Store) -> list[str]:
     """Every problem, one line each: files that do not match their digests or each other, entries whose files are gone,
-    and what is wrong with the registry and its audit."""
+    and what is wrong with the registry and its audit. Empty when all is well."""
     try:
         stored = store.names()
     except Incompatible as error:  # nothing is written to it, but what is wrong with it helps to tell which is which

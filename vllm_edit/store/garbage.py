@@ -13,12 +13,11 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 from vllm_edit.store.care import unused_in
+from vllm_edit.store.store import Store
 
-if TYPE_CHECKING:
-    from vllm_edit.store.store import Store
+_ABANDONED_S = 24 * 3600.0  # no writer takes a day: what is older was left by one that died
 
 
 @dataclass(frozen=True)
@@ -30,12 +29,21 @@ class Collected:
     missing: tuple[str, ...] = ()
 
 
-def garbage_in(store: Store) -> list[str]:
-    """What a collection would remove now."""
-    return [*store.registry.retired.since(), *unused_in(store)]
+def gc(store: Store, dry_run: bool = True, wait_s: float = 30.0, by: str = "") -> Collected:
+    """Remove patches that nobody can be served, except the newest of each name; or tell which these are.
+
+    Kept: what a tenant has or can be rolled back to, arms of rollouts, members of kept compositions, and records.
+    First they are retired; their files go when every live server has drained their adapters. What some have not
+    within `wait_s` stays retired, and the next gc goes on there.
+    """
+    if dry_run:
+        return Collected((*store.registry.retired.since(), *unused_in(store)))
+    collected = _collect(store, wait_s, by)
+    store.files.sweep(_ABANDONED_S)
+    return collected
 
 
-def collect(store: Store, wait_s: float, by: str = "") -> Collected:
+def _collect(store: Store, wait_s: float, by: str = "") -> Collected:
     """Retire what nobody can be served, and remove what every live server has drained within `wait_s`. by: whose doing
     it is, for the audit."""
     registry, ends = store.registry, time.monotonic() + wait_s

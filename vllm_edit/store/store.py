@@ -29,9 +29,7 @@ from vllm_edit.registry.audit import EMPTY
 from vllm_edit.registry.entries import PatchEntry
 from vllm_edit.registry.owner import Owner
 from vllm_edit.registry.registry import Registry
-from vllm_edit.store.care import problems_of
 from vllm_edit.store.documents import Kind, path_of, read_document, write_document
-from vllm_edit.store.garbage import Collected, collect, garbage_in
 from vllm_edit.store.places import default_url, registry_url
 from vllm_edit.store.records import Record, add_record, read_records
 from vllm_edit.store.site_files import SITE, check_material, read_material, read_site, write_material, write_site
@@ -40,8 +38,6 @@ if TYPE_CHECKING:
     import torch
 
     from vllm_edit.artefacts.compiled import CompiledPatch, Demonstration
-
-_ABANDONED_S = 24 * 3600.0  # no writer takes a day: what is older was left by one that died
 
 
 class Store:
@@ -335,31 +331,12 @@ class Store:
         """A patch's records, oldest first."""
         return read_records(self.files, name, kind)
 
-    # Care
-
-    def verify(self) -> list[str]:
-        """Every problem in the store, one line each; empty when all is well."""
-        return problems_of(self)
-
     def notes(self) -> list[str]:
         """What should be known of a store in which nothing is wrong, one line each."""
         try:
             return [WITHOUT_SETTINGS] if self.base().settings is None else []
-        except EditError:  # `verify` tells it
+        except EditError:  # `care.problems_of` tells it
             return []
-
-    def gc(self, dry_run: bool = True, wait_s: float = 30.0, by: str = "") -> Collected:
-        """Remove patches that nobody can be served, except the newest of each name; or tell which these are.
-
-        Kept: what a tenant has or can be rolled back to, arms of rollouts, members of kept compositions, and records.
-        First they are retired; their files go when every live server has drained their adapters. What some have not
-        within `wait_s` stays retired, and the next gc goes on there.
-        """
-        if dry_run:
-            return Collected(tuple(garbage_in(self)))
-        collected = collect(self, wait_s, by)
-        self.files.sweep(_ABANDONED_S)
-        return collected
 
     def remove_files(self, name: str) -> None:
         """Remove a patch's files, if there are any; its records stay. Only for one that the registry gives up."""

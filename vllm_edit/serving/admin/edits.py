@@ -13,6 +13,8 @@ from vllm_edit.registry.entries import PatchEntry
 from vllm_edit.serving.admin.admission import PREFIX
 from vllm_edit.serving.admin.checked import CheckedRoute
 from vllm_edit.serving.admin.desk import Body, Desk, Who, who
+from vllm_edit.store import garbage
+from vllm_edit.store.care import problems_of
 
 
 class Served(BaseModel):
@@ -96,13 +98,13 @@ def routes(desk: Desk) -> APIRouter:
     @router.get("/verify")
     async def verify() -> dict[str, list[str]]:
         """Every file of the store against its digest."""
-        return {"problems": await desk.read(desk.service.store.verify)}
+        return {"problems": await desk.read(problems_of, desk.service.store)}
 
     @router.post("/gc")
     async def gc(asked: Collect, request: Request) -> Garbage:
         """Compiled patches that nobody can be served; with `remove` they go, when every server has dropped them."""
         by = who(request, asked.who)
-        found = await desk.read(desk.service.store.gc, dry_run=not asked.remove, wait_s=asked.wait_s, by=by)
+        found = await desk.read(garbage.gc, desk.service.store, dry_run=not asked.remove, wait_s=asked.wait_s, by=by)
         return Garbage(**asdict(found)) if asked.remove else Garbage(would_remove=found.removed)
 
     return router
