@@ -20,14 +20,14 @@ from rich.progress import Progress
 from benchmarks.drawn import known_edits, open_store
 from benchmarks.results import machine, write_marked, write_section
 from vllm_edit.artefacts.site import Site
-from vllm_edit.editing.corruption import KINDS
-from vllm_edit.editing.tracing import TraceSettings, trace
-from vllm_edit.evaluation.effects import KIND_LABELS, ROLES, AverageEffects
-from vllm_edit.evaluation.effects_table import effects_table, shown, verdicts
-from vllm_edit.evaluation.heat_map import draw_heat_map
 from vllm_edit.evaluation.runners.hf import HFRunner
 from vllm_edit.models.base import Base
 from vllm_edit.patch import Edit, Patch
+from vllm_edit.tracing.corruption import KINDS
+from vllm_edit.tracing.effects import KIND_LABELS, ROLES, AverageEffects
+from vllm_edit.tracing.effects_table import effects_table, shown, verdicts
+from vllm_edit.tracing.heat_map import draw_heat_map
+from vllm_edit.tracing.trace import TraceSettings, trace
 
 ROOT = Path(__file__).parents[1]
 PAGE, PICTURE = ROOT / "docs" / "tracing.md", ROOT / "docs" / "images" / "tracing.svg"

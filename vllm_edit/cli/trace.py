@@ -45,12 +45,12 @@ def trace(
     """
     edits, named = _edits(file, limit)
     from vllm_edit.cli.material import SHIPPED, load_base
-    from vllm_edit.editing.tracing import TraceSettings
-    from vllm_edit.editing.tracing import trace as traced
-    from vllm_edit.evaluation.effects import AverageEffects
-    from vllm_edit.evaluation.effects_table import effects_table
-    from vllm_edit.evaluation.heat_map import draw_heat_map
     from vllm_edit.pictures import check_drawable
+    from vllm_edit.tracing.effects import AverageEffects
+    from vllm_edit.tracing.effects_table import effects_table
+    from vllm_edit.tracing.heat_map import draw_heat_map
+    from vllm_edit.tracing.trace import TraceSettings
+    from vllm_edit.tracing.trace import trace as traced
 
     if out is not None:
         check_drawable(out)

@@ -6,9 +6,9 @@ from rich.console import ConsoleRenderable, Group
 from rich.table import Table
 from rich.text import Text
 
-from vllm_edit.editing.corruption import KINDS
-from vllm_edit.evaluation.effects import KIND_LABELS, ROLES, AverageEffects, Mean, Peak
 from vllm_edit.printable import printable
+from vllm_edit.tracing.corruption import KINDS
+from vllm_edit.tracing.effects import KIND_LABELS, ROLES, AverageEffects, Mean, Peak
 
 
 def effects_table(found: AverageEffects) -> Group:

@@ -14,9 +14,9 @@ from functools import cached_property
 from typing import Any, Literal
 
 from vllm_edit.artefacts.site import Token
-from vllm_edit.editing.corruption import KINDS, Kind
-from vllm_edit.editing.tracing import Trace, TracedPrompt
 from vllm_edit.evaluation.intervals import Z95
+from vllm_edit.tracing.corruption import KINDS, Kind
+from vllm_edit.tracing.trace import Trace, TracedPrompt
 
 Role = Literal["first_subject", "middle_subject", "last_subject", "first_after", "further", "last"]
 ROLES: Mapping[Role, str] = {

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vllm_edit.editing.corruption import KINDS
-from vllm_edit.evaluation.effects import KIND_LABELS, ROLES, AverageEffects
 from vllm_edit.pictures import check_drawable
+from vllm_edit.tracing.corruption import KINDS
+from vllm_edit.tracing.effects import KIND_LABELS, ROLES, AverageEffects
 
 _COLOURS = ("Purples", "Greens", "Reds")  # the paper's: hidden state, MLP, attention
 

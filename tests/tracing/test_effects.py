@@ -12,12 +12,12 @@ import pytest
 import torch
 from rich.console import Console
 
-from vllm_edit.editing.corruption import KINDS, Kind
-from vllm_edit.editing.tracing import Trace, TracedPrompt, TraceSettings
 from vllm_edit.errors import EditError
-from vllm_edit.evaluation.effects import AverageEffects, Mean, role_of
-from vllm_edit.evaluation.effects_table import effects_table, verdicts
-from vllm_edit.evaluation.heat_map import draw_heat_map
+from vllm_edit.tracing.corruption import KINDS, Kind
+from vllm_edit.tracing.effects import AverageEffects, Mean, role_of
+from vllm_edit.tracing.effects_table import effects_table, verdicts
+from vllm_edit.tracing.heat_map import draw_heat_map
+from vllm_edit.tracing.trace import Trace, TracedPrompt, TraceSettings
 
 
 def prompt(
