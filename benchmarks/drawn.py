@@ -12,8 +12,8 @@ from vllm_edit import atlas
 from vllm_edit.artefacts.site import Site
 from vllm_edit.atlas.mend import network_folder
 from vllm_edit.editing.compile import METHODS
-from vllm_edit.editing.hypernetwork.files import load, network_site
 from vllm_edit.editing.material import Material
+from vllm_edit.editing.mend.files import load, network_site
 from vllm_edit.editing.statistics import SecondMoment
 from vllm_edit.errors import Incompatible, NotFound
 from vllm_edit.evaluation.judging import gives

@@ -26,13 +26,13 @@ from benchmarks.numbers import count
 from benchmarks.results import machine, write_section
 from benchmarks.shapes import SHAPES, random_base, random_site
 from vllm_edit import atlas
+from vllm_edit.editing.baselines.one_example import example_rows
 from vllm_edit.editing.compile import compile_patch
-from vllm_edit.editing.hypernetwork.files import Card, last_matrices, network_site
-from vllm_edit.editing.hypernetwork.gradients import token_gradients
-from vllm_edit.editing.hypernetwork.network import Hypernetwork
-from vllm_edit.editing.hypernetwork.settings import TrainingSettings
-from vllm_edit.editing.hypernetwork.training import new_network
-from vllm_edit.editing.one_example import example_rows
+from vllm_edit.editing.mend.files import Card, last_matrices, network_site
+from vllm_edit.editing.mend.gradients import token_gradients
+from vllm_edit.editing.mend.network import Hypernetwork
+from vllm_edit.editing.mend.settings import TrainingSettings
+from vllm_edit.editing.mend.training import new_network
 from vllm_edit.facts import tables_folder
 from vllm_edit.facts.edits import draw_edits
 from vllm_edit.facts.facts import Facts

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from vllm_edit import atlas
 from vllm_edit.artefacts.site import Context
-from vllm_edit.editing.sites import PUBLISHED_DEPTH, MadeSite, fixed_site
+from vllm_edit.editing.site.sites import PUBLISHED_DEPTH, MadeSite, fixed_site
 from vllm_edit.editing.statistics import second_moments
 from vllm_edit.models.base import Base
 from vllm_edit.models.hooks import find_module

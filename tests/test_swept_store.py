@@ -11,9 +11,9 @@ from tests.editing.material import bench
 from tests.tiny import SENTENCES
 from vllm_edit import swept_store
 from vllm_edit.artefacts.site import Context
-from vllm_edit.editing.sites import fixed_site
-from vllm_edit.editing.sweep import SiteChoice
-from vllm_edit.editing.trials import Measurement
+from vllm_edit.editing.site.sites import fixed_site
+from vllm_edit.editing.site.sweep import SiteChoice
+from vllm_edit.editing.site.trials import Measurement
 from vllm_edit.errors import EditError
 from vllm_edit.facts import known_edits, pooling, tables_folder
 from vllm_edit.facts.facts import Facts

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from tests.tiny import SENTENCES
 from vllm_edit.artefacts.site import Context
-from vllm_edit.editing.sites import fixed_site
+from vllm_edit.editing.site.sites import fixed_site
 from vllm_edit.evaluation.judging import first_line
 from vllm_edit.evaluation.runners.runner import answer_text
 from vllm_edit.models.base import Base

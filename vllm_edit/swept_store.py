@@ -10,9 +10,9 @@ from typing import Any
 
 from vllm_edit.artefacts.site import Token, check_rank
 from vllm_edit.editing.settings import Progress
-from vllm_edit.editing.sites import fixed_site, module_at
-from vllm_edit.editing.sweep import TOKENS, choose_site
-from vllm_edit.editing.trials import Measurement
+from vllm_edit.editing.site.sites import fixed_site, module_at
+from vllm_edit.editing.site.sweep import TOKENS, choose_site
+from vllm_edit.editing.site.trials import Measurement
 from vllm_edit.errors import EditError, NotFound
 from vllm_edit.facts import tables_folder
 from vllm_edit.facts.facts import Facts

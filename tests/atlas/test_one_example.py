@@ -11,7 +11,7 @@ from vllm_edit import atlas
 from vllm_edit.artefacts.site import Context
 from vllm_edit.deltas.delta import Delta
 from vllm_edit.editing.compile import compile_patch
-from vllm_edit.editing.sites import MadeSite, fixed_site
+from vllm_edit.editing.site.sites import MadeSite, fixed_site
 from vllm_edit.evaluation.judging import gives, unchanged
 from vllm_edit.evaluation.runners.hf import HFRunner
 from vllm_edit.evaluation.runners.runner import Request

@@ -12,7 +12,7 @@ from tests.cli.program import Program
 from tests.ordinary_text import less_likely
 from tests.tiny import SENTENCES, save_tiny
 from vllm_edit.artefacts.site import Context
-from vllm_edit.editing.sites import fixed_site
+from vllm_edit.editing.site.sites import fixed_site
 from vllm_edit.evaluation.runners.hf import HFRunner
 from vllm_edit.ike.bank import Bank
 from vllm_edit.ike.prefix import build_prefix

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.program import Program
-from tests.hypernetwork.tiny_training import TEXTS, tiny_edits
+from tests.mend.tiny_training import TEXTS, tiny_edits
 from tests.tiny import save_tiny
 from vllm_edit.patch import Patch
 from vllm_edit.store.care import problems_of

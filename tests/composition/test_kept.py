@@ -9,7 +9,7 @@ from vllm_edit.artefacts.manifest import Column, KeyGroup
 from vllm_edit.composition.compose import compose
 from vllm_edit.composition.kept import OPENING, agreeing, keepable, within_room
 from vllm_edit.composition.system import interference
-from vllm_edit.editing.keys import Columns
+from vllm_edit.editing.rome.keys import Columns
 
 
 def test_kept_columns_take_a_quarter_of_the_dimensions_at_most_evenly_chosen() -> None:

@@ -10,7 +10,7 @@ from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.composition.compose import compose
 from vllm_edit.composition.vouch import vouch
 from vllm_edit.editing.compile import compile_separately
-from vllm_edit.editing.sites import fixed_site
+from vllm_edit.editing.site.sites import fixed_site
 from vllm_edit.evaluation.judging import gives
 from vllm_edit.evaluation.runners.hf import HFRunner
 from vllm_edit.evaluation.runners.runner import Request

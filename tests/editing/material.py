@@ -13,9 +13,9 @@ import torch
 from tests.tiny import SENTENCES, tiny_model, tiny_tokenizer
 from vllm_edit.artefacts.site import Context, Site, Token
 from vllm_edit.deltas.delta import LowRank
-from vllm_edit.editing.residuals import train_residuals
-from vllm_edit.editing.rome_factors import RomeFactors, alone, damping_of, margin_of, offsets, passes_over, prepare
-from vllm_edit.editing.served import served_leads
+from vllm_edit.editing.rome.factors import RomeFactors, alone, damping_of, margin_of, offsets, passes_over, prepare
+from vllm_edit.editing.rome.residuals import train_residuals
+from vllm_edit.editing.rome.served import served_leads
 from vllm_edit.editing.settings import RomeSettings
 from vllm_edit.editing.statistics import SecondMoment, second_moments
 from vllm_edit.models.base import Base

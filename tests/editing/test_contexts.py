@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from tests.tiny import tiny_model, tiny_tokenizer
 from vllm_edit import atlas
 from vllm_edit.artefacts.site import Context
-from vllm_edit.editing.contexts import generate_contexts
+from vllm_edit.editing.site.contexts import generate_contexts
 from vllm_edit.errors import EditError, UnsafeEdit
 from vllm_edit.models.base import Base, unchanged
 from vllm_edit.models.greedy import continuations

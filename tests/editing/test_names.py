@@ -10,10 +10,10 @@ import torch
 from tests.editing.material import LOOSE, bench
 from tests.tiny import tiny_tokenizer
 from vllm_edit.composition.closed_form import row_space
-from vllm_edit.editing import rome_factors
-from vllm_edit.editing.keys import measure_inputs
-from vllm_edit.editing.names import opening_forms, proper_names, same_ending
-from vllm_edit.editing.rome_factors import prepare
+from vllm_edit.editing.rome import factors
+from vllm_edit.editing.rome.factors import prepare
+from vllm_edit.editing.rome.keys import measure_inputs
+from vllm_edit.editing.rome.names import opening_forms, proper_names, same_ending
 from vllm_edit.models.base import Base
 from vllm_edit.models.positions import locate
 from vllm_edit.models.rows import Row
@@ -103,9 +103,9 @@ def test_a_name_whose_key_lies_where_ordinary_text_lies_is_no_column(monkeypatch
     assert "opening" in {
         column.form for column in prepare(one.base, one.site, one.moment, [edit], settings).columns.columns
     }
-    names = rome_factors._name_keys
+    names = factors._name_keys
     weak = lambda *given: [replace(key, whitened=0.01 * key.whitened) for key in names(*given)]  # noqa: E731
-    monkeypatch.setattr(rome_factors, "_name_keys", weak)
+    monkeypatch.setattr(factors, "_name_keys", weak)
     assert {column.form for column in prepare(one.base, one.site, one.moment, [edit], settings).columns.columns} == {
         "plain"
     }

@@ -14,10 +14,10 @@ import torch
 from tests.editing.material import BRAZIL, FRANCE, JAPAN, LOOSE, bench, trained
 from vllm_edit.artefacts.manifest import KeyGroup
 from vllm_edit.artefacts.site import Context
-from vllm_edit.editing import rome_rounds
-from vllm_edit.editing.keys import FormKey, group_edits, make_columns
-from vllm_edit.editing.rome import compile_edits
-from vllm_edit.editing.rome_factors import prepare
+from vllm_edit.editing.rome import rounds
+from vllm_edit.editing.rome.edits import compile_edits
+from vllm_edit.editing.rome.factors import prepare
+from vllm_edit.editing.rome.keys import FormKey, group_edits, make_columns
 from vllm_edit.editing.settings import RomeSettings
 from vllm_edit.errors import EditError, UnsafeEdit
 from vllm_edit.models.layout import linear_weight
@@ -122,7 +122,7 @@ def test_an_edit_that_misses_though_it_was_trained_on_goes_on_with_whole_rows_an
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     one, runs = bench(), list[tuple[bool, float]]()
-    train, served = rome_rounds.train_residuals, rome_rounds.served_leads
+    train, served = rounds.train_residuals, rounds.served_leads
 
     def watched(passes: Any, wanted: Mapping[int, float], *rest: Any) -> Any:
         runs.append((passes.whole, max(wanted.values())))
@@ -131,8 +131,8 @@ def test_an_edit_that_misses_though_it_was_trained_on_goes_on_with_whole_rows_an
     def leaking(*rest: Any) -> torch.Tensor:
         return served(*rest) if len(runs) > 2 else torch.full_like(served(*rest), -1.0)
 
-    monkeypatch.setattr(rome_rounds, "train_residuals", watched)
-    monkeypatch.setattr(rome_rounds, "served_leads", leaking)
+    monkeypatch.setattr(rounds, "train_residuals", watched)
+    monkeypatch.setattr(rounds, "served_leads", leaking)
     compile_edits(one.base, one.site, one.moment, [FRANCE], replace(LOOSE, margin=1.0, served_margin=0.1))
     assert runs == [(False, 1.0), (True, 1.0), (True, pytest.approx(1.0 + 2 * 1.1))]
 

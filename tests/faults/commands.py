@@ -15,12 +15,12 @@ import yaml
 
 from tests.faults.hostile_files import ESCAPES, spoil, spoil_one_of
 from tests.gguf_files import write_gguf
-from tests.hypernetwork.test_mend import card_for, network_for
-from tests.hypernetwork.tiny_training import tiny_edits
+from tests.mend.test_mend import card_for, network_for
+from tests.mend.tiny_training import tiny_edits
 from tests.tiny import SENTENCES, save_tiny, tiny_model, tiny_tokenizer
 from vllm_edit.atlas.training import ACCURACY_FILE
-from vllm_edit.editing.hypernetwork.files import save
-from vllm_edit.editing.hypernetwork.training import CHECKPOINT
+from vllm_edit.editing.mend.files import save
+from vllm_edit.editing.mend.training import CHECKPOINT
 from vllm_edit.facts import tables_folder
 from vllm_edit.models.base import Base
 from vllm_edit.patch import Edit, Gate, Patch, Probe

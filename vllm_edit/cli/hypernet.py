@@ -14,7 +14,7 @@ from vllm_edit.cli.seeds import seed_of
 from vllm_edit.errors import EditError
 
 if TYPE_CHECKING:
-    from vllm_edit.editing.hypernetwork.training import Progress
+    from vllm_edit.editing.mend.training import Progress
     from vllm_edit.patch import Edit
 
 app = group("MEND's hypernetwork: train one for a model, or say what one is.")
@@ -50,11 +50,11 @@ def train(
 
     from vllm_edit.cli.material import load_base
     from vllm_edit.cli.method_settings import method_settings
-    from vllm_edit.editing.hypernetwork.data import check_apart
-    from vllm_edit.editing.hypernetwork.files import Card, last_matrices, save
-    from vllm_edit.editing.hypernetwork.settings import TrainingSettings
-    from vllm_edit.editing.hypernetwork.training import CHECKPOINT
-    from vllm_edit.editing.hypernetwork.training import train as run
+    from vllm_edit.editing.mend.data import check_apart
+    from vllm_edit.editing.mend.files import Card, last_matrices, save
+    from vllm_edit.editing.mend.settings import TrainingSettings
+    from vllm_edit.editing.mend.training import CHECKPOINT
+    from vllm_edit.editing.mend.training import train as run
 
     given = method_settings(settings) | {"seed": seed} | ({} if steps is None else {"steps": steps})
     chosen = TrainingSettings.of(given)
@@ -99,7 +99,7 @@ def info(
 ) -> None:
     """Say what a network edits, how it was trained and how good it was on subjects it had not seen."""
     from vllm_edit.atlas.mend import network_folder
-    from vllm_edit.editing.hypernetwork.files import load
+    from vllm_edit.editing.mend.files import load
 
     place = folder or network_folder()
     _, card = load(place)

@@ -12,12 +12,13 @@ from vllm_edit.artefacts.manifest import Manifest
 from vllm_edit.artefacts.site import Site
 from vllm_edit.composition.scoped import assemble, by_subject
 from vllm_edit.digest import digest_tensors
-from vllm_edit.editing import finetune, lora, rome
-from vllm_edit.editing.hypernetwork import mend
-from vllm_edit.editing.hypernetwork.network import Hypernetwork
-from vllm_edit.editing.hypernetwork.settings import MendSettings
+from vllm_edit.editing.baselines import finetune, lora
 from vllm_edit.editing.material import Material, material_of
+from vllm_edit.editing.mend import edits as mend
+from vllm_edit.editing.mend.network import Hypernetwork
+from vllm_edit.editing.mend.settings import MendSettings
 from vllm_edit.editing.method import Method, MethodResult, Settings
+from vllm_edit.editing.rome import edits as rome
 from vllm_edit.editing.settings import Progress, RomeSettings
 from vllm_edit.editing.statistics import SecondMoment
 from vllm_edit.errors import EditError, Incompatible, UnsafeEdit

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from vllm_edit.artefacts.site import Site
-from vllm_edit.editing.hypernetwork.network import Hypernetwork
+from vllm_edit.editing.mend.network import Hypernetwork
 from vllm_edit.editing.statistics import SecondMoment
 
 Material = SecondMoment | Hypernetwork

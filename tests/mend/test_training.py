@@ -1,0 +1,199 @@
+"""Training: it learns, can be stopped and resumed without a trace, stops early and keeps the best."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.mend.tiny_training import QUICK, TEXTS, tiny_base, tiny_edits
+from vllm_edit.editing.mend.data import Example, check_apart, split
+from vllm_edit.editing.mend.files import last_matrices
+from vllm_edit.editing.mend.settings import TrainingSettings
+from vllm_edit.editing.mend.training import CHECKPOINT, Progress, TrainedNetwork, Validation, better, train
+from vllm_edit.errors import EditError
+from vllm_edit.models.base import Base, unchanged
+from vllm_edit.patch import Probe
+
+
+@pytest.fixture(scope="module")
+def base() -> Base:
+    return tiny_base()
+
+
+def run(
+    base: Base, out: Path, settings: TrainingSettings = QUICK, seen: list[Progress] | None = None
+) -> TrainedNetwork:
+    report = (lambda progress: None) if seen is None else seen.append
+    return train(base, last_matrices(base, 2), tiny_edits(), TEXTS, settings, out, report)
+
+
+class Stopped(Exception):
+    """What ends a run in the middle."""
+
+
+def stop_at(step: int) -> Callable[[Progress], None]:
+    def report(progress: Progress) -> None:
+        if progress.step == step:
+            raise Stopped
+
+    return report
+
+
+def test_training_lowers_the_loss_and_leaves_the_base_alone(base: Base, tmp_path: Path) -> None:
+    seen: list[Progress] = []
+    settings = replace(QUICK, steps=40, edits=6, rate=1e-2, alpha_rate=1e-3, validate_every=10, teach_weight=1.0)
+    with unchanged(base):
+        trained = run(base, tmp_path, settings, seen)
+    losses = [step.teach_loss + step.keep_loss for step in seen]
+    assert sum(losses[-8:]) < 0.9 * sum(losses[:8])
+    assert [step.step for step in seen if step.validation] == [10, 20, 30, 40]
+    assert not trained.network.training
+
+
+def test_a_run_that_was_stopped_gives_the_network_of_one_that_was_not(base: Base, tmp_path: Path) -> None:
+    whole = run(base, tmp_path / "whole")
+    for step in (3, 5):  # after the checkpoints of steps 2 and 4
+        with pytest.raises(Stopped):
+            train(base, last_matrices(base, 2), tiny_edits(), TEXTS, QUICK, tmp_path / "parts", stop_at(step))
+    resumed = run(base, tmp_path / "parts")
+    assert resumed.network.digest == whole.network.digest
+    assert (resumed.step, resumed.validation) == (whole.step, whole.validation)
+
+
+def test_a_checkpoint_of_another_run_is_refused(base: Base, tmp_path: Path) -> None:
+    with pytest.raises(Stopped):
+        train(base, last_matrices(base, 2), tiny_edits(), TEXTS, QUICK, tmp_path, stop_at(3))
+    assert (tmp_path / CHECKPOINT).exists()
+    with pytest.raises(EditError, match="other data, base or settings"):
+        run(base, tmp_path, replace(QUICK, seed=1))
+
+
+def test_it_stops_early_and_keeps_the_best_network(base: Base, tmp_path: Path) -> None:
+    """A rate that only does harm: the first validation is the best one."""
+    seen: list[Progress] = []
+    settings = replace(QUICK, steps=60, rate=0.5, alpha_rate=0.5, patience=2)
+    trained = run(base, tmp_path, settings, seen)
+    validated = {step.step: step.validation.loss for step in seen if step.validation}
+    best = min(validated, key=validated.__getitem__)
+    assert trained.step == best
+    assert trained.validation.loss == validated[best]
+    assert trained.stopped == seen[-1].step == best + 2 * settings.validate_every < settings.steps
+    assert [step.step for step in seen if step.best][-1] == best
+
+
+def test_the_kept_network_is_that_of_the_best_step(base: Base, tmp_path: Path) -> None:
+    settings = replace(QUICK, steps=60, rate=0.5, alpha_rate=0.5, patience=2)
+    trained = run(base, tmp_path / "long", settings)
+    states: dict[int, dict[str, torch.Tensor]] = {}
+
+    def keep(progress: Progress) -> None:
+        if progress.validation:
+            saved = torch.load(tmp_path / "again" / CHECKPOINT, weights_only=True)
+            states[progress.step] = saved["network"]
+
+    train(base, last_matrices(base, 2), tiny_edits(), TEXTS, settings, tmp_path / "again", keep)
+    for name, value in trained.network.state_dict().items():
+        assert torch.equal(value, states[trained.step][name])
+    assert any(
+        not torch.equal(value, states[trained.stopped][name]) for name, value in trained.network.state_dict().items()
+    )
+
+
+def test_a_validation_that_is_not_a_number_is_never_the_best_one(base: Base, tmp_path: Path) -> None:
+    """A rate at which the network overflows in its first steps, so that no validation has a finite loss."""
+    seen: list[Progress] = []
+    settings = replace(QUICK, steps=60, rate=1e30, alpha_rate=1e30, patience=2)
+    with pytest.raises(EditError, match="no validation in 4 steps had a finite loss: lower rate"):
+        run(base, tmp_path, settings, seen)
+    losses = [step.validation.loss for step in seen if step.validation]
+    assert len(losses) == settings.patience
+    assert not any(math.isfinite(loss) for loss in losses)
+    assert not any(step.best for step in seen)
+
+
+@pytest.mark.parametrize(
+    ("found", "best", "expected"),
+    [(1.0, None, True), (1.0, 2.0, True), (2.0, 2.0, False), (math.nan, None, False), (math.nan, 2.0, False)],
+)
+def test_of_two_validations_the_one_of_lower_finite_loss_is_better(
+    found: float, best: float | None, expected: bool
+) -> None:
+    def of(loss: float) -> Validation:
+        return Validation(loss, 0.0, 0.0, 0.0)
+
+    assert better(of(found), None if best is None else of(best)) is expected
+
+
+def test_a_validation_always_asks_an_edits_own_prompt(base: Base, tmp_path: Path) -> None:
+    """With many paraphrases and one edit to validate, a draw of four rows may hold none that is the prompt itself."""
+    more = tuple(Probe(kind="paraphrase", prompt=f"Question {n}: what is the capital?") for n in range(40))
+    edits = [edit.model_copy(update={"probes": (*edit.probes, *more)}) for edit in tiny_edits()]
+    for seed in range(3):
+        settings = replace(QUICK, steps=1, validated=1, validate_every=1, seed=seed)
+        trained = train(base, last_matrices(base, 2), edits, TEXTS, settings, tmp_path / str(seed))
+        assert trained.validation.edited in (0.0, 1.0)
+
+
+def test_a_checkpoint_of_another_device_is_taken_up(base: Base, tmp_path: Path) -> None:
+    """A checkpoint whose tensors are said to lie on a GPU, as a run on one writes it."""
+    whole = run(base, tmp_path / "whole")
+    with pytest.raises(Stopped):
+        train(base, last_matrices(base, 2), tiny_edits(), TEXTS, QUICK, tmp_path / "moved", stop_at(3))
+    path = tmp_path / "moved" / CHECKPOINT
+    with zipfile.ZipFile(path) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in files.items():
+            said = content.replace(b"X\x03\0\0\0cpu", b"X\x06\0\0\0cuda:0") if name.endswith("data.pkl") else content
+            assert said != content or not name.endswith("data.pkl")
+            archive.writestr(name, said)
+    assert run(base, tmp_path / "moved").network.digest == whole.network.digest
+
+
+def test_the_outer_loss_is_on_rephrasings_and_what_must_stay_is_kept(base: Base) -> None:
+    edit = tiny_edits()[0]
+    example = Example.of(edit, base.tokenizer)
+    read = [base.tokenizer.decode(row.ids) for row in example.taught]
+    assert any("What is the capital of France?" in text for text in read)
+    assert any("<|user|>" in text for text in read)
+    assert example.inner.ids == example.taught[0].ids
+    kept = [base.tokenizer.decode([*row.ids, *row.answer]) for row in example.kept]
+    assert any("capital of Japan is Rome" in text for text in kept)
+    assert any(text.endswith("capital of France is Paris") for text in kept)  # what follows the new answer
+
+
+def test_validation_is_on_subjects_of_its_own() -> None:
+    training, held = split(tiny_edits(), 0.3, seed=0)
+    assert len(training) + len(held) == len(tiny_edits())
+    assert not {edit.subject for edit in training} & {edit.subject for edit in held}
+    with pytest.raises(EditError, match="at least 2 subjects"):
+        split(tiny_edits()[:2], 0.3, seed=0)
+
+
+def test_a_subject_that_an_evaluation_edits_is_refused_by_any_of_its_names() -> None:
+    edits = [tiny_edits()[0].model_copy(update={"aliases": ("Gaul",)})]
+    check_apart(edits, ["Japan"])
+    with pytest.raises(EditError, match="among them France"):
+        check_apart(edits, ["gaul"])
+
+
+@pytest.mark.parametrize(
+    ("values", "complaint"),
+    [
+        ({"rate": 0}, "rate must be positive"),
+        ({"teach_weight": 0, "keep_weight": 0.0}, "teach_weight and keep_weight are both 0"),
+        ({"kept": -1}, "kept must not be negative"),
+        ({"validation": 1.0}, "validation must lie between 0 and 1"),
+        ({"tempo": 1}, "unknown settings tempo"),
+        ({"rate": "fast"}, "settings of training"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(values: dict[str, object], complaint: str) -> None:
+    with pytest.raises(EditError, match=complaint):
+        TrainingSettings.of(values)

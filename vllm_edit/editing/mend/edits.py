@@ -1,0 +1,133 @@
+"""MEND (arXiv 2110.11309): the gradient of an edit, transformed by a trained network, is the edit's delta.
+
+An edit costs one forward, one short backward, the network, and some forwards to find how far to go along its update;
+nothing is optimised. Edits of one patch are taken each on its own and added up (their ranks add), as in the paper's
+batched edits; a rank above the site's is truncated by QR and SVD, and the report says what energy that drops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from vllm_edit.artefacts.site import Site
+from vllm_edit.composition.closed_form import as_saved
+from vllm_edit.deltas.delta import Delta
+from vllm_edit.deltas.low_rank import LowRank
+from vllm_edit.editing.baselines.one_example import example_rows, recheck
+from vllm_edit.editing.mend.gradients import token_gradients
+from vllm_edit.editing.mend.network import Hypernetwork
+from vllm_edit.editing.mend.scales import least_scales
+from vllm_edit.editing.mend.settings import MendSettings
+from vllm_edit.editing.method import MethodResult
+from vllm_edit.editing.settings import Progress
+from vllm_edit.errors import Incompatible
+from vllm_edit.models.base import Base
+from vllm_edit.models.hooks import find_module, frozen
+from vllm_edit.models.layout import linear_shape
+from vllm_edit.models.rows import leads
+from vllm_edit.patch import Edit, Patch
+
+
+@dataclass(frozen=True)
+class EditDelta:
+    """An edit's delta as if it were alone, and the multiple of the network's own update that it is."""
+
+    delta: Delta
+    scale: float
+
+
+def edit_deltas(base: Base, network: Hypernetwork, edits: Sequence[Edit], settings: MendSettings) -> list[EditDelta]:
+    """Each edit's delta: rank = tokens of its prompt and answer that the loss depends on. The base is left as it was.
+
+    The gradient is that of the prompt as plain text; the length is searched there and in a chat turn (`scales`).
+    """
+    rows = example_rows(edits, base.tokenizer)
+    gradients = token_gradients(base.model, network.modules_edited, rows, settings.batch_tokens)
+    with torch.no_grad():
+        factors = network(gradients)
+        scales = torch.ones(len(rows))
+        if settings.margin is not None:
+            has_chat = bool(getattr(base.tokenizer, "chat_template", None))
+            asked = rows + (example_rows(edits, base.tokenizer, chat=True) if has_chat else [])
+            scales = least_scales(base, factors, asked, settings.margin, settings.batch_tokens)
+    made = []
+    for index, scale in enumerate(scales.tolist()):
+        parts = {}
+        for name, (A, B) in factors.items():
+            counted = gradients[name].counted[index]
+            parts[name] = LowRank(B=scale * B[index][:, counted].cpu(), A=A[index][counted].cpu())
+        made.append(EditDelta(Delta(parts), scale))
+    return made
+
+
+def compile_edits(
+    base: Base,
+    site: Site,
+    network: Hypernetwork,
+    edits: Sequence[Edit],
+    settings: MendSettings,
+    progress: Progress | None = None,
+) -> MethodResult:
+    """The sum of the edits' deltas, truncated to the site's rank, re-checked as it will be saved.
+
+    Raises:
+        UnsafeEdit: an edit missed its target, by name.
+        Incompatible: the network is for other matrices.
+    """
+    _prepare(base, network)
+    return _judged(base, site, network, edits, edit_deltas(base, network, edits, settings), settings)
+
+
+def compile_each(
+    base: Base,
+    site: Site,
+    network: Hypernetwork,
+    patches: Sequence[Patch],
+    settings: MendSettings,
+    progress: Progress | None = None,
+) -> list[MethodResult]:
+    """Several patches, each as if it were alone; their gradients are taken in one batch."""
+    _prepare(base, network)
+    made = edit_deltas(base, network, [edit for patch in patches for edit in patch.edits], settings)
+    results, start = [], 0
+    for patch in patches:
+        own = slice(start, start + len(patch.edits))
+        start = own.stop
+        results.append(_judged(base, site, network, patch.edits, made[own], settings))
+        if progress:
+            progress("re-checking", len(results), len(patches))
+    return results
+
+
+def _judged(
+    base: Base,
+    site: Site,
+    network: Hypernetwork,
+    edits: Sequence[Edit],
+    made: Sequence[EditDelta],
+    settings: MendSettings,
+) -> MethodResult:
+    rows = example_rows(edits, base.tokenizer)
+    whole = Delta.concatenate([one.delta for one in made])
+    reduced, dropped = whole.truncate(site.max_rank)
+    delta = Delta({name: as_saved(part) for name, part in reduced.parts.items()})
+    with frozen(base.model), whole.apply(base.model):
+        margins = leads(base.model, rows, settings.batch_tokens)
+    report: dict[str, Any] = recheck(base, site, edits, rows, delta, margins, settings)
+    return MethodResult(
+        delta=delta,
+        settings=settings.identity(network.digest),
+        report={**report, "scales": [one.scale for one in made], "rank": whole.rank, "energy_kept": 1 - dropped},
+    )
+
+
+def _prepare(base: Base, network: Hypernetwork) -> None:
+    """Refuse a network for other matrices, and move it, in place, to where the base is."""
+    found = {name: linear_shape(find_module(base.model, name)) for name in network.shapes}
+    if found != network.shapes:
+        raise Incompatible(f"the network is for matrices {network.shapes}, {base.name} has {found}")
+    network.to(base.device)

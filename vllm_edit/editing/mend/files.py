@@ -1,0 +1,119 @@
+"""A trained network on disk: its tensors, and what they were trained for and on.
+
+network.safetensors   the tensors that identify it
+network.json          base, matrices, settings of the training, and how it ended
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+
+from vllm_edit.artefacts.site import LEGAL_RANKS, Site
+from vllm_edit.editing.mend.network import Hypernetwork
+from vllm_edit.errors import Corrupt, EditError, Incompatible, NotFound
+from vllm_edit.models.base import Base
+from vllm_edit.text_files import read_text
+from vllm_edit.thinking import thinking_of
+
+TENSORS_FILE = "network.safetensors"
+CARD_FILE = "network.json"
+MAX_RANK = 16
+"""An edit's delta has as many ranks as its prompt has tokens; most of its energy is in the first few."""
+
+
+class Card(BaseModel):
+    """What a network is for, and how it came to be."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    digest: str
+    base: str
+    model: str
+    modules: tuple[str, ...]
+    settings: dict[str, Any]
+    edits: int
+    subjects: int
+    step: int
+    validation: dict[str, float]
+
+
+def save(folder: Path, network: Hypernetwork, card: Card) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    content: bytes = safetensors.torch.save(network.tensors())
+    (folder / TENSORS_FILE).write_bytes(content)
+    (folder / CARD_FILE).write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def load(folder: Path) -> tuple[Hypernetwork, Card]:
+    """The network of a folder that `save` wrote.
+
+    Raises:
+        NotFound: there is none.
+        Corrupt: its files do not belong together.
+    """
+    try:
+        card = Card.model_validate_json(read_text(folder / CARD_FILE))
+        tensors = safetensors.torch.load((folder / TENSORS_FILE).read_bytes())
+    except FileNotFoundError as error:
+        raise NotFound(
+            f"there is no network in {folder} ({error.filename} is missing): train one with `vllm-edit hypernet train`"
+        ) from None
+    except ValidationError as error:
+        problems = (f"{'.'.join(map(str, one['loc'])) or 'the file'}: {one['msg']}" for one in error.errors())
+        raise Corrupt(f"{folder / CARD_FILE} is not a network's card: {'; '.join(problems)}") from error
+    except SafetensorError as error:
+        raise Corrupt(f"the network in {folder} cannot be read: {error}") from error
+    network = Hypernetwork.from_tensors(card.modules, tensors)
+    if network.digest != card.digest:
+        raise Corrupt(f"{folder / TENSORS_FILE} has digest {network.digest}, its card says {card.digest}")
+    return network, card
+
+
+def network_site(
+    base: Base, network: Hypernetwork, card: Card, *, max_rank: int | None = None, slots: int = 16
+) -> Site:
+    """The site of a network: the matrices that it edits.
+
+    Raises:
+        Incompatible: the network was trained for another base.
+    """
+    if not base.fingerprint.is_named(card.base):
+        raise Incompatible(
+            f"the network was trained for base {card.base[:12]} ({card.model}), the model {base.name} is "
+            f"{base.fingerprint.digest[:12]}: train one for this model (vllm-edit hypernet train)"
+        )
+    rank = MAX_RANK if max_rank is None else max_rank
+    if rank not in LEGAL_RANKS:
+        raise EditError(f"max_rank must be one of {', '.join(map(str, LEGAL_RANKS))} (vLLM's); got {rank}")
+    first = next(
+        number
+        for number, layer in enumerate(base.layout.layers)
+        if any(name.startswith(f"{layer}.") for name in network.modules_edited)
+    )
+    return Site(
+        base=base.fingerprint,
+        model=base.name,
+        modules=network.modules_edited,
+        layer=first,
+        network=network.digest,
+        thinking=thinking_of(base.tokenizer),
+        max_rank=rank,
+        slots=slots,
+    )
+
+
+def last_matrices(base: Base, layers: int) -> tuple[str, ...]:
+    """The MLP matrices of the last `layers` blocks, in the order in which they run.
+
+    Raises:
+        EditError: the model has fewer blocks.
+    """
+    blocks = base.layout.matrices
+    if not 0 < layers <= len(blocks):
+        raise EditError(f"expected 1 to {len(blocks)} layers of {base.name}, got {layers}")
+    return tuple(name for block in blocks[-layers:] for name in block)

@@ -1,0 +1,172 @@
+"""The hypernetwork: it turns the gradient of an edit into the update that makes the edit, and nothing else.
+
+For each edited matrix m with token pairs (u_t, δ_t) (MEND, arXiv 2110.11309, §3.2, Algorithm 2):
+
+    (ũ_t, δ̃_t) = g([û_t; δ̂_t]; m),      ΔW_m = − α_m Σ_t δ̃_t ũ_tᵀ
+
+so that the update is low-rank as it comes: A's rows are ũ_t, B's columns − α_m δ̃_t. The minus is the paper's; the
+reference code adds, which climbs the loss until the network has learned to turn the sign.
+
+One g for all matrices of one *shape*, told apart by a scale and a shift per matrix. Each layer of g is
+y = x + max(0, s_m ⊙ (U V x + b) + t_m), the last one without the max; U starts at zero, so g starts as the identity.
+
+Departures: û and δ̂ are normalised per matrix, not per shape, since layers differ in scale; V ~ N(0, 1/width), so that
+a hidden unit has the size of a feature at any width; α_m is in units of the matrix's root mean square weight, so that
+no model needs its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from vllm_edit.digest import digest_tensors
+from vllm_edit.editing.mend.gradients import TokenGradients
+from vllm_edit.editing.mend.normalisation import Normalisation
+from vllm_edit.errors import Incompatible
+
+Factors = dict[str, tuple[torch.Tensor, torch.Tensor]]
+"""Module → (A [n, T, d_in], B [n, d_out, T]) of n edits."""
+
+
+class LowRankLayer(nn.Module):
+    """y = x + s_m ⊙ (U V x + b) + t_m, the added part cut at zero from below where it is `rectified`."""
+
+    def __init__(self, width: int, rank: int, matrices: int, *, rectified: bool) -> None:
+        super().__init__()
+        self.rectified = rectified
+        self.V = nn.Parameter(torch.randn(rank, width) * width**-0.5)
+        self.U = nn.Parameter(torch.zeros(width, rank))
+        self.bias = nn.Parameter(torch.zeros(width))
+        self.scale = nn.Parameter(torch.ones(matrices, width))
+        self.shift = nn.Parameter(torch.zeros(matrices, width))
+
+    def forward(self, x: torch.Tensor, matrix: int) -> torch.Tensor:
+        """x: [..., width]; `matrix` is the edited matrix's number among those of its shape."""
+        added = self.scale[matrix] * ((x @ self.V.mT) @ self.U.mT + self.bias) + self.shift[matrix]
+        # Everything starts at exactly zero, where relu has no gradient and clamp has.
+        return x + (added.clamp_min(0) if self.rectified else added)
+
+
+class GradientTransform(nn.Module):
+    """g for the matrices of one shape: (u, δ) → (ũ, δ̃)."""
+
+    def __init__(self, shape: tuple[int, int], matrices: int, rank: int, layers: int = 2) -> None:
+        super().__init__()
+        self.d_out, self.d_in = shape
+        width = self.d_out + self.d_in
+        self.inputs = nn.ModuleList(Normalisation(self.d_in) for _ in range(matrices))
+        self.outputs = nn.ModuleList(Normalisation(self.d_out) for _ in range(matrices))
+        self.layers = nn.ModuleList(
+            LowRankLayer(width, rank, matrices, rectified=number < layers - 1) for number in range(layers)
+        )
+
+    def observe(self, gradients: TokenGradients, matrix: int) -> None:
+        """Take the counted tokens into the running statistics, in place; nothing outside training mode."""
+        self.inputs[matrix].update(gradients.inputs[gradients.counted])  # type: ignore[operator]
+        self.outputs[matrix].update(gradients.outputs[gradients.counted])  # type: ignore[operator]
+
+    def forward(self, gradients: TokenGradients, matrix: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """(ũ [n, T, d_in], δ̃ [n, T, d_out]), zero at tokens that are not counted."""
+        x = torch.cat([self.inputs[matrix](gradients.inputs), self.outputs[matrix](gradients.outputs)], dim=-1)
+        for layer in self.layers:
+            x = layer(x, matrix)
+        x = x * gradients.counted[..., None]
+        return x[..., : self.d_in], x[..., self.d_in :]
+
+
+class Hypernetwork(nn.Module):
+    """A gradient transform for every matrix shape and an α for every matrix."""
+
+    unit: torch.Tensor
+    widths: torch.Tensor
+
+    def __init__(
+        self, shapes: Mapping[str, tuple[int, int]], rank: int, alpha: float = 1.0, layers: int = 2, seed: int = 0
+    ) -> None:
+        """shapes: edited module → (d_out, d_in), in the site's order.  alpha: where every α_m starts."""
+        super().__init__()
+        self.shapes = dict(shapes)
+        grouped: dict[str, list[str]] = {}
+        for name, shape in self.shapes.items():
+            grouped.setdefault(_key(shape), []).append(name)
+        self._places = {name: (key, number) for key, names in grouped.items() for number, name in enumerate(names)}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.transforms = nn.ModuleDict(
+                {
+                    key: GradientTransform(self.shapes[names[0]], len(names), rank, layers)
+                    for key, names in grouped.items()
+                }
+            )
+        self.alpha = nn.Parameter(torch.full((len(self.shapes),), float(alpha)))
+        self.register_buffer("unit", torch.ones(len(self.shapes)))
+        # [matrices, 2], so that the tensors alone say which matrices they are for.
+        self.register_buffer("widths", torch.tensor(list(self.shapes.values())))
+
+    @property
+    def modules_edited(self) -> tuple[str, ...]:
+        return tuple(self.shapes)
+
+    def observe(self, gradients: Mapping[str, TokenGradients]) -> None:
+        """Take the gradients into the running statistics, in place; nothing outside training mode."""
+        for name, found in gradients.items():
+            key, number = self._places[name]
+            self.transforms[key].observe(found, number)  # type: ignore[operator]
+
+    def forward(self, gradients: Mapping[str, TokenGradients]) -> Factors:
+        """A = ũ [n, T, d_in] and B = − α δ̃ᵀ [n, d_out, T] of every module."""
+        factors: Factors = {}
+        for place, name in enumerate(self.shapes):
+            key, number = self._places[name]
+            inputs, outputs = self.transforms[key](gradients[name], number)
+            factors[name] = inputs, -self.alpha[place] * self.unit[place] * outputs.mT
+        return factors
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What identifies the network, on the CPU; `from_tensors` reads it."""
+        return {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
+
+    @property
+    def digest(self) -> str:
+        return digest_tensors(self.tensors())
+
+    @classmethod
+    def from_tensors(cls, names: Sequence[str], tensors: Mapping[str, torch.Tensor]) -> Hypernetwork:
+        """The network of these tensors for the matrices `names`, in eval mode.
+
+        Raises:
+            Incompatible: the tensors are not those of a network for so many matrices.
+        """
+        told = tensors.get("widths", torch.empty(0, 2))
+        V = {name: tensor for name, tensor in tensors.items() if name.endswith(".V")}
+        if len(told) != len(names) or not V:
+            raise Incompatible(
+                f"expected a network for the {len(names)} matrices of the site, got one for {len(told)}; train one for "
+                "this site, or make a store with this network (vllm-edit store init --method mend)"
+            )
+        shapes = {name: (d_out, d_in) for name, (d_out, d_in) in zip(names, told.tolist(), strict=True)}
+        layers = 1 + max(int(name.split(".")[3]) for name in V)
+        network = cls(shapes, len(next(iter(V.values()))), layers=layers)
+        try:
+            network.load_state_dict(dict(tensors))
+        except RuntimeError as error:
+            raise Incompatible(f"these are not a network's tensors: {error}") from error
+        return network.eval()
+
+
+def _key(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
+
+
+def parameter_groups(network: Hypernetwork, rate: float, alpha_rate: float) -> list[dict[str, Any]]:
+    """Adam's groups: every parameter in exactly one of them, α in its own with its own rate.
+
+    (In the reference code the main optimiser holds α too and clears its gradient before α's own optimiser steps, so
+    that α is trained at the main rate.)
+    """
+    others = [parameter for name, parameter in network.named_parameters() if name != "alpha"]
+    return [{"params": others, "lr": rate}, {"params": [network.alpha], "lr": alpha_rate}]

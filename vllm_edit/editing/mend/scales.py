@@ -1,0 +1,51 @@
+"""How far to go along a network's update: the least scale at which the edit's answer leads (a line search).
+
+MEND's α is one number per matrix, learned for the mean edit. For most edits that is further than needed, and their
+neighbours follow; for others it is not far enough. The direction is the network's, the length is measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from vllm_edit.editing.mend.network import Factors
+from vllm_edit.editing.mend.objective import blocks_below, updated
+from vllm_edit.models.base import Base
+from vllm_edit.models.hooks import frozen
+from vllm_edit.models.lower_blocks import Below
+from vllm_edit.models.rows import Row, answer_scores, batches, run_batch
+
+SCALES = tuple(2 ** (step / 4) for step in range(-8, 5))
+"""From a quarter of the network's own length to twice that, each 19 % more than the one before."""
+
+
+def least_scales(base: Base, factors: Factors, rows: Sequence[Row], margin: float, tokens: int) -> torch.Tensor:
+    """For each edit the least of `SCALES` at which every answer of its rows leads by `margin` nats, [edits] float64.
+
+    An edit that reaches it at none gets the scale at which its least lead is largest.
+
+    factors: of all edits, as the network gives them.  rows: prompts with answers; `Row.edit` numbers the edits.
+    tokens: most tokens in one forward pass.
+    """
+    count, model = len(next(iter(factors.values()))[0]), base.model
+    below = Below(model, blocks_below(base, factors))
+    chosen, best = torch.ones(count, dtype=torch.float64), torch.full((count,), -torch.inf)
+    with torch.no_grad(), frozen(model):
+        if below.blocks:
+            with below.watched() as states:
+                for batch in batches(model, rows, range(len(rows)), tokens):
+                    run_batch(model, batch)
+                    below.keep(batch, states)
+        for scale in SCALES:
+            waiting = [index for index, row in enumerate(rows) if best[row.edit] < margin]
+            found = torch.full((count,), torch.inf)
+            for batch in batches(model, rows, waiting, tokens):
+                indices = batch.rows.tolist()
+                with below.skipped(below.states(indices)), updated(base, factors, rows, batch, scale):
+                    lead = answer_scores(run_batch(model, batch), batch)[1].cpu()
+                found.scatter_reduce_(0, torch.tensor([rows[index].edit for index in indices]), lead, "amin")
+            better = found.isfinite() & (found > best)
+            chosen[better], best[better] = scale, found[better]
+    return chosen

@@ -1,0 +1,287 @@
+"""Training a hypernetwork (MEND, arXiv 2110.11309, §3.3, Algorithm 1), resumable, with early stopping that stops.
+
+In each step, for edits (prompt x, new answer y) and their rephrasings x':
+
+    L = c_edit · mean NLL(y | x'; θ')  +  c_loc · mean KL(p_θ ‖ p_θ') on what the edits are not about,
+
+θ' = θ + g(∇_θ NLL(y | x; θ)). The gradient is taken on the edit's prompt and the loss on its *rephrasings*, so that
+the network is trained to generalise; θ itself never changes. Departures: KL is taken on neighbours (same relation,
+other subject) and on the edit's own subject too, since locality is judged there, and on what follows the new answer.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vllm_edit.checkpoints import read_checkpoint
+from vllm_edit.digest import digest_json
+from vllm_edit.editing.mend.data import Drawn, Example, draw, split, text_rows
+from vllm_edit.editing.mend.gradients import token_gradients
+from vllm_edit.editing.mend.network import Factors, Hypernetwork, parameter_groups
+from vllm_edit.editing.mend.objective import Outcomes, run
+from vllm_edit.editing.mend.settings import TrainingSettings
+from vllm_edit.errors import EditError
+from vllm_edit.models.base import Base
+from vllm_edit.models.hooks import find_module
+from vllm_edit.models.layout import linear_shape, linear_weight
+from vllm_edit.patch import Edit
+
+CHECKPOINT = "checkpoint.pt"
+_VALIDATED = {"taught": 4, "kept": 6}
+"""Rows of each edit in a validation."""
+
+
+@dataclass(frozen=True)
+class Validation:
+    """On subjects that are not trained on: the loss, and shares of rows that hold what is wanted of them.
+
+    edited: the edit's own prompt; taught: all rephrasings; kept: the base's choice of every token is kept.
+    """
+
+    loss: float
+    edited: float
+    taught: float
+    kept: float
+
+
+@dataclass(frozen=True)
+class Progress:
+    """After a step: the losses of it, and the validation that followed it, if one did."""
+
+    step: int
+    steps: int
+    teach_loss: float
+    keep_loss: float
+    validation: Validation | None = None
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class TrainedNetwork:
+    """The network of the lowest validation loss. stopped: steps made, fewer than asked where stopping early."""
+
+    network: Hypernetwork
+    step: int
+    validation: Validation
+    stopped: int
+
+
+def new_network(base: Base, modules: Sequence[str], settings: TrainingSettings) -> Hypernetwork:
+    """An untrained network for matrices of `base`, on its device."""
+    shapes = {name: linear_shape(find_module(base.model, name)) for name in modules}
+    network = Hypernetwork(shapes, settings.rank, settings.alpha, seed=settings.seed)
+    weights = [linear_weight(find_module(base.model, name)) for name in modules]
+    network.unit.copy_(torch.stack([weight.detach().float().square().mean().sqrt() for weight in weights]))
+    return network.to(base.device)
+
+
+def train(
+    base: Base,
+    modules: Sequence[str],
+    edits: Sequence[Edit],
+    texts: Sequence[str],
+    settings: TrainingSettings,
+    out: Path,
+    report: Callable[[Progress], None] = lambda progress: None,
+) -> TrainedNetwork:
+    """Train a network for the matrices `modules` of `base`. A checkpoint in `out` is taken up where it stopped.
+
+    Same arguments, same network, also when it was stopped and started again. The base is left as it was.
+
+    Raises:
+        EditError: the checkpoint belongs to other data, another base or other settings; or there are too few edits.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    run_ = _Run(base, modules, edits, texts, settings)
+    run_.load(out / CHECKPOINT)
+    while not run_.finished:
+        progress = run_.advance()
+        if progress.validation is not None:
+            run_.save(out / CHECKPOINT)
+        report(progress)
+    return run_.result()
+
+
+class _Run:
+    """A training run: everything that a checkpoint holds, and what stays the same."""
+
+    def __init__(
+        self,
+        base: Base,
+        modules: Sequence[str],
+        edits: Sequence[Edit],
+        texts: Sequence[str],
+        settings: TrainingSettings,
+    ) -> None:
+        self.base, self.settings = base, settings
+        training, held = split(edits, settings.validation, settings.seed)
+        self.training = training
+        self._examples: dict[int, Example] = {}
+        self.texts = text_rows(texts, base.tokenizer)
+        half = len(self.texts) // 2
+        rng = random.Random(f"validated:{settings.seed}")
+        judged = [Example.of(edit, base.tokenizer) for edit in rng.sample(held, k=min(settings.validated, len(held)))]
+        self.validation = draw(judged, self.texts[:half], rng, unrelated=len(judged), **_VALIDATED)
+        if not _own(self.validation):  # of few edits no draw may be a prompt itself: `edited` would be of nothing
+            self.validation.taught.extend(self.validation.inner)
+        self.texts = self.texts[half:]
+        self.network = new_network(base, modules, settings)
+        groups = parameter_groups(self.network, settings.rate, settings.alpha_rate)
+        self.optimiser = torch.optim.Adam(groups)
+        self.step = 0
+        self.best: tuple[Validation, int, dict[str, torch.Tensor]] | None = None
+        told = [edit.model_dump(mode="json") for edit in edits]
+        self.identity = digest_json([base.fingerprint.digest, list(modules), told, list(texts), _identity(settings)])
+
+    @property
+    def finished(self) -> bool:
+        waited = self.step - (self.best[1] if self.best else 0)
+        return self.step >= self.settings.steps or waited >= self.settings.patience * self.settings.validate_every
+
+    def advance(self) -> Progress:
+        """One step, then a validation if one is due."""
+        if self.step == 0:
+            self._warm()
+        self.network.train()
+        drawn = self._drawn(self.step)
+        gradients = self._gradients(drawn)
+        self.network.observe(gradients)
+        factors = self.network(gradients)
+        leaves = {name: (A.detach().requires_grad_(), B.detach().requires_grad_()) for name, (A, B) in factors.items()}
+        outcomes = self._outcomes(leaves, drawn, learns=True)
+        self.optimiser.zero_grad(set_to_none=True)
+        outputs = [factor for pair in factors.values() for factor in pair]
+        torch.autograd.backward(outputs, [leaf.grad for pair in leaves.values() for leaf in pair])
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip)
+        for group, rate in zip(self.optimiser.param_groups, self._rates(), strict=True):
+            group["lr"] = rate
+        self.optimiser.step()
+        self.step += 1
+        validation = None
+        if self.step % self.settings.validate_every == 0 or self.step == self.settings.steps:
+            validation = self._validate()
+        best = validation is not None and better(validation, self.best[0] if self.best else None)
+        if validation is not None and best:
+            self.best = validation, self.step, copy.deepcopy(self.network.state_dict())
+        return Progress(self.step, self.settings.steps, *self._losses(*outcomes), validation, best)
+
+    def result(self) -> TrainedNetwork:
+        if self.best is None:
+            raise EditError(
+                f"no validation in {self.step} steps had a finite loss: lower rate and alpha_rate, or the clip, and "
+                "train into another --out"
+            )
+        validation, step, state = self.best
+        self.network.load_state_dict(state)
+        return TrainedNetwork(self.network.eval(), step, validation, self.step)
+
+    def save(self, path: Path) -> None:
+        temporary = path.with_suffix(".tmp")
+        state = {"network": self.network.state_dict(), "optimiser": self.optimiser.state_dict(), "step": self.step}
+        best = (asdict(self.best[0]), *self.best[1:]) if self.best else None
+        torch.save({"identity": self.identity, "best": best, **state}, temporary)
+        temporary.replace(path)
+
+    def load(self, path: Path) -> None:
+        saved = read_checkpoint(path, self.identity, "is of other data, base or settings")
+        if saved is None:
+            return
+        self.network.load_state_dict(saved["network"])
+        self.optimiser.load_state_dict(saved["optimiser"])
+        self.step = int(saved["step"])
+        if saved["best"]:
+            self.best = Validation(**saved["best"][0]), *saved["best"][1:]
+
+    def _rates(self) -> tuple[float, float]:
+        """The network's and α's rate in this step: a cosine from the full rate down to a twentieth of it."""
+        done = self.step / self.settings.steps
+        share = 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * done))
+        return share * self.settings.rate, share * self.settings.alpha_rate
+
+    def _warm(self) -> None:
+        """Statistics of edits before the first step: normalised from the start, and never far from what follows."""
+        self.network.train()
+        rng = random.Random(f"warm:{self.settings.seed}")
+        chosen = self._chosen(rng, self.settings.warm)
+        self.network.observe(self._gradients(draw(chosen, [], rng, taught=0, kept=0, unrelated=0)))
+
+    def _drawn(self, step: int) -> Drawn:
+        """A step's data depend on the seed and the step only, so that a run can be resumed."""
+        settings, rng = self.settings, random.Random(f"{self.settings.seed}:{step}")
+        chosen = self._chosen(rng, settings.edits)
+        counts = {"taught": settings.taught, "kept": settings.kept, "unrelated": settings.texts}
+        return draw(chosen, self.texts, rng, **counts)
+
+    def _chosen(self, rng: random.Random, count: int) -> list[Example]:
+        """So many training edits as rows, which are made when an edit is drawn first."""
+        numbers = rng.sample(range(len(self.training)), k=min(count, len(self.training)))
+        for number in numbers:
+            if number not in self._examples:
+                self._examples[number] = Example.of(self.training[number], self.base.tokenizer)
+        return [self._examples[number] for number in numbers]
+
+    def _gradients(self, drawn: Drawn) -> Any:
+        return token_gradients(self.base.model, self.network.modules_edited, drawn.inner, self.settings.batch_tokens)
+
+    def _outcomes(self, factors: Factors, drawn: Drawn, *, learns: bool) -> tuple[Outcomes, Outcomes, Outcomes]:
+        """(taught, kept, texts); with `learns` the loss is differentiated into the factors' `grad`."""
+        settings = self.settings
+
+        def outcome(rows: list[Any], nll: float, divergence: float) -> Outcomes:
+            share = 1 / max(1, len(rows)) if learns else 0.0
+            weights = {"nll_weight": nll * share, "divergence_weight": divergence * share}
+            return run(self.base, factors, rows, settings.batch_tokens, **weights)
+
+        return (
+            outcome(drawn.taught, settings.teach_weight, 0.0),
+            outcome(drawn.kept, 0.0, settings.keep_weight),
+            outcome(drawn.texts, 0.0, settings.keep_weight),
+        )
+
+    def _losses(self, taught: Outcomes, kept: Outcomes, texts: Outcomes) -> tuple[float, float]:
+        """(weighted NLL, weighted KL); 0 for what was not asked."""
+        kept_mean, text_mean = _mean(kept.divergence), _mean(texts.divergence)
+        return self.settings.teach_weight * _mean(taught.nll), self.settings.keep_weight * (kept_mean + text_mean)
+
+    @torch.no_grad()
+    def _validate(self) -> Validation:
+        self.network.eval()
+        drawn = self.validation
+        taught, kept, texts = self._outcomes(self.network(self._gradients(drawn)), drawn, learns=False)
+        own = _own(drawn)
+        return Validation(
+            loss=sum(self._losses(taught, kept, texts)),
+            edited=_share(taught.lead[own] > 0),
+            taught=_share(taught.lead > 0),
+            kept=_share(kept.same),
+        )
+
+
+def _mean(values: torch.Tensor) -> float:
+    return float(values.mean()) if len(values) else 0.0
+
+
+def _share(hits: torch.Tensor) -> float:
+    return float(hits.float().mean())
+
+
+def _own(drawn: Drawn) -> list[int]:
+    """Which of the taught rows are an edit's prompt itself."""
+    return [place for place, row in enumerate(drawn.taught) if row.ids == drawn.inner[row.edit].ids]
+
+
+def better(found: Validation, best: Validation | None) -> bool:
+    """A loss that is not finite is never the best: no later one would be below NaN."""
+    return math.isfinite(found.loss) and (best is None or found.loss < best.loss)
+
+
+def _identity(settings: TrainingSettings) -> dict[str, Any]:
+    return {key: value for key, value in asdict(settings).items() if key != "batch_tokens"}

@@ -1,0 +1,129 @@
+"""r-ROME (arXiv 2202.05262, 2403.07175) for many edits at one site: factors, joint solve, re-check."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+import torch
+
+from vllm_edit.artefacts.manifest import KeyGroup
+from vllm_edit.artefacts.site import Site
+from vllm_edit.composition.system import interference
+from vllm_edit.deltas.delta import Delta
+from vllm_edit.editing.method import MethodResult
+from vllm_edit.editing.rome.factors import RomeFactors, damping_of, margin_of, prepare
+from vllm_edit.editing.rome.health import refuse_unsafe
+from vllm_edit.editing.rome.rounds import Solved, solve_parts
+from vllm_edit.editing.rome.served import weight_norm
+from vllm_edit.editing.settings import Progress, RomeSettings
+from vllm_edit.editing.statistics import SecondMoment
+from vllm_edit.errors import EditError, UnsafeEdit
+from vllm_edit.models.base import Base
+from vllm_edit.patch import Edit, Patch
+from vllm_edit.spelling import written
+
+
+def compile_edits(
+    base: Base,
+    site: Site,
+    moment: SecondMoment,
+    edits: Sequence[Edit],
+    settings: RomeSettings,
+    progress: Progress | None = None,
+) -> MethodResult:
+    """Factors, joint solve, re-check of every row with the delta as it will be saved, health limits.
+
+    Raises:
+        UnsafeEdit: an edit missed its target or breaks a health limit, by name.
+        EditError: the patch needs a higher rank than the site has.
+    """
+    prepared = prepare(base, site, moment, edits, settings)
+    check_rank(prepared.columns.groups, site)
+    (solved,) = solve_parts(base, site, prepared, edits, [range(len(edits))], settings, progress=progress)
+    return _result(base, site, solved, settings)
+
+
+def compile_each(
+    base: Base,
+    site: Site,
+    moment: SecondMoment,
+    patches: Sequence[Patch],
+    settings: RomeSettings,
+    progress: Progress | None = None,
+) -> list[MethodResult]:
+    """Several patches in one batch, so that the weights are read once for all. Each is solved and checked alone.
+
+    A key group is trained alone in `compile_edits` too, so the results are those of compiling one after the other.
+
+    Raises:
+        EditError: two patches edit one subject, so that their edits could fall into one key group; or a patch needs a
+            higher rank than the site has. Nothing is trained then.
+        UnsafeEdit: edits missed their targets or break a health limit, all of them by name.
+    """
+    owners: dict[str, Patch] = {}
+    for patch in patches:
+        for edit in patch.edits:
+            owner = owners.setdefault(written(edit.subject).folded, patch)
+            if owner is not patch:
+                raise EditError(
+                    f"{owner.name} and {patch.name} both edit {edit.subject!r}; compile them one after the other"
+                )
+    edits = [edit for patch in patches for edit in patch.edits]
+    ends = list(accumulate(len(patch.edits) for patch in patches))
+    parts = [range(end - len(patch.edits), end) for end, patch in zip(ends, patches, strict=True)]
+    prepared = prepare(base, site, moment, edits, settings)
+    for own in parts:  # a key group is of one subject, hence of one patch
+        check_rank([group for group in prepared.columns.groups if group.edits[0] in own], site)
+    solved = solve_parts(base, site, prepared, edits, parts, settings, progress=progress)
+    results: list[MethodResult] = []
+    problems: list[str] = []
+    for part in solved:
+        try:
+            results.append(_result(base, site, part, settings))
+        except UnsafeEdit as error:
+            problems += str(error).splitlines()
+    if problems:
+        raise UnsafeEdit("\n".join(problems))
+    return results
+
+
+def check_rank(groups: Sequence[KeyGroup], site: Site) -> None:
+    """Refuse a patch of these key groups where the site cannot hold it.
+
+    Raises:
+        EditError: with the rank that it needs.
+    """
+    if (rank := len(groups)) > site.max_rank:
+        raise EditError(
+            f"the patch has {rank} key groups and needs rank {rank}; the site allows {site.max_rank}: split the patch, "
+            "or make a store whose site has a higher maximum rank (vllm-edit store init --max-rank)"
+        )
+
+
+def _result(base: Base, site: Site, solved: Solved, settings: RomeSettings) -> MethodResult:
+    """The update and its report. Raises UnsafeEdit if an edit exceeds a health limit."""
+    refuse_unsafe(solved.health, settings)
+    columns = solved.computed.prepared.columns
+    return MethodResult(
+        delta=Delta({site.module: solved.update}),
+        factors=solved.computed.factors,
+        groups=columns.groups,
+        columns=columns.columns,
+        settings=settings.identity(damping_of(site, settings), margin_of(site, settings)),
+        report={
+            "edits": [one.as_record(settings) for one in solved.health],
+            "missed": [one.edit for one in solved.health if one.problems(settings)],
+            "norm": solved.update.norm() / weight_norm(base, site),
+            "interference": _interference(solved.computed),
+        },
+    )
+
+
+def _interference(computed: RomeFactors) -> float:
+    """The highest whitened cosine (absolute) between columns of different groups; 0 for one group."""
+    columns = computed.prepared.columns
+    cosines = interference(columns.keys, columns.whitened).abs()
+    groups = torch.tensor(columns.group_of)
+    other = groups[:, None] != groups[None, :]
+    return float(cosines[other].max()) if other.any() else 0.0

@@ -1,0 +1,218 @@
+"""Residuals δ, trained for many key groups in one batch.
+
+For each group A_g [d_in] is fixed before δ is known (`row_space` of the group's own columns). B_g = δ_g is trained
+through the low-rank forward W x + δ_g (A_g x), so what is optimised is what is served. (ROME, arXiv 2202.05262, eq. 4,
+pastes δ at one token of the hooked output.) The update acts on every token from the row's position on, and on those
+before it where whole rows are run (`editing.rome.passes`).
+
+    loss_g = mean over rows and answer tokens of NLL(answer)
+           + kl_factor · mean over rows without an answer of KL(base ‖ edited) after their last token
+           + norm_penalty · mean(θ_g²),            δ_g = offset_g + unit · θ_g
+
+unit is the RMS of the residual stream at the site, so that a step means the same in every model. Each step goes along
+the steepest descent. Its length does not depend on the gradient's: it is halved where the loss rose and grows again, up
+to the first one, where it falls. Adam, which the reference codes use, moves every coordinate alike from its first step
+on. The same margins then take a longer δ, which moves neighbours more (docs/methods.md has the figures). A group is
+done, and leaves the batch, when each of its rows has its margin: every answer token leads its best rival by so many
+nats. Steps multiply in bfloat16 where the processor can (`models.fast_products`); what they lead to is checked in the
+model's own precision (`editing.rome.rounds`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from vllm_edit.editing.rome.passes import Passes, Scored
+from vllm_edit.editing.settings import Progress, RomeSettings
+from vllm_edit.models.fast_products import fast_products
+from vllm_edit.models.grouped_attention import grouped_attention
+from vllm_edit.models.hooks import frozen
+
+T = TypeVar("T")
+
+_LONGER = 1.2
+"""How much a step grows where the loss fell."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """residuals: [groups, d_out] float32 on the CPU.
+
+    Per group: steps, least margin of its rows (nats), loss, and whether every row reached its margin. A group
+    without rows has 0 steps and keeps the residual that it started from.
+    """
+
+    residuals: torch.Tensor
+    steps: tuple[int, ...]
+    margins: tuple[float, ...]
+    losses: tuple[float, ...]
+    reached: tuple[bool, ...]
+
+    @classmethod
+    def untrained(cls, residuals: torch.Tensor) -> Trained:
+        """Before the first step. residuals: [groups, d_out]."""
+        count = len(residuals)
+        return cls(residuals, (0,) * count, (torch.inf,) * count, (torch.inf,) * count, (False,) * count)
+
+    def only(self, groups: Sequence[int]) -> Trained:
+        """Of some groups, in this order."""
+
+        def some(values: Sequence[T]) -> tuple[T, ...]:
+            return tuple(values[group] for group in groups)
+
+        return Trained(
+            self.residuals[list(groups)], some(self.steps), some(self.margins), some(self.losses), some(self.reached)
+        )
+
+    def then(self, later: Trained, groups: Collection[int]) -> Trained:
+        """After more training of some groups, which started from these residuals. Steps add."""
+
+        def either(now: Sequence[T], before: Sequence[T]) -> tuple[T, ...]:
+            return tuple(now[group] if group in groups else before[group] for group in range(len(before)))
+
+        chosen = torch.tensor([[group in groups] for group in range(len(self.steps))], dtype=torch.bool)  # [groups, 1]
+        return Trained(
+            torch.where(chosen, later.residuals, self.residuals),
+            tuple(before + more for before, more in zip(self.steps, later.steps, strict=True)),
+            either(later.margins, self.margins),
+            either(later.losses, self.losses),
+            either(later.reached, self.reached),
+        )
+
+
+@dataclass(frozen=True)
+class _Best:
+    """The best state of one group so far. slack: the least, over its rows, of margin minus wanted margin."""
+
+    theta: torch.Tensor
+    slack: float = -torch.inf
+    margin: float = torch.inf
+    loss: float = torch.inf
+    step: int = 0
+
+
+def train_residuals(
+    passes: Passes,
+    wanted: Mapping[int, float],
+    unit: float,
+    settings: RomeSettings,
+    offsets: torch.Tensor,
+    start: torch.Tensor | None = None,
+    progress: Progress | None = None,
+) -> Trained:
+    """Train one residual for each group of the wanted rows. Deterministic; the model is left as it was.
+
+    Args:
+        wanted: row → the margin in nats to reach. Only these rows are run. A row without an answer reaches any margin.
+        unit: the residual stream's RMS.
+        offsets: [groups, d_out], δ's part that is not trained.
+        start: [groups, d_out], residuals to start from instead of the offsets.
+
+    A group that never reaches its margins keeps the residual of its lowest loss.
+    """
+    device, count = passes.A.device, len(passes.A)
+    fixed = offsets.float()
+    first = torch.zeros_like(fixed) if start is None else (start.float() - fixed) / unit
+    theta = first.to(device, copy=True)
+    longest = settings.learning_rate * theta.shape[1] ** 0.5
+    lengths, before = [longest] * count, [torch.inf] * count
+    best = [_Best(row) for row in first]
+    run = _Run(passes, wanted, fixed.to(device), unit, settings)
+    active = sorted({passes.rows[row].group for row in wanted})
+    total = len(active)
+    with ExitStack() as stack:
+        stack.enter_context(frozen(passes.model))
+        stack.enter_context(grouped_attention(passes.model))
+        passes.prepare(wanted)
+        stack.enter_context(torch.enable_grad())
+        if settings.fast_products:
+            stack.enter_context(fast_products(passes.layers))
+        for step in range(settings.steps + 1):
+            found, gradient = run.losses(active, theta)
+            for group, (slack, margin, loss) in found.items():
+                fell = loss < before[group]
+                lengths[group] = min(_LONGER * lengths[group], longest) if fell else lengths[group] / 2
+                before[group] = loss
+                if slack >= 0 or loss < best[group].loss:
+                    best[group] = _Best(theta[group].cpu().clone(), slack, margin, loss, step)
+            active = [group for group in active if best[group].slack < 0]
+            if progress:
+                progress("optimising", total - len(active), total)
+            if not active or step == settings.steps:
+                break
+            length = torch.tensor([lengths[group] for group in active], device=device)[:, None]
+            moved = theta[active] - length * nn.functional.normalize(gradient[active])
+            theta[active] = _clamped(moved, settings.clamp)
+    return Trained(
+        residuals=fixed + unit * torch.stack([one.theta for one in best]) if count else fixed,
+        steps=tuple(one.step for one in best),
+        margins=tuple(one.margin for one in best),
+        losses=tuple(one.loss for one in best),
+        reached=tuple(one.slack >= 0 for one in best),
+    )
+
+
+class _Run:
+    """One training run: what stays the same from step to step."""
+
+    def __init__(
+        self, passes: Passes, wanted: Mapping[int, float], fixed: torch.Tensor, unit: float, settings: RomeSettings
+    ) -> None:
+        self.passes, self.fixed, self.unit, self.settings = passes, fixed, unit, settings
+        self.group_of, device = passes.group_of, passes.A.device
+        teaches = torch.tensor([bool(row.answer) for row in passes.rows], device=device)
+        used = torch.zeros_like(teaches).index_fill(0, torch.tensor(list(wanted), device=device), True)
+        taught = torch.bincount(self.group_of[teaches & used], minlength=len(passes.A)).clamp_min(1)
+        kept = torch.bincount(self.group_of[~teaches & used], minlength=len(passes.A)).clamp_min(1)
+        # Each row's share of its group's loss, so that the sum over all rows is the sum of the groups' losses.
+        self.share = torch.where(teaches, 1 / taught[self.group_of], settings.kl_factor / kept[self.group_of])
+        self.wanted = torch.tensor([wanted.get(row, torch.inf) for row in range(len(passes.rows))], device=device)
+        self.rows = list(wanted)
+
+    def losses(
+        self, active: list[int], theta: torch.Tensor
+    ) -> tuple[dict[int, tuple[float, float, float]], torch.Tensor]:
+        """Group → (slack, least margin, loss) of the active groups; the losses' gradient by theta, [groups, d_out]."""
+        losses = self.settings.norm_penalty * theta.square().mean(dim=1)  # [groups]
+        margins, slacks = torch.full_like(losses, torch.inf), torch.full_like(losses, torch.inf)
+        alive = set(active)
+        indices = [index for index in self.rows if self.passes.rows[index].group in alive]
+        # A leaf for the passes, so that each pass is differentiated and freed before the next one.
+        residuals = (self.fixed + self.unit * theta).requires_grad_()
+        for scored in self.passes.run(indices, residuals):
+            groups = self.group_of[scored.rows]
+            loss = (scored.nll + self._divergence(scored)) * self.share[scored.rows]  # [k]
+            loss.sum().backward()  # type: ignore[no-untyped-call]
+            losses.index_add_(0, groups, loss.detach())
+            margins.scatter_reduce_(0, groups, scored.lead, "amin")
+            slacks.scatter_reduce_(0, groups, scored.lead - self.wanted[scored.rows], "amin")
+        gradient = 2 * self.settings.norm_penalty * theta / theta.shape[1]
+        if residuals.grad is not None:
+            gradient = gradient + self.unit * residuals.grad
+        return {
+            group: (slacks[group].item(), margins[group].item(), losses[group].item()) for group in active
+        }, gradient
+
+    def _divergence(self, scored: Scored) -> torch.Tensor:
+        """KL(base ‖ edited) [k] of the rows without an answer, 0 for the others."""
+        result = torch.zeros(len(scored.rows), device=scored.rows.device)
+        if not scored.alone:
+            return result
+        place = {index: number for number, index in enumerate(scored.rows.tolist())}
+        base = torch.stack([self.passes.base_following(index) for index in scored.alone]).log_softmax(-1)
+        edited = scored.following.log_softmax(-1)
+        lines = torch.tensor([place[index] for index in scored.alone], device=scored.rows.device)
+        return result.index_put((lines,), (base.exp() * (base - edited)).sum(-1))
+
+
+def _clamped(theta: torch.Tensor, clamp: float) -> torch.Tensor:
+    """θ [groups, d_out], each row shrunk to ‖θ‖ <= clamp · √d_out: ‖δ‖ <= clamp · norm of the residual stream."""
+    limit = clamp * theta.shape[1] ** 0.5
+    shrunk: torch.Tensor = theta * (limit / theta.norm(dim=1, keepdim=True).clamp_min(limit))
+    return shrunk

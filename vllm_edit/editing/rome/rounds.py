@@ -1,0 +1,225 @@
+"""Rounds of training and checking: what misses in a check is trained on further.
+
+Training starts with each edit's bare prompts (or with more rows, `RomeSettings.first_rows`). Then every row, under
+every context and in every form, is checked in full passes with the delta as it will be saved. A row that misses joins
+the training. Where a row was trained on and misses all the same, the update reached tokens before the site's, or
+other groups of the joint solve reached the row. Training runs neither at first. From then on the row's key group is
+trained on whole rows under the whole update. A row that misses after that too (steps multiply in bfloat16, the check
+does not) gets a larger margin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from vllm_edit.artefacts.site import Site
+from vllm_edit.composition.closed_form import as_saved
+from vllm_edit.composition.system import gram
+from vllm_edit.deltas.delta import LowRank
+from vllm_edit.editing.rome.endings import ends, is_ending
+from vllm_edit.editing.rome.factors import (
+    Part,
+    Prepared,
+    RomeFactors,
+    alone,
+    bare_rows,
+    damping_of,
+    margin_of,
+    offsets,
+    passes_over,
+    together,
+)
+from vllm_edit.editing.rome.health import EditHealth
+from vllm_edit.editing.rome.residuals import Trained, train_residuals
+from vllm_edit.editing.rome.served import served_following, served_leads, weight_norm
+from vllm_edit.editing.settings import Progress, RomeSettings
+from vllm_edit.models.base import Base
+from vllm_edit.models.fast_products import fast_products
+from vllm_edit.models.rows import Row
+from vllm_edit.patch import Edit
+
+
+@dataclass(frozen=True)
+class Solved:
+    """Edits solved jointly. update: as it will be saved.
+
+    leads: of each taught row under it, [rows]. A row that teaches an answer to end has an infinite one where it ends.
+    """
+
+    computed: RomeFactors
+    update: LowRank
+    leads: torch.Tensor
+    health: tuple[EditHealth, ...]
+
+
+def solve_parts(
+    base: Base,
+    site: Site,
+    prepared: Prepared,
+    edits: Sequence[Edit],
+    parts: Sequence[Sequence[int]],
+    settings: RomeSettings,
+    *,
+    start: torch.Tensor | None = None,
+    progress: Progress | None = None,
+    exact: bool = True,
+) -> list[Solved]:
+    """Train all parts' residuals in one batch; solve and check each part by itself, as it will be served.
+
+    Args:
+        prepared: of the edits, in order.
+        parts: numbers of the edits that are solved jointly. No key group has edits of two parts.
+        start: [groups, d_out], residuals to start from.
+        exact: check in the model's own precision; without it in bfloat16 where the settings allow that and the
+            processor can. Only for trials, whose updates are not kept.
+    """
+    damping, fixed = damping_of(site, settings), offsets(base, site, prepared, settings)
+    selected = [Part.of(prepared, own, damping) for own in parts]
+    passes = passes_over(base, site, prepared, alone(prepared, damping), settings)
+    served = passes_over(base, site, prepared, together(prepared, selected), settings, selected)
+    leaking = set(range(len(fixed))) if settings.whole_rows else set[int]()
+    wanted = _first_rows(prepared, margin_of(site, settings), settings)
+    trained = Trained.untrained(fixed if start is None else start)
+    solved: dict[int, Solved] = {}
+    pending = list(range(len(parts)))
+    for left in reversed(range(settings.rounds)):
+        own = {edit for part in pending for edit in parts[part]}
+        rows = {index: margin for index, margin in wanted.items() if prepared.rows[index].edit in own}
+        for over, full in ((passes, False), (served, True)):
+            some = {row: margin for row, margin in rows.items() if (prepared.rows[row].group in leaking) == full}
+            if some:
+                again = train_residuals(over, some, site.residual_scale, settings, fixed, trained.residuals, progress)
+                trained = trained.then(again, {prepared.rows[row].group for row in some})
+        chosen = {part: selected[part].with_residuals(trained) for part in pending}
+        texts = {part: [edits[number] for number in parts[part]] for part in pending}
+        more: dict[int, dict[int, float]] = {}
+        for part, one in _checked(base, site, texts, chosen, settings, exact).items():
+            solved[part] = one
+            more[part] = _missed(prepared, parts[part], one, wanted, leaking, settings)
+        leaking |= {prepared.rows[row].group for missed in more.values() for row in missed if row in rows}
+        wanted |= {row: margin for missed in more.values() for row, margin in missed.items()}
+        pending = [part for part in pending if more[part]]
+        if progress:
+            progress("checking", len(parts) - len(pending), len(parts))
+        if not pending or not left:
+            break
+    return [solved[part] for part in range(len(parts))]
+
+
+def _first_rows(prepared: Prepared, margin: float, settings: RomeSettings) -> dict[int, float]:
+    """Row → margin to reach, of the rows that are trained on at first: some that teach, and all without an answer."""
+    bare = set(bare_rows(prepared.rows))
+
+    def comes_first(row: Row) -> bool:
+        more = {"bare": False, "text": row.form == "plain", "all": not is_ending(row)}
+        return row in bare or not row.answer or more[settings.first_rows]
+
+    return {
+        index: margin if row in bare and row.form == "plain" else settings.context_margin
+        for index, row in enumerate(prepared.rows)
+        if comes_first(row)
+    }
+
+
+def _missed(
+    prepared: Prepared,
+    own: Sequence[int],
+    solved: Solved,
+    wanted: Mapping[int, float],
+    leaking: Collection[int],
+    settings: RomeSettings,
+) -> dict[int, float]:
+    """Row → margin, of the part's rows that miss and can gain from more training.
+
+    own: numbers of the part's edits. leaking: groups that were trained under the whole update. For the others that is
+    new, so their margins stay as they are.
+    """
+    taught = [index for index, row in enumerate(prepared.rows) if row.edit in own and row.answer]
+    places = [row.group for row in solved.computed.prepared.taught]
+    reached = solved.computed.trained.reached
+    more: dict[int, float] = {}
+    for index, group, lead in zip(taught, places, solved.leads.tolist(), strict=True):
+        if lead >= settings.served_margin:
+            continue
+        if index not in wanted:
+            more[index] = settings.context_margin
+        elif reached[group]:  # a group that ran out of steps has nothing to gain from more
+            further = 2 * (settings.served_margin - lead) if prepared.rows[index].group in leaking else 0.0
+            more[index] = wanted[index] + further
+    return more
+
+
+def _checked(
+    base: Base,
+    site: Site,
+    edits: Mapping[int, Sequence[Edit]],
+    chosen: Mapping[int, RomeFactors],
+    settings: RomeSettings,
+    exact: bool,
+) -> dict[int, Solved]:
+    """Each chosen part's joint solve with its numbers, checked in full passes that all parts share."""
+    updates = [as_saved(computed.update) for computed in chosen.values()]
+    rows = [row for computed in chosen.values() for row in computed.prepared.taught]
+    owner = [number for number, one in enumerate(chosen.values()) for _ in one.prepared.taught]
+    with fast_products([base.model] if settings.fast_products and not exact else []):
+        served = served_leads(base, site, rows, updates, owner, settings.batch_tokens)
+        served[_ended(base, site, rows, served, updates, owner, settings)] = torch.inf
+    whole = weight_norm(base, site)
+    found: dict[int, Solved] = {}
+    for number, ((part, computed), update) in enumerate(zip(chosen.items(), updates, strict=True)):
+        leads = served[[place for place, other in enumerate(owner) if other == number]]
+        health = _health(edits[part], computed, update, leads, whole, site.d_in)
+        found[part] = Solved(computed, update, leads, health)
+    return found
+
+
+def _ended(
+    base: Base,
+    site: Site,
+    rows: Sequence[Row],
+    served: torch.Tensor,
+    updates: Sequence[LowRank],
+    owner: Sequence[int],
+    settings: RomeSettings,
+) -> list[int]:
+    """Places of the rows that would teach an answer to end and need not: it ends, with their token or another one."""
+    places = [place for place, row in enumerate(rows) if is_ending(row)]
+    other = [place for place in places if served[place] <= 0]
+    asked = [replace(rows[place], ids=rows[place].ids + rows[place].answer[:-1]) for place in other]
+    said = served_following(base, site, asked, updates, [owner[place] for place in other], settings.batch_tokens)
+    longer = {place for place, token in zip(other, said, strict=True) if not ends(base, rows[place], token)}
+    return [place for place in places if place not in longer]
+
+
+def _health(
+    edits: Sequence[Edit], computed: RomeFactors, update: LowRank, leads: torch.Tensor, whole: float, d_in: int
+) -> tuple[EditHealth, ...]:
+    """Every edit's numbers. leads: of the taught rows with `update` served, [rows]. whole: ‖W‖."""
+    rows, columns, trained = computed.prepared.taught, computed.prepared.columns, computed.trained
+    denominators = gram(columns.keys, columns.whitened).diagonal() / d_in
+    shares = update.B.norm(dim=0) * update.A.norm(dim=1) / whole  # [groups]: ‖b_g a_gᵀ‖ / ‖W‖
+    result = []
+    for index, edit in enumerate(edits):
+        own = [place for place, row in enumerate(rows) if row.edit == index and not is_ending(row)]
+        group = rows[own[0]].group
+        result.append(
+            EditHealth(
+                edit=index,
+                subject=edit.subject,
+                prompt=edit.prompt,
+                target=edit.target_new,
+                group=group,
+                denominator=float(denominators[columns.own(group)[0]]),
+                norm=float(shares[group]),
+                steps=trained.steps[group],
+                trained=trained.reached[group],
+                trained_margin=trained.margins[group],
+                served_margin=float(leads[own].min()),
+                rows=len(own),
+                passed=int((leads[own] > 0).sum()),
+            )
+        )
+    return tuple(result)

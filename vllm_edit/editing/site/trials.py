@@ -1,0 +1,256 @@
+"""Trials of a site: edits compiled at it, and what they reach on probes that nothing was trained on."""
+
+from __future__ import annotations
+
+import statistics as numbers
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+
+from vllm_edit.artefacts.site import Token
+from vllm_edit.deltas.delta import LowRank
+from vllm_edit.editing.rome.factors import Prepared, prepare
+from vllm_edit.editing.rome.forms import form_rows, forms_of, probe_row
+from vllm_edit.editing.rome.rounds import Solved, solve_parts
+from vllm_edit.editing.rome.served import served_leads, weight_norm
+from vllm_edit.editing.settings import RomeSettings
+from vllm_edit.editing.site.sites import MadeSite, residual_scale
+from vllm_edit.errors import EditError
+from vllm_edit.models.base import Base
+from vllm_edit.models.fast_products import fast_products
+from vllm_edit.models.hooks import frozen
+from vllm_edit.models.rows import Row, greedy, leads
+from vllm_edit.patch import LOCALITY_KINDS, Edit
+
+_LOCALITY_TOKENS = 3
+_SCALE = 3.0
+"""Nats of a paraphrase's lead that count: where every wording misses by a few nats, candidates still differ."""
+_IN_CHAT = "paraphrase in chat"
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Results of one candidate on some of the sweep's edits. `joint`: all of them in one solve.
+
+    Shares are of answers that greedy decoding gives, between 0 and 1. Candidates are compared by leads in nats, which
+    tell apart candidates of equal shares. `reached` is the mean σ(lead) of the bare prompts, `reworded` the mean
+    σ(lead / 3) of the paraphrases, and `stayed` the mean σ(lead) / σ(lead in base) of what should stay, where no answer
+    counts more than 1. All three lie between 0 and 1.
+    """
+
+    token: Token
+    layer: int
+    damping: float
+    margin: float
+    joint: bool
+    edits: int
+    reliability: float
+    paraphrase: float
+    locality: float
+    locality_subject: float | None  # None where no edit has a probe of it
+    reached: float
+    reworded: float
+    stayed: float
+    norm: float  # ‖ΔW‖/‖W‖: mean of the single edits', or the joint update's
+    steps: float  # mean
+
+    @property
+    def score(self) -> float:
+        """The harmonic mean of `reached`, `reworded` and `stayed`³, less 0.02·‖ΔW‖/‖W‖.
+
+        What should stay weighs more than wordings: a patch can declare a wording that is missed, but nobody sees a
+        neighbour that changes. Near ties go to the smaller update.
+        """
+        return numbers.harmonic_mean([self.reached, self.reworded, self.stayed**3]) - 0.02 * min(self.norm, 5.0)
+
+    def as_record(self) -> dict[str, Any]:
+        return asdict(self) | {"score": round(self.score, 4)}
+
+
+@dataclass(frozen=True)
+class Alone:
+    """Edits solved at a site, each key group by itself."""
+
+    made: MadeSite
+    prepared: Prepared
+    solved: tuple[Solved, ...]
+
+    @property
+    def residuals(self) -> torch.Tensor:
+        """[groups, d_out]."""
+        return torch.cat([one.computed.factors.residuals for one in self.solved])
+
+
+@dataclass(frozen=True)
+class Trials:
+    """Edits (with the probes that are trained on) and the rows that measure them, scored on the base.
+
+    Each edit's `tune` locality probes are the measure, and none of them is kept. Few patches declare such probes, and a
+    site must leave neighbours alone without them. Its `tune` paraphrases are the measure too. Where the settings train
+    on the form `tune`, half of them are forms of the edit instead.
+    """
+
+    base: Base
+    edits: tuple[Edit, ...]
+    paraphrases: tuple[Row, ...]
+    localities: tuple[Row, ...]
+    before: tuple[float, ...]  # the base's own lead after each locality
+    settings: RomeSettings
+
+    @classmethod
+    def of(cls, base: Base, edits: Sequence[Edit], settings: RomeSettings) -> Trials:
+        trained, paraphrases, localities = [], list[Row](), list[Row]()
+        has_chat = bool(getattr(base.tokenizer, "chat_template", None))
+        for index, edit in enumerate(edits):
+            probes = [probe for probe in edit.probes if probe.split == "tune" and (has_chat or not probe.chat)]
+            wordings = [probe for probe in probes if probe.kind == "paraphrase"]
+            keeping = [probe for probe in probes if probe.kind in LOCALITY_KINDS]
+            taught = wordings[1::2] if "tune" in settings.forms else []
+            trained.append(edit.model_copy(update={"probes": tuple(taught)}))
+            for probe in (probe for probe in wordings if probe not in taught):
+                target = probe.target or edit.target_new
+                row = probe_row(probe, target, index, index, base.tokenizer)
+                paraphrases.append(replace(row, form=_IN_CHAT) if probe.chat else row)
+            for probe in keeping:
+                localities.append(probe_row(probe, probe.target, index, index, base.tokenizer))
+        if not paraphrases or not localities:
+            raise EditError(
+                "the sweep needs edits with `tune` paraphrase and locality probes; "
+                f"got {len(edits)} edits with {len(paraphrases)} and {len(localities)} of them to measure by"
+            )
+        with frozen(base.model), _roughly(base, settings):
+            kept = _as_base_answers(base, localities, settings.batch_tokens)
+            before = leads(base.model, kept, settings.batch_tokens)
+        return cls(base, tuple(trained), tuple(paraphrases), tuple(kept), tuple(before.tolist()), settings)
+
+    def first(self, count: int, settings: RomeSettings) -> Trials:
+        """Of the first edits only, with other settings. Without the chat form, no chat turn measures paraphrases.
+
+        An edit that was trained on plain text alone is far from every chat turn, wherever it is made.
+        """
+        places = [place for place, row in enumerate(self.localities) if row.edit < count]
+        reworded = [row for row in self.paraphrases if row.edit < count]
+        plain = [row for row in reworded if row.form != _IN_CHAT]
+        return Trials(
+            self.base,
+            self.edits[:count],
+            tuple(plain if plain and "chat" not in settings.forms else reworded),
+            tuple(self.localities[place] for place in places),
+            tuple(self.before[place] for place in places),
+            settings,
+        )
+
+    def at(self, made: MadeSite, token: Token) -> MadeSite:
+        """The site at `token`, with the residual stream's scale as measured there."""
+        site = made.site.model_copy(update={"token": token})
+        bare = [
+            row
+            for index, edit in enumerate(self.edits)
+            for form in forms_of(edit, self.base.tokenizer, site, ("plain",))
+            for row in form_rows(form, index, self.base.tokenizer, token)[:1]
+        ]
+        scale = residual_scale(self.base, site.layer, bare, self.settings.batch_tokens)
+        return MadeSite(site.model_copy(update={"residual_scale": scale}), made.moment)
+
+    def single(self, made: MadeSite, margin: float, start: Alone | None = None) -> tuple[Measurement, Alone]:
+        """Every key group alone. start: the same edits at the same site, to train on from."""
+        settings = replace(self.settings, damping=0.0, margin=margin)
+        prepared = start.prepared if start else prepare(self.base, made.site, made.moment, self.edits, settings)
+        groups = [group.edits for group in prepared.columns.groups]
+        solved = solve_parts(
+            self.base,
+            made.site,
+            prepared,
+            self.edits,
+            groups,
+            settings,
+            start=start.residuals if start else None,
+            exact=False,
+        )
+        updates = [one.update for one in solved]
+        norm = numbers.fmean(float(one.norm()) for one in updates) / weight_norm(self.base, made.site)
+        steps = numbers.fmean(health.steps for one in solved for health in one.health)
+        measured = self._measured(made, 0.0, margin, prepared, updates, range(len(groups)), norm, steps)
+        return measured, Alone(made, prepared, tuple(solved))
+
+    def joint(self, alone: Alone, margin: float, damping: float) -> Measurement:
+        """All edits in one solve with `damping`; each residual is trained on from the undamped one's."""
+        made, prepared = alone.made, alone.prepared
+        settings = replace(self.settings, damping=damping, margin=margin)
+        start = alone.residuals * (1 + damping)
+        everything = [range(len(self.edits))]
+        (solved,) = solve_parts(
+            self.base, made.site, prepared, self.edits, everything, settings, start=start, exact=False
+        )
+        norm = float(solved.update.norm()) / weight_norm(self.base, made.site)
+        steps = numbers.fmean(health.steps for health in solved.health)
+        number = [0] * len(prepared.columns.groups)
+        return self._measured(made, damping, margin, prepared, [solved.update], number, norm, steps, joint=True)
+
+    def _measured(
+        self,
+        made: MadeSite,
+        damping: float,
+        margin: float,
+        prepared: Prepared,
+        updates: Sequence[LowRank],
+        update_of: Sequence[int],
+        norm: float,
+        steps: float,
+        joint: bool = False,
+    ) -> Measurement:
+        """update_of: for each key group the number of its update."""
+
+        def lead(rows: Sequence[Row]) -> torch.Tensor:
+            chosen = [update_of[prepared.group_of(row.edit)] for row in rows]
+            return served_leads(self.base, made.site, rows, updates, chosen, self.settings.batch_tokens)
+
+        # An edit's first row is the bare prompt: the plain form comes first, and its bare context.
+        bare = [next(row for row in prepared.taught if row.edit == index) for index in range(len(self.edits))]
+        with _roughly(self.base, self.settings):
+            reached, reworded, kept = lead(bare), lead(self.paraphrases), lead(self.localities)
+        stays = (kept.sigmoid() / torch.tensor(self.before).sigmoid()).clamp_max(1.0)
+        of_subject = torch.tensor([row.form == "locality_subject" for row in self.localities])
+        other = ~of_subject if bool((~of_subject).any()) else of_subject
+        both = bool(of_subject.any()) and bool((~of_subject).any())
+        return Measurement(
+            token=made.site.token,
+            layer=made.site.layer,
+            damping=damping,
+            margin=margin,
+            joint=joint,
+            edits=len(self.edits),
+            reliability=_share(reached),
+            paraphrase=_share(reworded),
+            locality=_share(kept[other]),
+            locality_subject=_share(kept[of_subject]) if both else None,
+            reached=float(reached.sigmoid().mean()),
+            reworded=float((reworded / _SCALE).sigmoid().mean()),
+            stayed=float(stays.mean()),
+            norm=norm,
+            steps=steps,
+        )
+
+
+@contextmanager
+def _roughly(base: Base, settings: RomeSettings) -> Iterator[None]:
+    """Inside, the whole model multiplies in bfloat16 where the processor can: nothing of a trial is kept but scores."""
+    with fast_products([base.model] if settings.fast_products else []):
+        yield
+
+
+def _share(found: torch.Tensor) -> float:
+    """The share of leads above 0: of answers that greedy decoding gives, token for token."""
+    return float((found > 0).float().mean())
+
+
+def _as_base_answers(base: Base, rows: Sequence[Row], tokens: int) -> list[Row]:
+    """The rows with the base's own answers: the expected one where the base gives it, else its first greedy tokens."""
+    known = leads(base.model, rows, tokens)
+    written = greedy(base.model, rows, _LOCALITY_TOKENS, tokens)
+    return [
+        row if row.answer and lead > 0 else own for row, lead, own in zip(rows, known.tolist(), written, strict=True)
+    ]
