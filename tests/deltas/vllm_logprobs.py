@@ -18,7 +18,7 @@ from vllm import RequestOutput, SamplingParams
 from vllm.distributed import cleanup_dist_env_and_memory
 from vllm.lora.request import LoRARequest
 
-from vllm_edit.serving.compat.offline_engine import OfflineEngine
+from vllm_edit.engine.compat.offline_engine import OfflineEngine
 
 
 def main() -> None:

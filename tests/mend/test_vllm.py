@@ -19,8 +19,8 @@ from tests.mend.tiny_training import tiny_edits
 from tests.tiny import save_tiny
 from vllm_edit.editing.mend.edits import edit_deltas
 from vllm_edit.editing.mend.settings import MendSettings
+from vllm_edit.engine.compat import wrapped
 from vllm_edit.models.base import Base
-from vllm_edit.serving.compat import wrapped
 
 ROOT = Path(__file__).parents[2]
 FAMILIES = ("llama", "phi3")

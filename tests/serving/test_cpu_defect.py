@@ -7,14 +7,14 @@ import sys
 
 import torch
 
-from vllm_edit.serving.compat.cpu_lora_mask import is_defective, masked
+from vllm_edit.engine.compat.cpu_lora_mask import is_defective, masked
 
 # In a process of its own: the cure changes vLLM's modules for good. The wrapper is the one that the engine calls.
 ENGINE_PATH = """
 import sys, torch
 from vllm.lora.layers import LoRAMapping
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
-from vllm_edit.serving.compat import cpu_lora_mask
+from vllm_edit.engine.compat import cpu_lora_mask
 if sys.argv[1] == "cured":
     assert cpu_lora_mask.cure() and not cpu_lora_mask.cure()
 wrapper = PunicaWrapperCPU(max_num_batched_tokens=4, max_batches=4, device="cpu")

@@ -71,7 +71,7 @@ READ_HEADERS = {"X-Session-ID", "X-Vllm-Priority", "X-data-parallel-rank"}
 
 MODELS = """
 import inspect, json, re
-from vllm_edit.serving.compat import version
+from vllm_edit.engine.compat import version
 version.answer_for_vllm()
 from vllm.entrypoints.generate.base import serving
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest

@@ -12,10 +12,10 @@ import pytest
 
 from tests.serving import places
 from vllm_edit.artefacts.site import Site
+from vllm_edit.engine.compat import version
+from vllm_edit.engine.compat.flags import CHECKED, NEUTRAL, REFUSED, judged, named, problems
 from vllm_edit.errors import Incompatible
 from vllm_edit.serving import startup
-from vllm_edit.serving.compat import version
-from vllm_edit.serving.compat.flags import CHECKED, NEUTRAL, REFUSED, judged, named, problems
 from vllm_edit.serving.offline import PatchedLLM
 from vllm_edit.serving.profile import profile
 
@@ -100,7 +100,7 @@ def defaults() -> dict[str, Any]:
 
 
 def test_every_setting_of_the_installed_vllm_is_in_one_table(defaults: dict[str, Any]) -> None:
-    """One that is missing here is new: say what it does to a base, in `serving/compat/flags.py`."""
+    """One that is missing here is new: say what it does to a base, in `engine/compat/flags.py`."""
     known = [*REFUSED, *CHECKED, *NEUTRAL]
     assert len(known) == len(set(known))
     assert set(known) == defaults.keys() - _PARSER_ONLY | {"model"}

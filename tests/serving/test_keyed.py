@@ -38,7 +38,7 @@ ANYONE_MAY = {("GET", "/health"), ("GET", "/ping"), ("POST", "/ping"), ("GET", "
 # Methods and paths of vLLM's own application with our plugin in it, as `vllm serve` builds it, without an engine.
 ROUTES = """
 import json
-from vllm_edit.serving.compat import version
+from vllm_edit.engine.compat import version
 version.answer_for_vllm()
 from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.launchers.cli_args import make_arg_parser

@@ -106,7 +106,7 @@ def test_a_tenant_is_answered_as_a_server_answers_who_names_no_user(tmp_path: Pa
 def test_gpt2_and_gptj_support_lora_in_this_process() -> None:
     from vllm.model_executor.models import supports_lora
 
-    from vllm_edit.serving.compat.gpt_lora import GPT2WithLoRA, GPTJWithLoRA
+    from vllm_edit.engine.compat.gpt_lora import GPT2WithLoRA, GPTJWithLoRA
 
     assert supports_lora(GPT2WithLoRA)
     assert supports_lora(GPTJWithLoRA)

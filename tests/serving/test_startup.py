@@ -15,10 +15,11 @@ import pytest
 
 from tests.serving import places
 from vllm_edit.artefacts.site import Site
+from vllm_edit.engine.compat import version, wrapped
+from vllm_edit.engine.plugins import merged_plugins
 from vllm_edit.errors import Incompatible
 from vllm_edit.serving import startup
-from vllm_edit.serving.compat import version, wrapped
-from vllm_edit.serving.profile import merged_plugins, profile
+from vllm_edit.serving.profile import profile
 from vllm_edit.serving.settings import Settings
 
 GOOD = {"VLLM_EDIT_STORE": "x", "VLLM_PLUGINS": "vllm_edit,other"}
@@ -207,8 +208,9 @@ def test_plugins_that_the_user_allowed_stay_allowed(present: str | None, merged:
 
 
 def test_serving_imports_neither_the_editing_package_nor_vllm() -> None:
-    modules = "plugin startup router service admin residency prefixes profile compat.engine compat.cpu_lora_mask"
-    lines = [f"import vllm_edit.serving.{module}" for module in modules.split()]
+    serving = "plugin startup router service admin residency prefixes profile"
+    modules = [*(f"serving.{name}" for name in serving.split()), "engine.compat.engine", "engine.compat.cpu_lora_mask"]
+    lines = [f"import vllm_edit.{module}" for module in modules]
     check = (
         "print([m for m in sys.modules if m.startswith(('vllm_edit.editing', 'vllm_edit.evaluation')) or m == 'vllm'])"
     )

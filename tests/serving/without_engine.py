@@ -14,10 +14,10 @@ from fastapi import FastAPI, Request
 from prometheus_client import CollectorRegistry
 from starlette.responses import StreamingResponse
 
+from vllm_edit.engine.compat.engine import EngineRefusedError
 from vllm_edit.errors import EditError
 from vllm_edit.serving.admin.api import api
 from vllm_edit.serving.assembly import make_service
-from vllm_edit.serving.compat.engine import EngineRefusedError
 from vllm_edit.serving.metrics import Metrics
 from vllm_edit.serving.residency import GRACE_S
 from vllm_edit.serving.router import Router

@@ -1,1 +1,1 @@
-"""vLLM's internals, apart from serving. Importing this imports neither vLLM nor torch."""
+"""vLLM's interfaces and internals. Importing this imports neither vLLM nor torch."""

@@ -10,11 +10,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from vllm_edit.engine.compat import families
 from vllm_edit.engine.model_sources import ModelSources
+from vllm_edit.engine.plugins import PLUGIN
 from vllm_edit.errors import EditError
-from vllm_edit.serving.compat import families
 
-_PLUGIN = "vllm_edit"
 _log = logging.getLogger(__name__)
 
 
@@ -77,7 +77,7 @@ def _architecture(folder: Path) -> str:
 def _asked(folder: Path, architecture: str) -> LoraClass:
     """What vLLM itself resolves, in a process of its own."""
     allowed = [name for name in os.environ.get("VLLM_PLUGINS", "").split(",") if name]
-    plugins = {"VLLM_PLUGINS": ",".join(dict.fromkeys([*allowed, _PLUGIN]))} if allowed else {}
+    plugins = {"VLLM_PLUGINS": ",".join(dict.fromkeys([*allowed, PLUGIN]))} if allowed else {}
     # With a store configured our plugin expects to be inside a server.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("VLLM_EDIT_")} | plugins
     command = [sys.executable, "-m", "vllm_edit.engine.resolved_class", str(folder)]

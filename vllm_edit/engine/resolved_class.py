@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 
-from vllm_edit.serving.compat import version
+from vllm_edit.engine.compat import version
 
 
 def main(folder: str) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 
+from vllm_edit.engine.compat import version
 from vllm_edit.errors import EditError
 from vllm_edit.printable import printable
-from vllm_edit.serving.compat import version
 
 logger = logging.getLogger(__name__)
 

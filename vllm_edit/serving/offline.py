@@ -13,20 +13,22 @@ from vllm_edit.artefacts.compiled import Demonstration
 from vllm_edit.artefacts.folder import encode_adapter
 from vllm_edit.artefacts.site import Fingerprint
 from vllm_edit.composition.scoped import ScopeIndex
+from vllm_edit.engine.compat import cpu_lora_mask, families, flags, version, wrapped
+from vllm_edit.engine.compat.offline_engine import OfflineEngine
+from vllm_edit.engine.model_folder import model_folder
+from vllm_edit.engine.plugins import merged_plugins
+from vllm_edit.engine.values import adapter
 from vllm_edit.errors import EditError, Incompatible
 from vllm_edit.ike.prefix import Edited, build_prefix, wrap
 from vllm_edit.ike.scoped import Shelf
 from vllm_edit.rollout.arm import Mode
 from vllm_edit.rollout.decision import Choice, decide
 from vllm_edit.serving.alias import MODES
-from vllm_edit.serving.compat import cpu_lora_mask, families, flags, version, wrapped
-from vllm_edit.serving.compat.offline_engine import OfflineEngine
 from vllm_edit.serving.half_pairs import check
-from vllm_edit.serving.profile import merged_plugins
 from vllm_edit.serving.residency import applicable, local_folder
 from vllm_edit.serving.scope import FIRST_NUMBER, Derived
 from vllm_edit.serving.served_model import served_model
-from vllm_edit.serving.startup import check_settings, model_folder, wrapping_problems
+from vllm_edit.serving.startup import check_settings, wrapping_problems
 from vllm_edit.store.store import Store
 
 if TYPE_CHECKING:
@@ -136,8 +138,6 @@ class PatchedLLM:
     def _request(self, text: str, choice: Choice) -> Any:
         if choice.mode != "weights" or choice.adapter is None:
             return None
-        from vllm.lora.request import LoRARequest
-
         name, source = choice.adapter, None
         if (index := self._index(name)) is not None:
             if (derived := self._derived(index, index.mentioned([text]))) is None:
@@ -147,7 +147,7 @@ class PatchedLLM:
             store = source or self.store
             applicable(store.manifest(name), self.site, self._max_rank)
             folder = store.adapter_folder(name, Path(self._folder.name))
-            self._requests[name] = LoRARequest(name, store.adapter_id(name), str(folder))
+            self._requests[name] = adapter(name, store.adapter_id(name), folder)
         return self._requests[name]
 
     def _index(self, name: str) -> ScopeIndex | None:

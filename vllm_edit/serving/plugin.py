@@ -17,7 +17,7 @@ def register() -> None:
     Cures the CPU defect always; with a store configured (`VLLM_EDIT_STORE`) also refuses an environment in which the
     router would not be active.
     """
-    from vllm_edit.serving.compat import cpu_lora_mask, families, wrapped
+    from vllm_edit.engine.compat import cpu_lora_mask, families, wrapped
     from vllm_edit.serving.settings import Settings
 
     cpu_lora_mask.cure()

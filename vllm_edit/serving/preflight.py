@@ -12,10 +12,11 @@ from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
 from vllm_edit.artefacts.checkpoint import CONFIG, Checkpoint
 from vllm_edit.artefacts.site import Fingerprint
+from vllm_edit.engine.compat import flags
+from vllm_edit.engine.model_folder import model_folder
 from vllm_edit.errors import Incompatible
 from vllm_edit.registry.snapshot import Snapshot
 from vllm_edit.serving import startup
-from vllm_edit.serving.compat import flags
 from vllm_edit.serving.profile import Profile
 from vllm_edit.serving.settings import Settings
 from vllm_edit.serving.watcher import FAILURES, last_known
@@ -53,7 +54,7 @@ def _folder(model: str, revision: list[str] | None) -> Path | None:
     if Path(model).is_absolute() and not Path(model).exists():
         raise Incompatible(f"{model}: no such model folder")
     try:
-        folder = startup.model_folder(model, revision[0] if revision else None)
+        folder = model_folder(model, revision[0] if revision else None)
     except LocalEntryNotFoundError:
         return None
     except HFValidationError:

@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from vllm_edit.artefacts.site import Site
+from vllm_edit.engine.compat import flags, version, wrapped
+from vllm_edit.engine.plugins import merged_plugins
 from vllm_edit.errors import Incompatible
-from vllm_edit.serving.compat import flags, version, wrapped
 from vllm_edit.serving.settings import ALLOW_OPEN, FORWARDED, STORE, TRUSTED_PEERS
-from vllm_edit.serving.startup import PLUGIN, is_loopback
+from vllm_edit.serving.startup import is_loopback
 from vllm_edit.thinking import OFF
 
 _LEAST_CPU_LORAS = 256
@@ -116,9 +117,3 @@ def _check(
 def _first(given: Mapping[str, Sequence[str]], name: str) -> str | None:
     values = given.get(name)
     return values[0] if values else None
-
-
-def merged_plugins(present: str | None) -> str:
-    """`VLLM_PLUGINS` with ours: it is one allow-list for all groups, so what the user allowed stays."""
-    named = [name for name in (present or "").split(",") if name]
-    return ",".join(named if PLUGIN in named else [*named, PLUGIN])

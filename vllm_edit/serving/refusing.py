@@ -6,10 +6,10 @@ from http import HTTPStatus
 
 from starlette.responses import JSONResponse
 
+from vllm_edit.engine.compat.engine import EngineRefusedError
 from vllm_edit.errors import Corrupt, EditError, Incompatible, NotFound, Unavailable
 from vllm_edit.serving.bodies import TooLarge
 from vllm_edit.serving.caller import Forbidden, Unauthorized
-from vllm_edit.serving.compat.engine import EngineRefusedError
 from vllm_edit.serving.fields import FieldsRefused
 
 

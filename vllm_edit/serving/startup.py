@@ -17,8 +17,10 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vllm_edit.engine.compat import flags
+from vllm_edit.engine.model_folder import model_folder
+from vllm_edit.engine.plugins import PLUGIN
 from vllm_edit.errors import Incompatible
-from vllm_edit.serving.compat import flags
 from vllm_edit.serving.settings import ALLOW_OPEN, FORWARDED, STORE, TRUSTED_PEERS, Settings
 from vllm_edit.thinking import OFF, Thinking
 
@@ -27,8 +29,6 @@ if TYPE_CHECKING:
     from vllm_edit.registry.snapshot import Snapshot
 
 logger = logging.getLogger(__name__)
-
-PLUGIN = "vllm_edit"
 
 
 def check_environment(environment: Mapping[str, str] | None = None, arguments: Sequence[str] | None = None) -> None:
@@ -72,8 +72,8 @@ async def start(engine_client: Any, state: Any, args: Namespace) -> None:
     Raises:
         Incompatible: the server cannot serve this store; the message says all reasons.
     """
+    from vllm_edit.engine.compat.engine import Engine
     from vllm_edit.serving.assembly import make_service
-    from vllm_edit.serving.compat.engine import Engine
     from vllm_edit.serving.metrics import Metrics
     from vllm_edit.serving.residency import GRACE_S
     from vllm_edit.store.last_state import LastState
@@ -202,15 +202,6 @@ def wrapping_problems(workers: Sequence[Mapping[str, Sequence[str]]]) -> list[st
         for told in workers
         if list(told["wrapped"]) != list(told["expected"])
     ]
-
-
-def model_folder(model: str, revision: str | None = None) -> Path:
-    """The local folder of a served model: itself, or where the hub's cache keeps it (vLLM has put it there)."""
-    if Path(model).is_dir():
-        return Path(model)
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(model, revision=revision, local_files_only=True))
 
 
 def is_loopback(host: str | None) -> bool:

@@ -11,14 +11,14 @@ from typing import Any
 
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.artefacts.site import LEGAL_RANKS
+from vllm_edit.engine import plugins, values
+from vllm_edit.engine.compat import version, wrapped
+from vllm_edit.engine.compat.offline_engine import OfflineEngine
+from vllm_edit.engine.model_folder import model_folder
 from vllm_edit.errors import Incompatible
 from vllm_edit.evaluation.runners.runner import Reading, Request, Scored, answer_text, check_lengths, pieces_of
 from vllm_edit.models.penalties import Penalties
 from vllm_edit.prompting import answer_ids, prompt_ids
-from vllm_edit.serving.compat import version, wrapped
-from vllm_edit.serving.compat.offline_engine import OfflineEngine
-from vllm_edit.serving.profile import merged_plugins
-from vllm_edit.serving.startup import model_folder
 
 
 class VLLMRunner:
@@ -34,13 +34,11 @@ class VLLMRunner:
     ) -> None:
         # vLLM's workers load the general plugin too, which cures the CPU defect: a base request would otherwise be
         # answered with the last slot's patch. The spare slot is the second line behind the cure.
-        os.environ["VLLM_PLUGINS"] = merged_plugins(os.environ.get("VLLM_PLUGINS"))
+        os.environ["VLLM_PLUGINS"] = plugins.merged_plugins(os.environ.get("VLLM_PLUGINS"))
         cpu = version.is_cpu()
         if cpu:
             os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-        from vllm.plugins import load_general_plugins
-
-        load_general_plugins()
+        plugins.load()
         defaults = {"dtype": "float32" if cpu else "bfloat16", "enforce_eager": cpu}
         self._rank = next((legal for legal in LEGAL_RANKS if legal >= rank), LEGAL_RANKS[-1])
         self._engine = OfflineEngine(
@@ -79,25 +77,21 @@ class VLLMRunner:
 
     def generate(self, requests: Sequence[Request], max_tokens: int) -> list[str]:
         """With the penalties of the model's generation_config, as its server answers."""
-        from vllm import SamplingParams
-
         prompts = [prompt_ids(self.tokenizer, request.prompt, request.chat) for request in requests]
         check_lengths(self.context, requests, [len(ids) + max_tokens - 1 for ids in prompts])
         penalties = asdict(Penalties.of(self._llm.get_default_sampling_params()))
-        outputs = self._run(prompts, requests, SamplingParams(temperature=0.0, max_tokens=max_tokens, **penalties))
+        outputs = self._run(prompts, requests, values.greedy(max_tokens, **penalties))
         return [answer_text(self.tokenizer, output.outputs[0].token_ids) for output in outputs]
 
     def score(self, requests: Sequence[tuple[Request, str]]) -> list[Scored]:
         """Through `prompt_logprobs`: the answer is a part of the prompt, and the one token generated is ignored."""
-        from vllm import SamplingParams
-
         prompts, lengths = [], []
         for request, answer in requests:
             target = answer_ids(self.tokenizer, request.prompt, answer, request.chat)
             prompts.append(prompt_ids(self.tokenizer, request.prompt, request.chat) + target)
             lengths.append(len(target))
         check_lengths(self.context, [request for request, _ in requests], [len(ids) for ids in prompts])
-        settings = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0)
+        settings = values.greedy(1, prompt_logprobs=0)
         scored = []
         for output, length in zip(
             self._run(prompts, [request for request, _ in requests], settings), lengths, strict=True
@@ -110,11 +104,9 @@ class VLLMRunner:
 
     def read(self, requests: Sequence[Request]) -> list[Reading]:
         """Through `prompt_logprobs`; a piece is one token shorter than the context, since one must be generated."""
-        from vllm import SamplingParams
-
         cut = [pieces_of(self.tokenizer, request, self.context - 1) for request in requests]
         owners = [(row, piece) for row, own in enumerate(cut) for piece in own]
-        settings = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0)
+        settings = values.greedy(1, prompt_logprobs=0)
         nll = [0.0] * len(requests)
         outputs = self._run([piece for _, piece in owners], [requests[row] for row, _ in owners], settings)
         for (row, piece), output in zip(owners, outputs, strict=True):
@@ -134,12 +126,10 @@ class VLLMRunner:
 
     def _adapter(self, patch: CompiledPatch) -> Any:
         """The patch's LoRARequest; its files are written on first use and stay as long as the runner."""
-        from vllm.lora.request import LoRARequest
-
         name = patch.name
         if name not in self._adapters:
             if patch.manifest.rank > self._rank:
                 raise Incompatible(f"{name} has rank {patch.manifest.rank}, this engine was started for {self._rank}")
             folder = patch.delta.save_peft(Path(self._files.name) / name, base_name=self._llm.model_config.model)
-            self._adapters[name] = LoRARequest(name, len(self._adapters) + 1, str(folder))
+            self._adapters[name] = values.adapter(name, len(self._adapters) + 1, folder)
         return self._adapters[name]

@@ -8,8 +8,8 @@ vLLM's class supports LoRA itself.
 from __future__ import annotations
 
 CLASSES = {
-    "GPT2LMHeadModel": "vllm_edit.serving.compat.gpt_lora:GPT2WithLoRA",
-    "GPTJForCausalLM": "vllm_edit.serving.compat.gpt_lora:GPTJWithLoRA",
+    "GPT2LMHeadModel": "vllm_edit.engine.compat.gpt_lora:GPT2WithLoRA",
+    "GPTJForCausalLM": "vllm_edit.engine.compat.gpt_lora:GPTJWithLoRA",
 }
 
 

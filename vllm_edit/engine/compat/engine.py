@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from vllm_edit.engine.compat import wrapped
+from vllm_edit.engine.values import adapter
 from vllm_edit.errors import EditError
-from vllm_edit.serving.compat import wrapped
 
 
 class EngineRefusedError(EditError):
@@ -110,9 +111,7 @@ class Engine:
         Raises:
             EngineRefusedError: the engine could not load it.
         """
-        from vllm.lora.request import LoRARequest
-
-        request = LoRARequest(name, number, path)
+        request = adapter(name, number, path)
         try:
             await self.client.add_lora(request)
         except Exception as error:  # vLLM raises plain Exception for every call that failed inside the engine

@@ -1,0 +1,14 @@
+"""Where the files of a model are that vLLM serves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def model_folder(model: str, revision: str | None = None) -> Path:
+    """The local folder of a served model: itself, or where the hub's cache keeps it (vLLM has put it there)."""
+    if Path(model).is_dir():
+        return Path(model)
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(model, revision=revision, local_files_only=True))
