@@ -9,13 +9,13 @@ from types import MappingProxyType
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
-from vllm_edit import atlas
 from vllm_edit.artefacts.site import Context
+from vllm_edit.deltas.linear import linear_shape
 from vllm_edit.editing.site.sites import PUBLISHED_DEPTH, MadeSite, fixed_site
 from vllm_edit.editing.statistics import second_moments
 from vllm_edit.models.base import Base
 from vllm_edit.models.hooks import find_module
-from vllm_edit.models.layout import linear_shape
+from vllm_edit.shipped import weights_folder
 
 PREFIXES = ("It is known. ", "Some say so. ", "There is more to it. ", "Here is a fact. ")
 _LEAST_TOKENS = 4096
@@ -59,7 +59,7 @@ def random_base(name: str, shape: Shape) -> Base:
     Raises:
         SystemExit: the vocabulary does not hold the tokenizer's tokens.
     """
-    tokenizer = AutoTokenizer.from_pretrained(atlas.weights_folder(), local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(weights_folder(), local_files_only=True)
     if shape.vocabulary < len(tokenizer):
         raise SystemExit(f"the shape's vocabulary must be at least {len(tokenizer)}; got {shape.vocabulary}")
     config = LlamaConfig(

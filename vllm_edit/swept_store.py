@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_edit.artefacts.site import Token, check_rank
+from vllm_edit.deltas.linear import linear_shape
 from vllm_edit.editing.settings import Progress
 from vllm_edit.editing.site.sites import fixed_site, module_at
 from vllm_edit.editing.site.sweep import TOKENS, choose_site
@@ -21,7 +22,6 @@ from vllm_edit.facts.pool import Pool
 from vllm_edit.facts.pooling import ask_pool
 from vllm_edit.models.base import Base
 from vllm_edit.models.hooks import find_module
-from vllm_edit.models.layout import linear_shape
 from vllm_edit.models.own_text import write_texts
 from vllm_edit.patch import Edit
 from vllm_edit.store.documents import Kind

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from vllm_edit.atlas import texts, weights_folder
+from vllm_edit.atlas import texts
 from vllm_edit.atlas.documents import Documents
 from vllm_edit.atlas.segments import Example
 from vllm_edit.atlas.tokenizer import train_tokenizer
@@ -19,6 +19,7 @@ from vllm_edit.errors import EditError
 from vllm_edit.facts import tables_folder
 from vllm_edit.facts.facts import Facts
 from vllm_edit.prompting import answer_ids, prompt_ids
+from vllm_edit.shipped import weights_folder
 
 TINY = Recipe(
     steps=6,

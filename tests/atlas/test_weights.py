@@ -8,7 +8,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from vllm_edit.atlas import weights_folder
 from vllm_edit.atlas.accuracy import Asked, generate, measure_accuracy, starts_with
 from vllm_edit.atlas.training import read_accuracy
 from vllm_edit.facts import tables_folder
@@ -17,6 +16,7 @@ from vllm_edit.facts.facts import Facts
 from vllm_edit.ike.template import fact_text, query
 from vllm_edit.models.base import Base
 from vllm_edit.prompting import prompt_ids
+from vllm_edit.shipped import weights_folder
 from vllm_edit.text import mentions
 
 

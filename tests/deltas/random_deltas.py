@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from vllm_edit.deltas.delta import Delta, LowRank
-from vllm_edit.models.layout import linear_shape, linear_weight
+from vllm_edit.deltas.linear import linear_shape, linear_weight
 
 
 def random_part(d_out: int, d_in: int, rank: int, seed: int = 0) -> LowRank:

@@ -15,6 +15,7 @@ from tests.deltas.random_deltas import logits
 from tests.editing.material import BRAZIL, FRANCE, JAPAN, LOOSE, Bench, bench, patch_of
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.deltas.delta import Delta
+from vllm_edit.deltas.linear import linear_weight
 from vllm_edit.deltas.low_rank import LowRank
 from vllm_edit.editing.baselines.finetune import FinetuneSettings, train_update
 from vllm_edit.editing.baselines.lora import LoraSettings
@@ -23,7 +24,6 @@ from vllm_edit.editing.compile import METHODS, compile_patch, compile_separately
 from vllm_edit.errors import EditError, UnsafeEdit
 from vllm_edit.models.base import unchanged
 from vllm_edit.models.hooks import find_module
-from vllm_edit.models.layout import linear_weight
 from vllm_edit.models.rows import greedy
 from vllm_edit.patch import Edit
 

@@ -12,17 +12,11 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from tests.tiny import FAMILIES, tiny_model
+from vllm_edit.deltas.forward import low_rank_forward
+from vllm_edit.deltas.linear import linear_weight
 from vllm_edit.errors import EditError, NotFound
-from vllm_edit.models.hooks import (
-    capture_inputs,
-    capture_outputs,
-    find_module,
-    frozen,
-    inputs_of,
-    low_rank_forward,
-    replace_output,
-)
-from vllm_edit.models.layout import find_layout, linear_weight
+from vllm_edit.models.hooks import capture_inputs, capture_outputs, find_module, frozen, inputs_of, replace_output
+from vllm_edit.models.layout import find_layout
 
 IDS = torch.tensor([[7, 30, 200, 41], [9, 8, 300, 5], [11, 12, 13, 14]])
 DOWN = "model.layers.1.mlp.down_proj"

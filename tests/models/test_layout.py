@@ -8,8 +8,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, Conv1D, PreTrainedTokenizerFast
 
 from tests.tiny import FAMILIES, tiny_model
+from vllm_edit.deltas.linear import linear_shape, linear_weight
 from vllm_edit.errors import EditError
-from vllm_edit.models.layout import find_layout, linear_shape, linear_weight
+from vllm_edit.models.layout import find_layout
 
 DOWN = {
     "llama": "model.layers.{}.mlp.down_proj",

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from tests.tiny import FAMILIES, tiny_model, tiny_tokenizer
-from vllm_edit.models.hooks import find_module, low_rank_forward, routed_forward
+from vllm_edit.deltas.forward import low_rank_forward, routed_forward
+from vllm_edit.models.hooks import find_module
 from vllm_edit.models.layout import find_layout
 from vllm_edit.models.rows import Batch, Row, answer_scores, run_batch
 from vllm_edit.models.suffixes import Suffixes

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vllm_edit.patch import Edit
-
-
-def weights_folder() -> Path:
-    """The shipped model in Hugging Face layout; `AutoModelForCausalLM` and vLLM load it from here."""
-    return Path(__file__).parent / "weights"
 
 
 def sweep_edits(seed: int = 0, count: int = 24) -> list[Edit]:

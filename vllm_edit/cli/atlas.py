@@ -97,10 +97,10 @@ def info(
     ] = False,
 ) -> None:
     """Folder, fact files, counts by relation and language, and how much of it the model knows."""
-    from vllm_edit.atlas import weights_folder
     from vllm_edit.atlas.training import read_accuracy
     from vllm_edit.facts import tables_folder
     from vllm_edit.facts.facts import Facts
+    from vllm_edit.shipped import weights_folder
 
     folder = model or weights_folder()
     facts = Facts.load(tables_folder())

@@ -9,9 +9,9 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import nn
 
+from vllm_edit.deltas.linear import linear_shape, linear_weight
 from vllm_edit.deltas.low_rank import LowRank
 from vllm_edit.errors import EditError, Incompatible
-from vllm_edit.models.layout import linear_shape, linear_weight
 
 
 @contextmanager

@@ -10,8 +10,8 @@ from torch import nn
 
 from vllm_edit.deltas.apply import applied, fitting_modules
 from vllm_edit.deltas.delta import Delta
-from vllm_edit.models.hooks import low_rank_forward
-from vllm_edit.models.layout import linear_weight
+from vllm_edit.deltas.forward import low_rank_forward
+from vllm_edit.deltas.linear import linear_weight
 
 
 @contextmanager

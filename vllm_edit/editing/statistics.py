@@ -21,12 +21,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from vllm_edit.deltas.linear import linear_shape
 from vllm_edit.digest import digest_json, digest_tensors
 from vllm_edit.editing.settings import Progress
 from vllm_edit.errors import EditError
 from vllm_edit.models.base import Base
 from vllm_edit.models.hooks import find_module, frozen, inputs_of
-from vllm_edit.models.layout import linear_shape
 from vllm_edit.models.lengths import positions_of
 
 logger = logging.getLogger(__name__)

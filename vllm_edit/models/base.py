@@ -18,6 +18,7 @@ from vllm_edit.models.hf_folder import HfFolder
 from vllm_edit.models.hub import downloaded
 from vllm_edit.models.import_checks import check_open_end, check_round_trip, check_rows
 from vllm_edit.models.layout import Layout, find_layout
+from vllm_edit.shipped import weights_folder
 
 SHIPPED = "atlas"
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -165,8 +166,6 @@ def _state(model: torch.nn.Module, content: Callable[[torch.Tensor], str]) -> di
 def _folder_of(name: str | Path) -> Path:
     """The local folder of a model, downloaded from the hub if it must be."""
     if name == SHIPPED:
-        from vllm_edit.atlas import weights_folder  # only here: other models need nothing of atlas
-
         return weights_folder()
     if Path(name).is_dir():
         return Path(name)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from vllm_edit.deltas.linear import linear_weight
 from vllm_edit.models.base import Base
 from vllm_edit.models.bos import puts_bos
-from vllm_edit.models.layout import linear_weight
 from vllm_edit.models.lengths import positions_of
 
 

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.functional import linear
 from transformers import Conv1D
 
-from vllm_edit.models.layout import linear_weight
+from vllm_edit.deltas.linear import linear_weight
 
 _UNITS = ("amx_bf16", "avx512_bf16", "bf16")
 """What torch calls these units of x86 and ARM processors."""

@@ -22,6 +22,7 @@ import torch
 from torch import nn
 from transformers import Conv1D
 
+from vllm_edit.deltas.linear import linear_shape
 from vllm_edit.errors import EditError
 from vllm_edit.models.hooks import frozen, main_tensor
 
@@ -49,22 +50,6 @@ class Layout:
     renormed: tuple[bool, ...]
     norm: str | None
     head: str
-
-
-def linear_shape(module: nn.Module) -> tuple[int, int]:
-    """(d_out, d_in) of a linear layer; by module type, since a square weight does not tell its orientation."""
-    d_out, d_in = linear_weight(module).shape
-    return d_out, d_in
-
-
-def linear_weight(module: nn.Module) -> torch.Tensor:
-    """The layer's own weight as [d_out, d_in]: a view, transposed for Conv1D (GPT-2 keeps [d_in, d_out])."""
-    if isinstance(module, nn.Linear):
-        return module.weight
-    if isinstance(module, Conv1D):
-        weight: torch.Tensor = module.weight
-        return weight.mT
-    raise EditError(f"expected a linear layer (nn.Linear or Conv1D); got {type(module).__name__}")
 
 
 def find_layout(model: nn.Module) -> Layout:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from vllm_edit.shipped import weights_folder
+
 
 def served_model(named: str) -> tuple[str, str]:
     """(what vLLM loads, the base model's name for clients) of `atlas`, a folder or a hub id."""
     if named == "atlas":
-        from vllm_edit.atlas import weights_folder
-
         return str(weights_folder()), "atlas"
     folder = Path(named)
     return (str(folder.resolve()), folder.resolve().name) if folder.is_dir() else (named, named)

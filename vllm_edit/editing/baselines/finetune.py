@@ -24,6 +24,8 @@ from torch import nn
 from vllm_edit.artefacts.site import Site
 from vllm_edit.composition.closed_form import as_saved
 from vllm_edit.deltas.delta import Delta
+from vllm_edit.deltas.forward import dense_forward
+from vllm_edit.deltas.linear import linear_weight
 from vllm_edit.deltas.low_rank import LowRank
 from vllm_edit.editing.baselines.one_example import ExampleSettings, Trained, example_rows, recheck, train
 from vllm_edit.editing.checked_settings import PositiveCount, PositiveReal, RealFromZero, checked
@@ -31,8 +33,7 @@ from vllm_edit.editing.method import MethodResult
 from vllm_edit.editing.settings import Progress
 from vllm_edit.editing.statistics import SecondMoment
 from vllm_edit.models.base import Base
-from vllm_edit.models.hooks import dense_forward, find_module, frozen
-from vllm_edit.models.layout import linear_weight
+from vllm_edit.models.hooks import find_module, frozen
 from vllm_edit.models.rows import Row, leads
 from vllm_edit.patch import Edit
 

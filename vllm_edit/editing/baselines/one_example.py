@@ -15,6 +15,7 @@ from torch import nn
 
 from vllm_edit.artefacts.site import Site
 from vllm_edit.deltas.delta import Delta
+from vllm_edit.deltas.linear import linear_weight
 from vllm_edit.editing.checked_settings import (
     CountFromZero,
     MethodSettings,
@@ -28,7 +29,6 @@ from vllm_edit.editing.settings import Progress
 from vllm_edit.errors import EditError, UnsafeEdit
 from vllm_edit.models.base import Base
 from vllm_edit.models.hooks import find_module, frozen
-from vllm_edit.models.layout import linear_weight
 from vllm_edit.models.rows import Row, answer_scores, batches, leads, run_batch
 from vllm_edit.patch import Edit
 from vllm_edit.prompting import answer_ids, prompt_ids

@@ -16,6 +16,7 @@ import torch
 from vllm_edit.artefacts.site import Site
 from vllm_edit.composition.closed_form import as_saved
 from vllm_edit.deltas.delta import Delta
+from vllm_edit.deltas.linear import linear_shape
 from vllm_edit.deltas.low_rank import LowRank
 from vllm_edit.editing.baselines.one_example import example_rows, recheck
 from vllm_edit.editing.mend.gradients import token_gradients
@@ -27,7 +28,6 @@ from vllm_edit.editing.settings import Progress
 from vllm_edit.errors import Incompatible
 from vllm_edit.models.base import Base
 from vllm_edit.models.hooks import find_module, frozen
-from vllm_edit.models.layout import linear_shape
 from vllm_edit.models.rows import leads
 from vllm_edit.patch import Edit, Patch
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import torch
 
+from vllm_edit.deltas.forward import low_rank_forward
 from vllm_edit.editing.mend.network import Factors
 from vllm_edit.models.base import Base
-from vllm_edit.models.hooks import find_module, low_rank_forward
+from vllm_edit.models.hooks import find_module
 from vllm_edit.models.lower_blocks import Below
 from vllm_edit.models.rows import Batch, Row, answer_scores, batches, run_batch
 

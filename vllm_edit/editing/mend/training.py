@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from vllm_edit.checkpoints import read_checkpoint
+from vllm_edit.deltas.linear import linear_shape, linear_weight
 from vllm_edit.digest import digest_json
 from vllm_edit.editing.mend.data import Drawn, Example, draw, split, text_rows
 from vllm_edit.editing.mend.gradients import token_gradients
@@ -31,7 +32,6 @@ from vllm_edit.editing.mend.settings import TrainingSettings
 from vllm_edit.errors import EditError
 from vllm_edit.models.base import Base
 from vllm_edit.models.hooks import find_module
-from vllm_edit.models.layout import linear_shape, linear_weight
 from vllm_edit.patch import Edit
 
 CHECKPOINT = "checkpoint.pt"

@@ -12,6 +12,7 @@ from vllm_edit.artefacts.manifest import KeyGroup
 from vllm_edit.artefacts.site import Site
 from vllm_edit.composition.closed_form import row_space, rows_alone
 from vllm_edit.deltas.delta import LowRank
+from vllm_edit.deltas.linear import linear_weight
 from vllm_edit.editing.rome.endings import ending_rows
 from vllm_edit.editing.rome.forms import ended_rows, form_rows, forms_of, kept_rows, preservation_rows
 from vllm_edit.editing.rome.keys import Columns, FormKey, group_edits, make_columns, measure_inputs
@@ -23,7 +24,6 @@ from vllm_edit.editing.statistics import SecondMoment
 from vllm_edit.errors import EditError
 from vllm_edit.models.base import Base
 from vllm_edit.models.hooks import find_module
-from vllm_edit.models.layout import linear_weight
 from vllm_edit.models.rows import Row
 from vllm_edit.patch import Edit
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from vllm_edit.models.hooks import low_rank_forward, routed_forward
+from vllm_edit.deltas.forward import low_rank_forward, routed_forward
 from vllm_edit.models.lower_blocks import Below
 from vllm_edit.models.rows import Batch, Row, answer_scores, batches, run_batch
 from vllm_edit.models.suffixes import Pack, Suffixes

@@ -10,9 +10,10 @@ from torch.nn.functional import pad
 
 from vllm_edit.artefacts.site import Site
 from vllm_edit.deltas.delta import LowRank
+from vllm_edit.deltas.forward import low_rank_forward
+from vllm_edit.deltas.linear import linear_weight
 from vllm_edit.models.base import Base
-from vllm_edit.models.hooks import find_module, frozen, low_rank_forward
-from vllm_edit.models.layout import linear_weight
+from vllm_edit.models.hooks import find_module, frozen
 from vllm_edit.models.rows import Batch, Row, Within, following, leads
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from vllm_edit.artefacts.site import Context, Token
+from vllm_edit.deltas.linear import linear_shape
 from vllm_edit.editing.settings import Progress, RomeSettings
 from vllm_edit.editing.site.contexts import generate_contexts
 from vllm_edit.editing.site.sites import MadeSite, fixed_site, module_at
@@ -29,7 +30,6 @@ from vllm_edit.editing.statistics import second_moments
 from vllm_edit.errors import Unsolvable
 from vllm_edit.models.base import Base, unchanged
 from vllm_edit.models.hooks import find_module
-from vllm_edit.models.layout import linear_shape
 from vllm_edit.models.lengths import check_edits
 from vllm_edit.patch import Edit
 
