@@ -37,7 +37,7 @@ from vllm_edit.cli.output import progress_bar
 from vllm_edit.composition.compose import compose
 from vllm_edit.composition.scoped import assemble
 from vllm_edit.deltas.delta import Delta
-from vllm_edit.editing.compile import BATCH, compile_separately
+from vllm_edit.editing.compile import BATCH, compile_separately, method_of, settings_of
 from vllm_edit.errors import EditError
 from vllm_edit.evaluation.evaluate import evaluate
 from vllm_edit.evaluation.report import Mode
@@ -45,7 +45,7 @@ from vllm_edit.evaluation.runners.hf import HFRunner
 from vllm_edit.ike.bank import Bank
 from vllm_edit.ike.demonstrations import with_demonstrations
 from vllm_edit.models.base import Base
-from vllm_edit.patch import Patch
+from vllm_edit.patch import Patch, Scope
 
 DOCUMENTS_SEED = 2
 """Neither training's nor that of the documents that C is measured on."""
@@ -75,6 +75,7 @@ def main() -> None:
         for method in ("rome", "mend")
         if method in places
     }
+    compiled["scoped"] = compiled_units("rome", places["rome"], base, wanted.values(), "subject")
     documents = held_out_texts(arguments.documents, DOCUMENTS_SEED)
     rows: list[dict[str, Any]] = []
     for size in sizes:
@@ -121,9 +122,9 @@ def first_edits(subjects: Sequence[Patch], count: int) -> list[Patch]:
 
 
 def compiled_units(
-    method: str, place: Place, base: Base, wanted: Iterable[Sequence[Patch]]
+    method: str, place: Place, base: Base, wanted: Iterable[Sequence[Patch]], scope: Scope = "all"
 ) -> dict[str, CompiledPatch]:
-    """Name → each wanted subject's edits as they would be alone; missed ones are kept."""
+    """Name → each wanted subject's edits as they would be alone in a patch of that scope; missed ones are kept."""
     units: dict[str, CompiledPatch] = {}
     with progress_bar(method) as progress:
         for patches in sorted(wanted, key=len, reverse=True):  # all subjects first, then what is cut of the last ones
@@ -131,7 +132,7 @@ def compiled_units(
             for start in range(0, len(new), BATCH):
                 progress("compiling subjects", start, len(new))
                 batch = new[start : start + BATCH]
-                settings = {"on_missed": "report"}
+                settings = settings_of(method_of(method), {"on_missed": "report"}, scope)
                 made = compile_separately(
                     batch, base, method, site=place.site, moment=place.material, settings=settings
                 )
@@ -144,8 +145,9 @@ def ways(units: Mapping[str, Sequence[CompiledPatch]], base: Base, size: int, as
     rome = list(units["rome"])
     joint = compose(rome, f"joint-{size}")
     summed = Delta.concatenate([unit.delta for unit in rome])
-    whole = Patch(name=f"scoped-{size}", scope="subject", edits=tuple(e for unit in rome for e in unit.manifest.edits))
-    scoped = assemble(whole, rome)
+    apart = list(units["scoped"])
+    whole = Patch(name=f"scoped-{size}", scope="subject", edits=tuple(e for unit in apart for e in unit.manifest.edits))
+    scoped = assemble(whole, apart)
     yield Many("sum", sampled(_with_delta(joint, summed), asked, seed), "weights")
     yield Many("joint", sampled(joint, asked, seed), "weights")
     yield Many("scoped", sampled(scoped, asked, seed), "weights")

@@ -333,7 +333,10 @@ def _settings_table(settings: type[Any]) -> str:
     for field in fields(settings):
         missing = "site's" if "None takes the site's" in told[field.name] else "none"
         shown = ", ".join(field.default) if isinstance(field.default, tuple) else field.default
-        rows.append(f"| `{field.name}` | {missing if shown is None else shown} | {told[field.name]} |")
+        default = missing if shown is None else shown
+        if field.name in settings.scoped:
+            default = f"{default}; scope subject: {settings.scoped[field.name]}"
+        rows.append(f"| `{field.name}` | {default} | {told[field.name]} |")
     return "\n".join(rows) + "\n"
 
 

@@ -18,6 +18,7 @@ from benchmarks.public.place import Place
 from benchmarks.public.rows import ABLATION, BASE, IKE, METHODS, SUBJECT, Alone, InContext, Many, Row, Unedited, way_of
 from vllm_edit.digest import digest_bytes, digest_json
 from vllm_edit.editing.material import Material
+from vllm_edit.editing.settings import RomeSettings
 from vllm_edit.evaluation.asking import Progress
 from vllm_edit.evaluation.record import Record
 from vllm_edit.evaluation.runners.hf import HFRunner
@@ -70,16 +71,15 @@ class Run:
         if title == IKE:
             return InContext(self.bank, self.base)
         if many is None:
-            made_as = "r-ROME" if title == SUBJECT else title
-            return Alone(self._singles(made_as, name, patches), subject=title == SUBJECT)
+            return Alone(self._singles(title, name, patches), subject=title == SUBJECT)
         way, size = many
-        singles = self._singles("r-ROME", name, patches)
+        singles = self._singles(_made_as(title), name, patches)
         return Many(way, size, singles, self.base, self.place.site, self.material, self._settings("r-ROME"))
 
     def _singles(self, title: str, name: str, patches: Sequence[Patch]) -> Singles:
         """The single edits of a row."""
         method = _method_of(title)
-        label = title if title in ABLATION else method
+        label = title if title in ABLATION or title == SUBJECT else method
         record = self._record(name, label, patches, self._made_by(title))
         return Singles(method, self._settings(title), self.base, self.place.kept, self.material, record)
 
@@ -87,18 +87,18 @@ class Run:
         """What differs from the method's defaults. Of fine-tuning the rank: the benchmark's own store allows more."""
         method = _method_of(title)
         rank = {"rank": self.place.given.site().max_rank} if method == "ft" else {}
-        return {**rank, **self.settings.get(method, {}), **ABLATION.get(title, {})}
+        scoped = RomeSettings.scoped if title == SUBJECT else {}
+        return {**rank, **scoped, **self.settings.get(method, {}), **ABLATION.get(title, {})}
 
     def _identity(self, title: str) -> dict[str, Any]:
         """What decides a row's replies besides its edits."""
-        many = way_of(title)
         edited = title not in (BASE, IKE)
         return {
             "row": title,
             "settings": asdict(SETTINGS),
             "writes": self.writes,
             "passages": digest_json(list(self.passages)),
-            "made": self._made_by("r-ROME" if many or title == SUBJECT else title) if edited else None,
+            "made": self._made_by(_made_as(title)) if edited else None,
             "bank": digest_json(self.bank.model_dump(mode="json")) if title == IKE else None,
         }
 
@@ -116,6 +116,14 @@ class Run:
         whole = {"base": self.base.fingerprint.digest, "edits": edits, **identity}
         path = self.folder / f"{name}-{title}-{digest_json(whole)[:12]}.jsonl"
         return Record.open(path, whole)
+
+
+def _made_as(title: str) -> str:
+    """The row whose single edits a row is made of."""
+    many = way_of(title)
+    if many is None:
+        return title
+    return SUBJECT if many[0] == "scoped" else "r-ROME"
 
 
 def _method_of(title: str) -> str:

@@ -12,6 +12,7 @@ from tests.editing.material import BRAZIL, FRANCE, JAPAN, LOOSE, bench
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.composition.scoped import Narrowing, ScopeIndex, by_subject
 from vllm_edit.editing.compile import compile_patch, compile_separately
+from vllm_edit.editing.settings import RomeSettings
 from vllm_edit.errors import Corrupt, EditError, Incompatible, UnsafeEdit
 from vllm_edit.ike.bank import Bank
 from vllm_edit.ike.demonstrations import with_demonstrations
@@ -79,6 +80,22 @@ def test_each_subject_is_compiled_as_it_would_be_alone(world: CompiledPatch) -> 
     assert world.manifest.adapter is None
     assert [record["subject"] for record in world.report["edits"]] == [edit.subject for edit in EDITS]
     assert sorted(edit for group in world.manifest.groups for edit in group.edits) == [0, 1, 2, 3]
+
+
+def test_a_patch_with_scope_subject_is_compiled_with_its_own_defaults_where_no_setting_is_given() -> None:
+    one, given = bench(), {"steps": 0, "margin": 1.5, "on_missed": "report"}
+    scoped, everywhere = (
+        compile_patch(
+            PATCH.model_copy(update={"scope": scope}), one.base, site=one.site, moment=one.moment, settings=given
+        )
+        for scope in ("subject", "all")
+    )
+    wanted = {**RomeSettings.of({"margin": 1.5}).identity(0.0, 1.5), **RomeSettings.scoped, **given}
+    for unit in scoped.units:
+        assert unit.manifest.settings == {name: wanted[name] for name in unit.manifest.settings}
+    assert everywhere.manifest.settings["same_ending"] == RomeSettings().same_ending
+    whole = compile_patch(PATCH, one.base, site=one.site, moment=one.moment, settings=RomeSettings(**given))
+    assert whole.units[0].manifest.settings["learning_rate"] == RomeSettings().learning_rate
 
 
 def test_an_edit_that_misses_is_refused_by_name() -> None:

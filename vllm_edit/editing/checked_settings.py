@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from functools import wraps
+from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Self, TypeVar, cast, dataclass_transform
 
 import pydantic.dataclasses
@@ -16,6 +17,7 @@ from pydantic import AfterValidator, ConfigDict, ValidationError, WrapValidator
 from pydantic_core import ErrorDetails
 
 from vllm_edit.errors import EditError
+from vllm_edit.patch import Scope
 
 T = TypeVar("T")
 RUN_TIME = ("batch_tokens", "on_missed")
@@ -64,13 +66,17 @@ Seed = Annotated[int, between(-(2**63), 2**63 - 1)]
 
 
 class MethodSettings:
-    """Base of settings classes, each with the decorator `checked`. method: whose settings they are."""
+    """Base of settings classes, each with the decorator `checked`.
+
+    method: whose settings they are. scoped: the defaults that differ for a patch with scope subject.
+    """
 
     method: ClassVar[str]
+    scoped: ClassVar[Mapping[str, Any]] = MappingProxyType({})
 
     @classmethod
-    def of(cls, values: Mapping[str, Any]) -> Self:
-        """Settings from plain values, as a CLI or a manifest holds them.
+    def of(cls, values: Mapping[str, Any], scope: Scope = "all") -> Self:
+        """Settings from plain values, as a CLI or a manifest holds them. scope: of the patch that is compiled.
 
         Raises:
             EditError: unknown names, or values that cannot be, all in one line.
@@ -80,7 +86,7 @@ class MethodSettings:
             raise EditError(
                 f"unknown settings {', '.join(unknown)}; settings of {cls.method} are {', '.join(sorted(known))}"
             )
-        return cls(**values)
+        return cls(**{**(cls.scoped if scope == "subject" else {}), **values})
 
     def lasting(self) -> dict[str, Any]:
         """All but the run-time settings, by name."""

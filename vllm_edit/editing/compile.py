@@ -24,7 +24,7 @@ from vllm_edit.editing.statistics import SecondMoment
 from vllm_edit.errors import EditError, Incompatible, UnsafeEdit
 from vllm_edit.models.base import Base, unchanged
 from vllm_edit.models.lengths import check_edits
-from vllm_edit.patch import Patch
+from vllm_edit.patch import Patch, Scope
 
 if TYPE_CHECKING:
     from vllm_edit.store.store import Store
@@ -66,7 +66,7 @@ def compile_patch(
         EditError: no such method, no site, too high a rank, or settings that are not valid.
     """
     chosen = method_of(method)
-    values = settings_of(chosen, settings)
+    values = settings_of(chosen, settings, patch.scope)
     base = model if isinstance(model, Base) else Base.load(model)
     site, moment = _site_and_material(store, site, moment)
     _check_base(base, site)
@@ -163,10 +163,10 @@ def method_of(name: str) -> Method[Any]:
     return METHODS[name]
 
 
-def settings_of(method: Method[Any], settings: Settings | Mapping[str, Any] | None) -> Any:
-    """The method's own settings: as they are, or of plain values, where missing ones have defaults."""
+def settings_of(method: Method[Any], settings: Settings | Mapping[str, Any] | None, scope: Scope = "all") -> Any:
+    """The method's own settings: as they are, or of plain values, where missing ones have the scope's defaults."""
     if settings is None or isinstance(settings, Mapping):
-        return method.settings.of(dict(settings or {}))
+        return method.settings.of(dict(settings or {}), scope)
     if not isinstance(settings, method.settings):
         raise EditError(f"expected {method.settings.__name__} or a mapping, got {type(settings).__name__}")
     return settings

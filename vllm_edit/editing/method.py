@@ -12,7 +12,7 @@ from vllm_edit.artefacts.site import Site
 from vllm_edit.deltas.delta import Delta
 from vllm_edit.editing.settings import Progress
 from vllm_edit.models.base import Base
-from vllm_edit.patch import Edit, Patch
+from vllm_edit.patch import Edit, Patch, Scope
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Settings(Protocol):
     """A method's settings: a frozen dataclass, made of plain values as a CLI or a manifest holds them."""
 
     @classmethod
-    def of(cls, values: dict[str, Any]) -> Self:
-        """Raises EditError for unknown names and wrong values."""
+    def of(cls, values: Mapping[str, Any], scope: Scope = "all") -> Self:
+        """These values and the defaults of that scope. Raises EditError for unknown names and wrong values."""
 
 
 S = TypeVar("S", bound=Settings)

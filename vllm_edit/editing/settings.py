@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
@@ -43,6 +44,18 @@ class RomeSettings(MethodSettings):
     """How edits are compiled at a site. The defaults need no tuning per model: every quantity is relative."""
 
     method: ClassVar[str] = "rome"
+    scoped: ClassVar[Mapping[str, Any]] = MappingProxyType(
+        {
+            "same_ending": 0,
+            "first_rows": "all",
+            "learning_rate": 0.3,
+            "norm_penalty": 0.001,
+            "margin": 4.0,
+            "context_margin": 3.0,
+        }
+    )
+    """Other subjects never meet the update of a patch with scope subject. So it is stronger, and more wordings follow;
+    and no key of another name is kept."""
 
     # Keys: which forms of an edit's prompt give columns.
     forms: Annotated[tuple[str, ...], Field(strict=False), AfterValidator(_known_forms)] = FORMS
