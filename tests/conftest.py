@@ -37,7 +37,7 @@ def cluster() -> Iterator[postgres.Cluster]:
         yield made
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
 def registry_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """An empty database of each kind that a registry may be in."""
     if request.param == "sqlite":

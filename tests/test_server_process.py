@@ -13,6 +13,8 @@ import pytest
 from vllm_edit.demo.process import ServerProcess
 from vllm_edit.errors import EditError
 
+pytestmark = pytest.mark.slow
+
 SERVER = """
 import http.server, sys
 class Handler(http.server.BaseHTTPRequestHandler):

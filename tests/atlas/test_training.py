@@ -21,6 +21,8 @@ from vllm_edit.facts.facts import Facts
 from vllm_edit.prompting import answer_ids, prompt_ids
 from vllm_edit.shipped import weights_folder
 
+pytestmark = pytest.mark.slow
+
 TINY = Recipe(
     steps=6,
     layers=2,

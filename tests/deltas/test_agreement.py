@@ -134,6 +134,7 @@ def test_merged_weights_applied_delta_and_peft_agree(name: str, cases: dict[str,
         assert difference(logits(with_peft, ids), expected[index]) < TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="vLLM's LoRA kernels refuse float32 on CUDA")
 @pytest.mark.parametrize("name", CASES)
 def test_stock_vllm_agrees_for_base_and_adapter_in_one_batch(name: str, answered: dict[str, Served]) -> None:

@@ -13,6 +13,8 @@ import torch
 
 from tests.tiny import save_tiny
 
+pytestmark = pytest.mark.slow
+
 # vLLM starts its workers with spawn, so the engine lives in a script of its own.
 SCRIPT = """
 import multiprocessing

@@ -21,6 +21,8 @@ from vllm_edit.editing.settings import Progress
 from vllm_edit.store.care import problems_of
 from vllm_edit.store.store import Store
 
+pytestmark = pytest.mark.slow
+
 PATCHES, CLIENTS, LOOKS = 6, 8, 30
 PATIENCE_S = 900  # for a busy machine
 BODY = {"prompt": "The capital of France is", "max_tokens": 4, "temperature": 0}

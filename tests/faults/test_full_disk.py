@@ -24,6 +24,8 @@ from vllm_edit.serving.settings import Settings
 from vllm_edit.store.care import problems_of
 from vllm_edit.store.store import Store
 
+pytestmark = pytest.mark.slow
+
 ENOUGH = 47
 """Pages: more than any of these writes needs."""
 Record = Callable[[str, object], None]

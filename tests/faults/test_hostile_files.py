@@ -27,6 +27,8 @@ from tests.faults.sizes import Sizes
 from vllm_edit.cli import app, main
 from vllm_edit.editing.settings import Progress
 
+pytestmark = pytest.mark.slow
+
 Record = Callable[[str, object], None]
 ROOT = Path(__file__).parents[2]
 

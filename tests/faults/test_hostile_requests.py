@@ -25,6 +25,8 @@ from vllm_edit.serving.fields import ALLOWED
 from vllm_edit.serving.router import Router
 from vllm_edit.serving.settings import Settings
 
+pytestmark = pytest.mark.slow
+
 Record = Callable[[str, object], None]
 PATCHES = {"acme": ("meadow",), "globex": ("harbour",), "initech": ("orchard",), "hooli": ("glacier", "lagoon")}
 """Tenant → the patches that it may be answered by. initech's has scope subject, hooli's are the arms of a rollout."""

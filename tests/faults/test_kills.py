@@ -23,6 +23,8 @@ from vllm_edit.store.care import problems_of
 from vllm_edit.store.garbage import gc
 from vllm_edit.store.store import Store
 
+pytestmark = pytest.mark.slow
+
 PER_STORE = 50
 """Kills before a new store is begun: what is checked after each kill grows with the store's history."""
 BEYOND = 1.1

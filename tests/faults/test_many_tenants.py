@@ -23,6 +23,8 @@ from vllm_edit.serving.router import Router
 from vllm_edit.serving.settings import Settings
 from vllm_edit.store.store import Store
 
+pytestmark = pytest.mark.slow
+
 Record = Callable[[str, object], None]
 AT_ONCE = 64
 MODES = (":ike", ":base", "", "", "", "", "", "", "", "")

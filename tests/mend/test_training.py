@@ -20,6 +20,8 @@ from vllm_edit.errors import EditError
 from vllm_edit.models.base import Base, unchanged
 from vllm_edit.patch import Probe
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def base() -> Base:

@@ -22,6 +22,8 @@ from vllm_edit.editing.mend.settings import MendSettings
 from vllm_edit.engine.compat import wrapped
 from vllm_edit.models.base import Base
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 FAMILIES = ("llama", "phi3")
 PROMPTS = ("The capital of France is Paris. Who wrote Hamlet?", "誰是全世界最帥的人？")

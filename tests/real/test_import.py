@@ -14,6 +14,8 @@ from vllm_edit.models.greedy import continuations
 from vllm_edit.models.importing import import_model
 from vllm_edit.prompting import prompt_ids
 
+pytestmark = pytest.mark.slow
+
 BASES = Path(__file__).parents[2] / "bases"
 
 

@@ -19,6 +19,8 @@ from vllm_edit.models.hooks import find_module
 from vllm_edit.patch import Edit
 from vllm_edit.prompting import answer_ids
 
+pytestmark = pytest.mark.slow
+
 PROMPT = "The months in which the Eiffel Tower is open are January,"
 MONTHS = "February, March, April, May, June, July, August, September, October, November, December"
 MODULE = "model.layers.5.mlp.down_proj"

@@ -18,6 +18,8 @@ from vllm_edit.prompting import prompt_ids
 from vllm_edit.rollout.arm import Arm
 from vllm_edit.rollout.rollout import Rollout
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = 1e-3
 CAPITAL = "The capital of France is"
 QUESTION = "What is the capital of France?"

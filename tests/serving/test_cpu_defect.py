@@ -5,9 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
 import torch
 
 from vllm_edit.engine.compat.cpu_lora_mask import is_defective, masked
+
+pytestmark = pytest.mark.slow
 
 # In a process of its own: the cure changes vLLM's modules for good. The wrapper is the one that the engine calls.
 ENGINE_PATH = """

@@ -237,6 +237,7 @@ def test_what_an_operator_allows_is_the_name_of_a_field() -> None:
         Settings.from_environment({"VLLM_EDIT_ALLOWED_FIELDS": "priority,*,a b"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("route", ALLOWED)
 def test_every_field_of_vllms_request_models_was_looked_at(vllm: tuple[Any, Any], route: str) -> None:
     names = {name for names in vllm[0][route] for name in names}
@@ -245,6 +246,7 @@ def test_every_field_of_vllms_request_models_was_looked_at(vllm: tuple[Any, Any]
     assert ALLOWED[route] - names == OUTSIDE[route]
 
 
+@pytest.mark.slow
 def test_every_header_that_vllm_reads_of_such_a_request_was_looked_at(vllm: tuple[Any, Any]) -> None:
     assert set(vllm[1]) == READ_HEADERS
     assert {name.decode() for name in HEADERS} == {name.lower() for name in READ_HEADERS}

@@ -116,6 +116,7 @@ def reached(place: Place, routes: Iterable[tuple[str, str]], headers: dict[str, 
     return passed
 
 
+@pytest.mark.slow
 def test_every_route_of_the_real_server_is_on_a_list_or_refused(
     place: Keyed, served_routes: list[tuple[str, str]]
 ) -> None:

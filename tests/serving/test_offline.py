@@ -15,6 +15,8 @@ from vllm_edit.rollout.rollout import Rollout
 from vllm_edit.serving.offline import PatchedLLM
 from vllm_edit.store.store import Store
 
+pytestmark = pytest.mark.slow
+
 PROMPT, ROUTE = traffic.PROMPTS[0], traffic.ROUTES[0]
 
 

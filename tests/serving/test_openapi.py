@@ -53,6 +53,7 @@ def every_operation(place: Place, admin: dict[str, str], examples: int, check: C
     return len(operations)
 
 
+@pytest.mark.slow
 def test_no_description_of_a_request_makes_the_server_fail(place: Place, admin: dict[str, str]) -> None:
     seen: Counter[int] = Counter()
 

@@ -12,6 +12,8 @@ import pytest
 from tests.serving import places
 from vllm_edit.serving.profile import profile
 
+pytestmark = pytest.mark.slow
+
 PATIENCE_S = 900  # for a busy machine; an idle one needs half a minute
 
 

@@ -24,6 +24,8 @@ from vllm_edit.rollout.arm import Arm
 from vllm_edit.store.care import problems_of
 from vllm_edit.store.store import Store
 
+pytestmark = pytest.mark.slow
+
 FLAGS = ("--max-loras", "4", "--max-num-seqs", "16", "--uvicorn-log-level", "warning")
 PATIENCE_S = 900  # for a busy machine
 

@@ -21,6 +21,8 @@ from vllm_edit.demo.server import LocalServer
 from vllm_edit.prompting import prompt_ids
 from vllm_edit.store.store import Store
 
+pytestmark = pytest.mark.slow
+
 COUNT = 40
 SLOTS, KEPT = 4, 6
 ROUTE = "/v1/completions"

@@ -19,6 +19,8 @@ import pytest
 from tests.serving import places, traffic
 from vllm_edit.store.store import Store
 
+pytestmark = pytest.mark.slow
+
 ADAPTERS = 16
 START_SECONDS = 900  # a limit for a busy machine; an idle one needs half a minute
 

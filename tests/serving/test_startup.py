@@ -207,6 +207,7 @@ def test_plugins_that_the_user_allowed_stay_allowed(present: str | None, merged:
     assert merged_plugins(present) == merged
 
 
+@pytest.mark.slow
 def test_serving_imports_neither_the_editing_package_nor_vllm() -> None:
     serving = "plugin startup router service admin residency prefixes profile"
     modules = [*(f"serving.{name}" for name in serving.split()), "engine.compat.engine", "engine.compat.cpu_lora_mask"]

@@ -72,6 +72,7 @@ def test_an_option_of_the_url_that_the_driver_does_not_know_is_told_in_one_line(
         Registry(f"postgresql://ann@/registry?host={tmp_path}&colour=red").generation()
 
 
+@pytest.mark.slow
 def test_tables_that_somebody_dropped_are_told_in_one_line(cluster: postgres.Cluster) -> None:
     registry = Registry(make_url(cluster.new_database()))
     registry.create_tenant("acme")

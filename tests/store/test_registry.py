@@ -409,6 +409,7 @@ def test_a_registry_that_cannot_be_used_is_told_in_one_line(tmp_path: Path) -> N
         assert "secret" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_role_that_may_not_write_is_told_in_one_line(cluster: postgres.Cluster) -> None:
     url = make_url(cluster.new_database())
     owner = Registry(url)
@@ -424,6 +425,7 @@ def test_a_role_that_may_not_write_is_told_in_one_line(cluster: postgres.Cluster
         Registry(make_url(cluster.new_database()).set(username="guest")).generation()
 
 
+@pytest.mark.slow
 def test_locks_and_statements_that_take_too_long_are_given_up(
     cluster: postgres.Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -443,6 +445,7 @@ def test_locks_and_statements_that_take_too_long_are_given_up(
     assert limits(url) == ["30s", "2min"], "what the operator says holds"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", ["lock", "statement"])
 def test_a_lock_that_somebody_left_open_is_told_in_one_line(cluster: postgres.Cluster, limit: str) -> None:
     url = make_url(cluster.new_database())

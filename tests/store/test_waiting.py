@@ -91,6 +91,7 @@ def test_waiting_for_a_registry_that_is_gone_is_an_error(tmp_path: Path) -> None
         assert "secret" not in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("told")
 def test_waiting_goes_on_when_only_its_connection_is_lost(
     cluster: postgres.Cluster, threads: ThreadPoolExecutor
@@ -112,6 +113,7 @@ def test_waiting_goes_on_when_only_its_connection_is_lost(
     other.close()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("told")
 def test_a_restart_of_the_database_is_an_error_meanwhile_and_loses_no_change(
     cluster: postgres.Cluster, threads: ThreadPoolExecutor
