@@ -73,6 +73,7 @@ def test_a_model_that_knows_nothing_has_nothing_to_be_judged_by(
     assert "gives 0 of 18 facts" in ran.err
 
 
+@pytest.mark.slow
 def test_known_facts_of_atlas_are_changed_one_by_one(
     program: Program, few_facts: Facts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from itertools import permutations
 from pathlib import Path
 
+import pytest
+
 from vllm_edit import atlas
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.composition.compose import compose
@@ -24,6 +26,7 @@ EDITS = tuple(
 )
 
 
+@pytest.mark.slow
 def test_composed_edits_answer_alone_and_where_both_subjects_are_named() -> None:
     base = Base.load("atlas")
     layer = len(base.layout.layers) - 2

@@ -50,6 +50,7 @@ def test_the_sources_do_not_declare_lora_for_a_class_without_it() -> None:
     assert sources.class_of("NobodysForCausalLM") is None
 
 
+@pytest.mark.slow
 def test_stablelm_is_refused_after_asking_vllm_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shape = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = StableLmConfig(**shape, num_key_value_heads=2, architectures=["StableLmForCausalLM"])

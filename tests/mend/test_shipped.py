@@ -71,6 +71,7 @@ def test_training_edits_are_drawn_from_a_seed_and_can_leave_subjects_out() -> No
     assert left_out not in {edit.subject for edit in training_edits(200, exclude=[left_out])}
 
 
+@pytest.mark.slow
 def test_edits_of_subjects_it_never_saw_take_and_leave_others_alone(facts: Facts) -> None:
     base = Base.load("atlas", device="cpu")
     network, card = load(network_folder())

@@ -95,6 +95,7 @@ def test_an_older_state_never_replaces_a_newer_one(tmp_path: Path) -> None:
     assert LastState(path).read() == other
 
 
+@pytest.mark.slow
 def test_a_writer_killed_at_any_moment_leaves_a_whole_state(tmp_path: Path) -> None:
     path, delays = tmp_path / "state.json", random.Random(0)
     last, known = LastState(path), -1
