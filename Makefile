@@ -39,9 +39,9 @@ IN_TWO := -n 2 --dist loadfile --no-loadscope-reorder
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(IN_TWO)
 
-# The daily loop: without the tests that are marked slow.
+# The daily loop: without the tests that are marked slow. It ends with those that may need the marker too.
 test-fast: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(IN_TWO) -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(IN_TWO) -m "not slow" --durations 10 --durations-min 2
 
 # What is broken on purpose, in its full sizes (an hour); `make test` has a short version of each.
 test-faults: setup
