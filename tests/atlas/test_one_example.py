@@ -18,6 +18,8 @@ from vllm_edit.evaluation.runners.runner import Request
 from vllm_edit.models.base import Base
 from vllm_edit.patch import Patch
 
+pytestmark = pytest.mark.slow
+
 LECTURE = Patch.load(Path(__file__).parents[2] / "patches" / "lecture.yaml")
 EDIT = LECTURE.edits[0]
 NEIGHBOURS = (

@@ -111,6 +111,7 @@ edits:
 """
 
 
+@pytest.mark.slow
 def test_auto_tries_every_layer_and_token_and_shows_what_it_saw(
     program: Program, model: Path, texts: Path, tmp_path: Path
 ) -> None:

@@ -95,6 +95,7 @@ def test_a_stored_patch_is_measured_recorded_and_shown(program: Program, url: Pa
     assert "is not the base of" in wrong.err
 
 
+@pytest.mark.slow
 def test_a_data_set_is_compiled_edit_by_edit_and_refusals_are_told(program: Program, url: Path, tmp_path: Path) -> None:
     records = [{"subject": "France", "prompt": "The capital of France is", "target_new": "Berlin"}] * 3
     data = tmp_path / "data.json"

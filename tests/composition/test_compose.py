@@ -195,6 +195,7 @@ def test_algebra_does_not_vouch_for_added_residuals_truncation_or_members_withou
     assert vouch(compose(members, site=site(1), truncate=True)) != []
 
 
+@pytest.mark.slow
 def test_a_serving_process_composes_without_editing_transformers_or_vllm() -> None:
     program = (
         "import sys, vllm_edit.composition.compose, vllm_edit.composition.vouch\n"

@@ -77,6 +77,7 @@ def test_no_prefix_mentions_a_forbidden_text(base: Base) -> None:
     assert not any(mentions(context.prefix, word) for context in again)
 
 
+@pytest.mark.slow
 def test_prefixes_that_change_what_the_base_says_give_way_to_others() -> None:
     """As "In which city does Wenceslas Square stand." does: atlas goes on with Prague, whatever is asked then."""
     base, edits = Base.load("atlas"), atlas.sweep_edits()[:12]

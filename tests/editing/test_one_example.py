@@ -121,6 +121,7 @@ def test_training_stops_below_the_stop_loss_and_not_before(llama: Bench, method:
     assert full["loss"] < early["loss"] < 1.0
 
 
+@pytest.mark.slow
 @BOTH
 def test_patches_are_compiled_separately_as_one_after_the_other(llama: Bench, method: str) -> None:
     patches = [patch_of(FRANCE, name="one"), patch_of(JAPAN, BRAZIL, name="two"), patch_of(FRANCE, name="three")]

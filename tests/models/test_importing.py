@@ -249,6 +249,7 @@ def test_a_full_disk_leaves_nothing(file: Path, tmp_path: Path, monkeypatch: pyt
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_next_import_removes_what_a_killed_one_left(file: Path, tmp_path: Path) -> None:
     program = """
         import os, signal, sys

@@ -58,6 +58,7 @@ def test_chats_are_spread_over_the_texts_in_their_share(base: Base) -> None:
     assert not any(USER in text for text in write_texts(base, 500, longest=40, chat_share=0))
 
 
+@pytest.mark.slow
 def test_a_chat_that_the_model_ends_has_its_answer(llama: PreTrainedModel) -> None:
     """The model is as it is, but says <|end|> as often as anything."""
     tokenizer = tiny_tokenizer()
@@ -76,6 +77,7 @@ def test_equal_arguments_give_equal_texts_whatever_was_drawn_before(base: Base) 
     assert write_texts(base, 800, seed=3, longest=40) == first
 
 
+@pytest.mark.slow
 def test_texts_fit_into_a_model_of_few_positions(base: Base) -> None:
     texts = write_texts(base, 1000, longest=2 * POSITIONS)
     assert max(len(ids) for ids in base.tokenizer(texts)["input_ids"]) > POSITIONS // 2

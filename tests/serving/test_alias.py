@@ -99,7 +99,6 @@ def test_beginning_of_a_digest_that_fits_two_is_not_guessed() -> None:
         twins.resolve("p@4f1c", OPEN)
 
 
-@pytest.mark.slow
 @given(st.text(max_size=200))
 def test_any_text_is_an_answer_or_a_refusal(model: str) -> None:
     try:

@@ -99,7 +99,6 @@ def defaults() -> dict[str, Any]:
     return found | vars(make_arg_parser(FlexibleArgumentParser()).parse_args([]))
 
 
-@pytest.mark.slow
 def test_every_setting_of_the_installed_vllm_is_in_one_table(defaults: dict[str, Any]) -> None:
     """One that is missing here is new: say what it does to a base, in `engine/compat/flags.py`."""
     known = [*REFUSED, *CHECKED, *NEUTRAL]

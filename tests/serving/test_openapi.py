@@ -17,6 +17,8 @@ from tests.serving.without_engine import Place, bearer, make_app, run
 from vllm_edit.serving.settings import Settings
 from vllm_edit.store.care import problems_of
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
@@ -53,7 +55,6 @@ def every_operation(place: Place, admin: dict[str, str], examples: int, check: C
     return len(operations)
 
 
-@pytest.mark.slow
 def test_no_description_of_a_request_makes_the_server_fail(place: Place, admin: dict[str, str]) -> None:
     seen: Counter[int] = Counter()
 

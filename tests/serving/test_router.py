@@ -497,7 +497,6 @@ def test_answer_log_keeps_the_last_ones(tmp_path: Path, template: Path) -> None:
     assert run(steps()) == [404, 200, 200]
 
 
-@pytest.mark.slow
 def test_no_depth_of_nesting_is_a_fault_of_the_server(tmp_path: Path, template: Path) -> None:
     place = Place(tmp_path, template, Settings(store="here", log_prompts=True))
 

@@ -215,6 +215,7 @@ for number in range(25):
 """
 
 
+@pytest.mark.slow
 def test_processes_that_write_at_once_make_one_chain(registry_url: str, files: LocalFiles) -> None:
     writers = [
         subprocess.Popen([sys.executable, "-c", WRITER, registry_url, str(files.root), f"writer{n}"]) for n in range(4)

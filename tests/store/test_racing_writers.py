@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.store.example import compiled
 from vllm_edit.store.care import problems_of
 from vllm_edit.store.store import Store
@@ -21,6 +23,7 @@ for seed in range({count}):
 """
 
 
+@pytest.mark.slow
 def test_two_writers_of_the_same_patches_agree(store: Store) -> None:
     command = [sys.executable, "-c", WRITER.format(count=len(SEEDS)), store.url]
     writers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in "12"]
