@@ -26,7 +26,7 @@ from vllm_edit.errors import EditError
 from vllm_edit.models.base import unchanged
 from vllm_edit.serving import router
 from vllm_edit.serving.admin import admission, desk
-from vllm_edit.store import migrations
+from vllm_edit.registry import migrations
 
 PAGE = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
