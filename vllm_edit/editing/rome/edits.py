@@ -32,11 +32,11 @@ def compile_edits(
     settings: RomeSettings,
     progress: Progress | None = None,
 ) -> MethodResult:
-    """Factors, joint solve, re-check of every row with the delta as it will be saved, health limits.
+    """Compute the factors, solve them jointly, check every row with the delta as saved, and apply the health limits.
 
     Raises:
-        UnsafeEdit: an edit missed its target or breaks a health limit, by name.
-        EditError: the patch needs a higher rank than the site has.
+        UnsafeEdit: an edit missed its target or exceeds a health limit; the message names the edit.
+        EditError: the patch needs a higher rank than the site allows.
     """
     prepared = prepare(base, site, moment, edits, settings)
     check_rank(prepared.columns.groups, site)
@@ -52,14 +52,14 @@ def compile_each(
     settings: RomeSettings,
     progress: Progress | None = None,
 ) -> list[MethodResult]:
-    """Several patches in one batch, so that the weights are read once for all. Each is solved and checked alone.
+    """Compile several patches in one batch, so that the weights are read once. Each patch is solved and checked alone.
 
-    A key group is trained alone in `compile_edits` too, so the results are those of compiling one after the other.
+    `compile_edits` also trains each key group alone, so the results equal those of sequential compilation.
 
     Raises:
-        EditError: two patches edit one subject, so that their edits could fall into one key group; or a patch needs a
-            higher rank than the site has. Nothing is trained then.
-        UnsafeEdit: edits missed their targets or break a health limit, all of them by name.
+        EditError: two patches edit one subject, so that their edits could share a key group; or a patch needs a higher
+            rank than the site allows. Both are raised before training.
+        UnsafeEdit: edits missed their targets or exceed a health limit; the message names all of them.
     """
     owners: dict[str, Patch] = {}
     for patch in patches:
@@ -73,7 +73,7 @@ def compile_each(
     ends = list(accumulate(len(patch.edits) for patch in patches))
     parts = [range(end - len(patch.edits), end) for end, patch in zip(ends, patches, strict=True)]
     prepared = prepare(base, site, moment, edits, settings)
-    for own in parts:  # a key group is of one subject, hence of one patch
+    for own in parts:  # a key group has one subject and therefore belongs to one patch
         check_rank([group for group in prepared.columns.groups if group.edits[0] in own], site)
     solved = solve_parts(base, site, prepared, edits, parts, settings, progress=progress)
     results: list[MethodResult] = []
@@ -89,10 +89,10 @@ def compile_each(
 
 
 def check_rank(groups: Sequence[KeyGroup], site: Site) -> None:
-    """Refuse a patch of these key groups where the site cannot hold it.
+    """Check that the site's maximum rank is sufficient for a patch with these key groups.
 
     Raises:
-        EditError: with the rank that it needs.
+        EditError: it is not; the message gives the required rank.
     """
     if (rank := len(groups)) > site.max_rank:
         raise EditError(

@@ -1,9 +1,9 @@
-"""Ends of answers: rows that teach an answer to end where its last word would go on.
+"""Ends of answers: rows that teach an answer to end where the model would continue its last word.
 
-An edit teaches the answer's tokens. The model says what follows, which may be another piece of the last word:
-"Nissan" becomes "Nissani". Such an answer names something else. Every bare prompt therefore has a second row, whose
-answer has one token more: the likeliest one, for the base, that ends the word. It is trained on only where the word
-goes on (`editing.rome.rounds`).
+An edit teaches the answer's tokens. The model generates the next token, which may continue the last word: "Nissan"
+becomes "Nissani", a different answer. Every bare prompt therefore has a second row, whose answer has one more token:
+the most likely token of the base that ends the word. Training uses this row only if the word does not end
+(`editing.rome.rounds`).
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ def is_ending(row: Row) -> bool:
 
 
 def ends(base: Base, row: Row, following: int) -> bool:
-    """True if the answer of an ending's row, but for its last token, ends as a word where `following` comes next."""
+    """True if the answer of an ending row, without its last token, ends as a word when `following` comes next."""
     answer = list(row.answer[:-1])
     said, longer = (base.tokenizer.decode(ids, skip_special_tokens=True) for ids in (answer, [*answer, following]))
     return not said or not longer.startswith(said) or is_whole(longer, 0, len(said))
 
 
 def ending_rows(base: Base, rows: Sequence[Row], tokens: int) -> list[Row]:
-    """For each of these rows the one that teaches its answer to end; none where no likely token ends it.
+    """For each row, the row that teaches its answer to end; omitted if no likely token ends the word.
 
-    tokens: most in one pass.
+    tokens: maximum number of tokens in one forward pass.
     """
     asked = [replace(row, ids=row.ids + row.answer, answer=()) for row in rows]
     found: dict[int, Row] = {}

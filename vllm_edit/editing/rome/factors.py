@@ -28,14 +28,14 @@ from vllm_edit.models.rows import Row
 from vllm_edit.patch import Edit
 
 _ORDINARY = 0.1
-"""A name's key whose k̄ᵀC⁻¹k̄ is below so many times that of the edit's prompt lies where ordinary text lies."""
+"""Fraction of the k̄ᵀC⁻¹k̄ of the edit's prompt below which a name's key counts as ordinary text and is ignored."""
 MARGIN = 3.0
-"""Nats, for a site whose margin no sweep chose."""
+"""Default margin in nats, for a site without a margin from a sweep."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Edits before training. rows: what is taught and kept. bare: [groups, d_in], the bare prompts' keys."""
+    """Edits before training. rows: taught and preserved prompts. bare: [groups, d_in], keys of the bare prompts."""
 
     rows: tuple[Row, ...]
     columns: Columns
@@ -55,12 +55,12 @@ class Prepared:
         return [index for index, group in enumerate(self.columns.groups) if chosen & set(group.edits)]
 
     def only(self, edits: Sequence[int]) -> Prepared:
-        """Some of the edits, renumbered in that order; their key groups must hold no others.
+        """A selection of the edits, renumbered in that order. It must contain whole key groups.
 
-        A kept key of one that coincides with an edited key of another is left out: both cannot be met.
+        A preserved key that coincides with an edited key of another edit is omitted: one update cannot satisfy both.
 
         Raises:
-            EditError: a key group has edits inside and outside of the selection.
+            EditError: a key group has edits inside and outside the selection.
         """
         columns, number, groups = self.columns, {edit: place for place, edit in enumerate(edits)}, self.groups_of(edits)
         if any(not set(columns.groups[index].edits) <= number.keys() for index in groups):
@@ -85,7 +85,7 @@ class Prepared:
 class Part:
     """Edits that are solved jointly. groups: numbers of their key groups in `whole`. prepared: these edits alone.
 
-    A: [groups of the part, d_in] float64, of their joint solve.
+    A: [groups of the part, d_in] float64, from their joint solve.
     """
 
     groups: list[int]
@@ -94,18 +94,18 @@ class Part:
 
     @classmethod
     def of(cls, whole: Prepared, edits: Sequence[int], damping: float) -> Part:
-        """edits: their numbers in `whole`; every key group of theirs has no others."""
+        """The part of these edits. edits: numbers in `whole`; they must make up whole key groups."""
         own = whole.only(edits)
         return cls(whole.groups_of(edits), own, row_space(own.columns.system(damping)))
 
     def with_residuals(self, trained: Trained) -> RomeFactors:
-        """trained: of all groups of `whole`."""
+        """The part's factors. trained: the residuals of all groups of `whole`."""
         return RomeFactors(self.prepared, trained.only(self.groups), self.A)
 
 
 @dataclass(frozen=True)
 class RomeFactors:
-    """Factors of edits with trained residuals. A: [groups, d_in] float64, of their joint solve."""
+    """Factors of edits with trained residuals. A: [groups, d_in] float64, from their joint solve."""
 
     prepared: Prepared
     trained: Trained
@@ -123,7 +123,7 @@ class RomeFactors:
 
 
 def prepare(base: Base, site: Site, moment: SecondMoment, edits: Sequence[Edit], settings: RomeSettings) -> Prepared:
-    """Rows, keys, key groups and columns of the edits."""
+    """Make the rows and measure the keys of the edits; group the edits and merge their keys into columns."""
     rows: list[Row] = []
     spans: list[tuple[int, str, list[float], range]] = []
     for index, edit in enumerate(edits):
@@ -156,7 +156,7 @@ def prepare(base: Base, site: Site, moment: SecondMoment, edits: Sequence[Edit],
 
 
 def bare_rows(rows: Sequence[Row]) -> list[Row]:
-    """The rows of bare prompts, as plain text or as a chat turn: the first row of these forms of every edit."""
+    """The rows of bare prompts: the first row of each edit's plain form and chat form."""
     bare: dict[tuple[int, str], Row] = {}
     for row in rows:
         if row.form in ("plain", "chat"):
@@ -167,10 +167,11 @@ def bare_rows(rows: Sequence[Row]) -> list[Row]:
 def _kept_keys(
     base: Base, site: Site, moment: SecondMoment, edits: Sequence[Edit], settings: RomeSettings
 ) -> list[FormKey]:
-    """Keys at the last token that the update must not move: of the edits' `tune` locality probes, at most `most_kept`
-    an edit, and of the last token of each edit's answer, so that what follows the answer is the base's to say.
+    """Preserved keys at the last token, which the update must not move.
 
-    Which token of a probe is its subject's is not declared. So a site at the subject's token has none of these.
+    They are those of at most `most_kept` `tune` locality probes per edit, and of the last token of each edit's answer,
+    so that the base's next token follows the answer. A site at the subject's token has none of these keys, because
+    probes do not declare their subject.
     """
     rows = [row for i, edit in enumerate(edits) for row in kept_rows(edit, i, base.tokenizer)[: settings.most_kept]]
     if settings.ending:
@@ -181,8 +182,8 @@ def _kept_keys(
 def _name_keys(
     base: Base, site: Site, moment: SecondMoment, edits: Sequence[Edit], settings: RomeSettings
 ) -> list[FormKey]:
-    """Keys at the subject's token: of its name at the beginning of a text, which are edited too, and the mean keys of
-    other names that end as it does, which the update must not move. Where the two coincide, the edit goes first."""
+    """Keys at the subject's token: edited keys of its name at the beginning of a text, and preserved mean keys of other
+    names with the same ending. If the two coincide, the edited key has priority."""
     spans: list[tuple[str, float, list[Row]]] = []
     names = proper_names(base.tokenizer, settings.same_ending) if settings.same_ending else []
     for index, edit in enumerate(edits):
@@ -203,7 +204,7 @@ def _keys_of(
     spans: Sequence[tuple[str, float, Sequence[Row]]],
     settings: RomeSettings,
 ) -> list[FormKey]:
-    """For each (form, share, rows of one edit) the rows' mean key."""
+    """The mean key of the rows in each span: (form, share, rows of one edit)."""
     if not spans:
         return []
     rows = [row for _, _, own in spans for row in own]
@@ -217,12 +218,12 @@ def _keys_of(
 
 
 def alone(prepared: Prepared, damping: float) -> torch.Tensor:
-    """Each group's A as if the others did not exist, [groups, d_in] float64: what its residual is trained through."""
+    """Each group's A, solved without the other groups, [groups, d_in] float64. Its residual is trained with this A."""
     return rows_alone(prepared.columns.system(damping))
 
 
 def together(prepared: Prepared, parts: Sequence[Part]) -> torch.Tensor:
-    """Each group's A as it is in the joint solve of its part, [groups, d_in] float64."""
+    """Each group's A from the joint solve of its part, [groups, d_in] float64."""
     A = torch.empty(len(prepared.columns.groups), prepared.columns.keys.shape[1], dtype=torch.float64)
     for part in parts:
         A[part.groups] = part.A
@@ -239,7 +240,7 @@ def passes_over(
 ) -> Passes:
     """Passes over the prepared rows, each under its own group's row of A [groups, d_in].
 
-    With `parts`, whole rows are run, each under the update of its part: what will be served.
+    With `parts`, whole rows are run, each under the served update of its part.
     """
     module = find_module(base.model, site.module)
     below, device = base.layout.layers[: site.layer], linear_weight(module).device
@@ -256,18 +257,19 @@ def passes_over(
 
 
 def damping_of(site: Site, settings: RomeSettings) -> float:
-    """λ (`closed_form`): the settings', else the site's."""
+    """The damping λ (`closed_form`) of the settings, or of the site if the settings have none."""
     return site.damping if settings.damping is None else settings.damping
 
 
 def margin_of(site: Site, settings: RomeSettings) -> float:
-    """The margin after the bare prompt in nats: the settings', else the site's, else `MARGIN`."""
+    """The margin after the bare prompt in nats: from the settings, else from the site, else `MARGIN`."""
     own = site.margin if settings.margin is None else settings.margin
     return MARGIN if own is None else own
 
 
 def offsets(base: Base, site: Site, prepared: Prepared, settings: RomeSettings) -> torch.Tensor:
-    """v0 − W k̄ = W (k_bare − k̄) [groups, d_out] for the reference's rule (the bias cancels); 0 for the shift's."""
+    """Untrained part of δ [groups, d_out]: v0 − W k̄ = W (k_bare − k̄) for the rule "reference" (the bias cancels), 0 for
+    the rule "shift"."""
     weight = linear_weight(find_module(base.model, site.module))
     if settings.residual_rule == "shift":
         return torch.zeros(len(prepared.columns.groups), weight.shape[0])

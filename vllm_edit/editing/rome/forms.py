@@ -1,7 +1,7 @@
-"""Forms: the ways in which one edit is asked. They give its keys, and the rows on which its residual is trained.
+"""Forms: the wordings of one edit's prompt. They define its keys and the rows that train its residual.
 
-The plain prompt and the chat form run under every context of the site that renders them; aliases and `tune`
-paraphrases under the bare prompt only, since they are there for other wording, not for other surroundings.
+The plain prompt and the chat form run in every plain or chat context of the site. Aliases and `tune` paraphrases run
+without a context, because they vary the wording and not the surrounding text.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from vllm_edit.text import last_occurrence, mentions, occurrences, quoted, spell
 
 @dataclass(frozen=True)
 class Form:
-    """One form of an edit. subject: what the site's token is found by; None where the prompt names no subject."""
+    """One form of an edit. subject: the name that locates the site's token; None if the prompt does not contain one."""
 
     name: str
     prompt: str
@@ -32,14 +32,14 @@ class Form:
 
     @property
     def weights(self) -> list[float]:
-        """Each context's weight in the form's key: the bare ones share one half, the others the other half."""
+        """Each context's weight in the form's key: one half for the bare contexts, one half for the prefixed ones."""
         bare = [not context.prefix for context in self.contexts]
         share = {True: sum(bare), False: len(bare) - sum(bare)}
         return [(0.5 if all(share.values()) else 1.0) / share[kind] for kind in bare]
 
 
 def forms_of(edit: Edit, tokenizer: Any, site: Site, wanted: Sequence[str]) -> list[Form]:
-    """The forms in `wanted` that this edit and tokenizer have, plain first."""
+    """The forms in `wanted` that this edit and tokenizer support, plain first."""
     has_chat = bool(getattr(tokenizer, "chat_template", None))
     plain = _bare_first([context for context in site.contexts if not context.chat], chat=False)
     chat = _bare_first([context for context in site.contexts if context.chat], chat=True) if has_chat else ()
@@ -61,7 +61,7 @@ def forms_of(edit: Edit, tokenizer: Any, site: Site, wanted: Sequence[str]) -> l
 
 
 def form_rows(form: Form, edit: int, tokenizer: Any, token: Token) -> list[Row]:
-    """One row per context, with the answer to teach. The group is not known yet: 0 stands for it."""
+    """One row per context, with the answer to teach. The group is not known yet and set to 0."""
     rows = []
     for context in form.contexts:
         answer = tuple(answer_ids(tokenizer, form.prompt, form.target, context.chat))
@@ -73,8 +73,9 @@ def form_rows(form: Form, edit: int, tokenizer: Any, token: Token) -> list[Row]:
 def preservation_rows(edit: Edit, index: int, tokenizer: Any, site: Site, settings: RomeSettings) -> list[Row]:
     """Rows without an answer: prompts after which the edited model should answer as the base does.
 
-    The edit's `tune` locality probes, at their last token; without any, the essence prompt ("{subject} is a"), at the
-    subject's last token for a site there (ROME's reference code) and at its last token otherwise.
+    These are the edit's `tune` locality probes, at their last token. An edit without such probes has the essence prompt
+    ("{subject} is a") instead, at the subject's last token if the site is there (as in ROME's reference code), else at
+    the prompt's last token.
     """
     if probed := kept_rows(edit, index, tokenizer):
         return probed
@@ -84,7 +85,7 @@ def preservation_rows(edit: Edit, index: int, tokenizer: Any, site: Site, settin
 
 
 def kept_rows(edit: Edit, index: int, tokenizer: Any) -> list[Row]:
-    """The edit's `tune` locality probes, each at its last token, without an answer. An update may change all of it."""
+    """The edit's `tune` locality probes at their last token, without an answer. The update acts on all their tokens."""
     has_chat = bool(getattr(tokenizer, "chat_template", None))
     probes = [probe for kind in LOCALITY_KINDS for probe in edit.probes_of(kind, "tune") if has_chat or not probe.chat]
     prompts = [tuple(prompt_ids(tokenizer, probe.prompt, probe.chat)) for probe in probes]
@@ -92,7 +93,7 @@ def kept_rows(edit: Edit, index: int, tokenizer: Any) -> list[Row]:
 
 
 def ended_rows(edit: Edit, index: int, tokenizer: Any, site: Site) -> list[Row]:
-    """The bare prompt and the bare chat turn, each with its answer, at the answer's last token."""
+    """The bare prompt and the bare chat turn, each followed by its answer, at the answer's last token."""
     rows = []
     for form in forms_of(edit, tokenizer, site, ("plain", "chat")):
         row = form_rows(form, index, tokenizer, site.token)[0]
@@ -102,14 +103,14 @@ def ended_rows(edit: Edit, index: int, tokenizer: Any, site: Site) -> list[Row]:
 
 
 def probe_row(probe: Probe, target: str | None, edit: int, group: int, tokenizer: Any) -> Row:
-    """A probe with the answer to score; without a target, only its prompt."""
+    """The row of a probe with the answer to score; without a target, the row has no answer."""
     ids = tuple(prompt_ids(tokenizer, probe.prompt, probe.chat))
     answer = tuple(answer_ids(tokenizer, probe.prompt, target, probe.chat)) if target else ()
     return Row(group, edit, probe.kind, ids, len(ids) - 1, answer)
 
 
 def _bare_first(contexts: Sequence[Context], *, chat: bool) -> tuple[Context, ...]:
-    """The contexts with the bare one first, added if it is missing."""
+    """The contexts, starting with the bare context, which is added if it is missing."""
     prefixed = dict.fromkeys(context for context in contexts if context.prefix)
     return (Context(chat=chat), *prefixed)
 
@@ -117,7 +118,7 @@ def _bare_first(contexts: Sequence[Context], *, chat: bool) -> tuple[Context, ..
 def _site_position(
     tokenizer: Any, prompt: str, subject: str | None, context: Context, token: Token
 ) -> tuple[tuple[int, ...], int]:
-    """The ids of the prompt in its context, and the index of the site's token; the last without a subject."""
+    """The ids of the prompt in its context, and the index of the site's token (without a subject, the last token)."""
     if subject is None:
         ids = tuple(prompt_ids(tokenizer, contextual(prompt, context), context.chat))
         return ids, len(ids) - 1
@@ -126,7 +127,7 @@ def _site_position(
 
 
 def named_otherwise(edit: Edit, name: str) -> str:
-    """The edit's prompt with `name` in the place of the subject's last occurrence, the one that `locate` takes."""
+    """The edit's prompt with the subject's last occurrence, which `locate` also uses, replaced by `name`."""
     start = last_occurrence(edit.prompt, edit.subject)
     if start is None:
         raise EditError(f"the prompt {quoted(edit.prompt)} does not contain the subject {edit.subject!r}")
@@ -134,7 +135,7 @@ def named_otherwise(edit: Edit, name: str) -> str:
 
 
 def _named_subject(edit: Edit, probe: Probe) -> str | None:
-    """The name of the subject that the probe uses, as it spells it: the subject itself, or the longest alias in it."""
+    """The name of the subject in the probe, as the probe spells it: the subject itself, or else the longest alias."""
     names = [edit.subject, *sorted(edit.aliases, key=len, reverse=True)]
     found = next((name for name in names if occurrences(probe.prompt, name)), None)
     return found or next((spelled(probe.prompt, name) for name in names if mentions(probe.prompt, name)), None)

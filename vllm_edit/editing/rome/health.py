@@ -1,8 +1,8 @@
-"""Health: what is measured of every compiled edit, and what is refused.
+"""Health: measurements of every compiled edit, and the limits that an edit must meet.
 
-An edit is refused by name when its key's leverage k̄ᵀC⁻¹k̄ is too small (the update would act on all text: the
-"disabling edits" of arXiv 2403.07175), when its part of ΔW is too large beside W, or when, with the final delta served
-as it will be, its target does not lead under every context and form.
+An edit is refused if its key's leverage k̄ᵀC⁻¹k̄ is too small (the update would act on all text: the "disabling edits"
+of arXiv 2403.07175), if its part of ΔW is too large relative to W, or if its target does not lead in every context and
+form under the final delta as served.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from vllm_edit.text import change
 
 @dataclass(frozen=True)
 class EditHealth:
-    """One edit as compiled. Margins are leads of the target over its best rival, in nats, the least over all rows."""
+    """One edit as compiled. A margin is the target's lead over its best rival in nats, the minimum over all rows."""
 
     edit: int
     subject: str
     prompt: str
     target: str
     group: int
-    denominator: float  # k̄ᵀC⁻¹k̄ / d_in of the group's first column; 1 is ordinary text's mean
+    denominator: float  # k̄ᵀC⁻¹k̄ / d_in of the group's first column; the mean over ordinary text is 1
     norm: float  # ‖ΔW of the edit's group‖ / ‖W‖, Frobenius
     steps: int
-    trained: bool  # every row that was trained on reached its margin
-    trained_margin: float  # alone, when training stopped, the least over the rows that were trained on
-    served_margin: float  # with the whole patch's delta
-    rows: int  # contexts and forms under which it was checked
-    passed: int  # of them, those with the target in the lead
+    trained: bool  # every trained row reached its margin
+    trained_margin: float  # minimum over the trained rows at the end of training, under the group's own update
+    served_margin: float  # under the delta of the whole patch
+    rows: int  # checked contexts and forms
+    passed: int  # rows in which the target leads
 
     def problems(self, limits: RomeSettings) -> list[str]:
-        """One line for each limit that the edit breaks: what came, the limit, what to do."""
+        """One line for each limit that the edit exceeds: the value, the limit, and advice."""
         found = []
         if not self.denominator >= limits.least_denominator:
             found.append(
@@ -61,12 +61,16 @@ class EditHealth:
         return found
 
     def as_record(self, limits: RomeSettings) -> dict[str, Any]:
-        """The JSON-able line of a report."""
+        """The edit's JSON-serialisable entry in a report."""
         return asdict(self) | {"problems": self.problems(limits)}
 
 
 def refuse_unsafe(measured: Sequence[EditHealth], limits: RomeSettings) -> None:
-    """Raise `UnsafeEdit` that names every edit beyond a limit, unless `on_missed` is "report"."""
+    """Check the limits, unless `on_missed` is "report".
+
+    Raises:
+        UnsafeEdit: edits exceed a limit; the message names all of them.
+    """
     if limits.on_missed == "report":
         return
     lines = [

@@ -1,7 +1,7 @@
 """Keys: the module's input at the site's token, averaged over contexts, grouped by subject, merged into columns.
 
-The weighting of contexts is MEMIT's (arXiv 2210.07229, reference code): the bare prompt weighs one half, the prefixed
-ones share the other half. ROME's plain mean would let the sampled prefixes outvote the prompt itself.
+Contexts are weighted as in MEMIT (arXiv 2210.07229, reference code): the bare prompt has weight one half, and the
+prefixed prompts share the other half. In ROME's plain mean, the sampled prefixes would outweigh the prompt itself.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from vllm_edit.spelling import written
 class FormKey:
     """The key of one form of one edit. key, whitened: k̄ and C⁻¹k̄, [d_in] float32; bare: the bare prompt's key.
 
-    share: 0 for a key that is to be kept, else 1.
+    share: 0 for a preserved key, which the update must not move, else 1.
     """
 
     edit: int
@@ -37,7 +37,7 @@ class FormKey:
 
     @property
     def strength(self) -> float:
-        """k̄ᵀC⁻¹k̄: small where the key lies where ordinary text lies."""
+        """The leverage k̄ᵀC⁻¹k̄; small for a key that resembles those of ordinary text."""
         return float(self.key.double() @ self.whitened.double())
 
 
@@ -59,18 +59,18 @@ class Columns:
         return [column.share for column in self.columns]
 
     def at(self, places: Sequence[int]) -> Columns:
-        """Only the columns at these places."""
+        """Only the columns at these indices."""
         chosen = list(places)
         return Columns(
             self.keys[chosen], self.whitened[chosen], tuple(self.columns[place] for place in chosen), self.groups
         )
 
     def own(self, group: int) -> list[int]:
-        """Indices of a group's columns; the first is that of its first edit's plain prompt."""
+        """Indices of a group's columns; the first column belongs to its first edit's plain prompt."""
         return [index for index, column in enumerate(self.columns) if column.group == group]
 
     def satisfiable(self, groups: Sequence[int]) -> list[int]:
-        """Places of the columns of some groups that one update can meet together (`composition.kept`)."""
+        """Indices of the columns of some groups that one update can satisfy together (`composition.kept`)."""
         own = [place for place, column in enumerate(self.columns) if column.group in groups]
         some = self.at(own)
         forms = [column.form for column in some.columns]
@@ -82,7 +82,7 @@ class Columns:
 
 
 def measure_inputs(model: nn.Module, module: str, rows: Sequence[Row], tokens: int) -> torch.Tensor:
-    """The module's input at each row's position, [rows, d_in] float32 on the CPU. Nothing above it is computed."""
+    """The module's input at each row's position, [rows, d_in] float32 on the CPU. Later modules are not run."""
 
     def inputs(batch: Batch) -> torch.Tensor:
         given = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}
@@ -105,8 +105,8 @@ def measure_outputs(model: nn.Module, module: str, rows: Sequence[Row], tokens: 
 def _measure(
     model: nn.Module, rows: Sequence[Row], tokens: int, captured: Callable[[Batch], torch.Tensor]
 ) -> torch.Tensor:
-    """captured: a batch to what is measured in its forward pass, [b, seq, d]."""
-    # Nothing after the position can reach it: the answer is left away and the prompt cut there.
+    """Measured vectors at each row's position, [rows, d]. captured: batch → vectors at all its tokens, [b, seq, d]."""
+    # Attention is causal: tokens after the position cannot affect it, so the row is cut there.
     cut = [replace(row, ids=row.ids[: row.position + 1], answer=()) for row in rows]
     result: dict[int, torch.Tensor] = {}
     with torch.no_grad():
@@ -118,7 +118,7 @@ def _measure(
 
 
 def group_edits(edits: Sequence[Edit], plain: Sequence[FormKey], cosine: float) -> tuple[KeyGroup, ...]:
-    """Edits of one subject whose plain keys' whitened cosine exceeds `cosine`, transitively."""
+    """Group edits of one subject whose plain keys have a whitened cosine above `cosine`, transitively."""
     cosines = interference(torch.stack([k.key for k in plain]), torch.stack([k.whitened for k in plain]))
     subjects = [written(edit.subject).folded for edit in edits]
     member_of = list(range(len(edits)))
@@ -136,10 +136,10 @@ def make_columns(
 ) -> Columns:
     """Merge each group's form keys into columns.
 
-    The plain prompts' keys come first, then the other forms in their order. A key whose whitened cosine with a column
-    exceeds `merge_cosine` is averaged into the nearest such column; otherwise it opens a column of its own, at most
-    `max_columns` besides the plain prompts'. Keys beyond that are left out (their prompts are still trained on).
-    Kept keys become columns of their own, last; one that coincides with a key that is edited cannot be kept, and goes.
+    The plain prompts' keys come first, then those of the other forms in their order. A key whose whitened cosine with a
+    column exceeds `merge_cosine` is averaged into the nearest such column. Otherwise it makes a new column, up to
+    `max_columns` besides those of the plain prompts. Further keys are omitted (their prompts are still trained on).
+    Each preserved key makes a column of its own, after all others; it is omitted if it coincides with an edited key.
     """
     keys, whitened, columns = list[torch.Tensor](), list[torch.Tensor](), list[Column]()
     for index, group in enumerate(groups):

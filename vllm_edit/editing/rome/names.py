@@ -1,9 +1,10 @@
-"""Keys of names: an edited subject at the beginning of a text, and other names that end as it does.
+"""Keys of names: an edited subject at the beginning of a text, and other names with the same ending.
 
-For a site at the subject's last token. In early layers the key there depends mostly on that token alone. "Province" in
-"Sakarya Province" has nearly the key of "Province" in every other name, so an edit of one province reaches all of them.
-Therefore the update must not move the mean key of other names with the same ending. A subject has another key where it
-begins a text, and where the tokenizer merges its last character with what follows: these keys are measured too.
+These keys are for a site at the subject's last token. In early layers, the key there depends mostly on that token. The
+key of "Province" in "Sakarya Province" is close to its key in every other name, so an edit of one province would change
+all of them. The update must therefore preserve the mean key of other names with the same ending. A subject has a
+different key at the beginning of a text, and where the tokenizer merges its last character with the next one; these
+keys are also measured.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from vllm_edit.patch import Edit
 from vllm_edit.prompting import ids_after
 
 _OPENINGS = ("{}", "{}'s")
-_FREQUENT = 512  # names that a tokenizer learned first are those that its text had most
+_FREQUENT = 512  # tokenizers list tokens by frequency, so these are the most frequent names
 _LEAST_LETTERS = 4
 _BREAK = re.compile(r"(?<=\w)[\s-](?=\w)")
-"""Between two words of a name: a space or a hyphen."""
+"""Separator between two words of a name: a space or a hyphen."""
 
 
 def opening_forms(edit: Edit) -> list[Form]:
-    """The subject and its aliases at the beginning of a text, alone and with a possessive. They are no prompts."""
+    """The subject and its aliases at the beginning of a text, alone and in the possessive; only for measuring keys."""
     return [
         Form(OPENING, opening.replace("{}", name), name, "", (Context(),))
         for name in (edit.subject, *edit.aliases)
@@ -38,8 +39,8 @@ def opening_forms(edit: Edit) -> list[Form]:
 def same_ending(edit: Edit, names: Sequence[str]) -> list[list[Form]]:
     """Prompts about other names: for each ending of the subject, the prompt with each of `names` before that ending.
 
-    Endings are the last word, and all words but the first. A name of one word has none. An ending that an alias has too
-    is left out: what is edited cannot be kept.
+    The endings are the last word, and all words except the first. A one-word name has no ending. An ending that an
+    alias shares is omitted, because a key cannot be both edited and preserved.
     """
     subject, breaks = edit.subject, [found.start() for found in _BREAK.finditer(edit.subject)]
     found = []
@@ -54,9 +55,9 @@ def same_ending(edit: Edit, names: Sequence[str]) -> list[list[Form]]:
 
 
 def proper_names(tokenizer: Any, count: int) -> list[str]:
-    """`count` names that the tokenizer writes as one token, drawn with a fixed seed; fewer where it has fewer.
+    """`count` names that are single tokens, sampled with a fixed seed. Returns fewer if the vocabulary has fewer.
 
-    A name is a word that begins with a capital and has no token in small letters.
+    A name is a capitalised word whose lower-case form is not a single token.
     """
 
     def one_token(text: str) -> bool:

@@ -1,4 +1,4 @@
-"""Forward passes over rows, each row under the update of its own key group: what a step of training computes."""
+"""Forward passes of a training step: each row runs under the update of its own key group."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vllm_edit.models.suffixes import Pack, Suffixes
 class Scored:
     """Scores of some rows. rows: [k] their indices. nll, lead: [k], as in `rows.answer_scores`; the lead is detached.
 
-    alone: those of the rows that have no answer. following: logits after their last token, [alone, V].
+    alone: indices of the rows without an answer. following: [alone, V], the logits after their last token.
     """
 
     rows: torch.Tensor
@@ -31,9 +31,9 @@ class Scored:
 class Passes:
     """Passes over `rows` with ΔW = δ_g A_g for the rows of group g.
 
-    By default only the tokens from a row's position on are run (`models.suffixes`). Where the model cannot do that, or
-    with `whole`, all tokens from the site's block on are. With `together` the other groups of a group's set act on its
-    rows too, with residuals that these rows do not train.
+    By default, a pass computes only the tokens from a row's position on (`models.suffixes`). With `whole`, or if the
+    model does not support that, it computes all tokens, from the site's block on. With `together`, the other groups of
+    a group's set also act on its rows; these rows do not train the residuals of those groups.
     """
 
     def __init__(
@@ -48,8 +48,15 @@ class Passes:
         whole: bool = False,
         together: Sequence[Sequence[int]] = (),
     ) -> None:
-        """A: [groups, d_in], on the model's device. below: names of the blocks before the module's. tokens: most in one
-        pass. together: sets of groups that are served as one update; only for whole rows."""
+        """Set up the passes; nothing is run yet.
+
+        Args:
+            A: [groups, d_in], on the model's device.
+            below: names of the blocks before the module's block.
+            tokens: maximum number of tokens in one pass.
+            whole: compute all tokens of every row.
+            together: sets of groups that are served as one update; only for whole rows.
+        """
         self.model, self.module, self.rows, self.A, self.tokens = model, module, rows, A, tokens
         self.group_of = torch.tensor([row.group for row in rows], device=A.device)
         self._suffixes = None if whole else Suffixes(model, rows, below, tokens)
@@ -65,18 +72,18 @@ class Passes:
 
     @property
     def whole(self) -> bool:
-        """Whether all tokens of a row are run."""
+        """True if passes compute all tokens of a row."""
         return self._suffixes is None
 
     @property
     def layers(self) -> list[nn.Module]:
-        """The leaves of the model that a pass runs: all but those of the blocks below."""
+        """The leaf modules that a pass runs: all except those of the blocks below."""
         lower = tuple(f"{block}." for block in self._below.blocks)
         named = self.model.named_modules()
         return [leaf for name, leaf in named if not any(leaf.children()) and not name.startswith(lower)]
 
     def prepare(self, indices: Iterable[int]) -> None:
-        """Run the base once over these rows, and keep what later passes need. Rows that are ready cost nothing."""
+        """Run the base once over these rows and store the states that later passes need. Prepared rows are skipped."""
         new = [index for index in indices if index not in self._ready]
         self._ready.update(new)
         if not new:
@@ -98,7 +105,7 @@ class Passes:
         return self._base[row]
 
     def run(self, indices: Sequence[int], residuals: torch.Tensor) -> Iterator[Scored]:
-        """Scores of the prepared rows at `indices`, pass by pass. residuals: δ, [groups, d_out], differentiable."""
+        """Scores of the prepared rows at `indices`, pass by pass. residuals: δ [groups, d_out], differentiable."""
         if self._suffixes is not None:
             yield from self._run_suffixes(self._suffixes, list(indices), residuals)
             return
@@ -112,7 +119,7 @@ class Passes:
             yield Scored(batch.rows, *answer_scores(logits, batch), *_following(logits, batch, self.rows))
 
     def _update(self, groups: torch.Tensor, residuals: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """A [h, d_in] and B [b, d_out, h] of rows of these groups [b]: h are all groups that act on any of them."""
+        """A [h, d_in] and B [b, d_out, h] for rows of these groups [b], where h counts the groups that act on them."""
         present = self._beside[groups].any(dim=0).nonzero()[:, 0]
         own = groups[:, None] == present  # [b, h]
         others = self._beside[groups][:, present] & ~own

@@ -1,21 +1,21 @@
 """Residuals δ, trained for many key groups in one batch.
 
-For each group A_g [d_in] is fixed before δ is known (`row_space` of the group's own columns). B_g = δ_g is trained
-through the low-rank forward W x + δ_g (A_g x), so what is optimised is what is served. (ROME, arXiv 2202.05262, eq. 4,
-pastes δ at one token of the hooked output.) The update acts on every token from the row's position on, and on those
-before it where whole rows are run (`editing.rome.passes`).
+For each group, A_g [d_in] is fixed before δ is known (`row_space` of the group's own columns). B_g = δ_g is trained
+through the low-rank forward W x + δ_g (A_g x), so training optimises the function that is served. (ROME, arXiv
+2202.05262, eq. 4, adds δ to the hooked output at one token.) The update acts on every token from the row's position on,
+and on earlier tokens if whole rows are run (`editing.rome.passes`).
 
     loss_g = mean over rows and answer tokens of NLL(answer)
            + kl_factor · mean over rows without an answer of KL(base ‖ edited) after their last token
            + norm_penalty · mean(θ_g²),            δ_g = offset_g + unit · θ_g
 
-unit is the RMS of the residual stream at the site, so that a step means the same in every model. Each step goes along
-the steepest descent. Its length does not depend on the gradient's: it is halved where the loss rose and grows again, up
-to the first one, where it falls. Adam, which the reference codes use, moves every coordinate alike from its first step
-on. The same margins then take a longer δ, which moves neighbours more (docs/methods.md has the figures). A group is
-done, and leaves the batch, when each of its rows has its margin: every answer token leads its best rival by so many
-nats. Steps multiply in bfloat16 where the processor can (`models.fast_products`); what they lead to is checked in the
-model's own precision (`editing.rome.rounds`).
+unit is the RMS of the residual stream at the site, so that a step has the same scale in every model. Each step follows
+the direction of steepest descent. Its length is independent of the gradient's norm: it is halved if the loss rose, and
+grows again, up to the initial length, while the loss falls. Adam, which the reference codes use, moves all coordinates
+by equal amounts in its first steps. It then needs a longer δ for the same margins, which changes neighbours more
+(docs/methods.md has the figures). A group is finished, and leaves the batch, when each of its rows reaches its margin:
+the lead of every answer token over its best rival, in nats. Training multiplies in bfloat16 if the processor supports
+it (`models.fast_products`); the result is checked in the model's own precision (`editing.rome.rounds`).
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ from vllm_edit.models.hooks import frozen
 T = TypeVar("T")
 
 _LONGER = 1.2
-"""How much a step grows where the loss fell."""
+"""Factor by which the step length grows after the loss fell."""
 
 
 @dataclass(frozen=True)
 class Trained:
-    """residuals: [groups, d_out] float32 on the CPU.
+    """Trained residuals: [groups, d_out] float32 on the CPU.
 
-    Per group: steps, least margin of its rows (nats), loss, and whether every row reached its margin. A group
-    without rows has 0 steps and keeps the residual that it started from.
+    The other fields have one entry per group: steps, smallest margin of its rows (nats), loss, and whether every row
+    reached its margin. A group without rows has 0 steps and its initial residual.
     """
 
     residuals: torch.Tensor
@@ -56,12 +56,12 @@ class Trained:
 
     @classmethod
     def untrained(cls, residuals: torch.Tensor) -> Trained:
-        """Before the first step. residuals: [groups, d_out]."""
+        """The state before the first step. residuals: [groups, d_out]."""
         count = len(residuals)
         return cls(residuals, (0,) * count, (torch.inf,) * count, (torch.inf,) * count, (False,) * count)
 
     def only(self, groups: Sequence[int]) -> Trained:
-        """Of some groups, in this order."""
+        """The entries of some groups, in this order."""
 
         def some(values: Sequence[T]) -> tuple[T, ...]:
             return tuple(values[group] for group in groups)
@@ -71,7 +71,7 @@ class Trained:
         )
 
     def then(self, later: Trained, groups: Collection[int]) -> Trained:
-        """After more training of some groups, which started from these residuals. Steps add."""
+        """The state after further training of some groups from these residuals. Step counts are added."""
 
         def either(now: Sequence[T], before: Sequence[T]) -> tuple[T, ...]:
             return tuple(now[group] if group in groups else before[group] for group in range(len(before)))
@@ -88,7 +88,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class _Best:
-    """The best state of one group so far. slack: the least, over its rows, of margin minus wanted margin."""
+    """The best state of one group so far. slack: the minimum over its rows of margin minus required margin."""
 
     theta: torch.Tensor
     slack: float = -torch.inf
@@ -106,15 +106,15 @@ def train_residuals(
     start: torch.Tensor | None = None,
     progress: Progress | None = None,
 ) -> Trained:
-    """Train one residual for each group of the wanted rows. Deterministic; the model is left as it was.
+    """Train one residual for each group of the wanted rows. Deterministic; does not change the model.
+
+    A group that does not reach its margins gets the residual with its lowest loss.
 
     Args:
-        wanted: row → the margin in nats to reach. Only these rows are run. A row without an answer reaches any margin.
-        unit: the residual stream's RMS.
-        offsets: [groups, d_out], δ's part that is not trained.
-        start: [groups, d_out], residuals to start from instead of the offsets.
-
-    A group that never reaches its margins keeps the residual of its lowest loss.
+        wanted: row → required margin in nats. Only these rows are run. A row without an answer reaches any margin.
+        unit: RMS of the residual stream.
+        offsets: [groups, d_out], the part of δ that is not trained.
+        start: [groups, d_out], initial residuals instead of the offsets.
     """
     device, count = passes.A.device, len(passes.A)
     fixed = offsets.float()
@@ -159,7 +159,7 @@ def train_residuals(
 
 
 class _Run:
-    """One training run: what stays the same from step to step."""
+    """The constants of one training run."""
 
     def __init__(
         self, passes: Passes, wanted: Mapping[int, float], fixed: torch.Tensor, unit: float, settings: RomeSettings
@@ -170,7 +170,7 @@ class _Run:
         used = torch.zeros_like(teaches).index_fill(0, torch.tensor(list(wanted), device=device), True)
         taught = torch.bincount(self.group_of[teaches & used], minlength=len(passes.A)).clamp_min(1)
         kept = torch.bincount(self.group_of[~teaches & used], minlength=len(passes.A)).clamp_min(1)
-        # Each row's share of its group's loss, so that the sum over all rows is the sum of the groups' losses.
+        # Each row's weight in its group's loss, so that the sum over all rows is the sum of the groups' losses.
         self.share = torch.where(teaches, 1 / taught[self.group_of], settings.kl_factor / kept[self.group_of])
         self.wanted = torch.tensor([wanted.get(row, torch.inf) for row in range(len(passes.rows))], device=device)
         self.rows = list(wanted)
@@ -178,12 +178,12 @@ class _Run:
     def losses(
         self, active: list[int], theta: torch.Tensor
     ) -> tuple[dict[int, tuple[float, float, float]], torch.Tensor]:
-        """Group → (slack, least margin, loss) of the active groups; the losses' gradient by theta, [groups, d_out]."""
+        """Active group → (slack, smallest margin, loss), and the gradient of the losses by theta, [groups, d_out]."""
         losses = self.settings.norm_penalty * theta.square().mean(dim=1)  # [groups]
         margins, slacks = torch.full_like(losses, torch.inf), torch.full_like(losses, torch.inf)
         alive = set(active)
         indices = [index for index in self.rows if self.passes.rows[index].group in alive]
-        # A leaf for the passes, so that each pass is differentiated and freed before the next one.
+        # A leaf tensor, so that the graph of each pass is differentiated and freed before the next pass.
         residuals = (self.fixed + self.unit * theta).requires_grad_()
         for scored in self.passes.run(indices, residuals):
             groups = self.group_of[scored.rows]
@@ -200,7 +200,7 @@ class _Run:
         }, gradient
 
     def _divergence(self, scored: Scored) -> torch.Tensor:
-        """KL(base ‖ edited) [k] of the rows without an answer, 0 for the others."""
+        """KL(base ‖ edited) [k]; 0 for rows with an answer."""
         result = torch.zeros(len(scored.rows), device=scored.rows.device)
         if not scored.alone:
             return result

@@ -1,11 +1,11 @@
-"""Rounds of training and checking: what misses in a check is trained on further.
+"""Rounds of training and checking: rows that fail a check are added to the training.
 
-Training starts with each edit's bare prompts (or with more rows, `RomeSettings.first_rows`). Then every row, under
-every context and in every form, is checked in full passes with the delta as it will be saved. A row that misses joins
-the training. Where a row was trained on and misses all the same, the update reached tokens before the site's, or
-other groups of the joint solve reached the row. Training runs neither at first. From then on the row's key group is
-trained on whole rows under the whole update. A row that misses after that too (steps multiply in bfloat16, the check
-does not) gets a larger margin.
+Training starts with each edit's bare prompts (or with more rows, see `RomeSettings.first_rows`). Then every row, in
+every context and form, is checked in full forward passes with the delta as saved. A row that fails is added to the
+training. A trained row can still fail, because the update also acts on tokens before the site's token, and because
+other groups of the joint solve act on the row. The first round of training models neither effect. After such a failure,
+the row's key group is trained on whole rows under the whole update. If the row fails again (training multiplies in
+bfloat16, the check does not), its margin is raised.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ from vllm_edit.patch import Edit
 
 @dataclass(frozen=True)
 class Solved:
-    """Edits solved jointly. update: as it will be saved.
+    """Edits solved jointly, with their update as saved.
 
-    leads: of each taught row under it, [rows]. A row that teaches an answer to end has an infinite one where it ends.
+    leads: [rows], the lead of each taught row under the update, in nats; infinite for an ending row whose answer ends.
     """
 
     computed: RomeFactors
@@ -67,14 +67,14 @@ def solve_parts(
     progress: Progress | None = None,
     exact: bool = True,
 ) -> list[Solved]:
-    """Train all parts' residuals in one batch; solve and check each part by itself, as it will be served.
+    """Train the residuals of all parts in one batch; solve and check each part alone, as served.
 
     Args:
-        prepared: of the edits, in order.
-        parts: numbers of the edits that are solved jointly. No key group has edits of two parts.
-        start: [groups, d_out], residuals to start from.
-        exact: check in the model's own precision; without it in bfloat16 where the settings allow that and the
-            processor can. Only for trials, whose updates are not kept.
+        prepared: the prepared `edits`, in the same order.
+        parts: for each part, the numbers of the edits that are solved jointly. No key group has edits of two parts.
+        start: [groups, d_out], initial residuals.
+        exact: check in the model's own precision. False allows bfloat16, if the settings and the processor allow it;
+            use it only for trials, whose updates are discarded.
     """
     damping, fixed = damping_of(site, settings), offsets(base, site, prepared, settings)
     selected = [Part.of(prepared, own, damping) for own in parts]
@@ -110,7 +110,7 @@ def solve_parts(
 
 
 def _first_rows(prepared: Prepared, margin: float, settings: RomeSettings) -> dict[int, float]:
-    """Row → margin to reach, of the rows that are trained on at first: some that teach, and all without an answer."""
+    """Row → required margin for the first round: some rows with an answer, and all rows without one."""
     bare = set(bare_rows(prepared.rows))
 
     def comes_first(row: Row) -> bool:
@@ -132,10 +132,10 @@ def _missed(
     leaking: Collection[int],
     settings: RomeSettings,
 ) -> dict[int, float]:
-    """Row → margin, of the part's rows that miss and can gain from more training.
+    """Row → required margin, for those rows of the part that fail and can improve with more training.
 
-    own: numbers of the part's edits. leaking: groups that were trained under the whole update. For the others that is
-    new, so their margins stay as they are.
+    own: numbers of the part's edits. leaking: groups already trained under the whole update. The margins of other
+    groups are not raised, because the next round trains them under the whole update for the first time.
     """
     taught = [index for index, row in enumerate(prepared.rows) if row.edit in own and row.answer]
     places = [row.group for row in solved.computed.prepared.taught]
@@ -146,7 +146,7 @@ def _missed(
             continue
         if index not in wanted:
             more[index] = settings.context_margin
-        elif reached[group]:  # a group that ran out of steps has nothing to gain from more
+        elif reached[group]:  # a group that used all its steps would not improve in another round
             further = 2 * (settings.served_margin - lead) if prepared.rows[index].group in leaking else 0.0
             more[index] = wanted[index] + further
     return more
@@ -160,7 +160,7 @@ def _checked(
     settings: RomeSettings,
     exact: bool,
 ) -> dict[int, Solved]:
-    """Each chosen part's joint solve with its numbers, checked in full passes that all parts share."""
+    """Each chosen part's joint solve, checked in full forward passes that all parts share."""
     updates = [as_saved(computed.update) for computed in chosen.values()]
     rows = [row for computed in chosen.values() for row in computed.prepared.taught]
     owner = [number for number, one in enumerate(chosen.values()) for _ in one.prepared.taught]
@@ -185,7 +185,7 @@ def _ended(
     owner: Sequence[int],
     settings: RomeSettings,
 ) -> list[int]:
-    """Places of the rows that would teach an answer to end and need not: it ends, with their token or another one."""
+    """Indices of the ending rows that are not needed: the answer already ends, with the row's token or another."""
     places = [place for place, row in enumerate(rows) if is_ending(row)]
     other = [place for place in places if served[place] <= 0]
     asked = [replace(rows[place], ids=rows[place].ids + rows[place].answer[:-1]) for place in other]
@@ -197,7 +197,7 @@ def _ended(
 def _health(
     edits: Sequence[Edit], computed: RomeFactors, update: LowRank, leads: torch.Tensor, whole: float, d_in: int
 ) -> tuple[EditHealth, ...]:
-    """Every edit's numbers. leads: of the taught rows with `update` served, [rows]. whole: ‖W‖."""
+    """Every edit's health. leads: [rows], the leads of the taught rows under `update`. whole: ‖W‖."""
     rows, columns, trained = computed.prepared.taught, computed.prepared.columns, computed.trained
     denominators = gram(columns.keys, columns.whitened).diagonal() / d_in
     shares = update.B.norm(dim=0) * update.A.norm(dim=1) / whole  # [groups]: ‖b_g a_gᵀ‖ / ‖W‖

@@ -1,4 +1,4 @@
-"""What a model answers with updates in the forward of a site, as they will be served: full passes, at every token."""
+"""Answers of a model with updates applied at a site as they are served: full forward passes, at every token."""
 
 from __future__ import annotations
 
@@ -20,9 +20,12 @@ from vllm_edit.models.rows import Batch, Row, Within, following, leads
 def served_leads(
     base: Base, site: Site, rows: Sequence[Row], updates: Sequence[LowRank], chosen: Sequence[int], tokens: int
 ) -> torch.Tensor:
-    """The lead of every row's answer under one of the updates, [rows].
+    """The lead of every row's answer under one of the updates, [rows] in nats.
 
-    updates: of any ranks. chosen: for each row the number of its update. tokens: most in one pass.
+    Args:
+        updates: the updates; their ranks may differ.
+        chosen: for each row, the index of its update.
+        tokens: maximum number of tokens in one forward pass.
     """
     with frozen(base.model):
         return leads(base.model, rows, tokens, _serving(base, site, updates, chosen))
@@ -31,17 +34,17 @@ def served_leads(
 def served_following(
     base: Base, site: Site, rows: Sequence[Row], updates: Sequence[LowRank], chosen: Sequence[int], tokens: int
 ) -> list[int]:
-    """The likeliest id after every row's prompt, with the arguments of `served_leads`. Answers are not read."""
+    """The most likely id after every row's prompt. Takes the arguments of `served_leads`; ignores the rows' answers."""
     with frozen(base.model):
         return following(base.model, rows, tokens, _serving(base, site, updates, chosen))
 
 
 def _serving(base: Base, site: Site, updates: Sequence[LowRank], chosen: Sequence[int]) -> Within:
-    """Each row's own update, around the forward pass of a batch."""
+    """A context manager for the forward pass of a batch that applies each row's own update."""
     module = find_module(base.model, site.module)
     device = linear_weight(module).device
     rank = max(update.A.shape[0] for update in updates)
-    # Factors of lower rank are filled up with zeros, which add nothing.
+    # Factors of lower rank are padded with zeros, which do not change the product.
     A = torch.stack([pad(one.A.float(), (0, 0, 0, rank - one.A.shape[0])) for one in updates]).to(
         device
     )  # [u, r, d_in]
