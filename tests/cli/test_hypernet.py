@@ -62,7 +62,7 @@ def test_training_on_what_is_judged_is_refused(program: Program, files: tuple[st
     train = ("hypernet", "train", "--out", tmp_path / "network", "--model", model, "--edits", patch, "--texts", texts)
     ran = program(*train, "--judged", patch)
     assert ran.code == 1
-    assert "7 subjects would be trained on and judged by" in ran.err
+    assert "7 subjects are in the training edits and in the evaluation" in ran.err
 
 
 def test_options_that_contradict_each_other_are_refused(program: Program, tmp_path: Path) -> None:

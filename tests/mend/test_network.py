@@ -126,5 +126,5 @@ def test_tensors_alone_give_the_network_back_and_others_are_refused() -> None:
         assert torch.equal(again(gradients)[name][1], B)
     with pytest.raises(Incompatible, match="expected a network for the 2 matrices"):
         Hypernetwork.from_tensors(["a", "b"], network.tensors())
-    with pytest.raises(Incompatible, match="not a network's tensors"):
+    with pytest.raises(Incompatible, match="not those of a network"):
         Hypernetwork.from_tensors(list(SHAPES), {k: v for k, v in network.tensors().items() if "bias" not in k})

@@ -1,5 +1,5 @@
-"""Training data in patch form: each edit with its probes becomes a prompt to take the gradient on, rows to teach
-(the same fact in other words) and rows to keep (everything the edit is not about)."""
+"""Training data from edits with probes: each edit becomes a prompt for the gradient, rows to teach (rephrasings of the
+fact) and rows to preserve (facts that the edit must not change)."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ _TEXT_TOKENS = 24
 class Example:
     """One edit as rows.
 
-    inner: its prompt with the new answer, where the gradient is taken.  taught: prompt and chat turn, paraphrases, and
-    the probes of portability, each with the answer after the edit.  kept: locality probes with their true answers (all
-    of their tokens are compared with the base's), and the prompt with its new answer read, where the base goes on.
+    inner: the prompt with the new answer, on which the gradient is taken.
+    taught: prompt, chat turn, paraphrase and portability probes, each with its answer after the edit.
+    kept: locality probes with their true answers (all tokens are compared with the base's), and the prompt followed by
+    its new answer (the next token is compared with the base's).
     """
 
     edit: Edit
@@ -47,7 +48,7 @@ class Example:
 
 
 def text_rows(texts: Iterable[str], tokenizer: Any) -> list[Row]:
-    """Unrelated text as rows: after its first token every further one is an answer to be given as the base gives it."""
+    """Unrelated texts as rows: the first token is the prompt, the others are the answer compared with the base's."""
     rows = []
     for text in texts:
         ids = tuple(tokenizer(text)["input_ids"][:_TEXT_TOKENS])
@@ -57,7 +58,7 @@ def text_rows(texts: Iterable[str], tokenizer: Any) -> list[Row]:
 
 
 def split(edits: Sequence[Edit], share: float, seed: int) -> tuple[list[Edit], list[Edit]]:
-    """(training, validation): `share` of the *subjects* are for validation, with all their edits."""
+    """Split the edits into (training, validation): a `share` of the *subjects*, with all their edits, is validation."""
     subjects = sorted({normalise(edit.subject) for edit in edits})
     random.Random(f"validation:{seed}").shuffle(subjects)
     held = set(subjects[: max(1, round(share * len(subjects)))])
@@ -70,23 +71,23 @@ def split(edits: Sequence[Edit], share: float, seed: int) -> tuple[list[Edit], l
 
 
 def check_apart(edits: Iterable[Edit], judged: Iterable[str]) -> None:
-    """Refuse to train on subjects that an evaluation edits.
+    """Check that no edit is about a subject of an evaluation.
 
     Raises:
-        EditError: with the subjects, by any of their names.
+        EditError: subjects overlap, by name or alias; the message names some of them.
     """
     theirs = {normalise(name) for name in judged}
     shared = {edit.subject for edit in edits for name in (edit.subject, *edit.aliases) if normalise(name) in theirs}
     if shared:
         raise EditError(
-            f"{len(shared)} subjects would be trained on and judged by, among them {', '.join(sorted(shared)[:5])}; "
-            "train on edits of other subjects"
+            f"{len(shared)} subjects are in the training edits and in the evaluation, among them "
+            f"{', '.join(sorted(shared)[:5])}; train on edits of other subjects"
         )
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """What one step looks at; `Row.edit` numbers the edits drawn. inner: one row an edit."""
+    """The rows of one step. `Row.edit` is an index into the sampled edits. inner: one row per edit."""
 
     inner: list[Row]
     taught: list[Row]
@@ -103,7 +104,7 @@ def draw(
     kept: int,
     unrelated: int,
 ) -> Drawn:
-    """For every example so many rows of each kind (or all it has), and texts that are given to the edits in turn."""
+    """Sample up to `taught` and `kept` rows of each example, and `unrelated` texts, assigned to the edits in turn."""
     drawn = Drawn([], [], [], [])
     for number, example in enumerate(examples):
         drawn.inner.append(replace(example.inner, edit=number))

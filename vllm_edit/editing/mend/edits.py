@@ -1,8 +1,9 @@
-"""MEND (arXiv 2110.11309): the gradient of an edit, transformed by a trained network, is the edit's delta.
+"""MEND (arXiv 2110.11309): a trained network transforms the gradient of an edit into the edit's delta.
 
-An edit costs one forward, one short backward, the network, and some forwards to find how far to go along its update;
-nothing is optimised. Edits of one patch are taken each on its own and added up (their ranks add), as in the paper's
-batched edits; a rank above the site's is truncated by QR and SVD, and the report says what energy that drops.
+An edit costs one forward pass, one short backward pass, one run of the network, and some forward passes for the line
+search of the update's length; nothing is trained. The deltas of a patch's edits are computed separately and summed
+(their ranks add), as in the paper's batched edits. A rank above the site's maximum is truncated by QR and SVD; the
+report contains the share of energy that remains.
 """
 
 from __future__ import annotations
@@ -34,16 +35,17 @@ from vllm_edit.patch import Edit, Patch
 
 @dataclass(frozen=True)
 class EditDelta:
-    """An edit's delta as if it were alone, and the multiple of the network's own update that it is."""
+    """The delta of a single edit, and the scale by which the network's own update was multiplied."""
 
     delta: Delta
     scale: float
 
 
 def edit_deltas(base: Base, network: Hypernetwork, edits: Sequence[Edit], settings: MendSettings) -> list[EditDelta]:
-    """Each edit's delta: rank = tokens of its prompt and answer that the loss depends on. The base is left as it was.
+    """Each edit's delta. Its rank is the number of prompt and answer tokens that the loss depends on.
 
-    The gradient is that of the prompt as plain text; the length is searched there and in a chat turn (`scales`).
+    The gradient is taken on the prompt as plain text. The line search of the length (`scales`) uses plain text and a
+    chat turn. The base is not changed.
     """
     rows = example_rows(edits, base.tokenizer)
     gradients = token_gradients(base.model, network.modules_edited, rows, settings.batch_tokens)
@@ -72,11 +74,11 @@ def compile_edits(
     settings: MendSettings,
     progress: Progress | None = None,
 ) -> MethodResult:
-    """The sum of the edits' deltas, truncated to the site's rank, re-checked as it will be saved.
+    """The sum of the edits' deltas, truncated to the site's rank and checked as saved.
 
     Raises:
-        UnsafeEdit: an edit missed its target, by name.
-        Incompatible: the network is for other matrices.
+        UnsafeEdit: an edit missed its target; the message names the edit.
+        Incompatible: the network was trained for other matrices.
     """
     _prepare(base, network)
     return _judged(base, site, network, edits, edit_deltas(base, network, edits, settings), settings)
@@ -90,7 +92,7 @@ def compile_each(
     settings: MendSettings,
     progress: Progress | None = None,
 ) -> list[MethodResult]:
-    """Several patches, each as if it were alone; their gradients are taken in one batch."""
+    """Compile several patches independently; their gradients are computed in one batch."""
     _prepare(base, network)
     made = edit_deltas(base, network, [edit for patch in patches for edit in patch.edits], settings)
     results, start = [], 0
@@ -126,7 +128,7 @@ def _judged(
 
 
 def _prepare(base: Base, network: Hypernetwork) -> None:
-    """Refuse a network for other matrices, and move it, in place, to where the base is."""
+    """Check that the network is for the base's matrices, and move it to the base's device, in place."""
     found = {name: linear_shape(find_module(base.model, name)) for name in network.shapes}
     if found != network.shapes:
         raise Incompatible(f"the network is for matrices {network.shapes}, {base.name} has {found}")

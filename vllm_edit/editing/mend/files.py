@@ -1,7 +1,7 @@
-"""A trained network on disk: its tensors, and what they were trained for and on.
+"""A trained network on disk.
 
-network.safetensors   the tensors that identify it
-network.json          base, matrices, settings of the training, and how it ended
+network.safetensors   the tensors, which identify the network
+network.json          base, matrices, training settings and training result
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from vllm_edit.thinking import thinking_of
 TENSORS_FILE = "network.safetensors"
 CARD_FILE = "network.json"
 MAX_RANK = 16
-"""An edit's delta has as many ranks as its prompt has tokens; most of its energy is in the first few."""
+"""Default maximum rank. An edit's delta has one rank per token; most of its energy is in the first few."""
 
 
 class Card(BaseModel):
-    """What a network is for, and how it came to be."""
+    """The metadata of a trained network (`network.json`)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -50,11 +50,11 @@ def save(folder: Path, network: Hypernetwork, card: Card) -> None:
 
 
 def load(folder: Path) -> tuple[Hypernetwork, Card]:
-    """The network of a folder that `save` wrote.
+    """Load the network of a folder that `save` wrote.
 
     Raises:
-        NotFound: there is none.
-        Corrupt: its files do not belong together.
+        NotFound: the folder contains no network.
+        Corrupt: a file is damaged, or the files do not belong together.
     """
     try:
         card = Card.model_validate_json(read_text(folder / CARD_FILE))
@@ -64,7 +64,7 @@ def load(folder: Path) -> tuple[Hypernetwork, Card]:
             f"there is no network in {folder} ({error.filename} is missing): train one with `vllm-edit hypernet train`"
         ) from None
     except ValidationError as error:
-        problems = (f"{'.'.join(map(str, one['loc'])) or 'the file'}: {one['msg']}" for one in error.errors())
+        problems = (f"{'.'.join(map(str, line['loc'])) or 'the file'}: {line['msg']}" for line in error.errors())
         raise Corrupt(f"{folder / CARD_FILE} is not a network's card: {'; '.join(problems)}") from error
     except SafetensorError as error:
         raise Corrupt(f"the network in {folder} cannot be read: {error}") from error
@@ -81,6 +81,7 @@ def network_site(
 
     Raises:
         Incompatible: the network was trained for another base.
+        EditError: vLLM does not support `max_rank`.
     """
     if not base.fingerprint.is_named(card.base):
         raise Incompatible(

@@ -1,9 +1,9 @@
-"""The gradient of an edit as token pairs: for a linear layer it is a sum of outer products, and never formed.
+"""The gradient of an edit as token pairs. For a linear layer it is a sum of outer products, which is never formed.
 
     ∇_W NLL(target | prompt) = Σ_t δ_t u_tᵀ,      u_t: the layer's input at token t,  δ_t: ∂NLL / ∂(its output at t)
 
-(MEND, arXiv 2110.11309, §3.1, eq. 2: "rank-1 structure of the gradient".) Measured with hooks; no parameter needs a
-gradient and the base stays as it was. Nothing below the first of the layers is differentiated.
+(MEND, arXiv 2110.11309, §3.1, eq. 2: "rank-1 structure of the gradient".) Hooks measure the pairs; no parameter needs
+a gradient, and the base is not changed. The backward pass ends at the first of the layers.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from vllm_edit.models.rows import Batch, Row, answer_scores, batches, run_batch
 class TokenGradients:
     """One linear layer's gradient for n edits, token by token, float32.
 
-    inputs: u [n, T, d_in].  outputs: δ [n, T, d_out].  counted: [n, T], False where u or δ is all zero (padding, and
-    tokens that the loss does not depend on); there both are zero.
+    inputs: u [n, T, d_in].
+    outputs: δ [n, T, d_out].
+    counted: [n, T] bool; False at padding and at tokens that the loss does not depend on. There, u and δ are zero.
     """
 
     inputs: torch.Tensor
@@ -39,18 +40,21 @@ class TokenGradients:
         return cls(inputs * kept, outputs * kept, counted)
 
     def dense(self) -> torch.Tensor:
-        """∇_W of each edit, [n, d_out, d_in], for tests and small models."""
+        """The full gradient ∇_W of each edit, [n, d_out, d_in]; for tests and small models."""
         return self.outputs.mT @ self.inputs
 
 
 def token_gradients(
     model: nn.Module, modules: Sequence[str], rows: Sequence[Row], tokens: int
 ) -> dict[str, TokenGradients]:
-    """Every module's token gradients of the mean NLL of each row's answer; each row is an edit of its own.
+    """Every module's token gradients of the mean NLL of each row's answer. Each row is a separate edit.
 
-    rows: n prompts with answers.  tokens: most tokens in one forward pass, padding included.
+    Args:
+        rows: n prompts with answers.
+        tokens: maximum number of tokens in one forward pass, padding included.
+
     Returns:
-        Module name → gradients in the rows' order, T the longest row.
+        Module name → gradients in the order of the rows; T is the length of the longest row.
     """
     length = max(row.length for row in rows)
     shapes: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -73,7 +77,7 @@ def _of_batch(
     def hook_of(name: str) -> Callable[..., torch.Tensor]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
             inputs[name] = args[0].detach()
-            # A zero that is added: the loss's gradient with respect to it is that with respect to the output.
+            # The gradient with respect to this added zero equals the gradient with respect to the output.
             shifts[name] = torch.zeros_like(output, requires_grad=True)
             return output + shifts[name]
 

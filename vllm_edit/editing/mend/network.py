@@ -1,18 +1,18 @@
-"""The hypernetwork: it turns the gradient of an edit into the update that makes the edit, and nothing else.
+"""The hypernetwork: it transforms the gradient of an edit into an update that makes the edit and preserves the rest.
 
 For each edited matrix m with token pairs (u_t, δ_t) (MEND, arXiv 2110.11309, §3.2, Algorithm 2):
 
     (ũ_t, δ̃_t) = g([û_t; δ̂_t]; m),      ΔW_m = − α_m Σ_t δ̃_t ũ_tᵀ
 
-so that the update is low-rank as it comes: A's rows are ũ_t, B's columns − α_m δ̃_t. The minus is the paper's; the
-reference code adds, which climbs the loss until the network has learned to turn the sign.
+so the update is low-rank by construction: the rows of A are ũ_t, the columns of B are − α_m δ̃_t. The minus sign is in
+the paper; the reference code adds, which increases the loss until the network has learned to flip the sign.
 
-One g for all matrices of one *shape*, told apart by a scale and a shift per matrix. Each layer of g is
-y = x + max(0, s_m ⊙ (U V x + b) + t_m), the last one without the max; U starts at zero, so g starts as the identity.
+All matrices of one *shape* share one g, with a scale s_m and a shift t_m per matrix. Each layer of g is
+y = x + max(0, s_m ⊙ (U V x + b) + t_m); the last layer has no max. U starts at zero, so g starts as the identity.
 
-Departures: û and δ̂ are normalised per matrix, not per shape, since layers differ in scale; V ~ N(0, 1/width), so that
-a hidden unit has the size of a feature at any width; α_m is in units of the matrix's root mean square weight, so that
-no model needs its own.
+Departures: û and δ̂ are normalised per matrix, not per shape, because layers differ in scale. V ~ N(0, 1/width), so
+that hidden units and features have the same scale at any width. α_m is in units of the matrix's root mean square
+weight, so that its default fits every model.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Factors = dict[str, tuple[torch.Tensor, torch.Tensor]]
 
 
 class LowRankLayer(nn.Module):
-    """y = x + s_m ⊙ (U V x + b) + t_m, the added part cut at zero from below where it is `rectified`."""
+    """y = x + s_m ⊙ (U V x + b) + t_m; if `rectified`, negative values of the added part become zero."""
 
     def __init__(self, width: int, rank: int, matrices: int, *, rectified: bool) -> None:
         super().__init__()
@@ -45,9 +45,9 @@ class LowRankLayer(nn.Module):
         self.shift = nn.Parameter(torch.zeros(matrices, width))
 
     def forward(self, x: torch.Tensor, matrix: int) -> torch.Tensor:
-        """x: [..., width]; `matrix` is the edited matrix's number among those of its shape."""
+        """x: [..., width]; `matrix` is the index of the edited matrix among those of its shape."""
         added = self.scale[matrix] * ((x @ self.V.mT) @ self.U.mT + self.bias) + self.shift[matrix]
-        # Everything starts at exactly zero, where relu has no gradient and clamp has.
+        # All values start at exactly zero, where relu has no gradient but clamp does.
         return x + (added.clamp_min(0) if self.rectified else added)
 
 
@@ -65,7 +65,7 @@ class GradientTransform(nn.Module):
         )
 
     def observe(self, gradients: TokenGradients, matrix: int) -> None:
-        """Take the counted tokens into the running statistics, in place; nothing outside training mode."""
+        """Add the counted tokens to the running statistics, in place. Does nothing outside training mode."""
         self.inputs[matrix].update(gradients.inputs[gradients.counted])  # type: ignore[operator]
         self.outputs[matrix].update(gradients.outputs[gradients.counted])  # type: ignore[operator]
 
@@ -87,7 +87,15 @@ class Hypernetwork(nn.Module):
     def __init__(
         self, shapes: Mapping[str, tuple[int, int]], rank: int, alpha: float = 1.0, layers: int = 2, seed: int = 0
     ) -> None:
-        """shapes: edited module → (d_out, d_in), in the site's order.  alpha: where every α_m starts."""
+        """Make an untrained network.
+
+        Args:
+            shapes: edited module → (d_out, d_in), in the site's order.
+            rank: rank of the layers of g.
+            alpha: initial value of every α_m.
+            layers: number of layers of g.
+            seed: random seed of the initial values.
+        """
         super().__init__()
         self.shapes = dict(shapes)
         grouped: dict[str, list[str]] = {}
@@ -104,7 +112,7 @@ class Hypernetwork(nn.Module):
             )
         self.alpha = nn.Parameter(torch.full((len(self.shapes),), float(alpha)))
         self.register_buffer("unit", torch.ones(len(self.shapes)))
-        # [matrices, 2], so that the tensors alone say which matrices they are for.
+        # [matrices, 2]: stores the shapes of the matrices with the tensors.
         self.register_buffer("widths", torch.tensor(list(self.shapes.values())))
 
     @property
@@ -112,7 +120,7 @@ class Hypernetwork(nn.Module):
         return tuple(self.shapes)
 
     def observe(self, gradients: Mapping[str, TokenGradients]) -> None:
-        """Take the gradients into the running statistics, in place; nothing outside training mode."""
+        """Add the gradients to the running statistics, in place. Does nothing outside training mode."""
         for name, found in gradients.items():
             key, number = self._places[name]
             self.transforms[key].observe(found, number)  # type: ignore[operator]
@@ -127,7 +135,7 @@ class Hypernetwork(nn.Module):
         return factors
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """What identifies the network, on the CPU; `from_tensors` reads it."""
+        """The tensors that identify the network, on the CPU; `from_tensors` reads them."""
         return {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
 
     @property
@@ -139,22 +147,22 @@ class Hypernetwork(nn.Module):
         """The network of these tensors for the matrices `names`, in eval mode.
 
         Raises:
-            Incompatible: the tensors are not those of a network for so many matrices.
+            Incompatible: the tensors are not a network's, or its number of matrices is different.
         """
-        told = tensors.get("widths", torch.empty(0, 2))
+        widths = tensors.get("widths", torch.empty(0, 2))
         V = {name: tensor for name, tensor in tensors.items() if name.endswith(".V")}
-        if len(told) != len(names) or not V:
+        if len(widths) != len(names) or not V:
             raise Incompatible(
-                f"expected a network for the {len(names)} matrices of the site, got one for {len(told)}; train one for "
-                "this site, or make a store with this network (vllm-edit store init --method mend)"
+                f"expected a network for the {len(names)} matrices of the site, got a network for {len(widths)}; train "
+                "a network for this site, or make a store with this network (vllm-edit store init --method mend)"
             )
-        shapes = {name: (d_out, d_in) for name, (d_out, d_in) in zip(names, told.tolist(), strict=True)}
+        shapes = {name: (d_out, d_in) for name, (d_out, d_in) in zip(names, widths.tolist(), strict=True)}
         layers = 1 + max(int(name.split(".")[3]) for name in V)
         network = cls(shapes, len(next(iter(V.values()))), layers=layers)
         try:
             network.load_state_dict(dict(tensors))
         except RuntimeError as error:
-            raise Incompatible(f"these are not a network's tensors: {error}") from error
+            raise Incompatible(f"the tensors are not those of a network: {error}") from error
         return network.eval()
 
 
@@ -163,9 +171,9 @@ def _key(shape: Sequence[int]) -> str:
 
 
 def parameter_groups(network: Hypernetwork, rate: float, alpha_rate: float) -> list[dict[str, Any]]:
-    """Adam's groups: every parameter in exactly one of them, α in its own with its own rate.
+    """Adam's parameter groups: α has its own group and rate; every parameter is in exactly one group.
 
-    (In the reference code the main optimiser holds α too and clears its gradient before α's own optimiser steps, so
+    (In the reference code, the main optimiser also holds α and clears its gradient before α's own optimiser steps, so
     that α is trained at the main rate.)
     """
     others = [parameter for name, parameter in network.named_parameters() if name != "alpha"]

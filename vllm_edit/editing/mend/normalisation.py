@@ -7,9 +7,9 @@ from torch import nn
 
 
 class Normalisation(nn.Module):
-    """x̂ = (x − μ) / σ per feature (MEND, arXiv 2110.11309, §3.2), over all vectors that `update` has seen.
+    """x̂ = (x − μ) / σ per feature (MEND, arXiv 2110.11309, §3.2), with μ and σ over all vectors given to `update`.
 
-    Before there are two of them it passes vectors on unchanged. A feature that never varied becomes zero.
+    With fewer than two vectors, the output equals the input. A feature with zero variance becomes zero.
     """
 
     count: torch.Tensor
@@ -24,9 +24,10 @@ class Normalisation(nn.Module):
 
     @torch.no_grad()
     def update(self, vectors: torch.Tensor) -> None:
-        """Take in vectors [k, width], in place; only in training mode, so that a network at work never drifts.
+        """Add vectors [k, width] to the statistics, in place. Does nothing outside training mode.
 
-        Welford's update for a block of k vectors (Chan, Golub, LeVeque 1983): the order of the blocks does not matter.
+        This is Welford's update for a block of k vectors (Chan, Golub, LeVeque 1983); the order of the blocks does not
+        matter.
         """
         if not self.training or len(vectors) == 0:
             return
@@ -42,6 +43,6 @@ class Normalisation(nn.Module):
         if self.count < 2:
             return vectors
         deviation = (self.squares / (self.count - 1)).sqrt()
-        # Relative to the others: gradients are small numbers, and an absolute constant would not be.
+        # Relative to the mean deviation: gradients are small, so an absolute constant could dominate.
         floor = 1e-6 * deviation.mean().clamp_min(torch.finfo(torch.float32).tiny)
         return (vectors - self.mean.to(vectors.dtype)) / (deviation + floor).to(vectors.dtype)

@@ -1,4 +1,4 @@
-"""What the hypernetwork is trained for: rows under the updates of their edits, in the forward that will be served."""
+"""Training objective of the hypernetwork: scores of rows under the updates of their edits, applied as served."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ from vllm_edit.models.rows import Batch, Row, answer_scores, batches, run_batch
 
 @dataclass(frozen=True)
 class Outcomes:
-    """Per row, [rows] on the CPU, detached.
+    """Scores per row, each [rows] on the CPU, detached.
 
-    nll: mean over the answer's tokens.  lead: the answer's least lead, above 0 where greedy decoding gives it.
-    divergence: KL(base ‖ edited), mean over the scored places.  same: the same token leads at all of them.
+    nll: mean over the answer's tokens.
+    lead: minimum lead over the answer's tokens in nats; positive if greedy decoding gives the answer.
+    divergence: KL(base ‖ edited), mean over the scored positions.
+    same: True if base and edited model have the same most likely token at all scored positions.
     """
 
     nll: torch.Tensor
@@ -39,10 +41,11 @@ def run(
     nll_weight: float = 0.0,
     divergence_weight: float = 0.0,
 ) -> Outcomes:
-    """Every row under the update of its edit (`Row.edit`), W x + B(A x) at every token, beside the base.
+    """Run every row in the base and under the update of its edit (`Row.edit`), W x + B(A x) at every token.
 
-    With a weight, Σ over rows of weight · (nll or divergence) is differentiated and added to the `grad` of the factors,
-    which must be leaves: so the base's graph and the hypernetwork's never exist at once (as in MALMEN, 2311.04661).
+    With a nonzero weight, the gradient of Σ over rows of weight · (nll or divergence) is added to the `grad` of the
+    factors, which must be leaf tensors. The graphs of the base and of the hypernetwork therefore never exist at the
+    same time (as in MALMEN, arXiv 2311.04661).
     """
     empty = torch.zeros(len(rows))
     outcomes = Outcomes(empty, empty.clone(), empty.clone(), torch.zeros(len(rows), dtype=torch.bool))
@@ -52,7 +55,7 @@ def run(
         with torch.no_grad(), below.watched() as states:
             before = run_batch(base.model, batch).log_softmax(-1)
         places = batch.scored.clone()
-        places[:, 0] = True  # a row without an answer: what follows its last token
+        places[:, 0] = True  # for a row without an answer, compare the token after its prompt
         kept = states[0] if states else None
         with torch.set_grad_enabled(learns), below.skipped(kept), updated(base, factors, rows, batch):
             logits = run_batch(base.model, batch)
@@ -72,7 +75,7 @@ def run(
 
 @contextmanager
 def updated(base: Base, factors: Factors, rows: Sequence[Row], batch: Batch, scale: float = 1.0) -> Iterator[None]:
-    """Inside, each row of the batch runs under `scale` times the update of its own edit, in every edited module."""
+    """Run each row of the batch under `scale` times its own edit's update, in every edited module."""
     edits = torch.tensor([rows[index].edit for index in batch.rows.tolist()], device=batch.rows.device)
     with ExitStack() as stack:
         for name, (A, B) in factors.items():
@@ -81,7 +84,7 @@ def updated(base: Base, factors: Factors, rows: Sequence[Row], batch: Batch, sca
 
 
 def blocks_below(base: Base, factors: Factors) -> tuple[str, ...]:
-    """The blocks below every edited module: they see nothing of an update."""
+    """The blocks below the first edited module; an update does not affect them."""
     layers = base.layout.layers
     first = min(number for number, layer in enumerate(layers) if any(name.startswith(f"{layer}.") for name in factors))
     return layers[:first]

@@ -1,7 +1,8 @@
-"""How far to go along a network's update: the least scale at which the edit's answer leads (a line search).
+"""Line search along a network's update: the smallest scale at which the edit's answer leads.
 
-MEND's α is one number per matrix, learned for the mean edit. For most edits that is further than needed, and their
-neighbours follow; for others it is not far enough. The direction is the network's, the length is measured.
+MEND's α is one number per matrix, learned for the average edit. It is too large for most edits, so that their
+neighbours change too, and too small for others. The network determines the direction; the line search determines the
+length.
 """
 
 from __future__ import annotations
@@ -18,16 +19,19 @@ from vllm_edit.models.lower_blocks import Below
 from vllm_edit.models.rows import Row, answer_scores, batches, run_batch
 
 SCALES = tuple(2 ** (step / 4) for step in range(-8, 5))
-"""From a quarter of the network's own length to twice that, each 19 % more than the one before."""
+"""Scales from a quarter of the network's own length to twice that length, in steps of 19 %."""
 
 
 def least_scales(base: Base, factors: Factors, rows: Sequence[Row], margin: float, tokens: int) -> torch.Tensor:
-    """For each edit the least of `SCALES` at which every answer of its rows leads by `margin` nats, [edits] float64.
+    """For each edit, the smallest of `SCALES` at which every answer of its rows leads by `margin`, [edits] float64.
 
-    An edit that reaches it at none gets the scale at which its least lead is largest.
+    An edit that does not reach the margin at any scale gets the scale with the largest minimum lead.
 
-    factors: of all edits, as the network gives them.  rows: prompts with answers; `Row.edit` numbers the edits.
-    tokens: most tokens in one forward pass.
+    Args:
+        factors: the network's factors of all edits.
+        rows: prompts with answers; `Row.edit` is the index of the edit.
+        margin: required lead in nats.
+        tokens: maximum number of tokens in one forward pass.
     """
     count, model = len(next(iter(factors.values()))[0]), base.model
     below = Below(model, blocks_below(base, factors))

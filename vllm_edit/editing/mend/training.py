@@ -1,12 +1,13 @@
-"""Training a hypernetwork (MEND, arXiv 2110.11309, §3.3, Algorithm 1), resumable, with early stopping that stops.
+"""Training a hypernetwork (MEND, arXiv 2110.11309, §3.3, Algorithm 1), resumable, with early stopping.
 
 In each step, for edits (prompt x, new answer y) and their rephrasings x':
 
-    L = c_edit · mean NLL(y | x'; θ')  +  c_loc · mean KL(p_θ ‖ p_θ') on what the edits are not about,
+    L = c_edit · mean NLL(y | x'; θ')  +  c_loc · mean KL(p_θ ‖ p_θ') on preserved prompts and unrelated text,
 
 θ' = θ + g(∇_θ NLL(y | x; θ)). The gradient is taken on the edit's prompt and the loss on its *rephrasings*, so that
-the network is trained to generalise; θ itself never changes. Departures: KL is taken on neighbours (same relation,
-other subject) and on the edit's own subject too, since locality is judged there, and on what follows the new answer.
+the network learns to generalise; θ itself never changes. Departures: KL is also taken on neighbours (same relation,
+other subject) and on other facts about the edit's subject, because evaluation measures locality there, and on the
+continuation of the new answer.
 """
 
 from __future__ import annotations
@@ -41,9 +42,10 @@ _VALIDATED = {"taught": 4, "kept": 6}
 
 @dataclass(frozen=True)
 class Validation:
-    """On subjects that are not trained on: the loss, and shares of rows that hold what is wanted of them.
+    """The loss and success rates on subjects that are not trained on.
 
-    edited: the edit's own prompt; taught: all rephrasings; kept: the base's choice of every token is kept.
+    edited, taught: share of the edits' own prompts, and of all rephrasings, that get the new answer.
+    kept: share of preserved rows on which every token is the base's.
     """
 
     loss: float
@@ -54,7 +56,7 @@ class Validation:
 
 @dataclass(frozen=True)
 class Progress:
-    """After a step: the losses of it, and the validation that followed it, if one did."""
+    """The losses of a step, and the validation after it, if any."""
 
     step: int
     steps: int
@@ -66,7 +68,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class TrainedNetwork:
-    """The network of the lowest validation loss. stopped: steps made, fewer than asked where stopping early."""
+    """The network with the lowest validation loss. stopped: steps made, fewer than `steps` after early stopping."""
 
     network: Hypernetwork
     step: int
@@ -75,7 +77,7 @@ class TrainedNetwork:
 
 
 def new_network(base: Base, modules: Sequence[str], settings: TrainingSettings) -> Hypernetwork:
-    """An untrained network for matrices of `base`, on its device."""
+    """An untrained network for the matrices `modules` of `base`, on its device."""
     shapes = {name: linear_shape(find_module(base.model, name)) for name in modules}
     network = Hypernetwork(shapes, settings.rank, settings.alpha, seed=settings.seed)
     weights = [linear_weight(find_module(base.model, name)) for name in modules]
@@ -92,9 +94,9 @@ def train(
     out: Path,
     report: Callable[[Progress], None] = lambda progress: None,
 ) -> TrainedNetwork:
-    """Train a network for the matrices `modules` of `base`. A checkpoint in `out` is taken up where it stopped.
+    """Train a network for the matrices `modules` of `base`; resume from the checkpoint in `out`, if there is one.
 
-    Same arguments, same network, also when it was stopped and started again. The base is left as it was.
+    The same arguments give the same network, even after an interruption. The base is not changed.
 
     Raises:
         EditError: the checkpoint belongs to other data, another base or other settings; or there are too few edits.
@@ -111,7 +113,7 @@ def train(
 
 
 class _Run:
-    """A training run: everything that a checkpoint holds, and what stays the same."""
+    """A training run: its constants, and the state that a checkpoint holds."""
 
     def __init__(
         self,
@@ -130,7 +132,7 @@ class _Run:
         rng = random.Random(f"validated:{settings.seed}")
         judged = [Example.of(edit, base.tokenizer) for edit in rng.sample(held, k=min(settings.validated, len(held)))]
         self.validation = draw(judged, self.texts[:half], rng, unrelated=len(judged), **_VALIDATED)
-        if not _own(self.validation):  # of few edits no draw may be a prompt itself: `edited` would be of nothing
+        if not _own(self.validation):  # few edits: perhaps no sampled row is an edit's own prompt, as `edited` needs
             self.validation.taught.extend(self.validation.inner)
         self.texts = self.texts[half:]
         self.network = new_network(base, modules, settings)
@@ -138,8 +140,8 @@ class _Run:
         self.optimiser = torch.optim.Adam(groups)
         self.step = 0
         self.best: tuple[Validation, int, dict[str, torch.Tensor]] | None = None
-        told = [edit.model_dump(mode="json") for edit in edits]
-        self.identity = digest_json([base.fingerprint.digest, list(modules), told, list(texts), _identity(settings)])
+        data = [edit.model_dump(mode="json") for edit in edits]
+        self.identity = digest_json([base.fingerprint.digest, list(modules), data, list(texts), _identity(settings)])
 
     @property
     def finished(self) -> bool:
@@ -147,7 +149,7 @@ class _Run:
         return self.step >= self.settings.steps or waited >= self.settings.patience * self.settings.validate_every
 
     def advance(self) -> Progress:
-        """One step, then a validation if one is due."""
+        """Make one step, then a validation if it is due."""
         if self.step == 0:
             self._warm()
         self.network.train()
@@ -201,27 +203,27 @@ class _Run:
             self.best = Validation(**saved["best"][0]), *saved["best"][1:]
 
     def _rates(self) -> tuple[float, float]:
-        """The network's and α's rate in this step: a cosine from the full rate down to a twentieth of it."""
+        """Learning rates of the network and of α in this step: a cosine decay to a twentieth of the full rate."""
         done = self.step / self.settings.steps
         share = 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * done))
         return share * self.settings.rate, share * self.settings.alpha_rate
 
     def _warm(self) -> None:
-        """Statistics of edits before the first step: normalised from the start, and never far from what follows."""
+        """Initialise the running statistics before the first step, so that inputs are normalised from the start."""
         self.network.train()
         rng = random.Random(f"warm:{self.settings.seed}")
         chosen = self._chosen(rng, self.settings.warm)
         self.network.observe(self._gradients(draw(chosen, [], rng, taught=0, kept=0, unrelated=0)))
 
     def _drawn(self, step: int) -> Drawn:
-        """A step's data depend on the seed and the step only, so that a run can be resumed."""
+        """The data of a step. They depend only on the seed and the step, so that a run can be resumed."""
         settings, rng = self.settings, random.Random(f"{self.settings.seed}:{step}")
         chosen = self._chosen(rng, settings.edits)
         counts = {"taught": settings.taught, "kept": settings.kept, "unrelated": settings.texts}
         return draw(chosen, self.texts, rng, **counts)
 
     def _chosen(self, rng: random.Random, count: int) -> list[Example]:
-        """So many training edits as rows, which are made when an edit is drawn first."""
+        """`count` sampled training edits as rows; an edit's rows are made when it is first sampled."""
         numbers = rng.sample(range(len(self.training)), k=min(count, len(self.training)))
         for number in numbers:
             if number not in self._examples:
@@ -232,7 +234,7 @@ class _Run:
         return token_gradients(self.base.model, self.network.modules_edited, drawn.inner, self.settings.batch_tokens)
 
     def _outcomes(self, factors: Factors, drawn: Drawn, *, learns: bool) -> tuple[Outcomes, Outcomes, Outcomes]:
-        """(taught, kept, texts); with `learns` the loss is differentiated into the factors' `grad`."""
+        """(taught, kept, texts). With `learns`, the gradient of the loss is added to the factors' `grad`."""
         settings = self.settings
 
         def outcome(rows: list[Any], nll: float, divergence: float) -> Outcomes:
@@ -247,7 +249,7 @@ class _Run:
         )
 
     def _losses(self, taught: Outcomes, kept: Outcomes, texts: Outcomes) -> tuple[float, float]:
-        """(weighted NLL, weighted KL); 0 for what was not asked."""
+        """(weighted NLL, weighted KL); the mean over no rows is 0."""
         kept_mean, text_mean = _mean(kept.divergence), _mean(texts.divergence)
         return self.settings.teach_weight * _mean(taught.nll), self.settings.keep_weight * (kept_mean + text_mean)
 
@@ -274,12 +276,12 @@ def _share(hits: torch.Tensor) -> float:
 
 
 def _own(drawn: Drawn) -> list[int]:
-    """Which of the taught rows are an edit's prompt itself."""
+    """Indices of the taught rows that are an edit's own prompt."""
     return [place for place, row in enumerate(drawn.taught) if row.ids == drawn.inner[row.edit].ids]
 
 
 def better(found: Validation, best: Validation | None) -> bool:
-    """A loss that is not finite is never the best: no later one would be below NaN."""
+    """True if `found` has a lower loss than `best`. A non-finite loss is never better: nothing compares below NaN."""
     return math.isfinite(found.loss) and (best is None or found.loss < best.loss)
 
 
