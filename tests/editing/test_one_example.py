@@ -206,7 +206,7 @@ def test_peft_loads_the_adapter_and_answers_as_our_delta_does(llama: Bench, tmp_
         ("ft", {"served_margin": float("inf")}, "served_margin must be a number; got inf"),
         ("mend", {"served_margin": "high"}, "settings of mend: "),
         ("mend", {"served_margin": float("nan")}, "served_margin must be a number; got nan"),
-        ("lora", {"dropout": 1}, "dropout must lie between 0 and 1; got 1"),
+        ("lora", {"dropout": 1}, "dropout must be between 0 and 1; got 1"),
         ("lora", {"on_missed": "ignore"}, "on_missed must be one of error, report; got 'ignore'"),
     ],
 )

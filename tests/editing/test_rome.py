@@ -179,7 +179,7 @@ def test_settings_name_every_problem_at_once() -> None:
         ({"steps": True}, "steps must be a whole number; got True"),
         ({"whole_rows": "no"}, "whole_rows must be true or false; got 'no'"),
         ({"margin": float("nan")}, "margin must be a number; got nan"),
-        ({"merge_cosine": 1.5}, "merge_cosine must lie between 0 and 1; got 1.5"),
+        ({"merge_cosine": 1.5}, "merge_cosine must be between 0 and 1; got 1.5"),
         ({"forms": "plain"}, "forms must be a list; got 'plain'"),
         ({"essence": 5}, "essence must be text; got 5"),
         ({"rounds": None}, "rounds must be a whole number; got None"),

@@ -191,7 +191,7 @@ def test_a_subject_that_an_evaluation_edits_is_refused_by_any_of_its_names() -> 
         ({"rate": 0}, "rate must be positive"),
         ({"teach_weight": 0, "keep_weight": 0.0}, "teach_weight and keep_weight are both 0"),
         ({"kept": -1}, "kept must not be negative"),
-        ({"validation": 1.0}, "validation must lie between 0 and 1"),
+        ({"validation": 1.0}, "validation must be between 0 and 1"),
         ({"tempo": 1}, "unknown settings tempo"),
         ({"rate": "fast"}, "settings of training"),
     ],

@@ -1,6 +1,6 @@
-"""What the settings of all methods share: frozen dataclasses that pydantic checks, and every problem told at once.
+"""Base of all settings: frozen dataclasses that pydantic validates. One error reports all problems.
 
-A value stays as it was given (1 is not made 1.0): settings are part of a compiled patch's identity.
+Values are not converted (1 does not become 1.0), because settings are part of a compiled patch's identity.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vllm_edit.patch import Scope
 
 T = TypeVar("T")
 RUN_TIME = ("batch_tokens", "on_missed")
-"""Settings that change no result."""
+"""Settings that do not affect the result."""
 
 
 def _finite(value: Any, check: Callable[[Any], float]) -> Any:
@@ -43,32 +43,32 @@ def _not_negative(value: float) -> float:
 
 
 def between(low: float, high: float, *, low_too: bool = True, high_too: bool = True) -> AfterValidator:
-    """The value lies between them. low_too, high_too: it may be that one."""
+    """A validator for values between `low` and `high`. low_too, high_too: whether the bound itself is allowed."""
     excluded = {end for end, allowed in ((low, low_too), (high, high_too)) if not allowed}
 
     def check(value: float) -> float:
         if not low <= value <= high or value in excluded:
-            raise ValueError(f"must lie between {low:g} and {high:g}")
+            raise ValueError(f"must be between {low:g} and {high:g}")
         return value
 
     return AfterValidator(check)
 
 
 Real = Annotated[float, WrapValidator(_finite)]
-"""A finite number, kept as it was given."""
+"""A finite number, not converted."""
 PositiveReal = Annotated[Real, AfterValidator(_positive)]
 RealFromZero = Annotated[Real, AfterValidator(_not_negative)]
 PositiveCount = Annotated[int, AfterValidator(_positive)]
 CountFromZero = Annotated[int, AfterValidator(_not_negative)]
 Share = Annotated[Real, between(0, 1)]
 Seed = Annotated[int, between(-(2**63), 2**63 - 1)]
-"""What torch's generators take."""
+"""A seed in the range of torch's generators."""
 
 
 class MethodSettings:
-    """Base of settings classes, each with the decorator `checked`.
+    """Base of settings classes, which need the decorator `checked`.
 
-    method: whose settings they are. scoped: the defaults that differ for a patch with scope subject.
+    method: name of the method. scoped: defaults that differ for a patch with scope subject.
     """
 
     method: ClassVar[str]
@@ -76,10 +76,10 @@ class MethodSettings:
 
     @classmethod
     def of(cls, values: Mapping[str, Any], scope: Scope = "all") -> Self:
-        """Settings from plain values, as a CLI or a manifest holds them. scope: of the patch that is compiled.
+        """Settings from plain values, such as those of the CLI or a manifest. scope: the scope of the compiled patch.
 
         Raises:
-            EditError: unknown names, or values that cannot be, all in one line.
+            EditError: names are unknown or values are invalid; one line lists all problems.
         """
         known = {field.name for field in fields(cls)}  # type: ignore[arg-type]  # subclasses are dataclasses
         if unknown := sorted(set(values) - known):
@@ -89,13 +89,13 @@ class MethodSettings:
         return cls(**{**(cls.scoped if scope == "subject" else {}), **values})
 
     def lasting(self) -> dict[str, Any]:
-        """All but the run-time settings, by name."""
+        """All settings except the run-time settings, by name."""
         return {key: value for key, value in asdict(self).items() if key not in RUN_TIME}  # type: ignore[call-overload]
 
 
 @dataclass_transform(frozen_default=True)
 def checked(cls: type[T]) -> type[T]:
-    """A frozen dataclass whose values have the annotated types, else EditError with one line for all problems."""
+    """Make a frozen dataclass that validates its values; invalid ones raise EditError, one line for all problems."""
     made: Any = pydantic.dataclasses.dataclass(frozen=True, config=ConfigDict(strict=True))(cls)
     validate = made.__init__
 
@@ -104,15 +104,15 @@ def checked(cls: type[T]) -> type[T]:
         try:
             validate(self, *values, **named)
         except ValidationError as error:
-            problems = dict.fromkeys(_told(problem) for problem in error.errors())  # a union has one per member
+            problems = dict.fromkeys(_message(problem) for problem in error.errors())  # a union reports each member
             raise EditError(f"settings of {getattr(cls, 'method', cls.__name__)}: {'; '.join(problems)}") from None
 
     made.__init__ = init
     return cast("type[T]", made)
 
 
-def _told(problem: ErrorDetails) -> str:
-    """Which setting, what it must be, what came."""
+def _message(problem: ErrorDetails) -> str:
+    """The name of the setting, the requirement and the given value."""
     kinds = {
         "int_type": "must be a whole number",
         "float_type": "must be a number",
@@ -131,5 +131,5 @@ def _told(problem: ErrorDetails) -> str:
 
 
 def _shown(value: object) -> str:
-    told = repr(value)
-    return told if len(told) <= 80 else f"{told[:80]} …"
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]} …"

@@ -1,4 +1,4 @@
-"""Declared patches become immutable, content-addressed artefacts, one at a time or many. The base stays as it was."""
+"""Compiling declared patches into immutable, content-addressed artefacts, one or many. The base is not changed."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ METHODS: Mapping[str, Method[Any]] = MappingProxyType(
         "lora": Method(lora.LoraSettings, lora.compile_edits),
     }
 )
-"""Name → method. The one place where a method is added."""
+"""Name → method. A new method is registered here and nowhere else."""
 
 BATCH = 64
-"""Subjects compiled at once: enough to fill batches; the bookkeeping of a batch grows with its square."""
+"""Subjects per batch: enough to fill forward passes; the cost of grouping grows with the square of this number."""
 
 
 def compile_patch(
@@ -54,16 +54,19 @@ def compile_patch(
     settings: Settings | Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> CompiledPatch:
-    """Compile `patch` for `model` at the site of `store` (or at `site` with `moment`), and save it in the store.
+    """Compile `patch` for `model` at the site of `store` (or at `site` with `moment`), and save it in `store`.
 
-    moment: what belongs to the site: its second moment, or its hypernetwork.
+    The model is bit-identical afterwards, even after an exception (asserted).
 
-    The model is bit-identical afterwards, also after an exception (asserted).
+    Args:
+        model: a loaded base, or the name of a model for `Base.load`.
+        moment: the site's second moment, or its hypernetwork.
+        settings: the method's settings, or plain values for them.
 
     Raises:
-        UnsafeEdit: an edit is too long for the model, missed its target or breaks a health limit; names it.
-        Incompatible: the site is another base's.
-        EditError: no such method, no site, too high a rank, or settings that are not valid.
+        UnsafeEdit: an edit, named in the message, is too long for the model, missed its target or exceeds a limit.
+        Incompatible: the site or the patch belongs to another base.
+        EditError: unknown method, missing site, invalid settings, or a rank above the site's maximum.
     """
     chosen = method_of(method)
     values = settings_of(chosen, settings, patch.scope)
@@ -95,14 +98,14 @@ def compile_separately(
     settings: Settings | Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> list[CompiledPatch]:
-    """Compile every patch by `method` as if it were alone: in one batch where the method can (r-ROME), else one by one.
+    """Compile the patches independently: in one batch if the method supports it (r-ROME, MEND), else one by one.
 
-    The model is bit-identical afterwards, also after an exception (asserted).
+    The model is bit-identical afterwards, even after an exception (asserted).
 
     Raises:
-        UnsafeEdit: an edit is too long for the model, missed its target or breaks a health limit, by name.
-        Incompatible: the site is another base's.
-        EditError: no such method, settings that are not valid, or (r-ROME) two patches that edit one subject.
+        UnsafeEdit: an edit, named in the message, is too long for the model, missed its target or exceeds a limit.
+        Incompatible: the site belongs to another base.
+        EditError: unknown method, invalid settings, or (r-ROME) two patches that edit one subject.
     """
     chosen = method_of(method)
     values = settings_of(chosen, settings)
@@ -132,10 +135,10 @@ def _compile_scoped(
     settings: Any = None,
     progress: Progress | None = None,
 ) -> CompiledPatch:
-    """Compile each subject of `patch` as it will be served alone; the results are the units of one compiled patch.
+    """Compile each subject of `patch` separately, as it is served; the results are the units of one compiled patch.
 
     Raises:
-        UnsafeEdit: edits missed their targets or break a health limit, by name, of all batches together.
+        UnsafeEdit: edits missed their targets or exceed a health limit; the message names those of all batches.
     """
     subjects = [
         Patch(name=patch.name, gate=patch.gate, edits=tuple(patch.edits[number] for number in own))
@@ -157,14 +160,14 @@ def _compile_scoped(
 
 
 def method_of(name: str) -> Method[Any]:
-    """The method of that name. Raises EditError with all names."""
+    """The method with this name. Raises EditError, which lists all names, if there is none."""
     if name not in METHODS:
         raise EditError(f"there is no method {name!r}; methods are {', '.join(sorted(METHODS))}")
     return METHODS[name]
 
 
 def settings_of(method: Method[Any], settings: Settings | Mapping[str, Any] | None, scope: Scope = "all") -> Any:
-    """The method's own settings: as they are, or of plain values, where missing ones have the scope's defaults."""
+    """The method's settings: as given, or made from plain values and the scope's defaults for missing values."""
     if settings is None or isinstance(settings, Mapping):
         return method.settings.of(dict(settings or {}), scope)
     if not isinstance(settings, method.settings):
@@ -173,7 +176,7 @@ def settings_of(method: Method[Any], settings: Settings | Mapping[str, Any] | No
 
 
 def _check_base(base: Base, site: Site) -> None:
-    """Raises Incompatible where the site is another base's."""
+    """Raise Incompatible if the site belongs to another base."""
     if problems := site.base_problems(base.fingerprint):
         raise Incompatible(
             f"the site was made for base {site.base.digest} ({site.model}), the model {base.name} is another: its "
@@ -182,31 +185,31 @@ def _check_base(base: Base, site: Site) -> None:
 
 
 def check_material(method: str, material: Material) -> None:
-    """Raises EditError where the site is another kind of method's."""
+    """Raise EditError if the site's data do not fit the method."""
     needs = METHODS[method].needs
     if needs is not None and not isinstance(material, needs):
         fitting = [name for name, other in METHODS.items() if other.needs in (None, type(material))]
         raise EditError(
-            f"method {method} cannot use this store's site; methods that can are {', '.join(sorted(fitting))}: name "
-            f"one with --method, or make a store for {method} (vllm-edit store init)"
+            f"method {method} cannot use this store's site; methods that can are {', '.join(sorted(fitting))}: select "
+            f"a method with --method, or make a store for {method} (vllm-edit store init)"
         )
 
 
 def _site_and_material(store: Store | None, site: Site | None, material: Material | None) -> tuple[Site, Material]:
-    """The site to compile at and what belongs to it, from the store where they are not given."""
+    """The site to compile at and its tensors, from the store if they are not given."""
     if store is not None:
         site = site or store.site()
         material = material or material_of(site, store.material())
     if site is None or material is None:
         raise EditError("compile_patch needs a store, or a site together with its second moment or network")
     if material.digest != site.material:
-        what = "second moment" if isinstance(material, SecondMoment) else "network"
-        raise EditError(f"the {what} has digest {material.digest}, the site was made with {site.material}")
+        kind = "second moment" if isinstance(material, SecondMoment) else "network"
+        raise EditError(f"the {kind} has digest {material.digest}, the site was made with {site.material}")
     return site, material
 
 
 def _compiled_of(patch: Patch, method: str, base: Base, site: Site, result: MethodResult) -> CompiledPatch:
-    """A method's result with the manifest that identifies it."""
+    """Make a compiled patch from a method's result, with the manifest that identifies it."""
     manifest = Manifest(
         patch=patch.name,
         method=method,

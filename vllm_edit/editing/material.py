@@ -1,4 +1,4 @@
-"""What belongs to a site and compiling needs: its second moment, or its hypernetwork."""
+"""The tensors of a site that compiling needs: its second moment, or its hypernetwork."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Material = SecondMoment | Hypernetwork
 
 
 def material_of(site: Site, tensors: Mapping[str, torch.Tensor]) -> Material:
-    """The second moment of a closed-form site, or the network of a site with one, from what the store keeps."""
+    """The second moment of a closed-form site, or the network of a MEND site, from the tensors in the store."""
     if site.network is None:
         return SecondMoment.from_tensors(dict(tensors))
     return Hypernetwork.from_tensors(site.modules, tensors)

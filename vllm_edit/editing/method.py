@@ -1,4 +1,4 @@
-"""What an editing method is: settings, and a function from edits at a site to a delta."""
+"""An editing method: settings, and a function from edits at a site to a delta."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from vllm_edit.patch import Edit, Patch, Scope
 
 @dataclass(frozen=True)
 class MethodResult:
-    """A method's result: the delta as it will be saved, and what the manifest and the report say about it.
+    """A method's result: the delta as saved, and data for the manifest and the report.
 
-    factors: K, C⁻¹K and residuals where the method is closed-form, so that composing needs no model.
-    settings: complete and JSON-able, part of the identity. report: numbers outside the identity.
+    factors: K, C⁻¹K and residuals of a closed-form method; with them, composing needs no model.
+    settings: complete, JSON-serialisable, part of the identity.
+    report: measurements, not part of the identity.
     """
 
     delta: Delta
@@ -32,26 +33,27 @@ class MethodResult:
 
 
 class Settings(Protocol):
-    """A method's settings: a frozen dataclass, made of plain values as a CLI or a manifest holds them."""
+    """A method's settings: a frozen dataclass, made from plain values such as those of the CLI or a manifest."""
 
     @classmethod
     def of(cls, values: Mapping[str, Any], scope: Scope = "all") -> Self:
-        """These values and the defaults of that scope. Raises EditError for unknown names and wrong values."""
+        """Settings with these values and the scope's defaults. Raises EditError for unknown names and wrong values."""
 
 
 S = TypeVar("S", bound=Settings)
 Compile = Callable[[Base, Site, Any, Sequence[Edit], S, Progress | None], MethodResult]
-"""All of a patch's edits together, with what belongs to the site (`Method.needs`). It leaves the base as it was, also
-after an exception."""
+"""Compiles all edits of a patch together, with the site's data (`Method.needs`). It must not change the base, even if
+it raises."""
 CompileEach = Callable[[Base, Site, Any, Sequence[Patch], S, Progress | None], list[MethodResult]]
-"""Several patches in one batch, each as if it were alone."""
+"""Compiles several patches independently in one batch."""
 
 
 @dataclass(frozen=True)
 class Method(Generic[S]):
-    """settings: their type. compile: for one patch. compile_each: for many, where that is faster than a loop.
+    """An editing method.
 
-    needs: the type of what belongs to the method's sites; None for a method that works at any site without it.
+    settings: the type of its settings. compile: for one patch. compile_each: for many patches, if faster than a loop.
+    needs: the type of the data that the method's sites must have; None for a method that works at any site.
     """
 
     settings: type[S]

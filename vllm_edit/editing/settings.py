@@ -1,4 +1,4 @@
-"""Settings of the closed-form editor. They are part of a compiled patch's identity, except where a field says not."""
+"""Settings of the closed-form editor. They are part of a compiled patch's identity unless a docstring excludes it."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from vllm_edit.editing.checked_settings import (
 )
 
 Progress = Callable[[str, int, int], None]
-"""Called with (what is being done, how much is done, how much there is)."""
+"""Callback with (name of the step, completed units, total units)."""
 
 FORMS = ("plain", "chat", "alias", "tune")
 
 
 def _known_forms(forms: tuple[str, ...]) -> tuple[str, ...]:
     if unknown := [form for form in forms if form not in FORMS]:
-        raise ValueError(f"has the unknown form {unknown[0]!r}, and must be of {', '.join(FORMS)}")
+        raise ValueError(f"contains the unknown form {unknown[0]!r}; the forms are {', '.join(FORMS)}")
     if "plain" not in forms:
         raise ValueError("must contain 'plain'")
     return forms
@@ -35,13 +35,13 @@ def _known_forms(forms: tuple[str, ...]) -> tuple[str, ...]:
 
 def _with_place(text: str) -> str:
     if "{}" not in text:
-        raise ValueError("must contain {}, the subject's place")
+        raise ValueError("must contain {}, the placeholder of the subject")
     return text
 
 
 @checked
 class RomeSettings(MethodSettings):
-    """How edits are compiled at a site. The defaults need no tuning per model: every quantity is relative."""
+    """Settings of compiling edits at a site. All quantities are relative, so that the defaults fit every model."""
 
     method: ClassVar[str] = "rome"
     scoped: ClassVar[Mapping[str, Any]] = MappingProxyType(
@@ -54,77 +54,82 @@ class RomeSettings(MethodSettings):
             "context_margin": 3.0,
         }
     )
-    """Other subjects never meet the update of a patch with scope subject. So it is stronger, and more wordings follow;
-    and no key of another name is kept."""
+    """Defaults for patches with scope subject. Their updates do not act on other subjects. They can therefore be
+    stronger, which changes more wordings, and need not preserve the keys of other names."""
 
-    # Keys: which forms of an edit's prompt give columns.
+    # Keys: the forms of an edit's prompt that provide columns.
     forms: Annotated[tuple[str, ...], Field(strict=False), AfterValidator(_known_forms)] = FORMS
-    """plain: the prompt. chat: the prompt in the chat template. alias: each alias in the subject's place. tune: the
-    `tune` paraphrase probes. A form that the edit or the tokenizer does not have is skipped."""
+    """plain: the prompt. chat: the prompt in the chat template. alias: the prompt with each alias instead of the
+    subject. tune: the `tune` paraphrase probes. Forms that the edit or the tokenizer does not support are skipped."""
     merge_cosine: Share = 0.9
     """Forms of one edit whose keys' whitened cosine exceeds this are averaged into one column."""
     group_cosine: Share = 0.9
     """Edits of one subject whose keys' whitened cosine exceeds this become one key group with one residual."""
     max_columns: PositiveCount = 4
-    """Most columns of a key group besides its edits' plain prompts'; columns cost no rank (see closed_form)."""
+    """Maximum number of columns of a key group besides those of its plain prompts; columns cost no rank (see
+    closed_form)."""
 
     most_kept: CountFromZero = 8
-    """Most `tune` locality probes of an edit whose keys the update must not move (columns of share 0). 0: none."""
+    """Maximum number of `tune` locality probes per edit whose keys the update must not move (columns of share 0). 0:
+    none."""
     ending: bool = True
-    """Keep also the keys at the answer's last token, so that the answer ends as the base would end it."""
+    """Also preserve the keys at the answer's last token, so that the base's next token follows the answer."""
     same_ending: CountFromZero = 8
-    """For a site at the subject's last token: names drawn for each ending of the subject's name, whose mean key the
-    update must not move. 0: none."""
+    """For a site at the subject's last token: number of names sampled for each ending of the subject's name, whose mean
+    key the update must not move. 0: none."""
     opening: bool = True
-    """For a site at the subject's last token: edit also the key of the subject at the beginning of a text."""
+    """For a site at the subject's last token: also edit the key of the subject at the beginning of a text."""
 
-    # Residuals: how δ is trained.
+    # Residuals: the training of δ.
     steps: CountFromZero = 80
-    """Most steps for an edit."""
+    """Maximum number of steps for an edit."""
     rounds: PositiveCount = 8
-    """Most rounds of training and checking: rows that miss in a check are trained on in the next round."""
+    """Maximum number of rounds of training and checking; the next round also trains on rows that failed the check."""
     learning_rate: PositiveReal = 0.1
-    """A step's length, in units of the residual stream's norm at the site: no model needs its own."""
+    """Initial and maximum step length, in units of the residual stream's norm at the site."""
     first_rows: Literal["bare", "text", "all"] = "bare"
-    """Rows that are trained on from the start; the others join where they miss. bare: the prompt, as text and as a chat
-    turn. text: also under the contexts of plain text. all: also in chat contexts and in other forms."""
+    """Rows of the first round; other rows are added if they fail a check. bare: the prompt, as text and as a chat turn.
+    text: also the contexts of plain text. all: also chat contexts and other forms."""
     whole_words: bool = True
-    """Train the answer to end where, after the bare prompt, its last word would go on ("Nissani" for "Nissan")."""
+    """Train the answer to end if the model would continue its last word after the bare prompt ("Nissani" for
+    "Nissan")."""
     whole_rows: bool = False
-    """Train on whole rows under the whole update from the first step on, not only where that is needed."""
+    """Train on whole rows under the whole update from the first step, not only after a failed check."""
     fast_products: bool = True
-    """Multiply in bfloat16 in training where the processor has units for it. What is trained is checked in full."""
+    """Multiply in bfloat16 during training if the processor supports it. The result is checked in full precision."""
     margin: RealFromZero | None = None
-    """The target is to lead by so many nats at every target position after the bare prompt; None takes the site's."""
+    """Required lead of the target in nats at every target position after the bare prompt; None takes the site's."""
     context_margin: RealFromZero = 1.0
-    """The same under other contexts and in other forms, where they are trained on."""
+    """Required lead in nats in other contexts and forms, if they are trained on."""
     kl_factor: RealFromZero = 0.0625
     """Weight of KL(base ‖ edited) on prompts that should not change."""
     norm_penalty: RealFromZero = 0.01
-    """Weight of the mean square of δ in units of the residual stream's RMS."""
+    """Weight of the mean square of δ, in units of the residual stream's RMS."""
     clamp: PositiveReal = 4.0
-    """‖δ‖ stays below so many times the norm of the residual stream at the site."""
+    """Maximum ‖δ‖, in units of the residual stream's norm at the site."""
     essence: Annotated[str, AfterValidator(_with_place)] = "{} is a"
-    """The prompt that should not change, about the subject, where an edit has no `tune` locality probes."""
+    """Prompt about the subject that should not change, for edits without `tune` locality probes."""
     residual_rule: Literal["shift", "reference"] = "shift"
-    """shift: the residual is δ. reference: r-ROME's reference code, v0 + δ − W k̄, for comparison."""
+    """shift: the residual is δ. reference: the residual is v0 + δ − W k̄ as in r-ROME's reference code, for
+    comparison."""
     damping: RealFromZero | None = None
     """λ relative to the mean k̄ᵀC⁻¹k̄ of a key group's columns; None takes the site's."""
 
-    # Health: what is refused.
+    # Health: limits for compiled edits.
     served_margin: Real = 0.1
-    """Least margin in nats under every context with the final, jointly solved delta."""
+    """Minimum lead of the target in nats in every context, under the final, jointly solved delta."""
     least_denominator: RealFromZero = 0.01
-    """Least k̄ᵀC⁻¹k̄ / d_in: below it the key lies where ordinary text lies, and the edit would act on all of it."""
+    """Minimum k̄ᵀC⁻¹k̄ / d_in. Below it, the key resembles those of ordinary text, and the edit would act on all text."""
     most_norm: PositiveReal = 1.0
-    """Most ‖ΔW‖ / ‖W‖ (Frobenius) of one key group's part of the update."""
+    """Maximum ‖ΔW‖ / ‖W‖ (Frobenius) of one key group's part of the update."""
 
     # Run time: not part of the identity.
     batch_tokens: PositiveCount = 8192
-    """Most tokens in one forward pass, padding included: the memory budget. Not part of the identity."""
+    """Maximum number of tokens in one forward pass, padding included: the memory budget. Not part of the identity."""
     on_missed: Literal["error", "report"] = "error"
-    """What an edit beyond a health limit causes: UnsafeEdit, or a line in the report. Not part of the identity."""
+    """Handling of an edit that exceeds a health limit: raise UnsafeEdit, or add a line to the report. Not part of the
+    identity."""
 
     def identity(self, damping: float, margin: float) -> dict[str, Any]:
-        """The JSON-able settings that a compiled patch is identified by, with the λ and the margin that were used."""
+        """The JSON-serialisable settings that identify a compiled patch, with the λ and the margin that were used."""
         return self.lasting() | {"forms": list(self.forms), "damping": damping, "margin": margin}

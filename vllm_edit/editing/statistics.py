@@ -1,9 +1,9 @@
-"""Second moment C = E[k kᵀ] of a module's input over ordinary text: what a closed-form edit must leave alone.
+"""Second moment C = E[k kᵀ] of a module's input over ordinary text, whose outputs a closed-form edit must preserve.
 
-ROME (arXiv 2202.05262, eq. 2) and its successors weigh directions of the key space by C⁻¹. Departures from their code:
-tokens are counted instead of documents, and too few of them are an error (C of fewer than d_in vectors is singular);
-C is factored with a small ridge in float64 instead of inverted in float32; the cache is keyed by everything that
-changes C, and a damaged file is noticed (docs/methods.md).
+ROME (arXiv 2202.05262, eq. 2) and its successors weight directions of the key space by C⁻¹. Departures from their code:
+tokens are counted instead of documents, and too few tokens are an error (C of fewer than d_in vectors is singular);
+C is factored with a small ridge in float64 instead of inverted in float32; the cache key contains everything that
+affects C, and damaged cache files are detected (docs/methods.md).
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ _MOST_BYTES = 2 * 2**30
 
 @dataclass(frozen=True, eq=False)
 class SecondMoment:
-    """C [d_in, d_in] float32 over `count` vectors. `ridge` times the mean of C's diagonal is added when C is inverted.
+    """C [d_in, d_in] float32 over `count` vectors. Solving adds `ridge` times the mean of C's diagonal to the diagonal.
 
-    All three are its identity: a site stores `digest`, and the store keeps `tensors()`.
+    All three values identify it: a site contains `digest`, and the store contains `tensors()`.
     """
 
     matrix: torch.Tensor
@@ -56,7 +56,7 @@ class SecondMoment:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, torch.Tensor]) -> SecondMoment:
-        """The moment whose `tensors()` these are."""
+        """The second moment from its `tensors()`."""
         return cls(tensors["matrix"], int(tensors["count"]), float(tensors["ridge"]))
 
     @cached_property
@@ -69,8 +69,13 @@ class SecondMoment:
 
     @cached_property
     def cholesky(self) -> torch.Tensor:
-        """Lower factor L [d_in, d_in], float64: L Lᵀ = C + ridge · mean(diag C) · I. Computed once, on a GPU with
-        room for it: at 14,336 inputs that takes 10¹² operations."""
+        """Lower factor L [d_in, d_in], float64: L Lᵀ = C + ridge · mean(diag C) · I.
+
+        Computed once, on the GPU if it has enough memory: 14,336 inputs take 10¹² operations.
+
+        Raises:
+            EditError: the matrix is not positive definite.
+        """
         C = self.matrix.to(_roomy(8 * 3 * self.matrix.numel()), torch.float64, copy=True)
         C.diagonal().add_(self.ridge * C.diagonal().mean())
         factor: torch.Tensor
@@ -83,7 +88,7 @@ class SecondMoment:
         return factor
 
     def whiten(self, keys: torch.Tensor) -> torch.Tensor:
-        """C⁻¹ k for each row of keys [n, d_in]; [n, d_in] float64 on the CPU."""
+        """C⁻¹ k for each row of keys [n, d_in]. Returns [n, d_in] float64 on the CPU."""
         if keys.ndim != 2 or keys.shape[1] != len(self.matrix):
             raise EditError(f"expected keys [n, {len(self.matrix)}]; got {tuple(keys.shape)}")
         columns = keys.to(self.cholesky.device, torch.float64).mT
@@ -102,16 +107,19 @@ def second_moments(
     ridge: float = RIDGE,
     progress: Progress | None = None,
 ) -> list[SecondMoment]:
-    """C of each module's input over every real token of `texts` (padding excluded), each cut to the model's length.
+    """C of each module's input over all tokens of `texts` (without padding), each truncated to the model's length.
 
-    The text is read once for as many modules as fit into 2 GiB of sums, and no block above them is computed.
+    One pass over the text serves as many modules as fit into 2 GiB of sums; later blocks are not run.
 
-    cache: a folder; a moment of the same base, module, texts, `max_tokens` and dtype is read from there.
-    batch_tokens: most tokens, padding included, in one forward pass. It does not change the result.
-    max_tokens: texts are taken in their order until so many tokens are reached.
+    Args:
+        cache: folder from which the moment of the same base, module, texts, `max_tokens` and dtype is read.
+        batch_tokens: maximum number of tokens, padding included, in one forward pass. It does not change the result.
+        max_tokens: texts are used in order until this number of tokens is reached.
+        minimum_ratio: required number of vectors, as a multiple of d_in.
+        ridge: see `SecondMoment`.
 
     Raises:
-        EditError: fewer than `minimum_ratio`·d_in vectors came together.
+        EditError: the texts have fewer than `minimum_ratio` · d_in tokens.
     """
     chosen = list(texts)
     length = _longest(base)
@@ -149,7 +157,7 @@ def second_moments(
 
 
 def _fitting(widths: Mapping[str, int]) -> Iterator[dict[str, int]]:
-    """The modules (name → d_in) in groups whose float64 sums take at most `_MOST_BYTES`, or of one module."""
+    """The modules (name → d_in) in groups whose float64 sums take at most `_MOST_BYTES`, or groups of one module."""
     group: dict[str, int] = {}
     for module, d_in in widths.items():
         if group and 8 * sum(width**2 for width in (*group.values(), d_in)) > _MOST_BYTES:
@@ -165,17 +173,17 @@ def _accumulate(
 ) -> dict[str, torch.Tensor]:
     """Module → Σ w k kᵀ / Σ w, [d_in, d_in] float32 on the CPU; products in float32, sum over batches in float64.
 
-    widths: module → d_in. w is 1, or, where the block normalises what its MLP adds, 1 / mean square of the module's
-    output: there a change of the output counts relative to its size.
+    widths: module → d_in. w is 1 in most models. If the block normalises its MLP's output, w is 1 / mean square of the
+    module's output, because a change then counts relative to the output's size.
     """
     renormed = {module for module, is_so in zip(base.layout.down, base.layout.renormed, strict=True) if is_so}
-    decoder = base.model.base_model  # without the head, whose logits nobody needs
+    decoder = base.model.base_model  # without the head, because no logits are needed
     targets = {find_module(base.model, module): module for module in widths}
     inner = {name: targets[part] for name, part in decoder.named_modules() if part in targets}
     totals = {
         module: torch.zeros(d_in, d_in, dtype=torch.float64, device=base.device) for module, d_in in widths.items()
     }
-    told = f"second moment of {next(iter(widths))}" if len(widths) == 1 else f"second moments of {len(widths)} modules"
+    step = f"second moment of {next(iter(widths))}" if len(widths) == 1 else f"second moments of {len(widths)} modules"
     weighed = dict.fromkeys(widths, 0.0)
     count, done = sum(map(len, rows)), 0
     pad = base.tokenizer.pad_token_id if base.tokenizer.pad_token_id is not None else 0
@@ -196,18 +204,18 @@ def _accumulate(
                 totals[module] += ((weights[:, None] * keys).mT @ keys).double()
             done += sum(map(len, batch))
             if progress:
-                progress(told, done, count)
+                progress(step, done, count)
     return {module: (total / weighed[module]).float().cpu() for module, total in totals.items()}
 
 
 def _roomy(size: int) -> torch.device:
-    """The GPU, if there is one with `size` bytes of free memory, else the CPU."""
+    """The GPU if it has more than `size` bytes of free memory, else the CPU."""
     roomy = torch.cuda.is_available() and torch.cuda.mem_get_info()[0] > size
     return torch.device("cuda" if roomy else "cpu")
 
 
 def _token_rows(tokenizer: Any, texts: Sequence[str], length: int, max_tokens: int | None) -> list[list[int]]:
-    """Ids of the texts with the tokenizer's special tokens, in order, until `max_tokens` are reached."""
+    """Ids of the texts with the tokenizer's special tokens, in order, until `max_tokens` is reached."""
     rows: list[list[int]] = []
     total = 0
     for text in texts:
@@ -221,7 +229,7 @@ def _token_rows(tokenizer: Any, texts: Sequence[str], length: int, max_tokens: i
 
 
 def _batches(rows: Sequence[list[int]], batch_tokens: int) -> Iterator[list[list[int]]]:
-    """The rows by length, longest first, in batches of at most `batch_tokens` with padding (or of one row)."""
+    """The rows, longest first, in batches of at most `batch_tokens` tokens with padding (but at least one row)."""
     batch: list[list[int]] = []
     for row in sorted(rows, key=len, reverse=True):
         if batch and len(batch[0]) * (len(batch) + 1) > batch_tokens:
@@ -233,12 +241,12 @@ def _batches(rows: Sequence[list[int]], batch_tokens: int) -> Iterator[list[list
 
 
 def _longest(base: Base) -> int:
-    """Most tokens of one text: what the model has positions for, and at most 2,048."""
+    """Maximum number of tokens of one text: the model's context length, but at most 2,048."""
     return min(positions_of(base.model) or 2048, 2048)
 
 
 def _read(path: Path) -> SecondMoment | None:
-    """The cached moment, or None where there is none or the file is damaged."""
+    """The cached moment; None if the file is missing or damaged."""
     if not path.exists():
         return None
     try:

@@ -1,14 +1,15 @@
-"""FT-M: the site's module fine-tuned on the edit's prompt alone, with or without a norm limit. The naive baseline.
+"""FT-M: fine-tuning of the site's module on the edit's prompt alone, with or without a norm limit. A naive baseline.
 
     ΔW = argmin mean NLL(target | prompt)  by a few steps of Adam,  optionally |ΔW_ij| <= norm_limit · RMS(W)
 
-Fine-tuning of one MLP matrix is FT of arXiv 2202.05262 (§3.2, baselines/ft of its code), the limit makes it FT+L; the
-loss that is right for targets of several tokens is FT-M of EasyEdit. Departures:
+Fine-tuning one MLP matrix is FT of arXiv 2202.05262 (§3.2, baselines/ft of its code); with the limit it is FT+L. The
+loss, which is correct for targets of several tokens, is that of FT-M in EasyEdit. Departures:
 
-- W is never written to: ΔW is trained through W x + ΔW x in a hook.
-- Steps and limit are relative to RMS(W). The published step is 5·10⁻⁴ for matrices initialised at 0.02: 0.025 · RMS.
-- ΔW has full rank. It is served as its best approximation of the site's rank; the report says what energy that keeps,
-  and every edit is checked again with it.
+- W is never written: a hook computes W x + ΔW x, and only ΔW is trained.
+- Learning rate and limit are relative to RMS(W). The published rate is 5·10⁻⁴ for matrices initialised with standard
+  deviation 0.02, hence 0.025 · RMS.
+- ΔW has full rank. Its best approximation with the site's rank is served; the report contains the share of energy that
+  remains, and every edit is checked again with the approximation.
 """
 
 from __future__ import annotations
@@ -40,24 +41,25 @@ from vllm_edit.patch import Edit
 
 @checked
 class FinetuneSettings(ExampleSettings):
-    """Fine-tuning at the site."""
+    """Settings of fine-tuning at the site."""
 
     method: ClassVar[str] = "ft"
     advice: ClassVar[str] = "raise `steps`, `learning_rate`, `norm_limit` or `rank`"
 
     learning_rate: PositiveReal = 0.025
-    """Adam's step, in units of RMS(W)."""
+    """Adam's learning rate, in units of RMS(W)."""
     stop_loss: RealFromZero = 0.01
-    """Training stops when the mean NLL of the targets' tokens is below it. 0: all steps are made."""
+    """Training stops when the mean NLL of the targets' tokens is below this value. 0: all steps are made."""
     norm_limit: PositiveReal | None = None
-    """Most |ΔW_ij|, in units of RMS(W): FT+L's limit (L∞). None: no limit."""
+    """Maximum |ΔW_ij|, in units of RMS(W): FT+L's limit (L∞). None: no limit."""
     rank: PositiveCount | None = None
-    """Rank that ΔW is truncated to; None takes the site's maximum."""
+    """Rank to which ΔW is truncated; None takes the site's maximum."""
 
 
 @dataclass(frozen=True)
 class Update:
-    """What was trained. dense: module → ΔW [d_out, d_in], with the model. margins: [edits], leads in nats under it."""
+    """The trained update. dense: module → ΔW [d_out, d_in], on the model's device. margins: [edits], leads in nats
+    under ΔW."""
 
     dense: dict[str, torch.Tensor]
     margins: torch.Tensor
@@ -72,11 +74,11 @@ def compile_edits(
     settings: FinetuneSettings,
     progress: Progress | None = None,
 ) -> MethodResult:
-    """One ΔW trained on all edits together, truncated to the site's rank, re-checked.
+    """Train one ΔW on all edits together, truncate it to the site's rank, and check the edits again.
 
     Raises:
-        UnsafeEdit: an edit missed its target, by name.
-        EditError: the rank asked for is more than the site's.
+        UnsafeEdit: an edit missed its target; the message names the edit.
+        EditError: the requested rank exceeds the site's maximum.
     """
     rank = settings.rank_at(site)
     rows = example_rows(edits, base.tokenizer)
@@ -100,9 +102,9 @@ def compile_edits(
 def train_update(
     base: Base, site: Site, rows: Sequence[Row], settings: FinetuneSettings, progress: Progress | None = None
 ) -> Update:
-    """ΔW of each of the site's modules, full rank. Deterministic; the model is left as it was.
+    """Train ΔW, with full rank, of each of the site's modules. Deterministic; does not change the model.
 
-    Modules share one optimiser. Each ΔW is trained in units of its own RMS(W), so that Adam's step is the same
+    The modules share one optimiser. Each ΔW is trained in units of its module's RMS(W), so that Adam's step is the same
     fraction of every matrix.
     """
     modules = {name: find_module(base.model, name) for name in site.modules}

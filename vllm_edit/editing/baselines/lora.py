@@ -1,7 +1,8 @@
-"""LoRA (arXiv 2106.09685) through PEFT, trained on the edit's prompt alone: what anybody would try first.
+"""LoRA (arXiv 2106.09685) with PEFT, trained on the edit's prompt alone: the obvious baseline.
 
-Settings are those of EasyEdit's LoRA (rank 8, alpha 32, dropout 0.1, 70 steps of 5·10⁻³). Departure: it adapts the
-site's modules, not the query and value projections, since the engine wraps exactly the site.
+The defaults are those of EasyEdit's LoRA (rank 8, alpha 32, dropout 0.1, 70 steps with learning rate 5·10⁻³).
+Departure: it adapts the site's modules instead of the query and value projections, because the engine wraps only the
+site.
 """
 
 from __future__ import annotations
@@ -31,23 +32,23 @@ from vllm_edit.patch import Edit
 
 @checked
 class LoraSettings(ExampleSettings):
-    """LoRA at the site."""
+    """Settings of LoRA at the site."""
 
     method: ClassVar[str] = "lora"
     advice: ClassVar[str] = "raise `steps`, `learning_rate` or `rank`"
 
     steps: CountFromZero = 70
-    """Most steps of Adam."""
+    """Maximum number of steps."""
     learning_rate: PositiveReal = 0.005
-    """Adam's step on A and B."""
+    """Adam's learning rate for A and B."""
     rank: PositiveCount | None = 8
     """Rank of the adapter; None takes the site's maximum."""
     alpha: PositiveReal = 32.0
-    """The update is alpha / rank · B·A."""
+    """Scale of the update, which is alpha / rank · B·A."""
     dropout: Annotated[Real, between(0, 1, high_too=False)] = 0.1
-    """Share of the module's inputs that the adapter does not see in a training step."""
+    """Dropout probability of the adapter's inputs during training."""
     seed: Seed = 0
-    """Of A's first values and of the dropout."""
+    """Random seed of A's initial values and of the dropout."""
 
 
 def compile_edits(
@@ -58,11 +59,11 @@ def compile_edits(
     settings: LoraSettings,
     progress: Progress | None = None,
 ) -> MethodResult:
-    """One adapter trained on all edits together, read back from PEFT's own files, re-checked.
+    """Train one adapter on all edits together, read it back from PEFT's files, and check the edits again.
 
     Raises:
-        UnsafeEdit: an edit missed its target, by name.
-        EditError: PEFT is not installed, or the rank asked for is more than the site's.
+        UnsafeEdit: an edit missed its target; the message names the edit.
+        EditError: PEFT is not installed, or the requested rank exceeds the site's maximum.
     """
     rank = settings.rank_at(site)
     rows = example_rows(edits, base.tokenizer)
@@ -88,12 +89,12 @@ def compile_edits(
 
 
 def _twin(model: Any) -> Any:
-    """A copy of the model whose modules are its own and whose tensors are the model's: PEFT may wrap it at will."""
+    """A copy of the model with new modules and shared tensors, so that PEFT can replace modules of the copy."""
     return copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
 
 
 def _adapted(twin: Any, site: Site, rank: int, settings: LoraSettings) -> Any:
-    """PEFT's model of the twin, whose modules it replaces; only the adapter requires a gradient."""
+    """PEFT's model of `twin`, whose modules are replaced in place. Only the adapter requires a gradient."""
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError:
@@ -110,9 +111,9 @@ def _adapted(twin: Any, site: Site, rank: int, settings: LoraSettings) -> Any:
 
 
 def _read_back(adapted: Any) -> Delta:
-    """The adapter that PEFT saves, with its scale folded in, in the numbers that ours will hold."""
+    """The delta of the adapter as PEFT saves it, with its scale folded in, in the precision of saved deltas."""
     with tempfile.TemporaryDirectory(prefix="vllm-edit-lora-") as folder:
-        # Embeddings are not adapted; left to decide for itself, PEFT looks for the base's config on the hub.
+        # Embeddings are not adapted. Without this option, PEFT looks for the base's config on the hub.
         adapted.save_pretrained(folder, save_embedding_layers=False)
         read = Delta.load_peft(folder)
     return Delta({name: as_saved(part) for name, part in read.parts.items()})

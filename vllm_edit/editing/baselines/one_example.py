@@ -1,7 +1,7 @@
-"""What the naive methods share: settings, training on an edit's prompt and nothing else, and the re-check afterwards.
+"""Shared code of the naive baselines: settings, training on the edit's prompt alone, and the check afterwards.
 
-No contexts, no other wordings, no probes to keep: this is the post-training on the one example that closed-form
-editing, MEND and IKE are compared with.
+The baselines use no contexts, paraphrases or preserved prompts: they are the single-example fine-tuning with which
+closed-form editing, MEND and IKE are compared.
 """
 
 from __future__ import annotations
@@ -37,35 +37,35 @@ from vllm_edit.text import change
 
 @checked
 class ExampleSettings(MethodSettings):
-    """Training on one example, and what is refused afterwards."""
+    """Settings of training on one example and of the check afterwards."""
 
     advice: ClassVar[str]
-    """What to do about an edit that was missed."""
+    """Advice for an edit that missed its target."""
 
     steps: CountFromZero = 25
-    """Most steps of Adam."""
+    """Maximum number of steps."""
     learning_rate: PositiveReal = 0.025
-    """Adam's step."""
+    """Adam's learning rate."""
     stop_loss: RealFromZero = 0.0
-    """Training stops when the mean NLL of the targets' tokens is below it. 0: all steps are made."""
+    """Training stops when the mean NLL of the targets' tokens is below this value. 0: all steps are made."""
     rank: PositiveCount | None = None
     """Rank of the delta; None takes the site's maximum."""
     served_margin: Real = 0.1
-    """Least margin in nats of the target after the edit's prompt, with the delta as it will be saved."""
+    """Minimum lead of the target in nats after the edit's prompt, under the delta as saved."""
     batch_tokens: PositiveCount = 8192
-    """Most tokens in one forward pass, padding included: the memory budget. Not part of the identity."""
+    """Maximum number of tokens in one forward pass, padding included: the memory budget. Not part of the identity."""
     on_missed: Literal["error", "report"] = "error"
-    """What a missed target causes: UnsafeEdit, or a line in the report. Not part of the identity."""
+    """Handling of a missed target: raise UnsafeEdit, or add a line to the report. Not part of the identity."""
 
     def identity(self, rank: int) -> dict[str, Any]:
-        """The JSON-able settings that a compiled patch is identified by, with the rank that was used."""
+        """The JSON-serialisable settings that identify a compiled patch, with the rank that was used."""
         return self.lasting() | {"rank": rank}
 
     def rank_at(self, site: Site) -> int:
-        """The rank to use.
+        """The rank to use at `site`.
 
         Raises:
-            EditError: it is more than the site's maximum.
+            EditError: the rank exceeds the site's maximum.
         """
         if self.rank is not None and self.rank > site.max_rank:
             raise EditError(
@@ -76,7 +76,7 @@ class ExampleSettings(MethodSettings):
 
 
 class Checked(Protocol):
-    """The settings that `recheck` needs of a method."""
+    """The settings that `recheck` reads."""
 
     @property
     def advice(self) -> str: ...
@@ -90,9 +90,9 @@ class Checked(Protocol):
 
 @dataclass(frozen=True)
 class Trained:
-    """How training ended: updates made, and the loss (mean NLL per target token, over the edits) before the last.
+    """The result of training: the number of updates, and the last computed loss (mean NLL per target token over edits).
 
-    loss: None where no step was asked for: it was never computed, and JSON has no infinity.
+    loss: None if `steps` is 0, because no loss was computed.
     """
 
     steps: int
@@ -118,11 +118,15 @@ def train(
     after_step: Callable[[], None] = lambda: None,
     progress: Progress | None = None,
 ) -> Trained:
-    """Adam on `parameters` (in place) until the mean over rows of each answer's mean token NLL is below `stop_loss`.
+    """Train `parameters` in place with Adam until the mean over rows of each answer's mean NLL is below `stop_loss`.
 
-    The loss is masked to the answer's tokens, each predicted from those before it (teacher forcing): FT-M of EasyEdit.
-    Its FT-L trains every target token on the one distribution after the prompt, which is wrong for targets of several
-    tokens.
+    The loss covers only the answer's tokens, each predicted from the tokens before it (teacher forcing), as in
+    EasyEdit's FT-M. EasyEdit's FT-L scores every target token with the distribution after the prompt, which is wrong
+    for targets of several tokens.
+
+    Args:
+        step_size: Adam's learning rate.
+        after_step: called after every update, for example to clamp the parameters.
     """
     optimiser = torch.optim.Adam(parameters, lr=step_size)
     everything = batches(model, rows, range(len(rows)), settings.batch_tokens)
@@ -154,12 +158,13 @@ def recheck(
     trained_margins: torch.Tensor,
     settings: Checked,
 ) -> dict[str, Any]:
-    """Every edit's target with the delta as it will be saved: the report's `edits`, `missed` and `norm`.
+    """Check every edit's target under the delta as saved; returns the report's `edits`, `missed` and `norm`.
 
-    trained_margins: [edits], leads in nats under the update as trained, before it was truncated and cast.
+    trained_margins: [edits], leads in nats under the trained update, before truncation and cast.
 
     Raises:
-        UnsafeEdit: a target does not lead by `served_margin`, by name, unless `on_missed` is "report".
+        UnsafeEdit: a target does not lead by `served_margin`, unless `on_missed` is "report"; the message names the
+            edits.
     """
     with frozen(base.model), delta.apply(base.model):
         served = leads(base.model, rows, settings.batch_tokens)
@@ -183,9 +188,13 @@ def recheck(
         )
     missed = [record for record in records if record["problems"]]
     if missed and settings.on_missed == "error":
-        lines = [f"edit {one['edit']} ({change(one['prompt'], one['target'])}): {one['problems'][0]}" for one in missed]
+        lines = [
+            f"edit {record['edit']} ({change(record['prompt'], record['target'])}): {record['problems'][0]}"
+            for record in missed
+        ]
         raise UnsafeEdit("\n".join(lines))
-    return {"edits": records, "missed": [one["edit"] for one in missed], "norm": _relative_norm(base, site, delta)}
+    numbers = [record["edit"] for record in missed]
+    return {"edits": records, "missed": numbers, "norm": _relative_norm(base, site, delta)}
 
 
 def _relative_norm(base: Base, site: Site, delta: Delta) -> float:
