@@ -1,10 +1,12 @@
-"""Contexts: texts the model wrote itself, put before a prompt when its key is measured and its residual is trained.
+"""Contexts: prefixes that the model generates, put before a prompt to measure its key and train its residual.
 
-ROME averages keys over prefixes that the model generates (arXiv 2202.05262, eq. 3). Departures from the reference code:
-a generator of its own instead of the global random state, no module-global cache that a second model would inherit,
-text that begins as the tokenizer begins a text (its BOS only where it puts one before plain text), lengths that count
-generated tokens without the seed, and about a third of the contexts in the chat template, since production prompts are
-chat turns, and no prefix that the model would rather go on about than answer what follows it (docs/methods.md).
+ROME averages keys over generated prefixes (arXiv 2202.05262, eq. 3). Departures from the reference code:
+
+- a separate random generator instead of the global random state, and no global cache that models would share;
+- a text begins as the tokenizer begins a text (with BOS only if the tokenizer adds it to plain text);
+- lengths count generated tokens without the seed word;
+- about a third of the contexts use the chat template, because production prompts are chat turns;
+- prefixes that distract the model from the prompt after them are discarded (docs/methods.md).
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from vllm_edit.scripts import is_cjk
 from vllm_edit.text import mentions, quoted
 
 SEED_WORDS = ("", "The", "In", "It", "When")
-"""Texts that generation starts from; the empty one stands for what the tokenizer puts before a text (BOS) alone."""
+"""Words from which generation starts; for the empty word, it starts from the tokenizer's special tokens (BOS) alone."""
 
 _SENTENCE = re.compile(r"[.!?。！？](?:\s|$)|[。！？]")
 _LEAST_LETTERS = 4
@@ -51,17 +53,20 @@ def generate_contexts(
     longest: int = 10,
     top_k: int = 10,
 ) -> tuple[Context, ...]:
-    """`n` different contexts; the first is the bare one, and the same arguments give the same contexts.
+    """Generate `n` different contexts, starting with the bare context. The same arguments give the same contexts.
 
-    chat_share: share of contexts in the chat template (0 for a tokenizer without one); the first of them is bare too.
-    forbidden: texts, such as the subjects of edits, that no prefix may mention.
-    asked: prompts, such as those of edits. Of three times as many prefixes those are kept after which the base goes on
-    with them most often as it does without a prefix. Under another an edit would be taught against what the base says.
-    shortest, longest: generated tokens of a prefix, before it is cut at the end of its first sentence.
+    Args:
+        chat_share: share of contexts in the chat template, the first of them bare; 0 without a chat template.
+        forbidden: texts, such as the subjects of edits, that no prefix may mention.
+        asked: prompts, such as those of edits. Three times as many prefixes are generated; those are selected after
+            which the base most often continues these prompts with the same token as without a prefix. With a
+            distracting prefix, the edit would be trained against the prefix's influence.
+        shortest, longest: range of the number of generated tokens, before a prefix is cut after its first sentence.
+        top_k: number of most probable tokens from which each token is sampled.
 
     Raises:
-        EditError: the model does not write enough different texts that are allowed.
-        UnsafeEdit: a prompt of `asked` is longer than the model reads.
+        EditError: the model does not generate enough different allowed prefixes.
+        UnsafeEdit: a prompt of `asked` is longer than the model's context.
     """
     if n < 1 or not 0 <= chat_share < 1 or not 1 <= shortest <= longest:
         raise EditError(
@@ -95,14 +100,14 @@ def generate_contexts(
 
 
 def _texts(base: Base, seed: int, shortest: int, longest: int, top_k: int, attempts: int, size: int) -> Iterator[str]:
-    """Texts sampled from the model, one seed word after the other; `size` of them are sampled at once.
+    """Sample texts from the model, with the seed words in turn, `size` texts per batch.
 
-    No global random state is read or changed. Special and added tokens are banned: a prefix is text, and would not be
-    read back as those tokens in a turn.
+    Does not use the global random state. Special and added tokens are banned, because a prefix is tokenized as plain
+    text in a chat turn.
     """
     generator = torch.Generator().manual_seed(seed)
     banned = never_text(base)
-    # Without a word, text begins after what the tokenizer puts before it, and nowhere where that is nothing.
+    # The empty word needs a special token that the tokenizer adds before text.
     words = SEED_WORDS if begin_ids(base.tokenizer) else tuple(filter(None, SEED_WORDS))
     starts = cycle([plain_start(base.tokenizer, word) for word in words])
     for begun in range(0, attempts, size):
@@ -117,9 +122,9 @@ def _texts(base: Base, seed: int, shortest: int, longest: int, top_k: int, attem
 
 
 def _least_disturbing(base: Base, prefixes: Sequence[str], asked: Sequence[str], wanted: int) -> list[str]:
-    """The `wanted` prefixes after which the base begins most answers to `asked` as without one, in their order.
+    """The `wanted` prefixes that change the first token of the fewest answers to `asked`, in their original order.
 
-    Asked as plain text: chat turns are several times as long, and a prefix disturbs both alike.
+    The prompts are plain text: chat turns are several times as long, and a prefix has a similar effect on both.
     """
     if not asked:
         return list(prefixes)
@@ -127,22 +132,21 @@ def _least_disturbing(base: Base, prefixes: Sequence[str], asked: Sequence[str],
     def begun(prefix: str) -> list[list[int]]:
         ids = [prompt_ids(base.tokenizer, contextual(prompt, Context(prefix=prefix))) for prompt in asked]
         longest = max(range(len(ids)), key=lambda index: len(ids[index]))
-        told = f"the prompt {quoted(asked[longest])} in its context"
-        check_length(base.model, len(ids[longest]), told)
+        check_length(base.model, len(ids[longest]), f"the prompt {quoted(asked[longest])} in its context")
         with frozen(base.model), fast_products([base.model]):
             return continued(base.model, base.tokenizer, ids, 1, _BATCH)
 
     bare = begun("")
     changed = {prefix: sum(map(operator.ne, begun(prefix), bare)) for prefix in prefixes}
-    kept = sorted(prefixes, key=changed.__getitem__)[:wanted]  # stable: of equals those drawn first
-    return [prefix for prefix in prefixes if prefix in kept]
+    chosen = sorted(prefixes, key=changed.__getitem__)[:wanted]  # stable: prefers earlier prefixes
+    return [prefix for prefix in prefixes if prefix in chosen]
 
 
 def _as_prefix(text: str) -> str:
-    """The text's first sentence, closed with a full stop; empty if nothing readable is left.
+    """The text's first sentence, ended with a full stop; empty if it has too few letters.
 
-    Braces go, since other tools read them as a template's; so do control characters and the bytes of a character that
-    was cut in two.
+    Removes braces, which other tools interpret as template fields, control characters, and bytes of incomplete
+    characters.
     """
     text = " ".join(text.split())
     text = "".join(character for character in text if character.isprintable() and character not in "{}\ufffd")

@@ -1,4 +1,4 @@
-"""Making a site: what is measured once per base model, layer and token, and then fixed for a store."""
+"""Making a site: the measurements for a base model, layer and token, which are fixed for a store."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from vllm_edit.models.rows import Row
 from vllm_edit.thinking import thinking_of
 
 PUBLISHED_DEPTH = 5 / 32
-"""Layer 5 of 32: where the published ROME configurations edit Llama-2-7B, Llama-3-8B and Mistral-7B."""
+"""Layer 5 of 32, as in the published ROME configurations of Llama-2-7B, Llama-3-8B and Mistral-7B."""
 DAMPING = 0.05
-"""λ of a site that no sweep chose; MEMIT's and EMMET's published values are of this order at these scales."""
+"""Default λ, for a site without a sweep; the published values of MEMIT and EMMET have this order of magnitude."""
 MAX_RANK = 16
 _SCALE_TOKENS = 4096
 
 
 @dataclass(frozen=True)
 class MadeSite:
-    """A site with the second moment that belongs to it: what `Store.create` needs."""
+    """A site with its second moment, as `Store.create` needs them."""
 
     site: Site
     moment: SecondMoment
@@ -53,10 +53,16 @@ def fixed_site(
 ) -> MadeSite:
     """The site at a given layer and token, without a sweep.
 
-    texts: what C is measured on (text of the kind that the base was trained on).  layer: default the published fraction
-    of the depth.  contexts: default `generate_contexts`.  max_rank: default 16, which a
-    wrapped module hardly notices and a patch of ten edits needs.  moment, residual_scale: measured already.
-    residual_scale defaults to the median over the texts' tokens.
+    Args:
+        texts: texts on which C is measured; they should resemble the base's training data.
+        layer: default: the published fraction of the depth.
+        contexts: default: `generate_contexts`.
+        max_rank: default 16, which suffices for a patch of ten edits and costs little time in the engine.
+        moment: a second moment that is measured already.
+        residual_scale: a scale that is measured already; default: the median over tokens of the texts.
+
+    Raises:
+        EditError: the layer does not exist, vLLM does not support `max_rank`, or there is too little text.
     """
     layer = round(PUBLISHED_DEPTH * len(base.layout.layers)) if layer is None else layer
     module = module_at(base, layer)
@@ -91,7 +97,7 @@ def fixed_site(
 
 
 def module_at(base: Base, layer: int) -> str:
-    """The name of the module that is edited at a layer.
+    """The name of the edited module at a layer.
 
     Raises:
         EditError: the model has no such layer.
@@ -103,10 +109,10 @@ def module_at(base: Base, layer: int) -> str:
 
 
 def residual_scale(base: Base, layer: int, rows: Sequence[Row], tokens: int = 8192) -> float:
-    """The unit of a residual at `layer`: the median over rows of an RMS at each row's position.
+    """The unit of a residual at `layer`: the median over rows of the RMS at each row's position.
 
-    It is that of the residual stream after the block, or of the down projection's output where the block normalises
-    what its MLP adds.
+    The RMS is that of the residual stream after the block, or of the down projection's output if the block normalises
+    its MLP's output.
     """
     layout = base.layout
     measured = layout.down[layer] if layout.renormed[layer] else layout.layers[layer]
@@ -114,7 +120,7 @@ def residual_scale(base: Base, layer: int, rows: Sequence[Row], tokens: int = 81
 
 
 def scale_on_texts(base: Base, layer: int, texts: Iterable[str]) -> float:
-    """`residual_scale` at the last token of texts, each cut to a different length (the first tokens are outliers)."""
+    """`residual_scale` at the last token of texts truncated to different lengths (the first tokens are outliers)."""
     rows: list[Row] = []
     read = 0
     for text in texts:
@@ -125,5 +131,5 @@ def scale_on_texts(base: Base, layer: int, texts: Iterable[str]) -> float:
         if read >= _SCALE_TOKENS:
             break
     if not rows:
-        raise EditError("no text was given; expected some that the base was trained on, or like it")
+        raise EditError("no text was given; expected text that resembles the base's training data")
     return residual_scale(base, layer, rows)

@@ -1,16 +1,17 @@
-"""The sweep that chooses a site, in rounds of fewer candidates and more edits, on a seeded set of edits of its own.
+"""The sweep that chooses a site, in rounds with fewer and fewer candidates and more edits, on a separate set of edits.
 
-1. Screening: some layers, evenly spaced, at both tokens, on a few edits, with the bare prompt alone, few long steps and
-   a second moment of less text. The subject's token is left at the depth where edits there stop working.
-2. Refining: the layers beside the best ones, in the same way.
-3. Finalists: the best candidates with contexts, as text and as chat turns, and all the text.
-4. The margin: the finalist on the same edits, trained on to larger margins.
-5. The damping λ: these edits in one solve.
+1. Screening: evenly spaced layers, both tokens, few edits, only the bare prompt, few long steps, and a second moment of
+   less text. Deeper layers are skipped at the subject's token once edits there stop working.
+2. Refining: layers next to the best ones, in the same way.
+3. Finalists: the best candidates with contexts, as text and as chat turns, and the second moment of all the text.
+4. Margin: the best finalist on the same edits, trained further to larger margins.
+5. Damping λ: the same edits in one solve.
 
-Published configurations edit at the subject's last token in early-middle layers, where large models keep facts. Small
-models carry the subject's identity to the prompt's last token and recall there (docs/methods.md). So both are tried.
+Published configurations edit at the subject's last token in early-middle layers, where large models store facts. Small
+models move the subject's identity to the prompt's last token and recall the fact there (docs/methods.md). The sweep
+therefore tries both tokens.
 
-Candidates are compared by margins and not by shares alone: on a few edits many of them have equal shares.
+Candidates are compared by margins, because the shares of correct answers are often equal for few edits.
 """
 
 from __future__ import annotations
@@ -38,29 +39,31 @@ T = TypeVar("T")
 TOKENS: tuple[Token, ...] = ("subject_last", "last")
 DAMPINGS = (0.0, 0.1)
 MARGINS = (1.5, 3.0)
-"""Nats by which the target leads after the bare prompt. All are reached by training on from the one before."""
+"""Tried margins after the bare prompt, in nats. Training for each margin continues from the previous margin."""
 _LAYERS, _SCREENED, _REFINED = 6, 6, 2
 _TIE, _NEAR = 0.02, 0.1
-"""Finalists: the best candidate, the second one within the first distance, the shallowest within the second. Of those
-at the subject's token that are still within the first distance of the best one the shallowest is chosen."""
+"""Score distances from the best candidate. Finalists are the best candidate, the second best within `_TIE`, and the
+shallowest other within `_NEAR`. If the best finalist is at the subject's token, the shallowest there within `_TIE`
+wins."""
 _NEAR_MARGIN = 0.01
-"""Scores so near to each other are a tie, and the larger margin wins: it carries over to more wordings."""
+"""Score difference that counts as a tie between margins. The larger margin wins: it changes more wordings."""
 _NEAR_DAMPING = 0.02
-"""Scores so near to each other are a tie, and the larger λ wins: a hundred edits need more than the trials' twelve."""
+"""Score difference that counts as a tie between dampings. The larger λ wins: patches of a hundred edits need more
+damping than the trials' twelve edits."""
 _STEPS, _ROUNDS, _FIRST_STEPS, _FIRST_LENGTH = 40, 2, 10, 2.0
 _FIRST_VECTORS = 3
-"""Vectors of the screening's second moment, for each input of the module."""
+"""Vectors of the screening's second moment, as a multiple of the module's inputs d_in."""
 _FINAL_EDITS = 12
 _FINAL_CONTEXTS = 2
-"""Contexts of either kind that the finalists are tried under, the bare one among them."""
+"""Number of plain contexts and of chat contexts in which the finalists are tried, the bare one included."""
 _ASKED = 12
 
 
 @dataclass(frozen=True)
 class _Finalist:
-    """A site tried with edits one by one, and with all of them in one solve.
+    """A site measured with single edits, and with all edits in one solve.
 
-    together: None where they cannot be solved together, or where the site is far behind another.
+    together: None if the joint solve failed, or was skipped because the site's score is far below another's.
     """
 
     measured: Measurement
@@ -69,15 +72,15 @@ class _Finalist:
 
     @property
     def score(self) -> float:
-        """The mean score of both: patches hold one edit or many."""
+        """The mean score of both, because patches contain one edit or many. A missing joint score counts as 0."""
         return (self.measured.score + (self.together.score if self.together else 0.0)) / 2
 
 
 @dataclass(frozen=True)
 class SiteChoice:
-    """The chosen site and every measurement on the way.
+    """The chosen site and all measurements.
 
-    table: single edits first, best first; then larger margins; then joint solves.
+    table: single edits, finalists first and best first; then larger margins; then joint solves.
     """
 
     made: MadeSite
@@ -102,18 +105,18 @@ def choose_site(
     max_tokens: int | None = None,
     progress: Progress | None = None,
 ) -> SiteChoice:
-    """The site where single edits work best, with the margin and the λ with which they do.
+    """Choose the layer and token where edits work best, alone and together, with their margin and damping λ.
 
     Args:
-        edits: a set of its own, with `tune` paraphrase and locality probes; never edits that are judged later.
-        texts: what C is measured on.
-        layers: candidates; default 6 evenly spaced ones, and those beside the best of them.
-        margins: ascending.
-        cache: folder for moments.
+        edits: edits with `tune` paraphrase and locality probes; not those of a later evaluation.
+        texts: texts on which C is measured.
+        layers: candidates; default: 6 evenly spaced layers, and layers next to the best of them.
+        margins: in nats, ascending.
+        cache: folder for second moments.
 
     Raises:
-        EditError: the edits have no `tune` probes to measure by.
-        UnsafeEdit: an edit is longer than the model reads.
+        EditError: the edits have no `tune` probes.
+        UnsafeEdit: an edit is longer than the model's context.
         Unsolvable: the edits cannot be solved together with any of the dampings.
     """
     check_edits(base, edits, contexts or ())
@@ -194,10 +197,10 @@ def choose_site(
 
 
 def _finalists(found: Sequence[tuple[Measurement, MadeSite]]) -> list[tuple[Measurement, MadeSite]]:
-    """The best candidate, the second one in a tie, and the shallowest one near to them. found: best first.
+    """The best candidate, the second best in a tie, and the shallowest of the others near the best. found: best first.
 
-    Bare prompts, which the screening is done with, speak for deeper layers. With contexts and chat turns shallower ones
-    reach as many wordings, and move neighbours less.
+    Bare prompts, which the screening uses, favour deeper layers. With contexts and chat turns, shallower layers change
+    as many wordings and fewer neighbours.
     """
     top = found[0][0].score
     best = found[: 2 if len(found) > 1 and found[1][0].score > top - _TIE else 1]
@@ -206,9 +209,9 @@ def _finalists(found: Sequence[tuple[Measurement, MadeSite]]) -> list[tuple[Meas
 
 
 def _ordered(finals: Sequence[_Finalist]) -> list[_Finalist]:
-    """The finalists, best first; but before the best one at the subject's token the shallowest there that ties with it.
+    """The finalists, best first. If the best is at the subject's token, the shallowest there within a tie comes first.
 
-    The trials' few neighbours tell less than depth does how much an edit there moves others (docs/methods.md).
+    Depth predicts an edit's effect on neighbours better than the few neighbours of the trials (docs/methods.md).
     """
     ordered = sorted(finals, key=lambda final: -final.score)
     best = ordered[0]
@@ -220,7 +223,7 @@ def _ordered(finals: Sequence[_Finalist]) -> list[_Finalist]:
 
 
 def _final(trials: Trials, placed: MadeSite, margin: float, damping: float, others: Sequence[_Finalist]) -> _Finalist:
-    """The site as a finalist. One far behind another is not tried with all edits in one solve."""
+    """Measure the site as a finalist. The joint solve is skipped if the site's score is far below another's."""
     measured, alone = trials.single(placed, margin)
     if any(measured.score < other.measured.score - _NEAR for other in others):
         return _Finalist(measured, alone, None)
@@ -233,10 +236,10 @@ def _final(trials: Trials, placed: MadeSite, margin: float, damping: float, othe
 def _tried(
     trials: Trials, candidates: Sequence[tuple[MadeSite, Token]], margin: float, progress: Progress | None
 ) -> list[tuple[Measurement, MadeSite]]:
-    """The sites at their tokens, best first; those of one token by ascending layer.
+    """Measure the candidates, given by ascending layer for each token. Returns them best first.
 
-    Later tokens read a subject's token in the middle layers. Above them an edit there reaches nothing, so deeper layers
-    are left out after two that do half as well as the best.
+    Later tokens attend to the subject's token in the middle layers, so edits there have no effect above these layers.
+    Deeper layers are therefore skipped after two layers with scores below half of the best.
     """
     found: list[tuple[Measurement, MadeSite]] = []
     scores: list[float] = []  # at the subject's token
@@ -260,12 +263,12 @@ def _dampings(
     known: Sequence[Measurement],
     progress: Progress | None,
 ) -> list[Measurement]:
-    """All edits in one solve with each λ with which they can be solved.
+    """Measure all edits in one solve with each λ for which the solve succeeds.
 
-    known: joint solves that were tried before, of this site and others. None of them is tried again.
+    known: earlier joint solves at this and other sites, which are not repeated.
 
     Raises:
-        Unsolvable: there is none.
+        Unsolvable: the solve fails with the largest λ.
     """
     joint = list[Measurement]()
     for damping in _counted(dampings, "choosing the damping", progress):
@@ -274,20 +277,20 @@ def _dampings(
         same = [one for one in known if (one.layer, one.token, one.margin, one.damping) == wanted]
         try:
             joint.append(same[0] if same else trials.joint(alone, margin, damping))
-        except Unsolvable:  # a larger λ may do
+        except Unsolvable:  # a larger λ may succeed
             if damping == max(dampings):
                 raise
     return joint
 
 
 def _best_damping(joint: Sequence[Measurement]) -> float:
-    """The largest λ whose score is as good as the best one's, but for a near tie."""
+    """The largest λ whose score ties with the best score."""
     good = max(measured.score for measured in joint) - _NEAR_DAMPING
     return max(measured.damping for measured in joint if measured.score >= good)
 
 
 def _beside(best: Sequence[tuple[Measurement, MadeSite]], tried: Sequence[int]) -> list[tuple[int, Token]]:
-    """Untried (layer, token) half-way between each of the best layers and its neighbours among those tried."""
+    """Untried (layer, token) halfway between each of the best layers and its neighbours in `tried`."""
     found: dict[tuple[int, Token], None] = {}  # ordered, without repetition
     for measured, _ in best:
         place = tried.index(measured.layer)
@@ -309,7 +312,7 @@ def _best_first(candidate: tuple[Measurement, object]) -> float:
 
 
 def _counted(items: Sequence[T], what: str, progress: Progress | None) -> Iterator[T]:
-    """The items, with progress before each."""
+    """Yield the items, with a progress report before each."""
     for number, item in enumerate(items):
         if progress:
             progress(what, number, len(items))
@@ -319,7 +322,7 @@ def _counted(items: Sequence[T], what: str, progress: Progress | None) -> Iterat
 
 
 def _spread(depth: int, most: int) -> list[int]:
-    """All layers, or `most` of them evenly spaced, the last one included."""
+    """All layers, or `most` evenly spaced layers, including the last."""
     if depth <= most:
         return list(range(depth))
     return sorted({round(step * (depth - 1) / (most - 1)) for step in range(most)})

@@ -1,4 +1,4 @@
-"""Trials of a site: edits compiled at it, and what they reach on probes that nothing was trained on."""
+"""Trials of a site: edits are compiled at it and measured on probes that are not trained on."""
 
 from __future__ import annotations
 
@@ -27,18 +27,19 @@ from vllm_edit.patch import LOCALITY_KINDS, Edit
 
 _LOCALITY_TOKENS = 3
 _SCALE = 3.0
-"""Nats of a paraphrase's lead that count: where every wording misses by a few nats, candidates still differ."""
+"""Scale in nats of a paraphrase's lead, so that candidates differ even if all paraphrases miss by a few nats."""
 _IN_CHAT = "paraphrase in chat"
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """Results of one candidate on some of the sweep's edits. `joint`: all of them in one solve.
+    """Results of one candidate on some of the sweep's edits. joint: all of them are in one solve.
 
-    Shares are of answers that greedy decoding gives, between 0 and 1. Candidates are compared by leads in nats, which
-    tell apart candidates of equal shares. `reached` is the mean σ(lead) of the bare prompts, `reworded` the mean
-    σ(lead / 3) of the paraphrases, and `stayed` the mean σ(lead) / σ(lead in base) of what should stay, where no answer
-    counts more than 1. All three lie between 0 and 1.
+    reliability, paraphrase, locality, locality_subject: share of expected answers that greedy decoding gives.
+
+    Candidates are compared by leads in nats, which differ even if these shares are equal. reached: mean σ(lead) of the
+    bare prompts. reworded: mean σ(lead / 3) of the paraphrases. stayed: mean of σ(lead) / σ(lead in the base), each at
+    most 1, of the locality probes. All three are between 0 and 1.
     """
 
     token: Token
@@ -50,19 +51,19 @@ class Measurement:
     reliability: float
     paraphrase: float
     locality: float
-    locality_subject: float | None  # None where no edit has a probe of it
+    locality_subject: float | None  # None if only one kind of locality probe is present
     reached: float
     reworded: float
     stayed: float
-    norm: float  # ‖ΔW‖/‖W‖: mean of the single edits', or the joint update's
+    norm: float  # ‖ΔW‖/‖W‖: mean over the single edits, or that of the joint update
     steps: float  # mean
 
     @property
     def score(self) -> float:
-        """The harmonic mean of `reached`, `reworded` and `stayed`³, less 0.02·‖ΔW‖/‖W‖.
+        """The harmonic mean of `reached`, `reworded` and `stayed`³, minus 0.02·‖ΔW‖/‖W‖.
 
-        What should stay weighs more than wordings: a patch can declare a wording that is missed, but nobody sees a
-        neighbour that changes. Near ties go to the smaller update.
+        Locality has more weight than paraphrases: a patch can declare a missed paraphrase, but a changed neighbour goes
+        unnoticed. The last term prefers the smaller update in a near tie.
         """
         return numbers.harmonic_mean([self.reached, self.reworded, self.stayed**3]) - 0.02 * min(self.norm, 5.0)
 
@@ -72,7 +73,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Alone:
-    """Edits solved at a site, each key group by itself."""
+    """Edits solved at a site, each key group alone."""
 
     made: MadeSite
     prepared: Prepared
@@ -86,18 +87,18 @@ class Alone:
 
 @dataclass(frozen=True)
 class Trials:
-    """Edits (with the probes that are trained on) and the rows that measure them, scored on the base.
+    """Edits with the probes to train on, and the rows that measure them, scored on the base.
 
-    Each edit's `tune` locality probes are the measure, and none of them is kept. Few patches declare such probes, and a
-    site must leave neighbours alone without them. Its `tune` paraphrases are the measure too. Where the settings train
-    on the form `tune`, half of them are forms of the edit instead.
+    An edit's `tune` locality probes only measure: few patches declare such probes, so a site must preserve neighbours
+    without them. Its `tune` paraphrases also measure. If the settings include the form `tune`, half of the paraphrases
+    are trained on instead.
     """
 
     base: Base
     edits: tuple[Edit, ...]
     paraphrases: tuple[Row, ...]
     localities: tuple[Row, ...]
-    before: tuple[float, ...]  # the base's own lead after each locality
+    before: tuple[float, ...]  # the lead in the base for each locality row, in nats
     settings: RomeSettings
 
     @classmethod
@@ -119,7 +120,7 @@ class Trials:
         if not paraphrases or not localities:
             raise EditError(
                 "the sweep needs edits with `tune` paraphrase and locality probes; "
-                f"got {len(edits)} edits with {len(paraphrases)} and {len(localities)} of them to measure by"
+                f"got {len(edits)} edits with {len(paraphrases)} and {len(localities)} of these probes"
             )
         with frozen(base.model), _roughly(base, settings):
             kept = _as_base_answers(base, localities, settings.batch_tokens)
@@ -127,9 +128,10 @@ class Trials:
         return cls(base, tuple(trained), tuple(paraphrases), tuple(kept), tuple(before.tolist()), settings)
 
     def first(self, count: int, settings: RomeSettings) -> Trials:
-        """Of the first edits only, with other settings. Without the chat form, no chat turn measures paraphrases.
+        """The trials of the first `count` edits, with other settings.
 
-        An edit that was trained on plain text alone is far from every chat turn, wherever it is made.
+        Without the chat form, chat paraphrases are omitted: at every site, edits trained on plain text alone have
+        little effect in chat turns.
         """
         places = [place for place, row in enumerate(self.localities) if row.edit < count]
         reworded = [row for row in self.paraphrases if row.edit < count]
@@ -144,7 +146,7 @@ class Trials:
         )
 
     def at(self, made: MadeSite, token: Token) -> MadeSite:
-        """The site at `token`, with the residual stream's scale as measured there."""
+        """The site at `token`, with the scale of the residual stream measured there."""
         site = made.site.model_copy(update={"token": token})
         bare = [
             row
@@ -156,7 +158,7 @@ class Trials:
         return MadeSite(site.model_copy(update={"residual_scale": scale}), made.moment)
 
     def single(self, made: MadeSite, margin: float, start: Alone | None = None) -> tuple[Measurement, Alone]:
-        """Every key group alone. start: the same edits at the same site, to train on from."""
+        """Measure every key group alone. start: the same edits at the same site, from which training continues."""
         settings = replace(self.settings, damping=0.0, margin=margin)
         prepared = start.prepared if start else prepare(self.base, made.site, made.moment, self.edits, settings)
         groups = [group.edits for group in prepared.columns.groups]
@@ -177,7 +179,7 @@ class Trials:
         return measured, Alone(made, prepared, tuple(solved))
 
     def joint(self, alone: Alone, margin: float, damping: float) -> Measurement:
-        """All edits in one solve with `damping`; each residual is trained on from the undamped one's."""
+        """Measure all edits in one solve with `damping`; training continues from the scaled residuals of `alone`."""
         made, prepared = alone.made, alone.prepared
         settings = replace(self.settings, damping=damping, margin=margin)
         start = alone.residuals * (1 + damping)
@@ -202,13 +204,13 @@ class Trials:
         steps: float,
         joint: bool = False,
     ) -> Measurement:
-        """update_of: for each key group the number of its update."""
+        """Measure the updates on all rows. update_of: for each key group, the index of its update."""
 
         def lead(rows: Sequence[Row]) -> torch.Tensor:
             chosen = [update_of[prepared.group_of(row.edit)] for row in rows]
             return served_leads(self.base, made.site, rows, updates, chosen, self.settings.batch_tokens)
 
-        # An edit's first row is the bare prompt: the plain form comes first, and its bare context.
+        # An edit's first row is the bare prompt: the plain form comes first, and in it the bare context.
         bare = [next(row for row in prepared.taught if row.edit == index) for index in range(len(self.edits))]
         with _roughly(self.base, self.settings):
             reached, reworded, kept = lead(bare), lead(self.paraphrases), lead(self.localities)
@@ -237,18 +239,19 @@ class Trials:
 
 @contextmanager
 def _roughly(base: Base, settings: RomeSettings) -> Iterator[None]:
-    """Inside, the whole model multiplies in bfloat16 where the processor can: nothing of a trial is kept but scores."""
+    """Within the context, the whole model multiplies in bfloat16 if the settings and the processor allow it. Trials
+    only need scores."""
     with fast_products([base.model] if settings.fast_products else []):
         yield
 
 
 def _share(found: torch.Tensor) -> float:
-    """The share of leads above 0: of answers that greedy decoding gives, token for token."""
+    """The share of positive leads, that is, of answers that greedy decoding gives token for token."""
     return float((found > 0).float().mean())
 
 
 def _as_base_answers(base: Base, rows: Sequence[Row], tokens: int) -> list[Row]:
-    """The rows with the base's own answers: the expected one where the base gives it, else its first greedy tokens."""
+    """The rows with the base's own answers: the expected answer if the base gives it, else its first greedy tokens."""
     known = leads(base.model, rows, tokens)
     written = greedy(base.model, rows, _LOCALITY_TOKENS, tokens)
     return [
