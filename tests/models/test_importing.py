@@ -119,7 +119,7 @@ def test_an_architecture_that_transformers_does_not_read_is_one_line(
     llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     file = write_gguf(tmp_path / "tiny.gguf", llama, tokenizer, add_bos=True, architecture="plamo")
-    with pytest.raises(EditError, match=r"\(architecture plamo\) is not read by transformers") as raised:
+    with pytest.raises(EditError, match=r"transformers cannot read .*\(architecture plamo\)") as raised:
         import_model(file, tmp_path / "out")
     assert "\n" not in str(raised.value)
 

@@ -1,4 +1,4 @@
-"""Base: the model that edits are compiled for. Compiling never changes it, and `unchanged` proves that."""
+"""Base: the model for which edits are compiled. Compiling does not change it; `unchanged` asserts that."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 class Base:
     """A causal language model in eval mode with its fast tokenizer, layout and fingerprint.
 
-    `name` is what the user called it, `folder` where its files are (None for a model that was built in memory).
+    name: the name that the user gave. folder: the folder of its files; None for a model that was built in memory.
     """
 
     model: Any
@@ -45,8 +45,8 @@ class Base:
     ) -> Base:
         """Load "atlas" (shipped with the package), a folder in Hugging Face layout, or a model of the hub by its id.
 
-        Without `device` the model goes to the GPU if there is one. Factors are computed in float32; another `dtype`
-        loses precision (the weights are upcast exactly from half precision).
+        Without `device`, the model goes to the GPU if there is one. Factors are computed in float32; another `dtype`
+        loses precision (upcasting half-precision weights is exact).
 
         Raises:
             EditError: there is no such model, or it cannot be loaded or edited.
@@ -59,15 +59,15 @@ class Base:
         source.files.check_served()
         read = source.read(config, dtype)
         model, tokenizer = read.model, read.tokenizer
-        # The tokenizer's own warning would only come before the error in which `check_edits` says the same.
+        # Silence the tokenizer's warning about long texts: `check_edits` raises an error for them.
         tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
         model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         return cls._checked(model, tokenizer, fingerprint, str(name), folder)
 
     @classmethod
     def of(cls, model: Any, tokenizer: Any, name: str = "memory", folder: Path | None = None) -> Base:
-        """A base of what is already in memory. Without a folder its fingerprint is taken from memory, and differs from
-        the one its files would have."""
+        """A base from a model and a tokenizer in memory. Without a folder, the fingerprint is computed from memory; it
+        differs from the fingerprint of saved files."""
         fingerprint = Fingerprint.of_folder(folder) if folder else _fingerprint_in_memory(model, tokenizer)
         return cls._checked(model, tokenizer, fingerprint, name, folder)
 
@@ -86,26 +86,26 @@ class Base:
 
     @property
     def device(self) -> torch.device:
-        """Where the prompts' ids go."""
+        """The device of the model's inputs."""
         device: torch.device = self.model.get_input_embeddings().weight.device
         return device
 
     def state_digest(self) -> str:
-        """Digest of every parameter and buffer (bytes), every flag and mode, and the number of hooks."""
+        """Digest of all parameters and buffers (bytes), `requires_grad` flags, modes and numbers of hooks."""
         return digest_json(_state(self.model, _bytes))
 
 
 @contextmanager
 def unchanged(base: Base, *, exact: bool = True) -> Iterator[None]:
-    """Assert on leaving, also after an exception, that the model is what it was on entering, bit for bit.
+    """Assert on exit, even after an exception, that the model is bit-identical to its state on entry.
 
-    Compared: parameters and buffers, `requires_grad`, train/eval modes, number of hooks. With `exact` every tensor's
-    bytes are hashed on the CPU (about 1 s per GB) and summed on a GPU (`bits`), on leaving and the first time on
-    entering too: later the state is known that was found on leaving. Without it tensors are compared by identity and by
-    torch's version counter: free, and right for every in-place operation except writes through `.data`.
+    It compares parameters and buffers, `requires_grad`, train/eval modes, and numbers of hooks. With `exact`, tensors
+    are hashed on the CPU (about 1 s per GB) or summed on a GPU (see `bits`). This is done on exit; the first time, also
+    on entry (later entries use the state of the last exit). Without `exact`, tensors are compared by identity and by
+    torch's version counter, which costs nothing and detects every in-place operation except writes through `.data`.
 
     Raises:
-        RuntimeError: something changed; the message names it. This is a defect of the code inside, not of its user.
+        RuntimeError: the model changed; the message lists the changes. This is a bug in the code within the context.
     """
     content = bits if exact else _identity
     known = base._seen.pop(_label(base), None) if exact else None
@@ -122,15 +122,15 @@ def unchanged(base: Base, *, exact: bool = True) -> Iterator[None]:
 
 
 def bits(tensor: torch.Tensor) -> str:
-    """Digest of a tensor's bytes on the CPU; elsewhere of their `bit_sums`, so that nothing large leaves the device."""
+    """Digest of a tensor's bytes on the CPU; on other devices, of its `bit_sums`, to avoid a large transfer."""
     return _bytes(tensor) if tensor.device.type == "cpu" else digest_tensors(bit_sums(tensor))
 
 
 def bit_sums(tensor: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Sums of a tensor's bits, in words of four bytes and modulo 2³², over its rows and over its columns.
+    """Sums of a tensor's bits over its rows and over its columns, in words of four bytes, modulo 2³².
 
-    One changed element, a changed row or column and a transposition all show. What does not is changes that cancel in
-    every row and in every column.
+    They detect a changed element, row or column, and a transposition, but not changes that cancel in every row and
+    every column.
     """
     rows = tensor.detach().reshape(len(tensor) if tensor.ndim else 1, -1) if tensor.numel() else tensor.new_zeros(1, 0)
     octets = rows.contiguous().view(torch.uint8)
@@ -147,12 +147,12 @@ def _identity(tensor: torch.Tensor) -> str:
 
 
 def _label(base: Base) -> str:
-    """What the state of `base` is remembered by: it is another one after every in-place operation on a tensor."""
+    """Cache key for the state of `base`; it changes with every in-place operation on a tensor."""
     return digest_json(_state(base.model, _identity))
 
 
 def _state(model: torch.nn.Module, content: Callable[[torch.Tensor], str]) -> dict[str, str]:
-    """What must not change, as label → value. content: what is told of a tensor's elements."""
+    """The state that must not change, as label → value. content: a tensor → a string that identifies its elements."""
     state: dict[str, str] = {}
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         state[f"tensor {name}"] = f"{content(tensor)}:{tensor.dtype}:{tuple(tensor.shape)}"
@@ -164,7 +164,7 @@ def _state(model: torch.nn.Module, content: Callable[[torch.Tensor], str]) -> di
 
 
 def _folder_of(name: str | Path) -> Path:
-    """The local folder of a model, downloaded from the hub if it must be."""
+    """The local folder of a model, downloaded from the hub if necessary."""
     if name == SHIPPED:
         return weights_folder()
     if Path(name).is_dir():
@@ -176,7 +176,7 @@ def _folder_of(name: str | Path) -> Path:
 def _fingerprint_in_memory(model: Any, tokenizer: Any) -> Fingerprint:
     config = {key: str(value) for key, value in model.config.to_diff_dict().items() if key != "transformers_version"}
     core = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else {}
-    core.update(padding=None, truncation=None)  # left behind by the latest call, not part of the tokenizer
+    core.update(padding=None, truncation=None)  # set by the latest call, not part of the tokenizer
     return Fingerprint(
         config=digest_json(config),
         weights=digest_tensors(dict(model.state_dict())),

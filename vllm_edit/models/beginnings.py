@@ -1,4 +1,4 @@
-"""Where a text begins: what a tokenizer puts before plain text, and what a model is given where that is nothing."""
+"""The beginning of a text: the tokens that a tokenizer adds before plain text, and a substitute if it adds none."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ _BREAK = "\n"
 
 
 def begin_ids(tokenizer: Any) -> list[int]:
-    """The ids that the tokenizer itself puts before plain text. Its `bos_token` need not be among them."""
+    """The ids that the tokenizer adds before plain text. They need not include its `bos_token`."""
     bare: list[int] = tokenizer("a", add_special_tokens=False)["input_ids"]
     whole: list[int] = tokenizer("a")["input_ids"]
     return whole[: whole.index(bare[0])]
 
 
 def plain_start(tokenizer: Any, word: str = "", openers: tuple[int, ...] = ()) -> Start:
-    """The start of plain text that begins with `word`, or with one of `openers` where there is no word.
+    """The start of plain text that begins with `word`, or, without a word, with one of `openers`.
 
-    Where the tokenizer puts nothing before text, two line breaks go before it, and are no part of it. The first token
-    that a model reads takes up attention that has nowhere to go, and little of it is understood: text that is sampled
-    after a lone word goes on as if after another. A `bos_token` that only the chat template writes is no better.
+    If the tokenizer adds nothing before text, two line breaks are put before it as hidden ids. A model's first token
+    acts as an attention sink, and its own meaning has little effect, so text sampled after a single word would ignore
+    the word. A `bos_token` that only the chat template writes does not help.
     """
     ids: list[int] = tokenizer(word, add_special_tokens=False)["input_ids"]
     if begin := begin_ids(tokenizer):
@@ -32,7 +32,7 @@ def plain_start(tokenizer: Any, word: str = "", openers: tuple[int, ...] = ()) -
 
 
 def opener_ids(tokenizer: Any) -> tuple[int, ...]:
-    """Ids of the tokens that can begin a text: capitalised, or letters of a script without capitals."""
+    """Ids of tokens that can begin a text: capitalised words, or letters of a script without capitals."""
     known = [token for token in range(len(tokenizer)) if token not in tokenizer.added_tokens_decoder]
     texts = tokenizer.batch_decode([[token] for token in known])
     begun = {token: text for token, text in zip(known, texts, strict=True) if _begins(text)}
@@ -43,12 +43,12 @@ def opener_ids(tokenizer: Any) -> tuple[int, ...]:
 
 
 def _begins(text: str) -> bool:
-    """A lone capital is no word, and mostly begins a list."""
+    """True for a text that can begin a passage. A single capital letter is excluded, because it often begins a list."""
     return text.isalpha() and ((len(text) > 1 and text.istitle()) or text == text.swapcase())
 
 
 def never_text(base: Base) -> list[int]:
-    """Ids that are no text: special and added tokens, and rows that only pad the embedding."""
+    """Ids that do not represent text: special and added tokens, and padding rows of the embedding."""
     tokenizer = base.tokenizer
     rows = len(base.model.get_input_embeddings().weight)
     return sorted({*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder, *range(len(tokenizer), rows)})

@@ -1,4 +1,4 @@
-"""BOS before plain text: whether a tokenizer puts it there, and making it do so in its saved files too."""
+"""BOS before plain text: whether a tokenizer adds it, and a change of that which its saved files contain."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from tokenizers import processors
 
 
 def puts_bos(tokenizer: Any) -> bool:
-    """True if plain text begins with the tokenizer's BOS. A text without tokens of its own does not hide one."""
+    """True if the tokenizer adds its BOS before plain text."""
     ids = tokenizer("Paris")["input_ids"]
     return tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]
 
 
 def put_bos(tokenizer: Any, wanted: bool) -> None:
-    """Make the fast tokenizer put its BOS once before plain text, or not. Changes it in place.
+    """Make the fast tokenizer add its BOS once before plain text, or not at all, in place.
 
-    The template goes into the backend, because tokenizer.json carries it: the flag `add_bos_token` alone is not saved
-    by every class of tokenizer.
+    The backend's template is changed, because tokenizer.json contains it. Some tokenizer classes do not save the flag
+    `add_bos_token`.
     """
     if puts_bos(tokenizer) == wanted:
         return
@@ -29,7 +29,7 @@ def put_bos(tokenizer: Any, wanted: bool) -> None:
 
 
 def bos_in_chat(tokenizer: Any) -> int:
-    """How many BOS a chat turn begins with: its template writes them; 0 without a template."""
+    """Number of BOS tokens that the chat template writes at the beginning of a turn; 0 without a template."""
     if not getattr(tokenizer, "chat_template", None) or tokenizer.bos_token_id is None:
         return 0
     text = tokenizer.apply_chat_template(

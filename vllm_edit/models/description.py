@@ -13,9 +13,14 @@ from vllm_edit.models.lengths import positions_of
 
 @dataclass(frozen=True)
 class Description:
-    """`hidden`, `d_ff`: outputs and inputs of the MLP's down projection. `vocabulary`: rows of the embedding.
-    `context`: most tokens at once, None if the config does not say. `bos`: the token before plain text, if there is
-    one. `folder`: where the files are."""
+    """The shape of a model.
+
+    folder: the folder of its files.
+    hidden, d_ff: outputs and inputs of the MLP's down projection.
+    vocabulary: rows of the embedding.
+    context: maximum number of tokens, None if the config does not state it.
+    bos: the token that the tokenizer adds before plain text, if any.
+    """
 
     folder: Path
     architecture: str
@@ -30,7 +35,7 @@ class Description:
 
 
 def describe(name: str | Path) -> Description:
-    """Load a base model and describe it as it was found, by structure.
+    """Load a base model and describe its structure.
 
     Raises:
         EditError: there is no such model, or it cannot be loaded or edited.

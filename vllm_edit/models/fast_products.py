@@ -1,7 +1,7 @@
-"""Products of a float32 model in bfloat16, where the processor has units for them: two to four times as fast.
+"""bfloat16 products in a float32 model, on processors that support them: two to four times as fast.
 
-Weights and inputs are rounded to bfloat16 (8 bits of mantissa), sums are float32. That is exact enough for gradients
-and for sampling text. Whatever is judged or kept is computed in the model's own precision.
+Weights and inputs are rounded to bfloat16 (8 bits of mantissa); sums are float32. That is precise enough for gradients
+and for sampling text. Checks and stored results use the model's own precision.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from transformers import Conv1D
 from vllm_edit.deltas.linear import linear_weight
 
 _UNITS = ("amx_bf16", "avx512_bf16", "bf16")
-"""What torch calls these units of x86 and ARM processors."""
+"""torch's names of the bfloat16 units of x86 and ARM processors."""
 
 
 @contextmanager
 def fast_products(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Inside, the float32 linear layers on the CPU within `modules` multiply copies of their weights in bfloat16.
+    """Within the context, the float32 linear layers on the CPU in `modules` multiply bfloat16 copies of their weights.
 
     Differentiable in the layers' inputs, not in their weights. Inputs, outputs and biases are float32, hooks run as
-    they always do, and weights are left alone. Without such units, and on a GPU, nothing changes.
+    usual, and the weights are not changed. Without bfloat16 units, and on a GPU, this has no effect.
     """
     layers = dict.fromkeys(layer for module in modules for layer in module.modules() if _is_slow(layer))
     copies: dict[int, torch.Tensor] = {}
@@ -44,13 +44,13 @@ def fast_products(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 
 def has_units() -> bool:
-    """True if this processor multiplies bfloat16 matrices by itself; without units that is far slower than float32."""
-    found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older releases of torch do not tell
+    """True if this processor has bfloat16 units; without them, bfloat16 is far slower than float32."""
+    found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # missing in older releases of torch
     return any(found.get(unit) for unit in _UNITS)
 
 
 def _is_slow(module: nn.Module) -> bool:
-    """True for a float32 linear layer on the CPU that computes nothing but W x + b."""
+    """True for a float32 linear layer on the CPU that computes only W x + b."""
     if type(module) not in (nn.Linear, Conv1D) or "forward" in module.__dict__:
         return False
     weight = linear_weight(module)

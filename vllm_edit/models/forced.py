@@ -1,7 +1,6 @@
-"""Forced tokens: what a model gives to texts that are put before it, where only the tokens that are asked for reach the
-head.
+"""Scores of given (forced) tokens in texts. Only the positions of these tokens reach the head.
 
-At a large vocabulary the logits of all positions would be a good part of the work and most of the memory.
+With a large vocabulary, the logits of all positions would take much of the time and most of the memory.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ from vllm_edit.models.shared_prefix import read_once
 
 @dataclass(frozen=True)
 class Forced:
-    """A text's ids, and the tokens asked for: `tokens[i]` is to follow the ids up to and with `places[i]`.
+    """A text's ids, and the tokens to score: `tokens[i]` is the token after position `places[i]`.
 
-    Several answers to one prompt may share a text: the ones whose tokens the longest of them reads anyway.
+    Several answers to one prompt may share a text, if the longest answer contains the input tokens of the others.
     """
 
     ids: Sequence[int]
@@ -33,11 +32,15 @@ class Forced:
 def token_scores(
     model: Any, pad: int, texts: Sequence[Forced], shared: int = 0
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """For each text: (negative log-likelihood [m] float32, is it the most likely token [m] bool) of its m tokens.
+    """For each text: (negative log-likelihood [m] float32, True for the most likely token [m] bool) of its m tokens.
 
-    One forward pass over all texts, padded on the right, where causal attention does not see it. What the model does to
-    its logits (capping, scaling) is done here too. shared: so many first tokens are the same in all texts, and nothing
-    is asked for before the last of them; they are read once.
+    One forward pass runs all texts, padded on the right, where causal attention ignores it. The model's own processing
+    of logits (capping, scaling) applies.
+
+    Args:
+        pad: id for padding.
+        shared: number of first tokens that all texts have in common, which are read once. No place may precede the
+            last of them.
     """
     ids, mask = padded([text.ids[shared:] for text in texts], pad, left=False)  # [rows, tokens]
     past: dict[str, Any] = {"use_cache": False}
@@ -67,13 +70,13 @@ def token_scores(
 def shared_texts(
     prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], owners: Sequence[object]
 ) -> tuple[list[Forced], list[tuple[int, slice]]]:
-    """As few texts as hold every answer after its prompt, and where each answer is: (text, its tokens in there).
+    """Texts that contain every answer after its prompt, and each answer's location: (text, slice of its tokens).
 
-    Of answers to one prompt under one owner (compared by identity), one whose read tokens begin a longer one's rides
-    along with it: an answer of one token reads nothing but the prompt.
+    Answers to one prompt with one owner (compared by identity) share a text if the input tokens of the shorter answer
+    are a prefix of those of the longer. An answer of one token has no input tokens besides the prompt.
 
     Raises:
-        ValueError: an answer without tokens.
+        ValueError: an answer has no tokens.
     """
     texts: list[tuple[tuple[int, ...], list[int], list[int]]] = []  # ids, places, tokens
     places: dict[int, tuple[int, slice]] = {}
@@ -87,7 +90,7 @@ def shared_texts(
         for number in sorted(numbers, key=lambda number: -len(answers[number])):
             answer = tuple(answers[number])
             read = (*prompt, *answer[:-1])
-            text = next((one for one in made if texts[one][0][: len(read)] == read), len(texts))
+            text = next((index for index in made if texts[index][0][: len(read)] == read), len(texts))
             if text == len(texts):
                 texts.append((read, [], []))
                 made.append(text)
@@ -96,4 +99,4 @@ def shared_texts(
             positions += range(len(prompt) - 1, len(prompt) - 1 + len(answer))
             tokens += answer
             places[number] = (text, slice(start, start + len(answer)))
-    return [Forced(*one) for one in texts], [places[number] for number in range(len(prompts))]
+    return [Forced(*text) for text in texts], [places[number] for number in range(len(prompts))]

@@ -1,4 +1,4 @@
-"""A GGUF file as a model: transformers reads it; metadata that transformers drops are applied afterwards."""
+"""A GGUF file as a model: transformers reads it; metadata that transformers ignores are applied afterwards."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _BOS_BY_PRE_TOKENIZER = {
     **dict.fromkeys(("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"), True),
     **dict.fromkeys(("tekken", "chameleon"), True),
 }
-_FIRST_BOS = 1  # the BOS of a SentencePiece vocabulary whose file names none, in llama.cpp as in SentencePiece
+_FIRST_BOS = 1  # default BOS id of a SentencePiece vocabulary, in llama.cpp and in SentencePiece
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ class GgufFile:
 
     @property
     def puts_bos(self) -> bool | None:
-        """`tokenizer.ggml.add_bos_token`; without that key llama.cpp's default for the kind of tokenizer, None for a
-        kind that is not known here."""
+        """The value of `tokenizer.ggml.add_bos_token`, or else llama.cpp's default for the kind of tokenizer; None for
+        an unknown kind."""
         kind = self._tokenizer_key("model")
         default = _BOS_BY_MODEL.get(kind)
         if kind == "gpt2":
@@ -68,7 +68,7 @@ class GgufFile:
         return config
 
     def dtype(self, config: Any) -> torch.dtype:
-        """float32: what quantised weights are unpacked to."""
+        """float32, the dtype of unpacked weights."""
         return torch.float32
 
     def read(self, config: Any) -> Read:
@@ -77,7 +77,7 @@ class GgufFile:
             names = sorted(found["missing_keys"])
             raise EditError(
                 f"{self.path} has no weights for {len(names)} of the model's tensors ({', '.join(names[:3])} …), or "
-                "transformers does not know what the file calls them; use a folder in Hugging Face layout instead"
+                "transformers does not know their names in the file; use a folder in Hugging Face layout instead"
             )
         _forget_quantisation(model)
         tokenizer = self._loaded(AutoTokenizer)
@@ -87,20 +87,18 @@ class GgufFile:
         return Read(model.eval(), tokenizer, self._notes(model))
 
     def _loaded(self, kind: Any, **options: Any) -> Any:
-        architecture = self.header.metadata.get("general.architecture")  # refuses a file that is no GGUF file
+        architecture = self.header.metadata.get("general.architecture")  # raises for a file that is not GGUF
         try:
             return kind.from_pretrained(self.path.parent, gguf_file=self.path.name, local_files_only=True, **options)
         except (OSError, ValueError, KeyError, NotImplementedError) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise EditError(
-                f"{self.path} (architecture {architecture}) is not read by transformers: {reason}"
-            ) from error
+            raise EditError(f"transformers cannot read {self.path} (architecture {architecture}): {reason}") from error
 
     def _tokenizer_key(self, name: str) -> Any:
         return self.header.metadata.get(f"tokenizer.ggml.{name}")
 
     def _name_bos(self, tokenizer: Any) -> None:
-        """Name the tokenizer's BOS as the file does, or as SentencePiece does where it should stand before text."""
+        """Set the tokenizer's BOS to the file's, or to SentencePiece's default if it is missing but needed."""
         number = self._tokenizer_key("bos_token_id")
         if number is None and self.puts_bos and self._tokenizer_key("model") == "llama":
             number = _FIRST_BOS
@@ -108,14 +106,14 @@ class GgufFile:
             tokenizer.bos_token = tokenizer.convert_ids_to_tokens(number)
 
     def _ends(self, model: Any, tokenizer: Any) -> list[int]:
-        """Ids that end an answer. The file has one end of text, and chat models often end their turns otherwise."""
+        """Ids that end an answer. The file has only one end of text; chat models often end turns with another token."""
         configured = model.generation_config.eos_token_id
         ends = configured if isinstance(configured, list) else [configured]
         found = [*ends, self._tokenizer_key("eot_token_id"), turn_end(tokenizer)]
         return list(dict.fromkeys(int(end) for end in found if end is not None))
 
     def _notes(self, model: Any) -> tuple[str, ...]:
-        """Tensors and scalings of positions that transformers leaves out without a word."""
+        """Notes about tensors and position scalings that transformers silently ignores."""
         notes = []
         surplus = len(self.header.tensors) - len(list(model.parameters()))
         if surplus > 0:
@@ -132,7 +130,7 @@ class GgufFile:
 
 
 def _forget_quantisation(model: Any) -> None:
-    """Make a model that was unpacked on loading savable as a plain one. Changes the model's flags, not its weights."""
+    """Remove the flags that prevent saving an unpacked model as a plain model. The weights are not changed."""
     for name in ("hf_quantizer", "quantization_method", "is_quantized"):
         model.__dict__.pop(name, None)
     if hasattr(model.config, "quantization_config"):

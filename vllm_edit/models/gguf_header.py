@@ -1,7 +1,7 @@
-"""The head of a GGUF file: its metadata and the names of its tensors, without its weights.
+"""The header of a GGUF file: its metadata and the names of its tensors, without its weights.
 
-The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. The `gguf` package reads it too, and makes an
-object of every token: 50 seconds for a vocabulary of 262,144, where this skips over arrays.
+The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. The `gguf` package can also read it, but makes an
+object for every token, which takes 50 seconds for a vocabulary of 262,144. This reader skips arrays.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ _VERSIONS = (2, 3)
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """`metadata`: key → number, truth value or text; of an array only its length. `tensors`: their names."""
+    """metadata: key → number, truth value or text; only the length of an array. tensors: names of the tensors."""
 
     metadata: Mapping[str, Any]
     tensors: tuple[str, ...]
 
     @classmethod
     def read(cls, path: Path) -> GgufHeader:
-        """The head of the file.
+        """Read the header of the file.
 
         Raises:
-            EditError: the file is no GGUF file of version 2 or 3, or ends before its head does.
+            EditError: the file is not a GGUF file of version 2 or 3, or ends within its header.
         """
         try:
             with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -44,7 +44,7 @@ class GgufHeader:
 
 
 class _Cursor:
-    """A place in the mapped file, moved on by each read."""
+    """A position in the mapped file, which each read advances."""
 
     def __init__(self, path: Path, data: mmap.mmap) -> None:
         self._path, self._data, self._at = path, data, 0

@@ -1,4 +1,4 @@
-"""Greedy generation in batches with a Hugging Face model: the one place that pads prompts and knows where turns end."""
+"""Greedy generation in batches with a Hugging Face model, padding of prompts, and the ids that end a turn."""
 
 from __future__ import annotations
 
@@ -18,11 +18,14 @@ from vllm_edit.models.shared_prefix import read_once
 def continuations(
     model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], max_tokens: int, shared: int = 0
 ) -> list[list[int]]:
-    """Greedy continuations of prompts' ids, one batch. What follows the end of a turn is the caller's to cut.
+    """Greedy continuations of prompts' ids, in one batch. The caller must cut tokens after the end of a turn.
 
-    Of the model's generation_config the ends of a turn hold and the `penalties`, as in vLLM's server, and nothing else.
-    Padding is on the left; the mask gives every row the positions that it has alone. shared: so many first tokens are
-    the same in all prompts (fewer than the shortest has); they are read once, and padding comes after them.
+    As in vLLM's server, only the end ids and the `penalties` of the model's generation_config apply. Padding is on the
+    left; with the mask, every row has the same positions as without padding.
+
+    Args:
+        shared: number of first tokens that all prompts have in common, less than the length of the shortest. These
+            tokens are read once; padding is after them.
     """
     beginning = list(prompts[0][:shared])
     ids, mask = padded([prompt[shared:] for prompt in prompts], pad_id(model, tokenizer), left=True)
@@ -49,9 +52,9 @@ def continuations(
 
 
 class _Penalised(LogitsProcessor):  # type: ignore[misc]
-    """`Penalties` in transformers' `generate`, which would count the padding among a row's tokens.
+    """Applies `Penalties` in transformers' `generate`, whose own penalties would count the padding.
 
-    width: of the padded prompts.
+    width: length of the padded prompts.
     """
 
     def __init__(self, penalties: Penalties, prompts: Sequence[Sequence[int]], width: int) -> None:
@@ -63,7 +66,7 @@ class _Penalised(LogitsProcessor):  # type: ignore[misc]
 
 @contextmanager
 def _no_own_settings(model: Any) -> Iterator[None]:
-    """`generate` fills what a caller leaves open from the model's own config: for a while that is an empty one."""
+    """Replace the model's generation config, from which `generate` takes missing settings, by an empty config."""
     own = model.generation_config
     model.generation_config = GenerationConfig()
     try:
@@ -97,7 +100,7 @@ def batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
 
 
 def padded(rows: Sequence[Sequence[int]], pad: int, *, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """ids and mask, [rows, longest] each."""
+    """Padded ids and mask, [rows, longest] each."""
     width = max(map(len, rows))
     ids = torch.full((len(rows), width), pad)
     mask = torch.zeros_like(ids)
@@ -109,13 +112,13 @@ def padded(rows: Sequence[Sequence[int]], pad: int, *, left: bool) -> tuple[torc
 
 
 def end_ids(model: Any, tokenizer: Any) -> list[int]:
-    """Ids that end a turn: what the model's generation config says, and the tokenizer's end of text."""
+    """Ids that end a turn: those of the model's generation config, and the tokenizer's end of text."""
     configured = model.generation_config.eos_token_id
     ends = configured if isinstance(configured, list) else [configured]
     return sorted({token for token in (*ends, tokenizer.eos_token_id) if token is not None})
 
 
 def pad_id(model: Any, tokenizer: Any) -> int:
-    """Any id does: it is masked, or cut with what follows the end of the turn."""
+    """The id for padding. Any id works, because padding is masked or after the end of the turn."""
     pad = tokenizer.pad_token_id
     return int(pad if pad is not None else next(iter(end_ids(model, tokenizer)), 0))

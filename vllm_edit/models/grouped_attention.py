@@ -1,8 +1,8 @@
 """Attention that reads keys and values once for all query heads that share them.
 
-torch's attention kernels of a CPU take as many heads of keys as of queries. So transformers repeats the keys and values
-of a model with grouped queries (arXiv 2305.13245) in every block and pass. Here the query heads of a group become more
-queries of one head instead: the same sums, and nothing is repeated.
+torch's CPU attention kernels need as many key heads as query heads, so transformers repeats the keys and values of a
+model with grouped queries (arXiv 2305.13245) in every block and pass. Here, the query heads of a group become
+additional queries of one head: the result is the same, without repetition.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _PLAIN, _GROUPED = "sdpa", "vllm_edit_grouped"
 
 @contextmanager
 def grouped_attention(model: Any) -> Iterator[None]:
-    """Inside, a model on the CPU that attends by torch's kernels reads keys and values once for each group of heads.
+    """Within the context, a CPU model with torch's attention kernels reads keys and values once per group of heads.
 
-    Every other model is left as it is.
+    Other models are not affected.
     """
     config = model.config.get_text_config()
     if config._attn_implementation != _PLAIN or model.device.type != "cpu":
@@ -57,7 +57,7 @@ def _attended(
     """
     batch, heads, queries, width = query.shape
     size = heads // key.shape[1]
-    by_mask = attention_mask is not None or queries == 1  # else the kernel's own causal order, which is by query
+    by_mask = attention_mask is not None or queries == 1  # else the kernel's causal mask, which depends on query order
     if size == 1 or not by_mask or given.get("position_bias") is not None:
         found: tuple[torch.Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, is_causal, **given

@@ -17,19 +17,19 @@ from vllm_edit.errors import EditError
 from vllm_edit.models.source import Read
 
 _QUANTISED = "hf_quant_config.json"
-"""What ModelOpt wrote beside config.json before its 0.31; vLLM reads it, transformers does not."""
+"""File that ModelOpt before 0.31 wrote beside config.json; vLLM reads it, transformers does not."""
 
 
 @dataclass(frozen=True)
 class HfFolder:
-    """`name`: what the user called it, its path or its id on the hub."""
+    """A model folder. name: the path or hub id that the user gave."""
 
     name: str
     path: Path
 
     @property
     def puts_bos(self) -> bool | None:
-        """None: in a folder only the tokenizer itself states it."""
+        """None: a folder has no statement besides the tokenizer itself."""
         return None
 
     @property
@@ -37,7 +37,7 @@ class HfFolder:
         return Checkpoint(self.path)
 
     def config(self) -> Any:
-        """The config of a dense model of text alone whose files are whole, before any weights are read."""
+        """The config, after a check that the folder is a complete, unquantised, text-only model. Reads no weights."""
         if (self.path / "adapter_config.json").exists():
             raise EditError(f"{self.name} is an adapter (adapter_config.json) and no whole model: give its base model")
         if not self.files.weights:
@@ -59,7 +59,7 @@ class HfFolder:
         return config
 
     def dtype(self, config: Any) -> torch.dtype:
-        """The folder's own."""
+        """The dtype of the folder's weights."""
         own = getattr(config, "dtype", None)
         return own if isinstance(own, torch.dtype) else torch.float32
 
@@ -90,29 +90,29 @@ class HfFolder:
     def _loaded(self, kind: Any, **options: Any) -> Any:
         try:
             with _quiet():
-                # False: by default transformers asks on the terminal whether to run code of the folder.
+                # By default, transformers asks on the terminal whether to run code from the folder.
                 return kind.from_pretrained(self.path, local_files_only=True, trust_remote_code=False, **options)
-        except Exception as error:  # tokenizers raises plain Exception, transformers whatever a wrong file leads to
+        except Exception as error:  # tokenizers raises plain Exception; transformers raises many types for bad files
             reason = " ".join(str(error).split()) or type(error).__name__
             if kind is AutoTokenizer:
                 raise EditError(f"the tokenizer of {self.name} cannot be loaded: {reason}") from error
             raise EditError(f"{self.name} cannot be loaded as a causal language model: {reason}") from error
 
     def _quantised(self) -> str:
-        """How the weights are quantised, "" where they are not."""
-        said = self.files.config
-        text = said.get("text_config")
-        named = [said, text] if isinstance(text, dict) else [said]
+        """The quantisation method of the weights; "" for plain weights."""
+        config = self.files.config
+        text = config.get("text_config")
+        named = [config, text] if isinstance(text, dict) else [config]
         stored = [part.get(key) for part in named for key in ("quantization_config", "compression_config")]
         kinds = [kind.get("quant_method", "") if isinstance(kind, dict) else kind for kind in stored if kind]
         if (self.path / _QUANTISED).exists():
             kinds.append(_QUANTISED)
-        return str(kinds[0] or "in a way of its own") if kinds else ""
+        return str(kinds[0] or "unknown method") if kinds else ""
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """transformers without its warnings: a page about tensors that are missing, which is an error here."""
+    """Silence transformers' long warnings about missing tensors, which are errors here."""
     before = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
@@ -122,8 +122,8 @@ def _quiet() -> Iterator[None]:
 
 
 def _is_wrapper(config: Any) -> bool:
-    """True if the language model's config is only a part of this one, as in models that read pictures too."""
+    """True if the language model's config is only a part of this config, as in models that also read images."""
     try:
         return config.get_text_config() is not config
-    except ValueError:  # there are several
+    except ValueError:  # there are several text configs
         return True

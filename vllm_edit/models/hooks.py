@@ -1,7 +1,7 @@
-"""Scoped capture and replacement of what flows through a model. Every hook lives in a `with` and removes only itself.
+"""Capture and replacement of activations. Every hook belongs to a context manager, which removes it on exit.
 
 Modules are addressed by their runtime name (`model.layers.6.mlp.down_proj`). Some families flatten batch and sequence
-before the MLP (OPT); tensors given out here are always [batch, seq, d].
+before the MLP (OPT); tensors are always [batch, seq, d] here.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def find_module(model: nn.Module, name: str) -> nn.Module:
     """The module called `name`.
 
     Raises:
-        NotFound: there is none; the message holds the nearest names.
+        NotFound: there is no such module; the message contains the most similar names.
     """
     modules: dict[str, nn.Module] = dict(model.named_modules())
     if name not in modules:
@@ -58,7 +58,7 @@ def capture_inputs(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str,
 def inputs_of(model: nn.Module, names: Sequence[str], **given: Any) -> dict[str, torch.Tensor]:
     """Name → input [batch, seq, d_in] of each module in one forward pass of `model` on `given`, detached.
 
-    The pass ends as soon as the last of them is there: what comes after it is not computed.
+    The pass ends when the last of these inputs is available; later modules are not run.
     """
 
     def end(module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -97,7 +97,7 @@ def capture_outputs(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str
 
 @contextmanager
 def replace_output(model: nn.Module, name: str, function: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
-    """Inside, the module's output o [batch, seq, d_out] is replaced by `function(o)` of the same shape."""
+    """Within the context, the module's output o [batch, seq, d_out] is replaced by `function(o)` of the same shape."""
     with ExitStack() as stack:
         shape = _batch_shape(model, stack)
 
@@ -112,7 +112,7 @@ def replace_output(model: nn.Module, name: str, function: Callable[[torch.Tensor
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Inside, the model is in eval mode and no parameter requires a gradient; both are restored afterwards."""
+    """Within the context, the model is in eval mode and no parameter requires a gradient; both are restored on exit."""
     modes = [(module, module.training) for module in model.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
@@ -127,7 +127,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 
 def _batch_shape(model: nn.Module, stack: ExitStack) -> list[int]:
-    """A list that holds [batch, seq] of the model's latest forward pass, kept up to date by a hook in `stack`."""
+    """A list with [batch, seq] of the model's latest forward pass, which a hook in `stack` updates."""
     shape: list[int] = []
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -140,7 +140,7 @@ def _batch_shape(model: nn.Module, stack: ExitStack) -> list[int]:
 
 
 def _unflatten(tensor: torch.Tensor, shape: list[int]) -> torch.Tensor:
-    """[batch·seq, d] → [batch, seq, d] where a family flattens; anything else is left alone."""
+    """[batch·seq, d] → [batch, seq, d]; tensors of any other shape are returned unchanged."""
     if tensor.ndim == 2 and len(shape) == 2 and tensor.shape[0] == shape[0] * shape[1]:
         return tensor.reshape(*shape, tensor.shape[-1])
     return tensor

@@ -20,7 +20,7 @@ _WEIGHT_FILES = ("*.safetensors", "*.bin")
 
 
 def downloaded(name: str, expected: str) -> Path:
-    """The local folder of a model of the hub, downloaded if it must be: safetensors, or pickled weights without them.
+    """The local folder of a model of the hub, downloaded if necessary; pickled weights only if it has no safetensors.
 
     expected: the kinds of name that the caller accepts, for messages.
 
@@ -42,7 +42,7 @@ def downloaded(name: str, expected: str) -> Path:
         raise EditError(f"there is no model {name!r}: {expected} ({_first_line(error)})") from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         raise EditError(f"{name!r} is no local folder and the hub cannot be reached; {expected}") from error
-    except Exception as error:  # a full disk, httpx's or httpx2's own, or a proxy's page in the place of the hub's JSON
+    except Exception as error:  # for example a full disk, an error of httpx, or a proxy's page instead of JSON
         raise EditError(f"{name!r} could not be downloaded: {_first_line(error)}") from error
     return folder
 

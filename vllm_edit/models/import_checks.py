@@ -1,5 +1,5 @@
-"""Checks of a base model's tokenizer, and of an imported folder: texts come back, an answer can follow a prompt, BOS
-stands where it should, the logits are the source's."""
+"""Checks of a base model's tokenizer and of an imported folder: text round trip, open end of prompts, BOS, and logits
+equal to the source's."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ ROUND_TRIP = (
     "🙂 👩‍🚀 🇫🇷 ✅",
     "def area(r):\n    if r < 0:\n\t\treturn None\n    return 3.14159 * r ** 2\n",
 )
-"""Texts that every tokenizer must give back: scripts, signs, and code with indentation. All are in Unicode's form C,
-because some tokenizers convert text to it."""
+"""Texts for the round-trip check: scripts, symbols, and code with indentation. All are in Unicode's form C, because
+some tokenizers normalise text to it."""
 
 PROMPTS = ("The capital of France is", "Once upon a time there was", "def add(a, b):\n    return")
-"""Short prompts for the comparison of logits and for the continuations that are shown."""
+"""Short prompts for the comparison of logits and for the displayed continuations."""
 
 TOLERANCE = {torch.float32: 0.0, torch.bfloat16: 0.03, torch.float16: 0.005}
-"""Largest difference from the source's float32 logits that rounding the weights to a dtype may cause, as a share of the
-largest logit. SmolLM2-135M: 0.004 in bfloat16, 0.0009 in float16."""
+"""Maximum difference from the source's float32 logits after rounding the weights to a dtype, as a share of the largest
+logit. SmolLM2-135M: 0.004 in bfloat16, 0.0009 in float16."""
 
 
 def check_round_trip(tokenizer: Any) -> None:
-    """Refuse a tokenizer that does not give text back.
+    """Check that the tokenizer reproduces text.
 
     Raises:
-        EditError: decode(encode(x)) is not x; the first such text is shown with what came.
+        EditError: decode(encode(x)) is not x; the message contains the first such text and its result.
     """
     for text in ROUND_TRIP:
         ids = tokenizer(text)["input_ids"]
@@ -55,25 +55,25 @@ def check_round_trip(tokenizer: Any) -> None:
 
 
 def check_open_end(tokenizer: Any) -> None:
-    """Refuse a tokenizer that puts a token of its own after plain text: an answer would follow the end of text.
+    """Check that the tokenizer adds no token after plain text; otherwise an answer would follow the end of text.
 
     Raises:
-        EditError: with the tokens that it puts there.
+        EditError: it adds tokens; the message contains them.
     """
     bare, whole = (tokenizer("Paris", add_special_tokens=special)["input_ids"] for special in (False, True))
     if bare and whole[-len(bare) :] != bare:
         after = "".join(tokenizer.convert_ids_to_tokens(whole[whole.index(bare[-1]) + 1 :]))
         raise EditError(
             f"the tokenizer puts {after!r} after plain text, so no answer can follow a prompt; set add_eos_token to "
-            "false, or mend the template of tokenizer.json"
+            "false, or correct the template of tokenizer.json"
         )
 
 
 def check_rows(tokenizer: Any, rows: int) -> None:
-    """Refuse a tokenizer whose ids the model has no row for in its embedding, of `rows` rows.
+    """Check that the ids of texts and of a chat turn are within the `rows` rows of the model's embedding.
 
     Raises:
-        EditError: with the first such id, of the texts or of a chat turn.
+        EditError: an id has no row; the message contains the first such id.
     """
     read = [prompt_ids(tokenizer, text) for text in ROUND_TRIP]
     if getattr(tokenizer, "chat_template", None):
@@ -86,36 +86,36 @@ def check_rows(tokenizer: Any, rows: int) -> None:
 
 
 def check_bos(tokenizer: Any, wanted: bool | None) -> None:
-    """Refuse a tokenizer that puts BOS where it should not stand, or not where it should, or twice.
+    """Check that the tokenizer adds BOS before plain text as the source does, and at most once in a chat.
 
-    wanted: whether BOS stands before plain text; None if the source does not state it.
+    wanted: whether BOS is expected before plain text; None if the source does not state it.
 
     Raises:
-        EditError: with what was expected and what came.
+        EditError: BOS is missing, unexpected or repeated.
     """
     before, in_chat = puts_bos(tokenizer), bos_in_chat(tokenizer)
     if wanted is not None and before != wanted:
-        expected, got = ("BOS before plain text", "none") if wanted else ("no BOS before plain text", "one")
+        expected, got = ("BOS before plain text", "no BOS") if wanted else ("no BOS before plain text", "BOS")
         raise EditError(f"the saved tokenizer departs from its source: expected {expected}, got {got}")
     if in_chat > 1:
-        raise EditError(f"the chat template begins with {in_chat} BOS; expected one at most: mend its template")
+        raise EditError(f"the chat template begins with {in_chat} BOS; expected at most 1: correct the template")
 
 
 def check_same_ids(saved: Any, read: Any) -> None:
-    """Refuse a saved tokenizer that reads text otherwise than the source's.
+    """Check that the saved tokenizer gives the same ids as the source's.
 
     Raises:
-        EditError: with the first text of which it makes other ids.
+        EditError: the ids differ; the message contains the first such text.
     """
     for text in ROUND_TRIP:
         expected, got = read(text)["input_ids"], saved(text)["input_ids"]
         if expected != got:
-            raise EditError(f"the saved tokenizer reads {quoted(text)} otherwise: expected {expected}, got {got}")
+            raise EditError(f"the saved tokenizer gives other ids for {quoted(text)}: expected {expected}, got {got}")
 
 
 @torch.no_grad()
 def logits(model: Any, prompts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
-    """Logits of each prompt's ids, [tokens, vocabulary] each, one forward pass a prompt."""
+    """Logits of each prompt's ids, [tokens, vocabulary] each, with one forward pass per prompt."""
     return [model(input_ids=torch.tensor([list(prompt)])).logits[0].float() for prompt in prompts]
 
 
@@ -123,7 +123,7 @@ def check_logits(saved: Sequence[torch.Tensor], read: Sequence[torch.Tensor], dt
     """The largest difference between logits of the saved folder and of its source, [tokens, vocabulary] each.
 
     Raises:
-        EditError: it is larger than rounding to `dtype` explains (`TOLERANCE`), or not a number.
+        EditError: it is not a number, or larger than rounding to `dtype` explains (`TOLERANCE`).
     """
     difference = max(float((after - before).abs().max()) for after, before in zip(saved, read, strict=True))
     most = TOLERANCE[dtype] * max(float(before.abs().max()) for before in read)

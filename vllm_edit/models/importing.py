@@ -1,4 +1,4 @@
-"""A base model from anywhere, as a plain folder in Hugging Face layout that is checked before it appears."""
+"""Importing a base model from any source as a plain folder in Hugging Face layout, checked before it appears."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _STEPS = ("finding the model", "reading the weights", "saving", "checking", "ans
 
 @dataclass(frozen=True)
 class Continuation:
-    """What the imported model says after a prompt, greedily; `chat`: as the answer to a turn of its chat template."""
+    """The imported model's greedy continuation of a prompt; chat: as the answer to a turn of its chat template."""
 
     prompt: str
     answer: str
@@ -41,7 +41,7 @@ class Continuation:
 
 @dataclass(frozen=True)
 class Imported:
-    """A finished import. `difference`: the largest between the folder's logits and the source's."""
+    """A finished import. difference: the largest difference between the folder's logits and the source's."""
 
     folder: Path
     source: str
@@ -53,10 +53,10 @@ class Imported:
 
 
 def source_of(name: str | Path) -> Source:
-    """The source that a name means: a .gguf file, a folder in Hugging Face layout, or a model of the hub.
+    """The source with this name: a .gguf file, a folder in Hugging Face layout, or a model of the hub.
 
     Raises:
-        EditError: it is none of them, or the hub does not give it.
+        EditError: there is no such source, or the hub does not provide it.
     """
     path = Path(name)
     if path.suffix.lower() == ".gguf" or path.is_file():
@@ -75,13 +75,15 @@ def import_model(
     check: Callable[[Path], None] = lambda folder: None,
     progress: Progress = lambda what, done, total: None,
 ) -> Imported:
-    """Write a model as plain weights, config and tokenizer to the folder `out`, which appears when all checks passed.
+    """Write a model as plain weights, config and tokenizer to the folder `out`, which appears after all checks passed.
 
-    dtype: of the saved weights; by default a folder's own, float32 for a GGUF file. check: raises EditError for a
-    folder, with no more in it than config.json yet, whose model is not wanted.
+    Args:
+        dtype: dtype of the saved weights; default: that of a folder's weights, or float32 for a GGUF file.
+        check: called with a folder that contains only config.json; raises EditError to reject the model.
+        progress: called with (name of the step, completed steps, total steps).
 
     Raises:
-        EditError: the source cannot be read, a check failed, or `out` exists; `out` is then as it was.
+        EditError: the source cannot be read, a check failed, or `out` exists; `out` is not changed.
     """
     out = Path(out)
     refuse_existing(out)
@@ -99,19 +101,19 @@ def import_model(
         expected = checks.logits(read.model, prompts)
         progress(_STEPS[2], 2, len(_STEPS))
         _save(read, folder, saved)
-        read.model.to("meta")  # its memory is the reloaded one's
+        read.model.to("meta")  # frees its memory for the reloaded model
         progress(_STEPS[3], 3, len(_STEPS))
         model, tokenizer = _checked(folder, read, source.puts_bos)
         difference = checks.check_logits(checks.logits(model, prompts), expected, saved)
         progress(_STEPS[4], 4, len(_STEPS))
-        said = tuple(_continuations(model, tokenizer))
+        shown = tuple(_continuations(model, tokenizer))
         progress(_STEPS[4], len(_STEPS), len(_STEPS))
     kind = str(saved).removeprefix("torch.")
-    return Imported(out, source.name, kind, puts_bos(tokenizer), difference, read.notes, said)
+    return Imported(out, source.name, kind, puts_bos(tokenizer), difference, read.notes, shown)
 
 
 def _save_config(config: Any, folder: Path) -> None:
-    """config.json with the architecture's name, which a GGUF file's config lacks."""
+    """Write config.json with the architecture's name, which the config of a GGUF file lacks."""
     if not getattr(config, "architectures", None):
         with torch.device("meta"):
             config.architectures = [type(_causal_model(config)).__name__]
@@ -122,14 +124,14 @@ def _causal_model(config: Any) -> Any:
     try:
         return AutoModelForCausalLM.from_config(config)
     except ValueError as error:  # no causal model of this config's type
-        raise EditError(f"{config.model_type} is no causal language model; expected a decoder") from error
+        raise EditError(f"{config.model_type} is not a causal language model; expected a decoder") from error
 
 
 def _set_bos(tokenizer: Any, source: Source) -> None:
     if source.puts_bos is None:
         return
     if source.puts_bos and tokenizer.bos_token_id is None:
-        raise EditError(f"{source.name} asks for BOS before plain text and names no token for it; use another file")
+        raise EditError(f"{source.name} requires BOS before plain text but defines no BOS token; use another file")
     put_bos(tokenizer, source.puts_bos)
 
 
@@ -137,7 +139,7 @@ def _save(read: Read, folder: Path, dtype: torch.dtype) -> None:
     """Write weights, config, generation config and tokenizer. Converts the model to `dtype` in place."""
     try:
         read.model.to(dtype).save_pretrained(folder)
-        for weights in folder.glob("*.safetensors"):  # written for their owner alone, unlike everything else
+        for weights in folder.glob("*.safetensors"):  # safetensors makes them readable only by their owner
             weights.chmod((folder / "config.json").stat().st_mode)
         read.tokenizer.save_pretrained(folder)
     except ValueError as error:  # a generation config that contradicts itself
@@ -145,7 +147,7 @@ def _save(read: Read, folder: Path, dtype: torch.dtype) -> None:
 
 
 def _checked(folder: Path, read: Read, wants_bos: bool | None) -> tuple[Any, Any]:
-    """Model (float32) and tokenizer as whoever loads the folder gets them, once everything but logits is checked."""
+    """Load the model (float32) and tokenizer from the folder, and check everything except the logits."""
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     checks.check_round_trip(tokenizer)
     checks.check_open_end(tokenizer)

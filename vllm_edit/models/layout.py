@@ -3,13 +3,13 @@
 Found by structure and by behaviour in one tiny forward pass, never by a module's or a model's name:
 
 - the decoder blocks are the largest `ModuleList` that runs in a forward pass on text;
-- in a block, attention is the child that mixes positions: change its input at the first position and its output at
-  the last one changes. An MLP does not mix positions;
-- the down projection is the MLP's last linear layer, and its output is the MLP's output; the ones before it are its
-  gate and up projections, fused or apart;
-- a block that adds the same for twice that output normalises what it adds, as Gemma 2 and 3 do.
+- in a block, attention is the child that mixes positions: a change of its input at the first position changes its
+  output at the last position. An MLP does not mix positions;
+- the down projection is the MLP's last linear layer, and its output is the MLP's output; the linear layers before it
+  are the gate and up projections, fused or separate;
+- a block normalises its MLP's output (as in Gemma 2 and 3) if doubling that output does not change the block's output.
 
-Whatever does not fit (mixture of experts, encoder-decoder, an MLP that adds the residual itself) is refused.
+Other models (mixture of experts, encoder-decoder, an MLP that adds the residual itself) are refused.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from vllm_edit.models.hooks import frozen, main_tensor
 
 _PROBE_LENGTH = 4
 _SAME = 0.5
-"""A block that adds less than so much more for twice an output does not follow the output's size."""
+"""Relative change of a block's output, when its MLP's output is doubled, below which the block normalises it."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Runtime names, one per decoder block where a tuple. `norm` is None for a model without a final norm.
+    """Runtime names of modules; a tuple has one entry per decoder block.
 
-    Where a block holds its MLP's layers directly (OPT), `mlp` names the block. `matrices` are all of a block's MLP's
-    linear layers in the order in which they run; the last one is `down`.
-
-    renormed: the block normalises what its MLP adds to the residual stream: h + norm(W k + b) takes the place of
-    h + W k + b. A change of W k + b counts there relative to W k + b itself, and adds no more than the norm lets it.
+    mlp: the block itself if it contains its MLP's layers directly (OPT).
+    matrices: the linear layers of a block's MLP in the order in which they run; the last is `down`.
+    renormed: True if the block normalises its MLP's output: h + norm(W k + b) instead of h + W k + b. A change of
+    W k + b then counts relative to W k + b, and the norm limits its effect.
+    norm: None for a model without a final norm.
     """
 
     layers: tuple[str, ...]
@@ -53,10 +53,10 @@ class Layout:
 
 
 def find_layout(model: nn.Module) -> Layout:
-    """The layout of a causal language model in Hugging Face form. The model is left as it was.
+    """The layout of a causal language model of transformers. The model is not changed.
 
     Raises:
-        EditError: the model is not a dense decoder with one MLP per block; the message says where it departs.
+        EditError: the model is not a dense decoder with one MLP per block; the message gives the difference.
     """
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         raise EditError("this is an encoder-decoder; expected a causal (decoder-only) language model")
@@ -88,7 +88,7 @@ def find_layout(model: nn.Module) -> Layout:
 
 @dataclass(frozen=True)
 class _Trace:
-    """One forward pass: the order in which modules finished, their arguments, their outputs."""
+    """One forward pass: the order in which modules finished, with their arguments and outputs."""
 
     order: list[nn.Module]
     calls: dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]]
@@ -114,8 +114,8 @@ class _Trace:
 
 @dataclass(frozen=True)
 class _Parts:
-    """A block's attention, its MLP (the block itself where it has no module of its own), the MLP's linear layers in the
-    order in which they run, and whether the block normalises what they put out."""
+    """A block's attention, its MLP (the block itself if the MLP is not a module), the MLP's linear layers in the order
+    in which they run, and whether the block normalises their output."""
 
     attention: nn.Module
     mlp: nn.Module
@@ -152,7 +152,7 @@ class _Parts:
 
 
 def _mixes_positions(module: nn.Module, trace: _Trace) -> bool:
-    """True if the module's output at the last position depends on its input at the first one. Runs it twice more."""
+    """True if the module's output at the last position depends on its input at the first. Runs the module twice."""
     args, kwargs = trace.calls[module]
     inputs = [*args, *kwargs.values()]
     hidden = next(x for x in inputs if isinstance(x, torch.Tensor) and x.is_floating_point())
@@ -165,13 +165,12 @@ def _mixes_positions(module: nn.Module, trace: _Trace) -> bool:
         return main_tensor(module(*(replacement if x is hidden else x for x in args), **swap))[..., -1, :]
 
     before, after = last(hidden), last(changed)
-    # Not torch.equal: an expert that gets other tokens beside this one rounds differently.
+    # Not torch.equal: an expert's rounding depends on the other tokens that are routed to it.
     return bool((after - before).abs().max() > 1e-5 * before.abs().max())
 
 
 def _renorms(block: nn.Module, down: nn.Module, trace: _Trace) -> bool:
-    """True if the block puts out nearly the same for its down projection's output and for twice that. Runs it thrice
-    more."""
+    """True if doubling the down projection's output hardly changes the block's output. Runs the block three times."""
     args, kwargs = trace.calls[block]
 
     def out(scale: float) -> torch.Tensor:
@@ -186,7 +185,7 @@ def _renorms(block: nn.Module, down: nn.Module, trace: _Trace) -> bool:
 
 
 def _final_norm(last_block: nn.Module, head: nn.Module, names: dict[nn.Module, str], trace: _Trace) -> str | None:
-    """The last leaf with a weight vector (or none at all) that runs between the last block and the head."""
+    """The last leaf module with a weight vector that runs between the last block and the head; None without one."""
     between = trace.order[trace.order.index(last_block) + 1 : trace.order.index(head)]
     norms = [m for m in between if [p.ndim for p in m.parameters()] in ([1], [1, 1])]
     return names[norms[-1]] if norms else None

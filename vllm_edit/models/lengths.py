@@ -1,4 +1,4 @@
-"""How much a model reads at once, and edits that are longer than that."""
+"""The context length of a model, and checks of edits against it."""
 
 from __future__ import annotations
 
@@ -18,44 +18,44 @@ if TYPE_CHECKING:
 
 
 READ = 16
-"""Tokens of an answer that a gate reads at least."""
+"""Minimum number of tokens of an answer that a gate generates."""
 
 
 def positions_of(model: Any) -> int | None:
-    """Most tokens that the model reads at once, or None if its config does not say."""
+    """The model's context length in tokens, or None if its config does not state it."""
     return getattr(model.config, "max_position_embeddings", None)
 
 
 def read_of(answer: int, least: int = READ) -> int:
-    """Tokens to generate where an accepted answer has `answer`: `least`; for a longer answer as many times `least` as
-    leave half of it to spare, since an answer may stand behind other words."""
+    """Number of tokens to generate for an accepted answer of `answer` tokens: `least`, or, for a longer answer, a
+    multiple of `least` that leaves at least half of `least` for words before the answer."""
     return least if answer <= least else least * ceil(answer / least + 0.5)
 
 
 def check_length(model: Any, length: int, what: str) -> None:
-    """Raises UnsafeEdit, which begins with `what`, if the model has not `length` positions."""
+    """Raise UnsafeEdit, whose message begins with `what`, if `length` tokens exceed the model's context length."""
     check_positions(positions_of(model), length, what)
 
 
 def check_positions(most: int | None, length: int, what: str) -> None:
-    """`check_length` for a model that reads at most so many tokens at once; None: as many as there are."""
+    """`check_length` for a context length of `most` tokens; None: unlimited."""
     if most is not None and length > most:
-        raise UnsafeEdit(_told(what, length, most))
+        raise UnsafeEdit(_message(what, length, most))
 
 
 def check_edits(base: Base, edits: Sequence[Edit], contexts: Sequence[Context] = ()) -> None:
-    """Refuse edits of which something that compiling or a gate reads is longer than the model reads.
+    """Check that all texts of the edits, as compiling and gates read them, fit into the model's context length.
 
-    contexts: what the edits' prompts are put into.
+    contexts: contexts in which the edits' prompts are compiled.
 
     Raises:
-        UnsafeEdit: a line for each text, with its edit.
+        UnsafeEdit: texts are too long; the message has a line for each, with its edit.
     """
     most = positions_of(base.model)
     if most is None:
         return
     problems = [
-        f"edit {number} ({change(edit.prompt, edit.target_new)}): {_told(what, length, most)}"
+        f"edit {number} ({change(edit.prompt, edit.target_new)}): {_message(what, length, most)}"
         for number, edit in enumerate(edits)
         for what, length in _lengths(base.tokenizer, edit, contexts, most)
         if length > most
@@ -64,20 +64,20 @@ def check_edits(base: Base, edits: Sequence[Edit], contexts: Sequence[Context] =
         raise UnsafeEdit("\n".join(problems))
 
 
-def _told(what: str, length: int, most: int) -> str:
+def _message(what: str, length: int, most: int) -> str:
     return f"{what} has {length:,} tokens; the model reads at most {most:,}: shorten it, or leave it out"
 
 
 def _lengths(tokenizer: Any, edit: Edit, contexts: Sequence[Context], most: int) -> Iterator[tuple[str, int]]:
-    """What is read, and its tokens: with the answer in the longest context, or with what a gate generates, if that is
-    more. Texts that cannot have `most` are not tokenized."""
+    """(name of the text, its length in tokens): in the longest context with its answer, or with a gate's generated
+    tokens, whichever is longer. Texts that are certainly shorter than `most` are skipped without tokenizing."""
     modes = (False, True) if getattr(tokenizer, "chat_template", None) else (False,)
-    told = []
+    texts = []
     for chat in modes:
         own = [context for context in contexts if context.chat is chat]
         longest = max(own, key=lambda context: len(context.prefix), default=Context(chat=chat))
-        told.append(("its prompt", edit.prompt, longest, edit.target_new))
-    told += [
+        texts.append(("its prompt", edit.prompt, longest, edit.target_new))
+    texts += [
         (
             f"its {probe.kind} probe {quoted(probe.prompt)}",
             probe.prompt,
@@ -87,9 +87,9 @@ def _lengths(tokenizer: Any, edit: Edit, contexts: Sequence[Context], most: int)
         for probe in edit.probes
         if probe.chat in modes
     ]
-    for what, prompt, context, answer in told:
+    for what, prompt, context, answer in texts:
         whole = contextual(prompt, context)
-        # No tokenizer makes more tokens than there are bytes.
+        # A text has at most as many tokens as bytes.
         if len(f"{render(tokenizer, whole, context.chat)} {answer}".encode()) + 2 * READ >= most:
             length = len(answer_ids(tokenizer, whole, answer, context.chat))
             trained = len(prompt_ids(tokenizer, whole, context.chat)) + length

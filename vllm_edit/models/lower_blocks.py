@@ -1,4 +1,4 @@
-"""Running a model from a block on: the blocks below a site see nothing of an update there, so they run once."""
+"""Running a model from a given block on: an update does not affect the blocks below its site, so they run once."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from vllm_edit.models.rows import Batch
 
 
 class Below:
-    """What the first `blocks` of a model put out for every row, kept so that these run once and not in every pass.
+    """Stored outputs of a model's first `blocks` for every row, so that these blocks do not run in every pass.
 
-    Empty for no blocks, and for a model that cannot be resumed: everything is run then.
+    It is empty without blocks, and for a model that cannot be resumed; all blocks run then.
     """
 
     def __init__(self, model: nn.Module, blocks: Sequence[str]) -> None:
@@ -26,7 +26,7 @@ class Below:
 
     @contextmanager
     def watched(self) -> Iterator[list[torch.Tensor]]:
-        """Inside, the list holds the blocks' output of the latest forward pass, for `keep`."""
+        """Within the context, the list contains the blocks' output of the latest forward pass, for `keep`."""
         if not self.blocks:
             yield []
             return
@@ -34,7 +34,7 @@ class Below:
             yield states
 
     def keep(self, batch: Batch, states: Sequence[torch.Tensor]) -> None:
-        """Keep the rows of a batch that has just been run."""
+        """Store the states of the batch that was run last."""
         if not states:
             return
         lengths = batch.attention_mask.sum(1).tolist()
@@ -42,12 +42,12 @@ class Below:
             self._hidden[index] = states[0][line, :length].clone()
 
     def states(self, rows: Sequence[int]) -> torch.Tensor | None:
-        """The kept states of these rows, [rows, seq, d] padded to the longest; None where there are none."""
+        """The stored states of these rows, [rows, seq, d] padded to the longest; None if no states are stored."""
         return pad_sequence([self._hidden[index] for index in rows], batch_first=True) if self._hidden else None
 
     @contextmanager
     def skipped(self, states: torch.Tensor | None) -> Iterator[None]:
-        """Inside, the blocks do no work and put out `states`; without any they run."""
+        """Within the context, the blocks return `states` without computing; if `states` is None, they run."""
         if states is None:
             yield
             return
@@ -57,10 +57,10 @@ class Below:
 
 @contextmanager
 def block_output(model: nn.Module, block: str) -> Iterator[list[torch.Tensor]]:
-    """Inside, the list holds `block`'s output [batch, seq, d] in the latest forward pass, detached.
+    """Within the context, the list contains `block`'s output [batch, seq, d] of the latest forward pass, detached.
 
-    It stays empty where the block puts out anything but one such tensor (GPT-J adds attention weights): such a model
-    cannot be resumed and is run in full.
+    It remains empty if the block returns anything but one such tensor (GPT-J also returns attention weights). Such a
+    model cannot be resumed and is run in full.
     """
     latest: list[torch.Tensor] = []
 
@@ -76,10 +76,10 @@ def block_output(model: nn.Module, block: str) -> Iterator[list[torch.Tensor]]:
 
 @contextmanager
 def resumed(model: nn.Module, blocks: Sequence[str], hidden: torch.Tensor) -> Iterator[None]:
-    """Inside, each of `blocks` (the first ones of the model, in order) does no work and puts out `hidden`.
+    """Within the context, each of `blocks` (the model's first blocks, in order) returns `hidden` without computing.
 
-    hidden: [batch, seq, d], the last of these blocks' output for the batch that is run. What the model does before,
-    around and after its blocks stays the model's own. The blocks' forwards are restored on leaving.
+    hidden: [batch, seq, d], the output of the last of these blocks for the batch. The rest of the model runs as usual.
+    The blocks' forward methods are restored on exit.
     """
     skipped = [find_module(model, name) for name in blocks]
     own = [block.__dict__.get("forward") for block in skipped]

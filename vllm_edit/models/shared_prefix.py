@@ -1,4 +1,4 @@
-"""A beginning that several texts have in common, read once: its keys and values are the same for all of them."""
+"""A common prefix of several texts, which is read once, because its keys and values are the same for all of them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import torch
 from transformers import Cache, DynamicCache
 
 LEAST = 64
-"""Tokens in common from which on a pass of its own is worth it."""
+"""Minimum length of a common prefix that makes a separate forward pass worthwhile."""
 
 
 @torch.no_grad()
 def read_once(model: Any, ids: Sequence[int], rows: int) -> Cache:
-    """Keys and values of `ids`, once for each of `rows` rows."""
+    """A cache with the keys and values of `ids`, repeated for `rows` rows."""
     cache = DynamicCache(config=model.config)
     given = torch.tensor([list(ids)], device=model.device)
     model(input_ids=given, attention_mask=torch.ones_like(given), past_key_values=cache, use_cache=True)
@@ -23,10 +23,10 @@ def read_once(model: Any, ids: Sequence[int], rows: int) -> Cache:
 
 
 def sharing(texts: Sequence[Sequence[int]], most: Sequence[int], rows: Sequence[int]) -> list[tuple[list[int], int]]:
-    """The `rows` of `texts` in groups, each with the number of first tokens that all of its texts have in common.
+    """The `rows` of `texts` in groups, each with the length of its texts' common prefix.
 
-    That number is at least `LEAST` and half of each text, and at most `most` of each text; what shares too little is in
-    one group with 0.
+    This length is at least `LEAST` and half of each text, and at most `most` of each text. Texts without such a prefix
+    form one group with length 0.
     """
     groups: list[tuple[list[int], int]] = []
     alone: list[int] = []
@@ -50,16 +50,16 @@ def sharing(texts: Sequence[Sequence[int]], most: Sequence[int], rows: Sequence[
 
 
 def shares(model: Any, longest: int) -> bool:
-    """True if the model can be given keys and values of a text of `longest` tokens with padding in its middle.
+    """True if the model supports padding in the middle of a text of `longest` tokens.
 
-    A window that is shorter than the text would lose tokens to the padding.
+    In a sliding window shorter than the text, padding would replace tokens.
     """
     window = getattr(model.config.get_text_config(), "sliding_window", None)
     return window is None or longest <= window
 
 
 def _in_common(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many first tokens are the same."""
+    """Length of the common prefix."""
     return next(
         (place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
     )

@@ -1,7 +1,7 @@
-"""Greedy answers that end early: a row leaves its batch as soon as the caller has seen enough of it.
+"""Greedy answers that end early: a row leaves its batch as soon as the caller has enough tokens.
 
-Thousands of questions with answers of a few words are asked this way. Most rows leave after two or three tokens, and
-what the prompts of a batch begin with in common is read once.
+This is for thousands of questions with answers of a few words. Most rows leave after two or three tokens, and the
+common prefix of a batch's prompts is read once.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from vllm_edit.models.penalties import Penalties
 from vllm_edit.models.shared_prefix import read_once
 
 Enough = Callable[[int, Sequence[int]], bool]
-"""Called with a row's number and its new tokens so far: True ends the row."""
+"""Callback with a row's index and its new tokens so far; returns True to end the row."""
 
 
 @torch.no_grad()
@@ -29,8 +29,8 @@ def greedy_until(
 ) -> list[list[int]]:
     """Greedy continuations of prompts' ids, in one batch, each of at most `most[row]` tokens.
 
-    A row ends at the end of a turn (that token is left out), at its `most`, or when `enough` says so. The model's
-    `penalties` hold.
+    A row ends at the end of a turn (whose token is omitted), at its `most`, or when `enough` returns True. The model's
+    `penalties` apply.
     """
     made: list[list[int]] = [[] for _ in prompts]
     rows = [row for row in range(len(prompts)) if most[row] > 0]
@@ -65,7 +65,7 @@ def greedy_until(
 
 
 def _next_logits(model: Any, ids: torch.Tensor, mask: torch.Tensor, cache: Any) -> torch.Tensor:
-    """Logits of the token after each row, [rows, vocabulary]; the cache grows by `ids` [rows, tokens].
+    """Logits of the token after each row, [rows, vocabulary]; extends the cache by `ids` [rows, tokens].
 
     mask: [rows, cached + tokens].
     """
@@ -86,9 +86,9 @@ def _next_logits(model: Any, ids: torch.Tensor, mask: torch.Tensor, cache: Any) 
 
 
 def _shared(model: Any, prompts: Sequence[Sequence[int]]) -> int:
-    """How many first tokens all prompts have in common, their last one not counted.
+    """Length of the prompts' common prefix, without their last tokens.
 
-    None are shared where a window of attention could lose them to the padding between them and the rest.
+    It is 0 if padding between prefix and rest could push the prefix out of a sliding attention window.
     """
     window = getattr(model.config.get_text_config(), "sliding_window", None)
     if len(prompts) == 1 or (window is not None and 2 * max(map(len, prompts)) > window):

@@ -1,4 +1,4 @@
-"""The source of a base model. Reading it gives float32 on the CPU, whatever the weights are stored in."""
+"""The source of a base model. Reading it gives float32 weights on the CPU, independent of the stored dtype."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 
 @dataclass(frozen=True)
 class Read:
-    """A model as its source gives it, before anything of it is saved.
+    """A model as read from its source, before it is saved.
 
-    `notes`: sentences that name parts of the source which the model lacks.
+    notes: sentences about parts of the source that the model lacks.
     """
 
     model: Any
@@ -25,11 +25,11 @@ class Source(Protocol):
 
     @property
     def name(self) -> str:
-        """The source as a message names it."""
+        """The source's name in messages."""
 
     @property
     def puts_bos(self) -> bool | None:
-        """Whether BOS stands before plain text, if the source says so apart from its tokenizer."""
+        """Whether BOS is added before plain text; None if only the tokenizer states it."""
 
     def config(self) -> Any:
         """The model's config without quantisation."""

@@ -1,4 +1,4 @@
-"""A folder that appears whole or not at all: written beside its place, renamed when it is finished."""
+"""Atomic creation of a folder: it is written under another name and renamed when it is complete."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from vllm_edit.files import make_folder, sync_folder
 
 @contextmanager
 def staged(target: Path) -> Iterator[Path]:
-    """An empty folder `.<name>.part` beside `target`, which takes the target's name when the block ends.
+    """An empty folder `.<name>.part` beside `target`, which is renamed to the target when the block ends.
 
-    After an exception nothing of it stays. What a killed process left is removed by the next one with this target.
+    An exception removes the folder. The next process with this target removes the files of a killed process.
 
     Raises:
-        EditError: the target is there and not empty, or another process is writing it.
-        Unavailable: the disk is full, or refuses for another reason.
+        EditError: the target exists and is not empty, or another process is writing it.
+        Unavailable: the disk is full or not writable.
     """
     refuse_existing(target)
     part = target.parent / f".{target.name}.part"
@@ -42,11 +42,11 @@ def staged(target: Path) -> Iterator[Path]:
                 raise
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise Unavailable(f"{target} cannot be written: {reason}; mend that and try again") from error
+        raise Unavailable(f"{target} cannot be written: {reason}; correct this and try again") from error
 
 
 def refuse_existing(target: Path) -> None:
-    """Raises EditError if something is at `target`; an empty folder may be."""
+    """Raise EditError if `target` exists, unless it is an empty folder."""
     if target.is_dir() and not any(target.iterdir()):
         return
     if target.exists() or target.is_symlink():
@@ -55,14 +55,14 @@ def refuse_existing(target: Path) -> None:
 
 @contextmanager
 def _alone_in(part: Path, target: Path) -> Iterator[None]:
-    """Hold the folder's lock, which dies with the process."""
+    """Hold the folder's lock, which the system releases when the process ends."""
     descriptor = os.open(part, os.O_RDONLY | os.O_DIRECTORY)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise EditError(f"another process is writing {target}; wait for it, or name another folder") from error
-        refuse_existing(target)  # one that finished between the first look and the lock has renamed the folder
+        refuse_existing(target)  # another process may have finished between the first check and the lock
         yield
     finally:
         os.close(descriptor)

@@ -1,11 +1,11 @@
-"""Running only the end of each row: the tokens from its first changed one on, in lines without padding.
+"""Forward passes over suffixes: only the tokens from a row's first changed token on, packed into lines.
 
-An update at a site's module acts on a row from the site's token on, if its leak to earlier tokens is left out.
-Attention is causal, so the earlier tokens' keys and values are the base's in every block, and so are all states below
-the site's block. Both are computed once (`Suffixes.keep`). A step then runs the suffixes alone: several rows share a
-line, and a mask lets each token see its own row only.
+Ignoring its leak to earlier tokens, an update at a site's module acts on a row from the site's token on. Attention is
+causal, so the earlier tokens' keys and values equal the base's in every block, and so do all states below the site's
+block. Both are computed once (`Suffixes.keep`). A step then runs the suffixes alone: several rows share a line, and a
+mask restricts attention to the token's own row.
 
-The leak to earlier tokens is not part of such a pass. Whoever trains by it checks the final update in full passes.
+Such a pass does not contain the leak to earlier tokens. Callers must check the final update in full passes.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from vllm_edit.models.rows import Row, batches, device_of, run_batch
 logger = logging.getLogger(__name__)
 
 LINE_TOKENS = 32
-"""Suffix tokens of one line: few enough that attention to the other rows of a line costs little beside the weights."""
+"""Suffix tokens per line: few enough that masked attention to other rows costs little compared with the weights."""
 _PREFIX_TOKENS = 256
 _TOLERANCE = 1e-2
 
 
 @dataclass(frozen=True)
 class _Kept:
-    """The base's states of one row with p tokens before its first changed token and s from it on.
+    """The base's states of a row with a prefix of p tokens and a suffix of s tokens.
 
-    hidden: output of the block below the site's at the suffix, [s, d]; None where the site's block is the first.
-    keys, values: of the prefix, one tensor [heads, p, head_dim] for each block from the site's on.
+    hidden: output at the suffix of the block below the site's block, [s, d]; None if the site's block is the first.
+    keys, values: those of the prefix, one tensor [heads, p, head_dim] for each block from the site's on.
     """
 
     hidden: torch.Tensor | None
@@ -46,12 +46,16 @@ class _Kept:
 
 @dataclass(frozen=True)
 class Pack:
-    """Rows' suffixes in lines of T tokens, behind P tokens of prefixes.
+    """Suffixes of rows in n lines of T tokens, after P tokens of prefixes.
 
-    rows: [k] indices of the rows.  owner: [n, T] place in `rows` of each token, -1 for padding.
-    input_ids, positions: [n, T].  mask: [n, 1, T, P + T], 0 where a token sees another, else the least number.
-    hidden: [n, T, d] or None.  places: [m] flat indices into n·T of the tokens whose logits are read.  of: [m] place in
-    `rows` of each.  answers: [m] the token that is to follow, -1 for rows without an answer.
+    rows: [k] indices of the rows.
+    owner: [n, T] index into `rows` for each token, -1 for padding.
+    input_ids, positions: [n, T].
+    mask: [n, 1, T, P + T], 0 if a token attends to another, else the dtype's minimum.
+    hidden: [n, T, d] or None.
+    places: [m] flat indices into n·T of the tokens whose logits are read.
+    of: [m] index into `rows` for each place.
+    answers: [m] expected next token, -1 for rows without an answer.
     """
 
     rows: torch.Tensor
@@ -66,11 +70,11 @@ class Pack:
     answers: torch.Tensor
 
     def scores(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(mean NLL of the answer's tokens, least lead over the best rival in nats) of each row, [k]; logits [m, V].
+        """(mean NLL of the answer's tokens, minimum lead over the best rival in nats) of each row, [k] each.
 
-        The lead is detached. A row without an answer has NLL 0 and an infinite lead.
+        logits: [m, V]. The lead is detached. A row without an answer has NLL 0 and an infinite lead.
         """
-        # No part of the logits is taken out before the loss: its gradient would be a second tensor of their size.
+        # The loss uses the logits unsliced: the gradient of a slice would be a second tensor of the full size.
         nll = nn.functional.cross_entropy(logits, self.answers, ignore_index=-1, reduction="none")  # [m]
         given = logits.detach()
         own = given.gather(1, self.answers.clamp_min(0)[:, None])[:, 0]
@@ -87,16 +91,16 @@ class Suffixes:
     """The base's states of rows, and passes over their suffixes. Rows are numbered as in `rows`."""
 
     def __init__(self, model: nn.Module, rows: Sequence[Row], blocks: Sequence[str], tokens: int) -> None:
-        """blocks: the names of the model's blocks below the site's. tokens: most tokens in one pass."""
+        """blocks: names of the blocks below the site's block. tokens: maximum number of tokens in one pass."""
         self.model, self.rows, self.blocks, self.tokens = model, rows, blocks, tokens
         self._kept: dict[int, _Kept] = {}
 
     def keep(self, indices: Iterable[int]) -> dict[int, torch.Tensor] | None:
-        """Run the base over the rows at `indices` that are not kept yet, in full, and keep their states.
+        """Run the base in full over the rows at `indices` that have no stored states, and store their states.
 
         Returns:
-            Row → the base's logits before each token of its answer, [m, V]. None if passes over suffixes do not give
-            this model's own logits; then nothing new is kept.
+            Row → the base's logits before each token of its answer, [m, V]. None if passes over suffixes do not
+            reproduce this model's logits; then no new states are stored.
         """
         missing = [index for index in indices if index not in self._kept]
         expected: dict[int, torch.Tensor] = {}
@@ -124,22 +128,22 @@ class Suffixes:
         return None
 
     def _reproduces(self, expected: Mapping[int, torch.Tensor]) -> bool:
-        """True if passes over the suffixes give the `expected` logits, row → [answer tokens, V]."""
+        """True if passes over the suffixes reproduce the `expected` logits, row → [answer tokens, V]."""
         try:
             for pack in self.packs(list(expected)):
                 found = self.run(pack)
                 for place, index in enumerate(pack.rows.tolist()):
                     if (found[pack.of == place] - expected[index]).abs().max() > _TOLERANCE:
-                        logger.info("suffixes do not give the model's own logits: every pass is run in full")
+                        logger.info("suffixes do not reproduce the model's logits: every pass is run in full")
                         return False
         except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
-            # A model that cannot take states of earlier tokens or a mask for every token says so in its own way.
+            # Models without support for a given cache or a mask per token raise errors of different types.
             logger.info("the model cannot run suffixes (%s): every pass is run in full", error)
             return False
         return True
 
     def packs(self, indices: Sequence[int]) -> list[Pack]:
-        """The kept rows at `indices` in packs of at most `tokens` tokens, each with lines of nearly equal length."""
+        """The stored rows at `indices` in packs of at most `tokens` tokens, each with lines of similar length."""
         lines = _lines(self.rows, indices)
         made: list[Pack] = []
         while lines:
@@ -180,7 +184,7 @@ class Suffixes:
         P = max(sum(self.rows[index].first for index in line) for line in lines)
         n, some = len(lines), self._kept[order[0]]
         owner = torch.full((n, T), -1)
-        seen = torch.full((n, P + T), -1)  # the row of each token that can be seen
+        seen = torch.full((n, P + T), -1)  # the row of each token that can be attended to
         input_ids, positions = torch.zeros(n, T, dtype=torch.long), torch.zeros(n, T, dtype=torch.long)
         hidden = None if some.hidden is None else some.hidden.new_zeros(n, T, some.hidden.shape[-1])
         places, of, answers = list[int](), list[int](), list[int]()
@@ -206,7 +210,7 @@ class Suffixes:
         seen[:, P:] = owner
         own = (owner[:, :, None] == seen[:, None, :]) | (
             owner[:, :, None] < 0
-        )  # padding sees all: no row of a softmax is empty
+        )  # padding attends to everything, so that no softmax is empty
         causal = torch.ones(T, P + T, dtype=torch.bool).tril(P)
         mask = torch.zeros(n, 1, T, P + T, dtype=dtype).masked_fill(~(own & causal)[:, None], torch.finfo(dtype).min)
         return Pack(
@@ -225,16 +229,16 @@ class Suffixes:
         )
 
     def _side_by_side(self, which: str, lines: Sequence[Sequence[int]], P: int) -> list[torch.Tensor]:
-        """Per block: the prefixes' keys (or values) of each line one behind the other, [n, heads, P, head_dim]."""
+        """For each block, the concatenated keys (or values) of the prefixes in each line, [n, heads, P, head_dim]."""
         result = []
         for block in range(len(self._kept[lines[0][0]].keys)):
             joined = [torch.cat([getattr(self._kept[index], which)[block] for index in line], dim=1) for line in lines]
-            result.append(torch.stack([nn.functional.pad(one, (0, 0, 0, P - one.shape[1])) for one in joined]))
+            result.append(torch.stack([nn.functional.pad(line, (0, 0, 0, P - line.shape[1])) for line in joined]))
         return result
 
 
 class _Prefix(DynamicCache):  # type: ignore[misc]  # transformers has no types here
-    """Keys and values of earlier tokens for the blocks from `first` on. It never grows: every pass can use it."""
+    """Keys and values of earlier tokens for the blocks from `first` on. Passes do not extend it and can share it."""
 
     def __init__(self, keys: Sequence[torch.Tensor], values: Sequence[torch.Tensor], first: int) -> None:
         super().__init__()
@@ -259,7 +263,7 @@ def _nothing() -> Iterator[list[torch.Tensor]]:
 
 
 def _lines(rows: Sequence[Row], indices: Sequence[int]) -> list[list[int]]:
-    """The rows in lines: longest suffix first, each into the first line with room for its suffix and its prefix."""
+    """Pack the rows into lines: longest suffix first, each in the first line with room for its suffix and prefix."""
     size = {index: rows[index].length - rows[index].first for index in indices}
     room = max(LINE_TOKENS, max(size.values(), default=0))
     behind = max(_PREFIX_TOKENS, max((rows[index].first for index in indices), default=0))

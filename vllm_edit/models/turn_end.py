@@ -1,4 +1,4 @@
-"""The token by which a chat template ends the assistant's turn."""
+"""The token with which a chat template ends the assistant's turn."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _ANSWER = "It is Paris."
 def turn_end(tokenizer: Any) -> int | None:
     """Id of the special token that the chat template writes right after an answer.
 
-    None without a template, or where no special token follows (the template then relies on the end of text).
+    None without a template, or if no special token follows (the template then relies on the end-of-text token).
     """
     if not getattr(tokenizer, "chat_template", None):
         return None
