@@ -1,13 +1,13 @@
-"""One prompt with its subject made unreadable, and what the model says when clean states are put back.
+"""Runs of one prompt with a corrupted subject, and with clean states restored.
 
-ROME, arXiv 2202.05262, section 2.1. Of each prompt there are three kinds of run:
+ROME, arXiv 2202.05262, section 2.1. There are three kinds of run for each prompt:
 
-- clean: the model reads the prompt; o is its own most likely next token, P[o] that token's probability;
-- corrupted: noise is added to the embeddings of the subject's tokens, and P*[o] is what is left of the probability;
-- restored: the corrupted run, in which some modules give their clean output at some tokens.
+- clean: the model reads the prompt; o is its most likely next token, and P[o] the probability of this token;
+- corrupted: noise is added to the embeddings of the subject's tokens; P*[o] is the probability of o in this run;
+- restored: the corrupted run, in which some modules return their clean output at some tokens.
 
-Noise samples and restorations share forward passes, within a budget of tokens. A restoration changes nothing below its
-first layer, so the blocks below take their states from the corrupted run and do no work (`resume.resumed`).
+Noise samples and restorations share forward passes, within a budget of tokens. A restoration does not affect blocks
+below its first layer, so these blocks reuse the states of the corrupted run (`models.lower_blocks.resumed`).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _Item = TypeVar("_Item")
 
 @dataclass(frozen=True)
 class Restoration:
-    """Clean outputs put back: of the modules of one kind in `layers`, at `tokens` (indices into the prompt)."""
+    """The modules whose clean outputs are restored: those of one kind in `layers`, at `tokens` (prompt indices)."""
 
     kind: Kind
     layers: tuple[int, ...]
@@ -42,14 +42,21 @@ class Restoration:
 
 
 class CorruptedPrompt:
-    """The clean and the corrupted runs of one prompt, from which every restored run is made.
+    """The clean and the corrupted runs of one prompt, with which restored runs are computed.
 
     answer: the id of o. clean: P[o]. corrupted: P*[o] of every noise sample, [samples] float32 on the CPU.
-    Use it under `torch.no_grad()` and `frozen(model)`. Memory: samples × tokens × hidden size × layers.
+    Use it within `torch.no_grad()` and `frozen(model)`. Memory: samples × tokens × hidden size × layers.
     """
 
     def __init__(self, base: Base, ids: Sequence[int], start: int, noise: torch.Tensor, batch_tokens: int) -> None:
-        """ids: the prompt. noise: [samples, n, d], added to the embeddings of the n tokens from `start` on."""
+        """Compute the clean and the corrupted runs.
+
+        Args:
+            ids: the prompt's ids.
+            start: index of the subject's first token.
+            noise: [samples, n, d], added to the embeddings of the n tokens from `start` on.
+            batch_tokens: maximum number of tokens in one forward pass.
+        """
         self._base, self._ids, self._start = base, tuple(ids), start
         self._noise, self._samples = noise.to(base.device), noise.shape[0]
         self._most_rows = max(1, batch_tokens // len(self._ids))
@@ -77,7 +84,7 @@ class CorruptedPrompt:
         return result
 
     def _run_corrupted(self) -> torch.Tensor:
-        """P*[o] [samples]; the states after every block are kept where the model's blocks put out one tensor."""
+        """P*[o] [samples]. Also stores the states after every block, if the model's blocks return a single tensor."""
         layers, found, states = (
             self._base.layout.layers,
             list[torch.Tensor](),
@@ -93,9 +100,9 @@ class CorruptedPrompt:
         return torch.cat(found)
 
     def _run(self, samples: torch.Tensor, restorations: Sequence[Restoration], first: int) -> torch.Tensor:
-        """P*[o] [rows]: row i is the corrupted run of sample `samples[i]` with `restorations[i]` (or none at all).
+        """P*[o] [rows]: row i is the corrupted run of sample `samples[i]` with `restorations[i]`, if there are any.
 
-        Nothing is restored below layer `first`.
+        No restoration is below layer `first`.
         """
         places: dict[str, list[tuple[int, int]]] = defaultdict(list)  # module → (row, token)
         for row, restoration in enumerate(restorations):
@@ -117,7 +124,7 @@ class CorruptedPrompt:
         return (-nll).exp().cpu()
 
     def _adding(self, noise: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-        """Adds the rows' noise [rows, n, d] to the embeddings [rows, seq, d] of the subject's tokens."""
+        """A function that adds the rows' noise [rows, n, d] to the subject's tokens in embeddings [rows, seq, d]."""
 
         def add(embeddings: torch.Tensor) -> torch.Tensor:
             noisy = embeddings.clone()
@@ -134,8 +141,8 @@ class CorruptedPrompt:
 def modules_of(layout: Layout, kind: Kind) -> tuple[str, ...]:
     """The modules, one per layer, whose outputs are the states of this kind.
 
-    The MLP's output is that of its down projection (`find_layout` checks that): not every family has a module that is
-    the MLP and nothing else.
+    The MLP's output is that of its down projection (`find_layout` checks this), because some model families have no
+    separate MLP module.
     """
     return {"hidden": layout.layers, "mlp": layout.down, "attention": layout.attention}[kind]
 
@@ -147,7 +154,7 @@ def embedding_name(base: Base) -> str:
 
 
 def _put_back(states: torch.Tensor, places: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
-    """The states [rows, seq, d] with those of `clean` [seq, d] at `places` [2, n]: rows and tokens."""
+    """The states [rows, seq, d], replaced by those of `clean` [seq, d] at `places` [2, n] (rows and tokens)."""
     rows, tokens = places.to(states.device)
     restored = states.clone()
     restored[rows, tokens] = clean[tokens]

@@ -1,7 +1,7 @@
-"""Average indirect effects: what causal tracing found, per kind of state, layer and token role, over many prompts.
+"""Average indirect effects of causal tracing over prompts, per kind of state, layer and token role.
 
-arXiv 2202.05262, figure 2 and appendix B.2. The unit is the prompt: a role's tokens are averaged within a prompt first,
-so that a long subject does not count more than a short one (the paper's code pools the tokens of all prompts).
+arXiv 2202.05262, figure 2 and appendix B.2. A role's tokens are first averaged within each prompt, so that a long
+subject has the same weight as a short one (the paper's code pools the tokens of all prompts).
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ ROLES: Mapping[Role, str] = {
     "further": "further tokens",
     "last": "last token",
 }
-"""Role → what people read. A token has one role; where several fit, the later of the first and last three wins, and the
-subject's before the prompt's: a subject of one token is a last subject token, also where it ends the prompt."""
+"""Role → label. Every token has one role. The subject's roles have priority over the others, "last subject" over "first
+subject", and "last" over "first subsequent": a one-token subject is a last subject token, even at the prompt's end."""
 
 SUBJECT_ROLES: tuple[Role, ...] = ("first_subject", "middle_subject", "last_subject")
 KIND_LABELS: Mapping[Kind, str] = {"hidden": "hidden state", "mlp": "MLP", "attention": "attention"}
@@ -37,7 +37,7 @@ _SITES: Mapping[Role, Token] = {"last_subject": "subject_last", "last": "last"}
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean over `n` prompts with its 95 % interval, mean ± 1.96 s/√n; no interval for one prompt."""
+    """A mean over `n` prompts with its 95 % interval, mean ± 1.96 s/√n; there is no interval for one prompt."""
 
     value: float
     low: float | None
@@ -65,7 +65,7 @@ class Peak:
 
 @dataclass(frozen=True)
 class AverageEffects:
-    """A trace with its averages. Roles that no traced prompt has are left out."""
+    """A trace with its averages. Roles that occur in no traced prompt are omitted."""
 
     trace: Trace
 
@@ -109,15 +109,15 @@ class AverageEffects:
         return found
 
     def outstanding(self, kind: Kind) -> Peak | None:
-        """The peak whose interval lies above every other role's, if there is one."""
+        """The peak whose interval is above that of every other role, if there is one."""
         first, *others = sorted(self.peaks(kind), key=lambda peak: -peak.mean.value)
         bounds = [(first.mean.low, other.mean.high) for other in others]
         clear = all(low is not None and high is not None and low > high for low, high in bounds)
         return first if others and clear else None
 
     def handover(self) -> int | None:
-        """The first layer from which the last token's hidden state carries more of the answer than any of the
-        subject's tokens; None if there is no such layer, or every prompt ends in its subject."""
+        """The first layer at which the last token's hidden state has a stronger effect than every subject token's; None
+        if there is no such layer, or every prompt ends with its subject."""
         roles = self.by_kind["hidden"]
         subject = [roles[role] for role in SUBJECT_ROLES if role in roles]
         later = roles.get("last", ())
@@ -126,13 +126,13 @@ class AverageEffects:
         )
 
     def suggested_site(self) -> tuple[int, Token]:
-        """(layer, token) with the strongest MLP effect among the tokens that a site can be at."""
+        """(layer, token) with the strongest MLP effect among the tokens that a site can have."""
         peaks = [peak for peak in self.peaks("mlp") if peak.role in _SITES]
         best = max(peaks, key=lambda peak: peak.mean.value)
         return best.layer, _SITES[best.role]
 
     def as_record(self) -> dict[str, Any]:
-        """Everything as JSON-able values."""
+        """All results as JSON-serialisable values."""
         layer, token = self.suggested_site()
         return {
             "base": self.trace.base,
@@ -154,7 +154,7 @@ class AverageEffects:
 
 
 def role_of(prompt: TracedPrompt, token: int) -> Role:
-    """The role of the token at index `token`, which is the subject's first or comes after it."""
+    """The role of the token at index `token`, which must not precede the subject."""
     if token <= prompt.last:
         return (
             "last_subject" if token == prompt.last else "first_subject" if token == prompt.first else "middle_subject"
@@ -165,7 +165,7 @@ def role_of(prompt: TracedPrompt, token: int) -> Role:
 
 
 def _tokens_of(prompt: TracedPrompt) -> dict[Role, list[int]]:
-    """Role → its tokens, counted from the subject's first as in the prompt's effects."""
+    """Role → its tokens, as indices from the subject's first token on, as in the prompt's effects."""
     found: dict[Role, list[int]] = {}
     for token in range(prompt.first, len(prompt.tokens)):
         found.setdefault(role_of(prompt, token), []).append(token - prompt.first)

@@ -1,4 +1,4 @@
-"""Average effects as tables for people: a summary, then one map per kind of state. Only the CLI prints them."""
+"""Average effects as tables for the CLI: a summary, then one map per kind of state."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vllm_edit.tracing.effects import KIND_LABELS, ROLES, AverageEffects, Mean, 
 
 
 def effects_table(found: AverageEffects) -> Group:
-    """How much is lost by the corruption, where each role's effect is strongest, and every layer's average."""
+    """The effect of the corruption, each role's strongest layer, and the averages of all layers."""
     trace = found.trace
     traced, samples = _counted(len(trace.prompts), "prompt"), _counted(trace.settings.samples, "noise sample")
     head = (
@@ -34,15 +34,17 @@ def effects_table(found: AverageEffects) -> Group:
 
 
 def verdicts(found: AverageEffects) -> list[str]:
-    """Which roles stand out, where the answer leaves the subject's tokens, the site that the MLP's effects point to.
+    """Lines with the outstanding roles, the handover to the last token, and the site with the strongest MLP effect.
 
-    For hidden states the last token at the last layer has all of the effect by construction, so no peak is told.
+    Hidden states have no outstanding role: the last token at the last layer has the whole effect by construction.
     """
     lines = []
     for kind in KINDS[1:]:
         peak = found.outstanding(kind)
-        told = f"{_where(peak)} stands out ({shown(peak.mean)})" if peak else "no token role stands out from all others"
-        lines.append(f"{KIND_LABELS[kind]}: {told}")
+        if peak:
+            lines.append(f"{KIND_LABELS[kind]}: {_where(peak)} stands out ({shown(peak.mean)})")
+        else:
+            lines.append(f"{KIND_LABELS[kind]}: no token role stands out from all others")
     handover = found.handover()
     if handover is not None:
         lines.append(f"hidden state: from layer {handover} on the last token carries more than the subject's")
@@ -91,5 +93,5 @@ def _map(found: AverageEffects, place: int) -> Table:
 
 
 def _style(value: float, most: float) -> str:
-    """Strong effects catch the eye: bold from half of the map's largest on, dim below a tenth."""
+    """Bold for at least half of the map's largest effect, dim for less than a tenth of it."""
     return "bold" if value >= most / 2 > 0 else "dim" if value < most / 10 else ""

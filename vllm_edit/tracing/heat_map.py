@@ -1,4 +1,4 @@
-"""Average effects as a picture: one heat map per kind of state, token roles down, layers across."""
+"""Average effects as an image: one heat map per kind of state, with token roles as rows and layers as columns."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _COLOURS = ("Purples", "Greens", "Reds")  # the paper's: hidden state, MLP, atte
 
 
 def draw_heat_map(found: AverageEffects, path: Path) -> None:
-    """Write the picture as PNG or SVG, by the path's ending. The same effects give the same file."""
+    """Write the image as PNG or SVG, depending on the path's suffix. The same effects give the same file."""
     check_drawable(path)
     import matplotlib
     from matplotlib.figure import Figure  # without pyplot: no global state, no window
@@ -24,7 +24,7 @@ def draw_heat_map(found: AverageEffects, path: Path) -> None:
             roles = found.by_kind[kind]
             values = [[mean.value for mean in means] for means in roles.values()]  # [roles, layers]
             axes = figure.add_subplot(1, len(KINDS), place + 1)
-            # From 0: small negative effects are noise. One scale a map, told by its bar, as kinds differ in size.
+            # Scales start at 0 (small negative effects are noise). Each map has its own scale, as kinds differ in size.
             image = axes.imshow(values, cmap=colours, vmin=0, aspect="auto")
             axes.set_title(f"{KIND_LABELS[kind]}" + ("" if kind == "hidden" else f", window {found.trace.window}"))
             axes.set_xlabel("layer")

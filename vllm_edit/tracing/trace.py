@@ -1,17 +1,19 @@
-"""Causal tracing: in which layers, and at which tokens, a model recalls what it believes (ROME's first step).
+"""Causal tracing: the layers and tokens at which a model recalls a fact (ROME's first step).
 
-arXiv 2202.05262, section 2.1 and appendix B. With o the model's own next token, P the clean run's probability of it,
-P* the corrupted run's and P*_r the corrupted run's with a restoration r (see `corruption`), means over noise samples:
+arXiv 2202.05262, section 2.1 and appendix B. Let o be the model's own next token, and P, P* and P*_r its probabilities
+in the clean run, in the corrupted run, and in the corrupted run with a restoration r (see `corruption`), the last two
+as means over noise samples:
 
     total effect     TE   = P[o] − P*[o]
     indirect effect  IE_r = P*_r[o] − P*[o]
 
 Noise is N(0, (noise · σ)²), where σ is the standard deviation of the embeddings' entries over the tokens of all traced
 subjects, as in the paper's code. Hidden states are restored one layer and one token at a time; MLP and attention
-outputs over a window of layers around it (the paper: 10 of 48), since one of them alone hardly shows.
+outputs are restored in a window of layers around the layer (the paper: 10 of 48), because a single output has little
+effect.
 
-Departures: every prompt has a noise generator of its own, seeded by its tokens, so that its numbers do not depend on
-which prompts are traced beside it; a prompt that names its subject twice is corrupted at the last mention only.
+Departures: every prompt has its own noise generator, seeded by its tokens, so that its numbers do not depend on the
+other prompts; if a prompt contains its subject more than once, only the last occurrence is corrupted.
 """
 
 from __future__ import annotations
@@ -43,35 +45,37 @@ _WINDOW_SHARE = 10 / 48  # GPT-2 XL's in the paper
 
 @checked
 class TraceSettings:
-    """How prompts are traced. Only `batch_tokens` does not change the numbers (but for rounding)."""
+    """Settings of tracing. `batch_tokens` does not affect the results, except for rounding."""
 
     method: ClassVar[str] = "trace"
 
     noise: RealFromZero = 3.0
-    """The noise's standard deviation, in units of that of the subjects' embeddings."""
+    """Standard deviation of the noise, in units of that of the subjects' embeddings."""
     samples: PositiveCount = 10
     """Noise samples for each prompt."""
     window: PositiveCount | None = None
-    """Layers over which MLP and attention outputs are restored; None takes 10/48 of the depth, at least one."""
+    """Number of layers in which MLP and attention outputs are restored; None takes 10/48 of the depth, at least one."""
     seed: Seed = 0
-    """Of the noise."""
+    """Random seed of the noise."""
     batch_tokens: PositiveCount = 8192
-    """Most tokens in one forward pass: the memory budget."""
+    """Maximum number of tokens in one forward pass: the memory budget."""
 
     def window_of(self, depth: int) -> int:
-        """The window in a model of `depth` layers."""
+        """The window, in layers, for a model of `depth` layers."""
         return min(depth, self.window or max(1, round(_WINDOW_SHARE * depth)))
 
 
 @dataclass(frozen=True)
 class TracedPrompt:
-    """One prompt's effects, means over the noise samples.
+    """One prompt's effects, as means over the noise samples.
 
-    tokens: the prompt's tokens as text. first, last: the subject's. answer: the traced token as text.
-    believed: whether the answer is the first token of `target_true` or of an alias of it; None where the edit does not
-    declare that.
-    effects: kind → IE [layers, tokens from `first` on]; for MLP and attention a layer is its window's middle.
-    Nothing before the subject is corrupted, so nothing there can be restored.
+    tokens: the prompt's tokens as text. first, last: indices of the subject's first and last token.
+    answer: the traced token as text.
+    believed: whether the answer is the first token of `target_true` or of an alias of it; None if the edit does not
+    declare `target_true`.
+    clean, corrupted: probabilities of the answer.
+    effects: kind → IE [layers, tokens from `first` on]; for MLP and attention, the layer is the middle of the window.
+    Tokens before the subject are not corrupted and therefore have no effects.
     """
 
     prompt: str
@@ -92,7 +96,7 @@ class TracedPrompt:
 
 @dataclass(frozen=True)
 class Trace:
-    """Many prompts traced on one base. deviation: σ of the subjects' embeddings. window: in layers."""
+    """The traces of several prompts on one base. deviation: σ of the subjects' embeddings. window: in layers."""
 
     base: str
     depth: int
@@ -108,10 +112,11 @@ def trace(
     settings: TraceSettings | None = None,
     progress: Progress | None = None,
 ) -> Trace:
-    """Trace the base's own answer to each edit's prompt. The base is untouched; the same arguments give the same trace.
+    """Trace the base's own answer to each edit's prompt. Deterministic; does not change the base.
 
     Raises:
-        EditError: no edits, or a prompt that does not name its subject or is longer than the model reads.
+        EditError: there are no edits, or a prompt does not contain its subject.
+        UnsafeEdit: a prompt is longer than the model's context.
     """
     if not edits:
         raise EditError("there is nothing to trace: expected at least one edit, with its prompt and subject")
@@ -135,20 +140,20 @@ def trace(
 
 
 def embedding_deviation(base: Base, places: Sequence[Located]) -> float:
-    """Standard deviation of all entries of the embeddings of the subjects' tokens."""
+    """Standard deviation of all entries of the subjects' token embeddings."""
     embedding = base.model.get_input_embeddings()
     ids = [token for place in places for token in place.ids[place.subject_first : place.subject_last + 1]]
     return float(embedding(torch.tensor(ids, device=base.device)).float().std())
 
 
 def window_around(layer: int, window: int, depth: int) -> tuple[int, ...]:
-    """`window` layers with `layer` in the middle (the later one of two), fewer at the ends."""
+    """`window` layers with `layer` in the middle (rounded up for an even window), fewer at the ends of the model."""
     start = layer - window // 2
     return tuple(range(max(0, start), min(depth, start + window)))
 
 
 def _noise(base: Base, place: Located, settings: TraceSettings) -> torch.Tensor:
-    """Standard normal noise [samples, subject tokens, d], drawn on the CPU: the same on every device."""
+    """Standard normal noise [samples, subject tokens, d], sampled on the CPU to be the same on every device."""
     generator = torch.Generator().manual_seed(int(digest_json([settings.seed, place.ids])[:15], 16))
     width = base.model.get_input_embeddings().embedding_dim
     return torch.randn(settings.samples, place.subject_last + 1 - place.subject_first, width, generator=generator)
