@@ -145,7 +145,7 @@ def test_a_model_that_wraps_a_language_model_is_refused(
         shape = AutoModelForImageTextToText.from_config(config)
     shape.to_empty(device="cpu").save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    refused(tmp_path, f"is a {config.model_type} model, which wraps a language model")
+    refused(tmp_path, f"is a {config.model_type} model, which combines a language model")
 
 
 def test_weights_that_vllm_alone_would_load_are_refused(folder: Path) -> None:

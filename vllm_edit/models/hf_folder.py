@@ -53,7 +53,7 @@ class HfFolder:
         config = self._loaded(AutoConfig)
         if _is_wrapper(config):
             raise EditError(
-                f"{self.name} is a {config.model_type} model, which wraps a language model in one for other inputs; "
+                f"{self.name} is a {config.model_type} model, which combines a language model with other inputs; "
                 "expected a language model alone: save that part as a model of its own"
             )
         return config

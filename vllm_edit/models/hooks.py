@@ -34,7 +34,9 @@ def main_tensor(output: Any) -> torch.Tensor:
     """The hidden states in a module's output: the output itself, or the first element of a tuple."""
     tensor = output[0] if isinstance(output, tuple) else output
     if not isinstance(tensor, torch.Tensor):
-        raise EditError(f"expected a tensor or a tuple that starts with one as module output; got {type(output)}")
+        raise EditError(
+            f"expected a tensor, or a tuple that starts with a tensor, as module output; got {type(output)}"
+        )
     return tensor
 
 

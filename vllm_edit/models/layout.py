@@ -132,7 +132,7 @@ class _Parts:
         mixing = [child for child in children if _mixes_positions(child, trace)]
         tokenwise = [child for child in children if child not in mixing]
         if len(mixing) != 1:
-            raise EditError(f"block {name} has {len(mixing)} parts that mix positions; expected one, its attention")
+            raise EditError(f"block {name} has {len(mixing)} parts that mix positions; expected only its attention")
         if any(weight.ndim > 2 for child in block.children() if child not in mixing for weight in child.parameters()):
             raise EditError(f"block {name} holds weights of several experts; only dense MLPs can be edited")
         linear = {layer for child in tokenwise for layer in child.modules() if _is_linear(layer)}

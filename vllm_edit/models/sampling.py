@@ -103,10 +103,12 @@ def _batch(
         drawn = _drawn(logits, torch.stack([row.draft.noise[step] for row in going]))
         on_step(len(going))
         step += 1
-        kept = [line for line, row in enumerate(going) if row.take(drawn[line], ends) and step < len(row.draft.noise)]
-        if len(kept) < len(going):
-            going = [going[line] for line in kept]
-            cache.batch_select_indices(torch.tensor(kept, dtype=torch.long, device=device))
+        going_on = [
+            line for line, row in enumerate(going) if row.take(drawn[line], ends) and step < len(row.draft.noise)
+        ]
+        if len(going_on) < len(going):
+            going = [going[line] for line in going_on]
+            cache.batch_select_indices(torch.tensor(going_on, dtype=torch.long, device=device))
         given = torch.tensor([row.text[-1:] for row in going], device=device)  # [rows, 1]
     return [row.text for row in rows]
 
@@ -156,9 +158,9 @@ def _confine(logits: torch.Tensor, allowed: Sequence[Sequence[int]]) -> None:
     for row, ids in zip(logits, allowed, strict=True):
         if ids:
             chosen = torch.tensor(ids, device=row.device)
-            kept = row[chosen]
+            allowed_logits = row[chosen]
             row.fill_(-torch.inf)
-            row[chosen] = kept
+            row[chosen] = allowed_logits
 
 
 def _drawn(logits: torch.Tensor, noise: torch.Tensor) -> list[int]:

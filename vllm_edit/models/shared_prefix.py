@@ -58,8 +58,8 @@ def shares(model: Any, longest: int) -> bool:
     return window is None or longest <= window
 
 
-def _in_common(one: Sequence[int], other: Sequence[int]) -> int:
+def _in_common(first: Sequence[int], other: Sequence[int]) -> int:
     """Length of the common prefix."""
     return next(
-        (place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
+        (place for place, (a, b) in enumerate(zip(first, other, strict=False)) if a != b), min(len(first), len(other))
     )

@@ -56,12 +56,12 @@ def greedy_until(
                 staying.append(place)
         if not staying:
             return made
-        kept = torch.tensor(staying, device=device)
+        remaining = torch.tensor(staying, device=device)
         if len(staying) < len(rows):
-            cache.batch_select_indices(kept)
+            cache.batch_select_indices(remaining)
         rows = [rows[place] for place in staying]
-        ids = found[kept, None]
-        mask = torch.cat([mask[kept], mask.new_ones(len(rows), 1)], dim=1)
+        ids = found[remaining, None]
+        mask = torch.cat([mask[remaining], mask.new_ones(len(rows), 1)], dim=1)
 
 
 def _next_logits(model: Any, ids: torch.Tensor, mask: torch.Tensor, cache: Any) -> torch.Tensor:

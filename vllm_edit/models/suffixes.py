@@ -198,9 +198,9 @@ class Suffixes:
                 seen[number, end : end + before] = place
                 input_ids[number, start : start + size] = torch.tensor(ids)
                 positions[number, start : start + size] = torch.arange(before, row.length)
-                kept = self._kept[index].hidden
-                if hidden is not None and kept is not None:
-                    hidden[number, start : start + size] = kept
+                stored = self._kept[index].hidden
+                if hidden is not None and stored is not None:
+                    hidden[number, start : start + size] = stored
                 first = number * T + start + len(row.ids) - 1 - before
                 wanted = row.answer or (-1,)
                 places += range(first, first + len(wanted))

@@ -114,7 +114,7 @@ def _judged(
     settings: MendSettings,
 ) -> MethodResult:
     rows = example_rows(edits, base.tokenizer)
-    whole = Delta.concatenate([one.delta for one in made])
+    whole = Delta.concatenate([edit.delta for edit in made])
     reduced, dropped = whole.truncate(site.max_rank)
     delta = Delta({name: as_saved(part) for name, part in reduced.parts.items()})
     with frozen(base.model), whole.apply(base.model):
@@ -123,7 +123,7 @@ def _judged(
     return MethodResult(
         delta=delta,
         settings=settings.identity(network.digest),
-        report={**report, "scales": [one.scale for one in made], "rank": whole.rank, "energy_kept": 1 - dropped},
+        report={**report, "scales": [edit.scale for edit in made], "rank": whole.rank, "energy_kept": 1 - dropped},
     )
 
 

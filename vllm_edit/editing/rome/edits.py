@@ -112,8 +112,8 @@ def _result(base: Base, site: Site, solved: Solved, settings: RomeSettings) -> M
         columns=columns.columns,
         settings=settings.identity(damping_of(site, settings), margin_of(site, settings)),
         report={
-            "edits": [one.as_record(settings) for one in solved.health],
-            "missed": [one.edit for one in solved.health if one.problems(settings)],
+            "edits": [health.as_record(settings) for health in solved.health],
+            "missed": [health.edit for health in solved.health if health.problems(settings)],
             "norm": solved.update.norm() / weight_norm(base, site),
             "interference": _interference(solved.computed),
         },

@@ -29,8 +29,8 @@ def is_ending(row: Row) -> bool:
 def ends(base: Base, row: Row, following: int) -> bool:
     """True if the answer of an ending row, without its last token, ends as a word when `following` comes next."""
     answer = list(row.answer[:-1])
-    said, longer = (base.tokenizer.decode(ids, skip_special_tokens=True) for ids in (answer, [*answer, following]))
-    return not said or not longer.startswith(said) or is_whole(longer, 0, len(said))
+    text, longer = (base.tokenizer.decode(ids, skip_special_tokens=True) for ids in (answer, [*answer, following]))
+    return not text or not longer.startswith(text) or is_whole(longer, 0, len(text))
 
 
 def ending_rows(base: Base, rows: Sequence[Row], tokens: int) -> list[Row]:

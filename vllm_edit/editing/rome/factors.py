@@ -64,7 +64,7 @@ class Prepared:
         """
         columns, number, groups = self.columns, {edit: place for place, edit in enumerate(edits)}, self.groups_of(edits)
         if any(not set(columns.groups[index].edits) <= number.keys() for index in groups):
-            raise EditError("edits of one key group cannot be taken apart; keep edits of one subject together")
+            raise EditError("edits of one key group cannot be separated; select all edits of a subject together")
         place = {group: new for new, group in enumerate(groups)}
         own = columns.at(columns.satisfiable(groups))
         return Prepared(

@@ -74,9 +74,9 @@ def refuse_unsafe(measured: Sequence[EditHealth], limits: RomeSettings) -> None:
     if limits.on_missed == "report":
         return
     lines = [
-        f"edit {one.edit} ({change(one.prompt, one.target)}): {problem}"
-        for one in measured
-        for problem in one.problems(limits)
+        f"edit {health.edit} ({change(health.prompt, health.target)}): {problem}"
+        for health in measured
+        for problem in health.problems(limits)
     ]
     if lines:
         raise UnsafeEdit("\n".join(lines))

@@ -89,9 +89,9 @@ class Passes:
         if not new:
             return
         if self._suffixes is not None:
-            kept = self._suffixes.keep(new)
-            if kept is not None:
-                self._base |= {index: logits[0] for index, logits in kept.items() if not self.rows[index].answer}
+            stored = self._suffixes.keep(new)
+            if stored is not None:
+                self._base |= {index: logits[0] for index, logits in stored.items() if not self.rows[index].answer}
                 return
             self._suffixes = None
             new = sorted(self._ready)

@@ -150,11 +150,11 @@ def train_residuals(
             moved = theta[active] - length * nn.functional.normalize(gradient[active])
             theta[active] = _clamped(moved, settings.clamp)
     return Trained(
-        residuals=fixed + unit * torch.stack([one.theta for one in best]) if count else fixed,
-        steps=tuple(one.step for one in best),
-        margins=tuple(one.margin for one in best),
-        losses=tuple(one.loss for one in best),
-        reached=tuple(one.slack >= 0 for one in best),
+        residuals=fixed + unit * torch.stack([state.theta for state in best]) if count else fixed,
+        steps=tuple(state.step for state in best),
+        margins=tuple(state.margin for state in best),
+        losses=tuple(state.loss for state in best),
+        reached=tuple(state.slack >= 0 for state in best),
     )
 
 
@@ -169,9 +169,9 @@ class _Run:
         teaches = torch.tensor([bool(row.answer) for row in passes.rows], device=device)
         used = torch.zeros_like(teaches).index_fill(0, torch.tensor(list(wanted), device=device), True)
         taught = torch.bincount(self.group_of[teaches & used], minlength=len(passes.A)).clamp_min(1)
-        kept = torch.bincount(self.group_of[~teaches & used], minlength=len(passes.A)).clamp_min(1)
+        preserved = torch.bincount(self.group_of[~teaches & used], minlength=len(passes.A)).clamp_min(1)
         # Each row's weight in its group's loss, so that the sum over all rows is the sum of the groups' losses.
-        self.share = torch.where(teaches, 1 / taught[self.group_of], settings.kl_factor / kept[self.group_of])
+        self.share = torch.where(teaches, 1 / taught[self.group_of], settings.kl_factor / preserved[self.group_of])
         self.wanted = torch.tensor([wanted.get(row, torch.inf) for row in range(len(passes.rows))], device=device)
         self.rows = list(wanted)
 

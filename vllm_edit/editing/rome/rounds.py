@@ -96,9 +96,9 @@ def solve_parts(
         chosen = {part: selected[part].with_residuals(trained) for part in pending}
         texts = {part: [edits[number] for number in parts[part]] for part in pending}
         more: dict[int, dict[int, float]] = {}
-        for part, one in _checked(base, site, texts, chosen, settings, exact).items():
-            solved[part] = one
-            more[part] = _missed(prepared, parts[part], one, wanted, leaking, settings)
+        for part, checked in _checked(base, site, texts, chosen, settings, exact).items():
+            solved[part] = checked
+            more[part] = _missed(prepared, parts[part], checked, wanted, leaking, settings)
         leaking |= {prepared.rows[row].group for missed in more.values() for row in missed if row in rows}
         wanted |= {row: margin for missed in more.values() for row, margin in missed.items()}
         pending = [part for part in pending if more[part]]
@@ -163,7 +163,7 @@ def _checked(
     """Each chosen part's joint solve, checked in full forward passes that all parts share."""
     updates = [as_saved(computed.update) for computed in chosen.values()]
     rows = [row for computed in chosen.values() for row in computed.prepared.taught]
-    owner = [number for number, one in enumerate(chosen.values()) for _ in one.prepared.taught]
+    owner = [number for number, computed in enumerate(chosen.values()) for _ in computed.prepared.taught]
     with fast_products([base.model] if settings.fast_products and not exact else []):
         served = served_leads(base, site, rows, updates, owner, settings.batch_tokens)
         served[_ended(base, site, rows, served, updates, owner, settings)] = torch.inf
@@ -189,8 +189,8 @@ def _ended(
     places = [place for place, row in enumerate(rows) if is_ending(row)]
     other = [place for place in places if served[place] <= 0]
     asked = [replace(rows[place], ids=rows[place].ids + rows[place].answer[:-1]) for place in other]
-    said = served_following(base, site, asked, updates, [owner[place] for place in other], settings.batch_tokens)
-    longer = {place for place, token in zip(other, said, strict=True) if not ends(base, rows[place], token)}
+    found = served_following(base, site, asked, updates, [owner[place] for place in other], settings.batch_tokens)
+    longer = {place for place, token in zip(other, found, strict=True) if not ends(base, rows[place], token)}
     return [place for place in places if place not in longer]
 
 

@@ -45,10 +45,12 @@ def _serving(base: Base, site: Site, updates: Sequence[LowRank], chosen: Sequenc
     device = linear_weight(module).device
     rank = max(update.A.shape[0] for update in updates)
     # Factors of lower rank are padded with zeros, which do not change the product.
-    A = torch.stack([pad(one.A.float(), (0, 0, 0, rank - one.A.shape[0])) for one in updates]).to(
+    A = torch.stack([pad(update.A.float(), (0, 0, 0, rank - update.A.shape[0])) for update in updates]).to(
         device
     )  # [u, r, d_in]
-    B = torch.stack([pad(one.B.float(), (0, rank - one.B.shape[1])) for one in updates]).to(device)  # [u, d_out, r]
+    B = torch.stack([pad(update.B.float(), (0, rank - update.B.shape[1])) for update in updates]).to(
+        device
+    )  # [u, d_out, r]
     own = torch.tensor(chosen, device=device)
 
     def update_of(batch: Batch) -> AbstractContextManager[None]:

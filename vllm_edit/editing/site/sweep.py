@@ -172,7 +172,7 @@ def choose_site(
                 sites_at([layer for layer, _ in beside], bare, rough=True), [token for _, token in beside], strict=True
             )
             found = sorted(found + _tried(first, list(refined), margins[0], progress), key=_best_first)
-        best = [one.site for _, one in _finalists(found)]
+        best = [candidate.site for _, candidate in _finalists(found)]
         some = _some_of_each(contexts)
         placed = zip(sites_at([site.layer for site in best], some), [site.token for site in best], strict=True)
         finals = list[_Finalist]()
@@ -186,7 +186,7 @@ def choose_site(
             start = strengths[-1][1]
             strengths.append(trials.single(start.made, margin, start))
         good = max(measured.score for measured, _ in strengths) - _NEAR_MARGIN
-        strongest, alone = [one for one in strengths if one[0].score >= good][-1]
+        strongest, alone = [candidate for candidate in strengths if candidate[0].score >= good][-1]
     site = alone.made.site.model_copy(
         update={"damping": _best_damping(joint), "margin": strongest.margin, "contexts": tuple(contexts)}
     )
@@ -204,8 +204,8 @@ def _finalists(found: Sequence[tuple[Measurement, MadeSite]]) -> list[tuple[Meas
     """
     top = found[0][0].score
     best = found[: 2 if len(found) > 1 and found[1][0].score > top - _TIE else 1]
-    others = [one for one in found[len(best) :] if one[0].score > top - _NEAR]
-    return [*best, *sorted(others, key=lambda one: one[0].layer)[:1]]
+    others = [candidate for candidate in found[len(best) :] if candidate[0].score > top - _NEAR]
+    return [*best, *sorted(others, key=lambda candidate: candidate[0].layer)[:1]]
 
 
 def _ordered(finals: Sequence[_Finalist]) -> list[_Finalist]:
@@ -274,7 +274,7 @@ def _dampings(
     for damping in _counted(dampings, "choosing the damping", progress):
         site = alone.made.site
         wanted = (site.layer, site.token, margin, damping)
-        same = [one for one in known if (one.layer, one.token, one.margin, one.damping) == wanted]
+        same = [old for old in known if (old.layer, old.token, old.margin, old.damping) == wanted]
         try:
             joint.append(same[0] if same else trials.joint(alone, margin, damping))
         except Unsolvable:  # a larger λ may succeed
@@ -303,7 +303,9 @@ def _beside(best: Sequence[tuple[Measurement, MadeSite]], tried: Sequence[int]) 
 
 def _some_of_each(contexts: Sequence[Context]) -> list[Context]:
     """The first contexts of plain text and the first of chat turns."""
-    plain, chat = ([one for one in contexts if one.chat is kind][:_FINAL_CONTEXTS] for kind in (False, True))
+    plain, chat = (
+        [context for context in contexts if context.chat is kind][:_FINAL_CONTEXTS] for kind in (False, True)
+    )
     return plain + chat
 
 

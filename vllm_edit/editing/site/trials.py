@@ -82,7 +82,7 @@ class Alone:
     @property
     def residuals(self) -> torch.Tensor:
         """[groups, d_out]."""
-        return torch.cat([one.computed.factors.residuals for one in self.solved])
+        return torch.cat([part.computed.factors.residuals for part in self.solved])
 
 
 @dataclass(frozen=True)
@@ -123,9 +123,9 @@ class Trials:
                 f"got {len(edits)} edits with {len(paraphrases)} and {len(localities)} of these probes"
             )
         with frozen(base.model), _roughly(base, settings):
-            kept = _as_base_answers(base, localities, settings.batch_tokens)
-            before = leads(base.model, kept, settings.batch_tokens)
-        return cls(base, tuple(trained), tuple(paraphrases), tuple(kept), tuple(before.tolist()), settings)
+            answered = _as_base_answers(base, localities, settings.batch_tokens)
+            before = leads(base.model, answered, settings.batch_tokens)
+        return cls(base, tuple(trained), tuple(paraphrases), tuple(answered), tuple(before.tolist()), settings)
 
     def first(self, count: int, settings: RomeSettings) -> Trials:
         """The trials of the first `count` edits, with other settings.
@@ -172,9 +172,9 @@ class Trials:
             start=start.residuals if start else None,
             exact=False,
         )
-        updates = [one.update for one in solved]
-        norm = numbers.fmean(float(one.norm()) for one in updates) / weight_norm(self.base, made.site)
-        steps = numbers.fmean(health.steps for one in solved for health in one.health)
+        updates = [part.update for part in solved]
+        norm = numbers.fmean(float(update.norm()) for update in updates) / weight_norm(self.base, made.site)
+        steps = numbers.fmean(health.steps for part in solved for health in part.health)
         measured = self._measured(made, 0.0, margin, prepared, updates, range(len(groups)), norm, steps)
         return measured, Alone(made, prepared, tuple(solved))
 
@@ -213,8 +213,8 @@ class Trials:
         # An edit's first row is the bare prompt: the plain form comes first, and in it the bare context.
         bare = [next(row for row in prepared.taught if row.edit == index) for index in range(len(self.edits))]
         with _roughly(self.base, self.settings):
-            reached, reworded, kept = lead(bare), lead(self.paraphrases), lead(self.localities)
-        stays = (kept.sigmoid() / torch.tensor(self.before).sigmoid()).clamp_max(1.0)
+            reached, reworded, answered = lead(bare), lead(self.paraphrases), lead(self.localities)
+        stays = (answered.sigmoid() / torch.tensor(self.before).sigmoid()).clamp_max(1.0)
         of_subject = torch.tensor([row.form == "locality_subject" for row in self.localities])
         other = ~of_subject if bool((~of_subject).any()) else of_subject
         both = bool(of_subject.any()) and bool((~of_subject).any())
@@ -227,8 +227,8 @@ class Trials:
             edits=len(self.edits),
             reliability=_share(reached),
             paraphrase=_share(reworded),
-            locality=_share(kept[other]),
-            locality_subject=_share(kept[of_subject]) if both else None,
+            locality=_share(answered[other]),
+            locality_subject=_share(answered[of_subject]) if both else None,
             reached=float(reached.sigmoid().mean()),
             reworded=float((reworded / _SCALE).sigmoid().mean()),
             stayed=float(stays.mean()),
