@@ -35,9 +35,9 @@ from benchmarks.shapes import SHAPES, random_base, random_site
 from vllm_edit import atlas
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.editing.compile import compile_patch, compile_separately
+from vllm_edit.editing.second_moment import SecondMoment
 from vllm_edit.editing.settings import RomeSettings
 from vllm_edit.editing.site.sites import MadeSite
-from vllm_edit.editing.statistics import SecondMoment
 from vllm_edit.evaluation.runners.hf import HFRunner
 from vllm_edit.facts import tables_folder
 from vllm_edit.facts.edits import draw_edits

@@ -12,9 +12,9 @@ from vllm_edit import atlas
 from vllm_edit.artefacts.site import Site
 from vllm_edit.atlas.mend import network_folder
 from vllm_edit.editing.compile import METHODS
-from vllm_edit.editing.material import Material
-from vllm_edit.editing.mend.files import load, network_site
-from vllm_edit.editing.statistics import SecondMoment
+from vllm_edit.editing.mend.network_files import load, network_site
+from vllm_edit.editing.second_moment import SecondMoment
+from vllm_edit.editing.site_tensors import SiteTensors
 from vllm_edit.errors import Incompatible, NotFound
 from vllm_edit.evaluation.judging import gives
 from vllm_edit.evaluation.runners.runner import Request, Runner
@@ -88,7 +88,7 @@ class Place:
     """Where a method edits, and what belongs to that site: second moment or network."""
 
     site: Site
-    material: Material
+    material: SiteTensors
 
 
 def open_places(folder: Path, network: Path | None, base: Base, console: Console) -> dict[str, Place]:

@@ -26,11 +26,11 @@ from benchmarks.numbers import count
 from benchmarks.results import machine, write_section
 from benchmarks.shapes import SHAPES, random_base, random_site
 from vllm_edit import atlas
-from vllm_edit.editing.baselines.one_example import example_rows
+from vllm_edit.editing.baselines.common import example_rows
 from vllm_edit.editing.compile import compile_patch
-from vllm_edit.editing.mend.files import Card, last_matrices, network_site
 from vllm_edit.editing.mend.gradients import token_gradients
 from vllm_edit.editing.mend.network import Hypernetwork
+from vllm_edit.editing.mend.network_files import Card, last_matrices, network_site
 from vllm_edit.editing.mend.settings import TrainingSettings
 from vllm_edit.editing.mend.training import new_network
 from vllm_edit.facts import tables_folder

@@ -36,7 +36,7 @@ from vllm_edit.composition.compose import compose
 from vllm_edit.composition.scoped import ScopeIndex, assemble
 from vllm_edit.demo.server import LocalServer
 from vllm_edit.editing.compile import BATCH, compile_separately
-from vllm_edit.editing.statistics import SecondMoment
+from vllm_edit.editing.second_moment import SecondMoment
 from vllm_edit.evaluation.evaluate import evaluate
 from vllm_edit.evaluation.report import Report
 from vllm_edit.evaluation.runners.hf import HFRunner

@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from vllm_edit.artefacts.site import Context
 from vllm_edit.deltas.linear import linear_shape
+from vllm_edit.editing.second_moment import second_moments
 from vllm_edit.editing.site.sites import PUBLISHED_DEPTH, MadeSite, fixed_site
-from vllm_edit.editing.statistics import second_moments
 from vllm_edit.models.base import Base
 from vllm_edit.models.hooks import find_module
 from vllm_edit.shipped import weights_folder

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.editing.compile import BATCH, compile_patch, compile_separately, method_of, settings_of
-from vllm_edit.editing.material import Material, material_of
 from vllm_edit.editing.settings import Progress
+from vllm_edit.editing.site_tensors import SiteTensors, site_tensors_of
 from vllm_edit.errors import EditError, Incompatible, UnsafeEdit
 from vllm_edit.evaluation.evaluate import run_gate
 from vllm_edit.evaluation.refused import Refused
@@ -62,9 +62,9 @@ class Pipeline:
         self.site = store.site()
 
     @cached_property
-    def moment(self) -> Material:
+    def moment(self) -> SiteTensors:
         """The site's second moment (hundreds of megabytes for a large model) or network; not needed to judge."""
-        return material_of(self.site, self.store.material())
+        return site_tensors_of(self.site, self.store.material())
 
     @cached_property
     def pool(self) -> Pool | None:

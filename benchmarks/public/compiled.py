@@ -9,7 +9,7 @@ from typing import Any
 
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.editing.compile import compile_separately, method_of, settings_of
-from vllm_edit.editing.material import Material
+from vllm_edit.editing.site_tensors import SiteTensors
 from vllm_edit.evaluation.asking import Progress
 from vllm_edit.evaluation.record import Record
 from vllm_edit.models.base import Base
@@ -49,7 +49,7 @@ class Singles:
     is kept under which name, and what each took."""
 
     def __init__(
-        self, method: str, settings: Mapping[str, Any], base: Base, store: Store, moment: Material, record: Record
+        self, method: str, settings: Mapping[str, Any], base: Base, store: Store, moment: SiteTensors, record: Record
     ) -> None:
         self._method, self._settings, self._base = method, {**settings, "on_missed": "report"}, base
         self._store, self._moment, self._record = store, moment, record

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vllm_edit.artefacts.site import LEGAL_RANKS, Site
-from vllm_edit.editing.material import Material, material_of
+from vllm_edit.editing.site_tensors import SiteTensors, site_tensors_of
 from vllm_edit.errors import EditError, NotFound
 from vllm_edit.models.base import Base
 from vllm_edit.store.store import Store
@@ -24,7 +24,7 @@ class Place:
 
     given: Store
     kept: Store
-    material: Material
+    material: SiteTensors
 
     @property
     def site(self) -> Site:
@@ -41,7 +41,7 @@ def open_place(url: str, folder: Path, base: Base, largest: int) -> Place:
     site = given.site()
     if site.base.departures(base.fingerprint):
         raise EditError(f"{url} is a store for another base than {base.name}; name another one with --store")
-    material = material_of(site, given.material())
+    material = site_tensors_of(site, given.material())
     rank = next((legal for legal in LEGAL_RANKS if legal >= max(largest, site.max_rank)), LEGAL_RANKS[-1])
     wide = site.model_copy(update={"max_rank": rank})
     kept = Store.create(folder / wide.digest[:12] / "patches", wide, material.tensors())

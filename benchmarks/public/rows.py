@@ -13,7 +13,7 @@ from vllm_edit.composition.compose import compose
 from vllm_edit.composition.scoped import assemble
 from vllm_edit.deltas.delta import Delta
 from vllm_edit.editing.compile import compile_patch
-from vllm_edit.editing.material import Material
+from vllm_edit.editing.site_tensors import SiteTensors
 from vllm_edit.evaluation.asking import Progress
 from vllm_edit.evaluation.refused import Refused
 from vllm_edit.evaluation.report import Mode
@@ -138,7 +138,7 @@ class Many:
     singles: Singles
     base: Base
     site: Site
-    material: Material
+    material: SiteTensors
     settings: Mapping[str, Any]
     mode: Mode = "weights"
 

@@ -17,8 +17,8 @@ from benchmarks.public.figures import SETTINGS, Figure, figures, text_figures
 from benchmarks.public.place import Place
 from benchmarks.public.rows import ABLATION, BASE, IKE, METHODS, SUBJECT, Alone, InContext, Many, Row, Unedited, way_of
 from vllm_edit.digest import digest_bytes, digest_json
-from vllm_edit.editing.material import Material
 from vllm_edit.editing.settings import RomeSettings
+from vllm_edit.editing.site_tensors import SiteTensors
 from vllm_edit.evaluation.asking import Progress
 from vllm_edit.evaluation.record import Record
 from vllm_edit.evaluation.runners.hf import HFRunner
@@ -54,7 +54,7 @@ class Run:
         return bank_of(self.place.given, self.base, self.progress)
 
     @cached_property
-    def material(self) -> Material:
+    def material(self) -> SiteTensors:
         return self.place.material
 
     def figures_of(self, title: str, name: str, patches: Sequence[Patch], told: Told) -> dict[str, Figure]:

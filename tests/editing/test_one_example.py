@@ -17,9 +17,9 @@ from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.deltas.delta import Delta
 from vllm_edit.deltas.linear import linear_weight
 from vllm_edit.deltas.low_rank import LowRank
+from vllm_edit.editing.baselines.common import ExampleSettings, example_rows
 from vllm_edit.editing.baselines.finetune import FinetuneSettings, train_update
 from vllm_edit.editing.baselines.lora import LoraSettings
-from vllm_edit.editing.baselines.one_example import ExampleSettings, example_rows
 from vllm_edit.editing.compile import METHODS, compile_patch, compile_separately
 from vllm_edit.errors import EditError, UnsafeEdit
 from vllm_edit.models.base import unchanged

@@ -12,15 +12,15 @@ from tests.deltas.random_deltas import logits
 from tests.mend.tiny_training import tiny_base, tiny_edits
 from vllm_edit.artefacts.site import Site
 from vllm_edit.deltas.delta import Delta, LowRank
-from vllm_edit.editing.baselines.one_example import example_rows
+from vllm_edit.editing.baselines.common import example_rows
 from vllm_edit.editing.compile import compile_patch, compile_separately
-from vllm_edit.editing.mend import scales
+from vllm_edit.editing.mend import line_search
 from vllm_edit.editing.mend.edits import edit_deltas
-from vllm_edit.editing.mend.files import Card, last_matrices, load, network_site, save
 from vllm_edit.editing.mend.gradients import token_gradients
+from vllm_edit.editing.mend.line_search import SCALES
+from vllm_edit.editing.mend.loss import run
 from vllm_edit.editing.mend.network import Hypernetwork
-from vllm_edit.editing.mend.objective import run
-from vllm_edit.editing.mend.scales import SCALES
+from vllm_edit.editing.mend.network_files import Card, last_matrices, load, network_site, save
 from vllm_edit.editing.mend.settings import MendSettings, TrainingSettings
 from vllm_edit.editing.mend.training import new_network
 from vllm_edit.errors import Corrupt, EditError, Incompatible, NotFound, UnsafeEdit
@@ -158,7 +158,7 @@ def test_what_lies_below_the_edited_matrices_need_not_run_again(
     base = tiny_base(family)
     network, edits, reachable = gradient_step(base, layers), tiny_edits()[:6], MendSettings(margin=-3.1)
     found = [one.scale for one in edit_deltas(base, network, edits, reachable)]
-    monkeypatch.setattr(scales, "blocks_below", lambda base, factors: ())
+    monkeypatch.setattr(line_search, "blocks_below", lambda base, factors: ())
     assert [one.scale for one in edit_deltas(base, network, edits, reachable)] == found
     assert len(set(found)) > 1
 

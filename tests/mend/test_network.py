@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.mend.tiny_training import tiny_base, tiny_edits
-from vllm_edit.editing.baselines.one_example import example_rows
+from vllm_edit.editing.baselines.common import example_rows
 from vllm_edit.editing.mend.gradients import TokenGradients, token_gradients
 from vllm_edit.editing.mend.network import Hypernetwork, parameter_groups
 from vllm_edit.editing.mend.normalisation import Normalisation

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from tests.mend.tiny_training import QUICK, TEXTS, tiny_base, tiny_edits
-from vllm_edit.editing.mend.data import Example, check_apart, split
-from vllm_edit.editing.mend.files import last_matrices
+from vllm_edit.editing.mend.dataset import Example, check_apart, split
+from vllm_edit.editing.mend.network_files import last_matrices
 from vllm_edit.editing.mend.settings import TrainingSettings
 from vllm_edit.editing.mend.training import CHECKPOINT, Progress, TrainedNetwork, Validation, better, train
 from vllm_edit.errors import EditError

@@ -50,8 +50,8 @@ def train(
 
     from vllm_edit.cli.material import load_base
     from vllm_edit.cli.method_settings import method_settings
-    from vllm_edit.editing.mend.data import check_apart
-    from vllm_edit.editing.mend.files import Card, last_matrices, save
+    from vllm_edit.editing.mend.dataset import check_apart
+    from vllm_edit.editing.mend.network_files import Card, last_matrices, save
     from vllm_edit.editing.mend.settings import TrainingSettings
     from vllm_edit.editing.mend.training import CHECKPOINT
     from vllm_edit.editing.mend.training import train as run
@@ -99,7 +99,7 @@ def info(
 ) -> None:
     """Say what a network edits, how it was trained and how good it was on subjects it had not seen."""
     from vllm_edit.atlas.mend import network_folder
-    from vllm_edit.editing.mend.files import load
+    from vllm_edit.editing.mend.network_files import load
 
     place = folder or network_folder()
     _, card = load(place)

@@ -119,7 +119,7 @@ def _init_mend(
 ) -> None:
     """A store whose site is a network's; text is only for the gates."""
     from vllm_edit.cli.material import network_of, passages_of
-    from vllm_edit.editing.mend.files import load, network_site
+    from vllm_edit.editing.mend.network_files import load, network_site
     from vllm_edit.store.store import Store
 
     trained, card = load(network_of(model, network))

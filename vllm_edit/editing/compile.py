@@ -13,14 +13,14 @@ from vllm_edit.artefacts.site import Site
 from vllm_edit.composition.scoped import assemble, by_subject
 from vllm_edit.digest import digest_tensors
 from vllm_edit.editing.baselines import finetune, lora
-from vllm_edit.editing.material import Material, material_of
 from vllm_edit.editing.mend import edits as mend
 from vllm_edit.editing.mend.network import Hypernetwork
 from vllm_edit.editing.mend.settings import MendSettings
 from vllm_edit.editing.method import Method, MethodResult, Settings
 from vllm_edit.editing.rome import edits as rome
+from vllm_edit.editing.second_moment import SecondMoment
 from vllm_edit.editing.settings import Progress, RomeSettings
-from vllm_edit.editing.statistics import SecondMoment
+from vllm_edit.editing.site_tensors import SiteTensors, site_tensors_of
 from vllm_edit.errors import EditError, Incompatible, UnsafeEdit
 from vllm_edit.models.base import Base, unchanged
 from vllm_edit.models.lengths import check_edits
@@ -50,7 +50,7 @@ def compile_patch(
     *,
     store: Store | None = None,
     site: Site | None = None,
-    moment: Material | None = None,
+    moment: SiteTensors | None = None,
     settings: Settings | Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> CompiledPatch:
@@ -71,9 +71,9 @@ def compile_patch(
     chosen = method_of(method)
     values = settings_of(chosen, settings, patch.scope)
     base = model if isinstance(model, Base) else Base.load(model)
-    site, moment = _site_and_material(store, site, moment)
+    site, moment = _site_and_tensors(store, site, moment)
     _check_base(base, site)
-    check_material(method, moment)
+    check_site_tensors(method, moment)
     if patch.base not in (None, base.name, site.model, Path(site.model).name):
         raise Incompatible(f"patch {patch.name} was written for base {patch.base!r}; this store's is {site.model!r}")
     check_edits(base, patch.edits, site.contexts or ())
@@ -94,7 +94,7 @@ def compile_separately(
     method: str = "rome",
     *,
     site: Site,
-    moment: Material,
+    moment: SiteTensors,
     settings: Settings | Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> list[CompiledPatch]:
@@ -110,7 +110,7 @@ def compile_separately(
     chosen = method_of(method)
     values = settings_of(chosen, settings)
     _check_base(base, site)
-    check_material(method, moment)
+    check_site_tensors(method, moment)
     for patch in patches:
         check_edits(base, patch.edits, site.contexts or ())
     with unchanged(base):
@@ -131,7 +131,7 @@ def _compile_scoped(
     method: str,
     *,
     site: Site,
-    moment: Material,
+    moment: SiteTensors,
     settings: Any = None,
     progress: Progress | None = None,
 ) -> CompiledPatch:
@@ -184,7 +184,7 @@ def _check_base(base: Base, site: Site) -> None:
         )
 
 
-def check_material(method: str, material: Material) -> None:
+def check_site_tensors(method: str, material: SiteTensors) -> None:
     """Raise EditError if the site's data do not fit the method."""
     needs = METHODS[method].needs
     if needs is not None and not isinstance(material, needs):
@@ -195,11 +195,11 @@ def check_material(method: str, material: Material) -> None:
         )
 
 
-def _site_and_material(store: Store | None, site: Site | None, material: Material | None) -> tuple[Site, Material]:
+def _site_and_tensors(store: Store | None, site: Site | None, material: SiteTensors | None) -> tuple[Site, SiteTensors]:
     """The site to compile at and its tensors, from the store if they are not given."""
     if store is not None:
         site = site or store.site()
-        material = material or material_of(site, store.material())
+        material = material or site_tensors_of(site, store.material())
     if site is None or material is None:
         raise EditError("compile_patch needs a store, or a site together with its second moment or network")
     if material.digest != site.material:

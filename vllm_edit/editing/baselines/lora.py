@@ -18,11 +18,11 @@ from transformers import Conv1D
 from vllm_edit.artefacts.site import Site
 from vllm_edit.composition.closed_form import as_saved
 from vllm_edit.deltas.delta import Delta
-from vllm_edit.editing.baselines.one_example import ExampleSettings, example_rows, recheck, train
+from vllm_edit.editing.baselines.common import ExampleSettings, example_rows, recheck, train
 from vllm_edit.editing.checked_settings import CountFromZero, PositiveCount, PositiveReal, Real, Seed, between, checked
 from vllm_edit.editing.method import MethodResult
+from vllm_edit.editing.second_moment import SecondMoment
 from vllm_edit.editing.settings import Progress
-from vllm_edit.editing.statistics import SecondMoment
 from vllm_edit.errors import EditError
 from vllm_edit.models.base import Base
 from vllm_edit.models.hooks import find_module, frozen

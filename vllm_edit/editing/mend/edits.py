@@ -19,10 +19,10 @@ from vllm_edit.composition.closed_form import as_saved
 from vllm_edit.deltas.delta import Delta
 from vllm_edit.deltas.linear import linear_shape
 from vllm_edit.deltas.low_rank import LowRank
-from vllm_edit.editing.baselines.one_example import example_rows, recheck
+from vllm_edit.editing.baselines.common import example_rows, recheck
 from vllm_edit.editing.mend.gradients import token_gradients
+from vllm_edit.editing.mend.line_search import least_scales
 from vllm_edit.editing.mend.network import Hypernetwork
-from vllm_edit.editing.mend.scales import least_scales
 from vllm_edit.editing.mend.settings import MendSettings
 from vllm_edit.editing.method import MethodResult
 from vllm_edit.editing.settings import Progress
@@ -44,7 +44,7 @@ class EditDelta:
 def edit_deltas(base: Base, network: Hypernetwork, edits: Sequence[Edit], settings: MendSettings) -> list[EditDelta]:
     """Each edit's delta. Its rank is the number of prompt and answer tokens that the loss depends on.
 
-    The gradient is taken on the prompt as plain text. The line search of the length (`scales`) uses plain text and a
+    The gradient is taken on the prompt as plain text; the `line_search` of the length uses plain text and a
     chat turn. The base is not changed.
     """
     rows = example_rows(edits, base.tokenizer)

@@ -25,10 +25,10 @@ import torch
 from vllm_edit.checkpoints import read_checkpoint
 from vllm_edit.deltas.linear import linear_shape, linear_weight
 from vllm_edit.digest import digest_json
-from vllm_edit.editing.mend.data import Drawn, Example, draw, split, text_rows
+from vllm_edit.editing.mend.dataset import Drawn, Example, draw, split, text_rows
 from vllm_edit.editing.mend.gradients import token_gradients
+from vllm_edit.editing.mend.loss import Outcomes, run
 from vllm_edit.editing.mend.network import Factors, Hypernetwork, parameter_groups
-from vllm_edit.editing.mend.objective import Outcomes, run
 from vllm_edit.editing.mend.settings import TrainingSettings
 from vllm_edit.errors import EditError
 from vllm_edit.models.base import Base

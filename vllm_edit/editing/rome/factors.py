@@ -19,8 +19,8 @@ from vllm_edit.editing.rome.keys import Columns, FormKey, group_edits, make_colu
 from vllm_edit.editing.rome.names import opening_forms, proper_names, same_ending
 from vllm_edit.editing.rome.passes import Passes
 from vllm_edit.editing.rome.residuals import Trained
+from vllm_edit.editing.second_moment import SecondMoment
 from vllm_edit.editing.settings import RomeSettings
-from vllm_edit.editing.statistics import SecondMoment
 from vllm_edit.errors import EditError
 from vllm_edit.models.base import Base
 from vllm_edit.models.hooks import find_module

@@ -9,9 +9,9 @@ from pathlib import Path
 from vllm_edit.artefacts.site import LEGAL_RANKS, Context, Site, Token
 from vllm_edit.deltas.linear import linear_shape
 from vllm_edit.editing.rome.keys import measure_outputs
+from vllm_edit.editing.second_moment import SecondMoment, second_moments
 from vllm_edit.editing.settings import Progress
 from vllm_edit.editing.site.contexts import generate_contexts
-from vllm_edit.editing.statistics import SecondMoment, second_moments
 from vllm_edit.errors import EditError
 from vllm_edit.models.base import Base
 from vllm_edit.models.hooks import find_module

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vllm_edit.editing.baselines.one_example import example_rows
+from vllm_edit.editing.baselines.common import example_rows
 from vllm_edit.editing.rome.forms import probe_row
 from vllm_edit.errors import EditError
 from vllm_edit.models.rows import Row

@@ -8,12 +8,12 @@ import torch
 
 from vllm_edit.artefacts.site import Site
 from vllm_edit.editing.mend.network import Hypernetwork
-from vllm_edit.editing.statistics import SecondMoment
+from vllm_edit.editing.second_moment import SecondMoment
 
-Material = SecondMoment | Hypernetwork
+SiteTensors = SecondMoment | Hypernetwork
 
 
-def material_of(site: Site, tensors: Mapping[str, torch.Tensor]) -> Material:
+def site_tensors_of(site: Site, tensors: Mapping[str, torch.Tensor]) -> SiteTensors:
     """The second moment of a closed-form site, or the network of a MEND site, from the tensors in the store."""
     if site.network is None:
         return SecondMoment.from_tensors(dict(tensors))

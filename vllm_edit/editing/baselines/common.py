@@ -75,7 +75,7 @@ class ExampleSettings(MethodSettings):
         return self.rank or site.max_rank
 
 
-class Checked(Protocol):
+class RecheckSettings(Protocol):
     """The settings that `recheck` reads."""
 
     @property
@@ -156,7 +156,7 @@ def recheck(
     rows: Sequence[Row],
     delta: Delta,
     trained_margins: torch.Tensor,
-    settings: Checked,
+    settings: RecheckSettings,
 ) -> dict[str, Any]:
     """Check every edit's target under the delta as saved; returns the report's `edits`, `missed` and `norm`.
 

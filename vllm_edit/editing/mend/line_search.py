@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 import torch
 
+from vllm_edit.editing.mend.loss import blocks_below, updated
 from vllm_edit.editing.mend.network import Factors
-from vllm_edit.editing.mend.objective import blocks_below, updated
 from vllm_edit.models.base import Base
 from vllm_edit.models.hooks import frozen
 from vllm_edit.models.lower_blocks import Below

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from tests.tiny import SENTENCES, tiny_model
 from vllm_edit.digest import digest_tensors
-from vllm_edit.editing import statistics
-from vllm_edit.editing.statistics import SecondMoment, second_moments
+from vllm_edit.editing import second_moment
+from vllm_edit.editing.second_moment import SecondMoment, second_moments
 from vllm_edit.errors import EditError
 from vllm_edit.models.base import Base, unchanged
 from vllm_edit.models.hooks import capture_inputs, capture_outputs
@@ -112,7 +112,7 @@ def test_several_modules_are_measured_in_one_reading_as_each_alone(base: Base, m
     assert [moment.digest for moment in together] == [moment.digest for moment in alone[::-1]]
     assert set(told) == {"second moments of 3 modules"}
     batches = len(passes)
-    monkeypatch.setattr(statistics, "_MOST_BYTES", 2 * 8 * 96**2)  # room for two
+    monkeypatch.setattr(second_moment, "_MOST_BYTES", 2 * 8 * 96**2)  # room for two
     again = second_moments(base, LAYERS, TEXTS, minimum_ratio=5)
     assert [moment.digest for moment in again] == [moment.digest for moment in alone]
     assert len(passes) == 3 * batches
