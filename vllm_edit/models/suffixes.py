@@ -32,7 +32,7 @@ _TOLERANCE = 1e-2
 
 
 @dataclass(frozen=True)
-class _Kept:
+class _States:
     """The base's states of a row with a prefix of p tokens and a suffix of s tokens.
 
     hidden: output at the suffix of the block below the site's block, [s, d]; None if the site's block is the first.
@@ -93,7 +93,7 @@ class Suffixes:
     def __init__(self, model: nn.Module, rows: Sequence[Row], blocks: Sequence[str], tokens: int) -> None:
         """blocks: names of the blocks below the site's block. tokens: maximum number of tokens in one pass."""
         self.model, self.rows, self.blocks, self.tokens = model, rows, blocks, tokens
-        self._kept: dict[int, _Kept] = {}
+        self._states: dict[int, _States] = {}
 
     def keep(self, indices: Iterable[int]) -> dict[int, torch.Tensor] | None:
         """Run the base in full over the rows at `indices` that have no stored states, and store their states.
@@ -102,7 +102,7 @@ class Suffixes:
             Row → the base's logits before each token of its answer, [m, V]. None if passes over suffixes do not
             reproduce this model's logits; then no new states are stored.
         """
-        missing = [index for index in indices if index not in self._kept]
+        missing = [index for index in indices if index not in self._states]
         expected: dict[int, torch.Tensor] = {}
         with torch.no_grad():
             for batch in batches(self.model, self.rows, missing, self.tokens):
@@ -115,7 +115,7 @@ class Suffixes:
                     row = self.rows[index]
                     part = slice(row.first, row.length)
                     layers = cache.layers[len(self.blocks) :]
-                    self._kept[index] = _Kept(
+                    self._states[index] = _States(
                         states[0][line, part].clone() if states else None,
                         tuple(layer.keys[line, :, : row.first].clone() for layer in layers),
                         tuple(layer.values[line, :, : row.first].clone() for layer in layers),
@@ -124,7 +124,7 @@ class Suffixes:
             if self._reproduces(expected):
                 return expected
         for index in missing:
-            self._kept.pop(index, None)
+            self._states.pop(index, None)
         return None
 
     def _reproduces(self, expected: Mapping[int, torch.Tensor]) -> bool:
@@ -182,7 +182,7 @@ class Suffixes:
         order = [index for line in lines for index in line]
         T = max(map(self._width, lines))
         P = max(sum(self.rows[index].first for index in line) for line in lines)
-        n, some = len(lines), self._kept[order[0]]
+        n, some = len(lines), self._states[order[0]]
         owner = torch.full((n, T), -1)
         seen = torch.full((n, P + T), -1)  # the row of each token that can be attended to
         input_ids, positions = torch.zeros(n, T, dtype=torch.long), torch.zeros(n, T, dtype=torch.long)
@@ -198,7 +198,7 @@ class Suffixes:
                 seen[number, end : end + before] = place
                 input_ids[number, start : start + size] = torch.tensor(ids)
                 positions[number, start : start + size] = torch.arange(before, row.length)
-                stored = self._kept[index].hidden
+                stored = self._states[index].hidden
                 if hidden is not None and stored is not None:
                     hidden[number, start : start + size] = stored
                 first = number * T + start + len(row.ids) - 1 - before
@@ -231,8 +231,10 @@ class Suffixes:
     def _side_by_side(self, which: str, lines: Sequence[Sequence[int]], P: int) -> list[torch.Tensor]:
         """For each block, the concatenated keys (or values) of the prefixes in each line, [n, heads, P, head_dim]."""
         result = []
-        for block in range(len(self._kept[lines[0][0]].keys)):
-            joined = [torch.cat([getattr(self._kept[index], which)[block] for index in line], dim=1) for line in lines]
+        for block in range(len(self._states[lines[0][0]].keys)):
+            joined = [
+                torch.cat([getattr(self._states[index], which)[block] for index in line], dim=1) for line in lines
+            ]
             result.append(torch.stack([nn.functional.pad(line, (0, 0, 0, P - line.shape[1])) for line in joined]))
         return result
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vllm_edit.editing.baselines.common import example_rows
-from vllm_edit.editing.rome.forms import probe_row
+from vllm_edit.editing.rome.prompt_forms import probe_row
 from vllm_edit.errors import EditError
 from vllm_edit.models.rows import Row
 from vllm_edit.patch import LOCALITY_KINDS, Edit, Probe

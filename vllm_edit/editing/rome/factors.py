@@ -14,10 +14,10 @@ from vllm_edit.composition.closed_form import row_space, rows_alone
 from vllm_edit.deltas.delta import LowRank
 from vllm_edit.deltas.linear import linear_weight
 from vllm_edit.editing.rome.endings import ending_rows
-from vllm_edit.editing.rome.forms import ended_rows, form_rows, forms_of, kept_rows, preservation_rows
 from vllm_edit.editing.rome.keys import Columns, FormKey, group_edits, make_columns, measure_inputs
 from vllm_edit.editing.rome.names import opening_forms, proper_names, same_ending
 from vllm_edit.editing.rome.passes import Passes
+from vllm_edit.editing.rome.prompt_forms import ended_rows, form_rows, forms_of, locality_rows, preservation_rows
 from vllm_edit.editing.rome.residuals import Trained
 from vllm_edit.editing.second_moment import SecondMoment
 from vllm_edit.editing.settings import RomeSettings
@@ -138,7 +138,7 @@ def prepare(base: Base, site: Site, moment: SecondMoment, edits: Sequence[Edit],
         FormKey(edit, name, key, white, inputs[span.start])
         for (edit, name, _, span), key, white in zip(spans, means, whitened, strict=True)
     ]
-    form_keys += _kept_keys(base, site, moment, edits, settings) if site.token == "last" else []
+    form_keys += _preserved_keys(base, site, moment, edits, settings) if site.token == "last" else []
     plain = [key for key in form_keys if key.form == "plain"]
     if site.token == "subject_last":
         names = _name_keys(base, site, moment, edits, settings)
@@ -164,7 +164,7 @@ def bare_rows(rows: Sequence[Row]) -> list[Row]:
     return list(bare.values())
 
 
-def _kept_keys(
+def _preserved_keys(
     base: Base, site: Site, moment: SecondMoment, edits: Sequence[Edit], settings: RomeSettings
 ) -> list[FormKey]:
     """Preserved keys at the last token, which the update must not move.
@@ -173,7 +173,7 @@ def _kept_keys(
     so that the base's next token follows the answer. A site at the subject's token has none of these keys, because
     probes do not declare their subject.
     """
-    rows = [row for i, edit in enumerate(edits) for row in kept_rows(edit, i, base.tokenizer)[: settings.most_kept]]
+    rows = [row for i, edit in enumerate(edits) for row in locality_rows(edit, i, base.tokenizer)[: settings.most_kept]]
     if settings.ending:
         rows += [row for i, edit in enumerate(edits) for row in ended_rows(edit, i, base.tokenizer, site)]
     return _keys_of(base, site, moment, [(f"keep:{number}", 0.0, [row]) for number, row in enumerate(rows)], settings)

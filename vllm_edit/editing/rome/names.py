@@ -16,7 +16,7 @@ from typing import Any
 
 from vllm_edit.artefacts.site import Context
 from vllm_edit.composition.kept import OPENING
-from vllm_edit.editing.rome.forms import Form, named_otherwise
+from vllm_edit.editing.rome.prompt_forms import Form, named_otherwise
 from vllm_edit.patch import Edit
 from vllm_edit.prompting import ids_after
 

@@ -13,7 +13,7 @@ import torch
 from vllm_edit.artefacts.site import Token
 from vllm_edit.deltas.delta import LowRank
 from vllm_edit.editing.rome.factors import Prepared, prepare
-from vllm_edit.editing.rome.forms import form_rows, forms_of, probe_row
+from vllm_edit.editing.rome.prompt_forms import form_rows, forms_of, probe_row
 from vllm_edit.editing.rome.rounds import Solved, solve_parts
 from vllm_edit.editing.rome.served import served_leads, weight_norm
 from vllm_edit.editing.settings import RomeSettings

@@ -77,14 +77,14 @@ def preservation_rows(edit: Edit, index: int, tokenizer: Any, site: Site, settin
     ("{subject} is a") instead, at the subject's last token if the site is there (as in ROME's reference code), else at
     the prompt's last token.
     """
-    if probed := kept_rows(edit, index, tokenizer):
+    if probed := locality_rows(edit, index, tokenizer):
         return probed
     essence = settings.essence.replace("{}", edit.subject)
     ids, place = _site_position(tokenizer, essence, edit.subject, Context(), site.token)
     return [Row(0, index, "preserve", ids[: place + 1], place)]
 
 
-def kept_rows(edit: Edit, index: int, tokenizer: Any) -> list[Row]:
+def locality_rows(edit: Edit, index: int, tokenizer: Any) -> list[Row]:
     """The edit's `tune` locality probes at their last token, without an answer. The update acts on all their tokens."""
     has_chat = bool(getattr(tokenizer, "chat_template", None))
     probes = [probe for kind in LOCALITY_KINDS for probe in edit.probes_of(kind, "tune") if has_chat or not probe.chat]
