@@ -188,7 +188,7 @@ def test_algebra_does_not_vouch_for_added_residuals_truncation_or_members_withou
     assert summed.manifest.rank == 1
     assert vouch(summed) != []
     assert vouch(compose([FRANCE, PERU])) == [
-        "it has members without factors, of which only a gate with the model can tell what they do together"
+        "it has members without factors, so only a gate with the model can check their combination"
     ]
     members = [solved(f"edit-{n}", [capital(f"Country {n}", f"City {n}")], key_of(n)) for n in range(10)]
     assert vouch(compose(members)) == []

@@ -104,11 +104,11 @@ def test_what_does_not_conflict(other: Edit) -> None:
 def test_an_edit_that_cannot_be_taken_out_is_said_to_be_so() -> None:
     facts = [capital("France", "Lyon"), capital("France", "franc", relation="currency")]
     grouped = solved("grouped", facts, key_of(1, 4), groups=[0, 0])
-    with pytest.raises(EditError, match=r"gives way to own@.*the edits of France in grouped@.* share one key group"):
+    with pytest.raises(EditError, match=r"loses to own@.*the edits of France in grouped@.* share one key group"):
         compose([grouped, OWN], policy="last")
     assert compose([grouped, OWN], policy="first").manifest.edits == tuple(facts)
     learnt = added("learnt", [capital("France", "Lyon"), capital("Spain", "Seville")])
-    with pytest.raises(EditError, match=r"learnt@.* has no factors: its delta cannot be taken apart"):
+    with pytest.raises(EditError, match=r"learnt@.* has no factors: its delta cannot be split"):
         compose([learnt, OWN], policy="last")
 
 

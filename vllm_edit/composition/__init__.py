@@ -1,1 +1,1 @@
-"""Algebra on stored factors, without a model: imported by editing, and by serving on the request path."""
+"""Algebra on stored factors, without a model. Editing imports it, and so does serving on the request path."""

@@ -1,19 +1,19 @@
-"""THE solver: every closed-form editor at one module is a setting of `solve`.
+"""The closed-form solver: every closed-form editor at one module is a setting of `solve`.
 
-With C the second moment of the module's input, K = [k_1 … k_n] the columns' keys and R the groups' residuals, each
-shared by the group's columns through the selection matrix S [groups, n]: S_gi is the share of column i if it belongs to
-group g, else 0. A share is 1, or 0 for a kept column, the key of a prompt that the update must not move:
+C is the second moment of the module's input, K = [k_1 … k_n] the columns' keys, and R the groups' residuals. The
+columns of a group share its residual through the selection matrix S [groups, n]: S_gi is the share of column i if it
+belongs to group g, else 0. A share is 1, or 0 for a preserved column, the key of a prompt that must not move:
 
     Δ = (R S) (KᵀC⁻¹K + λD)⁻¹ KᵀC⁻¹,     D diagonal, D_ii = mean of k_jᵀC⁻¹k_j over the columns j of i's group
 
 λ = 0 minimises tr(Δ C Δᵀ) subject to Δ k_i = r_group(i) (ROME, arXiv 2202.05262, eq. 2; many keys: EMMET, 2403.14236).
-n = 1, λ = 0 is r-ROME (2403.07175). λ > 0 is EMMET = MEMIT at one layer (2210.07229, eq. 14), but for D: theirs is one
-number for all columns, and damps an edit of a common word, whose k̄ᵀC⁻¹k̄ is small, more than one of a rare name. With D
-each group is damped as it is alone, whatever it is solved with.
+n = 1, λ = 0 is r-ROME (2403.07175). λ > 0 is EMMET = MEMIT at one layer (2210.07229, eq. 14), except for D: theirs is
+one number for all columns, which damps an edit of a common word, whose k̄ᵀC⁻¹k̄ is small, more than an edit of a rare
+name. With D each group is damped as if it were solved alone.
 
 Because the columns of a group share one residual, Δ = R·A with A = S (KᵀC⁻¹K + λD)⁻¹ KᵀC⁻¹ [groups, d_in]: the rank is
 the number of *groups*, however many columns a group has. Everything is computed in float64 from the stored vectors K
-and C⁻¹K (a `System`); C itself is not needed any more.
+and C⁻¹K (a `System`); C itself is no longer needed.
 """
 
 from __future__ import annotations
@@ -51,7 +51,13 @@ def row_space(system: System) -> torch.Tensor:
 def solve(system: System, residuals: torch.Tensor) -> LowRank:
     """The joint update Δ = R·A (module docstring): B = Rᵀ [d_out, groups], A = `row_space` [groups, d_in], float64.
 
-    residuals: [groups, d_out].
+    Args:
+        system: the constraints.
+        residuals: [groups, d_out].
+
+    Raises:
+        EditError: the residuals' shape does not fit the system's groups.
+        Unsolvable: see `row_space`.
     """
     A = row_space(system)
     if residuals.ndim != 2 or residuals.shape[0] != A.shape[0]:
@@ -65,9 +71,9 @@ def rows_alone(system: System) -> torch.Tensor:
 
 
 def plain_sum(system: System, residuals: torch.Tensor) -> LowRank:
-    """Σ of each group's own solution, as if the others did not exist. For comparison only: it keeps the cross terms
+    """Σ of each group's own solution, as if the others did not exist. For comparison only: the cross terms remain
 
-    Δ_sum k_j = r_j + Σ_{i≠j} r_i (k_iᵀC⁻¹k_j) / (k_iᵀC⁻¹k_i)   (one column a group, λ = 0).
+    Δ_sum k_j = r_j + Σ_{i≠j} r_i (k_iᵀC⁻¹k_j) / (k_iᵀC⁻¹k_i)   (one column per group, λ = 0).
     """
     return LowRank(B=residuals.double().T.contiguous(), A=rows_alone(system))
 
@@ -83,6 +89,6 @@ def constraint_error(system: System, residuals: torch.Tensor, update: LowRank) -
 
 
 def as_saved(update: LowRank) -> LowRank:
-    """The update with the numbers that an adapter holds: balanced in float64, then float32."""
+    """The update as an adapter stores it: balanced in float64, then cast to float32."""
     balanced = update.balanced()
     return LowRank(B=balanced.B.float(), A=balanced.A.float())

@@ -1,9 +1,9 @@
 """Composition: several compiled patches solved *jointly* into one, from their stored factors, without the model.
 
-A key at a site depends only on what lies below the site, which single-site edits leave alone; so for an equal base and
-site (which holds C's digest and ridge) the linear constraints of separately compiled patches are those of one patch.
-Answers may still interact in later layers: a composition that a person publishes is gated with the model, one made on
-demand by algebra (`vouch`).
+A key at a site depends only on the layers below the site, which single-site edits do not change. So for an equal base
+and site (with C's digest and ridge) the linear constraints of separately compiled patches are those of one patch.
+Answers may still interact in later layers: the model gates a composition that a person publishes, algebra alone gates a
+composition made on demand (`vouch`).
 """
 
 from __future__ import annotations
@@ -39,23 +39,24 @@ def compose(
     damping: float | None = None,
     group_cosine: float = 0.9,
 ) -> CompiledPatch:
-    """One compiled patch that does what all members do.
+    """One compiled patch with the edits of all members.
 
-    Members with factors are solved jointly; those without (MEND, fine-tuning) are added along the rank.
+    Members with factors are solved jointly; deltas of members without factors (MEND, fine-tuning) are concatenated.
 
     Args:
         members: compiled patches of one base and site. Without conflicts their order makes no difference.
         name: the composition's patch name; by default the members' joined by "-".
-        site: given, its maximum rank is enforced.
-        policy: who wins where members give one fact different targets, see `conflicts.settle`; None refuses.
-        truncate: above the site's rank, keep the best approximation instead of refusing; the energy is told.
+        site: if given, its maximum rank is enforced.
+        policy: which member wins a conflict, see `conflicts.settle`; None refuses conflicts.
+        truncate: above the site's rank, use the best approximation instead of refusing; the report's `kept_energy` is
+            the fraction of ‖Δ‖² that remains.
         damping: λ relative to the mean k̄ᵀC⁻¹k̄ of a group's columns; by default the members' own, which must then agree.
         group_cosine: groups of one subject (in different members) whose first keys' whitened cosine exceeds this
             become one group whose residual is the *sum* of theirs (least squares would average them).
 
     Raises:
         Incompatible: members of different bases or sites, or a rank above the site's.
-        EditError: no members, undecided conflicts, or edits that would have to be taken out of what is solved as one.
+        EditError: no members, undecided conflicts, or edits to be left out that share a part with edits that stay.
     """
     members = list({member.name: member for member in members}.values())
     if not members:
@@ -88,7 +89,7 @@ def compose(
 
 
 def _together(members: Sequence[CompiledPatch], joint: Joint | None, blocks: Sequence[Block]) -> Delta:
-    """The joint update and the blocks' deltas, ranks added."""
+    """The joint update and the blocks' deltas, concatenated."""
     deltas = [] if joint is None else [Delta({members[0].manifest.modules[0]: joint.update})]
     return Delta.concatenate([*deltas, *(block.delta for block in blocks)])
 
@@ -102,7 +103,7 @@ def _manifest(
     settings: dict[str, Any],
     settlement: Settlement,
 ) -> Manifest:
-    """joint: None where the delta is not a solution of factors alone."""
+    """The composition's manifest. `joint` is None if any member has no factors."""
     first = members[0].manifest
     owners: Sequence[Part] = parts if joint is None else joint.groups
     edits = tuple(edit for part in owners for edit in part.edits)
@@ -130,10 +131,10 @@ def _manifest(
 
 
 def _gate(members: Sequence[CompiledPatch], settlement: Settlement) -> Gate:
-    """Of each share the most that a member demands, of perplexity's drift the least that one allows.
+    """The strictest gate: for each share the members' maximum, for the perplexity drift their minimum.
 
-    Only members that have edits left are asked. A mean would let a member that demands all of its edits miss wholly
-    beside others that demand less.
+    Only members with edits left count. A mean would let all edits of a demanding member fail next to less demanding
+    members.
     """
     asked = [
         member.manifest.gate
@@ -157,7 +158,7 @@ def _common_damping(members: Sequence[CompiledPatch], damping: float | None) -> 
 
 
 def _refuse_foreign(members: Sequence[CompiledPatch]) -> None:
-    """Raises Incompatible with every member that is of another base or site than the first."""
+    """Raise Incompatible, listing every member with another base or site than the first, or with scope subject."""
     first, problems = members[0], []
     for member in members:
         for what in ("base", "site"):

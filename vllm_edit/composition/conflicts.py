@@ -23,7 +23,7 @@ Place = tuple[int, int]
 class Conflict:
     """Two edits of one fact with different targets. `winner` and `loser` are members' names.
 
-    Before a policy decided, the winner is the member that was given first.
+    Until a policy decides, the winner is the member that was given first.
     """
 
     winner: str
@@ -32,7 +32,7 @@ class Conflict:
     left_out: Edit
 
     def as_record(self) -> dict[str, str]:
-        """What the manifest says about a decided conflict."""
+        """The manifest's record of a decided conflict."""
         return {
             "left_out": self.loser,
             "prompt": self.left_out.prompt,
@@ -52,28 +52,34 @@ class Conflict:
 
 @dataclass(frozen=True)
 class Settlement:
-    """Which edits leave the composition, the conflicts that say why, and the policy (a member by its full name)."""
+    """Edits that the composition leaves out, the conflict that excludes each, and the policy.
+
+    A policy that names a member holds the member's full name.
+    """
 
     leaving: Mapping[Place, Conflict]
     policy: str | None = None
 
     def settings(self) -> dict[str, Any]:
-        """What the manifest records, in an order that does not depend on the members'; empty without conflicts."""
-        records = sorted((one.as_record() for one in self.leaving.values()), key=lambda one: sorted(one.items()))
+        """The manifest's record, independent of the members' order; empty without conflicts."""
+        conflicts = (conflict.as_record() for conflict in self.leaving.values())
+        records = sorted(conflicts, key=lambda record: sorted(record.items()))
         return {"policy": self.policy, "left_out": records} if records else {}
 
 
 def find_conflicts(members: Sequence[CompiledPatch]) -> list[Conflict]:
     """Every pair of conflicting edits, in the members' order."""
-    return [_conflict(members, one, other) for one, other in _pairs(members)]
+    return [_conflict(members, first, second) for first, second in _pairs(members)]
 
 
 def settle(members: Sequence[CompiledPatch], policy: str | None = None) -> Settlement:
-    """Which edits leave so that no fact has two targets.
+    """Choose the edits to leave out so that no fact has two targets.
 
-    policy: `first`: an edit gives way to those of members given before its own; `last`: to those of members given after
-    it; a member's name (or patch, or start of its digest): its edits win, and no other conflict may remain. An edit
-    that has left makes nothing give way.
+    Args:
+        members: the compiled patches.
+        policy: `first`: edits of members given earlier win; `last`: edits of members given later win; a member's name
+            (or patch, or start of its digest): its edits win, and no other conflict may remain. An edit that is itself
+            left out excludes no other.
 
     Raises:
         EditError: conflicts that the policy does not decide, one line each.
@@ -107,7 +113,7 @@ def settle(members: Sequence[CompiledPatch], policy: str | None = None) -> Settl
         else:
             undecided += conflicts
     if undecided:
-        advice = "decide with policy first, last, or the name of the member that wins; the losing edit leaves"
+        advice = "decide with policy first, last, or the name of the member that wins; the losing edit is left out"
         raise EditError("\n".join([*(f"conflict: {conflict}" for conflict in undecided), advice]))
     return Settlement(leaving, policy)
 

@@ -1,4 +1,4 @@
-"""The facts of edits that are composed, as messages name them."""
+"""Text about composed edits for messages and reports."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from vllm_edit.patch import Edit
 
 
 def subjects_of(edits: Sequence[Edit]) -> str:
-    """The subjects of some edits, for people."""
+    """The distinct subjects of the edits, for display."""
     return " / ".join(dict.fromkeys(edit.subject for edit in edits))

@@ -1,4 +1,4 @@
-"""Key groups of several members put together: those of one subject whose keys coincide become one."""
+"""Merges key groups of several members: groups of one subject whose keys coincide become one group."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vllm_edit.composition.system import interference
 
 
 def merged(groups: Sequence[Group], cosine: float) -> list[Group]:
-    """Groups of one subject whose first keys' whitened cosine exceeds `cosine` as one, whose residual is their *sum*.
+    """Merge groups of one subject whose first keys' whitened cosine exceeds `cosine`; their residuals are *summed*.
 
     Least squares would average the residuals of keys that coincide (docs/methods.md).
     """
@@ -38,7 +38,7 @@ def _near(
 
 
 def _sum(one: Group, other: Group, cosine: float) -> Group:
-    """Both groups as one; each of `other`'s columns joins the one it coincides with, or is added."""
+    """Merge two groups; each column of `other` is averaged with the column it coincides with, or is added."""
     columns = list(one.columns)
     for column in other.columns:
         alike = (place for place, held in enumerate(columns) if held[0].share == column[0].share)

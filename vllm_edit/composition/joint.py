@@ -1,4 +1,4 @@
-"""Joint: key groups of several members solved together, from their stored factors."""
+"""Solves the key groups of several members together, from their stored factors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vllm_edit.deltas.delta import LowRank
 
 @dataclass(frozen=True)
 class Joint:
-    """Key groups solved together. update: as an adapter holds it, B [d_out, groups], A [groups, d_in] float32."""
+    """Key groups solved together. `update` is as an adapter stores it: B [d_out, groups], A [groups, d_in] float32."""
 
     groups: tuple[Group, ...]
     columns: tuple[Column, ...]
@@ -32,7 +32,7 @@ class Joint:
 
 
 def solve_jointly(groups: Sequence[Group], damping: float) -> Joint:
-    """One update for all groups. Kept columns for which the others leave no room are left out (`kept`)."""
+    """Solve one update for all groups. Preserved columns that do not fit beside the others are left out."""
     numbered = [
         (column.model_copy(update={"group": index}), key, white)
         for index, group in enumerate(groups)

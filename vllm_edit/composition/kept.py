@@ -1,6 +1,6 @@
-"""Kept columns: keys that an update must not move. Which of them can be kept together with what is edited.
+"""Preserved columns: keys that an update must not move, and how to choose those that fit beside the edited keys.
 
-Shared by compiling and composing, so that a patch compiled jointly and its parts composed keep the same.
+Compiling and composing share this, so that a patch compiled jointly and its parts composed preserve the same keys.
 """
 
 from __future__ import annotations
@@ -12,23 +12,29 @@ import torch
 from vllm_edit.composition.system import interference
 
 KEPT_COSINE = 0.9
-"""A key to be kept whose whitened cosine with an edited one exceeds this contradicts it."""
+"""A preserved key contradicts an edited key if their whitened cosine exceeds this."""
 SAME_COSINE = 0.999
-"""Two keys to be kept whose whitened cosine exceeds this are one: kept twice, they would be linearly dependent."""
+"""Two preserved keys count as equal if their whitened cosine exceeds this: both would be linearly dependent."""
 OPENING = "opening"
-"""The form of columns that are edited too, but give way to the columns of other groups."""
-_ROOM = 4  # kept columns take at most 1/_ROOM of the d_in dimensions
+"""The form of edited columns that are dropped where they clash with a column of another group."""
+_ROOM = 4  # preserved columns take at most 1/_ROOM of the d_in dimensions
 
 
 def satisfiable(
     keys: torch.Tensor, whitened: torch.Tensor, groups: Sequence[int], shares: Sequence[float], forms: Sequence[str]
 ) -> list[int]:
-    """Places of the columns that one update can meet together, in ascending order. All edited ones are among them,
-    but for openings that clash.
+    """Indices of the columns whose constraints one update can satisfy together, ascending.
 
-    keys, whitened: K and C⁻¹K, [n, d_in]. groups, shares, forms: of each column.
+    All edited columns are among them, except clashing openings.
+
+    Args:
+        keys: K [n, d_in].
+        whitened: C⁻¹K [n, d_in].
+        groups: each column's group.
+        shares: each column's share.
+        forms: each column's form.
     """
-    # The room first: it bounds the Gram product below, however many keys are kept.
+    # First limit the number of columns: it bounds the Gram product below.
     chosen = within_room(shares, keys.shape[1])
     cosines = interference(keys[chosen], whitened[chosen])
     agreed = agreeing(cosines, [groups[place] for place in chosen], [forms[place] for place in chosen])
@@ -37,9 +43,9 @@ def satisfiable(
 
 
 def within_room(shares: Sequence[float], d_in: int) -> list[int]:
-    """Places of the columns with kept ones (share 0) left out evenly where they are more than a quarter of d_in.
+    """Indices of the columns after thinning the preserved ones (share 0) evenly to at most a quarter of d_in.
 
-    Every column takes one dimension of d_in: a hundred patches that each keep ten keys would leave none for the edits.
+    Every column uses one dimension of d_in: a hundred patches with ten preserved keys each would leave none for edits.
     """
     room = d_in // _ROOM
     kept = [place for place, share in enumerate(shares) if not share]
@@ -50,21 +56,30 @@ def within_room(shares: Sequence[float], d_in: int) -> list[int]:
 
 
 def agreeing(cosines: torch.Tensor, groups: Sequence[int], forms: Sequence[str]) -> list[int]:
-    """Places of the columns without those of form `OPENING` that coincide with a column of another group.
+    """Indices of the columns, without those of form `OPENING` that coincide with a column of another group.
 
-    cosines: [n, n], the columns' `interference`. Two edits of one subject have one key where it begins a text, and two
-    residuals: neither can be met there.
+    Two edits of one subject have the same key where the subject begins a text, but two residuals: neither constraint
+    can be satisfied there.
+
+    Args:
+        cosines: the columns' `interference` [n, n].
+        groups: each column's group.
+        forms: each column's form.
     """
     number = torch.tensor(list(groups))
-    gives_way = torch.tensor([form == OPENING for form in forms])
+    optional = torch.tensor([form == OPENING for form in forms])
     clashes = ((cosines.abs() > KEPT_COSINE) & (number[:, None] != number[None, :])).any(dim=1)
-    return [place for place, out in enumerate((gives_way & clashes).tolist()) if not out]
+    return [place for place, out in enumerate((optional & clashes).tolist()) if not out]
 
 
 def keepable(cosines: torch.Tensor, shares: Sequence[float]) -> list[int]:
-    """Places of the columns without kept ones that contradict an edited one or repeat an earlier kept one.
+    """Indices of the columns, without preserved ones that contradict an edited column or repeat a preserved one.
 
-    cosines: [n, n], the columns' `interference`. A key that one patch keeps and another edits cannot be kept.
+    A key that one patch preserves and another edits cannot be preserved.
+
+    Args:
+        cosines: the columns' `interference` [n, n].
+        shares: each column's share.
     """
     edited = torch.tensor([share > 0 for share in shares])
     contradicts = (cosines[:, edited] > KEPT_COSINE).any(dim=1)

@@ -1,4 +1,4 @@
-"""Parts: the pieces of a compiled patch that cannot be taken apart. Which of them a composition is made of."""
+"""Parts: the indivisible pieces of a compiled patch, and the selection that a composition consists of."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Group:
 
     @property
     def names(self) -> frozenset[str]:
-        """What the subject is called, normalised."""
+        """The subject's normalised names."""
         return frozenset[str]().union(*(edit.names() for edit in self.edits))
 
 
@@ -63,12 +63,12 @@ def parts_of(member: CompiledPatch) -> list[tuple[Part, tuple[int, ...]]]:
 
 
 def select(members: Sequence[CompiledPatch], settlement: Settlement) -> list[Part]:
-    """The parts that stay: without those whose edits all gave way, and each fact once.
+    """The parts of a composition: those without a losing edit, and each fact once.
 
-    Their order, and which of several parts with one fact stays, does not depend on the members' order.
+    Neither their order nor the choice among parts with the same fact depends on the members' order.
 
     Raises:
-        EditError: a part has edits that must leave, or that another part has too, beside edits that must stay.
+        EditError: some but not all edits of a part are left out, or repeat facts of another part.
     """
     staying: list[Part] = []
     for number, member in enumerate(members):
@@ -77,7 +77,7 @@ def select(members: Sequence[CompiledPatch], settlement: Settlement) -> list[Par
             if leaving and len(leaving) < len(indices):
                 conflict = settlement.leaving[number, leaving[0]]
                 raise EditError(
-                    f"{quoted(conflict.left_out.prompt)} gives way to {short(conflict.winner)}, but {_bound(part)}; "
+                    f"{quoted(conflict.left_out.prompt)} loses to {short(conflict.winner)}, but {_bound(part)}; "
                     f"compile the edits of {short(member.name)} that stay in a patch of their own"
                 )
             if not leaving:
@@ -100,12 +100,12 @@ def select(members: Sequence[CompiledPatch], settlement: Settlement) -> list[Par
 
 
 def _bound(part: Part) -> str:
-    """Why a part cannot be taken apart."""
+    """Why a part cannot be split."""
     if isinstance(part, Group):
         return f"the edits of {subjects_of(part.edits)} in {short(part.member)} share one key group"
-    return f"{short(part.member)} has no factors: its delta cannot be taken apart"
+    return f"{short(part.member)} has no factors: its delta cannot be split"
 
 
 def _content(part: Part) -> tuple[int, list[str], str]:
-    """Larger parts first: a smaller one can then only repeat a larger one's facts, not the reverse."""
+    """Sort key: larger parts first, so that only a smaller part can repeat facts of a larger one."""
     return -len(part.edits), sorted(edit.model_dump_json() for edit in part.edits), part.member

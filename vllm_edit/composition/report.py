@@ -1,4 +1,4 @@
-"""How far algebra alone can speak for a composition: constraints, growth of ‖Δ‖, interference pair by pair."""
+"""What can be checked about a composition without the model: constraints, growth of ‖Δ‖, interference by pair."""
 
 from __future__ import annotations
 
@@ -14,37 +14,44 @@ from vllm_edit.composition.parts import Group, Part
 from vllm_edit.deltas.delta import Delta, LowRank
 
 MOST_PAIRS = 1000
-"""The report lists so many pairs at most, those of the highest cosines; `pairs` counts all."""
+"""Maximum number of pairs in the report, those with the highest cosines; `pairs` counts all."""
 
 
 def report_of(
     members: Sequence[CompiledPatch], parts: Sequence[Part], joint: Joint | None, delta: Delta
 ) -> dict[str, Any]:
-    """The composition's report. members: as given; parts: what is left of them; delta: as saved.
+    """The composition's report.
 
-    judged_by: "algebra", until a gate with the model says more.
-    norm_growth: ‖Δ‖ / √(Σ ‖Δ_m‖²) over the members that take part. Unrelated keys give 1.
-    constraint_error (with factors only): the most that an edit's shift at its own key differs from the shift that its
-    member gave there when it was judged, ‖Δ k − Δ_m k‖ / ‖Δ_m k‖.
-    pairs, interference: see `pairs_of`; the highest cosine (absolute) is `highest_cosine`.
+    Args:
+        members: all members.
+        parts: their parts that the composition uses.
+        joint: the joint solution, if any part has factors.
+        delta: the composition's delta, as saved.
+
+    Returns:
+        `judged_by`: "algebra", until a gate with the model has run.
+        `norm_growth`: ‖Δ‖ / √(Σ ‖Δ_m‖²) over the members that take part; 1 for unrelated keys.
+        `constraint_error` (only if all parts have factors): the largest difference between an edit's shift at its own
+        key and the shift by its own member, ‖Δ k − Δ_m k‖ / ‖Δ_m k‖.
+        `pairs`, `interference`, `highest_cosine`: see `pairs_of`.
     """
     taking_part = {part.member for part in parts}
     own = [member for member in members if member.name in taking_part]
     before = sum(_norm(part) ** 2 for member in own for part in member.delta.parts.values()) ** 0.5
     after = sum(_norm(part) ** 2 for part in delta.parts.values()) ** 0.5
-    told: dict[str, Any] = {"judged_by": "algebra", "norm_growth": after / before if before else 1.0}
+    report: dict[str, Any] = {"judged_by": "algebra", "norm_growth": after / before if before else 1.0}
     if joint is not None:
-        told |= pairs_of(joint)
+        report |= pairs_of(joint)
     groups = [part for part in parts if isinstance(part, Group)]
     if len(groups) == len(parts):
-        told["constraint_error"] = _constraint_error(own, groups, delta)
-    return told
+        report["constraint_error"] = _constraint_error(own, groups, delta)
+    return report
 
 
 def pairs_of(joint: Joint) -> dict[str, Any]:
-    """Interference between key groups, pair by pair, the highest first: subjects, first prompts, cosine.
+    """Interference between key groups, by pair, the highest first: subjects, first prompts, cosine.
 
-    The cosine of a pair is the highest (absolute) between an edited column of one and one of the other.
+    The cosine of a pair is the highest (absolute) between their edited columns.
     """
     edited = [place for place, share in enumerate(joint.system.shares) if share]
     owners = torch.tensor([joint.system.groups[place] for place in edited])
@@ -77,12 +84,12 @@ def _constraint_error(members: Sequence[CompiledPatch], groups: Sequence[Group],
 
 
 def _shift(delta: Delta, keys: torch.Tensor) -> torch.Tensor:
-    """Δ k for every key, [n, d_out] float64, of a delta of one module. keys: [n, d_in] float64."""
+    """Δ k for every key, [n, d_out] float64, for a delta with one module. `keys` is [n, d_in] float64."""
     (update,) = delta.parts.values()
     return (keys @ update.A.double().T) @ update.B.double().T
 
 
 def _norm(part: LowRank) -> float:
-    """‖B·A‖ from two Gram matrices, tr(BᵀB AAᵀ): good to some 1e-8 of ‖B‖‖A‖, and no QR of a tall factor."""
+    """‖B·A‖ from two Gram matrices, tr(BᵀB AAᵀ): accurate to about 1e-8 ‖B‖‖A‖, without a QR of a tall factor."""
     B, A = part.B.double(), part.A.double()
     return float(((B.T @ B) * (A @ A.T)).sum().clamp_min(0).sqrt())

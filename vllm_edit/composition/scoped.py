@@ -1,7 +1,7 @@
-"""A patch with scope subject: its subjects' compiled patches side by side, and the composition of those that are named.
+"""Patches with scope subject: one compiled patch per subject, and the composition of the subjects that a text mentions.
 
-A *unit* is one subject's edits, with all the subject's names, compiled as a patch of its own. A text gets the units
-whose names it mentions: none, one as it was compiled (its micro-adapter), or several solved jointly from their factors.
+A *unit* is one subject's edits, with all the subject's names, compiled as a separate patch. A text is answered with the
+units whose names it mentions: none, one as compiled (its micro-adapter), or several solved jointly from their factors.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from vllm_edit.spelling import written
 from vllm_edit.subjects import Subjects
 
 Load = Callable[[str], CompiledPatch]
-"""From a unit's name to the unit."""
+"""Loads a unit by its name."""
 
 
 @dataclass(frozen=True)
 class Unit:
-    """One subject's part of a patch: its edits' and key groups' numbers in that patch, and its own compiled patch.
+    """One subject's part of a patch: the indices of its edits and key groups in the patch, and its compiled patch.
 
-    rank: of its adapter. One without key groups (MEND, fine-tuning, LoRA) counts as the highest of the patch's units,
-    which the manifest tells: an upper bound.
+    `member` is the compiled patch's name, `rank` its adapter's rank. For a unit without key groups (MEND, fine-tuning,
+    LoRA) the rank is an upper bound: the manifest's, which is the highest of all units.
     """
 
     subject: str
@@ -41,7 +41,7 @@ class Unit:
 
 @dataclass(frozen=True)
 class ScopeIndex:
-    """Everything that choosing units needs, without their tensors. name: of the patch; patch: its first part."""
+    """Data for choosing units, without their tensors. `name` is the compiled patch's, `patch` its part before "@"."""
 
     name: str
     patch: str
@@ -53,14 +53,14 @@ class ScopeIndex:
         """The index of a patch with scope subject.
 
         Raises:
-            Incompatible: it was compiled when names were compared otherwise.
+            Incompatible: the patch was compiled by a version that compared names differently.
         """
         edits, group_of = manifest.edits, dict[int, int]()
         places = by_subject(edits)
         if len(places) != len(manifest.members):
             raise Incompatible(
-                f"{manifest.name} was compiled with {len(manifest.members)} subjects where this version tells "
-                f"{len(places)} apart; compile it again"
+                f"{manifest.name} was compiled with {len(manifest.members)} subjects, this version finds "
+                f"{len(places)}; compile it again"
             )
         for number, group in enumerate(manifest.groups):
             group_of |= dict.fromkeys(group.edits, number)
@@ -72,16 +72,16 @@ class ScopeIndex:
         return cls(manifest.name, manifest.patch, tuple(units), Subjects(names))
 
     def mentioned(self, texts: Iterable[str]) -> tuple[int, ...]:
-        """Numbers of the units that the texts mention, ascending."""
+        """Indices of the units that the texts mention, ascending."""
         return self.subjects.mentioned(texts)
 
     def check(self, units: Sequence[int], max_rank: int) -> None:
-        """Refuse more units than one adapter holds.
+        """Refuse units whose ranks add up to more than `max_rank`.
 
-        They are never cut to fit: an edit that a conversation got must not leave it again.
+        No unit is dropped to fit: an edit that is active in a conversation must stay active.
 
         Raises:
-            EditError: with the subjects' names.
+            EditError: the units need a higher rank; the message lists their subjects.
         """
         chosen = [self.units[number] for number in units]
         rank = sum(unit.rank for unit in chosen)
@@ -91,15 +91,15 @@ class ScopeIndex:
             raise EditError(
                 f"the request mentions {len(units)} edited subjects of {self.patch} ({named}), which need rank "
                 f"{most}{rank}; "
-                f"one adapter holds {max_rank}: ask about fewer at once, in requests or conversations of their own"
+                f"one adapter holds {max_rank}: ask about fewer at once, in separate requests or conversations"
             )
 
     def compiled(self, units: Sequence[int], load: Load, site: Site | None = None) -> CompiledPatch:
-        """What answers a text that mentions these units (at least one).
+        """The compiled patch that answers a text that mentions these units (at least one).
 
         Raises:
-            Incompatible: algebra does not vouch for the composition.
-            EditError: there are more units than the site's rank allows.
+            Incompatible: the composition is beyond the limits of `vouch`.
+            EditError: the units need a higher rank than the site allows.
         """
         if site is not None:
             self.check(units, site.max_rank)
@@ -122,7 +122,7 @@ def names_of(edit: Edit) -> tuple[str, ...]:
 
 
 def by_subject(edits: Sequence[Edit]) -> tuple[tuple[int, ...], ...]:
-    """Numbers of the edits of each subject, however it is spelled, in the order in which subjects first appear."""
+    """Indices of each subject's edits, all spellings together, in the order in which subjects first appear."""
     groups: dict[str, list[int]] = {}
     for number, edit in enumerate(edits):
         groups.setdefault(written(edit.subject).folded, []).append(number)
@@ -130,9 +130,9 @@ def by_subject(edits: Sequence[Edit]) -> tuple[tuple[int, ...], ...]:
 
 
 def assemble(patch: Patch, units: Sequence[CompiledPatch]) -> CompiledPatch:
-    """The compiled patch with scope subject whose units, in the order of `by_subject(patch.edits)`, are these.
+    """The compiled patch with scope subject that consists of `units`, in the order of `by_subject(patch.edits)`.
 
-    Subjects with a name in common do not disagree: no such patch can be declared.
+    Subjects that share a name cannot conflict: `Patch` refuses such a declaration.
     """
     places = by_subject(patch.edits)
     first = units[0].manifest
@@ -160,9 +160,9 @@ def assemble(patch: Patch, units: Sequence[CompiledPatch]) -> CompiledPatch:
 
 
 class Narrowing:
-    """From a compiled patch and a text to what answers it, all in memory: for evaluation.
+    """Finds the part of a compiled patch that answers a text, in memory, for evaluation.
 
-    site: given, its maximum rank is enforced as serving does.
+    If a site is given, its maximum rank is enforced as in serving.
     """
 
     def __init__(self, patch: CompiledPatch, site: Site | None = None) -> None:
@@ -172,16 +172,16 @@ class Narrowing:
         self._made: dict[tuple[int, ...], CompiledPatch | EditError | None] = {(): None}
 
     def edits(self, text: str) -> tuple[int, ...] | None:
-        """Numbers of the edits whose subjects the text mentions; None if the patch's scope is all."""
+        """Indices of the edits whose subjects the text mentions; None if the patch's scope is all."""
         if self._index is None:
             return None
         return tuple(edit for number in self._index.mentioned([text]) for edit in self._index.units[number].edits)
 
     def of(self, text: str) -> CompiledPatch | None:
-        """The patch itself if its scope is all; else the composition of what the text mentions, None for the base.
+        """The patch itself if its scope is all; else the composition of the mentioned units, or None for the base.
 
         Raises:
-            EditError: the text mentions what cannot be served together; remembered.
+            EditError: the mentioned units cannot be served together. The error is cached.
         """
         if self._index is None:
             return self._patch
@@ -198,7 +198,7 @@ class Narrowing:
 
 
 def _report(places: Sequence[Sequence[int]], units: Sequence[CompiledPatch]) -> dict[str, object]:
-    """The units' reports as one, edits renumbered; norms and interference are the largest, since each serves alone."""
+    """Merge the units' reports, edits renumbered. Norm and interference are maxima, since each unit serves alone."""
     edits = [
         {**record, "edit": own[record["edit"]]}
         for own, unit in zip(places, units, strict=True)

@@ -1,4 +1,4 @@
-"""System: the linear constraints of a joint solve, as one value."""
+"""The linear constraints of a joint solve."""
 
 from __future__ import annotations
 
@@ -12,12 +12,17 @@ from vllm_edit.errors import EditError
 
 @dataclass(frozen=True)
 class System:
-    """What is asked of an update Δ at one module: Δ k_i = share_i · r_group(i) for every column i. Made by `of`.
+    """The constraints on an update Δ at one module: Δ k_i = share_i · r_group(i) for every column i. Build with `of`.
 
-    keys, whitened: K and C⁻¹K, [n, d_in].  gram: KᵀC⁻¹K, [n, n] float64.  groups, shares: of each column; a share is 1,
-    or 0 for a key that the update must not move.  damping: λ, relative to the mean k̄ᵀC⁻¹k̄ of a column's group.
+    The residuals [groups, d_out] are not included: the row space of Δ does not depend on them.
 
-    The residuals [groups, d_out] are not part of it: the row space of Δ does not depend on them.
+    Attributes:
+        keys: K [n, d_in].
+        whitened: C⁻¹K [n, d_in].
+        gram: KᵀC⁻¹K [n, n] float64.
+        groups: each column's group.
+        shares: each column's share: 1, or 0 for a key that the update must not move.
+        damping: λ, relative to the mean k̄ᵀC⁻¹k̄ of a column's group.
     """
 
     keys: torch.Tensor
@@ -36,10 +41,17 @@ class System:
         damping: float = 0.0,
         shares: Sequence[float] | None = None,
     ) -> System:
-        """The system of these columns. shares: by default 1 each.
+        """Build the system of these columns.
+
+        Args:
+            keys: K [n, d_in].
+            whitened: C⁻¹K [n, d_in].
+            groups: each column's group, numbered from 0 without gaps.
+            damping: λ ≥ 0.
+            shares: each column's share; by default 1.
 
         Raises:
-            EditError: bad shapes, a group without a column or the reverse, or a negative damping.
+            EditError: bad shapes, a column without a group, a group without a column, or a negative damping.
         """
         product = gram(keys, whitened)
         count = product.shape[0]
@@ -72,13 +84,13 @@ class System:
         )
 
     def alone(self, group: int) -> System:
-        """The system of one group as if there were no others: its columns, as group 0."""
+        """The system of one group's columns, as group 0."""
         own = self.only([column for column, member in enumerate(self.groups) if member == group])
         return System(own.keys, own.whitened, own.gram, (0,) * len(own.groups), own.shares, self.damping)
 
 
 def gram(keys: torch.Tensor, whitened: torch.Tensor) -> torch.Tensor:
-    """KᵀC⁻¹K [n, n] float64, made exactly symmetric. keys, whitened: K and C⁻¹K, both [n, d_in]."""
+    """KᵀC⁻¹K [n, n] float64, made exactly symmetric, from K and C⁻¹K, both [n, d_in]."""
     if keys.ndim != 2 or keys.shape != whitened.shape:
         raise EditError(f"keys and C⁻¹ keys must both be [n, d_in]; got {tuple(keys.shape)}, {tuple(whitened.shape)}")
     product = keys.double() @ whitened.double().T
