@@ -1,8 +1,11 @@
 """Deltas: low-rank updates ΔW = B·A, exact from the solver to the files that vLLM loads.
 
 low_rank.py   one module's update: balance, truncate, stack, cast
-delta.py      the update of a model, and the way in to everything here
+delta.py      the update of a model; the entry point of this package
 peft.py       to and from `adapter_config.json` and `adapter_model.safetensors`
 apply.py      a model that answers with a delta inside a `with` block
-fidelity.py   what a cast leaves of a delta
+forward.py    forward hooks that add an update to a module's output
+by_row.py     one batch with a different delta for each row
+linear.py     the weights of linear layers in one orientation
+fidelity.py   the error that a cast makes in a delta
 """

@@ -16,14 +16,14 @@ from vllm_edit.errors import EditError, Incompatible
 
 @contextmanager
 def applied(model: nn.Module, parts: Mapping[str, LowRank]) -> Iterator[None]:
-    """Within the block each named module returns W x + b + B(A x); afterwards its hooks are gone, also on exceptions.
+    """Within the block each named module returns W x + b + B(A x); on exit its hooks are removed, also on exceptions.
 
-    Unmerged, as vLLM serves it: the balanced factors are cast to the module's dtype and multiplied one after the
-    other. Blocks nest; deltas then add up.
+    The factors stay unmerged, as in vLLM: they are balanced, cast to the module's dtype and multiplied one after the
+    other. Blocks nest; their deltas add up.
 
     Raises:
-        Incompatible: modules that the model lacks, or that are not linear layers of the delta's shape; names them
-            all, before any hook is set.
+        Incompatible: modules that the model lacks, or that are not linear layers of the delta's shape. The message
+            lists all of them; no hook is set.
     """
     modules = fitting_modules(model, parts)
     with ExitStack() as hooks:
@@ -44,10 +44,10 @@ def _adder(B: torch.Tensor, A: torch.Tensor) -> Callable[..., torch.Tensor]:
 
 
 def fitting_modules(model: nn.Module, parts: Mapping[str, LowRank]) -> dict[str, nn.Module]:
-    """Name → the model's module, for every module that the delta names.
+    """The model's modules that the delta changes, by name.
 
     Raises:
-        Incompatible: the model lacks a module, or a shape does not fit; all problems at once.
+        Incompatible: the model lacks a module, or a shape does not fit; lists all problems.
     """
     known = dict(model.named_modules())
     modules: dict[str, nn.Module] = {}

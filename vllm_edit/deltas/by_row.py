@@ -1,4 +1,4 @@
-"""Row by row: one batch whose rows are answered under different deltas, or by the base, in one forward pass."""
+"""One forward pass over a batch whose rows use different deltas, or the base."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from vllm_edit.deltas.linear import linear_weight
 
 @contextmanager
 def applied_by_row(model: nn.Module, deltas: Sequence[Delta | None]) -> Iterator[None]:
-    """Within the block row i of every batch is answered under `deltas[i]`, or by the base where that is None.
+    """Within the block row i of every batch uses `deltas[i]`, or the base if that is None.
 
-    Factors of lower rank are filled up with zeros, which add nothing. Balanced and cast as in `applied`, to which this
-    comes down where all rows have one delta.
+    Factors are padded with zeros to a common rank, and balanced and cast as in `applied`. Equals `applied` if all rows
+    have the same delta.
 
     Raises:
-        Incompatible: modules that the model lacks, or that do not fit a delta; named before any hook is set.
+        Incompatible: modules that the model lacks, or that do not fit a delta; no hook is set.
     """
     distinct = {id(delta): delta for delta in deltas}
     if len(distinct) <= 1:
@@ -44,9 +44,9 @@ def applied_by_row(model: nn.Module, deltas: Sequence[Delta | None]) -> Iterator
 
 
 def _stacked(factors: Sequence[tuple[torch.Tensor, torch.Tensor] | None]) -> tuple[torch.Tensor, torch.Tensor]:
-    """B [rows, d_out, r] and A [rows, r, d_in] of each row's B [d_out, r_i] and A [r_i, d_in], zeros where it has none.
+    """Stack each row's B [d_out, r_i] and A [r_i, d_in] to B [rows, d_out, r] and A [rows, r, d_in], padded with zeros.
 
-    At least one row has factors.
+    At least one row must have factors.
     """
     present = [pair for pair in factors if pair is not None]
     rank = max(A.shape[0] for _, A in present)

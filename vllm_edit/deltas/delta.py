@@ -46,7 +46,7 @@ class Delta:
 
     @classmethod
     def concatenate(cls, deltas: Sequence[Delta]) -> Delta:
-        """The sum of deltas, exact; ranks add module by module. The empty delta for none.
+        """The exact sum of deltas; ranks add up per module. Without deltas, the empty delta.
 
         Raises:
             EditError: two deltas give one module different shapes.
@@ -70,8 +70,8 @@ class Delta:
     # Use in a model.
 
     def apply(self, model: nn.Module) -> AbstractContextManager[None]:
-        """Context in which `model` answers with W x + B(A x) in every named module; its weights are not touched."""
-        from vllm_edit.deltas.apply import applied  # knows models; a server, which only reads adapters, does not
+        """Context in which `model` computes W x + b + B(A x) in every named module; its weights do not change."""
+        from vllm_edit.deltas.apply import applied  # imports transformers, which a server does not need
 
         return applied(model, self.parts)
 
@@ -83,7 +83,7 @@ class Delta:
 
     @property
     def digest(self) -> str:
-        """Digest of the float32 adapter's tensors, `Manifest.adapter`. A saved and loaded delta has the same."""
+        """Digest of the float32 adapter's tensors, `Manifest.adapter`. Saving and loading a delta preserves it."""
         return digest_tensors(self.tensors())
 
     def save_peft(
@@ -94,18 +94,18 @@ class Delta:
         dtype: torch.dtype = torch.float32,
         fan_in_fan_out: bool = False,
     ) -> Path:
-        """Write `adapter_config.json` and `adapter_model.safetensors`, the same bytes for the same delta.
+        """Write `adapter_config.json` and `adapter_model.safetensors`; equal deltas give equal bytes.
 
         Args:
-            folder: made if missing.
-            base_name: `base_model_name_or_path` of the config; informative.
-            dtype: of the saved tensors; the last step, after everything was computed in float32 or float64.
+            folder: created if missing.
+            base_name: the config's `base_model_name_or_path`; informative.
+            dtype: the saved tensors' dtype; the cast is the last step, after all computation in float32 or float64.
             fan_in_fan_out: True for a base whose linear layers are Conv1D (GPT-2); only PEFT reads it.
 
         Returns:
             The folder.
         """
-        files = peft.encode(self.parts, base_name, dtype, fan_in_fan_out)  # may refuse: before anything is written
+        files = peft.encode(self.parts, base_name, dtype, fan_in_fan_out)  # may raise, so before anything is written
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
@@ -114,9 +114,9 @@ class Delta:
 
     @classmethod
     def load_peft(cls, folder: str | Path) -> Delta:
-        """Read a LoRA adapter of PEFT's layout; its scale is folded into B.
+        """Read a LoRA adapter in PEFT's layout; its scale is folded into B.
 
         Raises:
-            EditError: not an adapter folder, or one that B·A cannot express; names every problem.
+            EditError: not an adapter folder, or an adapter that B·A cannot express; lists every problem.
         """
         return cls(peft.read(Path(folder)))

@@ -23,7 +23,7 @@ class ModuleFidelity:
 
 @dataclass(frozen=True)
 class Fidelity:
-    """What a cast to `dtype` does to each module's ΔW."""
+    """The error that a cast to `dtype` makes in each module's ΔW."""
 
     dtype: torch.dtype
     modules: Mapping[str, ModuleFidelity]
@@ -49,12 +49,12 @@ def fidelity(delta: Delta, dtype: torch.dtype, weights: Mapping[str, torch.Tenso
     """Relative error of ΔW after a cast, per module.
 
     Unmerged: ‖B̃Ã − ΔW‖ / ‖ΔW‖ with the adapter's factors B̃, Ã in `dtype`. Merged: ‖(cast(W̃ + ΔW) − W̃) − ΔW‖ / ‖ΔW‖
-    with W̃ = cast(W): what is left of the edit when it is added to weights of `dtype`, whose steps are as large as a
-    small edit's entries.
+    with W̃ = cast(W): the edit is added to weights in `dtype`, whose rounding steps can be as large as a small edit's
+    entries.
 
     Args:
         delta: the update.
-        dtype: of the served adapter and, for the merged error, of the weights.
+        dtype: the dtype of the served adapter and, for the merged error, of the weights.
         weights: module → W [d_out, d_in] of the base model, for modules whose merged error is wanted.
 
     Raises:
@@ -74,10 +74,10 @@ def fidelity(delta: Delta, dtype: torch.dtype, weights: Mapping[str, torch.Tenso
 
 
 def _merge_error(name: str, part: LowRank, weight: torch.Tensor, dtype: torch.dtype) -> float:
-    """‖(cast(W̃ + ΔW) − W̃) − ΔW‖ with W̃ = cast(W), all in float64 but for the casts."""
+    """‖(cast(W̃ + ΔW) − W̃) − ΔW‖ with W̃ = cast(W), all in float64 except the casts."""
     if tuple(weight.shape) != part.shape:
         raise Incompatible(f"{name}: expected a weight [d_out, d_in] = {part.shape}, got {tuple(weight.shape)}")
     update = part.B.double() @ part.A.double()
     served = weight.to("cpu", dtype).double()
-    kept = (served + update).to(dtype).double() - served
-    return float(torch.linalg.matrix_norm(kept - update))
+    merged = (served + update).to(dtype).double() - served
+    return float(torch.linalg.matrix_norm(merged - update))

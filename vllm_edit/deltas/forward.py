@@ -1,4 +1,4 @@
-"""A module's forward pass under an update of its weights: W stays, the update's part is added by a hook."""
+"""A module's forward pass under an update of its weights: W does not change, a hook adds the update's part."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ from vllm_edit.errors import EditError
 
 @contextmanager
 def low_rank_forward(module: nn.Module, A: torch.Tensor, B: torch.Tensor) -> Iterator[None]:
-    """Inside, the module computes W x + b + B (A x) at every token, differentiable in A and B: the served LoRA forward.
+    """Within the block the module computes W x + b + B (A x) at every token, differentiable in A and B, as served LoRA.
 
-    A: [r, d_in] and B: [d_out, r], shared by the batch; or A: [rows, r, d_in], B: [rows, d_out, r], where row i of the
-    batch gets its own update. Each of the two may be shared or not. The product is computed in A's precision and cast
-    to the output's.
+    The product is computed in A's precision and cast to the output's.
+
+    Args:
+        module: the linear layer.
+        A: [r, d_in], shared by the batch, or [rows, r, d_in] with one factor for each row of the batch.
+        B: [d_out, r], shared by the batch, or [rows, d_out, r], independently of A.
 
     Raises:
         EditError: A and B do not fit each other; or, in the forward pass, the module or the batch.
@@ -55,9 +58,13 @@ def low_rank_forward(module: nn.Module, A: torch.Tensor, B: torch.Tensor) -> Ite
 
 @contextmanager
 def routed_forward(module: nn.Module, A: torch.Tensor, B: torch.Tensor, routes: torch.Tensor) -> Iterator[None]:
-    """Inside, the module computes W x + b + B_g (A_g x) with an update of rank one for each token, differentiable in B.
+    """Within the block the module computes W x + b + B_g (A_g x), one rank-one update per token, differentiable in B.
 
-    A: [g, d_in], B: [g, d_out], routes: [batch, seq], the number g of each token's update, -1 for tokens without one.
+    Args:
+        module: the linear layer.
+        A: [g, d_in].
+        B: [g, d_out].
+        routes: [batch, seq], the index g of each token's update; -1 for none.
     """
     chosen = routes[..., None] == torch.arange(len(A), device=routes.device)  # [batch, seq, g]
 
@@ -75,7 +82,7 @@ def routed_forward(module: nn.Module, A: torch.Tensor, B: torch.Tensor, routes: 
 
 @contextmanager
 def dense_forward(module: nn.Module, update: torch.Tensor, scale: float = 1.0) -> Iterator[None]:
-    """Inside, the module computes W x + b + scale · ΔW x at every token, differentiable in ΔW = `update` [d_out, d_in].
+    """Within the block the module computes W x + b + scale · ΔW x, differentiable in ΔW = `update` [d_out, d_in].
 
     The product is computed in the update's precision and cast to the output's.
     """

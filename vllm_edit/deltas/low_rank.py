@@ -11,7 +11,7 @@ import torch
 
 from vllm_edit.errors import EditError
 
-# Components whose two norms agree to this are left alone, so that balancing what was balanced and cast changes no bit.
+# Components whose norms agree within this do not change, so that balancing again after a cast is an exact no-op.
 _BALANCED_WITHIN = 0.01
 
 
@@ -19,7 +19,7 @@ _BALANCED_WITHIN = 0.01
 class LowRank:
     """One module's update ΔW = B·A.
 
-    B: [d_out, r], A: [r, d_in], both float32 or float64 on the CPU; cast only when they leave (`save_peft`).
+    B is [d_out, r], A [r, d_in], both float32 or float64 on the CPU; they are cast only when saved (`save_peft`).
     """
 
     B: torch.Tensor
@@ -51,9 +51,9 @@ class LowRank:
     def balanced(self) -> LowRank:
         """The same ΔW in float64 with ‖A_i‖ = ‖B_i‖ per component: B_i ← s·B_i, A_i ← A_i/s, s = √(‖A_i‖/‖B_i‖).
 
-        A cast to half precision then keeps both factors in range (docs/methods.md). Components whose norms already
-        agree within 1 % are left bit for bit; a component with a zero factor adds nothing to ΔW and becomes zero in
-        both, so that a large partner cannot overflow in a cast and turn 0 into NaN.
+        A cast to half precision then keeps both factors in range (docs/methods.md). Components whose norms agree
+        within 1 % do not change. A component with a zero factor adds nothing to ΔW: both factors become zero, so that
+        the other factor cannot overflow in a cast and turn 0 into NaN.
         """
         B, A = self.B.double(), self.A.double()
         norm_B, norm_A = B.norm(dim=0), A.norm(dim=1)  # [r], [r]
@@ -64,10 +64,10 @@ class LowRank:
         return LowRank(B * (s * keep), A * (keep / s)[:, None])
 
     def cast(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        """B [d_out, r] and A [r, d_in] as they leave: balanced in float64, then cast, on the CPU, without a graph.
+        """B [d_out, r] and A [r, d_in], balanced in float64, then cast, on the CPU, detached.
 
         Raises:
-            EditError: `dtype` cannot hold a value, or a value is not finite to begin with.
+            EditError: `dtype` cannot hold a value, or a value is not finite.
         """
         part = self.balanced()
         B, A = (factor.detach().to("cpu", dtype).contiguous() for factor in (part.B, part.A))
@@ -97,8 +97,8 @@ class LowRank:
     def nearest(cls, dense: torch.Tensor, rank: int) -> tuple[LowRank, float]:
         """The best approximation of ΔW [d_out, d_in] of at most `rank`, and the energy dropped; as in `truncated`.
 
-        From the eigenvectors U of the smaller of ΔWΔWᵀ and ΔWᵀΔW, ΔW ≈ U_r (U_rᵀ ΔW), optimal by Eckart–Young; a full
-        SVD of a large matrix would take many times longer for digits that the adapter's float32 does not hold.
+        From the eigenvectors U of the smaller of ΔWΔWᵀ and ΔWᵀΔW, ΔW ≈ U_r (U_rᵀ ΔW), optimal by Eckart–Young. A full
+        SVD of a large matrix takes many times longer, for digits that the adapter's float32 does not hold.
         """
         if dense.shape[0] > dense.shape[1]:
             turned, dropped = cls.nearest(dense.mT, rank)

@@ -4,7 +4,7 @@
     adapter_model.safetensors    base_model.model.<module>.lora_A.weight [r, d_in], ….lora_B.weight [d_out, r]
 
 Alpha equals the rank everywhere, so LoRA's scale alpha/r is 1 and ΔW = B·A. The config holds only keys that PEFT or
-vLLM reads: vLLM drops the others without a word. A and B have `nn.Linear` orientation for Conv1D too.
+vLLM reads: vLLM silently drops the others. A and B have `nn.Linear` orientation for Conv1D too.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CONFIG_FILE = "adapter_config.json"
 TENSORS_FILE = "adapter_model.safetensors"
 
 _TENSOR_NAME = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<factor>[AB])\.weight")
-# Features that make an adapter something else than W + s·B·A; any value but these defaults is refused.
+# Features with which an adapter is not W + s·B·A; any other value than these is refused.
 _PLAIN: Mapping[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
     "bias": ("none",),
@@ -70,16 +70,16 @@ def tensors(parts: Mapping[str, LowRank], dtype: torch.dtype) -> dict[str, torch
 def encode(
     parts: Mapping[str, LowRank], base_name: str, dtype: torch.dtype, fan_in_fan_out: bool = False
 ) -> dict[str, bytes]:
-    """Both files' bytes by file name; equal for equal parts."""
+    """Both files' bytes by file name; equal parts give equal bytes."""
     named = tensors(parts, dtype)
     config = json.dumps(_config(parts, base_name, fan_in_fan_out), indent=2, sort_keys=True, ensure_ascii=False)
     return {CONFIG_FILE: f"{config}\n".encode(), TENSORS_FILE: safetensors.torch.save(named, metadata={"format": "pt"})}
 
 
 def read(folder: Path) -> dict[str, LowRank]:
-    """`decode` of an adapter folder's files."""
+    """Read an adapter folder's files and `decode` them."""
     try:
-        # As bytes, not mapped: a delta in memory must not change when its file does.
+        # Read, not memory-mapped: a delta in memory must not change when its file does.
         files = {name: (folder / name).read_bytes() for name in (CONFIG_FILE, TENSORS_FILE)}
     except OSError as error:
         raise _no_folder(folder, error) from error
@@ -87,13 +87,17 @@ def read(folder: Path) -> dict[str, LowRank]:
 
 
 def decode(files: Mapping[str, bytes], folder: Path) -> dict[str, LowRank]:
-    """Module → `LowRank` of both files' bytes by file name. Factors are float32, or float64 where a scale ≠ 1 went
-    into B. Tensor names, not `target_modules`, decide what is adapted, as in vLLM.
+    """Decode both files to module → `LowRank`.
 
-    folder: where they come from, for messages.
+    Factors are float32, or float64 where a scale ≠ 1 was folded into B. Tensor names, not `target_modules`, determine
+    the adapted modules, as in vLLM.
+
+    Args:
+        files: both files' bytes by file name.
+        folder: their folder, for messages.
 
     Raises:
-        EditError: with one line per problem.
+        EditError: the files are no plain LoRA adapter; one line per problem.
     """
     try:
         config = json.loads(files[CONFIG_FILE].decode())
@@ -131,7 +135,7 @@ def _no_folder(folder: Path, error: Exception) -> EditError:
 
 
 def _config(parts: Mapping[str, LowRank], base_name: str, fan_in_fan_out: bool) -> dict[str, Any]:
-    """`adapter_config.json`: the highest rank as default, the modules that differ by anchored pattern."""
+    """`adapter_config.json`: the highest rank as default, an anchored pattern for each module of another rank."""
     rank = max(part.rank for part in parts.values())
     pattern = {f"^{re.escape(name)}": part.rank for name, part in sorted(parts.items()) if part.rank != rank}
     return {
