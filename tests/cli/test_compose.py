@@ -133,7 +133,7 @@ def test_a_composition_that_moves_ordinary_text_further_than_a_member_allows_is_
     asked = ("compose", "shared", "quiet", "--out", "both", "--truncate", "--json")
     unjudged = program(*asked)
     assert unjudged.code == 1
-    assert "perplexity_drift: not measured for want of text, the gate allows 0; keep passages" in unjudged.err
+    assert "perplexity_drift: not measured, since there is no text; the gate allows 0; add passages" in unjudged.err
 
     base = Base.load(store.site().model)
     made = store.load(unjudged.json["name"])

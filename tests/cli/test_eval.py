@@ -128,7 +128,7 @@ def test_records_that_are_no_edit_are_counted_and_listed_with_their_reason(
         ],
     )
     shown = program(*asked)
-    assert "records that are no edit: 2, the first record 1: subject: expected text, got null" in shown.out
+    assert "records that are not edits: 2, the first record 1: subject: expected text, got null" in shown.out
 
 
 def test_rewrites_of_one_record_are_measured_together(program: Program, url: Path, tmp_path: Path) -> None:

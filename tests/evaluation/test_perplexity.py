@@ -144,8 +144,8 @@ DRIFT = Drift(texts=4, tokens=90, base=10.0, edited=10.25, value=0.025)
             None,
             0.02,
             [
-                "perplexity_drift: not measured for want of text, the gate allows 0.02; keep passages in the store "
-                "with `vllm-edit store passages`"
+                "perplexity_drift: not measured, since there is no text; the gate allows 0.02; add passages to the "
+                "store with `vllm-edit store passages`"
             ],
         ),
         (

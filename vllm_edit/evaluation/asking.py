@@ -1,4 +1,4 @@
-"""Questions put to a runner in each mode, in chunks: answered freely, and scored with their answers forced."""
+"""Asks a runner all questions in each mode, in chunks: free generation, and scores by teacher forcing."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from vllm_edit.models.lengths import READ
 from vllm_edit.patch import Edit
 
 Progress = Callable[[str, int, int], None]
-"""Called with (what is asked, how much is answered, how much there is)."""
+"""Called with (stage, answered, total)."""
 
 CHUNK = 512
-"""Requests handed to a runner at once: enough to fill its batches, few enough that progress is seen."""
+"""Requests per call of a runner: enough to fill its batches, few enough to show progress."""
 
 
 def ask(
@@ -33,10 +33,12 @@ def ask(
     site: Site | None = None,
     edits: Sequence[Sequence[Edit]] | None = None,
 ) -> tuple[list[Sheet], list[Cost]]:
-    """One sheet for each patch, with the replies of base and of `modes`, and what each of `modes` cost.
+    """Ask each patch's questions in base and in `modes`; one sheet for each patch, one cost for each of `modes`.
 
-    Base is asked first, and what a mode would send to the base unchanged is not asked again. edits: what is asked about
-    each patch; its own by default.
+    Base is asked first; a request that a mode would send to the base unchanged is not repeated.
+
+    Args:
+        edits: for each patch the edits to ask about; by default its own.
     """
     has_chat = bool(getattr(runner.tokenizer, "chat_template", None))
     edits = [edits_of(patch) for patch in patches] if edits is None else edits
@@ -80,10 +82,10 @@ def _replies(
     site: Site | None,
     before: Sequence[Reply] | None,
 ) -> tuple[list[Reply], Cost | None]:
-    """One mode's reply to every question, and its cost where anything was asked. before: base's, unless it is base."""
+    """One mode's reply to every question, and its cost if anything was asked. `before`: base's replies, if known."""
     found: dict[int, Reply] = {}
     asked: dict[int, Request] = {}
-    # A refused patch has no adapter; its prompt prefix needs none.
+    # A refused patch has no adapter; mode ike needs none.
     lacking = {number for number, patch in enumerate(patches) if mode == "weights" and isinstance(patch, Refused)}
     put = [row for row, question in enumerate(questions) if question.patch not in lacking]
     made = requests_of([questions[row] for row in put], patches, mode, runner, settings.max_tokens, site)
@@ -125,9 +127,9 @@ def _replies(
 def generate(
     runner: Runner, requests: Sequence[Request], tokens: Sequence[int], mode: Mode, progress: Progress
 ) -> list[str]:
-    """Free greedy answers of at most `tokens[row]` tokens, in chunks, so that progress is seen.
+    """Free greedy answers of at most `tokens[row]` tokens, in chunks, to show progress.
 
-    How far an answer is read depends on its question alone, never on what else is asked.
+    An answer's length limit depends only on its question.
     """
     rows_of: dict[int, list[int]] = {}
     for row, most in enumerate(tokens):
@@ -144,7 +146,7 @@ def generate(
 def force(
     questions: Sequence[Question], requests: Sequence[Request], runner: Runner, mode: Mode, progress: Progress
 ) -> tuple[list[Scored | None], list[Scored | None]]:
-    """Scores of each question's expected answer and of its rival, None where there is none."""
+    """Scores of each question's expected answer and of its rival, None where a question has none."""
     pairs = [
         (row, side, (request, text))
         for row, (question, request) in enumerate(zip(questions, requests, strict=True))
@@ -161,13 +163,13 @@ def force(
 
 
 def _latency(requests: Sequence[Request], runner: Runner, settings: Settings) -> tuple[float | None, int]:
-    """Median seconds of some requests asked alone, after a warm-up, and how many."""
+    """Median seconds of single requests, after a warm-up, and their number."""
     if not requests or not settings.latency:
         return None, 0
     step = max(1, len(requests) // settings.latency)
     alone = list(requests[::step])[: settings.latency]
     times = []
-    for request in alone[:1] + alone:  # the first is asked twice: once to load what is loaded on first use
+    for request in alone[:1] + alone:  # the first is repeated, as a warm-up
         started = time.perf_counter()
         runner.generate([request], settings.max_tokens or READ)
         times.append(time.perf_counter() - started)

@@ -1,4 +1,4 @@
-"""evaluate: base, weights and IKE asked the same questions."""
+"""Evaluates patches: the same questions in modes base, weights and ike."""
 
 from __future__ import annotations
 
@@ -36,12 +36,16 @@ def evaluate(
 
     Args:
         subject: one patch, or several that are each measured alone, such as many single edits. Modes other than
-            base need compiled ones. Base is always asked, since locality is judged against it. A refused one has
-            nothing to ask in mode weights: there it fails what needs the edit, and locality is not counted. Of a patch
-            with scope subject, a prompt that a server would refuse fails whatever it is asked for.
-        site: given, its maximum rank is what one prompt may need at most, as it is in serving.
-        passages: ordinary text; given, the report has the drift of its perplexity in mode weights.
-        added: probes that are asked besides a patch's own, for each of its edits. Only for one patch.
+            base need compiled patches. Base is always asked, since locality is judged against it. A refused patch is
+            not asked in mode weights: every metric that needs the edit fails, and locality is not counted. For a patch
+            with scope subject, a prompt that a server would refuse fails in every metric.
+        runner: the engine that answers.
+        modes: the modes to measure.
+        settings: see `Settings`.
+        progress: called with (stage, answered, total).
+        site: if given, a prompt may need at most its maximum rank, as in serving.
+        passages: ordinary text; if given, the report holds the drift of its perplexity in mode weights.
+        added: for each edit, probes to ask besides its own. Only for a single patch.
 
     Raises:
         EditError: a mode cannot be measured (not compiled, no demonstrations, or a context too small for the prefix).
@@ -62,10 +66,10 @@ def evaluate(
 
 
 def check_modes(patches: Sequence[One], modes: Sequence[Mode]) -> list[Mode]:
-    """The modes in their order, if every patch can be measured in them.
+    """The modes in standard order, if every patch can be measured in them.
 
     Raises:
-        EditError: a patch is not compiled, or has demonstrations that overlap with what it is asked.
+        EditError: a patch is not compiled, or its demonstrations overlap with its questions.
     """
     asked = [mode for mode in MODES if mode in modes]
     uncompiled = [patch.name for patch in patches if isinstance(patch, Patch)]
@@ -86,11 +90,16 @@ def run_gate(
 ) -> tuple[Report, list[str]]:
     """Measure a compiled patch on its gate probes by free generation and compare with its gate.
 
-    site, added: as above. passages: the same; read only where the gate limits the drift.
+    Args:
+        compiled: the patch to judge.
+        runner: the engine that answers.
+        site: as in `evaluate`.
+        passages: as in `evaluate`; read only if the gate limits the drift.
+        added: as in `evaluate`.
 
     Returns:
-        The report, with answers and what it could not judge (`unjudged`), and one line per metric that missed; none
-        means accepted.
+        The report, with answers and the limits that it could not judge (`unjudged`), and one line per failed metric;
+        no line means accepted.
     """
     settings = Settings(teacher_forced=False, latency=0, answers=True)
     gate = compiled.manifest.gate
@@ -100,7 +109,7 @@ def run_gate(
 
 
 def _unjudged(report: Report, gate: Gate) -> dict[str, tuple[int, ...]]:
-    """Limit of the gate → edits without a probe that was asked for it."""
+    """The gate's metric → indices of the edits without a probe for it."""
     asked = {(answer.metric, answer.edit) for answer in report.answers or ()}
     lacking = {
         metric: tuple(edit for edit in range(report.edits) if (metric, edit) not in asked)

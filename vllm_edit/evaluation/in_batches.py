@@ -22,9 +22,9 @@ from vllm_edit.evaluation.time_left import TimeLeft
 from vllm_edit.patch import Patch
 
 BATCH = 32
-"""Patches compiled and asked at once: enough to fill a model's batches, few enough to lose when a run is stopped."""
+"""Patches per batch: enough to fill a model's batches, few enough to repeat after an interruption."""
 Attempt = Callable[[Sequence[Patch], Progress], Sequence[One]]
-"""From declared patches to what is measured of them, in their order: compiled or refused. Not called for base alone."""
+"""Compiles declared patches: each compiled or refused, in their order. Not called for mode base alone."""
 
 
 def evaluate_in_batches(
@@ -40,11 +40,19 @@ def evaluate_in_batches(
 ) -> Report:
     """`evaluate` of many patches of different names, `size` at a time.
 
-    record: keeps every batch's sheets, and brings those of an earlier run, whose patches are not tried again.
-    progress: told of patches, with what is being done and the time that is left.
+    Args:
+        patches: the declared patches.
+        attempt: compiles a batch of them.
+        runner: the engine that answers.
+        modes: the modes to measure.
+        settings: see `Settings`.
+        record: stores every batch's sheets; patches with sheets of an earlier run are skipped.
+        progress: called with (stage and time left, finished patches, total).
+        site: as in `evaluate`.
+        size: patches per batch.
 
     Raises:
-        EditError: as `evaluate`; no patch, or two of one name.
+        EditError: as `evaluate`; no patch, or two with the same name.
     """
     settings = settings or Settings()
     names = [patch.name for patch in patches]
@@ -66,7 +74,7 @@ def evaluate_in_batches(
         batch = waiting[start : start + size]
         stages = _Stages(progress, left, len(sheets), len(batch), len(patches), 1 + len({"base", *asked}))
         tried = batch if asked == ["base"] else attempt(batch, stages.compiling)
-        # Latency is of single answers, asked alone: once is enough.
+        # Latency is measured on single answers: once is enough.
         wanted = replace(settings, latency=0) if costs else settings
         found, spent = ask(tried, runner, check_modes(tried, modes), wanted, stages, site)
         if record:
@@ -83,7 +91,7 @@ def evaluate_in_batches(
 
 
 def identity(patches: Sequence[Patch], modes: Sequence[Mode], settings: Settings, **others: Any) -> dict[str, Any]:
-    """What an evaluation's record is of. others: what else decides its numbers, JSON-able (site, method, engine, …)."""
+    """The identity of an evaluation's record. `others`: more inputs of its numbers, JSON-able (site, method, …)."""
     return {
         "patches": digest_json([patch.model_dump(mode="json") for patch in patches]),
         "modes": [mode for mode in MODES if mode in modes],
@@ -95,7 +103,7 @@ def identity(patches: Sequence[Patch], modes: Sequence[Mode], settings: Settings
 
 
 def together(costs: Iterable[Cost]) -> list[Cost]:
-    """One cost for each mode: means over all answers, the latency of the first part that has one."""
+    """Merge costs by mode: means over all answers, and the first measured latency."""
     by_mode: dict[Mode, list[Cost]] = {}
     for cost in costs:
         by_mode.setdefault(cost.mode, []).append(cost)
@@ -117,14 +125,14 @@ def together(costs: Iterable[Cost]) -> list[Cost]:
 
 
 class _Stages:
-    """From the progress of a batch's stages to that of all patches. Every stage counts as the same part of a batch."""
+    """Turns a batch's progress into that of all patches. Every stage counts as the same part of a batch."""
 
     def __init__(self, progress: Progress, left: TimeLeft, done: int, size: int, total: int, stages: int) -> None:
         self._progress, self._left, self._done, self._size, self._total = progress, left, done, size, total
         self._stages, self._seen = stages, ["compile"]
 
     def compiling(self, what: str, done: int, total: int) -> None:
-        """The first stage, whatever its own parts are called."""
+        """Progress of the first stage, whatever its steps are called."""
         self(f"compile, {what}", done, total)
 
     def __call__(self, what: str, done: int, total: int) -> None:

@@ -1,4 +1,4 @@
-"""95 % intervals of what is measured."""
+"""95 % confidence intervals."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def wilson(share: float, n: int, z: float = Z95) -> tuple[float, float]:
     centre = share + z * z / (2 * n)
     spread = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
-    # At 0 and 1 an end is the share itself, exactly but for rounding.
+    # At 0 and 1 one end is the share itself, up to rounding.
     return max(0.0, min(share, (centre - spread) / scale)), min(1.0, max(share, (centre + spread) / scale))
 
 
@@ -35,9 +35,17 @@ def bootstrap(values: Sequence[float], resamples: int = 1000, seed: int = 0) -> 
 def resampled(
     count: int, statistic: Callable[[Sequence[int]], float | None], resamples: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
-    """Percentile interval of a `statistic` of `count` edits, given the numbers of those drawn, by seeded resampling.
+    """Percentile interval of a statistic over `count` edits, by seeded resampling.
 
-    A draw of which it is None is left out: one without any edit of a kind that the statistic needs.
+    Args:
+        count: number of edits.
+        statistic: from the indices of a resample to its value; None (a resample without an edit that the statistic
+            needs) is left out.
+        resamples: number of resamples.
+        seed: random seed.
+
+    Raises:
+        ValueError: `count` is not positive.
     """
     if count <= 0:
         raise ValueError(f"an interval needs at least one observation, got {count}")

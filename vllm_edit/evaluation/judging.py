@@ -1,7 +1,7 @@
-"""How a freely generated answer is judged.
+"""Judges freely generated answers.
 
-The answer is the generated text up to the end of the turn, without the thinking before it. Its first line that is not
-blank is judged, in the normalised form of `vllm_edit.text` (case, width, outer punctuation and a leading article do not
+The answer is the generated text up to the end of the turn, without the thinking before it. Its first non-blank line is
+judged, in the normalised form of `vllm_edit.text` (case, width, outer punctuation and a leading article do not
 count).
 """
 
@@ -14,7 +14,7 @@ from vllm_edit.thinking import after_thinking
 
 
 def first_line(answer: str) -> str:
-    """The answer's first line that is not blank; empty if there is none, as in a thinking that does not end."""
+    """The answer's first non-blank line; empty if there is none, as when the thinking does not end."""
     return (after_thinking(answer) or "").strip().split("\n")[0].strip()
 
 
@@ -27,20 +27,20 @@ def gives(answer: str, expected: str, rival: str | None = None) -> bool:
 
 
 def gives_any(answer: str, accepted: Iterable[str], rivals: Iterable[str] = ()) -> bool:
-    """`gives` for an answer and a rival that have several names: the one that is mentioned first counts."""
+    """`gives` for an answer and a rival with several names: the earliest mention counts."""
     line = first_line(answer)
     found, wrong = _first_mentioned(line, accepted), _first_mentioned(line, rivals)
-    # A rival that starts at the same place is a part of the expected answer, or the other way round.
+    # A rival that starts at the same position is a part of the expected answer, or the other way round.
     return found is not None and (wrong is None or wrong >= found)
 
 
 def _first_mentioned(line: str, answers: Iterable[str]) -> int | None:
-    """The first place in the normalised line at which any of the answers is mentioned."""
+    """The first position in the normalised line at which any of the answers is mentioned."""
     return min((found for answer in answers if (found := position(line, answer)) is not None), default=None)
 
 
 def unchanged(answer: str, before: str) -> bool:
-    """True if both first lines are the same once normalised; of two thinkings that do not end, all of both."""
+    """True if the normalised first lines are equal; if a thinking does not end, the whole normalised texts."""
     if after_thinking(answer) is None or after_thinking(before) is None:
         return normalise(answer) == normalise(before)
     return normalise(first_line(answer)) == normalise(first_line(before))

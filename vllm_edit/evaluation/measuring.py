@@ -1,4 +1,4 @@
-"""From judged answers to measures."""
+"""Computes measures from judged answers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vllm_edit.evaluation.report import Measure, Mode, Protocol
 from vllm_edit.evaluation.runners.runner import Scored
 
 Case = tuple[int, int]
-"""(patch, edit): what an interval counts as one observation."""
+"""(patch, edit): the unit of observation for intervals."""
 Outcome = tuple[str, Case, float]
 """(metric, case, value) of one question."""
 Pair = tuple[Sequence[Scored | None], Sequence[Scored | None]]
@@ -20,13 +20,13 @@ Pair = tuple[Sequence[Scored | None], Sequence[Scored | None]]
 _SUCCESS = {RELIABILITY: "ES", "paraphrase": "PS", "locality": "NS"}
 _MARGIN = {"ES": "EM", "PS": "PM", "NS": "NM"}
 NATS = ("EM", "PM", "NM", "NM_shift", "NS_shift")
-"""What is no share: differences, whose mean has an interval by resampling edits."""
+"""Metrics that are differences, not shares; their means have intervals by resampling edits."""
 
 
 def counts_as_right(question: Question, answer: str, before: str) -> bool:
-    """The question's headline: changing metrics, the wanted answer is given; keeping ones, it is what base says.
+    """True if a changing question has the wanted answer, or a keeping question the same answer as base.
 
-    A default probe is also kept if it still gives the known fact: nobody asked for the rest of the line.
+    A default probe also passes if the answer still gives the known fact.
     """
     given = gives_any(answer, question.accepted, question.rivals)
     if question.keeps:
@@ -37,10 +37,10 @@ def counts_as_right(question: Question, answer: str, before: str) -> bool:
 def generation_outcomes(
     questions: Sequence[Question], answers: Sequence[str], before: Sequence[str], mode: Mode
 ) -> list[Outcome]:
-    """Judge one mode's answers against `before`, base's: `counts_as_right` of each question, and beside it
+    """Judge one mode's answers; `before` holds base's.
 
-    `<metric>_right` of a keeping metric: the true answer is given; `old_answer`: the edit's prompt gives target_true.
-    "Unchanged" is trivially true of base and left out there.
+    Each question has the outcome `counts_as_right`. A keeping question also has `<metric>_right`: the true answer is
+    given. The edit's prompt also has `old_answer`: target_true is given. "Unchanged" is trivial for base and omitted.
     """
     outcomes: list[Outcome] = []
     for question, answer, base in zip(questions, answers, before, strict=True):
@@ -57,7 +57,7 @@ def generation_outcomes(
 
 
 def argmax_outcomes(questions: Sequence[Question], scored: Sequence[Scored | None]) -> list[Outcome]:
-    """Every token of the expected answer is the argmax; for keeping metrics that is the true answer."""
+    """Whether every token of the expected answer (for keeping metrics the true one) is the argmax."""
     return [
         (
             f"{question.metric}_right" if question.keeps else question.metric,
@@ -76,7 +76,7 @@ def nll_outcomes(
 
     ES on the edit's prompt, PS on paraphrases: s(new) < s(true). NS on same-relation neighbours: s(true) < s(new).
     EM, PM and NM are the mean lead of the wanted answer over the other, s(other) − s(wanted), in nats; the paper's
-    magnitudes are differences of e^{-s}, which say little where both are near 0.
+    magnitudes are differences of e^{-s}, which are uninformative where both are near 0.
     """
     outcomes: list[Outcome] = []
     for question, wanted, other in zip(questions, expected, rival, strict=True):
@@ -89,7 +89,7 @@ def nll_outcomes(
 
 
 def shift_outcomes(questions: Sequence[Question], scored: Pair, before: Pair) -> list[Outcome]:
-    """How far the neighbours' scores moved from `before`, base's, question by question: NM_shift in nats, NS_shift."""
+    """Shifts of the neighbours' scores from base's (`before`), by question: NM_shift in nats, NS_shift."""
     outcomes: list[Outcome] = []
     for question, wanted, other, wanted_before, other_before in zip(questions, *scored, *before, strict=True):
         if question.metric != "locality" or not (wanted and other and wanted_before and other_before):
@@ -104,8 +104,8 @@ def shift_outcomes(questions: Sequence[Question], scored: Pair, before: Pair) ->
 def refusals(questions: Iterable[Question], protocol: Protocol) -> list[Outcome]:
     """The outcomes of questions whose edit was refused: 0 in every metric that needs the edit.
 
-    What must not change is left out, as `old_answer`, EM and PM are: an edit that is not there harms nothing, and
-    counting that as locality would reward refusals.
+    Keeping metrics, `old_answer`, EM and PM are left out: a refused edit harms nothing, and counting that as locality
+    would reward refusals.
     """
     failed: list[Outcome] = []
     for question in questions:
@@ -161,14 +161,14 @@ def summarise(
 
 
 def harmonic_mean(shares: Sequence[float]) -> float:
-    """3 / (1/a + 1/b + 1/c) for three of them; 0 where one is."""
+    """Harmonic mean, n / Σ 1/share; 0 if any share is 0."""
     return len(shares) / sum(1 / share for share in shares) if all(shares) else 0.0
 
 
 def _score(
     parts: Mapping[str, Mapping[Case, Sequence[float]]], mode: Mode, protocol: Protocol, refused: int
 ) -> Measure:
-    """S of the averages of ES, PS and NS, its interval by resampling edits with all that they were asked."""
+    """S, the harmonic mean of ES, PS and NS; its interval by resampling edits with all their questions."""
     means = {name: {case: sum(values) / len(values) for case, values in own.items()} for name, own in parts.items()}
     cases = list(dict.fromkeys(case for own in means.values() for case in own))
 

@@ -1,4 +1,4 @@
-"""Perplexity of ordinary text, by the base and with patches: what edits do to everything else."""
+"""Perplexity of ordinary text, by the base and with patches: the side effects of edits."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from vllm_edit.errors import EditError
 from vllm_edit.evaluation.report import Drift
 from vllm_edit.evaluation.runners.runner import Reading, Request, Runner
 
-_LARGEST = 700.0  # of what e is raised to: perplexity stays a number, however broken a model is
+_LARGEST = 700.0  # exponent limit: perplexity stays finite, however broken a model is
 
 
 def perplexity(readings: Sequence[Reading]) -> float:
-    """exp of the mean negative log-likelihood over all predicted tokens: a long text weighs more than a short one."""
+    """exp of the mean negative log-likelihood over all predicted tokens; long texts weigh more."""
     tokens = sum(reading.tokens for reading in readings)
     mean = sum(reading.nll for reading in readings) / max(tokens, 1)
     return math.exp(mean if mean < _LARGEST else _LARGEST)
 
 
 def drift_of(texts: Sequence[str], patches: Sequence[CompiledPatch], runner: Runner, site: Site | None = None) -> Drift:
-    """Perplexity of the texts read with each patch, against that of the same texts read by the base.
+    """Perplexity of the texts with each patch, compared with the base's on the same texts.
 
-    Of a patch with scope subject each text gets what it mentions, as a prompt would. site: as in `evaluate`.
+    With a patch with scope subject, each text uses the subjects that it mentions, as a prompt does. `site` is as in
+    `evaluate`.
 
     Raises:
         EditError: the texts have no token to predict.
@@ -39,7 +40,7 @@ def drift_of(texts: Sequence[str], patches: Sequence[CompiledPatch], runner: Run
         for row, text in enumerate(texts):
             try:
                 requests.append(Request(text, patch=narrowing.of(text)))
-            except EditError as error:  # what a server answers with 409 or 400
+            except EditError as error:  # a server answers 409 or 400
                 reasons.append(str(error))
             else:
                 rows.append(row)

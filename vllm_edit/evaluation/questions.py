@@ -1,4 +1,4 @@
-"""What an evaluation asks about a patch's edits: the edits themselves and their probes."""
+"""The questions of an evaluation: a patch's edits and their probes."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ RELIABILITY_CHAT = "reliability_chat"
 CHANGING = (RELIABILITY, RELIABILITY_CHAT, "paraphrase", "reverse", "portability")
 KEEPING: tuple[str, ...] = LOCALITY_KINDS
 DEFAULT = "default"
-"""Tag of probes that a gate adds to edits without any to keep: facts that the base is known to give."""
+"""Tag of probes that a gate adds to edits without keeping probes: facts that the base is known to give."""
 
 
 @dataclass(frozen=True)
 class Question:
     """One prompt of edit `edit` of patch `patch` (indices), counted under `metric`.
 
-    expected: the answer wanted after the edit; None where only "unchanged" can be judged.
-    rival: for the changing metrics the old answer; for the keeping ones the edit's new target, which must not leak.
-    expected_aliases, rival_aliases: their other names. An answer is judged by all names, and forced as the first.
-    tag: the probe's label; its numbers are also reported apart, as `<metric>:<tag>`.
+    Attributes:
+        expected: the answer wanted after the edit; None where only "unchanged" can be judged.
+        rival: for changing metrics the old answer; for keeping metrics the edit's new target, which must not leak.
+        expected_aliases, rival_aliases: their other names. All names count in judging; teacher forcing uses the first.
+        tag: the probe's label; its measures are also reported separately, as `<metric>:<tag>`.
     """
 
     patch: int
@@ -42,34 +43,34 @@ class Question:
 
     @property
     def accepted(self) -> tuple[str, ...]:
-        """The expected answer by all its names; empty where there is none."""
+        """All names of the expected answer; empty without an expected answer."""
         return (self.expected, *self.expected_aliases) if self.expected else ()
 
     @property
     def rivals(self) -> tuple[str, ...]:
-        """The rival by all its names; empty where there is none."""
+        """All names of the rival; empty without a rival."""
         return (self.rival, *self.rival_aliases) if self.rival else ()
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """The names it is counted under."""
+        """The metrics that count the question."""
         return (self.metric, f"{self.metric}:{self.tag}") if self.tag else (self.metric,)
 
     @property
     def keeps(self) -> bool:
-        """True if the answer must stay what base says."""
+        """True if the answer must stay the same as base's."""
         return self.metric in KEEPING
 
     def of_patch(self, number: int) -> Question:
-        """The same question with another number of its patch."""
+        """The same question with another patch index."""
         return replace(self, patch=number)
 
 
 def questions_of(edits: Sequence[Edit], patch: int, *, split: Split | None = "gate", chat: bool) -> list[Question]:
-    """All questions about one patch; `chat` says whether the model has a chat template, otherwise chat is left out.
+    """All questions about one patch; chat questions only if the model has a chat template (`chat`).
 
-    What one edit would keep and another changes is not asked: a patch about France and Japan must not be told to leave
-    Japan alone because it is a neighbour of France. `not_asked` counts what is left out so.
+    A keeping probe that asks about another edit's change is left out: a patch that edits France and Japan must not be
+    required to keep Japan as a neighbour of France. `not_asked` counts these probes.
     """
     asked: list[Question] = []
     changes = _Changes(edits)
@@ -119,12 +120,12 @@ def _question(
 
 
 def _same(answers: Iterable[str], others: Iterable[str]) -> bool:
-    """True if some answers have a name in common with others, as answers are compared."""
+    """True if both have a normalised answer in common."""
     return not {normalise(answer) for answer in answers}.isdisjoint(normalise(other) for other in others)
 
 
 def not_asked(edits: Sequence[Edit], *, split: Split | None = "gate", chat: bool) -> Counter[str]:
-    """Metric → how many keeping probes `questions_of` leaves out, since another edit changes what they ask."""
+    """Metric → number of keeping probes that `questions_of` leaves out, since another edit changes their answer."""
     return Counter(_changed_probes(edits, split, chat))
 
 
@@ -141,7 +142,7 @@ def _is_asked(probe: Probe, split: Split | None, chat: bool) -> bool:
 
 
 class _Changes:
-    """What a patch's edits change, to tell which keeping probes of one edit are about another."""
+    """Finds the keeping probes of one edit whose answer another edit of the patch changes."""
 
     def __init__(self, edits: Sequence[Edit]) -> None:
         self._edits = edits
@@ -152,10 +153,10 @@ class _Changes:
                 self._asked.setdefault(normalise(prompt), set()).add(index)
 
     def by_another(self, index: int, probe: Probe) -> bool:
-        """True if another edit changes what a keeping probe of edit `index` asks.
+        """True if another edit changes the answer to a keeping probe of edit `index`.
 
-        That is: the other edit asks it too; or the probe mentions the other's subject and asks for the same relation,
-        which a `locality` probe shares with its edit, or for the answer that the other replaces.
+        Either the other edit has the same prompt; or the probe mentions the other edit's subject and asks for the same
+        relation (a `locality` probe has its edit's relation) or for the answer that the other edit replaces.
         """
         if len(self._edits) == 1:
             return False
@@ -170,5 +171,5 @@ class _Changes:
 
 
 def _replaces(edit: Edit, probe: Probe) -> bool:
-    """True if the probe's answer is what the edit replaces."""
+    """True if the probe's answer is the edit's old answer."""
     return _same(probe.answers, edit.old_answers)

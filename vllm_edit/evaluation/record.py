@@ -1,7 +1,7 @@
-"""A record: what a long measurement found so far, in a file, so that it can be interrupted and gone on with.
+"""A record: the intermediate results of a long measurement in a file, so that it can be interrupted and resumed.
 
-JSON lines. The first says what is measured; each further one is written at once, when it is complete, so that a process
-that is killed loses what it was doing and nothing else.
+JSON lines. The first line identifies the measurement; each further line is one complete entry, so that a killed process
+loses only the entry in progress.
 """
 
 from __future__ import annotations
@@ -15,23 +15,25 @@ from typing import Any
 from vllm_edit.errors import EditError
 
 _OF, _FORM = "measures", 1
-"""Where the first line says what is measured, and the form of entries, which counts up when it changes."""
+"""The first line's key for the identity, and the version of the entries' format."""
 
 
 class Record:
-    """The record in a file. `entries`: what it holds, in the order of writing."""
+    """A record in a file; `entries` holds its entries in the order of writing."""
 
     def __init__(self, path: Path, entries: list[dict[str, Any]]) -> None:
         self.path, self.entries = path, entries
 
     @classmethod
     def open(cls, path: str | Path, identity: Mapping[str, Any]) -> Record:
-        """The record at `path`, begun where there is none. A line that was not written to its end is dropped.
+        """Open the record at `path`, or create it. An incomplete last line is dropped.
 
-        identity: JSON-able; everything that decides what is measured.
+        Args:
+            path: the file.
+            identity: JSON-able; everything that determines the measurement.
 
         Raises:
-            EditError: the file is the record of something else, or no record.
+            EditError: the file is the record of another measurement, or no record.
         """
         path = Path(path)
         wanted = json.loads(json.dumps({**identity, "form": _FORM}))

@@ -1,4 +1,4 @@
-"""Refused: a patch that compiling refused. It is measured all the same, as the failure that it is."""
+"""A patch that the compiler refused. Evaluations count it as a failure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vllm_edit.patch import Edit, Patch
 
 @dataclass(frozen=True)
 class Refused:
-    """A declared patch without an adapter, and why. `demonstrations`: mode ike needs no adapter."""
+    """A declared patch without an adapter, and the reason. Mode ike uses its `demonstrations`."""
 
     declared: Patch
     reason: str

@@ -1,4 +1,4 @@
-"""Report: what an evaluation found. JSON-able; compared with a gate; shown as a table."""
+"""The report of an evaluation: JSON-able, compared with a gate, printed as a table."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PROTOCOLS: dict[Protocol, str] = {
 }
 
 
-_NUMBERED = 8  # of many edits, how many are named
+_NUMBERED = 8  # maximum number of edit indices in a message
 
 
 class _Frozen(BaseModel):
@@ -29,11 +29,13 @@ class _Frozen(BaseModel):
 
 
 class Measure(_Frozen):
-    """One number with the protocol that it was measured by. Mean over a case's questions, then over edits.
+    """One metric's value by one protocol: the mean over an edit's questions, then over edits.
 
-    n: questions, of which `refused` fail because the edit was refused or a server would refuse the prompt; edits: edits
-    they belong to. low, high: 95 % interval over edits (over the questions where only one edit was asked), by
-    `interval`; None where a number has none.
+    Attributes:
+        low, high: 95 % interval over edits (over questions if there is only one edit), by the method `interval`.
+        n: number of questions, including `refused`.
+        edits: number of edits that the questions belong to.
+        refused: questions that fail because the edit was refused or a server would refuse the prompt.
     """
 
     mode: Mode
@@ -49,8 +51,13 @@ class Measure(_Frozen):
 
 
 class Cost(_Frozen):
-    """What a mode costs. tokens_added: mean per answer. seconds_per_answer: in the batches of this evaluation.
-    latency_s: median of single answers asked alone, after a warm-up; `latency_n` of them."""
+    """The cost of a mode.
+
+    Attributes:
+        tokens_added: mean number of tokens that the mode adds to a prompt.
+        seconds_per_answer: mean in the batches of this evaluation.
+        latency_s: median seconds of `latency_n` single requests, after a warm-up.
+    """
 
     mode: Mode
     answers: int
@@ -63,8 +70,10 @@ class Cost(_Frozen):
 class Drift(_Frozen):
     """Perplexity of ordinary text in mode weights against base, by teacher forcing over the same `tokens`.
 
-    value: relative change: 0.02 is 2 % worse, negative is better. unserved: of the `texts`, those that a server would
-    refuse as a prompt, which are not counted; why: of the first of them.
+    Attributes:
+        value: relative change: 0.02 is 2 % worse, negative is better.
+        unserved: number of the `texts` that a server would refuse as a prompt; they are not counted.
+        why: the reason for the first unserved text.
     """
 
     texts: int
@@ -79,7 +88,7 @@ class Drift(_Frozen):
 class Answer(_Frozen):
     """One question with the raw answer of each mode, and whether it counted as right (locality: as unchanged).
 
-    A refused edit has no answer in mode weights, nor has a prompt that a server would refuse.
+    A refused edit, or a prompt that a server would refuse, has no answer in mode weights.
     """
 
     patch: str
@@ -97,51 +106,50 @@ class Answer(_Frozen):
 
 
 class Report(_Frozen):
-    """The result of `evaluate`. `measures` over everything, `relations` the generation measures by relation."""
+    """The result of `evaluate`. `measures` are overall; `relations` holds the generation measures by relation."""
 
     patches: tuple[str, ...]
     engine: str
     modes: tuple[Mode, ...]
     edits: int
     split: str | None = Field(description="which probes were asked: gate, tune, or None for both")
-    max_tokens: int = Field(description="of an answer; by default at least so many: as a longer accepted answer needs")
+    max_tokens: int = Field(description="limit of an answer; by default more if an accepted answer is longer")
     measures: tuple[Measure, ...]
     relations: dict[str, tuple[Measure, ...]] = Field(default_factory=dict)
     costs: tuple[Cost, ...] = ()
-    refused: dict[str, str] = Field(default_factory=dict, description="patch that was not compiled → why")
+    refused: dict[str, str] = Field(default_factory=dict, description="patch that was not compiled → reason")
     unserved: dict[str, dict[str, str]] = Field(
-        default_factory=dict, description="patch → prompt that a server would refuse in mode weights → why: it fails"
+        default_factory=dict, description="patch → prompt that a server would refuse → reason; fails in mode weights"
     )
     not_asked: dict[str, int] = Field(
         default_factory=dict,
-        description="keeping metric → probes left out, since another edit of the patch changes what they ask",
+        description="keeping metric → number of probes left out, since another edit of the patch changes their answer",
     )
-    left_out: tuple[LeftOut, ...] = Field((), description="records of a data set that are no edit")
+    left_out: tuple[LeftOut, ...] = Field((), description="records of a data set that are not edits")
     unjudged: dict[str, tuple[int, ...]] = Field(
-        default_factory=dict, description="limit of the gate → edits (by number) that nothing was asked of for it"
+        default_factory=dict, description="metric of the gate → indices of the edits without a probe for it"
     )
-    drift: Drift | None = Field(None, description="None where no text was given, or mode weights was not asked")
+    drift: Drift | None = Field(None, description="None without text or without mode weights")
     answers: tuple[Answer, ...] | None = None
 
     def find(self, metric: str, mode: Mode, protocol: Protocol = "generation") -> Measure | None:
-        """The measure, or None if nothing was asked for it."""
+        """The measure, or None if no question counts for it."""
         wanted = (metric, mode, protocol)
         return next((m for m in self.measures if (m.metric, m.mode, m.protocol) == wanted), None)
 
     @property
     def not_judged(self) -> str:
-        """`unjudged` in a line; empty if there is nothing to say."""
+        """`unjudged` as one line; empty if everything was judged."""
         return "; ".join(
             metric if len(edits) == self.edits else f"{metric} of {_numbered(edits)}"
             for metric, edits in self.unjudged.items()
         )
 
     def gate(self, gate: Gate, mode: Mode = "weights") -> list[str]:
-        """One line per metric that misses the gate; empty if it passes. Metrics without a probe are not judged, which
-        `unjudged` says.
+        """One line per metric that misses the gate; empty if it passes. `unjudged` lists metrics without a probe.
 
-        Judged by free generation: reliability and the changing kinds by the wanted answer, the keeping kinds by being
-        unchanged from base. A limit of perplexity's drift fails where the drift was not measured.
+        Free generation decides: changing metrics need the wanted answer, keeping metrics the same answer as base. A
+        limit on the perplexity drift fails if the drift was not measured.
         """
         failures = []
         for metric, least in gate.shares().items():
@@ -165,11 +173,11 @@ def _numbered(edits: Sequence[int]) -> str:
 
 
 def _beyond(most: float, drift: Drift | None) -> list[str]:
-    """Why the drift is not within its limit."""
+    """One line for each reason why the drift is not within its limit."""
     if drift is None:
         return [
-            f"perplexity_drift: not measured for want of text, the gate allows {most:g}; "
-            "keep passages in the store with `vllm-edit store passages`"
+            f"perplexity_drift: not measured, since there is no text; the gate allows {most:g}; "
+            "add passages to the store with `vllm-edit store passages`"
         ]
     failures = []
     if drift.unserved:

@@ -1,4 +1,4 @@
-"""From sheets to a report."""
+"""Computes a report from sheets."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def report_of(
     costs: Sequence[Cost] = (),
     drift: Drift | None = None,
 ) -> Report:
-    """The report of patches that were asked in `modes`; every sheet has base's replies too."""
+    """Compute the report of `modes`; every sheet must also hold base's replies."""
     replied = with_numbers(sheets)
     measures = [measure for mode in modes for measure in _measures(sheets, replied, mode, settings)]
     relations: dict[str, list[Replied]] = {}
@@ -58,12 +58,12 @@ def report_of(
         unserved=_reasons(sheets, replied),
         not_asked=dict(sum((Counter(sheet.not_asked) for sheet in sheets), Counter[str]())),
         drift=drift,
-        answers=tuple(_answer(sheets, *one) for one in replied) if settings.answers else None,
+        answers=tuple(_answer(sheets, *pair) for pair in replied) if settings.answers else None,
     )
 
 
 def _measures(sheets: Sequence[Sheet], replied: Sequence[Replied], mode: Mode, settings: Settings) -> list[Measure]:
-    """Everything that is measured of a mode."""
+    """All measures of a mode."""
     measures = _generated(sheets, replied, mode)
     if not settings.teacher_forced:
         return measures
@@ -83,13 +83,13 @@ def _measures(sheets: Sequence[Sheet], replied: Sequence[Replied], mode: Mode, s
 def _generated(sheets: Sequence[Sheet], replied: Sequence[Replied], mode: Mode) -> list[Measure]:
     """The measures of free generation."""
     answered = [(question, replies) for question, replies in replied if _text(replies, mode)]
-    texts, before = ([replies[one].text or "" for _, replies in answered] for one in (mode, "base"))
+    texts, before = ([replies[which].text or "" for _, replies in answered] for which in (mode, "base"))
     outcomes = generation_outcomes([question for question, _ in answered], texts, before, mode)
     return summarise(outcomes, mode, "generation", _failed(sheets, replied, mode, "generation"))
 
 
 def _failed(sheets: Sequence[Sheet], replied: Sequence[Replied], mode: Mode, protocol: Protocol) -> list[Outcome]:
-    """Outcomes of what was not asked: questions of refused edits, and prompts that a server would refuse."""
+    """Outcomes of questions without an answer: refused edits, and prompts that a server would refuse."""
     left = [(question, replies[mode]) for question, replies in replied if not _text(replies, mode)]
     return [
         *refusals((question for question, reply in left if not reply.reason), protocol),
@@ -98,12 +98,12 @@ def _failed(sheets: Sequence[Sheet], replied: Sequence[Replied], mode: Mode, pro
 
 
 def _text(replies: Mapping[Mode, Reply], mode: Mode) -> bool:
-    """True if the mode answered at all, be it with an empty text."""
+    """True if the mode answered, possibly with an empty text."""
     return replies[mode].text is not None
 
 
 def _reasons(sheets: Sequence[Sheet], replied: Sequence[Replied]) -> dict[str, dict[str, str]]:
-    """Patch → prompt → why a server would refuse it."""
+    """Patch → prompt → reason why a server would refuse it."""
     found: dict[str, dict[str, str]] = {}
     for question, replies in replied:
         for reply in replies.values():

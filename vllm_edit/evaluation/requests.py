@@ -1,4 +1,4 @@
-"""From questions to requests: what is sent to a runner in a mode, as a server would send it to its engine."""
+"""Builds the requests for a runner in a mode, as a server builds them for its engine."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ One = Patch | CompiledPatch | Refused
 
 @dataclass(frozen=True)
 class Unserved:
-    """A prompt that a server answers with an error instead of a text, and why."""
+    """A prompt that a server answers with an error, and the reason."""
 
     reason: str
 
@@ -35,7 +35,7 @@ def edits_of(patch: One) -> tuple[Edit, ...]:
 
 
 def tokens_of(question: Question, tokenizer: Any, max_tokens: int | None) -> int:
-    """How many tokens are generated as its answer. None: enough for the longest accepted one."""
+    """Token limit of the question's answer. With `max_tokens` None: enough for the longest accepted answer."""
     if max_tokens is not None:
         return max_tokens
     lengths = [len(answer_ids(tokenizer, question.prompt, text, question.chat)) for text in question.accepted]
@@ -50,9 +50,11 @@ def requests_of(
     max_tokens: int | None,
     site: Site | None = None,
 ) -> list[Request | Unserved]:
-    """What is asked in a mode; in mode ike each prompt has its prefix, within the runner's context.
+    """The requests of a mode; in mode ike each prompt has its prefix, within the runner's context.
 
-    max_tokens: of an answer (`tokens_of`). site: given, a prompt that needs a higher rank than it has is unserved.
+    Args:
+        max_tokens: token limit of an answer (`tokens_of`).
+        site: if given, a prompt that needs a higher rank than the site's is `Unserved`.
     """
     requests: list[Request | Unserved] = []
     narrowed = [Narrowing(patch, site) if isinstance(patch, CompiledPatch) else None for patch in patches]
@@ -64,7 +66,7 @@ def requests_of(
         elif mode == "weights" and scope is not None:
             try:
                 requests.append(Request(question.prompt, question.chat, scope.of(question.prompt)))
-            except EditError as error:  # what a server answers with 409 or 400
+            except EditError as error:  # a server answers 409 or 400
                 requests.append(Unserved(str(error)))
         else:
             if question.patch not in shelves:
@@ -79,7 +81,7 @@ def requests_of(
 def _prefixed(
     question: Question, shelf: Shelf, named: Sequence[int] | None, runner: Runner, max_tokens: int | None
 ) -> str:
-    """The question's prompt with its prefix; named: the edits that it may be about, None where the prefix chooses."""
+    """The question's prompt with its prefix. `named`: edits that the prefix may use; None lets the prefix choose."""
     if named is not None and not named:
         return question.prompt
     texts = [text for text in (question.expected, question.rival) if text]

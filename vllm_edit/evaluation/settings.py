@@ -1,4 +1,4 @@
-"""What an evaluation measures."""
+"""Settings of an evaluation."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ from vllm_edit.patch import Split
 
 @dataclass(frozen=True)
 class Settings:
-    """What an evaluation measures.
+    """Settings of an evaluation.
 
-    split: the probes asked. max_tokens: of a generated answer; None: 16, and more where an accepted answer is longer
-    (`models.lengths.read_of`). teacher_forced: also score by forcing. latency: so many answers are asked alone and
-    timed. answers: keep the raw texts in the report.
+    Attributes:
+        split: the probes to ask; None for all.
+        max_tokens: token limit of an answer; None: 16, or more if an accepted answer is longer
+            (`models.lengths.read_of`).
+        teacher_forced: also score by teacher forcing.
+        latency: number of single requests to time.
+        answers: include the raw answers in the report.
     """
 
     split: Split | None = "gate"

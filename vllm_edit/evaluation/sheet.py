@@ -1,6 +1,6 @@
-"""A sheet: one patch's questions with what each mode replied. Reports are computed from sheets, and sheets can be kept.
+"""A sheet: one patch's questions and the replies of each mode. Reports are computed from sheets.
 
-A sheet as a record is JSON, so that an evaluation of many edits can be interrupted and gone on with.
+Sheets can be stored as JSON, so that an evaluation of many edits can be interrupted and resumed.
 """
 
 from __future__ import annotations
@@ -16,10 +16,13 @@ from vllm_edit.evaluation.runners.runner import Scored
 
 @dataclass(frozen=True)
 class Reply:
-    """What one mode replied to one question.
+    """One mode's reply to one question.
 
-    text: the free answer; None where it was not asked, because the edit was refused or, with a `reason`, because a
-    server would refuse the prompt. expected, rival: the question's answers forced. tokens_added: to the prompt.
+    Attributes:
+        text: the freely generated answer; None if the edit was refused or a server would refuse the prompt.
+        expected, rival: scores of the question's answers by teacher forcing.
+        tokens_added: number of tokens that the mode adds to the prompt.
+        reason: why a server would refuse the prompt.
     """
 
     text: str | None = None
@@ -31,10 +34,12 @@ class Reply:
 
 @dataclass(frozen=True)
 class Sheet:
-    """One patch's questions (numbered as `edits` are) and the replies of each mode, in the questions' order.
+    """One patch's questions and the replies of each mode, in the questions' order.
 
-    edits: (subject, relation) of each edit. refused: why the patch was not compiled. not_asked: metric → how many
-    questions were left out, since another edit of the patch changes what they ask.
+    Attributes:
+        edits: (subject, relation) of each edit.
+        refused: why the patch was not compiled.
+        not_asked: metric → number of questions left out, since another edit of the patch changes their answer.
     """
 
     patch: str
@@ -58,7 +63,7 @@ class Sheet:
 
     @classmethod
     def of_record(cls, record: Mapping[str, Any]) -> Sheet:
-        """The sheet of `as_record`'s values."""
+        """The inverse of `as_record`."""
         return cls(
             patch=record["patch"],
             edits=tuple((subject, relation) for subject, relation in record["edits"]),
@@ -70,7 +75,7 @@ class Sheet:
 
 
 def with_numbers(sheets: Sequence[Sheet]) -> list[tuple[Question, Mapping[Mode, Reply]]]:
-    """Every question of all sheets, with its sheet's number as its patch, and its replies by mode."""
+    """All sheets' questions, each with its sheet's index as `patch`, and its replies by mode."""
     found: list[tuple[Question, Mapping[Mode, Reply]]] = []
     for number, sheet in enumerate(sheets):
         for row, question in enumerate(sheet.questions):

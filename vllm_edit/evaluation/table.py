@@ -1,4 +1,4 @@
-"""A report as a table for people: metrics down, modes across. Only the CLI prints it."""
+"""Renders a report as tables, one row per metric, one column per mode. Only the CLI prints them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vllm_edit.printable import printable
 
 
 def table(report: Report) -> Group:
-    """Everything measured, one table per protocol, then refusals, costs, relations where there are several, answers."""
+    """One table per protocol, then refusals, costs, relations (if there are several) and answers."""
     what = report.patches[0] if len(report.patches) == 1 else f"{len(report.patches)} patches"
     asked = f"{report.split} probes" if report.split else "all probes"
     parts: list[Table | Text] = [
@@ -47,7 +47,7 @@ def table(report: Report) -> Group:
 
 
 def html(report: Report) -> str:
-    """The same as a page that needs nothing else."""
+    """The tables as a self-contained HTML page."""
     console = Console(record=True, file=io.StringIO(), width=140)
     console.print(table(report))
     return console.export_html(inline_styles=True)
@@ -75,15 +75,15 @@ def _cell(measure: Measure | None) -> str:
 
 
 def _left_out(records: tuple[LeftOut, ...]) -> Text:
-    """How many records are no edit, and why the first is none."""
+    """The number of records that are not edits, and the reason for the first."""
     first = records[0]
     return Text(
-        f"records that are no edit: {len(records)}, the first record {first.index}: {first.reason} (all: --json)"
+        f"records that are not edits: {len(records)}, the first record {first.index}: {first.reason} (all: --json)"
     )
 
 
 def _refused(report: Report) -> Table:
-    """Why edits are counted as failures without having been asked."""
+    """The refused patches and the reasons."""
     title = "refused: not compiled, so they fail every metric of mode weights that needs the edit"
     shown = Table("patch", "why", title=title, title_justify="left", title_style="dim")
     for name, reason in report.refused.items():
@@ -92,7 +92,7 @@ def _refused(report: Report) -> Table:
 
 
 def _unserved(report: Report) -> Table:
-    """Why prompts are counted as failures without having been asked."""
+    """The refused prompts and the reasons."""
     title = "refused: prompts that a server answers with an error in mode weights, so they fail"
     shown = Table("patch", "prompt", "why", title=title, title_justify="left", title_style="dim")
     for name, prompts in report.unserved.items():
@@ -103,11 +103,11 @@ def _unserved(report: Report) -> Table:
 
 def _drift(drift: Drift) -> Text:
     refused = f"; {drift.unserved} refused: {drift.why}" if drift.unserved else ""
-    told = (
+    line = (
         f"perplexity of {drift.texts} passages ({drift.tokens} tokens): base {drift.base:.3f}, weights "
         f"{drift.edited:.3f}, drift {drift.value:+.2%}{refused}"
     )
-    return Text(printable(told))
+    return Text(printable(line))
 
 
 def _costs(costs: tuple[Cost, ...]) -> Table:
@@ -121,7 +121,7 @@ def _costs(costs: tuple[Cost, ...]) -> Table:
 
 
 def _relations(report: Report) -> Table:
-    """Edited modes only; base's column would repeat what it does not know yet."""
+    """One row per relation and mode; base is left out unless it is the only mode."""
     modes: list[Mode] = [mode for mode in report.modes if mode != "base"] or list(report.modes)
     metrics = ("reliability", "paraphrase", "reverse", "portability", "locality", "locality_subject", "unrelated")
     shown = Table(title="by relation, free generation", title_justify="left", title_style="dim")

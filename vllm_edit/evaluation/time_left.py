@@ -1,4 +1,4 @@
-"""How long the rest of a long piece of work takes, from how long this process took for what it has done."""
+"""Estimates the time left of a long run from this process's progress."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections.abc import Callable
 
 
 class TimeLeft:
-    """done: of `total`, what was there before this process began and took it no time."""
+    """Estimates the time left. `done` of `total` units were finished before this process began."""
 
     def __init__(self, total: int, done: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
         self.total, self._before, self._clock = total, done, clock
         self._started = clock()
 
     def skip(self, count: int) -> None:
-        """So many more were there before this process began."""
+        """Count `count` more units as finished before this process began."""
         self._before += count
 
     def text(self, done: float) -> str:
-        """What is left when `done` is done, such as "about 12 min left"; empty while nothing is known."""
+        """The time left after `done` units, such as "about 12 min left"; empty before the first unit."""
         if done <= self._before:
             return ""
         seconds = (self._clock() - self._started) * (self.total - done) / (done - self._before)
@@ -26,7 +26,7 @@ class TimeLeft:
 
 
 def shown(seconds: float) -> str:
-    """A duration for people: 40 s, 12 min, 2 h 5 min."""
+    """A readable duration: 40 s, 12 min, 2 h 5 min."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
