@@ -1,4 +1,4 @@
-"""The bank: true facts of a base model from which IKE demonstrations are made. It never holds what is scored."""
+"""The bank: facts known to a base model, the source of IKE demonstrations. It never holds facts that are scored."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Fact(BaseModel):
 
 
 class Bank(BaseModel):
-    """Facts with their neighbours. Facts of equal `relation` must be answerable by each other's objects."""
+    """Facts of a base model. Facts with the same `relation` must allow each other's objects as answers."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -85,10 +85,10 @@ class Bank(BaseModel):
         )
 
     def without(self, edits: Sequence[Edit]) -> Bank:
-        """The bank less every fact that could help or hurt a scored prompt of these edits.
+        """The bank without facts that could affect a scored prompt of these edits.
 
-        A fact goes if its subject occurs in an edit's prompt or in any probe, or an edited subject or an alias of one
-        in its own text; letter case and articles do not count here, so that nothing slips through.
+        A fact is removed if an edit's prompt or a probe mentions its subject, or if its own text mentions an edited
+        subject or alias. Letter case and articles are ignored here.
         """
         scored = "\n".join(
             normalise(text) for edit in edits for text in (edit.prompt, *(p.prompt for p in edit.probes))
@@ -97,7 +97,7 @@ class Bank(BaseModel):
         kept = []
         for fact in self.facts:
             text = normalise(" ".join((fact.prompt, *fact.paraphrases, fact.object)))
-            # The substring test is only a quick first look; `is_said` decides at word boundaries.
+            # The substring test is a fast filter; `is_said` decides at word boundaries.
             edited = any(short in text and is_said(text, name) for short, name in names.items())
             probed = normalise(fact.subject) in scored and is_said(scored, fact.subject)
             if not edited and not probed:

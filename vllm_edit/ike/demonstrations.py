@@ -1,8 +1,8 @@
 """Copy, update and retain demonstrations of a patch, made once when it is compiled (arXiv 2305.12740 §3.2).
 
-Departures from the paper's code: a bank of our own instead of CounterFact's training half; retain demonstrations ask
-not only same-relation neighbours but also another relation of the same subject and unrelated facts, because our
-locality is measured on all three.
+Departures from the paper's code: the bank replaces CounterFact's training half; retain demonstrations ask not only
+same-relation neighbours but also other relations of the subject and unrelated facts, because locality is measured on
+all three.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ def build_demonstrations(
     seed: int = 0,
     similarity: Similarity = lexical,
 ) -> tuple[Demonstration, ...]:
-    """Demonstrations of a patch, with their token counts: from the bank, and of each edited fact itself.
+    """Make a patch's demonstrations, with their token counts, from the bank and from each edited fact.
 
-    `limit` demonstrations for each edit (at most `MAX_STORED` for a patch) come from the bank facts nearest to the
-    edits, copy : update : retain = 1 : 3 : 4. Bank facts that overlap with the patch's edits or probes are left out.
-    Each edit i adds two with `edit=i`: its self-copy (kind `copy`), and kind `fact`, whose token count is that of the
-    last block up to the prompt. An empty bank gives only those.
+    `limit` demonstrations per edit (at most `MAX_STORED` per patch) use the bank facts nearest to the edits, with
+    copy : update : retain = 1 : 3 : 4. Bank facts that overlap with the patch's edits or probes are left out. Each edit
+    i adds two demonstrations with `edit=i`: its self-copy (kind `copy`), and kind `fact`, whose token count is that of
+    the last block up to the prompt. With an empty bank there are no others.
     """
     edits = patch.edits if isinstance(patch, Patch) else patch
     usable = bank.without(edits)
@@ -98,7 +98,7 @@ def merge_demonstrations(
 ) -> tuple[Demonstration, ...]:
     """Demonstrations of a composition of `edits`, from its members': each part with old edit index → new edit index.
 
-    Bank demonstrations that overlap with another member's edits or probes are left out; equal ones are kept once.
+    Bank demonstrations that overlap with another member's edits or probes are left out, as are duplicates.
     """
     probes = {normalise(probe.prompt) for edit in edits for probe in edit.probes}
     merged = dict.fromkeys(
@@ -117,10 +117,10 @@ def merge_demonstrations(
 
 
 def check_disjoint(edits: Sequence[Edit], demonstrations: Sequence[Demonstration]) -> None:
-    """Assert that no bank demonstration names an edited subject or asks a probe: scores would be meaningless.
+    """Refuse bank demonstrations that name an edited subject or repeat a probe: they would invalidate the scores.
 
     Raises:
-        EditError: naming the first demonstration that does.
+        EditError: a demonstration overlaps; the message names the first.
     """
     asked = {normalise(prompt) for edit in edits for prompt in (edit.prompt, *(p.prompt for p in edit.probes))}
     for item in demonstrations:
@@ -167,7 +167,7 @@ def _from_bank(
 
 
 def _nearest_facts(edits: Sequence[Edit], bank: Bank, similarity: Similarity) -> list[Fact]:
-    """Bank facts by nearness to the edits, taking turns among edits; each fact once."""
+    """Bank facts by similarity to the edits, interleaved over the edits; each fact once."""
     texts = [template.fact_text(fact.prompt, fact.object) for fact in bank.facts]
     rankings = [
         nearest_first(template.fact_text(edit.prompt, edit.target_new), texts, similarity)[:MAX_STORED]
@@ -178,7 +178,7 @@ def _nearest_facts(edits: Sequence[Edit], bank: Bank, similarity: Similarity) ->
 
 
 def _question(kind: str, fact: Fact, new: str, bank: Bank, rng: random.Random) -> tuple[str, str]:
-    """What a demonstration asks about the counterfactual `fact` (its object replaced by `new`), and its answer."""
+    """A demonstration's prompt about the counterfactual `fact` (its object replaced by `new`), and its answer."""
     if kind == "copy":
         return fact.prompt, new
     if kind == "update":
@@ -193,6 +193,6 @@ def _question(kind: str, fact: Fact, new: str, bank: Bank, rng: random.Random) -
         and other.subject != fact.subject
         and any(map(is_spaceless, other.prompt)) == spaceless
     ]
-    # Half of them same relation: these are the neighbours of the paper, and the easiest to spoil.
+    # Half have the same relation: the paper's neighbours, which an edit affects most easily.
     other = rng.choice(rng.choice([neighbours, neighbours, same_subject or neighbours, unrelated or neighbours]))
     return rng.choice((other.prompt, *other.paraphrases)), other.object

@@ -16,23 +16,23 @@ from vllm_edit.ike import template
 from vllm_edit.ike.retrieval import Similarity, lexical, nearest_first
 from vllm_edit.subjects import Subjects
 
-if TYPE_CHECKING:  # the class lives beside tensors; only its attributes are read here
+if TYPE_CHECKING:  # its module imports torch; only its attributes are read here
     from vllm_edit.artefacts.compiled import Demonstration
     from vllm_edit.patch import Edit
 
 PATTERN = ("retain", "update", "retain", "update", "retain", "update", "retain", "copy")
-"""Kinds in the order in which places are given to the nearest demonstrations: copy, update, retain = 1 : 3 : 4.
+"""The repeating order of kinds in which demonstrations are chosen: copy : update : retain = 1 : 3 : 4.
 
-Any first part of it keeps the ratio as well as its length allows, so that a tight budget costs no kind more than
-the others; retain comes first because it is what protects locality (arXiv 2305.12740, Table 4).
+Every prefix of the order is close to the ratio, so that a tight budget affects all kinds alike. Retain comes first
+because it protects locality (arXiv 2305.12740, Table 4).
 """
 MAX_EDITS = 4
 BUDGET_STEP = 64
-"""Bank demonstrations see the budget rounded down to this, so that prompts of nearly equal length share a prefix."""
+"""The budget of bank demonstrations is rounded down to this step, so that prompts of similar length share a prefix."""
 
 
 class Edited(Protocol):
-    """What a prefix is built for: a patch's name and its edits, as a manifest has them."""
+    """The input of a prefix: a patch's name and its edits, such as a manifest."""
 
     @property
     def patch(self) -> str: ...
@@ -43,7 +43,7 @@ class Edited(Protocol):
 
 @dataclass(frozen=True)
 class Prefix:
-    """Text to put before a prompt, its length in tokens as counted when the patch was compiled, and whose edits."""
+    """Text to put before a prompt, its length in tokens as counted at compile time, and the indices of its edits."""
 
     text: str
     tokens: int
@@ -69,10 +69,10 @@ def build_prefix(
 
     Up to `MAX_EDITS` edits are chosen by `relevant_edits`. The most relevant one is the `New Fact` of the last block;
     the others are present as their self-copies before it. Bank demonstrations, at most `limit`, are those nearest to
-    that fact (not to the prompt), in the ratio of `PATTERN`. What exceeds `budget` tokens is dropped, farthest first:
-    bank demonstrations, then the other edits' self-copies, then the fact's own. The fact is never dropped.
+    that fact (not to the prompt), in the ratio of `PATTERN`. Blocks beyond `budget` tokens are dropped, least similar
+    first: bank demonstrations, then the other edits' self-copies, then the fact's own. The fact is never dropped.
 
-    subjects: `subjects_of` the edits, where they are kept between requests; by default they are indexed here.
+    `subjects` may be a cached `subjects_of` the edits; by default they are indexed here.
 
     Raises:
         EditError: no demonstrations are stored for the patch, or the fact alone exceeds the budget.
@@ -107,7 +107,7 @@ def build_prefix(
 
 
 def subjects_of(edits: Sequence[Edit]) -> Subjects:
-    """The names that make a prompt be about an edit: its subject and the aliases."""
+    """An index of the edits' names: subjects and aliases."""
     return Subjects([(edit.subject, *edit.aliases) for edit in edits])
 
 
@@ -116,8 +116,8 @@ def relevant_edits(
 ) -> list[int]:
     """Indices of the edits that a prompt is about, the most relevant **last**, at most `MAX_EDITS`.
 
-    Those whose subject or an alias the prompt mentions; if it mentions none, all are candidates (so the only edit of
-    a patch is always chosen). Candidates are ranked by the similarity of their prompt to this one.
+    Candidates are the edits whose subject or alias the prompt mentions, or all edits if it mentions none (so a single
+    edit is always chosen). Candidates are ranked by the similarity of their prompt to this one.
     """
     named = (subjects or subjects_of(edits)).mentioned([prompt])
     candidates = named or range(len(edits))
@@ -128,7 +128,7 @@ def relevant_edits(
 def _nearest(
     demonstrations: Sequence[Demonstration], fact: str, limit: int, budget: int, similarity: Similarity
 ) -> list[Demonstration]:
-    """Bank demonstrations nearest to `fact`, in `PATTERN`'s ratio, as many as fit; the nearest last."""
+    """Bank demonstrations nearest to `fact`, in `PATTERN`'s ratio, as many as fit; the most similar last."""
     bank = [item for item in demonstrations if item.edit is None]
     ranked = nearest_first(fact, [item.fact for item in bank], similarity)
     waiting = {kind: [rank for rank in ranked if bank[rank].kind == kind] for kind in set(PATTERN)}

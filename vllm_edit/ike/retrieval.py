@@ -1,7 +1,7 @@
 """Similarity between short texts, for choosing demonstrations and relevant edits.
 
-`lexical` is the default: deterministic, no model, and the same for languages written with and without spaces.
-`semantic` needs the extra of that name and is imported only when asked for.
+`lexical` is the default: deterministic, without a model, for languages written with and without spaces. `semantic`
+needs the extra of that name, which is imported on use.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from vllm_edit.errors import EditError
 from vllm_edit.text import words
 
 Similarity = Callable[[str, Sequence[str]], list[float]]
-"""Similarity of one text to each of several: larger is nearer."""
+"""From (query, texts) to the similarity of the query to each text; larger is more similar."""
 
 
 def lexical(query: str, texts: Sequence[str]) -> list[float]:
     """Word overlap in [0, 100]: the mean of rapidfuzz's token-set and token-sort ratios.
 
-    The set ratio forgives word order and extra words, the sort ratio tells apart texts that contain each other.
+    The set ratio ignores word order and extra words; the sort ratio distinguishes texts that contain each other.
     Characters of scripts without spaces count as words.
     """
     wanted = _words(query)
@@ -33,7 +33,7 @@ def lexical(query: str, texts: Sequence[str]) -> list[float]:
 
 
 def semantic(model: str = "sentence-transformers/all-MiniLM-L6-v2") -> Similarity:
-    """Cosine similarity of sentence embeddings, as in the IKE paper; texts are encoded once and remembered.
+    """Cosine similarity of sentence embeddings, as in the IKE paper; embeddings are cached.
 
     Raises:
         EditError: the optional dependency is not installed.
@@ -55,12 +55,12 @@ def semantic(model: str = "sentence-transformers/all-MiniLM-L6-v2") -> Similarit
 
 
 def nearest_first(query: str, texts: Sequence[str], similarity: Similarity = lexical) -> list[int]:
-    """Indices of `texts` by falling similarity to `query`; equal ones keep their order."""
+    """Indices of `texts` by falling similarity to `query`; ties keep their order."""
     scores = similarity(query, texts) if texts else []
     return sorted(range(len(texts)), key=lambda index: (-scores[index], index))
 
 
 @lru_cache(maxsize=8192)
 def _words(text: str) -> str:
-    """The text in words. The stored texts of the patches in use are asked for at every request."""
+    """`text.words`, cached: every request needs the words of its patch's stored texts."""
     return words(text)

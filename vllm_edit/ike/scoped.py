@@ -1,4 +1,4 @@
-"""IKE for a patch with scope subject: the prefix is built from the edits that the text names, and from no others."""
+"""IKE for a patch with scope subject: the prefix contains only edits whose subjects the text mentions."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from typing import TYPE_CHECKING
 from vllm_edit.ike.prefix import Edited, subjects_of
 from vllm_edit.subjects import Subjects
 
-if TYPE_CHECKING:  # the class lives beside tensors; only its attributes are read here
+if TYPE_CHECKING:  # its module imports torch; only its attributes are read here
     from vllm_edit.artefacts.compiled import Demonstration
     from vllm_edit.patch import Edit
 
 
 @dataclass(frozen=True)
 class Part:
-    """Some of a patch's edits, as `ike.prefix.build_prefix` takes them."""
+    """Some of a patch's edits, in the form that `ike.prefix.build_prefix` expects."""
 
     patch: str
     edits: tuple[Edit, ...]
 
 
 class Shelf:
-    """A patch's demonstrations, so ordered that those of a few of a thousand edits are taken without a search."""
+    """A patch's demonstrations, indexed by edit."""
 
     def __init__(self, edited: Edited, demonstrations: Sequence[Demonstration]) -> None:
         self.edited, self.demonstrations = edited, demonstrations
@@ -40,7 +40,7 @@ class Shelf:
         return subjects_of(self.edited.edits)
 
     def of(self, edits: Sequence[int]) -> tuple[Part, list[Demonstration]]:
-        """The edits with these numbers as a patch of their own, and its demonstrations."""
+        """The edits with these indices, and their demonstrations, renumbered to match."""
         part = Part(self.edited.patch, tuple(self.edited.edits[number] for number in edits))
         own = [
             item.model_copy(update={"edit": place})

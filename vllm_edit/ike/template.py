@@ -1,7 +1,7 @@
 """The text format of in-context knowledge editing (IKE, arXiv 2305.12740, Table 1).
 
-Shared by everything that writes it: demonstrations, the served prefix, evaluation, and the documents that teach atlas
-to use a fact given in its prompt.
+Shared by all writers of the format: demonstrations, the served prefix, evaluation, and the documents that train atlas
+to use a fact from its prompt.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ def fact_text(prompt: str, answer: str) -> str:
 
 
 def query(fact: str, prompt: str) -> str:
-    """The last block: the fact and the prompt that the model is to continue."""
+    """The last block: the fact and the prompt to continue."""
     return f"New Fact: {fact}\nPrompt: {prompt}"
 
 
