@@ -104,7 +104,7 @@ def test_records_that_are_no_edits_are_left_out_and_said(tmp_path: Path, caplog:
     good = {"subject": "A", "prompt": "A is", "target_new": "b", "ground_truth": "c"}
     same, absent = {**good, "target_new": "c"}, {**good, "subject": "Z"}
     assert len(read(tmp_path, good, same, absent)) == 1
-    assert "2 of 3 records are no edits" in caplog.text
+    assert "2 of 3 records are not edits" in caplog.text
 
 
 GOOD = {"prompt": "The capital of France is", "subject": "France", "target_new": "Lyon"}
@@ -131,7 +131,7 @@ def loaded(tmp_path: Path, *records: Any) -> DataSet:
         ({**GOOD, "target_new": {"id": "Q1"}}, "target_new: expected an answer, got a mapping"),
         ({**GOOD, "ground_truth": "lyon"}, "target_new equals target_true"),
         ({**GOOD, "ground_truth": [["Paris", "Lyon"]]}, "target_new equals target_true"),
-        ({**GOOD, "subject": "Franc"}, "subject: 'Franc' is no whole word of the prompt 'The capital of France is'"),
+        ({**GOOD, "subject": "Franc"}, "subject: 'Franc' is not a whole word of the prompt 'The capital of France is'"),
         ({**GOOD, "subject": "Fr\ud83d", "prompt": "Fr\ud83d is"}, "prompt: Input should be a valid string"),
         ({"question": "x"}, "it has the fields question; expected one of: requested_rewrite"),
         ({}, "it has the fields (none)"),

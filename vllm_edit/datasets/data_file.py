@@ -1,4 +1,4 @@
-"""The records of a JSON file: a list of them, one a line (JSONL), or a list for each field (EasyEdit's columns)."""
+"""Reads the records of a JSON file: a list, one record per line (JSONL), or a list per field (EasyEdit's columns)."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ _GROUPED = ("locality", "portability")
 
 @dataclass(frozen=True)
 class Unread:
-    """A line that is no JSON, and why."""
+    """A line that is not JSON, and the reason."""
 
     reason: str
 
 
 def records_in(path: Path) -> list[Any]:
-    """The records in their order, whatever they are; `Unread` for a line that is no JSON.
+    """The records in order, unchecked; `Unread` for a line that is not JSON.
 
-    UTF-8, UTF-16 and UTF-32 are read, with a byte order mark or without one, as JSON defines it.
+    UTF-8, UTF-16 and UTF-32 are read, with or without a byte order mark.
 
     Raises:
         EditError: the file cannot be read, or holds no records.
@@ -56,12 +56,12 @@ def records_in(path: Path) -> list[Any]:
 
 
 def _json(text: str) -> Any:
-    """The text as JSON. A number that is too long for Python's integers is a float: it is no answer anyway."""
+    """Parse JSON. A number with too many digits for Python's integers becomes a float; numbers are never answers."""
     return json.loads(text, parse_int=lambda digits: int(digits) if len(digits) <= _MOST_DIGITS else float(digits))
 
 
 def _rows(data: Any) -> list[Any]:
-    """The records of a whole file; none if it is neither a list nor a mapping with something in it."""
+    """The records of a parsed file; empty if it is neither a list nor a non-empty mapping."""
     if isinstance(data, list):
         return data
     columns = {_ROW.get(name, name): column for name, column in mapping(data).items()}
@@ -78,7 +78,7 @@ def _rows(data: Any) -> list[Any]:
 
 
 def _row_of_groups(groups: Any, row: int) -> Any:
-    """One row of groups of probes, where each group has its own columns; of a list of groups, that row's."""
+    """One row of the probe groups, given as a mapping of groups with columns, or as a list with one entry per row."""
     if not isinstance(groups, dict):
         return _cell(groups, row)
     return {
@@ -87,7 +87,7 @@ def _row_of_groups(groups: Any, row: int) -> Any:
 
 
 def _cell(column: Any, row: int) -> Any:
-    """What a column has for a row: nothing where it is too short. A column that is no list is of all rows."""
+    """A column's value in a row; None if the column is too short. A value that is not a list applies to all rows."""
     if not isinstance(column, list):
         return column
     return column[row] if row < len(column) else None

@@ -1,4 +1,4 @@
-"""A data set: the edits of each record of a file, and what its other records lack."""
+"""A data set: the edits of a file's records, and the records that were left out."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 class LeftOut(BaseModel):
-    """A record that is no edit: its place in the file, from 0, and why."""
+    """A record that is not an edit: its index in the file, from 0, and the reason."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -29,7 +29,7 @@ class LeftOut(BaseModel):
 
 @dataclass(frozen=True)
 class DataSet:
-    """records: the edits of each record, which are made together: several of MQuAKE's, otherwise one."""
+    """The edits of each record, which belong together (several for MQuAKE, otherwise one), and records left out."""
 
     records: tuple[tuple[Edit, ...], ...]
     left_out: tuple[LeftOut, ...]
@@ -41,10 +41,10 @@ class DataSet:
 
     @classmethod
     def load(cls, path: str | Path, limit: int | None = None) -> DataSet:
-        """The edits of a file, of at most `limit` records.
+        """Read the edits of a file, of at most `limit` records.
 
-        A record that is no edit (no new answer, no subject in the prompt, nothing to change, of no known form) is left
-        out, counted in the log and named in `left_out`.
+        A record that is not an edit (no new answer, no subject in the prompt, nothing to change, unknown form) is left
+        out, logged and listed in `left_out`.
 
         Raises:
             EditError: the file holds no JSON records, or none of them is an edit.
@@ -64,7 +64,7 @@ class DataSet:
         if not records:
             raise EditError(f"{path}: none of its {len(left_out)} records is an edit; {first}")
         read = len(left_out) + len(records)
-        log.warning("%s: %d of %d records are no edits; the first is %s", path.name, len(left_out), read, first)
+        log.warning("%s: %d of %d records are not edits; the first is %s", path.name, len(left_out), read, first)
         return cls(tuple(records), tuple(left_out))
 
 

@@ -1,7 +1,7 @@
-"""From a record to the fields of its edits, by the names that the record has.
+"""Converts a record to the fields of its edits; the record's field names determine its form.
 
-Locality of one subject (KnowEdit's Relation_Specificity and Forgetfulness) is `locality_subject`, neighbours are
-`locality`, and zsRE's questions about anything are `unrelated`.
+Locality of the same subject (KnowEdit's Relation_Specificity and Forgetfulness) becomes `locality_subject`, neighbours
+become `locality`, and zsRE's unrelated questions `unrelated`.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ _PROMPT, _SUBJECT = ("prompt", "src", "text"), ("subject", "concept")
 _NEW, _OLD = ("target_new", "alt", "labels"), ("ground_truth", "target_true", "answers")
 _PARAPHRASES = ("rephrase_prompt", "rephrase_prompts", "rephrase", "paraphrase_prompts")
 _NEIGHBOURS = ("neighborhood", "distracting")
-"""EasyEdit's groups of locality that are about other subjects, unlike KnowEdit's."""
+"""EasyEdit's locality groups about other subjects, unlike KnowEdit's."""
 _NQ = "nq question: "
 _MOST_FIELDS = 12
 FORMS = (
     "requested_rewrite (CounterFact, MQuAKE); prompt, subject, target_new (CounterFact, ROME, KnowEdit); "
     "src, subject, alt (zsRE); text, concept, labels (WikiBio)"
 )
-"""What a record must have, for messages."""
+"""The known forms, for messages."""
 
 Fields = dict[str, Any]
 """An edit's fields, or a probe's, not yet validated."""
 
 
 def edits_in(record: Any) -> list[Fields]:
-    """The edits of a record: several of MQuAKE's, otherwise one.
+    """The edits of a record: several for MQuAKE, otherwise one.
 
     Raises:
-        NoEdit: it is of no form, or lacks something that an edit needs.
+        NoEdit: the record has no known form, or lacks a field that an edit needs.
     """
     if not isinstance(record, dict):
         raise NoEdit(f"expected a mapping, got {shown(record)}")
@@ -60,7 +60,7 @@ def _nested(record: Record, rewrite: Record) -> Fields:
 
 
 def _several(record: Record, rewrites: list[Any]) -> list[Fields]:
-    """MQuAKE (Zhong et al. 2023): rewrites that are all made, and questions whose new answer follows from them."""
+    """MQuAKE (Zhong et al. 2023): several rewrites, and questions whose new answer follows from all of them."""
     if not rewrites:
         raise NoEdit("requested_rewrite: expected at least one rewrite, got an empty list")
     before, after = (_named(record.get(hops)) for hops in ("single_hops", "new_single_hops"))
@@ -105,9 +105,10 @@ def _edit(
 ) -> Fields:
     name = spelled(prompt, subject)
     if name is None:
-        raise NoEdit(f"subject: {quoted(subject)} is no whole word of the prompt {quoted(prompt)}")
-    told = {normalise(answer) for answer in old}
-    new = new[:1] + tuple(alias for alias in new[1:] if normalise(alias) not in told)  # one that is both tells nothing
+        raise NoEdit(f"subject: {quoted(subject)} is not a whole word of the prompt {quoted(prompt)}")
+    former = {normalise(answer) for answer in old}
+    # An alias of both answers cannot distinguish them.
+    new = new[:1] + tuple(alias for alias in new[1:] if normalise(alias) not in former)
     return {
         "prompt": prompt,
         "subject": name,
@@ -140,7 +141,7 @@ def _pair(record: Record, prompt: str, answer: str) -> Iterator[tuple[str, tuple
 
 
 def _groups(kind: str, value: Any) -> Iterator[Fields]:
-    """Probes in groups by name; their tag is the name of their group. One group alone may have none."""
+    """Probes of named groups, tagged with their group's name. A single group may be unnamed."""
     groups = mapping(value)
     if isinstance(value, list) or "New Question" in groups or "prompt" in groups:
         yield from _probes(kind, asked(value))
@@ -150,7 +151,7 @@ def _groups(kind: str, value: Any) -> Iterator[Fields]:
 
 
 def _probes(kind: str, pairs: Iterable[tuple[str, tuple[str, ...]]], tag: str = "") -> Iterator[Fields]:
-    """Without an answer there is nothing to judge a conclusion by; what is to be kept can still be unchanged."""
+    """Portability probes without an answer cannot be judged and are left out; keeping probes need no answer."""
     for prompt, said in pairs:
         answers = tuple(filter(normalise, said))
         if answers or kind != "portability":
@@ -158,7 +159,7 @@ def _probes(kind: str, pairs: Iterable[tuple[str, tuple[str, ...]]], tag: str = 
 
 
 def _named(hops: Any) -> Mapping[str, tuple[str, ...]]:
-    """Answer of each of MQuAKE's single hops → its aliases."""
+    """Answers of MQuAKE's single hops → their aliases."""
     return {
         answer: texts(hop.get("answer_alias"))
         for hop in map(mapping, hops if isinstance(hops, list) else ())

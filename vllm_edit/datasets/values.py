@@ -1,7 +1,7 @@
-"""Values of records. Their kinds differ from set to set, and from record to record: nothing here raises but `NoEdit`.
+"""Reads values of records. Their types differ between sets and records; the only error raised here is `NoEdit`.
 
-An answer is a text, a mapping that names it (`{"str": "Lyon", "id": "Q456"}`), or lists of these: one answer by several
-names, or several answers that all count. What is missing is null, NaN, blank, or an empty list.
+An answer is a text, a mapping that names it (`{"str": "Lyon", "id": "Q456"}`), or lists of these: several names of one
+answer, or several accepted answers. A missing value is null, NaN, blank, or an empty list.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ _MOST_DIGITS = 20
 
 
 class NoEdit(ValueError):
-    """A record that is no edit; the message is one line that says why."""
+    """A record is not an edit; the message is one line with the reason."""
 
 
 def texts(value: Any) -> tuple[str, ...]:
-    """The texts of a value, each once, in their order. A number is none: who has one for an answer is wrong."""
+    """The distinct texts of a value, in order. Numbers are ignored: they are not valid answers."""
     found, waiting = list[str](), [value]
     while waiting:
-        one = waiting.pop()
-        if isinstance(one, str):
-            found += filter(None, [one.strip()])
-        elif isinstance(one, list):
-            waiting += reversed(one)
-        elif isinstance(one, dict):
-            waiting.append(one.get("str"))
+        item = waiting.pop()
+        if isinstance(item, str):
+            found += filter(None, [item.strip()])
+        elif isinstance(item, list):
+            waiting += reversed(item)
+        elif isinstance(item, dict):
+            waiting.append(item.get("str"))
     return tuple(dict.fromkeys(found))
 
 
 def text_of(record: Record, *names: str) -> str:
-    """The text in the first of the fields that the record has.
+    """The text in the first of these fields that the record has.
 
     Raises:
-        NoEdit: it is no text, or blank.
+        NoEdit: the value is not text, or blank.
     """
     name, value = _first(record, names)
     if not isinstance(value, str) or not value.strip():
@@ -46,10 +46,10 @@ def text_of(record: Record, *names: str) -> str:
 
 
 def answers_of(record: Record, *names: str) -> tuple[str, ...]:
-    """The answers in the first of the fields that the record has; at least one.
+    """The answers (at least one) in the first of these fields that the record has.
 
     Raises:
-        NoEdit: there is none, or none with more than punctuation.
+        NoEdit: there is no answer, or every answer is only punctuation.
     """
     name, value = _first(record, names)
     found = tuple(filter(normalise, texts(value)))
@@ -59,7 +59,7 @@ def answers_of(record: Record, *names: str) -> tuple[str, ...]:
 
 
 def old_answers_of(record: Record, *names: str) -> tuple[str, ...]:
-    """The answers in the first of the fields that has some."""
+    """The answers in the first of these fields that has any."""
     return next((found for name in names if (found := tuple(filter(normalise, texts(record.get(name)))))), ())
 
 
@@ -69,13 +69,13 @@ def mapping(value: Any) -> Record:
 
 
 def asked(value: Any) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Prompts with their answers: of a mapping, of mappings in a list, or of a mapping with a list for each field.
+    """Prompts with their answers, from a mapping, a list of mappings, or a mapping with a list per field.
 
-    What is no such mapping, or has no prompt, is passed over.
+    Other values, and mappings without a prompt, are skipped.
     """
-    for one in map(mapping, value if isinstance(value, list) else [value]):
-        prompt = one.get("prompt", one.get("New Question"))
-        answers = one.get("ground_truth", one.get("New Answer"))
+    for item in map(mapping, value if isinstance(value, list) else [value]):
+        prompt = item.get("prompt", item.get("New Question"))
+        answers = item.get("ground_truth", item.get("New Answer"))
         if not isinstance(prompt, list):
             pairs = [(prompt, answers)]
         elif len(prompt) == 1:
@@ -89,7 +89,7 @@ def asked(value: Any) -> Iterator[tuple[str, tuple[str, ...]]]:
 
 
 def shown(value: Any) -> str:
-    """A value as a message names it, on one short line."""
+    """A value for a message, on one short line."""
     if isinstance(value, str):
         return quoted(value)
     if value is None or isinstance(value, bool):
