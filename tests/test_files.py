@@ -41,7 +41,7 @@ WRITTEN = ("kept/a", "patches/p")
 
 def test_a_write_that_fails_leaves_what_was_there_and_nothing_else(tmp_path: Path) -> None:
     ran = subprocess.run([sys.executable, "-c", TOO_LARGE, tmp_path], capture_output=True, text=True, check=True)
-    told = [f"{tmp_path / what} cannot be written: File too large; mend that and try again" for what in WRITTEN]
+    told = [f"{tmp_path / what} cannot be written: File too large; fix that and try again" for what in WRITTEN]
     assert ran.stdout.splitlines() == told
     files = LocalFiles(tmp_path)
     assert files.read("kept/a") == b"old"
@@ -108,7 +108,7 @@ def test_a_disk_that_fails_is_unavailable(
 
     for name in ("read_bytes", "exists", "glob", "open", "rename", "replace"):
         monkeypatch.setattr(Path, name, fail)
-    with pytest.raises(Unavailable, match=r"cannot be \w+: Stale file handle; mend that and try again"):
+    with pytest.raises(Unavailable, match=r"cannot be \w+: Stale file handle; fix that and try again"):
         call(LocalFiles(tmp_path))
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints of a training: what an interrupted one goes on from."""
+"""Reads checkpoints, from which an interrupted training resumes."""
 
 from __future__ import annotations
 
@@ -11,19 +11,24 @@ from vllm_edit.errors import EditError
 
 
 def read_checkpoint(path: Path, identity: str, otherwise: str) -> dict[str, Any] | None:
-    """What was saved under `identity`; None where there is no file. otherwise: what is said of one of another identity.
+    """Read a checkpoint; None if there is no file.
+
+    Args:
+        path: the checkpoint's file.
+        identity: the identity that the checkpoint must have.
+        otherwise: the message's predicate if it has another identity.
 
     Raises:
-        EditError: the file cannot be read, or is of another training.
+        EditError: the file cannot be read, or belongs to another training.
     """
     if not path.exists():
         return None
     try:
         saved: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
         found = saved["identity"]
-    except Exception as error:  # unpickling other bytes raises whatever they lead to
-        told = " ".join(str(error).split()) or type(error).__name__
-        raise EditError(f"{path} cannot be read as a checkpoint ({told[:200]}); remove it to begin anew") from error
+    except Exception as error:  # unpickling arbitrary bytes can raise anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise EditError(f"{path} cannot be read as a checkpoint ({reason[:200]}); remove it to start again") from error
     if found != identity:
         raise EditError(f"{path} {otherwise}; remove it or choose another --out")
     return saved

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class EditError(Exception):
-    """A mistake that the user can mend. The message says what was expected, what came, and what to do."""
+    """A mistake that the user can correct. The message says what was expected, what was given, and what to do."""
 
 
 class PatchError(EditError):
@@ -20,7 +20,7 @@ class UnsafeEdit(EditError):
 
 
 class Unsolvable(EditError):
-    """Edits cannot be solved together with this damping: keys of theirs are linearly dependent."""
+    """Edits cannot be solved together with this damping: their keys are linearly dependent."""
 
 
 class NotFound(EditError):
@@ -40,4 +40,4 @@ class Incompatible(EditError):
 
 
 class Unavailable(EditError):
-    """Something that this needs is missing for now: the registry's database, room on a disk. No mistake of who asks."""
+    """A dependency (database, disk space) is temporarily unavailable; not the caller's fault."""

@@ -1,10 +1,9 @@
-"""Where artefact files lie: a local folder, or anything that fsspec reaches. A folder appears at once or not at all.
+"""Storage of artefact files: a local folder, or any fsspec file system. Folders are created atomically.
 
-A disk, a network or a driver that fails raises `Unavailable`, whoever reads or writes; only a file that is not there
-stays a `FileNotFoundError`.
+A failing disk, network or driver raises `Unavailable` on reads and writes; a missing file raises `FileNotFoundError`.
 
-A folder counts as present when its marker file is. On a local disk it is written under `tmp/`, fsynced and renamed, so
-a kill at any instant leaves either nothing or everything. Object stores have no rename: there the marker comes last.
+A folder exists if its marker file exists. On a local disk a folder is written under `tmp/`, fsynced and renamed, so an
+interruption at any time leaves nothing or everything. Object stores have no rename: there the marker is written last.
 """
 
 from __future__ import annotations
@@ -29,13 +28,13 @@ _TEMPORARY = "tmp"
 
 
 class Files(Protocol):
-    """Byte files under a root, by relative path. Paths are made of names that `names` has checked.
+    """Files under a root, by relative path. Paths consist of names that `names` has checked.
 
-    Every method raises `Unavailable` where the disk or the object store fails.
+    Every method raises `Unavailable` if the disk or the object store fails.
     """
 
     def read(self, path: str) -> bytes:
-        """The bytes of a file; `FileNotFoundError` when there is none."""
+        """The bytes of a file; raises `FileNotFoundError` if it does not exist."""
 
     def exists(self, path: str) -> bool: ...
 
@@ -46,23 +45,23 @@ class Files(Protocol):
         """Write or replace one file atomically."""
 
     def write_folder(self, folder: str, files: Mapping[str, bytes], marker: str) -> None:
-        """Make `folder` with `files` visible at once; when another writer was first, its folder stays."""
+        """Create `folder` with `files` atomically; if another writer was first, its folder stays."""
 
     def remove_folder(self, folder: str, marker: str) -> None:
-        """Remove a folder, if there is one; it disappears from sight at once."""
+        """Remove a folder atomically, if it exists."""
 
     def locked(self, path: str) -> AbstractContextManager[None]:
-        """While it lasts, no other process is in `locked(path)`; on an object store, which has no locks, it may be."""
+        """Lock `path` against other processes. Object stores have no locks: there this does nothing."""
 
     def sweep(self, older_than_s: float) -> None:
-        """Remove what writers that died left behind."""
+        """Remove temporary files of dead writers."""
 
 
 def open_files(url: str) -> Files:
     """Files at a local path or an fsspec URL (`s3://…`, `memory://…`).
 
     Raises:
-        EditError: no such kind of URL is known, or its driver is not installed.
+        EditError: the URL's scheme is unknown, or its driver is not installed.
     """
     try:
         filesystem, root = fsspec.core.url_to_fs(url)
@@ -121,7 +120,7 @@ class LocalFiles:
         with ExitStack() as held:
             with _reaching(self.root / f"{path}.lock", "locked", OSError):
                 lock = held.enter_context((self.root / f"{path}.lock").open("w"))
-                fcntl.flock(lock, fcntl.LOCK_EX)  # closing it, also by dying, gives the lock back
+                fcntl.flock(lock, fcntl.LOCK_EX)  # closing the file, also when the process dies, releases the lock
             yield
 
     def sweep(self, older_than_s: float) -> None:
@@ -142,8 +141,8 @@ class LocalFiles:
 class RemoteFiles:
     """`Files` on an fsspec file system, where single files appear whole and folders do not exist.
 
-    Drivers raise what their libraries do (botocore's and aiohttp's errors have no base class but Exception), so what
-    comes out of a call is theirs, whatever it is.
+    Drivers raise their libraries' errors (botocore's and aiohttp's have no base class but Exception), so every
+    exception of a call counts as a failure.
     """
 
     def __init__(self, filesystem: Any, root: str) -> None:
@@ -190,27 +189,27 @@ class RemoteFiles:
         """Nothing to do: a folder without its marker is completed by the next writer of the same content."""
 
     def _place(self, path: str) -> str:
-        """The file as messages name it."""
+        """The file's name in messages."""
         return str(self._fs.unstrip_protocol(f"{self._root}/{path}"))
 
 
 @contextmanager
 def _reaching(place: object, done: str, failures: type[Exception], absent: bool = True) -> Iterator[None]:
-    """While something is `done` to `place`. absent: a `FileNotFoundError` says that there is none, and passes.
+    """Translate `failures` within the block to `Unavailable`. `absent`: a `FileNotFoundError` is not translated.
 
     Raises:
-        Unavailable: one of the `failures` came instead.
+        Unavailable: one of the `failures` occurred; the message says what was `done` to `place`.
     """
     try:
         yield
     except failures as error:
         if absent and isinstance(error, FileNotFoundError):
             raise
-        raise Unavailable(f"{place} cannot be {done}: {_reason(error)}; mend that and try again") from error
+        raise Unavailable(f"{place} cannot be {done}: {_reason(error)}; fix that and try again") from error
 
 
 def _reason(error: Exception) -> str:
-    """The system's or a driver's own words in one line."""
+    """The system's or driver's message, on one line."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
@@ -218,11 +217,10 @@ def _reason(error: Exception) -> str:
 
 @contextmanager
 def becoming(target: Path, temporary: Path) -> Iterator[None]:
-    """While `temporary` is written and renamed to `target`. If that fails nothing of it stays: a full disk must not be
-    filled with what was left of trying.
+    """Guard the block that writes `temporary` and renames it to `target`. On failure `temporary` is removed.
 
     Raises:
-        Unavailable: the disk is full, or refuses for another reason; `target` is named.
+        Unavailable: the write failed, for example on a full disk; the message names `target`.
     """
     try:
         yield
@@ -231,7 +229,7 @@ def becoming(target: Path, temporary: Path) -> Iterator[None]:
             shutil.rmtree(temporary, ignore_errors=True)
         else:
             temporary.unlink(missing_ok=True)
-        raise Unavailable(f"{target} cannot be written: {_reason(error)}; mend that and try again") from error
+        raise Unavailable(f"{target} cannot be written: {_reason(error)}; fix that and try again") from error
 
 
 def write_tree(folder: Path, files: Mapping[str, bytes]) -> None:
@@ -247,7 +245,7 @@ def write_tree(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def move_into_place(temporary: Path, target: Path) -> None:
-    """Rename a finished folder to its name; when one is there already, that one stays and ours is dropped."""
+    """Rename a complete folder to its final name; if that exists, it stays and the new folder is removed."""
     try:
         temporary.rename(target)
     except OSError as error:
@@ -259,7 +257,7 @@ def move_into_place(temporary: Path, target: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """A folder that survives a power cut with what is put into it: its parents know of it on the disk."""
+    """Create a folder durably: it and its parents are fsynced, so that it survives a power failure."""
     if folder.is_dir():
         return
     make_folder(folder.parent)

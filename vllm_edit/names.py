@@ -1,4 +1,4 @@
-"""Names of artefacts and tenants. A name is checked against its pattern before it comes near a path or a query."""
+"""Names of artefacts and tenants. A name is checked against its pattern before it is used in a path or a query."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _ANSWER_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 def check_name(name: str) -> str:
-    """`name` if it is `<patch>@<digest>` in full, else `NotFound`: text of any other form names nothing."""
+    """Return `name` if it has the full form `<patch>@<digest>`; else raise `NotFound`."""
     if _NAME.fullmatch(name) is None:
         raise NotFound(f"expected a name like capital@{'0' * DIGEST_LENGTH}, got {shown(name)}")
     return name
 
 
 def check_patch(name: str) -> str:
-    """`name` if a patch or composition may be called so."""
+    """Return `name` if it is a valid name of a patch or composition; else raise `EditError`."""
     if re.fullmatch(_LABEL, name) is None:
         raise EditError(
             f"expected a patch's name of lower-case letters, digits, '.', '_' and '-' (at most 63), got {shown(name)}"
@@ -58,12 +58,12 @@ def check_kind(kind: str) -> str:
 
 
 def is_answer_id(text: str) -> bool:
-    """Whether an answer could have this id; other text need not come near a query."""
+    """True if an answer could have this id, so that a query is worthwhile."""
     return _ANSWER_ID.fullmatch(text) is not None
 
 
 def check_note(text: str, what: str, limit: int) -> str:
-    """`text` that somebody wrote of a change (who, why), if every database can hold it."""
+    """Return a person's text about a change (who, why) if every database can store it; else raise `EditError`."""
     unprintable = any(unicodedata.category(character) in _UNPRINTABLE and character not in "\n\t" for character in text)
     if len(text) > limit or unprintable:
         raise EditError(f"expected {what} of at most {limit} printable characters, got {shown(text)} ({len(text)})")
@@ -71,7 +71,7 @@ def check_note(text: str, what: str, limit: int) -> str:
 
 
 def is_one_line(text: str) -> bool:
-    """Whether `text` is shown as it is: no control or format characters, no line breaks."""
+    """True if `text` displays unchanged: no control or format characters, no line breaks."""
     return all(unicodedata.category(character) not in _NO_LINE for character in text)
 
 
@@ -82,17 +82,17 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def short(name: str) -> str:
-    """The name with its digest cut for people: `capital@4f1c09aa31d2`."""
+    """The name with its digest shortened for display: `capital@4f1c09aa31d2`."""
     patch, _, digest = name.partition("@")
     return f"{patch}@{digest[:SHORT_DIGEST]}"
 
 
 def resolve(text: str, newest_first: list[str]) -> str:
-    """The one name that `text` means: a full name, a patch (its newest), or a patch with the start of a digest.
+    """Resolve `text` to one name: a full name, a patch (its newest version), or a patch with the start of a digest.
 
     Raises:
-        NotFound: nothing fits; `nearest` holds names that exist.
-        EditError: the digest's start fits several.
+        NotFound: no name matches; `nearest` holds existing names.
+        EditError: the start of the digest matches several names.
     """
     reference = _REFERENCE.fullmatch(text)
     if reference is not None:
@@ -106,8 +106,8 @@ def resolve(text: str, newest_first: list[str]) -> str:
 
 
 def nearest(text: str, choices: Iterable[str], limit: int = 3) -> list[str]:
-    """The choices most like `text`, best first, for "did you mean". Only what stands before an `@` is compared: one
-    digest is not like another. With a digest in `text` all of a patch's names are near, else the first of each patch.
+    """The choices most similar to `text`, best first, for "did you mean". Only the part before an `@` is compared:
+    similar digests mean nothing. With a digest in `text` all of a patch's names are near, else the first of each patch.
     """
     by_patch: dict[str, list[str]] = {}
     for choice in choices:

@@ -34,14 +34,14 @@ ProbeKind = Literal["paraphrase", "reverse", "portability", "locality", "localit
 Split = Literal["tune", "gate"]
 Scope = Literal["subject", "all"]
 _LONGEST_NUMBER = 256
-"""In bits: of numbers that a message shows."""
+"""Maximum size, in bits, of numbers that a message shows."""
 LOCALITY_KINDS: tuple[ProbeKind, ...] = ("locality", "locality_subject", "unrelated")
 
 
 class _Declared(BaseModel):
-    """What a file declares. Fields named in `_ADDED` came later; they are not written where they have their default.
+    """Base of what a file declares. Fields in `_ADDED` are newer; they are not written if they have their default.
 
-    Names of compiled patches are digests of what is written, and must not change with a new field.
+    Names of compiled patches are digests of the written form, and must not change with a new field.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
@@ -132,7 +132,7 @@ class Edit(_Declared):
         return (self.target_true, *self.target_true_aliases) if self.target_true else ()
 
     def names(self) -> frozenset[str]:
-        """What its subject is called, in one spelling."""
+        """The subject's names, in one spelling."""
         return frozenset(written(name).folded for name in (self.subject, *self.aliases))
 
     def facts(self) -> frozenset[Fact]:
@@ -148,7 +148,7 @@ class Edit(_Declared):
         )
 
     def agrees_with(self, other: Edit) -> bool:
-        """True if both want one answer, as answers are compared."""
+        """True if both edits have the same normalised answer."""
         return normalise(self.target_new) == normalise(other.target_new)
 
     @model_validator(mode="after")
@@ -166,8 +166,8 @@ class Edit(_Declared):
 
 
 class Gate(_Declared):
-    """What a compiled patch must reach before it may be published: the least shares on its gate probes, between 0 and
-    1, and the most that it may do to ordinary text."""
+    """Conditions for publishing a compiled patch: minimum shares on its gate probes, between 0 and 1, and the maximum
+    perplexity drift on ordinary text."""
 
     reliability: float = Field(1.0, ge=0, le=1)
     paraphrase: float = Field(0.0, ge=0, le=1)
@@ -180,13 +180,13 @@ class Gate(_Declared):
         None,
         ge=0,
         allow_inf_nan=False,
-        description="the most by which perplexity of the store's passages may grow: 0.02 is 2 %; without it, no limit",
+        description="maximum relative growth of the perplexity of the store's passages: 0.02 is 2 %; None for no limit",
     )
 
     _ADDED = ("perplexity_drift",)
 
     def shares(self) -> dict[str, float]:
-        """Metric → the least share."""
+        """Metric → minimum share."""
         return self.model_dump(exclude={"perplexity_drift"})
 
 
@@ -224,7 +224,7 @@ class Patch(_Declared):
             raise PatchError(str(path), ["no such file; expected the path of a patch in YAML"]) from None
         except OSError as error:
             raise PatchError(str(path), [f"cannot be read: {error.strerror or error}"]) from None
-        except ValueError as error:  # a path that is none
+        except ValueError as error:  # not a valid path
             raise PatchError(str(path), [f"cannot be read: {error}"]) from None
         except NotUTF8 as error:
             raise PatchError(str(path), [error.problem]) from None
@@ -255,7 +255,7 @@ class Patch(_Declared):
 
 
 class _Unfit(ValueError):
-    """Edits that are valid each by itself and cannot be in a patch; `problems`: their numbers, and why."""
+    """Edits that are each valid but cannot be in one patch; `problems` holds their indices and the reasons."""
 
     def __init__(self, problems: Sequence[tuple[int, str]]) -> None:
         self.problems = problems
@@ -263,21 +263,21 @@ class _Unfit(ValueError):
 
 
 def _within_words(edits: Sequence[Edit]) -> Iterator[tuple[int, str]]:
-    """Edits that would be located within a longer word, which is another thing."""
+    """Edits whose subject would be found only within a longer word."""
     for number, edit in enumerate(edits):
         if not occurrences(edit.prompt, edit.subject):
             yield number, _lacks_subject(edit.subject, edit.prompt)
 
 
 def _not_judged(edits: Sequence[Edit]) -> Iterator[tuple[int, str]]:
-    """Edits with an answer that no text can give, or that is the new and the old one at once."""
+    """Edits with an answer that no text can give, or with an answer that is both new and old."""
     for number, edit in enumerate(edits):
         probed = (answer for probe in edit.probes for answer in probe.answers)
         for answer in (*edit.new_answers, *edit.old_answers, *probed):
             if not normalise(answer):
                 yield (
                     number,
-                    f"the answer {answer!r} is punctuation alone, or invisible, so that no text can be told to give it",
+                    f"the answer {answer!r} is punctuation alone, or invisible, so no text can give it",
                 )
         old = {normalise(answer): answer for answer in edit.old_answers}
         for alias in edit.target_new_aliases:
@@ -289,7 +289,7 @@ def _not_judged(edits: Sequence[Edit]) -> Iterator[tuple[int, str]]:
 
 
 def _names_nothing(edits: Sequence[Edit], scope: Scope) -> Iterator[tuple[int, str]]:
-    """Edits with a name that no text can mention. Punctuation is a name only where nothing goes by mentions."""
+    """Edits with a name that no text can mention. Punctuation may be a name only if mentions do not matter."""
     for number, edit in enumerate(edits):
         for name in (edit.subject, *edit.aliases):
             if not (Name.of(name) if scope == "subject" else written(name)).folded.strip():
@@ -297,9 +297,9 @@ def _names_nothing(edits: Sequence[Edit], scope: Scope) -> Iterator[tuple[int, s
 
 
 def _told_twice(edits: Sequence[Edit]) -> Iterator[tuple[int, str]]:
-    """Edits of a fact that an earlier one edits, in whatever spelling and by whatever name.
+    """Edits of a fact that an earlier edit also changes, in any spelling and by any name.
 
-    Two subjects may share an alias where they are to have the same answer.
+    Two subjects may share an alias if their edits have the same answer.
     """
     seen: dict[Fact, int] = {}
     for number, edit in enumerate(edits):
@@ -334,7 +334,7 @@ def _problems(error: ValidationError, document: YamlDocument) -> list[str]:
 def _unseen(document: YamlDocument, known: Container[Location]) -> list[str]:
     """Edits whose prompt lacks the subject: pydantic compares fields only where all of a patch's fields are valid.
 
-    known: the locations of the problems that are told.
+    `known` holds the locations of the reported problems.
     """
     edits = document.data.get("edits")
     problems = []
@@ -358,7 +358,7 @@ def _lacks_subject(subject: str, prompt: str) -> str:
 
 
 def _describe(problem: Any, document: YamlDocument) -> str:
-    """One line: where, which field, what was expected, what came."""
+    """One line: location, field, expected value, actual value."""
     location = problem["loc"]
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "string_type" and isinstance(problem.get("input"), bool | int | float | date):
@@ -368,7 +368,7 @@ def _describe(problem: Any, document: YamlDocument) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A plain value for a message; nothing for what is not plain, or a number too long to write."""
+    """A plain value for a message; empty for other values and for numbers that are too long."""
     if isinstance(value, str):
         return quoted(value)
     if isinstance(value, float) or (isinstance(value, int) and value.bit_length() < _LONGEST_NUMBER):

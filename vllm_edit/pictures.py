@@ -1,4 +1,4 @@
-"""Pictures of results: what every kind of them needs."""
+"""Checks shared by all pictures of results."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def check_drawable(path: Path) -> None:
     """Raise before anything is computed if a picture could not be written afterwards.
 
     Raises:
-        EditError: another format than PNG or SVG, a folder that is not there, or no matplotlib.
+        EditError: another format than PNG or SVG, a missing folder, or no matplotlib.
     """
     if path.suffix.lower() not in FORMATS:
         raise EditError(f"expected a picture named *{' or *'.join(FORMATS)}; got {path}")

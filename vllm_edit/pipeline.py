@@ -1,6 +1,6 @@
 """From a declared patch to a judged artefact in a store: compile, add the IKE demonstrations, save, run the gate.
 
-Or to one that is only measured: `attempt` compiles many patches, stores none, and keeps what was refused.
+`attempt` compiles many patches for measurement only: it stores none and returns refused patches too.
 """
 
 from __future__ import annotations
@@ -39,8 +39,9 @@ if TYPE_CHECKING:
 class Outcome:
     """A stored patch.
 
-    failures: one line per metric that missed the gate; none means accepted. not_judged: limits of the gate that some
-    edits have no probe for, in a line.
+    Attributes:
+        failures: one line per metric that missed the gate; empty if accepted.
+        not_judged: metrics of the gate for which some edits have no probe, as one line.
     """
 
     name: str
@@ -68,7 +69,7 @@ class Pipeline:
 
     @cached_property
     def pool(self) -> Pool | None:
-        """What the base knows, if the store keeps that."""
+        """The facts that the base knows, if the store holds them."""
         return kept_pool(self.store)
 
     def run(
@@ -99,7 +100,7 @@ class Pipeline:
         progress: Progress | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> Iterator[tuple[Patch, Outcome | Refused]]:
-        """Compile, save and judge patches, each as if it were alone; one that cannot be compiled is refused.
+        """Compile, save and judge each patch independently; a patch that cannot be compiled is refused.
 
         Patches about different subjects are compiled in one batch where the method can. A batch is saved and judged
         before the next one is compiled, so the order may differ from the one given.
@@ -114,10 +115,10 @@ class Pipeline:
     def judge(self, compiled: CompiledPatch, seconds: float, progress: Progress | None = None) -> Outcome:
         """Save what was compiled or composed in `seconds`, and run its gate with the model.
 
-        Edits that declare no probe to keep are also asked for known facts of the store's pool, if it has one.
+        The gate also asks edits without keeping probes for known facts of the store's pool, if it has one.
 
         Raises:
-            Incompatible: it is not for this base.
+            Incompatible: the patch is not for this base.
         """
         if not self.base.fingerprint.is_named(compiled.manifest.base):
             raise Incompatible(
@@ -139,7 +140,7 @@ class Pipeline:
         return Outcome(name, compiled, tuple(failures), seconds, report.not_judged)
 
     def _default_probes(self, compiled: CompiledPatch) -> list[tuple[Probe, ...]]:
-        """For each edit; empty where the store has no pool."""
+        """Default probes for each edit; empty if the store has no pool."""
         if self.pool is None:
             return []
         return default_probes(self.pool, Facts.load(tables_folder()), compiled.manifest.edits)
@@ -151,7 +152,7 @@ class Pipeline:
         settings: Mapping[str, Any] | None = None,
         progress: Progress | None = None,
     ) -> list[CompiledPatch | Refused]:
-        """Each patch as if it were alone, compiled with its demonstrations or refused, in the order given.
+        """Compile each patch independently, with its demonstrations, or refuse it; results in the order given.
 
         Patches about different subjects are compiled in one batch where the method can.
         """
@@ -171,7 +172,7 @@ class Pipeline:
         progress: Progress,
         clock: Callable[[], float] = time.perf_counter,
     ) -> Iterator[tuple[int, CompiledPatch | Refused, float]]:
-        """(row, compiled or refused, seconds that it took) of each patch, batch by batch."""
+        """Yield (row, compiled or refused patch, seconds) for each patch, batch by batch."""
         for rows in _batches(patches):
             batch, started = [patches[row] for row in rows], clock()
             made = self._together(batch, method, settings, progress) if len(batch) > 1 else None
@@ -186,18 +187,18 @@ class Pipeline:
     def _together(
         self, patches: Sequence[Patch], method: str, settings: Mapping[str, Any] | None, progress: Progress
     ) -> list[CompiledPatch | Refused] | None:
-        """All in one batch; None where the method compiles one after the other, or an edit cannot even be tried."""
+        """Compile all in one batch; None if the method has no batches, or if an edit cannot be tried."""
         chosen = method_of(method)
         if chosen.compile_each is None:
             return None
         wanted = settings_of(chosen, settings)
-        # One edit that misses must not take the batch with it: it is reported, and refused here.
+        # An edit that misses must not fail the batch: it is reported, and refused here.
         reporting = replace(wanted, on_missed="report")
         try:
             compiled = compile_separately(
                 patches, self.base, method, site=self.site, moment=self.moment, settings=reporting, progress=progress
             )
-        except EditError:  # compiled one after the other, each patch has its own answer
+        except EditError:  # compiled one by one, each patch has its own error
             return None
         if wanted.on_missed == "report":
             return list(compiled)
@@ -220,7 +221,7 @@ class Pipeline:
 
 
 def _judged(patch: Patch, compiled: CompiledPatch) -> CompiledPatch | Refused:
-    """`compiled`, or refused for what its report says of its edits, in the words of `UnsafeEdit`."""
+    """Return `compiled`, or `Refused` with the problems of its report, worded as `UnsafeEdit`."""
     problems = [
         f"edit {edit['edit']} ({change(edit['prompt'], edit['target'])}): {problem}"
         for edit in compiled.report["edits"]
@@ -236,7 +237,7 @@ def _silent(what: str, done: int, total: int) -> None:
 def _batches(patches: Sequence[Patch]) -> list[list[int]]:
     """Row numbers in batches of at most `BATCH` in which no two patches share a subject.
 
-    A patch that says more than its edits (its base, its scope) is alone: `compile_patch` knows what to do with it.
+    A patch that declares more than its edits (base, scope) has its own batch: `compile_patch` handles it.
     """
     batches: list[list[int]] = []
     taken: list[set[str]] = []

@@ -1,4 +1,4 @@
-"""Text that a terminal may be given: what clients and files wrote could hold sequences that drive it."""
+"""Makes text safe for a terminal: text from clients and files may contain control sequences."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def printable(text: str, keep: str = "") -> str:
 
 
 def printable_json(document: str) -> str:
-    """A JSON document whose strings hold none either: it means the same, since JSON knows these escapes."""
+    """Escape control characters in a JSON document; its meaning does not change."""
     return _UNSAFE.sub(lambda found: found[0] if found[0] == "\n" else f"\\u{ord(found[0]):04x}", document)
 
 

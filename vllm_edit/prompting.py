@@ -1,7 +1,7 @@
-"""How a prompt becomes token ids: as plain text, or as a turn of the model's chat template.
+"""Turns prompts into token ids: as plain text, or as a turn of the model's chat template.
 
-Ids are never decoded and encoded again; an answer's ids are appended to a prompt's ids. They are those that the answer
-has behind the prompt: many tokenizers write a text otherwise where it begins.
+Ids are never decoded and encoded again; an answer's ids are appended to a prompt's ids. They are the ids that the
+answer has after the prompt: many tokenizers encode a text differently at the beginning.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from vllm_edit.thinking import OFF, ended
 
 _STAND_IN = "\ue000\ue001"  # private-use characters: no template writes or changes them
 _LEADS = (":", "1", "a", "\n")
-"""What a text is read behind where its own prompt merges with it: at least one of them does not."""
+"""Characters to put before a text if its own prompt merges with it: at least one of them does not merge."""
 
 
 def render(tokenizer: Any, prompt: str, chat: bool = False) -> str:
     """The text that the model reads: `prompt` itself, or the chat template around it as the user's only turn.
 
-    A template that thinks is asked for the answer alone (see `thinking`).
+    A thinking template is rendered without thinking (see `thinking`).
 
     Raises:
-        EditError: `chat` is asked of a tokenizer without a chat template, or of one that cannot render the turn.
+        EditError: with `chat`, the tokenizer has no chat template, or the template cannot render the turn.
     """
     if not chat:
         return prompt
@@ -41,10 +41,10 @@ def render(tokenizer: Any, prompt: str, chat: bool = False) -> str:
 
 
 def around_turn(tokenizer: Any) -> tuple[str, str]:
-    """What the chat template writes before a user's turn and after it, up to where the answer begins.
+    """The chat template's text before a user's turn, and after it up to the answer.
 
-    A stand-in is rendered in the turn's place: a search for a turn itself would be fooled by one that the template's
-    own words contain ("assistant").
+    A placeholder is rendered instead of the turn: a search for the turn itself would fail if the template's own text
+    contains it ("assistant").
     """
     before, _, after = render(tokenizer, _STAND_IN, chat=True).partition(_STAND_IN)
     return before, after
@@ -59,8 +59,8 @@ def prompt_ids(tokenizer: Any, prompt: str, chat: bool = False) -> list[int]:
 def answer_ids(tokenizer: Any, prompt: str, answer: str, chat: bool = False) -> list[int]:
     """Ids of the answer as it follows the rendered prompt (see `text.continuation` and `joint`), no special tokens.
 
-    Appended to `prompt_ids` they give the ids of prompt and answer tokenized together, unless a token of those covers
-    the seam: a prompt is always tokenized alone when it is asked.
+    Appended to `prompt_ids` they equal the ids of prompt and answer tokenized together, unless one token covers the
+    boundary: in a request a prompt is always tokenized alone.
     """
     text, answer = render(tokenizer, prompt, chat), answer.strip()
     between = joint(tokenizer, prompt, text) if chat else None
@@ -74,12 +74,14 @@ def answer_ids(tokenizer: Any, prompt: str, answer: str, chat: bool = False) -> 
 def joint(tokenizer: Any, prompt: str, text: str) -> str | None:
     """The white space that the chat template writes between its generation prompt and an answer; it may be empty.
 
-    The template renders a conversation that has an answer. What stands there before the answer, behind `text`, is what
-    the model has learnt to write there.
+    It is the text between `text` and the answer in a rendered conversation, which the model has learnt to write there.
 
-    text: the rendered prompt, as `render` gives it.
-    Returns None where the template does not tell: it cannot render an answer, the conversation does not begin with
-    `text` (as when thinking is left out of it), or more than white space stands between.
+    Args:
+        text: the rendered prompt, from `render`.
+
+    Returns:
+        None if the template cannot render an answer, if the conversation does not begin with `text` (as when the
+        template leaves thinking out), or if there is more than white space between.
     """
     turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": _STAND_IN}]
     try:
@@ -93,13 +95,13 @@ def joint(tokenizer: Any, prompt: str, text: str) -> str | None:
 
 
 def ids_after(tokenizer: Any, before: str, text: str) -> list[int]:
-    """Ids of `text` where it stands behind `before`, without those of `before`.
+    """Ids of `text` after `before`, without the ids of `before`.
 
-    Both are tokenized together, and the ids of `before` are cut off. Where these do not begin the whole, because a
-    token covers the seam, a character that does not merge with `text` takes the place of `before`.
+    Both are tokenized together, and the ids of `before` are cut off. If one token covers the boundary, a character that
+    does not merge with `text` replaces `before`.
 
     Raises:
-        EditError: the tokenizer merges the text with whatever stands before it.
+        EditError: the tokenizer merges the text with any character before it.
     """
     for lead in (before, *_LEADS):
         head, whole = tokenizer([lead, lead + text], add_special_tokens=False)["input_ids"]

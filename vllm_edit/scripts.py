@@ -1,4 +1,4 @@
-"""What a character is, in every script: with or without spaces between words, a part of its neighbour, invisible."""
+"""Classes of characters in every script: scripts with or without spaces, combining characters, invisible ones."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ SPACELESS = (
 )
 """Scripts without spaces between words, for a class of the `regex` package."""
 EAST_ASIAN = r"\p{Han}\u2E80-\u9FFF\uF900-\uFAFF\uFE30-\uFE4F\uFF00-\uFFEF"
-"""What Chinese and Japanese are written with, punctuation and full-width forms too; and some Hangul between it."""
+"""Characters of Chinese and Japanese, with punctuation and full-width forms; the ranges contain some Hangul."""
 POINTS = (
     r"\u0591-\u05BD\u05BF\u05C1\u05C2\u05C4\u05C5\u05C7\u0610-\u061A\u0640\u064B-\u065F\u0670\u06D6-\u06DC"
     r"\u06DF-\u06E8\u06EA-\u06ED"
 )
 """Marks that Hebrew and Arabic writers may leave out, and the stroke that only lengthens an Arabic word."""
 
-# No class below has characters before these: most text is told by one comparison.
+# No class below has characters before these: one comparison decides for most text.
 _FIRST_SPACELESS, _FIRST_MARK, _FIRST_HANGUL = "\u0e00", "\u0300", "\u1100"
 _SPACELESS = regex.compile(rf"[[{SPACELESS}{EAST_ASIAN}]--\p{{Hangul}}]", regex.V1)
 _CJK = regex.compile(rf"[[{EAST_ASIAN}]--\p{{Hangul}}]", regex.V1)
@@ -36,7 +36,7 @@ def is_spaceless(character: str) -> bool:
 
 
 def is_cjk(character: str) -> bool:
-    """True for ideographs, kana, their punctuation and full-width forms: what Chinese and Japanese are written with."""
+    """True for ideographs, kana, their punctuation and full-width forms, the characters of Chinese and Japanese."""
     return character >= _FIRST_SPACELESS and _CJK.match(character) is not None
 
 
@@ -45,12 +45,12 @@ def is_hangul(character: str) -> bool:
 
 
 def is_following(character: str) -> bool:
-    """True for what is a part of the character before it: accents, vowel signs, viramas."""
+    """True for characters that belong to the character before them: accents, vowel signs, viramas."""
     return character >= _FIRST_MARK and _FOLLOWING.match(character) is not None
 
 
 def is_leading(character: str) -> bool:
-    """True for what is a part of the character after it: vowels of Thai and Lao, signs that stack in Khmer."""
+    """True for characters that belong to the character after them: vowels of Thai and Lao, stackers of Khmer."""
     return character >= _FIRST_SPACELESS and _LEADING.match(character) is not None
 
 
@@ -60,5 +60,5 @@ def is_of_words(character: str) -> bool:
 
 
 def is_passed_over(character: str) -> bool:
-    """True for what a reader does not see, or writers may leave out, within a word."""
+    """True for characters that are invisible or optional within a word."""
     return not character.isascii() and _PASSED_OVER.match(character) is not None

@@ -1,4 +1,4 @@
-"""The model that the package ships: atlas. Whoever only loads or serves it needs nothing else of atlas."""
+"""The model that the package ships: atlas. Loading and serving it needs no other module of atlas."""
 
 from __future__ import annotations
 

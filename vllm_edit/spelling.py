@@ -1,8 +1,8 @@
-"""Which spellings are the same, in every script.
+"""Normalises spelling for comparison, in every script.
 
-Letter case, width, NFC or NFD, hyphens and dashes, apostrophes, quotation marks and white space do not tell two texts
-apart. Nor do signs of a trade mark, invisible characters, and marks that writers may leave out: the points of Hebrew
-and Arabic, and the accents of Greek, which its capitals do not have.
+Letter case, width, NFC or NFD, hyphens and dashes, apostrophes, quotation marks and white space do not distinguish two
+texts. Nor do trade mark signs, invisible characters, and optional marks: the points of Hebrew and Arabic, and the
+accents of Greek, which its capitals do not have.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _COMMON = (
     (re.compile(f"[{_HALF_PAIRS}]"), "\ufffd"),
 )
 _BEFORE_NFKC = str.maketrans("´", "'", "™℠®")
-"""What NFKC would make a space with an accent, or letters of the word before: signs of a trade mark do not count."""
+"""Characters that NFKC would turn into a space with an accent, or (trade mark signs) into letters."""
 _NAMING = regex.compile(r"[^\p{P}\s\uFFFD]")
 _CHARACTER = regex.compile(r"\X")  # as readers count them: a letter with its marks
 
@@ -56,7 +56,7 @@ class Written:
 
 @dataclass(frozen=True)
 class Name:
-    """A name as it is looked for in texts. cased: also the letter case that counts, of a name all in capitals."""
+    """A name to find in texts. `cased` also holds the letter case, which counts if the name is all in capitals."""
 
     folded: str
     cased: str | None
@@ -71,19 +71,19 @@ class Name:
 
     @classmethod
     def cut(cls, text: Written, start: int, end: int) -> Name:
-        """What stands there in a text, as a name."""
+        """The name at this place in a text."""
         cased = text.cased[start:end]
         return cls(text.folded[start:end], cased if cased.isupper() else None)
 
     def fits(self, text: Written, start: int, end: int) -> bool:
-        """True if what is there is the name in a letter case that counts."""
+        """True if the text at this place has the name's letter case, where that counts."""
         return self.cased is None or text.cased[start:end].replace(_SOFT_HYPHEN, " ") == self.cased
 
 
 def written(text: str) -> Written:
     """The text in the spelling that is compared; its length differs from the text's.
 
-    A zero-width space counts as a space, but not within scripts that have none. What else is invisible is left out.
+    A zero-width space counts as a space, except within scripts without spaces. Other invisible characters are removed.
     """
     return _written(_without_invisible(text) if _INVISIBLE.search(text) else text)
 
@@ -102,7 +102,7 @@ def readings(text: str) -> tuple[Written, ...]:
 
 
 def aligned(text: str) -> tuple[str, list[tuple[int, int]]]:
-    """The text as `written` folds it, and for each of its characters from where to where it stands in `text`."""
+    """The folded text of `written`, and for each of its characters the start and end in `text`."""
     folded, places = list[str](), list[tuple[int, int]]()
     for found in _CHARACTER.finditer(_ZERO_WIDTH_WITHIN.sub(lambda run: _SOFT_HYPHEN * len(run[0]), text)):
         if found[0].isspace() or found[0] == _ZERO_WIDTH_SPACE:

@@ -1,8 +1,7 @@
-"""Which of many named things a text mentions, found in one pass whatever their number (Aho–Corasick, 1975).
+"""Finds the subjects that a text mentions, in one pass for any number of subjects (Aho–Corasick, 1975).
 
-The same definition as `text.mentions` (one spelling for all, whole words where the script has words), with one rule
-more, for names within names: an occurrence inside a longer name's occurrence is that name's. "New York" is not about
-York.
+The definition is that of `text.mentions` (normalised spelling, whole words where the script has words), with one more
+rule: an occurrence inside a longer name's occurrence does not count. "New York" does not mention York.
 """
 
 from __future__ import annotations
@@ -16,10 +15,10 @@ from vllm_edit.text import is_whole
 
 
 class Subjects:
-    """Things by number, each with its names. Immutable; searching needs no lock."""
+    """An index of numbered subjects, each with its names. Immutable; searching needs no lock."""
 
     def __init__(self, names: Sequence[Collection[str]]) -> None:
-        """names: of each thing. A name that several things have mentions all of them."""
+        """`names` holds each subject's names. A name shared by several subjects mentions all of them."""
         owners: dict[str, dict[Name, dict[int, None]]] = {}
         for number, own in enumerate(names):
             for name in map(Name.of, own):
@@ -29,7 +28,7 @@ class Subjects:
         self._automaton = AhoCorasick(list(owners), store_patterns=False)
 
     def mentioned(self, texts: Iterable[str]) -> tuple[int, ...]:
-        """Numbers of the things that any of the texts mentions, ascending. A name does not reach across texts."""
+        """Indices of the subjects that any of the texts mentions, ascending. A name cannot span two texts."""
         found: set[int] = set()
         for text in texts:
             for reading in readings(text):
@@ -37,7 +36,7 @@ class Subjects:
         return tuple(sorted(found))
 
     def _outermost(self, text: Written) -> set[int]:
-        """Numbers of the things whose names occur as whole words, and not only within a longer occurrence."""
+        """Indices of the subjects whose names occur as whole words, not only within a longer occurrence."""
         occurrences = [
             (start, -end, numbers)
             for pattern, start, end in self._automaton.find_matches_as_indexes(text.folded, overlapping=True)
@@ -45,7 +44,7 @@ class Subjects:
             if name.fits(text, start, end) and is_whole(text.cased, start, end)
         ]
         found, begun, reached = set[int](), -1, 0
-        for start, minus_end, numbers in sorted(occurrences):  # of those that begin together, the longest first
+        for start, minus_end, numbers in sorted(occurrences):  # among matches with the same start, the longest first
             if -minus_end > reached or (start, -minus_end) == (begun, reached):  # one place, several names
                 found.update(numbers)
                 begun, reached = start, -minus_end

@@ -1,4 +1,4 @@
-"""A new store: where edits go in a base model, chosen with what the model itself gives where nothing else is given."""
+"""Creates a store: chooses the site of a base model; missing texts and facts come from the model itself."""
 
 from __future__ import annotations
 
@@ -29,18 +29,21 @@ from vllm_edit.store.passages import hold_out
 from vllm_edit.store.store import Store
 
 VECTORS = 10
-"""Tokens of text for each input of the edited module; of fewer, a second moment is mostly noise where it is small."""
+"""Tokens of text per input of the edited module; with fewer, small second moments are mostly noise."""
 _HELD_OUT = 1.12
-"""The model writes so much more than that: a tenth of the texts become the gates' passages."""
+"""Factor of extra text that the model writes: a tenth of the texts become the gates' passages."""
 _LEAST_EDITS = 8
-"""Fewer edits than that do not tell layers apart."""
+"""Minimum number of edits to compare layers."""
 
 
 @dataclass(frozen=True)
 class Created:
-    """A new store.  table: what the sweep measured, empty without one.  pool: what the base knows, None if not asked.
+    """A new store.
 
-    why: how the site was chosen, for people.
+    Attributes:
+        table: the sweep's measurements, empty without a sweep.
+        pool: the facts that the base knows, None if it was not asked.
+        why: a readable reason for the choice of the site.
     """
 
     store: Store
@@ -63,19 +66,23 @@ def create_store(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Created:
-    """A new store for `base`. Nothing but the model is needed.
+    """Create a store for `base`. Only the model is required.
 
-    texts: ordinary text for the second moment, `passages` other text for the gates. Without `texts` the model writes
-    both, and the store keeps what it wrote.
-    edits: to choose the site by. Without them the model is asked for the facts that it knows, the store keeps the
-    answer, and the edits are of these facts. A model that knows too few has its site at the published depth.
-    layer: given, no site is tried.  token: given, only sites at this token are tried.
+    Args:
+        texts: ordinary text for the second moment; without it the model writes `texts` and `passages`, and the store
+            saves them.
+        passages: other ordinary text, for the gates.
+        edits: edits to choose the site by. Without them the model is asked for the facts of the tables, the store saves
+            the answers, and the edits are about known facts. If the model knows too few, the site is at the published
+            depth.
+        layer: if given, no sweep is run.
+        token: if given, only sites at this token are tried.
 
     Raises:
-        EditError: the model has no such layer, the rank is none of vLLM's, or the model writes no text.
+        EditError: the model has no such layer, vLLM does not support the rank, or the model writes no text.
     """
     if layer is not None:
-        module_at(base, layer)  # refused now, not after minutes of work
+        module_at(base, layer)  # refuse now, not after minutes of work
     if max_rank is not None:
         check_rank(max_rank)
     documents: dict[Kind, Any] = {}
@@ -134,7 +141,7 @@ def create_by_sweep(
     documents: Mapping[Kind, Any] | None = None,
     progress: Progress | None = None,
 ) -> tuple[Store, Sequence[Measurement]]:
-    """A new store at the site that is best for `edits` (see `choose_site`), and what the sweep measured."""
+    """A new store at the site that is best for `edits` (see `choose_site`), and the sweep's measurements."""
     chosen = choose_site(
         base, edits, texts, tokens=tokens, max_rank=max_rank, slots=slots, seed=seed, progress=progress
     )
@@ -147,8 +154,8 @@ def opened(folder: Path, base: Base) -> Store:
     """The store in `folder`.
 
     Raises:
-        NotFound: there is none.
-        EditError: it is another base's.
+        NotFound: there is no store.
+        EditError: the store is for another base.
     """
     store = Store.open(folder)
     if store.site().base.departures(base.fingerprint):
@@ -164,10 +171,10 @@ def open_or_create(
     passages: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> tuple[Store, Sequence[Measurement]]:
-    """The store in `folder` (then nothing was measured), or a new one. passages: kept where there are none yet.
+    """Open the store in `folder` (without a sweep), or create it. `passages` are saved if the store has none.
 
     Raises:
-        EditError: the store there is another base's.
+        EditError: the store is for another base.
     """
     try:
         store = opened(folder, base)
@@ -179,7 +186,7 @@ def open_or_create(
 
 
 def _edits_of(pool: Pool, facts: Facts, base: Base, seed: int, progress: Progress) -> tuple[list[Edit], str]:
-    """Edits to choose the site by, none where the base knows too little; and then why there are none."""
+    """Edits to choose the site by; if the base knows too few facts, no edits and the reason."""
     asked = sum(pool.asked.values())
     known = f"the model gives {len(pool.known):,} of {asked:,} facts that it was asked for"
     if len(pool.known) < SWEEP_EDITS:
@@ -191,13 +198,13 @@ def _edits_of(pool: Pool, facts: Facts, base: Base, seed: int, progress: Progres
 
 
 def _vectors(base: Base) -> int:
-    """How many tokens the model is to write: enough for the widest module that may be edited, and for the gates."""
+    """Number of tokens for the model to write: enough for the widest editable module and for the gates."""
     widest = max(linear_shape(find_module(base.model, module))[1] for module in base.layout.down)
     return math.ceil(VECTORS * widest * _HELD_OUT)
 
 
 def _plain(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record as JSON can hold it: a number that is not finite becomes None."""
+    """Make a record JSON-able: numbers that are not finite become None."""
     return {
         key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in record.items()
     }

@@ -26,10 +26,10 @@ def read_text(path: str | Path) -> str:
 
 
 def decoded(content: bytes, path: str | Path, encoding: str = "utf-8-sig") -> str:
-    """A file's bytes as text. path: for the message. encoding: UTF-8, or what a byte order mark says.
+    """Decode a file's bytes. `path` is for the message; `encoding` is UTF-8, or that of a byte order mark.
 
     Raises:
-        NotUTF8: naming the first line that is not.
+        NotUTF8: names the first line that is not valid.
     """
     try:
         return content.decode(encoding)

@@ -1,7 +1,7 @@
-"""Thinking: what some models write before an answer, between marks of their own, and chat templates that ask for it.
+"""Thinking: text that some models write before an answer, between special marks, and the chat templates that start it.
 
-An edit is taught and judged without thinking. A template with a switch for it is asked with the switch off; where a
-template begins the thinking itself and has no switch, the thinking is ended at once, so that the answer comes after it.
+Edits are compiled and judged without thinking. A template with a switch is rendered with the switch off; if a template
+begins the thinking itself and has no switch, the thinking is closed at once, so that the answer follows.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 Thinking = Literal["off", "after"]
-"""How a template that thinks is asked: with its switch off, or after a thinking that is empty."""
+"""How to render a thinking template: with its switch off, or with an empty thinking."""
 
 OFF: Mapping[str, Any] = {"enable_thinking": False, "thinking": False}
-"""What templates call their switch; one that has none does not look at it."""
+"""The switch's names in templates; a template without a switch ignores them."""
 
 _MARKS = {
     **{f"<{name}>": f"</{name}>" for name in ("think", "thinking", "thought", "reasoning", "reason", "seed:think")},
@@ -35,19 +35,19 @@ def is_mark(token: str) -> bool:
 
 
 def after_thinking(text: str) -> str | None:
-    """A model's text after its thinking; all of it where there is none, None where the thinking does not end."""
+    """A model's text after its thinking; all text without thinking, None if the thinking does not end."""
     *_, rest = _END.split(text)
     return None if _BEGUN.match(rest) else rest
 
 
 def ended(prompt: str) -> str:
-    """The rendered prompt, with an empty thinking where its template began one."""
+    """The rendered prompt, with the thinking closed if its template began one."""
     begun = _BEGINS_AT_END.search(prompt)
     return prompt if begun is None else f"{prompt[: begun.end(1)]}\n\n{_MARKS[begun[1]]}\n\n"
 
 
 def thinking_of(tokenizer: Any) -> Thinking | None:
-    """How the tokenizer's chat template is asked; None for one that does not think, and without a template."""
+    """How to render the tokenizer's chat template; None without a template or without thinking."""
     if not getattr(tokenizer, "chat_template", None):
         return None
 

@@ -1,4 +1,4 @@
-"""A YAML document with the lines of its parts, for messages that say where a file is wrong."""
+"""A YAML document with line numbers, for messages that locate a problem."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ import yaml
 from vllm_edit.text import quoted
 
 Location = tuple[int | str, ...]
-"""The way to a part: keys of mappings and numbers in lists."""
+"""The path of a node: keys of mappings and indices of lists."""
 
 
 def field(location: Location) -> str:
-    """The way to a part as messages name it: `edits.0.prompt`."""
+    """The path of a node in messages: `edits.0.prompt`."""
     names = (str(part) for part in location)
     return ".".join(name if name.isprintable() and len(name) <= 80 else quoted(name) for name in names)
 
 
 class NotYaml(ValueError):
-    """A text that cannot be read as YAML; the message is one line that says where, as far as that is known."""
+    """A text that is not valid YAML; the message is one line, with the location if it is known."""
 
 
 @dataclass(frozen=True)
 class YamlDocument:
-    """What a document says, as plain values.
+    """A document as plain values.
 
-    given_twice: one line for each key that its mapping already has, of which `data` has the last value. YAML forbids
-    that, and PyYAML passes it over in silence.
+    `given_twice` holds one line per duplicate key; `data` has the last value. YAML forbids duplicate keys, but PyYAML
+    accepts them silently.
     """
 
     data: Any
@@ -43,7 +43,7 @@ class YamlDocument:
         try:
             loader = _Loader(text)
             tree = loader.get_single_node()
-            twice = tuple(_given_twice(tree))  # before merge keys are replaced by what they stand for
+            twice = tuple(_given_twice(tree))  # before merge keys are resolved
             return cls(None if tree is None else loader.construct_document(tree), twice, tree)
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
@@ -51,10 +51,10 @@ class YamlDocument:
             told = getattr(error, "problem", None) or str(error).partition("\n")[0]
             raise NotYaml(f"{where}not valid YAML: {told}") from None
         except RecursionError:
-            raise NotYaml("not valid YAML: lists and mappings within each other, deeper than can be read") from None
+            raise NotYaml("not valid YAML: lists and mappings are nested deeper than can be read") from None
 
     def line(self, location: Location) -> int:
-        """The line of the deepest part on the way `location` that is present in the file."""
+        """The line of the deepest node on the path `location` that exists in the file."""
         node = self._tree
         line = node.start_mark.line + 1 if node is not None else 1
         for part in location:
@@ -72,7 +72,7 @@ class YamlDocument:
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's, whose errors all say where. Of itself it raises what `int` and `datetime` do: of "2100-02-31"."""
+    """PyYAML's loader, with a location in every error. PyYAML itself passes on errors of `int` and `datetime`."""
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
@@ -85,12 +85,12 @@ class _Loader(yaml.SafeLoader):
 
 
 def _given_twice(tree: yaml.Node | None) -> Iterator[str]:
-    """One line for each key that its mapping already has."""
+    """One line for each duplicate key."""
     waiting = deque[tuple[yaml.Node | None, Location]]([(tree, ())])
     seen = set[int]()
     while waiting:
         node, location = waiting.popleft()
-        if id(node) in seen:  # an alias of what was read, perhaps of what it is in
+        if id(node) in seen:  # an alias of a node already read, possibly of an ancestor
             continue
         seen.add(id(node))
         if isinstance(node, yaml.SequenceNode):

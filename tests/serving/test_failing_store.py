@@ -115,7 +115,7 @@ def test_what_fails_ahead_of_requests_is_a_line_of_the_log_and_no_stack_trace(
     told = [record for record in caplog.records if "memory:///bucket/patches" in record.getMessage()]
     assert told
     assert not [record for record in told if record.exc_info]
-    assert "cannot be read: DriverError: SlowDown: reduce your request rate; mend that" in told[0].getMessage()
+    assert "cannot be read: DriverError: SlowDown: reduce your request rate; fix that" in told[0].getMessage()
 
 
 def test_it_is_tried_again_when_the_store_is_back(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
