@@ -93,7 +93,7 @@ CALLS: dict[str, Callable[[Files], object]] = {
 def test_an_object_store_that_fails_is_unavailable_and_the_drivers_words_are_told(
     call: Callable[[Files], object],
 ) -> None:
-    with pytest.raises(Unavailable, match=r"^memory:///root.* cannot be \w+: DriverError: no route to host; mend"):
+    with pytest.raises(Unavailable, match=r"^memory:///root.* cannot be \w+: DriverError: no route to host; fix"):
         call(RemoteFiles(Broken(), "/root"))
 
 
