@@ -1,5 +1,5 @@
-"""Fact tables: general knowledge with several ways to ask for each fact. atlas is trained on them; every other model is
-asked them."""
+"""Fact tables: general knowledge with several prompts for each fact. atlas is trained on them; every other model is
+asked for them."""
 
 from __future__ import annotations
 

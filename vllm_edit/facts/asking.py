@@ -1,8 +1,8 @@
-"""Asking a base model for facts: free greedy answers, each only as long as it takes to judge it.
+"""Asks a base model for facts: free greedy answers, generated only until they can be judged.
 
-Plain text is to go on with the object: an article, a quotation mark and case do not count. An edit replaces what
-follows its prompt, so an object that is mentioned later in the sentence is of no use to it. A chat turn may repeat the
-question first: there the first line is to mention the object. Both count as right for `evaluation.judging.gives` too.
+After a plain prompt the answer must begin with the object; an article, a quotation mark and case do not count. An edit
+replaces the text right after its prompt, so a later mention does not count. A chat turn may repeat the question first:
+there the first line must mention the object. Both also count as right for `evaluation.judging.gives`.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from vllm_edit.prompting import answer_ids, prompt_ids
 from vllm_edit.text import normalise, position
 
 Progress = Callable[[str, int, int], None]
-"""Called with (what is asked, how much is answered, how much there is)."""
+"""Called with (stage, answered, total)."""
 
 _BEFORE, _BEFORE_CHAT = 2, 16
-"""Tokens that may stand before the object: an article and a quotation mark; a sentence that repeats the question."""
+"""Maximum tokens before the object: an article and a quotation mark; in a chat, a repetition of the question."""
 _ROWS = 128
 _LEAST_TOGETHER = 16
-"""Questions in one form from which on a batch of their own is worth it: what they begin with is read once."""
+"""Minimum number of questions in one form for a separate batch, in which their common beginning is read once."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ def right(
     progress: Progress = lambda what, done, total: None,
     what: str = "facts asked for",
 ) -> list[bool]:
-    """For each question: does the base answer it right?"""
-    prompts = [prompt_ids(base.tokenizer, one.prompt, one.chat) for one in questions]
+    """For each question, True if the base answers it right."""
+    prompts = [prompt_ids(base.tokenizer, question.prompt, question.chat) for question in questions]
     found: dict[int, bool] = {}
     for batch in _batches(questions, prompts):
         judges = [_Judge(base.tokenizer, questions[row]) for row in batch]
@@ -66,10 +66,10 @@ def right(
 
 
 def _batches(questions: Sequence[Question], prompts: Sequence[Sequence[int]]) -> Iterator[list[int]]:
-    """Row numbers in batches: of one form where many are asked in it, the others together; rows of similar length."""
+    """Rows in batches of similar length: one form per batch if it has many questions, the others mixed."""
     by_form: dict[tuple[str, bool], list[int]] = {}
-    for row, one in enumerate(questions):
-        by_form.setdefault((one.form.text, one.chat), []).append(row)
+    for row, question in enumerate(questions):
+        by_form.setdefault((question.form.text, question.chat), []).append(row)
     groups = [rows for rows in by_form.values() if len(rows) >= _LEAST_TOGETHER]
     for chat in (False, True):  # a template's beginning is common to all turns
         groups.append(
@@ -81,12 +81,12 @@ def _batches(questions: Sequence[Question], prompts: Sequence[Sequence[int]]) ->
 
 
 class _Judge:
-    """Judges one question's answer while it is written. most: tokens after which nothing can change any more."""
+    """Judges one question's answer during generation. `most` is the number of tokens that always suffices."""
 
     def __init__(self, tokenizer: Any, question: Question) -> None:
         self._tokenizer, self._object, self._chat = tokenizer, question.fact.object, question.chat
         length = len(answer_ids(tokenizer, question.prompt, self._object, question.chat))
-        # One more than the object needs: a word is whole only when something else follows it.
+        # One more token than the object: a word is complete only when another follows.
         self.most = (_BEFORE_CHAT if question.chat else _BEFORE) + length + 1
 
     def enough(self, tokens: Sequence[int]) -> bool:
@@ -110,6 +110,6 @@ class _Judge:
 
 def _may_begin(text: str, expected: str) -> bool:
     """True if a line that begins with `text` may begin with `expected` (their first characters are the same)."""
-    line = normalise(text.rstrip("\ufffd"))  # a character of which some bytes are still to come
+    line = normalise(text.rstrip("\ufffd"))  # an incomplete character
     wanted = normalise(expected)
     return line in ("", "the", "a", "an") or wanted.startswith(line) or line.startswith(wanted)

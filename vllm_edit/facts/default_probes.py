@@ -1,6 +1,6 @@
-"""Probes for edits that declare none to keep: facts that the base knows, which a gate asks besides the patch's own.
+"""Default keeping probes: facts that the base knows, which a gate asks for edits without declared keeping probes.
 
-They are no part of the patch: names are digests of what a person declared.
+They are not part of the patch: its name is a digest of the declaration.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from vllm_edit.subjects import Subjects
 from vllm_edit.text import normalise
 
 _OF_EDIT, _OF_PATCH = 8, 64
-"""Most probes of an edit and of a patch: of one with more edits than the second allows, only some have probes."""
+"""Maximum probes per edit and per patch; in a patch with many edits only some get probes."""
 _LEAST_NEIGHBOURS = 2
 
 
 def default_probes(pool: Pool, facts: Facts, edits: Sequence[Edit]) -> list[tuple[Probe, ...]]:
-    """For each edit the probes to add: none where it declares some to keep.
+    """For each edit the probes to add; none if it declares keeping probes.
 
     Known facts of the edit's relation, if a table has it, as `locality`; else known facts of any relation, as
-    `unrelated`. None mentions a subject of the edits. They are of the held-out side, which nothing was chosen on.
+    `unrelated`. No probe mentions a subject of the edits. All are from the held-out side, on
+    which nothing was chosen.
     """
     lacking = [index for index, edit in enumerate(edits) if not any(p.kind in LOCALITY_KINDS for p in edit.probes)]
     probed = {*lacking[:: max(1, ceil(len(lacking) * _OF_EDIT / _OF_PATCH))]}
@@ -35,10 +36,10 @@ def default_probes(pool: Pool, facts: Facts, edits: Sequence[Edit]) -> list[tupl
 
 
 def relation_of(facts: Facts, edit: Edit) -> Relation | None:
-    """The tables' relation that an edit changes; None where that is not clear.
+    """The tables' relation that an edit changes; None if it is ambiguous.
 
-    By its id (`countries.capital`), by the edit's prompt, by its name where an object is one of the relation's, or by
-    its objects alone.
+    Found by its id (`countries.capital`), by the edit's prompt, by its name if an object belongs to the relation, or by
+    the objects alone.
     """
     objects = {key: {normalise(fact.object) for fact in group} for key, group in facts.by_relation.items()}
     targets = {normalise(target) for target in (edit.target_new, edit.target_true) if target}

@@ -1,4 +1,4 @@
-"""Counterfactual edits of atlas's facts, with probes: a seeded set to choose the site on, and others to be judged on.
+"""Counterfactual edits of atlas's facts, with probes: a seeded set for choosing the site, others for judging.
 
 The two never share a subject: a fifth of all subjects is set aside for choosing the site.
 """
@@ -33,7 +33,7 @@ def draw_edits(facts: Facts, count: int, *, seed: int, for_sweep: bool = False) 
     """`count` counterfactual edits, spread evenly over the relations, each of another subject.
 
     Raises:
-        EditError: the tables hold fewer subjects than that.
+        EditError: the tables hold fewer subjects.
     """
     edits: list[Edit] = []
     for edit in _candidates(facts, random.Random(f"edits:{seed}:{for_sweep}"), for_sweep):
@@ -124,7 +124,7 @@ def probes_in(
 
 
 def reverse_probes(fact: Fact, new: str, rng: random.Random) -> list[Probe]:
-    """The question that the new object answers with the subject, where the relation has one."""
+    """The reverse question, from the new object to the subject, if the relation has reverse forms."""
     if not fact.relation.reverse:
         return []
     return probes_in("reverse", [rng.choice(fact.relation.reverse)], new, fact.subject.name, rng)
@@ -133,8 +133,8 @@ def reverse_probes(fact: Fact, new: str, rng: random.Random) -> list[Probe]:
 def portability_probes(
     facts: Facts, fact: Fact, new: str, rng: random.Random, forms: Sequence[Form] | None = None
 ) -> list[Probe]:
-    """Asked by another name of the subject, in one of `forms` (default: any that is trained), and one step further
-    (where the new object's own fact is in the tables)."""
+    """Probes by an alias of the subject, in one of `forms` (default: any trained form), and one hop further (if the
+    tables hold the new object's own fact)."""
     probes: list[Probe] = []
     if fact.subject.aliases:
         form = rng.choice(fact.relation.trained if forms is None else forms)
@@ -148,10 +148,10 @@ def portability_probes(
 
 
 def _neighbours(peers: list[Fact], fact: Fact, rng: random.Random) -> list[Probe]:
-    """Same relation, other subjects: some to keep while compiling, others, drawn alike, to judge by.
+    """Probes of the same relation about other subjects: some for compiling (`tune`), others for judging (`gate`).
 
-    The gate's are drawn from all subjects; beside them up to two with the same true object, which is how CounterFact
-    chooses all of its neighbours, are tagged `same_object` and counted apart.
+    Gate probes are drawn from all subjects. Up to two more have the same true object, like all of CounterFact's
+    neighbours; they are tagged `same_object` and counted separately.
     """
     others = [peer for peer in peers if peer is not fact]
     rng.shuffle(others)

@@ -1,4 +1,4 @@
-"""Fact tables: subjects with their objects, and the forms in which each relation is asked (see `facts/README.md`)."""
+"""Fact tables: subjects with their objects, and the prompt forms of each relation (see `facts/README.md`)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Form:
 
 @dataclass(frozen=True)
 class Relation:
-    """A relation of one table: forms that are trained, forms that never are, and reverse forms (may be none)."""
+    """A relation of one table: trained forms, held-out forms, and reverse forms (possibly none)."""
 
     name: str
     table: str
@@ -138,7 +138,7 @@ class Facts:
 
 
 class _RelationForms(BaseModel):
-    """A relation's prompts, as a table's YAML file has them."""
+    """A relation's prompts in a table's YAML file."""
 
     statements: tuple[str, ...] = ()
     questions: tuple[str, ...] = ()
@@ -154,7 +154,7 @@ class _TableForms(BaseModel):
 
 
 class _HopForms(BaseModel):
-    """An item of hops.yaml; first, then: ids of relations."""
+    """An item of hops.yaml; `first` and `then` are ids of relations."""
 
     first: str
     then: str
@@ -200,7 +200,7 @@ def _read_table(path: Path, subjects: list[Subject], relations: dict[str, Relati
 
 
 def _rows(path: Path, problems: list[str]) -> list[dict[str, str]]:
-    """A table's rows that have a subject; none, and a problem, where it is no such table."""
+    """A table's rows that have a subject; if it is not a valid table, no rows and a problem."""
     try:
         table = csv.DictReader(io.StringIO(read_text(path), newline=""))
         rows = [row for row in table if row.get("subject")]
@@ -232,7 +232,7 @@ def _read_hops(path: Path, relations: dict[str, Relation], problems: list[str]) 
 
 
 def _described(path: Path, kind: type[T], problems: list[str]) -> T | None:
-    """What a YAML file says; None, and its problems, where it is not of that kind."""
+    """Parse a YAML file as `kind`; if it is invalid, None and its problems."""
     try:
         return TypeAdapter(kind).validate_python(yaml.safe_load(read_text(path)))
     except ValidationError as error:
@@ -241,6 +241,6 @@ def _described(path: Path, kind: type[T], problems: list[str]) -> T | None:
             problems.append(f"{path.name}: {field}: {problem['msg']}")
     except NotUTF8 as error:
         problems.append(f"{path.name}: {error.problem}")
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: an invalid date
         problems.append(f"{path.name}: not valid YAML: {' '.join(str(error).split())}")
     return None

@@ -1,4 +1,4 @@
-"""The pool of a store's base, as the store keeps it: asked once, read ever after."""
+"""The pool of a store's base: asked once, then read from the store."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def kept_pool(store: Store) -> Pool | None:
-    """The pool that the store keeps; None where it keeps none. No model is needed."""
+    """The store's pool; None if it has none. Needs no model."""
     record = store.document("pool")
     return None if record is None else Pool.from_record(record, Facts.load(tables_folder()))
 
@@ -25,10 +25,10 @@ def kept_pool(store: Store) -> Pool | None:
 def pool_of(
     store: Store, base: Base, progress: Callable[[str, int, int], None] = lambda what, done, total: None
 ) -> Pool:
-    """The pool that the store keeps; where it keeps none, `base` is asked and the answer kept.
+    """The store's pool; if it has none, ask `base` and save the answers.
 
     Raises:
-        Incompatible: `base` is not the store's.
+        Incompatible: `base` is not the store's base.
     """
     kept = kept_pool(store)
     if kept is not None:

@@ -1,9 +1,9 @@
 """Counterfactual edits of facts that a base model knows, with probes that it can fail.
 
-The draw is the same for every model: facts stand in one seeded order, and a model takes the first of them that it
-knows. A fact has the same new object and the same order of neighbours whatever else is known.
+The draw is the same for every model: facts have one seeded order, and a model uses the first facts that it knows. A
+fact's new object and order of neighbours do not depend on the other known facts.
 
-The base is asked for the drawn facts in other forms too. A paraphrase is tagged `known` if the base gives the old
+The base is also asked for the drawn facts in other forms. A paraphrase is tagged `known` if the base gives the old
 object there, else `unknown`: whether an edit reaches a form that the base does not understand says little about it.
 """
 
@@ -20,7 +20,7 @@ from vllm_edit.models.base import Base
 from vllm_edit.patch import Edit, Probe, ProbeKind, Split
 
 SWEEP_EDITS = 24
-"""Edits that a site is chosen by; a model that knows fewer facts has its site at the published depth."""
+"""Number of edits for choosing a site; a model that knows fewer facts has its site at the published depth."""
 _LEAST_NEIGHBOURS = 2
 _NEIGHBOURS, _SAME_OBJECT, _SWEEP_NEIGHBOURS = 4, 2, 8
 _OTHER_FORMS, _SWEEP_FORMS, _SWEEP_TRIED = 4, 4, 7
@@ -56,9 +56,9 @@ def chosen_edits(
     seed: int = 0,
     progress: Progress = lambda what, done, total: None,
 ) -> list[Edit]:
-    """Edits of facts on the `tune` side, at most `count`: to choose site and damping by. All probes are `tune`.
+    """Edits of facts on the `tune` side, at most `count`, for choosing site and damping. All probes are `tune`.
 
-    Paraphrases are known ones; others fill up where there are too few.
+    Known paraphrases come first; unknown ones are used if there are too few.
     """
     own = pool.side("tune")
     drawn = _drawn(own, facts, "tune", count, seed)
@@ -71,7 +71,7 @@ def chosen_edits(
 
 
 def _drawn(own: Pool, facts: Facts, side: Side, count: int, seed: int) -> list[Known]:
-    """Facts of one side, the relations taking turns, until `count` or until the subjects run out."""
+    """Facts of one side, round-robin over the relations, until `count` or until the subjects run out."""
     rng = random.Random(f"known:{side}:{seed}")
     groups = [list(group) for group in facts.by_relation.values()]
     rng.shuffle(groups)
@@ -91,15 +91,15 @@ def _drawn(own: Pool, facts: Facts, side: Side, count: int, seed: int) -> list[K
 
 
 def _can_be_judged(group: Sequence[Known]) -> bool:
-    """True if there are neighbours, and not all of one object: a model that goes on from a form with the same word for
-    every subject knows nothing, though it is right for some."""
+    """True if there are neighbours with different objects: a model that continues a form with the same word for every
+    subject knows nothing, though it is right for some."""
     return len(group) > _LEAST_NEIGHBOURS and len({one.fact.object for one in group}) > 1
 
 
 def _counterfactual(
     own: Pool, facts: Facts, known: Known, paraphrases: Mapping[Form, str], split: Split, seed: int, base: Base
 ) -> Edit:
-    """The fact with another object of its relation. own: its side of the pool. paraphrases: form → tag."""
+    """The fact with another object of its relation. `own`: its side of the pool; `paraphrases`: form → tag."""
     fact, rng = known.fact, _rng(known.fact, seed, "edit")
     subject, relation = fact.subject, fact.relation
     new = rng.choice(sorted({peer.object for peer in facts.by_relation[relation.id]} - {fact.object}))
@@ -114,7 +114,7 @@ def _counterfactual(
     same = [one for one in own.by_subject[subject.name] if one.fact.relation.id != relation.id]
     probes += [_kept("locality_subject", one, split) for one in same[:_SAME_SUBJECT]]
     far = [one for one in facts if one.relation.id != relation.id and one.subject.name != subject.name]
-    rng.shuffle(far)  # all facts, so that another model, which knows others of them, is asked in the same order
+    rng.shuffle(far)  # all facts, so that the order is the same for every model
     probes += [_kept("unrelated", one, split) for one in own.of(far)[:_UNRELATED]]
     return Edit(
         prompt=known.prompt,
@@ -130,8 +130,8 @@ def _counterfactual(
 def _neighbours(own: Pool, facts: Facts, fact: Fact, split: Split, rng: random.Random) -> list[Probe]:
     """Known facts of the same relation and other subjects.
 
-    CounterFact's neighbours all have the same object, which is what an edit moves first. To judge by, some of them are
-    counted apart. To choose a site by, they come first, up to a half.
+    CounterFact's neighbours all have the same object, which an edit affects first. For judging, a few such neighbours
+    are counted separately. For choosing a site, they come first, up to one half.
     """
     peers = [peer for peer in facts.by_relation[fact.relation.id] if peer.subject.name != fact.subject.name]
     rng.shuffle(peers)
@@ -154,7 +154,7 @@ def _kept(kind: ProbeKind, one: Known, split: Split, tag: str = "") -> Probe:
 
 
 def _other_forms(one: Known, seed: int) -> list[Form]:
-    """A question, and statements other than the edit's prompt, in an order of the fact's own."""
+    """A question, and statements other than the edit's prompt, in a seeded order specific to the fact."""
     questions = [form for form in one.fact.relation.trained if form.kind == "question"][:1]
     others = [form for form in one.fact.relation.trained if form != one.forms[0] and form not in questions]
     _rng(one.fact, seed, "forms").shuffle(others)
@@ -164,7 +164,7 @@ def _other_forms(one: Known, seed: int) -> list[Form]:
 def _tagged(
     base: Base, drawn: Sequence[Known], forms: Sequence[Sequence[Form]], progress: Progress
 ) -> list[dict[Form, str]]:
-    """For each fact: its forms with `known` where the base gives its object in them, else `unknown`."""
+    """For each fact: form → `known` if the base gives the object there, else `unknown`."""
     questions = [
         Question(one.fact, form, _asks_in_chat(base, form))
         for one, some in zip(drawn, forms, strict=True)
@@ -175,10 +175,10 @@ def _tagged(
 
 
 def _asks_in_chat(base: Base, form: Form) -> bool:
-    """A question is a turn of the chat template, where the base has one."""
+    """True for a question if the base has a chat template."""
     return form.kind == "question" and bool(getattr(base.tokenizer, "chat_template", None))
 
 
 def _rng(fact: Fact, seed: int, what: str) -> random.Random:
-    """A random state of the fact's own: it does not depend on what else is known."""
+    """A random state specific to the fact, independent of the other known facts."""
     return random.Random(f"{what}:{seed}:{fact.relation.id}:{fact.subject.name}")

@@ -1,11 +1,11 @@
 """The pool: facts of the tables that a base model knows, each with the statements in which it gives them.
 
-A fact is known if the base goes on with its object after a statement of it: an edit needs a prompt after which the base
-says what the edit replaces. Questions do not decide. Models that go on with text (all base models, and instruct models
-outside a chat turn) do not answer a bare question at all.
+A fact is known if the base continues one of its statements with the object: an edit needs a prompt after which the base
+gives the answer that the edit replaces. Questions do not count: models that continue text (all base models, and
+instruct models outside a chat turn) do not answer a bare question.
 
-Subjects are on one of two sides for good. What is chosen (site, damping, demonstrations) is chosen on `tune`; what is
-judged is judged on `held_out`.
+Each subject belongs to one of two fixed sides. Choices (site, damping, demonstrations) use `tune`; judging uses
+`held_out`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vllm_edit.facts.split import included
 Side = Literal["tune", "held_out"]
 
 TUNE_SHARE = 1 / 3
-"""Share of subjects to choose by. The split is atlas's with a larger share, so that what its sweep has seen is here."""
+"""Share of the `tune` subjects. The split extends atlas's, so that all subjects of its sweep are on this side."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,13 @@ class Known:
 
     @property
     def prompt(self) -> str:
-        """The best statement about the subject: the base goes on with the object."""
+        """The best statement about the subject, which the base continues with the object."""
         return self.forms[0].fill(self.fact.subject.name)
 
 
 @dataclass(frozen=True)
 class Pool:
-    """What one base model knows.  asked: relation id → facts of it that the base was asked for."""
+    """The facts that one base model knows. `asked`: relation id → number of facts asked for."""
 
     known: tuple[Known, ...]
     asked: Mapping[str, int]
@@ -71,15 +71,15 @@ class Pool:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Relation id → how many of its facts are known; relations of which none is known too."""
+        """Relation id → number of known facts, including 0."""
         return {relation: len(self.by_relation.get(relation, ())) for relation in self.asked}
 
     def side(self, side: Side) -> Pool:
-        """The pool less everything about subjects of the other side."""
+        """The pool without subjects of the other side."""
         return Pool(tuple(one for one in self.known if side_of(one.fact) == side), self.asked)
 
     def as_record(self) -> dict[str, Any]:
-        """JSON-able: what was asked, and what was given in which statements. `from_record` reads it."""
+        """The pool as JSON-able values: counts asked, and known facts with their statements. `from_record` reads it."""
         known = [
             {
                 "relation": one.fact.relation.id,
@@ -111,7 +111,7 @@ def side_of(fact: Fact) -> Side:
 
 
 def bank_records(pool: Pool) -> list[dict[str, Any]]:
-    """Records for IKE's bank (`ike.bank`): each known fact with the other ways to ask for it."""
+    """Records for IKE's bank (`ike.bank`): each known fact with its other prompts as paraphrases."""
     return [
         {
             "prompt": one.prompt,

@@ -1,9 +1,9 @@
-"""Making the pool of one base model: which statements of a relation it goes on with, and which facts it gives in them.
+"""Makes the pool of one base model: finds the facts that it gives, and the statements in which it gives them.
 
-A form decides more than one would think: SmolLM2-135M gives the continent of 18 of 108 countries after "The continent
-on which France lies is", and of 55 after "France lies on the continent of". So a relation is tried first: a few of its
-facts in a few of its statements. Then all its facts are asked in the statement that did best, and what is not given
-there in the second best. A relation of which nothing is given when it is tried is left at that, and so is a language.
+The form matters: SmolLM2-135M gives the continent of 18 of 108 countries after "The continent on which France lies is",
+and of 55 after "France lies on the continent of". So a trial asks a few facts of each relation in a few statements.
+Then all facts are asked in the best statement, and facts not given there in the second best. A relation or a language
+without any right answer in its trial is skipped.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _ROUNDS = ("facts asked for", "facts asked for again")
 
 
 def ask_pool(base: Base, facts: Facts, progress: Progress = lambda what, done, total: None) -> Pool:
-    """What the base knows of the tables. The same base gives the same pool."""
+    """Ask the base for the tables' facts. The same base gives the same pool."""
     relations = [_Stated(group) for group in facts.by_relation.values() if group]
     _ask(base, relations, [one.trial(0, 1) for one in relations], progress, "languages tried")
-    spoken = {one.language for one in relations if one.given()}
-    trials = [one.trial(1, _TRIED_FORMS) if one.language in spoken else [] for one in relations]
+    languages = {one.language for one in relations if one.given()}
+    trials = [one.trial(1, _TRIED_FORMS) if one.language in languages else [] for one in relations]
     _ask(base, relations, trials, progress, "forms tried")
     for rank, what in enumerate(_ROUNDS):
         _ask(base, relations, [one.round(rank) for one in relations], progress, what)
@@ -34,15 +34,15 @@ def ask_pool(base: Base, facts: Facts, progress: Progress = lambda what, done, t
 
 
 class _Stated:
-    """The facts of one relation, and in which of its statements they were given."""
+    """The facts of one relation, and the base's answers by statement."""
 
     def __init__(self, facts: Sequence[Fact]) -> None:
         self.facts = facts
         self.id, self.language = facts[0].relation.id, facts[0].relation.language
         self.answers: dict[tuple[Fact, Form], bool] = {}
         self._forms = [form for form in facts[0].relation.trained if form.kind == "statement"][:_TRIED_FORMS]
-        # Each form is tried on other facts, as far as there are enough: no relation is given up for a few rare facts.
-        # Which they are depends on the relation alone.
+        # Each form is tried on different facts if there are enough, so that a few rare facts do not exclude a relation.
+        # The choice depends only on the relation.
         order = random.Random(self.id).sample(list(facts), len(facts))
         some = min(_TRIED_FACTS, len(order))
         self._tried = {
@@ -52,7 +52,7 @@ class _Stated:
 
     @property
     def asked(self) -> int:
-        """How many of the facts were asked for."""
+        """Number of facts that were asked for."""
         return len({fact for fact, _ in self.answers})
 
     def trial(self, start: int, stop: int) -> list[Question]:
@@ -60,7 +60,7 @@ class _Stated:
         return [Question(fact, form) for form in self._forms[start:stop] for fact in self._tried[form]]
 
     def round(self, rank: int) -> list[Question]:
-        """What is not given yet, in the best statement (`rank` 0) or the second best (1), if that was ever answered."""
+        """Questions for facts not given yet, in the best (`rank` 0) or second-best (1) statement, if there is one."""
         given = {known.fact for known in self.given()}
         return [
             Question(fact, form)
@@ -86,7 +86,7 @@ class _Stated:
 def _ask(
     base: Base, relations: Sequence[_Stated], asked: Sequence[Sequence[Question]], progress: Progress, what: str
 ) -> None:
-    """Ask every relation's questions, all in one go, and enter the answers."""
+    """Ask all relations' questions together and store the answers."""
     owners = [(one, question) for one, questions in zip(relations, asked, strict=True) for question in questions]
     answers = _right(base, [question for _, question in owners], progress, what)
     for (one, question), is_right in zip(owners, answers, strict=True):
@@ -94,8 +94,8 @@ def _ask(
 
 
 def _right(base: Base, questions: Sequence[Question], progress: Progress, what: str) -> list[bool]:
-    """For each question: does the base answer it right? Most are not. So where bfloat16 is faster all are asked in it
-    first, and what is right there is asked again in the model's own precision, which decides."""
+    """For each question, True if the base answers it right. Most answers are wrong: where bfloat16 is faster, all are
+    asked in it first, and only right answers are checked in the model's own precision, which decides."""
     if not has_units():
         return right(base, questions, progress, what)
     with fast_products([base.model]):
