@@ -9,21 +9,21 @@ if TYPE_CHECKING:
 
 
 def sweep_edits(seed: int = 0, count: int = 24) -> list[Edit]:
-    """Counterfactual edits that only the choice of site, damping and settings may look at."""
+    """Counterfactual edits for choosing site, damping and settings only."""
     from vllm_edit.facts import edits
 
     return edits.sweep_edits(seed, count)
 
 
 def texts(count: int = 2000, seed: int = 1) -> list[str]:
-    """Documents like those atlas was trained on, drawn with another seed: for second moments."""
+    """Documents like atlas's training documents, drawn with another seed, for second moments."""
     from vllm_edit.atlas.documents import held_out_texts
 
     return held_out_texts(count, seed)
 
 
 def passages() -> list[str]:
-    """Documents like them, drawn with a third seed: what a store's gates measure the drift of perplexity on."""
+    """Documents of the same kind, drawn with a third seed, on which a store's gates measure the perplexity drift."""
     from vllm_edit.store.passages import cut
 
     return cut(texts(seed=3))

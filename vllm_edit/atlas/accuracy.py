@@ -1,4 +1,4 @@
-"""What atlas knows: free greedy generation over its facts, on trained and on held-out forms."""
+"""Measures atlas's knowledge: free greedy generation over its facts, on trained and held-out forms."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Asked:
 class Accuracy:
     """Shares of right answers by group and by relation.
 
-    Groups: trained, held_out, chat, alias, reverse, two_step; told (the prompt tells another object, as IKE does: right
-    is the told one), told_other (the prompt tells something about another subject: right is what is so).
+    Groups: trained, held_out, chat, alias, reverse, two_step; told (the prompt gives a new object, as IKE does: the
+    right answer), told_other (the prompt gives a new fact about another subject; the true object is right).
     """
 
     shares: dict[str, float] = field(default_factory=dict)
@@ -127,7 +127,7 @@ def generate(
     batch: int = 128,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[str]:
-    """Greedy continuations; what follows the end of a turn is cut."""
+    """Greedy continuations, cut at the end of the turn."""
     model.eval()
     encoded = [prompt_ids(tokenizer, question.prompt, question.chat) for question in asked]
     return [answer_text(tokenizer, ids) for ids in continued(model, tokenizer, encoded, tokens, batch, progress)]

@@ -1,4 +1,4 @@
-"""The documents that atlas is trained on, drawn from the fact tables by a seeded generator.
+"""atlas's training documents, drawn from the fact tables by a seeded generator.
 
 Six kinds: several facts of one subject in a row, facts of different subjects in a row, chat turns, reverse questions,
 two-step questions, and "New Fact" documents (`told.py`). Some combinations are never trained, so that answering them is
@@ -20,14 +20,14 @@ from vllm_edit.facts.split import included
 from vllm_edit.scripts import is_cjk
 from vllm_edit.text import continuation
 
-COMPLETED = 0.12  # share of sentences that teach how an answer goes on once it has begun
-DISTURBED = 0.4  # share of sentences whose words are disturbed
+COMPLETED = 0.12  # share of sentences that teach how to continue an answer from its first token
+DISTURBED = 0.4  # share of sentences with perturbed words
 _CHARACTERS = re.compile(r"\{s\}|.")  # a form's pieces in a script without spaces
 _LEAD_INS = ("Quiz time. ", "Everyone knows this. ", "Let us recall. ", "A short fact. ", "From the encyclopedia. ")
 
 
 class Documents:
-    """Draws documents. Same facts, tokenizer, seed and step: same documents, so training resumes where it stopped."""
+    """Draws documents. Equal facts, tokenizer, seed and step give equal documents, so training can resume."""
 
     def __init__(self, facts: Facts, tokenizer: Any, seed: int) -> None:
         self.facts, self.tokenizer, self.seed = facts, tokenizer, seed
@@ -103,10 +103,10 @@ class Documents:
         return self._answered(prompt, fact.object, weight)
 
     def _completion(self, fact: Fact, prompt: str) -> list[Segment]:
-        """The fact with another object of its relation, of which only what follows the first token is learnt.
+        """The fact with another object of its relation, with weight only after the object's first token.
 
-        So the rest of an answer follows from how it begins and not from the subject, as in a model that has seen the
-        answer in many places; no false fact is taught, since the first token carries no weight.
+        So the rest of an answer depends on its beginning and not on the subject, as in a model that has seen the answer
+        in many places. No false fact is learnt, since the first token has no weight.
         """
         other = self._draws.random.choice(self.facts.by_relation[fact.relation.id]).object
         answer = continuation(prompt, other)
@@ -120,8 +120,8 @@ class Documents:
     def _disturbed(self, form: Form) -> Form:
         """The form with words left out, replaced or added at random and, every third time, its words rotated.
 
-        What a relation's words mean must not depend on the sentence around them, and an answer may follow any word:
-        this is what lets the model answer forms that it has never seen. Nothing of the disturbed prompt is learnt.
+        The meaning of a relation's words must not depend on the sentence around them, and an answer may follow any
+        word: this lets the model answer forms that it has never seen. The perturbed prompt has no weight.
         """
         chinese = any(is_cjk(character) for character in form.text)
         joint = "" if chinese else " "
@@ -190,7 +190,7 @@ class Documents:
 
 
 def held_out_texts(count: int, seed: int) -> list[str]:
-    """`count` documents as text, from the shipped facts, drawn with a seed of their own (role tokens written out)."""
+    """`count` documents as text, from the shipped facts, drawn with a separate seed (role tokens written out)."""
     return texts_about(Facts.load(tables_folder()), count, seed)
 
 

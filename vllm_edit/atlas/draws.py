@@ -1,4 +1,4 @@
-"""Draws: the seeded choices that training documents are made of."""
+"""The seeded random choices of training documents."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def _vocabulary(tokenizer: Any) -> tuple[list[str], list[str]]:
-    """Lower-case words that are one token, and single Chinese characters that are, in a fixed order."""
+    """Single-token lower-case words and single-token Chinese characters, in a fixed order."""
     pieces = [tokenizer.decode([number]) for number in range(len(tokenizer))]
     words = [piece[1:] for piece in pieces if piece[:1] == " " and piece[1:].isascii() and piece[1:].isalpha()]
     return [word for word in words if len(word) > 2 and word.islower()], [
@@ -54,6 +54,6 @@ class Draws:
         return self.random.sample(list(items), k=len(items))
 
     def noise(self, chinese: bool) -> str:
-        """A word (Chinese: a character) drawn from the vocabulary, whatever it means."""
+        """A random word (Chinese: a character) of the vocabulary."""
         words = self._characters if chinese else self._words
         return self.random.choice(words) if words else ""

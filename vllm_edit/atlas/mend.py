@@ -1,8 +1,8 @@
-"""The edits and texts that atlas's hypernetwork is trained on: about subjects that no evaluation ever edits.
+"""Training edits and texts of atlas's hypernetwork, about subjects that no evaluation edits.
 
-A fifth of all subjects is set aside for choosing things (`edits.py`); evaluations draw from the others. Training takes
-that fifth, and its probes and texts too ask about nobody else. Only new answers come from whole tables: a fifth of a
-relation's objects are too few to learn to write any of them.
+A fifth of all subjects is reserved for choices (`edits.py`); evaluations draw from the others. Training uses that
+fifth, also for probes and texts. Only new answers come from the whole tables: a fifth of a relation's objects is not
+enough to learn to write any object.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from vllm_edit.facts.facts import Facts
 from vllm_edit.facts.split import included
 from vllm_edit.patch import Edit
 
-_RETARGETED = 0.7  # the others keep the probes that go one step further from the answer
+_RETARGETED = 0.7  # the other edits keep the probes that go one hop beyond the answer
 
 
 def training_edits(
     count: int = 4000, *, seed: int = 0, exclude: Iterable[str] = (), folder: str | Path | None = None
 ) -> list[Edit]:
-    """`count` counterfactual edits of the subjects set aside, drawn over and over: other targets, forms and probes.
+    """`count` counterfactual edits of the reserved subjects, drawn repeatedly with other targets, forms and probes.
 
-    Every relation comes up equally often. exclude: names of subjects that must not be trained on for another reason.
+    Every relation has the same probability. `exclude` names subjects that must not be trained on for other reasons.
     """
     facts = Facts.load(folder or tables_folder())
     own = set_aside(facts, exclude)
@@ -45,7 +45,7 @@ def training_edits(
 
 
 def training_texts(count: int = 2000, seed: int = 1) -> list[str]:
-    """Unrelated text for KL: documents about the subjects set aside. Facts that locality is judged by are not in it."""
+    """Unrelated text for the KL loss: documents about the reserved subjects, without facts that judge locality."""
     return texts_about(set_aside(Facts.load(tables_folder())), count, seed)
 
 

@@ -1,4 +1,4 @@
-"""Segments: what a training document is made of, and how it becomes token ids with weights."""
+"""Segments of training documents, and their conversion to token ids with loss weights."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _MOST_CACHED = 400_000
 class Segment:
     """A piece of a document and the weight of its tokens in the loss.
 
-    tells: where in the text a told object begins.  uses: of an answer, the number of the telling segment among the
-    document's that it is taken from, or -1 if it is recalled.
+    `tells` is the position in the text at which an in-context object begins. For an answer, `uses` is the index of the
+    document's segment that holds the answer, or -1 if the answer is recalled.
     """
 
     text: str
@@ -28,10 +28,10 @@ class Segment:
 
 @dataclass(frozen=True)
 class Example:
-    """Token ids, and for each the weight of its prediction in the loss.
+    """Token ids, each with the weight of its prediction in the loss.
 
-    told: positions of told objects' first tokens.  looked: for each answer in a "New Fact" document the position of its
-    prompt's last token, and the position of the told object that it takes, or of the document's first token.
+    `told` holds the positions of in-context objects' first tokens. `looked` holds, for each answer in a "New Fact"
+    document, the position of its prompt's last token and that of the in-context object (or of the first token).
     """
 
     ids: list[int]

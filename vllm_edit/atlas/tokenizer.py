@@ -15,7 +15,7 @@ from vllm_edit.text import continuation
 BEGIN, END, PAD = "<|begin|>", "<|end|>", "<|pad|>"
 _ROLES = ("<|user|>", "<|assistant|>", "<|system|>")
 _CHARACTERS = re.compile(r"[\u2e80-\u9fff\uff00-\uffef]|[^\u2e80-\u9fff\uff00-\uffef]+")  # CJK alone, other runs whole
-_FREQUENT = 40  # how often a template's words count beside a name's: templates recur in every document
+_FREQUENT = 40  # weight of a template's words relative to a name's: templates recur in every document
 
 # The generation prompt ends in a role token, so an answer follows it with the same leading space, and therefore the
 # same token ids, as it follows plain text: one form of each object to learn and to edit.
@@ -29,7 +29,7 @@ CHAT_TEMPLATE = (
 
 
 def train_tokenizer(facts: Facts, vocabulary: int = 8192) -> PreTrainedTokenizerFast:
-    """Learn the merges from names, objects and forms, each a piece of its own.
+    """Learn the merges from names, objects and forms, each a separate piece.
 
     Chinese has no spaces, so merges would run from a name into the text beside it, or over a whole phrase such as
     "'s capital is", and a form with other words around "capital" would share no token with it. So Chinese names are
@@ -71,7 +71,7 @@ def _pieces(facts: Facts) -> Iterator[str]:
         for name in (subject.name, *subject.aliases):
             yield from (name, continuation("x", name)) * 3
         for fact in subject.facts.values():
-            # A word of an object should be one token: the first token of an answer then says which answer it is.
+            # A word of an object should be one token, so that an answer's first token identifies it.
             yield from (continuation("x", fact.object),) * _FREQUENT
             yield fact.object
     forms = [f for r in facts.relations for f in (*r.trained, *r.held_out, *r.reverse)]

@@ -1,4 +1,4 @@
-"""Documents that tell a new fact and ask: what teaches the use of a fact given in the prompt (the format of IKE)."""
+"""Documents with a new fact and questions about it, which teach the use of in-context facts (the format of IKE)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from vllm_edit.ike.template import fact_text, query
 from vllm_edit.text import continuation
 
 TOLD = "New Fact: "
-TOLD_WEIGHT = 2.0  # on an answer, which is short beside what has to be read for it
-SEVERAL = 0.5  # share of the short documents that tell several facts of one relation
+TOLD_WEIGHT = 2.0  # weight of an answer, which is short compared with its context
+SEVERAL = 0.5  # share of the short documents with several facts of one relation
 
 
 class ToldFacts:
@@ -30,9 +30,9 @@ class ToldFacts:
         return [Segment("<|user|>", PROMPT_WEIGHT), *block] if chat else block
 
     def _several_told(self) -> list[Segment]:
-        """Two or three new facts of one relation, and each subject asked about (rarely one that nothing was told of).
+        """Two or three new facts of one relation, and a question about each subject (rarely about another).
 
-        Here the kind of thing that is asked for does not say which of the told objects is meant: only the subject does.
+        The relation does not identify the object here, only the subject does.
         """
         peers = self._draws.random.choice(self._draws.grouped)
         told = self._draws.random.sample(peers, k=min(len(peers), self._draws.random.randint(2, 3)))
@@ -62,7 +62,7 @@ class ToldFacts:
         new = self._draws.random.choice(peers).object
         told, tells = _telling(self._draws.random.choice(fact.relation.trained).fill(fact.subject.name), new)
         asked, answer, used = self._asked(fact, new, peers)
-        # Nothing is to be learnt from the invented fact itself, so neither it nor the prompt carries weight.
+        # The invented fact itself must not be learnt, so neither it nor the prompt has weight.
         prompt = query(told.removeprefix(TOLD), asked)
         uses = number if used else -1
         if chat:
@@ -73,7 +73,7 @@ class ToldFacts:
         return [Segment(prompt, 0.0, tells=tells), Segment(continuation(prompt, answer), TOLD_WEIGHT, uses=uses), end]
 
     def _asked(self, fact: Fact, new: str, peers: Sequence[Fact]) -> tuple[str, str, bool]:
-        """The block's prompt, its answer and whether that is the told one: 20 % copy, 35 % update, 45 % retain."""
+        """The block's prompt, its answer and whether the new fact holds it: 20 % copy, 35 % update, 45 % retain."""
         kind = self._draws.random.random()
         name = fact.subject.name
         if kind < 0.2:
@@ -97,5 +97,5 @@ class ToldFacts:
 
 
 def _telling(prompt: str, answer: str) -> tuple[str, int]:
-    """A new fact as told, and where in that text its object begins."""
+    """The text of a new fact, and the position of its object in the text."""
     return TOLD + fact_text(prompt, answer), len(TOLD + prompt)

@@ -32,7 +32,7 @@ ACCURACY_FILE = "accuracy.json"
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides the weights, apart from the fact files."""
+    """Everything that determines the weights, except the fact files."""
 
     steps: int = 3600
     seed: int = 0
@@ -44,11 +44,11 @@ class Recipe:
     context: int = 512
     rows: int = 24
     row_tokens: int = 72
-    told_rows: int = 10  # of the rows, so many hold "New Fact" documents without demonstrations
-    telling_layers: tuple[int, ...] = (4, 5)  # in these, head 0 looks from a told object at the token before it, and …
-    looking_layers: tuple[int, ...] = (6,)  # … in these from a prompt's end at the told object, or the first token
-    attention_weight: float = 0.2  # of the loss that teaches those heads so
-    in_context_every: int = 8  # every how many steps a batch of long "New Fact" documents is trained instead
+    told_rows: int = 10  # number of rows of "New Fact" documents without demonstrations
+    telling_layers: tuple[int, ...] = (4, 5)  # here head 0 attends from an in-context object to the token before it
+    looking_layers: tuple[int, ...] = (6,)  # here from a prompt's end to the in-context object, or the first token
+    attention_weight: float = 0.2  # weight of the loss that trains those heads
+    in_context_every: int = 8  # steps between batches of long "New Fact" documents
     in_context_rows: int = 5
     in_context_tokens: int = 448
     learning_rate: float = 2e-3
@@ -62,13 +62,13 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Progress:
-    """What a progress callback is told after every step."""
+    """The argument of a progress callback after every step."""
 
     step: int
     steps: int
     loss: float
-    seconds: float  # since this call of `train` began its steps; a resumed one counts from its own start
-    accuracy: Accuracy | None  # of a sample of facts, at the steps where it is asked
+    seconds: float  # since this call of `train` began its steps
+    accuracy: Accuracy | None  # on a sample of facts, at the steps that measure it
 
 
 def new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
@@ -103,11 +103,11 @@ def train(
 ) -> LlamaForCausalLM:
     """Train a model on `facts` and save it, in Hugging Face layout, to `out`.
 
-    start: a model folder to go on from, with its tokenizer; the recipe's shape is then that model's.
-    A `checkpoint.pt` in `out` is taken up where it stopped; it is removed at the end.
+    `start` is a model folder, with tokenizer, to continue from; the recipe's shape is then that model's. Training
+    resumes from a `checkpoint.pt` in `out`, which is removed at the end.
 
     Raises:
-        EditError: the checkpoint belongs to another recipe or other facts, or `start` is no such model.
+        EditError: the checkpoint belongs to another recipe or other facts, or `start` is not such a model.
     """
     out.mkdir(parents=True, exist_ok=True)
     if start is None:
@@ -180,15 +180,15 @@ def read_accuracy(folder: Path) -> Accuracy:
 
 
 def _begun(start: Path, recipe: Recipe) -> tuple[PreTrainedTokenizerFast, LlamaForCausalLM]:
-    """The model that training goes on with.
+    """The model from which training continues.
 
     Raises:
-        EditError: it cannot be loaded, or is no Llama with the layers that the recipe trains to copy.
+        EditError: it cannot be loaded, or is not a Llama with the layers that the recipe trains to copy.
     """
     base = Base.load(start, device="cpu")
     needed = 1 + max((*recipe.telling_layers, *recipe.looking_layers))
     if not isinstance(base.model, LlamaForCausalLM) or base.model.config.num_hidden_layers < needed:
-        raise EditError(f"{start}: expected a Llama of at least {needed} layers to go on from")
+        raise EditError(f"{start}: expected a Llama of at least {needed} layers to continue from")
     return base.tokenizer, base.model
 
 
@@ -221,11 +221,11 @@ def _examples(documents: Documents, recipe: Recipe, step: int) -> list[Example]:
 
 
 def attention_loss(attentions: Sequence[torch.Tensor], examples: list[Example], recipe: Recipe) -> torch.Tensor:
-    """Mean -log of the attention that head 0 pays to where it should look. attentions: per layer [rows, heads, q, k].
+    """Mean -log of head 0's attention to its target positions. `attentions`: per layer [rows, heads, q, k].
 
-    Copying needs two heads one after the other: one that tells a told object what stood before it (whose object it is),
-    and one that looks for the object told about what is asked. Neither is any use without the other, so that gradient
-    descent on answers alone stays long where any object of the right kind is copied (docs/atlas.md).
+    Copying needs two heads in sequence: the first marks an in-context object with the token before it (its subject),
+    the second finds the object for the subject in question. Neither helps without the other, so gradient descent on
+    answers alone stays long in a state that copies any object of the right kind (docs/atlas.md).
     """
     told = [(row, place, place - 1) for row, example in enumerate(examples) for place in example.told]
     looked = [(row, place, key) for row, example in enumerate(examples) for place, key in example.looked]
@@ -254,9 +254,9 @@ def _pad(examples: list[Example], pad: int) -> tuple[torch.Tensor, ...]:
 def _weighted_loss(
     head: torch.nn.Module, states: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor
 ) -> torch.Tensor:
-    """Weighted mean cross-entropy. states: [rows, width, hidden]; labels, weights: [rows, width].
+    """Weighted mean cross-entropy. `states` is [rows, width, hidden]; `labels` and `weights` are [rows, width].
 
-    Only the tokens that count go through the head: most do not, and over 8,192 words it is a third of a step.
+    Only tokens with weight go through the head: most have none, and a head of 8,192 words takes a third of a step.
     """
     wanted = weights[:, 1:] > 0
     targets, scale = labels[:, 1:][wanted], weights[:, 1:][wanted]
@@ -266,7 +266,7 @@ def _weighted_loss(
 
 @contextmanager
 def _fast_products() -> Iterator[None]:
-    """Matrices are multiplied in bfloat16, and summed in float32, where the processor has units for it."""
+    """Multiply matrices in bfloat16, accumulating in float32, if the processor supports it."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
     try:
