@@ -13,7 +13,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from tests.real.conftest import MODEL, SCOPED, Real, capital
-from vllm_edit.demo.server import Ask, LocalServer, Told
+from vllm_edit.demo.server import Ask, LocalServer, Reply
 from vllm_edit.prompting import prompt_ids
 from vllm_edit.rollout.arm import Arm
 from vllm_edit.rollout.rollout import Rollout
@@ -33,7 +33,7 @@ def _until(condition: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-def _says(server: LocalServer, model: str, prompt: str, chat: bool = False) -> Told:
+def _says(server: LocalServer, model: str, prompt: str, chat: bool = False) -> Reply:
     return server.ask([Ask(model, prompt, chat)])[0]
 
 

@@ -1,1 +1,1 @@
-"""The demo: the whole product once through, on this machine, with the embedded model. `vllm-edit demo` runs it."""
+"""The demo: the whole product, once through, on this machine, with the embedded model. `vllm-edit demo` runs it."""

@@ -1,4 +1,4 @@
-"""What a demo shows: a base, a folder of patches, who is served which of them, and what everybody is asked."""
+"""The plan of a demo: a base, a folder of patches, the tenants' patches, and the questions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt that every model of the table is asked; `chat`: as a chat turn."""
+    """A prompt for every model of the table; with `chat`, as a chat turn."""
 
     prompt: str
     chat: bool = False
@@ -17,11 +17,15 @@ class Question:
 
 @dataclass(frozen=True)
 class Plan:
-    """model: as `store init --model` takes it.  missing: what to do where it is not there.
+    """The inputs of a demo.
 
-    tenants: tenant → the patch it is served.  by_prompt: tenants that are asked in mode ike too.
-    changed: the tenant that gets a new version of its patch, in which the first edit's answer is `new_answer`.
-    measured: patches whose table of probes is shown; all accepted ones where it is empty.
+    Attributes:
+        model: the argument of `store init --model`.
+        missing: advice for a missing model.
+        tenants: tenant → its patch.
+        by_prompt: tenants that are also asked in mode ike.
+        changed: the tenant that gets a new version of its patch, in which the first edit's answer is `new_answer`.
+        measured: patches whose table of probes is shown; if empty, all accepted patches.
     """
 
     model: str

@@ -1,4 +1,4 @@
-"""A server in a child process on a free loopback port: started, waited for, and stopped with all its children."""
+"""Runs a server in a child process on a free loopback port; stops it with all its children."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vllm_edit.errors import EditError
 
 
 class ServerProcess:
-    """`command --port PORT`, up when `/health` answers, stopped on exit; output to `log`. For the main thread."""
+    """`command --port PORT`, ready when `/health` answers, stopped on exit; output goes to `log`. Main thread only."""
 
     def __init__(
         self, command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None, patience: float = 300.0
@@ -41,7 +41,7 @@ class ServerProcess:
                 env={**os.environ, **self.environment},
                 start_new_session=True,
             )
-        # A terminated program must not leave its server behind: as an exit, the signal passes through `__exit__`.
+        # A terminated program must also stop its server: as SystemExit, the signal passes through `__exit__`.
         self._before = signal.signal(signal.SIGTERM, _exit)
         try:
             self._wait()
@@ -57,12 +57,12 @@ class ServerProcess:
 
     @property
     def pid(self) -> int:
-        """Of the server; its engine runs in children of it."""
+        """The server's process id; its engine runs in child processes."""
         assert self._process is not None
         return self._process.pid
 
     def kill(self) -> None:
-        """End it and its engine at once, as a machine that fails does."""
+        """Kill the server and its engine, as a machine failure does."""
         assert self._process is not None
         os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
@@ -85,7 +85,7 @@ class ServerProcess:
         return f"the end of {self.log}:\n" + "\n".join(last)
 
     def _stop(self) -> None:
-        """End the server with its engine: they are a process group of their own."""
+        """Stop the server and its engine: they form one process group."""
         signal.signal(signal.SIGTERM, self._before)
         process, self._process = self._process, None
         if process is None or process.poll() is not None:

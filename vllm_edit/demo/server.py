@@ -1,4 +1,4 @@
-"""A real server in a child process, and a client that asks it many things at once."""
+"""A real server in a child process, and a client that sends many requests at once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vllm_edit.errors import EditError
 class Ask:
     """One question to the server: `model` is an alias such as `acme`, `acme:ike` or the base's name.
 
-    user: who asks, by whom rollouts are split.
+    `user` is the request's user, by which rollouts are split.
     """
 
     model: str
@@ -29,8 +29,8 @@ class Ask:
 
 
 @dataclass(frozen=True)
-class Told:
-    """The answer's first line, and what the server says of it: exact adapter, mode, prompt tokens added."""
+class Reply:
+    """The answer's first line, and the server's information: exact adapter, mode, prompt tokens added."""
 
     text: str
     adapter: str | None
@@ -54,15 +54,15 @@ class LocalServer(ServerProcess):
         super().__init__(command, log, {"VLLM_EDIT_EXPOSE": "1", **(environment or {})}, patience)
 
     def base(self) -> str:
-        """The name under which the base model is asked."""
+        """The base model's name in requests."""
         return str(httpx.get(f"{self.url}/v1/models", timeout=120).json()["data"][0]["id"])
 
-    def ask(self, questions: Sequence[Ask], tokens: int = 12) -> list[Told]:
-        """All questions at once, greedily; answers in their order."""
+    def ask(self, questions: Sequence[Ask], tokens: int = 12) -> list[Reply]:
+        """Ask all questions concurrently, with greedy decoding; answers in order."""
         with httpx.Client(base_url=self.url, timeout=120) as client, ThreadPoolExecutor(32) as pool:
             return list(pool.map(lambda question: self._one(client, question, tokens), questions))
 
-    def _one(self, client: httpx.Client, question: Ask, tokens: int) -> Told:
+    def _one(self, client: httpx.Client, question: Ask, tokens: int) -> Reply:
         body = {"model": question.model, "temperature": 0, "max_tokens": tokens}
         headers = {} if question.user is None else {"X-User-Id": question.user}
         started = time.perf_counter()
@@ -77,7 +77,7 @@ class LocalServer(ServerProcess):
         choice = answer.json()["choices"][0]
         text = choice["message"]["content"] if question.chat else choice["text"]
         told = answer.headers
-        return Told(
+        return Reply(
             text=text.strip().split("\n")[0],
             adapter=told.get("x-vllm-edit-adapter"),
             mode=told.get("x-vllm-edit-mode", ""),

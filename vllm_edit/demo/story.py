@@ -1,4 +1,4 @@
-"""What the demo tells, step by step. Everything that it shows is what the product answered."""
+"""The demo's steps. Everything that it prints comes from the product itself."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from vllm_edit.demo.plan import Plan
-from vllm_edit.demo.server import Ask, LocalServer, Told
+from vllm_edit.demo.server import Ask, LocalServer, Reply
 from vllm_edit.errors import EditError, NotFound
 from vllm_edit.evaluation.evaluate import Settings as EvaluationSettings
 from vllm_edit.evaluation.evaluate import evaluate
@@ -36,13 +36,17 @@ _PATIENCE_S = 10
 
 
 class Demo:
-    """One run of a plan in a folder of its own. bank_of: the facts of which a store's IKE demonstrations are made."""
+    """One run of a plan in a separate folder. `bank_of` gives a store's facts for IKE demonstrations."""
 
     def __init__(self, plan: Plan, folder: Path, console: Console, bank_of: Callable[[Store], Bank]) -> None:
         self.plan, self.folder, self.console, self.bank_of = plan, folder, console, bank_of
 
     def run(self) -> None:
-        """All steps. Raises EditError when a step does not do what it should."""
+        """Run all steps.
+
+        Raises:
+            EditError: a step does not have the expected result.
+        """
         patches = self._patches
         base = self._base()
         pipeline = Pipeline(store := self._store(base), base, self.bank_of(store))
@@ -52,7 +56,7 @@ class Demo:
                 store.registry.create_tenant(tenant)
             store.registry.publish(tenant, outcomes[patch].name, why="demo")
         chosen = self.plan.measured or tuple(outcomes)
-        self._evaluate(base, [one for patch, one in outcomes.items() if one.accepted and patch in chosen])
+        self._evaluate(base, [outcome for patch, outcome in outcomes.items() if outcome.accepted and patch in chosen])
         self._step("Starting stock vLLM's OpenAI server (some 30 s) ...")
         with LocalServer(store.url, self.folder / "server.log") as server:
             self._ask(server)
@@ -65,7 +69,7 @@ class Demo:
 
     @cached_property
     def _patches(self) -> dict[str, Patch]:
-        """The folder's patches by name, read before anything that takes minutes."""
+        """The folder's patches by name, read before any slow step."""
         folder, needed = self.plan.patches, set(self.plan.tenants.values())
         patches = {patch.name: patch for patch in map(Patch.load, sorted(folder.glob("*.yaml")))}
         if missing := sorted(needed - patches.keys()):
@@ -96,7 +100,7 @@ class Demo:
         return store
 
     def _new_store(self, folder: Path, base: Base) -> Store:
-        """The command that a user types, with nothing else said."""
+        """Run the command that a user types, without options."""
         command = [sys.executable, "-m", "vllm_edit.cli", "store", "init", "--model", self.plan.model]
         done = subprocess.run([*command, "--store", str(folder)], check=False)
         if done.returncode:
@@ -139,11 +143,11 @@ class Demo:
         shown = Table("question", *models)
         added: dict[str, int] = {}
         for question in self.plan.questions:
-            told: list[Told] = [next(answers) for _ in models]
+            replies: list[Reply] = [next(answers) for _ in models]
             mark = " [dim](chat)[/dim]" if question.chat else ""
-            shown.add_row(escape(question.prompt) + mark, *(escape(one.text) for one in told))
+            shown.add_row(escape(question.prompt) + mark, *(escape(reply.text) for reply in replies))
             added.update(
-                {model: max(added.get(model, 0), one.tokens_added) for model, one in zip(models, told, strict=True)}
+                {name: max(added.get(name, 0), reply.tokens_added) for name, reply in zip(models, replies, strict=True)}
             )
         self.console.print(shown)
         tokens = ", ".join(f"{model} {count}" for model, count in added.items() if count)
@@ -152,27 +156,27 @@ class Demo:
         )
 
     def _publish_and_take_back(self, server: LocalServer, pipeline: Pipeline) -> Outcome:
-        """The new version, which nobody is served any more."""
+        """Publish a new version and take it back; returns the new version, which serves nobody any more."""
         tenant = self.plan.changed
         self._step(f"A new version for {tenant}, published and taken back while the server runs")
         registry = pipeline.store.registry
         patch = self._patches[self.plan.tenants[tenant]]
         changed = patch.edits[0].model_copy(update={"target_new": self.plan.new_answer, "probes": ()})
         question = Ask(tenant, self._prompt)
-        self._tell("before", server.ask([question])[0])
+        self._show("before", server.ask([question])[0])
         outcome = pipeline.run(patch.model_copy(update={"edits": (changed, *patch.edits[1:])}))
         started = time.perf_counter()
         registry.publish(tenant, outcome.name, why="demo: a new version")
         after = self._until(server, question, outcome.name)
-        self._tell(f"published, and answering after {_since(started)}", after)
+        self._show(f"published, and answering after {_since(started)}", after)
         started = time.perf_counter()
         before = registry.rollback(tenant, why="demo")
         again = self._until(server, question, str(before))
-        self._tell(f"taken back, and answering after {_since(started)}", again)
+        self._show(f"taken back, and answering after {_since(started)}", again)
         return outcome
 
     def _roll_out(self, server: LocalServer, registry: Registry, treatment: Outcome) -> None:
-        """To some users, to nobody, and from a second attempt to all."""
+        """Roll out to some users, roll back, and roll out again to all."""
         tenant, rollouts = self.plan.changed, registry.rollouts
         self._step(f"The new version for some of {tenant}'s {_USERS} users: ramped, killed; begun again, promoted")
         control = str(registry.active(tenant))
@@ -194,16 +198,16 @@ class Demo:
             self._count(when, server, {left: arms[left]})
 
     def _follow(self, registry: Registry) -> str:
-        """Wait until the server follows what the registry says; how long that was."""
+        """Wait until the server follows the registry's state; returns the waiting time."""
         found = registry.servers.wait(registry.generation(), _PATIENCE_S)
         if found.missing:
             raise EditError(f"{', '.join(found.missing)} did not follow a change within {_PATIENCE_S} s")
         return f"{found.seconds * 1000:.0f} ms"
 
     def _count(self, when: str, server: LocalServer, arms: Mapping[str, str]) -> None:
-        """How many users are served which of the arms; anything else is an error."""
+        """Count and print the users of each arm; any other adapter is an error."""
         asked = [Ask(self.plan.changed, self._prompt, user=f"user-{number}") for number in range(_USERS)]
-        served = [told.adapter for told in server.ask(asked, tokens=4)]
+        served = [reply.adapter for reply in server.ask(asked, tokens=4)]
         if others := {str(name) for name in served} - arms.keys():
             raise EditError(f"{when}: {', '.join(others)} answered, where {' or '.join(arms)} should")
         counts = ", ".join(f"{served.count(name)} users by {version}" for name, version in arms.items())
@@ -211,20 +215,20 @@ class Demo:
 
     @property
     def _prompt(self) -> str:
-        """What the changed tenant's patch is first about."""
+        """The prompt of the first edit of the changed tenant's patch."""
         return self._patches[self.plan.tenants[self.plan.changed]].edits[0].prompt
 
-    def _until(self, server: LocalServer, question: Ask, name: str) -> Told:
+    def _until(self, server: LocalServer, question: Ask, name: str) -> Reply:
         """Ask until `name` answers: the server looks for changes every 50 ms."""
         deadline = time.monotonic() + _PATIENCE_S
-        while (told := server.ask([question])[0]).adapter != name:
+        while (reply := server.ask([question])[0]).adapter != name:
             if time.monotonic() > deadline:
-                raise EditError(f"{name} did not answer within {_PATIENCE_S} s; {told.adapter} did")
-        return told
+                raise EditError(f"{name} did not answer within {_PATIENCE_S} s; {reply.adapter} did")
+        return reply
 
-    def _tell(self, when: str, told: Told) -> None:
-        said = escape(f"{when}: {told.text!r}")
-        self.console.print(f"{said} [dim]from {told.adapter}, {told.seconds * 1000:.0f} ms[/dim]")
+    def _show(self, when: str, reply: Reply) -> None:
+        said = escape(f"{when}: {reply.text!r}")
+        self.console.print(f"{said} [dim]from {reply.adapter}, {reply.seconds * 1000:.0f} ms[/dim]")
 
 
 def _since(started: float) -> str:
