@@ -1,15 +1,15 @@
-"""Text in every script: how an answer joins a prompt, what a whole word is, and where a text says something.
+"""Text in every script: how an answer joins a prompt, what a whole word is, and where a text mentions a name.
 
-Whatever teaches, scores, judges or looks for a text uses these functions, so that compiling, evaluation and serving
-agree. Three rules, each in one place:
+Compiling, evaluation and serving all use these functions, so that they agree. Three rules, each in one place:
 
 `continuation`      how an answer joins a prompt
 `is_whole`          what a whole word is
 `spelling.written`  which spellings are the same
 
-Two kinds of things are looked for. A *name* (`mentions`, `subjects.Subjects`) keeps its article and its punctuation. An
-*answer* (`position`) counts without its article and its outer punctuation, but for the full stop that begins a word
-(".NET"). The letter case of both counts if they are all in capitals: "it is" mentions no IT, and does not answer it.
+There are two kinds of search terms. A *name* (`mentions`, `subjects.Subjects`) keeps its article and its punctuation.
+An *answer* (`position`) counts without its article and its outer punctuation, except a full stop that begins a word
+(".NET"). The letter case of both counts if they are all in capitals: "it is" does not mention IT, and is not the
+answer IT.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def continuation(prompt: str, answer: str) -> str:
     """The answer as the text that follows `prompt`.
 
     A space goes between them unless either side is written without spaces, or the prompt ends in white space, in an
-    opening bracket or in an opening quotation mark. An answer that brings its own leading space keeps exactly one. A
-    chat template has a rule of its own (`prompting.joint`).
+    opening bracket or in an opening quotation mark. An answer with leading spaces keeps exactly one. A chat
+    template has its own rule (`prompting.joint`).
     """
     answer = answer.strip()
     if not prompt or prompt[-1].isspace() or not answer or _OPENED.search(prompt[-2:]):
@@ -54,27 +54,27 @@ def continuation(prompt: str, answer: str) -> str:
 
 
 def quoted(text: str, most: int = 80) -> str:
-    """The text in quotes, for a message: of more than `most` characters the first and the last ones."""
+    """The text in quotes, for a message; beyond `most` characters only its beginning and end."""
     if len(text) > most:
         text = f"{text[: most * 2 // 3 - 3].rstrip()} … {text[-(most // 3) :].lstrip()}"
     return repr(text)
 
 
 def change(prompt: str, target: str) -> str:
-    """An edit as messages name it: what is asked, and what is to be answered."""
+    """An edit for messages: its prompt and its new answer."""
     return f"{quoted(prompt)} → {quoted(target)}"
 
 
 def normalise(text: str) -> str:
     """The form in which answers are compared: in one spelling, without letter case, outer punctuation and a leading
-    English article. Its length differs from the text's, so places in it are places in this form only."""
+    English article. Its length differs from the text's, so its positions are not positions in the text."""
     folded = written(text).folded
     start, end = _inner(folded)
     return folded[start:end]
 
 
 def words(text: str) -> str:
-    """The normalised text with a space between any two words, and around each character that may be a word itself."""
+    """The normalised text with a space between any two words, and around each character that can be a word."""
     apart: str = _APART.sub(r" \g<0> ", normalise(text))
     return apart
 
@@ -82,7 +82,7 @@ def words(text: str) -> str:
 def position(text: str, answer: str) -> int | None:
     """Where `text`, normalised, first gives the answer as whole words; None if it does not.
 
-    Of an answer all in capitals the letter case counts, and of one that begins with a full stop that stop.
+    The letter case counts if the answer is all in capitals; a full stop that begins the answer counts too.
     """
     read, wanted = written(text), _answer(answer)
     first, length = _inner(read.folded)[0], len(wanted.folded)
@@ -97,13 +97,13 @@ def position(text: str, answer: str) -> int | None:
 
 
 def is_said(text: str, name: str) -> bool:
-    """True if the text says the name as whole words in any letter case, with or without its article."""
+    """True if the text contains the name as whole words in any letter case, with or without its article."""
     needle, haystack = normalise(name), normalise(text)
     return any(is_whole(haystack, start, start + len(needle)) for start in _places(haystack, needle))
 
 
 def mentions(text: str, name: str) -> bool:
-    """True if the text mentions the name. `subjects.Subjects` finds the same, of many names at once."""
+    """True if the text mentions the name. `subjects.Subjects` applies the same rule to many names at once."""
     wanted = Name.of(name)
     length = len(wanted.folded)
     return any(
@@ -114,15 +114,15 @@ def mentions(text: str, name: str) -> bool:
 
 
 def occurrences(text: str, name: str) -> list[int]:
-    """Where `name`, as it is spelled, begins in `text` as a whole word (see `is_whole`)."""
+    """Positions in `text` at which `name`, in exactly this spelling, begins as a whole word (see `is_whole`)."""
     seen = _narrow(text)
     return [start for start in _places(text, name) if is_whole(seen, start, start + len(name))]
 
 
 def last_occurrence(text: str, name: str) -> int | None:
-    """Where `name`, as it is spelled, begins for the last time; None if it does not occur.
+    """Position of the last occurrence of `name`, in exactly this spelling; None if it does not occur.
 
-    A whole word counts before a part of one: an edit of Niger is not about Nigeria.
+    A whole word takes precedence over a part of a word: an edit of Niger is not about Nigeria.
     """
     whole = occurrences(text, name)
     if whole:
@@ -132,19 +132,19 @@ def last_occurrence(text: str, name: str) -> int | None:
 
 
 def replaced(text: str, name: str, by: str) -> str:
-    """The text with `by` for every occurrence of the name as a whole word, as it is spelled."""
+    """Replace every occurrence of the name, as a whole word in exactly this spelling, with `by`."""
     parts, reached = list[str](), 0
     for start in occurrences(text, name):
-        if start >= reached:  # and not within the occurrence before
+        if start >= reached:  # not within the previous occurrence
             parts.append(text[reached:start])
             reached = start + len(name)
     return by.join([*parts, text[reached:]])
 
 
 def spelled(prompt: str, subject: str) -> str | None:
-    """The subject as the prompt spells it, as a whole word; None if the prompt does not have it.
+    """The subject in the prompt's spelling, as a whole word; None if the prompt does not contain it.
 
-    That is `subject` itself where it occurs. Another spelling of it (`spelling.written`) counts only where it does not.
+    Other spellings (`spelling.written`) count only if `subject` itself does not occur.
     """
     if occurrences(prompt, subject):
         return subject
@@ -160,10 +160,10 @@ def spelled(prompt: str, subject: str) -> str | None:
 def is_whole(text: str, start: int, end: int) -> bool:
     """True if `text[start:end]` is no part of a longer word: no letter, mark or number goes on at either end.
 
-    Where words have no spaces between them, every character may end a word, but never without its vowels and marks. In
-    Korean a space begins a word, and particles follow it without one. An end that is punctuation, or has another kind
-    of script beside it, needs nothing. What is invisible is passed over. C is another word than C++ and C#. Letters of
-    full width in `text` count as East Asian ones.
+    In scripts without spaces every character may end a word, but only with its vowels and marks. In Korean a space
+    begins a word, and particles follow it without a space. An end is always valid if it is punctuation or if a
+    different kind of script is next to it. Invisible characters are skipped. C is not C++ or C#. Full-width letters in
+    `text` count as East Asian.
     """
     first, last = text[start], text[end - 1]
     before, after = _seen(text, start - 1, -1), _seen(text, end, 1)
@@ -175,21 +175,21 @@ def is_whole(text: str, start: int, end: int) -> bool:
 
 
 def _inner(folded: str) -> tuple[int, int]:
-    """From where to where a folded text goes without outer punctuation and a leading article."""
+    """Start and end of a folded text without outer punctuation and a leading article."""
     start, end = len(folded) - len(folded.lstrip(_OUTER)), len(folded.rstrip(_OUTER))
     article = _ARTICLE.match(folded, start, end)
     return article.end() if article else start, end
 
 
 def _answer(text: str) -> Name:
-    """An answer as it is looked for: in its normalised form, with a full stop that begins its first word."""
+    """The search form of an answer: normalised, with a full stop that begins its first word."""
     read = written(text)
     start, end = _inner(read.folded)
     return Name.cut(read, start - 1 if _BEGINNING_STOP.search(read.folded[:start]) else start, end)
 
 
 def _are_one_word(left: str, right: str) -> bool:
-    """True if two neighbours are of one word."""
+    """True if two adjacent characters belong to one word."""
     if left.isascii() and right.isascii():
         return left.isalnum() and right.isalnum()
     if is_spaceless(left) or is_spaceless(right) or is_hangul(left) is not is_hangul(right):
@@ -198,7 +198,7 @@ def _are_one_word(left: str, right: str) -> bool:
 
 
 def _seen(text: str, index: int, step: int) -> str:
-    """The character at `index`, or the next one in the direction of `step` that is seen; empty beyond the text."""
+    """The first visible character from `index` on, in the direction of `step`; empty beyond the text."""
     while 0 <= index < len(text):
         if not is_passed_over(text[index]):
             return text[index]
@@ -207,12 +207,12 @@ def _seen(text: str, index: int, step: int) -> str:
 
 
 def _narrow(text: str) -> str:
-    """The text with its letters, numbers and signs of full width in the common one: of which words are told apart."""
+    """The text with full-width characters in their normal width, for finding word boundaries."""
     return text if text.isascii() else text.translate(_WIDE)
 
 
 def _places(text: str, wanted: str) -> Iterator[int]:
-    """Where `wanted` begins in `text`, overlapping ones too; nowhere if it is empty."""
+    """Positions of `wanted` in `text`, including overlapping ones; none if it is empty."""
     start = text.find(wanted) if wanted else -1
     while start >= 0:
         yield start
