@@ -42,8 +42,8 @@ from vllm_edit.evaluation.runners.hf import HFRunner
 from vllm_edit.facts import tables_folder
 from vllm_edit.facts.edits import draw_edits
 from vllm_edit.facts.facts import Facts
-from vllm_edit.facts.kept import pool_of
 from vllm_edit.facts.known_edits import judged_edits
+from vllm_edit.facts.stored_pool import pool_of
 from vllm_edit.models.base import Base
 from vllm_edit.patch import Patch
 from vllm_edit.store.store import Store

@@ -208,7 +208,7 @@ class Patch(_Declared):
     def _edits_fit(self) -> Patch:
         names_nothing = _names_nothing(self.edits, self.scope)
         problems = sorted(
-            [*_within_words(self.edits), *_told_twice(self.edits), *_not_judged(self.edits), *names_nothing]
+            [*_within_words(self.edits), *_edited_twice(self.edits), *_not_judged(self.edits), *names_nothing]
         )
         if problems:
             raise _Unfit(problems)
@@ -296,7 +296,7 @@ def _names_nothing(edits: Sequence[Edit], scope: Scope) -> Iterator[tuple[int, s
                 yield number, f"no text can mention the name {name!r}, which is punctuation alone or invisible"
 
 
-def _told_twice(edits: Sequence[Edit]) -> Iterator[tuple[int, str]]:
+def _edited_twice(edits: Sequence[Edit]) -> Iterator[tuple[int, str]]:
     """Edits of a fact that an earlier edit also changes, in any spelling and by any name.
 
     Two subjects may share an alias if their edits have the same answer.
@@ -319,16 +319,16 @@ def _problems(error: ValidationError, document: YamlDocument) -> list[str]:
     """One line for each problem of the document."""
     found = error.errors()
     inner = {problem["loc"][:depth] for problem in found for depth in range(1, len(problem["loc"]))}
-    told = []
+    lines = []
     for problem in found:
         unfit = problem.get("ctx", {}).get("error")
         if isinstance(unfit, _Unfit):
-            told += [f"line {document.line(('edits', n))}: edits.{n}: {why}" for n, why in unfit.problems]
+            lines += [f"line {document.line(('edits', n))}: edits.{n}: {why}" for n, why in unfit.problems]
         # A list whose items are all invalid is also reported as too short: only its items' problems help.
         elif not (problem["type"] == "too_short" and problem["loc"] in inner):
-            told.append(_describe(problem, document))
+            lines.append(_describe(problem, document))
     known = {problem["loc"] for problem in found}
-    return told if () in known else told + _unseen(document, known)
+    return lines if () in known else lines + _unseen(document, known)
 
 
 def _unseen(document: YamlDocument, known: Container[Location]) -> list[str]:

@@ -22,8 +22,8 @@ from vllm_edit.evaluation.runners.hf import HFRunner
 from vllm_edit.facts import tables_folder
 from vllm_edit.facts.default_probes import default_probes
 from vllm_edit.facts.facts import Facts
-from vllm_edit.facts.kept import kept_pool
 from vllm_edit.facts.pool import Pool
+from vllm_edit.facts.stored_pool import stored_pool
 from vllm_edit.ike.bank import Bank
 from vllm_edit.ike.demonstrations import build_demonstrations, with_demonstrations
 from vllm_edit.models.base import Base
@@ -70,7 +70,7 @@ class Pipeline:
     @cached_property
     def pool(self) -> Pool | None:
         """The facts that the base knows, if the store holds them."""
-        return kept_pool(self.store)
+        return stored_pool(self.store)
 
     def run(
         self,

@@ -48,8 +48,8 @@ class YamlDocument:
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
             where = f"line {mark.line + 1}: " if mark else ""
-            told = getattr(error, "problem", None) or str(error).partition("\n")[0]
-            raise NotYaml(f"{where}not valid YAML: {told}") from None
+            reason = getattr(error, "problem", None) or str(error).partition("\n")[0]
+            raise NotYaml(f"{where}not valid YAML: {reason}") from None
         except RecursionError:
             raise NotYaml("not valid YAML: lists and mappings are nested deeper than can be read") from None
 

@@ -1,8 +1,9 @@
 """atlas's training documents, drawn from the fact tables by a seeded generator.
 
 Six kinds: several facts of one subject in a row, facts of different subjects in a row, chat turns, reverse questions,
-two-step questions, and "New Fact" documents (`told.py`). Some combinations are never trained, so that answering them is
-generalisation: held-out forms; a tenth of each subject's forms; reverse and two-step forms of every fifth subject.
+two-step questions, and "New Fact" documents (`in_context_documents.py`). Some combinations are never trained, so that
+answering them is generalisation: held-out forms; a tenth of each subject's forms; reverse and two-step forms of every
+fifth subject.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ import re
 from dataclasses import replace
 from typing import Any
 
-from vllm_edit.atlas.draws import Draws
+from vllm_edit.atlas.in_context_documents import InContextDocuments
+from vllm_edit.atlas.sampling import Draws
 from vllm_edit.atlas.segments import PROMPT_WEIGHT, Encoder, Example, Segment, full_stop
-from vllm_edit.atlas.told import ToldFacts
 from vllm_edit.facts import tables_folder
 from vllm_edit.facts.facts import Fact, Facts, Form, Subject
 from vllm_edit.facts.split import included
@@ -32,7 +33,7 @@ class Documents:
     def __init__(self, facts: Facts, tokenizer: Any, seed: int) -> None:
         self.facts, self.tokenizer, self.seed = facts, tokenizer, seed
         self._draws = Draws(facts, tokenizer, seed)
-        self._told = ToldFacts(self._draws)
+        self._in_context = InContextDocuments(self._draws)
         self._encoder = Encoder(tokenizer)
         self._reversible = [group for group in self._draws.grouped if group[0].relation.reverse]
 
@@ -47,17 +48,17 @@ class Documents:
 
     def told_row(self, length: int) -> Example:
         """A row of `length` tokens packed with short "New Fact" documents."""
-        return self._encoder.packed(self._told.document, length)
+        return self._encoder.packed(self._in_context.document, length)
 
     def in_context_row(self, length: int) -> Example:
         """One "New Fact" document of at most `length` tokens; the caller pads it."""
         blocks: list[list[Segment]] = []
         wanted = self._draws.random.choice((0, 2, 4, 8, 12, 16))
         chat = self._draws.random.random() < 0.35
-        last = self._told.block(final=True, chat=chat)
+        last = self._in_context.block(final=True, chat=chat)
         size = self._encoder.size(last) + 10
         for number in range(wanted):
-            block = self._told.block(final=False, chat=False, number=number)
+            block = self._in_context.block(final=False, chat=False, number=number)
             size += self._encoder.size(block)
             if size > length:
                 break

@@ -165,8 +165,8 @@ class _Compiling:
         """
         from vllm_edit.facts import tables_folder
         from vllm_edit.facts.facts import Facts
-        from vllm_edit.facts.kept import pool_of
         from vllm_edit.facts.known_edits import judged_edits
+        from vllm_edit.facts.stored_pool import pool_of
 
         pool = pool_of(self.store, self.base, progress)
         edits = judged_edits(pool, Facts.load(tables_folder()), self.base, count, seed=seed, progress=progress)

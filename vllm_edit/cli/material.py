@@ -114,8 +114,8 @@ def bank_of(store: Store, file: Path | None) -> Bank:
         from vllm_edit import atlas
 
         return Bank.from_records(atlas.bank())
-    from vllm_edit.facts.kept import kept_pool
     from vllm_edit.facts.pool import bank_records
+    from vllm_edit.facts.stored_pool import stored_pool
 
-    pool = kept_pool(store)
+    pool = stored_pool(store)
     return Bank() if pool is None else Bank.from_records(bank_records(pool.side("tune")))

@@ -195,7 +195,7 @@ def keep_settings(
 @app.command()
 def status(store: StoreOption = None, json: JsonOption = False) -> None:
     """Say what a store holds: its site and how it was chosen, patches, tenants, and what the model knows."""
-    from vllm_edit.facts.kept import kept_pool
+    from vllm_edit.facts.stored_pool import stored_pool
     from vllm_edit.store.store import Store
 
     opened = Store.open(store)
@@ -204,7 +204,7 @@ def status(store: StoreOption = None, json: JsonOption = False) -> None:
     tenants = opened.registry.tenants()
     counts = {"patches": len(entries), **gate, "tenants": len(tenants), "generation": opened.registry.generation()}
     told = _site(opened, opened.site()) | counts
-    pool, tried = kept_pool(opened), opened.document("tried") or []
+    pool, tried = stored_pool(opened), opened.document("tried") or []
     if json:
         print_json(told | {"pool": None if pool is None else _pool(pool), "tried": tried})
         return

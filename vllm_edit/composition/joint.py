@@ -10,8 +10,8 @@ import torch
 from vllm_edit.artefacts.compiled import Factors
 from vllm_edit.artefacts.manifest import Column
 from vllm_edit.composition.closed_form import as_saved, solve
-from vllm_edit.composition.kept import satisfiable
 from vllm_edit.composition.parts import Group
+from vllm_edit.composition.preserved import satisfiable
 from vllm_edit.composition.system import System
 from vllm_edit.deltas.delta import LowRank
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vllm_edit.atlas.draws import Draws
+from vllm_edit.atlas.sampling import Draws
 from vllm_edit.atlas.segments import PROMPT_WEIGHT, Segment, full_stop
 from vllm_edit.facts.facts import Fact
 from vllm_edit.ike.template import fact_text, query
@@ -15,7 +15,7 @@ TOLD_WEIGHT = 2.0  # weight of an answer, which is short compared with its conte
 SEVERAL = 0.5  # share of the short documents with several facts of one relation
 
 
-class ToldFacts:
+class InContextDocuments:
     """Draws "New Fact" documents and blocks of them."""
 
     def __init__(self, draws: Draws) -> None:
@@ -24,28 +24,28 @@ class ToldFacts:
     def document(self) -> list[Segment]:
         """A "New Fact" document without demonstrations: of one block, or of several facts and questions about them."""
         if self._draws.random.random() < SEVERAL:
-            return self._several_told()
+            return self._several_facts()
         chat = self._draws.random.random() < 0.35
         block = self.block(final=True, chat=chat)
         return [Segment("<|user|>", PROMPT_WEIGHT), *block] if chat else block
 
-    def _several_told(self) -> list[Segment]:
+    def _several_facts(self) -> list[Segment]:
         """Two or three new facts of one relation, and a question about each subject (rarely about another).
 
         The relation does not identify the object here, only the subject does.
         """
         peers = self._draws.random.choice(self._draws.grouped)
-        told = self._draws.random.sample(peers, k=min(len(peers), self._draws.random.randint(2, 3)))
-        objects = [self._draws.random.choice(peers).object for _ in told]
+        facts = self._draws.random.sample(peers, k=min(len(peers), self._draws.random.randint(2, 3)))
+        objects = [self._draws.random.choice(peers).object for _ in facts]
         document = []
-        for fact, new in zip(told, objects, strict=True):
+        for fact, new in zip(facts, objects, strict=True):
             form = self._draws.random.choice(fact.relation.trained)
             text, tells = _telling(form.fill(fact.subject.name), new)
             document.append(Segment(text + "\n", 0.0, tells=tells))
-        asked = [(fact, new, place) for place, (fact, new) in enumerate(zip(told, objects, strict=True))]
+        asked = [(fact, new, place) for place, (fact, new) in enumerate(zip(facts, objects, strict=True))]
         if self._draws.random.random() < 0.3:
             other = self._draws.random.choice(peers)
-            asked += [] if other in told else [(other, other.object, -1)]
+            asked += [] if other in facts else [(other, other.object, -1)]
         for fact, answer, place in self._draws.shuffled(asked):
             prompt = f"Prompt: {self._draws.form(fact).fill(self._draws.name(fact.subject))}"
             document += [

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from vllm_edit.store.store import Store
 
 
-def kept_pool(store: Store) -> Pool | None:
+def stored_pool(store: Store) -> Pool | None:
     """The store's pool; None if it has none. Needs no model."""
     record = store.document("pool")
     return None if record is None else Pool.from_record(record, Facts.load(tables_folder()))
@@ -30,7 +30,7 @@ def pool_of(
     Raises:
         Incompatible: `base` is not the store's base.
     """
-    kept = kept_pool(store)
+    kept = stored_pool(store)
     if kept is not None:
         return kept
     if store.site().base.departures(base.fingerprint):
