@@ -91,8 +91,8 @@ def written(text: str) -> Written:
 def readings(text: str) -> tuple[Written, ...]:
     """The ways to read a text in which invisible characters may stand for a space or for nothing: mostly one.
 
-    In one of them a soft hyphen stands for what was invisible: a space in `folded`, nothing to whom `cased` tells
-    where words end.
+    In one of them a soft hyphen stands for what was invisible: a space in `folded`, nothing where `cased` shows
+    the ends of words.
     """
     if not _INVISIBLE.search(text):
         return (_written(text),)
@@ -132,7 +132,7 @@ def _written(text: str) -> Written:
 
 @lru_cache(maxsize=4096)
 def _common(variant: str) -> str:
-    """What is written for a variant; for a Greek letter the one without its accents."""
+    """The replacement of a variant; for a Greek letter, the letter without accents."""
     found = (common for kind, common in _COMMON if kind.match(variant))
     return next(found, unicodedata.normalize("NFD", variant)[0])
 

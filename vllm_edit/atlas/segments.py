@@ -98,5 +98,5 @@ class Encoder:
 
 
 def full_stop(prompt: str, answer: str) -> str:
-    """What ends an answer in the language of prompt and answer."""
+    """The sentence end in the language of prompt and answer."""
     return "。" if is_cjk(answer[-1]) or is_cjk(prompt[-1]) else "."

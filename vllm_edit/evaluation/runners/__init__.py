@@ -1,1 +1,1 @@
-"""Engines that an evaluation can ask. `hf` needs no vLLM, `vllm` imports it; neither is imported here."""
+"""Engines for evaluations: `hf` needs no vLLM, `vllm` imports it. Neither is imported here."""

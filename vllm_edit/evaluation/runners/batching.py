@@ -1,4 +1,4 @@
-"""Which texts go through a model together: of like length, each under its own patch, a common beginning read once."""
+"""Batches texts of similar length, each under its own patch; a common beginning is read once."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ from dataclasses import dataclass
 from vllm_edit.models.shared_prefix import LEAST, sharing
 
 _FILLING, _LEAST_FILLED = 16, 0.75
-"""A batch of so many rows ends where more than a quarter of its shortest row would be padding: so many use a processor
-nearly as well as more would."""
+"""From 16 rows on a batch ends where more than a quarter of its shortest row would be padding: more rows hardly
+use a processor better."""
 
 
 @dataclass(frozen=True)
 class Together:
-    """rows: numbers of the texts of a batch. shared: first tokens that they all have in common and that are read once;
-    0 where rows of different patches may be together."""
+    """The texts of one batch.
+
+    `rows` are their indices. `shared` is the number of common first tokens, which are read once; 0 if the batch may mix
+    patches.
+    """
 
     rows: list[int]
     shared: int = 0
@@ -30,16 +33,23 @@ def together(
     most: int | None = None,
     own: Sequence[int] | None = None,
 ) -> Iterator[Together]:
-    """Batches of at most `size` texts, and of at most `most` in the sum of their `weights` (at least one text).
+    """Batches of at most `size` texts whose `weights` sum to at most `most` (but at least one text).
 
-    owners: each text's patch; texts with a common beginning are read as such only under one patch. own: how many first
-    tokens of each text may be read so; None: none.
+    Args:
+        texts: token ids of each text.
+        owners: each text's patch; a beginning is shared only within one patch.
+        size: maximum number of texts in a batch.
+        weights: each text's weight.
+        most: maximum sum of weights in a batch.
+        own: number of first tokens of each text that may be shared; None for no sharing.
     """
     groups = [(list(range(len(texts))), 0)] if own is None else _groups(texts, own, owners)
     for numbers, shared in groups:
         batch: list[int] = []
         weight = 0
-        for number in sorted(numbers, key=lambda number: -len(texts[number])):  # memory runs out at once or never
+        for number in sorted(
+            numbers, key=lambda number: -len(texts[number])
+        ):  # longest first: memory runs out at once or never
             added = weights[number] if weights is not None else 0
             full = len(batch) == size or (most is not None and weight + added > most)
             mostly_padding = batch and len(texts[number]) < _LEAST_FILLED * len(texts[batch[0]])

@@ -1,4 +1,4 @@
-"""HFRunner: evaluation with a Hugging Face model in this process. Deltas are applied in a scope and leave no trace."""
+"""HFRunner: evaluation with a Hugging Face model in this process. Deltas are applied temporarily."""
 
 from __future__ import annotations
 
@@ -18,15 +18,17 @@ from vllm_edit.models.shared_prefix import shares
 from vllm_edit.prompting import answer_ids, prompt_ids
 
 _LOGITS = 2**27
-"""Most logits of one batch, in float32 half a GiB."""
+"""Maximum number of logits of one batch: half a GiB in float32."""
 
 _CONTEXT = 2048
-"""What a model is taken to read at once if its config does not say: positions without a table have no end."""
+"""The context of a model whose config has no limit."""
 
 
 class HFRunner:
-    """Requests are answered in batches of at most `batch` rows of similar length, whatever their patches: each row runs
-    under its own low-rank update. What many requests of one patch begin with (an IKE prefix) is read once."""
+    """Answers requests in batches of at most `batch` rows of similar length; each row has its own low-rank update.
+
+    A common beginning of many requests of one patch (an IKE prefix) is read once.
+    """
 
     def __init__(self, model: Any, tokenizer: Any, batch: int = 64) -> None:
         self.model, self.tokenizer, self.batch = model, tokenizer, batch
@@ -99,7 +101,7 @@ class HFRunner:
         return [scores[row] for row in range(len(texts))]
 
     def _own(self, most: Sequence[int], further: int) -> Sequence[int] | None:
-        """How many first tokens of each text may be read once for many; None where this model cannot be given them."""
+        """Number of first tokens of each text that may be shared; None if this model does not support sharing."""
         return most if shares(self.model, max(most, default=0) + 1 + further) else None
 
     def _patched(self, requests: Sequence[Request], rows: Sequence[int]) -> AbstractContextManager[None]:

@@ -1,4 +1,4 @@
-"""Runner: what an evaluation needs of an engine."""
+"""Runner: the interface between an evaluation and an engine."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Scored:
-    """An answer forced on the model: mean negative log-likelihood per token, and whether every token was the argmax."""
+    """A teacher-forced answer: mean negative log-likelihood per token, and whether every token was the argmax."""
 
     nll: float
     argmax: bool
@@ -63,25 +63,25 @@ class Runner(Protocol):
 
 
 def check_lengths(most: int | None, requests: Sequence[Request], lengths: Sequence[int]) -> None:
-    """Raises UnsafeEdit for what the model would read beyond its `most` positions (None: it has no end).
+    """Raise UnsafeEdit if a request exceeds the model's `most` positions (None: no limit).
 
-    lengths: tokens of each request with its answer, but for the answer's last one, which is never read.
+    `lengths` are the tokens of each request with its answer, without the answer's last token, which is never read.
     """
     for request, length in zip(requests, lengths, strict=True):
         check_positions(most, length, f"the question {quoted(request.prompt)}, with its answer,")
 
 
 def pieces_of(tokenizer: Any, request: Request, longest: int) -> list[list[int]]:
-    """Ids of the request's prompt, cut after every `longest`; what is too short to predict a token is left out."""
+    """Ids of the request's prompt, in pieces of at most `longest`; pieces too short to predict a token are left out."""
     ids = prompt_ids(tokenizer, request.prompt, request.chat)
     pieces = (ids[start : start + longest] for start in range(0, len(ids), longest))
     return [piece for piece in pieces if len(piece) > 1]
 
 
 def answer_text(tokenizer: Any, ids: Sequence[int]) -> str:
-    """The text of generated ids up to the first special token: end of text or of turn, whatever the model calls it.
+    """The text of generated ids up to the first special token: end of text or end of turn.
 
-    Marks of thinking are no end.
+    Thinking marks do not end the text.
     """
     tokens = zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True)
     special = {number for number, token in tokens if not is_mark(token)}

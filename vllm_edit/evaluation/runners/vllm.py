@@ -1,4 +1,4 @@
-"""VLLMRunner: evaluation through vLLM, many adapters and base in one batch, as they are served."""
+"""VLLMRunner: evaluation through vLLM, many adapters and base in one batch, as in serving."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class VLLMRunner:
     def __init__(
         self, model: str | Path, modules: Sequence[str], rank: int, *, slots: int = 16, **options: Any
     ) -> None:
-        # vLLM's workers load the general plugin too, which cures the CPU defect: a base request would otherwise be
-        # answered with the last slot's patch. The spare slot is the second line behind the cure.
+        # vLLM's workers load the general plugin too, which fixes the CPU defect: a base request would otherwise be
+        # answered with the last slot's patch. The spare slot is a second safeguard.
         os.environ["VLLM_PLUGINS"] = plugins.merged_plugins(os.environ.get("VLLM_PLUGINS"))
         cpu = version.is_cpu()
         if cpu:
@@ -72,7 +72,7 @@ class VLLMRunner:
 
     @property
     def folder(self) -> Path:
-        """Where the model's files are on this machine."""
+        """The local folder of the model's files."""
         return model_folder(self._llm.model_config.model)
 
     def generate(self, requests: Sequence[Request], max_tokens: int) -> list[str]:
@@ -103,7 +103,7 @@ class VLLMRunner:
         return scored
 
     def read(self, requests: Sequence[Request]) -> list[Reading]:
-        """Through `prompt_logprobs`; a piece is one token shorter than the context, since one must be generated."""
+        """Through `prompt_logprobs`; a piece leaves one token of the context, which must be generated."""
         cut = [pieces_of(self.tokenizer, request, self.context - 1) for request in requests]
         owners = [(row, piece) for row, own in enumerate(cut) for piece in own]
         settings = values.greedy(1, prompt_logprobs=0)
