@@ -76,11 +76,11 @@ class LocalServer(ServerProcess):
             raise EditError(f"{question.model} answered {answer.status_code}: {answer.text}")
         choice = answer.json()["choices"][0]
         text = choice["message"]["content"] if question.chat else choice["text"]
-        headers = answer.headers
+        answered = answer.headers
         return Reply(
             text=text.strip().split("\n")[0],
-            adapter=headers.get("x-vllm-edit-adapter"),
-            mode=headers.get("x-vllm-edit-mode", ""),
-            tokens_added=int(headers.get("x-vllm-edit-tokens") or 0),
+            adapter=answered.get("x-vllm-edit-adapter"),
+            mode=answered.get("x-vllm-edit-mode", ""),
+            tokens_added=int(answered.get("x-vllm-edit-tokens") or 0),
             seconds=seconds,
         )
