@@ -183,7 +183,7 @@ def test_an_empty_database_in_a_registrys_place_is_refused(store: Store) -> None
         left.unlink()
     for _ in "12":
         opened = Store.open(store.url)
-        with pytest.raises(EditError, match=r"registry\.db is empty, but audit\.json knows of 8 changes"):
+        with pytest.raises(EditError, match=r"registry\.db is empty, but audit\.json records 8 changes"):
             opened.registry.tenants()
         opened.registry.close()
     (Path(store.url) / ANCHOR).unlink()

@@ -63,7 +63,7 @@ def test_so_many_connections_as_are_meant_and_no_more(registry: Registry) -> Non
 
 @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:"])
 def test_a_registry_in_memory_is_refused(url: str) -> None:
-    with pytest.raises(EditError, match=r"sqlite:///FILE or .* got one in memory"):
+    with pytest.raises(EditError, match=r"sqlite:///FILE or .* got a database in memory"):
         Database(url)
 
 

@@ -57,7 +57,7 @@ def test_publishing_and_rolling_back_walk_the_history(registry: Registry) -> Non
     assert registry.rollback("acme") == A, "what was rolled back is not gone back to"
     assert registry.rollback("acme") is None, "before the first publication there was base"
     assert registry.active("acme") is None
-    with pytest.raises(EditError, match="nothing to take back"):
+    with pytest.raises(EditError, match="nothing to roll back"):
         registry.rollback("acme")
 
 

@@ -1,6 +1,6 @@
-"""The anchor of the audit: the head of its chain, in a file of the store and so outside the database.
+"""The anchor of the audit: the head of its chain, in a file of the store, outside the database.
 
-It is written after each commit, never before: a head that was never committed would look like a row that was cut.
+It is written after each commit, never before: an uncommitted head would look like a removed row.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ ANCHOR = "audit.json"
 
 
 class Anchor:
-    """The head in a store's files. It only moves forward, whichever process is last to write it."""
+    """The head in a store's files. It only moves forward, in whichever order processes write it."""
 
     def __init__(self, files: Files) -> None:
         self._files = files
 
     def read(self) -> Head | None:
-        """The head that was kept; None where there is none.
+        """Return the stored head; None if there is no file.
 
         Raises:
             Corrupt: the file holds no head.
@@ -44,7 +44,7 @@ class Anchor:
         return head
 
     def advance(self, head: Head) -> None:
-        """Keep `head`, fsynced, unless a later one is kept already."""
+        """Write `head`, fsynced, unless the file already holds a later head."""
         with self._files.locked(ANCHOR):
             known = self.read()
             if known is None or known.number < head.number:

@@ -15,7 +15,7 @@ from vllm_edit.names import is_answer_id, shown
 from vllm_edit.registry.answer_tables import answers
 from vllm_edit.registry.log_rows import add_unknown
 
-PROMPT_LENGTH = 16_000  # characters of a prompt that are kept, if prompts are
+PROMPT_LENGTH = 16_000  # stored characters of a prompt, if the operator logs prompts
 _ASKED_LENGTH = 160
 _JSON = ("subjects", "groups")
 
@@ -24,14 +24,21 @@ _JSON = ("subjects", "groups")
 class AnswerEntry:
     """One answered request.
 
-    asked: the request's model field. key: the id of the API key. patch: the compiled patch or composition that was
-    asked for, published or an arm's. adapter: exactly what was in the engine, or, in mode ike, whose demonstrations
-    were used; None for the base model alone. arm, rollout: the side that a rollout put the request on. subjects,
-    groups: what of a patch with scope subject answered.
-    status: None if no answer began. ended: `whole`, `left` (the client went away first), `broken`, or `refused` by the
-    router, as what was decided could not be applied; None while it runs. prompt_tokens, completion_tokens: as the
-    answer reported them. seconds: of the whole answer.
-    generation: of the registry's state that decided. server: which process answered, `host:pid`.
+    Attributes:
+        asked: The request's `model` field.
+        key: The id of the API key.
+        patch: The compiled patch or composition: requested, published, or the one of a rollout's arm.
+        adapter: The adapter that the engine applied or, in mode ike, the patch whose demonstrations were used; None
+            for the base model alone.
+        arm, rollout: The rollout that decided the request, and its arm.
+        subjects, groups: The subjects and groups of a patch with scope subject that applied to the request.
+        status: HTTP status; None if no response began.
+        ended: `whole`, `left` (the client disconnected first), `broken`, or `refused` (the router could not apply the
+            decision); None while the request runs.
+        prompt_tokens, completion_tokens: The usage that the response reported.
+        seconds: Duration of the whole response.
+        generation: Generation of the registry state that decided the request.
+        server: The process that answered, `host:pid`.
     """
 
     id: str
@@ -65,8 +72,8 @@ class AnswerEntry:
 
 
 def add(connection: Connection, found: Iterable[AnswerEntry]) -> None:
-    """Enter answers; one whose id is known stays as it is."""
-    add_unknown(connection, answers, [_row(one) for one in found])
+    """Insert answers; rows with a known id stay unchanged."""
+    add_unknown(connection, answers, [_row(entry) for entry in found])
 
 
 def find(connection: Connection, id: str) -> AnswerEntry:
@@ -86,23 +93,24 @@ def newest(connection: Connection, tenant: str | None, limit: int) -> list[Answe
 
 
 def sweep(connection: Connection, older_than: datetime, limit: int) -> int:
-    """Delete at most `limit` answers from before then, the oldest first; returns how many."""
+    """Delete at most `limit` answers from before `older_than`, the oldest first; return their number."""
     old = select(answers.c.id).where(answers.c.at < older_than).order_by(answers.c.at).limit(limit)
     return connection.execute(delete(answers).where(answers.c.id.in_(old))).rowcount
 
 
-def _row(one: AnswerEntry) -> dict[str, Any]:
-    plain = vars(one) | {"asked": _storable(one.asked, _ASKED_LENGTH), "prompt": _storable(one.prompt, PROMPT_LENGTH)}
+def _row(entry: AnswerEntry) -> dict[str, Any]:
+    texts = {"asked": _storable(entry.asked, _ASKED_LENGTH), "prompt": _storable(entry.prompt, PROMPT_LENGTH)}
+    plain = vars(entry) | texts
     return plain | {column: None if plain[column] is None else json.dumps(plain[column]) for column in _JSON}
 
 
 def _entry(row: Row[Any]) -> AnswerEntry:
-    told = dict(row._mapping)
+    fields = dict(row._mapping)
     for column in _JSON:
-        told[column] = None if told[column] is None else tuple(json.loads(told[column]))
-    return AnswerEntry(**told)
+        fields[column] = None if fields[column] is None else tuple(json.loads(fields[column]))
+    return AnswerEntry(**fields)
 
 
 def _storable(text: str | None, length: int) -> str | None:
-    """A client's text as every database can hold it: no half of a surrogate pair, no NUL, not too long."""
+    """Make a client's text storable in every database: no lone surrogates, no NUL, at most `length` characters."""
     return text and text[:length].encode(errors="replace").decode().replace("\0", "\ufffd")

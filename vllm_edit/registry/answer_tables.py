@@ -6,8 +6,8 @@ from sqlalchemy import Column, Float, Index, Integer, String, Table, Text
 
 from vllm_edit.registry.tables import UtcDateTime, metadata
 
-# Names of tenants, patches, rollouts and keys are no foreign keys: the log outlives what it names. `subjects` and
-# `groups` are JSON. `prompt` is null unless the operator asked for it.
+# Names of tenants, patches, rollouts and API keys are not foreign keys: the log outlives the objects that it names.
+# `subjects` and `groups` are JSON. `prompt` is null unless the operator logs prompts.
 answers = Table(
     "answers",
     metadata,

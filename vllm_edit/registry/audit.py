@@ -1,17 +1,17 @@
-"""The audit: every change of the registry as one row, chained by digests, so that nothing is undone unseen.
+"""The audit: one row per change of the registry, chained by digests, so that tampering is detected.
 
-    digest = SHA-256 of the canonical JSON of the row's other fields, the digest of the row before among them
+    digest = SHA-256 of the canonical JSON of the row's other fields, including the digest of the previous row
 
-Whoever can write the database could chain all rows anew. So the newest row's number and digest, the head, are also kept
-outside it (`anchor`). `verify` holds the two against each other and names the first row that is wrong:
+A writer of the database could recompute the digests of all rows. Therefore the number and digest of the newest row (the
+head) are also stored outside the database (`anchor`). `verify` compares the two and reports the first wrong row:
 
-    changed             its content does not have its digest
-    removed             its number is missing; at the end of the chain: the anchor knows of more rows
-    reordered           its digest is that of its content under another number
-    rewritten with all that follows     the anchored row has another digest than the anchor
+    changed             its content does not match its digest
+    removed             its number is missing; at the end of the chain: the anchor has a higher number
+    reordered           its digest matches its content under another number
+    rewritten together with all following rows     the digest of the anchored row differs from the anchor
 
-Not found: rows written after the anchor was, and then removed (a writer is killed between its commit and the anchor's
-file: the next change anchors both); and whoever writes the database and the anchor.
+Not detected: rows that were removed before the anchor covered them (if a writer is killed between its commit and the
+anchor's file, the next change anchors both rows); and an attacker who writes both the database and the anchor.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from typing import Any
 from vllm_edit.digest import canonical
 
 BEGINNING = "0" * 64
-"""What stands for the digest of the row before the first."""
+"""The previous digest of the first row."""
 
 
 @dataclass(frozen=True)
 class AuditEntry:
-    """One change: who did what to whom, why, and what it replaced. `old` and `new` are canonical JSON."""
+    """One change: actor, action, tenant, reason, and the state before and after. `old` and `new` are canonical JSON."""
 
     number: int
     at: str
@@ -44,13 +44,13 @@ class AuditEntry:
     digest: str
 
     def as_dict(self) -> dict[str, Any]:
-        """With `old` and `new` as what they say; one that was tampered with until it is no JSON stays text."""
-        return asdict(self) | {"old": _said(self.old), "new": _said(self.new)}
+        """With `old` and `new` parsed; text that is not valid JSON (after tampering) stays text."""
+        return asdict(self) | {"old": _parsed(self.old), "new": _parsed(self.new)}
 
     @property
     def summary(self) -> str:
-        """What holds since then, in some words."""
-        return _brief(_said(self.new))
+        """The state after the change, in a few words."""
+        return _brief(_parsed(self.new))
 
 
 @dataclass(frozen=True)
@@ -82,10 +82,13 @@ def entry(after: Head, *, at: str, who: str, what: str, tenant: str | None, why:
 
 @dataclass(frozen=True)
 class Verified:
-    """What `verify` found.
+    """Result of `verify`.
 
-    not_anchored: how many of the newest rows the anchor does not cover. Their writers were killed, or run right now, or
-    could not write the file (and logged it): no problem of the chain.
+    Attributes:
+        rows: Number of rows.
+        not_anchored: Number of newest rows that the anchor does not cover. Their writers were killed, are still
+            running, or could not write the file (and logged that). This is not a problem of the chain.
+        problems: One line per problem.
     """
 
     rows: int
@@ -94,9 +97,11 @@ class Verified:
 
 
 def verify(rows: Sequence[AuditEntry], anchored: Head | None) -> Verified:
-    """Every problem of a chain, one line each.
+    """Find every problem of a chain.
 
-    rows: in the order of their numbers. anchored: the head that is kept outside the database, None if there is none.
+    Args:
+        rows: All rows, in the order of their numbers.
+        anchored: The head that is stored outside the database; None if there is none.
     """
     not_anchored = sum(row.number > (anchored or EMPTY).number for row in rows)
     return Verified(len(rows), not_anchored, tuple(_problems(rows, anchored)))
@@ -113,8 +118,8 @@ def _problems(rows: Sequence[AuditEntry], anchored: Head | None) -> list[str]:
             problems.append(f"{_rows(head.number + 1, row.number - 1)} removed")
         if row.number in wrong:
             place = next((n for n in sorted(wrong | missing) if _digest_of(row, n) == row.digest), None)
-            told = f"reordered: it was row {place}" if place else "changed: its content does not have its digest"
-            problems.append(f"row {row.number} ({row.at}, {row.what}) was {told}")
+            problem = f"reordered: it was row {place}" if place else "changed: its content does not match its digest"
+            problems.append(f"row {row.number} ({row.at}, {row.what}) was {problem}")
         elif row.number == head.number + 1 and row.previous != head.digest and head.number not in wrong:
             problems.append(f"row {row.number} ({row.at}, {row.what}) does not follow row {head.number}")
         head = Head(row.number, row.digest)
@@ -123,14 +128,14 @@ def _problems(rows: Sequence[AuditEntry], anchored: Head | None) -> list[str]:
 
 def _against(anchored: Head | None, by_number: Mapping[int, AuditEntry], head: Head) -> list[str]:
     if anchored is None:
-        told = "the anchor of the audit is missing: restore it, rows may have been cut at the end"
-        return [told] if by_number else []
+        problem = "the anchor of the audit is missing: restore it, rows may have been removed at the end"
+        return [problem] if by_number else []
     if anchored.number > head.number:
-        return [f"{_rows(head.number + 1, anchored.number)} removed at the end: the anchor knows of {anchored.number}"]
+        return [f"{_rows(head.number + 1, anchored.number)} removed at the end: the anchor has row {anchored.number}"]
     row = by_number.get(anchored.number) if anchored.number else EMPTY
     if row is not None and row.digest != anchored.digest:
         return [
-            f"row {anchored.number} is not the one that was anchored: rows up to it were rewritten with their digests, "
+            f"row {anchored.number} differs from the anchored row: rows up to it were rewritten with their digests, "
             "or the anchor was changed"
         ]
     return []
@@ -145,7 +150,7 @@ def _rows(first: int, last: int) -> str:
 
 
 def _digest_of(row: AuditEntry, number: int) -> str:
-    """The digest of the row's content if it stood at `number`; empty where somebody wrote what is no text."""
+    """The digest of the row's content under the number `number`; empty if a value has a wrong type."""
     try:
         return _digest({key: value for key, value in asdict(row).items() if key != "digest"} | {"number": number})
     except (TypeError, ValueError):
@@ -153,21 +158,21 @@ def _digest_of(row: AuditEntry, number: int) -> str:
 
 
 def _digest(fields: Mapping[str, Any]) -> str:
-    """Of every field but the digest. All 256 bits: whoever forges rows may choose their content."""
+    """Digest of every field except `digest`. All 256 bits, because a forger can choose the content of rows."""
     return hashlib.sha256(canonical(fields)).hexdigest()
 
 
 def _brief(new: Any) -> str:
-    """Names and ends of what a change made, where it is one of ours."""
+    """Short summary of a change's new state, for display."""
     if not isinstance(new, dict):
         return "" if new is None else str(new)
-    told = [f"{key} {new[key]}" for key in ("name", "active", "status", "id", "valid_until") if new.get(key)]
+    parts = [f"{key} {new[key]}" for key in ("name", "active", "status", "id", "valid_until") if new.get(key)]
     if "active" in new and new["active"] is None:
-        told.append("base")
-    return ", ".join(told)
+        parts.append("base")
+    return ", ".join(parts)
 
 
-def _said(text: str) -> Any:
+def _parsed(text: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""Rows of `audit`. Each function runs in its caller's transaction; writers queue up before (`Database.change`)."""
+"""Rows of `audit`. Each function runs in its caller's transaction; `Database.change` serializes the writers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vllm_edit.registry.audit import EMPTY, AuditEntry, Head, entry
 def append(
     connection: Connection, *, who: str, what: str, tenant: str | None, why: str, old: object, new: object
 ) -> Head:
-    """Add the row of the change that this transaction makes; returns the chain's new head."""
+    """Add the audit row of the current transaction's change; return the chain's new head."""
     at = datetime.now(UTC).isoformat(timespec="microseconds")
     row = entry(_head(connection), at=at, who=who, what=what, tenant=tenant, why=why, old=old, new=new)
     connection.execute(insert(tables.audit).values(**vars(row)))
@@ -22,7 +22,7 @@ def append(
 
 
 def in_order(connection: Connection, tenant: str | None = None, newest: int | None = None) -> list[AuditEntry]:
-    """The rows, oldest first; of one tenant, or the `newest` so many, if asked."""
+    """Return the rows, oldest first: all, those of `tenant`, or the last `newest` of them."""
     number = tables.audit.c.number
     wanted = select(tables.audit).order_by(number.desc()).limit(newest)
     if tenant is not None:

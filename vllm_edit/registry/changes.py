@@ -1,4 +1,4 @@
-"""Changes of the registry: one transaction with what changes, its step of the generation and its row of the audit."""
+"""Changes of the registry: one transaction writes the change, the next generation and the audit row."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Change:
-    """A change under way: write through `connection`, and tell what it replaced by what."""
+    """An open change: write through `connection`, then `record` the state before and after."""
 
     connection: Connection
     who: str
     why: str
-    told: tuple[Any, Any] | None = None
+    recorded: tuple[Any, Any] | None = None
 
-    def tells(self, old: Any, new: Any) -> None:
-        """What the audit keeps: dataclasses, times or JSON-able. A change that tells nothing has changed nothing."""
-        self.told = (_plain(old), _plain(new))
+    def record(self, old: Any, new: Any) -> None:
+        """Set the audit row's `old` and `new`: dataclasses, times or JSON values. Without a call, no row is written."""
+        self.recorded = (_plain(old), _plain(new))
 
 
 class Changes:
@@ -45,7 +45,14 @@ class Changes:
 
     @contextmanager
     def make(self, what: str, *, tenant: str | None = None, by: str = "", why: str = "") -> Iterator[Change]:
-        """One change called `what`, undone if the block raises. by: who does it; default is who runs this process."""
+        """Run the block as one transaction, which is rolled back if the block raises.
+
+        Args:
+            what: Name of the change in the audit.
+            tenant: The tenant that it concerns, if any.
+            by: Who makes it; by default the user of this process.
+            why: Reason for the audit.
+        """
         who = check_note(by or _process_user(), "a name of who does it", LABEL_LENGTH)
         check_note(why, "a reason", REASON_LENGTH)
         head = None
@@ -54,19 +61,19 @@ class Changes:
                 self._owner.enter(connection)
             change = Change(connection, who, why)
             yield change
-            if change.told is not None:
-                old, new = change.told
+            if change.recorded is not None:
+                old, new = change.recorded
                 head = audit_rows.append(connection, who=who, what=what, tenant=tenant, why=why, old=old, new=new)
         if head is None or self._anchor is None:
             return
         try:
             self._anchor.advance(head)
-        except (OSError, EditError) as error:  # the change stands: to call it failed would be wrong
+        except (OSError, EditError) as error:  # the change is committed, so the call must not fail
             logger.error("row %d of the audit is committed, but its anchor is not written: %s", head.number, error)
 
 
 def _plain(value: Any) -> Any:
-    """Dataclasses and times as JSON has them."""
+    """Dataclasses and times as JSON values."""
     if is_dataclass(value) and not isinstance(value, type):
         return _plain(asdict(value))
     if isinstance(value, dict):
@@ -77,7 +84,7 @@ def _plain(value: Any) -> Any:
 
 
 def _process_user() -> str:
-    """Who runs this process, for the audit; a container may have users without a name."""
+    """User of this process, for the audit; in a container the user may have no name."""
     try:
         return getuser()
     except (OSError, KeyError):

@@ -1,7 +1,6 @@
-"""The registry's database: its schema, and the kinds of transaction: one that reads, one that changes, one that logs.
+"""The registry's database: its schema, and three kinds of transaction: `read`, `change` and `log`.
 
-Nothing is connected before the first of them: what only names a registry, as a server that is restarted does, must not
-need it.
+The first transaction connects, not the constructor: a server must be able to restart while the registry is down.
 """
 
 from __future__ import annotations
@@ -51,23 +50,23 @@ if TYPE_CHECKING:
     import psycopg
 
 CONNECTIONS = 48
-"""Most connections that a process uses at once for what it is asked to do: more than a server has threads for that, so
-that none waits for a connection while others wait for a lock."""
+"""Maximum number of a process's connections for requests: more than a server has request threads, so that no thread
+waits for a connection while others wait for a lock."""
 FOLLOWING = 4
-"""Connections besides, for those who follow the registry and say that they live: while all others wait for a lock, a
-server must not be taken for dead."""
+"""Extra connections for watchers and heartbeats, so that a server does not appear dead while all other connections wait
+for a lock."""
 
-_KEPT = 5  # connections that stay open while nobody uses them
+_IDLE = 5  # connections that stay open while unused
 _CHECKOUT_TIMEOUT_S = 30.0
 _ALL_IN_USE = "all connections of this process to it are in use; try again later"
 _UNUSABLE = (OperationalError, DatabaseError, InterfaceError, InternalError, DBAPIError)
-"""What the database itself is to blame for. Other classes (a constraint, a bad statement) are our own defects."""
-# PostgreSQL: the role lacks a privilege, the server only reads, somebody dropped our tables.
+"""Errors that the database causes. Other classes (a constraint, a bad statement) are defects of this package."""
+# PostgreSQL: the role lacks a privilege, the server is read-only, a table was dropped.
 _FORBIDDEN = ("42501", "25006", "42P01")
 _BUSY_TIMEOUT_S = 30
 _STATEMENT_TIMEOUT_S = 60
 _CONNECT_TIMEOUT_S = 5
-# A machine that vanished without a word is given up after some seconds, not after TCP's two hours.
+# Detect an unreachable database host after some seconds, not after TCP's two hours.
 _PATIENCE = {
     "connect_timeout": _CONNECT_TIMEOUT_S,
     "keepalives_idle": 5,
@@ -75,10 +74,10 @@ _PATIENCE = {
     "keepalives_count": 3,
     "tcp_user_timeout": 10_000,
 }
-# A lock that somebody left open, or a statement that takes for ever, must not hang changes.
+# An abandoned lock or an endless statement must not block changes.
 _OVERTIME = f"-c lock_timeout={_BUSY_TIMEOUT_S}s -c statement_timeout={_STATEMENT_TIMEOUT_S}s"
-_CHANNEL = "vllm_edit_registry"  # where PostgreSQL tells of changes, in this database only
-# Numbers of PostgreSQL's advisory locks: processes that open a new database queue up on the first.
+_CHANNEL = "vllm_edit_registry"  # PostgreSQL's notification channel, in this database only
+# Numbers of PostgreSQL's advisory locks: the first serializes migrations, the second is the lock of `alone`.
 _MIGRATING, _ALONE = 0x766C6C6D, 0x766C6C6E
 
 
@@ -92,10 +91,15 @@ class Database:
         *,
         check: Callable[[Connection], None] = lambda _: None,
     ) -> None:
-        """The first transaction brings the schema up to date.
+        """Configure the database; the first transaction connects and brings the schema up to date.
 
-        before_new: called before an empty database gets its schema; what it raises keeps it empty. check: called once
-        the schema is current, before anything else is read; while it raises, the database is not used.
+        Args:
+            url: SQLAlchemy URL of a SQLite file or a PostgreSQL database.
+            before_new: Called before an empty database gets its schema; if it raises, the database stays empty.
+            check: Called once the schema is current, before any other read; while it raises, the database is not used.
+
+        Raises:
+            EditError: the URL or one of its options cannot be used.
         """
         self.url = _checked(url)
         self.sqlite = self.url.get_backend_name() == "sqlite"
@@ -103,10 +107,10 @@ class Database:
         self._working = threading.BoundedSemaphore(CONNECTIONS)
         self._before_new, self._check = before_new, check
         self._migrated, self._migrating = False, threading.Lock()
-        # SQLite takes its write lock when a transaction begins: one that starts by reading could not be upgraded
-        # while another process writes, and would fail instead of waiting.
+        # SQLite takes its write lock when a transaction begins: a transaction that starts as a reader could not be
+        # upgraded while another process writes, and would fail instead of waiting.
         self._writer = self._engine.execution_options(vllm_edit_writes=True)
-        # What one transaction reads is one state. SQLite's readers see that anyway.
+        # A transaction reads one consistent state. SQLite's readers always do.
         one_state = {} if self.sqlite else {"isolation_level": "REPEATABLE READ"}
         self._reader = self._engine.execution_options(**one_state)
         if self.sqlite:
@@ -119,7 +123,7 @@ class Database:
 
     @property
     def clock(self) -> ColumnElement[float]:
-        """Seconds since 1970 in a statement: by the database's own clock, which is the same for every machine."""
+        """SQL expression: seconds since 1970 by the database's own clock, which is the same for every machine."""
         if self.sqlite:
             return literal_column("((julianday('now') - 2440587.5) * 86400.0)", Float)
         return cast(extract("epoch", func.clock_timestamp()), Float)
@@ -129,29 +133,30 @@ class Database:
 
     @contextmanager
     def read(self, *, following: bool = False) -> Iterator[Connection]:
-        """A transaction that only reads. following: by one of the connections that are kept for this."""
+        """Open a read-only transaction. `following`: use one of the connections reserved for watchers."""
         with self._ready(following), self._reader.begin() as connection:
             yield connection
 
     @contextmanager
     def change(self) -> Iterator[Connection]:
-        """A transaction that changes state. Raising generation first makes writers of any database queue up on it."""
+        """Open a transaction that changes state. It increments the generation first, which serializes writers."""
         with self._ready(), self._writer.begin() as connection:
             value = tables.generation.c.value
             connection.execute(update(tables.generation).values(value=value + 1))
             if not self.sqlite:
-                connection.execute(select(func.pg_notify(_CHANNEL, "")))  # sent by the commit, if it comes to that
+                connection.execute(select(func.pg_notify(_CHANNEL, "")))  # PostgreSQL sends it with the commit
             yield connection
 
     @contextmanager
     def log(self, *, following: bool = False) -> Iterator[Connection]:
-        """A transaction that adds to a log: nothing that servers watch changes, so generation stays."""
+        """Open a transaction that adds to a log: servers need not follow it, so the generation stays."""
         with self._ready(following), self._writer.begin() as connection:
             yield connection
 
     def alone(self) -> AbstractContextManager[object]:
-        """While it lasts no other process or thread is in `alone` of this database; reading and changing it go on. One
-        that dies gives it up.
+        """Hold a lock that one process or thread at a time can hold on this database.
+
+        Reads and changes are not blocked. The lock is released when its process dies.
 
         Raises:
             Unavailable: the database, or its folder, cannot be used.
@@ -163,7 +168,7 @@ class Database:
 
     @contextmanager
     def _ready(self, following: bool = False) -> Iterator[None]:
-        """The schema is current, there is a connection to use, and what fails is told as `_usable` tells it."""
+        """Reserve a connection, migrate on first use and translate driver errors (`_usable`)."""
         with self._usable(), nullcontext() if following else self._turn():
             if not self._migrated:
                 self._migrate()
@@ -171,7 +176,7 @@ class Database:
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
-        """One of the connections that are not kept for following."""
+        """Reserve one of the connections that are not for watchers."""
         if not self._working.acquire(timeout=_CHECKOUT_TIMEOUT_S):
             raise self._cannot_be_used(_ALL_IN_USE)
         try:
@@ -181,13 +186,13 @@ class Database:
 
     @contextmanager
     def _usable(self) -> Iterator[None]:
-        """A database that is gone, full, forbidden, locked too long or none is the operator's to mend, in one line."""
+        """Turn operational database errors (unreachable, full, forbidden, locked) into a one-line `Unavailable`."""
         try:
             yield
         except PoolTimeout as error:
             raise self._cannot_be_used(_ALL_IN_USE) from error
         except DBAPIError as error:
-            # Without a statement it is the connection's: it is lost, or the URL has an option that nobody knows.
+            # An error without a statement belongs to the connection: it was lost, or the URL has an unknown option.
             known = type(error) in _UNUSABLE or error.statement is None
             if not known and getattr(error.orig, "sqlstate", None) not in _FORBIDDEN:
                 raise
@@ -201,12 +206,14 @@ class Database:
             return int(connection.execute(select(tables.generation.c.value)).scalar_one())
 
     def listen(self) -> psycopg.Connection[Any]:
-        """PostgreSQL: a connection of its own on which every change from now on is notified."""
+        """Open a separate PostgreSQL connection that receives a notification of every later change."""
         return self._apart(f"LISTEN {_CHANNEL}")
 
     def _apart(self, statement: str) -> psycopg.Connection[Any]:
-        """PostgreSQL: a connection of no pool and without our time limits, on which the statement holds until it is
-        closed."""
+        """Open a PostgreSQL connection outside the pool and without our time limits, and execute `statement` on it.
+
+        The statement's effect lasts until the connection is closed.
+        """
         import psycopg
 
         args, options = self._engine.dialect.create_connect_args(self.url)
@@ -218,15 +225,15 @@ class Database:
         return connection
 
     def problems(self) -> list[str]:
-        """What SQLite finds wrong with its file, one line each. PostgreSQL looks after itself."""
+        """Problems that SQLite finds in its file, one line each. PostgreSQL is not checked."""
         if not self.sqlite:
             return []
         with self.read() as connection:
             found = connection.exec_driver_sql("PRAGMA integrity_check").scalars().all()
-        return [f"the registry {self} is damaged: {' '.join(one.split())}" for one in found if one != "ok"]
+        return [f"the registry {self} is damaged: {' '.join(line.split())}" for line in found if line != "ok"]
 
     def _migrate(self) -> None:
-        """Bring the schema up to date. Only writers queue up: many threads may find the database gone at once."""
+        """Bring the schema up to date. Only migrations are serialized: a check of the schema never waits for one."""
         with self._reader.begin() as connection:
             current = migrations.is_current(connection)
             if current:
@@ -234,7 +241,7 @@ class Database:
         if not current:
             with self._migrating, self._writer.begin() as connection:
                 if not self.sqlite:
-                    connection.execute(text("SET LOCAL statement_timeout = 0"))  # large tables take their time
+                    connection.execute(text("SET LOCAL statement_timeout = 0"))  # large tables migrate slowly
                     connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _MIGRATING})
                 if migrations.is_empty(connection):
                     self._before_new()
@@ -244,47 +251,47 @@ class Database:
 
 
 def _checked(url: str | URL) -> URL:
-    """The URL with the driver that we bring; raises `EditError` for one of a database that we do not know."""
+    """Set the driver that this package installs; raise `EditError` for an unsupported database."""
     expected = "expected the URL of the registry's database, sqlite:///FILE or postgresql://USER@HOST/DATABASE"
     try:
         made = make_url(url)
-    except (ArgumentError, ValueError):  # ValueError: a port that is no number
-        raise EditError(f"{expected}, got one that cannot be read") from None  # not shown: it may hold a password
+    except (ArgumentError, ValueError):  # ValueError: the port is not a number
+        raise EditError(f"{expected}, got an invalid URL") from None  # not shown: it may hold a password
     backend = made.get_backend_name()
     if backend == "postgresql":
         return made.set(drivername="postgresql+psycopg")
     if backend != "sqlite":
-        raise EditError(f"{expected}, got one for {backend}")
+        raise EditError(f"{expected}, got a URL for {backend}")
     if made.database in (None, "", ":memory:"):
-        raise EditError(f"{expected}, got one in memory, which no other process or thread would see")
+        raise EditError(f"{expected}, got a database in memory, which no other process or thread would see")
     return made
 
 
 def _engine(url: URL, sqlite: bool) -> Engine:
     pool: dict[str, Any] = {"poolclass": QueuePool, "pool_timeout": _CHECKOUT_TIMEOUT_S}
-    pool |= {"pool_size": _KEPT, "max_overflow": CONNECTIONS + FOLLOWING - _KEPT}
+    pool |= {"pool_size": _IDLE, "max_overflow": CONNECTIONS + FOLLOWING - _IDLE}
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", SAWarning)  # that an option is unknown, and ignored
+            warnings.simplefilter("error", SAWarning)  # raised for unknown options, which would be ignored
             if sqlite:
                 return create_engine(url, connect_args={"timeout": _BUSY_TIMEOUT_S}, **pool)
-            # A server that was restarted leaves dead connections in the pool: they are tried before they are used.
+            # A restart of the database leaves dead connections in the pool: test each before use.
             return create_engine(url, connect_args={**_PATIENCE, "options": _options(url)}, pool_pre_ping=True, **pool)
     except (SAWarning, ArgumentError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())
-        raise EditError(f"the registry {url} has an option that cannot be used: {reason}; leave it out") from error
+        raise EditError(f"the registry {url} has an invalid option: {reason}; remove it") from error
     except ModuleNotFoundError as error:
         raise EditError(f"a registry in PostgreSQL needs {error.name}: install vllm-edit[postgres]") from error
 
 
 def _options(url: URL) -> str:
-    """libpq's: our limits, then what the operator gives, which comes later and so holds."""
+    """libpq options: our time limits, then the operator's options, which override them."""
     given = url.query.get("options", os.environ.get("PGOPTIONS", ""))
     return " ".join((_OVERTIME, *([given] if isinstance(given, str) else given)))
 
 
 def _configure_sqlite(dbapi_connection: Any, _record: Any) -> None:
-    # The driver must not begin transactions by itself, or DDL and BEGIN IMMEDIATE would not be ours to place.
+    # The driver must not begin transactions itself: DDL needs to be transactional, and writers BEGIN IMMEDIATE.
     dbapi_connection.isolation_level = None
     cursor = dbapi_connection.cursor()
     for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):

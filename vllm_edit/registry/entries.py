@@ -1,4 +1,4 @@
-"""What the registry tells: values, never rows. What a tenant is served at a time is a function of them."""
+"""Values that the registry returns instead of rows, and the functions that derive what a tenant is served."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ Status = Literal["ungated", "accepted", "rejected"]
 
 @dataclass(frozen=True)
 class PatchEntry:
-    """A stored patch as the registry knows it. One that is not `accepted` by its gate is published only by override.
+    """A stored patch's entry. A patch that its gate has not `accepted` is published only by override.
 
-    valid_until: the earliest that its edits say.
+    Attributes:
+        valid_until: The earliest end of validity of its edits.
     """
 
     name: str
@@ -34,11 +35,15 @@ class PatchEntry:
 
 @dataclass(frozen=True)
 class Tenant:
-    """Whom requests are for, and what those are answered with that name no user.
+    """A tenant, and what it is served by default.
 
-    active: the composition's name, None for the base model. valid_until: when it ends by itself, if it does.
-    rollout: the rollout that decides, if one does. treatment: while it serves two arms, the other one as a request's
-    `model` field would say it, for `treated` per cent of the users.
+    Attributes:
+        active: Name of the composition that answers requests without a sticky key; None for the base model.
+        valid_until: When `active` expires, if it does.
+        mode: How `active` is applied.
+        rollout: The rollout that decides, if any.
+        treatment: The treatment arm as a request's `model` field names it, while the rollout serves two arms.
+        treated: Percentage of the sticky keys that get the treatment.
     """
 
     name: str
@@ -69,7 +74,7 @@ class Tenant:
 
 @dataclass(frozen=True)
 class Publication:
-    """One entry of a tenant's history. `valid_until`: its own end or its patch's, whichever comes first."""
+    """One entry of a tenant's history. `valid_until`: its own expiry or its patch's, whichever comes first."""
 
     tenant: str
     name: str
@@ -87,23 +92,23 @@ class Publication:
         return self.rolled_back_at is not None
 
     def ended(self, at: datetime) -> bool:
-        """Past its end of validity."""
+        """True if the publication has expired."""
         return self.valid_until is not None and self.valid_until <= at
 
 
 def served(newest_first: Iterable[Publication], now: datetime) -> Publication | None:
-    """What is published for a tenant with this history: its newest one that is neither rolled back nor ended; None is
-    the base model. One that ends makes way for the one before, as if it were rolled back.
+    """Return the newest publication that is neither rolled back nor expired; None for the base model.
 
-    When it was published does not matter: the clock that `now` comes from may be behind the publisher's.
+    An expired publication is replaced by the previous one, as if it were rolled back. The time of publication is
+    ignored: the clock that `now` comes from may be behind the publisher's.
     """
-    return next((one for one in newest_first if not one.rolled_back and not one.ended(now)), None)
+    return next((entry for entry in newest_first if not entry.rolled_back and not entry.ended(now)), None)
 
 
 def tenant_state(
     tenant: str, newest_first: Iterable[Publication], rollout: Rollout | None, now: datetime
 ) -> TenantState:
-    """What decides the tenant's requests. rollout: the one that governs it, if one does."""
+    """Return the state that decides the tenant's requests. `rollout`: the governing rollout, if any."""
     publication = served(newest_first, now)
     if publication is None:
         return TenantState(tenant, None, rollout)
@@ -111,7 +116,7 @@ def tenant_state(
 
 
 def served_at(newest_first: Iterable[Publication], at: datetime) -> Publication | None:
-    """What a tenant with this history was served at some time, as far as it is known now."""
-    begun = (one for one in newest_first if one.at <= at)
-    stood = (one for one in begun if one.rolled_back_at is None or one.rolled_back_at > at)
-    return next((one for one in stood if not one.ended(at)), None)
+    """Return the publication that a tenant with this history was served at time `at`, as far as known now."""
+    begun = (entry for entry in newest_first if entry.at <= at)
+    in_force = (entry for entry in begun if entry.rolled_back_at is None or entry.rolled_back_at > at)
+    return next((entry for entry in in_force if not entry.ended(at)), None)

@@ -34,7 +34,7 @@ def find(connection: Connection, id: str) -> Key:
     named = keys.is_id(id)
     row = connection.execute(select(tables.keys).where(tables.keys.c.id == id)).first() if named else None
     if row is None:
-        raise NotFound(f"no key {shown(id)}; `vllm-edit key list` tells the ids")
+        raise NotFound(f"no key {shown(id)}; `vllm-edit key list` lists the ids")
     return _key(row)
 
 
@@ -44,11 +44,11 @@ def oldest_first(connection: Connection) -> list[Key]:
 
 
 def revoke(connection: Connection, id: str, *, by: str, why: str) -> Key:
-    """Revoke for good."""
+    """Revoke the key permanently."""
     if find(connection, id).revoked_at is not None:
         raise EditError(f"key {id} is revoked already")
-    told = {"revoked_at": datetime.now(UTC), "revoked_by": by, "revoked_why": why}
-    connection.execute(update(tables.keys).where(tables.keys.c.id == id).values(**told))
+    revocation = {"revoked_at": datetime.now(UTC), "revoked_by": by, "revoked_why": why}
+    connection.execute(update(tables.keys).where(tables.keys.c.id == id).values(**revocation))
     return find(connection, id)
 
 

@@ -1,7 +1,7 @@
-"""API keys: `ve_<id>_<secret>`. The id finds the key and may be shown; the registry keeps a hash of the whole.
+"""API keys: `ve_<id>_<secret>`. The id identifies the key and is public; the registry stores a hash of the whole key.
 
-The secret has 256 random bits, so a plain SHA-256 cannot be searched backwards, and a slow hash would only make every
-request slow. Nothing here reads a database: a server authenticates from its snapshot in memory.
+The secret has 256 random bits, so a plain SHA-256 resists brute force, and a slow hash would only delay every request.
+Nothing here reads a database: a server authenticates from its snapshot in memory.
 """
 
 from __future__ import annotations
@@ -28,8 +28,12 @@ _NOBODYS = "0" * 64
 
 @dataclass(frozen=True)
 class Key:
-    """What the registry keeps of a key. `serve`: its tenant's compositions; `base`: also the base model when asked
-    for; `admin`: the admin routes, of a key without a tenant."""
+    """The registry's record of an API key.
+
+    Attributes:
+        rights: `serve` permits its tenant's compositions, `base` also the base model by name, `admin` the admin
+            routes. A key with `admin` has no tenant.
+    """
 
     id: str
     tenant: str | None
@@ -44,17 +48,17 @@ class Key:
     hash: str = field(repr=False)
 
     def as_dict(self) -> dict[str, Any]:
-        """What may be told of it: all but the hash."""
+        """Public fields: everything except the hash."""
         return {name: value for name, value in asdict(self).items() if name != "hash"}
 
     def counts(self, now: datetime) -> bool:
-        """Neither revoked nor expired."""
+        """True if the key is neither revoked nor expired."""
         return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
 
 
 @dataclass(frozen=True)
 class NewKey:
-    """A key and its one copy in full, `presented` by whoever uses it; it cannot be had again."""
+    """A new API key with its full text, `presented`, which is not stored and cannot be recovered."""
 
     key: Key
     presented: str = field(repr=False)
@@ -62,7 +66,7 @@ class NewKey:
 
 @dataclass(frozen=True)
 class Principal:
-    """Who a request is from. Without a tenant it administers."""
+    """The authenticated caller of a request. A caller without a tenant is an administrator."""
 
     key_id: str
     tenant: str | None
@@ -73,7 +77,7 @@ class Principal:
 
 
 def make() -> tuple[str, str]:
-    """(id, key in full) of a new key."""
+    """Generate a key: (id, full text)."""
     id = secrets.token_hex(_ID_BYTES)
     return id, f"ve_{id}_{secrets.token_urlsafe(_SECRET_BYTES)}"
 
@@ -87,10 +91,14 @@ def hashed(presented: str) -> str:
 
 
 def authenticate(keys: Mapping[str, Key], presented: str, now: datetime) -> Principal | None:
-    """Whom a presented key stands for; None if it is of no form, unknown, wrong, revoked or expired.
+    """Return the caller that a key identifies; None if the key is malformed, unknown, wrong, revoked or expired.
 
-    keys: by their ids, of a `Snapshot`. Secrets are compared by their hashes in constant time, and an id that nobody
-    has takes as long as one that somebody has.
+    Hashes are compared in constant time, and an unknown id takes as long as a known id.
+
+    Args:
+        keys: API keys by id, of a `Snapshot`.
+        presented: The key's full text.
+        now: The time at which the key must be valid.
     """
     form = _FORM.fullmatch(presented)
     if form is None:

@@ -1,4 +1,4 @@
-"""Adding to a log many rows at once, some of which may be in it already."""
+"""Idempotent batch inserts into a log."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 
 def add_unknown(connection: Connection, table: Table, rows: Sequence[dict[str, Any]]) -> None:
-    """Enter the rows whose primary key is not in `table` yet; those that are stay as they are.
+    """Insert the rows whose primary key is not in `table` yet; existing rows stay unchanged.
 
-    A batch whose commit was not heard of is written once more: whoever sends it cannot know what arrived.
+    A batch is retried if its commit was not acknowledged, so inserts must be idempotent.
     """
     if rows:
         insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert

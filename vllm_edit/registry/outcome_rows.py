@@ -15,11 +15,11 @@ from vllm_edit.registry.rollout_tables import exposures, outcomes
 from vllm_edit.rollout.arm import SIDES, Side
 from vllm_edit.rollout.outcomes import Exposure, Observed, Traffic, UnknownAnswer, metric_of
 
-_LATENCIES = 10_000  # the newest of an arm that its quantiles are of
+_LATENCIES = 10_000  # an arm's newest latencies, from which its quantiles are computed
 
 
 def expose(connection: Connection, found: Iterable[Exposure]) -> None:
-    """Enter requests that rollouts decided; one whose id is known stays as it is."""
+    """Insert requests that rollouts decided; rows with a known id stay unchanged."""
     rows = [
         {
             "id": one.id,
@@ -40,13 +40,21 @@ def expose(connection: Connection, found: Iterable[Exposure]) -> None:
 
 
 def record(connection: Connection, tenant: str | None, id: str, metric: str, value: float) -> bool:
-    """Enter an outcome of the tenant's answer `id` (None: of any tenant's); False if it was entered before with this
-    value.
+    """Insert an outcome of the answer `id`.
+
+    Args:
+        tenant: The tenant that the answer must belong to; None accepts every tenant's.
+        id: The answer's id.
+        metric: Name of one of the rollout's metrics.
+        value: The outcome.
+
+    Returns:
+        False if the same value was recorded before.
 
     Raises:
-        UnknownAnswer: no rollout decided an answer of this id for this tenant (another tenant's is no different).
+        UnknownAnswer: no rollout decided an answer of this id for this tenant, or the answer is another tenant's.
         NotFound: the rollout has no such metric.
-        EditError: the value is out of range, or another one was entered before.
+        EditError: the value is out of range, or a different value was recorded before.
     """
     e, o = exposures.c, outcomes.c
     known = select(e.rollout).where(e.id == id)
@@ -61,17 +69,17 @@ def record(connection: Connection, tenant: str | None, id: str, metric: str, val
         row = {"exposure": id, "metric": metric, "value": checked, "at": datetime.now(UTC)}
         connection.execute(insert(outcomes).values(**row))
     elif before != checked:
-        raise EditError(f"{metric} of answer {id} is {before:g} already; an outcome is entered once")
+        raise EditError(f"{metric} of answer {id} is {before:g} already; an outcome is recorded once")
     return before is None
 
 
 def traffic(connection: Connection, rollout: str) -> dict[Side, Traffic]:
-    """What each arm answered, of what is compared."""
+    """Return each arm's traffic, counting the requests that are compared."""
     return {side: _traffic(connection, rollout, side) for side in SIDES}
 
 
 def first_outcomes(connection: Connection, rollout: str) -> dict[str, list[Observed]]:
-    """Metric → the first outcome of each unit, in the order in which they came."""
+    """Return, by metric, the first outcome of each unit, in the order of arrival."""
     e, o = exposures.c, outcomes.c
     within = select(o.number, o.metric, o.value, e.side, e.unit).join_from(outcomes, exposures)
     within = within.where(e.rollout == rollout, e.unit.is_not(None))

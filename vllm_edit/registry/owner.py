@@ -1,8 +1,8 @@
-"""Whose a registry is: it belongs to one store, and keeps the digest of that store's site.
+"""The owner of a registry: a registry belongs to one store, and holds the digest of that store's site.
 
-Two stores with one registry would share tenants and publications, and servers of one would look for patches of the
-other. A registry without a digest is nobody's yet: the first change that a store makes enters its own. One from before
-digests were kept has patches then, and becomes that store's which has them.
+Two stores with one registry would share tenants and publications, and servers of one store would look for patches of
+the other. A registry without a digest has no owner yet: the first change by a store enters its digest. A registry that
+has patches but no digest (older versions wrote none) can only be claimed by the store that has those patches.
 """
 
 from __future__ import annotations
@@ -17,16 +17,19 @@ from vllm_edit.registry import tables
 
 
 class Owner:
-    """A store, as its registry knows it.
+    """The store that a registry belongs to.
 
-    place: its URL. site: reads its site's digest. has: are there files of a patch of that name in it?
+    Args:
+        place: The store's URL.
+        site: Reads the digest of the store's site.
+        has: Returns whether the store has files of a patch of this name.
     """
 
     def __init__(self, place: str, site: Callable[[], str], has: Callable[[str], bool]) -> None:
         self._place, self._read_site, self._has = place, site, has
 
     def check(self, connection: Connection) -> None:
-        """Raises `Incompatible` if the registry is another store's."""
+        """Raise `Incompatible` if the registry belongs to another store."""
         known = connection.execute(select(tables.generation.c.site)).scalar_one()
         if self._site is None:
             return
@@ -34,27 +37,27 @@ class Owner:
             known = "of its patches"
         if known not in (None, self._site):
             raise Incompatible(
-                f"the registry {connection.engine.url.render_as_string(hide_password=True)} belongs to another store: "
-                f"to one with site {known}, and {self._place} has site {self._site}; one registry is for one store: "
-                "name this store's own in VLLM_EDIT_REGISTRY, or unset it"
+                f"the registry {connection.engine.url.render_as_string(hide_password=True)} belongs to another store, "
+                f"with site {known}; {self._place} has site {self._site}. Each store needs its own registry: "
+                "set VLLM_EDIT_REGISTRY to this store's, or unset it"
             )
 
     def enter(self, connection: Connection) -> None:
-        """`check`, and make a registry that is nobody's this store's, in the caller's transaction."""
+        """Run `check`, then claim a registry without an owner, in the caller's transaction."""
         self.check(connection)
-        nobodys = tables.generation.c.site.is_(None)
+        unowned = tables.generation.c.site.is_(None)
         if self._site is not None:
-            connection.execute(update(tables.generation).where(nobodys).values(site=self._site))
-        self.check(connection)  # somebody may have been faster
+            connection.execute(update(tables.generation).where(unowned).values(site=self._site))
+        self.check(connection)  # another store may have claimed it first
 
     @cached_property
     def _site(self) -> str | None:
         try:
             return self._read_site()
-        except Corrupt:  # told wherever the site itself is needed
+        except Corrupt:  # reported wherever the site itself is needed
             return None
 
     def _is_foreign(self, connection: Connection) -> bool:
-        """True if the registry has patches, and this store none of them."""
+        """True if the registry has patches, but this store has the files of none of them."""
         names = connection.execute(select(tables.patches.c.name)).scalars().all()
         return bool(names) and not any(map(self._has, names))

@@ -1,6 +1,6 @@
 """Rows of `patches`: which patches exist and under which adapter id. Each function runs in its caller's transaction.
 
-One that is retired, which gc removes as soon as no server needs it, is none to anybody else.
+Retired patches (pending removal by gc) are invisible to all queries but `retired`.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ _CURRENT = select(tables.patches).where(tables.patches.c.retired.is_(None))
 
 
 def add(connection: Connection, name: str, valid_until: datetime | None) -> PatchEntry:
-    """Enter a patch, or mark a known one as saved again: then it is not retired any more."""
+    """Insert a patch, or mark a known patch as saved again, which ends its retirement."""
     patch, digest = split_name(name)
     this = tables.patches.c.name == name
-    told = {"saved_at": datetime.now(UTC), "valid_until": valid_until, "retired": None}
-    again = connection.execute(update(tables.patches).where(this).values(**told))
+    fields = {"saved_at": datetime.now(UTC), "valid_until": valid_until, "retired": None}
+    again = connection.execute(update(tables.patches).where(this).values(**fields))
     if not again.rowcount:
-        row = {"name": name, "patch": patch, "digest": digest, **told}
+        row = {"name": name, "patch": patch, "digest": digest, **fields}
         connection.execute(insert(tables.patches).values(**row, status="ungated", reason=""))
     return find(connection, name)
 
@@ -35,7 +35,7 @@ def retire(connection: Connection, name: str, generation: int) -> None:
 
 
 def retired(connection: Connection) -> dict[str, int]:
-    """Retired patches, and since which generation, the first one first."""
+    """Return retired patches, each with the generation that retired it, the oldest first."""
     p = tables.patches.c
     found = connection.execute(select(p.name, p.retired).where(p.retired.is_not(None)).order_by(p.retired, p.name))
     return {row.name: row.retired for row in found}
@@ -51,12 +51,12 @@ def known(connection: Connection, name: str) -> PatchEntry | None:
 
 
 def find(connection: Connection, name: str) -> PatchEntry:
-    """The patch's entry, or `NotFound` with the nearest names."""
+    """Return the patch's entry; raise `NotFound` with the nearest names if there is none."""
     entry = known(connection, name)
     if entry is None:
         if name in retired(connection):
             raise NotFound(f"{short(name)} is being removed by gc; compile it again to keep it")
-        names = [one.name for one in newest_first(connection)]
+        names = [entry.name for entry in newest_first(connection)]
         raise NotFound(f"no compiled patch {shown(name)} in the registry", nearest(name, names))
     return entry
 

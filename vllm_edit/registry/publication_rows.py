@@ -1,7 +1,7 @@
 """Rows of `publications`: what tenants are and were served. Each function runs in its caller's transaction.
 
-What a tenant is served is its newest publication that is neither rolled back nor past its end; before the first there
-is the base model (`entries.served`).
+A tenant is served its newest publication that is neither rolled back nor expired, else the base model
+(`entries.served`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from vllm_edit.registry.entries import Publication, served
 
 
 def active(connection: Connection, tenant: str) -> Publication | None:
-    """What the tenant is served now, None for the base model."""
+    """Return the tenant's current publication; None for the base model."""
     return served(history(connection, tenant), datetime.now(UTC))
 
 
@@ -31,18 +31,18 @@ def add(
 
 
 def take_back(connection: Connection, tenant: str, to: str | None, *, why: str, by: str) -> Publication | None:
-    """Roll back what is served to the publication before, or to the earlier `to`; None for the base model.
+    """Roll back to the previous publication or to the earlier `to`; return the target, None for the base model.
 
-    What has ended by itself is no place to go back to.
+    Expired publications are skipped.
     """
     p, now = tables.publications.c, datetime.now(UTC)
     standing = select(tables.publications).where(p.tenant == tenant, p.rolled_back_at.is_(None)).order_by(p.id.desc())
-    valid = [(row.id, one) for row in connection.execute(standing) if not (one := _publication(row)).ended(now)]
+    valid = [(row.id, entry) for row in connection.execute(standing) if not (entry := _publication(row)).ended(now)]
     if not valid:
-        raise EditError(f"tenant {tenant!r} is served the base model: there is nothing to take back")
-    after, target = next(((id, one) for id, one in valid[1:] if to in (None, one.name)), (0, None))
+        raise EditError(f"tenant {tenant!r} is served the base model: there is nothing to roll back")
+    after, target = next(((id, entry) for id, entry in valid[1:] if to in (None, entry.name)), (0, None))
     if target is None and to is not None:
-        names = [one.name for _, one in valid[1:]]
+        names = [entry.name for _, entry in valid[1:]]
         raise NotFound(f"{shown(to)} is not an earlier publication of tenant {tenant!r}", names[:3])
     undone = update(tables.publications).where(p.tenant == tenant, p.id > after, p.rolled_back_at.is_(None))
     connection.execute(undone.values(rolled_back_at=now, rolled_back_by=by, rolled_back_why=why))
@@ -50,14 +50,14 @@ def take_back(connection: Connection, tenant: str, to: str | None, *, why: str, 
 
 
 def history(connection: Connection, tenant: str) -> list[Publication]:
-    """The tenant's publications, newest first, rolled-back ones included."""
+    """Return the tenant's publications, newest first, including those that are rolled back."""
     p = tables.publications.c
     found = connection.execute(select(tables.publications).where(p.tenant == tenant).order_by(p.id.desc()))
     return [_publication(row) for row in found]
 
 
 def standing(connection: Connection) -> dict[str, tuple[Publication, ...]]:
-    """Every tenant's publications that are not rolled back, newest first; tenants without any are left out."""
+    """Return, by tenant, the publications that are not rolled back, newest first; omit tenants without any."""
     p = tables.publications.c
     found = select(tables.publications).where(p.rolled_back_at.is_(None)).order_by(p.id.desc())
     by_tenant: dict[str, tuple[Publication, ...]] = {}
@@ -67,19 +67,19 @@ def standing(connection: Connection) -> dict[str, tuple[Publication, ...]]:
 
 
 def standing_names(connection: Connection) -> set[str]:
-    """Names that some tenant is served, or could be after a rollback."""
+    """Return the names that any tenant is served, or could be after a rollback."""
     return set(connection.execute(select(tables.publications.c.name).where(_in_force())).scalars())
 
 
 def who_may_be_served(connection: Connection, name: str) -> str | None:
-    """A tenant that is served `name`, or could be after a rollback."""
+    """Return a tenant that is served `name`, or could be after a rollback; None if there is none."""
     p = tables.publications.c
     tenant: str | None = connection.execute(select(p.tenant).where(p.name == name, _in_force()).limit(1)).scalar()
     return tenant
 
 
 def _in_force() -> ColumnElement[bool]:
-    """A publication is neither rolled back nor past its end."""
+    """SQL condition: a publication is neither rolled back nor expired."""
     p = tables.publications.c
     return and_(p.rolled_back_at.is_(None), or_(p.valid_until.is_(None), p.valid_until > datetime.now(UTC)))
 

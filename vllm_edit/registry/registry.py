@@ -1,8 +1,7 @@
-"""The registry: which patches exist and under which adapter id, what each tenant is served, and who may ask.
+"""The registry: patches and their adapter ids, what each tenant is served, and API keys.
 
-One transaction per state change: what belongs together is written through one connection (`patch_rows`, `tenant_rows`,
-`publication_rows`, `key_rows`), with the change's row of the audit and its step of the generation (`changes`). Callers
-get values, never rows.
+Each state change is one transaction: the rows (`patch_rows`, `tenant_rows`, `publication_rows`, `key_rows`), the audit
+row and the next generation (`changes`) are written through one connection. Callers get values, never rows.
 """
 
 from __future__ import annotations
@@ -35,14 +34,16 @@ from vllm_edit.rollout.decision import TenantState
 
 
 class Registry:
-    """Registry in a SQL database: SQLite by default, PostgreSQL by its URL.
-
-    anchor: where the head of the audit is kept outside the database; a store has one. owner: the store; a registry
-    that belongs to another one is refused when it is first used.
-    """
+    """Registry in a SQL database: SQLite by default, PostgreSQL by its URL."""
 
     def __init__(self, url: str | URL, anchor: Anchor | None = None, owner: Owner | None = None) -> None:
-        """Nothing is connected yet. The first use brings the schema up to date."""
+        """Configure the registry; the first use connects and brings the schema up to date.
+
+        Args:
+            url: SQLAlchemy URL of the database.
+            anchor: Stores the head of the audit outside the database.
+            owner: The store; the first use raises `Incompatible` if the registry belongs to another store.
+        """
         self._anchor, self._owner = anchor, owner
         self._database = Database(url, self._refuse_to_begin, check=self._check_owner)
         self.changes = Changes(self._database, anchor, owner)
@@ -60,7 +61,7 @@ class Registry:
         return self._database.url
 
     def close(self) -> None:
-        """Give connections back; a `wait_for_change` in another thread ends."""
+        """Close all connections; a `wait_for_change` in another thread returns."""
         self._waiting.close()
         self._database.close()
 
@@ -74,10 +75,16 @@ class Registry:
         has_files: Callable[[], bool] = lambda: True,
         write_files: Callable[[], object] = lambda: None,
     ) -> PatchEntry:
-        """Enter a patch, or mark a known one as saved again (it becomes its patch's newest; id and status stay).
+        """Insert a patch, or mark a known patch as saved again (it becomes the newest; id and status stay).
 
-        has_files, write_files: tells whether the patch's files are there, and puts them there. What gc is removing is
-        put back when that is done.
+        A patch that gc is removing is restored after the removal.
+
+        Args:
+            name: The patch with its digest.
+            valid_until: The earliest end of validity of its edits.
+            by: Who saves it, for the audit.
+            has_files: Returns whether the patch's files exist.
+            write_files: Writes the patch's files.
         """
         with self.changes.make("patch.save", by=by) as change:
             if name not in patch_rows.retired(change.connection) and has_files():
@@ -88,60 +95,60 @@ class Registry:
                 return _entered(change, name, valid_until)
 
     def enter_patch(self, name: str, valid_until: datetime | None, has_files: Callable[[], bool]) -> None:
-        """Enter a patch whose writer was killed before it did. What is known, retired or gone by now stays so."""
+        """Insert a patch whose writer was killed before it did; do nothing if it is known, retired or has no files."""
         with self.changes.make("patch.save") as change:
             unknown = patch_rows.known(change.connection, name) is None
             if unknown and name not in patch_rows.retired(change.connection) and has_files():
-                change.tells(None, patch_rows.add(change.connection, name, valid_until))
+                change.record(None, patch_rows.add(change.connection, name, valid_until))
 
     def patch(self, name: str) -> PatchEntry:
         with self._database.read() as connection:
             return patch_rows.find(connection, name)
 
     def patches(self) -> list[PatchEntry]:
-        """All patches, the one saved last first."""
+        """Return all patches, the last saved first."""
         with self._database.read() as connection:
             return patch_rows.newest_first(connection)
 
     def set_status(self, name: str, status: Status, reason: str = "", by: str = "") -> None:
-        """Record what the gate said of a patch. What is published stays published."""
+        """Record the gate's verdict on a patch. Publications stay in force."""
         if status not in get_args(Status):
-            raise EditError(f"expected a status among {', '.join(get_args(Status))}, got {shown(status)}")
+            raise EditError(f"expected one of the statuses {', '.join(get_args(Status))}, got {shown(status)}")
         with self.changes.make("patch.judge", by=by) as change:
             old = patch_rows.find(change.connection, name)
             patch_rows.set_status(change.connection, name, status, reason)
-            change.tells(old, patch_rows.find(change.connection, name))
+            change.record(old, patch_rows.find(change.connection, name))
 
     # Tenants and what they are served
 
     def create_tenant(self, name: str, by: str = "") -> Tenant:
         with self.changes.make("tenant.create", tenant=name, by=by) as change:
             tenant = tenant_rows.create(change.connection, name)
-            change.tells(None, tenant)
+            change.record(None, tenant)
             return tenant
 
     def tenants(self) -> list[Tenant]:
-        """All tenants by name, each with what it is served."""
+        """Return all tenants by name, each with what it is served."""
         with self._database.read() as connection:
             return tenant_rows.by_name(connection)
 
     def active(self, tenant: str, at: datetime | None = None) -> str | None:
-        """The name that is published for the tenant, or was or will be at some time; None for the base model.
+        """Return the name that is published for the tenant now or at time `at`; None for the base model.
 
-        A rollout may serve another one: `served`.
+        A rollout may serve another composition: see `served`.
         """
         publications = self.history(tenant)
         found = served(publications, datetime.now(UTC)) if at is None else served_at(publications, at)
         return None if found is None else found.name
 
     def state(self, tenant: str) -> TenantState:
-        """What decides the tenant's requests: what is published, and the rollout that governs it."""
+        """Return the state that decides the tenant's requests: its publication and its governing rollout."""
         with self._database.read() as connection:
             tenant_rows.require(connection, tenant)
             return tenant_rows.state(connection, tenant)
 
     def served(self, tenant: str) -> Arm:
-        """What the tenant is served now: by the rollout that governs it, else what is published."""
+        """Return the arm that the tenant is served now: its governing rollout's, else what is published."""
         return self.state(tenant).served(datetime.now(UTC))
 
     def publish(
@@ -153,13 +160,18 @@ class Registry:
         by: str = "",
         valid_until: datetime | None = None,
     ) -> str:
-        """Serve `name` to the tenant from now on, and return it. Publishing what is active already changes nothing.
+        """Serve `name` to the tenant from now on, and return it. If it is active already, nothing changes.
 
-        override: why a patch that its gate did not accept is published all the same; it needs `by`, somebody's name.
-        valid_until: when it ends by itself; one of its edits may say an earlier time.
+        Args:
+            tenant: The tenant.
+            name: The compiled patch or composition.
+            why: Reason for the audit.
+            override: Reason to publish a patch that its gate did not accept; requires `by`.
+            by: Who publishes.
+            valid_until: When the publication expires; an edit may expire earlier.
 
         Raises:
-            EditError: the patch is not accepted and there is no override, it has ended, or a rollout is running.
+            EditError: the patch is not accepted and there is no override, it has expired, or a rollout is running.
         """
         with self.changes.make("tenant.publish", tenant=tenant, by=by, why=why or override) as change:
             tenant_rows.require(change.connection, tenant)
@@ -169,7 +181,7 @@ class Registry:
             active = publication_rows.active(change.connection, tenant)
             closed = rollout_rows.close(change.connection, tenant)
             if closed:
-                change.tells(_active(active), {"active": name, "valid_until": ends, "closes": closed})
+                change.record(_active(active), {"active": name, "valid_until": ends, "closes": closed})
             if active is None or (active.name, active.valid_until) != (name, ends):
                 overridden = entry.status != "accepted"
                 publication_rows.add(
@@ -182,15 +194,14 @@ class Registry:
                     valid_until=ends,
                 )
                 gate = {"status": entry.status, "reason": entry.reason, "override": override if overridden else ""}
-                told = {"active": name, "valid_until": ends, "gate": gate}
-                change.tells(_active(active), told | ({"closes": closed} if closed else {}))
+                new = {"active": name, "valid_until": ends, "gate": gate}
+                change.record(_active(active), new | ({"closes": closed} if closed else {}))
             return name
 
     def rollback(self, tenant: str, to: str | None = None, why: str = "", by: str = "") -> str | None:
-        """Serve the tenant what it had before (or the earlier `to` of its history), and return that name.
+        """Serve the tenant its previous publication, or the earlier `to`, and return that name; None: the base model.
 
-        Before the first publication there was the base model: then the answer is None. While a rollout decides, that
-        is what is taken back, and what is published decides again.
+        A rollout that governs the tenant is closed instead, and the current publication decides again.
 
         Raises:
             EditError: the tenant is served no patch, or `to` is not in its history.
@@ -198,27 +209,27 @@ class Registry:
         with self.changes.make("tenant.rollback", tenant=tenant, by=by, why=why) as change:
             tenant_rows.require(change.connection, tenant)
             before = publication_rows.active(change.connection, tenant)
-            governed = any(one.governs for one in rollout_rows.standing(change.connection, tenant))
+            governed = any(rollout.governs for rollout in rollout_rows.standing(change.connection, tenant))
             closed = rollout_rows.close(change.connection, tenant)
             if governed and to in (None, before and before.name):
                 after = before
             else:
                 after = publication_rows.take_back(change.connection, tenant, to, why=why, by=change.who)
-            change.tells(_active(before), _active(after) | ({"closes": closed} if closed else {}))
+            change.record(_active(before), _active(after) | ({"closes": closed} if closed else {}))
             return None if after is None else after.name
 
     def history(self, tenant: str) -> list[Publication]:
-        """The tenant's publications, newest first, rolled-back ones included."""
+        """Return the tenant's publications, newest first, including those that are rolled back."""
         with self._database.read() as connection:
             tenant_rows.require(connection, tenant)
             return publication_rows.history(connection, tenant)
 
     def published(self) -> set[str]:
-        """Names that some tenant is served, or could be after a rollback."""
+        """Return the names that any tenant is served, or could be after a rollback."""
         with self._database.read() as connection:
             return publication_rows.standing_names(connection) | set(rollout_rows.names_in_use(connection))
 
-    # Keys
+    # API keys
 
     def create_key(
         self,
@@ -229,13 +240,18 @@ class Registry:
         expires_at: datetime | None = None,
         by: str = "",
     ) -> NewKey:
-        """Make a key of a tenant, or of an administrator (None). Its text is in the answer and nowhere else.
+        """Create an API key. Only the return value holds its full text.
 
-        base: a tenant's key may ask for the base model.
+        Args:
+            tenant: The key's tenant; None makes an administrator's key.
+            base: Whether a tenant's key may request the base model.
+            label: Free text that helps to recognize the key.
+            expires_at: When the key expires.
+            by: Who creates it, for the audit.
         """
         check_note(label, "a label", LABEL_LENGTH)
         if expires_at is not None and (expires_at.tzinfo is None or expires_at <= datetime.now(UTC)):
-            raise EditError(f"expected an end to come, with its zone, like 2100-01-31T12:00:00Z, got {expires_at}")
+            raise EditError(f"expected a future time with a zone, like 2100-01-31T12:00:00Z, got {expires_at}")
         rights: tuple[Right, ...] = tuple(right for right in TENANT_RIGHTS if base or right != "base")
         with self.changes.make("key.create", tenant=tenant, by=by) as change:
             if tenant is None:
@@ -243,37 +259,37 @@ class Registry:
             else:
                 tenant_rows.require(change.connection, tenant)
             made = key_rows.add(change.connection, tenant, rights, label=label, expires_at=expires_at, by=change.who)
-            change.tells(None, made.key.as_dict())
+            change.record(None, made.key.as_dict())
             return made
 
     def keys(self, tenant: str | None = None) -> list[Key]:
-        """All keys or a tenant's, the oldest first, revoked and expired ones too."""
+        """Return all API keys or a tenant's, the oldest first, including revoked and expired keys."""
         with self._database.read() as connection:
             if tenant is not None:
                 tenant_rows.require(connection, tenant)
             return [key for key in key_rows.oldest_first(connection) if tenant in (None, key.tenant)]
 
     def revoke_key(self, id: str, tenant: str | None = None, why: str = "", by: str = "") -> Key:
-        """Revoke a key for good; with `tenant`, only if it is that tenant's."""
+        """Revoke an API key permanently; with `tenant`, only if it is that tenant's."""
         with self._database.read() as connection:
             key = key_rows.find(connection, id)
         if tenant not in (None, key.tenant):
             raise EditError(
-                f"key {id} is not one of tenant {shown(str(tenant))}; `vllm-edit key list` tells whose it is"
+                f"key {id} does not belong to tenant {shown(str(tenant))}; `vllm-edit key list` shows its tenant"
             )
         with self.changes.make("key.revoke", tenant=key.tenant, by=by, why=why) as change:
             revoked = key_rows.revoke(change.connection, id, by=change.who, why=why)
-            change.tells(key.as_dict(), revoked.as_dict())
+            change.record(key.as_dict(), revoked.as_dict())
             return revoked
 
-    # All of it
+    # The whole state
 
     def generation(self) -> int:
-        """Number of changes so far; equal numbers mean that nothing changed in between."""
+        """Return the number of changes so far; equal numbers mean that nothing changed in between."""
         return self._database.generation()
 
     def wait_for_change(self, generation: int, timeout_s: float) -> bool:
-        """True as soon as the generation is another than that; False when the time is up, or `close` was called.
+        """Return True as soon as the generation differs from `generation`; False after `timeout_s` or `close`.
 
         Raises:
             EditError: the registry cannot be reached. Call again later: no change meanwhile is missed.
@@ -281,19 +297,19 @@ class Registry:
         return self._waiting.wait(generation, timeout_s)
 
     def snapshot(self) -> Snapshot:
-        """The state that a server decides requests from, read in one transaction."""
+        """Return the state that a server decides requests from, read in one transaction."""
         with self._database.read(following=True) as connection:
             generation = connection.execute(select(tables.generation.c.value)).scalar_one()
             patches, standing = tuple(patch_rows.newest_first(connection)), publication_rows.standing(connection)
             tenants = [tenant.name for tenant in tenant_rows.by_name(connection)]
-            # Of an ended publication gc takes the patch: for a server whose clock is behind gc's it has ended too.
+            # gc may have removed an expired publication's patch: a server whose clock is behind must not serve it.
             there = {patch.name for patch in patches}
             return Snapshot(
                 generation,
                 patches,
                 {
                     tenant: tuple(
-                        one for one in standing.get(tenant, ()) if one.valid_until is None or one.name in there
+                        entry for entry in standing.get(tenant, ()) if entry.valid_until is None or entry.name in there
                     )
                     for tenant in tenants
                 },
@@ -302,14 +318,14 @@ class Registry:
             )
 
     def audit(self, tenant: str | None = None, newest: int | None = None) -> list[AuditEntry]:
-        """The rows of the audit, oldest first; of one tenant, or the `newest` so many, if asked."""
+        """Return the audit's rows, oldest first: all, those of `tenant`, or the last `newest` of them."""
         with self._database.read() as connection:
             if tenant is not None:
                 tenant_rows.require(connection, tenant)
             return audit_rows.in_order(connection, tenant, newest)
 
     def problems(self) -> Iterator[str]:
-        """What is wrong with the database or its audit, one line each.
+        """Yield the problems of the database and its audit, one line each.
 
         Raises:
             Corrupt: as `verify_audit` does.
@@ -319,21 +335,24 @@ class Registry:
         yield from (f"audit ({ANCHOR}): {problem}" for problem in self.verify_audit().problems)
 
     def verify_audit(self) -> Verified:
-        """Hold the chain of changes against itself and its anchor (without one, rows cut at the end are not found).
+        """Verify the audit's chain and its anchor. Without an anchor, rows removed at the end are not detected.
 
         Raises:
             Corrupt: the anchor's file holds no head.
         """
-        # The anchor first: what is committed after that is ahead of it, and not missing.
+        # Read the anchor first: rows that are committed later are then ahead of it, and do not appear as removed.
         anchored = self._anchor.read() if self._anchor is not None else EMPTY
         return verify(self.audit(), anchored)
 
     def establish(self, write_site: Callable[[], object]) -> None:
-        """Make the registry that of the store which is being made. write_site: makes the store, within the change: of
-        two that are made at once with this registry, one is.
+        """Claim the registry for a new store, and create the store.
+
+        Args:
+            write_site: Creates the store, inside the transaction: of two stores that are created at once with this
+                registry, only one succeeds.
 
         Raises:
-            EditError: it belongs to another store.
+            EditError: the registry belongs to another store.
         """
         with self._database.log() as connection:
             if self._owner is not None:
@@ -341,7 +360,7 @@ class Registry:
             write_site()
 
     def unowned(self) -> Registry:
-        """The same one to look at, whosever it is."""
+        """Return the same registry without the check of its owner, for inspection."""
         return Registry(self.url, self._anchor)
 
     def _check_owner(self, connection: Connection) -> None:
@@ -349,20 +368,22 @@ class Registry:
             self._owner.check(connection)
 
     def _refuse_to_begin(self) -> None:
-        """An empty database where changes were made before is another one than they were made in. What would come of
-        it is a store whose tenants are unknown, and adapter ids that are given twice."""
+        """Raise if the database is empty but the anchor records changes: it is not the database of those changes.
+
+        Using it would lose the store's tenants and assign adapter ids twice.
+        """
         anchored = self._anchor.read() if self._anchor is not None else None
         if anchored is not None and anchored.number:
             raise EditError(
-                f"the registry {self._database} is empty, but {ANCHOR} knows of {anchored.number} changes: restore the "
-                f"database from a copy, or name the right one; if a new one is meant, remove {ANCHOR} first"
+                f"the registry {self._database} is empty, but {ANCHOR} records {anchored.number} changes: restore the "
+                f"database from a copy, or name the right one; to start a new registry, remove {ANCHOR} first"
             )
 
 
 def _entered(change: Change, name: str, valid_until: datetime | None) -> PatchEntry:
     old = patch_rows.known(change.connection, name)
     entry = patch_rows.add(change.connection, name, valid_until)
-    change.tells(old, entry)
+    change.record(old, entry)
     return entry
 
 

@@ -1,10 +1,10 @@
-"""Retired patches: nobody is served them any more, and they are removed as soon as no server needs their files.
+"""Retired patches: no tenant is served them, and gc removes them as soon as no server needs their files.
 
-A retired patch cannot be listed, resolved, published or be an arm of a rollout. Servers see it gone from their snapshot
-and drop its adapter. Saving it again makes it what it was.
+A retired patch cannot be listed, resolved, published or used in a rollout. It is absent from the snapshot of servers,
+which drop its adapter. Saving the patch again ends its retirement.
 
-Deleting thousands of objects takes minutes, and changes of the registry must not wait for that. So nothing is locked
-meanwhile but what would be at odds with it: removing another one, and saving a retired patch again.
+Deleting thousands of objects takes minutes, and changes of the registry must not wait for that. Therefore the deletion
+blocks only the operations that conflict with it: removing another patch, and saving a retired patch again.
 """
 
 from __future__ import annotations
@@ -27,8 +27,12 @@ class Retired:
         self._database, self._changes = database, changes
 
     def add(self, entry: PatchEntry, by: str = "") -> bool:
-        """Retire a patch. False, and nothing changes, if it is not as `entry` says any more (it was saved again), or a
-        tenant could be served it, now or after a rollback, or it is an arm of a rollout."""
+        """Retire a patch.
+
+        Returns:
+            False, without a change, if the patch differs from `entry` (it was saved again), if a tenant is served it or
+            could be after a rollback, or if a rollout uses it.
+        """
         with self._changes.make("patch.retire", by=by) as change:
             connection, name = change.connection, entry.name
             if (
@@ -39,19 +43,26 @@ class Retired:
                 return False
             generation = connection.execute(select(tables.generation.c.value)).scalar_one()
             patch_rows.retire(connection, name, generation)
-            change.tells(entry, {"name": name, "retired": generation})
+            change.record(entry, {"name": name, "retired": generation})
             return True
 
     def since(self) -> dict[str, int]:
-        """Retired patches, each with the generation that retired it, in that order."""
+        """Return retired patches, each with the generation that retired it, the oldest first."""
         with self._database.read() as connection:
             return patch_rows.retired(connection)
 
     def remove(self, name: str, since: int, remove_files: Callable[[], object], by: str = "") -> bool:
-        """Forget a patch that is retired since then. False, and nothing is removed, if it was saved again.
+        """Delete a retired patch's files, then its entry.
 
-        remove_files: runs outside of any change. If it fails or is killed, the patch stays retired, with the files that
-        are left, and the next removal goes on there.
+        Args:
+            name: The patch.
+            since: The generation that retired it.
+            remove_files: Deletes the files, outside any transaction. If it fails or is killed, the patch stays retired
+                with the remaining files, and the next removal continues.
+            by: Who removes it, for the audit.
+
+        Returns:
+            False, without a deletion, if the patch was saved again.
         """
         with self.settled():
             if self.since().get(name) != since:
@@ -59,9 +70,9 @@ class Retired:
             remove_files()
             with self._changes.make("patch.remove", by=by) as change:
                 patch_rows.remove(change.connection, name)
-                change.tells({"name": name, "retired": since}, None)
+                change.record({"name": name, "retired": since}, None)
             return True
 
     def settled(self) -> AbstractContextManager[object]:
-        """While it lasts no files of retired patches are removed or put back by anybody else."""
+        """Hold the lock under which files of retired patches are deleted or restored."""
         return self._database.alone()

@@ -22,7 +22,7 @@ _COLUMNS = {"name", "tenant", *_MOVING}
 
 @dataclass(frozen=True)
 class RolloutEntry:
-    """A rollout, when it was made, and when it last changed."""
+    """A rollout with the times of its creation and last change."""
 
     rollout: Rollout
     created_at: datetime
@@ -39,14 +39,14 @@ def add(connection: Connection, rollout: Rollout) -> None:
 
 
 def put(connection: Connection, rollout: Rollout) -> None:
-    """Write what moves of a rollout that there is."""
+    """Update the mutable columns of an existing rollout."""
     moved = {column: getattr(rollout, column) for column in _MOVING}
     this = rollouts.c.name == rollout.name
     connection.execute(update(rollouts).where(this).values(**moved, changed_at=datetime.now(UTC)))
 
 
 def find(connection: Connection, name: str) -> RolloutEntry:
-    """The rollout, or `NotFound` with the nearest names."""
+    """Return the rollout; raise `NotFound` with the nearest names if there is none."""
     row = connection.execute(select(rollouts).where(rollouts.c.name == name)).first()
     if row is None:
         names = connection.execute(select(rollouts.c.name)).scalars()
@@ -62,7 +62,7 @@ def newest_first(connection: Connection, tenant: str | None = None) -> list[Roll
 
 
 def standing(connection: Connection, tenant: str | None = None) -> list[Rollout]:
-    """Rollouts that are not closed: they decide what is served, or may begin to."""
+    """Return the rollouts that are not closed: they decide what is served, or may start to."""
     wanted = select(rollouts).where(rollouts.c.closed.is_(False)).order_by(rollouts.c.name)
     if tenant is not None:
         wanted = wanted.where(rollouts.c.tenant == tenant)
@@ -70,12 +70,12 @@ def standing(connection: Connection, tenant: str | None = None) -> list[Rollout]
 
 
 def governing(connection: Connection) -> dict[str, Rollout]:
-    """Tenant → the rollout that decides what it is served; tenants without one are left out."""
-    return {one.tenant: one for one in standing(connection) if one.governs}
+    """Return, by tenant, the rollout that decides what it is served; omit tenants without a rollout."""
+    return {rollout.tenant: rollout for rollout in standing(connection) if rollout.governs}
 
 
 def close(connection: Connection, tenant: str, but: str | None = None) -> list[str]:
-    """Close the tenant's rollouts, `but` one of them; returns their names. Without it publications decide again."""
+    """Close the tenant's rollouts except `but`; return their names. Without a rollout, publications decide again."""
     closed = [rollout for rollout in standing(connection, tenant) if rollout.name != but]
     for rollout in closed:
         put(connection, rollout.ended())
@@ -83,7 +83,7 @@ def close(connection: Connection, tenant: str, but: str | None = None) -> list[s
 
 
 def refuse_running(connection: Connection, tenant: str) -> None:
-    """Raises `EditError` while two arms are served: a publication would end the comparison unseen."""
+    """Raise `EditError` while two arms are served: a publication would silently end the comparison."""
     for rollout in standing(connection, tenant):
         if rollout.running:
             raise EditError(
@@ -92,7 +92,7 @@ def refuse_running(connection: Connection, tenant: str) -> None:
 
 
 def names_in_use(connection: Connection) -> dict[str, str]:
-    """Compositions that a rollout serves, or may begin to → its name. An arm past its end it never serves again."""
+    """Return, by composition, the rollout that serves it or may start to. Expired arms are omitted."""
     now = datetime.now(UTC)
     return {
         arm.name: rollout.name

@@ -1,4 +1,4 @@
-"""Tables of rollouts and of what came of them, in the registry's metadata."""
+"""Tables of rollouts, exposures and outcomes, in the registry's metadata."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from sqlalchemy import Boolean, Column, Float, ForeignKey, Index, Integer, Strin
 
 from vllm_edit.registry.tables import UtcDateTime, metadata
 
-# `settings` is JSON: what is fixed when a rollout is made (arms, salt, split, overrides, sticky keys, metrics, alpha).
+# `settings` is JSON: the settings fixed at creation (arms, salt, split, overrides, sticky keys, metrics, alpha).
 rollouts = Table(
     "rollouts",
     metadata,
@@ -21,8 +21,8 @@ rollouts = Table(
     Index("rollouts_by_tenant", "tenant", "closed"),
 )
 
-# A request that a rollout decided, by the id that the router issued. `unit`, the sticky key's pseudonym, is set where
-# the answer is compared. Neither the key nor the prompt is kept.
+# A request that a rollout decided, by the id that the router issued. `unit`, the sticky key's pseudonym, is set if the
+# answer is compared. Neither the sticky key nor the prompt is stored.
 exposures = Table(
     "exposures",
     metadata,

@@ -1,4 +1,4 @@
-"""Rollouts in the registry: made, moved, and what came of them."""
+"""Rollouts in the registry: creation, state changes, exposures and outcomes."""
 
 from __future__ import annotations
 
@@ -22,15 +22,19 @@ from vllm_edit.rollout.rollout import Rollout, Verb
 
 
 class Rollouts:
-    """A registry's rollouts. Every step is one of its changes, audited; exposures and outcomes are a log."""
+    """A registry's rollouts. Every step is an audited change; exposures and outcomes are a log."""
 
     def __init__(self, database: Database, changes: Changes) -> None:
         self._database, self._changes = database, changes
 
     def create(self, rollout: Rollout, *, override: str = "", why: str = "", by: str = "") -> Rollout:
-        """Enter a rollout, which serves nobody before its first ramp; returned with its arms' ends.
+        """Insert a rollout, and return it with the expiry of its arms. It serves nobody before its first ramp.
 
-        override: why an arm that its gate did not accept is served all the same; it needs `by`.
+        Args:
+            rollout: The rollout.
+            override: Reason to serve an arm that its gate did not accept; requires `by`.
+            why: Reason for the audit.
+            by: Who creates it.
 
         Raises:
             EditError: the name is taken, the tenant has an open rollout, or an arm may not be served.
@@ -50,18 +54,18 @@ class Rollouts:
             }
             made = replace(rollout, control=arms["control"], treatment=arms["treatment"])
             rollout_rows.add(connection, made)
-            change.tells(None, made.as_record() | ({"override": override} if override else {}))
+            change.record(None, made.as_record() | ({"override": override} if override else {}))
             return made
 
     def ramp(self, name: str, percent: float, *, why: str = "", by: str = "") -> Rollout:
-        """Let `percent` of the keys take part. The first ramp replaces the tenant's rollout before, ended long ago."""
+        """Let `percent` of the sticky keys take part. The first ramp replaces the tenant's previous, ended rollout."""
         return self._step("ramp", name, lambda rollout: rollout.ramped(percent), why, by)
 
     def pause(self, name: str, *, why: str = "", by: str = "") -> Rollout:
         return self._step("pause", name, Rollout.paused, why, by)
 
     def kill(self, name: str, *, why: str = "", by: str = "") -> Rollout:
-        """Serve everyone control. One that was made while this was promoted has another control: it is closed."""
+        """Serve control to everyone. Closes a rollout created while this one was promoted: its control differs."""
         return self._step("kill", name, Rollout.killed, why, by)
 
     def promote(self, name: str, *, why: str = "", by: str = "") -> Rollout:
@@ -72,35 +76,42 @@ class Rollouts:
             return rollout_rows.find(connection, name).rollout
 
     def newest_first(self, tenant: str | None = None) -> list[RolloutEntry]:
-        """All rollouts, or a tenant's."""
+        """Return all rollouts or a tenant's, the newest first."""
         with self._database.read() as connection:
             if tenant is not None:
                 tenant_rows.require(connection, tenant)
             return rollout_rows.newest_first(connection, tenant)
 
     def expose(self, found: Iterable[Exposure]) -> None:
-        """Log requests that rollouts decided, many at once. Ids are the router's; one that is known stays as it is, so
-        that a batch may be sent twice."""
+        """Log a batch of requests that rollouts decided. Known ids stay unchanged, so a batch may be repeated."""
         with self._database.log() as connection:
             outcome_rows.expose(connection, found)
 
     def record(self, tenant: str | None, id: str, metric: str, value: float) -> bool:
-        """Log an outcome of the tenant's answer `id`; False if it was logged before with this value.
+        """Log an outcome of the answer `id`.
 
-        tenant: None for a server without keys, where who holds an id, which cannot be guessed, is who asked.
+        Args:
+            tenant: The tenant that the answer must belong to; None for a server without API keys, where the id itself,
+                which cannot be guessed, authorizes the caller.
+            id: The answer's id.
+            metric: Name of one of the rollout's metrics.
+            value: The outcome.
+
+        Returns:
+            False if the same value was logged before.
 
         Raises:
             UnknownAnswer: no rollout decided such an answer of this tenant.
             NotFound: the rollout has no such metric.
-            EditError: the value is out of range, or another was logged before.
+            EditError: the value is out of range, or a different value was logged before.
         """
         try:
             return self._record(tenant, id, metric, value)
-        except IntegrityError:  # another process logged it between our look and our write: now it is seen
+        except IntegrityError:  # another process logged it between our read and our write: the second read finds it
             return self._record(tenant, id, metric, value)
 
     def report(self, name: str) -> RolloutReport:
-        """How the rollout is doing, by everything logged so far; look as often as you like."""
+        """Evaluate the rollout on everything logged so far. Repeated looks keep the error rate (see `sequential`)."""
         with self._database.read() as connection:
             rollout = rollout_rows.find(connection, name).rollout
             return report(
@@ -121,12 +132,12 @@ class Rollouts:
             replaces = new.governs and (old.state == "created" or new.state == "killed")
             closed = rollout_rows.close(change.connection, tenant, but=name) if replaces else []
             rollout_rows.put(change.connection, new)
-            change.tells(old.as_record(), new.as_record() | ({"closes": closed} if closed else {}))
+            change.record(old.as_record(), new.as_record() | ({"closes": closed} if closed else {}))
             return new
 
 
 def _servable(connection: Connection, tenant: str, arm: Arm, override: str, by: str) -> Arm:
-    """The arm with its end, if its composition may be published (what the tenant is served already was)."""
+    """Return the arm with its expiry, if its composition may be published; the tenant's active composition may."""
     if arm.name is None:
         return arm
     entry = patch_rows.find(connection, arm.name)

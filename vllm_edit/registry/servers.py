@@ -1,6 +1,6 @@
-"""Running servers, and which of the registry's changes each has followed: known by their heartbeats.
+"""Running servers, and the generation of the registry that each has applied, as their heartbeats report it.
 
-Ages are told by the database's own clock, so the clocks of the servers' machines do not matter.
+The database's own clock measures ages, so the clocks of the servers' machines do not matter.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from vllm_edit.registry.database import Database
 from vllm_edit.registry.tables import servers
 
 LIVE_S = 5.0
-"""A server that was not seen for so long has died, or cannot reach the registry."""
+"""A server without a heartbeat for longer has died, or cannot reach the registry."""
 
 _POLL_S = 0.005
 _SWEPT_S = 24 * 3600.0
@@ -28,8 +28,10 @@ _SWEPT_S = 24 * 3600.0
 class ServerEntry:
     """A server's last heartbeat.
 
-    generation: the state of the registry that it decides requests from. drained: up to this one, adapters of patches
-    that were removed have left its engine and its disk. seen_ago_s: how old the heartbeat is.
+    Attributes:
+        generation: Generation of the registry state that the server decides requests from.
+        drained: Generation up to which adapters of removed patches have left its engine and its disk.
+        seen_ago_s: Age of the heartbeat in seconds.
     """
 
     id: str
@@ -41,26 +43,32 @@ class ServerEntry:
 
     @property
     def name(self) -> str:
-        """As people know it."""
+        """Name for display."""
         return f"{self.host}:{self.pid}"
 
     @property
     def live(self) -> bool:
-        # A clock that was set back leaves heartbeats in the future: those are old too.
+        # After the clock is set back, old heartbeats have times in the future.
         return abs(self.seen_ago_s) <= LIVE_S
 
     @property
     def silent(self) -> bool:
-        """It did not leave and is not heard of: it died, or serves on without the registry."""
+        """True if it sends no heartbeats but did not leave: it died, or still serves without the registry."""
         return not self.live and self.seen_ago_s <= _SWEPT_S
 
 
 @dataclass(frozen=True)
 class Acknowledged:
-    """Which servers follow a generation by now, and which do not; names are `host:pid`.
+    """The servers that follow a generation, and those that do not; names are `host:pid`.
 
-    silent: those that nobody waited for, as they were not heard of before either, and that may serve on by an older
-    state. silent_s: for how long none of them was heard of.
+    Attributes:
+        generation: The generation that was waited for.
+        seconds: Duration of the wait.
+        acknowledged: Servers that follow the generation.
+        missing: Live servers that do not follow it yet.
+        silent: Servers that were silent from the start, so that nothing waited for them; they may still serve an older
+            state.
+        silent_s: Age in seconds of the latest heartbeat of a silent server.
     """
 
     generation: int
@@ -71,7 +79,7 @@ class Acknowledged:
     silent_s: float = 0.0
 
     def as_record(self) -> dict[str, Any]:
-        """As JSON tells it."""
+        """As JSON."""
         return {
             "generation": self.generation,
             "seconds": round(self.seconds, 4),
@@ -88,26 +96,27 @@ class Servers:
         self._database, self._changes = database, changes
 
     def beat(self, id: str, *, host: str, pid: int, generation: int, drained: int) -> None:
-        """Say that server `id` lives, and what it follows. Its first heartbeat sweeps those of servers long dead."""
-        told = {"host": host, "pid": pid, "generation": generation, "drained": drained, "seen": self._database.clock}
+        """Write a heartbeat of server `id`. Its first heartbeat deletes those of servers that died long ago."""
+        row = {"host": host, "pid": pid, "generation": generation, "drained": drained, "seen": self._database.clock}
         with self._database.log(following=True) as connection:
-            again = connection.execute(update(servers).where(servers.c.id == id).values(**told))
+            again = connection.execute(update(servers).where(servers.c.id == id).values(**row))
             if not again.rowcount:
-                connection.execute(insert(servers).values(id=id, **told))
+                connection.execute(insert(servers).values(id=id, **row))
                 connection.execute(delete(servers).where(self._database.clock - servers.c.seen > _SWEPT_S))
 
     def leave(self, id: str) -> None:
-        """Say that server `id` ends: nobody waits for it any more."""
+        """Delete the heartbeat of server `id`, which shuts down: changes no longer wait for it."""
         with self._database.log(following=True) as connection:
             connection.execute(delete(servers).where(servers.c.id == id))
 
     def forget(self, name: str, *, why: str = "", by: str = "") -> None:
-        """Say that the silent server `name` (host:pid) has died: no change names it any more. Audited. One that lives
-        all the same is known again by its next heartbeat.
+        """Delete the heartbeat of the silent server `name` (host:pid), so that changes no longer report it. Audited.
+
+        A server that is alive after all returns with its next heartbeat.
 
         Raises:
             NotFound: no server of this name is known.
-            EditError: it is running.
+            EditError: the server is running.
         """
         with self._changes.make("server.forget", by=by, why=why) as change:
             known = self._known(change.connection)
@@ -118,26 +127,31 @@ class Servers:
                 raise NotFound(f"no server {shown(name)} is known", nearest(name, choices))
             if not silent:
                 raise EditError(
-                    f"expected a server that is silent, {name} is running: stop it, and it leaves by itself"
+                    f"expected a silent server, but {name} is running: stop it, and it leaves the list by itself"
                 )
             gone = servers.c.id.in_([entry.id for entry in silent])
-            since = func.abs(self._database.clock - servers.c.seen) > LIVE_S  # it may be back in this moment
+            since = func.abs(self._database.clock - servers.c.seen) > LIVE_S  # it may have just returned
             change.connection.execute(delete(servers).where(gone, since))
-            change.tells(silent, None)
+            change.record(silent, None)
 
     def live(self) -> list[ServerEntry]:
-        """Servers that were seen within `LIVE_S`, by name."""
+        """Return the servers with a heartbeat within `LIVE_S`, by name."""
         return [entry for entry in self._read() if entry.live]
 
     def known(self) -> list[ServerEntry]:
-        """Servers that are live or silent, by name."""
+        """Return the servers that are live or silent, by name."""
         return [entry for entry in self._read() if entry.live or entry.silent]
 
     def wait(self, generation: int, timeout_s: float, drained: bool = False) -> Acknowledged:
-        """Return when every live server follows `generation`, or has `drained` up to it, or the time is up.
+        """Wait until every live server follows `generation`, or has drained up to it, at most `timeout_s`.
 
-        One that falls silent meanwhile is missing: it may well go on serving. One that leaves is not. One that was
-        silent before is not waited for, but named.
+        A server that falls silent during the wait counts as missing, since it may still serve; a server that leaves
+        does not. Servers that were silent before are reported, but not waited for.
+
+        Args:
+            generation: The generation to wait for.
+            timeout_s: Maximum duration in seconds.
+            drained: Wait for `ServerEntry.drained` instead of `ServerEntry.generation`.
         """
         started, awaited = time.monotonic(), set[str]()
         while True:

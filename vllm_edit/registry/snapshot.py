@@ -1,4 +1,4 @@
-"""The whole state of a registry at one generation, as values: what a server keeps in memory and decides from."""
+"""The whole state of a registry at one generation: a server holds it in memory and decides requests from it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ from vllm_edit.rollout.rollout import Rollout
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Read in one transaction.
+    """A registry's state, read in one transaction.
 
-    patches: the one saved last first. standing: each tenant's publications that are not rolled back, newest first.
-    keys: by id, revoked and expired ones too (`keys.authenticate`). rollouts: by tenant, those that decide for it.
+    Attributes:
+        patches: All patches, the last saved first.
+        standing: Each tenant's publications that are not rolled back, newest first.
+        keys: API keys by id, including revoked and expired keys (`keys.authenticate`).
+        rollouts: The governing rollout by tenant.
     """
 
     generation: int
@@ -27,24 +30,24 @@ class Snapshot:
     rollouts: Mapping[str, Rollout] = field(default_factory=dict)
 
     def active(self, tenant: str, now: datetime) -> str | None:
-        """The name that is published for the tenant, None for the base model; `KeyError` for an unknown tenant."""
+        """Return the name published for the tenant, None for the base model; `KeyError` for an unknown tenant."""
         return self.state(tenant, now).active
 
     def state(self, tenant: str, now: datetime) -> TenantState:
-        """What decides the tenant's requests; `KeyError` for an unknown tenant."""
+        """Return the state that decides the tenant's requests; `KeyError` for an unknown tenant."""
         return tenant_state(tenant, self.standing[tenant], self.rollouts.get(tenant), now)
 
     def next_end(self, now: datetime) -> datetime | None:
-        """When what some tenant is served ends by itself: until then, nothing changes but by a new generation."""
+        """Return the next expiry of an active publication: until then, only a new generation changes what is served."""
         active = [served(publications, now) for publications in self.standing.values()]
-        return min((one.valid_until for one in active if one is not None and one.valid_until is not None), default=None)
+        return min((entry.valid_until for entry in active if entry and entry.valid_until), default=None)
 
     @property
     def keyed(self) -> bool:
-        """Somebody made a key once. Revoking the last one does not open the server again."""
+        """True if an API key was ever created. Revoking the last key does not open the server again."""
         return bool(self.keys)
 
     @property
     def administered(self) -> bool:
-        """Somebody made an admin key once."""
+        """True if an admin key was ever created."""
         return any("admin" in key.rights for key in self.keys.values())

@@ -1,4 +1,4 @@
-"""The registry's tables (SQLAlchemy Core). `migrations/` makes them; a test holds the two against each other."""
+"""The registry's tables (SQLAlchemy Core). `migrations/` creates them; a test compares the two."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sqlalchemy.types import TypeDecorator
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """A moment in UTC, aware on both sides; SQLite itself forgets the zone."""
+    """A time in UTC, always with its zone; SQLite itself stores none."""
 
     impl = DateTime
     cache_ok = True
@@ -24,8 +24,8 @@ class UtcDateTime(TypeDecorator[datetime]):
 
 metadata = MetaData()
 
-# One row, id 1. Every change adds one to `value` in its own transaction; servers watch it. `site`: the digest of the
-# site of the store that the registry belongs to (`owner`).
+# One row, id 1. Every change increments `value` in its own transaction; servers watch it. `site`: digest of the site of
+# the store that the registry belongs to (`owner`).
 generation = Table(
     "generation",
     metadata,
@@ -34,8 +34,8 @@ generation = Table(
     Column("site", String(32)),
 )
 
-# adapter_id is what vLLM knows an adapter by. It is never given twice, also not after its patch is removed:
-# a running engine may still hold the old one. `retired`: the generation since which gc is removing the patch.
+# adapter_id identifies an adapter in vLLM. It is never reused, even after its patch is removed, because a running
+# engine may still hold the old adapter. `retired`: the generation that retired the patch.
 patches = Table(
     "patches",
     metadata,
@@ -58,8 +58,8 @@ tenants = Table(
     Column("created_at", UtcDateTime, nullable=False),
 )
 
-# A tenant's active patch is its newest publication that is neither rolled back nor past `valid_until`. `name` is no
-# foreign key: history outlives artefacts that gc removed.
+# A tenant's active patch is its newest publication that is neither rolled back nor past `valid_until`. `name` is not a
+# foreign key: the history outlives artefacts that gc removed.
 publications = Table(
     "publications",
     metadata,
@@ -78,8 +78,8 @@ publications = Table(
     sqlite_autoincrement=True,
 )
 
-# `id` is the part of a key that may be shown, `hash` is of the whole key (`keys`). Without a tenant it administers.
-# Rows are never deleted: a registry that ever had a key stays keyed.
+# `id` is the public part of an API key, `hash` the hash of the whole key (`keys`). A key without a tenant is an
+# administrator's. Rows are never deleted: a registry that ever had a key keeps requiring keys.
 keys = Table(
     "keys",
     metadata,
@@ -96,8 +96,8 @@ keys = Table(
     Column("revoked_why", Text),
 )
 
-# One row per change, chained by digests (`audit`). Triggers refuse to change or remove rows. All text: what was hashed
-# must come back letter by letter from any database.
+# One row per change, chained by digests (`audit`). Triggers reject updates and deletions. All columns are text, because
+# every database must return the hashed content unchanged.
 audit = Table(
     "audit",
     metadata,
@@ -114,8 +114,8 @@ audit = Table(
     Index("audit_by_tenant", "tenant", "number"),
 )
 
-# Heartbeats of running servers. `seen` is in seconds of the database's own clock (`Database.clock`); `generation` is
-# what the server decides from, `drained` that up to which it has dropped the adapters of removed patches.
+# Heartbeats of running servers. `seen` is in seconds of the database's own clock (`Database.clock`); the server decides
+# requests from `generation`, and has dropped the adapters of patches that were removed up to generation `drained`.
 servers = Table(
     "servers",
     metadata,

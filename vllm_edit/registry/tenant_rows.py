@@ -23,23 +23,23 @@ def create(connection: Connection, name: str) -> Tenant:
 
 
 def by_name(connection: Connection) -> list[Tenant]:
-    """All tenants, each with what it is served."""
+    """Return all tenants by name, each with what it is served."""
     standing, rollouts = publication_rows.standing(connection), rollout_rows.governing(connection)
     now, tenants = datetime.now(UTC), []
     for row in connection.execute(select(tables.tenants)):
         state = tenant_state(row.name, standing.get(row.name, ()), rollouts.get(row.name), now)
         tenants.append(Tenant.of(state, row.created_at, now))
-    return sorted(tenants, key=lambda tenant: tenant.name)  # not by the database: each sorts text its own way
+    return sorted(tenants, key=lambda tenant: tenant.name)  # not in SQL: databases differ in their collation
 
 
 def state(connection: Connection, name: str) -> TenantState:
-    """What decides the requests of a tenant that there is."""
-    rollout = next((one for one in rollout_rows.standing(connection, name) if one.governs), None)
+    """Return the state that decides the requests of an existing tenant."""
+    rollout = next((rollout for rollout in rollout_rows.standing(connection, name) if rollout.governs), None)
     return tenant_state(name, publication_rows.history(connection, name), rollout, datetime.now(UTC))
 
 
 def require(connection: Connection, name: str) -> None:
-    """Raises `NotFound` with the nearest names where there is no such tenant."""
+    """Raise `NotFound` with the nearest names if there is no such tenant."""
     names = connection.execute(select(tables.tenants.c.name)).scalars().all()
     if name not in names:
         raise NotFound(f"no tenant {shown(name)}", nearest(name, names))

@@ -1,4 +1,4 @@
-"""Waiting for the registry's next change: PostgreSQL tells of it, SQLite is looked at many times a second."""
+"""Notification of the registry's next change: PostgreSQL notifies, SQLite is polled many times a second."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ if TYPE_CHECKING:
     import psycopg
 
 _POLL_S = 0.05
-_LOOK_S = 1.0  # PostgreSQL too is looked at: what is between us and it may lose a notification, or not pass any on
+_LOOK_S = 1.0  # PostgreSQL is polled too: a proxy in between may drop notifications
 _NOTICE_CLOSE_S = 0.1
 
 
 class Waiting(Protocol):
     def wait(self, generation: int, timeout_s: float) -> bool:
-        """True as soon as the registry's generation is another; False when the time is up, or it was closed.
+        """Return True as soon as the registry's generation differs; False after `timeout_s` or `close`.
 
         Raises:
             EditError: the registry cannot be reached.
         """
 
     def close(self) -> None:
-        """End all waiting, whichever thread it is in."""
+        """Make `wait` return in every thread."""
 
 
 def waiting(database: Database) -> Waiting:
@@ -49,7 +49,7 @@ class Polling:
 
 
 class Listening:
-    """Each thread that waits has a connection of its own, kept for whoever waits next."""
+    """PostgreSQL notifications. Each waiting thread has its own connection; idle connections are reused."""
 
     def __init__(self, database: Database) -> None:
         self._database, self._closed = database, Event()
@@ -63,7 +63,7 @@ class Listening:
         try:
             while True:
                 connection = connection or self._database.listen()
-                # Looked at after the connection listens: what came before is seen now, what comes later is notified.
+                # Read the generation after LISTEN: this read sees earlier changes, and later changes are notified.
                 if self._database.generation() != generation:
                     return True
                 left = ends - time.monotonic()
@@ -71,7 +71,7 @@ class Listening:
                     return False
                 try:
                     self._hear(connection, min(left, _LOOK_S))
-                except psycopg.OperationalError:  # the server ended it; a new one tells whether the server is back
+                except psycopg.OperationalError:  # the server closed it; reconnecting shows whether the server is back
                     connection.close()
                     connection = None
         finally:
@@ -83,7 +83,7 @@ class Listening:
             connection.close()
 
     def _hear(self, connection: psycopg.Connection[Any], seconds: float) -> None:
-        """Return at a notification, when the time is up, or soon after `close`."""
+        """Return on a notification, after `seconds`, or soon after `close`."""
         ends = time.monotonic() + seconds
         while (left := ends - time.monotonic()) > 0 and not self._closed.is_set():
             if list(connection.notifies(timeout=min(left, _NOTICE_CLOSE_S), stop_after=1)):
