@@ -20,7 +20,7 @@ def test_documents_are_kept_for_good_and_read_again(tmp_path: Path) -> None:
     assert store.document("tried") is None, "nothing was tried: nothing is kept"
     store.keep("texts", ["one"])
     assert Store.open(store.url).document("texts") == ["one"]
-    with pytest.raises(EditError, match=r"keeps pool\.json already"):
+    with pytest.raises(EditError, match=r"has pool\.json already"):
         store.keep("pool", {})
     assert store.document("pool") == content
     assert problems_of(store) == []

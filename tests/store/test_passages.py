@@ -39,7 +39,7 @@ def test_passages_are_cut_to_what_a_gate_reads() -> None:
 def test_a_store_keeps_its_passages_for_good(tmp_path: Path) -> None:
     store = Store.create(tmp_path / "store", site(), moment(), ["one", "二"])
     assert Store.open(store.url).passages() == ("one", "二")
-    with pytest.raises(EditError, match="keeps 2 passages already"):
+    with pytest.raises(EditError, match="has 2 passages already"):
         store.keep_passages(["other"])
     assert problems_of(store) == []
 

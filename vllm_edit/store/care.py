@@ -1,4 +1,4 @@
-"""Care of a store: is it whole, and what in it can nobody be served."""
+"""Maintenance of a store: verify its files, and find the patches that no tenant can be served."""
 
 from __future__ import annotations
 
@@ -14,23 +14,27 @@ from vllm_edit.store.store import Store
 
 
 def problems_of(store: Store) -> list[str]:
-    """Every problem, one line each: files that do not match their digests or each other, entries whose files are gone,
-    and what is wrong with the registry and its audit. Empty when all is well."""
+    """Find every problem, one line each; an intact store has none.
+
+    Problems are files that do not match their digests or each other, registry entries whose files are missing, and
+    damage of the registry and its audit.
+    """
     try:
         stored = store.names()
-    except Incompatible as error:  # nothing is written to it, but what is wrong with it helps to tell which is which
+    except Incompatible as error:  # check the foreign registry without writing to it: its problems help to identify it
         foreign = store.registry.unowned()
-        found = [f"{SITE} or the registry is another store's: {error}", *_told(store, foreign, sorted(store.stored()))]
+        found = [f"{SITE} or the registry belongs to another store: {error}"]
+        found += _problems(store, foreign, sorted(store.stored()))
         foreign.close()
         return found
-    problems = _told(store, store.registry, stored)
+    problems = _problems(store, store.registry, stored)
     known = {entry.name for entry in store.registry.patches()} | store.registry.published()
     problems += [f"{name} is in the registry, but its files are gone" for name in sorted(known.difference(stored))]
     return problems
 
 
-def _told(store: Store, registry: Registry, stored: Sequence[str]) -> list[str]:
-    """Problems of the store's files, of the patches `stored`, and of the registry in itself."""
+def _problems(store: Store, registry: Registry, stored: Sequence[str]) -> list[str]:
+    """Problems of the store's files, of the patches `stored`, and of the registry."""
     checks: list[Callable[[], Iterable[str]]] = [
         partial(_site_problems, store, stored),
         *(partial(_document_problems, store, kind) for kind in KINDS),
@@ -53,9 +57,9 @@ def _site_problems(store: Store, stored: Iterable[str]) -> Iterator[str]:
         try:
             compiled_at = store.manifest(name).site
         except Corrupt:
-            continue  # told by the patch's own check
+            continue  # the patch's own check reports it
         if compiled_at != site:
-            yield f"{name} was compiled at site {compiled_at}, {SITE} holds {site}: one of them is another store's"
+            yield f"{name} was compiled at site {compiled_at}, but {SITE} holds {site}: one is from another store"
     store.material()
 
 
@@ -65,7 +69,7 @@ def _document_problems(store: Store, kind: Kind) -> Iterable[str]:
 
 
 def _patch_problems(store: Store, name: str) -> Iterator[str]:
-    """One line at most for its artefact, and one for its records."""
+    """At most one line for the patch's files and one for its records."""
     for check in (store.check, store.records):
         try:
             check(name)
@@ -74,9 +78,9 @@ def _patch_problems(store: Store, name: str) -> Iterator[str]:
 
 
 def unused_in(store: Store) -> list[str]:
-    """Patches that nobody can be served now or after a rollback, except the newest of each name.
+    """Return the patches that no tenant can be served, now or after a rollback, except the newest of each name.
 
-    Members of what is kept are kept too.
+    Members of a composition that is in use are in use too.
     """
     stored = store.names()
     newest: dict[str, str] = {}

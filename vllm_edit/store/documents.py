@@ -1,12 +1,12 @@
-"""Documents: JSON that a store keeps beside its site, each in one file with the digest of its content.
+"""Documents: JSON that a store holds beside its site, each in one file with the digest of its content.
 
 passages.json   ordinary text on which gates measure the drift of perplexity (`passages`)
-texts.json      ordinary text that the base wrote itself, on which the site's second moment was measured
+texts.json      ordinary text that the base generated, on which the site's second moment was measured
 pool.json       facts of the tables that the base knows (`vllm_edit.facts.pool`)
-tried.json      what the sweep measured of each candidate for the site
-settings.json   digest of the base's settings files (`site.Fingerprint`), where the site is from before it had one
+tried.json      the sweep's measurements of each candidate for the site
+settings.json   digest of the base's settings files (`site.Fingerprint`), for sites that were made without it
 
-None of them is part of the site's identity. Each is written once: what was judged or drawn by it must not move.
+No document is part of the site's identity. Each is written once, because gates and evaluations depend on it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def write_document(files: Files, kind: Kind, content: Any) -> None:
 
 
 def read_document(files: Files, kind: Kind) -> Any:
-    """The document's content; None where the store keeps none.
+    """Return the document's content; None if the store has none.
 
     Raises:
         Corrupt: the file cannot be read, or does not match the digest in it.

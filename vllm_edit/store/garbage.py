@@ -1,11 +1,11 @@
-"""Garbage collection: what nobody can be served leaves the registry, then the servers, then the disk.
+"""Garbage collection: unused patches leave the registry, then the servers, then the disk.
 
-    retired in the registry    from now on nobody can ask for it
-    drained by every server    requests on it have ended, its adapter has left the engine and the node
-    deleted                    its files, while the registry is free for other changes
-    removed                    its entry in the registry
+    retired     in the registry: new requests cannot use the patch
+    drained     by every server: its requests have ended, its adapter has left the engine and the node
+    deleted     its files, while other changes of the registry proceed
+    removed     its entry in the registry
 
-Each step can be the last before a kill: the next collection goes on there.
+After a kill at any step, the next collection continues.
 """
 
 from __future__ import annotations
@@ -17,12 +17,18 @@ from functools import partial
 from vllm_edit.store.care import unused_in
 from vllm_edit.store.store import Store
 
-_ABANDONED_S = 24 * 3600.0  # no writer takes a day: what is older was left by one that died
+_ABANDONED_S = 24 * 3600.0  # no writer takes a day: the writer of an older temporary file has died
 
 
 @dataclass(frozen=True)
 class Collected:
-    """What a collection removed, what it only retired, and the servers (`host:pid`) that still hold that."""
+    """Result of a collection.
+
+    Attributes:
+        removed: Patches that were removed; in a dry run, those that would be.
+        retired: Patches that are retired but not yet removed.
+        missing: Servers (`host:pid`) that may still hold the retired patches.
+    """
 
     removed: tuple[str, ...]
     retired: tuple[str, ...] = ()
@@ -30,11 +36,17 @@ class Collected:
 
 
 def gc(store: Store, dry_run: bool = True, wait_s: float = 30.0, by: str = "") -> Collected:
-    """Remove patches that nobody can be served, except the newest of each name; or tell which these are.
+    """Remove patches that no tenant can be served, except the newest of each name.
 
-    Kept: what a tenant has or can be rolled back to, arms of rollouts, members of kept compositions, and records.
-    First they are retired; their files go when every live server has drained their adapters. What some have not
-    within `wait_s` stays retired, and the next gc goes on there.
+    Patches in use stay: those that a tenant is served or can be rolled back to, arms of rollouts and members of
+    compositions in use. Records stay too. A patch is first retired; its files are deleted once every live server has
+    drained its adapter. A patch that a server has not drained within `wait_s` stays retired for the next gc.
+
+    Args:
+        store: The store.
+        dry_run: Only list the patches.
+        wait_s: Maximum wait for the servers, in seconds.
+        by: Who removes them, for the audit.
     """
     if dry_run:
         return Collected((*store.registry.retired.since(), *unused_in(store)))
@@ -44,8 +56,7 @@ def gc(store: Store, dry_run: bool = True, wait_s: float = 30.0, by: str = "") -
 
 
 def _collect(store: Store, wait_s: float, by: str = "") -> Collected:
-    """Retire what nobody can be served, and remove what every live server has drained within `wait_s`. by: whose doing
-    it is, for the audit."""
+    """Retire unused patches, and remove those that every live server has drained within `wait_s`."""
     registry, ends = store.registry, time.monotonic() + wait_s
     entries = {entry.name: entry for entry in registry.patches()}
     for name in unused_in(store):
@@ -54,7 +65,7 @@ def _collect(store: Store, wait_s: float, by: str = "") -> Collected:
     waiting, removed = registry.retired.since(), list[str]()
     for name, since in list(waiting.items()):
         drained = registry.servers.wait(since, max(0.0, ends - time.monotonic()), drained=True)
-        if drained.missing:  # what was retired later they have not drained either
+        if drained.missing:  # these servers have not drained patches that were retired later either
             return Collected(tuple(removed), tuple(waiting), drained.missing)
         if registry.retired.remove(name, since, partial(store.remove_files, name), by):
             removed.append(name)

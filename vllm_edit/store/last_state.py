@@ -1,8 +1,8 @@
-"""The last state of the registry that a node knew, in a file: what it serves by when the registry is down at its start.
+"""A node's last known registry state, in a file: a server that starts while the registry is down serves from it.
 
-{"digest": …, "state": a Snapshot as JSON}     in one file of mode 0600: the hashes of keys are in it
+{"digest": …, "state": a Snapshot as JSON}     in one file of mode 0600, because it holds the hashes of API keys
 
-A kill at any moment leaves the state before or the new one.
+Writes are atomic: a kill at any moment leaves the old state or the new state.
 """
 
 from __future__ import annotations
@@ -37,24 +37,24 @@ class LastState:
 
     @classmethod
     def of(cls, store: Store) -> LastState:
-        """Its place on this node by default: a file of its own for each store with its registry."""
+        """Return the default file on this node, separate for each pair of store and registry."""
         files = store.files
         place = str(files.root.resolve()) if isinstance(files, LocalFiles) else store.url
-        registry = store.registry.url.render_as_string(hide_password=True)  # a new password makes no other registry
+        registry = store.registry.url.render_as_string(hide_password=True)  # independent of the password
         return cls(state_folder() / f"{digest_bytes(place.encode(), registry.encode())}.json")
 
     def __repr__(self) -> str:
         return f"LastState({str(self.path)!r})"
 
     def keep(self, snapshot: Snapshot) -> bool:
-        """Keep the state, fsynced; False where a newer one is kept already, which stays."""
+        """Write the state, fsynced; return False, without a write, if the file holds a newer state."""
         state = _JSON.dump_python(snapshot, mode="json")
         data = canonical({"digest": digest_json(state), "state": state})
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with self._locked():
             try:
                 known = self._state()
-            except Corrupt:  # the registry's word mends it
+            except Corrupt:  # the new state replaces it
                 known = None
             if known is not None and known["generation"] > snapshot.generation:
                 return False
@@ -62,7 +62,7 @@ class LastState:
         return True
 
     def read(self) -> Snapshot | None:
-        """The state that was kept; None where there is none.
+        """Return the stored state; None if there is none.
 
         Raises:
             Corrupt: the file is damaged, or another version of vllm-edit wrote it.
@@ -74,7 +74,7 @@ class LastState:
         try:
             return _JSON.validate_python(state)
         except (ValidationError, EditError) as error:
-            raise Corrupt(f"{self.path} was written by another version of vllm-edit; {self._mend}") from error
+            raise Corrupt(f"{self.path} was written by another version of vllm-edit; {self._remedy}") from error
 
     def _state(self) -> dict[str, Any] | None:
         try:
@@ -82,23 +82,23 @@ class LastState:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise Unavailable(f"{self.path} cannot be read ({error.strerror}); {self._mend}") from error
+            raise Unavailable(f"{self.path} cannot be read ({error.strerror}); {self._remedy}") from error
         try:
-            kept = json.loads(data)
-            state: dict[str, Any] = kept["state"]
-            intact = digest_json(state) == kept["digest"] and isinstance(state["generation"], int)
+            content = json.loads(data)
+            state: dict[str, Any] = content["state"]
+            intact = digest_json(state) == content["digest"] and isinstance(state["generation"], int)
         except (ValueError, KeyError, TypeError, RecursionError):
             intact = False
         if not intact:
-            raise Corrupt(f"{self.path} does not match its digest; {self._mend}")
+            raise Corrupt(f"{self.path} does not match its digest; {self._remedy}")
         return state
 
     @property
-    def _mend(self) -> str:
-        return "remove it, and start when the registry can be reached: then it is written anew"
+    def _remedy(self) -> str:
+        return "remove it, and start when the registry can be reached: the server then writes a new file"
 
     def _write(self, data: bytes) -> None:
-        new = self.path.with_name(f"{self.path.name}.new")  # what a killed writer left of it is written over
+        new = self.path.with_name(f"{self.path.name}.new")  # overwrites the file of a killed writer
         with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as stream:
             stream.write(data)
             stream.flush()
@@ -108,6 +108,6 @@ class LastState:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        with self.path.with_name(f"{self.path.name}.lock").open("w") as lock:  # closing it, also by dying, frees it
+        with self.path.with_name(f"{self.path.name}.lock").open("w") as lock:  # closing or process death releases it
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield

@@ -1,6 +1,6 @@
-"""Copies of adapters on this node, in memory where the node has /dev/shm: vLLM reads them again after evicting one.
+"""Copies of adapters on this node, in memory if it has /dev/shm: vLLM rereads an adapter after evicting it.
 
-A copy's path is part of vLLM's prefix-cache key, so it depends on nothing but the cache folder and the artefact's name.
+A copy's path is part of vLLM's prefix-cache key, so it depends only on the cache folder and the artefact's name.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _MEMORY = Path("/dev/shm")
 
 
 def local_copy(name: str, files: Mapping[str, bytes], cache: str | Path | None = None) -> Path:
-    """The folder `<cache>/<name>` with exactly these files' bytes; it appears whole, a damaged one is replaced.
+    """Create the folder `<cache>/<name>` with these files atomically, or replace a damaged folder; return its path.
 
     Raises:
-        Unavailable: there is no room for it.
+        Unavailable: the disk is full.
     """
     root = default_cache() if cache is None else Path(cache)
     target, temporary = root / name, root / f".{uuid.uuid4().hex}"
@@ -39,10 +39,10 @@ def local_copy(name: str, files: Mapping[str, bytes], cache: str | Path | None =
 
 
 def default_cache() -> Path:
-    """This user's own folder in memory, or among the temporary files.
+    """Return this user's own folder in memory, else in the temporary folder.
 
     Raises:
-        EditError: somebody else made a folder of that name; adapters in it could be anyone's.
+        EditError: another user owns the folder of that name, so its adapters cannot be trusted.
     """
     parent = _MEMORY if os.access(_MEMORY, os.W_OK) else Path(tempfile.gettempdir())
     root = parent / f"vllm-edit-{os.getuid()}"
@@ -55,5 +55,5 @@ def default_cache() -> Path:
 def _holds(folder: Path, files: Mapping[str, bytes]) -> bool:
     try:
         return all((folder / name).read_bytes() == data for name, data in files.items())
-    except OSError:  # none, or one that cannot be read: it is replaced
+    except OSError:  # a missing or unreadable folder is replaced
         return False

@@ -1,7 +1,7 @@
-"""Passages: ordinary text that a store keeps, on which its gates measure the drift of perplexity.
+"""Passages: ordinary text in a store, on which its gates measure the drift of perplexity.
 
-They are chosen once, and apart from the texts that the site's second moment was measured on: edits are solved to do
-little to those.
+They are chosen once, and do not overlap with the texts of the site's second moment: the solver minimizes the effect of
+edits on those texts.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from collections.abc import Sequence
 
 _COUNT = 64
 _LONGEST = 400
-"""Characters of a passage, so that a gate of a large model reads some thousand tokens and not a book."""
+"""Maximum characters of a passage, so that a gate reads only some thousand tokens."""
 
 
 def hold_out(texts: Sequence[str], seed: int) -> tuple[list[str], list[str]]:
-    """Passages, a tenth of the texts at most, and the texts that are left for everything else."""
+    """Split texts into passages (at most a tenth of them) and the remaining texts."""
     count = min(_COUNT, max(1, len(texts) // 10)) if len(texts) > 1 else 0
     chosen = random.Random(seed).sample(range(len(texts)), count)
     held = {texts[number] for number in chosen}
@@ -23,5 +23,5 @@ def hold_out(texts: Sequence[str], seed: int) -> tuple[list[str], list[str]]:
 
 
 def cut(texts: Sequence[str]) -> list[str]:
-    """At most so many texts as a store keeps, none longer than it keeps it."""
+    """Limit texts to the number and length of a store's passages."""
     return [text[:_LONGEST] for text in texts[:_COUNT]]

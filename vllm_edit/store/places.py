@@ -1,4 +1,4 @@
-"""Where a store and its registry are when nobody says so: the environment, else the defaults."""
+"""Default locations of a store, its registry and a node's state: the environment, else fixed paths."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DEFAULT_URL = ".vllm-edit"
 
 
 def default_url() -> str:
-    """`$VLLM_EDIT_STORE`, else a folder here."""
+    """`$VLLM_EDIT_STORE`, else a folder in the working directory."""
     return os.environ.get("VLLM_EDIT_STORE") or DEFAULT_URL
 
 
@@ -27,15 +27,15 @@ def registry_url(place: str, files: Files) -> str:
 
 
 def state_folder() -> Path:
-    """Where a node keeps what it knows of registries: `$VLLM_EDIT_STATE`, else this user's state folder."""
+    """Folder of a node's last known registry states: `$VLLM_EDIT_STATE`, else this user's state folder."""
     if configured := os.environ.get("VLLM_EDIT_STATE"):
         return Path(configured)
     base = Path(os.environ.get("XDG_STATE_HOME", ""))
-    if not base.is_absolute():  # a relative one does not count, says the XDG specification
+    if not base.is_absolute():  # the XDG specification says to ignore a relative path
         try:
             base = Path.home() / ".local" / "state"
         except RuntimeError:
             raise EditError(
-                "this user has no home folder; name one for the last known state: VLLM_EDIT_STATE"
+                "this user has no home folder; set VLLM_EDIT_STATE to a folder for the last known state"
             ) from None
     return base / "vllm-edit"

@@ -1,4 +1,4 @@
-"""Records: what was measured about a patch after the fact. They are outside its digest and never overwritten."""
+"""Records: measurements of a compiled patch. They are outside its digest and never overwritten."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Record:
 
 
 def add_record(files: Files, name: str, kind: str, data: Mapping[str, Any]) -> Record:
-    """Attach JSON-able `data` to a patch."""
+    """Attach `data`, JSON values, to a patch."""
     now = datetime.now(UTC)
     path = f"records/{check_name(name)}/{check_kind(kind)}-{now:{_TIME}}.json"
     files.write(path, json.dumps(dict(data), ensure_ascii=False, indent=2).encode())
@@ -34,7 +34,7 @@ def add_record(files: Files, name: str, kind: str, data: Mapping[str, Any]) -> R
 
 
 def read_records(files: Files, name: str, kind: str | None = None) -> list[Record]:
-    """A patch's records (of one kind), oldest first."""
+    """Return a patch's records (of one kind), oldest first."""
     folder = f"records/{check_name(name)}"
     found = []
     for path in files.glob(f"{folder}/{'*' if kind is None else check_kind(kind)}-*.json"):

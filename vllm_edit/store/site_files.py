@@ -1,4 +1,4 @@
-"""The site and what belongs to it as files of a store, and back with their digests checked."""
+"""Read and write the site and its tensors as files of a store; digests are checked."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def write_site(files: Files, site: Site) -> None:
 
 
 def read_site(files: Files) -> Site:
-    """The site.
+    """Read the site.
 
     Raises:
         Corrupt: the file does not match the digest in it.
@@ -39,7 +39,7 @@ def read_site(files: Files) -> Site:
 
 
 def check_material(site: Site, material: Mapping[str, torch.Tensor]) -> None:
-    """Raises EditError if tensors are not those that the site names: its second moment, or its network."""
+    """Raise `EditError` unless the tensors have the digest that the site names: its second moment's or network's."""
     from vllm_edit.digest import digest_tensors
 
     if digest_tensors(material) != site.material:
@@ -48,17 +48,17 @@ def check_material(site: Site, material: Mapping[str, torch.Tensor]) -> None:
 
 
 def write_material(files: Files, site: Site, material: Mapping[str, torch.Tensor]) -> None:
-    """The tensors that belong to the site."""
+    """Write the site's second moment or network."""
     from vllm_edit.artefacts.folder import pack_tensors
 
     files.write(_path(site), pack_tensors(material))
 
 
 def read_material(files: Files, site: Site) -> dict[str, torch.Tensor]:
-    """The tensors as they were written.
+    """Read the site's second moment or network.
 
     Raises:
-        Corrupt: they are gone, or do not have the digest that the site names.
+        Corrupt: the file is missing, or does not match the digest that the site names.
     """
     from vllm_edit.artefacts.folder import unpack_tensors
 

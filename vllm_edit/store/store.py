@@ -1,9 +1,9 @@
-"""The store: one site, its compiled patches as immutable files, and the registry of who is served what.
+"""The store: one site, its compiled patches as immutable files, and the registry of tenants and publications.
 
 site.json                      the site, with its digest
 moments/<digest>.safetensors   its second moment, or networks/<digest>.safetensors for a site with a hypernetwork
-passages.json                  ordinary text for the gates (`passages`), where the store has some
-texts.json, pool.json, …       the base's own text, the facts that it knows, what the sweep tried (`documents`)
+passages.json                  ordinary text for the gates (`passages`), optional
+texts.json, pool.json, …       the base's own text, the facts that it knows, the sweep's measurements (`documents`)
 patches/<patch>@<digest>/      one compiled patch each (`artefacts.folder`)
 records/<name>/<kind>-<time>.json   reports and timings, outside the digest
 registry.db                    unless VLLM_EDIT_REGISTRY names another database
@@ -41,19 +41,19 @@ if TYPE_CHECKING:
 
 
 class Store:
-    """Compiled patches of one site. `open` one that exists, `create` one with its site."""
+    """Compiled patches of one site. `open` an existing store, or `create` a store with its site."""
 
     def __init__(self, url: str, files: Files, registry: Registry) -> None:
         self.url, self.files, self.registry = url, files, registry
 
     @classmethod
     def open(cls, url: str | Path | None = None) -> Store:
-        """The store at `url`: a folder or an fsspec URL; by default `$VLLM_EDIT_STORE`, else `.vllm-edit`.
+        """Open the store at `url`: a folder or an fsspec URL; by default `$VLLM_EDIT_STORE`, else `.vllm-edit`.
 
-        Its registry is connected when it is first asked.
+        The registry is connected at its first use.
 
         Raises:
-            NotFound: there is none.
+            NotFound: there is no store.
         """
         place = default_url() if url is None else str(url)
         files = open_files(place)
@@ -70,12 +70,17 @@ class Store:
         passages: Sequence[str] = (),
         documents: Mapping[Kind, Any] | None = None,
     ) -> Store:
-        """A store with `site` and its second moment or network. One that has this site already is opened as it is.
+        """Create a store, or open the existing store if it has the same site.
 
-        passages: ordinary text for its gates; `keep_passages` adds it later.  documents: others to keep from the start.
+        Args:
+            url: Folder or fsspec URL; None for the default.
+            site: The store's site.
+            material: The site's second moment or network, by tensor name.
+            passages: Ordinary text for the gates; `keep_passages` can add it later.
+            documents: Further documents to write.
 
         Raises:
-            EditError: another site is fixed there, or `material` is not what the site names.
+            EditError: the store has another site, or `material` does not match the digest that the site names.
         """
         place = default_url() if url is None else str(url)
         files = open_files(place)
@@ -85,14 +90,14 @@ class Store:
         registry = _registry(place, files, lambda: site.digest)
 
         def write() -> None:
-            if files.exists(SITE):  # another process was faster
+            if files.exists(SITE):  # another process created it first
                 cls._made_before(place, site)
                 return
             write_material(files, site, material)
             for kind, content in {"passages": list(passages), **(documents or {})}.items():
                 if content:
                     write_document(files, kind, content)
-            write_site(files, site)  # last: with it the store exists
+            write_site(files, site)  # last: this file makes the store exist
 
         if isinstance(files, LocalFiles):
             try:
@@ -100,7 +105,7 @@ class Store:
             except OSError as error:
                 raise Unavailable(f"{place} cannot be written: {error.strerror}; name another --store") from error
         try:
-            Anchor(files).advance(EMPTY)  # before any row: from now on a missing anchor is a finding
+            Anchor(files).advance(EMPTY)  # before the first row, so that `verify` can report a missing anchor
             with files.locked(SITE):
                 registry.establish(write)
         except EditError:
@@ -113,7 +118,7 @@ class Store:
 
     @classmethod
     def _made_before(cls, place: str, site: Site) -> Store:
-        """The store that there is.
+        """Open the existing store.
 
         Raises:
             EditError: it has another site.
@@ -122,7 +127,7 @@ class Store:
         if (own := store.site()).digest != site.digest:
             raise EditError(
                 f"{place} has a site already (layer {own.layer}, {own.digest}), "
-                "and a store has one for good; give another --store"
+                "and a store's site is fixed; give another --store"
             )
         return store
 
@@ -132,7 +137,7 @@ class Store:
     # The site
 
     def site(self) -> Site:
-        """The store's site.
+        """Read the store's site.
 
         Raises:
             Corrupt: the file does not match the digest in it.
@@ -140,7 +145,7 @@ class Store:
         return read_site(self.files)
 
     def base(self) -> Fingerprint:
-        """The fingerprint of the site's base; with the digest of its settings that was kept later, where one was.
+        """Read the fingerprint of the site's base, including a digest of its settings that was added later.
 
         Raises:
             Corrupt: a file does not match the digest in it.
@@ -149,7 +154,7 @@ class Store:
         return base if base.settings is not None else base.model_copy(update={"settings": self.document("settings")})
 
     def moment(self) -> dict[str, torch.Tensor]:
-        """The site's second moment as it was given to `create`, checked against its digest.
+        """Read the site's second moment, checked against its digest.
 
         Raises:
             EditError: the site has a hypernetwork instead.
@@ -162,11 +167,11 @@ class Store:
         return self.material()
 
     def material(self) -> dict[str, torch.Tensor]:
-        """The tensors that belong to the site, second moment or network, checked against their digest."""
+        """Read the site's second moment or network, checked against its digest."""
         return read_material(self.files, self.site())
 
     def passages(self) -> tuple[str, ...]:
-        """Ordinary text on which the gates measure the drift of perplexity; none where the store keeps none.
+        """Read the text on which the gates measure the drift of perplexity; empty if the store has none.
 
         Raises:
             Corrupt: the file does not match the digest in it.
@@ -174,19 +179,19 @@ class Store:
         return tuple(map(str, read_document(self.files, "passages") or ()))
 
     def keep_passages(self, passages: Sequence[str]) -> None:
-        """Keep ordinary text for the gates, for good: with other text they would judge by another measure.
+        """Add ordinary text for the gates, once: with other text, verdicts of gates would not be comparable.
 
         Raises:
-            EditError: there are some already, or none are given.
+            EditError: the store has passages already, or none are given.
         """
-        if kept := self.passages():
-            raise EditError(f"{self.url} keeps {len(kept)} passages already, and its gates judged by them")
+        if existing := self.passages():
+            raise EditError(f"{self.url} has {len(existing)} passages already, and its gates used them")
         if not passages:
             raise EditError("expected at least one passage, got none")
         write_document(self.files, "passages", list(passages))
 
     def document(self, kind: Kind) -> Any:
-        """What the store keeps under `kind` (see `documents`); None where it keeps none.
+        """Read the document of this kind (see `documents`); None if the store has none.
 
         Raises:
             Corrupt: the file does not match the digest in it.
@@ -194,22 +199,22 @@ class Store:
         return read_document(self.files, kind)
 
     def keep(self, kind: Kind, content: Any) -> None:
-        """Keep a document, for good.
+        """Write a document, once.
 
         Raises:
-            EditError: there is one already.
+            EditError: the store has one already.
         """
         if self.document(kind) is not None:
-            raise EditError(f"{self.url} keeps {path_of(kind)} already, and what was drawn from it must not move")
+            raise EditError(f"{self.url} has {path_of(kind)} already, and a document is never replaced")
         write_document(self.files, kind, content)
 
     # Compiled patches
 
     def save(self, compiled: CompiledPatch) -> str:
-        """Store a compiled patch and return its name. Saving it again changes no file, but mends a damaged one.
+        """Store a compiled patch and return its name. Saving it again rewrites only damaged files.
 
-        The files appear at once, then the registry learns of them; a name that appeared without the second step (the
-        writer was killed) is entered by whoever lists the names next.
+        The files appear atomically, then the patch is entered in the registry; if the writer is killed in between, the
+        next caller of `names` enters it.
         """
         from vllm_edit.artefacts.folder import pack
 
@@ -218,7 +223,7 @@ class Store:
         if compiled.manifest.site != site.digest:
             raise EditError(f"{name} was compiled at site {compiled.manifest.site}, this store's site is {site.digest}")
         put = partial(self._put, name, pack(compiled))
-        if name not in self.registry.retired.since():  # else gc may be removing them right now
+        if name not in self.registry.retired.since():  # gc may be deleting the files of a retired patch
             put()
         has_files = partial(self._exists, name)
         self.registry.add_patch(name, compiled.manifest.valid_until, has_files=has_files, write_files=put)
@@ -227,7 +232,7 @@ class Store:
         return name
 
     def load(self, name: str) -> CompiledPatch:
-        """A compiled patch with everything in it verified; `report` is the one of its last compilation.
+        """Read and verify a compiled patch; its `report` is that of its last compilation.
 
         Raises:
             NotFound: no such name.
@@ -239,7 +244,7 @@ class Store:
         return replace(found, report=reports[-1].data if reports else {})
 
     def check(self, name: str) -> None:
-        """Verify every byte of a patch's files; raises `Corrupt` or `NotFound` as `load` does. Records are not read."""
+        """Verify every byte of a patch's files, without its records; raise `Corrupt` or `NotFound` as `load` does."""
         from vllm_edit.artefacts.folder import check
 
         check(self.manifest(name), self._reader(name))
@@ -248,42 +253,42 @@ class Store:
         return read_manifest(name, self._reader(name))
 
     def demonstrations(self, name: str) -> tuple[Demonstration, ...]:
-        """The patch's IKE demonstrations."""
+        """Read the patch's IKE demonstrations."""
         from vllm_edit.artefacts.folder import read_demonstrations
 
         return read_demonstrations(self.manifest(name), self._reader(name))
 
     def unit(self, name: str, member: str) -> CompiledPatch:
-        """One subject's compiled patch of a patch with scope subject, verified; no other file is read.
+        """Read and verify one subject's compiled patch of a patch with scope subject; no other file is read.
 
         Raises:
-            Corrupt: it does not match its name's digest.
+            Corrupt: the file does not match the digest in its name.
         """
         from vllm_edit.artefacts.units import read_unit
 
         return read_unit(name, member, self._reader(name))
 
     def adapter_files(self, name: str) -> dict[str, bytes]:
-        """The patch's PEFT folder, verified: bytes by file name."""
+        """Read and verify the patch's PEFT folder: bytes by file name."""
         from vllm_edit.artefacts.folder import read_adapter
 
         return read_adapter(self.manifest(name), self._reader(name))
 
     def adapter_folder(self, name: str, cache: str | Path | None = None) -> Path:
-        """A verified copy of the patch's PEFT folder on this node, in memory by default: what vLLM loads.
+        """Copy the patch's verified PEFT folder to this node, in memory by default, for vLLM to load.
 
-        Its path depends on `cache` and the name only; it stays until someone removes it.
+        The path depends only on `cache` and the name; the copy stays until it is removed.
         """
         from vllm_edit.store.local_copy import local_copy
 
         return local_copy(names.check_name(name), self.adapter_files(name), cache)
 
     def adapter_id(self, name: str) -> int:
-        """The id that vLLM knows the adapter by: from 1 up, the same in every process, never given twice."""
+        """Return the adapter's id in vLLM: at least 1, the same in every process, never reused."""
         return self.entry(name).adapter_id
 
     def entry(self, name: str) -> PatchEntry:
-        """What the registry knows of a patch: adapter id, time, status."""
+        """Return the registry's entry of a patch: adapter id, time, status."""
         names.check_name(name)
         try:
             return self.registry.patch(name)
@@ -294,7 +299,7 @@ class Store:
             return self.registry.patch(name)
 
     def names(self) -> list[str]:
-        """Names of all stored patches, the one saved last first; without those that gc is removing."""
+        """Return the names of all stored patches, the last saved first, without those that gc is removing."""
         stored = self.stored()
         listed = [entry.name for entry in self.registry.patches()]
         if missing := stored.difference(listed, self.registry.retired.since()):
@@ -304,16 +309,16 @@ class Store:
         return [name for name in listed if name in stored]
 
     def stored(self) -> set[str]:
-        """Names of all patches whose files are there, whatever the registry says."""
+        """Return the names of all patches whose files exist, independent of the registry."""
         return {path.split("/")[1] for path in self.files.glob(f"patches/*/{MANIFEST}")}
 
     def resolve(self, text: str) -> str:
-        """The full name that `text` means: a full name, `patch` (its newest) or `patch@…` (start of a digest).
+        """Return the full name for `text`: a full name, `patch` (its newest) or `patch@…` (prefix of a digest).
 
         Raises:
             NotFound: no such name.
-            EditError: the start of a digest fits several.
-            Unavailable: the registry has it, but its files, or the whole store, are gone.
+            EditError: the prefix of a digest is ambiguous.
+            Unavailable: the registry has the patch, but its files, or the whole store, are missing.
         """
         try:
             return names.resolve(text, self.names())
@@ -324,28 +329,28 @@ class Store:
     # Records
 
     def add_record(self, name: str, kind: str, data: Mapping[str, Any]) -> Record:
-        """Attach something measured (JSON-able) to a patch; earlier records of the kind stay."""
+        """Attach a measurement (JSON values) to a patch; earlier records of the kind stay."""
         return add_record(self.files, name, kind, data)
 
     def records(self, name: str, kind: str | None = None) -> list[Record]:
-        """A patch's records, oldest first."""
+        """Return a patch's records, oldest first."""
         return read_records(self.files, name, kind)
 
     def notes(self) -> list[str]:
-        """What should be known of a store in which nothing is wrong, one line each."""
+        """Return notes about the store that are not problems, one line each."""
         try:
             return [WITHOUT_SETTINGS] if self.base().settings is None else []
-        except EditError:  # `care.problems_of` tells it
+        except EditError:  # `problems_of` reports it
             return []
 
     def remove_files(self, name: str) -> None:
-        """Remove a patch's files, if there are any; its records stay. Only for one that the registry gives up."""
+        """Remove a patch's files, if any; its records stay. Only for patches that the registry is removing."""
         self.files.remove_folder(_folder(name), marker=MANIFEST)
 
     def _check_not_lost(self, text: str) -> None:
-        """Raises `Unavailable` where a name is not found because files are gone, as on a disk that is not mounted."""
+        """Raise `Unavailable` if a name is not found because files are missing, e.g. on a disk that is not mounted."""
         if not self.files.exists(SITE):
-            raise Unavailable(f"the store at {self.url} is gone: {SITE} is not there; mount or restore it")
+            raise Unavailable(f"the store at {self.url} is gone: {SITE} is missing; mount or restore it")
         retired = self.registry.retired.since()
         try:
             lost = names.resolve(text, [entry.name for entry in self.registry.patches() if entry.name not in retired])
@@ -354,30 +359,30 @@ class Store:
         raise Unavailable(f"the files of {lost} are gone from the store at {self.url}; restore or compile them again")
 
     def _enter(self, name: str) -> None:
-        """Enter a patch that a writer who was killed left out."""
+        """Enter a patch whose writer was killed before it did."""
         try:
             valid_until = self.manifest(name).valid_until
-        except Corrupt:  # whoever uses it is told; saving it again mends file and entry
+        except Corrupt:  # its use raises; saving it again repairs both the file and the entry
             valid_until = None
-        except NotFound:  # gc removed it since it was seen
+        except NotFound:  # gc has removed it meanwhile
             return
         self.registry.enter_patch(name, valid_until, partial(self._exists, name))
 
     def _put(self, name: str, files: Mapping[str, bytes]) -> None:
-        """Write a patch's files, or those of them that are not as they should be."""
+        """Write a patch's files, or repair existing files."""
         if self.files.exists(_folder(name)):
-            self._mend(name, files)
+            self._repair(name, files)
         if not self._exists(name):
             self.files.write_folder(_folder(name), files, marker=MANIFEST)
 
-    def _mend(self, name: str, files: Mapping[str, bytes]) -> None:
-        """Write those of a patch's files anew that are not as they should be, one by one: the others stay readable."""
+    def _repair(self, name: str, files: Mapping[str, bytes]) -> None:
+        """Rewrite a patch's missing or damaged files one by one; the others stay readable."""
         try:
             self.check(name)
             return
         except (Corrupt, NotFound):
             folder = _folder(name)
-        for path in sorted(files, key=lambda path: path == MANIFEST):  # last, as it says that the others are there
+        for path in sorted(files, key=lambda path: path == MANIFEST):  # manifest last: it marks the folder complete
             try:
                 intact = self.files.read(f"{folder}/{path}") == files[path]
             except FileNotFoundError:
@@ -389,7 +394,7 @@ class Store:
         return self.files.exists(f"{_folder(name)}/{MANIFEST}")
 
     def _reader(self, name: str) -> Read:
-        """Reads files of artefact `name`; one that is missing is `Corrupt`, an artefact that is missing `NotFound`."""
+        """Return a reader of artefact `name`; it raises `Corrupt` or, if the whole artefact is missing, `NotFound`."""
         folder = _folder(names.check_name(name))
 
         def read(path: str) -> bytes:
@@ -408,6 +413,6 @@ def _folder(name: str) -> str:
 
 
 def _registry(place: str, files: Files, site: Callable[[], str]) -> Registry:
-    """The registry of the store at `place`. site: its site's digest."""
+    """Return the registry of the store at `place`. `site` reads the digest of its site."""
     owner = Owner(place, site, lambda name: files.exists(f"{_folder(name)}/{MANIFEST}"))
     return Registry(registry_url(place, files), Anchor(files), owner)
