@@ -162,12 +162,12 @@ def _pointer(path: Path) -> None:
 
 
 DAMAGES: dict[str, tuple[str, Callable[[Path], object], str]] = {
-    "weights are a pointer": ("model.safetensors", _pointer, "pointer of Git LFS"),
-    "tokenizer is a pointer": ("tokenizer.json", _pointer, "pointer of Git LFS"),
-    "template is a pointer": ("chat_template.jinja", _pointer, "pointer of Git LFS"),
-    "weights are cut": ("model.safetensors", _half, "cut off or damaged"),
-    "weights are empty": ("model.safetensors", lambda path: path.write_bytes(b""), "cut off or damaged"),
-    "weights are text": ("model.safetensors", lambda path: path.write_text("<html>" * 99), "cut off or damaged"),
+    "weights are a pointer": ("model.safetensors", _pointer, "Git LFS pointer"),
+    "tokenizer is a pointer": ("tokenizer.json", _pointer, "Git LFS pointer"),
+    "template is a pointer": ("chat_template.jinja", _pointer, "Git LFS pointer"),
+    "weights are cut": ("model.safetensors", _half, "truncated or damaged"),
+    "weights are empty": ("model.safetensors", lambda path: path.write_bytes(b""), "truncated or damaged"),
+    "weights are text": ("model.safetensors", lambda path: path.write_text("<html>" * 99), "truncated or damaged"),
     "weights are longer": ("model.safetensors", lambda path: path.write_bytes(path.read_bytes() + b"0"), "damaged"),
     "weights are a list": ("model.safetensors", lambda path: path.write_bytes(b"\2" + b"\0" * 7 + b"[]"), "damaged"),
 }
@@ -202,7 +202,7 @@ def test_a_missing_shard_is_named(in_shards: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(in_shards, tmp_path / "model")
     last = sorted(folder.glob("*.safetensors"))[-1]
     last.unlink()
-    with pytest.raises(EditError, match=f"{last.name} is missing, which the index"):
+    with pytest.raises(EditError, match=f"{last.name} is missing, but the index"):
         Checkpoint(folder).check_whole()
 
 

@@ -95,7 +95,7 @@ def test_a_model_that_is_not_whole(serve: Serve, tmp_path: Path, model: Path) ->
     folder = shutil.copytree(model, tmp_path / "cut")
     weights = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
-    assert "cut off or damaged" in serve.refused(folder)
+    assert "truncated or damaged" in serve.refused(folder)
     assert "no such model folder" in serve.refused(tmp_path / "nowhere")
     assert "neither a model folder nor the id" in serve.refused("no/such/folder")
 
@@ -173,7 +173,7 @@ def test_a_configuration_file_is_passed_on(serve: Serve, tmp_path: Path) -> None
         ("VLLM_EDIT_LOG_DAYS", "many", "VLLM_EDIT_LOG_DAYS: expected a number"),
         ("VLLM_EDIT_TRUSTED_PEERS", "10.0.0.0/8", "go together"),
         ("VLLM_EDIT_REGISTRY", "sqlite:///x?bogus=1", "bogus"),
-        ("VLLM_EDIT_REGISTRY", "mysql://x/y", "got one for mysql"),
+        ("VLLM_EDIT_REGISTRY", "mysql://x/y", "got a URL for mysql"),
     ],
 )
 def test_an_environment_in_which_it_could_not_serve(

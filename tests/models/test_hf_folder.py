@@ -102,8 +102,8 @@ def _without_a_tensor(path: Path) -> None:
 
 
 DAMAGES: dict[str, tuple[str, Callable[[Path], object], str]] = {
-    "a pointer": ("model.safetensors", lambda path: path.write_text("version https://git-lfs…"), "pointer of Git LFS"),
-    "cut weights": ("model.safetensors", _cut, "cut off or damaged"),
+    "a pointer": ("model.safetensors", lambda path: path.write_text("version https://git-lfs…"), "Git LFS pointer"),
+    "cut weights": ("model.safetensors", _cut, "truncated or damaged"),
     "a lost tensor": ("model.safetensors", _without_a_tensor, "no weights for 1 of the model's tensors"),
     "a cut tokenizer": ("tokenizer.json", _cut, "the tokenizer of .* cannot be loaded"),
     "a tokenizer that is a list": ("tokenizer.json", lambda path: path.write_text("[]"), "the tokenizer of .* cannot"),

@@ -1,4 +1,4 @@
-"""The files of a model folder that are loaded, found and read without torch: weights, config and tokenizer."""
+"""The files of a model folder that loaders read (weights, config, tokenizer), located and checked without torch."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ CONFIG, TEMPLATE = "config.json", "chat_template.jinja"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "special_tokens_map.json")
 SETTINGS_FILES = ("tokenizer_config.json", "added_tokens.json", "generation_config.json")
 _NAMED = ("model.safetensors", "pytorch_model.bin")
-"""The files, or the beginnings of their indexes' names, that transformers looks for, in this order (5.x,
+"""Weight files (or their indexes, without `.index.json`) in the order in which transformers looks for them (5.x,
 `modeling_utils._get_resolved_checkpoint_files`)."""
 _POINTER = b"version https://git-lfs"
 _ZIP, _OLD_PICKLE = b"PK\x03\x04", b"\x80"
 _TRAINING = ("training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.pt", "scaler.pt")
-"""What vLLM leaves out of *.bin (0.32, `weight_utils.filter_files_not_needed_for_inference`)."""
+"""*.bin files that vLLM ignores (0.32, `weight_utils.filter_files_not_needed_for_inference`)."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model folder in Hugging Face layout. Every member raises EditError, in one line that names the file."""
+    """A model folder in Hugging Face layout. Every member raises a one-line `EditError` that names the file."""
 
     folder: Path
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """What config.json says."""
+        """Content of config.json."""
         return self.json(CONFIG)
 
     @cached_property
     def weights(self) -> tuple[Path, ...]:
-        """The files that transformers loads, by name: safetensors before pickled ones, whole before in shards.
+        """The weight files that transformers loads: safetensors before pickled, a single file before shards.
 
-        Empty where there are none; a shard that the index names need not be there.
+        Empty if there are none. Shards that the index names may be missing.
         """
         for name in _NAMED:
             if (self.folder / name).is_file():
@@ -54,11 +54,11 @@ class Checkpoint:
 
     @property
     def tokenizer(self) -> tuple[Path, ...]:
-        """The files that a tokenizer is made of; its settings are apart."""
+        """The tokenizer's files, without its settings files."""
         return self._present(TOKENIZER_FILES)
 
     def json(self, name: str) -> dict[str, Any]:
-        """One of the folder's JSON files."""
+        """Read one of the folder's JSON files."""
         path = self.folder / name
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
@@ -66,35 +66,35 @@ class Checkpoint:
             raise EditError(f"{path} cannot be read: {error.strerror}; expected a model folder there") from error
         except (ValueError, RecursionError) as error:
             _check_no_pointer(path)
-            raise EditError(f"{path} is no JSON in UTF-8: {error}") from error
+            raise EditError(f"{path} is not JSON in UTF-8: {error}") from error
         if not isinstance(content, dict):
             raise EditError(f"{path}: expected a JSON object, got a {type(content).__name__}")
         return content
 
     def check_whole(self) -> None:
-        """Refuse a folder whose files are not there, not whole, or only pointers to them.
+        """Raise `EditError` for missing or truncated files, and for Git LFS pointers.
 
-        Weights in safetensors are compared with their own header; of pickled ones only the container is looked at.
+        Safetensors files are compared with their own header; of pickled files only the container is checked.
         """
         for path in (*self._present((CONFIG, TEMPLATE, *SETTINGS_FILES)), *self.tokenizer, *self.weights):
             if not path.is_file():
-                raise EditError(f"{path} is missing, which the index of the weights names; download the model again")
+                raise EditError(f"{path} is missing, but the index of the weights names it; download the model again")
             _check_no_pointer(path)
         for path in self.weights:
             (_check_safetensors if path.suffix == ".safetensors" else _check_pickled)(path)
 
     def check_served(self) -> None:
-        """Refuse a folder of which vLLM would load other weights than transformers does.
+        """Raise `EditError` if vLLM would load other weight files than transformers does.
 
-        vLLM takes `consolidated*.safetensors` before all others, and every *.safetensors where no index names them
-        (0.32, `DefaultModelLoader._prepare_weights`).
+        vLLM prefers `consolidated*.safetensors`, and without an index it loads every *.safetensors (0.32,
+        `DefaultModelLoader._prepare_weights`).
         """
         other = set(self._served()) ^ set(self.weights)
         if other:
             names = ", ".join(sorted(path.name for path in other))
             raise EditError(
-                f"{self.folder} holds weights that only one of vLLM and transformers loads ({names}): remove what is "
-                "not the model, or write a folder without it (vllm-edit model import)"
+                f"{self.folder} holds weights that only one of vLLM and transformers loads ({names}): remove the files "
+                "that do not belong to the model, or write a folder without them (vllm-edit model import)"
             )
 
     def _served(self) -> Iterable[Path]:
@@ -122,11 +122,11 @@ def _beginning(path: Path, size: int) -> bytes:
 
 def _check_no_pointer(path: Path) -> None:
     if _beginning(path, len(_POINTER)) == _POINTER:
-        raise EditError(f"{path} is a pointer of Git LFS and not the file itself; fetch it (git lfs pull)")
+        raise EditError(f"{path} is a Git LFS pointer, not the file itself; fetch it (git lfs pull)")
 
 
 def _check_safetensors(path: Path) -> None:
-    """The header says how long the file is: eight bytes with its own size, JSON, then the tensors."""
+    """Compare the file's size with its header: eight bytes with the header's size, JSON, then the tensors."""
     size = path.stat().st_size
     length = struct.unpack("<Q", _beginning(path, 8).ljust(8, b"\0"))[0]
     try:
@@ -137,14 +137,14 @@ def _check_safetensors(path: Path) -> None:
         if (expected := 8 + length + max(ends, default=0)) != size:
             raise ValueError(f"expected {expected:,} bytes, got {size:,}")
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
-        raise EditError(f"{path} is cut off or damaged: {error}; download it again") from error
+        raise EditError(f"{path} is truncated or damaged: {error}; download it again") from error
 
 
 def _check_pickled(path: Path) -> None:
-    """torch writes a zip file, whose directory is at its end; before 1.6 it wrote pickles one after the other."""
+    """Check the container: torch writes a zip file, whose directory is at its end; before 1.6 it wrote pickles."""
     first = _beginning(path, 4)
     if first == _ZIP and zipfile.is_zipfile(path):
         return
     if first[:1] == _OLD_PICKLE:
         return
-    raise EditError(f"{path} is cut off or damaged: it is no file that torch wrote; download it again")
+    raise EditError(f"{path} is truncated or damaged: torch did not write such a file; download it again")

@@ -15,10 +15,12 @@ from vllm_edit.deltas.delta import Delta
 
 @dataclass(frozen=True)
 class Factors:
-    """What a closed-form editor computed at the site; enough to solve again, alone or with others, without the model.
+    """Result of a closed-form editor at the site: enough to solve again, alone or jointly, without the model.
 
-    keys: K, [columns, d_in] float32.  whitened: C⁻¹K, [columns, d_in] float32.  residuals: [groups, d_out] float32.
-    `Manifest.columns[i].group` says which residual column i shares.
+    Attributes:
+        keys: K, [columns, d_in] float32.
+        whitened: C⁻¹K, [columns, d_in] float32.
+        residuals: [groups, d_out] float32; column i has the residual of group `Manifest.columns[i].group`.
     """
 
     keys: torch.Tensor
@@ -39,15 +41,20 @@ class Demonstration(BaseModel):
     prompt: str
     answer: str
     tokens: int
-    edit: int | None = None  # index of the edit a self-copy belongs to; None for the bank's demonstrations
+    edit: int | None = None  # index of the edit that a self-copy belongs to; None for the bank's demonstrations
 
 
 @dataclass(frozen=True)
 class CompiledPatch:
-    """Manifest, delta (the adapter's tensors), factors and demonstrations. `report` is a record, outside the digest.
+    """A compiled patch in memory.
 
-    units: of a patch with scope subject, each subject's own compiled patch, in the order of the manifest's members.
-    Such a patch has no delta of its own.
+    Attributes:
+        manifest: Everything that identifies the patch.
+        delta: The adapter's tensors; empty with scope subject.
+        factors: The closed-form editor's factors; None for other methods.
+        demonstrations: The IKE demonstrations.
+        report: The compile report, a record outside the digest.
+        units: With scope subject: each subject's compiled patch, in the order of the manifest's members.
     """
 
     manifest: Manifest

@@ -1,9 +1,9 @@
-"""What makes an artefact's files trustworthy: its manifest, and the list of its files' digests.
+"""Verification of an artefact's files: its manifest, and the list of its files' digests.
 
     manifest.json    canonical JSON: the digest of its bytes is the digest in the patch's name
     files.json       digests of the bytes of all other files, and of this list itself
 
-`files.json` finds every flipped byte; the digests in the manifest bind what the files mean to the name (`folder`).
+`files.json` detects every changed byte; the digests in the manifest bind the decoded contents to the name (`folder`).
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ Read = Callable[[str], bytes]  # bytes of one of an artefact's files, by its pat
 
 
 def seal(manifest: Manifest, files: Mapping[str, bytes]) -> dict[str, bytes]:
-    """The artefact's files by path: `files` and the two that vouch for them."""
+    """Return the artefact's files by path: `files`, the manifest and the checksums."""
     digests = {path: digest_bytes(data) for path, data in files.items()}
     checksums = canonical({"digest": digest_json(digests), "files": digests})
     return {MANIFEST: canonical(manifest.model_dump(mode="json")), CHECKSUMS: checksums, **files}
 
 
 def read_manifest(name: str, read: Read) -> Manifest:
-    """The manifest of artefact `name`.
+    """Read and verify the manifest of artefact `name`.
 
     Raises:
-        Corrupt: its bytes do not have the name's digest.
+        Corrupt: its bytes do not match the digest in the name.
     """
     data = read(MANIFEST)
     if digest_bytes(data) != split_name(name)[1]:
@@ -55,10 +55,10 @@ def read_manifest(name: str, read: Read) -> Manifest:
 
 
 def read_checked(name: str, path: str, read: Read) -> bytes:
-    """The bytes of one file of artefact `name`.
+    """Read and verify one file of artefact `name`.
 
     Raises:
-        Corrupt: they do not have the digest that `files.json` states.
+        Corrupt: its bytes do not match the digest in `files.json`.
     """
     data = read(path)
     if _listed(name, read).get(path) != digest_bytes(data):
@@ -67,9 +67,9 @@ def read_checked(name: str, path: str, read: Read) -> bytes:
 
 
 def check_files(name: str, paths: Collection[str], read: Read) -> None:
-    """Raise `Corrupt` unless `files.json` lists exactly these paths, and every one of them has its digest there.
+    """Raise `Corrupt` unless `files.json` lists exactly these paths, and every file matches its digest.
 
-    Readers check what a file means; this finds also what means nothing, like white space.
+    Readers check decoded contents; this also detects changes that decoding ignores, such as white space.
     """
     listed = _listed(name, read)
     if set(listed) != set(paths):

@@ -1,10 +1,10 @@
-"""A compiled patch as files, and back with every digest checked.
+"""Encode a compiled patch as files, and decode it with every digest checked.
 
 manifest.json, files.json      see `envelope`
 factors.safetensors            Manifest.factors is the digest of its tensors (absent for methods without factors)
 demonstrations.json            canonical JSON: Manifest.demonstrations is the digest of its bytes
 adapter/…                      the PEFT folder; Manifest.adapter is the digest of its tensors
-units/…                        see `units`; a patch with scope subject has them instead of adapter and factors
+units/…                        see `units`; replaces adapter and factors in a patch with scope subject
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ def demonstrations_digest(demonstrations: Sequence[Demonstration]) -> str | None
 
 
 def pack(compiled: CompiledPatch) -> dict[str, bytes]:
-    """The artefact's files by relative path, the same bytes for the same compiled patch.
+    """Return the artefact's files by relative path. The encoding is deterministic.
 
     Raises:
-        EditError: the manifest's digests are not those of the contents.
+        EditError: the manifest's digests do not match the contents.
     """
     manifest = compiled.manifest
     scoped = manifest.scope == "subject"
@@ -73,7 +73,7 @@ def pack(compiled: CompiledPatch) -> dict[str, bytes]:
 
 
 def unpack(manifest: Manifest, read: Read) -> CompiledPatch:
-    """The compiled patch, without a report; everything in it is verified.
+    """Read and verify the compiled patch, without its report.
 
     Raises:
         Corrupt: a file does not match its digest; the message names the file.
@@ -88,7 +88,7 @@ def unpack(manifest: Manifest, read: Read) -> CompiledPatch:
 
 
 def check(manifest: Manifest, read: Read) -> None:
-    """Verify every byte of the artefact; raises `Corrupt` as `unpack` does."""
+    """Verify every byte of the artefact; raise `Corrupt` as `unpack` does."""
     unpack(manifest, read)
     paths = [unit_path(member) for member in members_inside(manifest)]
     if manifest.adapter is not None:
@@ -98,27 +98,27 @@ def check(manifest: Manifest, read: Read) -> None:
 
 
 def encode_adapter(compiled: CompiledPatch) -> dict[str, bytes]:
-    """The PEFT folder's files by their names in it, the same bytes for the same compiled patch."""
-    # The base's digest stands for its name: what a user called it is no part of the patch's identity.
+    """Return the PEFT folder's files by file name. The encoding is deterministic."""
+    # Write the base's digest instead of its name: the name that a user chose is not part of the patch's identity.
     return peft.encode(compiled.delta.parts, base_name=compiled.manifest.base, dtype=torch.float32)
 
 
 def read_delta(manifest: Manifest, read: Read) -> Delta:
-    """The adapter as a delta; the empty delta of a patch with scope subject."""
+    """Read the adapter as a delta; the delta is empty with scope subject."""
     if manifest.adapter is None:
         return Delta({})
     return Delta(peft.decode(read_adapter(manifest, read), Path(manifest.name) / ADAPTER))
 
 
 def read_adapter(manifest: Manifest, read: Read) -> dict[str, bytes]:
-    """The PEFT folder's files by their names in it.
+    """Read and verify the PEFT folder's files, by file name.
 
     Raises:
         EditError: a patch with scope subject has no adapter of its own.
     """
     if manifest.adapter is None:
         raise EditError(
-            f"{manifest.name} has scope subject: no adapter holds all of it, each of its {len(manifest.members)} "
+            f"{manifest.name} has scope subject and thus no single adapter: each of its {len(manifest.members)} "
             "subjects has its own; serve it, or compile its edits with scope all"
         )
     files = {}
@@ -150,7 +150,7 @@ def pack_tensors(tensors: Mapping[str, torch.Tensor]) -> bytes:
 
 
 def unpack_tensors(where: str, data: bytes, digest: str) -> dict[str, torch.Tensor]:
-    """Tensors of the safetensors file `where`, checked against the digest of their content."""
+    """Decode the safetensors file `where`, and check the tensors against the digest of their content."""
     try:
         tensors: dict[str, torch.Tensor] = safetensors.torch.load(data)
     except SafetensorError as error:

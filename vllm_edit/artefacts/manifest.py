@@ -1,4 +1,4 @@
-"""The manifest of a compiled patch: what it is made of. Its digest is the patch's identity."""
+"""The manifest of a compiled patch: its edits, settings and contents. Its digest is the patch's identity."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Column(_Frozen):
 
     group: int = Field(description="index of the key group")
     form: str = Field(description="which form of the prompt gave this key: plain, chat, alias:…, tune:…, keep:…")
-    share: float = Field(1.0, description="Δ·key, in units of the group's residual: 1, or 0 for a key to be kept")
+    share: float = Field(1.0, description="Δ·key in units of the group's residual: 1, or 0 for a preserved key")
 
 
 class KeyGroup(_Frozen):
@@ -32,7 +32,7 @@ class KeyGroup(_Frozen):
 
 
 class Manifest(_Frozen):
-    """Everything that identifies a compiled patch or a composition, tensors by digest. No times, paths or results."""
+    """Everything that identifies a compiled patch or composition; tensors by digest. No times, paths or results."""
 
     kind: Literal["patch", "composition"] = "patch"
     patch: str
@@ -43,18 +43,18 @@ class Manifest(_Frozen):
     edits: tuple[Edit, ...]
     gate: Gate = Gate()
     scope: Scope = Field("all", description="subject: its members are its subjects' compiled patches, in its own files")
-    members: tuple[str, ...] = Field(default=(), description="names of the compiled patches that it is made of")
-    settings: dict[str, Any] = Field(default_factory=dict, description="the method's settings, complete")
+    members: tuple[str, ...] = Field(default=(), description="names of the compiled patches that it consists of")
+    settings: dict[str, Any] = Field(default_factory=dict, description="all settings of the method")
     groups: tuple[KeyGroup, ...] = ()
     columns: tuple[Column, ...] = ()
-    rank: int = Field(description="of the adapter; with scope subject the highest of its members")
+    rank: int = Field(description="rank of the adapter; with scope subject the highest rank of its members")
     adapter: str | None = Field(description="digest of the adapter's tensors; None with scope subject")
-    factors: str | None = Field(None, description="digest of the factors' tensors; None where a method has none")
+    factors: str | None = Field(None, description="digest of the factors' tensors; None if the method has none")
     demonstrations: str | None = Field(None, description="digest of the IKE demonstrations")
 
     @model_serializer(mode="wrap")
     def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without the fields that came later where they say what went without saying: names must not change."""
+        """Omit newer fields that have their default, so that the names of existing patches stay the same."""
         data: dict[str, Any] = handler(self)
         if self.scope == "all":
             data.pop("scope", None)
@@ -62,16 +62,16 @@ class Manifest(_Frozen):
 
     @cached_property
     def digest(self) -> str:
-        """Computed once: a patch of a thousand edits is named at every request that it answers."""
+        """The manifest's digest. Cached, because every request reads its patch's name."""
         return digest_json(self.model_dump(mode="json"))
 
     @property
     def valid_until(self) -> datetime | None:
-        """The earliest end among its edits: an adapter cannot lose one of them without being solved again."""
+        """The earliest expiry of its edits: removing a single edit would need a new solve."""
         return min((edit.valid_until for edit in self.edits if edit.valid_until is not None), default=None)
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """A copy may be changed, so it does not take over what was computed of the original."""
+        """Copy without the cached digest, since fields of the copy may differ."""
         copied = super().model_copy(update=update, deep=deep)
         copied.__dict__.pop("digest", None)
         return copied

@@ -1,4 +1,4 @@
-"""The site: where edits go in one base model, fixed once per store; and the fingerprint of that base."""
+"""The site: where edits apply in one base model, fixed once per store; and the fingerprint of that base."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LEGAL_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM's MaxLoRARanks (vll
 
 _VOLATILE_CONFIG_KEYS = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache")
 _VOLATILE_SETTINGS = (
-    "chat_template",  # a part of its own
+    "chat_template",  # has its own digest
     "name_or_path",
     "transformers_version",
     "is_local",
@@ -26,14 +26,14 @@ _VOLATILE_SETTINGS = (
     "_from_model_config",
 )
 WITHOUT_SETTINGS = (
-    "this store is from before tokenizer_config.json and generation_config.json had a digest, so a change of them goes "
-    "unnoticed; if they are as they were, keep their digest with `vllm-edit store keep-settings`"
+    "this store was made before tokenizer_config.json and generation_config.json had a digest, so a change of them "
+    "is not detected; if they are unchanged, store their digest with `vllm-edit store keep-settings`"
 )
-_OLD_WEIGHTS = " (an older store of a folder that held further weight files has to be made anew: vllm-edit store init)"
+_OLD_WEIGHTS = " (an older store of a folder with further weight files has to be made anew: vllm-edit store init)"
 
 
 def check_rank(rank: int) -> None:
-    """Raises EditError for a greatest rank that is none of vLLM's."""
+    """Raise `EditError` unless vLLM supports `rank` as a maximum LoRA rank."""
     if rank not in LEGAL_RANKS:
         raise EditError(f"max_rank must be one of {', '.join(map(str, LEGAL_RANKS))} (vLLM's); got {rank}")
 
@@ -43,7 +43,7 @@ class _Frozen(BaseModel):
 
 
 class Fingerprint(_Frozen):
-    """Digests of what makes a base model itself."""
+    """Digests of the parts that identify a base model."""
 
     config: str
     weights: str
@@ -52,15 +52,15 @@ class Fingerprint(_Frozen):
 
     settings: str | None = Field(
         None,
-        description="of tokenizer_config.json, added_tokens.json, generation_config.json; None in sites from before it",
+        description="of tokenizer_config.json, added_tokens.json, generation_config.json; None in older sites",
     )
 
     @classmethod
     def of_folder(cls, folder: str | Path) -> Fingerprint:
-        """Fingerprint of a model folder in Hugging Face layout: of what would be loaded, and of nothing else there.
+        """Compute the fingerprint of a model folder in Hugging Face layout, from the files that loaders read.
 
         Raises:
-            EditError: the folder lacks config, weights or tokenizer, or one of them cannot be read.
+            EditError: the folder lacks config, weights or tokenizer, or one of these cannot be read.
         """
         files = Checkpoint(Path(folder))
         if not (files.folder / CONFIG).exists() or not files.weights or not files.tokenizer:
@@ -93,21 +93,21 @@ class Fingerprint(_Frozen):
         return digest_json(self.model_dump(exclude_none=True))
 
     def problems(self, base: Fingerprint) -> list[str]:
-        """What makes `base` another model than this one, a sentence for each part; the first word names the part."""
-        told = {"weights": _OLD_WEIGHTS if self.settings is None else ""}
+        """Describe each part in which `base` differs, one sentence each; the first word names the part."""
+        hints = {"weights": _OLD_WEIGHTS if self.settings is None else ""}
         return [
-            f"{part} is {getattr(base, part)}, the site was fixed for {getattr(self, part)}{told.get(part, '')}"
+            f"{part} is {getattr(base, part)}, the site was fixed for {getattr(self, part)}{hints.get(part, '')}"
             for part in self.departures(base)
         ]
 
     def is_named(self, digest: str) -> bool:
-        """True if `digest` is this fingerprint's, or what it was before `settings` existed."""
+        """True if `digest` is this fingerprint's, with or without `settings` (older versions had none)."""
         return digest in (self.digest, digest_json(self.model_dump(exclude={"settings"})))
 
     def departures(self, other: Fingerprint) -> tuple[str, ...]:
-        """Names of the parts in which two fingerprints differ; a part that one of them does not have is not compared.
+        """Return the names of the parts in which two fingerprints differ. Parts that either lacks are not compared.
 
-        Empty means that an edit of one is an edit of the other.
+        If there are none, edits of one base are valid for the other.
         """
         pairs = ((name, getattr(self, name), getattr(other, name)) for name in type(self).model_fields)
         return tuple(name for name, mine, theirs in pairs if None not in (mine, theirs) and mine != theirs)
@@ -118,10 +118,10 @@ def _digest_files(paths: Iterable[Path]) -> str:
 
 
 class Context(_Frozen):
-    """A text put around an edit's prompt when its key is measured and its residual is trained.
+    """Text around an edit's prompt while its key is measured and its residual is optimized.
 
-    `prefix` is text before the prompt; with `chat` the prompt is asked as a user turn of the model's chat template
-    (and `prefix`, if any, stands before the prompt inside that turn).
+    `prefix` is text before the prompt; with `chat`, the prompt is a user turn of the model's chat template, and
+    `prefix`, if any, precedes the prompt inside that turn.
     """
 
     prefix: str = ""
@@ -129,15 +129,15 @@ class Context(_Frozen):
 
 
 class Site(_Frozen):
-    """Where edits go: fixed once per store by `vllm-edit store init`. Patches of one site compose.
+    """Where edits apply: fixed once per store by `vllm-edit store init`. Patches of one site compose.
 
-    A closed-form site is one module at one token, with what its solver needs. A site with a hypernetwork (MEND) is the
-    matrices that the network edits, at every token, and has none of that.
+    A closed-form site is one module at one token, with the solver's inputs. A site with a hypernetwork (MEND) is the
+    matrices that the network edits, at every token, without these inputs.
     """
 
     base: Fingerprint
-    model: str = Field(description="what the user named: 'atlas', a folder or a hub id; informative, not identity")
-    modules: tuple[str, ...] = Field(min_length=1, description="the model's names, e.g. model.layers.6.mlp.down_proj")
+    model: str = Field(description="the user's name: 'atlas', a folder or a hub id; informative, not identity")
+    modules: tuple[str, ...] = Field(min_length=1, description="module names, e.g. model.layers.6.mlp.down_proj")
     layer: int = Field(description="the first edited layer")
     network: str | None = Field(None, description="digest of the hypernetwork's tensors; None for a closed-form site")
     token: Token = "last"
@@ -149,17 +149,17 @@ class Site(_Frozen):
     ridge: float = Field(0.0, description="added to C's diagonal, relative to its mean")
     damping: float = Field(0.0, description="λ, relative to the mean kᵀ C⁻¹ k of a key group's columns")
     margin: float | None = Field(
-        None, description="nats by which an edit's target is to lead; None, as in older sites, takes the editor's own"
+        None, description="nats by which an edit's target should lead; None, as in older sites: the editor's default"
     )
     residual_scale: float = Field(
         0.0,
         description="the unit of a residual: RMS at the site's token of the residual stream, or of the module's output "
-        "where the block normalises that",
+        "if the block normalises that",
     )
     thinking: Thinking | None = Field(
         None,
-        description="how a chat template that thinks is asked: with thinking off, or after an empty one; None for one "
-        "that does not, and in older sites",
+        description="how prompts suppress a chat template's thinking: switched off, or an empty thinking block; None "
+        "for a template without thinking, and in older sites",
     )
     max_rank: int
     slots: int
@@ -167,7 +167,7 @@ class Site(_Frozen):
 
     @model_validator(mode="after")
     def _is_of_one_kind(self) -> Site:
-        """Either everything that a closed-form solver needs, or a network and nothing of that."""
+        """Require either all inputs of a closed-form solver, or a network and none of them."""
         needed = ("d_in", "d_out", "contexts", "second_moment", "second_moment_count", "residual_scale")
         if self.network is None and (missing := [name for name in needed if not getattr(self, name)]):
             raise ValueError(f"a closed-form site needs {', '.join(missing)}")
@@ -176,12 +176,12 @@ class Site(_Frozen):
         return self
 
     def base_problems(self, base: Fingerprint) -> list[str]:
-        """`Fingerprint.problems` of the site's base."""
+        """Return `Fingerprint.problems` of the site's base."""
         return self.base.problems(base)
 
     @property
     def material(self) -> str:
-        """Digest of the tensors that belong to the site: its second moment's, or its network's."""
+        """Digest of the site's second moment or network."""
         return self.second_moment if self.network is None else self.network
 
     @property
@@ -193,9 +193,9 @@ class Site(_Frozen):
 
     @property
     def digest(self) -> str:
-        # Digests of sites that were made before a field existed must not change.
+        # Fields that are newer than a site must not change its digest.
         left_out = {"model", "slots"} | {
             name for name in ("network", "margin", "thinking") if getattr(self, name) is None
         }
-        told = self.model_dump(mode="json", exclude=left_out)
-        return digest_json(told | {"base": self.base.model_dump(exclude_none=True)})
+        fields = self.model_dump(mode="json", exclude=left_out)
+        return digest_json(fields | {"base": self.base.model_dump(exclude_none=True)})

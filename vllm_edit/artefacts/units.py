@@ -2,8 +2,8 @@
 
 units/<digest>.safetensors     the adapter's B and A and the factors, with the unit's manifest in the header
 
-So a server reads the few that a request needs, of thousands. A unit is bound by its name, which is in the patch's
-manifest: the unit's manifest has the name's digest, and its tensors the digests in that.
+A server thus reads only the units that a request needs. The patch's manifest holds each unit's name; the name's digest
+verifies the unit's manifest, whose digests verify its tensors.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _LENGTH_BYTES = 8  # safetensors: the header's length, little-endian, then the h
 
 
 def members_inside(manifest: Manifest) -> Sequence[str]:
-    """Names of the units that are stored inside the patch; a composition's members are patches of their own."""
+    """Return the names of the units stored inside the patch. A composition's members are separate patches."""
     return manifest.members if manifest.scope == "subject" else ()
 
 
@@ -38,7 +38,7 @@ def unit_path(member: str) -> str:
 
 
 def pack_unit(unit: CompiledPatch) -> bytes:
-    """The unit's file, the same bytes for the same unit."""
+    """Encode the unit as a file. The encoding is deterministic."""
     tensors: dict[str, torch.Tensor] = {}
     for module, part in unit.delta.parts.items():
         tensors[f"B.{module}"], tensors[f"A.{module}"] = part.cast(torch.float32)
@@ -52,7 +52,7 @@ def pack_unit(unit: CompiledPatch) -> bytes:
 
 
 def read_unit(patch: str, member: str, read: Read) -> CompiledPatch:
-    """The unit `member` of a patch, verified.
+    """Read and verify the unit `member` of a patch.
 
     Raises:
         Corrupt: the file is missing or does not match the unit's name.
