@@ -119,7 +119,7 @@ def test_arms_are_written_as_a_models_name_is() -> None:
         with pytest.raises(EditError, match="expected an arm like"):
             split_reference(text)
     for mode, name in (("weights", None), ("base", NEW)):
-        with pytest.raises(EditError, match="only mode base goes without one"):
+        with pytest.raises(EditError, match="only mode base has none"):
             Arm(mode, name)  # type: ignore[arg-type]
 
 
@@ -139,7 +139,7 @@ def test_metrics_are_read_and_hold_their_range() -> None:
 
 
 def test_an_outcome_of_no_metric_is_refused_with_those_there_are() -> None:
-    with pytest.raises(EditError, match="has no metrics; name them"):
+    with pytest.raises(EditError, match="has no metrics; they are given"):
         metric_of(rollout(), "solved")
     with pytest.raises(NotFound, match="nearest: solved"):
         metric_of(rollout(metrics=(Metric("solved"),)), "sovled")

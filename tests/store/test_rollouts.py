@@ -160,7 +160,7 @@ def test_an_arm_must_have_passed_its_gate_and_is_kept_while_it_is_needed(registr
     registry.set_status(NEW, "rejected", "locality 0.62")
     with pytest.raises(EditError, match=r"locality 0\.62"):
         steps.create(rollout())
-    with pytest.raises(EditError, match="say whose"):
+    with pytest.raises(EditError, match="needs a name"):
         steps.create(rollout(), override="they insist")
     steps.create(rollout(), override="they insist", by="ann")
     assert "they insist" in registry.audit("acme")[-1].new

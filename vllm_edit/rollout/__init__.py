@@ -1,1 +1,1 @@
-"""Sticky A/B rollouts: who is on which arm, what came of it, whether the arms differ. No engine, no network."""
+"""Sticky A/B rollouts: assignment of users to arms, outcomes, and comparison of the arms. No engine, no network."""

@@ -1,4 +1,4 @@
-"""An arm of a rollout: what a request on that side is answered with."""
+"""An arm of a rollout: the composition and mode that answer its requests."""
 
 from __future__ import annotations
 
@@ -16,9 +16,12 @@ Mode = Literal["weights", "ike", "base"]
 
 @dataclass(frozen=True)
 class Arm:
-    """A stored composition (or patch) by its full name in a mode; mode base has none.
+    """A stored composition (or patch) in a mode.
 
-    valid_until: the composition's end, the earliest of its edits'.
+    Attributes:
+        mode: How the composition is applied.
+        name: The composition's full name; None with mode base.
+        valid_until: When the composition expires: the earliest end of its edits.
     """
 
     mode: Mode
@@ -27,25 +30,25 @@ class Arm:
 
     def __post_init__(self) -> None:
         if self.mode not in get_args(Mode):
-            raise EditError(f"expected a mode among {', '.join(get_args(Mode))}; got {shown(self.mode)}")
+            raise EditError(f"expected one of the modes {', '.join(get_args(Mode))}; got {shown(self.mode)}")
         if (self.mode == "base") != (self.name is None):
-            raise EditError(f"mode {self.mode} with {self.name or 'no composition'}: only mode base goes without one")
+            raise EditError(f"mode {self.mode} with {self.name or 'no composition'}: only mode base has none")
         if self.name is not None:
             check_name(self.name)
 
     @classmethod
     def of(cls, text: str) -> Arm:
-        """The arm that `str` wrote."""
+        """Parse the arm from the text of `str(arm)`."""
         name, mode = split_reference(text)
         return cls(mode, name)
 
     def __str__(self) -> str:
-        """As a request's `model` field would say it."""
+        """The arm as a request's `model` field names it."""
         return "base" if self.name is None else self.name if self.mode == "weights" else f"{self.name}:{self.mode}"
 
     @property
     def short(self) -> str:
-        """The same with the digest cut for people."""
+        """The same with a shortened digest, for display."""
         return "base" if self.name is None else str(self).replace(self.name, short(self.name))
 
     def ended(self, now: datetime) -> bool:
@@ -53,11 +56,11 @@ class Arm:
 
 
 def split_reference(text: str) -> tuple[str | None, Mode]:
-    """(patch reference, mode) of `capital`, `capital@4f1c`, `capital:ike` or `base`."""
-    reference, colon, said = text.partition(":")
+    """Parse `capital`, `capital@4f1c`, `capital:ike` or `base` into (patch reference, mode)."""
+    reference, colon, suffix = text.partition(":")
     if reference == "base" and not colon:
         return None, "base"
-    mode: Mode | None = {"": "weights", "weights": "weights", "ike": "ike"}.get(said)  # type: ignore[assignment]
-    if not reference or mode is None or (colon and not said):
+    mode: Mode | None = {"": "weights", "weights": "weights", "ike": "ike"}.get(suffix)  # type: ignore[assignment]
+    if not reference or mode is None or (colon and not suffix):
         raise EditError(f"expected an arm like capital, capital@4f1c, capital:ike or base; got {shown(text)}")
     return reference, mode

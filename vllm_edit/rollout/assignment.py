@@ -1,4 +1,4 @@
-"""Who is on which arm: a pure function of the rollout and the sticky key."""
+"""Assignment to an arm: a pure function of the rollout and the sticky key."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from vllm_edit.rollout.rollout import Rollout
 from vllm_edit.rollout.sticky import StickyKey
 
 Reason = Literal["SPLIT", "TARGETING_MATCH", "STATIC", "DEFAULT", "DISABLED", "NO_KEY"]
-"""OpenFeature's vocabulary, in its sense, and NO_KEY:
+"""OpenFeature's reasons, with their standard meaning, and NO_KEY:
 
-    SPLIT            the hash put the key on its side; only these answers are compared
+    SPLIT            the hash assigned the key to its side; only these answers are compared
     TARGETING_MATCH  an override names the user
     STATIC           promoted: everyone is on treatment
     DEFAULT          the key does not take part (yet): control
     DISABLED         killed, or not started: control
-    NO_KEY           the request names nobody: control
+    NO_KEY           the request has no sticky key: control
 """
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """The side that a request is on. `unit` is the key's pseudonym, where the answer is compared."""
+    """The side that a request is on. `unit` is the sticky key's pseudonym if the answer is compared, else None."""
 
     rollout: str
     side: Side
@@ -38,9 +38,9 @@ class Assignment:
 
 
 def assign(rollout: Rollout, key: StickyKey | None) -> Assignment:
-    """The key's side: takes part if hash₁(key) < share, and is then on treatment if hash₂(key) < split.
+    """Assign the key: it takes part if hash₁(key) < share, and is then on treatment if hash₂(key) < split.
 
-    As hash₁ does not depend on the share, whoever took part at 5 % does at 20 %, on the same side.
+    Neither hash depends on the share, so keys that take part at 5 % also take part at 20 %, on the same side.
     """
     side, reason = _side(rollout, key)
     unit = pseudonym(rollout.salt, rollout.name, str(key)) if key is not None and reason == "SPLIT" else None

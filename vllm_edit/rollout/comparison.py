@@ -1,4 +1,4 @@
-"""Treatment against control on one metric, at any look."""
+"""Comparison of treatment and control on one metric, valid at any look."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Verdict = Literal["better", "worse", "open"]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean with its interval, which holds at every look at once. n: observations; None where there are none."""
+    """The mean of `n` observations with its interval, valid at every look; None without observations."""
 
     n: int
     mean: float | None = None
@@ -29,8 +29,18 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Comparison:
-    """outcomes: all that were reported, by side. arms: means over units. difference: treatment minus control over
-    blocks. verdict: on treatment; decided_at: the block whose interval first left zero out. path: interval by block."""
+    """Comparison of the arms on one metric.
+
+    Attributes:
+        metric: The metric.
+        alpha: Error probability of the intervals.
+        outcomes: Number of all reported outcomes, by side.
+        arms: Means over units, by side.
+        difference: Treatment minus control, over blocks.
+        verdict: Verdict on treatment.
+        decided_at: Number of the first block whose interval excludes zero; None if there is none.
+        path: (estimate, lower, upper) after each block, each [blocks].
+    """
 
     metric: Metric
     alpha: float
@@ -43,16 +53,22 @@ class Comparison:
 
 
 def compare(metric: Metric, observed: Sequence[Observed], split: int, alpha: float) -> Comparison:
-    """Compare the sides on the units' first outcomes, in the order in which they came.
+    """Compare the sides on the units' first outcomes, in the order of arrival.
 
-    One outcome per unit, as those of one user depend on each other. The k-th of the rarer side is taken with the mean
-    of the next m of the other (m by the intended split): Xₖ = Yₖ(treatment) − Yₖ(control), and the confidence sequence
-    of E[X] leaves zero out with probability ≤ alpha, ever, if the arms are equal. Taking them in turn, rather than
-    holding two intervals against each other, needs half as many users, and what shifts both arms alike with time
-    cancels. What a side has beyond the blocks that are full waits for its counterpart.
+    Each unit counts once, since outcomes of one user are dependent. Block k pairs the k-th outcome of the rarer side
+    with the mean of the next m outcomes of the other side (m follows from the intended split):
+    Xₖ = Yₖ(treatment) − Yₖ(control). If the arms are equal, the probability that the confidence sequence of E[X] ever
+    excludes zero is at most alpha. Pairing needs half as many users as a comparison of two intervals, and drift that
+    affects both arms cancels. Outcomes beyond the last full block wait for their counterpart.
+
+    Args:
+        metric: The metric, with its range.
+        observed: The first outcome of each unit.
+        split: Buckets (of 10,000) on treatment.
+        alpha: Error probability.
     """
     values = {
-        side: np.array([one.value for one in observed if one.side == side], dtype=np.float64)
+        side: np.array([outcome.value for outcome in observed if outcome.side == side], dtype=np.float64)
         for side in ("control", "treatment")
     }
     treated, control = _block_sizes(split)
@@ -62,8 +78,8 @@ def compare(metric: Metric, observed: Sequence[Observed], split: int, alpha: flo
     path = confidence_sequence(differences, -width, width, alpha)
     decided_at, verdict = _decided(path, metric)
     counts: dict[Side, int] = {"control": 0, "treatment": 0}
-    for one in observed:
-        counts[one.side] += one.count
+    for outcome in observed:
+        counts[outcome.side] += outcome.count
     arms: dict[Side, Estimate] = {
         side: _last(confidence_sequence(values[side], metric.low, metric.high, alpha), len(values[side]))
         for side in counts
@@ -72,13 +88,13 @@ def compare(metric: Metric, observed: Sequence[Observed], split: int, alpha: flo
 
 
 def _block_sizes(split: int) -> tuple[int, int]:
-    """(treatments, controls) of a block: 1 of the rarer side, and of the other as many as come with one."""
+    """Return (treatments, controls) of a block: 1 of the rarer side, and the rounded ratio for the other."""
     ratio = (BUCKETS - split) / split
     return (1, round(ratio)) if ratio >= 1 else (round(1 / ratio), 1)
 
 
 def _means(values: Array, size: int, blocks: int) -> Array:
-    """[blocks] means of `size` consecutive values each."""
+    """Return the means [blocks] of `size` consecutive values each."""
     means: Array = values[: blocks * size].reshape(blocks, size).mean(axis=1)
     return means
 
@@ -96,5 +112,5 @@ def _decided(path: tuple[Array, Array, Array], metric: Metric) -> tuple[int | No
 def _last(path: tuple[Array, Array, Array], n: int) -> Estimate:
     if n == 0:
         return Estimate(0)
-    estimate, lower, upper = (float(one[-1]) for one in path)
+    estimate, lower, upper = (float(values[-1]) for values in path)
     return Estimate(n, estimate, lower, upper)

@@ -1,4 +1,4 @@
-"""What a tenant's request is answered with: its rollout's arm where one governs, else what is published."""
+"""The decision for a tenant's request: the arm of its governing rollout, else the published composition."""
 
 from __future__ import annotations
 
@@ -15,8 +15,14 @@ from vllm_edit.rollout.sticky import StickyKey
 
 @dataclass(frozen=True)
 class TenantState:
-    """A tenant at one moment: the published composition (None: the base model) with its end, and the rollout that
-    governs it."""
+    """A tenant's state at one time.
+
+    Attributes:
+        tenant: The tenant.
+        active: The published composition; None for the base model.
+        rollout: The governing rollout, if any.
+        valid_until: When `active` expires, if it does.
+    """
 
     tenant: str
     active: str | None
@@ -28,19 +34,23 @@ class TenantState:
         return Arm("base") if self.active is None else Arm("weights", self.active, self.valid_until)
 
     def served(self, now: datetime) -> Arm:
-        """What a request is answered with that names no user and asks for no mode: the governing rollout's arm, else
-        what is published."""
+        """Return the arm for requests without a sticky key and mode: the governing rollout's, else the published."""
         assignment = _assigned(self, None, now)
         return self.published if assignment is None else assignment.arm
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What answers a request. `adapter` is a compiled patch's full name, `None` for base.
+    """The decision for a request.
 
-    reason is OpenFeature's: STATIC (the request named it), TARGETING_MATCH (the tenant's), DEFAULT (base, because
-    nothing was asked or nothing is published), or what a rollout says (`assignment.Reason`).
-    assignment: set where the rollout decided alone; that is what makes the request an exposure.
+    Attributes:
+        mode: How the adapter is applied.
+        adapter: Full name of a compiled patch; None for the base model.
+        tenant: The tenant.
+        reason: OpenFeature's reason: STATIC (the request named it), TARGETING_MATCH (the tenant's publication), DEFAULT
+            (base, because nothing was requested or published), or a rollout's (`assignment.Reason`).
+        arm: The rollout's side.
+        assignment: Set only if the rollout alone decided; the request is then an exposure.
     """
 
     mode: Mode
@@ -59,11 +69,18 @@ def decide(
     api_key: str | None = None,
     mode: Mode | None = None,
 ) -> Choice:
-    """The answer's composition and mode.
+    """Choose the composition and mode that answer a request.
 
-    headers: by lower-case name. api_key: the id of the caller's key. mode: what the request itself asks for
-    (`acme:ike`), None where it leaves that open. The rollout then still says which composition, but the answer is no
-    observation of either arm: whether a request asks may depend on what its user was answered before.
+    If the request names a mode, the rollout still chooses the composition, but the answer is not an observation of
+    either arm: a user's choice of a mode may depend on earlier answers.
+
+    Args:
+        state: The tenant's state.
+        headers: Request headers by lower-case name.
+        body: The request's JSON body.
+        now: Time of the decision.
+        api_key: Id of the caller's API key.
+        mode: The mode that the request names (`acme:ike`), if any.
     """
     key = state.rollout.sticky.key(headers, body, api_key) if state.rollout is not None else None
     assignment = _assigned(state, key, now)
@@ -77,7 +94,7 @@ def decide(
 
 
 def _assigned(state: TenantState, key: StickyKey | None, now: datetime) -> Assignment | None:
-    """The side that the tenant's rollout puts the key on; None where what is published decides."""
+    """Return the rollout's assignment of the key; None if the publication decides."""
     rollout = state.rollout
     if rollout is None or not rollout.governs:
         return None
@@ -86,7 +103,7 @@ def _assigned(state: TenantState, key: StickyKey | None, now: datetime) -> Assig
 
 
 def _asked(tenant: str, arm: Arm, mode: Mode | None, reason: str) -> Choice:
-    """The arm's composition in the mode that was asked for, if it has a composition."""
+    """Return the arm's composition, if any, in the requested mode."""
     if arm.name is None or mode == "base":
         return Choice("base", None, tenant, reason)
     return Choice(mode or arm.mode, arm.name, tenant, reason)

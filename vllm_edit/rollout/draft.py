@@ -1,4 +1,4 @@
-"""A rollout as somebody writes it down, with names that may be short, made into one that can be entered."""
+"""Build a rollout from user input, in which names of patches may be short."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vllm_edit.rollout.rollout import Rollout, buckets_of
 from vllm_edit.rollout.sticky import Source, Stickiness
 
 Resolve = Callable[[str], str]
-"""From a name as somebody writes it to a compiled patch's full name."""
+"""Maps a name from user input to a compiled patch's full name."""
 
 
 def draft(
@@ -31,10 +31,26 @@ def draft(
     salt: str | None,
     alpha: float,
 ) -> Rollout:
-    """served: what a tenant is served, which is the control unless another is said. split: per cent on treatment.
+    """Build a rollout from user input.
+
+    Args:
+        name: Name of the rollout.
+        tenant: The tenant whose requests are split.
+        resolve: Resolves names of patches.
+        served: Returns what a tenant is served now, the default control.
+        treatment: Treatment arm, e.g. `capital`, `capital:ike` or `base`.
+        control: Control arm; None for `served(tenant)`.
+        split: Percentage on treatment, of the sticky keys that take part.
+        metrics: Metrics, e.g. `solved` or `rating:1..5`.
+        users: Users that are always on one side.
+        order: Sources of the sticky key, in order.
+        user_header: Header with the user's name.
+        session_header: Header with the session's name.
+        salt: Salt of the hashes; None for a random salt.
+        alpha: Error probability over all metrics.
 
     Raises:
-        EditError: with every part that cannot be.
+        EditError: a part is invalid.
     """
     return Rollout(
         name,

@@ -1,4 +1,4 @@
-"""When a rollout should be stopped: what to tell whoever watches it. Nothing stops by itself."""
+"""Warnings that a rollout should be stopped. No rollout stops by itself."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ from collections.abc import Sequence
 from vllm_edit.rollout.comparison import Comparison
 
 IMBALANCED = 100.0
-"""An e-value above this has a chance of 1 % at most, ever, if requests of both sides arrive alike."""
+"""Threshold of the e-value: it is ever exceeded with probability at most 1 % if both sides lose requests equally."""
 
 
 def warnings(comparisons: Sequence[Comparison], imbalance: float) -> list[str]:
-    """What speaks for a kill, one line each."""
+    """Return the reasons for a kill, one line each."""
     found = [
-        f"treatment is worse on {one.metric.name}, as was plain after {one.decided_at} comparisons: consider a kill"
-        for one in comparisons
-        if one.verdict == "worse"
+        f"treatment is worse on {comparison.metric.name}, decided after {comparison.decided_at} comparisons: "
+        "consider a kill"
+        for comparison in comparisons
+        if comparison.verdict == "worse"
     ]
     if imbalance > IMBALANCED:
         found.append(
-            "the arms have other shares of the users than they were given: answers of one are lost or logged twice, "
+            "the shares of users on the arms differ from the split: answers of one arm are lost or logged twice, "
             "so no comparison here can be trusted"
         )
     return found

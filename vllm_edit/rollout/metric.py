@@ -1,4 +1,4 @@
-"""A metric: what clients may report of an answer, in which range, and which way is better."""
+"""A metric that clients report for an answer: its name, its range, and the better direction."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SPELLED = re.compile(rf"(?P<name>[^:]+)(?::(?P<low>{_NUMBER})\.\.(?P<high>{_NUM
 
 @dataclass(frozen=True)
 class Metric:
-    """Values lie in [low, high]. The range is needed: without one no test can promise its error rate at every n."""
+    """A metric with values in [low, high]. Without a range, no test could guarantee its error rate at every n."""
 
     name: str
     low: float = 0.0
@@ -35,14 +35,14 @@ class Metric:
             raise EditError(f"metric {self.name}: expected higher or lower to be better; got {shown(self.better)}")
 
     def check(self, value: float) -> float:
-        """`value` as a float, if it is one in range."""
+        """Return `value` as a float; raise `EditError` if it is out of range."""
         if not math.isfinite(value) or not self.low <= value <= self.high:
             raise EditError(f"metric {self.name} has values in {self.low:g}..{self.high:g}; got {value!r}")
         return float(value)
 
 
 def parse_metric(text: str) -> Metric:
-    """`solved` (0 or 1, higher is better), `rating:1..5`, `seconds_to_answer:0..60:lower`."""
+    """Parse a metric: `solved` (0 to 1, higher is better), `rating:1..5`, `seconds_to_answer:0..60:lower`."""
     match = _SPELLED.fullmatch(text)
     if match is None:
         raise EditError(f"expected a metric like solved, rating:1..5 or retries:0..10:lower; got {shown(text)}")

@@ -1,4 +1,4 @@
-"""What is recorded of a rollout: exposures (a request was answered by an arm) and outcomes (what came of it)."""
+"""A rollout's log: exposures (an arm answered a request) and outcomes (a metric's value for that answer)."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from vllm_edit.rollout.rollout import Rollout
 
 
 class UnknownAnswer(NotFound):
-    """No rollout decided an answer of this id, or none that is written yet."""
+    """No rollout decided an answer of this id, or its exposure is not written yet."""
 
 
 @dataclass(frozen=True)
 class Exposure:
-    """One request that a rollout decided. id: what the router issued. It holds the key's pseudonym, never the key."""
+    """One request that a rollout decided. `id` is the router's; the sticky key appears only as its pseudonym."""
 
     id: str
     tenant: str
@@ -34,7 +34,7 @@ class Exposure:
 
 @dataclass(frozen=True)
 class Traffic:
-    """One arm's compared requests. seconds: of each whose latency is known."""
+    """One arm's compared requests. `seconds`: the known latencies."""
 
     requests: int = 0
     units: int = 0
@@ -46,7 +46,7 @@ class Traffic:
 
 @dataclass(frozen=True)
 class Observed:
-    """The first outcome that a unit reported of a metric; `count` is how many it reported in all."""
+    """A unit's first outcome on a metric; `count` is the number of all its outcomes on that metric."""
 
     side: Side
     value: float
@@ -54,10 +54,10 @@ class Observed:
 
 
 def metric_of(rollout: Rollout, name: str) -> Metric:
-    """The metric that an outcome is of; a rollout's metrics are named when it is made."""
+    """Return the rollout's metric of this name; metrics are fixed when the rollout is created."""
     names = [metric.name for metric in rollout.metrics]
     if not names:
-        raise EditError(f"rollout {rollout.name!r} has no metrics; name them when making one: --metric solved")
+        raise EditError(f"rollout {rollout.name!r} has no metrics; they are given at its creation: --metric solved")
     if name not in names:
         raise NotFound(
             f"rollout {rollout.name!r} has no metric {shown(name)}; it has {', '.join(names)}", nearest(name, names)

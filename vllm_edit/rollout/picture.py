@@ -1,4 +1,4 @@
-"""Comparisons as a picture: for each metric, treatment minus control as it went, with its interval."""
+"""Comparisons as a picture: for each metric, treatment minus control over time, with its interval."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _POINTS = 2000  # more than a picture is wide
 
 
 def draw(found: RolloutReport, path: Path) -> None:
-    """Write the picture as PNG or SVG, by the path's ending. The same report gives the same file."""
+    """Write the picture as PNG or SVG, by the path's suffix. The output is deterministic."""
     check_drawable(path)
     if not found.comparisons:
         raise EditError(f"rollout {found.rollout.name!r} has no metrics to draw")

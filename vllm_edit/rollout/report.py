@@ -1,4 +1,4 @@
-"""How a rollout is doing: traffic, comparisons, and what to be warned of."""
+"""A rollout's report: traffic, comparisons and warnings."""
 
 from __future__ import annotations
 
@@ -21,7 +21,14 @@ QUANTILES = (0.5, 0.95)
 
 @dataclass(frozen=True)
 class RolloutReport:
-    """imbalance: evidence (an e-value) that the sides' units were not drawn with the rollout's split."""
+    """A rollout's report.
+
+    Attributes:
+        rollout: The rollout.
+        traffic: The compared requests, by side.
+        comparisons: One comparison per metric.
+        imbalance: Evidence (an e-value) that the numbers of units do not follow the rollout's split.
+    """
 
     rollout: Rollout
     traffic: Mapping[Side, Traffic]
@@ -33,15 +40,15 @@ class RolloutReport:
         return warnings(self.comparisons, self.imbalance)
 
     def latency(self, side: Side) -> tuple[float, ...] | None:
-        """Median and 95 % quantile of an arm's seconds."""
+        """Return the median and the 95 % quantile of an arm's latency in seconds; None without data."""
         seconds = self.traffic[side].seconds
         return tuple(float(value) for value in np.quantile(seconds, QUANTILES)) if seconds else None
 
     def as_record(self) -> dict[str, Any]:
-        """JSON-able."""
+        """As JSON."""
         return self.rollout.as_record() | {
             "arms": {side: self._arm(side) for side in SIDES},
-            "comparisons": [_comparison(one) for one in self.comparisons],
+            "comparisons": [_comparison(comparison) for comparison in self.comparisons],
             "imbalance": self.imbalance,
             "warnings": self.warnings,
         }
@@ -56,9 +63,12 @@ class RolloutReport:
 def report(
     rollout: Rollout, traffic: Mapping[Side, Traffic], observed: Mapping[str, Sequence[Observed]]
 ) -> RolloutReport:
-    """traffic: of compared requests. observed: by metric, units' first outcomes in the order in which they came.
+    """Evaluate a rollout. Its alpha is divided evenly over its metrics (Bonferroni), so that it covers all of them.
 
-    The rollout's alpha is divided evenly over its metrics (Bonferroni), so that it covers all of them.
+    Args:
+        rollout: The rollout.
+        traffic: The compared requests, by side.
+        observed: By metric, the first outcome of each unit, in the order of arrival.
     """
     sides = {side: traffic.get(side, Traffic()) for side in SIDES}
     treated = sides["treatment"].units
@@ -70,7 +80,7 @@ def report(
     return RolloutReport(rollout, sides, comparisons, imbalance(treated, treated + sides["control"].units, share))
 
 
-def _comparison(one: Comparison) -> dict[str, Any]:
-    told = asdict(one)
-    del told["path"]
-    return told
+def _comparison(comparison: Comparison) -> dict[str, Any]:
+    record = asdict(comparison)
+    del record["path"]
+    return record

@@ -1,4 +1,4 @@
-"""A rollout: two arms, how many keys take part, and the states that it goes through."""
+"""A rollout: two arms, the share of sticky keys that take part, and its states."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ALLOWED: Mapping[State, tuple[Verb, ...]] = {
     "ramping": ("ramp", "pause", "kill", "promote"),
     "paused": ("ramp", "kill", "promote"),
     "promoted": ("kill",),
-    "killed": ("kill",),  # so that nobody who asks twice for safety is told of an error
+    "killed": ("kill",),  # a repeated kill succeeds
 }
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _SALT = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -34,10 +34,23 @@ _SALT = re.compile(r"[A-Za-z0-9_-]{1,64}")
 class Rollout:
     """Everything that an assignment depends on.
 
-    share: buckets (of 10,000) that take part. split: of those that take part, buckets on the treatment; the rest of
-    them are the control that the treatment is compared with. Keys that do not take part are served control too, but
-    not compared: as the ramp grows they change sides, and then two times would be compared rather than two arms.
-    closed: a later publication, rollback or step of another rollout decides for the tenant; this one no longer does.
+    Sticky keys that do not take part are served control but not compared: they may move to treatment as the ramp grows,
+    which would compare two periods instead of two arms.
+
+    Attributes:
+        name: Name of the rollout.
+        tenant: The tenant whose requests are split.
+        control: The control arm.
+        treatment: The treatment arm.
+        salt: Salt of the hashes.
+        split: Buckets (of 10,000) on treatment, among the keys that take part; the others are the compared control.
+        share: Buckets (of 10,000) that take part.
+        state: The rollout's state.
+        closed: True once a later publication, rollback or step of another rollout decides for the tenant.
+        overrides: Side by user, regardless of the hash. These users' answers are not compared.
+        sticky: Sources of the sticky key.
+        metrics: The metrics that clients report.
+        alpha: Probability, over all metrics together, of ever calling equal arms different.
     """
 
     name: str
@@ -50,11 +63,9 @@ class Rollout:
     state: State = "created"
     closed: bool = False
     overrides: Mapping[str, Side] = field(default_factory=dict)
-    """User → side, whatever the hash says. Their answers are not compared."""
     sticky: Stickiness = field(default_factory=Stickiness)
     metrics: tuple[Metric, ...] = ()
     alpha: float = 0.05
-    """Chance, over all metrics together, of ever calling equal arms different."""
 
     def __post_init__(self) -> None:
         problems = []
@@ -76,7 +87,7 @@ class Rollout:
             if side not in SIDES
         ]
         problems += [
-            f"override of {shown(user)}: half of a surrogate pair is no character"
+            f"override of {shown(user)}: a lone surrogate is not a character"
             for user in self.overrides
             if any("\ud800" <= character <= "\udfff" for character in user)
         ]
@@ -89,46 +100,46 @@ class Rollout:
         check_tenant(self.tenant)
 
     def as_record(self) -> dict[str, Any]:
-        """As JSON tells it: arms as a request's `model` field would name them, shares in per cent."""
-        told = asdict(self) | {"control": str(self.control), "treatment": str(self.treatment)}
-        return told | {field: told[field] * 100 / BUCKETS for field in ("share", "split")}
+        """As JSON: arms as a request's `model` field names them, shares in per cent."""
+        record = asdict(self) | {"control": str(self.control), "treatment": str(self.treatment)}
+        return record | {field: record[field] * 100 / BUCKETS for field in ("share", "split")}
 
     @property
     def running(self) -> bool:
-        """Two arms are being served."""
+        """True while two arms are served."""
         return not self.closed and self.state in ("ramping", "paused")
 
     @property
     def governs(self) -> bool:
-        """It decides what the tenant is served: from its first ramp, also when killed or promoted, until closed."""
+        """True while it decides what the tenant is served: from its first ramp until closed, even if killed."""
         return not self.closed and self.state != "created"
 
     @property
     def open(self) -> bool:
-        """It has yet to be killed or promoted."""
+        """True until it is killed, promoted or closed."""
         return not self.closed and self.state in ("created", "ramping", "paused")
 
     def arm(self, side: Side) -> Arm:
         return self.control if side == "control" else self.treatment
 
     def ramped(self, percent: float) -> Self:
-        """`percent` of the keys take part from now on. Those that took part at a lower one still do, on their side."""
+        """Let `percent` of the keys take part. Keys that took part at a lower percentage stay on their side."""
         return self._moved("ramp", share=buckets_of(percent))
 
     def paused(self) -> Self:
-        """Everyone stays where they are; only a new `ramp` lets the rollout move on."""
+        """Freeze the assignment until the next `ramp`."""
         return self._moved("pause")
 
     def killed(self) -> Self:
-        """The next request is on control, whoever asks. One that never started served nobody, and is closed."""
+        """Serve control to everyone from the next request. A rollout that never started is closed."""
         return replace(self._moved("kill"), closed=self.closed or self.state == "created")
 
     def promoted(self) -> Self:
-        """Everyone is on treatment."""
+        """Serve treatment to everyone."""
         return self._moved("promote")
 
     def ended(self) -> Self:
-        """The tenant's publications decide again."""
+        """Close the rollout: the tenant's publications decide again."""
         return replace(self, closed=True)
 
     def _moved(self, verb: Verb, *, share: int | None = None) -> Self:
@@ -141,7 +152,7 @@ class Rollout:
 
 
 def buckets_of(percent: float) -> int:
-    """Buckets of a percentage; one is a hundredth of a per cent."""
+    """Convert a percentage to buckets of 0.01 % each."""
     if not math.isfinite(percent) or not 0 <= percent <= 100 or abs(percent * 100 - round(percent * 100)) > 1e-6:
         raise EditError(f"expected 0 to 100 per cent with at most two decimals; got {percent!r}")
     return round(percent * BUCKETS / 100)

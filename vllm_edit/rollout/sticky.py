@@ -1,4 +1,4 @@
-"""The sticky key: whom a request is for, as far as a rollout needs to know."""
+"""The sticky key: identifies the user, session or API key of a request, so that it stays on one arm."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _HEADER = re.compile(r"[a-z0-9-]{1,64}")
 
 @dataclass(frozen=True)
 class StickyKey:
-    """A key and what it names. A user is the same one whether a header or the body's `user` says so."""
+    """A sticky key and its kind. A user has the same key whether a header or the body's `user` names it."""
 
     kind: Literal["user", "session", "api-key"]
     value: str
@@ -29,9 +29,9 @@ class StickyKey:
 
 @dataclass(frozen=True)
 class Stickiness:
-    """Where a rollout looks for the sticky key, in this order; the first that says something counts.
+    """Sources of a rollout's sticky key, in order; the first source with a value counts.
 
-    It is fixed when the rollout is made: looking elsewhere later would move users between the arms.
+    They are fixed when the rollout is created: a change would move users between the arms.
     """
 
     order: tuple[Source, ...] = SOURCES
@@ -42,17 +42,19 @@ class Stickiness:
         unknown = [source for source in self.order if source not in SOURCES]
         if unknown or not self.order or len(set(self.order)) < len(self.order):
             raise EditError(
-                f"expected an order of different sources among {', '.join(SOURCES)}; got {shown(', '.join(self.order))}"
+                f"expected an order of different sources from {', '.join(SOURCES)}; got {shown(', '.join(self.order))}"
             )
         for header in (self.user_header, self.session_header):
             if _HEADER.fullmatch(header) is None:
                 raise EditError(f"expected a header's name in lower-case letters, like x-user-id; got {shown(header)}")
 
     def key(self, headers: Mapping[str, str], body: Mapping[str, Any], api_key: str | None = None) -> StickyKey | None:
-        """The request's sticky key, or None if no source names one: nothing random stands in for it.
+        """Return the request's sticky key, or None if no source provides one; no random key is substituted.
 
-        headers: by lower-case name (or a mapping that ignores case). api_key: the id of the caller's key, never its
-        secret.
+        Args:
+            headers: Request headers by lower-case name (or a mapping that ignores case).
+            body: The request's JSON body.
+            api_key: Id of the caller's API key, never its secret.
 
         Raises:
             EditError: the body's `user` is not text.
