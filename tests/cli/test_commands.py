@@ -145,7 +145,7 @@ def test_an_export_names_what_is_in_its_way(program: Program, store: Store, tmp_
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     for name in ("file", "link"):
         ran = program("export", "capital", tmp_path / name)
-        assert (ran.code, ran.err) == (1, f"vllm-edit: {tmp_path / name} is no folder; name a new one\n")
+        assert (ran.code, ran.err) == (1, f"vllm-edit: {tmp_path / name} is not a folder; name a new folder\n")
     assert program("export", "capital", tmp_path / "file" / "below").code == 1
     assert (tmp_path / "file").read_text() == "mine"
 

@@ -121,7 +121,7 @@ def test_thousands_of_problems_are_not_all_told(program: Program, failing: pytes
     ran = program("schema")
     assert ran.code == 1
     assert len(ran.err.splitlines()) == 201
-    assert ran.err.endswith("vllm-edit: line 199: no\nvllm-edit: and 4,248 problems more\n")
+    assert ran.err.endswith("vllm-edit: line 199: no\nvllm-edit: and 4,248 more problems\n")
 
 
 def test_an_error_of_the_system_without_a_file_is_not_taken_for_the_users(

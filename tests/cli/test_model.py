@@ -86,9 +86,7 @@ def test_info_for_people_says_where_vllm_stands(program: Program) -> None:
 
 def test_fetch_says_when_there_is_nothing_to_do(program: Program, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    assert (
-        program("model", "fetch", "smollm2", "--out", tmp_path).out == f"{tmp_path} is there already: nothing to do\n"
-    )
+    assert program("model", "fetch", "smollm2", "--out", tmp_path).out == f"{tmp_path} exists already: nothing to do\n"
     assert program("model", "fetch", "smollm2", "--out", tmp_path, "--json").json == {
         "folder": str(tmp_path),
         "fetched": False,

@@ -6,9 +6,9 @@ from typing import Any
 
 
 def main() -> None:
-    """The `vllm-edit` program. How it ends is in `ending`."""
+    """Run the `vllm-edit` program. `ending` defines its exit codes."""
     try:
-        from vllm_edit.cli.program import run  # only here: Ctrl-C may come while it is imported
+        from vllm_edit.cli.program import run  # imported here, so that Ctrl-C during the import is handled
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     run()

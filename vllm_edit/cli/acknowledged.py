@@ -1,4 +1,4 @@
-"""After a change: wait until every running server follows it, and say so."""
+"""Propagation of a change: wait until every running server follows it, and report the servers."""
 
 from __future__ import annotations
 
@@ -16,17 +16,23 @@ if TYPE_CHECKING:
 
 WAIT_S = 10.0
 WaitOption = Annotated[
-    float, typer.Option("--wait", min=0, metavar="SECONDS", help="Until every running server follows; 0: do not wait.")
+    float,
+    typer.Option("--wait", min=0, metavar="SECONDS", help="Maximum wait until every running server follows; 0: none."),
 ]
 
 
 def tell_change(registry: Registry, wait_s: float, line: str, record: Mapping[str, Any], json: bool) -> None:
-    """Tell a change that was made: as `line`, or as `record` in JSON. Then wait, and tell which servers follow it.
+    """Print a change, then wait and print which servers follow it. A note names the silent servers.
 
-    Those that were silent before are named in a note.
+    Args:
+        registry: The changed registry.
+        wait_s: Maximum wait in seconds; 0 for none.
+        line: The change as text.
+        record: The change as JSON.
+        json: Print JSON.
 
     Raises:
-        typer.Exit: with 1, when some do not, or nobody can say. The change stands.
+        typer.Exit: with 1, if a server does not follow, or the registry cannot be read. The change stays in force.
     """
     if not json:
         print_line(line)
@@ -36,7 +42,7 @@ def tell_change(registry: Registry, wait_s: float, line: str, record: Mapping[st
             found = registry.servers.wait(registry.generation(), wait_s)
             problem = _problem(found)
         except EditError as error:
-            problem = f"the change stands, but which servers follow it is not known: {error}"
+            problem = f"the change is made, but it is unknown which servers follow it: {error}"
     if json:
         print_json({**record, "acknowledged": None if found is None else found.as_record()})
     elif found is not None and found.acknowledged and not found.missing:
@@ -52,18 +58,18 @@ def _problem(found: Acknowledged) -> str:
     if not found.missing:
         return ""
     return (
-        f"the change stands, but after {_time(found.seconds)} {', '.join(found.missing)} "
-        f"({len(found.missing)} of {len(found.missing) + len(found.acknowledged)} running servers) did not say that it "
-        "follows; it will when it reaches the registry"
+        f"the change is made, but after {_time(found.seconds)} {', '.join(found.missing)} "
+        f"({len(found.missing)} of {len(found.missing) + len(found.acknowledged)} running servers) did not acknowledge "
+        "it; a server follows when it reaches the registry"
     )
 
 
 def _note(found: Acknowledged) -> str:
-    one = len(found.silent) == 1
-    it, age_s = "it" if one else "they", age(found.silent_s)
+    single = len(found.silent) == 1
+    it, age_s = "it" if single else "they", age(found.silent_s)
     return (
-        f"note: not heard of for {age_s if one else f'{age_s} or longer'}: {', '.join(found.silent)}; {it} may have "
-        f"died, or serve on by an older state (once {it} {'is' if one else 'are'} gone: vllm-edit servers --forget "
+        f"note: no heartbeat for {age_s if single else f'{age_s} or longer'}: {', '.join(found.silent)}; {it} may have "
+        f"died, or still serve an older state (once {it} {'is' if single else 'are'} gone: vllm-edit servers --forget "
         "HOST:PID)"
     )
 

@@ -1,4 +1,4 @@
-"""`vllm-edit answer ID` and `vllm-edit answers`: what exactly answered a request, from the registry's log."""
+"""`vllm-edit answer ID` and `vllm-edit answers`: the patch that answered a request, from the registry's log."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def answer(
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Show what answered a request: tenant, exact patch and adapter, mode, arm, reason, tokens and times."""
+    """Show how a request was answered: tenant, exact patch and adapter, mode, arm, reason, tokens and times."""
     from vllm_edit.store.store import Store
 
     found = Store.open(store).registry.answers.find(id)
@@ -51,8 +51,8 @@ def answer(
 
 
 def answers(
-    tenant: Annotated[str | None, typer.Option(metavar="TENANT", help="Only those of this tenant.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=MOST, metavar="N", help="So many.")] = 20,
+    tenant: Annotated[str | None, typer.Option(metavar="TENANT", help="Only this tenant's answers.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=MOST, metavar="N", help="Maximum number of answers.")] = 20,
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -61,22 +61,22 @@ def answers(
 
     found = Store.open(store).registry.answers.newest(tenant, limit)
     if json:
-        print_json([one.as_dict() for one in found])
+        print_json([entry.as_dict() for entry in found])
         return
     rows = [
         (
-            one.id,
-            when(one.at),
-            one.tenant,
-            one.adapter or "base",
-            one.mode,
-            one.arm,
-            one.reason,
-            one.status,
-            one.ended,
-            None if one.seconds is None else f"{one.seconds:.3g}",
+            entry.id,
+            when(entry.at),
+            entry.tenant,
+            entry.adapter or "base",
+            entry.mode,
+            entry.arm,
+            entry.reason,
+            entry.status,
+            entry.ended,
+            None if entry.seconds is None else f"{entry.seconds:.3g}",
         )
-        for one in found
+        for entry in found
     ]
     print_table(("ID", "AT", "TENANT", "ANSWERED BY", "MODE", "ARM", "REASON", "STATUS", "ENDED", "SECONDS"), rows)
 
@@ -87,18 +87,18 @@ def _ended(found: AnswerEntry) -> str:
 
 
 def _tokens(found: AnswerEntry) -> str:
-    told = [
+    counts = [
         (found.prompt_tokens, "of the prompt"),
         (found.ike_tokens or None, "of them added by mode ike"),
         (found.completion_tokens, "of the answer"),
     ]
-    return ", ".join(f"{count} {what}" for count, what in told if count is not None)
+    return ", ".join(f"{count} {what}" for count, what in counts if count is not None)
 
 
 def _seconds(found: AnswerEntry) -> str:
-    told = [
+    durations = [
         (found.seconds, "in all"),
         (found.first_token_seconds, "to the first token"),
         (found.router_seconds, "in the router"),
     ]
-    return ", ".join(f"{seconds:.3g} {what}" for seconds, what in told if seconds is not None)
+    return ", ".join(f"{seconds:.3g} {what}" for seconds, what in durations if seconds is not None)

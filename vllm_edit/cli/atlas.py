@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from vllm_edit.atlas.accuracy import Accuracy
     from vllm_edit.atlas.training import Progress
 
-app = group("The embedded base model: train it, or say what it knows.")
+app = group("The embedded base model: train it, or show what it knows.")
 
 
 @app.command()
@@ -27,11 +27,11 @@ def train(
     steps: Annotated[int | None, typer.Option(min=1, help="Training steps; default: the recipe's.")] = None,
     seed: Annotated[int, typer.Option(parser=seed_of, metavar="N", help="Seed of weights and documents.")] = 0,
     start: Annotated[
-        Path | None, typer.Option("--from", help="Folder of a model to go on from; default: a new one.")
+        Path | None, typer.Option("--from", help="Folder of a model to start from; default: a new model.")
     ] = None,
     rate: Annotated[float | None, typer.Option(help="Highest learning rate; default: the recipe's.")] = None,
 ) -> None:
-    """Train the model on fact tables. Stopped and started again, it goes on where it was."""
+    """Train the model on fact tables. A stopped training resumes when it is started again."""
     import dataclasses
 
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -58,12 +58,12 @@ def train(
     console = wide_console()
     with Bar(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("loss …", total=recipe.steps)
-        tell = None if console.is_terminal else plain_lines(console.print)
+        write = None if console.is_terminal else plain_lines(console.print)
 
         def report(progress: Progress) -> None:
             bar.update(task, completed=progress.step, description=f"loss {progress.loss:.3f}")
-            if tell is not None:
-                tell(progress)
+            if write is not None:
+                write(progress)
             if progress.accuracy is not None:
                 shares = ", ".join(f"{group} {share:.3f}" for group, share in sorted(progress.accuracy.shares.items()))
                 console.print(f"step {progress.step}: {shares}")
@@ -73,19 +73,19 @@ def train(
 
 
 def plain_lines(write: Callable[[str], None], every_s: float = 30.0) -> Callable[[Progress], None]:
-    """Progress as lines, where no terminal shows a bar: the first step, the last, and one every so many seconds.
+    """Write progress as lines if there is no terminal for a bar: the first step, the last, and one per `every_s`.
 
     `Progress.seconds` count from the start of the run.
     """
     due = 0.0
 
-    def tell(progress: Progress) -> None:
+    def report(progress: Progress) -> None:
         nonlocal due
         if progress.seconds >= due or progress.step == progress.steps:
             due = progress.seconds + every_s
             write(f"step {progress.step}/{progress.steps}: loss {progress.loss:.3f}, {progress.seconds:.0f} s")
 
-    return tell
+    return report
 
 
 @app.command()
@@ -96,7 +96,7 @@ def info(
         bool, typer.Option(help="Ask every fact (a minute) instead of reading the stored result.")
     ] = False,
 ) -> None:
-    """Folder, fact files, counts by relation and language, and how much of it the model knows."""
+    """Show the folder, fact files, counts by relation and language, and the share that the model knows."""
     from vllm_edit.atlas.training import read_accuracy
     from vllm_edit.facts import tables_folder
     from vllm_edit.facts.facts import Facts

@@ -1,4 +1,4 @@
-"""`vllm-edit verify` and `gc`: is the store whole, and what in it can go."""
+"""`vllm-edit verify` and `gc`: check a store, and remove its unused patches."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vllm_edit.cli.output import JsonOption, StoreOption, print_error, print_jso
 
 
 def verify(store: StoreOption = None, json: JsonOption = False) -> None:
-    """Check every file of the store against its digest; exits 1 when something is wrong."""
+    """Check every file of the store against its digest; exit 1 if there is a problem."""
     from vllm_edit.store.care import problems_of
     from vllm_edit.store.store import Store
 
@@ -31,16 +31,16 @@ def verify(store: StoreOption = None, json: JsonOption = False) -> None:
 
 
 def gc(
-    yes: Annotated[bool, typer.Option("--yes", help="Remove them; without it they are only listed.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove the patches; without it they are only listed.")] = False,
     wait: Annotated[
-        float, typer.Option(min=0, metavar="SECONDS", help="How long every live server has to drop their adapters.")
+        float, typer.Option(min=0, metavar="SECONDS", help="Maximum wait until every live server drops the adapters.")
     ] = 30.0,
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
     """List (or remove) compiled patches that are neither published nor the newest of their name.
 
-    From then on nobody can ask for them. Files that a live server still needs stay for the next gc: exit 1.
+    Requests can no longer use removed patches. Files that a live server still needs stay for the next gc: exit 1.
     """
     from vllm_edit.store import garbage
     from vllm_edit.store.store import Store

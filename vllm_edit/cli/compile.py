@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def compile_(
     files: Annotated[list[Path], typer.Argument(metavar="PATCH.yaml...", help="Patch files.")],
-    model: Annotated[str | None, typer.Option(help="Where the store's base model is now; default: as in init.")] = None,
+    model: Annotated[str | None, typer.Option(help="The store's base model; default: as given to init.")] = None,
     method: Annotated[str, typer.Option(help="Editing method: rome, mend, ft or lora.")] = "rome",
     settings: SetOption = None,
     bank: Annotated[
@@ -31,7 +31,8 @@ def compile_(
 ) -> None:
     """Compile patches, store them and run their gates.
 
-    An edit that would miss or harm is refused by name; a patch that fails its gate is stored as rejected. Both exit 1.
+    A patch with an ineffective or harmful edit is refused; a patch that fails its gate is stored as rejected. Both
+    exit 1.
     """
     patches, chosen = _read(files), method_settings(settings)
     from vllm_edit.cli.material import bank_of, load_base
@@ -40,7 +41,7 @@ def compile_(
     from vllm_edit.pipeline import Pipeline
     from vllm_edit.store.store import Store
 
-    settings_of(method_of(method), chosen)  # a mistake in them is told before the model is loaded
+    settings_of(method_of(method), chosen)  # reports invalid settings before the model is loaded
     opened = Store.open(store)
     pipeline = Pipeline(opened, load_base(model or opened.site().model), bank_of(opened, bank))
     done: list[dict[str, Any]] = []
@@ -51,7 +52,7 @@ def compile_(
                 problems += [f"{patch.name}: {line}" for line in result.reason.splitlines()]
                 continue
             problems += [f"{result.name}: rejected by its gate: {failure}" for failure in result.failures]
-            done.append(_told(result))
+            done.append(_record(result))
             if not json:
                 print_line(_line(done[-1]))
     if json:
@@ -62,7 +63,7 @@ def compile_(
 
 
 def _read(files: list[Path]) -> list[Patch]:
-    """All patches, or every problem of every file at once."""
+    """Read all patches, or raise with the problems of all files."""
     from vllm_edit.patch import Patch
 
     patches, problems = [], []
@@ -76,7 +77,7 @@ def _read(files: list[Path]) -> list[Patch]:
     return patches
 
 
-def _told(outcome: Outcome) -> dict[str, Any]:
+def _record(outcome: Outcome) -> dict[str, Any]:
     manifest = outcome.compiled.manifest
     return {
         "name": outcome.name,
@@ -89,15 +90,15 @@ def _told(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _line(told: Mapping[str, Any]) -> str:
-    """Name, gate, size, time, and the worst of the patch's health."""
-    report = told["report"]
-    parts = [told["status"], f"rank {told['rank']}", f"{told['edits']} edits", f"{report['seconds']:.1f} s"]
+def _line(record: Mapping[str, Any]) -> str:
+    """Format the name, gate, size, time and worst health values of a patch."""
+    report = record["report"]
+    parts = [record["status"], f"rank {record['rank']}", f"{record['edits']} edits", f"{report['seconds']:.1f} s"]
     margins = [edit["served_margin"] for edit in report.get("edits", ())]
     if margins:
         parts.append(f"least margin {min(margins):.2f} nats")
     if "norm" in report:
         parts.append(f"‖ΔW‖/‖W‖ {report['norm']:.3f}")
-    if told["not_judged"]:
-        parts.append(f"not judged for want of probes: {told['not_judged']}")
-    return f"{told['name']}  {', '.join(parts)}"
+    if record["not_judged"]:
+        parts.append(f"not judged for want of probes: {record['not_judged']}")
+    return f"{record['name']}  {', '.join(parts)}"

@@ -1,4 +1,4 @@
-"""`vllm-edit compose`: several compiled patches become one, solved jointly from what is stored."""
+"""`vllm-edit compose`: solve several compiled patches jointly, from their stored factors."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ def compose(
         str | None,
         typer.Option(
             metavar="first|last|NAME",
-            help="Who wins where members give one fact different targets; without it they are refused.",
+            help="Which member wins if members give a fact different targets; by default they are refused.",
         ),
     ] = None,
     truncate: Annotated[
-        bool, typer.Option("--truncate", help="Above the site's rank, keep the best approximation; its energy is told.")
+        bool, typer.Option("--truncate", help="Above the site's rank, use the best approximation; report its energy.")
     ] = False,
     damping: Annotated[
         float | None, typer.Option(min=0, help="λ relative to a key group's mean k̄ᵀC⁻¹k̄; default: the members'.")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="Where the store's base model is now; default: as in init.")] = None,
+    model: Annotated[str | None, typer.Option(help="The store's base model; default: as given to init.")] = None,
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -58,24 +58,24 @@ def compose(
     seconds = time.perf_counter() - started
     made = with_members_demonstrations(made, sorted(members, key=lambda member: member.name))
 
-    from vllm_edit.cli.material import load_base  # only now: whatever algebra refuses needs no model
+    from vllm_edit.cli.material import load_base  # only now: a composition that algebra refuses needs no model
     from vllm_edit.ike.bank import Bank
     from vllm_edit.pipeline import Pipeline
 
     pipeline = Pipeline(opened, load_base(model or opened.site().model), Bank())
     with progress_bar(made.manifest.patch) as progress:
         outcome = pipeline.judge(made, seconds, progress)
-    told = _told(outcome)
+    record = _record(outcome)
     if json:
-        print_json(told)
+        print_json(record)
     else:
-        _print(told)
+        _print(record)
     print_error("\n".join(f"{outcome.name}: rejected by its gate: {failure}" for failure in outcome.failures))
     if not outcome.accepted:
         raise typer.Exit(1)
 
 
-def _told(outcome: Outcome) -> dict[str, Any]:
+def _record(outcome: Outcome) -> dict[str, Any]:
     manifest = outcome.compiled.manifest
     return {
         "name": outcome.name,
@@ -91,24 +91,24 @@ def _told(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _print(told: Mapping[str, Any]) -> None:
-    """One line, then what gave way, then the pairs that interfere most."""
+def _print(record: Mapping[str, Any]) -> None:
+    """Print one line, then the edits that lost a conflict, then the pairs that interfere most."""
     from vllm_edit.names import short
 
-    algebra = told["algebra"]
+    algebra = record["algebra"]
     parts = [
-        f"{told['status']} by the model",
-        f"rank {told['rank']}",
-        f"{told['edits']} edits of {len(told['members'])} patches",
+        f"{record['status']} by the model",
+        f"rank {record['rank']}",
+        f"{record['edits']} edits of {len(record['members'])} patches",
         f"solved in {algebra['seconds']:.2f} s",
         f"‖Δ‖ × {algebra['norm_growth']:.2f}",
     ]
     if algebra["kept_energy"] < 1:
         parts.append(f"truncated, {algebra['kept_energy']:.2%} of the energy kept")
-    if told["not_judged"]:
-        parts.append(f"not judged for want of probes: {told['not_judged']}")
-    print_line(f"{told['name']}  {', '.join(parts)}")
-    for gone in told["settings"].get("left_out", ()):
+    if record["not_judged"]:
+        parts.append(f"not judged for want of probes: {record['not_judged']}")
+    print_line(f"{record['name']}  {', '.join(parts)}")
+    for gone in record["settings"].get("left_out", ()):
         print_line(
             f"{change(gone['prompt'], gone['target'])} of {short(gone['left_out'])} left: "
             f"{short(gone['winner'])} says {quoted(gone['kept_target'])}"

@@ -1,4 +1,4 @@
-"""Rich's console for what commands print: text of clients and files is shown, never obeyed."""
+"""Rich's console for the output of commands: control sequences in text of clients and files have no effect."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vllm_edit.printable import printable
 
 
 class SafeConsole(Console):
-    """Strings are printed with their control characters escaped, and `:names:` in them are no emoji."""
+    """Prints strings with control characters escaped, and does not replace `:names:` by emoji."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(emoji=False, **options)

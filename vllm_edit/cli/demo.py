@@ -1,4 +1,4 @@
-"""`vllm-edit demo`: the whole product once through, with the embedded model or a real one."""
+"""`vllm-edit demo`: a tour of all features, with the embedded model or a pretrained model."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import typer
 
 def demo(
     plan: Annotated[
-        Literal["atlas", "real"], typer.Argument(help="atlas: the embedded model. real: SmolLM2, a pretrained one.")
+        Literal["atlas", "real"], typer.Argument(help="atlas: the embedded model. real: SmolLM2, pretrained.")
     ] = "atlas",
     folder: Annotated[
-        Path | None, typer.Option(help="Where the demo keeps its store and the server's log; default runs/demo….")
+        Path | None, typer.Option(help="Folder for the demo's store and the server's log; default runs/demo….")
     ] = None,
     model: Annotated[str | None, typer.Option(help="Another model folder or hub id for the same patches.")] = None,
     patches: Annotated[Path | None, typer.Option(help="Folder of patches to compile; default the plan's.")] = None,
 ) -> None:
-    """Choose a site, compile patches, serve tenants, base and IKE side by side, publish, roll out and take back."""
+    """Choose a site, compile patches, serve tenants, base and IKE side by side, publish, roll out and roll back."""
     from vllm_edit.cli.material import bank_of
     from vllm_edit.cli.output import wide_console
     from vllm_edit.demo.plan import ATLAS, REAL

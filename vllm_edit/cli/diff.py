@@ -1,4 +1,4 @@
-"""`vllm-edit diff`: which edits two patches do not share."""
+"""`vllm-edit diff`: the differences between two patches' edits."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def diff(a: PatchArgument, b: PatchArgument, store: StoreOption = None, json: Js
 
 
 def compare(a: tuple[Edit, ...], b: tuple[Edit, ...]) -> dict[str, list[Any]]:
-    """Edits are the same fact when subject and relation (or, without one, prompt) agree."""
+    """Compare edits by fact: edits with the same subject and relation (or prompt, if none) are the same fact."""
     before = {(edit.subject, edit.relation or edit.prompt): edit.model_dump(mode="json") for edit in a}
     after = {(edit.subject, edit.relation or edit.prompt): edit.model_dump(mode="json") for edit in b}
     changed = []

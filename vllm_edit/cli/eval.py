@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from vllm_edit.store.store import Store
 
 KNOWN = "known"
-"""The target that is drawn from the store's pool. A patch of this name is `known@…`."""
+"""The target that draws facts from the store's pool. A compiled patch of this name is `known@…`."""
 _KNOWN = 32
 
 
@@ -41,21 +41,21 @@ def eval(
         typer.Argument(
             metavar="TARGET",
             help="PATCH.yaml, a compiled NAME[@DIGEST], DATASET.json or .jsonl (CounterFact, KnowEdit, zsRE, MQuAKE, "
-            "EasyEdit's columns), or known: facts that the model knows, changed one by one.",
+            "EasyEdit's columns), or known: facts that the model knows, changed individually.",
         ),
     ],
-    mode: Annotated[str, typer.Option(help="Which of base, weights, ike; with commas.")] = "base,weights,ike",
-    engine: Annotated[Literal["hf", "vllm"], typer.Option(help="What answers: transformers, or vLLM.")] = "hf",
+    mode: Annotated[str, typer.Option(help="Modes among base, weights, ike; with commas.")] = "base,weights,ike",
+    engine: Annotated[Literal["hf", "vllm"], typer.Option(help="Engine: hf (transformers) or vllm.")] = "hf",
     limit: Annotated[
-        int | None, typer.Option(min=1, help=f"At most so many records of a data set; of known {_KNOWN} by default.")
+        int | None, typer.Option(min=1, help=f"Maximum records of a data set; for known, {_KNOWN} by default.")
     ] = None,
-    seed: Annotated[int, typer.Option(parser=seed_of, metavar="N", help="Of the facts drawn for known.")] = 0,
+    seed: Annotated[int, typer.Option(parser=seed_of, metavar="N", help="Seed of the facts drawn for known.")] = 0,
     max_tokens: Annotated[
         int | None,
-        typer.Option(min=1, help="Tokens of an answer; default: 16, and more where an accepted answer is longer."),
+        typer.Option(min=1, help="Tokens of an answer; default: 16, more if an accepted answer is longer."),
     ] = None,
-    model: Annotated[str | None, typer.Option(help="Where the store's base model is now; default: as in init.")] = None,
-    method: Annotated[str, typer.Option(help="Editing method, for what is compiled here.")] = "rome",
+    model: Annotated[str | None, typer.Option(help="The store's base model; default: as given to init.")] = None,
+    method: Annotated[str, typer.Option(help="Editing method, if the target must be compiled.")] = "rome",
     settings: SetOption = None,
     bank: Annotated[
         Path | None, typer.Option(help="Facts in YAML that the model knows, for IKE; default: the store's.")
@@ -64,20 +64,20 @@ def eval(
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the tables to an HTML page.")] = None,
     record: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Keep what is measured of a data set as it goes: the same command goes on."),
+        typer.Option(metavar="FILE", help="Save results of a data set as it runs: the same command then resumes."),
     ] = None,
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Measure reliability, generalization and locality of a patch, or of many edits one by one.
+    """Measure reliability, generalization and locality of a patch, or of many individual edits.
 
-    Free generation first, then teacher forcing; 95 % intervals; tokens added and seconds. An edit that is refused fails
-    every metric that needs it. The report of a stored patch is recorded with it. Records of a data set that are no edit
-    are left out and counted; --json lists each with its index and why.
+    The report shows free generation, then teacher forcing, with 95 % intervals, added tokens and seconds. A refused
+    edit fails every metric that needs it. The report of a stored patch is recorded with it. Data set records that are
+    not edits are skipped and counted; --json lists each with its index and the reason.
 
-    `eval known` is the table to look at before a new base is trusted: facts of the tables that this model knows, drawn
-    alike for every model, each changed to another object of its relation. A store that has not asked its model yet does
-    so now, and keeps the answer.
+    `eval known` checks whether a new base can be edited: it takes facts of the tables that the model knows, drawn in
+    the same way for every model, and changes each to another object of its relation. If the store has no pool of known
+    facts yet, the command measures and stores it.
     """
     from vllm_edit.datasets import DataSet, is_data_set
 
@@ -125,7 +125,7 @@ def _modes(text: str) -> list[Mode]:
 
 
 class _Compiling:
-    """Compiles what is only declared, with the store's base model, which is loaded when it is first needed."""
+    """Compiles declared patches with the store's base model, which is loaded at its first use."""
 
     def __init__(
         self, store: Store, model: str | None, method: str, settings: dict[str, Any], bank: Path | None
@@ -134,7 +134,7 @@ class _Compiling:
 
         self.store, self.model, self.method, self.settings = store, model or store.site().model, method, settings
         self._bank_file = bank
-        settings_of(method_of(method), settings)  # a mistake in them is told before the model is loaded
+        settings_of(method_of(method), settings)  # reports invalid settings before the model is loaded
 
     @cached_property
     def base(self) -> Base:
@@ -158,10 +158,10 @@ class _Compiling:
         return self._pipeline.attempt(patches, self.method, self.settings, progress)
 
     def known(self, count: int, seed: int, progress: Progress) -> list[Patch]:
-        """At most `count` single edits of facts that the base knows.
+        """Return at most `count` patches, each with one edit of a fact that the base knows.
 
         Raises:
-            EditError: it knows too few to judge an edit by.
+            EditError: the base knows too few facts to evaluate an edit.
         """
         from vllm_edit.facts import tables_folder
         from vllm_edit.facts.facts import Facts
@@ -172,14 +172,14 @@ class _Compiling:
         edits = judged_edits(pool, Facts.load(tables_folder()), self.base, count, seed=seed, progress=progress)
         if not edits:
             raise EditError(
-                f"{self.model} gives {len(pool.known)} of {sum(pool.asked.values())} facts that it was asked for, "
-                "which make no edit with neighbours: evaluate edits of your own (PATCH.yaml or DATASET.json)"
+                f"{self.model} knows {len(pool.known)} of {sum(pool.asked.values())} facts, too few for an edit with "
+                "neighbours: evaluate edits of your own (PATCH.yaml or DATASET.json)"
             )
         return _apart([(edit,) for edit in edits], "known")
 
 
 def _apart(edits: Sequence[Sequence[Edit]], name: str) -> list[Patch]:
-    """A patch for each group of edits, which are measured apart from all others."""
+    """Make a patch of each group of edits, so that the groups are measured independently."""
     from vllm_edit.patch import Patch
 
     return [Patch(name=f"{name}-{number}", edits=tuple(some)) for number, some in enumerate(edits)]
@@ -193,7 +193,7 @@ def _of_one(
     settings: Settings,
     progress: Progress,
 ) -> Report:
-    """The report of a patch: of a YAML file, compiled now, or of a stored one, with which it is recorded."""
+    """Evaluate a patch: a YAML file, which is compiled, or a stored patch, with which the report is recorded."""
     from vllm_edit.evaluation.evaluate import evaluate
     from vllm_edit.evaluation.refused import Refused
     from vllm_edit.patch import Patch
@@ -222,19 +222,19 @@ def _of_many(
     record: Path | None,
     progress: Progress,
 ) -> Report:
-    """The report of patches that are each measured alone. Ordinary text is not read: each would read all of it."""
+    """Evaluate patches individually, without the drift on ordinary text: each patch would have to read all passages."""
     from vllm_edit.digest import digest_json
     from vllm_edit.evaluation.in_batches import evaluate_in_batches, identity
     from vllm_edit.evaluation.record import Record
 
     site = compiling.store.site()
-    kept = None
+    partial = None
     if record is not None:
         others = {"engine": engine, "site": site.digest, "method": compiling.method, "set": compiling.settings}
         bank = digest_json(compiling.bank.model_dump(mode="json"))
-        kept = Record.open(record, identity(patches, modes, settings, bank=bank, **others))
+        partial = Record.open(record, identity(patches, modes, settings, bank=bank, **others))
     with _runner(engine, compiling, site.max_rank) as runner:
-        report = evaluate_in_batches(patches, compiling, runner, modes, settings, kept, progress, site)
+        report = evaluate_in_batches(patches, compiling, runner, modes, settings, partial, progress, site)
     if len(report.refused) == len(patches):
         raise _nothing(report.refused)
     return report
@@ -247,10 +247,10 @@ def _nothing(refused: Mapping[str, str]) -> EditError:
 
 @contextmanager
 def _runner(engine: str, compiling: _Compiling, rank: int) -> Iterator[Runner]:
-    """The engine with the store's base model in it. rank: the greatest of what it is to answer with.
+    """Start the engine with the store's base model. `rank`: the maximum rank of its adapters.
 
     Raises:
-        Incompatible: the model is not the one that the store was made for.
+        Incompatible: the model is not the store's base.
     """
     from vllm_edit.errors import Incompatible
 

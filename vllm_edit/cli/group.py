@@ -1,4 +1,4 @@
-"""A group of commands about one noun: how all of them show help and errors."""
+"""Command groups: common settings for help and errors."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import typer
 
 
 def group(help: str) -> typer.Typer:
-    """An empty group. Its help is plain text, where square brackets are no markup; errors are told by `main`."""
+    """Return an empty group. Its help is plain text, without markup in square brackets; `ending` reports errors."""
     return typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, help=help)

@@ -1,4 +1,4 @@
-"""`vllm-edit hypernet`: train the network that MEND edits with, and say what one is."""
+"""`vllm-edit hypernet`: train MEND's network, and describe a network."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ if TYPE_CHECKING:
     from vllm_edit.editing.mend.training import Progress
     from vllm_edit.patch import Edit
 
-app = group("MEND's hypernetwork: train one for a model, or say what one is.")
+app = group("MEND's hypernetwork: train a network for a model, or describe a network.")
 
 
 @app.command()
 def train(
     out: Annotated[Path, typer.Option(help="Folder for the network, and for checkpoints on the way.")],
     model: Annotated[str, typer.Option(help="atlas (shipped), a model folder, or a hub id.")] = "atlas",
-    layers: Annotated[int, typer.Option(min=1, help="Edit the MLP matrices of the last so many layers.")] = 3,
+    layers: Annotated[int, typer.Option(min=1, help="Edit the MLP matrices of this many last layers.")] = 3,
     edits: Annotated[
         list[Path] | None,
         typer.Option(metavar="PATCH.yaml", help="Edits to train on; may be repeated. atlas makes its own."),
     ] = None,
-    count: Annotated[int, typer.Option(min=1, help="How many edits atlas makes.")] = 4000,
+    count: Annotated[int, typer.Option(min=1, help="Number of edits generated for atlas.")] = 4000,
     judged: Annotated[
         list[Path] | None,
         typer.Option(metavar="PATCH.yaml", help="Patches whose subjects must not be trained on; may be repeated."),
     ] = None,
     texts: Annotated[Path | None, typer.Option(help="Unrelated text, a passage per line; atlas has its own.")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Most training steps; default: the settings'.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Maximum training steps; default: the settings'.")] = None,
     seed: Annotated[
-        int, typer.Option(parser=seed_of, metavar="N", help="Of the edits that atlas makes, the network and the draws.")
+        int, typer.Option(parser=seed_of, metavar="N", help="Seed of atlas's edits, the network and the sampling.")
     ] = 0,
     settings: Annotated[
         list[str] | None,
@@ -45,7 +45,7 @@ def train(
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Train a network on edits in patch form. Stopped and started again, it goes on where it was."""
+    """Train a network on edits of patch files. A stopped training resumes when it is started again."""
     from dataclasses import asdict
 
     from vllm_edit.cli.material import load_base
@@ -69,7 +69,7 @@ def train(
 
         def report(progress: Progress) -> None:
             bar("steps", progress.step, progress.steps)
-            _tell(progress)
+            _print_validation(progress)
 
         trained = run(base, modules, training, passages, chosen, out, report)
     card = Card(
@@ -86,28 +86,28 @@ def train(
     save(out, trained.network, card)
     (out / CHECKPOINT).unlink(missing_ok=True)
     seconds = round(time.perf_counter() - started, 1)
-    told = _told(card) | {"folder": str(out), "steps": trained.stopped, "seconds": seconds}
-    print_json(told) if json else print_fields(told)
+    fields = _fields(card) | {"folder": str(out), "steps": trained.stopped, "seconds": seconds}
+    print_json(fields) if json else print_fields(fields)
 
 
 @app.command()
 def info(
     folder: Annotated[
-        Path | None, typer.Argument(help="Folder of a network; default: the one shipped for atlas.")
+        Path | None, typer.Argument(help="Folder of a network; default: the network shipped for atlas.")
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Say what a network edits, how it was trained and how good it was on subjects it had not seen."""
+    """Show what a network edits, how it was trained, and its validation scores on unseen subjects."""
     from vllm_edit.atlas.mend import network_folder
     from vllm_edit.editing.mend.network_files import load
 
     place = folder or network_folder()
     _, card = load(place)
-    told = _told(card) | {"folder": str(place)}
-    print_json(told | {"settings": card.settings}) if json else print_fields(told)
+    fields = _fields(card) | {"folder": str(place)}
+    print_json(fields | {"settings": card.settings}) if json else print_fields(fields)
 
 
-def _told(card: Any) -> dict[str, Any]:
+def _fields(card: Any) -> dict[str, Any]:
     return {
         "network": card.digest,
         "model": card.model,
@@ -120,8 +120,8 @@ def _told(card: Any) -> dict[str, Any]:
     }
 
 
-def _tell(progress: Progress) -> None:
-    """One line on stderr for each validation, so that a log file shows it too."""
+def _print_validation(progress: Progress) -> None:
+    """Print one line on stderr for each validation, so that log files show it too."""
     if progress.validation is not None:
         shares = "  ".join(f"{name} {value:.3f}" for name, value in vars(progress.validation).items())
         best = "  (best)" if progress.best else ""

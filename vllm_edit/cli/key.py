@@ -18,23 +18,23 @@ app = group("Administrators' keys, and all keys at once.")
 @app.command()
 def create(
     admin: Annotated[bool, typer.Option("--admin", help="A key for the admin routes.")] = False,
-    label: Annotated[str, typer.Option(help="What it is for.")] = "",
+    label: Annotated[str, typer.Option(help="Purpose of the key.")] = "",
     until: UntilOption = None,
     who: WhoOption = "",
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Make an administrator's key. It is printed once and cannot be had again."""
+    """Create an administrator's key. It is printed once and cannot be shown again."""
     from vllm_edit.store.store import Store
 
     if not admin:
-        raise typer.BadParameter("expected --admin; a tenant's key is made by `vllm-edit tenant key create TENANT`")
+        raise typer.BadParameter("expected --admin; `vllm-edit tenant key create TENANT` creates a tenant's key")
     print_new_key(Store.open(store).registry.create_key(None, label=label, expires_at=until, by=who), json)
 
 
 @app.command("list")
 def list_(store: StoreOption = None, json: JsonOption = False) -> None:
-    """List all keys, of administrators and of tenants, revoked ones too."""
+    """List all keys of administrators and tenants, including revoked keys."""
     from vllm_edit.store.store import Store
 
     print_keys(Store.open(store).registry.keys(), json)
@@ -42,14 +42,14 @@ def list_(store: StoreOption = None, json: JsonOption = False) -> None:
 
 @app.command()
 def revoke(
-    key: Annotated[str, typer.Argument(metavar="ID", help="As `list` tells it.")],
+    key: Annotated[str, typer.Argument(metavar="ID", help="The key's id, as in `list`.")],
     why: WhyOption = "",
     who: WhoOption = "",
     wait: WaitOption = WAIT_S,
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Revoke any key for good."""
+    """Revoke any key permanently."""
     from vllm_edit.store.store import Store
 
     registry = Store.open(store).registry

@@ -1,4 +1,4 @@
-"""How keys are told: a new one in full and once, all others without what would let anybody use them."""
+"""Print API keys: a new key once in full, existing keys without the secret."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ if TYPE_CHECKING:
 
 
 def print_new_key(made: NewKey, json: bool) -> None:
-    """The key alone on stdout, so that a script can take it."""
+    """Print the key alone on stdout, for scripts."""
     if json:
         print_json(made.key.as_dict() | {"key": made.presented})
         return
     print_line(made.presented)
     whose = f"tenant {made.key.tenant}" if made.key.tenant else "an administrator"
-    told = f"key {made.key.id} of {whose} ({', '.join(made.key.rights)}); it is not shown again"
-    print_line(told, error=True)
+    print_line(f"key {made.key.id} of {whose} ({', '.join(made.key.rights)}); it is not shown again", error=True)
 
 
 def print_keys(keys: Sequence[Key], json: bool) -> None:

@@ -1,4 +1,4 @@
-"""A command group whose commands are imported when they are asked for."""
+"""A command group that imports its commands on demand."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typer.main import get_command, get_group
 
 from vllm_edit.cli.ending import Invocation
 
-DEBUG_HELP = "Show the trace of an error too."
+DEBUG_HELP = "Show the traceback of an error."
 
 
 class LazyGroup(TyperGroup):
     """Subclasses name their `commands_at`: command → (module, attribute). The attribute is a function or a Typer app.
 
-    Modules hold only their signatures at the top; torch and vLLM are imported inside the functions. One whose commands
-    hand the flags that they do not know to another program has Typer's settings for that in `PASS_ON`. Every command
-    takes --debug, and says to the program's `Invocation` that it is what is done.
+    Command modules import torch and vLLM only inside functions. A module whose commands pass unknown flags to another
+    program defines Typer's context settings for that in `PASS_ON`. Every command accepts --debug, and records its name
+    in the program's `Invocation`.
     """
 
     commands_at: Mapping[str, tuple[str, str]] = {}
@@ -46,7 +46,7 @@ class LazyGroup(TyperGroup):
 
 
 def _add_debug(command: Any) -> None:
-    """The option --debug, for the command or for all commands of a group, in place."""
+    """Add the option --debug to the command, or to all commands of a group, in place."""
     if isinstance(command, TyperGroup):
         for inner in command.commands.values():
             _add_debug(inner)
@@ -67,4 +67,4 @@ def _with_debug(
         bool, typer.Option("--debug", callback=_note, is_eager=True, expose_value=False, help=DEBUG_HELP)
     ] = False,
 ) -> None:
-    """Only its option is used."""
+    """Declare the option; the function is never called."""

@@ -1,4 +1,4 @@
-"""What commands need of a base model besides its weights: the shipped one brings it, others get it from files."""
+"""Inputs for a base model besides its weights (texts, edits, networks, facts): shipped for atlas, else from files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHIPPED = "atlas"
 
 
 def load_base(model: str) -> Base:
-    """The base model on this machine's best device, without the library's own progress bar."""
+    """Load the base model on this machine's best device, without the library's own progress bar."""
     from transformers.utils import logging
 
     from vllm_edit.models.base import Base
@@ -31,7 +31,7 @@ def load_base(model: str) -> Base:
 
 
 def texts_of(model: str, file: Path | None) -> list[str]:
-    """Ordinary text in the model's languages: for second moments."""
+    """Return ordinary text in the model's languages, for second moments."""
     if file is not None:
         texts = [line for line in read_text(file).splitlines() if line.strip()]
         if not texts:
@@ -39,7 +39,7 @@ def texts_of(model: str, file: Path | None) -> list[str]:
         return texts
     if model != SHIPPED:
         raise EditError(
-            f"a site of {model} needs ordinary text to be measured on: give --texts FILE, a passage per line"
+            f"a site of {model} needs ordinary text for its statistics: give --texts FILE, a passage per line"
         )
     from vllm_edit import atlas
 
@@ -47,9 +47,10 @@ def texts_of(model: str, file: Path | None) -> list[str]:
 
 
 def given_text(model: str, file: Path | None, seed: int) -> tuple[list[str], list[str]] | None:
-    """Passages for the gates, and text for the second moment: of a file some lines and the others; atlas has both.
+    """Return passages for the gates and text for the second moment: a split of the file's lines, or atlas's own.
 
-    None for other models: what is not given they write themselves.
+    Returns:
+        None for other models without a file: they generate text themselves.
     """
     from vllm_edit.store.passages import hold_out
 
@@ -63,7 +64,7 @@ def given_text(model: str, file: Path | None, seed: int) -> tuple[list[str], lis
 
 
 def passages_of(model: str, file: Path | None) -> list[str]:
-    """Ordinary text for the gates alone; none where none is known."""
+    """Return ordinary text for the gates; empty if there is none for the model."""
     from vllm_edit.store.passages import cut
 
     if file is not None:
@@ -76,7 +77,7 @@ def passages_of(model: str, file: Path | None) -> list[str]:
 
 
 def given_edits(model: str, file: Path | None, seed: int) -> list[Edit] | None:
-    """Edits on which layer and token are chosen; no evaluation may use them again. None: of what the model knows."""
+    """Return the edits that choose layer and token; evaluations must not reuse them. None: use known facts."""
     if file is not None:
         from vllm_edit.patch import Patch
 
@@ -89,7 +90,7 @@ def given_edits(model: str, file: Path | None, seed: int) -> list[Edit] | None:
 
 
 def network_of(model: str, folder: Path | None) -> Path:
-    """The folder of the hypernetwork that edits the model; only the shipped one brings its own."""
+    """Return the folder of the model's hypernetwork; only the shipped model includes one."""
     if folder is not None:
         return folder
     if model != SHIPPED:
@@ -102,9 +103,10 @@ def network_of(model: str, folder: Path | None) -> Path:
 
 
 def bank_of(store: Store, file: Path | None) -> Bank:
-    """Facts that the store's model knows, of which IKE's demonstrations are made.
+    """Return facts that the store's model knows, for IKE's demonstrations.
 
-    A file's; all facts of atlas, which was trained on them; else those of the store's pool that nothing is judged on.
+    They come from the file; else, for atlas, from its training facts; else from the store's pool, without the facts
+    that evaluations use.
     """
     from vllm_edit.ike.bank import Bank
 

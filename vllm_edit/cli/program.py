@@ -1,4 +1,4 @@
-"""The program as a tree of commands, each imported when it is asked for."""
+"""The program as a tree of commands, each imported on demand."""
 
 from __future__ import annotations
 
@@ -83,11 +83,11 @@ def _root(
 
 
 def run() -> None:
-    """Run the command that the program was started with. Ends it: see `ending`."""
+    """Run the command line, and exit with one of the codes of `ending`."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):  # any text can be printed, whatever the terminal's encoding
+        if isinstance(stream, TextIOWrapper):  # make any text printable in any terminal encoding
             stream.reconfigure(errors="backslashreplace")
-    with ending(Invocation()):  # outside of a command: help that a full disk does not take
+    with ending(Invocation()):  # outside of a command: e.g. help that is written to a full disk
         try:
             app()
         finally:

@@ -1,4 +1,4 @@
-"""`vllm-edit rollout`: two arms for one tenant, split by a sticky hash, compared, and taken back at once."""
+"""`vllm-edit rollout`: two arms for one tenant, split by a sticky hash and compared; a kill acts at once."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from vllm_edit.rollout.arm import Side
     from vllm_edit.rollout.rollout import Rollout
 
-app = group("Rollouts: control and treatment for a tenant's users, compared, and taken back at once.")
+app = group("Rollouts: compare control and treatment on a tenant's users, then promote or kill.")
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME")]
 
@@ -36,24 +36,24 @@ def create(
     tenant: Annotated[str, typer.Option(help="Whose requests are split.")],
     treatment: Annotated[str, typer.Option(metavar="ARM", help="capital, capital@4f1c, capital:ike or base.")],
     control: Annotated[str | None, typer.Option(metavar="ARM", help="Default: what the tenant is served now.")] = None,
-    split: Annotated[float, typer.Option(help="Per cent on treatment, of the users that take part.")] = 50.0,
+    split: Annotated[float, typer.Option(help="Percentage on treatment, of the users that take part.")] = 50.0,
     metric: Annotated[
         list[str] | None,
-        typer.Option(help="What clients may report, and its range: solved, rating:1..5, retries:0..10:lower. Many."),
+        typer.Option(help="Metric with its range: solved, rating:1..5, retries:0..10:lower; may be repeated."),
     ] = None,
     user: Annotated[
-        list[str] | None, typer.Option(metavar="USER=SIDE", help="A user who is always on that side. Many.")
+        list[str] | None, typer.Option(metavar="USER=SIDE", help="A user who is always on this side; may be repeated.")
     ] = None,
     order: Annotated[
-        str, typer.Option(help="Where the sticky key is looked for; the first that says something counts.")
+        str, typer.Option(help="Sources of the sticky key; the first source with a value counts.")
     ] = "user-header,user-field,session-header,api-key",
     user_header: Annotated[str, typer.Option(help="The header that names the user.")] = "x-user-id",
     session_header: Annotated[str, typer.Option(help="The header that names the session.")] = "x-session-id",
     salt: Annotated[
-        str | None, typer.Option(help="The same salt and name give the same split again; default: a new one.")
+        str | None, typer.Option(help="The same salt and name give the same split again; default: a random salt.")
     ] = None,
     alpha: Annotated[
-        float, typer.Option(help="Chance, over all metrics, of ever calling equal arms different.")
+        float, typer.Option(help="Probability, over all metrics, of ever calling equal arms different.")
     ] = 0.05,
     override: Annotated[
         str, typer.Option(metavar="REASON", help="Serve an arm that its gate did not accept; needs --who.")
@@ -63,12 +63,12 @@ def create(
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Make a rollout. Nobody is served by it before its first `ramp`."""
+    """Create a rollout. It serves nobody before its first `ramp`."""
     from vllm_edit.rollout.draft import draft
     from vllm_edit.store.store import Store
 
     if override and not who:
-        raise typer.BadParameter("--override is somebody's decision: add --who")
+        raise typer.BadParameter("--override needs the name of who decides: add --who")
     sources: Any = tuple(source.strip() for source in order.split(","))
     opened = Store.open(store)
     made = draft(
@@ -94,14 +94,14 @@ def create(
 @app.command()
 def ramp(
     name: NameArgument,
-    percent: Annotated[float, typer.Argument(metavar="PERCENT", help="Of the users, so many take part from now on.")],
+    percent: Annotated[float, typer.Argument(metavar="PERCENT", help="Percentage of the users that take part.")],
     why: WhyOption = "",
     who: WhoOption = "",
     wait: WaitOption = WAIT_S,
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Let a share of the users take part; a paused rollout goes on. Who took part before stays on the same side."""
+    """Let a share of the users take part; a paused rollout resumes. Users that took part stay on the same side."""
     from vllm_edit.store.store import Store
 
     registry = Store.open(store).registry
@@ -117,7 +117,7 @@ def pause(
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Leave everyone where they are until the next `ramp`."""
+    """Freeze the assignment until the next `ramp`."""
     from vllm_edit.store.store import Store
 
     registry = Store.open(store).registry
@@ -133,7 +133,7 @@ def kill(
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Put everyone on control, at the next request."""
+    """Serve control to everyone from the next request."""
     from vllm_edit.store.store import Store
 
     registry = Store.open(store).registry
@@ -149,7 +149,7 @@ def promote(
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Put everyone on treatment, until something is published for the tenant or rolled back."""
+    """Serve treatment to everyone until the tenant's next publication or rollback."""
     from vllm_edit.store.store import Store
 
     registry = Store.open(store).registry
@@ -171,9 +171,10 @@ def list_(
         return
     rows = []
     for entry in entries:
-        one = entry.rollout
-        arms = (one.control.short, one.treatment.short)
-        rows.append((one.name, one.tenant, _state(one), *arms, _percent(one.share), when(entry.changed_at)))
+        rollout = entry.rollout
+        arms = (rollout.control.short, rollout.treatment.short)
+        share, changed = _percent(rollout.share), when(entry.changed_at)
+        rows.append((rollout.name, rollout.tenant, _state(rollout), *arms, share, changed))
     print_table(("NAME", "TENANT", "STATE", "CONTROL", "TREATMENT", "SHARE", "CHANGED"), rows)
 
 
@@ -184,7 +185,7 @@ def status(
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Show the arms' traffic and how they compare. The intervals hold at every look: look as often as you like."""
+    """Show the arms' traffic and their comparison. The intervals are valid at every look."""
     from vllm_edit.cli.rollout_status import print_status
     from vllm_edit.rollout.picture import draw
     from vllm_edit.store.store import Store
@@ -199,10 +200,10 @@ def status(
 
 
 def _override(text: str) -> tuple[str, Side]:
-    user, _, said = text.rpartition("=")
-    if not user or said not in ("control", "treatment"):
+    user, _, side = text.rpartition("=")
+    if not user or side not in ("control", "treatment"):
         raise typer.BadParameter(f"expected --user USER=control or USER=treatment, got {text!r}")
-    return user, "control" if said == "control" else "treatment"
+    return user, "control" if side == "control" else "treatment"
 
 
 def _tell(registry: Registry, rollout: Rollout, wait_s: float, json: bool) -> None:
@@ -210,14 +211,14 @@ def _tell(registry: Registry, rollout: Rollout, wait_s: float, json: bool) -> No
 
 
 def _line(rollout: Rollout) -> str:
-    told = {
-        "created": "created; nobody is served by it before `vllm-edit rollout ramp`",
+    states = {
+        "created": "created; it serves nobody before `vllm-edit rollout ramp`",
         "ramping": f"{_percent(rollout.share)} of the users take part, {_percent(rollout.split)} of them on treatment",
         "paused": f"paused at {_percent(rollout.share)}",
         "killed": "killed" + ("; its tenant is served control" if rollout.governs else "; it decides nothing"),
         "promoted": "promoted; its tenant is served treatment",
     }
-    return f"rollout {rollout.name}: {told[rollout.state]}"
+    return f"rollout {rollout.name}: {states[rollout.state]}"
 
 
 def _state(rollout: Rollout) -> str:

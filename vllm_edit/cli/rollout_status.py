@@ -9,7 +9,7 @@ from vllm_edit.rollout.report import RolloutReport
 
 
 def print_status(found: RolloutReport) -> None:
-    """What the rollout is, its arms' traffic, its comparisons, and warnings."""
+    """Print the rollout, its arms' traffic, its comparisons and warnings."""
     rollout = found.rollout
     print_fields(
         {
@@ -30,21 +30,22 @@ def print_status(found: RolloutReport) -> None:
         rows.append((side, arm.requests, arm.units, arm.failed, *tokens, median, p95))
     columns = ("ARM", "REQUESTS", "USERS", "FAILED", "PROMPT TOKENS", "ANSWER TOKENS", "MEDIAN S", "95 % S")
     print_table(columns, rows)
-    for one in found.comparisons:
+    for result in found.comparisons:
+        metric, arms = result.metric, result.arms
         print_line()
-        print_line(f"{one.metric.name}, {one.metric.low:g} to {one.metric.high:g}, {one.metric.better} is better")
-        lines = [(side, one.outcomes[side], one.arms[side].n, *_told(one.arms[side])) for side in SIDES]
-        difference = ("difference", "", one.difference.n, *_told(one.difference))
-        level = f"{100 * (1 - one.alpha):.4g} % AT EVERY LOOK"
+        print_line(f"{metric.name}, {metric.low:g} to {metric.high:g}, {metric.better} is better")
+        lines = [(side, result.outcomes[side], arms[side].n, *_cells(arms[side])) for side in SIDES]
+        difference = ("difference", "", result.difference.n, *_cells(result.difference))
+        level = f"{100 * (1 - result.alpha):.4g} % AT EVERY LOOK"
         print_table(("", "OUTCOMES", "COMPARED", "MEAN", level), [*lines, difference])
-        since = "" if one.decided_at is None else f", plain after {one.decided_at} comparisons"
-        print_line(f"treatment: {one.verdict}{since}")
+        since = "" if result.decided_at is None else f", decided after {result.decided_at} comparisons"
+        print_line(f"treatment: {result.verdict}{since}")
     for warning in found.warnings:
         print_line()
         print_line(f"warning: {warning}")
 
 
-def _told(estimate: Estimate) -> tuple[str, str]:
+def _cells(estimate: Estimate) -> tuple[str, str]:
     if estimate.mean is None:
         return "", ""
     return f"{estimate.mean:.4g}", f"{estimate.low:.4g} to {estimate.high:.4g}"

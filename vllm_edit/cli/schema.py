@@ -1,4 +1,4 @@
-"""`vllm-edit schema`: the JSON Schema of patch files, for editors that check YAML while one types."""
+"""`vllm-edit schema`: the JSON Schema of patch files, for editors that validate YAML."""
 
 from __future__ import annotations
 

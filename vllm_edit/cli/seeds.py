@@ -1,15 +1,15 @@
-"""Seeds that a user gives."""
+"""Parse seeds of random number generators."""
 
 from __future__ import annotations
 
 import typer
 
 _MOST = 2**63 - 1
-"""The largest that torch's generators take."""
+"""The largest seed that torch's generators accept."""
 
 
 def seed_of(text: str) -> int:
-    """A whole number that every generator of random numbers takes."""
+    """Parse a whole number that every random number generator accepts."""
     try:
         number = int(text)
     except ValueError:

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from vllm_edit.store.store import Store as Opened
 
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
-"""Typer's context settings of both commands: what they do not know is vLLM's."""
+"""Typer's context settings of both commands: unknown flags are passed on to vLLM."""
 
 Store = Annotated[str | None, typer.Option(help="The store's folder or URL [default: $VLLM_EDIT_STORE or .vllm-edit].")]
-AllowOpen = Annotated[bool, typer.Option("--allow-open", help="Serve without keys on an address that is not loopback.")]
+AllowOpen = Annotated[bool, typer.Option("--allow-open", help="Serve without API keys on a non-loopback address.")]
 
 
 def serve(context: typer.Context, store: Store = None, allow_open: AllowOpen = False) -> None:
@@ -41,11 +41,10 @@ def flags(
     allow_open: AllowOpen = False,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
-    """Print what `serve` would start: environment, model and engine flags, for stock `vllm serve`."""
+    """Print the command that `serve` would start: environment, model and engine flags, for stock `vllm serve`."""
     chosen = _profile(_opened(store), context.args, allow_open)
     if as_json:
-        told = {"model": chosen.model, "flags": chosen.flags, "environment": chosen.environment}
-        print_json(told)
+        print_json({"model": chosen.model, "flags": chosen.flags, "environment": chosen.environment})
         return
     environment = " ".join(f"{name}={shlex.quote(value)}" for name, value in chosen.environment.items())
     print_line(f"{environment} vllm {shlex.join(chosen.command())}")
@@ -70,10 +69,10 @@ def _profile(opened: Opened, arguments: list[str], allow_open: bool) -> Profile:
 
 
 def _keyed(opened: Opened) -> bool | None:
-    """Whether the registry has keys; None where it cannot be read: a server may start without it.
+    """Return whether the registry has API keys; None if it cannot be read, since a server may start without it.
 
     Raises:
-        Incompatible: it is another store's.
+        Incompatible: the registry belongs to another store.
     """
     from vllm_edit.errors import EditError, Incompatible
 

@@ -1,4 +1,4 @@
-"""`vllm-edit servers`: which servers run, and how far each follows the registry."""
+"""`vllm-edit servers`: the running servers, and the generation of the registry that each follows."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from vllm_edit.cli.output import JsonOption, StoreOption, WhoOption, WhyOption, 
 
 def servers(
     forget: Annotated[
-        str | None, typer.Option(metavar="HOST:PID", help="Say that a silent server has died; no change names it then.")
+        str | None, typer.Option(metavar="HOST:PID", help="Remove a silent server that has died from the list.")
     ] = None,
     why: WhyOption = "",
     who: WhoOption = "",
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
-    """List servers: how many changes of the registry each is behind, and when it was last heard of.
+    """List servers: how many changes of the registry each is behind, and the age of its last heartbeat.
 
-    A silent one did not leave and is not heard of: it died, or serves on by an older state. It is listed for a day.
+    A silent server sends no heartbeats but did not leave: it died, or still serves an older state. It is listed for a
+    day.
     """
     from vllm_edit.store.store import Store
 
@@ -35,26 +36,26 @@ def servers(
     generation = registry.generation()
     known = registry.servers.known()
     if json:
-        told = [
+        records = [
             {
-                "server": one.name,
-                "generation": one.generation,
-                "behind": max(0, generation - one.generation),
-                "drained": one.drained,
-                "seen_ago_s": round(one.seen_ago_s, 3),
-                "silent": one.silent,
+                "server": entry.name,
+                "generation": entry.generation,
+                "behind": max(0, generation - entry.generation),
+                "drained": entry.drained,
+                "seen_ago_s": round(entry.seen_ago_s, 3),
+                "silent": entry.silent,
             }
-            for one in known
+            for entry in known
         ]
-        print_json(told)
+        print_json(records)
         return
     rows = [
         (
-            one.name,
-            one.generation,
-            max(0, generation - one.generation),
-            f"silent for {age(abs(one.seen_ago_s))}" if one.silent else f"{one.seen_ago_s:.1f} s ago",
+            entry.name,
+            entry.generation,
+            max(0, generation - entry.generation),
+            f"silent for {age(abs(entry.seen_ago_s))}" if entry.silent else f"{entry.seen_ago_s:.1f} s ago",
         )
-        for one in known
+        for entry in known
     ]
     print_table(("SERVER", "GENERATION", "BEHIND", "SEEN"), rows)

@@ -1,4 +1,4 @@
-"""`vllm-edit store`: make a store with its site, and say what is in one."""
+"""`vllm-edit store`: create a store with its site, and show a store's content."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _AUTO = "auto"
 
 TextsOption = Annotated[
     Path | None,
-    typer.Option(help="Ordinary text, a passage per line; default: the model writes it, atlas has its own."),
+    typer.Option(help="Ordinary text, a passage per line; default: the model generates it, atlas has its own."),
 ]
 
 
@@ -47,21 +47,23 @@ def init(
         str | None,
         typer.Option(
             metavar="auto|NUMBER",
-            help="auto, the default, tries layers and tokens on edits of facts that the model knows; of a model that "
-            "knows too few it takes the published depth.",
+            help="auto, the default, tries layers and tokens on edits of facts that the model knows; if it knows too "
+            "few, auto takes the published depth.",
         ),
     ] = None,
     token: Annotated[
         Literal["subject_last", "last"] | None,
         typer.Option(help="Edit at the subject's last token or at the prompt's; default: auto tries both."),
     ] = None,
-    rank: Annotated[int | None, typer.Option("--rank", "--max-rank", help="Most rank of a patch; default 16.")] = None,
-    slots: Annotated[int, typer.Option(min=1, help="Patches in one batch of the engine.")] = 16,
+    rank: Annotated[
+        int | None, typer.Option("--rank", "--max-rank", help="Maximum rank of a patch; default 16.")
+    ] = None,
+    slots: Annotated[int, typer.Option(min=1, help="Maximum number of patches in one batch of the engine.")] = 16,
     texts: TextsOption = None,
     edits: Annotated[
-        Path | None, typer.Option(help="Patch file with edits for auto; default: of facts that the model knows.")
+        Path | None, typer.Option(help="Patch file with edits for auto; default: edits of facts that the model knows.")
     ] = None,
-    seed: Annotated[int, typer.Option(parser=seed_of, metavar="N", help="Of the contexts and the edits tried.")] = 0,
+    seed: Annotated[int, typer.Option(parser=seed_of, metavar="N", help="Seed of contexts and tried edits.")] = 0,
     method: Annotated[
         Literal["rome", "mend"],
         typer.Option(help="rome: one module, for rome, ft and lora. mend: the matrices that a hypernetwork edits."),
@@ -104,20 +106,20 @@ def init(
         )
     seconds = round(time.perf_counter() - started, 3)
     table = [measured.as_record() for measured in created.table]
-    told = _site(created.store, created.store.site()) | {"chosen": created.why}
+    fields = _site(created.store, created.store.site()) | {"chosen": created.why}
     if json:
         pool = None if created.pool is None else _pool(created.pool)
-        print_json(told | {"pool": pool, "seconds": seconds, "tried": table})
+        print_json(fields | {"pool": pool, "seconds": seconds, "tried": table})
         return
     _print_tried(table)
     known = {} if created.pool is None else {"pool": _pool_line(created.pool)}
-    print_fields(told | known | {"seconds": f"{seconds:.0f}"})
+    print_fields(fields | known | {"seconds": f"{seconds:.0f}"})
 
 
 def _init_mend(
     model: str, network: Path | None, texts: Path | None, rank: int | None, slots: int, store: str | None, json: bool
 ) -> None:
-    """A store whose site is a network's; text is only for the gates."""
+    """Create a store for a network; text is only for the gates."""
     from vllm_edit.cli.material import network_of, passages_of
     from vllm_edit.editing.mend.network_files import load, network_site
     from vllm_edit.store.store import Store
@@ -125,12 +127,12 @@ def _init_mend(
     trained, card = load(network_of(model, network))
     site = network_site(_servable(model), trained, card, max_rank=rank, slots=slots)
     opened = Store.create(store, site, trained.tensors(), passages_of(model, texts))
-    told = _site(opened, site)
-    print_json(told) if json else print_fields(told)
+    fields = _site(opened, site)
+    print_json(fields) if json else print_fields(fields)
 
 
 def _servable(model: str) -> Base:
-    """The base model, which vLLM can serve with LoRA; of the shipped one that is known."""
+    """Load the base model, and check that vLLM can serve it with LoRA; the shipped model needs no check."""
     from vllm_edit.cli.material import load_base
 
     base = load_base(_place(model))
@@ -142,15 +144,15 @@ def _servable(model: str) -> Base:
 
 
 def _place(model: str) -> str:
-    """A folder's absolute path, so that later commands find the model from anywhere; other names as they are."""
+    """Make a folder's path absolute, so that later commands find it from any directory; other names stay the same."""
     return str(Path(model).absolute()) if model != SHIPPED and Path(model).is_dir() else model
 
 
 @app.command()
 def passages(texts: TextsOption = None, store: StoreOption = None, json: JsonOption = False) -> None:
-    """Keep passages in a store that has none: ordinary text on which gates measure the drift of perplexity.
+    """Add passages to a store without any: ordinary text on which gates measure the drift of perplexity.
 
-    They should be other text than the site was made with, and stay for good.
+    The text should differ from the text of the site's statistics. Passages cannot be replaced.
     """
     from vllm_edit.cli.material import passages_of
     from vllm_edit.store.store import Store
@@ -159,10 +161,10 @@ def passages(texts: TextsOption = None, store: StoreOption = None, json: JsonOpt
     model = opened.site().model
     found = passages_of(model, texts)
     if not found:
-        raise EditError(f"no text of {model} is known: give --texts FILE, a passage per line")
+        raise EditError(f"there is no text for {model}: give --texts FILE, a passage per line")
     opened.keep_passages(found)
-    told = {"store": opened.url, "passages": len(found)}
-    print_json(told) if json else print_fields(told)
+    fields = {"store": opened.url, "passages": len(found)}
+    print_json(fields) if json else print_fields(fields)
 
 
 @app.command("keep-settings")
@@ -173,10 +175,10 @@ def keep_settings(
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Keep the digest of the base's settings files in a store that was made before stores had one.
+    """Add the digest of the base's settings files to a store from a version without this digest.
 
-    These are tokenizer_config.json, added_tokens.json and generation_config.json. From then on a server refuses a base
-    in which one of them is another. They should be as they were when the store was made.
+    The settings files are tokenizer_config.json, added_tokens.json and generation_config.json. They should be unchanged
+    since the store was created. From then on a server refuses a base whose settings files differ.
     """
     from vllm_edit.models.base import Base
     from vllm_edit.store.store import Store
@@ -188,13 +190,13 @@ def keep_settings(
     if problems := opened.base().problems(base.fingerprint):
         raise EditError(f"{base.name} is not the base of {opened.url}: its {'; its '.join(problems)}")
     opened.keep("settings", base.fingerprint.settings)
-    told = {"store": opened.url, "model": base.name, "settings": base.fingerprint.settings}
-    print_json(told) if json else print_fields(told)
+    fields = {"store": opened.url, "model": base.name, "settings": base.fingerprint.settings}
+    print_json(fields) if json else print_fields(fields)
 
 
 @app.command()
 def status(store: StoreOption = None, json: JsonOption = False) -> None:
-    """Say what a store holds: its site and how it was chosen, patches, tenants, and what the model knows."""
+    """Show a store's site and the sweep that chose it, patches, tenants, and the facts that the model knows."""
     from vllm_edit.facts.stored_pool import stored_pool
     from vllm_edit.store.store import Store
 
@@ -203,13 +205,13 @@ def status(store: StoreOption = None, json: JsonOption = False) -> None:
     gate = {state: sum(entry.status == state for entry in entries) for state in ("accepted", "rejected", "ungated")}
     tenants = opened.registry.tenants()
     counts = {"patches": len(entries), **gate, "tenants": len(tenants), "generation": opened.registry.generation()}
-    told = _site(opened, opened.site()) | counts
+    fields = _site(opened, opened.site()) | counts
     pool, tried = stored_pool(opened), opened.document("tried") or []
     if json:
-        print_json(told | {"pool": None if pool is None else _pool(pool), "tried": tried})
+        print_json(fields | {"pool": None if pool is None else _pool(pool), "tried": tried})
         return
     _print_tried(tried)
-    print_fields(told | ({} if pool is None else {"pool": _pool_line(pool)}))
+    print_fields(fields | ({} if pool is None else {"pool": _pool_line(pool)}))
 
 
 def _layer(text: str | None) -> int | str | None:
@@ -221,7 +223,7 @@ def _layer(text: str | None) -> int | str | None:
 
 
 def _refuse_existing(url: str | None) -> None:
-    """Before minutes of work: a store has one site for good."""
+    """Raise `EditError` for an existing store, before minutes of work: a store's site is fixed."""
     from vllm_edit.store.store import Store
 
     try:
@@ -230,13 +232,13 @@ def _refuse_existing(url: str | None) -> None:
         return
     site = opened.site()
     raise EditError(
-        f"{opened.url} has a site already ({site.model}, layer {site.layer}), and a store has one for good; "
-        "name another with --store, or remove the folder"
+        f"{opened.url} has a site already ({site.model}, layer {site.layer}), and a store's site is fixed; "
+        "name another store with --store, or remove the folder"
     )
 
 
 def _site(store: Store, site: Site) -> dict[str, Any]:
-    told = {
+    fields = {
         "store": store.url,
         "model": site.model,
         "site": site.digest,
@@ -247,10 +249,10 @@ def _site(store: Store, site: Site) -> dict[str, Any]:
         "passages": len(store.passages()),
     }
     if site.thinking is not None:
-        told |= {"thinking": site.thinking}
+        fields |= {"thinking": site.thinking}
     if site.network is not None:
-        return told | {"network": site.network}
-    return told | {
+        return fields | {"network": site.network}
+    return fields | {
         "token": site.token,
         "damping": site.damping,
         "contexts": len(site.contexts),
@@ -259,7 +261,7 @@ def _site(store: Store, site: Site) -> dict[str, Any]:
 
 
 def _pool(pool: Pool) -> dict[str, Any]:
-    """What the model knows, by relation: facts known, of how many in how many of the tables it was asked for."""
+    """Return the numbers of known and asked facts, in total and by relation."""
     relations = {
         relation: {"known": known, "asked": pool.asked[relation]} for relation, known in sorted(pool.sizes.items())
     }
@@ -272,21 +274,21 @@ def _pool_line(pool: Pool) -> str:
 
 
 def _print_tried(tried: Sequence[Mapping[str, Any]]) -> None:
-    """What the sweep measured, as `Measurement.as_record` gives it; nothing where nothing was tried."""
+    """Print the sweep's measurements (`Measurement.as_record`), if there are any."""
     if not tried:
         return
     shares = ("reliability", "paraphrase", "locality", "locality_subject", "score")
     columns = ("TOKEN", "LAYER", "DAMPING", "MARGIN", "EDITS", *(share.upper().replace("_", " ") for share in shares))
     rows = [
         (
-            one["token"],
-            one["layer"],
-            f"{one['damping']:g}",
-            f"{one['margin']:g}" if "margin" in one else "–",
-            f"{one.get('edits', '')} {'together' if one['joint'] else 'one by one'}",
-            *("–" if one[share] is None else f"{one[share]:.3f}" for share in shares),
+            trial["token"],
+            trial["layer"],
+            f"{trial['damping']:g}",
+            f"{trial['margin']:g}" if "margin" in trial else "–",
+            f"{trial.get('edits', '')} {'together' if trial['joint'] else 'one by one'}",
+            *("–" if trial[share] is None else f"{trial[share]:.3f}" for share in shares),
         )
-        for one in tried
+        for trial in tried
     ]
     print_table(columns, rows)
     print_line()

@@ -1,4 +1,4 @@
-"""`vllm-edit tenant`: whom requests are for, and what they are served."""
+"""`vllm-edit tenant`: tenants, and the patches that they are served."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from vllm_edit.registry.entries import Publication
     from vllm_edit.store.store import Store
 
-app = group("Tenants: whom requests are for, and what they are served.")
+app = group("Tenants, and the patches that they are served.")
 app.add_typer(key_app, name="key")
 
 TenantArgument = Annotated[str, typer.Argument(metavar="TENANT")]
@@ -34,7 +34,7 @@ TenantArgument = Annotated[str, typer.Argument(metavar="TENANT")]
 
 @app.command()
 def create(name: TenantArgument, who: WhoOption = "", store: StoreOption = None, json: JsonOption = False) -> None:
-    """Make a tenant; until something is published it is served the base model."""
+    """Create a tenant; it is served the base model until its first publication."""
     from vllm_edit.store.store import Store
 
     tenant = Store.open(store).registry.create_tenant(name, by=who)
@@ -43,7 +43,7 @@ def create(name: TenantArgument, who: WhoOption = "", store: StoreOption = None,
 
 @app.command("list")
 def list_(store: StoreOption = None, json: JsonOption = False) -> None:
-    """List tenants with what each is served, by a rollout where one decides."""
+    """List tenants with what each is served, including its rollout."""
     from vllm_edit.rollout.arm import Arm
     from vllm_edit.store.store import Store
 
@@ -78,11 +78,11 @@ def publish(
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Serve a compiled patch to a tenant. Ends when all running servers do, or names those that do not."""
+    """Serve a compiled patch to a tenant. Waits until all running servers follow, and reports those that do not."""
     from vllm_edit.store.store import Store
 
     if override and not who:
-        raise typer.BadParameter("--override is somebody's decision: add --who")
+        raise typer.BadParameter("--override needs the name of who decides: add --who")
     opened = Store.open(store)
     active = opened.registry.publish(
         tenant, opened.resolve(name), why=why, override=override, by=who, valid_until=until
@@ -94,7 +94,7 @@ def publish(
 def rollback(
     tenant: TenantArgument,
     to: Annotated[
-        str | None, typer.Option(metavar="NAME", help="An earlier one of the history; else the last.")
+        str | None, typer.Option(metavar="NAME", help="An earlier publication; default: the previous publication.")
     ] = None,
     why: WhyOption = "",
     who: WhoOption = "",
@@ -102,7 +102,7 @@ def rollback(
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Serve the tenant what it was served before: its earlier patch, or base before the first."""
+    """Serve the tenant its previous publication, or the base model if there is none."""
     from vllm_edit.store.store import Store
 
     opened = Store.open(store)
@@ -113,7 +113,7 @@ def rollback(
 
 @app.command()
 def history(tenant: TenantArgument, store: StoreOption = None, json: JsonOption = False) -> None:
-    """Show a tenant's publications, newest first. Where a rollout decides, none of them is active."""
+    """Show a tenant's publications, newest first. While a rollout decides, none of them is active."""
     from datetime import UTC, datetime
 
     from vllm_edit.names import short
@@ -129,12 +129,12 @@ def history(tenant: TenantArgument, store: StoreOption = None, json: JsonOption 
     active, rollout = served(publications, now), registry.state(tenant).rollout
     in_force = "active" if rollout is None else f"behind rollout {rollout.name}"
     rows = []
-    for one in publications:
-        ended = "ended" if one.ended(now) else ""
-        state = in_force if one is active else "rolled back" if one.rolled_back else ended
-        why = " / ".join(text for text in (one.why, one.rolled_back_why) if text)
-        until = when(one.valid_until) if one.valid_until else ""
-        rows.append((when(one.at), short(one.name), state, until, one.by, why))
+    for entry in publications:
+        ended = "ended" if entry.ended(now) else ""
+        state = in_force if entry is active else "rolled back" if entry.rolled_back else ended
+        why = " / ".join(text for text in (entry.why, entry.rolled_back_why) if text)
+        until = when(entry.valid_until) if entry.valid_until else ""
+        rows.append((when(entry.at), short(entry.name), state, until, entry.by, why))
     print_table(("AT", "NAME", "STATE", "UNTIL", "BY", "WHY"), rows)
 
 

@@ -1,4 +1,4 @@
-"""`vllm-edit tenant key`: the keys that a tenant's requests come with."""
+"""`vllm-edit tenant key`: API keys that authenticate a tenant's requests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vllm_edit.cli.keys_shown import print_keys, print_new_key, tell_revoked
 from vllm_edit.cli.output import JsonOption, StoreOption, WhoOption, WhyOption
 from vllm_edit.cli.times import UntilOption
 
-app = group("Keys of a tenant: its requests come with one.")
+app = group("API keys that authenticate a tenant's requests.")
 
 TenantArgument = Annotated[str, typer.Argument(metavar="TENANT")]
 
@@ -20,14 +20,14 @@ TenantArgument = Annotated[str, typer.Argument(metavar="TENANT")]
 @app.command()
 def create(
     tenant: TenantArgument,
-    base: Annotated[bool, typer.Option("--base/--no-base", help="May it ask for the base model?")] = True,
-    label: Annotated[str, typer.Option(help="What it is for.")] = "",
+    base: Annotated[bool, typer.Option("--base/--no-base", help="Whether it may request the base model.")] = True,
+    label: Annotated[str, typer.Option(help="Purpose of the key.")] = "",
     until: UntilOption = None,
     who: WhoOption = "",
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Make a key for a tenant's requests. It is printed once and cannot be had again."""
+    """Create a key for a tenant's requests. It is printed once and cannot be shown again."""
     from vllm_edit.store.store import Store
 
     made = Store.open(store).registry.create_key(tenant, base=base, label=label, expires_at=until, by=who)
@@ -36,7 +36,7 @@ def create(
 
 @app.command("list")
 def list_(tenant: TenantArgument, store: StoreOption = None, json: JsonOption = False) -> None:
-    """List a tenant's keys, revoked ones too."""
+    """List a tenant's keys, including revoked keys."""
     from vllm_edit.store.store import Store
 
     print_keys(Store.open(store).registry.keys(tenant), json)
@@ -45,14 +45,14 @@ def list_(tenant: TenantArgument, store: StoreOption = None, json: JsonOption = 
 @app.command()
 def revoke(
     tenant: TenantArgument,
-    key: Annotated[str, typer.Argument(metavar="ID", help="As `list` tells it.")],
+    key: Annotated[str, typer.Argument(metavar="ID", help="The key's id, as in `list`.")],
     why: WhyOption = "",
     who: WhoOption = "",
     wait: WaitOption = WAIT_S,
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Revoke a key of the tenant for good."""
+    """Revoke a key of the tenant permanently."""
     from vllm_edit.store.store import Store
 
     registry = Store.open(store).registry

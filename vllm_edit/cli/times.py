@@ -1,4 +1,4 @@
-"""Times that a user gives: a moment, or how long from now."""
+"""Parse times of options: absolute, or a duration from now."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ _FROM_NOW = re.compile(rf"(\d{{1,6}})([{''.join(_UNITS)}])")
 
 
 def future(text: str) -> datetime:
-    """`90d` from now, or a moment in ISO 8601; one without a zone is this machine's."""
+    """Parse a duration from now such as `90d`, or a time in ISO 8601, by default in the local zone."""
     now = datetime.now(UTC)
     given = _FROM_NOW.fullmatch(text)
     try:
         time = now + timedelta(**{_UNITS[given[2]]: int(given[1])}) if given else datetime.fromisoformat(text)
-        time = time.astimezone(UTC)  # which the first and the last day of all do not have everywhere
+        time = time.astimezone(UTC)  # overflows near the first and the last representable day
     except (ValueError, OverflowError):
         raise typer.BadParameter(f"expected 30m, 12h, 90d, 8w or a time like 2030-01-31T12:00Z, got {text!r}") from None
     if time <= now:
-        raise typer.BadParameter(f"expected a time to come, got {text!r}, which is past")
+        raise typer.BadParameter(f"expected a future time, got {text!r}, which is past")
     return time
 
 
 UntilOption = Annotated[
     datetime | None,
-    typer.Option("--until", parser=future, metavar="TIME", help="It ends by itself: 12h, 90d or 2030-01-31T12:00Z."),
+    typer.Option("--until", parser=future, metavar="TIME", help="When it expires: 12h, 90d or 2030-01-31T12:00Z."),
 ]

@@ -1,4 +1,4 @@
-"""`vllm-edit trace`: in which layers, and at which tokens, the base recalls what a patch would change."""
+"""`vllm-edit trace`: locate the layers and tokens at which the base recalls the facts that a patch changes."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def trace(
     model: Annotated[
         str | None, typer.Option(help="The model to trace; default: the patch's base, else atlas.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many edits.")] = None,
-    seed: Annotated[int, typer.Option(parser=seed_of, metavar="N", help="Of the noise.")] = 0,
+    limit: Annotated[int | None, typer.Option(min=1, help="Maximum number of edits.")] = None,
+    seed: Annotated[int, typer.Option(parser=seed_of, metavar="N", help="Seed of the noise.")] = 0,
     noise: Annotated[
         float, typer.Option(min=0, help="Noise, in standard deviations of the subjects' embeddings.")
     ] = 3.0,
@@ -33,15 +33,15 @@ def trace(
         int | None, typer.Option(min=1, help="Layers restored at once for MLP and attention; default: 10/48 of all.")
     ] = None,
     batch_tokens: Annotated[
-        int, typer.Option(min=1, help="Most tokens in one forward pass: the memory budget.")
+        int, typer.Option(min=1, help="Maximum tokens in one forward pass: the memory budget.")
     ] = 8192,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw a heat map: *.png or *.svg.")] = None,
     json: JsonOption = False,
 ) -> None:
     """Find where the base model recalls the facts that a patch edits (causal tracing, ROME's first step).
 
-    The base's own answer is traced, not the patch's target: its probability when the prompt is read as it is, with
-    noise on the subject's tokens, and with clean states put back one place at a time.
+    It traces the base's own answer, not the patch's target: the answer's probability on the clean prompt, with noise on
+    the subject's tokens, and with clean states restored at one place at a time.
     """
     edits, named = _edits(file, limit)
     from vllm_edit.cli.material import SHIPPED, load_base
@@ -67,7 +67,7 @@ def trace(
 
 
 def _edits(file: Path, limit: int | None) -> tuple[list[Edit], str | None]:
-    """The edits of a patch or of a data set, at most `limit`, and the base that a patch names."""
+    """Return at most `limit` edits of a patch or data set, and the base that the patch names."""
     from vllm_edit.datasets import is_data_set, read_edits
     from vllm_edit.patch import Patch
 

@@ -113,7 +113,7 @@ class Registry:
     def set_status(self, name: str, status: Status, reason: str = "", by: str = "") -> None:
         """Record the gate's verdict on a patch. Publications stay in force."""
         if status not in get_args(Status):
-            raise EditError(f"expected one of the statuses {', '.join(get_args(Status))}, got {shown(status)}")
+            raise EditError(f"expected a status from {', '.join(get_args(Status))}, got {shown(status)}")
         with self.changes.make("patch.judge", by=by) as change:
             old = patch_rows.find(change.connection, name)
             patch_rows.set_status(change.connection, name, status, reason)
