@@ -19,7 +19,7 @@ from vllm_edit.facts import known_edits, pooling, tables_folder
 from vllm_edit.facts.facts import Facts
 from vllm_edit.models.base import Base
 from vllm_edit.patch import Edit
-from vllm_edit.store.care import problems_of
+from vllm_edit.store.maintenance import problems_of
 from vllm_edit.store.store import Store
 from vllm_edit.swept_store import create_store, open_or_create
 

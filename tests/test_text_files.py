@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vllm_edit.cli.material import texts_of
+from vllm_edit.cli.model_inputs import texts_of
 from vllm_edit.datasets import read_edits
 from vllm_edit.editing.mend.network_files import CARD_FILE, load
 from vllm_edit.errors import EditError

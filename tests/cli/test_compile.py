@@ -9,8 +9,8 @@ import pytest
 from tests.cli.program import Program
 from tests.tiny import SENTENCES, save_tiny
 from vllm_edit.cli.method_settings import method_settings
-from vllm_edit.store.care import problems_of
 from vllm_edit.store.documents import path_of
+from vllm_edit.store.maintenance import problems_of
 from vllm_edit.store.store import Store
 
 # A random model has no facts to change: its edits may miss, which is not what is tested here.

@@ -10,7 +10,7 @@ from tests.cli.program import Program
 from tests.mend.tiny_training import TEXTS, tiny_edits
 from tests.tiny import save_tiny
 from vllm_edit.patch import Patch
-from vllm_edit.store.care import problems_of
+from vllm_edit.store.maintenance import problems_of
 from vllm_edit.store.store import Store
 
 QUICK = ("--layers", "2", "--steps", "4", "--set", "rank=4", "--set", "warm=4", "--set", "validate_every=2")

@@ -10,7 +10,7 @@ from tests.cli.program import Program
 from tests.tiny import SENTENCES, save_tiny
 from vllm_edit import atlas
 from vllm_edit.artefacts.site import Context
-from vllm_edit.cli.material import bank_of
+from vllm_edit.cli.model_inputs import bank_of
 from vllm_edit.editing.site.sites import fixed_site
 from vllm_edit.facts import pooling, tables_folder
 from vllm_edit.facts.facts import Facts

@@ -17,7 +17,7 @@ from vllm_edit.errors import Corrupt, EditError, Incompatible, UnsafeEdit
 from vllm_edit.ike.bank import Bank
 from vllm_edit.ike.demonstrations import with_demonstrations
 from vllm_edit.patch import Edit, Patch
-from vllm_edit.store.care import problems_of
+from vllm_edit.store.maintenance import problems_of
 from vllm_edit.store.store import Store
 
 EDITS = (

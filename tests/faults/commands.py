@@ -24,8 +24,8 @@ from vllm_edit.editing.mend.training import CHECKPOINT
 from vllm_edit.facts import tables_folder
 from vllm_edit.models.base import Base
 from vllm_edit.patch import Edit, Gate, Patch, Probe
-from vllm_edit.store.care import problems_of
 from vllm_edit.store.documents import path_of
+from vllm_edit.store.maintenance import problems_of
 from vllm_edit.store.store import Store
 
 _QUICK = "--set steps=1 --set rounds=1 --set forms=[plain] --set on_missed=report --set batch_tokens=512"

@@ -18,7 +18,7 @@ from tests.serving import places
 from tests.serving.without_engine import bearer
 from vllm_edit.demo.server import LocalServer
 from vllm_edit.editing.settings import Progress
-from vllm_edit.store.care import problems_of
+from vllm_edit.store.maintenance import problems_of
 from vllm_edit.store.store import Store
 
 pytestmark = pytest.mark.slow

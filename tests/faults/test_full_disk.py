@@ -21,7 +21,7 @@ from vllm_edit.deltas.delta import Delta
 from vllm_edit.errors import NotFound, Unavailable
 from vllm_edit.registry.anchor import ANCHOR
 from vllm_edit.serving.settings import Settings
-from vllm_edit.store.care import problems_of
+from vllm_edit.store.maintenance import problems_of
 from vllm_edit.store.store import Store
 
 pytestmark = pytest.mark.slow

@@ -28,7 +28,7 @@ from vllm_edit.models.base import Base
 from vllm_edit.models.hooks import frozen
 from vllm_edit.models.rows import leads
 from vllm_edit.patch import Patch
-from vllm_edit.store.care import problems_of
+from vllm_edit.store.maintenance import problems_of
 from vllm_edit.store.store import Store
 
 LOOSE = {"on_missed": "report"}

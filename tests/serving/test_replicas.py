@@ -21,7 +21,7 @@ from tests.serving.without_engine import bearer
 from vllm_edit.demo.server import LocalServer
 from vllm_edit.registry.registry import Registry
 from vllm_edit.rollout.arm import Arm
-from vllm_edit.store.care import problems_of
+from vllm_edit.store.maintenance import problems_of
 from vllm_edit.store.store import Store
 
 pytestmark = pytest.mark.slow

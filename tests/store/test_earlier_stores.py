@@ -15,7 +15,7 @@ import torch
 from sqlalchemy import create_engine, text
 
 from tests.store.example import compiled
-from vllm_edit.store.care import problems_of
+from vllm_edit.store.maintenance import problems_of
 from vllm_edit.store.store import Store
 
 CAPITAL = "capital@4c4b173ebdf7fe9dfc8c079de0784e60"

@@ -21,8 +21,8 @@ from vllm_edit.errors import NotFound
 from vllm_edit.files import RemoteFiles
 from vllm_edit.registry.entries import PatchEntry
 from vllm_edit.registry.registry import Registry
-from vllm_edit.store.care import problems_of
 from vllm_edit.store.garbage import Collected, gc
+from vllm_edit.store.maintenance import problems_of
 from vllm_edit.store.store import Store
 
 LONG_S, BUSY_S = 3600.0, 120.0  # longer than any test; a limit for a busy machine

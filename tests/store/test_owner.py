@@ -12,7 +12,7 @@ from tests.store.example import compiled, moment, site
 from vllm_edit.errors import EditError
 from vllm_edit.registry import tables
 from vllm_edit.store import store as store_module
-from vllm_edit.store.care import problems_of
+from vllm_edit.store.maintenance import problems_of
 from vllm_edit.store.site_files import SITE, read_site
 from vllm_edit.store.store import Store
 

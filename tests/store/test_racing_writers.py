@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.store.example import compiled
-from vllm_edit.store.care import problems_of
+from vllm_edit.store.maintenance import problems_of
 from vllm_edit.store.store import Store
 
 SEEDS = range(6)

@@ -18,8 +18,8 @@ from tests.store.example import MODULE, compiled, moment, new_store, site
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 from vllm_edit.deltas.delta import Delta, LowRank
 from vllm_edit.errors import Corrupt, EditError, NotFound
-from vllm_edit.store.care import problems_of
 from vllm_edit.store.garbage import gc
+from vllm_edit.store.maintenance import problems_of
 from vllm_edit.store.store import Store
 
 

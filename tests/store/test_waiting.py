@@ -32,7 +32,7 @@ def threads() -> Iterator[ThreadPoolExecutor]:
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only notifications tell of a change, and no look at the generation now and then."""
-    monkeypatch.setattr("vllm_edit.registry.waiting._LOOK_S", LONG_S)
+    monkeypatch.setattr("vllm_edit.registry.notifications._LOOK_S", LONG_S)
 
 
 def begin(threads: ThreadPoolExecutor, registry: Registry, generation: int) -> Future[bool]:

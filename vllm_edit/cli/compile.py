@@ -35,7 +35,7 @@ def compile_(
     exit 1.
     """
     patches, chosen = _read(files), method_settings(settings)
-    from vllm_edit.cli.material import bank_of, load_base
+    from vllm_edit.cli.model_inputs import bank_of, load_base
     from vllm_edit.editing.compile import method_of, settings_of
     from vllm_edit.evaluation.refused import Refused
     from vllm_edit.pipeline import Pipeline

@@ -58,7 +58,7 @@ def compose(
     seconds = time.perf_counter() - started
     made = with_members_demonstrations(made, sorted(members, key=lambda member: member.name))
 
-    from vllm_edit.cli.material import load_base  # only now: a composition that algebra refuses needs no model
+    from vllm_edit.cli.model_inputs import load_base  # only now: a composition that algebra refuses needs no model
     from vllm_edit.ike.bank import Bank
     from vllm_edit.pipeline import Pipeline
 

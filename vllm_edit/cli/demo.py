@@ -20,7 +20,7 @@ def demo(
     patches: Annotated[Path | None, typer.Option(help="Folder of patches to compile; default the plan's.")] = None,
 ) -> None:
     """Choose a site, compile patches, serve tenants, base and IKE side by side, publish, roll out and roll back."""
-    from vllm_edit.cli.material import bank_of
+    from vllm_edit.cli.model_inputs import bank_of
     from vllm_edit.cli.output import wide_console
     from vllm_edit.demo.plan import ATLAS, REAL
     from vllm_edit.demo.story import Demo

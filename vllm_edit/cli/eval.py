@@ -138,13 +138,13 @@ class _Compiling:
 
     @cached_property
     def base(self) -> Base:
-        from vllm_edit.cli.material import load_base
+        from vllm_edit.cli.model_inputs import load_base
 
         return load_base(self.model)
 
     @cached_property
     def bank(self) -> Bank:
-        from vllm_edit.cli.material import bank_of
+        from vllm_edit.cli.model_inputs import bank_of
 
         return bank_of(self.store, self._bank_file)
 

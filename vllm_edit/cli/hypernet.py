@@ -48,8 +48,8 @@ def train(
     """Train a network on edits of patch files. A stopped training resumes when it is started again."""
     from dataclasses import asdict
 
-    from vllm_edit.cli.material import load_base
     from vllm_edit.cli.method_settings import method_settings
+    from vllm_edit.cli.model_inputs import load_base
     from vllm_edit.editing.mend.dataset import check_apart
     from vllm_edit.editing.mend.network_files import Card, last_matrices, save
     from vllm_edit.editing.mend.settings import TrainingSettings
@@ -135,7 +135,7 @@ def _read(files: list[Path]) -> list[Edit]:
 
 
 def _texts_of(model: str, texts: Path | None) -> list[str]:
-    from vllm_edit.cli.material import SHIPPED, texts_of
+    from vllm_edit.cli.model_inputs import SHIPPED, texts_of
 
     if model == SHIPPED and texts is None:
         from vllm_edit.atlas.mend import training_texts
@@ -145,7 +145,7 @@ def _texts_of(model: str, texts: Path | None) -> list[str]:
 
 
 def _edits_of(model: str, files: list[Path] | None, count: int, seed: int) -> list[Edit]:
-    from vllm_edit.cli.material import SHIPPED
+    from vllm_edit.cli.model_inputs import SHIPPED
 
     if files:
         return _read(files)

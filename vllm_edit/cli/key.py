@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-from vllm_edit.cli.acknowledged import WAIT_S, WaitOption
 from vllm_edit.cli.group import group
-from vllm_edit.cli.keys_shown import print_keys, print_new_key, tell_revoked
 from vllm_edit.cli.output import JsonOption, StoreOption, WhoOption, WhyOption
+from vllm_edit.cli.print_keys import print_keys, print_new_key, report_revoked
+from vllm_edit.cli.propagation import WAIT_S, WaitOption
 from vllm_edit.cli.times import UntilOption
 
 app = group("Administrators' keys, and all keys at once.")
@@ -53,4 +53,4 @@ def revoke(
     from vllm_edit.store.store import Store
 
     registry = Store.open(store).registry
-    tell_revoked(registry, registry.revoke_key(key, why=why, by=who), wait, json)
+    report_revoked(registry, registry.revoke_key(key, why=why, by=who), wait, json)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vllm_edit.cli.acknowledged import WAIT_S, WaitOption, tell_change
 from vllm_edit.cli.group import group
 from vllm_edit.cli.output import (
     JsonOption,
@@ -19,6 +18,7 @@ from vllm_edit.cli.output import (
     print_table,
     when,
 )
+from vllm_edit.cli.propagation import WAIT_S, WaitOption, report_change
 
 if TYPE_CHECKING:
     from vllm_edit.registry.registry import Registry
@@ -105,7 +105,7 @@ def ramp(
     from vllm_edit.store.store import Store
 
     registry = Store.open(store).registry
-    _tell(registry, registry.rollouts.ramp(name, percent, why=why, by=who), wait, json)
+    _report(registry, registry.rollouts.ramp(name, percent, why=why, by=who), wait, json)
 
 
 @app.command()
@@ -121,7 +121,7 @@ def pause(
     from vllm_edit.store.store import Store
 
     registry = Store.open(store).registry
-    _tell(registry, registry.rollouts.pause(name, why=why, by=who), wait, json)
+    _report(registry, registry.rollouts.pause(name, why=why, by=who), wait, json)
 
 
 @app.command()
@@ -137,7 +137,7 @@ def kill(
     from vllm_edit.store.store import Store
 
     registry = Store.open(store).registry
-    _tell(registry, registry.rollouts.kill(name, why=why, by=who), wait, json)
+    _report(registry, registry.rollouts.kill(name, why=why, by=who), wait, json)
 
 
 @app.command()
@@ -153,7 +153,7 @@ def promote(
     from vllm_edit.store.store import Store
 
     registry = Store.open(store).registry
-    _tell(registry, registry.rollouts.promote(name, why=why, by=who), wait, json)
+    _report(registry, registry.rollouts.promote(name, why=why, by=who), wait, json)
 
 
 @app.command("list")
@@ -206,8 +206,8 @@ def _override(text: str) -> tuple[str, Side]:
     return user, "control" if side == "control" else "treatment"
 
 
-def _tell(registry: Registry, rollout: Rollout, wait_s: float, json: bool) -> None:
-    tell_change(registry, wait_s, _line(rollout), rollout.as_record(), json)
+def _report(registry: Registry, rollout: Rollout, wait_s: float, json: bool) -> None:
+    report_change(registry, wait_s, _line(rollout), rollout.as_record(), json)
 
 
 def _line(rollout: Rollout) -> str:

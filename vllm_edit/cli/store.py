@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from vllm_edit.cli.group import group
-from vllm_edit.cli.material import SHIPPED
+from vllm_edit.cli.model_inputs import SHIPPED
 from vllm_edit.cli.output import (
     JsonOption,
     StoreOption,
@@ -83,7 +83,7 @@ def init(
         return
     if network is not None:
         raise typer.BadParameter("only a store for mend has a network: add --method mend", param_hint="--network")
-    from vllm_edit.cli.material import given_edits, given_text
+    from vllm_edit.cli.model_inputs import given_edits, given_text
 
     started = time.perf_counter()
     text, tried = given_text(model, texts, seed), given_edits(model, edits, seed)
@@ -120,7 +120,7 @@ def _init_mend(
     model: str, network: Path | None, texts: Path | None, rank: int | None, slots: int, store: str | None, json: bool
 ) -> None:
     """Create a store for a network; text is only for the gates."""
-    from vllm_edit.cli.material import network_of, passages_of
+    from vllm_edit.cli.model_inputs import network_of, passages_of
     from vllm_edit.editing.mend.network_files import load, network_site
     from vllm_edit.store.store import Store
 
@@ -133,7 +133,7 @@ def _init_mend(
 
 def _servable(model: str) -> Base:
     """Load the base model, and check that vLLM can serve it with LoRA; the shipped model needs no check."""
-    from vllm_edit.cli.material import load_base
+    from vllm_edit.cli.model_inputs import load_base
 
     base = load_base(_place(model))
     if model != SHIPPED and base.folder is not None:
@@ -154,7 +154,7 @@ def passages(texts: TextsOption = None, store: StoreOption = None, json: JsonOpt
 
     The text should differ from the text of the site's statistics. Passages cannot be replaced.
     """
-    from vllm_edit.cli.material import passages_of
+    from vllm_edit.cli.model_inputs import passages_of
     from vllm_edit.store.store import Store
 
     opened = Store.open(store)

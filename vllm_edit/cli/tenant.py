@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vllm_edit.cli.acknowledged import WAIT_S, WaitOption, tell_change
 from vllm_edit.cli.group import group
 from vllm_edit.cli.output import (
     JsonOption,
@@ -19,6 +18,7 @@ from vllm_edit.cli.output import (
     print_table,
     when,
 )
+from vllm_edit.cli.propagation import WAIT_S, WaitOption, report_change
 from vllm_edit.cli.tenant_key import app as key_app
 from vllm_edit.cli.times import UntilOption
 
@@ -87,7 +87,7 @@ def publish(
     active = opened.registry.publish(
         tenant, opened.resolve(name), why=why, override=override, by=who, valid_until=until
     )
-    _tell(opened, tenant, active, wait, json)
+    _report(opened, tenant, active, wait, json)
 
 
 @app.command()
@@ -108,7 +108,7 @@ def rollback(
     opened = Store.open(store)
     target = None if to is None else opened.resolve(to)
     active = opened.registry.rollback(tenant, to=target, why=why, by=who)
-    _tell(opened, tenant, active, wait, json)
+    _report(opened, tenant, active, wait, json)
 
 
 @app.command()
@@ -138,9 +138,9 @@ def history(tenant: TenantArgument, store: StoreOption = None, json: JsonOption 
     print_table(("AT", "NAME", "STATE", "UNTIL", "BY", "WHY"), rows)
 
 
-def _tell(store: Store, tenant: str, active: str | None, wait_s: float, json: bool) -> None:
+def _report(store: Store, tenant: str, active: str | None, wait_s: float, json: bool) -> None:
     line = f"tenant {tenant} is served {active or 'the base model'}"
-    tell_change(store.registry, wait_s, line, {"tenant": tenant, "active": active}, json)
+    report_change(store.registry, wait_s, line, {"tenant": tenant, "active": active}, json)
 
 
 def _as_json(publication: Publication) -> dict[str, Any]:

@@ -44,7 +44,7 @@ def trace(
     the subject's tokens, and with clean states restored at one place at a time.
     """
     edits, named = _edits(file, limit)
-    from vllm_edit.cli.material import SHIPPED, load_base
+    from vllm_edit.cli.model_inputs import SHIPPED, load_base
     from vllm_edit.pictures import check_drawable
     from vllm_edit.tracing.effects import AverageEffects
     from vllm_edit.tracing.effects_table import effects_table

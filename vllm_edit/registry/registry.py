@@ -22,13 +22,13 @@ from vllm_edit.registry.changes import Change, Changes
 from vllm_edit.registry.database import Database
 from vllm_edit.registry.entries import PatchEntry, Publication, Status, Tenant, served, served_at
 from vllm_edit.registry.keys import ADMIN_RIGHTS, TENANT_RIGHTS, Key, NewKey, Right
+from vllm_edit.registry.notifications import waiting
 from vllm_edit.registry.owner import Owner
 from vllm_edit.registry.publishable import publishable_until
 from vllm_edit.registry.retired import Retired
 from vllm_edit.registry.rollouts import Rollouts
 from vllm_edit.registry.servers import Servers
 from vllm_edit.registry.snapshot import Snapshot
-from vllm_edit.registry.waiting import waiting
 from vllm_edit.rollout.arm import Arm
 from vllm_edit.rollout.decision import TenantState
 

@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass
 from functools import partial
 
-from vllm_edit.store.care import unused_in
+from vllm_edit.store.maintenance import unused_in
 from vllm_edit.store.store import Store
 
 _ABANDONED_S = 24 * 3600.0  # no writer takes a day: the writer of an older temporary file has died

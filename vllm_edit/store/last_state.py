@@ -21,7 +21,7 @@ from vllm_edit.digest import canonical, digest_bytes, digest_json
 from vllm_edit.errors import Corrupt, EditError, Unavailable
 from vllm_edit.files import LocalFiles, sync_folder
 from vllm_edit.registry.snapshot import Snapshot
-from vllm_edit.store.places import state_folder
+from vllm_edit.store.locations import state_folder
 
 if TYPE_CHECKING:
     from vllm_edit.store.store import Store

@@ -30,7 +30,7 @@ from vllm_edit.registry.entries import PatchEntry
 from vllm_edit.registry.owner import Owner
 from vllm_edit.registry.registry import Registry
 from vllm_edit.store.documents import Kind, path_of, read_document, write_document
-from vllm_edit.store.places import default_url, registry_url
+from vllm_edit.store.locations import default_url, registry_url
 from vllm_edit.store.records import Record, add_record, read_records
 from vllm_edit.store.site_files import SITE, check_material, read_material, read_site, write_material, write_site
 

@@ -14,7 +14,7 @@ from vllm_edit.serving.admin.admission import PREFIX
 from vllm_edit.serving.admin.checked import CheckedRoute
 from vllm_edit.serving.admin.desk import Body, Desk, Who, who
 from vllm_edit.store import garbage
-from vllm_edit.store.care import problems_of
+from vllm_edit.store.maintenance import problems_of
 
 
 class Served(BaseModel):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from vllm_edit.cli.acknowledged import tell_change
 from vllm_edit.cli.output import print_json, print_line, print_table, when
+from vllm_edit.cli.propagation import report_change
 
 if TYPE_CHECKING:
     from vllm_edit.registry.keys import Key, NewKey
@@ -34,8 +34,8 @@ def print_keys(keys: Sequence[Key], json: bool) -> None:
     print_table(("ID", "TENANT", "RIGHTS", "LABEL", "MADE", "BY", "END"), rows)
 
 
-def tell_revoked(registry: Registry, key: Key, wait_s: float, json: bool) -> None:
-    tell_change(registry, wait_s, f"key {key.id} revoked", key.as_dict(), json)
+def report_revoked(registry: Registry, key: Key, wait_s: float, json: bool) -> None:
+    report_change(registry, wait_s, f"key {key.id} revoked", key.as_dict(), json)
 
 
 def _end(key: Key) -> str:

@@ -21,7 +21,7 @@ WaitOption = Annotated[
 ]
 
 
-def tell_change(registry: Registry, wait_s: float, line: str, record: Mapping[str, Any], json: bool) -> None:
+def report_change(registry: Registry, wait_s: float, line: str, record: Mapping[str, Any], json: bool) -> None:
     """Print a change, then wait and print which servers follow it. A note names the silent servers.
 
     Args:

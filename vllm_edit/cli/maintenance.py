@@ -12,7 +12,7 @@ from vllm_edit.cli.output import JsonOption, StoreOption, print_error, print_jso
 
 def verify(store: StoreOption = None, json: JsonOption = False) -> None:
     """Check every file of the store against its digest; exit 1 if there is a problem."""
-    from vllm_edit.store.care import problems_of
+    from vllm_edit.store.maintenance import problems_of
     from vllm_edit.store.store import Store
 
     opened = Store.open(store)
