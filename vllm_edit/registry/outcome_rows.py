@@ -22,19 +22,19 @@ def expose(connection: Connection, found: Iterable[Exposure]) -> None:
     """Insert requests that rollouts decided; rows with a known id stay unchanged."""
     rows = [
         {
-            "id": one.id,
-            "rollout": one.assignment.rollout,
-            "tenant": one.tenant,
-            "side": one.assignment.side,
-            "reason": one.assignment.reason,
-            "unit": one.assignment.unit,
-            "at": one.at,
-            "failed": one.failed,
-            "prompt_tokens": one.prompt_tokens,
-            "completion_tokens": one.completion_tokens,
-            "seconds": one.seconds,
+            "id": exposure.id,
+            "rollout": exposure.assignment.rollout,
+            "tenant": exposure.tenant,
+            "side": exposure.assignment.side,
+            "reason": exposure.assignment.reason,
+            "unit": exposure.assignment.unit,
+            "at": exposure.at,
+            "failed": exposure.failed,
+            "prompt_tokens": exposure.prompt_tokens,
+            "completion_tokens": exposure.completion_tokens,
+            "seconds": exposure.seconds,
         }
-        for one in found
+        for exposure in found
     ]
     add_unknown(connection, exposures, rows)
 

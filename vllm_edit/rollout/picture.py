@@ -24,9 +24,9 @@ def draw(found: RolloutReport, path: Path) -> None:
     rows = len(found.comparisons)
     with matplotlib.rc_context({"svg.hashsalt": "vllm-edit", "svg.fonttype": "none", "font.size": 8}):
         figure = Figure(figsize=(6.4, 0.6 + 2.0 * rows), layout="constrained")
-        for place, one in enumerate(found.comparisons):
+        for place, result in enumerate(found.comparisons):
             axes = figure.add_subplot(rows, 1, place + 1)
-            estimate, lower, upper = one.path
+            estimate, lower, upper = result.path
             n = len(estimate)
             shown = np.unique(np.linspace(0, n - 1, min(n, _POINTS)).astype(int)) if n else np.arange(0)
             axes.fill_between(shown + 1, lower[shown], upper[shown], alpha=0.25, linewidth=0)
@@ -34,10 +34,10 @@ def draw(found: RolloutReport, path: Path) -> None:
             axes.axhline(0.0, color="black", linewidth=0.6)
             if not n:
                 axes.set(xticks=[], yticks=[])
-            if one.decided_at is not None:
-                axes.axvline(one.decided_at, color="black", linewidth=0.6, linestyle=":")
-            axes.set_ylabel(one.metric.name)
-            axes.set_title(f"{one.metric.name}: {one.verdict} ({one.metric.better} is better)")
+            if result.decided_at is not None:
+                axes.axvline(result.decided_at, color="black", linewidth=0.6, linestyle=":")
+            axes.set_ylabel(result.metric.name)
+            axes.set_title(f"{result.metric.name}: {result.verdict} ({result.metric.better} is better)")
         axes.set_xlabel("comparisons")
         figure.suptitle(f"{found.rollout.name}: treatment minus control, intervals valid at every look")
         metadata = {"Date": None} if path.suffix.lower() == ".svg" else {"Software": None}

@@ -1,4 +1,4 @@
-"""Alembic migrations of the registry. They run when a registry is first used; a released one is never edited."""
+"""Alembic migrations of the registry. They run at the first use of a registry; a released migration is never edited."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from vllm_edit.errors import EditError
 
 
 def is_current(connection: Connection) -> bool:
-    """True when the database has the newest schema.
+    """Return whether the database has the newest schema.
 
     Raises:
-        EditError: it has one that this version does not know.
+        EditError: the schema is unknown to this version.
     """
     script = ScriptDirectory.from_config(_config(connection))
     current = MigrationContext.configure(connection).get_current_revision()
@@ -31,18 +31,18 @@ def is_current(connection: Connection) -> bool:
 
 
 def is_empty(connection: Connection) -> bool:
-    """True when the database has no schema yet."""
+    """Return whether the database has no schema yet."""
     return MigrationContext.configure(connection).get_current_revision() is None
 
 
 def upgrade(connection: Connection, revision: str = "head") -> None:
-    """Bring the database to the newest (or that) schema, within the connection's own transaction."""
+    """Upgrade the database to the newest or the given schema, within the connection's own transaction."""
     command.upgrade(_config(connection), revision)
 
 
 def _config(connection: Connection) -> Config:
     config = Config()
-    # Alembic reads its options through configparser, where a per cent sign must be doubled.
+    # Alembic reads its options through configparser, which requires a doubled per cent sign.
     config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
     config.attributes["connection"] = connection

@@ -55,7 +55,7 @@ def downgrade() -> None:
 
 
 def _refuse_changes() -> None:
-    """Against accidents: whoever may drop triggers can still change rows, and the chain is there to find that."""
+    """Prevent accidental changes. A role that may drop triggers can still change rows, which the chain detects."""
     if op.get_bind().dialect.name == "sqlite":
         for change in ("UPDATE", "DELETE"):
             op.execute(
