@@ -194,7 +194,7 @@ def test_whole_files_pass_and_those_of_older_torch_too(whole: Path, in_shards: P
         Checkpoint(folder).check_served()
     torch.save({"a": torch.ones(99)}, folder / "pytorch_model.bin")
     _half(folder / "pytorch_model.bin")
-    with pytest.raises(EditError, match=r"pytorch_model\.bin is cut off"):
+    with pytest.raises(EditError, match=r"pytorch_model\.bin is truncated"):
         Checkpoint(folder).check_whole()
 
 
