@@ -70,7 +70,7 @@ def test_a_model_that_knows_nothing_has_nothing_to_be_judged_by(
     monkeypatch.setattr(pooling, "right", lambda *_: pytest.fail("the model was asked again"))
     ran = program("eval", "known", "--store", url)
     assert (ran.code, ran.err.count("\n")) == (1, 1), ran.err
-    assert "gives 0 of 18 facts" in ran.err
+    assert "knows 0 of 18 facts" in ran.err
 
 
 @pytest.mark.slow
