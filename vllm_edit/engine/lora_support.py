@@ -1,4 +1,4 @@
-"""Whether vLLM can serve a model with LoRA: asked when a base model is brought in, not when it is served."""
+"""Checks whether vLLM can serve a model with LoRA. It runs when a base model is imported, not when it is served."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LoraClass:
-    """The class with which vLLM serves an architecture. `name` is None where vLLM has none for it."""
+    """The class with which vLLM serves an architecture. `name` is None if vLLM has no class for it."""
 
     architecture: str
     name: str | None
@@ -28,10 +28,10 @@ class LoraClass:
 
 
 def check_lora_support(folder: Path) -> None:
-    """Refuse a model folder whose architecture vLLM cannot serve with LoRA. Without vLLM it logs that it cannot tell.
+    """Refuse a model folder whose architecture vLLM cannot serve with LoRA. Without vLLM, log that nothing was checked.
 
     Raises:
-        EditError: vLLM has no class for the architecture, or one without LoRA.
+        EditError: vLLM has no class for the architecture, or its class does not support LoRA.
     """
     found = lora_class(folder)
     if found is None:
@@ -46,13 +46,13 @@ def check_lora_support(folder: Path) -> None:
 
 
 def lora_class(folder: Path) -> LoraClass | None:
-    """The class with which the installed vLLM would serve a model folder; None where vLLM is not installed.
+    """The class with which the installed vLLM would serve a model folder; None if vLLM is not installed.
 
-    The folder needs no more than its config.json. vLLM's sources are read as text first, in some hundredths of a
-    second; only where they do not declare LoRA, vLLM itself is asked in a process of its own, which takes 20 s.
+    The folder needs only its config.json. vLLM's sources are read as text first, which takes some hundredths of a
+    second. Only if they do not declare LoRA does vLLM itself resolve the class, in a separate process, in about 20 s.
 
     Raises:
-        EditError: config.json is missing or no JSON object, or vLLM could not be asked.
+        EditError: config.json is missing or is not a JSON object, or vLLM could not resolve a class.
     """
     sources = ModelSources.installed()
     if sources is None:
@@ -62,11 +62,11 @@ def lora_class(folder: Path) -> LoraClass | None:
         return LoraClass(architecture, families.CLASSES[architecture].rpartition(":")[2], supports_lora=True)
     if sources.supports_lora(architecture):
         return LoraClass(architecture, sources.class_of(architecture), supports_lora=True)
-    return _asked(folder, architecture)
+    return _resolved_by_vllm(folder, architecture)
 
 
 def _architecture(folder: Path) -> str:
-    """The first architecture that config.json names, "" where it names none: then vLLM has to find it."""
+    """The first architecture that config.json names; "" if it names none, and vLLM has to find it."""
     try:
         named = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures")
     except (FileNotFoundError, ValueError, AttributeError) as error:
@@ -74,11 +74,11 @@ def _architecture(folder: Path) -> str:
     return str(named[0]) if named else ""
 
 
-def _asked(folder: Path, architecture: str) -> LoraClass:
-    """What vLLM itself resolves, in a process of its own."""
+def _resolved_by_vllm(folder: Path, architecture: str) -> LoraClass:
+    """The class that vLLM itself resolves, in a separate process."""
     allowed = [name for name in os.environ.get("VLLM_PLUGINS", "").split(",") if name]
     plugins = {"VLLM_PLUGINS": ",".join(dict.fromkeys([*allowed, PLUGIN]))} if allowed else {}
-    # With a store configured our plugin expects to be inside a server.
+    # With a store configured, our plugin expects to run inside a server.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("VLLM_EDIT_")} | plugins
     command = [sys.executable, "-m", "vllm_edit.engine.resolved_class", str(folder)]
     ran = subprocess.run(command, env=environment, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""Where the files of a model are that vLLM serves."""
+"""Finds the local folder of the model that vLLM serves."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def model_folder(model: str, revision: str | None = None) -> Path:
-    """The local folder of a served model: itself, or where the hub's cache keeps it (vLLM has put it there)."""
+    """The local folder of a served model: `model` itself, or its folder in the hub's cache, where vLLM downloads it."""
     if Path(model).is_dir():
         return Path(model)
     from huggingface_hub import snapshot_download

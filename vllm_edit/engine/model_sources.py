@@ -1,4 +1,4 @@
-"""vLLM's model classes as its source files declare them, read without importing vLLM (which takes 15 seconds or more).
+"""Reads vLLM's model classes from its source files, without importing vLLM (an import takes 15 seconds or more).
 
 Upstream: `vllm/model_executor/models/registry.py` holds dictionaries of architecture → (module, class) literals, and a
 class supports LoRA if `SupportsLoRA` is among its bases (0.32.0). Delete when vLLM's registry caches `supports_lora`
@@ -19,25 +19,25 @@ _INTERFACE = "SupportsLoRA"
 
 @dataclass(frozen=True)
 class ModelSources:
-    """The source files of an installed vLLM. `root`: the folder of the package."""
+    """The source files of an installed vLLM; `root` is the folder of the package."""
 
     root: Path
 
     @classmethod
     def installed(cls) -> ModelSources | None:
-        """The sources of the vLLM that this Python finds; None if it finds none."""
+        """The sources of the vLLM that this Python finds; None if vLLM is not installed."""
         found = importlib.util.find_spec("vllm")
         return None if found is None or found.origin is None else cls(Path(found.origin).parent)
 
     def class_of(self, architecture: str) -> str | None:
-        """Name of the class that vLLM's own registry has for an architecture; None if it has none."""
+        """Name of the class in vLLM's own registry for an architecture; None if the registry has no entry."""
         entry = self._registry.get(architecture)
         return None if entry is None else entry[1]
 
     def supports_lora(self, architecture: str) -> bool:
         """True if the sources declare that the architecture's class supports LoRA.
 
-        False means "not found in the sources": ask vLLM itself before anything is refused.
+        False means "not found in the sources": let vLLM itself resolve the class before refusing a model.
         """
         entry = self._registry.get(architecture)
         if entry is None:
@@ -68,14 +68,14 @@ class ModelSources:
             return False
         seen.add((module, name))
         declared = next((node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name), None)
-        if declared is None:  # imported from elsewhere, or not there
+        if declared is None:  # imported from another module, or missing
             source = self._imports(module, tree).get(name)
             return source is not None and self._inherits(*source, seen)
         bases = [base.id for base in declared.bases if isinstance(base, ast.Name)]
         return any(self._inherits(module, base, seen) for base in bases)
 
     def _imports(self, module: str, tree: ast.Module) -> dict[str, tuple[str, str]]:
-        """Names that a module imports from modules of vLLM, as name → (module, name there)."""
+        """Names that a module imports from modules of vLLM, as name → (module, name in that module)."""
         package = module if self._is_package(module) else module.rpartition(".")[0]
         found: dict[str, tuple[str, str]] = {}
         for node in tree.body:

@@ -1,7 +1,7 @@
 """`python -m vllm_edit.engine.resolved_class FOLDER`: the class with which vLLM would serve a model folder.
 
-Prints a line of JSON: `{"name": class or null, "lora": whether it supports LoRA}`. A program of its own, because it
-imports vLLM: the process that asks stays free of it. Needs of the folder no more than config.json.
+Prints a line of JSON: `{"name": class or null, "lora": whether it supports LoRA}`. It runs as a separate program so
+that its caller need not import vLLM. The folder needs only its config.json.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def main(folder: str) -> None:
     from vllm.model_executor.models.interfaces import supports_lora
     from vllm.plugins import load_general_plugins
 
-    load_general_plugins()  # classes that are registered out of tree, ours among them
+    load_general_plugins()  # they register classes out of tree, including ours
     try:
         config = ModelConfig(model=folder, skip_tokenizer_init=True)
         found, _ = config.registry.resolve_model_cls(config.architectures, config)

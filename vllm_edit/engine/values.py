@@ -1,4 +1,4 @@
-"""vLLM's own values for a request: how it is sampled, and with which adapter."""
+"""Builds vLLM's values for a request: its sampling parameters and its adapter."""
 
 from __future__ import annotations
 
@@ -11,14 +11,25 @@ if TYPE_CHECKING:
 
 
 def greedy(max_tokens: int, **options: Any) -> SamplingParams:
-    """The likeliest token at each step, `max_tokens` at most. options: more fields of `vllm.SamplingParams`."""
+    """Sampling parameters that take the most likely token at each step.
+
+    Args:
+        max_tokens: maximum number of tokens to generate.
+        options: more fields of `vllm.SamplingParams`.
+    """
     from vllm import SamplingParams
 
     return SamplingParams(temperature=0.0, max_tokens=max_tokens, **options)
 
 
 def adapter(name: str, number: int, folder: str | Path) -> LoRARequest:
-    """The adapter in `folder`, called `name`. number: an engine knows adapters by it, from 1."""
+    """The request for an adapter.
+
+    Args:
+        name: the adapter's name.
+        number: the engine's id of the adapter, from 1.
+        folder: the adapter's PEFT directory.
+    """
     from vllm.lora.request import LoRARequest
 
     return LoRARequest(name, number, str(folder))

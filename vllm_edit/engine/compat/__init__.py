@@ -1,1 +1,1 @@
-"""Every touch of vLLM's internals, one file each: the upstream issue, the versions concerned, what will delete it."""
+"""All code that touches vLLM's internals. Each file states the upstream issue, the versions, and when to delete it."""

@@ -1,12 +1,12 @@
-"""Cure of the CPU defect: a base request batched with patched ones got the patch of the last slot.
+"""Fixes the CPU defect: a base request in a batch with patched requests is answered with the last slot's patch.
 
 Upstream: vLLM's torch LoRA ops index the stacked adapters by slot; a token without adapter carries slot -1, which
-Python reads as "the last". Present in 0.32.0; vllm-project/vllm pull requests 48421 and 49656 are open. Delete this
-file when the probe finds nothing on the oldest version that we support.
+Python reads as the last slot. Present in 0.32.0; vllm-project/vllm pull requests 48421 and 49656 are open. Delete this
+file when the probe finds no defect on the oldest version that we support.
 
-Probe, then patch: the op is called once with slot -1 on a toy tensor, and only if that changes the output are the ops
-replaced, by ones that zero the inputs of such tokens. The probe is then repeated; if it still fails, the process must
-not serve.
+Probe, then patch: `cure` calls the op once with slot -1 on a toy tensor. If that changes the output, it replaces the
+ops by versions that zero the inputs of such tokens, and probes again. If the probe still fails, the process must not
+serve.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 OPS = ("bgmv_shrink", "bgmv_expand", "bgmv_expand_slice")
-"""The sgmv_* ops call these through their module, so curing these cures all six."""
+"""The sgmv_* ops call these through their module, so patching these fixes all six."""
 
 
 def is_defective(shrink: Callable[..., Any]) -> bool:
@@ -33,7 +33,7 @@ def is_defective(shrink: Callable[..., Any]) -> bool:
 
 
 def masked(op: Callable[..., Any]) -> Callable[..., Any]:
-    """`op` for which a token with slot -1 has zero input, hence zero contribution, and never slot -1 itself."""
+    """Wrap `op` so that a token with slot -1 gets zero input, hence contributes nothing, and never indexes slot -1."""
     import torch
 
     @functools.wraps(op)

@@ -1,9 +1,9 @@
-"""The running engine as the router sees it: limits, tokenizer, and the one way to put an adapter into it.
+"""The running engine as the router sees it: limits, tokenizer, and the only way to load an adapter into it.
 
 Upstream: vLLM loads adapters at run time only behind `VLLM_ALLOW_RUNTIME_LORA_UPDATING`, whose routes are open to
-every client. An endpoint plugin may call `EngineClient.add_lora` itself; that a request then finds the adapter needs
-its entry in `OpenAIServingModels.lora_requests` (0.32, `entrypoints/openai/models/serving.py`). Delete both when
-vLLM's resolver interface can be used without that flag.
+every client. An endpoint plugin may call `EngineClient.add_lora` itself; a request then finds the adapter only if
+`OpenAIServingModels.lora_requests` has an entry for it (0.32, `entrypoints/openai/models/serving.py`). Delete both
+when vLLM's resolver interface can be used without that flag.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from vllm_edit.errors import EditError
 
 
 class EngineRefusedError(EditError):
-    """The engine itself failed to load or unload an adapter that passed our checks: no mistake of the client's."""
+    """The engine failed to load or unload an adapter that passed our checks; not the client's fault."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Engine:
 
     @property
     def max_prompts(self) -> int:
-        """Prompts that vLLM takes in one request: VLLM_MAX_COMPLETION_PROMPTS."""
+        """Maximum number of prompts that vLLM accepts in one request: VLLM_MAX_COMPLETION_PROMPTS."""
         from vllm import envs
 
         return int(envs.VLLM_MAX_COMPLETION_PROMPTS)
@@ -73,18 +73,18 @@ class Engine:
 
     @cached_property
     def tokenizer(self) -> Any:
-        """A copy of the engine's own: vLLM sets that one's truncation, which fails while a thread of ours uses it."""
+        """A copy: vLLM sets the truncation of the engine's tokenizer, which fails while our threads use that one."""
         return copy.deepcopy(self.client.renderer.get_tokenizer())
 
     def count_tokens(self, text: str) -> int:
-        """Number of tokens of `text`, without special tokens. Other threads go on meanwhile."""
+        """Number of tokens of `text`, without special tokens. Does not block other threads."""
         return len(self.tokenizer.encode(text, add_special_tokens=False))
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of token ids; special tokens stay as they are written.
+        """Text of token ids, with special tokens as text.
 
         Raises:
-            EditError: an id that no tokenizer has.
+            EditError: an id is too large for any tokenizer.
         """
         try:
             return str(self.tokenizer.decode(list(ids)))
@@ -92,7 +92,7 @@ class Engine:
             raise EditError(f"prompt holds a number that is no token id: {error}") from error
 
     async def remove(self, name: str, number: int) -> None:
-        """Take the adapter out: first its name, so that no request finds it, then its place in the engine.
+        """Unload the adapter: remove its name first, so that no request finds it, then remove it from the engine.
 
         Raises:
             EngineRefusedError: the engine could not unload it.
@@ -106,7 +106,8 @@ class Engine:
     async def add(self, name: str, number: int, path: str) -> None:
         """Load the adapter into the engine, then make it addressable.
 
-        Never `load_inplace` (the flag is stored and every later step reads the disk again), never a name twice.
+        Never set `load_inplace` (the flag is stored, and every later step reads the disk again), and never add a name
+        twice.
 
         Raises:
             EngineRefusedError: the engine could not load it.

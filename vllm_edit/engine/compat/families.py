@@ -1,8 +1,8 @@
-"""GPT-2 and GPT-J with LoRA: the models of ROME's and MEMIT's benchmarks.
+"""Registers GPT-2 and GPT-J with LoRA: the models of ROME's and MEMIT's benchmarks.
 
 Upstream: vLLM implements both without `SupportsLoRA` (0.32.0: `models/gpt2.py`, `models/gpt_j.py`), though their linear
-layers are vLLM's own and can be wrapped. Registered out of tree, which the registry allows. Delete each line when
-vLLM's class supports LoRA itself.
+layers are vLLM's own and can be wrapped. vLLM's registry allows out-of-tree registration. Delete each entry when vLLM's
+own class supports LoRA.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ CLASSES = {
 
 
 def register() -> None:
-    """Register the classes by name: they are imported only when such a model is served. Idempotent."""
+    """Register the classes by name: vLLM imports them only when it serves such a model. Idempotent."""
     from vllm import ModelRegistry
 
     for architecture, path in CLASSES.items():

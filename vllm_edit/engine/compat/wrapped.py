@@ -1,14 +1,13 @@
-"""Which modules a running engine has really wrapped with LoRA, and their runtime names.
+"""Lists the modules that a running engine has actually wrapped with LoRA, by their runtime names.
 
 Upstream: an adapter for a module outside `--lora-target-modules` loads "successfully" and does nothing
-(vllm-project/vllm issue 55193), so the configuration is not proof. vLLM's endpoint-plugin interface says to pair such
-a plugin with a general plugin that "installs the engine side method"; that is `install`. It relies on
-`WorkerBase.get_model` and on `BaseLayerWithLoRA` being the class of wrapped layers (0.32). Delete when the engine
-client can list wrapped modules.
+(vllm-project/vllm issue 55193), so the configuration is not proof. vLLM's endpoint-plugin interface requires a general
+plugin that "installs the engine side method"; that is `install`. It relies on `WorkerBase.get_model` and on
+`BaseLayerWithLoRA` as the class of wrapped layers (0.32). Delete when the engine client can list wrapped modules.
 
 vLLM packs some linear layers that read the same input into one (`gate_proj` and `up_proj` into `gate_up_proj`, by a
-model's `packed_modules_mapping`). An adapter keeps the model's own names and vLLM packs it when it loads; only what is
-wrapped goes by the packed name, and in 0.32 a full path matches the packed module only under that name.
+model's `packed_modules_mapping`). An adapter uses the model's own names, and vLLM packs it at load time; only wrapped
+modules have the packed name, and in 0.32 a full path matches the packed module only under that name.
 """
 
 from __future__ import annotations
@@ -18,18 +17,18 @@ from typing import Any
 
 METHOD = "vllm_edit_wrapped_modules"
 _PACKED = {"gate_proj": "gate_up_proj", "up_proj": "gate_up_proj"}
-"""What vLLM's dense models pack of an MLP; no model is loaded yet whose own mapping could be asked."""
+"""The MLP layers that vLLM's dense models pack; the model, and so its own mapping, is not loaded yet."""
 
 
 def install() -> None:
-    """Give every worker of this process the method `METHOD`, callable through `collective_rpc`. Idempotent."""
+    """Add the method `METHOD` to every worker of this process, callable through `collective_rpc`. Idempotent."""
     from vllm.v1.worker.worker_base import WorkerBase
 
     setattr(WorkerBase, METHOD, wrapped_modules)
 
 
 def wrapped_modules(worker: Any, site: list[str]) -> dict[str, list[str]]:
-    """Runtime names that this worker wrapped with LoRA, and those of the `site`'s modules. Runs inside the engine."""
+    """Runtime names of the modules that this worker wrapped, and of the `site`'s modules. Runs inside the engine."""
     from vllm.lora.layers import BaseLayerWithLoRA
 
     model = worker.get_model()
@@ -42,11 +41,10 @@ def wrapped_modules(worker: Any, site: list[str]) -> dict[str, list[str]]:
 
 
 def candidates(modules: Sequence[str]) -> list[str]:
-    """Names for `--lora-target-modules`: the modules, what vLLM packs them into, and what its Transformers backend
-    calls them.
+    """Names for `--lora-target-modules`: the modules, their packed names, and their names in the Transformers backend.
 
-    That backend (GPT-NeoX and others) renames a base model's own prefix to `model`; the engine ignores a name that no
-    module has, and the start-up check compares what was wrapped with what should be.
+    That backend (GPT-NeoX and others) renames a base model's own prefix to `model`. The engine ignores a name that no
+    module has, and the start-up check compares the wrapped modules with the expected ones.
     """
     packed = [name for name in (_packed_name(name, _PACKED) for name in modules) if name not in modules]
     renamed = [f"model.{name.partition('.')[2]}" for name in modules if not name.startswith(("model.", "transformer."))]
@@ -54,7 +52,7 @@ def candidates(modules: Sequence[str]) -> list[str]:
 
 
 def _packed_name(module: str, packed: Mapping[str, str]) -> str:
-    """The module's name where it goes by its own, else that of what it is packed into."""
+    """The name of the packed module if `module` is packed, else `module`."""
     parent, _, own = module.rpartition(".")
     return f"{parent}.{packed[own]}" if own in packed else module
 
