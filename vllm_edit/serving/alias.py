@@ -1,13 +1,13 @@
-"""What the `model` field of a request may say, and which adapter and mode it means for who asks.
+"""Resolves the `model` field of a request to an adapter and a mode, for a given caller.
 
     acme             tenant's active patch            acme:ike, acme:base     the same tenant, other mode
-    capital@4f1c…    that compiled patch, by a unique beginning (≥ 4 characters) of its digest
+    capital@4f1c…    that compiled patch, by a unique prefix (≥ 4 characters) of its digest
     capital          the newest compiled patch of that name
     atlas, nothing   the base model, by one of its served names
 
-Aliases exist only here: the engine knows full names. A tenant's name goes before a patch's. A caller who is bound to a
-tenant (by a key or a gateway) reaches that tenant's compositions and nothing else, and nothing tells it what else there
-is; for such a caller, no `model` means its tenant.
+Aliases exist only here: the engine knows full names. A tenant's name takes precedence over a patch's. A caller who is
+bound to a tenant (by a key or a gateway) reaches only that tenant's compositions, and no response reveals others; for
+such a caller, a missing `model` means its tenant.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from vllm_edit.serving.caller import Caller
 MODES: tuple[Mode, ...] = get_args(Mode)
 MAX_LENGTH = 160
 NO_SUBJECT = "NO_SUBJECT"
-"""Reason of an answer by the base because the request mentions no subject of a patch with scope subject; it is known
-after the choice."""
+"""Reason of an answer by the base model because the request mentions no subject of a patch with scope subject. It is
+known only after the choice."""
 
 NOTHING = Snapshot(-1, (), {}, {})
-"""What is known before the registry was read."""
+"""The snapshot before the registry is first read."""
 
 _MODE_SUFFIX = re.compile(r"(?P<reference>[^:]*)(?::(?P<mode>weights|ike|base))?")
 
 
 @dataclass(frozen=True)
 class Asking:
-    """Who asks, and what of the request may decide a rollout's arm (`Stickiness.key`)."""
+    """The caller, and the parts of the request that may decide a rollout's arm (`Stickiness.key`)."""
 
     caller: Caller
     now: datetime
@@ -50,9 +50,9 @@ class Asking:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """What can be asked for at one moment: an immutable copy of the registry, so that no request waits for it.
+    """The names that requests can use: an immutable copy of the registry, so that no request waits for it.
 
-    bases: served names of the base model, the first is the main one.
+    bases: served names of the base model, the main name first.
     """
 
     bases: tuple[str, ...]
@@ -64,12 +64,12 @@ class Catalogue:
 
     @cached_property
     def newest_first(self) -> tuple[str, ...]:
-        """Every compiled patch's full name, the one saved last first."""
+        """Every compiled patch's full name, newest first."""
         return tuple(entry.name for entry in self.snapshot.patches)
 
     @cached_property
     def numbers(self) -> Mapping[str, int]:
-        """What the engine knows each compiled patch by."""
+        """Compiled patch → its adapter id in the engine."""
         return {entry.name: entry.adapter_id for entry in self.snapshot.patches}
 
     @cached_property
@@ -77,23 +77,23 @@ class Catalogue:
         return frozenset(self.newest_first)
 
     def served(self, now: datetime) -> dict[str, Arm]:
-        """Tenant → what it is served: its rollout's arm for those who name no user, else what is published."""
+        """Tenant → its arm for requests that name no user: its rollout's, else its active publication."""
         return {tenant: self.snapshot.state(tenant, now).served(now) for tenant in self.snapshot.standing}
 
     def wanted(self, now: datetime) -> list[str]:
-        """Full names that requests are likely to need: of what is published, and of both arms of rollouts."""
-        arms = [arm for one in self.snapshot.rollouts.values() for arm in (one.control, one.treatment)]
+        """Full names that requests are likely to need: the active publications and both arms of the rollouts."""
+        arms = [arm for rollout in self.snapshot.rollouts.values() for arm in (rollout.control, rollout.treatment)]
         rolled = [arm.name for arm in arms if arm.mode == "weights" and not arm.ended(now)]
         published = [self.snapshot.active(tenant, now) for tenant in self.snapshot.standing]
         return list(dict.fromkeys(name for name in (*published, *rolled) if name is not None))
 
     def resolve(self, model: str | None, asking: Asking) -> Choice:
-        """Which adapter and mode a `model` field means.
+        """Resolve a `model` field to an adapter and a mode.
 
         Raises:
-            EditError: not a possible alias (too long, control characters), or a digest's beginning that fits several.
-            NotFound: nobody of that name that the caller may know of; `nearest` holds the closest.
-            Forbidden: the base model, for a key without that right.
+            EditError: an invalid alias (too long, control characters), or an ambiguous prefix of a digest.
+            NotFound: the caller can reach nothing of that name; `nearest` holds the closest names.
+            Forbidden: the caller asks for the base model without that right.
         """
         tenant = asking.caller.tenant
         if not model and tenant is not None:
@@ -114,24 +114,24 @@ class Catalogue:
         return Choice(mode or "weights", adapter if mode != "base" else None, tenant, "STATIC")
 
     def listed(self, asking: Asking) -> list[str]:
-        """Names that the caller may ask for: the base's main name (others may be paths), tenants, compiled patches."""
+        """Names that the caller may request: the base's main name (others may be paths), tenants, compiled patches."""
         bases = self.bases[:1] if asking.caller.may("base") else ()
         tenant = asking.caller.tenant
         tenants = sorted(self.snapshot.standing) if tenant is None else [tenant]
         return [*bases, *tenants, *self._reachable(asking)]
 
     def _tenant(self, tenant: str, mode: Mode | None, asking: Asking) -> Choice:
-        """What the tenant is served: by its rollout's arm, else what is published."""
+        """The tenant's choice: its rollout's arm, else its active publication."""
         state = self.snapshot.state(tenant, asking.now)
         return decide(state, asking.headers, asking.body, asking.now, asking.caller.key, mode)
 
     def _reachable(self, asking: Asking) -> tuple[str, ...]:
-        """Compiled patches that the caller may name: all on a server without keys, else what its tenant is served and
-        could be rolled back to. What was rolled back, or has ended, is none of them; nor is a rollout's treatment."""
+        """Compiled patches that the caller may name: without a tenant all, else its tenant's current and earlier
+        publications. Publications that were rolled back or have ended, and a rollout's treatment, are excluded."""
         if asking.caller.tenant is None:
             return self.newest_first
         standing = self.snapshot.standing[asking.caller.tenant]
-        return tuple(dict.fromkeys(one.name for one in standing if not one.ended(asking.now)))
+        return tuple(dict.fromkeys(publication.name for publication in standing if not publication.ended(asking.now)))
 
     def _compiled(self, reference: str, asking: Asking) -> str:
         reachable = self._reachable(asking)
@@ -143,12 +143,12 @@ class Catalogue:
             raise self._unknown(reference, asking) from None
 
     def _unknown(self, asked: str, asking: Asking) -> NotFound:
-        # Of other tenants' names a caller is told nothing, not even that they exist.
+        # The message must not reveal that other tenants' names exist.
         return NotFound(f"the model {names.shown(asked)} does not exist", names.nearest(asked, self.listed(asking)))
 
 
 def _parsed(model: str) -> tuple[str | None, Mode | None]:
-    """(reference, mode) of a `model` field; without a reference where it has no possible form."""
+    """(reference, mode) of a `model` field; the reference is None if the field has an invalid form."""
     if len(model) > MAX_LENGTH or not model.isprintable():
         raise EditError(
             f"model is not an alias: expected at most {MAX_LENGTH} printable characters, got {names.shown(model)} "

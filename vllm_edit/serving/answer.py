@@ -1,4 +1,4 @@
-"""One answered request, as the router fills it in while it goes."""
+"""The record of an answered request, which the router fills in as the request proceeds."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from vllm_edit.serving.usage import Ended, Usage
 
 
 def new_id() -> str:
-    """An id that cannot be guessed: whoever holds it was given it."""
+    """A new id that cannot be guessed, so that only the answer's receiver knows it."""
     return f"edit-{secrets.token_hex(16)}"
 
 
 @dataclass
 class Answer:
-    """What becomes an `AnswerEntry`, whose fields these are.
+    """The data of an `AnswerEntry`, under the same field names.
 
-    assignment: set where a rollout decided alone, which makes it an exposure. prompt: only if the operator asks for it.
+    assignment: set if a rollout alone decided, which makes the answer an exposure. prompt: set if prompts are logged.
     """
 
     id: str
@@ -62,7 +62,7 @@ class Answer:
         key: str | None = None,
         generation: int | None = None,
     ) -> Answer:
-        """The answer that a choice begins. key: the id of the caller's; generation: of the state that decided."""
+        """The answer for a choice. key: the id of the caller's API key. generation: that of the deciding snapshot."""
         return cls(
             id,
             route,
@@ -79,7 +79,7 @@ class Answer:
         )
 
     def narrow(self, narrowed: Narrowed) -> None:
-        """Enter what of the patch was in scope. With nothing in scope, the base answered."""
+        """Record the parts of the patch in scope. With nothing in scope, the base model answers."""
         self.subjects, self.groups = narrowed.subjects, narrowed.groups
         if not narrowed.subjects:
             self.adapter, self.reason = None, NO_SUBJECT
@@ -87,28 +87,28 @@ class Answer:
             self.adapter = narrowed.adapter
 
     def end(self, usage: Usage) -> None:
-        """Enter how it ended and what it took."""
+        """Record how the answer ended, its duration and its tokens."""
         self.status, self.ended, self.seconds = usage.status, usage.ended, usage.seconds
         self.first_token_seconds = usage.first_token_seconds
         self.prompt_tokens, self.completion_tokens = usage.tokens()
 
     def refuse(self, status: int, seconds: float) -> None:
-        """Enter that the router refused it: what was decided cannot be applied, to this request or at all."""
+        """Record that the router refused the request, because the choice could not be applied."""
         self.status, self.ended, self.router_seconds = int(status), "refused", seconds
 
     @property
     def failed(self) -> bool:
-        """The server's fault, or the arm's. A client that went away has not been failed."""
+        """True if the server or the arm failed. A client's disconnect is not a failure."""
         return self.ended in ("broken", "refused") or (self.status is not None and self.status >= 500)
 
     def entry(self, server: str) -> AnswerEntry:
-        """The answer as it is now, for the log."""
-        told = {name: value for name, value in vars(self).items() if name != "assignment"}
+        """The answer's current state, for the log."""
+        fields = {name: value for name, value in vars(self).items() if name != "assignment"}
         rollout = None if self.assignment is None else self.assignment.rollout
-        return AnswerEntry(**told, rollout=rollout, server=server)
+        return AnswerEntry(**fields, rollout=rollout, server=server)
 
     def exposure(self) -> Exposure | None:
-        """What its rollout counts; None for an answer that no rollout decided."""
+        """The exposure that its rollout counts; None if no rollout decided the answer."""
         if self.assignment is None or self.tenant is None:
             return None
         return Exposure(

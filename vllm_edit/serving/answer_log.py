@@ -1,7 +1,7 @@
-"""The log of answers: found in memory at once, written to the registry in batches, in a thread, and kept for some days.
+"""The log of answers: held in memory, written to the registry in batches by a thread, and deleted after some days.
 
-Nothing here waits in a request or raises into one. While the registry cannot be written, what ended last is kept, up to
-a bound; what is beyond it is lost and counted.
+The log never blocks a request or raises into one. While the registry cannot be written, the newest answers wait in a
+bounded queue; older ones are dropped and counted.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from vllm_edit.serving.threads import Threads
 logger = logging.getLogger(__name__)
 
 _BATCH = 500  # rows
-_SWEPT = 5_000  # rows that one look at the retention deletes at most; the rest goes at the next looks
+_SWEPT = 5_000  # rows that a sweep deletes at most; the next sweeps delete the rest
 _SWEEP_SECONDS = 3600.0
 _MOST_SECONDS = 10.0  # between two tries while the registry cannot be written
 _DOWN = (EditError, SQLAlchemyError, OSError)
@@ -36,10 +36,10 @@ Row = TypeVar("Row")
 
 
 class AnswerLog:
-    """The log of one server. `run` is its background task; all but what that starts is for the event loop.
+    """The log of one server. `run` is its background task. Call all public methods in the event loop.
 
-    server: who this is, in every row. remembered: answers that are found in memory. queued: ended ones that may wait
-    for the registry. keep_days: older rows are deleted, by whichever server looks first; 0 keeps them for ever.
+    server: this server's name, in every row. remembered: maximum number of answers in memory. queued: maximum number of
+    ended answers that wait for the registry. keep_days: older rows are deleted, by any server; 0 keeps them for ever.
     """
 
     def __init__(
@@ -64,22 +64,22 @@ class AnswerLog:
         self._failed_at = float("-inf")
         self._failing_since: float | None = None
 
-    # What the router calls
+    # Called by the router
 
     def begin(self, answer: Answer) -> None:
-        """From now on the answer is found by its id."""
+        """Make the answer available by its id."""
         self._answers[answer.id] = answer
         while len(self._answers) > self._remembered:
             self._answers.popitem(last=False)
 
     def finish(self, answer: Answer) -> None:
-        """The answer has ended, or its client has gone (`Answer.end`): it is written with the next batch."""
+        """Queue an ended answer for the next batch. Call `Answer.end` or `Answer.refuse` first."""
         self._queue.append(answer)
         self._drop_oldest()
         if len(self._queue) >= _BATCH:
             self._full.set()
 
-    # What is known
+    # Look-ups
 
     def get(self, id: str) -> Answer | None:
         """An answer of this server that is still in memory."""
@@ -98,19 +98,19 @@ class AnswerLog:
     # Writing
 
     async def flush(self) -> bool:
-        """Write what has ended before the call. False if the registry could not be written; it stays queued."""
+        """Write the answers that ended before the call. False if the registry could not be written; they stay queued."""
         called = time.monotonic()
         async with self._writing:
             left = len(self._queue)
             while left > 0:
-                # Who waited while another's try was in vain does not try again: all would queue up behind each other.
+                # A caller that waited during a failed write does not retry, or all callers would queue up.
                 if self._failed_at >= called or not await self._write_batch():
                     return False
                 left -= _BATCH
         return True
 
     async def run(self) -> None:
-        """Write every `every_seconds`, or as soon as a batch is full; less often while that fails. For ever."""
+        """Write every `every_seconds`, or as soon as a batch is full; less often while writing fails. Never returns."""
         pause, sweep_at = 0.0, time.monotonic()
         while True:
             await self._rest(pause)
@@ -119,14 +119,14 @@ class AnswerLog:
                 sweep_at = time.monotonic() + (0 if await self._sweep() else _SWEEP_SECONDS)
 
     async def close(self) -> None:
-        """Write what is queued, once. To be called when nothing is answered any more, and `run` is cancelled."""
+        """Write the queue once. Call this after the last answer, when `run` is cancelled."""
         if not await self.flush():
             logger.error("%d answers are lost: the registry cannot be written, and the server ends", len(self._queue))
             self._metrics.log_dropped.inc(len(self._queue))
             self._queue.clear()
 
     async def _rest(self, pause: float) -> None:
-        """Sleep so long; without a pause, for `every_seconds`, or until a batch is full."""
+        """Sleep for `pause` seconds; without a pause, for `every_seconds` or until a batch is full."""
         if pause:
             await asyncio.sleep(pause)
             return
@@ -137,18 +137,18 @@ class AnswerLog:
             pass
 
     async def _write_batch(self) -> bool:
-        """Write the oldest rows. They are put back if that fails, and if it is not known: a row is added once."""
+        """Write the oldest rows. On failure, or if the outcome is unknown, put them back: inserts are idempotent."""
         self._full.clear()
         batch = [self._queue.popleft() for _ in range(min(_BATCH, len(self._queue)))]
         written = False
         try:
             await self._keeping.run(self._write, batch)
             written = True
-        except Exception as error:  # what nobody thought of, too: a log that has ended would drop all that comes
+        except Exception as error:  # catch everything: if this task died, all later answers would be lost
             if self._failing_since is None:
                 logger.warning(
                     "the log of answers cannot be written, they wait in memory: %s",
-                    _told(error),
+                    _message(error),
                     exc_info=None if isinstance(error, _DOWN) else error,
                 )
             self._failed_at = time.monotonic()
@@ -169,8 +169,8 @@ class AnswerLog:
         self._metrics.log_rows.inc(written)
 
     def _enter(self, add: Callable[[Sequence[Row]], None], rows: Sequence[Row]) -> int:
-        """Add the rows; returns how many there are now. One that no database takes (its rollout is not in this one)
-        must not hold up all others."""
+        """Add the rows and return the number added. Skip invalid rows, such as those of a rollout that the registry
+        does not have, so that they do not block the others."""
         if not rows:
             return 0
         try:
@@ -180,7 +180,7 @@ class AnswerLog:
             if len(rows) > 1:
                 half = len(rows) // 2
                 return self._enter(add, rows[:half]) + self._enter(add, rows[half:])
-            logger.error("a row of the log of answers cannot be written: %s", _told(error))
+            logger.error("a row of the log of answers cannot be written: %s", _message(error))
             self._metrics.log_dropped.inc()
             return 0
 
@@ -190,18 +190,18 @@ class AnswerLog:
             self._metrics.log_dropped.inc()
 
     async def _sweep(self) -> bool:
-        """Delete a part of what is too old; True if there is more."""
+        """Delete a batch of rows older than the retention; True if more remain."""
         older_than = datetime.now(UTC) - timedelta(days=self._keep_days)
         try:
             return await self._keeping.run(self._registry.answers.sweep, older_than, _SWEPT) == _SWEPT
         except Exception as error:
             unforeseen = None if isinstance(error, _DOWN) else error
             logger.warning(
-                "old answers cannot be deleted, tried again in an hour: %s", _told(error), exc_info=unforeseen
+                "old answers cannot be deleted, tried again in an hour: %s", _message(error), exc_info=unforeseen
             )
             return False
 
 
-def _told(error: Exception) -> str:
-    """The database's own words in a line: SQLAlchemy's have the rows in them, and those are nobody's business."""
+def _message(error: Exception) -> str:
+    """The database driver's message in a line. SQLAlchemy's message contains the rows, which are confidential."""
     return " ".join(str(getattr(error, "orig", None) or error).split())

@@ -1,4 +1,4 @@
-"""A service put together over a store and an engine; nothing of it runs yet."""
+"""Builds a service from a store and an engine, without starting its background tasks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from vllm_edit.store.store import Store
 
 
 class ServingEngine(AdapterEngine, Protocol):
-    """What serving needs of an engine. slots: different adapters in one batch. capacity: adapters in it at most."""
+    """The engine interface that serving needs. slots: maximum adapters per batch. capacity: in the engine."""
 
     @property
     def base_names(self) -> tuple[str, ...]: ...
@@ -43,7 +43,17 @@ class ServingEngine(AdapterEngine, Protocol):
 def make_service(
     store: Store, site: Site, engine: ServingEngine, settings: Settings, metrics: Metrics, kept: Kept, grace_s: float
 ) -> Service:
-    """kept: where this node keeps the last known state. grace_s: how long an adapter stays after its last request."""
+    """Build the service.
+
+    Args:
+        store: the store whose patches are served.
+        site: the store's site.
+        engine: the running engine.
+        settings: the operator's settings.
+        metrics: the router's metrics.
+        kept: this node's copy of the last known registry state.
+        grace_s: seconds for which an adapter stays in the engine after its last request.
+    """
     folder, texts = local_folder(), Threads(2)
 
     def changed(catalogue: Catalogue) -> None:

@@ -1,4 +1,4 @@
-"""Request bodies: what is refused, what is forced, and where an IKE prefix goes. Pure functions on parsed JSON.
+"""Request bodies: refuses and forces fields, and inserts IKE prefixes. Pure functions on parsed JSON.
 
 /v1/completions        `prompt`, a string or a list of strings
 /v1/chat/completions   the last user message's text
@@ -20,13 +20,13 @@ Body = dict[str, Any]
 
 
 class TooLarge(EditError):
-    """A body beyond the server's limit."""
+    """A body that exceeds the server's limit."""
 
 
 Wrap = Callable[[str], str]
-"""From a prompt to the prompt with its prefix."""
+"""Maps a prompt to the prompt with its prefix."""
 
-# Fields that would hand out the prompt, hence the IKE prefix, or cut it.
+# Fields that would reveal or cut the prompt, and with it the IKE prefix.
 _REVEALING = (
     "echo",
     "prompt_logprobs",
@@ -40,19 +40,19 @@ _REVEALING = (
     "documents",
     "chat_template",
 )
-# Fields of /v1/responses that reach answers stored by others.
+# Fields of /v1/responses that access stored answers, including those of others.
 _STORED = ("previous_response_id", "background", "conversation")
 _TEXT_PARTS = ("text", "input_text")
 _BITS = 63  # of a number, besides its sign
 
 
 def refuse(route: str, body: Body) -> None:
-    """Raise `EditError` for what no mode may ask for."""
+    """Raise `EditError` for a body that is invalid in every mode."""
     if route == RESPONSES:
         for field in _STORED:
             if body.get(field):
                 raise EditError(f"{field} is not served: answers are not stored; send the whole conversation as input")
-    # vLLM fails on these two instead of refusing them.
+    # vLLM fails on the next two instead of refusing them.
     constraint = body.get("structured_outputs")
     if constraint is not None and not isinstance(constraint, dict):
         raise EditError(f"structured_outputs must be an object, got {type(constraint).__name__}")
@@ -66,14 +66,14 @@ def refuse(route: str, body: Body) -> None:
 
 
 def force(route: str, body: Body, model: str, salt: str, request_id: str) -> None:
-    """Set, in place, what the router decides: the engine's model name, the cache salt, the id, and not to store."""
+    """Set, in place, the fields that the router decides: model name, cache salt, request id and `store`."""
     body["model"], body["cache_salt"], body["request_id"] = model, salt, request_id
     if route == RESPONSES:
         body["store"] = False
 
 
 def refuse_revealing(body: Body) -> None:
-    """Raise `EditError` for what would show or cut an IKE prefix."""
+    """Raise `EditError` for a field that would reveal or cut an IKE prefix."""
     for field in _REVEALING:
         value = body.get(field)
         if value is not None and value is not False:
@@ -81,7 +81,7 @@ def refuse_revealing(body: Body) -> None:
 
 
 def refuse_too_many_ids(body: Body, context: int) -> None:
-    """Raise `EditError` for a prompt of more token ids than the model's context, unless vLLM is to cut it."""
+    """Raise `EditError` if a prompt has more token ids than the model's context, unless the body truncates it."""
     prompt = body.get("prompt")
     if not isinstance(prompt, list) or body.get("truncate_prompt_tokens") is not None:
         return
@@ -92,8 +92,8 @@ def refuse_too_many_ids(body: Body, context: int) -> None:
 
 
 def refuse_too_many(body: Body, context: int, most_prompts: int) -> None:
-    """Raise `EditError` for more prompts than vLLM takes, or more turns and parts of turns than the model's context
-    has tokens: nobody could be answered, and reading millions of them holds up everyone else."""
+    """Raise `EditError` for more prompts than vLLM accepts, or more turns and parts of turns than the model's context
+    has tokens: no such request can be answered, and reading millions of parts delays all other requests."""
     prompt = body.get("prompt")
     if isinstance(prompt, list) and len(prompt) > most_prompts and isinstance(prompt[0], str | list):
         raise EditError(f"prompt is a list of {len(prompt)} prompts, at most {most_prompts} are served; send fewer")
@@ -111,10 +111,10 @@ def refuse_too_many(body: Body, context: int, most_prompts: int) -> None:
 
 
 def insert(route: str, body: Body, wrap: Wrap) -> None:
-    """Put the IKE prefix in place.
+    """Insert the IKE prefix in place.
 
     Raises:
-        EditError: there is no text to put it before (token ids, no user turn).
+        EditError: the body has no text for it (token ids, no user turn).
     """
     if route == COMPLETIONS:
         body["prompt"] = _wrap_prompt(body.get("prompt"), wrap)
@@ -127,7 +127,7 @@ def insert(route: str, body: Body, wrap: Wrap) -> None:
 
 
 def decoded(text: str) -> Any:
-    """What the text is as JSON; the text itself if it is none."""
+    """The value of a JSON text; the text itself if it is not JSON."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -135,7 +135,7 @@ def decoded(text: str) -> Any:
 
 
 def answer_tokens(body: Body, default: int) -> int:
-    """How many tokens the client asks for."""
+    """Maximum number of answer tokens that the client requests, else `default`."""
     for field in ("max_completion_tokens", "max_output_tokens", "max_tokens"):
         value = body.get(field)
         if isinstance(value, int) and not isinstance(value, bool):
@@ -177,7 +177,7 @@ def _text_parts(content: Any) -> Iterator[Body]:
 
 
 def parts(turns: Any) -> Iterator[Body]:
-    """The content parts of all turns that have some."""
+    """The content parts of all turns."""
     for turn in turns if isinstance(turns, list) else []:
         content = turn.get("content") if isinstance(turn, dict) else None
         yield from (part for part in (content if isinstance(content, list) else []) if isinstance(part, dict))

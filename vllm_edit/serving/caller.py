@@ -1,4 +1,4 @@
-"""Who a request is from: by its API key, else by a trusted gateway's header, else, on a server without keys, anyone."""
+"""Identifies a request's caller by its API key or a trusted gateway's header; without keys, anyone is admitted."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from vllm_edit.serving.settings import Settings
 
 
 class Unauthorized(EditError):
-    """The request says nobody, or somebody that it is not."""
+    """The request's credentials are missing or invalid."""
 
 
 class Forbidden(EditError):
-    """A key that is known, without the right that this needs."""
+    """The caller is known but lacks the required right."""
 
 
 @dataclass(frozen=True)
 class Caller:
-    """tenant: the only one that it may ask as; None for anyone on a server without keys, and for an administrator.
+    """An authenticated caller.
 
-    key: the id of its API key, where it has one.
+    tenant: the tenant that it is bound to; None for anyone on a server without keys, and for an administrator.
+    key: the id of its API key, if it has one.
     """
 
     tenant: str | None = None
@@ -37,36 +38,41 @@ class Caller:
         return right in self.rights
 
     def require(self, right: Right, what: str) -> None:
-        """Raises `Forbidden` where the caller lacks the right."""
+        """Raise `Forbidden` if the caller lacks the right. what: the action, for the message."""
         if not self.may(right):
             if self is UNNAMED:
-                raise Forbidden(f"who comes without a tenant may not {what}: ask through the gateway that names it")
+                raise Forbidden(f"a caller without a tenant may not {what}: use the gateway that names the tenant")
             raise Forbidden(f"this key may not {what}: it lacks the right {right!r}")
 
 
 ANYONE = Caller(rights=frozenset(TENANT_RIGHTS))
-"""Who asks a server without keys."""
+"""Any caller of a server without keys."""
 
 UNNAMED = Caller()
-"""Whom the gateway of a server without keys did not name, or who went past it."""
+"""A caller whom the gateway did not identify, or who bypassed it."""
 
 
 def identify(headers: Headers, peer: str | None, snapshot: Snapshot, settings: Settings, now: datetime) -> Caller:
-    """The caller. A key goes before the gateway's header, and is never replaced by it.
+    """Identify the caller. A key takes precedence over the gateway's header.
 
-    peer: the address that the connection comes from; None for a socket without one.
+    Args:
+        headers: the request's headers.
+        peer: the connection's source address; None for a socket without one.
+        snapshot: the registry's state, with its keys.
+        settings: the trusted gateways and their header.
+        now: time at which keys must be valid.
 
     Raises:
-        Unauthorized: the registry has keys and the request none that counts, or its gateway names no tenant.
+        Unauthorized: the registry has keys and the request has no valid key, or the gateway's tenant is unknown.
     """
     presented = _bearer(headers)
     if snapshot.keyed and presented is not None:
         principal = authenticate(snapshot.keys, presented, now)
         if principal is None:
-            raise Unauthorized("the API key is unknown, revoked or expired; its operator can make you another")
+            raise Unauthorized("the API key is unknown, revoked or expired; ask the server's operator for a new key")
         return Caller(principal.tenant, principal.rights, principal.key_id)
     if settings.tenant_header and is_trusted(peer, settings) and (named := headers.getlist(settings.tenant_header)):
-        if len(named) > 1:  # a client's own, which the gateway added to instead of replacing it
+        if len(named) > 1:  # the gateway added its header to the client's instead of replacing it
             raise Unauthorized(f"{settings.tenant_header} came {len(named)} times; its gateway must replace a client's")
         if named[0] not in snapshot.standing:
             raise Unauthorized(f"{settings.tenant_header} names no tenant of this server")
@@ -77,7 +83,7 @@ def identify(headers: Headers, peer: str | None, snapshot: Snapshot, settings: S
 
 
 def is_trusted(peer: str | None, settings: Settings) -> bool:
-    """True for the addresses of the operator's gateways."""
+    """True if the address belongs to one of the operator's gateways."""
     try:
         address = ip_address(peer or "")
     except ValueError:

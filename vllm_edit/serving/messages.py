@@ -1,4 +1,4 @@
-"""ASGI messages on their way through the router: a body read whole and handed on, headers stripped and added."""
+"""ASGI messages that pass the router: reads and replays bodies, strips and adds headers."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from starlette.types import Message, Receive, Scope, Send
 from vllm_edit.serving.bodies import TooLarge
 
 FOREIGN = ("x-amzn-sagemaker-", "x-vllm-edit-")
-# The last makes vLLM answer with the load of the whole server: what all other tenants are doing.
-_TOLD = ("authorization", "x-request-id", "endpoint-load-metrics-format")
-_STRIPPED = (*FOREIGN, *_TOLD, "content-length", "transfer-encoding")
+# The last header makes vLLM report server-wide load, which would leak other tenants' activity.
+_WITHHELD = ("authorization", "x-request-id", "endpoint-load-metrics-format")
+_STRIPPED = (*FOREIGN, *_WITHHELD, "content-length", "transfer-encoding")
 
 
 class Sender:
-    """`send` with extra headers on the answer's start; bodies pass unbuffered. begun: the client has its start.
+    """`send` that adds headers to the response's start and passes bodies on unbuffered.
 
-    told_as: (name, other): where the answer says which model it is of, and says `name`, the client is told `other`. In
-    JSON a quotation mark within a text has a backslash before it, so nothing that the model says is touched.
+    begun: the response's start has been sent. renamed: (name, other) replaces `name` by `other` in the response's
+    `model` field. JSON escapes quotation marks within strings, so generated text cannot match.
     """
 
     def __init__(self, send: Send, extra: dict[str, str]) -> None:
         self._send, self.extra, self.begun = send, extra, False
-        self.told_as: tuple[str, str] | None = None
-        self._start: Message | None = None  # held back until it is known how long the body is
+        self.renamed: tuple[str, str] | None = None
+        self._start: Message | None = None  # held back until the body's length is known
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(scope=message)
             for name, value in self.extra.items():
                 headers[name] = value
-            if self.told_as is not None:
+            if self.renamed is not None:
                 self._start = message
                 return
             self.begun = True
-        elif self.told_as is not None and message["type"] == "http.response.body":
-            message = {**message, "body": _renamed(message.get("body", b""), *self.told_as)}
+        elif self.renamed is not None and message["type"] == "http.response.body":
+            message = {**message, "body": _renamed(message.get("body", b""), *self.renamed)}
             if self._start is not None:
                 self.begun = True
                 await self._send(_with_length(self._start, message))
@@ -54,7 +54,7 @@ def _renamed(body: bytes, name: str, other: str) -> bytes:
 
 
 def _with_length(start: Message, first: Message) -> Message:
-    """The answer's start for a body that may be longer or shorter than it said: in one piece, or of unknown length."""
+    """Correct the content-length of a response's start to the renamed body; delete it for a streamed body."""
     headers = MutableHeaders(scope=start)
     if first.get("more_body", False):
         del headers["content-length"]
@@ -64,7 +64,11 @@ def _with_length(start: Message, first: Message) -> Message:
 
 
 async def read_body(receive: Receive, limit: int) -> bytes | None:
-    """The whole body, or None if the client went away."""
+    """The whole body, or None if the client disconnected.
+
+    Raises:
+        TooLarge: the body has more than `limit` bytes.
+    """
     chunks, size, more = [], 0, True
     while more:
         message = await receive()
@@ -80,7 +84,7 @@ async def read_body(receive: Receive, limit: int) -> bytes | None:
 
 
 def replayed(scope: Scope, receive: Receive, content: bytes) -> tuple[Scope, Receive]:
-    """Scope and receive for this body; after it, `receive` is the client's again (it tells a disconnect)."""
+    """Scope and receive that replay `content`; after it, `receive` is the client's again and reports a disconnect."""
     sent = False
 
     async def replay() -> Message:
@@ -96,7 +100,7 @@ def replayed(scope: Scope, receive: Receive, content: bytes) -> tuple[Scope, Rec
 
 
 def without(scope: Scope, prefixes: tuple[str, ...]) -> MutableMapping[str, Any]:
-    """The scope without headers that begin so: what a client must not tell vLLM."""
+    """The scope without headers that have one of the prefixes: vLLM must not read them from a client."""
     kept = [
         (name, value) for name, value in scope["headers"] if not name.decode("latin-1").lower().startswith(prefixes)
     ]

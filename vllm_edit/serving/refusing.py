@@ -1,4 +1,4 @@
-"""How a request is refused: which status an error is, and the answer in OpenAI's form."""
+"""Turns errors into HTTP responses: the status, and the message in OpenAI's format."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vllm_edit.serving.fields import FieldsRefused
 
 
 class Unforeseen(EditError):
-    """An error that nobody thought of, while a request was made ready: no mistake of the client's."""
+    """An unexpected error while a request was prepared; not the client's fault."""
 
 
 _STATUS = (
@@ -31,30 +31,30 @@ _STATUS = (
 )
 _OURS = {
     Unavailable: "the registry or the store cannot be reached; what is served goes on, try again later",
-    Corrupt: "what is stored for this cannot be read; the server's operator is told",
+    Corrupt: "the stored files of this patch cannot be read; the error is in the server's log",
     EngineRefusedError: "the engine did not take the adapter; try again later",
     Unforeseen: "the server failed; its operator finds the reason by this answer's id",
 }
-"""What a client is told of faults that are the operator's: their words name machines, users and files."""
+"""Client-safe messages for operator errors; the originals contain host, user and file names."""
 
 
 def status_of(error: EditError) -> HTTPStatus:
     return next(status for kind, status in _STATUS if isinstance(error, kind))
 
 
-def told(error: EditError, *, in_full: bool) -> str:
-    """What the caller is told. in_full: it administers, or the server has no keys."""
+def client_message(error: EditError, *, in_full: bool) -> str:
+    """The message for the caller. in_full: the caller is an administrator, or the server has no keys."""
     kind = next((kind for kind in _OURS if isinstance(error, kind)), None)
     return str(error) if in_full or kind is None else _OURS[kind]
 
 
 def field_of(error: EditError) -> str | None:
-    """The field of the body that the error is about, where it is about one."""
+    """The field of the body that caused the error, or None."""
     return error.first if isinstance(error, FieldsRefused) else None
 
 
 def refusal(status: HTTPStatus, message: str, field: str | None = None) -> JSONResponse:
-    """An error in OpenAI's form. field: of the body, that it is about."""
+    """An error response in OpenAI's format. field: the field of the body that caused the error."""
     kind = "".join(word.capitalize() for word in status.phrase.split())
     error = {"message": message, "type": f"{kind}Error", "param": field, "code": int(status)}
     headers = {"WWW-Authenticate": "Bearer"} if status == HTTPStatus.UNAUTHORIZED else None

@@ -1,7 +1,7 @@
 """The router: a pure ASGI middleware, innermost in vLLM's server, that decides what answers each request.
 
-It asks who is there, lets through an allow-list of (method, path), turns the `model` field into the exact adapter (put
-into the engine first) or an IKE prefix, gives every answer an id, and leaves the answer's stream alone.
+It authenticates the caller, admits an allow-list of (method, path), resolves the `model` field to an exact adapter
+(loaded into the engine first) or an IKE prefix, gives every answer an id, and passes the stream on unbuffered.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from vllm_edit.serving.caller import identify
 from vllm_edit.serving.half_pairs import refuse_half_pairs
 from vllm_edit.serving.messages import FOREIGN, Sender, nothing, peer_of, read_body, replayed, without
 from vllm_edit.serving.preparing import LONG, logged_prompt, ready
-from vllm_edit.serving.refusing import Unforeseen, field_of, refusal, status_of, told
+from vllm_edit.serving.refusing import Unforeseen, client_message, field_of, refusal, status_of
 from vllm_edit.serving.service import Service
 from vllm_edit.serving.usage import Usage
 
@@ -41,15 +41,15 @@ INFERENCE = frozenset({bodies.COMPLETIONS, bodies.CHAT, bodies.RESPONSES})
 MODELS = "/v1/models"
 MOST_ADMIN_BYTES = 2**20
 UNASKED = frozenset({("GET", "/health"), ("GET", "/ping"), ("POST", "/ping"), ("GET", "/version")})
-"""What whoever reaches the port may have: it tells nothing of tenants and patches."""
+"""Public endpoints. They reveal nothing about tenants or patches."""
 
 
 class Router:
-    """`holder.vllm_edit` is the `Service`, which exists once the engine does; until then nothing is answered."""
+    """`holder.service` is the `Service`, which exists once the engine is up; until then every request gets a 503."""
 
     def __init__(self, app: ASGIApp, holder: Any) -> None:
         self.app, self._holder = app, holder
-        self._secret = secrets.token_bytes(32)  # salts of one server's prefix cache; nobody else needs to know it
+        self._secret = secrets.token_bytes(32)  # for the salts of this server's prefix cache
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -65,7 +65,7 @@ class Router:
             await self._http(service, scope, receive, sender)
 
     def _until_shutdown(self, receive: Receive) -> Receive:
-        """`receive` of the server's life: at its end, what is not written yet is."""
+        """Wrap the lifespan's `receive` so that the service is closed, and its queue written, at shutdown."""
 
         async def wrapped() -> Message:
             message = await receive()
@@ -94,7 +94,7 @@ class Router:
             elif admitted(method, path, asking.caller, service.watcher.current.snapshot):
                 raw = await read_body(receive, MOST_ADMIN_BYTES)
                 if raw is not None:
-                    caller = _asking(service, scope, headers).caller  # the body may have taken its time
+                    caller = _asking(service, scope, headers).caller  # the key may have been revoked meanwhile
                     if not admitted(method, path, caller, service.watcher.current.snapshot):
                         raise _not_served(method, path)
                     inner, replay = replayed(scope, receive, raw)
@@ -102,14 +102,14 @@ class Router:
             else:
                 raise _not_served(method, path)
         except EditError as error:
-            if (said := told(error, in_full=in_full)) != str(error):
+            if (said := client_message(error, in_full=in_full)) != str(error):
                 logger.error("%s %s: %s", method, path, error)
             service.metrics.refused.labels(str(int(status_of(error)))).inc()
             await refusal(status_of(error), said, field_of(error))(scope, nothing, send)
-        except Exception as error:  # the server's own answer to it would have no id
+        except Exception as error:  # the server's default answer would have no id
             if send.begun:
                 raise
-            said = told(_unforeseen(send.extra[ID_HEADER], error), in_full=in_full)
+            said = client_message(_unforeseen(send.extra[ID_HEADER], error), in_full=in_full)
             await refusal(HTTPStatus.INTERNAL_SERVER_ERROR, said)(scope, nothing, send)
 
     async def _infer(
@@ -119,7 +119,7 @@ class Router:
         if raw is None:
             return  # the client went away
         usage = Usage(route)
-        # Who asks, and when, is as of now: a body may take its time, and a key be revoked meanwhile.
+        # Authenticate again: the key may have been revoked while the body was being read.
         asking = _asking(service, scope, headers)
         asking.caller.require("serve", "ask the model")
         body = _parse(raw)
@@ -139,10 +139,10 @@ class Router:
             key=asking.caller.key,
             generation=catalogue.generation,
         )
-        answer.assignment = None  # a body that no mode serves is no failure of an arm
-        # Nothing in scope is the base: with its salt, too, the tenant's base requests share their cached prompts.
+        answer.assignment = None  # a body that no mode serves is not a failure of an arm
+        # A request with nothing in scope also gets the tenant's salt, so it shares the tenant's cached base prompts.
         salt = self._salt(choice.tenant, body.get("cache_salt"))
-        async with AsyncExitStack() as held:  # what the answer needs until it has ended
+        async with AsyncExitStack() as held:  # leases until the answer has ended
             try:
                 long = len(raw) > LONG
                 await _check(service, route, raw, body, of_tenant=of_tenant, long=long)
@@ -154,10 +154,10 @@ class Router:
                 content = json.dumps(body).encode()
             except RecursionError:
                 raise EditError("the body is nested too deeply; send a flatter one") from None
-            except EditError as error:  # what was decided cannot be applied: of a rollout's arm, that is its failure
+            except EditError as error:  # the choice cannot be applied; this counts as a failure of a rollout's arm
                 _refused(service, answer, error, usage)
                 raise
-            except Exception as error:  # and so is what nobody thought of: it must not go uncounted
+            except Exception as error:  # an unexpected error counts as a failure too
                 unforeseen = _unforeseen(answer.id, error)
                 _refused(service, answer, unforeseen, usage)
                 raise unforeseen from error
@@ -169,24 +169,24 @@ class Router:
             if service.settings.expose:
                 send.extra |= {"X-VLLM-Edit-Adapter": answer.adapter or model, "X-VLLM-Edit-Mode": answer.mode}
                 send.extra |= {"X-VLLM-Edit-Tokens": str(answer.ike_tokens)}
-            elif choice.assignment is not None:  # vLLM tells the adapter's name, and with it the arm
-                send.told_as = (model, choice.tenant or model)
+            elif choice.assignment is not None:  # vLLM reports the adapter's name, which would reveal the arm
+                send.renamed = (model, choice.tenant or model)
             inner, replay = replayed(scope, receive, content)
             seen = usage.around(replay, send)
             try:
                 await self.app(inner, *seen)
             except Exception as error:
-                if usage.status is not None:  # it has begun: the connection breaks off
+                if usage.status is not None:  # the answer has begun, so the connection is closed
                     raise
                 unforeseen = _unforeseen(answer.id, error)
-                said = told(unforeseen, in_full=asking.caller.tenant is None)
+                said = client_message(unforeseen, in_full=asking.caller.tenant is None)
                 await refusal(status_of(unforeseen), said)(inner, nothing, seen[1])
-            finally:  # also when the client went away, or the answer broke off
+            finally:  # also when the client disconnects or the answer is interrupted
                 answer.end(usage)
                 service.answers.finish(answer)
 
     def _salt(self, tenant: str | None, client: Any) -> str:
-        """Salt of the prefix cache, so that no tenant can time another's prompts: HMAC(secret, tenant, client's)."""
+        """Salt of the prefix cache, HMAC(secret, tenant, client's salt): no tenant can time another's prompts."""
         if client is not None and not isinstance(client, str):
             raise EditError(f"cache_salt must be a string, got {type(client).__name__}")
         text = json.dumps([tenant, client])
@@ -194,7 +194,7 @@ class Router:
 
 
 async def _check(service: Service, route: str, raw: bytes, body: bodies.Body, *, of_tenant: bool, long: bool) -> None:
-    """Raises `EditError` for a body that is not served, whatever is to answer it. long: it is read in a thread."""
+    """Raise `EditError` for a body that no mode serves. A `long` body is read in a thread."""
     bodies.refuse(route, body)
     if of_tenant:
         fields.refuse(route, body, service.settings.allowed_fields)
@@ -206,14 +206,14 @@ async def _check(service: Service, route: str, raw: bytes, body: bodies.Body, *,
 
 
 def _refused(service: Service, answer: Answer, error: EditError, usage: Usage) -> None:
-    """Log the answer that there will not be."""
+    """Log a request that the router refused."""
     answer.refuse(status_of(error), usage.seconds)
     service.answers.begin(answer)
     service.answers.finish(answer)
 
 
 def _unforeseen(id: str, error: Exception) -> Unforeseen:
-    """The error as a client may be told it; its trace goes to the server's log, with the answer's id."""
+    """Log the trace with the answer's id, and return an error for the client."""
     logger.exception("%s failed", id)
     return Unforeseen(f"{type(error).__name__}: {error}")
 
@@ -223,10 +223,10 @@ def _not_served(method: str, path: str) -> NotFound:
 
 
 def _asking(service: Service, scope: Scope, headers: Headers) -> Asking:
-    """Who asks now.
+    """Authenticate the caller, as of now.
 
     Raises:
-        Unauthorized: nobody, or somebody that it is not.
+        Unauthorized: the credentials are missing or invalid.
     """
     now = datetime.now(UTC)
     caller = identify(headers, peer_of(scope), service.watcher.current.snapshot, service.settings, now)
@@ -234,7 +234,7 @@ def _asking(service: Service, scope: Scope, headers: Headers) -> Asking:
 
 
 def _models(service: Service, asking: Asking) -> dict[str, Any]:
-    """`/v1/models`: names that the caller may ask for, without paths."""
+    """The response of `/v1/models`: names that the caller may request, without paths."""
     common = {"object": "model", "created": service.started, "owned_by": "vllm-edit"}
     length = {"max_model_len": service.max_model_len}
     names = service.watcher.current.listed(asking)

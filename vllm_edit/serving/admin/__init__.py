@@ -1,1 +1,1 @@
-"""Admin routes under `/v1/edits`: the verbs of the command line that need no model, for whoever holds an admin key."""
+"""Admin routes under `/v1/edits`: the commands that need no model, for callers with an admin key."""

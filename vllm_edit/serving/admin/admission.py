@@ -1,4 +1,4 @@
-"""Who may reach which route under `/v1/edits`, and `/metrics`: decided before a route is looked for."""
+"""Authorizes requests for `/v1/edits` and `/metrics` before they are routed."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ CALLER = "vllm_edit.caller"
 
 
 def admitted(method: str, path: str, caller: Caller, snapshot: Snapshot) -> bool:
-    """False for what does not exist, for this caller now.
+    """True if the route exists for this caller.
 
-    Without keys there is nobody to tell apart: what only reads is open, as the models are, and what changes something
-    does not exist. From the first key on, an admin key is needed; until one was made, no admin route exists.
+    Without keys, callers cannot be distinguished: routes that only read are open, and routes that change something do
+    not exist. Once the registry has keys, a caller needs an admin key; without any admin key, no admin route exists.
 
     Raises:
-        Forbidden: it exists, and the caller's key lacks the right.
+        Forbidden: the route exists, but the caller's key lacks the right.
     """
     inside = path == PREFIX or path.startswith(f"{PREFIX}/")
     if (method, path) == ("POST", OUTCOMES):

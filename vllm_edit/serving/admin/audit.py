@@ -1,4 +1,4 @@
-"""`/v1/edits/audit`: who changed what, and whether that record is whole."""
+"""`/v1/edits/audit`: the audit log, and a check that it is complete."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def routes(desk: Desk) -> APIRouter:
 
     @router.get("")
     async def show(tenant: str | None = None, limit: Annotated[int, Query(ge=1, le=10_000)] = 100) -> list[Any]:
-        """The newest changes, oldest first; of one tenant, if asked."""
+        """The newest changes, oldest first; optionally of a single tenant."""
         return [row.as_dict() for row in await desk.read(desk.registry.audit, tenant, limit)]
 
     @router.get("/verify")
     async def verify() -> Verified:
-        """The chain of changes against itself and its anchor."""
+        """Verify the hash chain of changes and its anchor."""
         return await desk.read(desk.registry.verify_audit)
 
     return router

@@ -1,4 +1,4 @@
-"""Admin routes whose bad input is one clear line in OpenAI's form, whatever handlers the application has."""
+"""Admin routes that report invalid input in one line in OpenAI's format, whatever handlers the application has."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from fastapi.routing import APIRoute
 from vllm_edit.errors import EditError
 from vllm_edit.names import shown
 
-_MOST = 8  # problems that one message tells
+_MOST = 8  # problems in a message
 
 
 class CheckedRoute(APIRoute):
-    """Raises `EditError`, which the router answers with 400, for a body or parameter that is not as described."""
+    """Raises `EditError`, which the router answers with 400, for an invalid body or parameter."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handler = super().get_route_handler()
@@ -25,13 +25,13 @@ class CheckedRoute(APIRoute):
             try:
                 return await handler(request)
             except RequestValidationError as error:
-                problems = [_told(one) for one in error.errors()[:_MOST]]
+                problems = [_message(problem) for problem in error.errors()[:_MOST]]
                 raise EditError("; ".join(problems)) from None
 
         return checked
 
 
-def _told(problem: dict[str, Any]) -> str:
-    """`body.percent: Input should be less than or equal to 100`. What came is not repeated: it may be a secret."""
+def _message(problem: dict[str, Any]) -> str:
+    """`body.percent: Input should be less than or equal to 100`. It omits the input, which may be a secret."""
     place = ".".join(str(part) for part in problem["loc"])
     return f"{shown(place)[1:-1]}: {problem['msg'][:200]}"

@@ -1,4 +1,4 @@
-"""What every admin route works with: the service, who asks, and changes that every server follows."""
+"""Shared dependencies of the admin routes: the service, the caller, and changes that every server applies."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 def _in_utc(time: datetime) -> datetime:
-    """The registry keeps times in UTC, in which the last hours of some zones do not exist."""
+    """Convert to UTC, which the registry stores; some zones' extreme times have no equivalent in UTC."""
     try:
         return time.astimezone(UTC)
     except OverflowError:
@@ -36,7 +36,7 @@ def _one_line(text: str) -> str:
 
 
 FOLLOW_S = 10.0
-"""How long an answer waits for servers that do not follow; they are then named."""
+"""How long a response waits for servers to apply a change; after that it names the missing ones."""
 
 End = Annotated[AwareDatetime, AfterValidator(_in_utc)]
 Why = Annotated[str, Field(max_length=REASON_LENGTH, description="why, for the audit")]
@@ -49,13 +49,13 @@ Reference = Annotated[str, Field(max_length=160, description="patch, patch@diges
 
 
 class Body(BaseModel):
-    """A request's body; what it does not know is refused. Nothing here is a path or a URL."""
+    """A request's body. Unknown fields are refused. No field is a path or a URL."""
 
     model_config = ConfigDict(extra="forbid")
 
 
 class Because(Body):
-    """Who and why, for the audit."""
+    """Author and reason of a change, for the audit log."""
 
     why: Why = ""
     who: Who = ""
@@ -63,7 +63,7 @@ class Because(Body):
 
 @dataclass(frozen=True)
 class Desk:
-    """outcomes: threads of their own, so that no kill has to wait for what clients report."""
+    """The shared dependencies. `outcomes` has separate threads, so that a kill never waits for clients' reports."""
 
     holder: Holder
     administration: Threads = field(default_factory=lambda: Threads(16))
@@ -80,21 +80,24 @@ class Desk:
         return self.service.store.registry
 
     async def read(self, work: Callable[..., T], *arguments: Any, **named: Any) -> T:
-        """`work` in a thread: it waits for the database or for files."""
+        """Run `work` in a thread, because it waits for the database or for files."""
         return await self.administration.run(work, *arguments, **named)
 
     async def change(self, work: Callable[..., T], *arguments: Any, **named: Any) -> tuple[T, dict[str, Any]]:
-        """`work`, and who follows: this server already, the others within `FOLLOW_S`, or they are named.
+        """Run `work`, then wait up to `FOLLOW_S` until all servers have applied the change.
+
+        Returns:
+            The result of `work`, and a record of the servers that have applied the change and of those that have not.
 
         Raises:
-            Unavailable: the change is made, but whether anybody follows cannot be known: the registry went down.
+            Unavailable: the change is made, but the registry went down, so its propagation is unknown.
         """
         made = await self.read(work, *arguments, **named)
         try:
             return made, await self.service.followed(FOLLOW_S)
         except EditError as error:
-            told = "the change is made, do not repeat it; which servers follow it is not known"
-            raise Unavailable(f"{told}: {error}") from error
+            message = "the change is made, do not repeat it; which servers follow it is not known"
+            raise Unavailable(f"{message}: {error}") from error
 
 
 def caller_of(request: Request) -> Caller:
@@ -103,6 +106,6 @@ def caller_of(request: Request) -> Caller:
 
 
 def who(request: Request, said: str = "") -> str:
-    """Whom the audit names: the key, which is proven, and behind it, if the body says so, on whose decision."""
+    """The author for the audit log: the authenticated key, then the name that the body gives, if any."""
     key = f"key {caller_of(request).key}"
     return f"{key} ({said})" if said else key

@@ -1,4 +1,4 @@
-"""`/v1/edits`: what is compiled, what is served, what answered a request."""
+"""`/v1/edits`: compiled patches, served patches, and logged answers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vllm_edit.store.maintenance import problems_of
 
 
 class Served(BaseModel):
-    """What a tenant is served where a request names no user; rollout: the one that decides, if one does."""
+    """The patch served to a tenant's requests that name no user, and the rollout that decides it, if any."""
 
     tenant: str
     active: str | None
@@ -30,13 +30,13 @@ class Loaded(BaseModel):
     resident: bool
 
 
-class EngineTold(BaseModel):
+class EngineInfo(BaseModel):
     adapters: int
     capacity: int
     leases: int
 
 
-class SiteTold(BaseModel):
+class SiteInfo(BaseModel):
     digest: str
     modules: tuple[str, ...]
     token: str
@@ -44,18 +44,18 @@ class SiteTold(BaseModel):
 
 
 class Listing(BaseModel):
-    """What this server can answer with, and what its tenants are served."""
+    """The patches that this server has, and those that it serves to its tenants."""
 
     base: str
-    site: SiteTold
-    engine: EngineTold
+    site: SiteInfo
+    engine: EngineInfo
     patches: list[Loaded]
     tenants: list[Served]
     generation: int
 
 
-class PatchTold(BaseModel):
-    """One compiled patch: the registry's entry, its manifest, and what was recorded about it."""
+class PatchInfo(BaseModel):
+    """A compiled patch: its registry entry, its manifest and its records."""
 
     entry: PatchEntry
     manifest: dict[str, Any]
@@ -69,7 +69,11 @@ class Collect(Body):
 
 
 class Garbage(BaseModel):
-    """would_remove: without `remove`. retired: what nobody can ask for any more, but servers (missing) still hold."""
+    """The result of a collection.
+
+    would_remove: patches that a call with `remove` would delete. retired: patches that no request can select any more,
+    but that the servers in `missing` still hold.
+    """
 
     would_remove: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
@@ -82,27 +86,27 @@ def routes(desk: Desk) -> APIRouter:
 
     @router.get("")
     async def list_edits() -> Listing:
-        """Site, compiled patches, which are in the engine, tenants and what they are served."""
+        """The site, the engine, the compiled patches, and the tenants with their active patches."""
         return _listing(desk, datetime.now(UTC))
 
     @router.get("/answers/{id}")
     async def answer(id: str) -> dict[str, Any]:
-        """What answered a request: tenant, exact patch and adapter, mode, arm, reason."""
+        """A logged answer: tenant, exact patch and adapter, mode, arm, reason."""
         return asdict(await desk.service.answers.find(id))
 
     @router.get("/patches/{name}")
-    async def patch(name: str) -> PatchTold:
-        """A compiled patch by its name, or by the beginning of its digest."""
+    async def patch(name: str) -> PatchInfo:
+        """A compiled patch, by its name or by a prefix of its digest."""
         return await desk.read(_patch, desk, name)
 
     @router.get("/verify")
     async def verify() -> dict[str, list[str]]:
-        """Every file of the store against its digest."""
+        """Verify every file of the store against its digest."""
         return {"problems": await desk.read(problems_of, desk.service.store)}
 
     @router.post("/gc")
     async def gc(asked: Collect, request: Request) -> Garbage:
-        """Compiled patches that nobody can be served; with `remove` they go, when every server has dropped them."""
+        """List unused compiled patches. With `remove`, delete them once every server has dropped them."""
         by = who(request, asked.who)
         found = await desk.read(garbage.gc, desk.service.store, dry_run=not asked.remove, wait_s=asked.wait_s, by=by)
         return Garbage(**asdict(found)) if asked.remove else Garbage(would_remove=found.removed)
@@ -120,16 +124,16 @@ def _listing(desk: Desk, now: datetime) -> Listing:
     ]
     return Listing(
         base=catalogue.bases[0],
-        site=SiteTold(digest=site.digest, modules=site.modules, token=site.token, max_rank=site.max_rank),
-        engine=EngineTold(adapters=len(resident), capacity=service.residency.capacity, leases=service.residency.leases),
+        site=SiteInfo(digest=site.digest, modules=site.modules, token=site.token, max_rank=site.max_rank),
+        engine=EngineInfo(adapters=len(resident), capacity=service.residency.capacity, leases=service.residency.leases),
         patches=[Loaded(name=name, resident=name in resident) for name in catalogue.newest_first],
         tenants=tenants,
         generation=catalogue.generation,
     )
 
 
-def _patch(desk: Desk, name: str) -> PatchTold:
+def _patch(desk: Desk, name: str) -> PatchInfo:
     store = desk.service.store
     full = store.resolve(name)
     records = [asdict(record) for record in store.records(full)]
-    return PatchTold(entry=store.entry(full), manifest=store.manifest(full).model_dump(mode="json"), records=records)
+    return PatchInfo(entry=store.entry(full), manifest=store.manifest(full).model_dump(mode="json"), records=records)

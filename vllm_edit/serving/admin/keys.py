@@ -1,4 +1,4 @@
-"""`/v1/edits/keys`: all keys, and administrators' own."""
+"""`/v1/edits/keys`: list and revoke all API keys, and create admin keys."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def routes(desk: Desk) -> APIRouter:
 
     @router.get("")
     async def list_keys() -> list[dict[str, Any]]:
-        """All keys, of administrators and of tenants, revoked ones too; without their secrets."""
+        """All keys of administrators and tenants, including revoked keys, without their secrets."""
         return [key.as_dict() for key in await desk.read(desk.registry.keys)]
 
     @router.post("")
     async def create(asked: NewAdminKey, request: Request) -> dict[str, Any]:
-        """Make an administrator's key. `key` in the answer is its one copy."""
+        """Create an admin key. The response shows the secret, as `key`, only once."""
         made, _ = await desk.change(
             desk.registry.create_key,
             None,
@@ -41,7 +41,7 @@ def routes(desk: Desk) -> APIRouter:
 
     @router.post("/{id}/revoke")
     async def revoke(id: str, request: Request, asked: Because | None = None) -> dict[str, Any]:
-        """Revoke a key for good."""
+        """Revoke a key permanently."""
         asked = asked or Because()
         revoked, followed = await desk.change(desk.registry.revoke_key, id, why=asked.why, by=who(request, asked.who))
         return revoked.as_dict() | {"acknowledged": followed}

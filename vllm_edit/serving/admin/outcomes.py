@@ -1,4 +1,4 @@
-"""`/v1/edits/outcomes`: what came of an answer, told by the tenant that got it."""
+"""`/v1/edits/outcomes`: outcomes of answers, reported by the tenant that received them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vllm_edit.serving.outcomes import Outcome, record
 
 
 class Recorded(BaseModel):
-    """recorded: False where the same outcome was told before; it counts once."""
+    """`recorded` is False if the same outcome was reported before; it counts once."""
 
     recorded: bool
 
@@ -22,7 +22,7 @@ def routes(desk: Desk) -> APIRouter:
 
     @router.post(OUTCOMES)
     async def report(outcome: Outcome, request: Request) -> Recorded:
-        """With a key of the answer's tenant; once for each metric and answer."""
+        """Report an outcome with a key of the answer's tenant, once for each metric and answer."""
         service = desk.service
         tenant = caller_of(request).tenant
         new = await record(

@@ -1,4 +1,4 @@
-"""`/v1/edits/rollouts`: two arms for a tenant's users, moved, watched and taken back."""
+"""`/v1/edits/rollouts`: create, ramp, compare and end rollouts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Header = Annotated[str, Field(max_length=64)]
 
 
 class NewRollout(Because):
-    """The options of `vllm-edit rollout create`, in its words."""
+    """The options of `vllm-edit rollout create`, under the same names."""
 
     name: str = Field(max_length=63)
     tenant: str = Field(max_length=63)
@@ -49,12 +49,13 @@ def routes(desk: Desk) -> APIRouter:
         """Rollouts, the newest first."""
         entries = await desk.read(desk.registry.rollouts.newest_first, tenant)
         return [
-            one.rollout.as_record() | {"created_at": one.created_at, "changed_at": one.changed_at} for one in entries
+            entry.rollout.as_record() | {"created_at": entry.created_at, "changed_at": entry.changed_at}
+            for entry in entries
         ]
 
     @router.post("")
     async def create(asked: NewRollout, request: Request) -> dict[str, Any]:
-        """Make a rollout. Nobody is served by it before its first `ramp`."""
+        """Create a rollout. It serves nobody before its first `ramp`."""
         made = await desk.read(
             draft,
             asked.name,
@@ -79,12 +80,12 @@ def routes(desk: Desk) -> APIRouter:
 
     @router.get("/{name}")
     async def status(name: str) -> dict[str, Any]:
-        """The arms' traffic and how they compare; the intervals hold at every look."""
+        """The arms' traffic and comparison; the intervals stay valid however often they are read."""
         return (await desk.read(desk.registry.rollouts.report, name)).as_record()
 
     @router.post("/{name}/ramp")
     async def ramp(name: str, asked: Ramp, request: Request) -> dict[str, Any]:
-        """So many per cent of the users take part from now on."""
+        """Set the percentage of users who take part."""
         moved, followed = await desk.change(
             desk.registry.rollouts.ramp, name, asked.percent, why=asked.why, by=who(request, asked.who)
         )
@@ -94,7 +95,7 @@ def routes(desk: Desk) -> APIRouter:
     async def step(
         name: str, verb: Literal["pause", "kill", "promote"], request: Request, asked: Because | None = None
     ) -> dict[str, Any]:
-        """Leave everyone where they are; put everyone on control; put everyone on treatment."""
+        """`pause` leaves every user on their arm; `kill` moves all to control; `promote` moves all to treatment."""
         asked = asked or Because()
         rollouts = desk.registry.rollouts
         steps = {"pause": rollouts.pause, "kill": rollouts.kill, "promote": rollouts.promote}

@@ -1,4 +1,4 @@
-"""`/v1/edits/tenants`: whom requests are for, what they are served, and the keys that they come with."""
+"""`/v1/edits/tenants`: tenants, their publications and their API keys."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Rollback(Because):
 
 
 class Active(BaseModel):
-    """What the tenant is served from now on, and which servers follow."""
+    """The tenant's active patch, and the servers that have applied the change."""
 
     tenant: str
     active: str | None
@@ -59,18 +59,18 @@ def routes(desk: Desk) -> APIRouter:
 
     @router.post("")
     async def create(asked: NewTenant, request: Request) -> Tenant:
-        """Until something is published, a tenant is served the base model."""
+        """Create a tenant. It is served the base model until a patch is published."""
         made, _ = await desk.change(desk.registry.create_tenant, asked.name, by=who(request, asked.who))
         return made
 
     @router.get("/{tenant}")
     async def history(tenant: str) -> History:
-        """A tenant's publications, newest first, rolled-back ones included."""
+        """A tenant's publications, newest first, including those rolled back."""
         return History(tenant=tenant, publications=await desk.read(desk.registry.history, tenant))
 
     @router.post("/{tenant}/publish")
     async def publish(tenant: str, asked: Publish, request: Request) -> Active:
-        """Serve a compiled patch to the tenant. It is loaded first: what cannot be applied is not published."""
+        """Publish a compiled patch to the tenant. It is loaded first; a patch that cannot be applied is refused."""
         name = await desk.read(desk.service.store.resolve, asked.patch)
         await desk.service.watcher.refresh()  # it may have been compiled a moment ago
         await desk.service.prepare(name)
@@ -87,7 +87,7 @@ def routes(desk: Desk) -> APIRouter:
 
     @router.post("/{tenant}/rollback")
     async def rollback(tenant: str, request: Request, asked: Rollback | None = None) -> Active:
-        """Serve the tenant what it had before, or an earlier publication."""
+        """Return the tenant to its previous publication, or to an earlier one."""
         asked = asked or Rollback()
         target = None if asked.to is None else await desk.read(desk.service.store.resolve, asked.to)
         active, followed = await desk.change(
@@ -97,12 +97,12 @@ def routes(desk: Desk) -> APIRouter:
 
     @router.get("/{tenant}/keys")
     async def keys(tenant: str) -> list[dict[str, Any]]:
-        """A tenant's keys, revoked ones too; without their secrets."""
+        """A tenant's keys, including revoked keys, without their secrets."""
         return [key.as_dict() for key in await desk.read(desk.registry.keys, tenant)]
 
     @router.post("/{tenant}/keys")
     async def create_key(tenant: str, asked: NewTenantKey, request: Request) -> dict[str, Any]:
-        """Make a key. `key` in the answer is its one copy."""
+        """Create a key. The response shows the secret, as `key`, only once."""
         expires_at: datetime | None = asked.expires_at
         made, _ = await desk.change(
             desk.registry.create_key,
