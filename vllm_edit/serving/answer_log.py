@@ -98,7 +98,7 @@ class AnswerLog:
     # Writing
 
     async def flush(self) -> bool:
-        """Write the answers that ended before the call. False if the registry could not be written; they stay queued."""
+        """Write the answers that ended before the call. False if the write failed; they stay queued."""
         called = time.monotonic()
         async with self._writing:
             left = len(self._queue)

@@ -1,9 +1,9 @@
-"""Which fields of a request reach vLLM when a tenant asks: an allow-list per route.
+"""The request fields that a tenant may send to vLLM: an allow-list per route.
 
-A tenant may send the public fields of OpenAI's API, and those of vLLM that shape its own prompt and answer alone. The
+A tenant may send the public fields of OpenAI's API, and those of vLLM that affect only its own prompt and answer. The
 other fields of vLLM steer the engine for everyone (`priority`), name machines and caches (`kv_transfer_params`), reach
-plugins (`vllm_xargs`), or hold text that `spoken` does not read (`documents`). What a later vLLM adds is refused until
-it is listed here. An operator may allow more by name (`Settings.allowed_fields`).
+plugins (`vllm_xargs`), or hold text that `request_text` does not read (`documents`). Fields that a later vLLM adds are
+refused until they are listed here. An operator may allow more by name (`Settings.allowed_fields`).
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from vllm_edit.serving.bodies import CHAT, COMPLETIONS, RESPONSES, Body, parts
 
 _MOST_SHOWN = 8  # refused fields that one message names
 _OF_TEMPLATES = frozenset({"documents", "chat_template"})
-"""Fields that vLLM reads in `chat_template_kwargs` too."""
+"""Fields that vLLM also reads in `chat_template_kwargs`."""
 UUID = "uuid"
-"""Of a content part: it names a picture that vLLM keeps from an earlier request, which may be another tenant's."""
+"""Field of a content part that names a picture cached from an earlier request, which may be another tenant's."""
 
-# Forced by the router (`bodies.force`), or text that vLLM does not read on another route than its own.
+# Forced by the router (`bodies.force`), or text that vLLM reads only on its own route.
 _EVERYWHERE = frozenset({"model", "cache_salt", "request_id", "store", "user", "prompt", "messages", "input"})
 _SAMPLING = frozenset(
     {"temperature", "top_p", "top_k", "min_p", "seed", "stop", "stop_token_ids", "ignore_eos", "logit_bias"}
@@ -46,7 +46,7 @@ ALLOWED = {
     | {"add_generation_prompt", "continue_final_message", "return_prompt_text"},
     RESPONSES: (_EVERYWHERE | _SAMPLING | _OF_CHATS)
     | {"instructions", "include", "max_output_tokens", "max_tool_calls", "reasoning", "text", "truncation"}
-    | {"background", "conversation", "previous_response_id"}  # refused by `bodies.refuse` unless they say no
+    | {"background", "conversation", "previous_response_id"}  # refused by `bodies.refuse` unless they are false
     | {"context_management", "background_options", "access_programs", "image", "enable_response_messages"},
 }
 """Route → fields that a tenant may send."""
@@ -56,7 +56,7 @@ HEADERS = {
     b"x-data-parallel-rank": "data_parallel_rank",
     b"x-session-id": "session_id",
 }
-"""Headers that vLLM reads as a field, and the field's name: of a tenant, they reach vLLM only if that is allowed."""
+"""Headers that vLLM reads as a field → the field's name. A tenant's header needs the same permission."""
 
 
 class FieldsRefused(EditError):
@@ -68,7 +68,7 @@ class FieldsRefused(EditError):
 
 
 def refuse(route: str, body: Body, allowed: Collection[str]) -> None:
-    """Raise `FieldsRefused`, with the names of all, for fields that are on no list. allowed: by the operator."""
+    """Raise `FieldsRefused` for fields on no list. allowed: more fields, by the operator's settings."""
     found = [name for name in body if name not in ALLOWED[route] and name not in allowed]
     if isinstance(given := body.get("chat_template_kwargs"), dict):
         found += [name for name in given if name in _OF_TEMPLATES and name not in allowed]
@@ -76,15 +76,15 @@ def refuse(route: str, body: Body, allowed: Collection[str]) -> None:
     if UUID not in allowed and any(UUID in part for part in turns):
         found.append(UUID)
     if found:
-        told = ", ".join(shown(name) for name in found[:_MOST_SHOWN])
+        named = ", ".join(shown(name) for name in found[:_MOST_SHOWN])
         more = f" and {len(found) - _MOST_SHOWN} more" if len(found) > _MOST_SHOWN else ""
         raise FieldsRefused(
-            f"{told}{more}: not served on {route}; leave out what you do not need, or ask the server's operator to "
+            f"{named}{more}: not served on {route}; leave out what you do not need, or ask the server's operator to "
             "allow it",
             shown(found[0])[1:-1],
         )
 
 
 def withheld_headers(allowed: Collection[str]) -> tuple[str, ...]:
-    """Headers of a tenant that vLLM must not see."""
+    """Headers of a tenant that must not reach vLLM."""
     return tuple(header.decode() for header, field in HEADERS.items() if field not in allowed)

@@ -1,7 +1,7 @@
-"""Half of a surrogate pair: what JSON can hold and no tokenizer reads.
+"""Refuses unpaired surrogates, which JSON can hold but no tokenizer accepts.
 
-Clients that cut a text after so many UTF-16 units send them. They are refused here, since behind the router each part
-fails in its own way, some without an answer.
+Clients that cut a text at a number of UTF-16 units send them. Behind the router each component would fail in its own
+way, some without a response.
 """
 
 from __future__ import annotations
@@ -13,22 +13,24 @@ from vllm_edit.names import shown
 from vllm_edit.serving.bodies import Body, decoded
 
 _SIGNS = (b"\\ud", b"\\uD", b"\xed", b"\0")
-"""What a raw body with one has: an escape, its first byte in UTF-8, or the NUL bytes of UTF-16 and UTF-32."""
+"""Bytes of a raw body that may hold one: an escape, its first byte in UTF-8, or the NUL bytes of UTF-16 and UTF-32."""
 
 
 def refuse_half_pairs(raw: bytes, body: Body) -> None:
-    """`check` of a body that was parsed from `raw`, which is quick to tell that there can be none."""
+    """`check` a body, unless its `raw` bytes quickly show that it has no unpaired surrogate."""
     if any(sign in raw for sign in _SIGNS):
         check(body)
 
 
 def check(value: Any, name: str = "") -> None:
-    """Look through parsed JSON; also through the arguments of tool calls, which vLLM decodes.
+    """Search parsed JSON, including the arguments of tool calls, which vLLM decodes.
 
-    name: of the value, for the message.
+    Args:
+        value: parsed JSON.
+        name: the value's name, for the message.
 
     Raises:
-        EditError: with the place of the first half pair.
+        EditError: the value has an unpaired surrogate; the message gives the path of the first.
     """
     if (place := _place(value)) is not None:
         where = ".".join(filter(None, (name, *place)))
@@ -39,7 +41,7 @@ def check(value: Any, name: str = "") -> None:
 
 
 def _place(value: Any) -> tuple[str, ...] | None:
-    """The way to the first half pair in parsed JSON: names of fields, and places in lists."""
+    """The path to the first unpaired surrogate in parsed JSON: field names and list indexes; None if there is none."""
     if isinstance(value, str):
         return () if _is_cut(value) else None
     if isinstance(value, list):

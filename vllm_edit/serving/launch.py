@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 
 def main() -> None:
-    """Run vLLM's command line. What only a running engine can tell is one line, and the end of the program with 1."""
+    """Run vLLM's command line. An `EditError` is printed in one line, and the exit code is 1."""
     try:
         version.answer_for_vllm()
         from vllm.entrypoints.cli.main import main as vllm_main

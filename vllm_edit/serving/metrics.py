@@ -1,7 +1,7 @@
 """The router's own metrics, on the registry that vLLM's `/metrics` exposes.
 
-Names begin with `vllm_edit_`: vLLM removes every metric beginning with `vllm:` when it builds its logger. Labels are
-bounded: never a tenant's or an adapter's name.
+Names begin with `vllm_edit_`, because vLLM removes every metric that begins with `vllm:` when it builds its logger.
+Labels are bounded: they never hold a tenant's or an adapter's name.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Metrics:
         )
 
     def count_patches(self, snapshot: Snapshot) -> None:
-        """Take over the gates' results of a state of the registry."""
+        """Set the gauge of patches per gate status from a snapshot of the registry."""
         counts = Counted(entry.status for entry in snapshot.patches)
         for status in get_args(Status):
             self.patches.labels(status).set(counts[status])

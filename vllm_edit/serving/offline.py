@@ -1,4 +1,4 @@
-"""`PatchedLLM`: the store's patches over `vllm.LLM`, in this process, with the same rules as the server."""
+"""`PatchedLLM`: a `vllm.LLM` in this process that applies the store's patches by the server's rules."""
 
 from __future__ import annotations
 
@@ -43,16 +43,21 @@ class PatchedLLM:
         llm.generate(["The capital of France is"], patch="capital@4f1c")
         llm.generate(prompts, patch=[None, "capital", "capital"], mode=["base", "weights", "ike"])
 
-    Without `with`, call `close` in the end. Scripts need the `if __name__ == "__main__":` guard: vLLM starts its
+    Without `with`, call `close` at the end. Scripts need the `if __name__ == "__main__":` guard: vLLM starts its
     workers with `spawn`.
     """
 
     def __init__(self, model: str | Path | None, store: Store | str | Path | None = None, **llm_kwargs: Any) -> None:
-        """model: `atlas`, a folder or a hub id; None for the site's. llm_kwargs go to `vllm.LLM` and win.
+        """Start the engine.
+
+        Args:
+            model: `atlas`, a folder or a hub id; None for the site's model.
+            store: a store or its URL; None for the default store.
+            llm_kwargs: arguments of `vllm.LLM`; they override the defaults.
 
         Raises:
-            Incompatible: the model is not the store's base, a keyword makes another model of it, or the engine does not
-                wrap exactly its site.
+            Incompatible: the model is not the store's base, a keyword changes the model, or the engine does not wrap
+                exactly the site.
         """
         if problems := flags.problems(llm_kwargs):
             raise Incompatible(f"keywords that contradict the store: {'; '.join(problems)}")
@@ -91,18 +96,29 @@ class PatchedLLM:
         mode: Mode | Sequence[Mode | None] | None = None,
         **generate_kwargs: Any,
     ) -> list[RequestOutput]:
-        """Answer `prompts` in one batch; `patch`, `tenant` and `mode` are one for all or a list with one per prompt.
+        """Answer `prompts` in one batch.
 
-        A tenant's prompt is answered as a server answers who names no user: by its rollout's arm where one decides.
-        Without a mode that is the arm's; a patch is applied in mode weights. Without patch and tenant a prompt is
-        answered by the base model; so is one that mentions no subject of a patch with scope subject. In mode ike
-        each output's `prompt` shows the prefix that was put before it.
+        A tenant's prompt is answered as the server answers a request that names no user: by the rollout's arm, if a
+        rollout decides, else by the active publication. Without patch and tenant, the base model answers; it also
+        answers a prompt that mentions no subject of a patch with scope subject.
+
+        Args:
+            prompts: a prompt or a list of prompts.
+            sampling_params: vLLM's sampling parameters, for `vllm.LLM.generate`.
+            patch: a patch for all prompts, or a list with one entry per prompt.
+            tenant: a tenant for all prompts, or a list with one entry per prompt.
+            mode: a mode for all prompts, or a list with one entry per prompt. Default: the arm's mode, and weights for
+                a patch.
+            generate_kwargs: more arguments of `vllm.LLM.generate`.
+
+        Returns:
+            One output per prompt. In mode ike its `prompt` includes the prefix.
 
         Raises:
             NotFound: no such patch or tenant.
             Incompatible: this engine cannot apply a patch.
-            EditError: a list of another length than `prompts`, an unknown mode, patch and tenant both; a prompt with
-                half of a surrogate pair.
+            EditError: a list has the wrong length, a mode is unknown, a prompt has both patch and tenant, or a
+                prompt has an unpaired surrogate.
         """
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         check(texts, "prompts")
@@ -123,7 +139,12 @@ class PatchedLLM:
         self._folder.cleanup()
 
     def choose(self, patch: str | None, tenant: str | None, mode: Mode | None) -> Choice:
-        """What answers one prompt: the same `Choice` as the server's router makes."""
+        """The choice for one prompt, by the rules of the server's router.
+
+        Raises:
+            NotFound: no such patch or tenant.
+            EditError: the mode is unknown, or both patch and tenant are given.
+        """
         if mode is not None and mode not in MODES:
             raise EditError(f"expected a mode among {', '.join(MODES)}, got {mode!r}")
         if patch is not None and tenant is not None:
@@ -158,7 +179,7 @@ class PatchedLLM:
         return self._indexes[name]
 
     def _derived(self, index: ScopeIndex, units: tuple[int, ...]) -> Derived | None:
-        """The adapter of these units of a patch, made on first use; None for none."""
+        """The adapter of these units of a patch, built on first use; None if there are no units."""
         key = (index.name, units)
         if units and key not in self._made:
             compiled = index.compiled(units, lambda member: self.store.unit(index.name, member), self.site)
@@ -212,7 +233,7 @@ class PatchedLLM:
             raise Incompatible("; ".join(problems))
 
 
-_ANSWER = 64  # tokens kept free for the answer in mode ike
+_ANSWER = 64  # tokens reserved for the answer in mode ike
 
 
 def _per_prompt(value: Any, count: int, what: str) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Outcomes that clients report of their answers, over HTTP."""
+"""Records outcomes that clients report for their answers over HTTP."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from vllm_edit.rollout.outcomes import UnknownAnswer
 from vllm_edit.serving.answer_log import AnswerLog
 from vllm_edit.serving.threads import Threads
 
-_TRIES = 3  # with the time in which a log is written in between: twice, as writing takes its time too
+_TRIES = 3  # one log interval apart; two intervals leave another server time to write its log
 
 
 class Outcome(BaseModel):
-    """What came of one answer."""
+    """The outcome of an answer."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -27,10 +27,10 @@ class Outcome(BaseModel):
 async def record(
     log: AnswerLog, registry: Registry, threads: Threads, tenant: str | None, id: str, metric: str, value: float
 ) -> bool:
-    """Log an outcome of the tenant's answer (None: a server without keys); False if it was logged before.
+    """Log an outcome of the tenant's answer; `tenant` is None on a server without keys. False if it was logged before.
 
-    A client may report at once. So this server's log is written first, and as another server may have answered, an
-    unknown id is looked up again when that one has had the time to write its own.
+    A client may report at once, so this server first writes its log. Another server may have answered, so an unknown id
+    is looked up again after that server has had time to write its log.
 
     Raises:
         UnknownAnswer: no rollout decided such an answer of this tenant.

@@ -1,4 +1,4 @@
-"""IKE at serving time: what a compiled patch stores, kept in memory, and the prefix of one request."""
+"""IKE at serving time: caches patches' demonstrations and inserts the prefix into a request."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from vllm_edit.serving.rendered import rendered
 from vllm_edit.serving.threads import Threads
 
 _PER_TURN = 12  # tokens that a chat template may add around a turn
-_TOOLS = 256  # tokens in which a chat template says how tools are called
-_ANSWER = 64  # tokens kept free for the answer when the client does not say
-_LONGEST_TOKEN = 256  # bytes; tokenizers have shorter ones
+_TOOLS = 256  # tokens of a chat template's instructions for tool calls
+_ANSWER = 64  # tokens reserved for the answer if the client sets no maximum
+_LONGEST_TOKEN = 256  # bytes; real tokens are shorter
 
 Bank = tuple[Manifest, tuple[Demonstration, ...], Shelf]
 Named = Callable[[str], Sequence[int]]
-"""From a prompt to the numbers of the edits that its prefix is about; none: it gets no prefix."""
+"""Maps a prompt to the numbers of the edits for its prefix; without edits the prompt gets no prefix."""
 
 
 class DemonstrationStore(Protocol):
@@ -35,9 +35,9 @@ class DemonstrationStore(Protocol):
 
 
 class Prefixes:
-    """Prefixes within what the model's context leaves. Keeps the last `limit` patches' demonstrations in memory.
+    """Inserts prefixes that fit into the model's context. Caches the demonstrations of the last `limit` patches.
 
-    threads: in which long bodies are tokenized and searched; `count_tokens` is called there and in the event loop.
+    threads: tokenize and search long bodies; `count_tokens` is called in them and in the event loop.
     """
 
     def __init__(
@@ -55,13 +55,20 @@ class Prefixes:
     async def insert(
         self, name: str, route: str, body: bodies.Body, named: Named | None = None, *, long: bool = False
     ) -> int:
-        """Put the prefix of the patch `name` into `body`, in place; the number of tokens added.
+        """Insert the prefix of a patch into `body`, in place.
 
-        named: for a patch with scope subject, the edits that a prompt is about; by default `build_prefix` chooses.
-        long: the body is; the event loop must not do this then.
+        Args:
+            name: the patch's full name.
+            route: the request's route.
+            body: the request's body.
+            named: for a patch with scope subject, the edits that a prompt mentions; by default `build_prefix` chooses.
+            long: the body is too long for the event loop, so a thread reads it.
+
+        Returns:
+            The number of tokens added.
 
         Raises:
-            EditError: the request would reveal the prefix, has no text, or leaves no room for one.
+            EditError: the request would reveal the prefix, has no text, or leaves no room for a prefix.
         """
         bodies.refuse_revealing(body)
         insert = partial(self._insert, await self._bank(name), route, body, named)
@@ -113,5 +120,5 @@ class Prefixes:
 
 
 def _least_tokens(text: str) -> int:
-    """No tokenizer makes fewer of it."""
+    """Lower bound of the number of tokens of a text."""
     return len(text.encode(errors="surrogatepass")) // _LONGEST_TOKEN

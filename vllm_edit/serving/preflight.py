@@ -1,6 +1,6 @@
-"""What would make a server refuse itself a minute later, told before vLLM is started.
+"""Runs the server's start-up checks before vLLM is started, where they take seconds instead of a minute.
 
-The server checks the same once more, since it may be started without `vllm-edit serve` (`startup`).
+The server runs the same checks again (`startup`), because it may be started without `vllm-edit serve`.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ from vllm_edit.store.store import Store
 
 
 def check_start(store: Store, profile: Profile) -> Path | None:
-    """Check environment, model and registry as the server that `profile` starts will.
+    """Check environment, model and registry for the server that `profile` starts.
 
-    Returns the served model's folder; None for a model that is still to be downloaded, of which nothing can be known.
+    Returns:
+        The served model's folder; None if the model is not downloaded yet, and so cannot be checked.
 
     Raises:
-        EditError: the server would not come up; the message says why.
+        EditError: the server would not start; the message gives the reason.
     """
     environment = {**os.environ, **profile.environment}
     Settings.from_environment(environment)
@@ -41,11 +42,11 @@ def check_start(store: Store, profile: Profile) -> Path | None:
         Checkpoint(folder).check_whole()
         Checkpoint(folder).check_served()
         served, base = Fingerprint.of_folder(folder), store.base()
-        if not Path(profile.model).is_dir():  # of the hub: small files that are not there yet, vLLM fetches
+        if not Path(profile.model).is_dir():  # a hub model: vLLM fetches missing small files
             served = served.model_copy(update={"chat_template": base.chat_template, "settings": None})
         if problems := base.problems(served):
-            told = "; ".join(f"the served model's {problem}" for problem in problems)
-            raise Incompatible(f"{profile.model} is not the base of {store.url}: {told}")
+            differences = "; ".join(f"the served model's {problem}" for problem in problems)
+            raise Incompatible(f"{profile.model} is not the base of {store.url}: {differences}")
     startup.check_names(_state(store), given.get("served_model_name", ()))
     return folder
 
@@ -65,7 +66,7 @@ def _folder(model: str, revision: list[str] | None) -> Path | None:
 
 
 def _state(store: Store) -> Snapshot:
-    """What the server will begin with: the registry's state, or, while that is down, the last that this node knew."""
+    """The server's first state: the registry's, or, if the registry is down, the last that this node saved."""
     try:
         return store.registry.snapshot()
     except Incompatible:

@@ -1,4 +1,4 @@
-"""What a chosen answer needs before the engine is asked: its adapter in the engine, or its prefix in the body."""
+"""Prepares a request for the engine: loads its adapter, or inserts its IKE prefix into the body."""
 
 from __future__ import annotations
 
@@ -13,18 +13,28 @@ from vllm_edit.serving.residency import AdapterStore
 from vllm_edit.serving.service import Service
 from vllm_edit.serving.spoken import spoken
 
-LONG = 2**14  # bytes of a body that is read in the event loop; who asks with a longer one must not hold up all others
+LONG = 2**14  # bytes; threads read a longer body, so that it does not delay other requests
 
 
 async def ready(
     service: Service, choice: Choice, route: str, body: bodies.Body, answer: Answer, held: AsyncExitStack, *, long: bool
 ) -> str | None:
-    """Make ready what was chosen: the adapter, in the engine as long as `held`, or the prefix in `body`.
+    """Load the chosen adapter, leased until `held` closes, or insert the prefix into `body`.
 
-    long: the body is; it is read in threads. Returns the adapter's name; None where the base model answers.
+    Args:
+        service: the running service.
+        choice: the resolved adapter and mode.
+        route: the request's route.
+        body: the request's body; changed in place in mode ike.
+        answer: the answer's record; its scope and its tokens are set.
+        held: the stack that holds the leases.
+        long: the body is longer than `LONG`, so threads read it.
+
+    Returns:
+        The adapter's name; None if the request goes to the engine without an adapter.
 
     Raises:
-        Unavailable: the registry has the patch, and the store has not.
+        Unavailable: the registry has the patch, but the store does not.
     """
     try:
         return await _ready(service, choice, route, body, answer, held, long=long)
@@ -53,7 +63,7 @@ async def _ready(
 async def _narrowed(
     service: Service, name: str, route: str, body: bodies.Body, answer: Answer, *, long: bool
 ) -> AdapterStore | None:
-    """Enter into `answer` what of the patch answers in mode weights; returns where its adapter comes from."""
+    """Record in `answer` the parts of the patch in scope, in mode weights; return the source of their adapter."""
     index = await service.scopes.index(name)
     if index is None:
         return None
@@ -63,33 +73,33 @@ async def _narrowed(
 
 
 async def _prefixed(service: Service, name: str, route: str, body: bodies.Body, answer: Answer, *, long: bool) -> int:
-    """Put the patch's IKE prefix into `body`; returns the number of tokens added."""
+    """Insert the patch's IKE prefix into `body`; return the number of tokens added."""
     index = await service.scopes.index(name)
     if index is None:
         return await service.prefixes.insert(name, route, body, long=long)
     scopes, found = service.scopes, index
     units = await scopes.mentioned(found, await _spoken(service, route, body, long=long))
-    narrowed = scopes.told(found, units)
+    narrowed = scopes.narrowed(found, units)
     answer.narrow(narrowed)
-    if route != bodies.COMPLETIONS:  # one conversation: what any turn mentions is in scope
+    if route != bodies.COMPLETIONS:  # a conversation: a subject mentioned in any turn is in scope
         return await service.prefixes.insert(name, route, body, lambda _: narrowed.edits or (), long=long)
     return await service.prefixes.insert(
-        name, route, body, lambda prompt: scopes.told(found, found.mentioned([prompt])).edits or (), long=long
+        name, route, body, lambda prompt: scopes.narrowed(found, found.mentioned([prompt])).edits or (), long=long
     )
 
 
 async def logged_prompt(service: Service, route: str, body: bodies.Body, *, long: bool) -> str | None:
-    """The request's text for the log, where the operator wants that; before a prefix is put into it."""
+    """The request's text for the log, if prompts are logged, else None. Call it before a prefix is inserted."""
     if not service.settings.log_prompts:
         return None
     try:
         return "\n".join(await _spoken(service, route, body, long=long))[:PROMPT_LENGTH]
-    except EditError:  # embeddings: there is nothing to write down
+    except EditError:  # embeddings have no text
         return None
 
 
 async def _spoken(service: Service, route: str, body: bodies.Body, *, long: bool) -> list[str]:
-    """The request's texts; decoding many token ids takes seconds."""
+    """The request's texts. Decoding many token ids takes seconds, so a thread reads a long body."""
     if long:
         bodies.refuse_too_many_ids(body, service.max_model_len)
         return await service.texts.run(spoken, route, body, service.decode)

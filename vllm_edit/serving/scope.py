@@ -1,8 +1,8 @@
-"""Patches with scope subject at serving time: from a request's texts to the adapter with exactly what they mention.
+"""Patches with scope subject at serving time: maps a request's texts to the adapter of the subjects they mention.
 
-Per patch an index (automaton and unit numbers) is built once, in a thread, and kept in memory by the patch's name,
-which is a digest. A request that mentions one subject gets its micro-adapter as it was compiled; one that mentions
-several gets their composition, which is made on first use, vouched for by algebra, named by its content, and kept.
+A thread builds an index (automaton and unit numbers) once per patch, and it is cached by the patch's name, which is a
+digest. A request that mentions one subject gets its micro-adapter as compiled. A request that mentions several gets
+their composition, which is built on first use, checked by algebra, named by its content, and cached.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # these need torch, which is imported in the thread that firs
     from vllm_edit.composition.scoped import ScopeIndex
 
 FIRST_NUMBER = 2**30
-"""Engine numbers of derived adapters, from here up; the store's are from 1 up. vLLM keeps them in 32 bits."""
+"""First engine number of derived adapters; the store's start at 1. vLLM stores the numbers in 32 bits."""
 _LONG = 2**16  # characters of text that are searched in a thread instead of the event loop
 Units = tuple[int, ...]
 K = TypeVar("K")
@@ -46,16 +46,16 @@ class UnitStore(Protocol):
 class Derived:
     """An adapter that is not in the store under its own name; an `AdapterStore` of this one adapter."""
 
-    told: Manifest
+    own_manifest: Manifest
     number: int
     files: Mapping[str, bytes]
 
     @property
     def name(self) -> str:
-        return self.told.name
+        return self.own_manifest.name
 
     def manifest(self, name: str) -> Manifest:
-        return self.told
+        return self.own_manifest
 
     def adapter_folder(self, name: str, cache: Path) -> Path:
         from vllm_edit.store.local_copy import local_copy
@@ -68,10 +68,11 @@ class Derived:
 
 @dataclass(frozen=True)
 class Narrowed:
-    """What of a patch answers a request. `adapter`: its name in the engine, None where nothing is in scope.
+    """The part of a patch that applies to a request.
 
-    source: where residency gets it, None for the store. subjects, groups, edits: those in scope, the latter two by
-    their numbers in the patch; None where the patch's scope is all.
+    adapter: its name in the engine; None if nothing is in scope. source: where residency loads it from; None for the
+    store. subjects, groups, edits: those in scope, groups and edits by their numbers in the patch; None if the patch's
+    scope is all.
     """
 
     adapter: str | None
@@ -82,7 +83,7 @@ class Narrowed:
 
 
 class Scopes:
-    """Indexes and compositions in memory: the last `most_indexes` patches, the last `most_derived` adapters."""
+    """Caches the indexes of the last `most_indexes` patches and the last `most_derived` adapters."""
 
     def __init__(
         self,
@@ -96,7 +97,7 @@ class Scopes:
         self._store, self._site, self._max_rank, self._metrics = store, site, max_rank, metrics
         self._most_indexes, self._most_derived = most_indexes, most_derived
         self._indexes: OrderedDict[str, ScopeIndex | None] = OrderedDict()
-        # Or why there is none: an error raised again and again would keep each request's frames.
+        # A str is the reason for a refusal: an error that is raised repeatedly would keep each request's frames alive.
         self._derived: OrderedDict[tuple[str, Units], Derived | str] = OrderedDict()
         self._building = Shared["ScopeIndex | None"]()
         self._composing = Shared["Derived | str"]()
@@ -111,7 +112,7 @@ class Scopes:
         """The patch's index; None if its scope is all.
 
         Raises:
-            Incompatible: a patch with scope subject that this engine cannot apply.
+            Incompatible: this engine cannot apply the patch, which has scope subject.
         """
         if name not in self._indexes:
             index = await self._building.run(name, lambda: asyncio.to_thread(self._build, name))
@@ -120,11 +121,11 @@ class Scopes:
         return self._indexes[name]
 
     async def narrow(self, name: str, index: ScopeIndex, texts: Sequence[str]) -> Narrowed:
-        """What answers a request with these texts.
+        """The part of a patch that applies to a request with these texts.
 
         Raises:
-            EditError: they mention more subjects than one adapter holds.
-            Incompatible: algebra does not vouch for their composition; remembered.
+            EditError: the texts mention more subjects than one adapter can hold.
+            Incompatible: the algebraic check refuses the composition; the result is cached.
             Corrupt: a unit's file does not match its name.
         """
         units = await self.mentioned(index, texts)
@@ -139,7 +140,7 @@ class Scopes:
         self._derived.move_to_end(key)
         if isinstance(found, str):
             raise Incompatible(found)
-        return self.told(index, units, found)
+        return self.narrowed(index, units, found)
 
     async def mentioned(self, index: ScopeIndex, texts: Sequence[str]) -> Units:
         """Numbers of the units that the texts mention."""
@@ -148,8 +149,8 @@ class Scopes:
         return index.mentioned(texts)
 
     @staticmethod
-    def told(index: ScopeIndex, units: Units, derived: Derived | None = None) -> Narrowed:
-        """These units, for the record."""
+    def narrowed(index: ScopeIndex, units: Units, derived: Derived | None = None) -> Narrowed:
+        """The record of these units."""
         chosen = [index.units[number] for number in units]
         return Narrowed(
             derived.name if derived else None,
@@ -184,7 +185,7 @@ class Scopes:
 
 
 def _keep(kept: OrderedDict[K, V], key: K, value: V, most: int) -> None:
-    """Enter, and drop the least recently used beyond `most`."""
+    """Add an entry, and drop the least recently used entries beyond `most`."""
     kept[key] = value
     while len(kept) > most:
         kept.popitem(last=False)
