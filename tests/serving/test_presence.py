@@ -31,9 +31,9 @@ def test_a_slow_heartbeat_does_not_take_back_what_is_followed_since() -> None:
     presence = Presence(servers, lambda: True)  # type: ignore[arg-type]
 
     async def steps() -> None:
-        first = asyncio.create_task(presence.tell(5))
+        first = asyncio.create_task(presence.beat(5))
         await asyncio.to_thread(servers.begun.wait)
-        await presence.tell(6)
+        await presence.beat(6)
         await first
 
     run(steps())

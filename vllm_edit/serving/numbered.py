@@ -1,5 +1,4 @@
-"""The store as the engine's adapters come from it: their numbers are taken from the state in memory, so that an adapter
-is loaded also while the registry is down."""
+"""Adapter source that takes ids from the in-memory snapshot, so adapters load while the registry is down."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""This server among those of its registry: what it follows, told by heartbeats, so that whoever changes something can
-wait until all do."""
+"""Heartbeat: reports which registry generation this server has applied, so that changes can wait for all servers."""
 
 from __future__ import annotations
 
@@ -14,30 +13,30 @@ from vllm_edit.serving.threads import Threads
 
 
 class Presence:
-    """drained: whether no adapter of a patch that was removed is left in the engine or on this node's disk."""
+    """Sends this server's heartbeats. `drained` returns True if no adapter of a removed patch is left on this node."""
 
     def __init__(self, servers: Servers, drained: Callable[[], bool]) -> None:
         self._servers, self._is_drained = servers, drained
         self._id = secrets.token_hex(16)
         self._host, self._pid = socket.gethostname(), os.getpid()
         self._drained = -1
-        self._own, self._waiting = Threads(2), Threads(16)  # to beat and to leave; for all who wait for others
-        self._telling = asyncio.Lock()  # what is told later is written later: else a server would seem to go back
+        self._own, self._waiting = Threads(2), Threads(16)  # for heartbeats; for callers of `followed`
+        self._beating = asyncio.Lock()  # keeps heartbeats in order, so that the generation never seems to go back
 
     @property
     def name(self) -> str:
-        """As people know it: host:pid."""
+        """The server's readable name, host:pid."""
         return f"{self._host}:{self._pid}"
 
-    async def tell(self, generation: int) -> None:
-        """Say that requests are decided from this generation now.
+    async def beat(self, generation: int) -> None:
+        """Report that this server now decides requests from `generation`.
 
         Raises:
             EditError: the registry cannot be reached.
         """
         if self._is_drained():
             self._drained = generation
-        async with self._telling:
+        async with self._beating:
             await self._own.run(
                 self._servers.beat,
                 self._id,
@@ -48,9 +47,9 @@ class Presence:
             )
 
     async def followed(self, generation: int, within_s: float) -> Acknowledged:
-        """Wait until every live server follows, this one among them."""
+        """Wait up to `within_s` seconds until every live server, including this one, has applied `generation`."""
         return await self._waiting.run(self._servers.wait, generation, within_s)
 
     async def leave(self) -> None:
-        """Nobody need wait for this server any more."""
+        """Remove this server from the list that changes wait for."""
         await self._own.run(self._servers.leave, self._id)

@@ -1,6 +1,6 @@
-"""Engine flags for a store: LoRA around exactly the site's modules, as many slots as the site has, the right dtype.
+"""Engine flags for a store: LoRA around exactly the site's modules, the site's number of slots, and the dtype.
 
-Wrapping one module instead of all measured 2x (decode) and 5x (prefill) faster on a CPU.
+On a CPU, wrapping one module instead of all measured 2x (decode) and 5x (prefill) faster.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from vllm_edit.serving.startup import is_loopback
 from vllm_edit.thinking import OFF
 
 _LEAST_CPU_LORAS = 256
-_CACHE_GIB = "1"  # key-value cache on the CPU: plenty for small models, and the default takes half of the memory
+_CACHE_GIB = "1"  # key-value cache on the CPU: enough for small models; the default takes half of the memory
 
 
 @dataclass(frozen=True)
@@ -43,17 +43,23 @@ def profile(
     allow_open: bool = False,
     keyed: bool | None = False,
 ) -> Profile:
-    """The profile of a store's site on this machine; the user's flags come last, so they win.
+    """The profile of a store's site on this machine.
 
-    model: folder or hub id that vLLM loads. served_name: readable name of the base model for clients.
-    keyed: whether the registry has keys; None where it cannot be read, and the server itself will look.
+    Args:
+        site: the store's site.
+        store_url: the store's URL.
+        model: folder or hub id that vLLM loads.
+        served_name: readable name of the base model for clients.
+        user_flags: flags of `vllm serve`; they come last, so they override ours.
+        allow_open: allow serving without keys on an address that is not loopback.
+        keyed: whether the registry has keys; None if it cannot be read, and the server itself will check.
 
     Raises:
-        Incompatible: a user's flag, or one of the file that `--config` names, contradicts the site.
+        Incompatible: a flag of the user, or of the file that `--config` names, contradicts the site.
         EditError: that file cannot be read.
     """
     cpu = version.is_cpu()
-    slots = site.slots + 1 if cpu else site.slots  # a spare slot is the second line behind the cure of the CPU defect
+    slots = site.slots + 1 if cpu else site.slots  # the spare slot is a second safeguard against the CPU defect
     ours = ["--served-model-name", served_name] + ([] if served_name == model else [model])
     ours += ["--enable-lora", "--max-lora-rank", str(site.max_rank), "--max-loras", str(slots)]
     said = flags.with_file(user_flags)
@@ -61,7 +67,7 @@ def profile(
     asked = _first(given, "max_loras") or ""
     ours += ["--max-cpu-loras", str(max(_LEAST_CPU_LORAS, slots, int(asked) if asked.isdigit() else 0))]
     ours += ["--lora-target-modules", *wrapped.candidates(site.modules)]
-    # CPU: bfloat16 without its own units runs 100x slower. CUDA: the LoRA kernels refuse float32.
+    # CPU: bfloat16 without hardware support runs 100x slower. CUDA: the LoRA kernels refuse float32.
     ours += ["--dtype", "float32", "--enforce-eager"] if cpu else ["--dtype", "bfloat16"]
     if _first(given, "host") is None:
         ours += ["--host", "127.0.0.1"]
@@ -81,9 +87,9 @@ def profile(
 def _check(
     user_flags: Sequence[str], given: Mapping[str, Sequence[str]], site: Site, allow_open: bool, keyed: bool | None
 ) -> None:
-    """What would make the server refuse itself after a minute of loading is refused here, by name.
+    """Refuse flags with which the server would stop after a minute of loading.
 
-    user_flags: with those of a configuration file. given: the same by vLLM's names of them (`flags.named`).
+    user_flags: including those of a configuration file. given: the same flags by vLLM's field names (`flags.named`).
     """
     problems = []
     modules = given.get("lora_target_modules")
@@ -98,7 +104,7 @@ def _check(
     host = _first(given, "host")
     single = _first(given, "api_key") is not None or bool(os.environ.get("VLLM_API_KEY"))
     if keyed and single:
-        problems.append("--api-key (or VLLM_API_KEY): the registry has keys, and it would reject every one of them")
+        problems.append("--api-key (or VLLM_API_KEY): vLLM would reject all keys of the registry; leave it out")
     if host is not None and keyed is False and not (is_loopback(host) or single or allow_open):
         problems.append(
             f"--host {host} without keys answers anyone; make keys (vllm-edit tenant key create), or add --allow-open "

@@ -1,4 +1,4 @@
-"""All text of a request that its prompt will have, for counting: what a chat template writes of turns and tools."""
+"""Collects the text that a request's prompt will contain, to count its tokens: turns and tools of a chat template."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _CALLS = ("tool_calls", "function_call", "arguments")
 
 
 def rendered(route: str, body: Body) -> list[str]:
-    """One text per completion prompt, or per turn, and one for the definitions of tools. Token ids have none."""
+    """One text per completion prompt or per turn, and one for the tool definitions. Token ids are skipped."""
     if route == COMPLETIONS:
         prompt = body.get("prompt")
         return [item for item in (prompt if isinstance(prompt, list) else [prompt]) if isinstance(item, str)]
@@ -34,7 +34,7 @@ def _turn(turn: Any) -> str:
 
 
 def _strings(content: Any) -> Iterator[str]:
-    """A text, or those of its parts."""
+    """The text of a content, or the texts of its parts."""
     if isinstance(content, str):
         yield content
     for part in content if isinstance(content, list) else []:
@@ -45,12 +45,12 @@ def _strings(content: Any) -> Iterator[str]:
 
 
 def _json(value: Any) -> str:
-    """As templates write it: some indent it, and none escapes letters."""
+    """JSON as chat templates write it: some indent it, and none escapes letters."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=4)
 
 
 def _with_arguments(key: str, value: Any) -> Any:
-    """The value with the arguments of tool calls as what they are as JSON: vLLM hands them to the template so."""
+    """The value with the arguments of tool calls decoded from JSON, as vLLM passes them to the template."""
     if key == "arguments" and isinstance(value, str):
         return decoded(value)
     if isinstance(value, list):

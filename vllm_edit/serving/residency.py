@@ -1,13 +1,13 @@
-"""Which adapters are in the engine: loaded on first use or ahead of time, each exactly once, never replaced.
+"""The adapters in the engine: each is loaded once, on first use or ahead of time, and never replaced.
 
-An adapter's name is its content, so a loaded one never has to be loaded again. vLLM reads an adapter that its own cache
-dropped again from its directory inside the engine step; so the engine is given a verified copy on this machine that
-outlives the store's files and every request on it.
+An adapter's name identifies its content, so a loaded adapter never needs reloading. If vLLM's cache drops an adapter,
+vLLM reads its directory again inside the engine step; so the engine gets a verified local copy, which outlives the
+store's files and every request on it.
 
-A request holds a *lease* on its adapter until its answer has ended. Beyond `capacity` adapters, those that were unused
-longest leave: out of vLLM's names, out of the engine, then off the disk; and so does every adapter of a patch that was
-removed from the registry. One on lease, or whose last lease ended less than `GRACE_S` ago, stays until then, whatever
-the capacity.
+A request holds a *lease* on its adapter until its answer has ended. Beyond `capacity` adapters, the least recently used
+are removed from vLLM's names, then from the engine, then from the disk; so is every adapter of a patch that was removed
+from the registry. An adapter with a lease, or whose last lease ended less than `GRACE_S` ago, is not removed yet,
+whatever the capacity.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 SHARED_MEMORY = Path("/dev/shm")
 SHARED_MEMORY_LEAST_FREE = 256 * 2**20
 GRACE_S = 2.0
-"""vLLM hears of a client that went away, and aborts its request, a moment after the answer has ended for us."""
+"""After a client disconnects, vLLM aborts its request a moment after the answer has ended for us."""
 
 
 class AdapterStore(Protocol):
@@ -59,7 +59,7 @@ class AdapterEngine(Protocol):
 
 @dataclass(frozen=True)
 class Resident:
-    """An adapter in the engine, of a compiled patch: that of all of it, or of what a request mentions of it."""
+    """An adapter in the engine: that of a whole compiled patch, or of the part that a request mentions."""
 
     number: int
     path: Path
@@ -72,16 +72,16 @@ class _Everything:
 
 
 def local_folder() -> tempfile.TemporaryDirectory[str]:
-    """A private folder for adapters that lives as long as this object, at most as long as the process.
+    """A private folder for adapters that exists as long as this object, at most as long as the process.
 
-    In memory where there is room: vLLM parses and loads an adapter from there in 0.3 ms.
+    It is in shared memory if there is room: vLLM parses and loads an adapter from there in 0.3 ms.
     """
     roomy = os.access(SHARED_MEMORY, os.W_OK) and shutil.disk_usage(SHARED_MEMORY).free > SHARED_MEMORY_LEAST_FREE
     return tempfile.TemporaryDirectory(prefix="vllm-edit-", dir=SHARED_MEMORY if roomy else None)
 
 
 class Residency:
-    """capacity: adapters in the engine at most. slots: different ones in one batch."""
+    """Loads and removes adapters. capacity: maximum number in the engine. slots: maximum number in a batch."""
 
     def __init__(
         self,
@@ -97,12 +97,14 @@ class Residency:
         self._store, self._engine, self.site = store, engine, site
         self._folder, self._metrics = folder, metrics
         self.capacity, self.slots, self._grace_s = capacity, slots, grace_s
-        self._resident: OrderedDict[str, Resident] = OrderedDict()  # the one unused longest first
+        self._resident: OrderedDict[str, Resident] = OrderedDict()  # least recently used first
         self._leases: Counter[str] = Counter()
-        self._free_since: dict[str, float] = {}  # when the last lease of a resident one ended
+        self._free_since: dict[str, float] = {}  # when a resident adapter's last lease ended
         self._loading = Shared[None]()
         self._leaving: dict[str, asyncio.Task[None]] = {}
-        self._refused: dict[str, str] = {}  # why; an error raised again and again would keep each request's frames
+        self._refused: dict[
+            str, str
+        ] = {}  # reasons; an error that is raised repeatedly would keep each request's frames alive
         self._used: Counter[str] = Counter()  # leases and loads by compiled patch
         self._existing: Container[str] = _Everything()
         self._look: asyncio.TimerHandle | None = None
@@ -113,17 +115,17 @@ class Residency:
 
     @property
     def leases(self) -> int:
-        """Requests under way on an adapter."""
+        """Number of running requests that use an adapter."""
         return self._leases.total()
 
     def follow(self, existing: Container[str]) -> None:
-        """The compiled patches that there are now, by name: adapters of others leave, and none of theirs is loaded."""
+        """Set the names of the existing compiled patches. Adapters of other patches are removed."""
         self._existing = existing
         self._shrink()
 
     @property
     def drained(self) -> bool:
-        """No adapter of a patch that was removed is in use, in the engine, or on its way out of it or off the disk."""
+        """True if no adapter of a removed patch is in use, in the engine, or still being removed."""
         here = {resident.patch for resident in self._resident.values()}
         return not self._leaving and all(patch in self._existing for patch in here.union(self._used))
 
@@ -131,13 +133,18 @@ class Residency:
     async def lease(
         self, name: str, source: AdapterStore | None = None, patch: str | None = None
     ) -> AsyncIterator[None]:
-        """The adapter is in the engine, and stays there and on disk until the end of the context.
+        """Load the adapter, and keep it in the engine and on disk until the context ends.
 
-        source: where it comes from; by default the store. patch: the compiled patch that it is of; by default itself.
-        Raises as `ensure` does.
+        Args:
+            name: the adapter's name.
+            source: where to load it from; by default the store.
+            patch: the compiled patch that it belongs to; by default `name`.
+
+        Raises:
+            Incompatible, Corrupt, NotFound: as `ensure`.
         """
         of = patch or name
-        self._leases[name] += 1  # first: nothing may take it away between loading and use
+        self._leases[name] += 1  # first, so that nothing removes it between loading and use
         try:
             with self.using(of):
                 await self.ensure(name, source, of)
@@ -155,28 +162,29 @@ class Residency:
         """Return when the adapter is in the engine; concurrent callers share one load.
 
         Raises:
-            Incompatible: the running engine cannot apply it (other base, site or rank); remembered, as neither changes.
-            Corrupt, NotFound: the stored adapter is damaged or gone, or its patch was removed.
+            Incompatible: the engine cannot apply it (other base, site or rank); cached, because neither changes.
+            Corrupt: the stored adapter is damaged.
+            NotFound: the stored adapter is missing, or its patch was removed.
         """
         of = patch or name
         while of not in self._existing or name not in self._resident:
-            if of not in self._existing:  # from the beginning, or while it was loaded
+            if of not in self._existing:  # before the call, or while it was loading
                 raise NotFound(f"{of} was removed from the store")
             if name in self._refused:
                 raise Incompatible(self._refused[name])
             if name in self._leaving:
-                await asyncio.shield(self._leaving[name])  # in and out in one order, or the engine loses it
+                await asyncio.shield(self._leaving[name])  # load only after the removal, or the engine loses it
             else:
                 await self._loading.run(name, lambda: self._loaded(name, source or self._store, of))
 
     async def try_ensure(self, name: str) -> None:
-        """Load ahead of time. A failure is logged and counted by the load; the request that needs it gets it raised."""
+        """Load ahead of time. The load logs and counts a failure; a request that needs the adapter raises it again."""
         with contextlib.suppress(EditError):
             await self.ensure(name)
 
     @contextlib.contextmanager
     def using(self, patch: str) -> Iterator[None]:
-        """A request needs the patch's files, as long as the context lasts: it is not drained."""
+        """Mark the patch as in use, and so not drained, until the context ends."""
         self._used[patch] += 1
         try:
             yield
@@ -213,8 +221,8 @@ class Residency:
         logger.info("adapter %s is in the engine as number %d after %.1f ms", name, number, 1000 * seconds)
 
     def _shrink(self) -> None:
-        """Begin to take out what was removed or exceeds the capacity, and nobody uses; look again later for what is
-        still too fresh."""
+        """Start to remove unused adapters that exceed the capacity or whose patch was removed. Check again later for
+        adapters within their grace period."""
         removed = [name for name, resident in self._resident.items() if resident.patch not in self._existing]
         excess = max(0, len(self._resident) - self.capacity)
         if not removed and not excess:
@@ -238,7 +246,7 @@ class Residency:
         self._shrink()
 
     async def _remove(self, name: str, resident: Resident) -> None:
-        """Take it out of the engine, then off the disk: vLLM may read the directory as long as it knows the adapter."""
+        """Remove it from the engine, then from the disk: vLLM may read the directory while it knows the adapter."""
         try:
             await self._engine.remove(name, resident.number)
         except EditError as error:
@@ -249,7 +257,7 @@ class Residency:
             self._metrics.unloads.labels("unloaded").inc()
             logger.info("adapter %s has left the engine", name)
         finally:
-            del self._leaving[name]  # here, not in a callback: who finds a task there waits, and never spins
+            del self._leaving[name]  # here, not in a done-callback, so that waiters never busy-loop
 
 
 def applicable(manifest: Manifest, site: Site, max_rank: int) -> None:

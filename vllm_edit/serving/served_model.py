@@ -1,4 +1,4 @@
-"""Which model a name means to the server: its folder or hub id for vLLM, and its readable name for clients."""
+"""Resolves a model's name to its folder or hub id for vLLM, and to its readable name for clients."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from vllm_edit.shipped import weights_folder
 
 
 def served_model(named: str) -> tuple[str, str]:
-    """(what vLLM loads, the base model's name for clients) of `atlas`, a folder or a hub id."""
+    """(the folder or id that vLLM loads, the base model's name for clients) of `atlas`, a folder or a hub id."""
     if named == "atlas":
         return str(weights_folder()), "atlas"
     folder = Path(named)

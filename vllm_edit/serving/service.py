@@ -1,4 +1,4 @@
-"""Everything that one server answers with, built once when its engine is up."""
+"""The components of a running server, built once when its engine is up."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ class Service:
     answers: AnswerLog
     metrics: Metrics
     decode: Decode
-    texts: Threads  # in which long bodies are read
+    texts: Threads  # read long bodies
     max_model_len: int
-    max_prompts: int  # of one request
+    max_prompts: int  # per request
     started: int
-    folder: TemporaryDirectory[str]  # of the resident adapters; it goes when this object does
+    folder: TemporaryDirectory[str]  # holds the resident adapters; deleted with this object
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     def start(self, task: asyncio.Task[None]) -> None:
-        """Keep a background task alive; the event loop itself would not."""
+        """Keep a reference to a background task; the event loop does not."""
         self.tasks.add(task)
         task.add_done_callback(self._ended)
 
@@ -57,13 +57,13 @@ class Service:
             logger.error("a background task of the router died", exc_info=error)
 
     def changed(self, catalogue: Catalogue) -> None:
-        """Another state of the registry is in force: what was removed leaves, what is wanted comes."""
+        """Apply a new catalogue: remove the adapters of removed patches, and preload the wanted ones."""
         self.residency.follow(catalogue.names)
         if self.residency.slots:
             self.start(asyncio.create_task(self.preload(catalogue)))
 
     async def close(self) -> None:
-        """Write what is not written yet, and say that this server has left. The registry may be down."""
+        """Write the queued answers, and sign this server off. The registry may be down."""
         for task in self.tasks:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
@@ -73,10 +73,10 @@ class Service:
         self.store.registry.close()
 
     async def preload(self, catalogue: Catalogue) -> None:
-        """Put what requests are likely to need into the engine ahead of them: no more than it holds, as many at a time
-        as it has slots. It ends when another state is in force, for which it begins anew.
+        """Load the adapters that requests are likely to need, up to the engine's capacity, as many at a time as it has
+        slots. Stop when a newer catalogue is in force, which has its own preload.
 
-        Of a patch with scope subject it is the index: which of its adapters are wanted, only requests tell.
+        For a patch with scope subject, load only the index: its adapters depend on the requests.
         """
         wanted, here = catalogue.wanted(datetime.now(UTC)), self.residency.names
         room = self.residency.capacity - len(here.intersection(wanted))
@@ -87,24 +87,24 @@ class Service:
             missing = missing[at_once:]
 
     async def _ahead(self, name: str) -> None:
-        """A failure is logged; the request that needs it gets it raised."""
+        """Prepare a patch ahead of time. Log a failure; a request that needs the patch raises it again."""
         try:
             await self.prepare(name)
         except EditError as error:
             logger.error("%s cannot be served: %s", name, error)
-        except Exception:  # what nobody thought of must not keep the others from being loaded
+        except Exception:  # catch everything, so that the other patches are still loaded
             logger.exception("%s cannot be served", name)
 
     async def followed(self, within_s: float) -> dict[str, Any]:
-        """After a change of the registry: which servers follow. This one does when this returns."""
+        """Apply a change of the registry, and wait for the other servers; return a record of those that applied it."""
         catalogue = await self.watcher.refresh()
         return (await self.presence.followed(catalogue.generation, within_s)).as_record()
 
     async def prepare(self, name: str) -> None:
-        """Return when the patch can be served without further reading of the store, except for scope's adapters.
+        """Load everything that serving the patch needs from the store, except adapters of a patch with scope subject.
 
         Raises:
-            Incompatible, Corrupt, NotFound: it cannot.
+            Incompatible, Corrupt, NotFound: the patch cannot be served.
         """
         if await self.scopes.index(name) is None:
             await self.residency.ensure(name)
@@ -112,6 +112,6 @@ class Service:
 
 @dataclass
 class Holder:
-    """Where the router, which exists before the engine, finds the service."""
+    """Gives the service to the router, which exists before the engine."""
 
     service: Service | None = None

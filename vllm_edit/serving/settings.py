@@ -1,4 +1,4 @@
-"""What an operator sets in the environment; vLLM's plugin interface passes nothing else to every process."""
+"""The operator's settings, read from the environment: vLLM's plugin interface passes nothing else to every process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ALLOW_OPEN = "VLLM_EDIT_ALLOW_OPEN"
 TENANT_HEADER = "VLLM_EDIT_TENANT_HEADER"
 TRUSTED_PEERS = "VLLM_EDIT_TRUSTED_PEERS"
 FORWARDED = "FORWARDED_ALLOW_IPS"
-"""uvicorn's: whose X-Forwarded-For replaces a connection's address. Unset, that is anyone on this machine."""
+"""uvicorn's list of peers whose X-Forwarded-For replaces a connection's address; by default anyone on this machine."""
 LOG_DAYS = "VLLM_EDIT_LOG_DAYS"
 LOG_PROMPTS = "VLLM_EDIT_LOG_PROMPTS"
 ALLOWED_FIELDS = "VLLM_EDIT_ALLOWED_FIELDS"
@@ -76,8 +76,8 @@ class Settings:
         )
 
     def body_bytes(self, context: int) -> int:
-        """Most bytes of a request's body: by default what the model's context of so many tokens can hold, with room to
-        spare. Parsing a body holds up all other requests."""
+        """Maximum bytes of a request's body. By default it exceeds any prompt of `context` tokens. The limit
+        exists because parsing a body blocks all other requests."""
         return self.max_body_bytes or max(_LEAST_BODY_BYTES, context * _BYTES_OF_A_TOKEN)
 
 

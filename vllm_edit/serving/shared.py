@@ -1,4 +1,4 @@
-"""Work that concurrent callers share: the first starts it, and all get its result or its error."""
+"""Single flight: concurrent callers share one run of the same work, and all get its result or its error."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ class Shared(Generic[T]):
         self._running: dict[Hashable, asyncio.Task[T]] = {}
 
     async def run(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """The result of the work named `key`: of the one that is under way, else of a new one."""
+        """The result of the work named `key`: of the run in progress, else of a new run."""
         task = self._running.get(key)
         if task is None:
             task = self._running[key] = asyncio.create_task(self._until_done(key, work))
-            task.add_done_callback(_look_at)
-        return await asyncio.shield(task)  # a client that goes away must not stop what others wait for
+            task.add_done_callback(_retrieve_error)
+        return await asyncio.shield(task)  # a client's disconnect must not cancel work that others wait for
 
     async def _until_done(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         try:
             return await work()
         finally:
-            del self._running[key]  # here, not in a callback: who finds a task here waits, and never spins
+            del self._running[key]  # here, not in a done-callback, so that waiters never busy-loop
 
 
-def _look_at(task: asyncio.Task[T]) -> None:
-    """When all who waited went away, nobody else looks at its error."""
+def _retrieve_error(task: asyncio.Task[T]) -> None:
+    """Retrieve the task's error, in case every waiter has been cancelled; asyncio would log it otherwise."""
     if not task.cancelled():
         task.exception()
