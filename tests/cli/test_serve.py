@@ -203,7 +203,7 @@ def _damage_registry(store: Store) -> None:
 
 def test_a_registry_that_cannot_be_read_and_no_state_of_it(serve: Serve, store: Store) -> None:
     _damage_registry(store)
-    assert "kept no state of it" in serve.refused()
+    assert "no saved state of it" in serve.refused()
 
 
 def test_a_registry_that_cannot_be_read_is_served_by_the_state_that_was_kept(serve: Serve, store: Store) -> None:

@@ -64,7 +64,7 @@ class Watched:
             Metrics(self.metrics),
             kept=self.kept,
             on_change=lambda catalogue: self.changes.append(catalogue.generation),
-            tell=self._tell,
+            report=self._tell,
         )
 
     async def _tell(self, generation: int) -> None:

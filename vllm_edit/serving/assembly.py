@@ -60,7 +60,7 @@ def make_service(
         service.changed(catalogue)
 
     presence = Presence(store.registry.servers, lambda: residency.drained)
-    watcher = Watcher(store.registry, engine.base_names, metrics, kept=kept, on_change=changed, tell=presence.beat)
+    watcher = Watcher(store.registry, engine.base_names, metrics, kept=kept, on_change=changed, report=presence.beat)
     residency = Residency(
         NumberedStore(store, watcher),
         engine,

@@ -1,8 +1,8 @@
 """vLLM's two entry points into this package, both named `vllm_edit`.
 
-vLLM logs and skips a plugin whose *import* fails, and an endpoint factory that raises: it fails open. So this module
-imports nothing that can fail, and everything that must hold is checked inside `register`, `attach_router` and
-`init_state`, whose exceptions stop the server.
+vLLM fails open: it logs and skips a plugin whose *import* fails or whose endpoint factory raises. So this module imports
+nothing that can fail, and all checks run inside `register`, `attach_router` and `init_state`, whose exceptions stop the
+server.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 def register() -> None:
     """`vllm.general_plugins`: runs in every process of vLLM, possibly more than once.
 
-    Cures the CPU defect always; with a store configured (`VLLM_EDIT_STORE`) also refuses an environment in which the
+    Always fixes the CPU defect. With a store configured (`VLLM_EDIT_STORE`), it also refuses an environment in which the
     router would not be active.
     """
     from vllm_edit.engine.compat import cpu_lora_mask, families, wrapped
@@ -36,7 +36,7 @@ class Endpoint:
     required_tasks = None
 
     def attach_router(self, app: Any) -> None:
-        """Put the router innermost, around vLLM's routes, and add the admin routes. Without a store: nothing."""
+        """Put the router innermost, around vLLM's routes, and add the admin routes. Without a store, do nothing."""
         from vllm_edit.serving.settings import Settings
 
         if Settings.from_environment().store is None:

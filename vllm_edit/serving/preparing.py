@@ -11,7 +11,7 @@ from vllm_edit.serving import bodies
 from vllm_edit.serving.answer import Answer
 from vllm_edit.serving.residency import AdapterStore
 from vllm_edit.serving.service import Service
-from vllm_edit.serving.spoken import spoken
+from vllm_edit.serving.request_text import request_texts
 
 LONG = 2**14  # bytes; threads read a longer body, so that it does not delay other requests
 
@@ -102,5 +102,5 @@ async def _spoken(service: Service, route: str, body: bodies.Body, *, long: bool
     """The request's texts. Decoding many token ids takes seconds, so a thread reads a long body."""
     if long:
         bodies.refuse_too_many_ids(body, service.max_model_len)
-        return await service.texts.run(spoken, route, body, service.decode)
-    return spoken(route, body, service.decode)
+        return await service.texts.run(request_texts, route, body, service.decode)
+    return request_texts(route, body, service.decode)

@@ -1,7 +1,7 @@
-"""Start-up self-checks: a server with a store either applies its patches to the right base, or does not come up.
+"""Start-up checks: a server with a store either applies its patches to the right base, or does not start.
 
-Three moments: `check_environment` in every process (general plugin), `attach` when the HTTP app is built, `start` when
-the engine is up. What is wrong is collected and raised once.
+They run in three steps: `check_environment` in every process (general plugin), `attach` when the HTTP app is built, and
+`start` when the engine is up. Each step collects all problems and raises once.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 def check_environment(environment: Mapping[str, str] | None = None, arguments: Sequence[str] | None = None) -> None:
-    """Raise `Incompatible` where the router would be by-passed or would not be loaded at all."""
+    """Raise `Incompatible` if the environment or the arguments would bypass the router or prevent its loading."""
     env = os.environ if environment is None else environment
     problems = []
     if PLUGIN not in env.get("VLLM_PLUGINS", "").split(","):
@@ -43,8 +43,8 @@ def check_environment(environment: Mapping[str, str] | None = None, arguments: S
         problems.append("VLLM_USE_RUST_FRONTEND replaces the Python server that the router lives in; unset it")
     if env.get(TRUSTED_PEERS) and env.get(FORWARDED) != "":
         problems.append(
-            f"{TRUSTED_PEERS} goes by the address of a connection, and unless {FORWARDED} is set to nothing, uvicorn "
-            "takes X-Forwarded-For for it, which anyone on this machine can send; `vllm-edit serve` sets it"
+            f"{TRUSTED_PEERS} checks the address of a connection, and unless {FORWARDED} is set to nothing, uvicorn "
+            "replaces it by X-Forwarded-For, which anyone on this machine can send; `vllm-edit serve` sets it"
         )
     if "--grpc" in (sys.argv if arguments is None else arguments):
         problems.append("--grpc replaces the HTTP server that the router lives in; leave it out")
@@ -70,7 +70,7 @@ async def start(engine_client: Any, state: Any, args: Namespace) -> None:
     """Check engine and arguments against the store's site, read the registry, and let the router serve.
 
     Raises:
-        Incompatible: the server cannot serve this store; the message says all reasons.
+        Incompatible: the server cannot serve this store; the message lists all reasons.
     """
     from vllm_edit.engine.compat.engine import Engine
     from vllm_edit.serving.assembly import make_service
@@ -86,7 +86,7 @@ async def start(engine_client: Any, state: Any, args: Namespace) -> None:
     site, base = await asyncio.to_thread(store.site), await asyncio.to_thread(store.base)
     engine = Engine(engine_client, state.openai_serving_models)
     problems = _argument_problems(args, site.thinking) + _configuration_problems(engine.config, site)
-    if not problems:  # the engine is asked only when its configuration allows an answer
+    if not problems:  # only an engine with a valid configuration can list its modules
         problems = await _engine_problems(engine, site.model_copy(update={"base": base}))
     _raise(problems, f"this server cannot serve the store {settings.store}")
 
@@ -104,7 +104,7 @@ async def start(engine_client: Any, state: Any, args: Namespace) -> None:
 
 
 def check_names(snapshot: Snapshot, base_names: Collection[str]) -> None:
-    """Raise `Incompatible` where a tenant has a name that the base model is served under."""
+    """Raise `Incompatible` if a tenant has one of the base model's served names."""
     hidden = sorted(set(snapshot.standing).intersection(base_names))
     _raise(
         [f"tenant {name} has the base model's served name" for name in hidden], "ambiguous names; serve under another"
@@ -112,10 +112,10 @@ def check_names(snapshot: Snapshot, base_names: Collection[str]) -> None:
 
 
 def folder_problems(folder: Path, base: Fingerprint) -> list[str]:
-    """What makes the model in a folder another one than the store's base, a line each.
+    """Differences between the model in a folder and the store's base, one line each.
 
     Raises:
-        EditError: the folder cannot be read, or vLLM would load other weights of it than transformers.
+        EditError: the folder cannot be read, or vLLM would load different weights from it than transformers.
     """
     from vllm_edit.artefacts.checkpoint import Checkpoint
     from vllm_edit.artefacts.site import Fingerprint
@@ -125,10 +125,10 @@ def folder_problems(folder: Path, base: Fingerprint) -> list[str]:
 
 
 def check_settings(base: Fingerprint, tokenizer: Any) -> None:
-    """Of a store without a digest of its base's settings: log that, and see whether the tokenizer gives text back.
+    """For a store without a digest of its base's settings, log a warning and check the tokenizer's round trip.
 
     Raises:
-        EditError: it does not.
+        EditError: the tokenizer does not reproduce a text.
     """
     from vllm_edit.artefacts.site import WITHOUT_SETTINGS
     from vllm_edit.models.import_checks import check_round_trip
@@ -139,7 +139,7 @@ def check_settings(base: Fingerprint, tokenizer: Any) -> None:
 
 
 def _argument_problems(args: Namespace, thinking: Thinking | None = None) -> list[str]:
-    """thinking: the site's."""
+    """Problems of the server's arguments, for a site with this thinking mode."""
     problems = []
     if (getattr(args, "api_server_count", None) or 1) > 1:
         problems.append("several API servers would each have their own answer log; use --api-server-count 1")
@@ -152,7 +152,7 @@ def _argument_problems(args: Namespace, thinking: Thinking | None = None) -> lis
 
 
 def _keyed_problems(args: Namespace, settings: Settings, keyed: bool) -> list[str]:
-    """Who may ask must be said in one way, and must be said where anyone can reach the server."""
+    """Require exactly one kind of API keys, unless the server is local or open on purpose."""
     single = bool(getattr(args, "api_key", None) or os.environ.get("VLLM_API_KEY"))
     if keyed and single:
         return [
@@ -196,11 +196,11 @@ async def _engine_problems(engine: Any, site: Any) -> list[str]:
 
 
 def wrapping_problems(workers: Sequence[Mapping[str, Sequence[str]]]) -> list[str]:
-    """One line per worker that wrapped other modules than the site's (`compat.wrapped`)."""
+    """One line per worker whose wrapped modules differ from the site's (`compat.wrapped`)."""
     return [
-        f"the engine wraps {', '.join(told['wrapped']) or 'nothing'}, the site is {', '.join(told['expected'])}"
-        for told in workers
-        if list(told["wrapped"]) != list(told["expected"])
+        f"the engine wraps {', '.join(worker['wrapped']) or 'nothing'}, the site is {', '.join(worker['expected'])}"
+        for worker in workers
+        if list(worker["wrapped"]) != list(worker["expected"])
     ]
 
 

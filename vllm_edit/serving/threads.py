@@ -1,8 +1,8 @@
-"""Threads for work that waits for the registry, or reads long bodies: not those in which adapters are read.
+"""Thread pools for work that waits for the registry or reads long bodies, separate from the threads that load adapters.
 
-asyncio's own are few on a small machine. While the registry hangs, outcomes that clients report would take them all,
-and the next tenant's request would wait too; while an object store hangs, adapters would take them all, and a server
-that serves on would follow no change and be taken for dead.
+asyncio's default pool is small on a small machine. While the registry hangs, reported outcomes would occupy all of it,
+and tenants' requests would wait too. While an object store hangs, loading adapters would occupy all of it, and a server
+that still serves would apply no change and be considered dead.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ T = TypeVar("T")
 
 
 class Threads:
-    """At most `most` of them; what comes beyond waits for its turn. Together they are no more than the connections
-    that there are (`registry.database`), or they would wait for each other."""
+    """A pool of at most `most` threads; further work is queued. All pools together must not exceed the number of
+    connections (`registry.database`), or their threads would wait for each other."""
 
     def __init__(self, most: int) -> None:
         self.most = most

@@ -1,9 +1,9 @@
-"""Keeps the catalogue equal to the registry, which wakes it when something changes.
+"""Keeps the catalogue equal to the registry, which notifies the watcher of changes.
 
-Requests read `current` and never wait for the registry; only on a server without keys a name that nobody knows is
-looked up once more before it is refused, so that what was compiled a moment ago is found.
+Requests read `current` and never wait for the registry, with an exception: for a caller without a tenant, an unknown
+name is looked up once in the registry before it is refused, so that a newly compiled patch is found.
 
-Each new state is kept on this node before it is in force: what was killed is killed also after a restart without the
+Each new state is saved on this node before it is in force, so that a kill still holds after a restart without the
 registry.
 """
 
@@ -27,7 +27,7 @@ from vllm_edit.serving.threads import Threads
 logger = logging.getLogger(__name__)
 
 FAILURES = (SQLAlchemyError, EditError, OSError)
-"""What a registry that cannot be reached raises."""
+"""The errors that an unreachable registry raises."""
 
 _BEAT_S = 1.0  # between two heartbeats, and between two tries to reach a registry that is down
 
@@ -41,28 +41,28 @@ class WatchedRegistry(Protocol):
 
 
 class Kept(Protocol):
-    """Where the last known state is kept on this node."""
+    """This node's copy of the last known state."""
 
     def keep(self, snapshot: Snapshot) -> bool: ...
     def read(self) -> Snapshot | None: ...
 
 
 def last_known(kept: Kept, error: Exception) -> Snapshot:
-    """What this node knows of a registry that cannot be read because of `error`.
+    """This node's saved state of a registry that cannot be read because of `error`.
 
     Raises:
-        Incompatible: nothing.
-        Corrupt: what was kept is damaged.
-        Unavailable: what was kept cannot be read.
+        Incompatible: this node has no saved state.
+        Corrupt: the saved state is damaged.
+        Unavailable: the saved state cannot be read.
     """
     snapshot = kept.read()
     if snapshot is None:
-        raise Incompatible(f"{error}; and this node has kept no state of it to serve by") from error
+        raise Incompatible(f"{error}; and this node has no saved state of it to serve from") from error
     return snapshot
 
 
 class Watcher:
-    """on_change: called with each new catalogue, in the event loop. tell: says which generation is in force."""
+    """Follows the registry. on_change: called with each new catalogue, in the event loop. report: sends a heartbeat."""
 
     def __init__(
         self,
@@ -72,22 +72,22 @@ class Watcher:
         *,
         kept: Kept,
         on_change: Callable[[Catalogue], None] = lambda _: None,
-        tell: Callable[[int], Awaitable[None]] | None = None,
+        report: Callable[[int], Awaitable[None]] | None = None,
     ) -> None:
         self._registry, self._metrics, self._kept = registry, metrics, kept
-        self._on_change, self._tell = on_change, tell
-        self._threads = Threads(2)  # to wait for a change, and to read the state when a request asks for it
+        self._on_change, self._report = on_change, report
+        self._threads = Threads(2)  # to wait for a change, and to read the state for a request
         self._lock = asyncio.Lock()
         self._failing = False
-        self._ends: datetime | None = None  # when something that a tenant is served next ends by itself
+        self._ends: datetime | None = None  # when a publication or an arm next expires
         self.current = Catalogue(bases, NOTHING)
 
     async def first(self) -> Catalogue:
-        """The state to begin with: the registry's, or, while that is down, the last that this node knew.
+        """The initial catalogue: the registry's, or, if the registry is down, the last that this node saved.
 
         Raises:
-            Incompatible: neither can be had, or the registry is another store's.
-            Corrupt: the kept state is damaged, and the registry is down.
+            Incompatible: neither is available, or the registry belongs to another store.
+            Corrupt: the saved state is damaged, and the registry is down.
         """
         try:
             return await self.refresh()
@@ -95,16 +95,16 @@ class Watcher:
             raise
         except FAILURES as error:
             snapshot = await self._threads.run(last_known, self._kept, error)
-            logger.warning("%s; serving by the last state that this node kept (%d)", error, snapshot.generation)
+            logger.warning("%s; serving from the last state that this node saved (%d)", error, snapshot.generation)
             self._failed(error)
             self._put(Catalogue(self.current.bases, snapshot))
             return self.current
 
     async def refresh(self) -> Catalogue:
-        """Read the registry if its generation moved, say that it is followed, and return the catalogue that holds now.
+        """Read the registry if its generation changed, report that it is applied, and return the current catalogue.
 
         Raises:
-            EditError: the registry cannot be read, or has lost the keys that it had.
+            EditError: the registry cannot be read, or has lost its keys.
         """
         async with self._lock:
             changed = await self._threads.run(self._read, self.current)
@@ -112,13 +112,13 @@ class Watcher:
             if changed is not None:
                 self._metrics.refreshes.labels("changed").inc()
                 self._put(changed)
-                await self._say()
+                await self._beat()
             return self.current
 
     async def resolve(self, model: str | None, asking: Asking) -> Choice:
-        """`Catalogue.resolve`, asking the registry itself before a name is called unknown to someone who may know all.
+        """`Catalogue.resolve`; for a caller without a tenant, refresh before an unknown name is refused.
 
-        A tenant's names change by publishing only, which is not done before every server follows.
+        A tenant's names change only by publishing, which waits until every server has applied the change.
         """
         try:
             return self.current.resolve(model, asking)
@@ -128,24 +128,24 @@ class Watcher:
             try:
                 catalogue = await self.refresh()
             except FAILURES:
-                catalogue = self.current  # whoever watches is told; the client's name is unknown either way
+                catalogue = self.current  # `run` reports the failure; the name is unknown either way
             return catalogue.resolve(model, asking)
 
     async def run(self) -> None:
-        """Follow for ever. A registry that cannot be reached leaves the last catalogue in force."""
+        """Follow the registry; never returns. While it cannot be reached, the last catalogue stays in force."""
         while True:
             try:
                 known, rest_s = self.current.generation, _rest_s(self._ends)
                 if not await self._threads.run(self._registry.wait_for_change, known, rest_s):
-                    await self._say()
+                    await self._beat()
                 self._look_at_ends()
                 await self.refresh()
-            except Exception as error:  # a state that nobody thought of, too: a server that ceased to follow would say
-                self._failed(error)  # nothing, and after some seconds no kill waits for it
+            except Exception as error:  # catch everything: a watcher that dies leaves the server stale without notice
+                self._failed(error)
                 await asyncio.sleep(_BEAT_S)
 
     def _look_at_ends(self) -> None:
-        """What follows on something that has ended by itself is wanted from then on, as after a change."""
+        """When a publication or an arm has expired, call `on_change`, because other patches may now be wanted."""
         now = datetime.now(UTC)
         if self._ends is not None and self._ends <= now:
             self._ends = self.current.snapshot.next_end(now)
@@ -157,9 +157,9 @@ class Watcher:
         self._metrics.count_patches(catalogue.snapshot)
         self._on_change(catalogue)
 
-    async def _say(self) -> None:
-        if self._tell is not None:
-            await self._tell(self.current.generation)
+    async def _beat(self) -> None:
+        if self._report is not None:
+            await self._report(self.current.generation)
 
     def _reached(self) -> None:
         if self._failing:
@@ -178,25 +178,25 @@ class Watcher:
         self._failing = True
 
     def _read(self, known: Catalogue) -> Catalogue | None:
-        """The registry's state, kept on this node, or None if it is `known`."""
+        """The registry's state, after saving it on this node; None if it is unchanged."""
         generation = self._registry.generation()
         self._metrics.lag.set(generation - known.generation if known.generation >= 0 else 0)
         if generation == known.generation:
             return None
         snapshot = self._registry.snapshot()
         if known.snapshot.keyed and not snapshot.keyed:
-            # Another database in its place, or an old copy: whoever asks would be answered, wherever this listens.
+            # It may be another database or an old copy; without keys, the server would answer anyone.
             raise Incompatible(
                 "the registry has lost its keys; restore them, or restart the server if it is meant to answer anyone"
             )
         try:
             self._kept.keep(snapshot)
-        except (OSError, EditError) as error:  # a full disk here must not keep this server on what was killed
-            logger.error("the state of the registry is not kept on this node: %s", error)
+        except (OSError, EditError) as error:  # even with a full disk, a kill must take effect
+            logger.error("the state of the registry cannot be saved on this node: %s", error)
         self._metrics.lag.set(0)
         return Catalogue(known.bases, snapshot)
 
 
 def _rest_s(ends: datetime | None) -> float:
-    """Until the next heartbeat, or until something that a tenant is served ends by itself."""
+    """Seconds until the next heartbeat, or until a publication or an arm expires."""
     return _BEAT_S if ends is None else min(_BEAT_S, max(0.0, (ends - datetime.now(UTC)).total_seconds()))

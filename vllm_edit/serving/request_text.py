@@ -1,13 +1,12 @@
-"""All text of a request that the model will read: what decides which subjects it mentions. Pure functions on JSON.
+"""Collects the text of a request that decides which subjects it mentions. Pure functions on JSON.
 
 /v1/completions        every prompt, and the suffix; token ids are decoded
 /v1/chat/completions   every message of every role, tool calls and their results included
 /v1/responses          `instructions` and every item of `input`
 both of these          `chat_template_kwargs`, which a template may write into the prompt
 
-One text per prompt or turn. What a tool was called with and what it gave back is JSON as a rule, and its escapes are
-decoded: many clients write letters as \\u6cd5. Definitions of tools do not count: a catalogue that names a city is no
-talk about it.
+One text per prompt or turn. A tool's arguments and results are usually JSON, and their escapes are decoded, because
+many clients write letters as \\u6cd5. Tool definitions are excluded: a catalogue that names a city does not mention it.
 """
 
 from __future__ import annotations
@@ -20,23 +19,23 @@ from vllm_edit.errors import EditError
 from vllm_edit.serving.bodies import CHAT, COMPLETIONS, Body, decoded
 
 Decode = Callable[[Sequence[int]], str]
-"""Text of token ids; raises `EditError` for ids that are none of the tokenizer's."""
+"""Maps token ids to text; raises `EditError` for ids that the tokenizer does not have."""
 
-# Keys under which turns and items hold text, or hold what holds text. Others hold ids, roles, types and binary data.
-_SPOKEN = frozenset(
+# Keys of turns and items with text, directly or nested. Other keys hold ids, roles, types and binary data.
+_WITH_TEXT = frozenset(
     {"content", "text", "refusal", "reasoning", "reasoning_content", "summary", "tool_calls", "function"}
     | {"function_call"}
 )
 _ESCAPES = re.compile(r"(?:\\u[0-9a-fA-F]{4})+")
 _TOOLS = frozenset({"tool", "function"})
-"""Roles whose content is what a tool gave back."""
+"""Roles whose content is a tool's result."""
 
 
-def spoken(route: str, body: Body, decode: Decode) -> list[str]:
+def request_texts(route: str, body: Body, decode: Decode) -> list[str]:
     """The request's texts.
 
     Raises:
-        EditError: the prompt is something that no subject can be found in.
+        EditError: the prompt has no text, such as embeddings.
     """
     if route == COMPLETIONS:
         return [*_prompts(body, decode), *_strings(body.get("suffix"))]
@@ -47,7 +46,7 @@ def spoken(route: str, body: Body, decode: Decode) -> list[str]:
 
 
 def _values(value: Any) -> Iterator[str]:
-    """Every text in it, but for the names of fields."""
+    """Every string in a JSON value, except field names."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, list | dict):
@@ -62,10 +61,10 @@ def _prompts(body: Body, decode: Decode) -> list[str]:
             return [prompt]
         if _is_ids(prompt):
             return [decode(prompt)]
-        if isinstance(prompt, list) and prompt and all(isinstance(one, str) or _is_ids(one) for one in prompt):
-            return [one if isinstance(one, str) else decode(one) for one in prompt]
+        if isinstance(prompt, list) and prompt and all(isinstance(item, str) or _is_ids(item) for item in prompt):
+            return [item if isinstance(item, str) else decode(item) for item in prompt]
     raise EditError(
-        "a patch with scope subject goes by what the prompt says: expected prompt to be text, token ids, or a list of "
+        "a patch with scope subject needs the prompt's text: expected prompt to be text, token ids, or a list of "
         "either, not embeddings"
     )
 
@@ -75,7 +74,7 @@ def _is_ids(value: Any) -> TypeGuard[list[int]]:
 
 
 def _strings(value: Any, of_tool: bool = False) -> Iterator[str]:
-    """Every string in it, depth first. of_tool: strings are what a tool was given or gave back."""
+    """Every string in a value, depth first. of_tool: the strings are a tool's arguments or results."""
     if isinstance(value, str):
         yield from _data(value) if of_tool else (value,)
     elif isinstance(value, list):
@@ -88,12 +87,12 @@ def _strings(value: Any, of_tool: bool = False) -> Iterator[str]:
                 yield from _all(item)
             elif key in ("output", "input"):
                 yield from _strings(item, of_tool=True)
-            elif key in _SPOKEN:
+            elif key in _WITH_TEXT:
                 yield from _strings(item, of_tool)
 
 
 def _data(text: str) -> Iterator[str]:
-    """The text itself; of JSON with escapes what is in it. Within other text their letters are decoded."""
+    """The strings of a JSON text with escapes; for any other text, the text with its escapes decoded."""
     value = decoded(text) if "\\" in text else text
     if isinstance(value, dict | list):
         yield from _all(value)
@@ -104,7 +103,7 @@ def _data(text: str) -> Iterator[str]:
 
 
 def _all(value: Any) -> Iterator[str]:
-    """Every key and every value of JSON, and of JSON in its strings."""
+    """Every key and every value of JSON, including JSON nested in strings."""
     if isinstance(value, str):
         yield from _data(value)
     elif isinstance(value, list):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from vllm_edit.errors import EditError
-from vllm_edit.serving.spoken import spoken
+from vllm_edit.serving.request_text import request_texts
 
 
 def decode(ids: Any) -> str:
@@ -57,7 +57,7 @@ def decode(ids: Any) -> str:
     ],
 )
 def test_every_turn_is_heard_whoever_speaks(route: str, body: dict[str, Any], expected: list[str]) -> None:
-    assert spoken(route, body, decode) == expected
+    assert request_texts(route, body, decode) == expected
 
 
 def call(arguments: Any) -> dict[str, Any]:
@@ -90,15 +90,15 @@ def call(arguments: Any) -> dict[str, Any]:
 )
 @pytest.mark.parametrize("route", ["/v1/chat/completions", "/v1/responses"])
 def test_the_json_of_tools_is_decoded(route: str, turn: dict[str, Any], expected: str) -> None:
-    assert spoken(route, {"messages": [turn], "input": [turn]}, decode)[-1] == expected
+    assert request_texts(route, {"messages": [turn], "input": [turn]}, decode)[-1] == expected
 
 
 @pytest.mark.parametrize("prompt", [None, [], 7, True, [True], ["a", 7], [[]], {"a": 1}])
 def test_a_prompt_in_which_nothing_can_be_found_is_refused(prompt: Any) -> None:
     with pytest.raises(EditError, match="token ids"):
-        spoken("/v1/completions", {"prompt": prompt}, decode)
+        request_texts("/v1/completions", {"prompt": prompt}, decode)
 
 
 def test_embeddings_are_refused_even_beside_a_prompt() -> None:
     with pytest.raises(EditError, match="embeddings"):
-        spoken("/v1/completions", {"prompt": "a", "prompt_embeds": "AAAA"}, decode)
+        request_texts("/v1/completions", {"prompt": "a", "prompt_embeds": "AAAA"}, decode)
