@@ -1,6 +1,6 @@
 """vLLM's two entry points into this package, both named `vllm_edit`.
 
-vLLM fails open: it logs and skips a plugin whose *import* fails or whose endpoint factory raises. So this module imports
+vLLM fails open: it logs and skips a plugin whose *import* fails or whose factory raises. So this module imports
 nothing that can fail, and all checks run inside `register`, `attach_router` and `init_state`, whose exceptions stop the
 server.
 """
@@ -14,7 +14,7 @@ from typing import Any
 def register() -> None:
     """`vllm.general_plugins`: runs in every process of vLLM, possibly more than once.
 
-    Always fixes the CPU defect. With a store configured (`VLLM_EDIT_STORE`), it also refuses an environment in which the
+    Always fixes the CPU defect. With a store configured (`VLLM_EDIT_STORE`), also refuses an environment in which the
     router would not be active.
     """
     from vllm_edit.engine.compat import cpu_lora_mask, families, wrapped

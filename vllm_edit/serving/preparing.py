@@ -9,9 +9,9 @@ from vllm_edit.registry.answer_rows import PROMPT_LENGTH
 from vllm_edit.rollout.decision import Choice
 from vllm_edit.serving import bodies
 from vllm_edit.serving.answer import Answer
+from vllm_edit.serving.request_text import request_texts
 from vllm_edit.serving.residency import AdapterStore
 from vllm_edit.serving.service import Service
-from vllm_edit.serving.request_text import request_texts
 
 LONG = 2**14  # bytes; threads read a longer body, so that it does not delay other requests
 

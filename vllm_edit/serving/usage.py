@@ -1,7 +1,7 @@
 """Observes an answer's messages: when it begins and ends, how it ends, and the token usage that it reports.
 
-A JSON answer reports its `usage` in its body. A stream reports it in its last event with a usage, if the client requests
-it (`stream_options.include_usage`); /v1/responses reports it in `response.completed`. Tokens are never counted or
+A JSON answer reports its `usage` in its body. A stream reports it in its last event with a usage, if the client asks
+for it (`stream_options.include_usage`); /v1/responses reports it in `response.completed`. Tokens are never counted or
 estimated: without a reported usage they stay unknown.
 """
 
@@ -18,7 +18,7 @@ from starlette.types import Message, Receive, Send
 from vllm_edit.serving.bodies import RESPONSES
 
 Ended = Literal["whole", "left", "broken", "refused"]
-"""How an answer ended. whole: complete. left: the client disconnected first. broken: interrupted, or an error within the
+"""How an answer ended. whole: complete. left: the client disconnected first. broken: interrupted, or an error in the
 stream. refused: the router refused it before the engine, because the choice could not be applied."""
 
 _KEPT_BYTES = 4 * 2**20  # maximum of a JSON body, or of a stream's line; the tokens of a longer answer stay unknown
