@@ -37,7 +37,7 @@ from vllm_edit.composition.system import System
 from vllm_edit.deltas.delta import Delta
 from vllm_edit.digest import digest_tensors
 from vllm_edit.patch import Edit, Patch
-from vllm_edit.serving.assembly import make_service
+from vllm_edit.serving.build import make_service
 from vllm_edit.serving.metrics import Metrics
 from vllm_edit.serving.residency import GRACE_S
 from vllm_edit.serving.router import ID_HEADER, Router

@@ -275,8 +275,8 @@ def test_bodies_of_requests_in_the_docs_are_json() -> None:
 
 
 def test_documented_routes_are_those_that_are_served() -> None:
-    from vllm_edit.serving.admin.admission import METRICS
     from vllm_edit.serving.admin.api import api
+    from vllm_edit.serving.admin.authorization import METRICS
     from vllm_edit.serving.router import INFERENCE, MODELS, UNASKED
     from vllm_edit.serving.service import Holder
 

@@ -25,7 +25,7 @@ def test_no_thread_of_a_server_waits_for_a_connection(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(threads, "ThreadPoolExecutor", counted)
     place = Place(tmp_path, tmp_path / "template", Settings(store="here"))
-    following = place.service.watcher._threads.most + place.service.presence._own.most
+    following = place.service.watcher._threads.most + place.service.heartbeat._own.most
     assert following <= FOLLOWING
     assert len(made) > 5
     assert sum(made) - following <= CONNECTIONS

@@ -19,9 +19,9 @@ from tests.serving.without_engine import run
 from vllm_edit.errors import Corrupt, Incompatible, NotFound, Unavailable
 from vllm_edit.registry.keys import Key
 from vllm_edit.registry.snapshot import Snapshot
-from vllm_edit.serving.alias import Asking, Catalogue
 from vllm_edit.serving.caller import ANYONE
 from vllm_edit.serving.metrics import Metrics
+from vllm_edit.serving.model_field import Asking, Catalogue
 from vllm_edit.serving.watcher import Watcher
 from vllm_edit.store.last_state import LastState
 

@@ -17,7 +17,7 @@ from starlette.responses import StreamingResponse
 from vllm_edit.engine.compat.engine import EngineRefusedError
 from vllm_edit.errors import EditError
 from vllm_edit.serving.admin.api import api
-from vllm_edit.serving.assembly import make_service
+from vllm_edit.serving.build import make_service
 from vllm_edit.serving.metrics import Metrics
 from vllm_edit.serving.residency import GRACE_S
 from vllm_edit.serving.router import Router

@@ -10,7 +10,7 @@ from vllm_edit.registry.answer_rows import AnswerEntry
 from vllm_edit.rollout.assignment import Assignment
 from vllm_edit.rollout.decision import Choice
 from vllm_edit.rollout.outcomes import Exposure
-from vllm_edit.serving.alias import NO_SUBJECT
+from vllm_edit.serving.model_field import NO_SUBJECT
 from vllm_edit.serving.scope import Narrowed
 from vllm_edit.serving.usage import Ended, Usage
 

@@ -30,7 +30,7 @@ from vllm_edit.artefacts.manifest import Manifest
 from vllm_edit.artefacts.site import Site
 from vllm_edit.errors import EditError, Incompatible, NotFound
 from vllm_edit.serving.metrics import Metrics
-from vllm_edit.serving.shared import Shared
+from vllm_edit.serving.single_flight import SingleFlight
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ class Residency:
         self._resident: OrderedDict[str, Resident] = OrderedDict()  # least recently used first
         self._leases: Counter[str] = Counter()
         self._free_since: dict[str, float] = {}  # when a resident adapter's last lease ended
-        self._loading = Shared[None]()
+        self._loading = SingleFlight[None]()
         self._leaving: dict[str, asyncio.Task[None]] = {}
         self._refused: dict[
             str, str

@@ -23,14 +23,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vllm_edit.errors import EditError, NotFound
 from vllm_edit.serving import bodies, fields
-from vllm_edit.serving.admin.admission import CALLER, admitted
-from vllm_edit.serving.alias import Asking
+from vllm_edit.serving.admin.authorization import CALLER, admitted
 from vllm_edit.serving.answer import Answer, new_id
 from vllm_edit.serving.caller import identify
+from vllm_edit.serving.error_responses import Unforeseen, client_message, field_of, refusal, status_of
 from vllm_edit.serving.half_pairs import refuse_half_pairs
 from vllm_edit.serving.messages import FOREIGN, Sender, nothing, peer_of, read_body, replayed, without
-from vllm_edit.serving.preparing import LONG, logged_prompt, ready
-from vllm_edit.serving.refusing import Unforeseen, client_message, field_of, refusal, status_of
+from vllm_edit.serving.model_field import Asking
+from vllm_edit.serving.prepare import LONG, logged_prompt, ready
 from vllm_edit.serving.service import Service
 from vllm_edit.serving.usage import Usage
 

@@ -21,7 +21,7 @@ from vllm_edit.artefacts.site import Site
 from vllm_edit.errors import Incompatible
 from vllm_edit.serving.metrics import Metrics
 from vllm_edit.serving.residency import AdapterStore, applicable
-from vllm_edit.serving.shared import Shared
+from vllm_edit.serving.single_flight import SingleFlight
 
 if TYPE_CHECKING:  # these need torch, which is imported in the thread that first composes
     from vllm_edit.artefacts.compiled import CompiledPatch
@@ -99,8 +99,8 @@ class Scopes:
         self._indexes: OrderedDict[str, ScopeIndex | None] = OrderedDict()
         # A str is the reason for a refusal: an error that is raised repeatedly would keep each request's frames alive.
         self._derived: OrderedDict[tuple[str, Units], Derived | str] = OrderedDict()
-        self._building = Shared["ScopeIndex | None"]()
-        self._composing = Shared["Derived | str"]()
+        self._building = SingleFlight["ScopeIndex | None"]()
+        self._composing = SingleFlight["Derived | str"]()
         self._numbers = count(FIRST_NUMBER)
 
     @property

@@ -11,11 +11,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from vllm_edit.errors import EditError
-from vllm_edit.serving.alias import Catalogue
 from vllm_edit.serving.answer_log import AnswerLog
+from vllm_edit.serving.heartbeat import Heartbeat
 from vllm_edit.serving.metrics import Metrics
+from vllm_edit.serving.model_field import Catalogue
 from vllm_edit.serving.prefixes import Prefixes
-from vllm_edit.serving.presence import Presence
 from vllm_edit.serving.request_text import Decode
 from vllm_edit.serving.residency import Residency
 from vllm_edit.serving.scope import Scopes
@@ -32,7 +32,7 @@ class Service:
     settings: Settings
     store: Store
     watcher: Watcher
-    presence: Presence
+    heartbeat: Heartbeat
     residency: Residency
     scopes: Scopes
     prefixes: Prefixes
@@ -69,7 +69,7 @@ class Service:
         await asyncio.gather(*self.tasks, return_exceptions=True)
         await self.answers.close()
         with contextlib.suppress(EditError):
-            await self.presence.leave()
+            await self.heartbeat.leave()
         self.store.registry.close()
 
     async def preload(self, catalogue: Catalogue) -> None:
@@ -98,7 +98,7 @@ class Service:
     async def followed(self, within_s: float) -> dict[str, Any]:
         """Apply a change of the registry, and wait for the other servers; return a record of those that applied it."""
         catalogue = await self.watcher.refresh()
-        return (await self.presence.followed(catalogue.generation, within_s)).as_record()
+        return (await self.heartbeat.followed(catalogue.generation, within_s)).as_record()
 
     async def prepare(self, name: str) -> None:
         """Load everything that serving the patch needs from the store, except adapters of a patch with scope subject.

@@ -73,7 +73,7 @@ async def start(engine_client: Any, state: Any, args: Namespace) -> None:
         Incompatible: the server cannot serve this store; the message lists all reasons.
     """
     from vllm_edit.engine.compat.engine import Engine
-    from vllm_edit.serving.assembly import make_service
+    from vllm_edit.serving.build import make_service
     from vllm_edit.serving.metrics import Metrics
     from vllm_edit.serving.residency import GRACE_S
     from vllm_edit.store.last_state import LastState

@@ -20,8 +20,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from vllm_edit.errors import EditError, Incompatible, NotFound
 from vllm_edit.registry.snapshot import Snapshot
 from vllm_edit.rollout.decision import Choice
-from vllm_edit.serving.alias import NOTHING, Asking, Catalogue
 from vllm_edit.serving.metrics import Metrics
+from vllm_edit.serving.model_field import NOTHING, Asking, Catalogue
 from vllm_edit.serving.threads import Threads
 
 logger = logging.getLogger(__name__)

@@ -9,17 +9,17 @@ from fastapi import APIRouter
 from fastapi.openapi.utils import get_openapi
 
 from vllm_edit.serving.admin import audit, edits, keys, outcomes, rollouts, tenants
-from vllm_edit.serving.admin.admission import PREFIX
-from vllm_edit.serving.admin.desk import Desk
+from vllm_edit.serving.admin.authorization import PREFIX
+from vllm_edit.serving.admin.dependencies import Dependencies
 from vllm_edit.serving.service import Holder
 
 
 def api(holder: Holder) -> APIRouter:
     """The routes; the router lets only admitted requests reach them."""
-    desk = Desk(holder)
+    dependencies = Dependencies(holder)
     whole = APIRouter()
     for noun in (edits, tenants, keys, rollouts, audit, outcomes):
-        whole.include_router(noun.routes(desk))
+        whole.include_router(noun.routes(dependencies))
 
     @whole.get(f"{PREFIX}/openapi.json", include_in_schema=False)
     async def description() -> dict[str, Any]:

@@ -7,22 +7,22 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 
 from vllm_edit.registry.audit import Verified
-from vllm_edit.serving.admin.admission import PREFIX
-from vllm_edit.serving.admin.checked import CheckedRoute
-from vllm_edit.serving.admin.desk import Desk
+from vllm_edit.serving.admin.authorization import PREFIX
+from vllm_edit.serving.admin.dependencies import Dependencies
+from vllm_edit.serving.admin.validation import ValidatedRoute
 
 
-def routes(desk: Desk) -> APIRouter:
-    router = APIRouter(prefix=f"{PREFIX}/audit", route_class=CheckedRoute)
+def routes(dependencies: Dependencies) -> APIRouter:
+    router = APIRouter(prefix=f"{PREFIX}/audit", route_class=ValidatedRoute)
 
     @router.get("")
     async def show(tenant: str | None = None, limit: Annotated[int, Query(ge=1, le=10_000)] = 100) -> list[Any]:
         """The newest changes, oldest first; optionally of a single tenant."""
-        return [row.as_dict() for row in await desk.read(desk.registry.audit, tenant, limit)]
+        return [row.as_dict() for row in await dependencies.read(dependencies.registry.audit, tenant, limit)]
 
     @router.get("/verify")
     async def verify() -> Verified:
         """Verify the hash chain of changes and its anchor."""
-        return await desk.read(desk.registry.verify_audit)
+        return await dependencies.read(dependencies.registry.verify_audit)
 
     return router

@@ -10,9 +10,9 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
 from vllm_edit.registry.entries import PatchEntry
-from vllm_edit.serving.admin.admission import PREFIX
-from vllm_edit.serving.admin.checked import CheckedRoute
-from vllm_edit.serving.admin.desk import Body, Desk, Who, who
+from vllm_edit.serving.admin.authorization import PREFIX
+from vllm_edit.serving.admin.dependencies import Body, Dependencies, Who, who
+from vllm_edit.serving.admin.validation import ValidatedRoute
 from vllm_edit.store import garbage
 from vllm_edit.store.maintenance import problems_of
 
@@ -81,41 +81,43 @@ class Garbage(BaseModel):
     missing: tuple[str, ...] = ()
 
 
-def routes(desk: Desk) -> APIRouter:
-    router = APIRouter(prefix=PREFIX, route_class=CheckedRoute)
+def routes(dependencies: Dependencies) -> APIRouter:
+    router = APIRouter(prefix=PREFIX, route_class=ValidatedRoute)
 
     @router.get("")
     async def list_edits() -> Listing:
         """The site, the engine, the compiled patches, and the tenants with their active patches."""
-        return _listing(desk, datetime.now(UTC))
+        return _listing(dependencies, datetime.now(UTC))
 
     @router.get("/answers/{id}")
     async def answer(id: str) -> dict[str, Any]:
         """A logged answer: tenant, exact patch and adapter, mode, arm, reason."""
-        return asdict(await desk.service.answers.find(id))
+        return asdict(await dependencies.service.answers.find(id))
 
     @router.get("/patches/{name}")
     async def patch(name: str) -> PatchInfo:
         """A compiled patch, by its name or by a prefix of its digest."""
-        return await desk.read(_patch, desk, name)
+        return await dependencies.read(_patch, dependencies, name)
 
     @router.get("/verify")
     async def verify() -> dict[str, list[str]]:
         """Verify every file of the store against its digest."""
-        return {"problems": await desk.read(problems_of, desk.service.store)}
+        return {"problems": await dependencies.read(problems_of, dependencies.service.store)}
 
     @router.post("/gc")
     async def gc(asked: Collect, request: Request) -> Garbage:
         """List unused compiled patches. With `remove`, delete them once every server has dropped them."""
         by = who(request, asked.who)
-        found = await desk.read(garbage.gc, desk.service.store, dry_run=not asked.remove, wait_s=asked.wait_s, by=by)
+        found = await dependencies.read(
+            garbage.gc, dependencies.service.store, dry_run=not asked.remove, wait_s=asked.wait_s, by=by
+        )
         return Garbage(**asdict(found)) if asked.remove else Garbage(would_remove=found.removed)
 
     return router
 
 
-def _listing(desk: Desk, now: datetime) -> Listing:
-    service, catalogue = desk.service, desk.service.watcher.current
+def _listing(dependencies: Dependencies, now: datetime) -> Listing:
+    service, catalogue = dependencies.service, dependencies.service.watcher.current
     resident, site = service.residency.names, service.residency.site
     rollouts = catalogue.snapshot.rollouts
     tenants = [
@@ -132,8 +134,8 @@ def _listing(desk: Desk, now: datetime) -> Listing:
     )
 
 
-def _patch(desk: Desk, name: str) -> PatchInfo:
-    store = desk.service.store
+def _patch(dependencies: Dependencies, name: str) -> PatchInfo:
+    store = dependencies.service.store
     full = store.resolve(name)
     records = [asdict(record) for record in store.records(full)]
     return PatchInfo(entry=store.entry(full), manifest=store.manifest(full).model_dump(mode="json"), records=records)

@@ -8,9 +8,9 @@ from fastapi import APIRouter, Request
 from pydantic import Field
 
 from vllm_edit.names import LABEL_LENGTH
-from vllm_edit.serving.admin.admission import PREFIX
-from vllm_edit.serving.admin.checked import CheckedRoute
-from vllm_edit.serving.admin.desk import Because, Body, Desk, End, Who, who
+from vllm_edit.serving.admin.authorization import PREFIX
+from vllm_edit.serving.admin.dependencies import Because, Body, Dependencies, End, Who, who
+from vllm_edit.serving.admin.validation import ValidatedRoute
 
 
 class NewAdminKey(Body):
@@ -19,19 +19,19 @@ class NewAdminKey(Body):
     who: Who = ""
 
 
-def routes(desk: Desk) -> APIRouter:
-    router = APIRouter(prefix=f"{PREFIX}/keys", route_class=CheckedRoute)
+def routes(dependencies: Dependencies) -> APIRouter:
+    router = APIRouter(prefix=f"{PREFIX}/keys", route_class=ValidatedRoute)
 
     @router.get("")
     async def list_keys() -> list[dict[str, Any]]:
         """All keys of administrators and tenants, including revoked keys, without their secrets."""
-        return [key.as_dict() for key in await desk.read(desk.registry.keys)]
+        return [key.as_dict() for key in await dependencies.read(dependencies.registry.keys)]
 
     @router.post("")
     async def create(asked: NewAdminKey, request: Request) -> dict[str, Any]:
         """Create an admin key. The response shows the secret, as `key`, only once."""
-        made, _ = await desk.change(
-            desk.registry.create_key,
+        made, _ = await dependencies.change(
+            dependencies.registry.create_key,
             None,
             label=asked.label,
             expires_at=asked.expires_at,
@@ -43,7 +43,9 @@ def routes(desk: Desk) -> APIRouter:
     async def revoke(id: str, request: Request, asked: Because | None = None) -> dict[str, Any]:
         """Revoke a key permanently."""
         asked = asked or Because()
-        revoked, followed = await desk.change(desk.registry.revoke_key, id, why=asked.why, by=who(request, asked.who))
+        revoked, followed = await dependencies.change(
+            dependencies.registry.revoke_key, id, why=asked.why, by=who(request, asked.who)
+        )
         return revoked.as_dict() | {"acknowledged": followed}
 
     return router

@@ -5,9 +5,9 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from pydantic import BaseModel
 
-from vllm_edit.serving.admin.admission import OUTCOMES
-from vllm_edit.serving.admin.checked import CheckedRoute
-from vllm_edit.serving.admin.desk import Desk, caller_of
+from vllm_edit.serving.admin.authorization import OUTCOMES
+from vllm_edit.serving.admin.dependencies import Dependencies, caller_of
+from vllm_edit.serving.admin.validation import ValidatedRoute
 from vllm_edit.serving.outcomes import Outcome, record
 
 
@@ -17,16 +17,22 @@ class Recorded(BaseModel):
     recorded: bool
 
 
-def routes(desk: Desk) -> APIRouter:
-    router = APIRouter(route_class=CheckedRoute)
+def routes(dependencies: Dependencies) -> APIRouter:
+    router = APIRouter(route_class=ValidatedRoute)
 
     @router.post(OUTCOMES)
     async def report(outcome: Outcome, request: Request) -> Recorded:
         """Report an outcome with a key of the answer's tenant, once for each metric and answer."""
-        service = desk.service
+        service = dependencies.service
         tenant = caller_of(request).tenant
         new = await record(
-            service.answers, desk.registry, desk.outcomes, tenant, outcome.id, outcome.metric, outcome.value
+            service.answers,
+            dependencies.registry,
+            dependencies.outcomes,
+            tenant,
+            outcome.id,
+            outcome.metric,
+            outcome.value,
         )
         service.metrics.outcomes.labels("recorded" if new else "repeated").inc()
         return Recorded(recorded=new)

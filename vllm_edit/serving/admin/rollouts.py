@@ -11,9 +11,9 @@ from vllm_edit.names import REASON_LENGTH
 from vllm_edit.rollout.arm import Side
 from vllm_edit.rollout.draft import draft
 from vllm_edit.rollout.sticky import SOURCES, Source
-from vllm_edit.serving.admin.admission import PREFIX
-from vllm_edit.serving.admin.checked import CheckedRoute
-from vllm_edit.serving.admin.desk import Because, Desk, who
+from vllm_edit.serving.admin.authorization import PREFIX
+from vllm_edit.serving.admin.dependencies import Because, Dependencies, who
+from vllm_edit.serving.admin.validation import ValidatedRoute
 
 Arm = Annotated[str, Field(max_length=170, description="capital, capital@4f1c, capital:ike or base")]
 Header = Annotated[str, Field(max_length=64)]
@@ -41,13 +41,13 @@ class Ramp(Because):
     percent: float = Field(ge=0, le=100)
 
 
-def routes(desk: Desk) -> APIRouter:
-    router = APIRouter(prefix=f"{PREFIX}/rollouts", route_class=CheckedRoute)
+def routes(dependencies: Dependencies) -> APIRouter:
+    router = APIRouter(prefix=f"{PREFIX}/rollouts", route_class=ValidatedRoute)
 
     @router.get("")
     async def list_rollouts(tenant: str | None = None) -> list[dict[str, Any]]:
         """Rollouts, the newest first."""
-        entries = await desk.read(desk.registry.rollouts.newest_first, tenant)
+        entries = await dependencies.read(dependencies.registry.rollouts.newest_first, tenant)
         return [
             entry.rollout.as_record() | {"created_at": entry.created_at, "changed_at": entry.changed_at}
             for entry in entries
@@ -56,12 +56,12 @@ def routes(desk: Desk) -> APIRouter:
     @router.post("")
     async def create(asked: NewRollout, request: Request) -> dict[str, Any]:
         """Create a rollout. It serves nobody before its first `ramp`."""
-        made = await desk.read(
+        made = await dependencies.read(
             draft,
             asked.name,
             asked.tenant,
-            resolve=desk.service.store.resolve,
-            served=desk.registry.served,
+            resolve=dependencies.service.store.resolve,
+            served=dependencies.registry.served,
             treatment=asked.treatment,
             control=asked.control,
             split=asked.split,
@@ -73,21 +73,25 @@ def routes(desk: Desk) -> APIRouter:
             salt=asked.salt,
             alpha=asked.alpha,
         )
-        entered, _ = await desk.change(
-            desk.registry.rollouts.create, made, override=asked.override, why=asked.why, by=who(request, asked.who)
+        entered, _ = await dependencies.change(
+            dependencies.registry.rollouts.create,
+            made,
+            override=asked.override,
+            why=asked.why,
+            by=who(request, asked.who),
         )
         return entered.as_record()
 
     @router.get("/{name}")
     async def status(name: str) -> dict[str, Any]:
         """The arms' traffic and comparison; the intervals stay valid however often they are read."""
-        return (await desk.read(desk.registry.rollouts.report, name)).as_record()
+        return (await dependencies.read(dependencies.registry.rollouts.report, name)).as_record()
 
     @router.post("/{name}/ramp")
     async def ramp(name: str, asked: Ramp, request: Request) -> dict[str, Any]:
         """Set the percentage of users who take part."""
-        moved, followed = await desk.change(
-            desk.registry.rollouts.ramp, name, asked.percent, why=asked.why, by=who(request, asked.who)
+        moved, followed = await dependencies.change(
+            dependencies.registry.rollouts.ramp, name, asked.percent, why=asked.why, by=who(request, asked.who)
         )
         return moved.as_record() | {"acknowledged": followed}
 
@@ -97,9 +101,9 @@ def routes(desk: Desk) -> APIRouter:
     ) -> dict[str, Any]:
         """`pause` leaves every user on their arm; `kill` moves all to control; `promote` moves all to treatment."""
         asked = asked or Because()
-        rollouts = desk.registry.rollouts
+        rollouts = dependencies.registry.rollouts
         steps = {"pause": rollouts.pause, "kill": rollouts.kill, "promote": rollouts.promote}
-        moved, followed = await desk.change(steps[verb], name, why=asked.why, by=who(request, asked.who))
+        moved, followed = await dependencies.change(steps[verb], name, why=asked.why, by=who(request, asked.who))
         return moved.as_record() | {"acknowledged": followed}
 
     return router

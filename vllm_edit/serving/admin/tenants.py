@@ -10,9 +10,9 @@ from pydantic import BaseModel, Field
 
 from vllm_edit.names import LABEL_LENGTH, REASON_LENGTH
 from vllm_edit.registry.entries import Publication, Tenant
-from vllm_edit.serving.admin.admission import PREFIX
-from vllm_edit.serving.admin.checked import CheckedRoute
-from vllm_edit.serving.admin.desk import Because, Body, Desk, End, Reference, Who, who
+from vllm_edit.serving.admin.authorization import PREFIX
+from vllm_edit.serving.admin.dependencies import Because, Body, Dependencies, End, Reference, Who, who
+from vllm_edit.serving.admin.validation import ValidatedRoute
 
 
 class NewTenant(Body):
@@ -50,32 +50,32 @@ class NewTenantKey(Body):
     who: Who = ""
 
 
-def routes(desk: Desk) -> APIRouter:
-    router = APIRouter(prefix=f"{PREFIX}/tenants", route_class=CheckedRoute)
+def routes(dependencies: Dependencies) -> APIRouter:
+    router = APIRouter(prefix=f"{PREFIX}/tenants", route_class=ValidatedRoute)
 
     @router.get("")
     async def list_tenants() -> list[Tenant]:
-        return await desk.read(desk.registry.tenants)
+        return await dependencies.read(dependencies.registry.tenants)
 
     @router.post("")
     async def create(asked: NewTenant, request: Request) -> Tenant:
         """Create a tenant. It is served the base model until a patch is published."""
-        made, _ = await desk.change(desk.registry.create_tenant, asked.name, by=who(request, asked.who))
+        made, _ = await dependencies.change(dependencies.registry.create_tenant, asked.name, by=who(request, asked.who))
         return made
 
     @router.get("/{tenant}")
     async def history(tenant: str) -> History:
         """A tenant's publications, newest first, including those rolled back."""
-        return History(tenant=tenant, publications=await desk.read(desk.registry.history, tenant))
+        return History(tenant=tenant, publications=await dependencies.read(dependencies.registry.history, tenant))
 
     @router.post("/{tenant}/publish")
     async def publish(tenant: str, asked: Publish, request: Request) -> Active:
         """Publish a compiled patch to the tenant. It is loaded first; a patch that cannot be applied is refused."""
-        name = await desk.read(desk.service.store.resolve, asked.patch)
-        await desk.service.watcher.refresh()  # it may have been compiled a moment ago
-        await desk.service.prepare(name)
-        active, followed = await desk.change(
-            desk.registry.publish,
+        name = await dependencies.read(dependencies.service.store.resolve, asked.patch)
+        await dependencies.service.watcher.refresh()  # it may have been compiled a moment ago
+        await dependencies.service.prepare(name)
+        active, followed = await dependencies.change(
+            dependencies.registry.publish,
             tenant,
             name,
             asked.why,
@@ -89,23 +89,23 @@ def routes(desk: Desk) -> APIRouter:
     async def rollback(tenant: str, request: Request, asked: Rollback | None = None) -> Active:
         """Return the tenant to its previous publication, or to an earlier one."""
         asked = asked or Rollback()
-        target = None if asked.to is None else await desk.read(desk.service.store.resolve, asked.to)
-        active, followed = await desk.change(
-            desk.registry.rollback, tenant, target, asked.why, by=who(request, asked.who)
+        target = None if asked.to is None else await dependencies.read(dependencies.service.store.resolve, asked.to)
+        active, followed = await dependencies.change(
+            dependencies.registry.rollback, tenant, target, asked.why, by=who(request, asked.who)
         )
         return Active(tenant=tenant, active=active, acknowledged=followed)
 
     @router.get("/{tenant}/keys")
     async def keys(tenant: str) -> list[dict[str, Any]]:
         """A tenant's keys, including revoked keys, without their secrets."""
-        return [key.as_dict() for key in await desk.read(desk.registry.keys, tenant)]
+        return [key.as_dict() for key in await dependencies.read(dependencies.registry.keys, tenant)]
 
     @router.post("/{tenant}/keys")
     async def create_key(tenant: str, asked: NewTenantKey, request: Request) -> dict[str, Any]:
         """Create a key. The response shows the secret, as `key`, only once."""
         expires_at: datetime | None = asked.expires_at
-        made, _ = await desk.change(
-            desk.registry.create_key,
+        made, _ = await dependencies.change(
+            dependencies.registry.create_key,
             tenant,
             base=asked.base,
             label=asked.label,

@@ -12,7 +12,7 @@ from vllm_edit.registry.servers import Acknowledged, Servers
 from vllm_edit.serving.threads import Threads
 
 
-class Presence:
+class Heartbeat:
     """Sends this server's heartbeats. `drained` returns True if no adapter of a removed patch is left on this node."""
 
     def __init__(self, servers: Servers, drained: Callable[[], bool]) -> None:

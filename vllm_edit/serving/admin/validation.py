@@ -15,7 +15,7 @@ from vllm_edit.names import shown
 _MOST = 8  # problems in a message
 
 
-class CheckedRoute(APIRoute):
+class ValidatedRoute(APIRoute):
     """Raises `EditError`, which the router answers with 400, for an invalid body or parameter."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:

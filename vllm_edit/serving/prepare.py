@@ -67,7 +67,7 @@ async def _narrowed(
     index = await service.scopes.index(name)
     if index is None:
         return None
-    narrowed = await service.scopes.narrow(name, index, await _spoken(service, route, body, long=long))
+    narrowed = await service.scopes.narrow(name, index, await _request_texts(service, route, body, long=long))
     answer.narrow(narrowed)
     return narrowed.source
 
@@ -78,7 +78,7 @@ async def _prefixed(service: Service, name: str, route: str, body: bodies.Body, 
     if index is None:
         return await service.prefixes.insert(name, route, body, long=long)
     scopes, found = service.scopes, index
-    units = await scopes.mentioned(found, await _spoken(service, route, body, long=long))
+    units = await scopes.mentioned(found, await _request_texts(service, route, body, long=long))
     narrowed = scopes.narrowed(found, units)
     answer.narrow(narrowed)
     if route != bodies.COMPLETIONS:  # a conversation: a subject mentioned in any turn is in scope
@@ -93,12 +93,12 @@ async def logged_prompt(service: Service, route: str, body: bodies.Body, *, long
     if not service.settings.log_prompts:
         return None
     try:
-        return "\n".join(await _spoken(service, route, body, long=long))[:PROMPT_LENGTH]
+        return "\n".join(await _request_texts(service, route, body, long=long))[:PROMPT_LENGTH]
     except EditError:  # embeddings have no text
         return None
 
 
-async def _spoken(service: Service, route: str, body: bodies.Body, *, long: bool) -> list[str]:
+async def _request_texts(service: Service, route: str, body: bodies.Body, *, long: bool) -> list[str]:
     """The request's texts. Decoding many token ids takes seconds, so a thread reads a long body."""
     if long:
         bodies.refuse_too_many_ids(body, service.max_model_len)

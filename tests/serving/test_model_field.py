@@ -13,8 +13,8 @@ from tests.rollout.example import rollout
 from tests.serving.snapshots import NOW, publication, snapshot
 from vllm_edit.errors import EditError, NotFound
 from vllm_edit.rollout.decision import Choice
-from vllm_edit.serving.alias import Asking, Catalogue
 from vllm_edit.serving.caller import ANYONE, Caller, Forbidden
+from vllm_edit.serving.model_field import Asking, Catalogue
 
 OLD, NEW, OTHER = (
     f"{patch}@{digest * 8}" for patch, digest in (("capital", "4f1c"), ("capital", "4f2d"), ("x", "aaaa"))

@@ -7,7 +7,7 @@ import threading
 from typing import Any
 
 from tests.serving.without_engine import run
-from vllm_edit.serving.presence import Presence
+from vllm_edit.serving.heartbeat import Heartbeat
 
 
 class Slow:
@@ -28,12 +28,12 @@ class Slow:
 
 def test_a_slow_heartbeat_does_not_take_back_what_is_followed_since() -> None:
     servers = Slow()
-    presence = Presence(servers, lambda: True)  # type: ignore[arg-type]
+    heartbeat = Heartbeat(servers, lambda: True)  # type: ignore[arg-type]
 
     async def steps() -> None:
-        first = asyncio.create_task(presence.beat(5))
+        first = asyncio.create_task(heartbeat.beat(5))
         await asyncio.to_thread(servers.begun.wait)
-        await presence.beat(6)
+        await heartbeat.beat(6)
         await first
 
     run(steps())

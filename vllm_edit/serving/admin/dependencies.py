@@ -13,7 +13,7 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 from vllm_edit.errors import EditError, NotFound, Unavailable
 from vllm_edit.names import LABEL_LENGTH, REASON_LENGTH, is_one_line
 from vllm_edit.registry.registry import Registry
-from vllm_edit.serving.admin.admission import CALLER
+from vllm_edit.serving.admin.authorization import CALLER
 from vllm_edit.serving.caller import Caller
 from vllm_edit.serving.service import Holder, Service
 from vllm_edit.serving.threads import Threads
@@ -62,7 +62,7 @@ class Because(Body):
 
 
 @dataclass(frozen=True)
-class Desk:
+class Dependencies:
     """The shared dependencies. `outcomes` has separate threads, so that a kill never waits for clients' reports."""
 
     holder: Holder

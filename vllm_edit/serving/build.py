@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Protocol
 
 from vllm_edit.artefacts.site import Site
-from vllm_edit.serving.alias import Catalogue
+from vllm_edit.serving.adapter_source import NumberedStore
 from vllm_edit.serving.answer_log import AnswerLog
+from vllm_edit.serving.heartbeat import Heartbeat
 from vllm_edit.serving.metrics import Metrics
-from vllm_edit.serving.numbered import NumberedStore
+from vllm_edit.serving.model_field import Catalogue
 from vllm_edit.serving.prefixes import Prefixes
-from vllm_edit.serving.presence import Presence
 from vllm_edit.serving.residency import AdapterEngine, Residency, local_folder
 from vllm_edit.serving.scope import Scopes
 from vllm_edit.serving.service import Service
@@ -59,8 +59,8 @@ def make_service(
     def changed(catalogue: Catalogue) -> None:
         service.changed(catalogue)
 
-    presence = Presence(store.registry.servers, lambda: residency.drained)
-    watcher = Watcher(store.registry, engine.base_names, metrics, kept=kept, on_change=changed, report=presence.beat)
+    heartbeat = Heartbeat(store.registry.servers, lambda: residency.drained)
+    watcher = Watcher(store.registry, engine.base_names, metrics, kept=kept, on_change=changed, report=heartbeat.beat)
     residency = Residency(
         NumberedStore(store, watcher),
         engine,
@@ -74,7 +74,7 @@ def make_service(
     answers = AnswerLog(
         store.registry,
         metrics,
-        server=presence.name,
+        server=heartbeat.name,
         remembered=settings.max_answers,
         keep_days=settings.log_days,
     )
@@ -82,7 +82,7 @@ def make_service(
         settings=settings,
         store=store,
         watcher=watcher,
-        presence=presence,
+        heartbeat=heartbeat,
         residency=residency,
         scopes=Scopes(store, site, engine.max_rank, metrics),
         prefixes=Prefixes(store, engine.max_model_len, engine.count_tokens, texts),
