@@ -134,7 +134,7 @@ def test_without_the_registry_a_server_begins_by_what_its_node_has_kept(tmp_path
 def test_without_registry_and_kept_state_it_does_not_begin(tmp_path: Path) -> None:
     watched = Watched(tmp_path)
     watched.registry.down = True
-    with pytest.raises(Incompatible, match="registry is down; and this node has kept no state"):
+    with pytest.raises(Incompatible, match="registry is down; and this node has no saved state"):
         run(watched.watcher.first())
     watched.kept.keep(PUBLISHED)
     watched.kept.path.write_bytes(watched.kept.path.read_bytes().replace(b"acme", b"evil"))

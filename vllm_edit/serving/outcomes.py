@@ -20,7 +20,7 @@ class Outcome(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     id: str = Field(min_length=1, max_length=64, description="the answer's X-VLLM-Edit-Id")
-    metric: str = Field(min_length=1, max_length=63, description="one that the rollout names")
+    metric: str = Field(min_length=1, max_length=63, description="a metric of the rollout")
     value: float = Field(allow_inf_nan=False, description="within the metric's range; true and false are 1 and 0")
 
 

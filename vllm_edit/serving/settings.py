@@ -31,13 +31,13 @@ _FIELD = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 
 @dataclass(frozen=True)
 class Settings:
-    """store: the store's URL; without it the plugin only cures the CPU defect.
+    """store: the store's URL; without it the plugin only fixes the CPU defect.
     expose: answer headers also say adapter, mode and IKE tokens (not in a blinded test).
     allow_open: serve without keys on an address that is not loopback.
-    tenant_header, trusted_peers: a gateway's header that names the tenant, and whose connections may say it.
-    log_days: how long the log of answers is kept; 0 keeps it for ever. log_prompts: with the prompts' text.
+    tenant_header, trusted_peers: the header in which a gateway names the tenant, and the gateways' addresses.
+    log_days: days after which logged answers are deleted; 0 keeps them for ever. log_prompts: log the prompts' text.
     allowed_fields: fields of a request that tenants may send besides those of `fields.ALLOWED`.
-    max_body_bytes: most bytes of a request's body; None goes by the model's context (`body_bytes`).
+    max_body_bytes: maximum bytes of a request's body; None derives it from the model's context (`body_bytes`).
     """
 
     store: str | None = None
