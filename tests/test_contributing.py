@@ -1,4 +1,4 @@
-"""The examples of CONTRIBUTING.md run as they stand there: a method, two routes and a migration, with their tests."""
+"""The examples of CONTRIBUTING.md run as written: a method, two routes and a migration, with their tests."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from vllm_edit.editing import compile as compiling
 from vllm_edit.editing.method import Method
 from vllm_edit.errors import EditError
 from vllm_edit.models.base import unchanged
-from vllm_edit.serving import router
-from vllm_edit.serving.admin import admission, desk
 from vllm_edit.registry import migrations
+from vllm_edit.serving import router
+from vllm_edit.serving.admin import authorization, dependencies
 
 PAGE = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
@@ -106,13 +106,13 @@ def test_the_routes_answer_who_may_ask_them(tmp_path: Path, monkeypatch: pytest.
     store.registry.close()
     place = Administered(tmp_path, tmp_path / "template")
 
-    case = textwrap.indent(example("admission"), "    ")
-    known: dict[str, Any] = {"PREFIX": admission.PREFIX, "admitted": admission.admitted}
+    case = textwrap.indent(example("authorization"), "    ")
+    known: dict[str, Any] = {"PREFIX": authorization.PREFIX, "admitted": authorization.admitted}
     exec(f"def also(method, path, caller, snapshot):\n{case}    return admitted(method, path, caller, snapshot)", known)
     monkeypatch.setattr(router, "admitted", known["also"])
     app = make_app(place.holder)
     routes = imported(example("route"), "generation", tmp_path, monkeypatch).routes
-    app.include_router(routes(desk.Desk(place.holder)))
+    app.include_router(routes(dependencies.Dependencies(place.holder)))
     place.client._transport = httpx.ASGITransport(app)
 
     run_tests(imported(example("route test"), "test_generation", tmp_path, monkeypatch), place=place)
