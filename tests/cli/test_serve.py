@@ -144,7 +144,7 @@ def test_flags_that_contradict_the_store(serve: Serve, flags: tuple[str, ...], t
         ("host: 0.0.0.0", "make keys"),
         ("- port", "expected a mapping"),
         ("a: [", "config.yaml: "),
-        ("&x {a: *x}", "expected values as JSON"),
+        ("&x {a: *x}", "expected values that JSON can hold"),
         ("a: {[1]: 2}", "config.yaml: "),
         (None, "config.yaml cannot be read"),
     ],
