@@ -49,11 +49,8 @@ def low_rank_forward(module: nn.Module, A: torch.Tensor, B: torch.Tensor) -> Ite
         update = (x.to(A.dtype) @ A.mT) @ B.to(A.dtype).mT  # [batch, seq, d_out]
         return output + update.reshape(output.shape).to(output.dtype)
 
-    handle = module.register_forward_hook(hook)
-    try:
+    with module.register_forward_hook(hook):
         yield
-    finally:
-        handle.remove()
 
 
 @contextmanager
@@ -73,11 +70,8 @@ def routed_forward(module: nn.Module, A: torch.Tensor, B: torch.Tensor, routes: 
         update: torch.Tensor = ((x.to(A.dtype) @ A.mT) * chosen) @ B.to(A.dtype)  # [batch, seq, d_out]
         return output + update.reshape(output.shape).to(output.dtype)
 
-    handle = module.register_forward_hook(hook)
-    try:
+    with module.register_forward_hook(hook):
         yield
-    finally:
-        handle.remove()
 
 
 @contextmanager
@@ -91,8 +85,5 @@ def dense_forward(module: nn.Module, update: torch.Tensor, scale: float = 1.0) -
         x: torch.Tensor = args[0]
         return output + scale * (x.to(update.dtype) @ update.mT).to(output.dtype)
 
-    handle = module.register_forward_hook(hook)
-    try:
+    with module.register_forward_hook(hook):
         yield
-    finally:
-        handle.remove()

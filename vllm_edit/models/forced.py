@@ -56,11 +56,8 @@ def token_scores(
     def select(head: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
         return (args[0][lines, places][None],)  # [rows, tokens, d] → [1, all m, d]
 
-    handle = model.get_output_embeddings().register_forward_pre_hook(select)
-    try:
+    with model.get_output_embeddings().register_forward_pre_hook(select):
         out = model(input_ids=ids.to(device), attention_mask=mask.to(device), **past)
-    finally:
-        handle.remove()
     logits = out.logits[0].float()  # [all m, vocabulary]
     nll = logits.logsumexp(-1) - logits.gather(1, wanted[:, None])[:, 0]
     likeliest = logits.argmax(-1) == wanted

@@ -174,11 +174,8 @@ def _renorms(block: nn.Module, down: nn.Module, trace: _Trace) -> bool:
     args, kwargs = trace.calls[block]
 
     def out(scale: float) -> torch.Tensor:
-        handle = down.register_forward_hook(lambda module, inputs, output: scale * output)
-        try:
+        with down.register_forward_hook(lambda module, inputs, output: scale * output):
             return main_tensor(block(*args, **kwargs)).float()
-        finally:
-            handle.remove()
 
     nothing, once, twice = (out(scale) for scale in (0.0, 1.0, 2.0))
     return bool((twice - once).norm() < _SAME * (once - nothing).norm())

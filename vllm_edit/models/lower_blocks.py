@@ -67,11 +67,8 @@ def block_output(model: nn.Module, block: str) -> Iterator[list[torch.Tensor]]:
     def hook(module: nn.Module, args: Any, output: Any) -> None:
         latest[:] = [output.detach()] if isinstance(output, torch.Tensor) and output.ndim == 3 else []
 
-    handle = find_module(model, block).register_forward_hook(hook)
-    try:
+    with find_module(model, block).register_forward_hook(hook):
         yield latest
-    finally:
-        handle.remove()
 
 
 @contextmanager

@@ -119,12 +119,9 @@ def run_batch(model: Any, batch: Batch, cache: Cache | None = None) -> torch.Ten
     def select(head: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
         return (args[0][lines, batch.places],)  # [b, seq, d] → [b, m, d]
 
-    handle = model.get_output_embeddings().register_forward_pre_hook(select)
-    try:
+    with model.get_output_embeddings().register_forward_pre_hook(select):
         given: dict[str, Any] = {"use_cache": False} if cache is None else {"use_cache": True, "past_key_values": cache}
         out = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, **given)
-    finally:
-        handle.remove()
     logits: torch.Tensor = out.logits
     return logits.float()
 

@@ -144,11 +144,8 @@ def _last_logits(model: Any, ids: torch.Tensor, cache: Any) -> tuple[torch.Tenso
     def select(head: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
         return (args[0][:, -1:],)  # [rows, new, d] → [rows, 1, d]
 
-    handle = model.get_output_embeddings().register_forward_pre_hook(select)
-    try:
+    with model.get_output_embeddings().register_forward_pre_hook(select):
         out = model(input_ids=ids, past_key_values=cache, use_cache=True)
-    finally:
-        handle.remove()
     return out.logits[:, -1].float(), out.past_key_values
 
 

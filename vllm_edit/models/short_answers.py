@@ -76,11 +76,8 @@ def _next_logits(model: Any, ids: torch.Tensor, mask: torch.Tensor, cache: Any) 
     more: dict[str, Any] = {}
     if "position_ids" in inspect.signature(model.forward).parameters:
         more["position_ids"] = (mask.cumsum(dim=1) - 1).clamp_min(0)[:, -ids.shape[1] :]
-    handle = model.get_output_embeddings().register_forward_pre_hook(last)
-    try:
+    with model.get_output_embeddings().register_forward_pre_hook(last):
         out = model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **more)
-    finally:
-        handle.remove()
     logits: torch.Tensor = out.logits[:, -1]
     return logits
 

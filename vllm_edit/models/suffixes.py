@@ -159,18 +159,16 @@ class Suffixes:
         def select(head: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
             return (args[0].flatten(0, 1)[pack.places][None],)  # [n, T, d] → [1, m, d]
 
-        handle = self.model.get_output_embeddings().register_forward_pre_hook(select)  # type: ignore[operator]
-        try:
-            with resumed(self.model, self.blocks, pack.hidden) if pack.hidden is not None else _nothing():
-                out = self.model(
-                    input_ids=pack.input_ids,
-                    attention_mask=pack.mask,
-                    position_ids=pack.positions,
-                    past_key_values=pack.prefix,
-                    use_cache=True,
-                )
-        finally:
-            handle.remove()
+        head = self.model.get_output_embeddings()  # type: ignore[operator]
+        below = resumed(self.model, self.blocks, pack.hidden) if pack.hidden is not None else _nothing()
+        with head.register_forward_pre_hook(select), below:
+            out = self.model(
+                input_ids=pack.input_ids,
+                attention_mask=pack.mask,
+                position_ids=pack.positions,
+                past_key_values=pack.prefix,
+                use_cache=True,
+            )
         logits: torch.Tensor = out.logits[0]
         return logits.float()
 
