@@ -113,6 +113,17 @@ def replace_output(model: nn.Module, name: str, function: Callable[[torch.Tensor
 
 
 @contextmanager
+def last_position(model: Any) -> Iterator[None]:
+    """Within the block only each row's last position reaches the head, so the logits are [rows, 1, vocabulary]."""
+
+    def select(head: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
+        return (args[0][:, -1:],)  # [rows, tokens, d] → [rows, 1, d]
+
+    with model.get_output_embeddings().register_forward_pre_hook(select):
+        yield
+
+
+@contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """Within the context, the model is in eval mode and no parameter requires a gradient; both are restored on exit."""
     modes = [(module, module.training) for module in model.modules()]

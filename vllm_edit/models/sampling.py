@@ -12,9 +12,8 @@ from math import ceil
 from typing import Any
 
 import torch
-from torch import nn
 
-from vllm_edit.models.hooks import frozen
+from vllm_edit.models.hooks import frozen, last_position
 
 
 @dataclass(frozen=True)
@@ -140,11 +139,7 @@ def _last_logits(model: Any, ids: torch.Tensor, cache: Any) -> tuple[torch.Tenso
 
     There is no padding and hence no mask, which saves a tenth of the time. Only the last position reaches the head.
     """
-
-    def select(head: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
-        return (args[0][:, -1:],)  # [rows, new, d] → [rows, 1, d]
-
-    with model.get_output_embeddings().register_forward_pre_hook(select):
+    with last_position(model):
         out = model(input_ids=ids, past_key_values=cache, use_cache=True)
     return out.logits[:, -1].float(), out.past_key_values
 

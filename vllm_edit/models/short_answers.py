@@ -12,10 +12,10 @@ from itertools import takewhile
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import DynamicCache
 
 from vllm_edit.models.greedy import end_ids, pad_id, padded
+from vllm_edit.models.hooks import last_position
 from vllm_edit.models.penalties import Penalties
 from vllm_edit.models.shared_prefix import read_once
 
@@ -69,14 +69,10 @@ def _next_logits(model: Any, ids: torch.Tensor, mask: torch.Tensor, cache: Any) 
 
     mask: [rows, cached + tokens].
     """
-
-    def last(head: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
-        return (args[0][:, -1:],)  # [rows, tokens, d] → [rows, 1, d]
-
     more: dict[str, Any] = {}
     if "position_ids" in inspect.signature(model.forward).parameters:
         more["position_ids"] = (mask.cumsum(dim=1) - 1).clamp_min(0)[:, -ids.shape[1] :]
-    with model.get_output_embeddings().register_forward_pre_hook(last):
+    with last_position(model):
         out = model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **more)
     logits: torch.Tensor = out.logits[:, -1]
     return logits
