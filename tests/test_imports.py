@@ -34,7 +34,7 @@ class Code:
 
     @cached_property
     def files(self) -> Mapping[str, Path]:
-        """`registry.keys` → its file; a package by its `__init__.py`."""
+        """`registry.api_keys` → its file; a package by its `__init__.py`."""
         found = {}
         for path in sorted(self.root.rglob("*.py")):
             parts = path.relative_to(self.root).with_suffix("").parts

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from tests.cli.program import Program
-from vllm_edit.registry.answer_rows import AnswerEntry
+from vllm_edit.registry.answers import AnswerEntry
 from vllm_edit.store.store import Store
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)

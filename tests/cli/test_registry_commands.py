@@ -11,7 +11,7 @@ import pytest
 
 from tests.cli.program import Program
 from tests.store.example import compiled
-from vllm_edit.registry.keys import authenticate
+from vllm_edit.registry.api_keys import authenticate
 from vllm_edit.store.store import Store
 
 

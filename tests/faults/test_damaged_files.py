@@ -19,7 +19,7 @@ from tests.store.example import compiled, moment, new_store, site
 from vllm_edit.artefacts.folder import encode_adapter
 from vllm_edit.artefacts.units import members_inside, unit_path
 from vllm_edit.errors import Corrupt, EditError
-from vllm_edit.registry.anchor import ANCHOR
+from vllm_edit.registry.audit import ANCHOR
 from vllm_edit.store.maintenance import problems_of
 from vllm_edit.store.site_files import SITE
 from vllm_edit.store.store import Store

@@ -19,7 +19,7 @@ from tests.serving.without_engine import Place, run
 from tests.store.example import compiled, moment, new_store, site
 from vllm_edit.deltas.delta import Delta
 from vllm_edit.errors import NotFound, Unavailable
-from vllm_edit.registry.anchor import ANCHOR
+from vllm_edit.registry.audit import ANCHOR
 from vllm_edit.serving.settings import Settings
 from vllm_edit.store.maintenance import problems_of
 from vllm_edit.store.store import Store

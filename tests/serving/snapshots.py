@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
-from vllm_edit.registry.entries import PatchEntry, Publication
-from vllm_edit.registry.keys import Key
+from vllm_edit.registry.api_keys import Key
+from vllm_edit.registry.patches import PatchEntry
+from vllm_edit.registry.publications import Publication
 from vllm_edit.registry.snapshot import Snapshot
 from vllm_edit.rollout.rollout import Rollout
 

@@ -15,7 +15,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from tests.serving import places
 from tests.serving.without_engine import Place, bearer, run
 from vllm_edit.files import RemoteFiles
-from vllm_edit.registry.answer_rows import AnswerEntry
+from vllm_edit.registry.answers import AnswerEntry
 from vllm_edit.rollout.arm import Arm
 from vllm_edit.rollout.rollout import Rollout
 from vllm_edit.serving.settings import Settings

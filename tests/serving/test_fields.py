@@ -18,7 +18,7 @@ import pytest
 from tests.serving import places
 from tests.serving.without_engine import Place, bearer, run
 from vllm_edit.errors import EditError
-from vllm_edit.registry.answer_rows import AnswerEntry
+from vllm_edit.registry.answers import AnswerEntry
 from vllm_edit.rollout.arm import Arm
 from vllm_edit.rollout.rollout import Rollout
 from vllm_edit.serving.bodies import CHAT, COMPLETIONS, RESPONSES

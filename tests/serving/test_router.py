@@ -15,7 +15,7 @@ from starlette.responses import PlainTextResponse
 from tests.serving import places
 from tests.serving.without_engine import Place, make_app, run
 from vllm_edit.errors import Incompatible
-from vllm_edit.registry.answer_rows import PROMPT_LENGTH
+from vllm_edit.registry.answers import PROMPT_LENGTH
 from vllm_edit.serving.caller import Caller
 from vllm_edit.serving.router import Router
 from vllm_edit.serving.settings import Settings

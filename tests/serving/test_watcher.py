@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry
 from tests.serving.snapshots import NOW, publication, snapshot
 from tests.serving.without_engine import run
 from vllm_edit.errors import Corrupt, Incompatible, NotFound, Unavailable
-from vllm_edit.registry.keys import Key
+from vllm_edit.registry.api_keys import Key
 from vllm_edit.registry.snapshot import Snapshot
 from vllm_edit.serving.caller import ANYONE
 from vllm_edit.serving.metrics import Metrics

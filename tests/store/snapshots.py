@@ -7,8 +7,9 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from vllm_edit.registry.entries import PatchEntry, Publication
-from vllm_edit.registry.keys import Key
+from vllm_edit.registry.api_keys import Key
+from vllm_edit.registry.patches import PatchEntry
+from vllm_edit.registry.publications import Publication
 from vllm_edit.registry.snapshot import Snapshot
 from vllm_edit.rollout.arm import SIDES, Arm
 from vllm_edit.rollout.buckets import BUCKETS

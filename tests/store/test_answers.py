@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from vllm_edit.errors import NotFound
-from vllm_edit.registry.answer_rows import PROMPT_LENGTH, AnswerEntry
+from vllm_edit.registry.answers import PROMPT_LENGTH, AnswerEntry
 from vllm_edit.registry.registry import Registry
 
 NOW = datetime(2026, 1, 31, 12, 0, 0, 123456, tzinfo=UTC)

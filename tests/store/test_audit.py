@@ -17,8 +17,7 @@ from sqlalchemy.exc import DBAPIError
 
 from vllm_edit.errors import Corrupt, EditError
 from vllm_edit.files import LocalFiles, RemoteFiles, open_files
-from vllm_edit.registry.anchor import ANCHOR, Anchor
-from vllm_edit.registry.audit import EMPTY, AuditEntry, Head, entry, verify
+from vllm_edit.registry.audit import ANCHOR, EMPTY, Anchor, AuditEntry, Head, entry, verify
 from vllm_edit.registry.registry import Registry
 from vllm_edit.store.store import Store
 
@@ -204,7 +203,7 @@ def test_a_chain_is_whole_only_as_it_was_written() -> None:
 
 WRITER = """
 import sys
-from vllm_edit.registry.anchor import Anchor
+from vllm_edit.registry.audit import Anchor
 from vllm_edit.files import LocalFiles
 from vllm_edit.registry.registry import Registry
 from pathlib import Path

@@ -19,7 +19,7 @@ from fsspec.implementations.local import LocalFileSystem
 from tests.store.example import compiled, new_store
 from vllm_edit.errors import NotFound
 from vllm_edit.files import RemoteFiles
-from vllm_edit.registry.entries import PatchEntry
+from vllm_edit.registry.patches import PatchEntry
 from vllm_edit.registry.registry import Registry
 from vllm_edit.store.garbage import Collected, gc
 from vllm_edit.store.maintenance import problems_of
@@ -182,7 +182,7 @@ def test_a_gc_that_is_cut_short_is_finished_by_the_next(
         if step == "remove_folder":
             patched.setattr(store.files, "remove_folder", cut)
         else:
-            patched.setattr("vllm_edit.registry.patch_rows.remove", cut)
+            patched.setattr("vllm_edit.registry.patches.remove", cut)
         with pytest.raises(KeyboardInterrupt):
             gc(store, dry_run=False)
     assert folders(store) == (set(names) if step == "remove_folder" else {names[0], names[2]})

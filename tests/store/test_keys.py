@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from sqlalchemy import create_engine, inspect, text
 
 from vllm_edit.errors import EditError, NotFound
-from vllm_edit.registry import keys
-from vllm_edit.registry.keys import Key, Principal, authenticate
+from vllm_edit.registry import api_keys
+from vllm_edit.registry.api_keys import Key, Principal, authenticate
 from vllm_edit.registry.registry import Registry
 
 NOW = datetime.now(UTC)
@@ -131,19 +131,19 @@ def test_ends_of_keys_must_be_moments(registry: Registry) -> None:
 
 
 def _key(id: str, presented: str) -> Key:
-    return Key(id, "acme", ("serve",), "", NOW, "ann", None, None, None, None, keys.hashed(presented))
+    return Key(id, "acme", ("serve",), "", NOW, "ann", None, None, None, None, api_keys.hashed(presented))
 
 
 @given(st.text(max_size=80))
 def test_no_text_but_the_key_itself_is_accepted(presented: str) -> None:
-    id, key = keys.make()
+    id, key = api_keys.make()
     known = {id: _key(id, key)}
     assert authenticate(known, presented, NOW) is None
     assert authenticate(known, key, NOW) is not None
 
 
 def test_a_thousand_keys_differ(tmp_path: Path) -> None:
-    made = [keys.make() for _ in range(1000)]
+    made = [api_keys.make() for _ in range(1000)]
     assert len({id for id, _ in made}) == len({key for _, key in made}) == 1000
     known = {id: _key(id, key) for id, key in made}
     chosen = secrets.choice(made)

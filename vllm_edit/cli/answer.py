@@ -9,7 +9,7 @@ import typer
 from vllm_edit.cli.output import MOST, JsonOption, StoreOption, print_fields, print_json, print_table, when
 
 if TYPE_CHECKING:
-    from vllm_edit.registry.answer_rows import AnswerEntry
+    from vllm_edit.registry.answers import AnswerEntry
 
 
 def answer(

@@ -9,7 +9,7 @@ from vllm_edit.cli.output import print_json, print_line, print_table, when
 from vllm_edit.cli.propagation import report_change
 
 if TYPE_CHECKING:
-    from vllm_edit.registry.keys import Key, NewKey
+    from vllm_edit.registry.api_keys import Key, NewKey
     from vllm_edit.registry.registry import Registry
 
 

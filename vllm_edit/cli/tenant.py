@@ -23,7 +23,7 @@ from vllm_edit.cli.tenant_key import app as key_app
 from vllm_edit.cli.times import UntilOption
 
 if TYPE_CHECKING:
-    from vllm_edit.registry.entries import Publication
+    from vllm_edit.registry.publications import Publication
     from vllm_edit.store.store import Store
 
 app = group("Tenants, and the patches that they are served.")
@@ -117,7 +117,7 @@ def history(tenant: TenantArgument, store: StoreOption = None, json: JsonOption 
     from datetime import UTC, datetime
 
     from vllm_edit.names import short
-    from vllm_edit.registry.entries import served
+    from vllm_edit.registry.publications import served
     from vllm_edit.store.store import Store
 
     registry = Store.open(store).registry

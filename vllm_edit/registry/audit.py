@@ -3,7 +3,8 @@
     digest = SHA-256 of the canonical JSON of the row's other fields, including the digest of the previous row
 
 A writer of the database could recompute the digests of all rows. Therefore the number and digest of the newest row (the
-head) are also stored outside the database (`anchor`). `verify` compares the two and reports the first wrong row:
+head) are also stored in a file of the store, outside the database (`Anchor`). `verify` compares the two and reports the
+first wrong row:
 
     changed             its content does not match its digest
     removed             its number is missing; at the end of the chain: the anchor has a higher number
@@ -12,17 +13,28 @@ head) are also stored outside the database (`anchor`). `verify` compares the two
 
 Not detected: rows that were removed before the anchor covered them (if a writer is killed between its commit and the
 anchor's file, the next change anchors both rows); and an attacker who writes both the database and the anchor.
+
+Functions with a connection run in their caller's transaction; `Database.change` serializes the writers.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from typing import Any
 
+from sqlalchemy import Connection, insert, select
+
 from vllm_edit.digest import canonical
+from vllm_edit.errors import Corrupt
+from vllm_edit.files import Files
+from vllm_edit.registry import tables
+
+ANCHOR = "audit.json"
 
 BEGINNING = "0" * 64
 """The previous digest of the first row."""
@@ -80,6 +92,63 @@ def entry(after: Head, *, at: str, who: str, what: str, tenant: str | None, why:
     return AuditEntry(**fields, digest=_digest(fields))
 
 
+def append(
+    connection: Connection, *, who: str, what: str, tenant: str | None, why: str, old: object, new: object
+) -> Head:
+    """Add the audit row of the current transaction's change; return the chain's new head."""
+    at = datetime.now(UTC).isoformat(timespec="microseconds")
+    row = entry(_head(connection), at=at, who=who, what=what, tenant=tenant, why=why, old=old, new=new)
+    connection.execute(insert(tables.audit).values(**vars(row)))
+    return Head(row.number, row.digest)
+
+
+def in_order(connection: Connection, tenant: str | None = None, newest: int | None = None) -> list[AuditEntry]:
+    """Return the rows, oldest first: all, those of `tenant`, or the last `newest` of them."""
+    number = tables.audit.c.number
+    wanted = select(tables.audit).order_by(number.desc()).limit(newest)
+    if tenant is not None:
+        wanted = wanted.where(tables.audit.c.tenant == tenant)
+    found: list[Any] = [AuditEntry(**row._mapping) for row in connection.execute(wanted)]
+    return found[::-1]
+
+
+class Anchor:
+    """The head of the chain, in a file of the store. It only moves forward, in whichever order processes write it.
+
+    Write it after each commit, never before: an uncommitted head would look like a removed row.
+    """
+
+    def __init__(self, files: Files) -> None:
+        self._files = files
+
+    def read(self) -> Head | None:
+        """Return the stored head; None if there is no file.
+
+        Raises:
+            Corrupt: the file holds no head.
+        """
+        try:
+            data = self._files.read(ANCHOR)
+        except FileNotFoundError:
+            return None
+        try:
+            fields = json.loads(data)
+            head = Head(number=fields["number"], digest=fields["digest"])
+            intact = isinstance(head.number, int) and re.fullmatch("[0-9a-f]{64}", head.digest) is not None
+        except (ValueError, KeyError, TypeError, RecursionError):
+            intact = False
+        if not intact:
+            raise Corrupt(f"{ANCHOR} holds no head of the audit; restore it from a copy")
+        return head
+
+    def advance(self, head: Head) -> None:
+        """Write `head`, fsynced, unless the file already holds a later head."""
+        with self._files.locked(ANCHOR):
+            known = self.read()
+            if known is None or known.number < head.number:
+                self._files.write(ANCHOR, canonical(asdict(head)))
+
+
 @dataclass(frozen=True)
 class Verified:
     """Result of `verify`.
@@ -105,6 +174,12 @@ def verify(rows: Sequence[AuditEntry], anchored: Head | None) -> Verified:
     """
     not_anchored = sum(row.number > (anchored or EMPTY).number for row in rows)
     return Verified(len(rows), not_anchored, tuple(_problems(rows, anchored)))
+
+
+def _head(connection: Connection) -> Head:
+    a = tables.audit.c
+    row = connection.execute(select(a.number, a.digest).order_by(a.number.desc()).limit(1)).first()
+    return EMPTY if row is None else Head(row.number, row.digest)
 
 
 def _problems(rows: Sequence[AuditEntry], anchored: Head | None) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from sqlalchemy import (
     Connection,
     Engine,
     Float,
+    Table,
     cast,
     create_engine,
     event,
@@ -30,6 +31,7 @@ from sqlalchemy import (
     text,
     update,
 )
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import (
     ArgumentError,
     DatabaseError,
@@ -248,6 +250,16 @@ class Database:
                 migrations.upgrade(connection)
                 self._check(connection)
         self._migrated = True
+
+
+def add_unknown(connection: Connection, table: Table, rows: Sequence[dict[str, Any]]) -> None:
+    """Insert the rows whose primary key is not in `table` yet; existing rows stay unchanged.
+
+    A batch is retried if its commit was not acknowledged, so inserts must be idempotent.
+    """
+    if rows:
+        insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+        connection.execute(insert(table).on_conflict_do_nothing(index_elements=list(table.primary_key)), rows)
 
 
 def _checked(url: str | URL) -> URL:

@@ -1,7 +1,8 @@
 """The registry: patches and their adapter ids, what each tenant is served, and API keys.
 
-Each state change is one transaction: the rows (`patch_rows`, `tenant_rows`, `publication_rows`, `key_rows`), the audit
-row and the next generation (`changes`) are written through one connection. Callers get values, never rows.
+Each state change is one transaction (`transactions`): the rows, the audit row and the next generation are written
+through one connection. The functions of `patches`, `tenants`, `publications`, `rollouts` and `api_keys` write and read
+the rows. Callers get values, never rows.
 """
 
 from __future__ import annotations
@@ -10,25 +11,25 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any, get_args
 
-from sqlalchemy import URL, Connection, select
+from sqlalchemy import URL, Connection
 
 from vllm_edit.errors import EditError
 from vllm_edit.names import LABEL_LENGTH, check_note, shown
-from vllm_edit.registry import audit_rows, key_rows, patch_rows, publication_rows, rollout_rows, tables, tenant_rows
-from vllm_edit.registry.anchor import ANCHOR, Anchor
+from vllm_edit.registry import api_keys, audit, patches, publications, rollouts, snapshot, tenants
 from vllm_edit.registry.answers import Answers
-from vllm_edit.registry.audit import EMPTY, AuditEntry, Verified, verify
-from vllm_edit.registry.changes import Change, Changes
+from vllm_edit.registry.api_keys import ADMIN_RIGHTS, TENANT_RIGHTS, Key, NewKey, Right
+from vllm_edit.registry.audit import ANCHOR, EMPTY, Anchor, AuditEntry, Verified
 from vllm_edit.registry.database import Database
-from vllm_edit.registry.entries import PatchEntry, Publication, Status, Tenant, served, served_at
-from vllm_edit.registry.keys import ADMIN_RIGHTS, TENANT_RIGHTS, Key, NewKey, Right
 from vllm_edit.registry.notifications import waiting
 from vllm_edit.registry.owner import Owner
-from vllm_edit.registry.publishable import publishable_until
-from vllm_edit.registry.retired import Retired
+from vllm_edit.registry.patches import PatchEntry, Status
+from vllm_edit.registry.publications import Publication, publishable_until, served, served_at
+from vllm_edit.registry.retirement import Retired
 from vllm_edit.registry.rollouts import Rollouts
 from vllm_edit.registry.servers import Servers
 from vllm_edit.registry.snapshot import Snapshot
+from vllm_edit.registry.tenants import Tenant
+from vllm_edit.registry.transactions import Change, Changes
 from vllm_edit.rollout.arm import Arm
 from vllm_edit.rollout.decision import TenantState
 
@@ -87,7 +88,7 @@ class Registry:
             write_files: Writes the patch's files.
         """
         with self.changes.make("patch.save", by=by) as change:
-            if name not in patch_rows.retired(change.connection) and has_files():
+            if name not in patches.retired(change.connection) and has_files():
                 return _entered(change, name, valid_until)
         with self.retired.settled():
             write_files()
@@ -97,40 +98,40 @@ class Registry:
     def enter_patch(self, name: str, valid_until: datetime | None, has_files: Callable[[], bool]) -> None:
         """Insert a patch whose writer was killed before it did; do nothing if it is known, retired or has no files."""
         with self.changes.make("patch.save") as change:
-            unknown = patch_rows.known(change.connection, name) is None
-            if unknown and name not in patch_rows.retired(change.connection) and has_files():
-                change.record(None, patch_rows.add(change.connection, name, valid_until))
+            unknown = patches.known(change.connection, name) is None
+            if unknown and name not in patches.retired(change.connection) and has_files():
+                change.record(None, patches.add(change.connection, name, valid_until))
 
     def patch(self, name: str) -> PatchEntry:
         with self._database.read() as connection:
-            return patch_rows.find(connection, name)
+            return patches.find(connection, name)
 
     def patches(self) -> list[PatchEntry]:
         """Return all patches, the last saved first."""
         with self._database.read() as connection:
-            return patch_rows.newest_first(connection)
+            return patches.newest_first(connection)
 
     def set_status(self, name: str, status: Status, reason: str = "", by: str = "") -> None:
         """Record the gate's verdict on a patch. Publications stay in force."""
         if status not in get_args(Status):
             raise EditError(f"expected a status from {', '.join(get_args(Status))}, got {shown(status)}")
         with self.changes.make("patch.judge", by=by) as change:
-            old = patch_rows.find(change.connection, name)
-            patch_rows.set_status(change.connection, name, status, reason)
-            change.record(old, patch_rows.find(change.connection, name))
+            old = patches.find(change.connection, name)
+            patches.set_status(change.connection, name, status, reason)
+            change.record(old, patches.find(change.connection, name))
 
     # Tenants and what they are served
 
     def create_tenant(self, name: str, by: str = "") -> Tenant:
         with self.changes.make("tenant.create", tenant=name, by=by) as change:
-            tenant = tenant_rows.create(change.connection, name)
+            tenant = tenants.create(change.connection, name)
             change.record(None, tenant)
             return tenant
 
     def tenants(self) -> list[Tenant]:
         """Return all tenants by name, each with what it is served."""
         with self._database.read() as connection:
-            return tenant_rows.by_name(connection)
+            return tenants.by_name(connection, rollouts.governing(connection))
 
     def active(self, tenant: str, at: datetime | None = None) -> str | None:
         """Return the name that is published for the tenant now or at time `at`; None for the base model.
@@ -144,8 +145,8 @@ class Registry:
     def state(self, tenant: str) -> TenantState:
         """Return the state that decides the tenant's requests: its publication and its governing rollout."""
         with self._database.read() as connection:
-            tenant_rows.require(connection, tenant)
-            return tenant_rows.state(connection, tenant)
+            tenants.require(connection, tenant)
+            return tenants.state(connection, tenant, rollouts.governing(connection))
 
     def served(self, tenant: str) -> Arm:
         """Return the arm that the tenant is served now: its governing rollout's, else what is published."""
@@ -174,17 +175,17 @@ class Registry:
             EditError: the patch is not accepted and there is no override, it has expired, or a rollout is running.
         """
         with self.changes.make("tenant.publish", tenant=tenant, by=by, why=why or override) as change:
-            tenant_rows.require(change.connection, tenant)
-            rollout_rows.refuse_running(change.connection, tenant)
-            entry = patch_rows.find(change.connection, name)
+            tenants.require(change.connection, tenant)
+            rollouts.refuse_running(change.connection, tenant)
+            entry = patches.find(change.connection, name)
             ends = publishable_until(entry, override=override, by=by, valid_until=valid_until)
-            active = publication_rows.active(change.connection, tenant)
-            closed = rollout_rows.close(change.connection, tenant)
+            active = publications.active(change.connection, tenant)
+            closed = rollouts.close(change.connection, tenant)
             if closed:
                 change.record(_active(active), {"active": name, "valid_until": ends, "closes": closed})
             if active is None or (active.name, active.valid_until) != (name, ends):
                 overridden = entry.status != "accepted"
-                publication_rows.add(
+                publications.add(
                     change.connection,
                     tenant,
                     name,
@@ -207,27 +208,27 @@ class Registry:
             EditError: the tenant is served no patch, or `to` is not in its history.
         """
         with self.changes.make("tenant.rollback", tenant=tenant, by=by, why=why) as change:
-            tenant_rows.require(change.connection, tenant)
-            before = publication_rows.active(change.connection, tenant)
-            governed = any(rollout.governs for rollout in rollout_rows.standing(change.connection, tenant))
-            closed = rollout_rows.close(change.connection, tenant)
+            tenants.require(change.connection, tenant)
+            before = publications.active(change.connection, tenant)
+            governed = any(rollout.governs for rollout in rollouts.standing(change.connection, tenant))
+            closed = rollouts.close(change.connection, tenant)
             if governed and to in (None, before and before.name):
                 after = before
             else:
-                after = publication_rows.take_back(change.connection, tenant, to, why=why, by=change.who)
+                after = publications.take_back(change.connection, tenant, to, why=why, by=change.who)
             change.record(_active(before), _active(after) | ({"closes": closed} if closed else {}))
             return None if after is None else after.name
 
     def history(self, tenant: str) -> list[Publication]:
         """Return the tenant's publications, newest first, including those that are rolled back."""
         with self._database.read() as connection:
-            tenant_rows.require(connection, tenant)
-            return publication_rows.history(connection, tenant)
+            tenants.require(connection, tenant)
+            return publications.history(connection, tenant)
 
     def published(self) -> set[str]:
         """Return the names that any tenant is served, or could be after a rollback."""
         with self._database.read() as connection:
-            return publication_rows.standing_names(connection) | set(rollout_rows.names_in_use(connection))
+            return publications.standing_names(connection) | set(rollouts.names_in_use(connection))
 
     # API keys
 
@@ -257,8 +258,8 @@ class Registry:
             if tenant is None:
                 rights = ADMIN_RIGHTS
             else:
-                tenant_rows.require(change.connection, tenant)
-            made = key_rows.add(change.connection, tenant, rights, label=label, expires_at=expires_at, by=change.who)
+                tenants.require(change.connection, tenant)
+            made = api_keys.add(change.connection, tenant, rights, label=label, expires_at=expires_at, by=change.who)
             change.record(None, made.key.as_dict())
             return made
 
@@ -266,19 +267,19 @@ class Registry:
         """Return all API keys or a tenant's, the oldest first, including revoked and expired keys."""
         with self._database.read() as connection:
             if tenant is not None:
-                tenant_rows.require(connection, tenant)
-            return [key for key in key_rows.oldest_first(connection) if tenant in (None, key.tenant)]
+                tenants.require(connection, tenant)
+            return [key for key in api_keys.oldest_first(connection) if tenant in (None, key.tenant)]
 
     def revoke_key(self, id: str, tenant: str | None = None, why: str = "", by: str = "") -> Key:
         """Revoke an API key permanently; with `tenant`, only if it is that tenant's."""
         with self._database.read() as connection:
-            key = key_rows.find(connection, id)
+            key = api_keys.find(connection, id)
         if tenant not in (None, key.tenant):
             raise EditError(
                 f"key {id} does not belong to tenant {shown(str(tenant))}; `vllm-edit key list` shows its tenant"
             )
         with self.changes.make("key.revoke", tenant=key.tenant, by=by, why=why) as change:
-            revoked = key_rows.revoke(change.connection, id, by=change.who, why=why)
+            revoked = api_keys.revoke(change.connection, id, by=change.who, why=why)
             change.record(key.as_dict(), revoked.as_dict())
             return revoked
 
@@ -299,30 +300,14 @@ class Registry:
     def snapshot(self) -> Snapshot:
         """Return the state that a server decides requests from, read in one transaction."""
         with self._database.read(following=True) as connection:
-            generation = connection.execute(select(tables.generation.c.value)).scalar_one()
-            patches, standing = tuple(patch_rows.newest_first(connection)), publication_rows.standing(connection)
-            tenants = [tenant.name for tenant in tenant_rows.by_name(connection)]
-            # gc may have removed an expired publication's patch: a server whose clock is behind must not serve it.
-            there = {patch.name for patch in patches}
-            return Snapshot(
-                generation,
-                patches,
-                {
-                    tenant: tuple(
-                        entry for entry in standing.get(tenant, ()) if entry.valid_until is None or entry.name in there
-                    )
-                    for tenant in tenants
-                },
-                {key.id: key for key in key_rows.oldest_first(connection)},
-                rollout_rows.governing(connection),
-            )
+            return snapshot.read(connection)
 
     def audit(self, tenant: str | None = None, newest: int | None = None) -> list[AuditEntry]:
         """Return the audit's rows, oldest first: all, those of `tenant`, or the last `newest` of them."""
         with self._database.read() as connection:
             if tenant is not None:
-                tenant_rows.require(connection, tenant)
-            return audit_rows.in_order(connection, tenant, newest)
+                tenants.require(connection, tenant)
+            return audit.in_order(connection, tenant, newest)
 
     def problems(self) -> Iterator[str]:
         """Yield the problems of the database and its audit, one line each.
@@ -342,7 +327,7 @@ class Registry:
         """
         # Read the anchor first: rows that are committed later are then ahead of it, and do not appear as removed.
         anchored = self._anchor.read() if self._anchor is not None else EMPTY
-        return verify(self.audit(), anchored)
+        return audit.verify(self.audit(), anchored)
 
     def establish(self, write_site: Callable[[], object]) -> None:
         """Claim the registry for a new store, and create the store.
@@ -381,8 +366,8 @@ class Registry:
 
 
 def _entered(change: Change, name: str, valid_until: datetime | None) -> PatchEntry:
-    old = patch_rows.known(change.connection, name)
-    entry = patch_rows.add(change.connection, name, valid_until)
+    old = patches.known(change.connection, name)
+    entry = patches.add(change.connection, name, valid_until)
     change.record(old, entry)
     return entry
 

@@ -1,24 +1,44 @@
-"""Rollouts in the registry: creation, state changes, exposures and outcomes."""
+"""Rollouts of the registry: creation and state changes, exposures and outcomes.
+
+Functions with a connection run in their caller's transaction.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import Any
 
-from sqlalchemy import Connection
+from pydantic import TypeAdapter
+from sqlalchemy import Connection, Row, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from vllm_edit.errors import EditError
-from vllm_edit.registry import outcome_rows, patch_rows, rollout_rows, tenant_rows
-from vllm_edit.registry.changes import Changes
+from vllm_edit.errors import EditError, NotFound
+from vllm_edit.names import nearest, shown
+from vllm_edit.registry import exposures, patches, tenants
 from vllm_edit.registry.database import Database
-from vllm_edit.registry.publishable import publishable_until
-from vllm_edit.registry.rollout_rows import RolloutEntry
+from vllm_edit.registry.publications import publishable_until
+from vllm_edit.registry.tables import rollouts
+from vllm_edit.registry.transactions import Changes
 from vllm_edit.rollout.arm import Arm
-from vllm_edit.rollout.outcomes import Exposure
+from vllm_edit.rollout.outcomes import Exposure, metric_of
 from vllm_edit.rollout.report import RolloutReport, report
 from vllm_edit.rollout.rollout import Rollout, Verb
+
+_JSON = TypeAdapter(Rollout)
+_FIXED = TypeAdapter(dict[str, Any])
+_MOVING = ("state", "share", "closed")
+_COLUMNS = {"name", "tenant", *_MOVING}
+
+
+@dataclass(frozen=True)
+class RolloutEntry:
+    """A rollout with the times of its creation and last change."""
+
+    rollout: Rollout
+    created_at: datetime
+    changed_at: datetime
 
 
 class Rollouts:
@@ -41,8 +61,8 @@ class Rollouts:
         """
         with self._changes.make("rollout.create", tenant=rollout.tenant, by=by, why=why or override) as change:
             connection = change.connection
-            tenant_rows.require(connection, rollout.tenant)
-            for other in rollout_rows.standing(connection, rollout.tenant):
+            tenants.require(connection, rollout.tenant)
+            for other in standing(connection, rollout.tenant):
                 if other.open:
                     raise EditError(
                         f"tenant {rollout.tenant!r} has rollout {other.name!r} ({other.state}) already; promote or "
@@ -53,7 +73,7 @@ class Rollouts:
                 for side, arm in (("control", rollout.control), ("treatment", rollout.treatment))
             }
             made = replace(rollout, control=arms["control"], treatment=arms["treatment"])
-            rollout_rows.add(connection, made)
+            add(connection, made)
             change.record(None, made.as_record() | ({"override": override} if override else {}))
             return made
 
@@ -73,19 +93,19 @@ class Rollouts:
 
     def find(self, name: str) -> Rollout:
         with self._database.read() as connection:
-            return rollout_rows.find(connection, name).rollout
+            return find(connection, name).rollout
 
     def newest_first(self, tenant: str | None = None) -> list[RolloutEntry]:
         """Return all rollouts or a tenant's, the newest first."""
         with self._database.read() as connection:
             if tenant is not None:
-                tenant_rows.require(connection, tenant)
-            return rollout_rows.newest_first(connection, tenant)
+                tenants.require(connection, tenant)
+            return newest_first(connection, tenant)
 
     def expose(self, found: Iterable[Exposure]) -> None:
         """Log a batch of requests that rollouts decided. Known ids stay unchanged, so a batch may be repeated."""
         with self._database.log() as connection:
-            outcome_rows.expose(connection, found)
+            exposures.expose(connection, found)
 
     def record(self, tenant: str | None, id: str, metric: str, value: float) -> bool:
         """Log an outcome of the answer `id`.
@@ -113,36 +133,114 @@ class Rollouts:
     def report(self, name: str) -> RolloutReport:
         """Evaluate the rollout on everything logged so far. Repeated looks keep the error rate (see `sequential`)."""
         with self._database.read() as connection:
-            rollout = rollout_rows.find(connection, name).rollout
-            return report(
-                rollout, outcome_rows.traffic(connection, name), outcome_rows.first_outcomes(connection, name)
-            )
+            rollout = find(connection, name).rollout
+            return report(rollout, exposures.traffic(connection, name), exposures.first_outcomes(connection, name))
 
     def _record(self, tenant: str | None, id: str, metric: str, value: float) -> bool:
         with self._database.log() as connection:
-            return outcome_rows.record(connection, tenant, id, metric, value)
+            rollout = find(connection, exposures.rollout_of(connection, tenant, id)).rollout
+            return exposures.record(connection, id, metric, metric_of(rollout, metric).check(value))
 
     def _step(self, verb: Verb, name: str, step: Callable[[Rollout], Rollout], why: str, by: str) -> Rollout:
         tenant = self.find(name).tenant
         with self._changes.make(f"rollout.{verb}", tenant=tenant, by=by, why=why) as change:
-            old = rollout_rows.find(change.connection, name).rollout
+            old = find(change.connection, name).rollout
             new = step(old)
             if new == old:
                 return old
             replaces = new.governs and (old.state == "created" or new.state == "killed")
-            closed = rollout_rows.close(change.connection, tenant, but=name) if replaces else []
-            rollout_rows.put(change.connection, new)
+            closed = close(change.connection, tenant, but=name) if replaces else []
+            put(change.connection, new)
             change.record(old.as_record(), new.as_record() | ({"closes": closed} if closed else {}))
             return new
+
+
+def add(connection: Connection, rollout: Rollout) -> None:
+    if connection.execute(select(rollouts.c.name).where(rollouts.c.name == rollout.name)).first() is not None:
+        raise EditError(f"there is a rollout {rollout.name!r} already; choose another name")
+    now = datetime.now(UTC)
+    fixed = _JSON.dump_json(rollout, exclude=_COLUMNS).decode()
+    moving = {column: getattr(rollout, column) for column in _COLUMNS}
+    connection.execute(insert(rollouts).values(**moving, settings=fixed, created_at=now, changed_at=now))
+
+
+def put(connection: Connection, rollout: Rollout) -> None:
+    """Update the mutable columns of an existing rollout."""
+    moved = {column: getattr(rollout, column) for column in _MOVING}
+    this = rollouts.c.name == rollout.name
+    connection.execute(update(rollouts).where(this).values(**moved, changed_at=datetime.now(UTC)))
+
+
+def find(connection: Connection, name: str) -> RolloutEntry:
+    """Return the rollout; raise `NotFound` with the nearest names if there is none."""
+    row = connection.execute(select(rollouts).where(rollouts.c.name == name)).first()
+    if row is None:
+        names = connection.execute(select(rollouts.c.name)).scalars()
+        raise NotFound(f"no rollout {shown(name)}", nearest(name, names))
+    return _entry(row)
+
+
+def newest_first(connection: Connection, tenant: str | None = None) -> list[RolloutEntry]:
+    wanted = select(rollouts).order_by(rollouts.c.created_at.desc(), rollouts.c.name)
+    if tenant is not None:
+        wanted = wanted.where(rollouts.c.tenant == tenant)
+    return [_entry(row) for row in connection.execute(wanted)]
+
+
+def standing(connection: Connection, tenant: str | None = None) -> list[Rollout]:
+    """Return the rollouts that are not closed: they decide what is served, or may start to."""
+    wanted = select(rollouts).where(rollouts.c.closed.is_(False)).order_by(rollouts.c.name)
+    if tenant is not None:
+        wanted = wanted.where(rollouts.c.tenant == tenant)
+    return [_entry(row).rollout for row in connection.execute(wanted)]
+
+
+def governing(connection: Connection) -> dict[str, Rollout]:
+    """Return, by tenant, the rollout that decides what it is served; omit tenants without a rollout."""
+    return {rollout.tenant: rollout for rollout in standing(connection) if rollout.governs}
+
+
+def close(connection: Connection, tenant: str, but: str | None = None) -> list[str]:
+    """Close the tenant's rollouts except `but`; return their names. Without a rollout, publications decide again."""
+    closed = [rollout for rollout in standing(connection, tenant) if rollout.name != but]
+    for rollout in closed:
+        put(connection, rollout.ended())
+    return [rollout.name for rollout in closed]
+
+
+def refuse_running(connection: Connection, tenant: str) -> None:
+    """Raise `EditError` while two arms are served: a publication would silently end the comparison."""
+    for rollout in standing(connection, tenant):
+        if rollout.running:
+            raise EditError(
+                f"rollout {rollout.name!r} of tenant {tenant!r} is {rollout.state}; promote or kill it first"
+            )
+
+
+def names_in_use(connection: Connection) -> dict[str, str]:
+    """Return, by composition, the rollout that serves it or may start to. Expired arms are omitted."""
+    now = datetime.now(UTC)
+    return {
+        arm.name: rollout.name
+        for rollout in standing(connection)
+        for arm in (rollout.control, rollout.treatment)
+        if arm.name is not None and not arm.ended(now)
+    }
 
 
 def _servable(connection: Connection, tenant: str, arm: Arm, override: str, by: str) -> Arm:
     """Return the arm with its expiry, if its composition may be published; the tenant's active composition may."""
     if arm.name is None:
         return arm
-    entry = patch_rows.find(connection, arm.name)
-    state = tenant_rows.state(connection, tenant)
+    entry = patches.find(connection, arm.name)
+    state = tenants.state(connection, tenant, governing(connection))
     for known in (state.served(datetime.now(UTC)), state.published):
         if known.name == arm.name:
             return replace(arm, valid_until=known.valid_until)
     return replace(arm, valid_until=publishable_until(entry, override=override, by=by, valid_until=None))
+
+
+def _entry(row: Row[Any]) -> RolloutEntry:
+    fixed = _FIXED.validate_json(row.settings)
+    moving = {column: getattr(row, column) for column in _COLUMNS}
+    return RolloutEntry(_JSON.validate_python(fixed | moving), row.created_at, row.changed_at)

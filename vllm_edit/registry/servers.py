@@ -13,9 +13,9 @@ from sqlalchemy import Connection, delete, func, insert, select, update
 
 from vllm_edit.errors import EditError, NotFound
 from vllm_edit.names import nearest, shown
-from vllm_edit.registry.changes import Changes
 from vllm_edit.registry.database import Database
 from vllm_edit.registry.tables import servers
+from vllm_edit.registry.transactions import Changes
 
 LIVE_S = 5.0
 """A server without a heartbeat for longer has died, or cannot reach the registry."""

@@ -6,8 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from vllm_edit.registry.entries import PatchEntry, Publication, served, tenant_state
-from vllm_edit.registry.keys import Key
+from sqlalchemy import Connection, select
+
+from vllm_edit.registry import api_keys, patches, publications, rollouts, tables, tenants
+from vllm_edit.registry.api_keys import Key
+from vllm_edit.registry.patches import PatchEntry
+from vllm_edit.registry.publications import Publication, served
+from vllm_edit.registry.tenants import tenant_state
 from vllm_edit.rollout.decision import TenantState
 from vllm_edit.rollout.rollout import Rollout
 
@@ -19,7 +24,7 @@ class Snapshot:
     Attributes:
         patches: All patches, the last saved first.
         standing: Each tenant's publications that are not rolled back, newest first.
-        keys: API keys by id, including revoked and expired keys (`keys.authenticate`).
+        keys: API keys by id, including revoked and expired keys (`api_keys.authenticate`).
         rollouts: The governing rollout by tenant.
     """
 
@@ -51,3 +56,24 @@ class Snapshot:
     def administered(self) -> bool:
         """True if an admin key was ever created."""
         return any("admin" in key.rights for key in self.keys.values())
+
+
+def read(connection: Connection) -> Snapshot:
+    """Read the whole state, in the caller's transaction."""
+    generation = connection.execute(select(tables.generation.c.value)).scalar_one()
+    entries, standing = tuple(patches.newest_first(connection)), publications.standing(connection)
+    governing = rollouts.governing(connection)
+    # gc may have removed an expired publication's patch: a server whose clock is behind must not serve it.
+    there = {entry.name for entry in entries}
+    return Snapshot(
+        generation,
+        entries,
+        {
+            tenant.name: tuple(
+                entry for entry in standing.get(tenant.name, ()) if entry.valid_until is None or entry.name in there
+            )
+            for tenant in tenants.by_name(connection, governing)
+        },
+        {key.id: key for key in api_keys.oldest_first(connection)},
+        governing,
+    )

@@ -5,7 +5,20 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Boolean, Column, DateTime, Float, ForeignKey, Index, Integer, MetaData, String, Table, Text
+from sqlalchemy import (
+    Boolean,
+    Column,
+    DateTime,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
 from sqlalchemy.types import TypeDecorator
 
 
@@ -125,4 +138,84 @@ servers = Table(
     Column("generation", Integer, nullable=False),
     Column("drained", Integer, nullable=False),
     Column("seen", Float, nullable=False),
+)
+
+# `settings` is JSON: the settings fixed at creation (arms, salt, split, overrides, sticky keys, metrics, alpha).
+rollouts = Table(
+    "rollouts",
+    metadata,
+    Column("name", String(63), primary_key=True),
+    Column("tenant", String(63), ForeignKey("tenants.name"), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("share", Integer, nullable=False),
+    Column("closed", Boolean, nullable=False),
+    Column("settings", Text, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("changed_at", UtcDateTime, nullable=False),
+    Index("rollouts_by_tenant", "tenant", "closed"),
+)
+
+# A request that a rollout decided, by the id that the router issued. `unit`, the sticky key's pseudonym, is set if the
+# answer is compared. Neither the sticky key nor the prompt is stored.
+exposures = Table(
+    "exposures",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("rollout", String(63), ForeignKey("rollouts.name"), nullable=False),
+    Column("tenant", String(63), nullable=False),
+    Column("side", String(16), nullable=False),
+    Column("reason", String(32), nullable=False),
+    Column("unit", String(32)),
+    Column("at", UtcDateTime, nullable=False),
+    Column("failed", Boolean, nullable=False),
+    Column("prompt_tokens", Integer),
+    Column("completion_tokens", Integer),
+    Column("seconds", Float),
+    Index("exposures_by_rollout", "rollout", "side"),
+)
+
+outcomes = Table(
+    "outcomes",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=True),
+    Column("exposure", String(64), ForeignKey("exposures.id"), nullable=False),
+    Column("metric", String(63), nullable=False),
+    Column("value", Float, nullable=False),
+    Column("at", UtcDateTime, nullable=False),
+    UniqueConstraint("exposure", "metric", name="outcomes_once"),
+    sqlite_autoincrement=True,
+)
+
+# Names of tenants, patches, rollouts and API keys are not foreign keys: the log outlives the objects that it names.
+# `subjects` and `groups` are JSON. `prompt` is null unless the operator logs prompts.
+answers = Table(
+    "answers",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("at", UtcDateTime, nullable=False),
+    Column("route", String(64), nullable=False),
+    Column("asked", String(160)),
+    Column("tenant", String(63)),
+    Column("key", String(16)),
+    Column("patch", String(96)),
+    Column("adapter", String(96)),
+    Column("mode", String(16), nullable=False),
+    Column("arm", String(16)),
+    Column("rollout", String(63)),
+    Column("reason", String(32), nullable=False),
+    Column("subjects", Text),
+    Column("groups", Text),
+    Column("ike_tokens", Integer, nullable=False),
+    Column("status", Integer),
+    Column("ended", String(16)),
+    Column("prompt_tokens", Integer),
+    Column("completion_tokens", Integer),
+    Column("seconds", Float),
+    Column("first_token_seconds", Float),
+    Column("router_seconds", Float, nullable=False),
+    Column("generation", Integer),
+    Column("server", String(128), nullable=False),
+    Column("prompt", Text),
+    Index("answers_by_time", "at"),
+    Index("answers_by_tenant", "tenant", "at"),
 )

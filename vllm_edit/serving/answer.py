@@ -6,7 +6,7 @@ import secrets
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from vllm_edit.registry.answer_rows import AnswerEntry
+from vllm_edit.registry.answers import AnswerEntry
 from vllm_edit.rollout.assignment import Assignment
 from vllm_edit.rollout.decision import Choice
 from vllm_edit.rollout.outcomes import Exposure

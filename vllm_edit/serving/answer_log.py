@@ -17,7 +17,7 @@ from typing import TypeVar
 from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
 
 from vllm_edit.errors import EditError
-from vllm_edit.registry.answer_rows import AnswerEntry
+from vllm_edit.registry.answers import AnswerEntry
 from vllm_edit.registry.registry import Registry
 from vllm_edit.serving.answer import Answer
 from vllm_edit.serving.metrics import Metrics

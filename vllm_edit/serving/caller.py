@@ -9,7 +9,7 @@ from ipaddress import ip_address
 from starlette.datastructures import Headers
 
 from vllm_edit.errors import EditError
-from vllm_edit.registry.keys import TENANT_RIGHTS, Right, authenticate
+from vllm_edit.registry.api_keys import TENANT_RIGHTS, Right, authenticate
 from vllm_edit.registry.snapshot import Snapshot
 from vllm_edit.serving.settings import Settings
 

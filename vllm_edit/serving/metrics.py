@@ -11,7 +11,7 @@ from typing import get_args
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
-from vllm_edit.registry.entries import Status
+from vllm_edit.registry.patches import Status
 from vllm_edit.registry.snapshot import Snapshot
 
 _SECONDS = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import AsyncExitStack
 
 from vllm_edit.errors import EditError, NotFound, Unavailable
-from vllm_edit.registry.answer_rows import PROMPT_LENGTH
+from vllm_edit.registry.answers import PROMPT_LENGTH
 from vllm_edit.rollout.decision import Choice
 from vllm_edit.serving import bodies
 from vllm_edit.serving.answer import Answer

@@ -7,7 +7,7 @@ texts.json, pool.json, …       the base's own text, the facts that it knows, t
 patches/<patch>@<digest>/      one compiled patch each (`artefacts.folder`)
 records/<name>/<kind>-<time>.json   reports and timings, outside the digest
 registry.db                    unless VLLM_EDIT_REGISTRY names another database
-audit.json                     the head of the registry's audit (`registry.anchor`)
+audit.json                     the head of the registry's audit (`registry.audit`)
 """
 
 from __future__ import annotations
@@ -24,10 +24,9 @@ from vllm_edit.artefacts.manifest import Manifest
 from vllm_edit.artefacts.site import WITHOUT_SETTINGS, Fingerprint, Site
 from vllm_edit.errors import Corrupt, EditError, NotFound, Unavailable
 from vllm_edit.files import Files, LocalFiles, make_folder, open_files
-from vllm_edit.registry.anchor import Anchor
-from vllm_edit.registry.audit import EMPTY
-from vllm_edit.registry.entries import PatchEntry
+from vllm_edit.registry.audit import EMPTY, Anchor
 from vllm_edit.registry.owner import Owner
+from vllm_edit.registry.patches import PatchEntry
 from vllm_edit.registry.registry import Registry
 from vllm_edit.store.documents import Kind, path_of, read_document, write_document
 from vllm_edit.store.locations import default_url, registry_url

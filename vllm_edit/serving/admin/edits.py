@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
-from vllm_edit.registry.entries import PatchEntry
+from vllm_edit.registry.patches import PatchEntry
 from vllm_edit.serving.admin.authorization import PREFIX
 from vllm_edit.serving.admin.dependencies import Body, Dependencies, Who, who
 from vllm_edit.serving.admin.validation import ValidatedRoute

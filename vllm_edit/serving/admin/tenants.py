@@ -9,7 +9,8 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
 from vllm_edit.names import LABEL_LENGTH, REASON_LENGTH
-from vllm_edit.registry.entries import Publication, Tenant
+from vllm_edit.registry.publications import Publication
+from vllm_edit.registry.tenants import Tenant
 from vllm_edit.serving.admin.authorization import PREFIX
 from vllm_edit.serving.admin.dependencies import Because, Body, Dependencies, End, Reference, Who, who
 from vllm_edit.serving.admin.validation import ValidatedRoute

@@ -15,8 +15,8 @@ from sqlalchemy import Connection
 
 from vllm_edit.errors import EditError
 from vllm_edit.names import LABEL_LENGTH, REASON_LENGTH, check_note
-from vllm_edit.registry import audit_rows
-from vllm_edit.registry.anchor import Anchor
+from vllm_edit.registry import audit
+from vllm_edit.registry.audit import Anchor
 from vllm_edit.registry.database import Database
 from vllm_edit.registry.owner import Owner
 
@@ -63,7 +63,7 @@ class Changes:
             yield change
             if change.recorded is not None:
                 old, new = change.recorded
-                head = audit_rows.append(connection, who=who, what=what, tenant=tenant, why=why, old=old, new=new)
+                head = audit.append(connection, who=who, what=what, tenant=tenant, why=why, old=old, new=new)
         if head is None or self._anchor is None:
             return
         try:

@@ -1,4 +1,4 @@
-"""Rows of `exposures` and `outcomes`. Each function runs in its caller's transaction."""
+"""Exposures (requests that rollouts decided) and their outcomes. Each function runs in its caller's transaction."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from sqlalchemy import Connection, func, insert, select
 
 from vllm_edit.errors import EditError
 from vllm_edit.names import is_answer_id, shown
-from vllm_edit.registry import rollout_rows
-from vllm_edit.registry.log_rows import add_unknown
-from vllm_edit.registry.rollout_tables import exposures, outcomes
+from vllm_edit.registry.database import add_unknown
+from vllm_edit.registry.tables import exposures, outcomes
 from vllm_edit.rollout.arm import SIDES, Side
-from vllm_edit.rollout.outcomes import Exposure, Observed, Traffic, UnknownAnswer, metric_of
+from vllm_edit.rollout.outcomes import Exposure, Observed, Traffic, UnknownAnswer
 
 _LATENCIES = 10_000  # an arm's newest latencies, from which its quantiles are computed
 
@@ -39,36 +38,41 @@ def expose(connection: Connection, found: Iterable[Exposure]) -> None:
     add_unknown(connection, exposures, rows)
 
 
-def record(connection: Connection, tenant: str | None, id: str, metric: str, value: float) -> bool:
-    """Insert an outcome of the answer `id`.
+def rollout_of(connection: Connection, tenant: str | None, id: str) -> str:
+    """Return the name of the rollout that decided the answer `id`.
 
     Args:
         tenant: The tenant that the answer must belong to; None accepts every tenant's.
         id: The answer's id.
-        metric: Name of one of the rollout's metrics.
-        value: The outcome.
+
+    Raises:
+        UnknownAnswer: no rollout decided an answer of this id for this tenant, or the answer is another tenant's.
+    """
+    e = exposures.c
+    known = select(e.rollout).where(e.id == id)
+    if tenant is not None:
+        known = known.where(e.tenant == tenant)
+    rollout: str | None = connection.execute(known).scalar() if is_answer_id(id) else None
+    if rollout is None:
+        raise UnknownAnswer(f"no rollout decided an answer {shown(id)}")
+    return rollout
+
+
+def record(connection: Connection, id: str, metric: str, value: float) -> bool:
+    """Insert an outcome of the answer `id`.
 
     Returns:
         False if the same value was recorded before.
 
     Raises:
-        UnknownAnswer: no rollout decided an answer of this id for this tenant, or the answer is another tenant's.
-        NotFound: the rollout has no such metric.
-        EditError: the value is out of range, or a different value was recorded before.
+        EditError: a different value was recorded before.
     """
-    e, o = exposures.c, outcomes.c
-    known = select(e.rollout).where(e.id == id)
-    if tenant is not None:
-        known = known.where(e.tenant == tenant)
-    rollout = connection.execute(known).scalar() if is_answer_id(id) else None
-    if rollout is None:
-        raise UnknownAnswer(f"no rollout decided an answer {shown(id)}")
-    checked = metric_of(rollout_rows.find(connection, rollout).rollout, metric).check(value)
+    o = outcomes.c
     before = connection.execute(select(o.value).where(o.exposure == id, o.metric == metric)).scalar()
     if before is None:
-        row = {"exposure": id, "metric": metric, "value": checked, "at": datetime.now(UTC)}
+        row = {"exposure": id, "metric": metric, "value": value, "at": datetime.now(UTC)}
         connection.execute(insert(outcomes).values(**row))
-    elif before != checked:
+    elif before != value:
         raise EditError(f"{metric} of answer {id} is {before:g} already; an outcome is recorded once")
     return before is None
 

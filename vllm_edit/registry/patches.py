@@ -1,21 +1,42 @@
-"""Rows of `patches`: which patches exist and under which adapter id. Each function runs in its caller's transaction.
+"""Patches of the registry: which exist, under which adapter id, and what their gates said.
 
-Retired patches (pending removal by gc) are invisible to all queries but `retired`.
+Each function runs in its caller's transaction. Retired patches (pending removal by gc) are invisible to all queries but
+`retired`.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import Connection, Row, delete, insert, select, update
 
 from vllm_edit.errors import NotFound
 from vllm_edit.names import check_name, nearest, short, shown, split_name
 from vllm_edit.registry import tables
-from vllm_edit.registry.entries import PatchEntry, Status
+
+Status = Literal["ungated", "accepted", "rejected"]
 
 _CURRENT = select(tables.patches).where(tables.patches.c.retired.is_(None))
+
+
+@dataclass(frozen=True)
+class PatchEntry:
+    """A stored patch's entry. A patch that its gate has not `accepted` is published only by override.
+
+    Attributes:
+        valid_until: The earliest end of validity of its edits.
+    """
+
+    name: str
+    patch: str
+    digest: str
+    adapter_id: int
+    saved_at: datetime
+    status: Status
+    reason: str
+    valid_until: datetime | None = None
 
 
 def add(connection: Connection, name: str, valid_until: datetime | None) -> PatchEntry:

@@ -1,7 +1,8 @@
 """API keys: `ve_<id>_<secret>`. The id identifies the key and is public; the registry stores a hash of the whole key.
 
 The secret has 256 random bits, so a plain SHA-256 resists brute force, and a slow hash would only delay every request.
-Nothing here reads a database: a server authenticates from its snapshot in memory.
+`authenticate` reads no database: a server authenticates from its snapshot in memory. The functions with a connection
+run in their caller's transaction.
 """
 
 from __future__ import annotations
@@ -10,10 +11,16 @@ import hashlib
 import hmac
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Literal
+
+from sqlalchemy import Connection, Row, insert, select, update
+
+from vllm_edit.errors import EditError, NotFound
+from vllm_edit.names import shown
+from vllm_edit.registry import tables
 
 Right = Literal["serve", "base", "admin"]
 
@@ -108,3 +115,46 @@ def authenticate(keys: Mapping[str, Key], presented: str, now: datetime) -> Prin
     if key is None or not right or not key.counts(now):
         return None
     return Principal(key.id, key.tenant, frozenset(key.rights))
+
+
+def add(
+    connection: Connection,
+    tenant: str | None,
+    rights: Iterable[Right],
+    *,
+    label: str,
+    expires_at: datetime | None,
+    by: str,
+) -> NewKey:
+    id, presented = make()
+    row = {"id": id, "tenant": tenant, "rights": " ".join(rights), "hash": hashed(presented), "label": label}
+    made = {"created_at": datetime.now(UTC), "created_by": by, "expires_at": expires_at}
+    connection.execute(insert(tables.keys).values(**row, **made))
+    return NewKey(find(connection, id), presented)
+
+
+def find(connection: Connection, id: str) -> Key:
+    named = is_id(id)
+    row = connection.execute(select(tables.keys).where(tables.keys.c.id == id)).first() if named else None
+    if row is None:
+        raise NotFound(f"no key {shown(id)}; `vllm-edit key list` lists the ids")
+    return _key(row)
+
+
+def oldest_first(connection: Connection) -> list[Key]:
+    k = tables.keys.c
+    return [_key(row) for row in connection.execute(select(tables.keys).order_by(k.created_at, k.id))]
+
+
+def revoke(connection: Connection, id: str, *, by: str, why: str) -> Key:
+    """Revoke the key permanently."""
+    if find(connection, id).revoked_at is not None:
+        raise EditError(f"key {id} is revoked already")
+    revocation = {"revoked_at": datetime.now(UTC), "revoked_by": by, "revoked_why": why}
+    connection.execute(update(tables.keys).where(tables.keys.c.id == id).values(**revocation))
+    return find(connection, id)
+
+
+def _key(row: Row[Any]) -> Key:
+    fields = dict(row._mapping)
+    return Key(**fields | {"rights": tuple(fields["rights"].split())})

@@ -1,20 +1,86 @@
-"""Rows of `publications`: what tenants are and were served. Each function runs in its caller's transaction.
+"""Publications: what tenants are and were served. Functions with a connection run in their caller's transaction.
 
-A tenant is served its newest publication that is neither rolled back nor expired, else the base model
-(`entries.served`).
+A tenant is served its newest publication that is neither rolled back nor expired, else the base model (`served`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, and_, insert, or_, select, update
 
 from vllm_edit.errors import EditError, NotFound
-from vllm_edit.names import shown
+from vllm_edit.names import short, shown
 from vllm_edit.registry import tables
-from vllm_edit.registry.entries import Publication, served
+from vllm_edit.registry.patches import PatchEntry
+
+
+@dataclass(frozen=True)
+class Publication:
+    """One entry of a tenant's history. `valid_until`: its own expiry or its patch's, whichever comes first."""
+
+    tenant: str
+    name: str
+    at: datetime
+    by: str
+    why: str
+    override: bool
+    rolled_back_at: datetime | None
+    rolled_back_by: str | None
+    rolled_back_why: str | None
+    valid_until: datetime | None = None
+
+    @property
+    def rolled_back(self) -> bool:
+        return self.rolled_back_at is not None
+
+    def ended(self, at: datetime) -> bool:
+        """True if the publication has expired."""
+        return self.valid_until is not None and self.valid_until <= at
+
+
+def served(newest_first: Iterable[Publication], now: datetime) -> Publication | None:
+    """Return the newest publication that is neither rolled back nor expired; None for the base model.
+
+    An expired publication is replaced by the previous one, as if it were rolled back. The time of publication is
+    ignored: the clock that `now` comes from may be behind the publisher's.
+    """
+    return next((entry for entry in newest_first if not entry.rolled_back and not entry.ended(now)), None)
+
+
+def served_at(newest_first: Iterable[Publication], at: datetime) -> Publication | None:
+    """Return the publication that a tenant with this history was served at time `at`, as far as known now."""
+    begun = (entry for entry in newest_first if entry.at <= at)
+    in_force = (entry for entry in begun if entry.rolled_back_at is None or entry.rolled_back_at > at)
+    return next((entry for entry in in_force if not entry.ended(at)), None)
+
+
+def publishable_until(entry: PatchEntry, *, override: str, by: str, valid_until: datetime | None) -> datetime | None:
+    """Return when the publication expires: `valid_until` or the patch's own, whichever comes first; None for never.
+
+    Args:
+        entry: The patch.
+        override: Reason to publish a patch that its gate did not accept.
+        by: Who publishes; an override requires it.
+        valid_until: Requested end.
+
+    Raises:
+        EditError: the gate did not accept the patch and there is no override with a name, or the end is in the past.
+    """
+    if entry.status != "accepted":
+        _check_override(entry, override, by)
+    if valid_until is not None and valid_until.tzinfo is None:
+        raise EditError(f"expected an end with a zone, like 2030-01-31T12:00:00Z, got {valid_until.isoformat()}")
+    ends = min((time for time in (valid_until, entry.valid_until) if time is not None), default=None)
+    if ends is not None and ends <= datetime.now(UTC):
+        raise EditError(
+            f"{short(entry.name)} would have ended at {ends.isoformat()} already; give a later end, or change its "
+            "edits' valid_until and compile again"
+        )
+    return ends
 
 
 def active(connection: Connection, tenant: str) -> Publication | None:
@@ -87,3 +153,15 @@ def _in_force() -> ColumnElement[bool]:
 def _publication(row: Row[Any]) -> Publication:
     fields = {key: value for key, value in row._mapping.items() if key != "id"}
     return Publication(**fields)
+
+
+def _check_override(entry: PatchEntry, override: str, by: str) -> None:
+    if not override:
+        reason = f": {entry.reason}" if entry.reason else ""
+        verdict = f"was rejected by its gate{reason}" if entry.status == "rejected" else "was never judged by its gate"
+        raise EditError(
+            f"{short(entry.name)} {verdict}; correct the patch and compile it again, or publish it with --override "
+            "REASON --who NAME"
+        )
+    if not by:
+        raise EditError(f"an override of the gate of {short(entry.name)} needs a name: give yours with --who")

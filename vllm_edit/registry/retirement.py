@@ -14,10 +14,10 @@ from contextlib import AbstractContextManager
 
 from sqlalchemy import select
 
-from vllm_edit.registry import patch_rows, publication_rows, rollout_rows, tables
-from vllm_edit.registry.changes import Changes
+from vllm_edit.registry import patches, publications, rollouts, tables
 from vllm_edit.registry.database import Database
-from vllm_edit.registry.entries import PatchEntry
+from vllm_edit.registry.patches import PatchEntry
+from vllm_edit.registry.transactions import Changes
 
 
 class Retired:
@@ -36,20 +36,20 @@ class Retired:
         with self._changes.make("patch.retire", by=by) as change:
             connection, name = change.connection, entry.name
             if (
-                patch_rows.known(connection, name) != entry
-                or publication_rows.who_may_be_served(connection, name) is not None
-                or name in rollout_rows.names_in_use(connection)
+                patches.known(connection, name) != entry
+                or publications.who_may_be_served(connection, name) is not None
+                or name in rollouts.names_in_use(connection)
             ):
                 return False
             generation = connection.execute(select(tables.generation.c.value)).scalar_one()
-            patch_rows.retire(connection, name, generation)
+            patches.retire(connection, name, generation)
             change.record(entry, {"name": name, "retired": generation})
             return True
 
     def since(self) -> dict[str, int]:
         """Return retired patches, each with the generation that retired it, the oldest first."""
         with self._database.read() as connection:
-            return patch_rows.retired(connection)
+            return patches.retired(connection)
 
     def remove(self, name: str, since: int, remove_files: Callable[[], object], by: str = "") -> bool:
         """Delete a retired patch's files, then its entry.
@@ -69,7 +69,7 @@ class Retired:
                 return False
             remove_files()
             with self._changes.make("patch.remove", by=by) as change:
-                patch_rows.remove(change.connection, name)
+                patches.remove(change.connection, name)
                 change.record({"name": name, "retired": since}, None)
             return True
 
