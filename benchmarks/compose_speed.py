@@ -25,9 +25,8 @@ from rich.progress import track
 from benchmarks.results import machine, write_section
 from vllm_edit.artefacts.compiled import CompiledPatch, Factors
 from vllm_edit.artefacts.manifest import Column, KeyGroup, Manifest
-from vllm_edit.composition.closed_form import as_saved, constraint_error, solve
 from vllm_edit.composition.compose import compose
-from vllm_edit.composition.system import System
+from vllm_edit.composition.solver import System, as_saved, constraint_error, solve
 from vllm_edit.deltas.delta import Delta
 from vllm_edit.deltas.low_rank import LowRank
 from vllm_edit.digest import digest_tensors

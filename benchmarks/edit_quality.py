@@ -24,9 +24,8 @@ from benchmarks.results import machine, write_section
 from vllm_edit import atlas
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.cli.output import progress_bar
-from vllm_edit.composition.closed_form import as_saved, plain_sum
 from vllm_edit.composition.compose import compose
-from vllm_edit.composition.system import System
+from vllm_edit.composition.solver import System, as_saved, plain_sum
 from vllm_edit.deltas.delta import Delta
 from vllm_edit.editing.compile import compile_separately
 from vllm_edit.editing.second_moment import SecondMoment

@@ -31,9 +31,8 @@ from vllm_edit.artefacts.compiled import CompiledPatch, Factors
 from vllm_edit.artefacts.manifest import Column, KeyGroup, Manifest
 from vllm_edit.artefacts.site import Context, Fingerprint, Site
 from vllm_edit.cli.output import progress_bar
-from vllm_edit.composition.closed_form import as_saved, solve
 from vllm_edit.composition.scoped import assemble
-from vllm_edit.composition.system import System
+from vllm_edit.composition.solver import System, as_saved, solve
 from vllm_edit.deltas.delta import Delta
 from vllm_edit.digest import digest_tensors
 from vllm_edit.patch import Edit, Patch

@@ -8,8 +8,7 @@ import torch
 
 from vllm_edit.artefacts.compiled import CompiledPatch, Factors
 from vllm_edit.artefacts.manifest import Column, KeyGroup, Manifest
-from vllm_edit.composition.closed_form import as_saved, solve
-from vllm_edit.composition.system import System
+from vllm_edit.composition.solver import System, as_saved, solve
 from vllm_edit.deltas.delta import Delta, LowRank
 from vllm_edit.digest import digest_tensors
 from vllm_edit.patch import Edit, Gate

@@ -11,10 +11,9 @@ import torch
 
 from tests.composition.material import D_IN, D_OUT, MODULE, added, capital, key_of, shift, solved
 from vllm_edit.artefacts.site import Context, Fingerprint, Site
-from vllm_edit.composition.closed_form import solve
+from vllm_edit.composition.checks import Limits, vouch
 from vllm_edit.composition.compose import compose
-from vllm_edit.composition.system import System
-from vllm_edit.composition.vouch import Limits, vouch
+from vllm_edit.composition.solver import System, solve
 from vllm_edit.digest import digest_tensors
 from vllm_edit.errors import EditError, Incompatible
 from vllm_edit.patch import Gate
@@ -198,7 +197,7 @@ def test_algebra_does_not_vouch_for_added_residuals_truncation_or_members_withou
 @pytest.mark.slow
 def test_a_serving_process_composes_without_editing_transformers_or_vllm() -> None:
     program = (
-        "import sys, vllm_edit.composition.compose, vllm_edit.composition.vouch\n"
+        "import sys, vllm_edit.composition.compose, vllm_edit.composition.checks\n"
         "print([name for name in sys.modules if name.startswith(('vllm_edit.editing', 'transformers', 'vllm.'))])"
     )
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -7,8 +7,7 @@ import torch
 from tests.composition.material import D_IN, capital, key_of, shift, solved
 from vllm_edit.artefacts.manifest import Column, KeyGroup
 from vllm_edit.composition.compose import compose
-from vllm_edit.composition.preserved import OPENING, agreeing, keepable, within_room
-from vllm_edit.composition.system import interference
+from vllm_edit.composition.solver import OPENING, agreeing, interference, keepable, within_room
 from vllm_edit.editing.rome.keys import Columns
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from vllm_edit import atlas
 from vllm_edit.artefacts.compiled import CompiledPatch
+from vllm_edit.composition.checks import vouch
 from vllm_edit.composition.compose import compose
-from vllm_edit.composition.vouch import vouch
 from vllm_edit.editing.compile import compile_separately
 from vllm_edit.editing.site.sites import fixed_site
 from vllm_edit.evaluation.judging import gives

@@ -10,8 +10,7 @@ import torch
 
 from tests.editing.material import BRAZIL, FRANCE, JAPAN, LOOSE, Bench, bench, patch_of
 from vllm_edit.artefacts.compiled import CompiledPatch
-from vllm_edit.composition.closed_form import solve
-from vllm_edit.composition.system import System
+from vllm_edit.composition.solver import System, solve
 from vllm_edit.digest import digest_tensors
 from vllm_edit.editing.compile import compile_patch
 from vllm_edit.editing.settings import RomeSettings

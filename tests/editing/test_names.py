@@ -9,7 +9,7 @@ import torch
 
 from tests.editing.material import LOOSE, bench
 from tests.tiny import tiny_tokenizer
-from vllm_edit.composition.closed_form import row_space
+from vllm_edit.composition.solver import row_space
 from vllm_edit.editing.rome import factors
 from vllm_edit.editing.rome.factors import prepare
 from vllm_edit.editing.rome.keys import measure_inputs

@@ -3,7 +3,7 @@
 A key at a site depends only on the layers below the site, which single-site edits do not change. So for an equal base
 and site (with C's digest and ridge) the linear constraints of separately compiled patches are those of one patch.
 Answers may still interact in later layers: the model gates a composition that a person publishes, algebra alone gates a
-composition made on demand (`vouch`).
+composition made on demand (`checks`).
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ from typing import Any
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.artefacts.manifest import KeyGroup, Manifest
 from vllm_edit.artefacts.site import Site
-from vllm_edit.composition.closed_form import as_saved
+from vllm_edit.composition.checks import report_of
 from vllm_edit.composition.conflicts import Settlement, settle
-from vllm_edit.composition.groups import merged
-from vllm_edit.composition.joint import Joint, solve_jointly
+from vllm_edit.composition.groups import Joint, merged, solve_jointly
 from vllm_edit.composition.parts import Block, Group, Part, select
-from vllm_edit.composition.report import report_of
+from vllm_edit.composition.solver import as_saved
 from vllm_edit.deltas.delta import Delta
 from vllm_edit.digest import digest_tensors
 from vllm_edit.errors import EditError, Incompatible

@@ -10,7 +10,6 @@ import torch
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.artefacts.manifest import Column
 from vllm_edit.composition.conflicts import Settlement
-from vllm_edit.composition.facts import subjects_of
 from vllm_edit.deltas.delta import Delta
 from vllm_edit.errors import EditError
 from vllm_edit.names import short
@@ -97,6 +96,11 @@ def select(members: Sequence[CompiledPatch], settlement: Settlement) -> list[Par
                 f"all, and {_bound(part)}; compile these edits in one patch"
             )
     return kept
+
+
+def subjects_of(edits: Sequence[Edit]) -> str:
+    """The distinct subjects of the edits, for display."""
+    return " / ".join(dict.fromkeys(edit.subject for edit in edits))
 
 
 def _bound(part: Part) -> str:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.artefacts.manifest import KeyGroup, Manifest
 from vllm_edit.artefacts.site import Site
+from vllm_edit.composition.checks import vouch
 from vllm_edit.composition.compose import compose
-from vllm_edit.composition.vouch import vouch
 from vllm_edit.deltas.delta import Delta
 from vllm_edit.errors import EditError, Incompatible
 from vllm_edit.patch import Edit, Patch

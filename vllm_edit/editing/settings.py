@@ -67,7 +67,7 @@ class RomeSettings(MethodSettings):
     """Edits of one subject whose keys' whitened cosine exceeds this become one key group with one residual."""
     max_columns: PositiveCount = 4
     """Maximum number of columns of a key group besides those of its plain prompts; columns cost no rank (see
-    closed_form)."""
+    the solver)."""
 
     most_kept: CountFromZero = 8
     """Maximum number of `tune` locality probes per edit whose keys the update must not move (columns of share 0). 0:

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from vllm_edit.artefacts.site import Site
-from vllm_edit.composition.closed_form import as_saved
+from vllm_edit.composition.solver import as_saved
 from vllm_edit.deltas.delta import Delta
 from vllm_edit.deltas.forward import dense_forward
 from vllm_edit.deltas.linear import linear_weight

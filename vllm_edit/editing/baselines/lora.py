@@ -16,7 +16,7 @@ import torch
 from transformers import Conv1D
 
 from vllm_edit.artefacts.site import Site
-from vllm_edit.composition.closed_form import as_saved
+from vllm_edit.composition.solver import as_saved
 from vllm_edit.deltas.delta import Delta
 from vllm_edit.editing.baselines.common import ExampleSettings, example_rows, recheck, train
 from vllm_edit.editing.checked_settings import CountFromZero, PositiveCount, PositiveReal, Real, Seed, between, checked

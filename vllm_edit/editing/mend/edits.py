@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from vllm_edit.artefacts.site import Site
-from vllm_edit.composition.closed_form import as_saved
+from vllm_edit.composition.solver import as_saved
 from vllm_edit.deltas.delta import Delta
 from vllm_edit.deltas.linear import linear_shape
 from vllm_edit.deltas.low_rank import LowRank

@@ -9,7 +9,7 @@ import torch
 
 from vllm_edit.artefacts.manifest import KeyGroup
 from vllm_edit.artefacts.site import Site
-from vllm_edit.composition.system import interference
+from vllm_edit.composition.solver import interference
 from vllm_edit.deltas.delta import Delta
 from vllm_edit.editing.method import MethodResult
 from vllm_edit.editing.rome.factors import RomeFactors, damping_of, margin_of, prepare

@@ -10,7 +10,7 @@ import torch
 from vllm_edit.artefacts.compiled import Factors
 from vllm_edit.artefacts.manifest import KeyGroup
 from vllm_edit.artefacts.site import Site
-from vllm_edit.composition.closed_form import row_space, rows_alone
+from vllm_edit.composition.solver import row_space, rows_alone
 from vllm_edit.deltas.delta import LowRank
 from vllm_edit.deltas.linear import linear_weight
 from vllm_edit.editing.rome.endings import ending_rows
@@ -257,7 +257,7 @@ def passes_over(
 
 
 def damping_of(site: Site, settings: RomeSettings) -> float:
-    """The damping λ (`closed_form`) of the settings, or of the site if the settings have none."""
+    """The damping λ (`composition.solver`) of the settings, or of the site if the settings have none."""
     return site.damping if settings.damping is None else settings.damping
 
 

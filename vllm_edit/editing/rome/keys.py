@@ -13,8 +13,7 @@ import torch
 from torch import nn
 
 from vllm_edit.artefacts.manifest import Column, KeyGroup
-from vllm_edit.composition.preserved import satisfiable
-from vllm_edit.composition.system import System, interference
+from vllm_edit.composition.solver import System, interference, satisfiable
 from vllm_edit.models.hooks import capture_outputs, inputs_of
 from vllm_edit.models.rows import Batch, Row, batches, run_batch
 from vllm_edit.patch import Edit
@@ -70,7 +69,7 @@ class Columns:
         return [index for index, column in enumerate(self.columns) if column.group == group]
 
     def satisfiable(self, groups: Sequence[int]) -> list[int]:
-        """Indices of the columns of some groups that one update can satisfy together (`composition.preserved`)."""
+        """Indices of the columns of some groups that one update can satisfy together (`composition.solver`)."""
         own = [place for place, column in enumerate(self.columns) if column.group in groups]
         some = self.at(own)
         forms = [column.form for column in some.columns]

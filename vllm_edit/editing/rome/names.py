@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vllm_edit.artefacts.site import Context
-from vllm_edit.composition.preserved import OPENING
+from vllm_edit.composition.solver import OPENING
 from vllm_edit.editing.rome.prompt_forms import Form, named_otherwise
 from vllm_edit.patch import Edit
 from vllm_edit.prompting import ids_after

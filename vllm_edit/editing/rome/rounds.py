@@ -16,8 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from vllm_edit.artefacts.site import Site
-from vllm_edit.composition.closed_form import as_saved
-from vllm_edit.composition.system import gram
+from vllm_edit.composition.solver import as_saved, gram
 from vllm_edit.deltas.delta import LowRank
 from vllm_edit.editing.rome.endings import ends, is_ending
 from vllm_edit.editing.rome.factors import (

@@ -1,20 +1,38 @@
-"""What can be checked about a composition without the model: constraints, growth of ‖Δ‖, interference by pair."""
+"""What algebra can check about a composition without the model: constraints, growth of ‖Δ‖, interference by pair.
+
+These checks are the gate of a composition made on demand. The model gates a composition that a person publishes.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from vllm_edit.artefacts.compiled import CompiledPatch
-from vllm_edit.composition.facts import subjects_of
-from vllm_edit.composition.joint import Joint
-from vllm_edit.composition.parts import Group, Part
+from vllm_edit.composition.groups import Joint
+from vllm_edit.composition.parts import Group, Part, subjects_of
 from vllm_edit.deltas.delta import Delta, LowRank
 
 MOST_PAIRS = 1000
 """Maximum number of pairs in the report, those with the highest cosines; `pairs` counts all."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits on how far a composition may differ from its members, each of which was gated alone."""
+
+    constraint_error: float = 0.2
+    """Maximum relative difference between an edit's shift at its own key and its member's shift there: residuals
+    are trained to a margin, and most of it remains after a change of a fifth."""
+    norm_growth: float = 2.0
+    """Maximum growth of ‖Δ‖. Two keys of cosine c with unrelated residuals grow it by 1/√(1 − c²): 2 means c = 0.87,
+    near the cosine from which keys count as equal (`KEPT_COSINE`)."""
+
+
+DEFAULT_LIMITS = Limits()
 
 
 def report_of(
@@ -69,6 +87,22 @@ def pairs_of(joint: Joint) -> dict[str, Any]:
         subjects, prompts = [subjects_of(group.edits) for group in two], [group.edits[0].prompt for group in two]
         shown.append({"subjects": subjects, "prompts": prompts, "cosine": value})
     return {"highest_cosine": float(values[0]) if len(values) else 0.0, "pairs": len(values), "interference": shown}
+
+
+def vouch(composition: CompiledPatch, limits: Limits = DEFAULT_LIMITS) -> list[str]:
+    """Reasons why a composition may not be served without a gate by the model; empty if it may."""
+    report = composition.report
+    if "constraint_error" not in report:
+        return ["it has members without factors, so only a gate with the model can check their combination"]
+    problems = []
+    if not report["constraint_error"] <= limits.constraint_error:  # also for NaN
+        problems.append(
+            f"an edit's shift at its own key differs by {report['constraint_error']:.3f} from its member's, at most "
+            f"{limits.constraint_error:g} is allowed"
+        )
+    if not report["norm_growth"] <= limits.norm_growth:
+        problems.append(f"‖Δ‖ grows {report['norm_growth']:.2f}-fold, at most {limits.norm_growth:g}-fold is allowed")
+    return problems
 
 
 def _constraint_error(members: Sequence[CompiledPatch], groups: Sequence[Group], delta: Delta) -> float:

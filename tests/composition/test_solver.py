@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vllm_edit.composition.closed_form import constraint_error, plain_sum, row_space, solve
-from vllm_edit.composition.system import System, interference
+from vllm_edit.composition.solver import System, constraint_error, interference, plain_sum, row_space, solve
 from vllm_edit.errors import EditError
 
 D_IN, D_OUT = 12, 7
