@@ -7,17 +7,14 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from vllm_edit.digest import digest_json
+from vllm_edit.frozen import Frozen
 from vllm_edit.patch import Edit, Gate, Scope
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Column(_Frozen):
+class Column(Frozen):
     """One column of K: the key of one form of one key group. All columns of a group share the group's residual."""
 
     group: int = Field(description="index of the key group")
@@ -25,13 +22,13 @@ class Column(_Frozen):
     share: float = Field(1.0, description="Δ·key in units of the group's residual: 1, or 0 for a preserved key")
 
 
-class KeyGroup(_Frozen):
+class KeyGroup(Frozen):
     """Edits whose keys nearly coincide; they share columns and one residual."""
 
     edits: tuple[int, ...] = Field(min_length=1, description="indices into the manifest's edits")
 
 
-class Manifest(_Frozen):
+class Manifest(Frozen):
     """Everything that identifies a compiled patch or composition; tensors by digest. No times, paths or results."""
 
     kind: Literal["patch", "composition"] = "patch"

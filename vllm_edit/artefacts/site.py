@@ -6,11 +6,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from vllm_edit.artefacts.checkpoint import CONFIG, SETTINGS_FILES, TEMPLATE, Checkpoint
 from vllm_edit.digest import digest_bytes, digest_file, digest_json
 from vllm_edit.errors import EditError
+from vllm_edit.frozen import Frozen
 from vllm_edit.thinking import Thinking
 
 Token = Literal["subject_last", "last"]
@@ -38,11 +39,7 @@ def check_rank(rank: int) -> None:
         raise EditError(f"max_rank must be one of {', '.join(map(str, LEGAL_RANKS))} (vLLM's); got {rank}")
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Fingerprint(_Frozen):
+class Fingerprint(Frozen):
     """Digests of the parts that identify a base model."""
 
     config: str
@@ -117,7 +114,7 @@ def _digest_files(paths: Iterable[Path]) -> str:
     return digest_bytes(*(part for path in paths for part in (path.name.encode(), digest_file(path).encode())))
 
 
-class Context(_Frozen):
+class Context(Frozen):
     """Text around an edit's prompt while its key is measured and its residual is optimized.
 
     `prefix` is text before the prompt; with `chat`, the prompt is a user turn of the model's chat template, and
@@ -128,7 +125,7 @@ class Context(_Frozen):
     chat: bool = False
 
 
-class Site(_Frozen):
+class Site(Frozen):
     """Where edits apply: fixed once per store by `vllm-edit store init`. Patches of one site compose.
 
     A closed-form site is one module at one token, with the solver's inputs. A site with a hypernetwork (MEND) is the

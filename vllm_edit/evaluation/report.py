@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from vllm_edit.datasets import LeftOut
+from vllm_edit.frozen import Frozen
 from vllm_edit.patch import Gate
 
 Mode = Literal["base", "weights", "ike"]
@@ -24,11 +25,7 @@ PROTOCOLS: dict[Protocol, str] = {
 _NUMBERED = 8  # maximum number of edit indices in a message
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Measure(_Frozen):
+class Measure(Frozen):
     """One metric's value by one protocol: the mean over an edit's questions, then over edits.
 
     Attributes:
@@ -50,7 +47,7 @@ class Measure(_Frozen):
     refused: int = 0
 
 
-class Cost(_Frozen):
+class Cost(Frozen):
     """The cost of a mode.
 
     Attributes:
@@ -67,7 +64,7 @@ class Cost(_Frozen):
     latency_n: int = 0
 
 
-class Drift(_Frozen):
+class Drift(Frozen):
     """Perplexity of ordinary text in mode weights against base, by teacher forcing over the same `tokens`.
 
     Attributes:
@@ -85,7 +82,7 @@ class Drift(_Frozen):
     why: str = ""
 
 
-class Answer(_Frozen):
+class Answer(Frozen):
     """One question with the raw answer of each mode, and whether it counted as right (locality: as unchanged).
 
     A refused edit, or a prompt that a server would refuse, has no answer in mode weights.
@@ -105,7 +102,7 @@ class Answer(_Frozen):
     right: dict[Mode, bool]
 
 
-class Report(_Frozen):
+class Report(Frozen):
     """The result of `evaluate`. `measures` are overall; `relations` holds the generation measures by relation."""
 
     patches: tuple[str, ...]
