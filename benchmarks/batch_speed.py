@@ -176,8 +176,8 @@ def sameness(alone: Sequence[CompiledPatch], batched: Sequence[CompiledPatch]) -
         for module, part in one.delta.parts.items():
             dense = part.dense()
             changes.append(float((dense - other.delta.parts[module].dense()).norm() / dense.norm()))
-    steps = [[one.report["edits"][0]["steps"] for one in made] for made in (alone, batched)]
-    missed = [sum(len(one.report["missed"]) for one in made) for made in (alone, batched)]
+    steps = [[one.report.edits[0].steps for one in made] for made in (alone, batched)]
+    missed = [sum(len(one.report.missed) for one in made) for made in (alone, batched)]
     return {
         "same_steps": sum(map(int.__eq__, *steps)) / min(map(len, steps)),
         "mean_steps": [sum(taken) / len(taken) for taken in steps],

@@ -56,7 +56,7 @@ def main() -> None:
             )
             seconds = (time.perf_counter() - started) / len(patches)
             report = evaluate(compiled, runner, ("base", "weights"), SETTINGS, progress)
-        scales = sorted(one.report["scales"][0] for one in compiled)
+        scales = sorted(one.report.scales[0] for one in compiled)
         quartiles = statistics.quantiles(scales, n=4)
         rows.append({"margin": margin, "seconds": seconds, "scales": quartiles, **row(report, "weights")})
     data = {"edits": len(patches), "engine": runner.name, "machine": machine(), "rows": rows}

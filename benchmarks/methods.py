@@ -80,7 +80,7 @@ class Compiled:
     @property
     def missed(self) -> int:
         """Edits whose target does not lead by the method's margin after the edit's prompt."""
-        return sum(bool(one.report["missed"]) for one in self.edits)
+        return sum(bool(one.report.missed) for one in self.edits)
 
     @property
     def bytes(self) -> float:

@@ -92,7 +92,7 @@ def main() -> None:
         "rank": store.site().max_rank,
         "slots": store.site().slots,
         "seconds_compiling": seconds,
-        "kept_energy": patches["truncated"].report["kept_energy"],
+        "kept_energy": patches["truncated"].algebra.kept_energy,
         "few": len(patches["few-all"].manifest.edits),
         "asked": arguments.asked,
         "reliability_lost": lost,

@@ -112,7 +112,7 @@ def test_an_edit_that_the_model_cannot_read_is_refused_alone_and_by_its_number(
 def test_what_is_to_be_reported_is_not_refused(pipeline: Pipeline) -> None:
     (one,) = pipeline.attempt([patch_of(UNREACHABLE, name="two")], "rome", {**asdict(LOOSE), "on_missed": "report"})
     assert isinstance(one, CompiledPatch)
-    assert one.report["missed"] == [0]
+    assert one.report.missed == (0,)
 
 
 @pytest.mark.parametrize(("rank", "why"), [(1, "cannot be served together"), (8, "which need rank up to 16")])

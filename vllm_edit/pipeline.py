@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from vllm_edit.artefacts.compiled import CompiledPatch
+from vllm_edit.artefacts.reports import GateReport
 from vllm_edit.editing.compile import BATCH, compile_patch, compile_separately, method_of, settings_of
 from vllm_edit.editing.settings import Progress
 from vllm_edit.editing.site_tensors import SiteTensors, site_tensors_of
@@ -29,7 +30,6 @@ from vllm_edit.ike.demonstrations import build_demonstrations, with_demonstratio
 from vllm_edit.models.base import Base
 from vllm_edit.patch import Patch, Probe
 from vllm_edit.spelling import written
-from vllm_edit.text import change
 
 if TYPE_CHECKING:
     from vllm_edit.store.store import Store
@@ -40,19 +40,31 @@ class Outcome:
     """A stored patch.
 
     Attributes:
-        failures: one line per metric that missed the gate; empty if accepted.
-        not_judged: metrics of the gate for which some edits have no probe, as one line.
+        name: the patch's name in the store.
+        compiled: the patch, with the report of its compilation.
+        gate: the verdict of its gate.
+        seconds: duration of compiling or composing, without the gate.
     """
 
     name: str
     compiled: CompiledPatch
-    failures: tuple[str, ...]
+    gate: GateReport
     seconds: float
-    not_judged: str = ""
 
     @property
     def accepted(self) -> bool:
-        return not self.failures
+        """True if the gate accepts the patch."""
+        return self.gate.accepted
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """One line for each metric that misses the gate."""
+        return self.gate.failures
+
+    @property
+    def not_judged(self) -> str:
+        """Metrics of the gate for which some edits have no probe, as one line."""
+        return self.gate.not_judged
 
 
 class Pipeline:
@@ -125,19 +137,16 @@ class Pipeline:
                 f"{compiled.manifest.patch} is for base {compiled.manifest.base}, the model {self.base.name} is "
                 f"{self.base.fingerprint.digest}: judge it with the model that the store was made for"
             )
-        compiled = replace(compiled, report={**compiled.report, "seconds": round(seconds, 3)})
+        compiled = compiled.timed(round(seconds, 3))
         name = self.store.save(compiled)
         if progress:
             progress("gate", 0, 1)
         runner = HFRunner(self.base.model, self.base.tokenizer)
         added = self._default_probes(compiled)
-        report, failures = run_gate(compiled, runner, self.site, self.store.passages(), added)
-        count = sum(map(len, added))
-        record = report.model_dump(mode="json") | {"failures": failures, "not_judged": report.not_judged}
-        record |= {"judged_by": "model", "default_probes": count}
-        self.store.add_record(name, "gate", record)
-        self.store.registry.set_status(name, "rejected" if failures else "accepted", "; ".join(failures))
-        return Outcome(name, compiled, tuple(failures), seconds, report.not_judged)
+        report, gate = run_gate(compiled, runner, self.site, self.store.passages(), added)
+        self.store.add_record(name, "gate", report.model_dump(mode="json") | gate.as_record())
+        self.store.registry.set_status(name, gate.status, "; ".join(gate.failures))
+        return Outcome(name, compiled, gate, seconds)
 
     def _default_probes(self, compiled: CompiledPatch) -> list[tuple[Probe, ...]]:
         """Default probes for each edit; empty if the store has no pool."""
@@ -222,11 +231,7 @@ class Pipeline:
 
 def _judged(patch: Patch, compiled: CompiledPatch) -> CompiledPatch | Refused:
     """Return `compiled`, or `Refused` with the problems of its report, worded as `UnsafeEdit`."""
-    problems = [
-        f"edit {edit['edit']} ({change(edit['prompt'], edit['target'])}): {problem}"
-        for edit in compiled.report["edits"]
-        for problem in edit["problems"]
-    ]
+    problems = compiled.report.problems
     return Refused(patch, "\n".join(problems)) if problems else compiled
 
 

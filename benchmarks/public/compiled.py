@@ -76,7 +76,7 @@ class Singles:
             entry = {
                 "patches": [patch.name for patch in batch],
                 "names": [self._store.save(one) for one in made],
-                "missed": [bool(one.report["missed"]) for one in made],
+                "missed": [bool(one.report.missed) for one in made],
                 "spent": spent,
             }
             self._record.add(entry)

@@ -159,7 +159,7 @@ class Many:
                 settings={**self.settings, "on_missed": "report"},
                 progress=progress,
             )
-            return Portion(tuple(declared), (joint,), watch.spent(len(joint.report["missed"])))
+            return Portion(tuple(declared), (joint,), watch.spent(len(joint.report.missed)))
         units, spent = self.singles.of(declared, progress)
         watch = Stopwatch()
         whole = self._of_units(name, edits, units)

@@ -58,7 +58,7 @@ def test_a_patch_file_becomes_a_stored_patch(program: Program, model: Path, text
     (done,) = ran.json["compiled"]
     stored = Store.open(url)
     assert stored.names() == [done["name"]]
-    assert stored.load(done["name"]).report["seconds"] > 0
+    assert stored.load(done["name"]).report.seconds > 0
     assert {one.kind for one in stored.demonstrations(done["name"])} >= {"copy"}
     assert problems_of(stored) == []
     assert (done["status"], stored.entry(done["name"]).status) == ("accepted", "accepted")

@@ -77,7 +77,7 @@ def test_patches_become_one_stored_and_gated_patch(program: Program, store: Stor
     assert 0 < told["algebra"]["kept_energy"] < 1
 
     stored = store.load(told["name"])
-    assert (stored.manifest.kind, stored.report["judged_by"]) == ("composition", "algebra")
+    assert (stored.manifest.kind, stored.algebra.judged_by) == ("composition", "algebra")
     assert store.entry(told["name"]).status == "accepted"
     records = {record.kind: record.data for record in store.records(told["name"])}
     assert records["gate"]["judged_by"] == "model"

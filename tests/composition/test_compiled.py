@@ -39,7 +39,7 @@ def test_separately_compiled_patches_compose_to_the_patch_compiled_jointly() -> 
     )
     assert composed.manifest.kind == "composition"
     assert composed.manifest.members == tuple(sorted(member.name for member in members))
-    assert composed.report["constraint_error"] < 1e-5
+    assert composed.algebra.constraint_error < 1e-5
     with composed.delta.apply(llama.base.model):
         assert [answer(llama, edit) for edit in EDITS] == [edit.target_new for edit in EDITS]
     assert compose(members[::-1], name="all").name == composed.name

@@ -109,13 +109,13 @@ def test_a_member_whose_edits_all_left_demands_nothing_and_one_that_kept_some_de
 def test_interference_is_told_pair_by_pair_the_highest_first() -> None:
     near = 0.8 * key_of(1) / key_of(1).norm() + 0.6 * key_of(3) / key_of(3).norm()
     third = solved("third", [capital("Peru", "Cusco")], near)
-    report = compose([FRANCE, SPAIN, third]).report
-    assert report["pairs"] == 3
-    assert set(report["interference"][0]["subjects"]) == {"France", "Peru"}
-    cosines = [pair["cosine"] for pair in report["interference"]]
+    report = compose([FRANCE, SPAIN, third]).algebra
+    assert report.pairs == 3
+    assert set(report.interference[0].subjects) == {"France", "Peru"}
+    cosines = [pair.cosine for pair in report.interference]
     expected = torch.nn.functional.cosine_similarity(key_of(1)[0], near[0], dim=0)
     assert cosines == sorted(cosines, reverse=True)
-    assert report["highest_cosine"] == cosines[0] == pytest.approx(abs(float(expected)), abs=1e-6)
+    assert report.highest_cosine == cosines[0] == pytest.approx(abs(float(expected)), abs=1e-6)
 
 
 def test_deltas_without_factors_add_along_the_rank_also_to_solved_ones() -> None:
@@ -137,11 +137,11 @@ def test_above_the_rank_limit_it_is_refused_or_truncated_with_the_energy_told() 
     with pytest.raises(Incompatible, match=r"needs rank 6, the site allows 4: .*--truncate"):
         compose(members, site=site(4))
     full, cut = compose(members, site=site(8)), compose(members, site=site(4), truncate=True)
-    assert (full.manifest.rank, full.report["kept_energy"], cut.manifest.rank) == (6, 1.0, 4)
+    assert (full.manifest.rank, full.algebra.kept_energy, cut.manifest.rank) == (6, 1.0, 4)
     whole, left = (one.delta.parts[MODULE].dense().double() for one in (full, cut))
     kept = 1 - float(((whole - left).norm() / whole.norm()) ** 2)
     assert 0.5 < kept < 0.99
-    assert cut.report["kept_energy"] == pytest.approx(kept, abs=1e-5)
+    assert cut.algebra.kept_energy == pytest.approx(kept, abs=1e-5)
     assert cut.manifest.settings["truncated_to"] == 4
     assert compose(members, site=site(8), truncate=True).name == full.name
 
@@ -163,9 +163,9 @@ def test_patches_that_do_not_belong_together_are_refused_by_name() -> None:
 
 def test_algebra_vouches_for_keys_that_lie_apart() -> None:
     composed = compose([FRANCE, SPAIN])
-    assert composed.report["judged_by"] == "algebra"
-    assert composed.report["constraint_error"] < 1e-5
-    assert composed.report["norm_growth"] == pytest.approx(1, abs=0.2)
+    assert composed.algebra.judged_by == "algebra"
+    assert composed.algebra.constraint_error < 1e-5
+    assert composed.algebra.norm_growth == pytest.approx(1, abs=0.2)
     assert vouch(composed) == []
 
 
@@ -174,7 +174,7 @@ def test_algebra_does_not_vouch_for_keys_that_nearly_coincide() -> None:
     composed = compose([FRANCE, solved("close", [capital("Francia", "Nice")], close)])
     (problem,) = vouch(composed)
     assert "‖Δ‖ grows" in problem
-    assert composed.report["constraint_error"] < 1e-4, "at λ = 0 the constraints are met, at the price of the norm"
+    assert composed.algebra.constraint_error < 1e-4, "at λ = 0 the constraints are met, at the price of the norm"
     assert vouch(composed, Limits(norm_growth=100)) == []
     damped = [solved("one", [capital("France", "Lyon")], key_of(1), damping=0.5)]
     damped.append(solved("two", [capital("Francia", "Nice")], close, damping=0.5))

@@ -78,7 +78,7 @@ def test_each_subject_is_compiled_as_it_would_be_alone(world: CompiledPatch) -> 
     expected = compile_separately(alone, one.base, site=one.site, moment=one.moment, settings=LOOSE)
     assert world.manifest.members == tuple(unit.name for unit in expected)
     assert world.manifest.adapter is None
-    assert [record["subject"] for record in world.report["edits"]] == [edit.subject for edit in EDITS]
+    assert [record.subject for record in world.report.edits] == [edit.subject for edit in EDITS]
     assert sorted(edit for group in world.manifest.groups for edit in group.edits) == [0, 1, 2, 3]
 
 

@@ -68,8 +68,8 @@ def test_every_target_of_a_patch_is_learnt_and_only_within_the_delta(method: str
         assert taught(one, *EDITS, LONG) == [True] * 4
     assert result.manifest.method == method
     assert (result.manifest.modules, result.manifest.factors) == (one.site.modules, None)
-    assert result.report["missed"] == []
-    assert all(edit["served_margin"] >= 0.1 for edit in result.report["edits"])
+    assert result.report.missed == ()
+    assert all(edit.served_margin >= 0.1 for edit in result.report.edits)
 
 
 @BOTH
@@ -110,15 +110,15 @@ def test_an_exception_inside_training_leaves_the_base_as_it_was(llama: Bench, me
 def test_a_missed_target_is_refused_by_name_or_reported(llama: Bench, method: str) -> None:
     with unchanged(llama.base), pytest.raises(UnsafeEdit, match=r"edit 0 \('The capital of France is' → 'people'\)"):
         compiled(llama, method, FRANCE, steps=1)
-    assert compiled(llama, method, FRANCE, steps=1, on_missed="report").report["missed"] == [0]
+    assert compiled(llama, method, FRANCE, steps=1, on_missed="report").report.missed == (0,)
 
 
 @BOTH
 def test_training_stops_below_the_stop_loss_and_not_before(llama: Bench, method: str) -> None:
     early = compiled(llama, method, FRANCE, stop_loss=1.0).report
     full = compiled(llama, method, FRANCE, stop_loss=0.0).report
-    assert early["steps"] < full["steps"] == SETTINGS[method].steps
-    assert full["loss"] < early["loss"] < 1.0
+    assert early.steps < full.steps == SETTINGS[method].steps
+    assert full.loss < early.loss < 1.0
 
 
 @pytest.mark.slow
@@ -134,8 +134,8 @@ def test_patches_are_compiled_separately_as_one_after_the_other(llama: Bench, me
 @BOTH
 def test_a_report_without_a_training_step_has_no_loss_and_is_valid_json(llama: Bench, method: str) -> None:
     report = compiled(llama, method, FRANCE, steps=0, on_missed="report").report
-    assert (report["steps"], report["loss"]) == (0, None)
-    json.dumps(report, allow_nan=False)
+    assert (report.steps, report.loss) == (0, None)
+    json.dumps(report.as_record(), allow_nan=False)
 
 
 def test_the_norm_limit_bounds_every_entry_of_the_update(llama: Bench) -> None:
@@ -158,9 +158,9 @@ def test_fine_tunings_update_is_full_rank_and_what_truncation_keeps_is_told(llam
     result = compile_patch(patch, llama.base, "ft", site=llama.site, moment=llama.moment, settings=settings)
     kept = result.delta.parts[llama.site.module].dense().double()
     expected = float(spectrum[:2].square().sum() / spectrum.square().sum())
-    assert result.report["energy_kept"] == pytest.approx(expected)
+    assert result.report.energy_kept == pytest.approx(expected)
     assert float((dense - kept).square().sum()) == pytest.approx(float(spectrum[2:].square().sum()), rel=1e-4)
-    margins = [(edit["trained_margin"], edit["served_margin"]) for edit in result.report["edits"]]
+    margins = [(edit.trained_margin, edit.served_margin) for edit in result.report.edits]
     assert any(abs(trained - served) > 0.01 for trained, served in margins), "checked again after truncation"
 
 
@@ -181,8 +181,8 @@ def test_peft_loads_the_adapter_and_answers_as_our_delta_does(llama: Bench, tmp_
     ids = llama.base.tokenizer(FRANCE.prompt)["input_ids"]
     with result.delta.apply(llama.base.model):
         ours = logits(llama.base.model, ids)
-    margins = result.report["edits"][0]
-    assert margins["served_margin"] == pytest.approx(margins["trained_margin"], abs=1e-3), "alpha is folded in"
+    margins = result.report.edits[0]
+    assert margins.served_margin == pytest.approx(margins.trained_margin, abs=1e-3), "alpha is folded in"
     folder = result.delta.save_peft(tmp_path / "adapter", base_name="tiny")
     theirs = PeftModel.from_pretrained(bench().base.model, folder)
     torch.testing.assert_close(logits(theirs, ids), ours, rtol=1e-4, atol=1e-4)

@@ -77,7 +77,7 @@ def test_two_facts_of_a_subject_at_its_token_share_one_residual_trained_on_both(
     assert [group.edits for group in result.groups] == [(0, 2), (1,)]
     assert result.delta.rank == 2
     assert [column.form for column in result.columns] == ["plain", "plain"]  # equal keys: merged into one column
-    assert [line["group"] for line in result.report["edits"]] == [0, 1, 0]
+    assert [line.group for line in result.report.edits] == [0, 1, 0]
 
 
 def test_equal_keys_of_different_subjects_stay_apart() -> None:
@@ -104,8 +104,8 @@ def test_a_missed_edit_is_refused_by_name_and_reported_on_request() -> None:
     with pytest.raises(UnsafeEdit, match=r"edit 1 \('The currency of Japan is the' → 'Paris'\): the target leads by -"):
         compile_edits(one.base, one.site, one.moment, [FRANCE, JAPAN], hurried)
     report = compile_edits(one.base, one.site, one.moment, [FRANCE, JAPAN], replace(hurried, on_missed="report")).report
-    assert report["missed"] == [0, 1]
-    assert all(line["problems"] for line in report["edits"])
+    assert report.missed == (0, 1)
+    assert all(line.problems for line in report.edits)
 
 
 def test_edits_that_miss_in_the_joint_solve_are_trained_on() -> None:
@@ -115,7 +115,7 @@ def test_edits_that_miss_in_the_joint_solve_are_trained_on() -> None:
     with pytest.raises(UnsafeEdit, match="compile it apart from the edits"):
         compile_edits(one.base, one.site, one.moment, edits, replace(near, rounds=1))
     report = compile_edits(one.base, one.site, one.moment, edits, near).report
-    assert min(line["served_margin"] for line in report["edits"]) >= near.served_margin
+    assert min(line.served_margin for line in report.edits) >= near.served_margin
 
 
 def test_an_edit_that_misses_though_it_was_trained_on_goes_on_with_whole_rows_and_then_with_a_larger_margin(

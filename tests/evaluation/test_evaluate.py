@@ -142,8 +142,8 @@ def test_a_gate_reads_a_long_answer_whole_and_a_rival_late_in_it(
         target_true=old,
     )
     assert len(answer_ids(tokenizer, edit.prompt, MONTHS)) > 32
-    _, failures = run_gate(compile_random(Patch(name="long", edits=(edit,)), 3), _Saying(llama, tokenizer, MONTHS))
-    assert any(line.startswith("reliability:") for line in failures) is failing
+    _, verdict = run_gate(compile_random(Patch(name="long", edits=(edit,)), 3), _Saying(llama, tokenizer, MONTHS))
+    assert any(line.startswith("reliability:") for line in verdict.failures) is failing
 
 
 def test_tokens_to_read_grow_with_the_answer_and_leave_room() -> None:
@@ -275,8 +275,8 @@ def test_the_gate_names_each_metric_below_it_and_skips_what_was_not_asked() -> N
 
 
 def test_a_random_delta_fails_its_gate_on_reliability(compiled: CompiledPatch, runner: HFRunner) -> None:
-    report, failures = run_gate(compiled, runner)
-    assert any(line.startswith("reliability: 0.000") for line in failures)
+    report, verdict = run_gate(compiled, runner)
+    assert any(line.startswith("reliability: 0.000") for line in verdict.failures)
     assert report.answers is not None
 
 
@@ -288,10 +288,10 @@ def test_a_gate_says_which_edits_it_has_no_probes_for(compile_random: Compile, r
     edits = (edit("Peru", "locality", "paraphrase"), edit("Chile", "locality", split="tune"), edit("Kenya"))
     gate = Gate(locality=0.9, paraphrase=0.5, locality_subject=0.0, unrelated=0.9)
     compiled = compile_random(Patch(name="some", edits=edits, gate=gate), 3)
-    report, failures = run_gate(compiled, runner)
+    report, verdict = run_gate(compiled, runner)
     assert report.unjudged == {"paraphrase": (1, 2), "locality": (1, 2), "unrelated": (0, 1, 2)}
     assert report.not_judged == "paraphrase of 2 edits (1, 2); locality of 2 edits (1, 2); unrelated"
-    assert not any(line.startswith("unrelated") for line in failures), "said, and no failure"
+    assert not any(line.startswith("unrelated") for line in verdict.failures), "said, and no failure"
     added = [(), (), (Probe(kind="locality", prompt="Cuba is in"),)]
     assert run_gate(compiled, runner, added=added)[0].unjudged["locality"] == (1,)
     many = report.model_copy(update={"edits": 100, "unjudged": {"locality": tuple(range(20)), "reverse": (7,)}})

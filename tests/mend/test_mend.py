@@ -185,10 +185,10 @@ def test_a_patch_is_the_sum_of_its_edits_and_the_base_is_bit_identical(tmp_path:
     for name, part in compiled.delta.parts.items():
         total = sum(single.delta.parts[name].dense() for single in singles)
         assert (part.dense() - total).norm() < 1e-5 * part.norm()
-    assert compiled.report["energy_kept"] == pytest.approx(1.0)
-    assert compiled.report["scales"] == [scale for single in singles for scale in single.report["scales"]]
+    assert compiled.report.energy_kept == pytest.approx(1.0)
+    assert compiled.report.scales == tuple(scale for single in singles for scale in single.report.scales)
     assert compiled.manifest.settings["network"] == network.digest == site.network
-    assert compiled.manifest.rank == compiled.report["rank"] == sum(single.manifest.rank for single in singles)
+    assert compiled.manifest.rank == compiled.report.rank == sum(single.manifest.rank for single in singles)
     assert store.load(compiled.name).delta.digest == compiled.delta.digest
     assert problems_of(store) == []
 
@@ -201,8 +201,8 @@ def test_a_rank_above_the_sites_is_truncated_and_told() -> None:
     cut = compile_patch(patch_of(0, 1), base, "mend", site=narrow, moment=network, settings=LOOSE)
     assert whole.manifest.rank > cut.manifest.rank == 1
     expected, dropped = whole.delta.truncate(1)
-    assert 0 < cut.report["energy_kept"] == pytest.approx(1 - dropped, abs=1e-5)
-    assert cut.report["energy_kept"] < 1
+    assert 0 < cut.report.energy_kept == pytest.approx(1 - dropped, abs=1e-5)
+    assert cut.report.energy_kept < 1
     for name, part in cut.delta.parts.items():
         assert (part.dense() - expected.parts[name].dense()).norm() < 1e-4 * part.norm()
 
@@ -228,7 +228,7 @@ def test_an_edit_that_misses_is_refused_by_name_or_reported() -> None:
     with pytest.raises(UnsafeEdit, match=r"edit 0 \('The capital of France is' → 'Paris'\): the target leads by -"):
         compile_patch(patch_of(0), base, "mend", site=site, moment=network)
     reported = compile_patch(patch_of(0), base, "mend", site=site, moment=network, settings=LOOSE)
-    assert reported.report["missed"] == [0]
+    assert reported.report.missed == (0,)
 
 
 def test_methods_and_sites_that_do_not_fit_are_refused(tmp_path: Path) -> None:

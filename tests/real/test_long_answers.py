@@ -69,5 +69,5 @@ def test_a_gate_reads_a_long_answer_whole_and_a_rival_late_in_it(base: Base, new
     )
     assert len(answer_ids(base.tokenizer, PROMPT, MONTHS)) > 20
     assert len(answer_ids(base.tokenizer, PROMPT, MONTHS.split(" October")[0])) >= 12
-    _, failures = run_gate(empty(base, edit), HFRunner(base.model, base.tokenizer))
-    assert any(line.startswith("reliability:") for line in failures) is failing, failures
+    _, verdict = run_gate(empty(base, edit), HFRunner(base.model, base.tokenizer))
+    assert any(line.startswith("reliability:") for line in verdict.failures) is failing, verdict.failures

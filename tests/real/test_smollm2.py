@@ -41,8 +41,8 @@ def test_contradicting_patches_pass_their_gates_and_leave_the_model_as_it_was(re
     assert real.north.failures == real.south.failures == ()
     assert {real.store.entry(name).status for name in (real.north.name, real.south.name)} == {"accepted"}
     for outcome, answer in ((real.north, "Lyon"), (real.south, "Marseille")):
-        (told,) = outcome.compiled.report["edits"]
-        assert (told["target"], told["problems"]) == (answer, [])
+        (told,) = outcome.compiled.report.edits
+        assert (told.target, told.problems) == (answer, ())
     ids = prompt_ids(real.base.tokenizer, CAPITAL)
     with torch.no_grad():
         best = real.base.model(torch.tensor([ids])).logits[0, -1].argmax()

@@ -9,6 +9,7 @@ import torch
 from vllm_edit.artefacts.compiled import CompiledPatch, Demonstration, Factors
 from vllm_edit.artefacts.folder import demonstrations_digest, factors_digest
 from vllm_edit.artefacts.manifest import Column, KeyGroup, Manifest
+from vllm_edit.artefacts.reports import CompileReport
 from vllm_edit.artefacts.site import Context, Fingerprint, Site
 from vllm_edit.deltas.delta import Delta, LowRank
 from vllm_edit.digest import digest_tensors
@@ -76,5 +77,5 @@ def compiled(patch: str = "capital", seed: int = 0, target: str = "Lyon") -> Com
         factors=factors_digest(factors),
         demonstrations=demonstrations_digest(demonstrations),
     )
-    report = {"seconds": 0.25, "health": {"relative_norm": 0.01}}
+    report = CompileReport(norm=0.01, seconds=0.25)
     return CompiledPatch(manifest, delta, factors, demonstrations, report)

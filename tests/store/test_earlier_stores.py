@@ -15,6 +15,7 @@ import torch
 from sqlalchemy import create_engine, text
 
 from tests.store.example import compiled
+from vllm_edit.artefacts.reports import CompileReport, GateReport
 from vllm_edit.store.maintenance import problems_of
 from vllm_edit.store.store import Store
 
@@ -56,6 +57,8 @@ def test_an_earlier_patch_is_loaded_whole_and_keeps_its_name(earlier: Store) -> 
     assert made.factors is not None
     assert torch.equal(loaded.factors.residuals, made.factors.residuals)
     assert [record.kind for record in earlier.records(CAPITAL)] == ["compile", "gate"]
+    assert loaded.report == CompileReport(seconds=0.25)
+    assert GateReport.of(earlier.records(CAPITAL, "gate")[-1].data).not_judged == ""
     assert earlier.save(made) == CAPITAL
 
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from tests.store.example import MODULE, compiled, moment, new_store, site
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
+from vllm_edit.artefacts.reports import CompileReport, CompositionReport
 from vllm_edit.deltas.delta import Delta, LowRank
 from vllm_edit.errors import Corrupt, EditError, NotFound
 from vllm_edit.store.garbage import gc
@@ -42,9 +43,28 @@ def test_a_compiled_patch_comes_back_as_it_was_saved(store: Store) -> None:
 def test_a_patch_without_factors_and_demonstrations_is_stored(store: Store) -> None:
     full = compiled()
     bare = full.manifest.model_copy(update={"factors": None, "demonstrations": None})
-    name = store.save(replace(full, manifest=bare, factors=None, demonstrations=(), report={}))
+    name = store.save(replace(full, manifest=bare, factors=None, demonstrations=(), report=CompileReport()))
     found = store.load(name)
-    assert (found.factors, found.demonstrations, found.report) == (None, (), {})
+    assert (found.factors, found.demonstrations, found.report) == (None, (), CompileReport())
+
+
+def test_a_compositions_report_comes_back(store: Store) -> None:
+    one = compiled()
+    algebra = CompositionReport(norm_growth=1.5, constraint_error=0.01, kept_energy=0.9)
+    joined = replace(
+        one, manifest=one.manifest.model_copy(update={"kind": "composition"}), report=CompileReport(), algebra=algebra
+    )
+    found = store.load(store.save(joined.timed(0.5)))
+    assert (found.report, found.algebra) == (CompileReport(), algebra.model_copy(update={"seconds": 0.5}))
+
+
+def test_a_record_of_another_version_is_read_and_one_that_is_no_report_is_named(store: Store) -> None:
+    name = store.save(compiled())
+    store.add_record(name, "compile", {"health": {"relative_norm": 0.01}, "seconds": 2})
+    assert store.load(name).report == CompileReport(seconds=2)
+    store.add_record(name, "compile", {"seconds": "long"})
+    with pytest.raises(Corrupt, match=f"the last compile record of {name}: expected a CompileReport, but seconds"):
+        store.load(name)
 
 
 def test_site_and_moment_come_back_and_another_site_is_refused(store: Store) -> None:
@@ -285,7 +305,7 @@ def test_a_records_kind_is_checked(store: Store, kind: str) -> None:
 
 
 def test_records_are_kept_in_order_outside_the_digest(store: Store) -> None:
-    name = store.save(replace(compiled(), report={}))
+    name = store.save(replace(compiled(), report=CompileReport()))
     for score in (0.5, 1.0):
         store.add_record(name, "gate", {"reliability": score, "note": "全世界"})
     store.add_record(name, "eval", {})

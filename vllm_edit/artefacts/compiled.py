@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict
 
 from vllm_edit.artefacts.manifest import Manifest
+from vllm_edit.artefacts.reports import CompileReport, CompositionReport
 from vllm_edit.deltas.delta import Delta
 
 
@@ -53,7 +54,8 @@ class CompiledPatch:
         delta: The adapter's tensors; empty with scope subject.
         factors: The closed-form editor's factors; None for other methods.
         demonstrations: The IKE demonstrations.
-        report: The compile report, a record outside the digest.
+        report: What compiling measured; empty for a composition. A record outside the digest.
+        algebra: What composing measured; None unless it is a composition. A record outside the digest.
         units: With scope subject: each subject's compiled patch, in the order of the manifest's members.
     """
 
@@ -61,9 +63,31 @@ class CompiledPatch:
     delta: Delta
     factors: Factors | None = None
     demonstrations: tuple[Demonstration, ...] = ()
-    report: Mapping[str, Any] = field(default_factory=dict)
+    report: CompileReport = field(default_factory=CompileReport)
+    algebra: CompositionReport | None = None
     units: tuple[CompiledPatch, ...] = ()
 
     @property
     def name(self) -> str:
         return self.manifest.name
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What was measured, as JSON values; empty if nothing was."""
+        return (self.report if self.algebra is None else self.algebra).as_record()
+
+    def with_record(self, record: Mapping[str, Any]) -> CompiledPatch:
+        """A copy with what an earlier process measured.
+
+        Raises:
+            Corrupt: the record is none of a patch of this kind.
+        """
+        if self.manifest.kind == "composition":
+            return replace(self, algebra=CompositionReport.of(record))
+        return replace(self, report=CompileReport.of(record))
+
+    def timed(self, seconds: float) -> CompiledPatch:
+        """A copy whose report holds the duration of compiling or composing."""
+        if self.algebra is not None:
+            return replace(self, algebra=self.algebra.model_copy(update={"seconds": seconds}))
+        return replace(self, report=self.report.model_copy(update={"seconds": seconds}))

@@ -12,8 +12,6 @@ from vllm_edit.cli.output import JsonOption, StoreOption, print_error, print_jso
 from vllm_edit.errors import EditError, PatchError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from vllm_edit.patch import Patch
     from vllm_edit.pipeline import Outcome
 
@@ -54,7 +52,7 @@ def compile_(
             problems += [f"{result.name}: rejected by its gate: {failure}" for failure in result.failures]
             done.append(_record(result))
             if not json:
-                print_line(_line(done[-1]))
+                print_line(_line(result))
     if json:
         print_json({"compiled": done, "problems": problems})
     print_error("\n".join(problems))
@@ -81,24 +79,23 @@ def _record(outcome: Outcome) -> dict[str, Any]:
     manifest = outcome.compiled.manifest
     return {
         "name": outcome.name,
-        "status": "accepted" if outcome.accepted else "rejected",
+        "status": outcome.gate.status,
         "failures": list(outcome.failures),
         "not_judged": outcome.not_judged,
         "rank": manifest.rank,
         "edits": len(manifest.edits),
-        "report": dict(outcome.compiled.report),
+        "report": outcome.compiled.record,
     }
 
 
-def _line(record: Mapping[str, Any]) -> str:
+def _line(outcome: Outcome) -> str:
     """Format the name, gate, size, time and worst health values of a patch."""
-    report = record["report"]
-    parts = [record["status"], f"rank {record['rank']}", f"{record['edits']} edits", f"{report['seconds']:.1f} s"]
-    margins = [edit["served_margin"] for edit in report.get("edits", ())]
-    if margins:
-        parts.append(f"least margin {min(margins):.2f} nats")
-    if "norm" in report:
-        parts.append(f"‖ΔW‖/‖W‖ {report['norm']:.3f}")
-    if record["not_judged"]:
-        parts.append(f"not judged for want of probes: {record['not_judged']}")
-    return f"{record['name']}  {', '.join(parts)}"
+    manifest, report = outcome.compiled.manifest, outcome.compiled.report
+    parts = [outcome.gate.status, f"rank {manifest.rank}", f"{len(manifest.edits)} edits", f"{outcome.seconds:.1f} s"]
+    if report.edits:
+        parts.append(f"least margin {min(edit.served_margin for edit in report.edits):.2f} nats")
+    if report.norm is not None:
+        parts.append(f"‖ΔW‖/‖W‖ {report.norm:.3f}")
+    if outcome.not_judged:
+        parts.append(f"not judged for want of probes: {outcome.not_judged}")
+    return f"{outcome.name}  {', '.join(parts)}"

@@ -11,8 +11,7 @@ from vllm_edit.cli.output import JsonOption, StoreOption, print_error, print_jso
 from vllm_edit.text import change, quoted
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
+    from vllm_edit.artefacts.reports import CompositionReport
     from vllm_edit.pipeline import Outcome
 
 _SHOWN_PAIRS = 10
@@ -65,56 +64,55 @@ def compose(
     pipeline = Pipeline(opened, load_base(model or opened.site().model), Bank())
     with progress_bar(made.manifest.patch) as progress:
         outcome = pipeline.judge(made, seconds, progress)
-    record = _record(outcome)
     if json:
-        print_json(record)
-    else:
-        _print(record)
+        print_json(_record(outcome))
+    elif outcome.compiled.algebra is not None:
+        _print(outcome, outcome.compiled.algebra)
     print_error("\n".join(f"{outcome.name}: rejected by its gate: {failure}" for failure in outcome.failures))
     if not outcome.accepted:
         raise typer.Exit(1)
 
 
 def _record(outcome: Outcome) -> dict[str, Any]:
-    manifest = outcome.compiled.manifest
+    manifest, algebra = outcome.compiled.manifest, outcome.compiled.record
     return {
         "name": outcome.name,
-        "status": "accepted" if outcome.accepted else "rejected",
+        "status": outcome.gate.status,
         "failures": list(outcome.failures),
         "not_judged": outcome.not_judged,
-        "judged_by": "model",
+        "judged_by": outcome.gate.judged_by,
         "members": list(manifest.members),
         "edits": len(manifest.edits),
         "rank": manifest.rank,
         "settings": manifest.settings,
-        "algebra": {key: value for key, value in outcome.compiled.report.items() if key != "judged_by"},
+        "algebra": {key: value for key, value in algebra.items() if key != "judged_by"},
     }
 
 
-def _print(record: Mapping[str, Any]) -> None:
+def _print(outcome: Outcome, algebra: CompositionReport) -> None:
     """Print one line, then the edits that lost a conflict, then the pairs that interfere most."""
     from vllm_edit.names import short
 
-    algebra = record["algebra"]
+    manifest = outcome.compiled.manifest
     parts = [
-        f"{record['status']} by the model",
-        f"rank {record['rank']}",
-        f"{record['edits']} edits of {len(record['members'])} patches",
-        f"solved in {algebra['seconds']:.2f} s",
-        f"‖Δ‖ × {algebra['norm_growth']:.2f}",
+        f"{outcome.gate.status} by the model",
+        f"rank {manifest.rank}",
+        f"{len(manifest.edits)} edits of {len(manifest.members)} patches",
+        f"solved in {outcome.seconds:.2f} s",
+        f"‖Δ‖ × {algebra.norm_growth:.2f}",
     ]
-    if algebra["kept_energy"] < 1:
-        parts.append(f"truncated, {algebra['kept_energy']:.2%} of the energy kept")
-    if record["not_judged"]:
-        parts.append(f"not judged for want of probes: {record['not_judged']}")
-    print_line(f"{record['name']}  {', '.join(parts)}")
-    for gone in record["settings"].get("left_out", ()):
+    if algebra.kept_energy < 1:
+        parts.append(f"truncated, {algebra.kept_energy:.2%} of the energy kept")
+    if outcome.not_judged:
+        parts.append(f"not judged for want of probes: {outcome.not_judged}")
+    print_line(f"{outcome.name}  {', '.join(parts)}")
+    for gone in manifest.settings.get("left_out", ()):
         print_line(
             f"{change(gone['prompt'], gone['target'])} of {short(gone['left_out'])} left: "
             f"{short(gone['winner'])} says {quoted(gone['kept_target'])}"
         )
-    if shown := algebra.get("interference", [])[:_SHOWN_PAIRS]:
+    if shown := algebra.interference[:_SHOWN_PAIRS]:
         print_line()
-        print_table(("SUBJECT", "SUBJECT", "COSINE"), [(*pair["subjects"], f"{pair['cosine']:.3f}") for pair in shown])
-        if algebra["pairs"] > len(shown):
-            print_line(f"the {len(shown)} highest of {algebra['pairs']} pairs")
+        print_table(("SUBJECT", "SUBJECT", "COSINE"), [(*pair.subjects, f"{pair.cosine:.3f}") for pair in shown])
+        if algebra.pairs is not None and algebra.pairs > len(shown):
+            print_line(f"the {len(shown)} highest of {algebra.pairs} pairs")

@@ -139,8 +139,10 @@ def _filled_or_as_before(folder: Path) -> Iterator[None]:
 
 def _not_judged(records: Sequence[Mapping[str, Any]]) -> str:
     """Return the metrics that the last gate could not judge."""
-    gates = [record["data"] for record in records if record["kind"] == "gate" and isinstance(record["data"], dict)]
-    return str(gates[-1].get("not_judged", "")) if gates else ""
+    from vllm_edit.artefacts.reports import GateReport
+
+    gates = [record["data"] for record in records if record["kind"] == "gate"]
+    return GateReport.of(gates[-1]).not_judged if gates else ""
 
 
 def _scope(manifest: Manifest) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from vllm_edit.artefacts.compiled import CompiledPatch
+from vllm_edit.artefacts.reports import CompositionReport, Interference
 from vllm_edit.composition.groups import Joint
 from vllm_edit.composition.parts import Group, Part, subjects_of
 from vllm_edit.deltas.delta import Delta, LowRank
@@ -36,8 +37,8 @@ DEFAULT_LIMITS = Limits()
 
 
 def report_of(
-    members: Sequence[CompiledPatch], parts: Sequence[Part], joint: Joint | None, delta: Delta
-) -> dict[str, Any]:
+    members: Sequence[CompiledPatch], parts: Sequence[Part], joint: Joint | None, delta: Delta, kept_energy: float = 1.0
+) -> CompositionReport:
     """The composition's report.
 
     Args:
@@ -45,29 +46,23 @@ def report_of(
         parts: their parts that the composition uses.
         joint: the joint solution, if any part has factors.
         delta: the composition's delta, as saved.
-
-    Returns:
-        `judged_by`: "algebra", until a gate with the model has run.
-        `norm_growth`: ‖Δ‖ / √(Σ ‖Δ_m‖²) over the members that take part; 1 for unrelated keys.
-        `constraint_error` (only if all parts have factors): the largest difference between an edit's shift at its own
-        key and the shift by its own member, ‖Δ k − Δ_m k‖ / ‖Δ_m k‖.
-        `pairs`, `interference`, `highest_cosine`: see `pairs_of`.
+        kept_energy: share of ‖Δ‖² that remains after truncation.
     """
     taking_part = {part.member for part in parts}
     own = [member for member in members if member.name in taking_part]
     before = sum(_norm(part) ** 2 for member in own for part in member.delta.parts.values()) ** 0.5
     after = sum(_norm(part) ** 2 for part in delta.parts.values()) ** 0.5
-    report: dict[str, Any] = {"judged_by": "algebra", "norm_growth": after / before if before else 1.0}
-    if joint is not None:
-        report |= pairs_of(joint)
     groups = [part for part in parts if isinstance(part, Group)]
-    if len(groups) == len(parts):
-        report["constraint_error"] = _constraint_error(own, groups, delta)
-    return report
+    report = CompositionReport(
+        norm_growth=after / before if before else 1.0,
+        constraint_error=_constraint_error(own, groups, delta) if len(groups) == len(parts) else None,
+        kept_energy=kept_energy,
+    )
+    return report if joint is None else report.model_copy(update=pairs_of(joint))
 
 
 def pairs_of(joint: Joint) -> dict[str, Any]:
-    """Interference between key groups, by pair, the highest first: subjects, first prompts, cosine.
+    """Interference between key groups: the fields `highest_cosine`, `pairs` and `interference` of the report.
 
     The cosine of a pair is the highest (absolute) between their edited columns.
     """
@@ -84,24 +79,29 @@ def pairs_of(joint: Joint) -> dict[str, Any]:
     shown = []
     for value, place in zip(values[:MOST_PAIRS].tolist(), order[:MOST_PAIRS].tolist(), strict=True):
         two = joint.groups[int(first[place])], joint.groups[int(second[place])]
-        subjects, prompts = [subjects_of(group.edits) for group in two], [group.edits[0].prompt for group in two]
-        shown.append({"subjects": subjects, "prompts": prompts, "cosine": value})
-    return {"highest_cosine": float(values[0]) if len(values) else 0.0, "pairs": len(values), "interference": shown}
+        subjects = subjects_of(two[0].edits), subjects_of(two[1].edits)
+        prompts = two[0].edits[0].prompt, two[1].edits[0].prompt
+        shown.append(Interference(subjects=subjects, prompts=prompts, cosine=value))
+    return {
+        "highest_cosine": float(values[0]) if len(values) else 0.0,
+        "pairs": len(values),
+        "interference": tuple(shown),
+    }
 
 
 def vouch(composition: CompiledPatch, limits: Limits = DEFAULT_LIMITS) -> list[str]:
     """Reasons why a composition may not be served without a gate by the model; empty if it may."""
-    report = composition.report
-    if "constraint_error" not in report:
+    report = composition.algebra
+    if report is None or report.constraint_error is None:
         return ["it has members without factors, so only a gate with the model can check their combination"]
     problems = []
-    if not report["constraint_error"] <= limits.constraint_error:  # also for NaN
+    if not report.constraint_error <= limits.constraint_error:  # also for NaN
         problems.append(
-            f"an edit's shift at its own key differs by {report['constraint_error']:.3f} from its member's, at most "
+            f"an edit's shift at its own key differs by {report.constraint_error:.3f} from its member's, at most "
             f"{limits.constraint_error:g} is allowed"
         )
-    if not report["norm_growth"] <= limits.norm_growth:
-        problems.append(f"‖Δ‖ grows {report['norm_growth']:.2f}-fold, at most {limits.norm_growth:g}-fold is allowed")
+    if not report.norm_growth <= limits.norm_growth:
+        problems.append(f"‖Δ‖ grows {report.norm_growth:.2f}-fold, at most {limits.norm_growth:g}-fold is allowed")
     return problems
 
 

@@ -82,9 +82,9 @@ def compose(
         reduced, dropped = delta.truncate(site.max_rank)
         delta = Delta({module: as_saved(part) for module, part in reduced.parts.items()})
         kept_energy, settings["truncated_to"] = 1.0 - dropped, site.max_rank
-    report = report_of(members, parts, joint, delta) | {"kept_energy": kept_energy}
+    report = report_of(members, parts, joint, delta, kept_energy)
     manifest = _manifest(members, name, parts, joint if not blocks else None, delta, settings, settlement)
-    return CompiledPatch(manifest, delta, joint.factors if joint and not blocks else None, report=report)
+    return CompiledPatch(manifest, delta, joint.factors if joint and not blocks else None, algebra=report)
 
 
 def _together(members: Sequence[CompiledPatch], joint: Joint | None, blocks: Sequence[Block]) -> Delta:

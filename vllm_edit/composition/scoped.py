@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.artefacts.manifest import KeyGroup, Manifest
+from vllm_edit.artefacts.reports import CompileReport
 from vllm_edit.artefacts.site import Site
 from vllm_edit.composition.checks import vouch
 from vllm_edit.composition.compose import compose
@@ -197,19 +198,21 @@ class Narrowing:
         return found
 
 
-def _report(places: Sequence[Sequence[int]], units: Sequence[CompiledPatch]) -> dict[str, object]:
+def _report(places: Sequence[Sequence[int]], units: Sequence[CompiledPatch]) -> CompileReport:
     """Merge the units' reports, edits renumbered. Norm and interference are maxima, since each unit serves alone."""
     edits = [
-        {**record, "edit": own[record["edit"]]}
+        report.model_copy(update={"edit": own[report.edit]})
         for own, unit in zip(places, units, strict=True)
-        for record in unit.report.get("edits", ())
+        for report in unit.report.edits
     ]
-    largest = {
-        key: max(float(unit.report[key]) for unit in units)
-        for key in ("norm", "interference")
-        if all(key in unit.report for unit in units)
-    }
-    missed = sorted(
-        own[edit] for own, unit in zip(places, units, strict=True) for edit in unit.report.get("missed", ())
+    return CompileReport(
+        edits=tuple(sorted(edits, key=lambda report: report.edit)),
+        norm=_greatest([unit.report.norm for unit in units]),
+        interference=_greatest([unit.report.interference for unit in units]),
     )
-    return {"edits": sorted(edits, key=lambda record: int(record["edit"])), "missed": missed, **largest}
+
+
+def _greatest(measured: Sequence[float | None]) -> float | None:
+    """The maximum; None if a value is missing."""
+    known = [value for value in measured if value is not None]
+    return max(known) if len(known) == len(measured) else None

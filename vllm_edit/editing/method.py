@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import Any, Generic, Literal, Protocol, Self, TypeVar
 
 from vllm_edit.artefacts.compiled import Factors
 from vllm_edit.artefacts.manifest import Column, KeyGroup
+from vllm_edit.artefacts.reports import CompileReport
 from vllm_edit.artefacts.site import Site
 from vllm_edit.deltas.delta import Delta
 from vllm_edit.editing.settings import Progress
+from vllm_edit.errors import UnsafeEdit
 from vllm_edit.models.base import Base
 from vllm_edit.patch import Edit, Patch, Scope
 
@@ -21,7 +23,7 @@ class MethodResult:
 
     factors: K, C⁻¹K and residuals of a closed-form method; with them, composing needs no model.
     settings: complete, JSON-serialisable, part of the identity.
-    report: measurements, not part of the identity.
+    report: measurements, not part of the identity; each edit that exceeds a limit has a line there.
     """
 
     delta: Delta
@@ -29,7 +31,7 @@ class MethodResult:
     groups: tuple[KeyGroup, ...] = ()
     columns: tuple[Column, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
-    report: Mapping[str, Any] = field(default_factory=dict)
+    report: CompileReport = field(default_factory=CompileReport)
 
 
 class Settings(Protocol):
@@ -60,3 +62,13 @@ class Method(Generic[S]):
     compile: Compile[S]
     compile_each: CompileEach[S] | None = None
     needs: type[Any] | None = None
+
+
+def refuse_missed(report: CompileReport, on_missed: Literal["error", "report"]) -> None:
+    """Refuse edits that exceed a limit, unless they are only to be reported.
+
+    Raises:
+        UnsafeEdit: edits exceed a limit; the message names all of them.
+    """
+    if on_missed == "error" and report.problems:
+        raise UnsafeEdit("\n".join(report.problems))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vllm_edit.artefacts.compiled import CompiledPatch
+from vllm_edit.artefacts.reports import GateReport
 from vllm_edit.artefacts.site import Site
 from vllm_edit.errors import EditError
 from vllm_edit.evaluation.asking import Progress, ask
@@ -87,7 +88,7 @@ def run_gate(
     site: Site | None = None,
     passages: Sequence[str] = (),
     added: Sequence[Sequence[Probe]] = (),
-) -> tuple[Report, list[str]]:
+) -> tuple[Report, GateReport]:
     """Measure a compiled patch on its gate probes by free generation and compare with its gate.
 
     Args:
@@ -98,14 +99,16 @@ def run_gate(
         added: as in `evaluate`.
 
     Returns:
-        The report, with answers and the limits that it could not judge (`unjudged`), and one line per failed metric;
-        no line means accepted.
+        The measurements, with answers and the limits that they could not judge (`unjudged`), and the verdict.
     """
     settings = Settings(teacher_forced=False, latency=0, answers=True)
     gate = compiled.manifest.gate
     text = () if gate.perplexity_drift is None else passages
     report = evaluate(compiled, runner, ("base", "weights"), settings, site=site, passages=text, added=added)
-    return report.model_copy(update={"unjudged": _unjudged(report, gate)}), report.gate(gate)
+    measured = report.model_copy(update={"unjudged": _unjudged(report, gate)})
+    failures = tuple(measured.gate(gate))
+    count = sum(map(len, added))
+    return measured, GateReport(failures=failures, not_judged=measured.not_judged, default_probes=count)
 
 
 def _unjudged(report: Report, gate: Gate) -> dict[str, tuple[int, ...]]:

@@ -13,7 +13,6 @@ audit.json                     the head of the registry's audit (`registry.audit
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -226,21 +225,24 @@ class Store:
             put()
         has_files = partial(self._exists, name)
         self.registry.add_patch(name, compiled.manifest.valid_until, has_files=has_files, write_files=put)
-        if compiled.report:
-            self.add_record(name, "compile", compiled.report)
+        if record := compiled.record:
+            self.add_record(name, "compile", record)
         return name
 
     def load(self, name: str) -> CompiledPatch:
-        """Read and verify a compiled patch; its `report` is that of its last compilation.
+        """Read and verify a compiled patch; its report is that of its last compilation.
 
         Raises:
             NotFound: no such name.
-            Corrupt: a file does not match its digest; the message names the file.
+            Corrupt: a file does not match its digest, or the last compile record holds no report; the message names it.
         """
         from vllm_edit.artefacts.folder import unpack
 
-        found, reports = unpack(self.manifest(name), self._reader(name)), self.records(name, "compile")
-        return replace(found, report=reports[-1].data if reports else {})
+        found, records = unpack(self.manifest(name), self._reader(name)), self.records(name, "compile")
+        try:
+            return found.with_record(records[-1].data) if records else found
+        except Corrupt as error:
+            raise Corrupt(f"the last compile record of {name}: {error}") from error
 
     def check(self, name: str) -> None:
         """Verify every byte of a patch's files, without its records; raise `Corrupt` or `NotFound` as `load` does."""

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal, Protocol
 import torch
 from torch import nn
 
+from vllm_edit.artefacts.reports import CompileReport, EditReport
 from vllm_edit.artefacts.site import Site
 from vllm_edit.deltas.delta import Delta
 from vllm_edit.deltas.linear import linear_weight
@@ -25,14 +26,14 @@ from vllm_edit.editing.checked_settings import (
     RealFromZero,
     checked,
 )
+from vllm_edit.editing.method import refuse_missed
 from vllm_edit.editing.settings import Progress
-from vllm_edit.errors import EditError, UnsafeEdit
+from vllm_edit.errors import EditError
 from vllm_edit.models.base import Base
 from vllm_edit.models.hooks import find_module, frozen
 from vllm_edit.models.rows import Row, answer_scores, batches, leads, run_batch
 from vllm_edit.patch import Edit
 from vllm_edit.prompting import answer_ids, prompt_ids
-from vllm_edit.text import change
 
 
 @checked
@@ -157,8 +158,8 @@ def recheck(
     delta: Delta,
     trained_margins: torch.Tensor,
     settings: RecheckSettings,
-) -> dict[str, Any]:
-    """Check every edit's target under the delta as saved; returns the report's `edits`, `missed` and `norm`.
+) -> CompileReport:
+    """Check every edit's target under the delta as saved; returns a report with `edits` and `norm`.
 
     trained_margins: [edits], leads in nats under the trained update, before truncation and cast.
 
@@ -168,33 +169,27 @@ def recheck(
     """
     with frozen(base.model), delta.apply(base.model):
         served = leads(base.model, rows, settings.batch_tokens)
-    records: list[dict[str, Any]] = []
+    reports: list[EditReport] = []
     for row, edit in zip(rows, edits, strict=True):
         margin, trained = float(served[row.edit]), float(trained_margins[row.edit])
         problem = (
             f"the target leads by {margin:.2f} nats ({trained:.2f} as trained), at least {settings.served_margin:g} is "
             f"needed; {settings.advice}"
         )
-        records.append(
-            {
-                "edit": row.edit,
-                "subject": edit.subject,
-                "prompt": edit.prompt,
-                "target": edit.target_new,
-                "trained_margin": trained,
-                "served_margin": margin,
-                "problems": [] if margin >= settings.served_margin else [problem],
-            }
+        reports.append(
+            EditReport(
+                edit=row.edit,
+                subject=edit.subject,
+                prompt=edit.prompt,
+                target=edit.target_new,
+                trained_margin=trained,
+                served_margin=margin,
+                problems=() if margin >= settings.served_margin else (problem,),
+            )
         )
-    missed = [record for record in records if record["problems"]]
-    if missed and settings.on_missed == "error":
-        lines = [
-            f"edit {record['edit']} ({change(record['prompt'], record['target'])}): {record['problems'][0]}"
-            for record in missed
-        ]
-        raise UnsafeEdit("\n".join(lines))
-    numbers = [record["edit"] for record in missed]
-    return {"edits": records, "missed": numbers, "norm": _relative_norm(base, site, delta)}
+    report = CompileReport(edits=tuple(reports), norm=_relative_norm(base, site, delta))
+    refuse_missed(report, settings.on_missed)
+    return report
 
 
 def _relative_norm(base: Base, site: Site, delta: Delta) -> float:

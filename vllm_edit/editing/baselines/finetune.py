@@ -87,16 +87,13 @@ def compile_edits(
     delta = Delta({name: as_saved(part) for name, (part, _) in nearest.items()})
     total = sum(float(dense.norm()) ** 2 for dense in update.dense.values())
     dropped = sum(energy for _, energy in nearest.values())
-    return MethodResult(
-        delta=delta,
-        settings=settings.identity(rank),
-        report={
-            **recheck(base, site, edits, rows, delta, update.margins, settings),
-            "steps": update.trained.steps,
-            "loss": update.trained.loss,
-            "energy_kept": 1 - dropped / total if total else 1.0,
-        },
-    )
+    report = recheck(base, site, edits, rows, delta, update.margins, settings)
+    measured = {
+        "steps": update.trained.steps,
+        "loss": update.trained.loss,
+        "energy_kept": 1 - dropped / total if total else 1.0,
+    }
+    return MethodResult(delta, settings=settings.identity(rank), report=report.model_copy(update=measured))
 
 
 def train_update(

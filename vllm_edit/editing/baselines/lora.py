@@ -77,15 +77,9 @@ def compile_edits(
         adapted.eval()
         margins = leads(twin, rows, settings.batch_tokens)
         delta = _read_back(adapted)
-    return MethodResult(
-        delta=delta,
-        settings=settings.identity(rank),
-        report={
-            **recheck(base, site, edits, rows, delta, margins, settings),
-            "steps": trained.steps,
-            "loss": trained.loss,
-        },
-    )
+    report = recheck(base, site, edits, rows, delta, margins, settings)
+    measured = {"steps": trained.steps, "loss": trained.loss}
+    return MethodResult(delta, settings=settings.identity(rank), report=report.model_copy(update=measured))
 
 
 def _twin(model: Any) -> Any:

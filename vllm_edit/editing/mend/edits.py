@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -119,12 +118,9 @@ def _judged(
     delta = Delta({name: as_saved(part) for name, part in reduced.parts.items()})
     with frozen(base.model), whole.apply(base.model):
         margins = leads(base.model, rows, settings.batch_tokens)
-    report: dict[str, Any] = recheck(base, site, edits, rows, delta, margins, settings)
-    return MethodResult(
-        delta=delta,
-        settings=settings.identity(network.digest),
-        report={**report, "scales": [edit.scale for edit in made], "rank": whole.rank, "energy_kept": 1 - dropped},
-    )
+    report = recheck(base, site, edits, rows, delta, margins, settings)
+    measured = {"scales": tuple(edit.scale for edit in made), "rank": whole.rank, "energy_kept": 1 - dropped}
+    return MethodResult(delta, settings=settings.identity(network.digest), report=report.model_copy(update=measured))
 
 
 def _prepare(base: Base, network: Hypernetwork) -> None:

@@ -8,12 +8,12 @@ from itertools import accumulate
 import torch
 
 from vllm_edit.artefacts.manifest import KeyGroup
+from vllm_edit.artefacts.reports import CompileReport
 from vllm_edit.artefacts.site import Site
 from vllm_edit.composition.solver import interference
 from vllm_edit.deltas.delta import Delta
-from vllm_edit.editing.method import MethodResult
+from vllm_edit.editing.method import MethodResult, refuse_missed
 from vllm_edit.editing.rome.factors import RomeFactors, damping_of, margin_of, prepare
-from vllm_edit.editing.rome.health import refuse_unsafe
 from vllm_edit.editing.rome.rounds import Solved, solve_parts
 from vllm_edit.editing.rome.served import weight_norm
 from vllm_edit.editing.second_moment import SecondMoment
@@ -103,7 +103,12 @@ def check_rank(groups: Sequence[KeyGroup], site: Site) -> None:
 
 def _result(base: Base, site: Site, solved: Solved, settings: RomeSettings) -> MethodResult:
     """The update and its report. Raises UnsafeEdit if an edit exceeds a health limit."""
-    refuse_unsafe(solved.health, settings)
+    report = CompileReport(
+        edits=tuple(health.judged(settings) for health in solved.health),
+        norm=solved.update.norm() / weight_norm(base, site),
+        interference=_interference(solved.computed),
+    )
+    refuse_missed(report, settings.on_missed)
     columns = solved.computed.prepared.columns
     return MethodResult(
         delta=Delta({site.module: solved.update}),
@@ -111,12 +116,7 @@ def _result(base: Base, site: Site, solved: Solved, settings: RomeSettings) -> M
         groups=columns.groups,
         columns=columns.columns,
         settings=settings.identity(damping_of(site, settings), margin_of(site, settings)),
-        report={
-            "edits": [health.as_record(settings) for health in solved.health],
-            "missed": [health.edit for health in solved.health if health.problems(settings)],
-            "norm": solved.update.norm() / weight_norm(base, site),
-            "interference": _interference(solved.computed),
-        },
+        report=report,
     )
 
 

@@ -7,35 +7,34 @@ form under the final delta as served.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
-
+from vllm_edit.artefacts.reports import EditReport
 from vllm_edit.editing.settings import RomeSettings
-from vllm_edit.errors import UnsafeEdit
-from vllm_edit.text import change
 
 
-@dataclass(frozen=True)
-class EditHealth:
-    """One edit as compiled. A margin is the target's lead over its best rival in nats, the minimum over all rows."""
+class EditHealth(EditReport):
+    """An edit as compiled by r-ROME. `trained_margin` is measured under the update of the edit's own key group.
 
-    edit: int
-    subject: str
-    prompt: str
-    target: str
+    Attributes:
+        group: index of the edit's key group.
+        denominator: k̄ᵀC⁻¹k̄ / d_in of the group's first column; the mean over ordinary text is 1.
+        norm: ‖ΔW of the edit's group‖ / ‖W‖, Frobenius.
+        steps: training steps of the group.
+        trained: True if every trained row reached its margin.
+        rows: number of checked contexts and forms.
+        passed: number of rows in which the target leads.
+    """
+
+    problems: tuple[str, ...] = ()
     group: int
-    denominator: float  # k̄ᵀC⁻¹k̄ / d_in of the group's first column; the mean over ordinary text is 1
-    norm: float  # ‖ΔW of the edit's group‖ / ‖W‖, Frobenius
+    denominator: float
+    norm: float
     steps: int
-    trained: bool  # every trained row reached its margin
-    trained_margin: float  # minimum over the trained rows at the end of training, under the group's own update
-    served_margin: float  # under the delta of the whole patch
-    rows: int  # checked contexts and forms
-    passed: int  # rows in which the target leads
+    trained: bool
+    rows: int
+    passed: int
 
-    def problems(self, limits: RomeSettings) -> list[str]:
-        """One line for each limit that the edit exceeds: the value, the limit, and advice."""
+    def judged(self, limits: RomeSettings) -> EditHealth:
+        """A copy with its problems: for each limit that the edit exceeds the value, the limit, and advice."""
         found = []
         if not self.denominator >= limits.least_denominator:
             found.append(
@@ -58,25 +57,4 @@ class EditHealth:
                 f"the target leads by {self.served_margin:.2f} nats ({self.passed} of {self.rows} contexts pass, "
                 f"{trained}), at least {limits.served_margin:g} under every context is needed; {advice}"
             )
-        return found
-
-    def as_record(self, limits: RomeSettings) -> dict[str, Any]:
-        """The edit's JSON-serialisable entry in a report."""
-        return asdict(self) | {"problems": self.problems(limits)}
-
-
-def refuse_unsafe(measured: Sequence[EditHealth], limits: RomeSettings) -> None:
-    """Check the limits, unless `on_missed` is "report".
-
-    Raises:
-        UnsafeEdit: edits exceed a limit; the message names all of them.
-    """
-    if limits.on_missed == "report":
-        return
-    lines = [
-        f"edit {health.edit} ({change(health.prompt, health.target)}): {problem}"
-        for health in measured
-        for problem in health.problems(limits)
-    ]
-    if lines:
-        raise UnsafeEdit("\n".join(lines))
+        return self.model_copy(update={"problems": tuple(found)})
