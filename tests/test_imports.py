@@ -161,7 +161,7 @@ def test_loading_it_loads_no_torch(package: str) -> None:
 
 def test_root_modules_that_everything_may_import_import_no_package() -> None:
     leaves = ("errors", "frozen", "digest", "names", "files", "patch", "text", "shipped", "thinking")
-    leaves += ("printable", "text_files")
+    leaves += ("printable", "text_files", "settings")
     packages = {_child("", name) for name in CODE.files if "." in name}
     found = {leaf: {_child("", reached) for reached in CODE.reached(leaf)} & packages for leaf in leaves}
     assert {leaf: above for leaf, above in found.items() if above} == {}

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
-from vllm_edit.editing.checked_settings import (
+from vllm_edit.settings import (
     CountFromZero,
     MethodSettings,
     PositiveCount,

@@ -26,7 +26,6 @@ from typing import ClassVar
 import torch
 
 from vllm_edit.digest import digest_json
-from vllm_edit.editing.checked_settings import PositiveCount, RealFromZero, Seed, checked
 from vllm_edit.editing.settings import Progress
 from vllm_edit.errors import EditError
 from vllm_edit.models.base import Base, unchanged
@@ -35,6 +34,7 @@ from vllm_edit.models.lengths import check_length
 from vllm_edit.models.positions import Located, locate
 from vllm_edit.patch import Edit
 from vllm_edit.prompting import answer_ids
+from vllm_edit.settings import PositiveCount, RealFromZero, Seed, checked
 from vllm_edit.text import quoted
 from vllm_edit.tracing.corruption import KINDS, CorruptedPrompt, Kind, Restoration
 

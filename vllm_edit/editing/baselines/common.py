@@ -17,15 +17,6 @@ from vllm_edit.artefacts.reports import CompileReport, EditReport
 from vllm_edit.artefacts.site import Site
 from vllm_edit.deltas.delta import Delta
 from vllm_edit.deltas.linear import linear_weight
-from vllm_edit.editing.checked_settings import (
-    CountFromZero,
-    MethodSettings,
-    PositiveCount,
-    PositiveReal,
-    Real,
-    RealFromZero,
-    checked,
-)
 from vllm_edit.editing.method import refuse_missed
 from vllm_edit.editing.settings import Progress
 from vllm_edit.errors import EditError
@@ -34,6 +25,15 @@ from vllm_edit.models.hooks import find_module, frozen
 from vllm_edit.models.rows import Row, answer_scores, batches, leads, run_batch
 from vllm_edit.patch import Edit
 from vllm_edit.prompting import answer_ids, prompt_ids
+from vllm_edit.settings import (
+    CountFromZero,
+    MethodSettings,
+    PositiveCount,
+    PositiveReal,
+    Real,
+    RealFromZero,
+    checked,
+)
 
 
 @checked

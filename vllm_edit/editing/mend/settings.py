@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from vllm_edit.editing.checked_settings import (
+from vllm_edit.errors import EditError
+from vllm_edit.settings import (
     CountFromZero,
     MethodSettings,
     PositiveCount,
@@ -15,7 +16,6 @@ from vllm_edit.editing.checked_settings import (
     between,
     checked,
 )
-from vllm_edit.errors import EditError
 
 
 @checked
