@@ -200,7 +200,7 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path)
     for parameter in model.parameters():
         parameter.data = parameter.data.bfloat16().float()
     # A copy, since casting would also round the rotary frequencies, which every loader computes anew.
-    copy.deepcopy(model).to(torch.bfloat16).save_pretrained(out)
+    copy.deepcopy(model).bfloat16().save_pretrained(out)
     tokenizer.save_pretrained(out)
 
 

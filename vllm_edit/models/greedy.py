@@ -51,7 +51,7 @@ def continuations(
     return continued
 
 
-class _Penalised(LogitsProcessor):  # type: ignore[misc]
+class _Penalised(LogitsProcessor):
     """Applies `Penalties` in transformers' `generate`, whose own penalties would count the padding.
 
     width: length of the padded prompts.

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import DynamicCache
+from transformers.cache_utils import CacheLayerMixin
 
 from vllm_edit.models.lower_blocks import block_output, resumed
 from vllm_edit.models.rows import Row, batches, device_of, run_batch
@@ -109,16 +110,16 @@ class Suffixes:
                 cache = DynamicCache()
                 with block_output(self.model, self.blocks[-1]) if self.blocks else _nothing() as states:
                     logits = run_batch(self.model, batch, cache)
-                if bool(self.blocks) != bool(states) or len(cache.layers) <= len(self.blocks):
+                kept = _keys_and_values(cache.layers[len(self.blocks) :])
+                if bool(self.blocks) != bool(states) or not kept:
                     return None
                 for line, index in enumerate(batch.rows.tolist()):
                     row = self.rows[index]
                     part = slice(row.first, row.length)
-                    layers = cache.layers[len(self.blocks) :]
                     self._states[index] = _States(
                         states[0][line, part].clone() if states else None,
-                        tuple(layer.keys[line, :, : row.first].clone() for layer in layers),
-                        tuple(layer.values[line, :, : row.first].clone() for layer in layers),
+                        tuple(keys[line, :, : row.first].clone() for keys, _ in kept),
+                        tuple(values[line, :, : row.first].clone() for _, values in kept),
                     )
                     expected[index] = logits[line, : max(1, len(row.answer))]
             if self._reproduces(expected):
@@ -237,7 +238,7 @@ class Suffixes:
         return result
 
 
-class _Prefix(DynamicCache):  # type: ignore[misc]  # transformers has no types here
+class _Prefix(DynamicCache):
     """Keys and values of earlier tokens for the blocks from `first` on. Passes do not extend it and can share it."""
 
     def __init__(self, keys: Sequence[torch.Tensor], values: Sequence[torch.Tensor], first: int) -> None:
@@ -255,6 +256,16 @@ class _Prefix(DynamicCache):  # type: ignore[misc]  # transformers has no types 
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self._keys[0].shape[-2]
+
+
+def _keys_and_values(layers: Iterable[object]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Each layer's keys and values, [rows, heads, tokens, head_dim]; empty if a layer has no keys."""
+    found = list[tuple[torch.Tensor, torch.Tensor]]()
+    for layer in layers:
+        if not isinstance(layer, CacheLayerMixin) or layer.keys is None or layer.values is None:
+            return []
+        found.append((layer.keys, layer.values))
+    return found
 
 
 @contextmanager
