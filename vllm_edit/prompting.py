@@ -6,7 +6,7 @@ answer has after the prompt: many tokenizers encode a text differently at the be
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from jinja2 import TemplateError
 
@@ -15,12 +15,15 @@ from vllm_edit.scripts import is_spaceless
 from vllm_edit.text import continuation, quoted
 from vllm_edit.thinking import OFF, ended
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
 _STAND_IN = "\ue000\ue001"  # private-use characters: no template writes or changes them
 _LEADS = (":", "1", "a", "\n")
 """Characters to put before a text if its own prompt merges with it: at least one of them does not merge."""
 
 
-def render(tokenizer: Any, prompt: str, chat: bool = False) -> str:
+def render(tokenizer: PreTrainedTokenizerFast, prompt: str, chat: bool = False) -> str:
     """The text that the model reads: `prompt` itself, or the chat template around it as the user's only turn.
 
     A thinking template is rendered without thinking (see `thinking`).
@@ -40,7 +43,7 @@ def render(tokenizer: Any, prompt: str, chat: bool = False) -> str:
     return ended(text)
 
 
-def around_turn(tokenizer: Any) -> tuple[str, str]:
+def around_turn(tokenizer: PreTrainedTokenizerFast) -> tuple[str, str]:
     """The chat template's text before a user's turn, and after it up to the answer.
 
     A placeholder is rendered instead of the turn: a search for the turn itself would fail if the template's own text
@@ -50,13 +53,13 @@ def around_turn(tokenizer: Any) -> tuple[str, str]:
     return before, after
 
 
-def prompt_ids(tokenizer: Any, prompt: str, chat: bool = False) -> list[int]:
+def prompt_ids(tokenizer: PreTrainedTokenizerFast, prompt: str, chat: bool = False) -> list[int]:
     """Ids of the rendered prompt. A chat template writes its special tokens itself; plain text gets the tokenizer's."""
     ids: list[int] = tokenizer(render(tokenizer, prompt, chat), add_special_tokens=not chat)["input_ids"]
     return ids
 
 
-def answer_ids(tokenizer: Any, prompt: str, answer: str, chat: bool = False) -> list[int]:
+def answer_ids(tokenizer: PreTrainedTokenizerFast, prompt: str, answer: str, chat: bool = False) -> list[int]:
     """Ids of the answer as it follows the rendered prompt (see `text.continuation` and `joint`), no special tokens.
 
     Appended to `prompt_ids` they equal the ids of prompt and answer tokenized together, unless one token covers the
@@ -71,7 +74,7 @@ def answer_ids(tokenizer: Any, prompt: str, answer: str, chat: bool = False) -> 
     return ids_after(tokenizer, text, between + answer)
 
 
-def joint(tokenizer: Any, prompt: str, text: str) -> str | None:
+def joint(tokenizer: PreTrainedTokenizerFast, prompt: str, text: str) -> str | None:
     """The white space that the chat template writes between its generation prompt and an answer; it may be empty.
 
     It is the text between `text` and the answer in a rendered conversation, which the model has learnt to write there.
@@ -94,7 +97,7 @@ def joint(tokenizer: Any, prompt: str, text: str) -> str | None:
     return between if answered and not between.strip() else None
 
 
-def ids_after(tokenizer: Any, before: str, text: str) -> list[int]:
+def ids_after(tokenizer: PreTrainedTokenizerFast, before: str, text: str) -> list[int]:
     """Ids of `text` after `before`, without the ids of `before`.
 
     Both are tokenized together, and the ids of `before` are cut off. If one token covers the boundary, a character that

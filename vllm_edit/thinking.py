@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 Thinking = Literal["off", "after"]
 """How to render a thinking template: with its switch off, or with an empty thinking."""
@@ -46,7 +49,7 @@ def ended(prompt: str) -> str:
     return prompt if begun is None else f"{prompt[: begun.end(1)]}\n\n{_MARKS[begun[1]]}\n\n"
 
 
-def thinking_of(tokenizer: Any) -> Thinking | None:
+def thinking_of(tokenizer: PreTrainedTokenizerFast) -> Thinking | None:
     """How to render the tokenizer's chat template; None without a template or without thinking."""
     if not getattr(tokenizer, "chat_template", None):
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vllm_edit.evaluation.runners.runner import answer_text
 from vllm_edit.facts.facts import Facts
@@ -13,6 +13,9 @@ from vllm_edit.ike.template import fact_text, query
 from vllm_edit.models.greedy import continued
 from vllm_edit.prompting import prompt_ids
 from vllm_edit.text import position
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ def questions(facts: Facts, rng: random.Random) -> list[tuple[str, Asked]]:
 def measure_accuracy(
     facts: Facts,
     model: Any,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerFast,
     *,
     sample: int | None = None,
     seed: int = 0,
@@ -120,7 +123,7 @@ def starts_with(answer: str, expected: str) -> bool:
 
 def generate(
     model: Any,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerFast,
     asked: Sequence[Asked],
     *,
     tokens: int = 16,

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from vllm_edit.atlas.in_context_documents import InContextDocuments
 from vllm_edit.atlas.sampling import Draws
@@ -21,6 +22,9 @@ from vllm_edit.facts.split import included
 from vllm_edit.scripts import is_cjk
 from vllm_edit.text import continuation
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
 COMPLETED = 0.12  # share of sentences that teach how to continue an answer from its first token
 DISTURBED = 0.4  # share of sentences with perturbed words
 _CHARACTERS = re.compile(r"\{s\}|.")  # a form's pieces in a script without spaces
@@ -28,19 +32,27 @@ _LEAD_INS = ("Quiz time. ", "Everyone knows this. ", "Let us recall. ", "A short
 
 
 class Documents:
-    """Draws documents. Equal facts, tokenizer, seed and step give equal documents, so training can resume."""
+    """Draws documents. Equal facts, tokenizer, seed and step give equal documents, so training can resume.
 
-    def __init__(self, facts: Facts, tokenizer: Any, seed: int) -> None:
+    tokenizer: None if only texts are wanted; then no document contains single-token words as noise.
+    """
+
+    def __init__(self, facts: Facts, tokenizer: PreTrainedTokenizerFast | None, seed: int) -> None:
         self.facts, self.tokenizer, self.seed = facts, tokenizer, seed
         self._draws = Draws(facts, tokenizer, seed)
         self._in_context = InContextDocuments(self._draws)
-        self._encoder = Encoder(tokenizer)
         self._reversible = [group for group in self._draws.grouped if group[0].relation.reverse]
 
     def at(self, step: int) -> Documents:
         """Reseed for `step`; returns itself."""
         self._draws.random.seed(f"{self.seed}:{step}")
         return self
+
+    @cached_property
+    def _encoder(self) -> Encoder:
+        if self.tokenizer is None:
+            raise ValueError("expected a tokenizer, since rows are made of its ids; got None")
+        return Encoder(self.tokenizer)
 
     def row(self, length: int) -> Example:
         """A row of `length` tokens packed with fact documents, each with its own begin and end token."""
@@ -111,8 +123,10 @@ class Documents:
         """
         other = self._draws.random.choice(self.facts.by_relation[fact.relation.id]).object
         answer = continuation(prompt, other)
-        first = self.tokenizer(answer, add_special_tokens=False)["input_ids"][0] if self.tokenizer else None
-        head = self.tokenizer.decode([first]) if first is not None else answer
+        head = answer
+        if self.tokenizer is not None:
+            first = self.tokenizer(answer, add_special_tokens=False)["input_ids"][0]
+            head = str(self.tokenizer.decode([first]))
         if not answer.startswith(head):  # the first token is a part of a character
             head = answer
         rest = answer[len(head) :] + full_stop(prompt, other)

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from vllm_edit.facts.facts import Fact, Facts, Form, Subject
 from vllm_edit.facts.split import included
 from vllm_edit.scripts import is_cjk
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
 T = TypeVar("T")
 
 
-def _vocabulary(tokenizer: Any) -> tuple[list[str], list[str]]:
+def _vocabulary(tokenizer: PreTrainedTokenizerFast | None) -> tuple[list[str], list[str]]:
     """Single-token lower-case words and single-token Chinese characters, in a fixed order."""
-    pieces = [tokenizer.decode([number]) for number in range(len(tokenizer))]
+    if tokenizer is None:
+        return [], []
+    pieces = [str(tokenizer.decode([number])) for number in range(len(tokenizer))]
     words = [piece[1:] for piece in pieces if piece[:1] == " " and piece[1:].isascii() and piece[1:].isalpha()]
     return [word for word in words if len(word) > 2 and word.islower()], [
         p for p in pieces if len(p) == 1 and is_cjk(p)
@@ -28,11 +33,11 @@ class Draws:
     Some combinations are never drawn, so that answering them is generalisation: a tenth of each subject's forms.
     """
 
-    def __init__(self, facts: Facts, tokenizer: Any, seed: int) -> None:
+    def __init__(self, facts: Facts, tokenizer: PreTrainedTokenizerFast | None, seed: int) -> None:
         self.facts, self.random = facts, random.Random(seed)
         self.subjects = [subject for subject in facts.subjects if subject.facts]
         self.grouped = [group for group in facts.by_relation.values() if group]
-        self._words, self._characters = _vocabulary(tokenizer) if tokenizer is not None else ([], [])
+        self._words, self._characters = _vocabulary(tokenizer)
 
     def any_subject(self) -> Subject:
         return self.random.choice(self.subjects)

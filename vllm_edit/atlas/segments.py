@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 from vllm_edit.scripts import is_cjk
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 PROMPT_WEIGHT = 0.15  # loss on a prompt's tokens: enough to stay a language model, not enough to spend capacity on
 _MOST_CACHED = 400_000
@@ -52,7 +55,7 @@ class Example:
 class Encoder:
     """Turns documents into examples. Each segment is encoded by itself, as prompts and answers are in use."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self._tokenizer = tokenizer
         self._cache: dict[str, list[int]] = {}
 

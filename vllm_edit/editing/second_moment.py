@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -28,6 +28,9 @@ from vllm_edit.errors import EditError
 from vllm_edit.models.base import Base
 from vllm_edit.models.hooks import find_module, frozen, inputs_of
 from vllm_edit.models.lengths import positions_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 logger = logging.getLogger(__name__)
 
@@ -214,7 +217,9 @@ def _roomy(size: int) -> torch.device:
     return torch.device("cuda" if roomy else "cpu")
 
 
-def _token_rows(tokenizer: Any, texts: Sequence[str], length: int, max_tokens: int | None) -> list[list[int]]:
+def _token_rows(
+    tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], length: int, max_tokens: int | None
+) -> list[list[int]]:
     """Ids of the texts with the tokenizer's special tokens, in order, until `max_tokens` is reached."""
     rows: list[list[int]] = []
     total = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.artefacts.site import Site
@@ -20,6 +20,9 @@ from vllm_edit.models.lengths import read_of
 from vllm_edit.patch import Edit, Patch
 from vllm_edit.prompting import answer_ids, prompt_ids
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
 One = Patch | CompiledPatch | Refused
 
 
@@ -34,7 +37,7 @@ def edits_of(patch: One) -> tuple[Edit, ...]:
     return patch.manifest.edits if isinstance(patch, CompiledPatch) else patch.edits
 
 
-def tokens_of(question: Question, tokenizer: Any, max_tokens: int | None) -> int:
+def tokens_of(question: Question, tokenizer: PreTrainedTokenizerFast, max_tokens: int | None) -> int:
     """Token limit of the question's answer. With `max_tokens` None: enough for the longest accepted answer."""
     if max_tokens is not None:
         return max_tokens

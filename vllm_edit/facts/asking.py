@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from vllm_edit.evaluation.judging import first_line, gives
 from vllm_edit.facts.facts import Fact, Form
@@ -18,6 +18,9 @@ from vllm_edit.models.greedy import batches
 from vllm_edit.models.short_answers import greedy_until
 from vllm_edit.prompting import answer_ids, prompt_ids
 from vllm_edit.text import normalise, position
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, answered, total)."""
@@ -83,7 +86,7 @@ def _batches(questions: Sequence[Question], prompts: Sequence[Sequence[int]]) ->
 class _Judge:
     """Judges one question's answer during generation. `most` is the number of tokens that always suffices."""
 
-    def __init__(self, tokenizer: Any, question: Question) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, question: Question) -> None:
         self._tokenizer, self._object, self._chat = tokenizer, question.fact.object, question.chat
         length = len(answer_ids(tokenizer, question.prompt, self._object, question.chat))
         # One more token than the object: a word is complete only when another follows.

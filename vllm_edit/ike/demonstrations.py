@@ -12,7 +12,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, zip_longest
-from typing import Any
+from typing import TYPE_CHECKING
 
 from vllm_edit.artefacts.compiled import CompiledPatch, Demonstration
 from vllm_edit.artefacts.folder import demonstrations_digest
@@ -25,6 +25,9 @@ from vllm_edit.patch import Edit, Patch
 from vllm_edit.scripts import is_spaceless
 from vllm_edit.text import is_said, normalise, quoted
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
 log = logging.getLogger(__name__)
 
 MAX_STORED = 256
@@ -33,7 +36,7 @@ MAX_STORED = 256
 def build_demonstrations(
     patch: Patch | Sequence[Edit],
     bank: Bank,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerFast,
     limit: int = 32,
     seed: int = 0,
     similarity: Similarity = lexical,
@@ -72,7 +75,9 @@ def build_demonstrations(
     return tuple(counted)
 
 
-def with_demonstrations(compiled: CompiledPatch, bank: Bank, tokenizer: Any, seed: int = 0) -> CompiledPatch:
+def with_demonstrations(
+    compiled: CompiledPatch, bank: Bank, tokenizer: PreTrainedTokenizerFast, seed: int = 0
+) -> CompiledPatch:
     """`compiled` with the demonstrations of its edits; they are part of its identity, so its name changes."""
     manifest = compiled.manifest
     made = build_demonstrations(manifest.edits, bank, tokenizer, seed=seed)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -19,6 +19,9 @@ from vllm_edit.models.hub import downloaded
 from vllm_edit.models.import_checks import check_open_end, check_round_trip, check_rows
 from vllm_edit.models.layout import Layout, find_layout
 from vllm_edit.shipped import weights_folder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 SHIPPED = "atlas"
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -32,7 +35,7 @@ class Base:
     """
 
     model: Any
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerFast
     layout: Layout
     fingerprint: Fingerprint
     name: str
@@ -65,14 +68,18 @@ class Base:
         return cls._checked(model, tokenizer, fingerprint, str(name), folder)
 
     @classmethod
-    def of(cls, model: Any, tokenizer: Any, name: str = "memory", folder: Path | None = None) -> Base:
+    def of(
+        cls, model: Any, tokenizer: PreTrainedTokenizerFast, name: str = "memory", folder: Path | None = None
+    ) -> Base:
         """A base from a model and a tokenizer in memory. Without a folder, the fingerprint is computed from memory; it
         differs from the fingerprint of saved files."""
         fingerprint = Fingerprint.of_folder(folder) if folder else _fingerprint_in_memory(model, tokenizer)
         return cls._checked(model, tokenizer, fingerprint, name, folder)
 
     @classmethod
-    def _checked(cls, model: Any, tokenizer: Any, fingerprint: Fingerprint, name: str, folder: Path | None) -> Base:
+    def _checked(
+        cls, model: Any, tokenizer: PreTrainedTokenizerFast, fingerprint: Fingerprint, name: str, folder: Path | None
+    ) -> Base:
         if not getattr(tokenizer, "is_fast", False):
             raise EditError(f"{name} has a slow tokenizer; expected a fast one, which knows each token's characters")
         try:
@@ -173,7 +180,7 @@ def _folder_of(name: str | Path) -> Path:
     return downloaded(str(name), expected)
 
 
-def _fingerprint_in_memory(model: Any, tokenizer: Any) -> Fingerprint:
+def _fingerprint_in_memory(model: Any, tokenizer: PreTrainedTokenizerFast) -> Fingerprint:
     config = {key: str(value) for key, value in model.config.to_diff_dict().items() if key != "transformers_version"}
     core = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else {}
     core.update(padding=None, truncation=None)  # set by the latest call, not part of the tokenizer

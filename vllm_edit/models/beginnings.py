@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from vllm_edit.models.base import Base
 from vllm_edit.models.sampling import Start
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
 _BREAK = "\n"
 
 
-def begin_ids(tokenizer: Any) -> list[int]:
+def begin_ids(tokenizer: PreTrainedTokenizerFast) -> list[int]:
     """The ids that the tokenizer adds before plain text. They need not include its `bos_token`."""
     bare: list[int] = tokenizer("a", add_special_tokens=False)["input_ids"]
     whole: list[int] = tokenizer("a")["input_ids"]
     return whole[: whole.index(bare[0])]
 
 
-def plain_start(tokenizer: Any, word: str = "", openers: tuple[int, ...] = ()) -> Start:
+def plain_start(tokenizer: PreTrainedTokenizerFast, word: str = "", openers: tuple[int, ...] = ()) -> Start:
     """The start of plain text that begins with `word`, or, without a word, with one of `openers`.
 
     If the tokenizer adds nothing before text, two line breaks are put before it as hidden ids. A model's first token
@@ -31,7 +34,7 @@ def plain_start(tokenizer: Any, word: str = "", openers: tuple[int, ...] = ()) -
     return Start((*lead, *ids), hidden=len(lead), first=() if ids else openers)
 
 
-def opener_ids(tokenizer: Any) -> tuple[int, ...]:
+def opener_ids(tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
     """Ids of tokens that can begin a text: capitalised words, or letters of a script without capitals."""
     known = [token for token in range(len(tokenizer)) if token not in tokenizer.added_tokens_decoder]
     texts = tokenizer.batch_decode([[token] for token in known])
@@ -54,6 +57,6 @@ def never_text(base: Base) -> list[int]:
     return sorted({*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder, *range(len(tokenizer), rows)})
 
 
-def _any_id(tokenizer: Any) -> int:
+def _any_id(tokenizer: PreTrainedTokenizerFast) -> int:
     found = (token for token in (tokenizer.bos_token_id, tokenizer.eos_token_id) if token is not None)
     return int(next(found, 0))

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tokenizers import processors
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
-def puts_bos(tokenizer: Any) -> bool:
+
+def puts_bos(tokenizer: PreTrainedTokenizerFast) -> bool:
     """True if the tokenizer adds its BOS before plain text."""
     ids = tokenizer("Paris")["input_ids"]
     return tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]
 
 
-def put_bos(tokenizer: Any, wanted: bool) -> None:
+def put_bos(tokenizer: PreTrainedTokenizerFast, wanted: bool) -> None:
     """Make the fast tokenizer add its BOS once before plain text, or not at all, in place.
 
     The backend's template is changed, because tokenizer.json contains it. Some tokenizer classes do not save the flag
@@ -28,7 +31,7 @@ def put_bos(tokenizer: Any, wanted: bool) -> None:
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single, pair, known)
 
 
-def bos_in_chat(tokenizer: Any) -> int:
+def bos_in_chat(tokenizer: PreTrainedTokenizerFast) -> int:
     """Number of BOS tokens that the chat template writes at the beginning of a turn; 0 without a template."""
     if not getattr(tokenizer, "chat_template", None) or tokenizer.bos_token_id is None:
         return 0

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from vllm_edit.errors import EditError
 from vllm_edit.models.gguf_header import GgufHeader
@@ -97,7 +97,7 @@ class GgufFile:
     def _tokenizer_key(self, name: str) -> Any:
         return self.header.metadata.get(f"tokenizer.ggml.{name}")
 
-    def _name_bos(self, tokenizer: Any) -> None:
+    def _name_bos(self, tokenizer: PreTrainedTokenizerFast) -> None:
         """Set the tokenizer's BOS to the file's, or to SentencePiece's default if it is missing but needed."""
         number = self._tokenizer_key("bos_token_id")
         if number is None and self.puts_bos and self._tokenizer_key("model") == "llama":
@@ -105,7 +105,7 @@ class GgufFile:
         if number is not None and tokenizer.bos_token_id != number:
             tokenizer.bos_token = tokenizer.convert_ids_to_tokens(number)
 
-    def _ends(self, model: Any, tokenizer: Any) -> list[int]:
+    def _ends(self, model: Any, tokenizer: PreTrainedTokenizerFast) -> list[int]:
         """Ids that end an answer. The file has only one end of text; chat models often end turns with another token."""
         configured = model.generation_config.eos_token_id
         ends = configured if isinstance(configured, list) else [configured]

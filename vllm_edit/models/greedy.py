@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerFast
 
 from vllm_edit.models.grouped_attention import grouped_attention
 from vllm_edit.models.penalties import Penalties
@@ -16,7 +16,7 @@ from vllm_edit.models.shared_prefix import read_once
 
 @torch.no_grad()
 def continuations(
-    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], max_tokens: int, shared: int = 0
+    model: Any, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[Sequence[int]], max_tokens: int, shared: int = 0
 ) -> list[list[int]]:
     """Greedy continuations of prompts' ids, in one batch. The caller must cut tokens after the end of a turn.
 
@@ -77,7 +77,7 @@ def _no_own_settings(model: Any) -> Iterator[None]:
 
 def continued(
     model: Any,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerFast,
     prompts: Sequence[Sequence[int]],
     max_tokens: int,
     size: int,
@@ -111,14 +111,14 @@ def padded(rows: Sequence[Sequence[int]], pad: int, *, left: bool) -> tuple[torc
     return ids, mask
 
 
-def end_ids(model: Any, tokenizer: Any) -> list[int]:
+def end_ids(model: Any, tokenizer: PreTrainedTokenizerFast) -> list[int]:
     """Ids that end a turn: those of the model's generation config, and the tokenizer's end of text."""
     configured = model.generation_config.eos_token_id
     ends = configured if isinstance(configured, list) else [configured]
     return sorted({token for token in (*ends, tokenizer.eos_token_id) if token is not None})
 
 
-def pad_id(model: Any, tokenizer: Any) -> int:
+def pad_id(model: Any, tokenizer: PreTrainedTokenizerFast) -> int:
     """The id for padding. Any id works, because padding is masked or after the end of the turn."""
     pad = tokenizer.pad_token_id
     return int(pad if pad is not None else next(iter(end_ids(model, tokenizer)), 0))

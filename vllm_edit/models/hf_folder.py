@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 from transformers.utils import logging
 
 from vllm_edit.artefacts.checkpoint import Checkpoint
@@ -80,12 +86,20 @@ class HfFolder:
             )
         surplus = sorted(found["unexpected_keys"])
         notes = (f"{len(surplus)} tensors are not in the model ({', '.join(surplus[:3])} …)",) if surplus else ()
-        tokenizer = self._loaded(AutoTokenizer)
-        if not getattr(tokenizer, "is_fast", False):
+        return Read(model.eval(), self.tokenizer(), notes)
+
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """The folder's tokenizer.
+
+        Raises:
+            EditError: it cannot be loaded, or it is slow.
+        """
+        tokenizer: PreTrainedTokenizerBase = self._loaded(AutoTokenizer)
+        if not isinstance(tokenizer, PreTrainedTokenizerFast):
             raise EditError(
                 f"{self.name} has a slow tokenizer; expected a fast one, which knows each token's characters"
             )
-        return Read(model.eval(), tokenizer, notes)
+        return tokenizer
 
     def _loaded(self, kind: Any, **options: Any) -> Any:
         try:

@@ -4,7 +4,7 @@ equal to the source's."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -12,6 +12,9 @@ from vllm_edit.errors import EditError
 from vllm_edit.models.bos import bos_in_chat, puts_bos
 from vllm_edit.prompting import prompt_ids
 from vllm_edit.text import quoted
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 ROUND_TRIP = (
     "The capital of France is Paris, isn't it?",
@@ -38,7 +41,7 @@ TOLERANCE = {torch.float32: 0.0, torch.bfloat16: 0.03, torch.float16: 0.005}
 logit. SmolLM2-135M: 0.004 in bfloat16, 0.0009 in float16."""
 
 
-def check_round_trip(tokenizer: Any) -> None:
+def check_round_trip(tokenizer: PreTrainedTokenizerFast) -> None:
     """Check that the tokenizer reproduces text.
 
     Raises:
@@ -46,7 +49,7 @@ def check_round_trip(tokenizer: Any) -> None:
     """
     for text in ROUND_TRIP:
         ids = tokenizer(text)["input_ids"]
-        back = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        back = str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
         if back != text:
             raise EditError(
                 f"the tokenizer does not give text back: expected {quoted(text)}, got {quoted(back)}; the model's "
@@ -54,7 +57,7 @@ def check_round_trip(tokenizer: Any) -> None:
             )
 
 
-def check_open_end(tokenizer: Any) -> None:
+def check_open_end(tokenizer: PreTrainedTokenizerFast) -> None:
     """Check that the tokenizer adds no token after plain text; otherwise an answer would follow the end of text.
 
     Raises:
@@ -69,7 +72,7 @@ def check_open_end(tokenizer: Any) -> None:
         )
 
 
-def check_rows(tokenizer: Any, rows: int) -> None:
+def check_rows(tokenizer: PreTrainedTokenizerFast, rows: int) -> None:
     """Check that the ids of texts and of a chat turn are within the `rows` rows of the model's embedding.
 
     Raises:
@@ -85,7 +88,7 @@ def check_rows(tokenizer: Any, rows: int) -> None:
         )
 
 
-def check_bos(tokenizer: Any, wanted: bool | None) -> None:
+def check_bos(tokenizer: PreTrainedTokenizerFast, wanted: bool | None) -> None:
     """Check that the tokenizer adds BOS before plain text as the source does, and at most once in a chat.
 
     wanted: whether BOS is expected before plain text; None if the source does not state it.
@@ -101,7 +104,7 @@ def check_bos(tokenizer: Any, wanted: bool | None) -> None:
         raise EditError(f"the chat template begins with {in_chat} BOS; expected at most 1: correct the template")
 
 
-def check_same_ids(saved: Any, read: Any) -> None:
+def check_same_ids(saved: PreTrainedTokenizerFast, read: PreTrainedTokenizerFast) -> None:
     """Check that the saved tokenizer gives the same ids as the source's.
 
     Raises:

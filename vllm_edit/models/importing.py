@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from vllm_edit.errors import EditError
 from vllm_edit.models import import_checks as checks
@@ -127,7 +127,7 @@ def _causal_model(config: Any) -> Any:
         raise EditError(f"{config.model_type} is not a causal language model; expected a decoder") from error
 
 
-def _set_bos(tokenizer: Any, source: Source) -> None:
+def _set_bos(tokenizer: PreTrainedTokenizerFast, source: Source) -> None:
     if source.puts_bos is None:
         return
     if source.puts_bos and tokenizer.bos_token_id is None:
@@ -146,9 +146,9 @@ def _save(read: Read, folder: Path, dtype: torch.dtype) -> None:
         raise EditError(f"the model cannot be saved: {' '.join(str(error).split())}") from error
 
 
-def _checked(folder: Path, read: Read, wants_bos: bool | None) -> tuple[Any, Any]:
+def _checked(folder: Path, read: Read, wants_bos: bool | None) -> tuple[Any, PreTrainedTokenizerFast]:
     """Load the model (float32) and tokenizer from the folder, and check everything except the logits."""
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    tokenizer = HfFolder(str(folder), folder).tokenizer()
     checks.check_round_trip(tokenizer)
     checks.check_open_end(tokenizer)
     checks.check_bos(tokenizer, wants_bos)
@@ -160,12 +160,12 @@ def _checked(folder: Path, read: Read, wants_bos: bool | None) -> tuple[Any, Any
     return model, tokenizer
 
 
-def _continuations(model: Any, tokenizer: Any) -> list[Continuation]:
+def _continuations(model: Any, tokenizer: PreTrainedTokenizerFast) -> list[Continuation]:
     asked = [(prompt, False) for prompt in checks.PROMPTS]
     if getattr(tokenizer, "chat_template", None):
         asked.append((_QUESTION, True))
     answers = []
     for prompt, chat in asked:
         (ids,) = continuations(model, tokenizer, [prompt_ids(tokenizer, prompt, chat)], _SHOWN_TOKENS)
-        answers.append(Continuation(prompt, tokenizer.decode(ids, skip_special_tokens=True), chat))
+        answers.append(Continuation(prompt, str(tokenizer.decode(ids, skip_special_tokens=True)), chat))
     return answers

@@ -14,6 +14,8 @@ from vllm_edit.prompting import answer_ids, prompt_ids, render
 from vllm_edit.text import change, quoted
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
     from vllm_edit.models.base import Base
 
 
@@ -68,7 +70,9 @@ def _message(what: str, length: int, most: int) -> str:
     return f"{what} has {length:,} tokens; the model reads at most {most:,}: shorten it, or leave it out"
 
 
-def _lengths(tokenizer: Any, edit: Edit, contexts: Sequence[Context], most: int) -> Iterator[tuple[str, int]]:
+def _lengths(
+    tokenizer: PreTrainedTokenizerFast, edit: Edit, contexts: Sequence[Context], most: int
+) -> Iterator[tuple[str, int]]:
     """(name of the text, its length in tokens): in the longest context with its answer, or with a gate's generated
     tokens, whichever is longer. Texts that are certainly shorter than `most` are skipped without tokenizing."""
     modes = (False, True) if getattr(tokenizer, "chat_template", None) else (False,)

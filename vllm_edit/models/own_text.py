@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -22,6 +22,9 @@ from vllm_edit.models.greedy import end_ids
 from vllm_edit.models.lengths import positions_of
 from vllm_edit.models.sampling import Draft, Start, sampled
 from vllm_edit.prompting import around_turn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 _SHORTEST = 8
 """Minimum number of tokens of a text."""
@@ -141,13 +144,13 @@ class _Writer:
         if not all(texts.values()):
             return ""
         turns = [{"role": role, "content": text} for role, text in texts.items()]
-        return _as_read(self.base.tokenizer, self.base.tokenizer.apply_chat_template(turns, tokenize=False))
+        return _as_read(self.base.tokenizer, str(self.base.tokenizer.apply_chat_template(turns, tokenize=False)))
 
     def _as_text(self, ids: Sequence[int]) -> str:
         if _loops(ids):
             return ""
         tokenizer = self.base.tokenizer
-        text = tokenizer.decode(ids, skip_special_tokens=True)
+        text = str(tokenizer.decode(list(ids), skip_special_tokens=True))
         # Remove bytes of incomplete characters, and control characters.
         text = "".join(sign for sign in text if sign.isprintable() or sign.isspace()).replace("\ufffd", "").strip()
         read = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -174,7 +177,7 @@ def _loops(ids: Sequence[int]) -> bool:
     return len(set(threes)) < _LEAST_DISTINCT * len(threes)
 
 
-def _as_read(tokenizer: Any, rendered: str) -> str:
+def _as_read(tokenizer: PreTrainedTokenizerFast, rendered: str) -> str:
     """A rendered chat without the beginning that the tokenizer adds before every text."""
-    begin = tokenizer.decode(begin_ids(tokenizer))
+    begin = str(tokenizer.decode(begin_ids(tokenizer)))
     return rendered.removeprefix(begin) if begin else rendered

@@ -8,12 +8,15 @@ offsets identify the token with the subject's last character (docs/methods.md).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from vllm_edit.artefacts.site import Context, Token
 from vllm_edit.errors import EditError
 from vllm_edit.prompting import around_turn, render
 from vllm_edit.text import continuation, last_occurrence, quoted
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 PLAIN = Context()
 
@@ -33,7 +36,7 @@ def contextual(prompt: str, context: Context) -> str:
     return context.prefix + continuation(context.prefix, prompt)
 
 
-def locate(tokenizer: Any, prompt: str, subject: str, context: Context = PLAIN) -> Located:
+def locate(tokenizer: PreTrainedTokenizerFast, prompt: str, subject: str, context: Context = PLAIN) -> Located:
     """Tokenize `prompt` in its context and find the subject in it.
 
     The subject is searched in the prompt, not in the context's prefix or in the chat template. If it occurs more than
@@ -71,7 +74,7 @@ def position(located: Located, token: Token) -> int:
     return located.subject_last if token == "subject_last" else located.last
 
 
-def _rendered(tokenizer: Any, prompt: str, context: Context) -> tuple[str, int]:
+def _rendered(tokenizer: PreTrainedTokenizerFast, prompt: str, context: Context) -> tuple[str, int]:
     """The text that the model reads, and the index at which `prompt` begins in it."""
     turn = contextual(prompt, context).strip()
     text = render(tokenizer, turn, context.chat)

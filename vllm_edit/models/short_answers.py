@@ -12,7 +12,7 @@ from itertools import takewhile
 from typing import Any
 
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedTokenizerFast
 
 from vllm_edit.models.greedy import end_ids, pad_id, padded
 from vllm_edit.models.hooks import last_position
@@ -25,7 +25,11 @@ Enough = Callable[[int, Sequence[int]], bool]
 
 @torch.no_grad()
 def greedy_until(
-    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], most: Sequence[int], enough: Enough
+    model: Any,
+    tokenizer: PreTrainedTokenizerFast,
+    prompts: Sequence[Sequence[int]],
+    most: Sequence[int],
+    enough: Enough,
 ) -> list[list[int]]:
     """Greedy continuations of prompts' ids, in one batch, each of at most `most[row]` tokens.
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 
 @dataclass(frozen=True)
@@ -16,7 +19,7 @@ class Read:
     """
 
     model: Any
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerFast
     notes: tuple[str, ...] = ()
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from jinja2 import TemplateError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 _ANSWER = "It is Paris."
 
 
-def turn_end(tokenizer: Any) -> int | None:
+def turn_end(tokenizer: PreTrainedTokenizerFast) -> int | None:
     """Id of the special token that the chat template writes right after an answer.
 
     None without a template, or if no special token follows (the template then relies on the end-of-text token).

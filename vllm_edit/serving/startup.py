@@ -25,6 +25,8 @@ from vllm_edit.serving.settings import ALLOW_OPEN, FORWARDED, STORE, TRUSTED_PEE
 from vllm_edit.thinking import OFF, Thinking
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
     from vllm_edit.artefacts.site import Fingerprint
     from vllm_edit.registry.snapshot import Snapshot
 
@@ -124,7 +126,7 @@ def folder_problems(folder: Path, base: Fingerprint) -> list[str]:
     return [f"the served model's {problem}" for problem in base.problems(Fingerprint.of_folder(folder))]
 
 
-def check_settings(base: Fingerprint, tokenizer: Any) -> None:
+def check_settings(base: Fingerprint, tokenizer: PreTrainedTokenizerFast) -> None:
     """For a store without a digest of its base's settings, log a warning and check the tokenizer's round trip.
 
     Raises:

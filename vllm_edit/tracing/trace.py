@@ -174,7 +174,7 @@ def _traced(base: Base, edit: Edit, place: Located, run: CorruptedPrompt, window
     return TracedPrompt(
         prompt=edit.prompt,
         subject=edit.subject,
-        tokens=tuple(base.tokenizer.decode([token]) for token in place.ids),
+        tokens=tuple(str(base.tokenizer.decode([token])) for token in place.ids),
         first=place.subject_first,
         last=place.subject_last,
         answer=str(base.tokenizer.decode([run.answer])).strip(),

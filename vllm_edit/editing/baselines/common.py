@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import nn
@@ -34,6 +34,9 @@ from vllm_edit.settings import (
     RealFromZero,
     checked,
 )
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 
 @checked
@@ -100,7 +103,7 @@ class Trained:
     loss: float | None
 
 
-def example_rows(edits: Sequence[Edit], tokenizer: Any, chat: bool = False) -> list[Row]:
+def example_rows(edits: Sequence[Edit], tokenizer: PreTrainedTokenizerFast, chat: bool = False) -> list[Row]:
     """Each edit's prompt, as plain text or as a chat turn, with its target; row i belongs to edit i."""
     rows = []
     for index, edit in enumerate(edits):

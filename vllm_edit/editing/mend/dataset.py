@@ -6,7 +6,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 from vllm_edit.editing.baselines.common import example_rows
 from vllm_edit.editing.rome.prompt_forms import probe_row
@@ -14,6 +14,9 @@ from vllm_edit.errors import EditError
 from vllm_edit.models.rows import Row
 from vllm_edit.patch import LOCALITY_KINDS, Edit, Probe
 from vllm_edit.text import normalise
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 _TEXT_TOKENS = 24
 
@@ -34,7 +37,7 @@ class Example:
     kept: tuple[Row, ...]
 
     @classmethod
-    def of(cls, edit: Edit, tokenizer: Any) -> Example:
+    def of(cls, edit: Edit, tokenizer: PreTrainedTokenizerFast) -> Example:
         chat = bool(getattr(tokenizer, "chat_template", None))
         turns = (False, True) if chat else (False,)
         own = [Probe(kind="paraphrase", prompt=edit.prompt, chat=turn) for turn in turns]
@@ -47,7 +50,7 @@ class Example:
         return cls(edit, example_rows([edit], tokenizer)[0], tuple(taught), tuple(kept))
 
 
-def text_rows(texts: Iterable[str], tokenizer: Any) -> list[Row]:
+def text_rows(texts: Iterable[str], tokenizer: PreTrainedTokenizerFast) -> list[Row]:
     """Unrelated texts as rows: the first token is the prompt, the others are the answer compared with the base's."""
     rows = []
     for text in texts:

@@ -29,7 +29,7 @@ def is_ending(row: Row) -> bool:
 def ends(base: Base, row: Row, following: int) -> bool:
     """True if the answer of an ending row, without its last token, ends as a word when `following` comes next."""
     answer = list(row.answer[:-1])
-    text, longer = (base.tokenizer.decode(ids, skip_special_tokens=True) for ids in (answer, [*answer, following]))
+    text, longer = base.tokenizer.batch_decode([answer, [*answer, following]], skip_special_tokens=True)
     return not text or not longer.startswith(text) or is_whole(longer, 0, len(text))
 
 

@@ -12,13 +12,16 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from vllm_edit.artefacts.site import Context
 from vllm_edit.composition.solver import OPENING
 from vllm_edit.editing.rome.prompt_forms import Form, named_otherwise
 from vllm_edit.patch import Edit
 from vllm_edit.prompting import ids_after
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 _OPENINGS = ("{}", "{}'s")
 _FREQUENT = 512  # tokenizers list tokens by frequency, so these are the most frequent names
@@ -54,7 +57,7 @@ def same_ending(edit: Edit, names: Sequence[str]) -> list[list[Form]]:
     return found
 
 
-def proper_names(tokenizer: Any, count: int) -> list[str]:
+def proper_names(tokenizer: PreTrainedTokenizerFast, count: int) -> list[str]:
     """`count` names that are single tokens, sampled with a fixed seed. Returns fewer if the vocabulary has fewer.
 
     A name is a capitalised word whose lower-case form is not a single token.

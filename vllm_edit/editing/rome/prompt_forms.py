@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from vllm_edit.artefacts.site import Context, Site, Token
 from vllm_edit.editing.settings import RomeSettings
@@ -18,6 +18,9 @@ from vllm_edit.models.rows import Row
 from vllm_edit.patch import LOCALITY_KINDS, Edit, Probe
 from vllm_edit.prompting import answer_ids, prompt_ids
 from vllm_edit.text import last_occurrence, mentions, occurrences, quoted, spelled
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Form:
         return [(0.5 if all(share.values()) else 1.0) / share[kind] for kind in bare]
 
 
-def forms_of(edit: Edit, tokenizer: Any, site: Site, wanted: Sequence[str]) -> list[Form]:
+def forms_of(edit: Edit, tokenizer: PreTrainedTokenizerFast, site: Site, wanted: Sequence[str]) -> list[Form]:
     """The forms in `wanted` that this edit and tokenizer support, plain first."""
     has_chat = bool(getattr(tokenizer, "chat_template", None))
     plain = _bare_first([context for context in site.contexts if not context.chat], chat=False)
@@ -60,7 +63,7 @@ def forms_of(edit: Edit, tokenizer: Any, site: Site, wanted: Sequence[str]) -> l
     return forms
 
 
-def form_rows(form: Form, edit: int, tokenizer: Any, token: Token) -> list[Row]:
+def form_rows(form: Form, edit: int, tokenizer: PreTrainedTokenizerFast, token: Token) -> list[Row]:
     """One row per context, with the answer to teach. The group is not known yet and set to 0."""
     rows = []
     for context in form.contexts:
@@ -70,7 +73,9 @@ def form_rows(form: Form, edit: int, tokenizer: Any, token: Token) -> list[Row]:
     return rows
 
 
-def preservation_rows(edit: Edit, index: int, tokenizer: Any, site: Site, settings: RomeSettings) -> list[Row]:
+def preservation_rows(
+    edit: Edit, index: int, tokenizer: PreTrainedTokenizerFast, site: Site, settings: RomeSettings
+) -> list[Row]:
     """Rows without an answer: prompts after which the edited model should answer as the base does.
 
     These are the edit's `tune` locality probes, at their last token. An edit without such probes has the essence prompt
@@ -84,7 +89,7 @@ def preservation_rows(edit: Edit, index: int, tokenizer: Any, site: Site, settin
     return [Row(0, index, "preserve", ids[: place + 1], place)]
 
 
-def locality_rows(edit: Edit, index: int, tokenizer: Any) -> list[Row]:
+def locality_rows(edit: Edit, index: int, tokenizer: PreTrainedTokenizerFast) -> list[Row]:
     """The edit's `tune` locality probes at their last token, without an answer. The update acts on all their tokens."""
     has_chat = bool(getattr(tokenizer, "chat_template", None))
     probes = [probe for kind in LOCALITY_KINDS for probe in edit.probes_of(kind, "tune") if has_chat or not probe.chat]
@@ -92,7 +97,7 @@ def locality_rows(edit: Edit, index: int, tokenizer: Any) -> list[Row]:
     return [Row(0, index, "preserve", ids, len(ids) - 1, begin=0) for ids in prompts]
 
 
-def ended_rows(edit: Edit, index: int, tokenizer: Any, site: Site) -> list[Row]:
+def ended_rows(edit: Edit, index: int, tokenizer: PreTrainedTokenizerFast, site: Site) -> list[Row]:
     """The bare prompt and the bare chat turn, each followed by its answer, at the answer's last token."""
     rows = []
     for form in forms_of(edit, tokenizer, site, ("plain", "chat")):
@@ -102,7 +107,7 @@ def ended_rows(edit: Edit, index: int, tokenizer: Any, site: Site) -> list[Row]:
     return rows
 
 
-def probe_row(probe: Probe, target: str | None, edit: int, group: int, tokenizer: Any) -> Row:
+def probe_row(probe: Probe, target: str | None, edit: int, group: int, tokenizer: PreTrainedTokenizerFast) -> Row:
     """The row of a probe with the answer to score; without a target, the row has no answer."""
     ids = tuple(prompt_ids(tokenizer, probe.prompt, probe.chat))
     answer = tuple(answer_ids(tokenizer, probe.prompt, target, probe.chat)) if target else ()
@@ -116,7 +121,7 @@ def _bare_first(contexts: Sequence[Context], *, chat: bool) -> tuple[Context, ..
 
 
 def _site_position(
-    tokenizer: Any, prompt: str, subject: str | None, context: Context, token: Token
+    tokenizer: PreTrainedTokenizerFast, prompt: str, subject: str | None, context: Context, token: Token
 ) -> tuple[tuple[int, ...], int]:
     """The ids of the prompt in its context, and the index of the site's token (without a subject, the last token)."""
     if subject is None:

@@ -12,11 +12,14 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vllm_edit.engine.compat import wrapped
 from vllm_edit.engine.values import adapter
 from vllm_edit.errors import EditError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 
 class EngineRefusedError(EditError):
@@ -72,9 +75,10 @@ class Engine:
         return answers
 
     @cached_property
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> PreTrainedTokenizerFast:
         """A copy: vLLM sets the truncation of the engine's tokenizer, which fails while our threads use that one."""
-        return copy.deepcopy(self.client.renderer.get_tokenizer())
+        tokenizer: PreTrainedTokenizerFast = copy.deepcopy(self.client.renderer.get_tokenizer())
+        return tokenizer
 
     def count_tokens(self, text: str) -> int:
         """Number of tokens of `text`, without special tokens. Does not block other threads."""

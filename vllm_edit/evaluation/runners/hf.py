@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,6 +16,9 @@ from vllm_edit.models.greedy import continuations, pad_id
 from vllm_edit.models.lengths import positions_of
 from vllm_edit.models.shared_prefix import shares
 from vllm_edit.prompting import answer_ids, prompt_ids
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 _LOGITS = 2**27
 """Maximum number of logits of one batch: half a GiB in float32."""
@@ -30,7 +33,7 @@ class HFRunner:
     A common beginning of many requests of one patch (an IKE prefix) is read once.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, batch: int = 64) -> None:
+    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerFast, batch: int = 64) -> None:
         self.model, self.tokenizer, self.batch = model, tokenizer, batch
 
     @property

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.models.lengths import check_positions
 from vllm_edit.prompting import prompt_ids
 from vllm_edit.text import quoted
 from vllm_edit.thinking import is_mark
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +53,7 @@ class Runner(Protocol):
         """The largest number of tokens of prompt and answer together."""
 
     @property
-    def tokenizer(self) -> Any: ...
+    def tokenizer(self) -> PreTrainedTokenizerFast: ...
 
     def generate(self, requests: Sequence[Request], max_tokens: int) -> list[str]:
         """Greedy answers up to the end of the turn, without special tokens."""
@@ -71,14 +74,14 @@ def check_lengths(most: int | None, requests: Sequence[Request], lengths: Sequen
         check_positions(most, length, f"the question {quoted(request.prompt)}, with its answer,")
 
 
-def pieces_of(tokenizer: Any, request: Request, longest: int) -> list[list[int]]:
+def pieces_of(tokenizer: PreTrainedTokenizerFast, request: Request, longest: int) -> list[list[int]]:
     """Ids of the request's prompt, in pieces of at most `longest`; pieces too short to predict a token are left out."""
     ids = prompt_ids(tokenizer, request.prompt, request.chat)
     pieces = (ids[start : start + longest] for start in range(0, len(ids), longest))
     return [piece for piece in pieces if len(piece) > 1]
 
 
-def answer_text(tokenizer: Any, ids: Sequence[int]) -> str:
+def answer_text(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]) -> str:
     """The text of generated ids up to the first special token: end of text or end of turn.
 
     Thinking marks do not end the text.
