@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
+from cachetools import FIFOCache
 from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
 
 from vllm_edit.errors import EditError
@@ -54,9 +55,9 @@ class AnswerLog:
         every_seconds: float = 0.2,
     ) -> None:
         self._registry, self._metrics, self._server = registry, metrics, server
-        self._remembered, self._queued, self._keep_days = remembered, queued, keep_days
+        self._queued, self._keep_days = queued, keep_days
         self.every_seconds = every_seconds
-        self._answers: OrderedDict[str, Answer] = OrderedDict()
+        self._answers = FIFOCache[str, Answer](remembered)
         self._queue: deque[Answer] = deque()
         self._keeping, self._finding = Threads(1), Threads(2)
         self._full = asyncio.Event()
@@ -69,8 +70,6 @@ class AnswerLog:
     def begin(self, answer: Answer) -> None:
         """Make the answer available by its id."""
         self._answers[answer.id] = answer
-        while len(self._answers) > self._remembered:
-            self._answers.popitem(last=False)
 
     def finish(self, answer: Answer) -> None:
         """Queue an ended answer for the next batch. Call `Answer.end` or `Answer.refuse` first."""

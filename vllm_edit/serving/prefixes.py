@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol
+
+from cachetools import LRUCache
 
 from vllm_edit.artefacts.compiled import Demonstration
 from vllm_edit.artefacts.manifest import Manifest
@@ -48,9 +49,9 @@ class Prefixes:
         threads: Threads,
         limit: int = 256,
     ) -> None:
-        self._store, self._context, self._count, self._limit = store, context, count_tokens, limit
+        self._store, self._context, self._count = store, context, count_tokens
         self._threads = threads
-        self._banks: OrderedDict[str, Bank] = OrderedDict()
+        self._banks = LRUCache[str, Bank](limit)
 
     async def insert(
         self, name: str, route: str, body: bodies.Body, named: Named | None = None, *, long: bool = False
@@ -109,14 +110,12 @@ class Prefixes:
         return left
 
     async def _bank(self, name: str) -> Bank:
-        if name not in self._banks:
+        bank = self._banks.get(name)
+        if bank is None:
             manifest = await asyncio.to_thread(self._store.manifest, name)
             demonstrations = await asyncio.to_thread(self._store.demonstrations, name)
-            self._banks[name] = manifest, demonstrations, Shelf(manifest, demonstrations)
-            while len(self._banks) > self._limit:
-                self._banks.popitem(last=False)
-        self._banks.move_to_end(name)
-        return self._banks[name]
+            bank = self._banks[name] = manifest, demonstrations, Shelf(manifest, demonstrations)
+        return bank
 
 
 def _least_tokens(text: str) -> int:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol
+
+from cachetools import LRUCache
 
 from vllm_edit.artefacts.manifest import Manifest
 from vllm_edit.artefacts.site import Site
@@ -31,8 +32,6 @@ FIRST_NUMBER = 2**30
 """First engine number of derived adapters; the store's start at 1. vLLM stores the numbers in 32 bits."""
 _LONG = 2**16  # characters of text that are searched in a thread instead of the event loop
 Units = tuple[int, ...]
-K = TypeVar("K")
-V = TypeVar("V")
 
 
 class UnitStore(Protocol):
@@ -95,18 +94,16 @@ class Scopes:
         most_derived: int = 1024,
     ) -> None:
         self._store, self._site, self._max_rank, self._metrics = store, site, max_rank, metrics
-        self._most_indexes, self._most_derived = most_indexes, most_derived
-        self._indexes: OrderedDict[str, ScopeIndex | None] = OrderedDict()
+        self._indexes = LRUCache[str, "ScopeIndex | None"](most_indexes)
         # A str is the reason for a refusal: an error that is raised repeatedly would keep each request's frames alive.
-        self._derived: OrderedDict[tuple[str, Units], Derived | str] = OrderedDict()
+        self._derived = LRUCache[tuple[str, Units], "Derived | str"](most_derived)
         self._building = SingleFlight["ScopeIndex | None"]()
         self._composing = SingleFlight["Derived | str"]()
         self._numbers = count(FIRST_NUMBER)
 
-    @property
-    def indexed(self) -> frozenset[str]:
-        """The patches with scope subject whose index is in memory."""
-        return frozenset(name for name, index in self._indexes.items() if index is not None)
+    def indexed(self, name: str) -> bool:
+        """True if the patch has scope subject and its index is in memory; this counts as a use of the index."""
+        return self._indexes.get(name) is not None
 
     async def index(self, name: str) -> ScopeIndex | None:
         """The patch's index; None if its scope is all.
@@ -115,9 +112,7 @@ class Scopes:
             Incompatible: this engine cannot apply the patch, which has scope subject.
         """
         if name not in self._indexes:
-            index = await self._building.run(name, lambda: asyncio.to_thread(self._build, name))
-            _keep(self._indexes, name, index, self._most_indexes)
-        self._indexes.move_to_end(name)
+            self._indexes[name] = await self._building.run(name, lambda: asyncio.to_thread(self._build, name))
         return self._indexes[name]
 
     async def narrow(self, name: str, index: ScopeIndex, texts: Sequence[str]) -> Narrowed:
@@ -134,10 +129,8 @@ class Scopes:
         index.check(units, min(self._site.max_rank, self._max_rank))
         key = (name, units)
         if key not in self._derived:
-            derived = await self._composing.run(key, lambda: asyncio.to_thread(self._compose, index, units))
-            _keep(self._derived, key, derived, self._most_derived)
+            self._derived[key] = await self._composing.run(key, lambda: asyncio.to_thread(self._compose, index, units))
         found = self._derived[key]
-        self._derived.move_to_end(key)
         if isinstance(found, str):
             raise Incompatible(found)
         return self.narrowed(index, units, found)
@@ -182,10 +175,3 @@ class Scopes:
         self._metrics.compositions.labels("single" if len(units) == 1 else "composed").inc()
         self._metrics.compose_seconds.observe(time.perf_counter() - begun)
         return derived
-
-
-def _keep(kept: OrderedDict[K, V], key: K, value: V, most: int) -> None:
-    """Add an entry, and drop the least recently used entries beyond `most`."""
-    kept[key] = value
-    while len(kept) > most:
-        kept.popitem(last=False)

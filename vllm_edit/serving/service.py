@@ -80,7 +80,7 @@ class Service:
         """
         wanted, here = catalogue.wanted(datetime.now(UTC)), self.residency.names
         room = self.residency.capacity - len(here.intersection(wanted))
-        missing = [name for name in wanted if name not in here and name not in self.scopes.indexed][:room]
+        missing = [name for name in wanted if name not in here and not self.scopes.indexed(name)][:room]
         at_once = self.residency.slots
         while missing and self.watcher.current is catalogue:
             await asyncio.gather(*(self._ahead(name) for name in missing[:at_once]))
