@@ -1,4 +1,4 @@
-"""Thread pools for work that waits for the registry or reads long bodies, separate from the threads that load adapters.
+"""Threads for work that waits for the registry or reads long bodies, separate from the threads that load adapters.
 
 asyncio's default pool is small on a small machine. While the registry hangs, reported outcomes would occupy all of it,
 and tenants' requests would wait too. While an object store hangs, loading adapters would occupy all of it, and a server
@@ -9,20 +9,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, TypeVar
+from typing import ParamSpec, TypeVar
 
+from anyio import CapacityLimiter, to_thread
+
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
 class Threads:
-    """A pool of at most `most` threads; further work is queued. All pools together must not exceed the number of
-    connections (`registry.database`), or their threads would wait for each other."""
+    """At most `most` threads; further work waits. All limits together must not exceed the number of connections
+    (`registry.database`), or their threads would wait for each other."""
 
     def __init__(self, most: int) -> None:
         self.most = most
-        self._pool = ThreadPoolExecutor(most, thread_name_prefix="vllm-edit-registry")
+        self._limiter = CapacityLimiter(most)
 
-    async def run(self, work: Callable[..., T], *arguments: Any, **named: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, partial(work, *arguments, **named))
+    async def run(self, work: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+        """The result of `work`. A cancelled caller stops to wait; the work goes on, and counts until it has ended."""
+        running = to_thread.run_sync(partial(work, *arguments, **named), limiter=self._limiter)
+        return await asyncio.shield(running)  # anyio frees the thread's place when its own caller is cancelled
