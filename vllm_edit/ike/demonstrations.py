@@ -20,7 +20,7 @@ from vllm_edit.errors import EditError
 from vllm_edit.ike import template
 from vllm_edit.ike.bank import Bank, Fact
 from vllm_edit.ike.prefix import PATTERN
-from vllm_edit.ike.retrieval import Similarity, lexical, nearest_first
+from vllm_edit.ike.retrieval import nearest_first
 from vllm_edit.patch import Edit, Patch
 from vllm_edit.scripts import is_spaceless
 from vllm_edit.text import is_said, normalise, quoted
@@ -39,7 +39,6 @@ def build_demonstrations(
     tokenizer: PreTrainedTokenizerFast,
     limit: int = 32,
     seed: int = 0,
-    similarity: Similarity = lexical,
 ) -> tuple[Demonstration, ...]:
     """Make a patch's demonstrations, with their token counts, from the bank and from each edited fact.
 
@@ -52,7 +51,7 @@ def build_demonstrations(
     usable = bank.without(edits)
     if len(usable.facts) < len(bank.facts):
         log.info("%d bank facts overlap with edits or probes", len(bank.facts) - len(usable.facts))
-    made = _from_bank(edits, usable, min(limit * len(edits), MAX_STORED), random.Random(seed), similarity)
+    made = _from_bank(edits, usable, min(limit * len(edits), MAX_STORED), random.Random(seed))
     if bank.facts and not made:
         log.warning("no usable demonstrations in a bank of %d facts", len(bank.facts))
 
@@ -141,9 +140,7 @@ def _mentioned(edits: Sequence[Edit], item: Demonstration) -> bool:
     return any(normalise(name) in text and is_said(text, name) for name in names)
 
 
-def _from_bank(
-    edits: Sequence[Edit], bank: Bank, limit: int, rng: random.Random, similarity: Similarity
-) -> list[tuple[str, str, str, str]]:
+def _from_bank(edits: Sequence[Edit], bank: Bank, limit: int, rng: random.Random) -> list[tuple[str, str, str, str]]:
     """(kind, fact, prompt, answer) in `PATTERN`'s ratio; within each eight the kinds are shuffled, as in the paper."""
     names = [name for edit in edits for name in (edit.subject, *edit.aliases)]
     replacements = {
@@ -153,7 +150,7 @@ def _from_bank(
     asked_of = {relation: {fact.subject for fact in facts} for relation, facts in bank.by_relation.items()}
     waiting = [
         fact
-        for fact in _nearest_facts(edits, bank, similarity)
+        for fact in _nearest_facts(edits, bank)
         if len(replacements[fact.relation]) > 1 and len(asked_of[fact.relation]) > 1
     ]
     made: list[tuple[str, str, str, str]] = []
@@ -171,11 +168,11 @@ def _from_bank(
     return made
 
 
-def _nearest_facts(edits: Sequence[Edit], bank: Bank, similarity: Similarity) -> list[Fact]:
+def _nearest_facts(edits: Sequence[Edit], bank: Bank) -> list[Fact]:
     """Bank facts by similarity to the edits, interleaved over the edits; each fact once."""
     texts = [template.fact_text(fact.prompt, fact.object) for fact in bank.facts]
     rankings = [
-        nearest_first(template.fact_text(edit.prompt, edit.target_new), texts, similarity)[:MAX_STORED]
+        nearest_first(template.fact_text(edit.prompt, edit.target_new), texts)[:MAX_STORED]
         for edit in edits[:MAX_STORED]
     ]
     turns = chain.from_iterable(zip_longest(*rankings))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from vllm_edit.errors import EditError
 from vllm_edit.ike import template
-from vllm_edit.ike.retrieval import Similarity, lexical, nearest_first
+from vllm_edit.ike.retrieval import nearest_first
 from vllm_edit.subjects import Subjects
 
 if TYPE_CHECKING:  # its module imports torch; only its attributes are read here
@@ -62,7 +62,6 @@ def build_prefix(
     budget: int,
     *,
     limit: int = 32,
-    similarity: Similarity = lexical,
     subjects: Subjects | None = None,
 ) -> Prefix:
     """The prefix for one prompt: bank demonstrations (nearest last), self-copies, then the fact (arXiv 2305.12740 §3).
@@ -77,7 +76,7 @@ def build_prefix(
     Raises:
         EditError: no demonstrations are stored for the patch, or the fact alone exceeds the budget.
     """
-    chosen = relevant_edits(edited.edits, prompt, similarity, subjects)
+    chosen = relevant_edits(edited.edits, prompt, subjects)
     main = chosen[-1]
     fact_block = _of_edit(demonstrations, "fact", main)
     if fact_block is None:
@@ -98,7 +97,7 @@ def build_prefix(
         left -= copy.tokens
 
     left -= budget % BUDGET_STEP
-    kept = _nearest(demonstrations, fact_block.fact, min(limit, len(demonstrations)), left, similarity)
+    kept = _nearest(demonstrations, fact_block.fact, min(limit, len(demonstrations)), left)
     blocks = [*kept, *copies]
     text = "".join(template.demonstration(block.fact, block.prompt, block.answer) for block in blocks)
     tokens = fact_block.tokens + sum(block.tokens for block in blocks)
@@ -111,9 +110,7 @@ def subjects_of(edits: Sequence[Edit]) -> Subjects:
     return Subjects([(edit.subject, *edit.aliases) for edit in edits])
 
 
-def relevant_edits(
-    edits: Sequence[Edit], prompt: str, similarity: Similarity = lexical, subjects: Subjects | None = None
-) -> list[int]:
+def relevant_edits(edits: Sequence[Edit], prompt: str, subjects: Subjects | None = None) -> list[int]:
     """Indices of the edits that a prompt is about, the most relevant **last**, at most `MAX_EDITS`.
 
     Candidates are the edits whose subject or alias the prompt mentions, or all edits if it mentions none (so a single
@@ -121,16 +118,14 @@ def relevant_edits(
     """
     named = (subjects or subjects_of(edits)).mentioned([prompt])
     candidates = named or range(len(edits))
-    ranked = nearest_first(prompt, [edits[index].prompt for index in candidates], similarity)
+    ranked = nearest_first(prompt, [edits[index].prompt for index in candidates])
     return [candidates[rank] for rank in ranked[:MAX_EDITS]][::-1]
 
 
-def _nearest(
-    demonstrations: Sequence[Demonstration], fact: str, limit: int, budget: int, similarity: Similarity
-) -> list[Demonstration]:
+def _nearest(demonstrations: Sequence[Demonstration], fact: str, limit: int, budget: int) -> list[Demonstration]:
     """Bank demonstrations nearest to `fact`, in `PATTERN`'s ratio, as many as fit; the most similar last."""
     bank = [item for item in demonstrations if item.edit is None]
-    ranked = nearest_first(fact, [item.fact for item in bank], similarity)
+    ranked = nearest_first(fact, [item.fact for item in bank])
     waiting = {kind: [rank for rank in ranked if bank[rank].kind == kind] for kind in set(PATTERN)}
     kept: set[int] = set()
     for place in range(limit):
