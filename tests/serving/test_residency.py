@@ -144,12 +144,13 @@ def test_a_patch_that_is_removed_while_it_is_loaded_ahead_leaves_again(tmp_path:
     residency, name = place.service.residency, place.store.resolve("patch0")
 
     async def steps() -> list[Any]:
-        loading = asyncio.create_task(residency.try_ensure(name))
+        loading = asyncio.create_task(residency.ensure(name))
         while not residency._used:
             await asyncio.sleep(0)
         residency.follow(())
         seen = [residency.drained]
-        await loading
+        with pytest.raises(NotFound):
+            await loading
         return [*seen, await settled(place), residency.drained]
 
     assert run(steps()) == [False, [], True]

@@ -7,5 +7,4 @@ apply.py      a model that answers with a delta inside a `with` block
 forward.py    forward hooks that add an update to a module's output
 by_row.py     one batch with a different delta for each row
 linear.py     the weights of linear layers in one orientation
-fidelity.py   the error that a cast makes in a delta
 """

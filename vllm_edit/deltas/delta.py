@@ -33,10 +33,6 @@ class Delta:
 
     # Algebra: every method returns a new delta.
 
-    def balanced(self) -> Delta:
-        """The same ΔW with ‖A_i‖ = ‖B_i‖ per component, float64 (`LowRank.balanced`)."""
-        return Delta({name: part.balanced() for name, part in self.parts.items()})
-
     def truncate(self, rank: int) -> tuple[Delta, float]:
         """Every module reduced to at most `rank`, and the energy dropped as a fraction of Σ ‖ΔW‖² over all modules."""
         reduced = {name: part.truncated(rank) for name, part in self.parts.items()}

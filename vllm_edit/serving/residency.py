@@ -177,11 +177,6 @@ class Residency:
             else:
                 await self._loading.run(name, lambda: self._loaded(name, source or self._store, of))
 
-    async def try_ensure(self, name: str) -> None:
-        """Load ahead of time. The load logs and counts a failure; a request that needs the adapter raises it again."""
-        with contextlib.suppress(EditError):
-            await self.ensure(name)
-
     @contextlib.contextmanager
     def using(self, patch: str) -> Iterator[None]:
         """Mark the patch as in use, and so not drained, until the context ends."""
