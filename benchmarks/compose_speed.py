@@ -22,7 +22,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from benchmarks.results import machine, write_section
+from benchmarks.common.results_page import machine, write_section
 from vllm_edit.artefacts.compiled import CompiledPatch, Factors
 from vllm_edit.artefacts.manifest import Column, KeyGroup, Manifest
 from vllm_edit.composition.compose import compose

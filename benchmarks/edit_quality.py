@@ -18,9 +18,9 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks.drawn import open_store, single_patches
-from benchmarks.measured import COLUMNS, NAMES, SETTINGS, cells, row, selected
-from benchmarks.results import machine, write_section
+from benchmarks.common.atlas_edits import open_store, single_patches
+from benchmarks.common.report_rows import COLUMNS, NAMES, SETTINGS, cells, row, selected
+from benchmarks.common.results_page import machine, write_section
 from vllm_edit import atlas
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.cli.output import progress_bar

@@ -20,11 +20,11 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from benchmarks.drawn import Place
-from benchmarks.memory import peak_memory
-from benchmarks.numbers import count
-from benchmarks.results import machine, write_section
-from benchmarks.shapes import SHAPES, random_base, random_site
+from benchmarks.common.arguments import count
+from benchmarks.common.atlas_edits import Place
+from benchmarks.common.peak_memory import peak_memory
+from benchmarks.common.random_models import SHAPES, random_base, random_site
+from benchmarks.common.results_page import machine, write_section
 from vllm_edit import atlas
 from vllm_edit.editing.baselines.common import example_rows
 from vllm_edit.editing.compile import compile_patch

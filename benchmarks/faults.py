@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.results import FOLDER, machine, write_section
+from benchmarks.common.results_page import FOLDER, machine, write_section
 
 TESTS = Path(__file__).parents[1] / "tests" / "faults"
 

@@ -25,7 +25,7 @@ import httpx
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
-from benchmarks.results import machine, write_section
+from benchmarks.common.results_page import machine, write_section
 from vllm_edit import atlas
 from vllm_edit.demo.process import ServerProcess
 from vllm_edit.demo.server import LocalServer

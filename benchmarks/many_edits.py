@@ -25,11 +25,11 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks.drawn import Place, known_subjects, open_places
-from benchmarks.measured import NAMES, SETTINGS, cells, row
-from benchmarks.numbers import numbers
-from benchmarks.remembering import Remembering
-from benchmarks.results import FOLDER, machine, write_section
+from benchmarks.common.arguments import numbers
+from benchmarks.common.atlas_edits import Place, known_subjects, open_places
+from benchmarks.common.caching_runner import CachingRunner
+from benchmarks.common.report_rows import NAMES, SETTINGS, cells, row
+from benchmarks.common.results_page import FOLDER, machine, write_section
 from vllm_edit import atlas
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.atlas.documents import held_out_texts
@@ -65,7 +65,7 @@ def main() -> None:
     arguments = _arguments()
     console = Console()
     base = Base.load("atlas")
-    runner = Remembering(HFRunner(base.model, base.tokenizer))
+    runner = CachingRunner(HFRunner(base.model, base.tokenizer))
     places = open_places(arguments.store, arguments.network, base, console)
     sizes = arguments.sizes
     subjects = known_subjects(runner, max(sizes), arguments.seed)

@@ -19,10 +19,10 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks.drawn import Place, single_patches
-from benchmarks.measured import NAMES, SETTINGS, cells, row
-from benchmarks.numbers import numbers
-from benchmarks.results import machine, write_section
+from benchmarks.common.arguments import numbers
+from benchmarks.common.atlas_edits import Place, single_patches
+from benchmarks.common.report_rows import NAMES, SETTINGS, cells, row
+from benchmarks.common.results_page import machine, write_section
 from vllm_edit.atlas.mend import network_folder
 from vllm_edit.cli.output import progress_bar
 from vllm_edit.editing.compile import compile_separately

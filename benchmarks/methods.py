@@ -22,10 +22,10 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from benchmarks.drawn import Place, open_places, single_patches
-from benchmarks.measured import COLUMNS, NAMES, SETTINGS, cells, row
-from benchmarks.remembering import Remembering
-from benchmarks.results import FOLDER, machine, write_marked, write_section
+from benchmarks.common.atlas_edits import Place, open_places, single_patches
+from benchmarks.common.caching_runner import CachingRunner
+from benchmarks.common.report_rows import COLUMNS, NAMES, SETTINGS, cells, row
+from benchmarks.common.results_page import FOLDER, machine, write_marked, write_section
 from vllm_edit import atlas
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.cli.output import progress_bar
@@ -235,12 +235,12 @@ def _runner(
 ) -> Iterator[Runner]:
     """What asks: the model in this process, or vLLM with LoRA around every site's modules."""
     if engine == "hf":
-        yield Remembering(asker)
+        yield CachingRunner(asker)
         return
     modules = sorted({module for place in places for module in place.site.modules})
     rank = max(edit.manifest.rank for one in compiled for edit in one.edits)
     with VLLMRunner(str(base.folder), modules, rank, max_model_len=512) as runner:
-        yield Remembering(runner)
+        yield CachingRunner(runner)
 
 
 def _arguments() -> argparse.Namespace:

@@ -25,7 +25,7 @@ from typing import Any
 import httpx
 from rich.console import Console
 
-from benchmarks.results import machine, write_section
+from benchmarks.common.results_page import machine, write_section
 from vllm_edit.cli.output import progress_bar
 from vllm_edit.demo.server import LocalServer
 from vllm_edit.errors import EditError

@@ -26,7 +26,7 @@ import torch
 from prometheus_client import CollectorRegistry
 from rich.console import Console
 
-from benchmarks.results import machine, write_section
+from benchmarks.common.results_page import machine, write_section
 from vllm_edit.artefacts.compiled import CompiledPatch, Factors
 from vllm_edit.artefacts.manifest import Column, KeyGroup, Manifest
 from vllm_edit.artefacts.site import Context, Fingerprint, Site

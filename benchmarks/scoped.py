@@ -23,13 +23,13 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks import activation
-from benchmarks.asking_server import ServerRunner
-from benchmarks.drawn import Place, known_subjects, open_store
+from benchmarks.common import scope_prompts
+from benchmarks.common.atlas_edits import Place, known_subjects, open_store
+from benchmarks.common.caching_runner import CachingRunner
+from benchmarks.common.report_rows import NAMES, SETTINGS, cells, row
+from benchmarks.common.results_page import machine, write_section
+from benchmarks.common.server_runner import ServerRunner
 from benchmarks.many_edits import first_edits, sampled
-from benchmarks.measured import NAMES, SETTINGS, cells, row
-from benchmarks.remembering import Remembering
-from benchmarks.results import machine, write_section
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.cli.output import progress_bar
 from vllm_edit.composition.compose import compose
@@ -59,7 +59,7 @@ def main() -> None:
     arguments = _arguments()
     console = Console()
     base = Base.load("atlas")
-    local = Remembering(HFRunner(base.model, base.tokenizer))
+    local = CachingRunner(HFRunner(base.model, base.tokenizer))
     store = open_store(arguments.store, base, console)
     place = Place(store.site(), SecondMoment.from_tensors(store.moment()))
     subjects = first_edits(known_subjects(local, arguments.count, arguments.seed), arguments.count)
@@ -74,7 +74,7 @@ def main() -> None:
     rows: dict[str, dict[str, Any]] = {}
     with LocalServer(store.url, arguments.store / "scoped.log", patience=900) as server:
         asked = ServerRunner(server.url, served_model(store.site().model)[1], base.tokenizer, local.context)
-        remote = Remembering(asked)
+        remote = CachingRunner(asked)
         for name, patch in patches.items():
             report = _report(name, [_whole(patch)], remote, arguments)
             rows[name] = row(report, "weights")
@@ -188,14 +188,14 @@ def measured_scope(
     scoped: CompiledPatch,
     units: Sequence[CompiledPatch],
     asked: ServerRunner,
-    local: Remembering,
+    local: CachingRunner,
     seed: int,
 ) -> dict[str, Any]:
     """How well the scope chooses, and what two subjects in one prompt do."""
     edits = scoped.manifest.edits
     owner = {edit: units[number] for number, unit in enumerate(index.units) for edit in unit.edits}
     base_name = asked.base
-    arms = activation.Arms(
+    arms = scope_prompts.Arms(
         base=lambda prompts: [reply.text for reply in asked.ask([(base_name, p, False) for p in prompts], ANSWER)],
         scoped=lambda prompts: [reply.text for reply in asked.ask([("scoped", p, False) for p in prompts], ANSWER)],
         held=lambda pairs: local.generate([Request(p, False, owner[edit]) for p, edit in pairs], ANSWER),
@@ -203,19 +203,19 @@ def measured_scope(
     facts = Facts.load(tables_folder())
     locality = [probe.prompt for edit in edits[:100] for probe in edit.probes_of("locality", "gate")]
     return {
-        "homonyms": activation.false_activation(index, arms),
-        "aliases": activation.aliases(index, edits),
-        "multi_hop": activation.multi_hop(facts, index, edits, arms, seed),
-        "brought_up": activation.brought_up(index, locality, arms),
+        "homonyms": scope_prompts.false_activation(index, arms),
+        "aliases": scope_prompts.aliases(index, edits),
+        "multi_hop": scope_prompts.multi_hop(facts, index, edits, arms, seed),
+        "brought_up": scope_prompts.brought_up(index, locality, arms),
         "pairs": _pairs(index, scoped, asked, arms, seed),
     }
 
 
 def _pairs(
-    index: ScopeIndex, scoped: CompiledPatch, asked: ServerRunner, arms: activation.Arms, seed: int
+    index: ScopeIndex, scoped: CompiledPatch, asked: ServerRunner, arms: scope_prompts.Arms, seed: int
 ) -> dict[str, Any]:
     """Prompts that name two edited subjects: answers, and how long the router takes for a pair at first and again."""
-    probes = activation.two_subjects(index, scoped.manifest.edits, PAIRS, seed)
+    probes = scope_prompts.two_subjects(index, scoped.manifest.edits, PAIRS, seed)
     if not probes:
         return {"prompts": 0}
     prompts = [probe.prompt for probe in probes]
@@ -234,9 +234,9 @@ def _pairs(
     held = arms.held([(probe.prompt, probe.edit) for probe in probes])
     return {
         "prompts": len(probes),
-        "both": activation.share_right(answers, probes),
-        "own_only": activation.share_right(held, probes),
-        "base": activation.share_right(arms.base(prompts), probes),
+        "both": scope_prompts.share_right(answers, probes),
+        "own_only": scope_prompts.share_right(held, probes),
+        "base": scope_prompts.share_right(arms.base(prompts), probes),
         "refused": refused,
         **{f"{turn}_ms": {"p50": _at(times, 50), "p99": _at(times, 99)} for turn, times in seconds.items()},
     }

@@ -17,8 +17,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from benchmarks.drawn import known_edits, open_store
-from benchmarks.results import machine, write_marked, write_section
+from benchmarks.common.atlas_edits import known_edits, open_store
+from benchmarks.common.results_page import machine, write_marked, write_section
 from vllm_edit.artefacts.site import Site
 from vllm_edit.evaluation.runners.hf import HFRunner
 from vllm_edit.models.base import Base

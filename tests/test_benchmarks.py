@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
+from benchmarks.common.arguments import numbers
+from benchmarks.common.caching_runner import CachingRunner
+from benchmarks.common.report_rows import row
+from benchmarks.common.results_page import write_marked
 from benchmarks.faults import Ran, merged
 from benchmarks.faults import table as faults_table
 from benchmarks.many_edits import first_edits, sampled
-from benchmarks.measured import row
 from benchmarks.methods import Costs, details, table
-from benchmarks.numbers import numbers
-from benchmarks.remembering import Remembering
-from benchmarks.results import write_marked
 from tests.tiny import tiny_model, tiny_tokenizer
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.artefacts.manifest import Manifest
@@ -154,7 +154,7 @@ class Counting(HFRunner):
 def test_the_base_is_asked_each_question_once_and_a_patch_every_time() -> None:
     tokenizer = tiny_tokenizer()
     counting = Counting(tiny_model("llama", tokenizer), tokenizer)
-    runner = Remembering(counting)
+    runner = CachingRunner(counting)
     requests = [Request("Paris is"), Request("Paris is", patch=compiled(patch("a", 1))), Request("Who is", chat=True)]
     first = runner.generate(requests, 4)
     assert counting.asked == 3

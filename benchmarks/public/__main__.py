@@ -10,14 +10,14 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks.numbers import count, numbers
+from benchmarks.common.arguments import count, numbers
+from benchmarks.common.results_page import machine, write_section
 from benchmarks.public.figures import SETTINGS
 from benchmarks.public.page import section
 from benchmarks.public.place import TEXT, open_place, passages
 from benchmarks.public.rows import ABLATION, BASE, ONE_BY_ONE, titles
 from benchmarks.public.run import Run, forget
 from benchmarks.public.sets import NEAR, SETS, counterfact_knowledge, drawn_sets, needs_knowledge, read_counterfact
-from benchmarks.results import machine, write_section
 from vllm_edit.cli.output import progress_bar
 from vllm_edit.digest import digest_json
 from vllm_edit.errors import EditError

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from vllm_edit.evaluation.runners.runner import Reading, Request, Runner, Scored
 
 
-class Remembering:
+class CachingRunner:
     """A runner that asks the base each question once, however many methods are compared with it."""
 
     def __init__(self, runner: Runner) -> None:
