@@ -25,7 +25,7 @@ from vllm_edit.models.hooks import find_module
 from vllm_edit.models.own_text import write_texts
 from vllm_edit.patch import Edit
 from vllm_edit.store.documents import Kind
-from vllm_edit.store.passages import hold_out
+from vllm_edit.store.gate_texts import hold_out
 from vllm_edit.store.store import Store
 
 VECTORS = 10

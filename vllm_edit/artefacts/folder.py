@@ -1,6 +1,6 @@
 """Encode a compiled patch as files, and decode it with every digest checked.
 
-manifest.json, files.json      see `envelope`
+manifest.json, files.json      see `checksums`
 factors.safetensors            Manifest.factors is the digest of its tensors (absent for methods without factors)
 demonstrations.json            canonical JSON: Manifest.demonstrations is the digest of its bytes
 adapter/…                      the PEFT folder; Manifest.adapter is the digest of its tensors
@@ -17,8 +17,8 @@ import torch
 from pydantic import TypeAdapter
 from safetensors import SafetensorError
 
+from vllm_edit.artefacts.checksums import Read, check_files, damaged, read_checked, seal
 from vllm_edit.artefacts.compiled import CompiledPatch, Demonstration, Factors
-from vllm_edit.artefacts.envelope import Read, check_files, damaged, read_checked, seal
 from vllm_edit.artefacts.manifest import Manifest
 from vllm_edit.artefacts.units import members_inside, pack_unit, read_unit, unit_path
 from vllm_edit.deltas import peft

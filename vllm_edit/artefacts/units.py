@@ -16,8 +16,8 @@ import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
 
+from vllm_edit.artefacts.checksums import Read, damaged
 from vllm_edit.artefacts.compiled import CompiledPatch, Factors
-from vllm_edit.artefacts.envelope import Read, damaged
 from vllm_edit.artefacts.manifest import Manifest
 from vllm_edit.deltas.delta import Delta, LowRank
 from vllm_edit.digest import canonical, digest_bytes, digest_tensors

@@ -24,7 +24,7 @@ def texts(count: int = 2000, seed: int = 1) -> list[str]:
 
 def passages() -> list[str]:
     """Documents of the same kind, drawn with a third seed, on which a store's gates measure the perplexity drift."""
-    from vllm_edit.store.passages import cut
+    from vllm_edit.store.gate_texts import cut
 
     return cut(texts(seed=3))
 

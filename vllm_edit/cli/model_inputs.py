@@ -52,7 +52,7 @@ def given_text(model: str, file: Path | None, seed: int) -> tuple[list[str], lis
     Returns:
         None for other models without a file: they generate text themselves.
     """
-    from vllm_edit.store.passages import hold_out
+    from vllm_edit.store.gate_texts import hold_out
 
     if file is not None:
         return hold_out(texts_of(model, file), seed)
@@ -65,7 +65,7 @@ def given_text(model: str, file: Path | None, seed: int) -> tuple[list[str], lis
 
 def passages_of(model: str, file: Path | None) -> list[str]:
     """Return ordinary text for the gates; empty if there is none for the model."""
-    from vllm_edit.store.passages import cut
+    from vllm_edit.store.gate_texts import cut
 
     if file is not None:
         return cut(texts_of(model, file))

@@ -1,6 +1,6 @@
 """Documents: JSON that a store holds beside its site, each in one file with the digest of its content.
 
-passages.json   ordinary text on which gates measure the drift of perplexity (`passages`)
+passages.json   ordinary text on which gates measure the drift of perplexity (`gate_texts`)
 texts.json      ordinary text that the base generated, on which the site's second moment was measured
 pool.json       facts of the tables that the base knows (`vllm_edit.facts.pool`)
 tried.json      the sweep's measurements of each candidate for the site

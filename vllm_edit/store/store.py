@@ -2,7 +2,7 @@
 
 site.json                      the site, with its digest
 moments/<digest>.safetensors   its second moment, or networks/<digest>.safetensors for a site with a hypernetwork
-passages.json                  ordinary text for the gates (`passages`), optional
+passages.json                  ordinary text for the gates (`gate_texts`), optional
 texts.json, pool.json, …       the base's own text, the facts that it knows, the sweep's measurements (`documents`)
 patches/<patch>@<digest>/      one compiled patch each (`artefacts.folder`)
 records/<name>/<kind>-<time>.json   reports and timings, outside the digest
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm_edit import names
-from vllm_edit.artefacts.envelope import MANIFEST, Read, read_manifest
+from vllm_edit.artefacts.checksums import MANIFEST, Read, read_manifest
 from vllm_edit.artefacts.manifest import Manifest
 from vllm_edit.artefacts.site import WITHOUT_SETTINGS, Fingerprint, Site
 from vllm_edit.errors import Corrupt, EditError, NotFound, Unavailable

@@ -9,8 +9,8 @@ import pytest
 from tests.store.example import moment, site
 from vllm_edit.errors import Corrupt, EditError
 from vllm_edit.store.documents import path_of
+from vllm_edit.store.gate_texts import cut, hold_out
 from vllm_edit.store.maintenance import problems_of
-from vllm_edit.store.passages import cut, hold_out
 from vllm_edit.store.store import Store
 
 TEXTS = [f"Text {number} of a hundred." for number in range(100)]
