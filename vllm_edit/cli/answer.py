@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vllm_edit.cli.output import MOST, JsonOption, StoreOption, print_fields, print_json, print_table, when
+from vllm_edit.cli.options import MOST, JsonOption, StoreOption
+from vllm_edit.cli.output import print_fields, print_json, print_table, when
 
 if TYPE_CHECKING:
     from vllm_edit.registry.answers import AnswerEntry

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vllm_edit.cli.group import group
+from vllm_edit.cli.options import seed_of
 from vllm_edit.cli.output import print_json, print_line, wide_console
-from vllm_edit.cli.seeds import seed_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable

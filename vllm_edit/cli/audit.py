@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from vllm_edit.cli.group import group
-from vllm_edit.cli.output import MOST, JsonOption, StoreOption, print_error, print_json, print_line, print_table, when
+from vllm_edit.cli.options import MOST, JsonOption, StoreOption
+from vllm_edit.cli.output import print_error, print_json, print_line, print_table, when
 
 app = group("The registry's changes: list them, and verify that the list is complete.")
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vllm_edit.cli.method_settings import SetOption, method_settings
-from vllm_edit.cli.output import JsonOption, StoreOption, print_error, print_json, print_line, progress_bar
+from vllm_edit.cli.method_settings import method_settings
+from vllm_edit.cli.options import BankOption, JsonOption, ModelOption, SetOption, StoreOption
+from vllm_edit.cli.output import print_error, print_json, print_line, progress_bar
 from vllm_edit.errors import EditError, PatchError
 
 if TYPE_CHECKING:
@@ -18,12 +19,10 @@ if TYPE_CHECKING:
 
 def compile_(
     files: Annotated[list[Path], typer.Argument(metavar="PATCH.yaml...", help="Patch files.")],
-    model: Annotated[str | None, typer.Option(help="The store's base model; default: as given to init.")] = None,
+    model: ModelOption = None,
     method: Annotated[str, typer.Option(help="Editing method: rome, mend, ft or lora.")] = "rome",
     settings: SetOption = None,
-    bank: Annotated[
-        Path | None, typer.Option(help="Facts in YAML that the model knows, for IKE; default: the store's.")
-    ] = None,
+    bank: BankOption = None,
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vllm_edit.cli.output import JsonOption, StoreOption, print_error, print_json, print_line, print_table, progress_bar
+from vllm_edit.cli.options import JsonOption, ModelOption, StoreOption
+from vllm_edit.cli.output import print_error, print_json, print_line, print_table, progress_bar
 from vllm_edit.text import change, quoted
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def compose(
     damping: Annotated[
         float | None, typer.Option(min=0, help="λ relative to a key group's mean k̄ᵀC⁻¹k̄; default: the members'.")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="The store's base model; default: as given to init.")] = None,
+    model: ModelOption = None,
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vllm_edit.cli.output import JsonOption, StoreOption, print_json, print_line
+from vllm_edit.cli.options import JsonOption, StoreOption
+from vllm_edit.cli.output import print_json, print_line
 
 if TYPE_CHECKING:
     from vllm_edit.patch import Edit

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from vllm_edit.cli.method_settings import SetOption, method_settings
-from vllm_edit.cli.output import JsonOption, StoreOption, print_json, progress_bar, wide_console
-from vllm_edit.cli.seeds import seed_of
+from vllm_edit.cli.method_settings import method_settings
+from vllm_edit.cli.options import BankOption, JsonOption, ModelOption, SetOption, StoreOption, seed_of
+from vllm_edit.cli.output import print_json, progress_bar, wide_console
 from vllm_edit.errors import EditError
 
 if TYPE_CHECKING:
@@ -54,12 +54,10 @@ def eval(
         int | None,
         typer.Option(min=1, help="Tokens of an answer; default: 16, more if an accepted answer is longer."),
     ] = None,
-    model: Annotated[str | None, typer.Option(help="The store's base model; default: as given to init.")] = None,
+    model: ModelOption = None,
     method: Annotated[str, typer.Option(help="Editing method, if the target must be compiled.")] = "rome",
     settings: SetOption = None,
-    bank: Annotated[
-        Path | None, typer.Option(help="Facts in YAML that the model knows, for IKE; default: the store's.")
-    ] = None,
+    bank: BankOption = None,
     answers: Annotated[bool, typer.Option("--answers", help="Show every answer before and after.")] = False,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the tables to an HTML page.")] = None,
     record: Annotated[

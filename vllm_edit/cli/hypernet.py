@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vllm_edit.cli.group import group
-from vllm_edit.cli.output import JsonOption, print_fields, print_json, print_line, progress_bar
-from vllm_edit.cli.seeds import seed_of
+from vllm_edit.cli.options import JsonOption, seed_of
+from vllm_edit.cli.output import print_fields, print_json, print_line, progress_bar
 from vllm_edit.errors import EditError
 
 if TYPE_CHECKING:

@@ -7,10 +7,8 @@ from typing import Annotated
 import typer
 
 from vllm_edit.cli.group import group
-from vllm_edit.cli.output import JsonOption, StoreOption, WhoOption, WhyOption
+from vllm_edit.cli.options import WAIT_S, JsonOption, StoreOption, UntilOption, WaitOption, WhoOption, WhyOption
 from vllm_edit.cli.print_keys import print_keys, print_new_key, report_revoked
-from vllm_edit.cli.propagation import WAIT_S, WaitOption
-from vllm_edit.cli.times import UntilOption
 
 app = group("Administrators' keys, and all keys at once.")
 

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from vllm_edit.cli.output import JsonOption, StoreOption, print_error, print_json, print_line
+from vllm_edit.cli.options import JsonOption, StoreOption
+from vllm_edit.cli.output import print_error, print_json, print_line
 
 
 def verify(store: StoreOption = None, json: JsonOption = False) -> None:

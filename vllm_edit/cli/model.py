@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from vllm_edit.cli.group import group
-from vllm_edit.cli.output import JsonOption, print_fields, print_json, print_line, progress_bar
+from vllm_edit.cli.options import JsonOption
+from vllm_edit.cli.output import print_fields, print_json, print_line, progress_bar
 
 if TYPE_CHECKING:
     from vllm_edit.models.importing import Imported, Progress

@@ -8,9 +8,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from vllm_edit.editing.settings import Progress
 from vllm_edit.printable import printable, printable_json
@@ -21,16 +19,6 @@ if TYPE_CHECKING:
 _LONGEST_ERROR = 2_000
 UNWATCHED_WIDTH = 200
 """Width in columns of rich output to a file or a pipe."""
-
-StoreOption = Annotated[
-    str | None,
-    typer.Option("--store", metavar="URL", help="Folder or URL of the store; $VLLM_EDIT_STORE, else .vllm-edit."),
-]
-WhoOption = Annotated[str, typer.Option("--who", help="Who does it, for the audit; default: this machine's user.")]
-WhyOption = Annotated[str, typer.Option("--why", help="Reason, for the history and the audit.")]
-MOST = 10**9
-"""Maximum number of requested rows; databases have a limit."""
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def print_json(value: Any) -> None:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from vllm_edit.cli.output import JsonOption, StoreOption, print_fields, print_json, print_line, print_table, when
+from vllm_edit.cli.options import JsonOption, StoreOption
+from vllm_edit.cli.output import print_fields, print_json, print_line, print_table, when
 from vllm_edit.errors import EditError, Unavailable
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -13,12 +13,6 @@ from vllm_edit.errors import EditError
 if TYPE_CHECKING:
     from vllm_edit.registry.registry import Registry
     from vllm_edit.registry.servers import Acknowledged
-
-WAIT_S = 10.0
-WaitOption = Annotated[
-    float,
-    typer.Option("--wait", min=0, metavar="SECONDS", help="Maximum wait until every running server follows; 0: none."),
-]
 
 
 def report_change(registry: Registry, wait_s: float, line: str, record: Mapping[str, Any], json: bool) -> None:

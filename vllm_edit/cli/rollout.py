@@ -8,17 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vllm_edit.cli.group import group
-from vllm_edit.cli.output import (
-    JsonOption,
-    StoreOption,
-    WhoOption,
-    WhyOption,
-    print_json,
-    print_line,
-    print_table,
-    when,
-)
-from vllm_edit.cli.propagation import WAIT_S, WaitOption, report_change
+from vllm_edit.cli.options import WAIT_S, JsonOption, StoreOption, WaitOption, WhoOption, WhyOption
+from vllm_edit.cli.output import print_json, print_line, print_table, when
+from vllm_edit.cli.propagation import report_change
 
 if TYPE_CHECKING:
     from vllm_edit.registry.registry import Registry

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from vllm_edit.cli.output import JsonOption, StoreOption, WhoOption, WhyOption, age, print_json, print_line, print_table
+from vllm_edit.cli.options import JsonOption, StoreOption, WhoOption, WhyOption
+from vllm_edit.cli.output import age, print_json, print_line, print_table
 
 
 def servers(

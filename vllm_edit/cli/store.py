@@ -10,16 +10,8 @@ import typer
 
 from vllm_edit.cli.group import group
 from vllm_edit.cli.model_inputs import SHIPPED
-from vllm_edit.cli.output import (
-    JsonOption,
-    StoreOption,
-    print_fields,
-    print_json,
-    print_line,
-    print_table,
-    progress_bar,
-)
-from vllm_edit.cli.seeds import seed_of
+from vllm_edit.cli.options import JsonOption, StoreOption, seed_of
+from vllm_edit.cli.output import print_fields, print_json, print_line, print_table, progress_bar
 from vllm_edit.errors import EditError, NotFound
 
 if TYPE_CHECKING:

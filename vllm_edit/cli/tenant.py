@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vllm_edit.cli.group import group
-from vllm_edit.cli.output import (
+from vllm_edit.cli.options import (
+    WAIT_S,
     JsonOption,
     StoreOption,
+    TenantArgument,
+    UntilOption,
+    WaitOption,
     WhoOption,
     WhyOption,
-    print_json,
-    print_line,
-    print_table,
-    when,
 )
-from vllm_edit.cli.propagation import WAIT_S, WaitOption, report_change
+from vllm_edit.cli.output import print_json, print_line, print_table, when
+from vllm_edit.cli.propagation import report_change
 from vllm_edit.cli.tenant_key import app as key_app
-from vllm_edit.cli.times import UntilOption
 
 if TYPE_CHECKING:
     from vllm_edit.registry.publications import Publication
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 app = group("Tenants, and the patches that they are served.")
 app.add_typer(key_app, name="key")
-
-TenantArgument = Annotated[str, typer.Argument(metavar="TENANT")]
 
 
 @app.command()

@@ -7,14 +7,19 @@ from typing import Annotated
 import typer
 
 from vllm_edit.cli.group import group
-from vllm_edit.cli.output import JsonOption, StoreOption, WhoOption, WhyOption
+from vllm_edit.cli.options import (
+    WAIT_S,
+    JsonOption,
+    StoreOption,
+    TenantArgument,
+    UntilOption,
+    WaitOption,
+    WhoOption,
+    WhyOption,
+)
 from vllm_edit.cli.print_keys import print_keys, print_new_key, report_revoked
-from vllm_edit.cli.propagation import WAIT_S, WaitOption
-from vllm_edit.cli.times import UntilOption
 
 app = group("API keys that authenticate a tenant's requests.")
-
-TenantArgument = Annotated[str, typer.Argument(metavar="TENANT")]
 
 
 @app.command()

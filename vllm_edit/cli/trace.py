@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vllm_edit.cli.output import JsonOption, print_json, progress_bar, wide_console
-from vllm_edit.cli.seeds import seed_of
+from vllm_edit.cli.options import JsonOption, seed_of
+from vllm_edit.cli.output import print_json, progress_bar, wide_console
 from vllm_edit.errors import EditError
 
 if TYPE_CHECKING:

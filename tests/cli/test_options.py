@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import typer
 
-from vllm_edit.cli.seeds import seed_of
-from vllm_edit.cli.times import future
+from vllm_edit.cli.options import future, seed_of
 
 
 @pytest.mark.parametrize(
