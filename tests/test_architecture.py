@@ -41,12 +41,12 @@ def test_there_are_three_diagrams_and_each_box_has_a_name() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_a_diagram_names_exists(name: str) -> None:
+def test_every_name_of_a_diagram_exists(name: str) -> None:
     assert is_defined(name)
 
 
 @pytest.mark.parametrize("name", ["patch.Patch.nothing", "nothing.Patch", "store.store.Store.save.inner"])
-def test_what_does_not_exist_is_noticed(name: str) -> None:
+def test_a_name_that_does_not_exist_is_noticed(name: str) -> None:
     assert not is_defined(name)
 
 
@@ -55,7 +55,7 @@ def test_the_table_has_every_package() -> None:
     assert packages <= {name for row in ROWS for name in row}
 
 
-def test_no_package_imports_one_that_stands_above_it_in_the_table() -> None:
+def test_no_package_imports_a_package_above_it_in_the_table() -> None:
     row_of = {name: number for number, row in enumerate(ROWS) for name in row}
     upward = [
         (name, imported)

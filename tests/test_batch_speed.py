@@ -35,7 +35,7 @@ def test_both_ways_take_the_same_steps_to_the_same_updates_on_a_random_model_of_
 
 
 @pytest.mark.parametrize("change", ["width=64", "layers", "layers=two", "layers=0", "layers=-1", "=3"])
-def test_a_change_of_a_shape_that_is_none_is_told_in_one_line(change: str) -> None:
+def test_a_change_of_an_invalid_shape_is_reported_in_one_line(change: str) -> None:
     with pytest.raises(SystemExit, match=f"FIELD one of hidden, layers, .*; got '{change}'"):
         shaped_work("llama-3-8b", [*TINY, change], count=1, seed=1, steps=1)
 

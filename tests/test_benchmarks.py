@@ -93,7 +93,7 @@ def test_a_row_takes_each_tag_apart_and_its_interval_counts_edits() -> None:
     assert found["locality"] == {"share": 2 / 3, "low": low, "high": high, "n": 3}
 
 
-def test_tables_show_every_row_with_its_costs_and_what_was_not_measured() -> None:
+def test_tables_show_every_row_with_its_costs_and_missing_measurements() -> None:
     share = {"share": 0.5, "low": 0.25, "high": 0.75, "n": 9}
     rows: dict[str, Any] = {
         "base": {"reliability": share, "costs": vars(Costs())},
@@ -163,7 +163,7 @@ def test_the_base_is_asked_each_question_once_and_a_patch_every_time() -> None:
     assert first == counting.generate(requests, 4)
 
 
-def test_faults_are_added_up_by_test_and_what_was_skipped_says_why() -> None:
+def test_faults_are_added_up_by_test_and_skipped_tests_give_the_reason() -> None:
     ran = [
         Ran("test_it_is_whole", "sqlite", 1.4, {"killed": 900, "instants": [1]}),
         Ran("test_it_is_whole", "postgresql", 2.0, {"killed": 200}),

@@ -23,7 +23,7 @@ def test_a_checkpoint_is_read_back_and_none_is_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kept", [0, 1, 30, 200])
-def test_a_checkpoint_that_is_cut_is_told(tmp_path: Path, kept: int) -> None:
+def test_a_cut_checkpoint_is_reported(tmp_path: Path, kept: int) -> None:
     path = tmp_path / "checkpoint.pt"
     torch.save({"identity": "a", "step": 3}, path)
     path.write_bytes(path.read_bytes()[:kept])

@@ -98,7 +98,7 @@ def test_the_method_is_short() -> None:
     assert len(example("method").splitlines()) < 60
 
 
-def test_the_routes_answer_who_may_ask_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_routes_answer_authorized_callers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = places.make_store(tmp_path / "template", places.make_site(places.make_model(tmp_path / "model")))
     names = [places.add_patch(store, patch, seed) for seed, patch in enumerate(("capital", "city"))]
     store.registry.create_tenant("acme")
@@ -124,7 +124,7 @@ def run_tests(module: ModuleType, **fixtures: Any) -> None:
     test(**fixtures)
 
 
-def test_the_migration_keeps_what_is_in_a_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_migration_keeps_a_registrys_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with_one_more = shutil.copytree(Path(migrations.__file__).parent, tmp_path / "migrations")
     newest = ScriptDirectory(str(with_one_more)).get_current_head()
     text, test = (  # the page's numbers are those of the day on which it was written

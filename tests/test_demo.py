@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
 
 
-def test_the_demo_tells_the_whole_story(tmp_path: Path) -> None:
+def test_the_demo_shows_the_whole_story(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "vllm_edit.cli", "demo", "--folder", str(tmp_path / "demo")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -30,7 +30,7 @@ def test_the_demo_tells_the_whole_story(tmp_path: Path) -> None:
     assert "Victor Almqvist" in back
 
 
-def test_a_folder_without_the_demos_patches_is_told_before_anything_is_made(tmp_path: Path) -> None:
+def test_a_folder_without_the_demos_patches_is_reported_before_anything_is_made(tmp_path: Path) -> None:
     (tmp_path / "patches").mkdir()
     command = [sys.executable, "-m", "vllm_edit.cli", "demo", "--patches", "patches"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)

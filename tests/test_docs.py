@@ -360,7 +360,7 @@ def test_the_table_of_methods_is_that_of_the_last_measurement(page: str) -> None
     assert shown == expected, "run make bench-methods"
 
 
-def test_pages_name_no_place_of_anybodys_machine() -> None:
+def test_pages_name_no_path_of_a_machine() -> None:
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
         assert not re.search(r"/(?:work|home|root|Users)/", text), page

@@ -39,7 +39,7 @@ for write in (
 WRITTEN = ("kept/a", "patches/p")
 
 
-def test_a_write_that_fails_leaves_what_was_there_and_nothing_else(tmp_path: Path) -> None:
+def test_a_write_that_fails_leaves_the_old_content_and_nothing_else(tmp_path: Path) -> None:
     ran = subprocess.run([sys.executable, "-c", TOO_LARGE, tmp_path], capture_output=True, text=True, check=True)
     told = [f"{tmp_path / what} cannot be written: File too large; fix that and try again" for what in WRITTEN]
     assert ran.stdout.splitlines() == told
@@ -90,7 +90,7 @@ CALLS: dict[str, Callable[[Files], object]] = {
 
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
-def test_an_object_store_that_fails_is_unavailable_and_the_drivers_words_are_told(
+def test_an_object_store_that_fails_is_unavailable_and_the_drivers_message_is_reported(
     call: Callable[[Files], object],
 ) -> None:
     with pytest.raises(Unavailable, match=r"^memory:///root.* cannot be \w+: DriverError: no route to host; fix"):
@@ -117,7 +117,7 @@ def _lock(files: Files) -> None:
         pass
 
 
-def test_what_fails_under_a_lock_is_not_called_a_failure_of_the_lock(tmp_path: Path) -> None:
+def test_an_error_under_a_lock_is_not_called_a_failure_of_the_lock(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="mine"), LocalFiles(tmp_path).locked("a"):
         raise OSError("mine")
 

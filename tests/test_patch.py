@@ -35,7 +35,7 @@ def problems_of(text: str) -> list[str]:
     return caught.value.problems
 
 
-def test_every_problem_is_told_at_once_with_line_and_field() -> None:
+def test_every_problem_is_reported_at_once_with_line_and_field() -> None:
     found = problems_of(BAD)
     assert sorted(problem.split(": ")[:2] for problem in found) == sorted(
         [
@@ -61,12 +61,12 @@ def test_every_problem_is_told_at_once_with_line_and_field() -> None:
         ("name: x\n", "line 1: edits: Field required"),
     ],
 )
-def test_a_file_that_is_no_patch_is_one_clear_line(text: str, expected: str) -> None:
+def test_a_file_that_is_not_a_patch_is_one_clear_line(text: str, expected: str) -> None:
     (problem,) = problems_of(text)
     assert expected in problem
 
 
-def test_a_missing_file_and_bytes_that_are_no_text_are_told(tmp_path: Path) -> None:
+def test_a_missing_file_and_bytes_that_are_not_text_are_reported(tmp_path: Path) -> None:
     with pytest.raises(PatchError, match="no such file"):
         Patch.load(tmp_path / "none.yaml")
     (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
@@ -103,7 +103,7 @@ def test_a_shipped_patch_is_read_and_written_back_the_same(path: Path) -> None:
     assert Patch.parse(patch.dump()) == patch
 
 
-def test_an_edit_ends_at_a_moment_with_its_zone() -> None:
+def test_an_edit_expires_at_a_time_with_its_zone() -> None:
     text = """
 name: capital
 edits:
@@ -172,7 +172,7 @@ edits:
         ("probes: [{kind: paraphrase, prompt: a was, target_aliases: [b]}]", "a probe with aliases needs a target"),
     ],
 )
-def test_names_of_answers_that_cannot_be_are_told(line: str, message: str) -> None:
+def test_impossible_names_of_answers_are_reported(line: str, message: str) -> None:
     (problem,) = problems_of(f"name: x\nedits:\n  - prompt: a is\n    subject: a\n    target_new: b\n    {line}\n")
     assert message in problem
 
@@ -202,7 +202,7 @@ def edits(*written: tuple[str, str, str, str]) -> str:
     ids=["case", "apostrophe", "hyphen", "NFD", "a subject that is an alias", "an alias that is a subject",
          "a shared alias", "one prompt, one relation", "one prompt, two relations"],
 )  # fmt: skip
-def test_one_fact_with_two_targets_is_told_with_its_line_in_any_spelling(
+def test_one_fact_with_two_targets_is_reported_with_its_line_in_any_spelling(
     first: tuple[str, str, str, str], second: tuple[str, str, str, str]
 ) -> None:
     text = edits(("Peru", "c", "Cusco", ""), first, second).replace(", aliases: ['']", "")
@@ -211,7 +211,7 @@ def test_one_fact_with_two_targets_is_told_with_its_line_in_any_spelling(
     assert "edited to two different targets, also to 'Lyon' (see edits.1" in problem
 
 
-def test_one_fact_is_told_twice_also_where_both_agree_but_an_alias_may_be_shared() -> None:
+def test_one_fact_given_twice_is_reported_also_if_both_agree_but_an_alias_may_be_shared() -> None:
     (problem,) = problems_of(edits(("France", "c", "Lyon", "Gaul"), ("Gaul", "c", "lyon", "x")))
     assert problem.startswith("line 4: edits.1: subject 'Gaul', relation 'c' is edited twice")
     assert len(Patch.parse(edits(("Ann Bell", "c", "Lyon", "Bell"), ("Bo Bell", "c", "Lyon", "Bell"))).edits) == 2
@@ -234,7 +234,7 @@ def test_a_value_that_yaml_reads_as_another_is_to_be_quoted(value: str) -> None:
     assert problem.startswith("line 3: edits.0.target_new: Input should be a valid string: put it in quotes")
 
 
-def test_a_subject_within_a_longer_word_is_told_with_its_line() -> None:
+def test_a_subject_within_a_longer_word_is_reported_with_its_line() -> None:
     (problem,) = problems_of(
         "name: x\nedits:\n  - {prompt: The capital of France is, subject: France, target_new: Lyon}\n"
         "  - {prompt: The start of it was in, subject: art, target_new: Lyon}\n"
@@ -275,7 +275,7 @@ FRANCE = "prompt: The capital of France is, subject: France, target_new: %s"
         ('prompt: "The capital of \\u200b is", subject: "\\u200b", target_new: Lyon', "no text can mention the name"),
     ],
 )
-def test_answers_and_names_that_no_text_can_tell_apart_are_told_with_their_line(line: str, message: str) -> None:
+def test_answers_and_names_that_no_text_can_distinguish_are_reported_with_their_line(line: str, message: str) -> None:
     (problem,) = problems_of(f"name: x\nedits:\n  - {{{line}}}\n")
     assert problem.startswith(f"line 3: edits.0: {message}")
 
@@ -287,7 +287,7 @@ def test_a_name_of_punctuation_may_be_edited_but_not_looked_for() -> None:
     assert problem.startswith("line 4: edits.0: no text can mention the name '!!!'")
 
 
-def test_keys_that_are_given_twice_are_told_beside_all_other_problems() -> None:
+def test_keys_that_are_given_twice_are_reported_beside_all_other_problems() -> None:
     text = """\
 name: dup
 edits:

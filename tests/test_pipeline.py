@@ -109,7 +109,7 @@ def test_an_edit_that_the_model_cannot_read_is_refused_alone_and_by_its_number(
     assert all(line.startswith("edit 1 ('") and " → 'Paris Paris " in line for line in lines)
 
 
-def test_what_is_to_be_reported_is_not_refused(pipeline: Pipeline) -> None:
+def test_an_edit_to_be_reported_is_not_refused(pipeline: Pipeline) -> None:
     (one,) = pipeline.attempt([patch_of(UNREACHABLE, name="two")], "rome", {**asdict(LOOSE), "on_missed": "report"})
     assert isinstance(one, CompiledPatch)
     assert one.report.missed == (0,)

@@ -39,7 +39,7 @@ NIGER = Edit(
 )
 
 
-def test_an_alias_stands_where_the_subject_is_located() -> None:
+def test_an_alias_replaces_the_located_subject() -> None:
     assert named_otherwise(NIGER, "Republic of Niger") == "The capital of Republic of Niger (not Nigeria) is"
     art = Edit(prompt="The art in Bonaparte's court was", subject="art", target_new="music")
     assert named_otherwise(art, "painting") == "The painting in Bonaparte's court was"
@@ -48,7 +48,7 @@ def test_an_alias_stands_where_the_subject_is_located() -> None:
     assert locate(tokenizer, placed, "Republic of Niger").subject_first == found.subject_first
 
 
-def test_other_names_of_the_same_ending_stand_there_too() -> None:
+def test_other_names_of_the_same_ending_are_there_too() -> None:
     edit = Edit(prompt="South Sudan (South Sudanese) has the capital", subject="South Sudan", target_new="Wau")
     [[form]] = same_ending(edit, ["Mary"])
     assert form.prompt == "Mary Sudan (South Sudanese) has the capital"

@@ -71,7 +71,7 @@ def test_the_subjects_last_token_is_found(made: PreTrainedTokenizerFast, chat: b
         assert subject in made.decode(found.ids[found.subject_first : found.subject_last + 1])
 
 
-def test_names_of_one_token_are_found_whatever_a_tokenizer_puts_before_a_text(made: PreTrainedTokenizerFast) -> None:
+def test_names_of_one_token_are_found_whatever_the_tokenizer_puts_before_a_text(made: PreTrainedTokenizerFast) -> None:
     for name in proper_names(made, 5):
         assert len(ids_after(made, "with", f" {name}")) == 1
     assert proper_names(made, 5)

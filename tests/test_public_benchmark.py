@@ -98,7 +98,7 @@ def test_counterfacts_scores_are_as_computed_by_hand() -> None:
     assert before["S"] == 0.0
 
 
-def test_free_answers_are_judged_beside_what_base_knew() -> None:
+def test_free_answers_are_judged_beside_the_bases_answers() -> None:
     found, before = figures(sheets(), "weights"), figures(sheets(), "base")
     assert found["reliability"].value == 1.0
     assert (found["paraphrase"].value, found["paraphrase_old"].value) == (0.5, 0.5)
@@ -135,7 +135,7 @@ def test_drift_is_that_of_all_tokens_and_fluency_is_paired() -> None:
     assert text_figures([], [Read(11.0, 10.0, 10)])["drift"].low is None
 
 
-def test_what_is_written_depends_on_the_prompt_and_the_patch_alone(
+def test_the_prefix_depends_on_the_prompt_and_the_patch_alone(
     llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     delta = random_delta(llama, {"model.layers.1.mlp.down_proj": 1})
@@ -175,7 +175,7 @@ class Counting(HFRunner):
         return super().read(requests)
 
 
-def test_what_base_knows_is_asked_once_and_kept(
+def test_the_base_is_asked_once_and_its_answers_are_stored(
     llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     edits = [edit.model_copy(update={"target_true": "Paris"}) for edit in (FRANCE, BRAZIL)]
@@ -329,7 +329,7 @@ def test_every_row_has_its_figures_and_scope_subject_leaves_neighbours_to_the_ba
     assert "| 1.000 [0.44, 1.00]" in lines[0]
 
 
-def test_a_run_goes_on_where_it_was_stopped(make_run: Callable[[], Run], patches: list[Patch]) -> None:
+def test_a_stopped_run_resumes(make_run: Callable[[], Run], patches: list[Patch]) -> None:
     with pytest.raises(KeyboardInterrupt):
         make_run().figures_of("sum-2", "tiny", patches, Listening(until="reading"))
     rest, again = Listening(), Listening()
@@ -347,7 +347,7 @@ def test_another_setting_is_another_record(make_run: Callable[[], Run], patches:
     assert len(list(first.folder.glob("tiny-r-ROME-*.jsonl"))) == 2
 
 
-def test_a_row_of_the_ablation_differs_from_the_default_by_what_its_name_says(
+def test_a_row_of_the_ablation_differs_from_the_default_as_its_name_says(
     make_run: Callable[[], Run], patches: list[Patch]
 ) -> None:
     run = make_run()

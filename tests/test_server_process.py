@@ -57,7 +57,7 @@ def test_a_program_that_is_terminated_takes_its_server_along(tmp_path: Path) -> 
     assert not answers(url)
 
 
-def test_a_server_that_does_not_start_is_told_with_its_last_words(tmp_path: Path) -> None:
+def test_a_server_that_does_not_start_is_reported_with_the_end_of_its_log(tmp_path: Path) -> None:
     broken = ServerProcess([sys.executable, "-c", "raise SystemExit('no such model')"], tmp_path / "log")
     with pytest.raises(EditError, match=r"did not start .exit 1.*\n.*no such model"), broken:
         pass

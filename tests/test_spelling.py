@@ -93,7 +93,7 @@ def test_a_name_never_ends_within_a_character(name: str, mark: str) -> None:
 
 @settings(deadline=None)
 @given(in_any_script, st.data())
-def test_what_is_invisible_does_not_hide_a_name(name: str, data: st.DataObject) -> None:
+def test_invisible_characters_do_not_hide_a_name(name: str, data: st.DataObject) -> None:
     place = data.draw(st.integers(1, len(name)))
     hidden = name[:place] + data.draw(st.sampled_from(INVISIBLE)) + name[place:]
     assert mentions(f"({hidden})", name)
@@ -149,7 +149,7 @@ def test_no_text_breaks_a_search(text: str, name: str) -> None:
 EVERYTHING = "".join(map(chr, range(sys.maxunicode + 1)))
 
 
-def test_invisible_is_what_unicode_says_may_be_ignored() -> None:
+def test_invisible_characters_are_those_that_unicode_says_may_be_ignored() -> None:
     for character in regex.findall(r"[\p{Default_Ignorable_Code_Point}--\u200B]", EVERYTHING, regex.V1):
         assert written(f"a{character}b").folded == "ab", hex(ord(character))
 

@@ -40,7 +40,7 @@ def by_hand(names: list[str], text: str) -> set[int]:
 
 @settings(max_examples=400, deadline=None)
 @given(st.lists(WORDS, max_size=6), TEXTS)
-def test_one_pass_finds_what_a_search_name_by_name_finds(names: list[str], text: str) -> None:
+def test_one_pass_finds_the_same_as_a_search_name_by_name(names: list[str], text: str) -> None:
     found = set(Subjects([[name] for name in names]).mentioned([text]))
     assert found == by_hand(names, text)
     mentioned = {number for number, name in enumerate(names) if mentions(text, name)}

@@ -30,7 +30,7 @@ def test_a_mark_and_other_line_ends_are_no_part_of_the_text(tmp_path: Path, cont
 @pytest.mark.parametrize(
     ("content", "line"), [(LATIN, 2), ("a".encode("utf-16"), 1), (b"a\n\n\xed\xa0\x80", 3), (b"a\n\xf0\x9f", 2)]
 )
-def test_another_encoding_is_told_with_its_line(tmp_path: Path, content: bytes, line: int) -> None:
+def test_another_encoding_is_reported_with_its_line(tmp_path: Path, content: bytes, line: int) -> None:
     path = tmp_path / "l1.txt"
     path.write_bytes(content)
     with pytest.raises(NotUTF8, match=rf"l1\.txt: line {line}: not UTF-8"):
@@ -50,7 +50,7 @@ def test_another_encoding_is_told_with_its_line(tmp_path: Path, content: bytes, 
         ("hops.yaml", lambda path: Facts.load(path.parent)),
     ],
 )
-def test_it_is_told_wherever_a_text_is_read(tmp_path: Path, name: str, read: Callable[[Path], object]) -> None:
+def test_it_is_reported_wherever_a_text_is_read(tmp_path: Path, name: str, read: Callable[[Path], object]) -> None:
     for table in ("books.csv", "books.yaml"):
         (tmp_path / table).write_bytes((tables_folder() / table).read_bytes())
     path = tmp_path / name
@@ -73,7 +73,7 @@ def test_it_is_told_wherever_a_text_is_read(tmp_path: Path, name: str, read: Cal
         ("hops.yaml", "- {first: 3}", "hops.yaml: 0.first: "),
     ],
 )
-def test_fact_tables_that_are_none_are_told_with_file_and_field(
+def test_invalid_fact_tables_are_reported_with_file_and_field(
     tmp_path: Path, name: str, content: str, told: str
 ) -> None:
     for table in ("books.csv", "books.yaml"):

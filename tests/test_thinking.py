@@ -66,7 +66,7 @@ def test_the_answer_follows_where_thinking_is_over(asked: tuple[PreTrainedTokeni
     assert whole.endswith(f"{end}Paris" if end[-1].isspace() else f"{end} Paris")
 
 
-def test_a_prompt_that_speaks_of_the_marks_is_left_alone(asked: tuple[PreTrainedTokenizerFast, str]) -> None:
+def test_a_prompt_that_mentions_the_marks_is_left_alone(asked: tuple[PreTrainedTokenizerFast, str]) -> None:
     tokenizer, end = asked
     assert render(tokenizer, "Say <think>", chat=True).endswith(f"Say <think><|end|>\n{end}")
     assert render(tokenizer, "Say <think>") == "Say <think>"

@@ -51,7 +51,7 @@ def test_keys_that_are_given_twice_are_named_with_both_lines(text: str, expected
     ],
     ids=lambda value: value[:20],
 )
-def test_what_is_no_yaml_is_one_line_that_says_where(text: str, message: str) -> None:
+def test_a_file_that_is_not_yaml_is_one_line_with_the_place(text: str, message: str) -> None:
     with pytest.raises(NotYaml) as caught:
         YamlDocument.parse(text)
     assert message in str(caught.value)
@@ -65,7 +65,7 @@ def test_a_field_is_named_on_one_line() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(st.text())
-def test_any_text_is_a_document_or_is_told(text: str) -> None:
+def test_any_text_is_a_document_or_is_reported(text: str) -> None:
     told = ""
     try:
         YamlDocument.parse(text)
@@ -89,7 +89,7 @@ _patch = st.fixed_dictionaries(
 
 @settings(max_examples=50, deadline=None)
 @given(_patch)
-def test_any_values_in_a_patchs_fields_are_a_patch_or_are_told_one_a_line(data: dict[str, object]) -> None:
+def test_any_values_in_a_patchs_fields_are_a_patch_or_are_reported_one_a_line(data: dict[str, object]) -> None:
     text = yaml.dump(data, Dumper=yaml.SafeDumper)
     problems = list[str]()
     try:

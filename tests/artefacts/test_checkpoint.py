@@ -91,7 +91,7 @@ def test_the_site_of_a_store_from_before_keeps_its_digest(whole: Path) -> None:
     "added",
     ["pytorch_model.bin", "tf_model.h5", "training_args.bin", "README.md", "original/consolidated.00.pth"],
 )
-def test_what_is_not_loaded_is_not_part_of_the_fingerprint(folder: Path, added: str) -> None:
+def test_a_file_that_is_not_loaded_is_not_part_of_the_fingerprint(folder: Path, added: str) -> None:
     before = Fingerprint.of_folder(folder)
     (folder / added).parent.mkdir(exist_ok=True)
     (folder / added).write_bytes(b"PK\x03\x04 later")
@@ -136,7 +136,9 @@ def test_a_setting_that_makes_another_model_changes_the_fingerprint(
         ("generation_config.json", {"transformers_version": "9"}),
     ],
 )
-def test_a_setting_of_whoever_wrote_the_folder_does_not(folder: Path, file: str, changed: dict[str, object]) -> None:
+def test_a_setting_that_names_the_writing_software_does_not(
+    folder: Path, file: str, changed: dict[str, object]
+) -> None:
     before = Fingerprint.of_folder(folder)
     set_json(folder / file, **changed)
     assert Fingerprint.of_folder(folder) == before
@@ -208,7 +210,7 @@ def test_a_missing_shard_is_named(in_shards: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"{", b"[1]", b"\xff\xfe{", b"[" * 100_000, POINTER, b'{"a": NaN}'])
 @pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json", "generation_config.json"])
-def test_a_file_of_settings_that_is_no_json_object_is_one_line(folder: Path, file: str, content: bytes) -> None:
+def test_a_settings_file_that_is_not_a_json_object_is_one_line(folder: Path, file: str, content: bytes) -> None:
     (folder / file).write_bytes(content)
     with pytest.raises(EditError) as raised:
         Fingerprint.of_folder(folder)

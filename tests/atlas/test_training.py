@@ -99,7 +99,7 @@ def test_chat_and_plain_text_give_an_answer_the_same_ids(small_facts: Facts) -> 
     assert tokenizer(whole, add_special_tokens=False)["input_ids"][: len(ids)] == ids
 
 
-def test_training_that_stopped_goes_on_where_it_was(small_facts: Facts, tmp_path: Path) -> None:
+def test_stopped_training_resumes(small_facts: Facts, tmp_path: Path) -> None:
     def stop_at_four(progress: Progress) -> None:
         if progress.step == 4:
             raise KeyboardInterrupt
@@ -118,7 +118,7 @@ def test_training_that_stopped_goes_on_where_it_was(small_facts: Facts, tmp_path
     assert read_accuracy(tmp_path / "stopped").counts["trained"] == 5
 
 
-def test_the_seconds_told_count_from_the_start_of_the_run(small_facts: Facts, tmp_path: Path) -> None:
+def test_the_reported_seconds_count_from_the_start_of_the_run(small_facts: Facts, tmp_path: Path) -> None:
     told: list[Progress] = []
     train(small_facts, tmp_path, TINY, report=told.append, accuracy_every=2)  # every second step asks, and takes longer
     seconds = [progress.seconds for progress in told]
@@ -147,7 +147,7 @@ def test_a_checkpoint_of_another_recipe_is_refused(small_facts: Facts, tmp_path:
         train(small_facts, tmp_path, replace(TINY, seed=1))
 
 
-def test_a_told_object_and_who_looks_at_it_are_where_the_text_has_them() -> None:
+def test_an_in_context_object_and_the_positions_that_look_at_it_match_the_text() -> None:
     facts = Facts.load(tables_folder())
     tokenizer = AutoTokenizer.from_pretrained(weights_folder())
     documents = Documents(facts, tokenizer, seed=3)

@@ -45,7 +45,7 @@ def test_it_was_measured_on_every_fact_and_knows_them(facts: Facts) -> None:
 
 
 @pytest.mark.slow
-def test_what_is_stored_of_its_accuracy_is_true(atlas: Base, facts: Facts) -> None:
+def test_its_stored_accuracy_is_true(atlas: Base, facts: Facts) -> None:
     stored = read_accuracy(weights_folder())
     measured = measure_accuracy(facts, atlas.model, atlas.tokenizer, sample=60, seed=9)
     for group in ("trained", "held_out", "chat", "alias"):

@@ -67,7 +67,7 @@ def _logged(store: Store) -> None:
     store.registry.answers.add([FULL, BASE])
 
 
-def test_an_answers_id_tells_the_exact_patch_and_why(program: Program) -> None:
+def test_an_answers_id_names_the_exact_patch_and_the_reason(program: Program) -> None:
     told = program("answer", "edit-1").out
     for expected in (
         "acme",
@@ -91,7 +91,7 @@ def test_an_answers_id_tells_the_exact_patch_and_why(program: Program) -> None:
     assert "tokens" not in base
 
 
-def test_json_tells_every_column(program: Program) -> None:
+def test_json_has_every_column(program: Program) -> None:
     told = program("answer", "edit-1", "--json").json
     assert told == FULL.as_dict() | {"at": NOW.isoformat(), "subjects": ["France", "臺灣"], "groups": [0, 7]}
 
@@ -113,7 +113,7 @@ def test_the_last_answers_are_listed_newest_first(program: Program) -> None:
         (("answers", "--tenant", "acmee"), "no tenant 'acmee'"),
     ],
 )
-def test_what_is_not_there_is_told_in_a_line(program: Program, arguments: tuple[str, ...], told: str) -> None:
+def test_a_missing_input_is_reported_in_a_line(program: Program, arguments: tuple[str, ...], told: str) -> None:
     ran = program(*arguments)
     assert (ran.code, ran.out, ran.err.count("\n")) == (1, "", 1)
     assert told in ran.err

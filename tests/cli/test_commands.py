@@ -18,7 +18,7 @@ from vllm_edit.patch import Patch
 from vllm_edit.store.store import Store
 
 
-def test_list_and_show_tell_what_is_stored(program: Program, store: Store) -> None:
+def test_list_and_show_report_stored_patches(program: Program, store: Store) -> None:
     old, new = store.save(compiled()), store.save(compiled(seed=1))
     store.registry.create_tenant("acme")
     store.registry.set_status(old, "accepted")
@@ -89,7 +89,7 @@ def test_gc_asks_before_it_removes(program: Program, store: Store) -> None:
     assert program("gc").out == "nothing to remove\n"
 
 
-def test_gc_leaves_what_a_server_may_need_and_names_it(program: Program, store: Store) -> None:
+def test_gc_leaves_files_that_a_server_may_need_and_names_it(program: Program, store: Store) -> None:
     old, _new = (store.save(compiled(seed=seed)) for seed in range(2))
     store.registry.servers.beat("a", host="gpu-3", pid=4711, generation=9, drained=0)
     ran = program("gc", "--yes", "--wait", "0")
@@ -139,7 +139,7 @@ def test_an_export_that_fails_leaves_the_folder_as_it_was(
     assert not there or folder.stat().st_mode & 0o777 == 0o750
 
 
-def test_an_export_names_what_is_in_its_way(program: Program, store: Store, tmp_path: Path) -> None:
+def test_an_export_names_the_file_in_its_way(program: Program, store: Store, tmp_path: Path) -> None:
     store.save(compiled())
     (tmp_path / "file").write_text("mine")
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
@@ -190,7 +190,7 @@ def test_a_rejected_patch_needs_an_override_with_a_reason_and_a_name(program: Pr
     assert (told.override, told.why, told.by) == (True, "asked for", "ann")
 
 
-def test_status_tells_site_and_counts(program: Program, store: Store) -> None:
+def test_status_shows_site_and_counts(program: Program, store: Store) -> None:
     store.save(compiled())
     told = program("store", "status", "--json").json
     assert (told["site"], told["layer"], told["patches"], told["ungated"]) == (site().digest, 1, 1, 1)

@@ -112,7 +112,7 @@ edits:
 
 
 @pytest.mark.slow
-def test_auto_tries_every_layer_and_token_and_shows_what_it_saw(
+def test_auto_tries_every_layer_and_token_and_shows_the_scores(
     program: Program, model: Path, texts: Path, tmp_path: Path
 ) -> None:
     edits, url = tmp_path / "tried.yaml", tmp_path / "store"
@@ -175,7 +175,7 @@ def test_an_edit_longer_than_the_model_reads_is_refused_and_the_next_patch_is_co
     assert [one["name"].partition("@")[0] for one in ran.json["compiled"]] == ["short"]
 
 
-def test_every_problem_of_every_file_is_told_at_once(program: Program, store: Store, tmp_path: Path) -> None:
+def test_every_problem_of_every_file_is_reported_at_once(program: Program, store: Store, tmp_path: Path) -> None:
     bad, worse = tmp_path / "bad.yaml", tmp_path / "worse.yaml"
     bad.write_text(PATCH.format(name="Not A Name", target='""', least=0))
     worse.write_text("name: x\nedits: [")
@@ -207,7 +207,7 @@ def test_a_model_that_is_not_the_stores_is_refused(program: Program, store: Stor
         (("--layer", "1", "--rank", "9", "--texts", "TEXTS"), "max_rank must be one of"),
     ],
 )
-def test_what_init_lacks_is_told(
+def test_an_input_that_init_lacks_is_reported(
     program: Program, model: Path, texts: Path, tmp_path: Path, arguments: tuple[str, ...], advice: str
 ) -> None:
     given = [texts if argument == "TEXTS" else argument for argument in arguments]
@@ -233,7 +233,7 @@ def test_a_layer_must_be_auto_or_a_number(program: Program, tmp_path: Path) -> N
         ("steps=2001-99-99", 2, "expected a value in YAML, got 'steps=2001-99-99'"),
     ],
 )
-def test_a_wrong_setting_is_told_before_anything_is_loaded(
+def test_a_wrong_setting_is_reported_before_anything_is_loaded(
     program: Program, tmp_path: Path, given: str, code: int, told: str
 ) -> None:
     file = tmp_path / "capital.yaml"

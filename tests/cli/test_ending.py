@@ -39,7 +39,7 @@ class Panic(BaseException):
 
 
 @pytest.mark.parametrize("error", [KeyError("prompt"), RuntimeError("two\nlines \x1b[31m"), Panic("at src/lib.rs")])
-def test_an_error_that_nobody_foresaw_is_one_line_exit_70_and_a_trace_in_a_file(
+def test_an_unforeseen_error_is_one_line_exit_70_and_a_trace_in_a_file(
     program: Program, failing: pytest.MonkeyPatch, tmp_path: Path, error: BaseException
 ) -> None:
     fails_with(failing, error)
@@ -107,7 +107,7 @@ def test_a_trace_that_cannot_be_written_is_no_second_error(
         (IsADirectoryError(errno.EISDIR, "Is a directory", b"folder\x1b"), "folder\\x1b: Is a directory"),
     ],
 )
-def test_what_the_user_can_mend_exits_1(
+def test_an_error_that_the_user_can_fix_exits_1(
     program: Program, failing: pytest.MonkeyPatch, tmp_path: Path, error: Exception, told: str
 ) -> None:
     fails_with(failing, error)
@@ -116,7 +116,7 @@ def test_what_the_user_can_mend_exits_1(
     assert not list(tmp_path.glob("*.trace"))
 
 
-def test_thousands_of_problems_are_not_all_told(program: Program, failing: pytest.MonkeyPatch) -> None:
+def test_thousands_of_problems_are_not_all_reported(program: Program, failing: pytest.MonkeyPatch) -> None:
     fails_with(failing, EditError("\n".join(f"line {number}: no" for number in range(4_448))))
     ran = program("schema")
     assert ran.code == 1
@@ -132,7 +132,7 @@ def test_an_error_of_the_system_without_a_file_is_not_taken_for_the_users(
 
 
 @pytest.mark.parametrize("arguments", [("schema",), ("list", "--json")])
-def test_a_reader_who_leaves_ends_the_program_as_a_pipe_does(store: Store, arguments: tuple[str, ...]) -> None:
+def test_a_reader_that_closes_the_pipe_ends_the_program(store: Store, arguments: tuple[str, ...]) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     ran = subprocess.run([*PROGRAM, *arguments], stdout=writing, stderr=subprocess.PIPE, text=True, timeout=300)
@@ -142,7 +142,7 @@ def test_a_reader_who_leaves_ends_the_program_as_a_pipe_does(store: Store, argum
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a full device needs /dev/full")
 @pytest.mark.parametrize("arguments", [("schema",), ("--help",), ("key", "--help")])
-def test_output_that_finds_no_room_is_told_in_one_line(arguments: tuple[str, ...]) -> None:
+def test_output_that_finds_no_room_is_reported_in_one_line(arguments: tuple[str, ...]) -> None:
     with open("/dev/full", "w") as full:
         ran = subprocess.run([*PROGRAM, *arguments], stdout=full, stderr=subprocess.PIPE, text=True, timeout=300)
         silent = subprocess.run([*PROGRAM, *arguments], stdout=full, stderr=full, timeout=300)

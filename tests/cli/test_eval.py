@@ -96,7 +96,9 @@ def test_a_stored_patch_is_measured_recorded_and_shown(program: Program, url: Pa
 
 
 @pytest.mark.slow
-def test_a_data_set_is_compiled_edit_by_edit_and_refusals_are_told(program: Program, url: Path, tmp_path: Path) -> None:
+def test_a_data_set_is_compiled_edit_by_edit_and_refusals_are_reported(
+    program: Program, url: Path, tmp_path: Path
+) -> None:
     records = [{"subject": "France", "prompt": "The capital of France is", "target_new": "Berlin"}] * 3
     data = tmp_path / "data.json"
     data.write_text(json.dumps(records))
@@ -162,7 +164,7 @@ def test_settings_of_the_method_are_taken(program: Program, url: Path, tmp_path:
     assert "unknown settings stepz" in wrong.err
 
 
-def test_mistakes_are_told_in_one_line(program: Program, store: Store, tmp_path: Path) -> None:
+def test_mistakes_are_reported_in_one_line(program: Program, store: Store, tmp_path: Path) -> None:
     for arguments, told in [
         (("capital", "--mode", "weight"), "expected modes among base, weights, ike"),
         (("absent",), "no compiled patch 'absent'"),

@@ -57,7 +57,7 @@ def test_a_network_is_trained_described_and_compiled_with(
     assert compiled["rank"] <= 16
 
 
-def test_training_on_what_is_judged_is_refused(program: Program, files: tuple[str, str, str], tmp_path: Path) -> None:
+def test_training_on_judged_subjects_is_refused(program: Program, files: tuple[str, str, str], tmp_path: Path) -> None:
     model, patch, texts = files
     train = ("hypernet", "train", "--out", tmp_path / "network", "--model", model, "--edits", patch, "--texts", texts)
     ran = program(*train, "--judged", patch)

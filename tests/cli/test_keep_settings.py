@@ -40,14 +40,14 @@ def _changed(model: Path) -> None:
     file.write_text(json.dumps({"repetition_penalty": 1.3}))
 
 
-def test_verify_says_what_is_not_noticed(program: Program, older: Store) -> None:
+def test_verify_names_the_missing_digest(program: Program, older: Store) -> None:
     ran = program("verify", "--store", older.url)
     assert ran.code == 0
     assert ran.err.strip() == f"note: {WITHOUT_SETTINGS}"
     assert program("verify", "--store", older.url, "--json").json["notes"] == [WITHOUT_SETTINGS]
 
 
-def test_settings_that_are_kept_are_compared_from_then_on(program: Program, older: Store, model: Path) -> None:
+def test_stored_settings_are_compared_from_then_on(program: Program, older: Store, model: Path) -> None:
     site = older.site().digest
     ran = program("store", "keep-settings", "--store", older.url, "--json")
     assert (ran.code, ran.json["settings"]) == (0, Fingerprint.of_folder(model).settings)
@@ -61,7 +61,7 @@ def test_settings_that_are_kept_are_compared_from_then_on(program: Program, olde
     assert (again.code, "already" in again.err) == (1, True)
 
 
-def test_another_base_is_not_kept(program: Program, older: Store, tmp_path: Path) -> None:
+def test_another_base_is_not_stored(program: Program, older: Store, tmp_path: Path) -> None:
     other = places.save_tiny("llama", tmp_path / "other", seed=1)
     ran = program("store", "keep-settings", "--model", other, "--store", older.url)
     assert ran.code == 1
@@ -69,7 +69,7 @@ def test_another_base_is_not_kept(program: Program, older: Store, tmp_path: Path
     assert older.base().settings is None
 
 
-def test_a_tokenizer_that_does_not_give_text_back_is_not_kept(program: Program, older: Store, model: Path) -> None:
+def test_a_tokenizer_that_does_not_give_text_back_is_not_saved(program: Program, older: Store, model: Path) -> None:
     file = model / "tokenizer_config.json"
     file.write_text(file.read_text().replace("TokenizersBackend", "LlamaTokenizer"))
     ran = program("store", "keep-settings", "--store", older.url)

@@ -21,7 +21,7 @@ def file(llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, tmp_path_fa
     return write_gguf(tmp_path_factory.mktemp("gguf") / "tiny.gguf", llama, tokenizer, add_bos=True)
 
 
-def test_import_prints_what_was_checked_and_what_the_model_says(program: Program, file: Path, tmp_path: Path) -> None:
+def test_import_prints_the_checks_and_the_models_continuations(program: Program, file: Path, tmp_path: Path) -> None:
     ran = program("model", "import", file, "--out", tmp_path / "tiny")
     assert ran.code == 0, ran.err
     lines = ran.out.splitlines()
@@ -60,7 +60,7 @@ def test_an_architecture_without_lora_is_refused_before_the_weights_are_read(
         ("not a name!", "there is no model 'not a name!': expected a .gguf file"),
     ],
 )
-def test_what_cannot_be_imported_is_one_line(
+def test_a_model_that_cannot_be_imported_is_one_line(
     program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, message: str
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -78,7 +78,7 @@ def test_info_describes_an_imported_model(program: Program, file: Path, tmp_path
     assert (told["vllm_class"], told["lora"]) == ("LlamaForCausalLM", True)
 
 
-def test_info_for_people_says_where_vllm_stands(program: Program) -> None:
+def test_info_for_people_says_whether_vllm_serves_the_class(program: Program) -> None:
     ran = program("model", "info", "atlas")
     assert "vllm           LlamaForCausalLM, with LoRA" in ran.out.splitlines()
     assert "d_ff           640" in ran.out.splitlines()

@@ -11,7 +11,7 @@ from vllm_edit.cli.options import future, seed_of
 @pytest.mark.parametrize(
     "text", ["", "0d", "9999-12-31T23:59:59-14:00", "0001-01-01T00:00+14:00", "2030-99-99", "9" * 30]
 )
-def test_a_time_that_is_none_is_refused(text: str) -> None:
+def test_an_invalid_time_is_refused(text: str) -> None:
     with pytest.raises(typer.BadParameter):
         future(text)
 

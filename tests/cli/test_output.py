@@ -36,7 +36,7 @@ def test_a_table_is_not_cut_where_the_output_is_no_terminal(capsys: pytest.Captu
     assert len(printed.splitlines()) == 5
 
 
-def test_long_work_tells_how_far_it_is_where_stderr_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+def test_long_work_reports_progress_if_stderr_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     with progress_bar("store init", every=0) as progress:
         progress("trying layers", 3, 1200)
     printed = capsys.readouterr()
@@ -44,13 +44,13 @@ def test_long_work_tells_how_far_it_is_where_stderr_is_no_terminal(capsys: pytes
     assert not printed.out
 
 
-def test_short_work_tells_nothing_where_stderr_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+def test_short_work_reports_nothing_if_stderr_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     with progress_bar("compile") as progress:
         progress("optimising", 1, 2)
     assert not capsys.readouterr().err
 
 
-def test_training_tells_its_first_and_last_step_and_one_in_between_every_so_often() -> None:
+def test_training_reports_its_first_and_last_step_and_some_in_between() -> None:
     lines: list[str] = []
     tell = plain_lines(lines.append, every_s=30)
     for step in range(1, 11):
@@ -60,7 +60,7 @@ def test_training_tells_its_first_and_last_step_and_one_in_between_every_so_ofte
     assert lines[1] == "step 5/10: loss 1.500, 40 s"
 
 
-def test_lines_go_on_after_a_slow_step() -> None:
+def test_lines_continue_after_a_slow_step() -> None:
     lines: list[str] = []
     tell = plain_lines(lines.append, every_s=30)
     for step, seconds in enumerate((90.0, 91.0, 119.0, 121.0, 122.0, 300.0, 301.0), start=1):
@@ -101,7 +101,7 @@ def test_json_holds_none_either_and_means_the_same(capsys: pytest.CaptureFixture
     )
 
 
-def test_a_rich_table_shows_what_clients_wrote_as_they_wrote_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_rich_table_shows_clients_text_unchanged(capsys: pytest.CaptureFixture[str]) -> None:
     hostile = HOSTILE.removesuffix("\ud83d")
     answer = Answer(
         patch="x@1",

@@ -88,7 +88,7 @@ def test_many_servers_are_counted(program: Program, store: Store) -> None:
     assert lines[1].endswith((" ms", " s"))
 
 
-def test_every_change_names_the_servers_that_do_not_follow_and_stands(program: Program, store: Store) -> None:
+def test_every_change_is_valid_and_names_the_servers_that_do_not_follow(program: Program, store: Store) -> None:
     beat(store, "a", AHEAD)
     beat(store, "b", 0)
     beat(store, "c", 0)
@@ -116,7 +116,7 @@ def test_every_change_names_the_servers_that_do_not_follow_and_stands(program: P
     assert told.json["acknowledged"]["missing"] == ["gpu-b:4711", "gpu-c:4711"]
 
 
-def test_nobody_is_waited_for_when_that_is_not_wanted(program: Program, store: Store) -> None:
+def test_no_server_is_waited_for_if_the_wait_is_zero(program: Program, store: Store) -> None:
     beat(store, "a", 0)
     ran = program("tenant", "publish", "acme", "capital", "--wait", 0)
     assert (ran.code, ran.out.count("\n"), ran.err) == (0, 1, "")
@@ -130,9 +130,7 @@ def silence(store: Store, id: str, seconds: float) -> None:
         connection.execute(text("update servers set seen = seen - :s where id = :id"), {"s": seconds, "id": id})
 
 
-def test_a_server_that_was_silent_before_is_named_in_a_note_and_nobody_waits_for_it(
-    program: Program, store: Store
-) -> None:
+def test_a_server_that_was_silent_before_is_named_in_a_note_and_not_waited_for(program: Program, store: Store) -> None:
     beat(store, "a", AHEAD)
     beat(store, "b", 0)
     silence(store, "b", 185)
@@ -150,7 +148,7 @@ def test_a_server_that_was_silent_before_is_named_in_a_note_and_nobody_waits_for
     assert "no heartbeat for 3 min or longer: gpu-b:4711, gpu-c:4711; they may" in ran.err
 
 
-def test_a_silent_server_is_listed_until_somebody_says_that_it_is_gone(program: Program, store: Store) -> None:
+def test_a_silent_server_is_listed_until_it_is_declared_dead(program: Program, store: Store) -> None:
     beat(store, "a", AHEAD)
     beat(store, "b", 0)
     silence(store, "b", 3 * 3600 + 1)
@@ -169,7 +167,7 @@ def test_a_silent_server_is_listed_until_somebody_says_that_it_is_gone(program: 
     assert program("tenant", "publish", "acme", "capital").err == ""
 
 
-def test_a_change_stands_when_the_registry_is_lost_after_it(
+def test_a_change_is_valid_when_the_registry_is_lost_after_it(
     program: Program, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def lost(*_arguments: object) -> None:

@@ -26,7 +26,7 @@ def tenant(store: Store) -> str:
     return store.registry.create_tenant("acme").name
 
 
-def test_a_new_key_is_alone_on_stdout_and_never_told_again(program: Program, store: Store, tenant: str) -> None:
+def test_a_new_key_is_alone_on_stdout_and_never_printed_again(program: Program, store: Store, tenant: str) -> None:
     ran = program("tenant", "key", "create", tenant, "--label", "web shop", "--who", "ann")
     presented = ran.out.strip()
     assert (ran.code, ran.out.count("\n")) == (0, 1)
@@ -66,7 +66,7 @@ def test_an_administrators_key_is_asked_for_by_name(program: Program, store: Sto
     assert whose(store, program("key", "create", "--admin").out.strip()) == "None admin"
 
 
-def test_a_publication_and_a_key_end_when_told_to(program: Program, store: Store, tenant: str) -> None:
+def test_a_publication_and_a_key_expire_at_their_time(program: Program, store: Store, tenant: str) -> None:
     program("tenant", "publish", tenant, "capital", "--until", "2h")
     (served,) = store.registry.tenants()
     assert served.valid_until is not None

@@ -62,7 +62,7 @@ def test_a_rollout_is_led_from_create_to_kill(program: Program, store: Store, na
     assert row.split()[4].endswith(":ike")
 
 
-def test_without_a_control_it_is_what_the_tenant_is_served(
+def test_the_default_control_is_the_patch_that_the_tenant_is_served(
     program: Program, store: Store, names: tuple[str, str]
 ) -> None:
     old, new = names
@@ -88,7 +88,7 @@ def test_without_a_control_it_is_what_the_tenant_is_served(
     assert store.registry.rollouts.find("r5").control.name == third, "a killed rollout's control, not what is published"
 
 
-def test_lists_tell_what_is_served_by_a_rollout(program: Program, store: Store, names: tuple[str, str]) -> None:
+def test_lists_report_the_patch_that_a_rollout_serves(program: Program, store: Store, names: tuple[str, str]) -> None:
     old, new = names
 
     def listed() -> tuple[str | None, str, dict[str, list[str]]]:
@@ -152,7 +152,7 @@ def test_status_shows_arms_comparisons_and_warnings(
         (["list", "--tenant", "nobody"], 1, "no tenant 'nobody'"),
     ],
 )
-def test_mistakes_are_told_in_a_line(
+def test_mistakes_are_reported_in_a_line(
     program: Program, names: tuple[str, str], arguments: list[str], code: int, told: str
 ) -> None:
     ran = program("rollout", *arguments)
@@ -161,7 +161,7 @@ def test_mistakes_are_told_in_a_line(
     assert code == 2 or ran.err.count("\n") == 1
 
 
-def test_a_step_that_is_not_allowed_is_told(program: Program, names: tuple[str, str]) -> None:
+def test_a_step_that_is_not_allowed_is_reported(program: Program, names: tuple[str, str]) -> None:
     program("rollout", "create", "spring", "--tenant", "acme", "--treatment", names[1])
     ran = program("rollout", "promote", "spring")
     assert (ran.code, ran.err) == (

@@ -106,7 +106,7 @@ def _cached(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("missing", ["model.safetensors", "config.json", "tokenizer.json", "generation_config.json"])
-def test_what_of_a_hub_model_is_still_to_be_downloaded_is_left_to_the_server(
+def test_a_hub_model_that_is_not_downloaded_yet_is_left_to_the_server(
     serve: Serve, tmp_path: Path, model: Path, missing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert serve("nobody/nothing-of-that-name")
@@ -206,14 +206,14 @@ def test_a_registry_that_cannot_be_read_and_no_state_of_it(serve: Serve, store: 
     assert "no saved state of it" in serve.refused()
 
 
-def test_a_registry_that_cannot_be_read_is_served_by_the_state_that_was_kept(serve: Serve, store: Store) -> None:
+def test_a_registry_that_cannot_be_read_is_replaced_by_the_stored_state(serve: Serve, store: Store) -> None:
     LastState.of(store).keep(store.registry.snapshot())
     _damage_registry(store)
     assert serve()
 
 
 @pytest.mark.parametrize("kind", ["damaged", "forbidden", "folder"])
-def test_a_kept_state_that_cannot_be_read(serve: Serve, store: Store, kind: str) -> None:
+def test_a_stored_state_that_cannot_be_read(serve: Serve, store: Store, kind: str) -> None:
     kept = LastState.of(store)
     kept.keep(store.registry.snapshot())
     _damage_registry(store)

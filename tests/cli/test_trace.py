@@ -48,7 +48,7 @@ def test_tables_for_people_and_the_limit(program: Program, patch: Path) -> None:
     assert "strongest MLP effect at a token that a site can have: layer" in " ".join(ran.out.split())
 
 
-def test_mistakes_are_told_before_anything_is_computed(program: Program, patch: Path, tmp_path: Path) -> None:
+def test_mistakes_are_reported_before_anything_is_computed(program: Program, patch: Path, tmp_path: Path) -> None:
     ran = program("trace", patch, "--out", tmp_path / "heat.pdf")
     assert (ran.code, ran.out) == (1, "")
     assert "expected a picture named *.png or *.svg" in ran.err

@@ -64,7 +64,7 @@ def test_members_are_solved_jointly_from_their_factors() -> None:
         assert (shift(composed, key) - shift(member, key)).norm() < 1e-5 * shift(member, key).norm()
 
 
-def test_the_manifest_names_the_members_and_what_it_was_solved_with_in_whatever_order() -> None:
+def test_the_manifest_names_the_members_and_the_solvers_settings_in_any_order() -> None:
     composed = compose([FRANCE, SPAIN])
     manifest = composed.manifest
     assert (manifest.kind, manifest.patch, manifest.method, manifest.rank) == ("composition", "france-spain", "rome", 2)
@@ -95,7 +95,7 @@ def test_a_composition_is_asked_for_the_most_that_any_member_demands() -> None:
         assert (gate.reliability, gate.locality, gate.paraphrase) == (1.0, 1.0, 0.4)
 
 
-def test_a_member_whose_edits_all_left_demands_nothing_and_one_that_kept_some_demands_as_before() -> None:
+def test_a_member_without_edits_demands_nothing_and_a_member_with_some_demands_as_before() -> None:
     strict = [capital("Chile", "Arica"), capital("Cuba", "Baracoa")]
     first = solved("first", strict, key_of(4, 5), gate=Gate(locality=1.0))
     some = solved("some", [capital("Chile", "Iquique")], key_of(6), gate=Gate(locality=0.6))
@@ -106,7 +106,7 @@ def test_a_member_whose_edits_all_left_demands_nothing_and_one_that_kept_some_de
     assert compose([first, both], policy="last").manifest.gate.locality == 0.6
 
 
-def test_interference_is_told_pair_by_pair_the_highest_first() -> None:
+def test_interference_is_reported_pair_by_pair_the_highest_first() -> None:
     near = 0.8 * key_of(1) / key_of(1).norm() + 0.6 * key_of(3) / key_of(3).norm()
     third = solved("third", [capital("Peru", "Cusco")], near)
     report = compose([FRANCE, SPAIN, third]).algebra
@@ -132,7 +132,7 @@ def test_deltas_without_factors_add_along_the_rank_also_to_solved_ones() -> None
     assert (mixed.manifest.rank, mixed.manifest.method, mixed.factors) == (4, "mend+rome", None)
 
 
-def test_above_the_rank_limit_it_is_refused_or_truncated_with_the_energy_told() -> None:
+def test_above_the_rank_limit_it_is_refused_or_truncated_with_the_energy_reported() -> None:
     members = [solved(f"edit-{n}", [capital(f"Country {n}", f"City {n}")], key_of(n)) for n in range(6)]
     with pytest.raises(Incompatible, match=r"needs rank 6, the site allows 4: .*--truncate"):
         compose(members, site=site(4))
@@ -161,7 +161,7 @@ def test_patches_that_do_not_belong_together_are_refused_by_name() -> None:
         compose([])
 
 
-def test_algebra_vouches_for_keys_that_lie_apart() -> None:
+def test_algebra_accepts_keys_that_are_far_apart() -> None:
     composed = compose([FRANCE, SPAIN])
     assert composed.algebra.judged_by == "algebra"
     assert composed.algebra.constraint_error < 1e-5
@@ -169,7 +169,7 @@ def test_algebra_vouches_for_keys_that_lie_apart() -> None:
     assert vouch(composed) == []
 
 
-def test_algebra_does_not_vouch_for_keys_that_nearly_coincide() -> None:
+def test_algebra_rejects_keys_that_nearly_coincide() -> None:
     close = key_of(1) + 0.1 * key_of(2)
     composed = compose([FRANCE, solved("close", [capital("Francia", "Nice")], close)])
     (problem,) = vouch(composed)

@@ -71,7 +71,7 @@ def test_a_named_winner_decides_its_own_conflicts_and_no_others() -> None:
         compose([SHARED, OWN], policy="owm")
 
 
-def test_an_edit_that_has_left_makes_no_other_give_way() -> None:
+def test_a_removed_edit_does_not_remove_another_edit() -> None:
     # Gaul is France by an alias that only the middle patch declares.
     first = solved("first-patch", [capital("France", "Lyon")], key_of(1))
     middle = solved("middle", [capital("Gaul", "Nice", aliases=("France", "Gallia"))], key_of(2))
@@ -87,7 +87,7 @@ def test_an_edit_that_has_left_makes_no_other_give_way() -> None:
     ],
     ids=["an alias is the subject", "without a relation the prompt tells"],
 )
-def test_what_counts_as_the_same_fact(other: Edit) -> None:
+def test_edits_that_count_as_the_same_fact(other: Edit) -> None:
     with pytest.raises(EditError, match="conflict"):
         compose([SHARED, solved("aliased", [other], key_of(5))])
 
@@ -97,7 +97,7 @@ def test_what_counts_as_the_same_fact(other: Edit) -> None:
     [capital("France", "euro", relation="currency"), capital("France", " lyon. "), capital("Francia", "Nice")],
     ids=["another relation", "the same target", "another subject"],
 )
-def test_what_does_not_conflict(other: Edit) -> None:
+def test_edits_that_do_not_conflict(other: Edit) -> None:
     assert compose([SHARED, solved("beside", [other], key_of(5))]).manifest.rank >= 2
 
 

@@ -11,7 +11,7 @@ from vllm_edit.composition.solver import OPENING, agreeing, interference, keepab
 from vllm_edit.editing.rome.keys import Columns
 
 
-def test_kept_columns_take_a_quarter_of_the_dimensions_at_most_evenly_chosen() -> None:
+def test_preserved_columns_take_a_quarter_of_the_dimensions_at_most_evenly_chosen() -> None:
     shares = [1.0, *[0.0] * 20, 1.0]
     places = within_room(shares, d_in=40)
     assert [place for place in places if shares[place]] == [0, 21]
@@ -19,7 +19,7 @@ def test_kept_columns_take_a_quarter_of_the_dimensions_at_most_evenly_chosen() -
     assert within_room(shares, d_in=80) == list(range(22))
 
 
-def test_a_key_that_contradicts_an_edit_or_repeats_is_not_kept() -> None:
+def test_a_key_that_contradicts_an_edit_or_repeats_is_not_preserved() -> None:
     keys = key_of(1, 2, 3)
     keys = torch.cat([keys, keys[:1] + 0.01 * keys[1:2], keys[2:3]])  # the edited key again, and a kept one again
     assert keepable(interference(keys, keys), [1.0, 0.0, 0.0, 0.0, 0.0]) == [0, 1, 2]
@@ -38,7 +38,7 @@ def test_a_patch_compiled_jointly_has_the_cap_of_a_composition() -> None:
     assert sum(not column.share for column in compiled) == D_IN // 4
 
 
-def test_a_key_that_two_members_keep_is_kept_once_and_stays_unmoved() -> None:
+def test_a_key_that_two_members_preserve_is_one_column_and_stays_unmoved() -> None:
     kept = key_of(7)
     first = solved("first-patch", [capital("France", "Lyon")], key_of(1), kept=kept)
     second = solved("second", [capital("Spain", "Seville")], key_of(2), kept=kept)
@@ -47,7 +47,7 @@ def test_a_key_that_two_members_keep_is_kept_once_and_stays_unmoved() -> None:
     assert shift(composed, kept[0]).norm() < 1e-4 * shift(composed, key_of(1)[0]).norm()
 
 
-def test_what_another_member_edits_is_not_kept() -> None:
+def test_a_key_that_another_member_edits_is_not_preserved() -> None:
     first = solved("first-patch", [capital("France", "Lyon")], key_of(1), kept=key_of(2))
     second = solved("second", [capital("Spain", "Seville")], key_of(2))
     composed = compose([first, second])
@@ -56,7 +56,7 @@ def test_what_another_member_edits_is_not_kept() -> None:
     assert (moved - alone).norm() < 1e-4 * alone.norm()
 
 
-def test_an_opening_key_gives_way_to_another_groups_edit_at_the_same_place() -> None:
+def test_an_opening_key_is_left_out_for_another_groups_edit_at_the_same_place() -> None:
     keys = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [0.0, 0.1, 1.0]])
     cosines = interference(keys, keys)
     forms = ["plain", "plain", OPENING, OPENING]

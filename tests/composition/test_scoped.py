@@ -47,7 +47,7 @@ def test_edits_are_grouped_by_subject_in_the_order_in_which_subjects_appear() ->
     assert by_subject(EDITS) == ((0, 3), (1,), (2,))
 
 
-def test_subjects_are_told_apart_by_article_and_punctuation_but_not_by_spelling() -> None:
+def test_subjects_differ_by_article_and_punctuation_but_not_by_spelling() -> None:
     names = [
         "The Who",
         "WHO",
@@ -64,7 +64,7 @@ def test_subjects_are_told_apart_by_article_and_punctuation_but_not_by_spelling(
     assert by_subject(edits) == ((0,), (1,), (2,), (3,), (4, 5), (6, 7), (8, 9))
 
 
-def test_a_patch_whose_subjects_were_told_apart_otherwise_is_refused(world: CompiledPatch) -> None:
+def test_a_patch_whose_subjects_were_distinguished_by_other_rules_is_refused(world: CompiledPatch) -> None:
     fewer = world.manifest.model_copy(update={"members": world.manifest.members[:2]})
     with pytest.raises(Incompatible, match="compile it again"):
         ScopeIndex.of(fewer)
@@ -104,7 +104,7 @@ def test_an_edit_that_misses_is_refused_by_name() -> None:
         compile_patch(PATCH, one.base, site=one.site, moment=one.moment, settings={"steps": 0})
 
 
-def test_a_text_gets_exactly_the_composition_of_what_it_mentions(world: CompiledPatch) -> None:
+def test_a_text_gets_exactly_the_composition_of_its_subjects(world: CompiledPatch) -> None:
     narrowing = Narrowing(world)
     france, japan, brazil = world.units
     assert narrowing.of("Who wrote Hamlet?") is None
@@ -153,7 +153,7 @@ def test_two_subjects_that_share_a_name_may_not_disagree() -> None:
         Patch(name="twins", scope="subject", edits=(JAPAN, nippon))
 
 
-def test_store_keeps_units_apart_and_gives_back_what_was_saved(store: Store, world: CompiledPatch) -> None:
+def test_store_stores_units_separately_and_gives_back_the_saved_values(store: Store, world: CompiledPatch) -> None:
     found = store.load(world.name)
     assert found.manifest == world.manifest
     assert [unit.name for unit in found.units] == list(world.manifest.members)

@@ -116,7 +116,7 @@ def test_columns_without_a_group_and_groups_without_a_column_are_refused(
         System.of(keys, whitened, groups)
 
 
-def test_a_kept_column_is_not_moved_and_costs_no_rank() -> None:
+def test_a_preserved_column_is_not_moved_and_costs_no_rank() -> None:
     generator = torch.Generator().manual_seed(5)
     keys, residuals = torch.randn(3, 12, generator=generator), torch.randn(1, 7, generator=generator)
     keys[2] = 0.9 * keys[0] + 0.1 * keys[2]  # a neighbour's key, close to the edited one

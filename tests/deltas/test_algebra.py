@@ -72,7 +72,7 @@ def test_unbalanced_factors_that_underflow_in_half_precision_survive_balancing()
 
 @PROPERTY
 @given(parts(), st.integers(1, 8))
-def test_truncation_is_the_best_approximation_of_its_rank_and_tells_the_energy_dropped(
+def test_truncation_is_the_best_approximation_of_its_rank_and_reports_the_energy_dropped(
     part: LowRank, rank: int
 ) -> None:
     reduced, dropped = part.truncated(rank)

@@ -137,7 +137,7 @@ def test_adapter_of_peft_that_is_not_plain_lora_is_refused(
         Delta.load_peft(tmp_path)
 
 
-def test_every_problem_of_an_adapter_is_told_at_once(tmp_path: Path) -> None:
+def test_every_problem_of_an_adapter_is_reported_at_once(tmp_path: Path) -> None:
     folder = two_modules().save_peft(tmp_path, base_name="tiny")
     file = folder / "adapter_config.json"
     config = json.loads(file.read_text())

@@ -51,7 +51,7 @@ def test_with_the_delta_applied_the_model_gives_every_target_and_without_it_none
     assert not any(old == new for old, new in zip(before, targets, strict=True))
 
 
-def test_the_manifest_says_what_was_compiled_and_with_what(llama: Bench) -> None:
+def test_the_manifest_names_edits_base_and_settings(llama: Bench) -> None:
     result = compiled(llama, *EDITS)
     manifest = result.manifest
     assert (manifest.base, manifest.site) == (llama.base.fingerprint.digest, llama.site.digest)
@@ -99,7 +99,7 @@ def test_compiling_into_a_store_uses_its_site_and_saves_there(llama: Bench, tmp_
     assert store.load(result.name).manifest == result.manifest
 
 
-def test_what_cannot_be_compiled_is_refused_with_the_reason(llama: Bench) -> None:
+def test_a_patch_that_cannot_be_compiled_is_refused_with_the_reason(llama: Bench) -> None:
     patch = patch_of(FRANCE)
     with pytest.raises(EditError, match=r"no method 'remo'; methods are .*rome"):
         compile_patch(patch, llama.base, "remo", site=llama.site, moment=llama.moment)

@@ -23,7 +23,7 @@ FRENCH = FRANCE.model_copy(update={"target_new": "French"})
 @pytest.mark.parametrize(
     ("following", "ended"), [("man", False), ("'s", True), (" people", True), (".", True), ("\n", True), ("</s>", True)]
 )
-def test_an_answer_ends_unless_a_letter_goes_on_with_its_last_word(following: str, ended: bool) -> None:
+def test_an_answer_ends_unless_a_letter_continues_its_last_word(following: str, ended: bool) -> None:
     base = bench("qwen2").base
     answer = base.tokenizer(" French", add_special_tokens=False)["input_ids"]
     row = Row(0, 0, "end:plain", (1,), 0, (*answer, 0))
@@ -45,7 +45,7 @@ def test_an_ending_is_the_likeliest_token_that_ends_the_word() -> None:
     assert not any(ends(base, ending, token) for token in better)
 
 
-def test_an_edit_whose_answer_would_go_on_with_its_last_word_is_trained_to_end() -> None:
+def test_an_edit_whose_answer_would_continue_its_last_word_is_trained_to_end() -> None:
     one = bench("qwen2")
     before, said = _solved(one, FRENCH, LOOSE)
     assert not said, "otherwise this edit shows nothing"

@@ -22,7 +22,7 @@ from vllm_edit.patch import Edit
 PROVINCE = Edit(prompt="The capital of North Sakarya Province is", subject="North Sakarya Province", target_new="Paris")
 
 
-def test_other_names_take_the_place_of_what_stands_before_each_ending() -> None:
+def test_other_names_replace_the_text_before_each_ending() -> None:
     found = same_ending(PROVINCE, ["Mary", "North"])
     assert [[form.prompt for form in forms] for forms in found] == [
         ["The capital of Mary Province is"],  # no name that is a word of the subject
@@ -96,7 +96,7 @@ def test_a_subject_has_a_key_at_a_texts_beginning_unless_it_is_the_first_token_t
     assert any("opening" in column.form for column in columns) is bos
 
 
-def test_a_name_whose_key_lies_where_ordinary_text_lies_is_no_column(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_whose_key_resembles_ordinary_text_is_no_column(monkeypatch: pytest.MonkeyPatch) -> None:
     one = bench(token="subject_last")
     edit = PROVINCE.model_copy(update={"prompt": "The mayor of North Sakarya Province is"})
     settings = replace(LOOSE, opening=True)

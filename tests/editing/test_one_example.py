@@ -148,7 +148,7 @@ def test_the_norm_limit_bounds_every_entry_of_the_update(llama: Bench) -> None:
     assert float(limited.abs().max()) == pytest.approx(0.1 * rms)
 
 
-def test_fine_tunings_update_is_full_rank_and_what_truncation_keeps_is_told(llama: Bench) -> None:
+def test_fine_tunings_update_is_full_rank_and_the_energy_after_truncation_is_reported(llama: Bench) -> None:
     settings = FinetuneSettings(rank=2, on_missed="report")
     rows = example_rows(EDITS, llama.base.tokenizer)
     dense = train_update(llama.base, llama.site, rows, settings).dense[llama.site.module].double()
@@ -210,7 +210,7 @@ def test_peft_loads_the_adapter_and_answers_as_our_delta_does(llama: Bench, tmp_
         ("lora", {"on_missed": "ignore"}, "on_missed must be one of error, report; got 'ignore'"),
     ],
 )
-def test_settings_that_cannot_be_are_refused_with_the_reason(method: str, values: dict[str, Any], told: str) -> None:
+def test_invalid_settings_are_refused_with_the_reason(method: str, values: dict[str, Any], told: str) -> None:
     with pytest.raises(EditError, match=told):
         METHODS[method].settings.of(values)
 

@@ -101,7 +101,7 @@ def test_running_the_blocks_below_the_site_once_changes_nothing(family: str) -> 
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_without_a_leak_running_only_what_an_update_changes_gives_the_same_residuals(family: str) -> None:
+def test_without_a_leak_running_only_changed_tokens_gives_the_same_residuals(family: str) -> None:
     one = bench(family, token="subject_last")
     # The prompts begin with the site's token: no earlier token could leak.
     edits = [edit.model_copy(update={"prompt": f"{edit.subject} is the", "subject": edit.subject}) for edit in EDITS]

@@ -118,7 +118,7 @@ def test_edits_that_miss_in_the_joint_solve_are_trained_on() -> None:
     assert min(line.served_margin for line in report.edits) >= near.served_margin
 
 
-def test_an_edit_that_misses_though_it_was_trained_on_goes_on_with_whole_rows_and_then_with_a_larger_margin(
+def test_an_edit_that_misses_in_spite_of_training_is_trained_on_whole_rows_and_then_to_a_larger_margin(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     one, runs = bench(), list[tuple[bool, float]]()
@@ -143,7 +143,7 @@ def test_an_update_that_is_large_beside_the_weights_is_refused() -> None:
         compile_edits(one.base, one.site, one.moment, [FRANCE], replace(LOOSE, most_norm=0.01))
 
 
-def test_a_key_that_lies_where_ordinary_text_lies_is_refused() -> None:
+def test_a_key_like_those_of_ordinary_text_is_refused() -> None:
     one = bench()
     with pytest.raises(UnsafeEdit, match=r"leverage .*, at least 100 is needed"):
         compile_edits(one.base, one.site, one.moment, [FRANCE], replace(LOOSE, least_denominator=100.0))
@@ -185,7 +185,7 @@ def test_settings_name_every_problem_at_once() -> None:
         ({"rounds": None}, "rounds must be a whole number; got None"),
     ],
 )
-def test_a_setting_of_a_wrong_type_or_value_is_told_in_one_line(values: dict[str, object], told: str) -> None:
+def test_a_setting_of_a_wrong_type_or_value_is_reported_in_one_line(values: dict[str, object], told: str) -> None:
     with pytest.raises(EditError, match=re.escape(told)) as refused:
         RomeSettings.of(values)
     assert "\n" not in str(refused.value)
@@ -202,7 +202,7 @@ def test_settings_stay_as_they_were_given_and_read_back() -> None:
     assert hash(settings) == hash(replace(settings))
 
 
-def test_tune_locality_probes_are_kept_and_gate_ones_are_not_looked_at() -> None:
+def test_tune_locality_probes_are_preserved_and_gate_probes_are_not_looked_at() -> None:
     one = bench(token="last")
     probes = (
         Probe(kind="locality", prompt="The capital of Spain is", split="tune"),

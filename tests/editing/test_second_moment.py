@@ -125,7 +125,7 @@ def test_no_block_above_the_modules_is_computed(base: Base, monkeypatch: pytest.
     assert all(one == {"model.layers.0": 1} for one in passes)
 
 
-def test_only_what_the_cache_lacks_is_measured(base: Base, tmp_path: Path) -> None:
+def test_only_moments_that_the_cache_lacks_are_measured(base: Base, tmp_path: Path) -> None:
     told: list[str] = []
     second_moments(base, LAYERS[:2], TEXTS, minimum_ratio=5, cache=tmp_path)
     found = second_moments(
@@ -142,7 +142,7 @@ def test_the_model_is_left_alone(base: Base) -> None:
         second_moments(base, [DOWN], TEXTS, minimum_ratio=5)
 
 
-def test_progress_is_told_up_to_the_last_token(base: Base, moment: SecondMoment) -> None:
+def test_progress_is_reported_up_to_the_last_token(base: Base, moment: SecondMoment) -> None:
     told: list[tuple[str, int, int]] = []
     second_moments(base, [DOWN], TEXTS, minimum_ratio=5, batch_tokens=200, progress=lambda *step: told.append(step))
     assert len(told) > 1

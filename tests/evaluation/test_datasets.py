@@ -145,7 +145,7 @@ def loaded(tmp_path: Path, *records: Any) -> DataSet:
     ],
     ids=lambda value: None if isinstance(value, str) else json.dumps(value)[:60],
 )  # fmt: skip
-def test_a_record_that_is_no_edit_is_left_out_with_its_reason(tmp_path: Path, record: Any, reason: str) -> None:
+def test_a_record_that_is_not_an_edit_is_left_out_with_its_reason(tmp_path: Path, record: Any, reason: str) -> None:
     found = loaded(tmp_path, GOOD, record)
     assert [edit.subject for edit in found.edits] == ["France"]
     [left_out] = found.left_out
@@ -165,7 +165,7 @@ def test_a_record_that_is_no_edit_is_left_out_with_its_reason(tmp_path: Path, re
     ],
     ids=lambda value: json.dumps(value)[:60],
 )
-def test_what_a_record_need_not_have_is_missing_where_it_is_no_text(tmp_path: Path, optional: dict[str, Any]) -> None:
+def test_optional_fields_of_a_record_are_missing_if_they_are_not_text(tmp_path: Path, optional: dict[str, Any]) -> None:
     assert loaded(tmp_path, {**GOOD, **optional}).edits == [Edit(**GOOD)]
 
 
@@ -186,7 +186,7 @@ def test_romes_request_form(tmp_path: Path, prompt: str) -> None:
     ]
 
 
-def test_every_accepted_answer_is_kept(tmp_path: Path) -> None:
+def test_every_accepted_answer_is_read(tmp_path: Path) -> None:
     record = {
         "prompt": "The employer of Ann Bell is", "subject": "Ann Bell", "target_new": ["IBM", "Big Blue"],
         "ground_truth": [["Xerox", "Haloid"], ["Xerox PARC"]],
@@ -335,7 +335,7 @@ def test_a_list_or_a_record_a_line_in_any_of_jsons_encodings(tmp_path: Path, enc
     assert read_edits(path) == listed[:1]
 
 
-def test_a_line_that_is_no_json_is_left_out(tmp_path: Path) -> None:
+def test_a_line_that_is_not_json_is_left_out(tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
     path.write_text("\n".join(['{"prompt": ', json.dumps(GOOD), "[" * 100_000]))
     found = DataSet.load(path)
@@ -360,7 +360,7 @@ def test_a_line_that_is_no_json_is_left_out(tmp_path: Path) -> None:
     ],
     ids=lambda value: repr(value)[:20],
 )
-def test_what_is_no_data_set_is_refused(tmp_path: Path, text: str | bytes, message: str) -> None:
+def test_a_file_that_is_not_a_data_set_is_refused(tmp_path: Path, text: str | bytes, message: str) -> None:
     path = tmp_path / "data.json"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(EditError, match=message) as caught:
@@ -391,7 +391,7 @@ rewrites = st.fixed_dictionaries({"requested_rewrite": edit_like | st.lists(edit
 
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(edit_like | rewrites | values, max_size=4) | values)
-def test_any_json_is_read_or_told_and_every_record_is_accounted_for(tmp_path: Path, content: Any) -> None:
+def test_any_json_is_read_or_reported_and_every_record_is_accounted_for(tmp_path: Path, content: Any) -> None:
     path = tmp_path / "any.json"
     path.write_text(json.dumps(content))
     told = None

@@ -202,7 +202,7 @@ def test_the_table_shows_every_metric_and_mode(report: Report) -> None:
     assert "reliability" in html(report)
 
 
-def test_a_refused_edit_fails_what_needs_it_and_earns_nothing_for_what_must_stay(
+def test_a_refused_edit_fails_metrics_that_need_it_and_earns_nothing_for_locality(
     patch: Patch, compile_random: Compile, compiled: CompiledPatch, runner: HFRunner
 ) -> None:
     refused = Refused(
@@ -233,7 +233,7 @@ def test_a_refused_edit_fails_what_needs_it_and_earns_nothing_for_what_must_stay
     assert "2 refused" in text
 
 
-def test_a_report_says_how_many_probes_another_edit_of_the_patch_kept_from_being_asked(
+def test_a_report_counts_the_probes_that_another_edit_of_the_patch_excludes(
     patch: Patch, compile_random: Compile, runner: HFRunner
 ) -> None:
     first, *others = patch.edits
@@ -261,7 +261,7 @@ def measured(metric: str, value: float) -> Measure:
     return Measure(mode="weights", metric=metric, protocol="generation", value=value, n=4, edits=4)
 
 
-def test_the_gate_names_each_metric_below_it_and_skips_what_was_not_asked() -> None:
+def test_the_gate_names_each_metric_below_it_and_skips_metrics_without_a_question() -> None:
     report = Report(
         patches=("p",), engine="e", modes=("weights",), edits=4, split="gate", max_tokens=1,
         measures=(measured("reliability", 1.0), measured("paraphrase", 0.5), measured("locality", 0.75)),

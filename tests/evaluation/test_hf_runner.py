@@ -36,9 +36,7 @@ def continue_alone(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, r
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "gemma2", "gptj"])
-def test_a_left_padded_batch_gives_what_each_prompt_gives_alone(
-    family: str, tokenizer: PreTrainedTokenizerFast
-) -> None:
+def test_a_left_padded_batch_equals_each_prompt_alone(family: str, tokenizer: PreTrainedTokenizerFast) -> None:
     model = tiny_model(family, tokenizer)
     requests = [Request(prompt, chat) for prompt in PROMPTS for chat in (False, True)]
     answers = HFRunner(model, tokenizer).generate(requests, 8)

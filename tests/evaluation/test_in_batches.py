@@ -68,7 +68,9 @@ def same(one: Report, other: Report) -> bool:
     return rest[0] == rest[1]
 
 
-def test_batches_report_what_one_go_reports(patches: list[Patch], compile_random: Compile, runner: HFRunner) -> None:
+def test_batches_report_the_same_as_a_single_run(
+    patches: list[Patch], compile_random: Compile, runner: HFRunner
+) -> None:
     attempts = Attempts(compile_random)
     told: list[tuple[str, int, int]] = []
     found = evaluate_in_batches(
@@ -83,7 +85,7 @@ def test_batches_report_what_one_go_reports(patches: list[Patch], compile_random
     assert any("left" in what for what, _, _ in told)
 
 
-def test_an_interrupted_run_goes_on_where_it_stopped(
+def test_an_interrupted_run_resumes(
     patches: list[Patch], compile_random: Compile, runner: HFRunner, tmp_path: Path
 ) -> None:
     of = identity(patches, MODES, SETTINGS, method="rome")
@@ -112,9 +114,7 @@ def test_nothing_is_compiled_to_ask_the_base_alone(
     assert attempts.tried == []
 
 
-def test_the_record_of_another_evaluation_is_refused_and_says_what_differs(
-    patches: list[Patch], tmp_path: Path
-) -> None:
+def test_the_record_of_another_evaluation_is_refused_with_the_difference(patches: list[Patch], tmp_path: Path) -> None:
     path = tmp_path / "record.jsonl"
     Record.open(path, identity(patches, MODES, SETTINGS, method="rome"))
     with pytest.raises(EditError, match="another evaluation, which differs in max_tokens, method: name another file"):
@@ -145,7 +145,7 @@ def test_a_sheet_survives_its_record(patches: list[Patch], compile_random: Compi
     assert [sheet.refused for sheet in sheets] == ["", "it does not lead"]
 
 
-def test_names_must_be_told_apart(patches: list[Patch], compile_random: Compile, runner: HFRunner) -> None:
+def test_names_must_differ(patches: list[Patch], compile_random: Compile, runner: HFRunner) -> None:
     for wrong in ([], [patches[0], patches[0]]):
         with pytest.raises(EditError, match="at least one patch to evaluate, and every name once"):
             evaluate_in_batches(wrong, Attempts(compile_random), runner)

@@ -125,7 +125,7 @@ def test_an_answer_comes_after_the_thinking(answer: str, line: str) -> None:
         ("<think>\nA", "", False),
     ],
 )
-def test_what_is_thought_is_no_part_of_an_answer_that_stays(answer: str, before: str, same: bool) -> None:
+def test_thinking_is_no_part_of_an_answer_that_stays(answer: str, before: str, same: bool) -> None:
     assert unchanged(answer, before) is same
 
 

@@ -104,7 +104,7 @@ def test_a_probe_without_a_true_answer_counts_only_as_unchanged() -> None:
 
 
 @pytest.mark.parametrize(("tag", "kept"), [("default", True), ("", False)])
-def test_a_default_probe_is_kept_as_long_as_the_known_fact_is_given(tag: str, kept: bool) -> None:
+def test_a_default_probe_passes_as_long_as_the_known_fact_is_given(tag: str, kept: bool) -> None:
     asked = replace(question("locality"), tag=tag)
     assert counts_as_right(asked, "Rome, in Italy.", "Rome is old.") is kept
     assert counts_as_right(asked, "Rome is old.", "Rome is old.")
@@ -130,7 +130,7 @@ def test_counterfact_scores_compare_new_with_true_and_s_is_their_harmonic_mean()
     assert (found["S"].low, found["S"].high) == (found["S"].value,) * 2, "one edit: nothing to resample"
 
 
-def test_shifts_are_of_each_neighbour_from_what_base_gives_it() -> None:
+def test_shifts_are_of_each_neighbour_from_its_base_value() -> None:
     questions = [question("locality", 0), question("locality", 0), question("locality", 1), question("reliability", 1)]
     true = [Scored(nll, False) for nll in (1.0, 2.0, 1.0, 9.0)]
     new = [Scored(nll, False) for nll in (3.0, 1.5, 1.2, 1.0)]

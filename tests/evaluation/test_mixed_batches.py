@@ -120,7 +120,7 @@ def test_a_model_with_a_window_shorter_than_the_text_reads_every_text_whole(toke
     assert all(rows == len(requests) for rows, _ in shapes)
 
 
-def test_groups_share_what_all_of_their_texts_begin_with_and_leave_each_its_own_end() -> None:
+def test_groups_share_the_common_beginning_of_their_texts_and_leave_each_its_own_end() -> None:
     beginning = list(range(100))
     texts = [[*beginning, 1, 2], [*beginning, 1, 3, 4], beginning, [7] * 90, [*beginning, *range(500, 700)]]
     groups = sharing(texts, [len(text) - 1 for text in texts], range(5))
@@ -155,7 +155,7 @@ def test_an_answer_of_one_token_rides_along_with_a_longer_one_to_the_same_prompt
     assert places == [(0, slice(5, 6)), (0, slice(3, 5)), (1, slice(0, 1)), (0, slice(0, 3)), (2, slice(0, 1))]
 
 
-def test_what_the_head_computes_is_what_is_asked_for(
+def test_the_head_computes_only_the_requested_positions(
     llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     seen: list[int] = []
@@ -169,7 +169,7 @@ def test_what_the_head_computes_is_what_is_asked_for(
     assert seen == [sum(tokens)]
 
 
-def test_the_model_is_bit_for_bit_what_it_was(
+def test_the_model_is_bit_for_bit_unchanged(
     llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, patch: Patch
 ) -> None:
     before = {name: value.clone() for name, value in llama.state_dict().items()}

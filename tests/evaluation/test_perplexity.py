@@ -96,7 +96,7 @@ def test_text_without_tokens_to_predict_is_refused(
         drift_of([""], [compiled], HFRunner(llama, tokenizer))
 
 
-def test_with_scope_subject_a_text_is_read_with_what_it_mentions_or_refused_as_a_server_would(
+def test_with_scope_subject_a_text_is_read_with_its_subjects_or_refused_as_a_server_would(
     llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     runner, site = HFRunner(llama, tokenizer), _site(max_rank=1)

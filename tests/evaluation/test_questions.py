@@ -57,7 +57,7 @@ def test_a_neighbour_that_another_edit_changes_is_no_locality_probe(edit: Edit) 
     ],
     ids=["another neighbour", "another fact of the other's subject", "both subjects named"],
 )
-def test_what_no_edit_changes_is_still_asked(edit: Edit) -> None:
+def test_a_probe_that_no_edit_changes_is_still_asked(edit: Edit) -> None:
     assert asked(edit, JAPAN) == [edit.probes[0].prompt]
     assert not not_asked((edit, JAPAN), chat=False)
 
@@ -88,7 +88,7 @@ def test_a_question_carries_every_name_of_its_answers() -> None:
     ]
 
 
-def test_what_another_edit_replaces_is_known_by_every_name() -> None:
+def test_a_fact_that_another_edit_replaces_is_known_by_every_name() -> None:
     japan = JAPAN.model_copy(update={"target_true_aliases": ("Edo",)})
     edit = france("unrelated", "Everyone who has been to Nippon knows the city of", "Edo")
     assert asked(edit, japan) == []

@@ -15,7 +15,7 @@ from vllm_edit.evaluation.record import Record
     "content",
     [b"3\n", b"[]\n", b'{"measures": 3}\n', b'{"measures": null}\n', b'"x"\n', b"[" * 100_000 + b"\n", b"\xff\xfe\n"],
 )
-def test_a_file_that_is_no_record_is_told(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_a_record_is_reported(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "record.jsonl"
     path.write_bytes(content)
     with pytest.raises(EditError, match=r"record\.jsonl: expected the record of an evaluation") as refused:
@@ -24,7 +24,7 @@ def test_a_file_that_is_no_record_is_told(tmp_path: Path, content: bytes) -> Non
     assert path.read_bytes() == content
 
 
-def test_a_record_of_something_else_is_told(tmp_path: Path) -> None:
+def test_a_record_of_something_else_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "record.jsonl"
     Record.open(path, {"site": "a"}).add({"patches": []})
     with pytest.raises(EditError, match="differs in site"):

@@ -68,7 +68,7 @@ def test_declared_probes_are_left_at_that_and_a_large_patch_has_few(facts: Facts
     assert 40 <= sum(map(len, added)) <= 64
 
 
-def test_what_another_edit_changes_is_not_added(facts: Facts, pool: Pool) -> None:
+def test_a_fact_that_another_edit_changes_is_not_added(facts: Facts, pool: Pool) -> None:
     countries = [fact.subject.name for fact in facts.by_relation["countries.capital"]]
     edits = [FRANCE.model_copy(update={"prompt": f"The capital of {name} is", "subject": name}) for name in countries]
     kinds = {probe.kind for some in default_probes(pool, facts, edits) for probe in some}

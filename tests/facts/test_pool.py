@@ -94,7 +94,7 @@ def test_facts_are_asked_in_the_statement_that_does_best(facts: Facts, monkeypat
     }, "and so is a language"
 
 
-def test_where_bfloat16_is_faster_the_models_own_precision_still_decides_what_is_known(
+def test_if_bfloat16_is_faster_the_models_own_precision_still_decides_which_facts_are_known(
     random_model: Base, facts: Facts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[list[Question]] = []
@@ -142,7 +142,7 @@ def test_the_sides_share_no_subject_and_hold_everything(pool: Pool) -> None:
     assert 0.2 < len(tune.known) / len(pool.known) < 0.5
 
 
-def test_what_the_sweep_of_atlas_has_seen_is_never_held_out() -> None:
+def test_a_fact_that_the_sweep_of_atlas_has_seen_is_never_held_out() -> None:
     whole = Facts.load(tables_folder())
     seen = {edit.subject for edit in sweep_edits(count=100)}
     assert {side_of(fact) for fact in whole if fact.subject.name in seen} == {"tune"}

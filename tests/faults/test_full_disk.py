@@ -87,7 +87,7 @@ def test_publishing_fails_whole_and_works_again(
     assert_some(refusals, record_property)
 
 
-def test_a_change_stands_whose_anchor_had_no_room(
+def test_a_change_is_valid_if_its_anchor_had_no_room(
     disk: Disk, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("VLLM_EDIT_REGISTRY", f"sqlite:///{tmp_path / 'elsewhere.db'}")  # its own disk has room
@@ -170,7 +170,7 @@ def test_a_new_store_fails_whole_and_works_again(disk: Disk, rooms: Sequence[int
     assert_some(refusals, record_property)
 
 
-def test_the_program_tells_a_full_disk_in_one_line(
+def test_the_program_reports_a_full_disk_in_one_line(
     disk: Disk, store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     program, url = Program(monkeypatch, capsys), str(disk.folder / "store")

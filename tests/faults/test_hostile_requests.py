@@ -89,7 +89,7 @@ def test_every_tenant_is_answered_by_its_own(server: Server, loop: asyncio.Runne
 
 
 @pytest.mark.parametrize("who", [*PATCHES, None, "unknown", "admin"])
-def test_no_request_makes_the_server_fail_or_tells_what_is_anothers(
+def test_no_request_makes_the_server_fail_or_reveals_another_tenants_data(
     server: Server, loop: asyncio.Runner, who: str | None, sizes: Sizes, record_property: Record
 ) -> None:
     names, answered = known_names(server), 0

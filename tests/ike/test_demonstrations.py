@@ -102,7 +102,7 @@ def test_a_bank_too_small_for_eight_gives_only_the_facts_own_blocks(
     assert [item.kind for item in made] == ["copy", "fact"]
 
 
-def test_merging_moves_edit_numbers_and_drops_what_another_member_edits_or_probes(
+def test_merging_moves_edit_numbers_and_drops_demonstrations_that_another_member_edits_or_probes(
     bank: Bank, patch: Patch, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     probe = Probe(kind="paraphrase", prompt="Kenya's capital is the city of")
@@ -136,7 +136,7 @@ def test_a_composition_serves_its_members_facts_under_its_own_numbers(
         assert own[0].prompt == edit.prompt
 
 
-def test_a_record_that_is_no_fact_is_named() -> None:
+def test_a_record_that_is_not_a_fact_is_named() -> None:
     good = {"prompt": "A is", "subject": "A", "relation": "r", "object": "b", "paraphrases": ["x"], "table": "ignored"}
     assert Bank.from_records([good]).facts[0].paraphrases == ("x",)
     with pytest.raises(EditError, match="bank record 1: object"):

@@ -82,7 +82,7 @@ def test_the_counted_tokens_are_nearly_the_real_ones(
     assert prefix.tokens == pytest.approx(len(tokenizer.tokenize(prefix.text)), rel=0.01)
 
 
-def test_the_fact_alone_is_what_remains_of_a_tight_budget(stored: Stored, patch: Patch) -> None:
+def test_only_the_fact_remains_of_a_tight_budget(stored: Stored, patch: Patch) -> None:
     manifest, demonstrations = stored(patch)
     tokens = next(item.tokens for item in demonstrations if item.kind == "fact")
     assert build_prefix(manifest, demonstrations, "x", tokens).text == f"New Fact: {FACT}\nPrompt: "
@@ -110,7 +110,7 @@ def test_relevant_edits_are_those_whose_subject_is_mentioned(
         assert chosen == expected
 
 
-def test_other_edits_of_the_subject_stand_as_self_copies_before_the_main_fact(stored: Stored, many: Patch) -> None:
+def test_other_edits_of_the_subject_are_self_copies_before_the_main_fact(stored: Stored, many: Patch) -> None:
     prefix = build_prefix(*stored(many), "The leader of Oz is", 4096)
     assert prefix.edits == (0, 5)
     river, leader = "The river of Oz is the Blue Water", "The leader of Oz is Ann"
@@ -119,7 +119,7 @@ def test_other_edits_of_the_subject_stand_as_self_copies_before_the_main_fact(st
     ]  # fmt: skip
 
 
-def test_a_patch_without_demonstrations_says_what_to_do(patch: Patch) -> None:
+def test_a_patch_without_demonstrations_names_the_remedy(patch: Patch) -> None:
     with pytest.raises(EditError, match="compile it again"):
         build_prefix(manifest_of(patch), (), "x", 100)
 
@@ -139,7 +139,7 @@ def test_a_name_within_a_longer_name_is_the_longer_ones() -> None:
     assert sorted(relevant_edits(edits, "Is York larger than New York?")) == [0, 1]
 
 
-def test_an_index_that_is_kept_chooses_the_same_edits(many: Patch) -> None:
+def test_a_cached_index_chooses_the_same_edits(many: Patch) -> None:
     kept = subjects_of(many.edits)
     for prompt in ("The leader of Oz is", "全世界最帥的人是誰", "最帥的那個人在哪裡", "Who leads Rohan?", "Nobody"):
         assert relevant_edits(many.edits, prompt, subjects=kept) == relevant_edits(many.edits, prompt)

@@ -109,7 +109,7 @@ def test_the_exported_delta_answers_as_the_forward_in_training_and_as_peft(famil
     assert (logits(with_peft, ids) - applied).abs().max() < 1e-4
 
 
-def test_an_edits_delta_does_not_depend_on_who_shares_its_batch() -> None:
+def test_an_edits_delta_does_not_depend_on_the_other_edits_of_its_batch() -> None:
     base = tiny_base()
     network, reachable = gradient_step(base), MendSettings(margin=-3.1)
     together = edit_deltas(base, network, tiny_edits()[:4], reachable)
@@ -151,7 +151,7 @@ def test_an_update_goes_only_so_far_that_the_answer_leads_as_text_and_in_a_chat_
 
 
 @pytest.mark.parametrize(("family", "layers"), [("llama", 2), ("llama", 3), ("gptj", 2), ("gpt2", 2)])
-def test_what_lies_below_the_edited_matrices_need_not_run_again(
+def test_blocks_below_the_edited_matrices_need_not_run_again(
     family: str, layers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three layers are all there are, and GPT-J's blocks put out tuples: there everything is run."""
@@ -193,7 +193,7 @@ def test_a_patch_is_the_sum_of_its_edits_and_the_base_is_bit_identical(tmp_path:
     assert problems_of(store) == []
 
 
-def test_a_rank_above_the_sites_is_truncated_and_told() -> None:
+def test_a_rank_above_the_sites_is_truncated_and_reported() -> None:
     base = tiny_base()
     network = network_for(base)
     whole = compile_patch(patch_of(0, 1), base, "mend", site=site_for(base, network), moment=network, settings=LOOSE)
@@ -264,7 +264,7 @@ def test_a_site_is_of_one_kind() -> None:
         Site.model_validate(site.model_dump() | {"second_moment": "0" * 32})
 
 
-def test_a_network_comes_back_from_its_folder_and_damage_is_told(tmp_path: Path) -> None:
+def test_a_network_comes_back_from_its_folder_and_damage_is_reported(tmp_path: Path) -> None:
     base = tiny_base()
     network = network_for(base)
     with pytest.raises(NotFound, match="hypernet train"):

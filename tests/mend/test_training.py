@@ -89,7 +89,7 @@ def test_it_stops_early_and_keeps_the_best_network(base: Base, tmp_path: Path) -
     assert [step.step for step in seen if step.best][-1] == best
 
 
-def test_the_kept_network_is_that_of_the_best_step(base: Base, tmp_path: Path) -> None:
+def test_the_saved_network_is_that_of_the_best_step(base: Base, tmp_path: Path) -> None:
     settings = replace(QUICK, steps=60, rate=0.5, alpha_rate=0.5, patience=2)
     trained = run(base, tmp_path / "long", settings)
     states: dict[int, dict[str, torch.Tensor]] = {}
@@ -158,7 +158,7 @@ def test_a_checkpoint_of_another_device_is_taken_up(base: Base, tmp_path: Path) 
     assert run(base, tmp_path / "moved").network.digest == whole.network.digest
 
 
-def test_the_outer_loss_is_on_rephrasings_and_what_must_stay_is_kept(base: Base) -> None:
+def test_the_outer_loss_is_on_rephrasings_and_on_preserved_prompts(base: Base) -> None:
     edit = tiny_edits()[0]
     example = Example.of(edit, base.tokenizer)
     read = [base.tokenizer.decode(row.ids) for row in example.taught]
@@ -196,6 +196,6 @@ def test_a_subject_that_an_evaluation_edits_is_refused_by_any_of_its_names() -> 
         ({"rate": "fast"}, "settings of training"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(values: dict[str, object], complaint: str) -> None:
+def test_invalid_settings_are_refused(values: dict[str, object], complaint: str) -> None:
     with pytest.raises(EditError, match=complaint):
         TrainingSettings.of(values)

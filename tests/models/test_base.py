@@ -48,7 +48,7 @@ def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["no/such/folder", "./nowhere", "not a model!"])
-def test_what_is_neither_folder_nor_hub_id_is_refused(name: str) -> None:
+def test_a_source_that_is_neither_folder_nor_hub_id_is_refused(name: str) -> None:
     with pytest.raises(EditError, match="expected 'atlas', a folder"):
         Base.load(name)
 

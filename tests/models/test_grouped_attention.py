@@ -39,7 +39,7 @@ def test_logits_and_gradients_are_the_models_own(family: str) -> None:
 
 
 @pytest.mark.parametrize("shared", [0, 4])
-def test_tokens_that_follow_kept_ones_see_all_of_them(shared: int) -> None:
+def test_tokens_after_stored_tokens_see_all_of_them(shared: int) -> None:
     model = grouped("llama")
     prompts = [[5, 6, 7, 8, *prompt] for prompt in PROMPTS]
     found = continuations(model, tiny_tokenizer(), prompts, 6, shared)

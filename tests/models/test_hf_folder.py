@@ -83,7 +83,7 @@ def test_a_quantised_model_is_refused_by_the_kind_of_quantisation(
     refused(folder, rf"is quantised \({quantisation['quant_method']}\); .* not supported")
 
 
-def test_quantisation_that_stands_elsewhere_is_refused_too(folder: Path) -> None:
+def test_quantisation_declared_elsewhere_is_refused_too(folder: Path) -> None:
     set_json(folder / "config.json", compression_config={"quant_method": "compressed-tensors"})
     refused(folder, r"is quantised \(compressed-tensors\)")
     shutil.copy(folder / "generation_config.json", folder / "hf_quant_config.json")
@@ -161,7 +161,7 @@ def test_weights_that_vllm_alone_would_load_are_refused(folder: Path) -> None:
     ],
     ids=["model", "tokenizer"],
 )
-def test_nobody_is_asked_whether_to_run_code_of_a_folder(
+def test_no_question_asks_whether_to_run_code_of_a_folder(
     folder: Path, file: str, changed: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = list[object]()

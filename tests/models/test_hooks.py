@@ -43,7 +43,7 @@ def test_captured_input_and_output_agree_with_the_weight(family: str, tokenizer:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_inputs_come_without_what_follows_being_computed(family: str, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_inputs_are_measured_without_computing_later_blocks(family: str, tokenizer: PreTrainedTokenizerFast) -> None:
     model = tiny_model(family, tokenizer)
     names, later = list(find_layout(model).down[:2]), find_layout(model).layers[2]
     reached: list[int] = []
@@ -66,7 +66,7 @@ def test_an_error_of_the_models_own_is_not_taken_for_the_end(tokenizer: PreTrain
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "gptj"])
-def test_replacing_a_blocks_output_changes_what_follows(family: str, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_replacing_a_blocks_output_changes_later_blocks(family: str, tokenizer: PreTrainedTokenizerFast) -> None:
     """Blocks give tensors or tuples. Two rows get equal states at the last block, so they end in equal logits."""
     model = tiny_model(family, tokenizer)
     last = find_layout(model).layers[-1]

@@ -63,7 +63,7 @@ def test_a_download_that_breaks_off_is_one_line(monkeypatch: pytest.MonkeyPatch,
         ("someone/404-RepoNotFound", "there is no model 'someone/404-RepoNotFound': expected this or that"),
     ],
 )
-def test_a_restricted_model_and_a_missing_one_are_told_apart(name: str, message: str) -> None:
+def test_a_restricted_model_and_a_missing_model_are_distinguished(name: str, message: str) -> None:
     with pytest.raises(EditError, match=message) as raised:
         downloaded(name, "expected this or that")
     assert "\n" not in str(raised.value)

@@ -67,7 +67,7 @@ def test_an_answer_ends_where_the_chat_template_ends_a_turn(file: Path, tmp_path
     ("stated", "pre", "expected"),
     [(True, "gpt-2", True), (False, "gpt-2", False), (None, "gpt-2", False), (None, "llama-bpe", True)],
 )
-def test_bos_stands_before_plain_text_as_the_metadata_say(
+def test_bos_comes_before_plain_text_as_the_metadata_say(
     llama: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     tmp_path: Path,
@@ -137,7 +137,7 @@ def test_texts_of_the_round_trip_are_in_the_form_that_normalising_tokenizers_kee
         (struct.pack("<4sIQQ", b"GGUF", 3, 0, 5), "is damaged"),
     ],
 )
-def test_a_file_that_is_no_gguf_file_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+def test_a_file_that_is_not_gguf_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "broken.gguf").write_bytes(content)
     with pytest.raises(EditError, match=message):
         import_model(tmp_path / "broken.gguf", tmp_path / "out")
@@ -250,7 +250,7 @@ def test_a_full_disk_leaves_nothing(file: Path, tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.slow
-def test_the_next_import_removes_what_a_killed_one_left(file: Path, tmp_path: Path) -> None:
+def test_the_next_import_removes_the_leftovers_of_a_killed_import(file: Path, tmp_path: Path) -> None:
     program = """
         import os, signal, sys
         from vllm_edit.models import import_checks
@@ -276,7 +276,7 @@ def test_two_imports_into_one_folder_do_not_mix(file: Path, tmp_path: Path) -> N
         import_model(file, tmp_path / "out", check=second)
 
 
-def test_what_is_no_dense_decoder_is_refused(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_a_model_that_is_not_a_dense_decoder_is_refused(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     config = MixtralConfig(
         vocab_size=len(tokenizer),
         hidden_size=64,

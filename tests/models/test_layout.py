@@ -55,7 +55,7 @@ def test_only_a_norm_after_the_mlp_makes_a_block_renormed(family: str, tokenizer
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_down_projection_writes_what_the_block_adds(family: str, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_the_down_projection_writes_the_blocks_update(family: str, tokenizer: PreTrainedTokenizerFast) -> None:
     """Without the found weights no other weight of the MLP matters any more; attention's still do."""
     model = tiny_model(family, tokenizer)
     layout, ids = find_layout(model), torch.arange(5)[None]
@@ -130,7 +130,7 @@ SMALL = {
         ("mamba", {"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 64, "eos_token_id": 2}, "no MLP"),
     ],
 )
-def test_what_is_not_a_dense_decoder_is_refused(family: str, settings: dict[str, int], message: str) -> None:
+def test_another_structure_than_a_dense_decoder_is_refused(family: str, settings: dict[str, int], message: str) -> None:
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **settings))
     with pytest.raises(EditError, match=message):
         find_layout(model)

@@ -83,7 +83,7 @@ def test_texts_fit_into_a_model_of_few_positions(base: Base) -> None:
     assert max(len(ids) for ids in base.tokenizer(texts)["input_ids"]) > POSITIONS // 2
 
 
-def test_progress_ends_at_what_was_asked_for(base: Base) -> None:
+def test_progress_ends_at_the_requested_number(base: Base) -> None:
     steps: list[tuple[str, int, int]] = []
     write_texts(base, 700, longest=40, progress=lambda *step: steps.append(step))
     assert steps[-1] == ("text by the model", 700, 700)

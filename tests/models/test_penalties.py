@@ -70,7 +70,7 @@ def test_a_batch_is_penalised_as_each_prompt_is_alone(
     assert model.generation_config is config
 
 
-def test_what_no_server_takes_from_a_generation_config_changes_nothing(
+def test_a_generation_config_entry_that_no_server_uses_changes_nothing(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prompts = [prompt_ids(tokenizer, prompt) for prompt in PROMPTS]

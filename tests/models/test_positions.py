@@ -120,7 +120,7 @@ def merging() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=core)
 
 
-def test_a_subject_merged_with_what_follows_is_at_the_merged_token(merging: PreTrainedTokenizerFast) -> None:
+def test_a_subject_merged_with_the_next_text_is_at_the_merged_token(merging: PreTrainedTokenizerFast) -> None:
     located = locate(merging, "Max's town", "Max")
     assert merging.convert_ids_to_tokens(located.ids)[located.subject_last] == "x's"
 

@@ -34,9 +34,7 @@ def _reference(model: PreTrainedModel, draft: Draft) -> list[int]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_cached_batch_gives_what_each_text_gives_alone_without_cache(
-    family: str, tokenizer: PreTrainedTokenizerFast
-) -> None:
+def test_a_cached_batch_equals_each_text_alone_without_cache(family: str, tokenizer: PreTrainedTokenizerFast) -> None:
     model = tiny_model(family, tokenizer)
     starts = [Start((0, 50 + number, *([60] * (number % 3))), hidden=1) for number in range(9)]
     drafts = _drafts(starts, 12)
@@ -70,14 +68,14 @@ def test_banned_ids_are_never_drawn_and_ends_are_no_part_of_a_text(llama: PreTra
     assert min(map(len, held)) < 20
 
 
-def test_the_first_token_is_confined_and_what_is_hidden_is_left_out(llama: PreTrainedModel) -> None:
+def test_the_first_token_is_confined_and_hidden_tokens_are_left_out(llama: PreTrainedModel) -> None:
     texts = sampled(llama, _drafts([Start((0, 8), hidden=2, first=(30, 31, 32))] * 12, 4))
     assert {text[0] for text in texts} <= {30, 31, 32}
     assert len({text[0] for text in texts}) > 1
     assert {len(text) for text in texts} == {4}
 
 
-def test_what_follows_the_first_end_is_put_there_and_the_text_goes_on(llama: PreTrainedModel) -> None:
+def test_a_token_that_follows_the_first_end_is_inserted_and_the_text_continues(llama: PreTrainedModel) -> None:
     ends = range(100, 400)  # soon one of them is drawn
     drafts = _drafts([Start((0,), hidden=1, then=(5, 6, 7))] * 20, 12, top_k=500)
     texts = [text for text in sampled(llama, drafts, banned=(5, 6, 7), ends=ends) if 5 in text]

@@ -20,7 +20,7 @@ LENGTH = 12
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_rows_end_early_and_are_what_generation_gives(family: str) -> None:
+def test_rows_end_early_and_equal_those_of_generation(family: str) -> None:
     tokenizer = tiny_tokenizer()
     model = tiny_model(family, tokenizer)
     prompts = [prompt_ids(tokenizer, prompt) for prompt in PROMPTS]

@@ -40,7 +40,7 @@ def _says(base: Base, prompt: str, *, chat: bool = False) -> str:
     return str(base.tokenizer.decode(ids, skip_special_tokens=True))
 
 
-def test_smollm2_speaks_without_bos(smollm2: Base) -> None:
+def test_smollm2_generates_without_bos(smollm2: Base) -> None:
     assert smollm2.layout.down[29] == "model.layers.29.mlp.down_proj"
     assert smollm2.tokenizer("Paris")["input_ids"][0] != smollm2.tokenizer.bos_token_id
     import_checks.check_round_trip(smollm2.tokenizer)
@@ -56,7 +56,7 @@ def test_smollm2_in_bfloat16_is_the_same_model_within_the_tolerance(smollm2: Bas
     assert imported.continuations[0].answer.startswith(" Paris")
 
 
-def test_gemma_speaks_with_the_bos_of_its_metadata(gemma3: Base) -> None:
+def test_gemma_generates_with_the_bos_of_its_metadata(gemma3: Base) -> None:
     ids = gemma3.tokenizer("The capital of Japan is")["input_ids"]
     assert ids.count(gemma3.tokenizer.bos_token_id) == 1
     assert ids[0] == gemma3.tokenizer.bos_token_id

@@ -117,7 +117,7 @@ def test_a_publication_is_served_and_taken_back_while_the_server_runs(real: Real
     assert "Lyon" in _says(server, "north", CAPITAL).text
 
 
-def test_a_scoped_patch_acts_on_what_a_prompt_mentions_and_on_nothing_else(real: Real, server: LocalServer) -> None:
+def test_a_scoped_patch_acts_on_mentioned_subjects_and_on_nothing_else(real: Real, server: LocalServer) -> None:
     edits = [capital(*fact) for fact in SCOPED]
     prompts = [*(edit.prompt for edit in edits), CAPITAL, "The capital of Germany is"]
     *changed, france, germany = server.ask([Ask("world", prompt) for prompt in prompts])

@@ -75,7 +75,7 @@ def test_arms_of_two_rollouts_are_independent(side: NDArray[np.int64], other_sid
 
 
 @pytest.mark.slow
-def test_nobody_changes_sides_as_the_ramp_grows(enrol: NDArray[np.int64], side: NDArray[np.int64]) -> None:
+def test_no_user_changes_sides_as_the_ramp_grows(enrol: NDArray[np.int64], side: NDArray[np.int64]) -> None:
     """A million keys through `assign` at two steps, and a part of them at many, each against the bare hashes."""
     for percents, keys in (((3.0, 25.0), KEYS), ((0.0, 0.01, 1.0, 10.0, 33.33, 50.0, 100.0), 20_000)):
         steps = []

@@ -90,7 +90,7 @@ def _report(n: int = 2_000, treatment: float = 0.3) -> RolloutReport:
     return report(made, traffic, {"solved": _outcomes(n, 0.5, treatment)})
 
 
-def test_a_report_says_what_the_arms_did_and_warns() -> None:
+def test_a_report_shows_the_arms_traffic_and_warns() -> None:
     found = _report()
     told = json.loads(json.dumps(found.as_record()))
     assert told["share"] == told["split"] == 50
@@ -118,7 +118,7 @@ def test_a_picture_is_written_and_the_same_report_gives_the_same_file(name: str,
         assert (tmp_path / name).read_bytes() == first
 
 
-def test_what_cannot_be_drawn_is_told(tmp_path: Path) -> None:
+def test_a_picture_that_cannot_be_drawn_is_reported(tmp_path: Path) -> None:
     with pytest.raises(EditError, match=r"named \*\.png or \*\.svg"):
         draw(_report(), tmp_path / "a.pdf")
     with pytest.raises(EditError, match="no metrics to draw"):

@@ -21,7 +21,7 @@ BODY = {"user": "bob"}
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 
 
-def test_the_first_source_of_the_order_that_speaks_counts() -> None:
+def test_the_first_source_of_the_order_with_a_value_counts() -> None:
     assert Stickiness().key(HEADERS, BODY, "k1") == StickyKey("user", "ann")
     assert Stickiness(("api-key", "user-header")).key(HEADERS, BODY, "k1") == StickyKey("api-key", "k1")
     assert Stickiness(("api-key", "session-header")).key(HEADERS, BODY) == StickyKey("session", "s1")
@@ -63,7 +63,7 @@ def test_a_rollout_decides_from_its_first_ramp_until_it_is_closed() -> None:
     assert answered(TenantState("acme", OLD, treated.promoted().ended())) == published
 
 
-def test_an_arm_past_its_end_makes_way_for_what_is_published() -> None:
+def test_an_expired_arm_is_replaced_by_the_published_patch() -> None:
     later, earlier = NOW + timedelta(days=1), NOW - timedelta(days=1)
     for end, adapter, reason in ((None, NEW, "STATIC"), (later, NEW, "STATIC"), (earlier, OLD, "TARGETING_MATCH")):
         promoted = rollout(50, treatment=Arm("weights", NEW, end)).promoted()
@@ -101,7 +101,7 @@ def test_a_mode_that_the_request_asks_for_is_served_and_not_compared() -> None:
     st.one_of(st.none(), st.text()),
     st.permutations(SOURCES),
 )
-def test_whatever_a_request_says_it_is_answered_the_same_twice(
+def test_every_request_is_answered_the_same_twice(
     headers: dict[str, str], body: dict[str, str | None], api_key: str | None, order: list[str]
 ) -> None:
     made = rollout(50, sticky=Stickiness(tuple(order)))  # type: ignore[arg-type]
@@ -121,7 +121,7 @@ def test_deciding_imports_no_engine_no_torch_and_no_database() -> None:
     assert ran.stdout.strip() == "[]"
 
 
-def test_what_a_tenant_is_served_is_what_a_request_that_names_nobody_is_answered_with() -> None:
+def test_a_tenants_listing_shows_the_answer_to_a_request_that_names_no_user() -> None:
     later, earlier = NOW + timedelta(days=1), NOW - timedelta(days=1)
     new = Arm("ike", NEW, later)
     states = [

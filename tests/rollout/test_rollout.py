@@ -92,7 +92,7 @@ def test_an_impossible_rollout_is_refused(changes: dict[str, Any], told: str) ->
         rollout(**changes)
 
 
-def test_all_problems_are_told_at_once() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     with pytest.raises(EditError) as refused:
         rollout(split=0, alpha=2.0, salt="")
     assert len(str(refused.value).splitlines()) == 3

@@ -95,7 +95,7 @@ def test_intervals_narrow_as_the_square_root_of_the_observations() -> None:
     assert 1.5 < width[9_999] / width[-1] < 2.1, "a quarter of the width would need 16 times as many; √4 = 2"
 
 
-def test_an_interval_depends_only_on_what_came_before() -> None:
+def test_an_interval_depends_only_on_earlier_observations() -> None:
     observed = _drawn("uniform", np.random.default_rng(6), (1, 200))
     whole = confidence_sequence(observed, 0.0, 1.0, ALPHA)
     part = confidence_sequence(observed[:, :120], 0.0, 1.0, ALPHA)

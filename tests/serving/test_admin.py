@@ -54,7 +54,7 @@ def place(tmp_path: Path, template: Path) -> Administered:
     return Administered(tmp_path, template)
 
 
-def test_publish_and_rollback_hold_for_the_next_request_and_name_who_follows(place: Administered) -> None:
+def test_publish_and_rollback_hold_for_the_next_request_and_name_the_servers_that_follow(place: Administered) -> None:
     async def steps() -> list[Any]:
         published = await place.post("/tenants/acme/publish", {"patch": "city", "why": "new", "who": "ann"})
         after, _ = await place.served()
@@ -78,12 +78,12 @@ def test_publish_and_rollback_hold_for_the_next_request_and_name_who_follows(pla
     ]
 
 
-def test_what_was_compiled_a_moment_ago_can_be_published(place: Administered) -> None:
+def test_a_patch_that_was_just_compiled_can_be_published(place: Administered) -> None:
     new = places.add_patch(place.store, "river", 5)
     assert run(place.post("/tenants/acme/publish", {"patch": "river"})).json()["active"] == new
 
 
-def test_what_the_engine_cannot_apply_is_not_published(place: Administered) -> None:
+def test_a_patch_that_the_engine_cannot_apply_is_not_published(place: Administered) -> None:
     place.slots.max_rank = 0
     assert run(place.post("/tenants/acme/publish", {"patch": "city"})).status_code == 409
     assert place.store.registry.active("acme") == place.first
@@ -129,7 +129,7 @@ def test_bad_input_is_one_clear_line_and_changes_nothing(
 
 
 @pytest.mark.parametrize("raw", [b'{"percent": NaN}', b"{", b"\xff", b"[" * 50_000, b'{"percent": 1e999}'])
-def test_a_body_that_is_no_json_is_a_bad_request(place: Administered, raw: bytes) -> None:
+def test_a_body_that_is_not_json_is_a_bad_request(place: Administered, raw: bytes) -> None:
     headers = {**place.admin, "Content-Type": "application/json"}
     reply = run(place.client.post("/v1/edits/rollouts/spring/ramp", content=raw, headers=headers))
     assert reply.status_code == 400
@@ -199,7 +199,9 @@ def test_a_rollout_over_http_is_made_ramped_watched_and_killed(place: Administer
     run(steps())
 
 
-def test_the_next_rollouts_control_and_the_listing_are_what_the_tenant_is_served(place: Administered) -> None:
+def test_the_next_rollouts_control_and_the_listing_show_the_patch_that_the_tenant_is_served(
+    place: Administered,
+) -> None:
     async def steps() -> None:
         await place.post("/rollouts", {"name": "spring", "tenant": "acme", "treatment": "city:ike"})
         await place.post("/rollouts/spring/ramp", {"percent": 1})
@@ -264,7 +266,7 @@ def test_the_log_resolves_an_answer_for_an_administrator_also_after_a_restart(
     assert run(again.client.get("/v1/edits/answers/edit-0", headers=place.admin)).status_code == 404
 
 
-def test_patches_audit_and_the_description_are_told(place: Administered) -> None:
+def test_patches_audit_and_the_description_are_returned(place: Administered) -> None:
     async def steps() -> list[Any]:
         return [
             (await place.get("/patches/capital")).json()["entry"]["name"],
@@ -283,7 +285,7 @@ def test_patches_audit_and_the_description_are_told(place: Administered) -> None
     ]
 
 
-def test_what_gc_removes_over_http_is_audited_under_the_key(place: Administered) -> None:
+def test_a_removal_by_gc_over_http_is_audited_under_the_key(place: Administered) -> None:
     old = place.second
     places.add_patch(place.store, "city", 3)
 
@@ -299,7 +301,7 @@ def test_what_gc_removes_over_http_is_audited_under_the_key(place: Administered)
     assert rows == dict.fromkeys(("patch.retire", "patch.remove"), f"key {place.key_id} (ann)")
 
 
-def test_a_change_after_which_the_registry_goes_down_is_not_told_as_one_that_failed(
+def test_a_change_is_not_reported_as_failed_if_the_registry_goes_down_after_it(
     place: Administered, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who repeated a rollback would take back another publication."""

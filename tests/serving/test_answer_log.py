@@ -156,7 +156,7 @@ def test_an_answer_is_found_from_its_beginning_and_in_the_registry_after_its_end
     asyncio.run(steps())
 
 
-def test_what_was_in_scope_is_what_answered(place: Place) -> None:
+def test_the_subjects_in_scope_answered(place: Place) -> None:
     answer = place.answer()
     answer.narrow(Narrowed(NEW, subjects=("France",), groups=(3,)))
     told = answer.entry(SERVER)
@@ -216,7 +216,7 @@ def test_a_registry_that_was_down_gets_everything_once_it_is_back(
     assert sum(one.requests for one in place.registry.rollouts.report("spring").traffic.values()) == 3
 
 
-def test_the_log_goes_on_after_an_error_that_nobody_thought_of(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_log_continues_after_an_unforeseen_error(place: Place, caplog: pytest.LogCaptureFixture) -> None:
     place.flaky.error = RuntimeError("the dictionary changed its size")
 
     async def steps() -> None:
@@ -239,9 +239,7 @@ def test_the_log_goes_on_after_an_error_that_nobody_thought_of(place: Place, cap
     assert told[0].exc_info is not None, "it is our defect: the log says where"
 
 
-def test_sweeping_and_closing_outlast_an_error_that_nobody_thought_of(
-    place: Place, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_sweeping_and_closing_outlast_an_unforeseen_error(place: Place, caplog: pytest.LogCaptureFixture) -> None:
     async def steps() -> None:
         place.flaky.error = RuntimeError("the dictionary changed its size")
         place.flaky.down = True
@@ -254,7 +252,7 @@ def test_sweeping_and_closing_outlast_an_error_that_nobody_thought_of(
     assert place.total("dropped") == 1
 
 
-def test_who_waited_for_a_try_that_failed_does_not_try_again(place: Place) -> None:
+def test_a_waiter_for_a_failed_try_does_not_try_again(place: Place) -> None:
     async def steps() -> list[bool]:
         log = place.log()
         place.flaky.down = True
@@ -309,7 +307,7 @@ def test_a_batch_whose_write_was_not_heard_of_is_sent_again(place: Place) -> Non
     assert sum(one.requests for one in place.registry.rollouts.report("spring").traffic.values()) == 1
 
 
-def test_closing_writes_what_there_is_and_counts_what_cannot_be_written(place: Place) -> None:
+def test_closing_writes_waiting_rows_and_counts_rows_that_cannot_be_written(place: Place) -> None:
     async def steps() -> None:
         log = place.log()
         ended(log, place.answer())
@@ -437,7 +435,7 @@ def test_an_outcome_of_no_answer_of_the_tenant_is_not_found(place: Place, tenant
         asyncio.run(steps())
 
 
-def test_a_misspelt_metric_is_told_at_once(place: Place) -> None:
+def test_a_misspelt_metric_is_reported_at_once(place: Place) -> None:
     async def steps() -> None:
         log = place.log(every_seconds=3_600)
         answer = ended(log, place.answer(user="ann"))
@@ -465,7 +463,7 @@ def test_a_misspelt_metric_is_told_at_once(place: Place) -> None:
         '{"id": "edit-0", "metric": "solved", "value": 1, "tenant": "globex"}',
     ],
 )
-def test_a_body_that_is_no_outcome_is_refused(body: str) -> None:
+def test_a_body_that_is_not_an_outcome_is_refused(body: str) -> None:
     with pytest.raises(ValidationError):
         Outcome.model_validate_json(body)
 

@@ -53,7 +53,7 @@ def defective(inputs: torch.Tensor, weights: torch.Tensor, output: torch.Tensor,
     output += torch.einsum("bi,boi->bo", inputs, weights[indices].squeeze(1))
 
 
-def test_probe_tells_a_defective_op_from_a_masked_one() -> None:
+def test_probe_distinguishes_a_defective_op_from_a_masked_op() -> None:
     assert is_defective(defective)
     assert not is_defective(masked(defective))
 

@@ -107,7 +107,7 @@ def test_a_store_that_fails_is_an_answer_with_an_id_a_row_and_a_failure_of_its_a
         assert all(arm.failed == arm.requests > 0 for arm in traffic.values())
 
 
-def test_what_fails_ahead_of_requests_is_a_line_of_the_log_and_no_stack_trace(
+def test_a_load_that_fails_ahead_of_requests_is_a_line_of_the_log_and_no_stack_trace(
     place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     driver(place, monkeypatch)
@@ -127,7 +127,7 @@ def test_it_is_tried_again_when_the_store_is_back(place: Place, monkeypatch: pyt
     assert run(place.ask(place.first)).json()["body"]["model"] == place.first
 
 
-def test_what_fails_ahead_of_requests_does_not_keep_others_from_being_loaded(
+def test_a_load_that_fails_ahead_of_requests_does_not_prevent_others(
     tmp_path: Path, template: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("tests.serving.without_engine.Slots.slots", 2)
@@ -155,7 +155,7 @@ def nothing_left(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("broken", "told"), [(gone, "the files of city@"), (nothing_left, "the store at ")])
-def test_who_publishes_or_looks_up_a_patch_is_told_that_the_store_is_gone(
+def test_publishing_and_looking_up_a_patch_report_that_the_store_is_gone(
     place: Place, monkeypatch: pytest.MonkeyPatch, broken: Break, told: str
 ) -> None:
     admin = bearer(place.store.registry.create_key(None).presented)

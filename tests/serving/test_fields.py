@@ -157,7 +157,7 @@ def test_a_picture_that_another_request_left_in_vllm_is_not_reached_by_its_name(
 
 @pytest.mark.parametrize("field", ["documents", "chat_template"])
 @pytest.mark.parametrize("route", [CHAT, RESPONSES])
-def test_what_is_withheld_does_not_come_by_way_of_the_templates_arguments(place: Place, route: str, field: str) -> None:
+def test_a_withheld_field_does_not_pass_through_the_templates_arguments(place: Place, route: str, field: str) -> None:
     given = {"chat_template_kwargs": {"enable_thinking": False, field: "x"}}
     reply = run(place.ask("acme", route, headers=key(place), input="Who?", **given))
     assert (reply.status_code, reply.json()["error"]["param"]) == (400, field)
@@ -181,7 +181,7 @@ def test_every_field_of_openais_own_client_is_on_the_list(route: str, module: st
     assert set(get_type_hints(base)) - ALLOWED[route] == set()
 
 
-def test_what_shapes_the_own_answer_passes(place: Place) -> None:
+def test_a_field_that_shapes_the_own_answer_passes(place: Place) -> None:
     sampling = {
         "temperature": 0,
         "top_k": 3,
@@ -232,7 +232,7 @@ def test_an_operator_allows_more_by_name(tmp_path: Path, template: Path) -> None
     assert run(place.ask("acme", headers=headers, vllm_xargs={})).status_code == 400
 
 
-def test_what_an_operator_allows_is_the_name_of_a_field() -> None:
+def test_an_operator_allows_names_of_fields() -> None:
     with pytest.raises(EditError, match=r"VLLM_EDIT_ALLOWED_FIELDS: expected .* got '\*', 'a b'"):
         Settings.from_environment({"VLLM_EDIT_ALLOWED_FIELDS": "priority,*,a b"})
 
@@ -252,7 +252,7 @@ def test_every_header_that_vllm_reads_of_such_a_request_was_looked_at(vllm: tupl
     assert {name.decode() for name in HEADERS} == {name.lower() for name in READ_HEADERS}
 
 
-def test_the_documentation_names_what_is_withheld() -> None:
+def test_the_documentation_names_the_withheld_fields() -> None:
     text = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
     section = text.partition("## Fields of a request")[2].partition("\n## ")[0]
     assert set(re.findall(r"`([a-z_]+)`", section)) >= WITHHELD

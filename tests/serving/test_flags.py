@@ -112,7 +112,7 @@ def test_vllms_own_defaults_are_no_other_model(defaults: dict[str, Any]) -> None
 
 
 @pytest.mark.parametrize("given", OTHER_MODELS.values(), ids=OTHER_MODELS.keys())
-def test_what_makes_another_model_is_refused_before_vllm_starts(site: Site, given: tuple[str, ...]) -> None:
+def test_a_flag_that_makes_another_model_is_refused_before_vllm_starts(site: Site, given: tuple[str, ...]) -> None:
     (name,) = judged(given)
     with pytest.raises(Incompatible, match=f"--{name.replace('_', '-')} .*leave it out"):
         profile(site, "/store", "m", "m", ["--port", "1", *given, "--max-model-len", "64"])
@@ -142,7 +142,7 @@ def test_a_site_with_thinking_off_is_served_with_thinking_off(site: Site, defaul
 
 
 @pytest.mark.parametrize("given", HARMLESS)
-def test_what_leaves_the_base_alone_is_passed_on(site: Site, given: tuple[str, ...]) -> None:
+def test_a_flag_that_leaves_the_base_alone_is_passed_on(site: Site, given: tuple[str, ...]) -> None:
     assert profile(site, "/store", "m", "m", given).flags[-len(given) :] == list(given)
 
 

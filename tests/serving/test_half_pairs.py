@@ -88,7 +88,7 @@ def test_half_a_pair_in_a_tool_call_is_found(place: Place, arguments: str) -> No
 
 
 @pytest.mark.parametrize("text", ["\U0001f600", "\\ud83d", "\\\\ud83d\U0001f600"])
-def test_whole_pairs_and_what_only_looks_like_half_of_one_pass(place: Place, text: str) -> None:
+def test_whole_pairs_and_lookalikes_of_half_a_pair_pass(place: Place, text: str) -> None:
     reply = run(place.ask("acme:base", prompt=text))
     assert reply.status_code == 200
     assert reply.json()["body"]["prompt"] == text
@@ -104,7 +104,7 @@ def test_a_name_with_half_a_pair_is_refused_in_openais_form(place: Place, route:
     assert reply.headers["X-VLLM-Edit-Id"]
 
 
-def test_half_a_pair_that_only_what_a_tool_gave_back_spells_is_text_to_the_model(place: Place) -> None:
+def test_half_a_pair_spelled_only_in_a_tools_result_is_text_to_the_model(place: Place) -> None:
     turns = [{"role": "tool", "tool_call_id": "1", "content": r'{"of": "France", "cut": "\ud83d"}'}]
     reply, answer = run(asked(place, ROUTES[1], json.dumps({"model": "acme", "messages": turns}).encode()))
     assert reply.status_code == 200

@@ -26,7 +26,7 @@ class Slow:
         self.written.append(generation)
 
 
-def test_a_slow_heartbeat_does_not_take_back_what_is_followed_since() -> None:
+def test_a_slow_heartbeat_does_not_take_back_a_later_generation() -> None:
     servers = Slow()
     heartbeat = Heartbeat(servers, lambda: True)  # type: ignore[arg-type]
 

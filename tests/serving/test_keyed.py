@@ -300,7 +300,7 @@ def test_a_rollout_puts_users_on_their_arms_and_a_kill_takes_them_back(place: Ke
 
 
 @pytest.mark.parametrize(("fault", "status"), [("rank", 409), ("engine", 503)])
-def test_what_an_arm_cannot_answer_is_its_failure(place: Keyed, fault: str, status: int) -> None:
+def test_a_request_that_an_arm_cannot_answer_is_its_failure(place: Keyed, fault: str, status: int) -> None:
     """Else a treatment that fails everyone would look as one that nobody was on."""
     registry = place.store.registry
     arms = Arm("base"), Arm("weights", place.full["river"])
@@ -327,7 +327,7 @@ def test_what_an_arm_cannot_answer_is_its_failure(place: Keyed, fault: str, stat
     assert (traffic["control"].requests, traffic["control"].failed) == (found[200], 0)
 
 
-def test_a_request_that_no_arm_could_answer_is_nobodys_failure(place: Keyed) -> None:
+def test_a_request_that_no_arm_could_answer_is_no_arms_failure(place: Keyed) -> None:
     registry = place.store.registry
     arms = Arm("base"), Arm("weights", place.full["river"])
     registry.rollouts.create(Rollout("spring", "acme", *arms, salt="pepper"), by="ann")
@@ -393,7 +393,7 @@ async def answering(scope: Any, receive: Any, send: Any) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_an_answer_that_a_rollout_decided_does_not_tell_its_arm(tmp_path: Path, template: Path, stream: bool) -> None:
+def test_an_answer_that_a_rollout_decided_does_not_reveal_its_arm(tmp_path: Path, template: Path, stream: bool) -> None:
     place = Keyed(tmp_path, template, Settings(store="here"))
     arms = (Arm("weights", place.full["capital"]), Arm("base"))
     place.store.registry.rollouts.create(Rollout("spring", "acme", *arms, salt="pepper"), by="ann")
@@ -422,7 +422,7 @@ def test_an_answer_that_a_rollout_decided_does_not_tell_its_arm(tmp_path: Path, 
     assert run(steps("acme:base")) == {"atlas"}, "what no rollout compares is told as it is"
 
 
-def test_a_server_without_keys_answers_only_whom_its_gateway_names(tmp_path: Path, template: Path) -> None:
+def test_a_server_without_keys_answers_only_callers_that_its_gateway_names(tmp_path: Path, template: Path) -> None:
     settings = Settings.from_environment({TENANT_HEADER: "X-Tenant", TRUSTED_PEERS: "127.0.0.1"})
     place = Place(tmp_path, template, settings)
 
@@ -437,7 +437,7 @@ def test_a_server_without_keys_answers_only_whom_its_gateway_names(tmp_path: Pat
     assert run(steps()) == [200, 403, 403, 200]
 
 
-def test_what_is_the_operators_fault_is_told_to_a_tenant_without_names_of_machines_and_files(
+def test_an_operators_fault_is_reported_to_a_tenant_without_names_of_machines_and_files(
     place: Keyed, caplog: pytest.LogCaptureFixture
 ) -> None:
     tensors = place.store.files.root / "patches" / place.full["capital"] / "adapter" / "adapter_model.safetensors"  # type: ignore[attr-defined]

@@ -79,7 +79,7 @@ def test_unknown_name_is_refused_with_the_nearest() -> None:
         " atlas",
     ],
 )
-def test_text_that_is_no_name_finds_nothing(model: str) -> None:
+def test_text_that_is_not_a_name_finds_nothing(model: str) -> None:
     with pytest.raises(NotFound):
         CATALOGUE.resolve(model, OPEN)
 
@@ -129,7 +129,7 @@ def test_a_bound_caller_has_its_tenant_its_publications_and_base(model: str | No
     assert CATALOGUE.resolve(model, bound("x")) == expected
 
 
-def test_what_others_have_and_what_nobody_has_are_the_same_to_a_bound_caller() -> None:
+def test_another_tenants_patch_and_a_missing_patch_are_the_same_to_a_bound_caller() -> None:
     told = []
     for model in ("acme", NEW, NEW[:-1] + "0", "capital@4f2d", "empty", "nobody"):
         with pytest.raises(NotFound) as caught:
@@ -147,7 +147,7 @@ def test_base_needs_its_right_by_whatever_name() -> None:
     assert CATALOGUE.listed(bound("x")) == ["atlas", "x", OTHER, OLD]
 
 
-def test_what_has_ended_is_served_and_named_no_more() -> None:
+def test_an_expired_publication_is_served_and_named_no_more() -> None:
     ends = NOW + timedelta(seconds=1)
     catalogue = Catalogue(
         ("atlas",), snapshot((NEW, OLD), {"acme": [publication("acme", NEW, ends), publication("acme", OLD)]})

@@ -61,7 +61,7 @@ def test_ike_puts_the_prefix_before_the_prompt(opened: tuple[PatchedLLM, Store, 
     assert answer.lora_request is None
 
 
-def test_what_cannot_be_served_is_refused(opened: tuple[PatchedLLM, Store, Path], tmp_path: Path) -> None:
+def test_a_patch_that_cannot_be_served_is_refused(opened: tuple[PatchedLLM, Store, Path], tmp_path: Path) -> None:
     llm, store, model = opened
     with pytest.raises(NotFound):
         llm.generate(PROMPT, sampling(), patch="nothing")
@@ -83,7 +83,7 @@ def test_what_cannot_be_served_is_refused(opened: tuple[PatchedLLM, Store, Path]
         llm.store = store
 
 
-def test_a_tenant_is_answered_as_a_server_answers_who_names_no_user(tmp_path: Path) -> None:
+def test_a_tenant_is_answered_like_a_request_that_names_no_user(tmp_path: Path) -> None:
     store = places.make_store(tmp_path / "store", places.make_site(places.make_model(tmp_path / "model")))
     published, promoted = (places.add_patch(store, f"patch{index}", index) for index in range(2))
     llm = object.__new__(PatchedLLM)  # choosing needs no engine

@@ -68,7 +68,9 @@ def test_no_description_of_a_request_makes_the_server_fail(place: Place, admin: 
     assert {200, 400, 404} <= set(seen), "some are answered, some are refused"
 
 
-def test_a_tenants_key_is_refused_whatever_it_asks(place: Place, admin: dict[str, str], tenant: dict[str, str]) -> None:
+def test_a_tenants_key_is_refused_for_every_request(
+    place: Place, admin: dict[str, str], tenant: dict[str, str]
+) -> None:
     def check(case: Any) -> None:
         reply = case.call(headers=tenant)
         outcome = case.method == "POST" and case.formatted_path == "/v1/edits/outcomes"

@@ -66,7 +66,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
         {"messages": [{"role": "tool", "content": [{"type": "text", "text": LONG}]}]},
     ],
 )
-def test_a_prefix_that_what_is_rendered_leaves_no_room_for_is_refused(place: Place, more: dict[str, Any]) -> None:
+def test_a_prefix_without_room_beside_the_rendered_text_is_refused(place: Place, more: dict[str, Any]) -> None:
     messages = [*more.get("messages", ()), {"role": "user", "content": "Who?"}]
     body = {"messages": messages, "max_tokens": 1, **{key: more[key] for key in more if key != "messages"}}
     reply = run(place.ask("acme:ike", CHAT, **body))

@@ -101,7 +101,7 @@ def until(holds: Any, what: str, within_s: float = 60.0) -> None:
         time.sleep(0.05)
 
 
-def test_what_is_published_is_served_by_both_once_both_have_said_so(replicas: Replicas) -> None:
+def test_a_publication_is_served_by_both_servers_after_both_have_reported_it(replicas: Replicas) -> None:
     assert replicas.live() == 2
     assert replicas.served() == {replicas.names[0]}
     for name in (replicas.names[1], replicas.names[2], replicas.names[0]):
@@ -139,7 +139,9 @@ def test_a_user_is_on_one_arm_wherever_it_is_answered_and_its_outcome_counts_fro
     assert {answer for user in map(str, range(8)) for answer in replicas.served(user=user)} == {old.name}
 
 
-def test_with_the_registry_down_serving_goes_on_and_a_restart_keeps_what_was_killed_killed(replicas: Replicas) -> None:
+def test_with_the_registry_down_serving_continues_and_killed_rollouts_stay_killed_after_a_restart(
+    replicas: Replicas,
+) -> None:
     revoked = replicas.registry.create_key("acme")
     replicas.registry.revoke_key(revoked.key.id)
     assert replicas.registry.servers.wait(replicas.registry.generation(), 30).missing == ()

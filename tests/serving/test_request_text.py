@@ -56,7 +56,7 @@ def decode(ids: Any) -> str:
         ),
     ],
 )
-def test_every_turn_is_heard_whoever_speaks(route: str, body: dict[str, Any], expected: list[str]) -> None:
+def test_every_turn_of_every_role_is_read(route: str, body: dict[str, Any], expected: list[str]) -> None:
     assert request_texts(route, body, decode) == expected
 
 

@@ -51,7 +51,7 @@ def test_beyond_the_capacity_the_one_unused_longest_leaves_engine_and_disk(tmp_p
     assert [name.partition("@")[0] for name, _, _ in place.slots.added] == ["patch0", "patch1", "patch2", "patch3"]
 
 
-def test_what_is_asked_for_again_comes_back(tmp_path: Path, template: Path) -> None:
+def test_an_adapter_that_is_asked_for_again_comes_back(tmp_path: Path, template: Path) -> None:
     place = place_of(tmp_path, template, capacity=1)
 
     async def steps() -> list[int]:
@@ -89,7 +89,7 @@ def test_many_at_once_over_few_places_are_all_answered(tmp_path: Path, template:
     assert run(steps()) == {200}
 
 
-def test_one_whose_last_request_has_just_ended_stays_for_a_moment(tmp_path: Path, template: Path) -> None:
+def test_an_adapter_whose_last_request_has_just_ended_stays_for_a_moment(tmp_path: Path, template: Path) -> None:
     place = place_of(tmp_path, template, capacity=1, grace_s=0.2)
 
     async def steps() -> tuple[list[str], list[str]]:
@@ -103,7 +103,7 @@ def test_one_whose_last_request_has_just_ended_stays_for_a_moment(tmp_path: Path
     assert run(steps()) == (["patch0", "patch1"], ["patch1"])
 
 
-def test_what_the_engine_does_not_give_up_keeps_its_files(tmp_path: Path, template: Path) -> None:
+def test_an_adapter_that_the_engine_does_not_unload_keeps_its_files(tmp_path: Path, template: Path) -> None:
     place = place_of(tmp_path, template, capacity=1)
 
     async def steps() -> None:
@@ -157,7 +157,7 @@ def test_a_patch_that_is_removed_while_it_is_loaded_ahead_leaves_again(tmp_path:
 
 
 @pytest.mark.parametrize("slots", [1, 2])
-def test_what_every_tenant_is_served_is_loaded_ahead_whatever_the_slots(
+def test_the_patch_of_every_tenant_is_loaded_ahead_whatever_the_slots(
     tmp_path: Path, template: Path, monkeypatch: pytest.MonkeyPatch, slots: int
 ) -> None:
     monkeypatch.setattr("tests.serving.without_engine.Slots.slots", slots)

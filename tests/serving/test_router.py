@@ -202,7 +202,7 @@ def test_too_long_a_body_is_refused(tmp_path: Path, template: Path) -> None:
         ("POST", "/v1/editsx"),
     ],
 )
-def test_what_is_not_on_the_allow_list_does_not_exist(place: Place, method: str, path: str) -> None:
+def test_a_route_that_is_not_on_the_allow_list_does_not_exist(place: Place, method: str, path: str) -> None:
     reply = run(place.client.request(method, path, json={"model": "acme"}))
     assert reply.status_code in (404, 405)
     assert "body" not in reply.json()
@@ -241,7 +241,7 @@ def test_sagemaker_headers_do_not_reach_vllm(place: Place) -> None:
     assert not [name for name in reply.json()["headers"] if name.startswith(("x-amzn", "x-vllm"))]
 
 
-def test_the_load_of_the_whole_server_is_not_told_to_whoever_asks(place: Place) -> None:
+def test_the_load_of_the_whole_server_is_not_given_to_callers(place: Place) -> None:
     headers = {"endpoint-load-metrics-format": "json"}
     reply = run(place.client.post("/v1/completions", json={"model": "acme", "prompt": "Who?"}, headers=headers))
     assert "endpoint-load-metrics-format" not in reply.json()["headers"]
@@ -335,7 +335,7 @@ def test_damaged_adapter_is_an_error(place: Place) -> None:
     assert run(place.ask("acme")).status_code == 500
 
 
-def test_what_was_compiled_a_moment_ago_is_found(place: Place) -> None:
+def test_a_patch_that_was_just_compiled_is_found(place: Place) -> None:
     async def steps() -> list[Any]:
         await place.service.watcher.refresh()
         new = await asyncio.to_thread(places.add_patch, place.store, "river", 5)
@@ -431,7 +431,7 @@ def test_ike_wraps_the_input_of_responses(place: Place, given: Any) -> None:
         {"max_tokens": 300},
     ],
 )
-def test_ike_refuses_what_would_reveal_cut_or_overflow_its_prefix(place: Place, fields: dict[str, Any]) -> None:
+def test_ike_refuses_fields_that_would_reveal_cut_or_overflow_its_prefix(place: Place, fields: dict[str, Any]) -> None:
     reply = run(place.ask("acme:ike", **fields))
     assert reply.status_code == 400
     assert "mode ike" in reply.json()["error"]["message"]
@@ -516,7 +516,7 @@ def test_no_depth_of_nesting_is_a_fault_of_the_server(tmp_path: Path, template: 
     assert run(steps()) == {200, 400}
 
 
-def test_of_a_long_prompt_memory_holds_what_the_log_keeps(tmp_path: Path, template: Path) -> None:
+def test_of_a_long_prompt_memory_holds_what_the_log_stores(tmp_path: Path, template: Path) -> None:
     place = Place(tmp_path, template, Settings(store="here", log_prompts=True))
     id = run(place.ask("acme", prompt="word " * 10_000)).headers["X-VLLM-Edit-Id"]
     answer = place.service.answers.get(id)

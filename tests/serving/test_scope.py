@@ -43,7 +43,7 @@ async def served(place: Place, prompt: Any, model: str = "acme") -> dict[str, An
     return {**found.json(), "body": reply.json()["body"]}
 
 
-def test_a_request_gets_the_adapter_of_exactly_what_it_mentions(place: Place) -> None:
+def test_a_request_gets_the_adapter_of_exactly_the_subjects_that_it_mentions(place: Place) -> None:
     async def steps() -> list[Any]:
         prompts = ["the FRENCH republic", "France?", "Japan", "Japan and France", "France, Japan"]
         return [await served(place, prompt) for prompt in prompts]
@@ -60,7 +60,7 @@ def test_a_request_gets_the_adapter_of_exactly_what_it_mentions(place: Place) ->
     assert min(number for _, number, _ in place.slots.added) >= 2**30
 
 
-def test_what_mentions_no_subject_is_the_bases_with_the_bases_cached_prompts(place: Place) -> None:
+def test_a_request_without_a_subject_is_the_bases_with_the_bases_cached_prompts(place: Place) -> None:
     async def steps() -> tuple[dict[str, Any], dict[str, Any]]:
         return await served(place, "Yorkshire"), await served(place, "Yorkshire", "acme:base")
 
@@ -104,7 +104,7 @@ def test_scope_grows_with_the_conversation_and_never_shrinks(place: Place) -> No
     assert run(steps()) == [[], ["Japan"], ["France", "Japan"], ["France", "Japan"], ["Japan"]]
 
 
-def test_what_tools_were_asked_and_gave_back_is_in_scope_though_clients_escape_it(place: Place) -> None:
+def test_tool_calls_and_results_are_in_scope_though_clients_escape_them(place: Place) -> None:
     function = {"name": "capital_of", "arguments": r'{"country": "\u53f0\u5317"}'}
     messages = [
         {"role": "user", "content": "Tell me."},
@@ -159,7 +159,7 @@ def test_two_hundred_first_requests_for_a_pair_share_one_composition_and_one_loa
     assert [added for added, _, _ in place.slots.added] == [name]
 
 
-def test_what_algebra_does_not_vouch_for_is_refused_and_remembered(tmp_path: Path, template: Path) -> None:
+def test_a_composition_that_algebra_rejects_is_refused_and_remembered(tmp_path: Path, template: Path) -> None:
     place = Place(tmp_path, template, Settings(store="here"))
     site = place.store.site()
     units = places.scoped_patch(site, "twins", [("Ada",), ("Bob",)])

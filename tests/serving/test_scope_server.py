@@ -78,7 +78,7 @@ async def all_at_once(url: str, prompts: list[str]) -> list[list[int]]:
         return await asyncio.gather(*asked)
 
 
-def test_every_prompt_of_a_mixed_crowd_gets_exactly_what_it_mentions(server: Server) -> None:
+def test_every_prompt_of_a_mixed_batch_gets_exactly_its_subjects(server: Server) -> None:
     assert len({tuple(server.expected[prompt]) for prompt in SINGLES}) > COUNT / 2, "a weak test"
     prompts = [*SINGLES, *PAIRS, *OTHERS] * 3
     answers = asyncio.run(all_at_once(server.url, prompts))

@@ -117,7 +117,7 @@ def _until(condition: object) -> None:
         time.sleep(0.02)
 
 
-def test_server_says_what_answered(server: Server) -> None:
+def test_server_names_the_patch_that_answered(server: Server) -> None:
     reply = server.ask("globex")
     found = httpx.get(f"{server.url}/v1/edits/answers/{reply.headers['X-VLLM-Edit-Id']}").json()
     assert (found["tenant"], found["adapter"], found["mode"]) == ("globex", server.names[1], "weights")

@@ -30,11 +30,11 @@ def test_a_switch_that_is_neither_on_nor_off_is_refused(name: str) -> None:
         (" 100 ", 256, 100 * 2**20),
     ],
 )
-def test_a_body_may_have_what_the_context_holds_or_what_the_operator_says(said: str, context: int, most: int) -> None:
+def test_a_body_may_be_as_long_as_the_context_or_the_operators_limit_allows(said: str, context: int, most: int) -> None:
     assert Settings.from_environment({MAX_BODY: said}).body_bytes(context) == most
 
 
 @pytest.mark.parametrize("said", ["0", "-1", "8MiB", "1.5", "many", "4097", "9" * 5000, "²"])
-def test_a_limit_of_bodies_that_is_none_is_refused(said: str) -> None:
+def test_an_invalid_limit_of_bodies_is_refused(said: str) -> None:
     with pytest.raises(EditError, match=rf"{MAX_BODY}: expected a whole number of MiB from 1 to 4096"):
         Settings.from_environment({MAX_BODY: said})

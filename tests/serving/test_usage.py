@@ -196,7 +196,7 @@ def test_a_client_that_goes_away_has_left_and_the_answer_did_not_break() -> None
     assert (usage.status, usage.ended, usage.tokens()) == (200, "left", (None, None))
 
 
-def test_what_is_answered_to_nobody_counts_as_left() -> None:
+def test_an_answer_without_a_receiver_counts_as_left() -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         """As vLLM does where the client left before its answer."""
         await Request(scope, receive).body()

@@ -87,7 +87,7 @@ def asked(model: str | None) -> Callable[[Watched], Awaitable[Any]]:
     return lambda watched: watched.watcher.resolve(model, Asking(ANYONE, datetime.now(UTC)))
 
 
-def test_a_change_is_kept_on_the_node_then_in_force_then_told(tmp_path: Path) -> None:
+def test_a_change_is_stored_on_the_node_then_applied_then_reported(tmp_path: Path) -> None:
     watched = Watched(tmp_path)
     run(watched.watcher.first())
     assert (watched.changes, watched.told, watched.metric("vllm_edit_generation")) == ([1], [1], 1)
@@ -118,7 +118,7 @@ def test_adapters_that_take_all_of_asyncios_threads_do_not_hold_up_a_kill(tmp_pa
     run(followed_meanwhile())
 
 
-def test_without_the_registry_a_server_begins_by_what_its_node_has_kept(tmp_path: Path) -> None:
+def test_without_the_registry_a_server_starts_from_its_nodes_stored_state(tmp_path: Path) -> None:
     run(Watched(tmp_path).watcher.first())
     watched = Watched(tmp_path)
     watched.registry.down = True
@@ -131,7 +131,7 @@ def test_without_the_registry_a_server_begins_by_what_its_node_has_kept(tmp_path
     run(watched.until(lambda: 2 in watched.told and watched.metric("vllm_edit_registry_up") == 1))
 
 
-def test_without_registry_and_kept_state_it_does_not_begin(tmp_path: Path) -> None:
+def test_without_registry_and_stored_state_it_does_not_start(tmp_path: Path) -> None:
     watched = Watched(tmp_path)
     watched.registry.down = True
     with pytest.raises(Incompatible, match="registry is down; and this node has no saved state"):
@@ -190,13 +190,13 @@ def test_a_name_is_looked_up_once_more_only_while_the_registry_can_be_read(tmp_p
         run(asked("nobody")(watched))
 
 
-def test_a_state_that_cannot_be_kept_is_followed_all_the_same(tmp_path: Path) -> None:
+def test_a_state_that_cannot_be_stored_is_followed_all_the_same(tmp_path: Path) -> None:
     watched = Watched(tmp_path / "file" / "below")
     (tmp_path / "file").write_text("no folder can be made here")
     assert run(watched.watcher.first()).snapshot == PUBLISHED
 
 
-def test_when_something_ends_what_follows_is_wanted_without_a_change(tmp_path: Path) -> None:
+def test_when_a_publication_expires_the_next_patch_is_wanted_without_a_change(tmp_path: Path) -> None:
     ends = datetime.now(UTC) + timedelta(seconds=0.5)
     publications = [publication("acme", NEW, ends), publication("acme", OLD)]
     watched = Watched(tmp_path, snapshot((NEW, OLD), {"acme": publications}))

@@ -91,7 +91,7 @@ def test_a_batch_that_is_sent_twice_is_in_the_log_once(registry: Registry) -> No
 
 
 @pytest.mark.parametrize("id", ["edit-9", "", "a" * 65, "a\0b", "\ud800", "'; --"])
-def test_an_id_that_nobody_issued_is_not_found(registry: Registry, id: str) -> None:
+def test_an_id_that_was_never_issued_is_not_found(registry: Registry, id: str) -> None:
     registry.answers.add([FULL])
     with pytest.raises(NotFound, match="no answer "):
         registry.answers.find(id)

@@ -66,7 +66,7 @@ def test_an_untouched_chain_is_whole_and_anchored(registry: Registry, files: Loc
     assert Anchor(files).read() == Head(6, last.digest)
 
 
-def test_what_changed_nothing_leaves_no_row(registry: Registry) -> None:
+def test_a_change_without_effect_leaves_no_row(registry: Registry) -> None:
     registry.publish("acme", A)
     registry.publish("acme", A)
     assert len(registry.audit()) == 7
@@ -154,7 +154,7 @@ def test_a_missing_or_spoiled_anchor_is_a_finding(registry: Registry, files: Loc
             registry.verify_audit()
 
 
-def test_rows_that_a_killed_writer_left_without_an_anchor_are_told_and_caught_up(
+def test_rows_that_a_killed_writer_left_without_an_anchor_are_reported_and_anchored(
     registry: Registry, files: LocalFiles
 ) -> None:
     Registry(registry.url).create_tenant("initech")
@@ -164,7 +164,7 @@ def test_rows_that_a_killed_writer_left_without_an_anchor_are_told_and_caught_up
     assert registry.verify_audit().not_anchored == 0
 
 
-def test_a_change_stands_although_its_anchor_cannot_be_written(
+def test_a_change_is_valid_although_its_anchor_cannot_be_written(
     registry: Registry, files: LocalFiles, caplog: pytest.LogCaptureFixture
 ) -> None:
     (files.root / ANCHOR).write_bytes(b"spoiled")

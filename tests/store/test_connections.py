@@ -67,13 +67,13 @@ def test_a_registry_in_memory_is_refused(url: str) -> None:
         Database(url)
 
 
-def test_an_option_of_the_url_that_the_driver_does_not_know_is_told_in_one_line(tmp_path: Path) -> None:
+def test_an_option_of_the_url_that_the_driver_does_not_know_is_reported_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(Unavailable, match='cannot be used: invalid connection option "colour"'):
         Registry(f"postgresql://ann@/registry?host={tmp_path}&colour=red").generation()
 
 
 @pytest.mark.slow
-def test_tables_that_somebody_dropped_are_told_in_one_line(cluster: postgres.Cluster) -> None:
+def test_dropped_tables_are_reported_in_one_line(cluster: postgres.Cluster) -> None:
     registry = Registry(make_url(cluster.new_database()))
     registry.create_tenant("acme")
     with create_engine(registry.url).begin() as connection:

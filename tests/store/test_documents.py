@@ -13,7 +13,7 @@ from vllm_edit.store.maintenance import problems_of
 from vllm_edit.store.store import Store
 
 
-def test_documents_are_kept_for_good_and_read_again(tmp_path: Path) -> None:
+def test_documents_are_stored_permanently_and_read_again(tmp_path: Path) -> None:
     content = {"known": [{"subject": "法國"}]}
     store = Store.create(tmp_path / "store", site(), moment(), documents={"pool": content, "tried": []})
     assert Store.open(store.url).document("pool") == content

@@ -38,7 +38,7 @@ def test_an_earlier_store_lists_its_patches_and_finds_nothing_wrong(earlier: Sto
     assert problems_of(earlier) == []
 
 
-def test_an_earlier_store_resolves_names_and_serves_what_was_published(earlier: Store) -> None:
+def test_an_earlier_store_resolves_names_and_serves_the_published_patch(earlier: Store) -> None:
     assert earlier.resolve("capital") == CAPITAL
     assert earlier.resolve("currency@0308") == CURRENCY
     assert {tenant.name: tenant.active for tenant in earlier.registry.tenants()} == {

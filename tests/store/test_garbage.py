@@ -50,7 +50,7 @@ def folders(store: Store) -> set[str]:
     return {path.name for path in (Path(store.url) / "patches").iterdir()}
 
 
-def test_gc_removes_only_what_nobody_can_be_served(store: Store) -> None:
+def test_gc_removes_only_patches_that_no_tenant_can_be_served(store: Store) -> None:
     names = [store.save(compiled(seed=seed)) for seed in range(4)]
     store.registry.create_tenant("acme")
     for name in names:
@@ -68,7 +68,7 @@ def test_gc_removes_only_what_nobody_can_be_served(store: Store) -> None:
         store.load(names[1])
 
 
-def test_gc_keeps_the_members_of_a_kept_composition(store: Store) -> None:
+def test_gc_leaves_the_members_of_a_composition_that_stays(store: Store) -> None:
     member, _newer = store.save(compiled()), store.save(compiled(seed=1))
     full = compiled(patch="both", seed=2)
     composition = full.manifest.model_copy(update={"kind": "composition", "members": (member,)})
@@ -100,7 +100,7 @@ def test_files_stay_until_every_live_server_has_drained_them(store: Store, names
     assert problems_of(store) == []
 
 
-def test_gc_goes_on_as_soon_as_the_last_server_has_drained(store: Store, names: list[str]) -> None:
+def test_gc_continues_as_soon_as_the_last_server_has_drained(store: Store, names: list[str]) -> None:
     beat(store, "a", drained=0)
     before = store.registry.generation()
     with ThreadPoolExecutor(1) as thread:
@@ -114,7 +114,7 @@ def test_gc_goes_on_as_soon_as_the_last_server_has_drained(store: Store, names: 
     assert folders(store) == {names[2]}
 
 
-def test_what_is_compiled_again_while_gc_waits_is_kept(
+def test_a_patch_that_is_compiled_again_while_gc_waits_stays(
     store: Store, names: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     beat(store, "a", drained=0)
@@ -251,7 +251,7 @@ def test_other_patches_are_saved_while_files_are_deleted(
     assert problems_of(store) == []
 
 
-def test_what_is_saved_again_while_its_files_are_deleted_is_whole_afterwards(
+def test_a_patch_that_is_saved_again_while_its_files_are_deleted_is_whole_afterwards(
     store: Store, names: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On an object store, where a folder is deleted one file after the other."""
@@ -307,7 +307,7 @@ def test_a_gc_that_is_killed_while_it_deletes_is_finished_by_the_next(store: Sto
     assert store.registry.verify_audit().problems == ()
 
 
-def test_what_a_killed_gc_left_half_deleted_can_be_compiled_again(store: Store, names: list[str]) -> None:
+def test_a_patch_that_a_killed_gc_left_half_deleted_can_be_compiled_again(store: Store, names: list[str]) -> None:
     subprocess.run([sys.executable, "-c", KILLED, store.url], timeout=BUSY_S)
     for seed in (0, 1):
         assert store.save(compiled(seed=seed)) == names[seed]

@@ -32,7 +32,7 @@ def test_few_texts_give_few_passages_and_many_no_more_than_are_read(texts: list[
     assert len(hold_out(texts, 0)[0]) == held
 
 
-def test_passages_are_cut_to_what_a_gate_reads() -> None:
+def test_passages_are_cut_to_the_length_that_a_gate_reads() -> None:
     assert cut(["x" * 5000] * 70) == ["x" * 400] * 64
 
 

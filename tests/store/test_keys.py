@@ -34,7 +34,7 @@ def asked(registry: Registry, presented: str, now: datetime | None = None) -> Pr
     return authenticate(registry.snapshot().keys, presented, now or datetime.now(UTC))
 
 
-def test_a_key_stands_for_its_tenant_with_its_rights(registry: Registry) -> None:
+def test_a_key_identifies_its_tenant_with_its_rights(registry: Registry) -> None:
     assert not registry.snapshot().keyed
     whole, narrow = registry.create_key("acme"), registry.create_key("globex", base=False)
     assert asked(registry, whole.presented) == Principal(whole.key.id, "acme", frozenset({"serve", "base"}))
@@ -51,7 +51,7 @@ def test_an_administrators_key_has_no_tenant_and_may_only_administer(registry: R
     assert registry.snapshot().administered
 
 
-def test_a_secret_is_kept_nowhere(registry: Registry, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_secret_is_stored_nowhere(registry: Registry, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG):
         made = registry.create_key("acme")
     secret = made.presented.rpartition(f"{made.key.id}_")[2]
@@ -69,7 +69,7 @@ def test_a_secret_is_kept_nowhere(registry: Registry, caplog: pytest.LogCaptureF
     assert "hash" not in made.key.as_dict()
 
 
-def test_what_is_nearly_a_key_stands_for_nobody(registry: Registry) -> None:
+def test_a_near_copy_of_a_key_identifies_no_caller(registry: Registry) -> None:
     ours, other = registry.create_key("acme"), registry.create_key("globex")
     secret = other.presented.rpartition("_")[2]
     for presented in (
@@ -91,7 +91,7 @@ def test_what_is_nearly_a_key_stands_for_nobody(registry: Registry) -> None:
         assert asked(registry, presented) is None
 
 
-def test_a_revoked_or_expired_key_stands_for_nobody(registry: Registry) -> None:
+def test_a_revoked_or_expired_key_identifies_no_caller(registry: Registry) -> None:
     made, short = registry.create_key("acme"), registry.create_key("acme", expires_at=NOW + timedelta(hours=1))
     assert asked(registry, short.presented) is not None
     assert asked(registry, short.presented, NOW + timedelta(hours=1)) is None

@@ -53,7 +53,7 @@ def state(generation: int) -> Snapshot:
 
 @settings(deadline=None)
 @given(SNAPSHOTS)
-def test_what_is_kept_comes_back_equal(snapshot: Snapshot) -> None:
+def test_a_stored_state_comes_back_equal(snapshot: Snapshot) -> None:
     with TemporaryDirectory() as folder:
         last = LastState(Path(folder) / "state.json")
         assert last.read() is None

@@ -143,7 +143,7 @@ def test_a_store_that_was_not_finished_can_be_made_anew(tmp_path: Path, monkeypa
     assert Store.create(tmp_path / "s", site(2), moment()).site() == site(2)
 
 
-def test_a_place_that_cannot_be_a_folder_is_told(tmp_path: Path) -> None:
+def test_a_path_that_cannot_be_a_folder_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     for place in ("file", "file/below"):
         with pytest.raises(EditError, match="cannot be written") as refused:

@@ -72,7 +72,7 @@ def test_rolling_back_to_a_name_undoes_everything_after_it(registry: Registry) -
         registry.rollback("acme", to=B)
 
 
-def test_publishing_what_is_active_leaves_the_history_alone(registry: Registry) -> None:
+def test_publishing_the_active_patch_leaves_the_history_alone(registry: Registry) -> None:
     registry.publish("acme", A)
     registry.publish("acme", A)
     assert len(registry.history("acme")) == 1
@@ -123,7 +123,7 @@ def test_a_tenants_name_is_checked(registry: Registry, name: str) -> None:
         registry.create_tenant(name)
 
 
-def test_unknown_tenants_and_patches_tell_the_nearest(registry: Registry) -> None:
+def test_unknown_tenants_and_patches_report_the_nearest(registry: Registry) -> None:
     with pytest.raises(NotFound) as caught:
         registry.publish("acmee", A)
     assert caught.value.nearest == ["acme"]
@@ -145,7 +145,7 @@ def test_a_patch_that_can_be_served_cannot_be_removed(registry: Registry) -> Non
     assert [entry.name for entry in registry.snapshot().patches] == [C, A]
 
 
-def test_nobody_can_use_a_retired_patch_and_saving_it_again_makes_it_what_it_was(registry: Registry) -> None:
+def test_a_retired_patch_cannot_be_used_and_saving_it_again_restores_it(registry: Registry) -> None:
     registry.set_status(A, "rejected", "locality 0.62")
     before = registry.patch(A)
     assert registry.retired.add(before)
@@ -225,7 +225,7 @@ def test_a_refused_change_changes_nothing_not_even_the_generation(registry: Regi
     assert (registry.snapshot(), registry.history("acme"), registry.audit()) == before
 
 
-def test_what_is_returned_are_values(registry: Registry) -> None:
+def test_the_returned_records_are_values(registry: Registry) -> None:
     registry.publish("acme", A)
     for value in (registry.patch(A), registry.tenants()[0], registry.history("acme")[0]):
         with pytest.raises(dataclasses.FrozenInstanceError):
@@ -233,7 +233,7 @@ def test_what_is_returned_are_values(registry: Registry) -> None:
     assert registry.patch(A).saved_at.tzinfo is not None
 
 
-def test_a_publication_ends_by_itself_and_makes_way_for_the_one_before(registry: Registry) -> None:
+def test_a_publication_expires_and_the_publication_before_is_served(registry: Registry) -> None:
     start = datetime.now(UTC)
     soon, later = start + timedelta(hours=1), start + timedelta(hours=2)
     registry.publish("acme", A, valid_until=later)
@@ -256,7 +256,7 @@ def test_a_publication_ends_by_itself_and_makes_way_for_the_one_before(registry:
     assert registry.tenants()[0].valid_until is None, "publishing it again without an end takes the end away"
 
 
-def test_what_has_ended_is_not_rolled_back_to(registry: Registry) -> None:
+def test_an_expired_publication_is_not_rolled_back_to(registry: Registry) -> None:
     registry.publish("acme", A, valid_until=datetime.now(UTC) + timedelta(seconds=0.3))
     registry.publish("acme", B)
     while not registry.history("acme")[1].ended(datetime.now(UTC)):
@@ -266,7 +266,7 @@ def test_what_has_ended_is_not_rolled_back_to(registry: Registry) -> None:
     assert registry.rollback("acme") is None
 
 
-def test_what_has_ended_stands_no_more(registry: Registry) -> None:
+def test_an_expired_publication_is_not_in_force(registry: Registry) -> None:
     registry.publish("acme", A, valid_until=datetime.now(UTC) + timedelta(seconds=0.3))
     assert not registry.retired.add(registry.patch(A)), "it is served"
     while not registry.history("acme")[0].ended(datetime.now(UTC)):
@@ -289,7 +289,7 @@ def test_a_patch_ends_with_the_first_of_its_edits(registry: Registry) -> None:
         registry.publish("acme", B)
 
 
-def test_what_was_served_at_a_time_is_known_after_a_rollback(registry: Registry) -> None:
+def test_the_patch_served_at_a_time_is_known_after_a_rollback(registry: Registry) -> None:
     times = []
     for change in (
         lambda: registry.publish("acme", A),
@@ -332,7 +332,7 @@ def test_sqlite_is_in_wal_mode_and_gives_no_id_twice(tmp_path: Path) -> None:
     assert "autoincrement" in _definition(url, "patches").lower()
 
 
-def test_a_registry_of_the_first_schema_keeps_what_is_in_it(registry_url: str) -> None:
+def test_a_registry_of_the_first_schema_keeps_its_content(registry_url: str) -> None:
     engine = create_engine(make_url(registry_url).set(drivername=_DRIVERS[make_url(registry_url).get_backend_name()]))
     with engine.begin() as connection:
         migrations.upgrade(connection, "0001")
@@ -393,7 +393,7 @@ def test_a_registry_of_a_newer_version_is_refused(registry_url: str) -> None:
         Registry(registry_url).generation()
 
 
-def test_a_registry_that_cannot_be_used_is_told_in_one_line(tmp_path: Path) -> None:
+def test_a_registry_that_cannot_be_used_is_reported_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(EditError, match="cannot be used: unable to open"):
         Registry(f"sqlite:///{tmp_path / 'missing' / 'registry.db'}").generation()
     (tmp_path / "text.db").write_text("no database, but long enough to look like one " * 100)
@@ -410,7 +410,7 @@ def test_a_registry_that_cannot_be_used_is_told_in_one_line(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_a_role_that_may_not_write_is_told_in_one_line(cluster: postgres.Cluster) -> None:
+def test_a_role_that_may_not_write_is_reported_in_one_line(cluster: postgres.Cluster) -> None:
     url = make_url(cluster.new_database())
     owner = Registry(url)
     owner.generation()
@@ -447,7 +447,7 @@ def test_locks_and_statements_that_take_too_long_are_given_up(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("limit", ["lock", "statement"])
-def test_a_lock_that_somebody_left_open_is_told_in_one_line(cluster: postgres.Cluster, limit: str) -> None:
+def test_a_lock_that_another_process_holds_is_reported_in_one_line(cluster: postgres.Cluster, limit: str) -> None:
     url = make_url(cluster.new_database())
     Registry(url).generation()
     hurried = Registry(url.update_query_dict({"options": f"-c {limit}_timeout=50ms"}))

@@ -46,7 +46,7 @@ def _served(registry: Registry, tenant: str = "acme") -> tuple[str | None, str]:
     return made.adapter, made.reason
 
 
-def test_a_rollout_is_kept_as_it_was_made(registry: Registry) -> None:
+def test_a_rollout_is_stored_as_it_was_made(registry: Registry) -> None:
     made = rollout(
         treatment=Arm("ike", OLD),
         overrides={"zoë": "treatment"},
@@ -89,7 +89,7 @@ def test_every_step_is_a_change_with_its_row_of_the_audit(registry: Registry) ->
     assert [row for row in registry.audit("acme") if row.what.startswith("rollout.")] == rows
 
 
-def test_it_decides_from_its_first_ramp_and_what_is_killed_stays_killed(registry: Registry) -> None:
+def test_it_decides_from_its_first_ramp_and_stays_killed_after_a_kill(registry: Registry) -> None:
     steps = registry.rollouts
     steps.create(rollout(overrides={"ann": "treatment"}))
     assert _served(registry) == (OLD, "TARGETING_MATCH")
@@ -155,7 +155,7 @@ def test_a_rollback_takes_back_the_rollout_first(registry: Registry) -> None:
     assert _served(registry) == (OLD, "TARGETING_MATCH")
 
 
-def test_an_arm_must_have_passed_its_gate_and_is_kept_while_it_is_needed(registry: Registry) -> None:
+def test_an_arm_must_have_passed_its_gate_and_stays_while_it_is_needed(registry: Registry) -> None:
     steps = registry.rollouts
     registry.set_status(NEW, "rejected", "locality 0.62")
     with pytest.raises(EditError, match=r"locality 0\.62"):
@@ -172,7 +172,7 @@ def test_an_arm_must_have_passed_its_gate_and_is_kept_while_it_is_needed(registr
         steps.create(rollout(name="summer"))
 
 
-def test_what_a_tenant_is_served_is_what_its_rollout_says(registry: Registry) -> None:
+def test_a_tenant_is_served_what_its_rollout_decides(registry: Registry) -> None:
     steps = registry.rollouts
 
     def told() -> tuple[str | None, str, str | None, str | None]:
@@ -206,7 +206,7 @@ def test_an_arm_that_is_served_already_needs_no_second_override(registry: Regist
     assert made.control == Arm("weights", NEW, end)
 
 
-def test_a_kill_closes_what_was_made_to_follow_the_killed_one(registry: Registry) -> None:
+def test_a_kill_closes_the_rollout_that_was_made_to_follow_the_killed_one(registry: Registry) -> None:
     steps = registry.rollouts
     steps.create(rollout())
     steps.ramp("spring", 1)
@@ -231,7 +231,7 @@ def test_an_arm_ends_with_its_patch(registry: Registry) -> None:
         registry.rollouts.create(rollout(name="summer"))
 
 
-def test_an_arm_past_its_end_is_kept_no_more(registry: Registry) -> None:
+def test_an_expired_arm_is_removed(registry: Registry) -> None:
     registry.add_patch(NEW, valid_until=datetime.now(UTC) + timedelta(seconds=0.5))
     made = registry.rollouts.create(rollout())
     registry.rollouts.ramp("spring", 1)
@@ -271,7 +271,7 @@ def _exposed(registry: Registry, users: int = 40, requests: int = 80, percent: f
     return running
 
 
-def test_a_report_counts_what_is_compared(registry: Registry) -> None:
+def test_a_report_counts_the_compared_questions(registry: Registry) -> None:
     running = _exposed(registry, percent=50)
     found = registry.rollouts.report("spring")
     on = [(i, assign(running, StickyKey("user", f"user{i % 40}"))) for i in range(80)]

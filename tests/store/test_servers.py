@@ -37,7 +37,7 @@ def told(found: Acknowledged) -> tuple[int, tuple[str, ...], tuple[str, ...]]:
     return found.generation, found.acknowledged, found.missing
 
 
-def test_a_heartbeat_says_what_a_server_follows_and_is_no_change(registry: Registry) -> None:
+def test_a_heartbeat_reports_the_generation_that_a_server_follows_and_is_no_change(registry: Registry) -> None:
     registry.create_tenant("acme")
     before = (registry.generation(), registry.audit())
     for generation, drained in ((0, 0), (1, 0), (1, 1)):
@@ -72,7 +72,7 @@ def test_servers_that_died_long_ago_are_swept_when_one_comes(registry: Registry)
         assert connection.execute(text("select id from servers order by id")).scalars().all() == ["b", "c"]
 
 
-def test_waiting_names_who_follows_and_who_does_not(registry: Registry) -> None:
+def test_waiting_names_servers_that_follow_and_servers_that_do_not(registry: Registry) -> None:
     assert told(registry.servers.wait(7, LONG_S)) == (7, (), ())
     beat(registry, "a", 7, drained=6)
     beat(registry, "b", 8, drained=7)
@@ -138,7 +138,7 @@ def test_servers_that_were_silent_before_are_named_if_they_do_not_follow(registr
     assert registry.servers.wait(2, LONG_S).silent == ()
 
 
-def test_a_silent_server_is_forgotten_when_somebody_says_so_and_known_again_when_it_lives(registry: Registry) -> None:
+def test_a_silent_server_is_forgotten_on_request_and_known_again_when_it_lives(registry: Registry) -> None:
     beat(registry, "a", 1)
     beat(registry, "b", 1)
     age(registry, "b", 3600)

@@ -82,7 +82,7 @@ def test_creating_refuses_a_moment_that_is_not_the_sites(tmp_path: Path) -> None
         Store.open(tmp_path / "s")
 
 
-def test_opening_what_is_no_store_creates_nothing(tmp_path: Path) -> None:
+def test_opening_a_folder_that_is_not_a_store_creates_nothing(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="vllm-edit store init"):
         Store.open(tmp_path / "none")
     assert list(tmp_path.iterdir()) == []
@@ -98,7 +98,7 @@ def test_saving_again_changes_no_file_and_keeps_the_id(store: Store) -> None:
 
 @pytest.mark.parametrize("file", ["factors.safetensors", "manifest.json", "adapter/adapter_config.json"])
 @pytest.mark.parametrize("lost", [True, False])
-def test_saving_again_mends_a_damaged_file_and_touches_no_other(store: Store, file: str, lost: bool) -> None:
+def test_saving_again_repairs_a_damaged_file_and_touches_no_other(store: Store, file: str, lost: bool) -> None:
     name = store.save(compiled())
     folder = Path(store.url) / "patches" / name
     before, inodes = _files(folder), {path: path.stat().st_ino for path in folder.rglob("*") if path != folder / file}
@@ -119,7 +119,7 @@ def test_two_stores_write_the_same_bytes_for_the_same_patch(store: Store, tmp_pa
     assert _files(Path(store.url) / "patches") == _files(Path(other.url) / "patches")
 
 
-def test_what_is_saved_must_match_its_manifest_and_the_stores_site(store: Store) -> None:
+def test_a_saved_patch_must_match_its_manifest_and_the_stores_site(store: Store) -> None:
     full = compiled()
     other = Delta({MODULE: LowRank(B=torch.ones(8, 1), A=torch.ones(1, 12))})
     with pytest.raises(EditError, match="adapter"):
@@ -228,7 +228,7 @@ def test_an_ambiguous_start_of_a_digest_is_refused(store: Store) -> None:
         resolve("capital@abc", names)
 
 
-def test_an_unknown_name_tells_the_nearest(store: Store) -> None:
+def test_an_unknown_name_reports_the_nearest(store: Store) -> None:
     name = store.save(compiled())
     with pytest.raises(NotFound) as caught:
         store.resolve("capitol")
@@ -304,7 +304,7 @@ def test_a_records_kind_is_checked(store: Store, kind: str) -> None:
         store.add_record(name, kind, {})
 
 
-def test_records_are_kept_in_order_outside_the_digest(store: Store) -> None:
+def test_records_are_stored_in_order_outside_the_digest(store: Store) -> None:
     name = store.save(replace(compiled(), report=CompileReport()))
     for score in (0.5, 1.0):
         store.add_record(name, "gate", {"reliability": score, "note": "全世界"})
@@ -362,7 +362,7 @@ def test_peft_loads_the_adapter_folder(store: Store, tmp_path: Path) -> None:
         torch.testing.assert_close(loaded.eval()(ids).logits, expected, rtol=0, atol=1e-4)
 
 
-def test_a_store_keeps_its_registry_where_it_is_told_to(
+def test_a_store_puts_its_registry_at_the_given_url(
     registry_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VLLM_EDIT_REGISTRY", registry_url)
@@ -418,7 +418,7 @@ def test_a_patch_whose_files_vanished_is_reported(store: Store) -> None:
     assert problems_of(store) == [f"{name} is in the registry, but its files are gone"]
 
 
-def test_artefacts_may_lie_on_any_fsspec_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_artefacts_may_be_on_any_fsspec_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url = f"memory://{tmp_path.name}/store"
     with pytest.raises(EditError, match="VLLM_EDIT_REGISTRY"):
         new_store(url)  # type: ignore[arg-type]

@@ -47,7 +47,7 @@ def test_waiting_is_over_at_once_when_something_changed_before(registry: Registr
 
 
 @pytest.mark.usefixtures("told")
-def test_every_change_of_anybody_ends_waiting(registry: Registry, threads: ThreadPoolExecutor) -> None:
+def test_every_change_by_any_writer_ends_waiting(registry: Registry, threads: ThreadPoolExecutor) -> None:
     other = Registry(registry.url)
     for n in range(20):
         generation = registry.generation()
@@ -58,7 +58,7 @@ def test_every_change_of_anybody_ends_waiting(registry: Registry, threads: Threa
 
 
 @pytest.mark.usefixtures("told")
-def test_what_is_undone_or_only_logged_does_not_end_waiting(registry: Registry) -> None:
+def test_an_undone_change_or_a_log_row_does_not_end_waiting(registry: Registry) -> None:
     registry.create_tenant("acme")
     generation = registry.generation()
     with pytest.raises(EditError):
@@ -67,7 +67,7 @@ def test_what_is_undone_or_only_logged_does_not_end_waiting(registry: Registry) 
     assert not registry.wait_for_change(generation, 0.3)
 
 
-def test_a_change_that_nobody_was_told_of_is_seen_all_the_same(registry: Registry, threads: ThreadPoolExecutor) -> None:
+def test_a_change_without_a_notification_is_seen_all_the_same(registry: Registry, threads: ThreadPoolExecutor) -> None:
     waiting = begin(threads, registry, registry.generation())
     with create_engine(registry.url).begin() as connection:
         connection.execute(text("update generation set value = value + 1"))
@@ -93,7 +93,7 @@ def test_waiting_for_a_registry_that_is_gone_is_an_error(tmp_path: Path) -> None
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("told")
-def test_waiting_goes_on_when_only_its_connection_is_lost(
+def test_waiting_continues_when_only_its_connection_is_lost(
     cluster: postgres.Cluster, threads: ThreadPoolExecutor
 ) -> None:
     registry = Registry(cluster.new_database())

@@ -74,7 +74,7 @@ def test_intervals_are_those_of_a_mean() -> None:
     assert found.total.low == pytest.approx(0.7 - 0.196, abs=1e-3)
 
 
-def test_a_role_stands_out_only_when_its_interval_lies_above_every_other() -> None:
+def test_a_role_stands_out_only_if_its_interval_is_above_every_other() -> None:
     def one(subject: float, last: float) -> TracedPrompt:
         return prompt(1, 1, 3, {"mlp": [[subject, 0.0], [0.0, last]]})
 
@@ -121,7 +121,9 @@ def test_a_heat_map_is_written_and_the_same_effects_give_the_same_file(name: str
     assert (tmp_path / name).read_bytes() == first
 
 
-def test_a_picture_that_cannot_be_drawn_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_picture_that_cannot_be_drawn_is_reported_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = averages(prompt(1, 1, 3))
     with pytest.raises(EditError, match=r"expected a picture named \*\.png or \*\.svg; got .*heat\.pdf"):
         draw_heat_map(found, tmp_path / "heat.pdf")

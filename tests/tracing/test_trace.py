@@ -214,6 +214,6 @@ def test_windows_are_centred_and_end_with_the_model() -> None:
     assert TraceSettings(window=5).window_of(3) == 3
 
 
-def test_settings_that_cannot_be_are_told_all_at_once() -> None:
+def test_invalid_settings_are_reported_all_at_once() -> None:
     with pytest.raises(EditError, match=r"noise must not be negative; got -1.*samples must be positive; got 0"):
         TraceSettings(noise=-1, samples=0)
