@@ -106,7 +106,7 @@ def _write_sentencepiece(writer: gguf.GGUFWriter, vocabulary: int) -> None:
 
 
 def _stored(name: str, tensor: torch.Tensor, config: Any) -> np.ndarray:
-    """The tensor as llama.cpp keeps it: of each head's queries and keys the halves of a rotation are interleaved."""
+    """The tensor in llama.cpp's layout: the halves of a rotation are interleaved in each head's queries and keys."""
     array: np.ndarray = tensor.detach().float().numpy()
     heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
     kind = name.split(".")[-2]

@@ -62,7 +62,7 @@ class Cluster:
         raise RuntimeError(f"PostgreSQL did not start: {(self._folder / 'log').read_text()}")
 
     def stop(self) -> None:
-        """At once, as when its machine fails; what was committed is there again after the next start."""
+        """Stop at once, as if the machine failed; committed data is there again after the next start."""
         if self._server is not None:
             self._server.send_signal(signal.SIGQUIT)
             self._server.wait()
@@ -70,7 +70,7 @@ class Cluster:
 
 @contextmanager
 def running(bin: Path) -> Iterator[Cluster]:
-    """A server that is gone, with its files, afterwards. PostgreSQL refuses root, who lends it another user."""
+    """A server that is removed afterwards, with its files. PostgreSQL refuses root, so root runs it as another user."""
     folder = Path(tempfile.mkdtemp(prefix="vllm-edit-pg-"))
     who: dict[str, Any] = {"cwd": folder}
     if os.getuid() == 0:

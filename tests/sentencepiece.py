@@ -52,7 +52,7 @@ def sentencepiece(kind: str, *, bos: bool = True, chat_template: str | None = CH
 
 
 def saved(tokenizer: PreTrainedTokenizerFast, folder: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer as whoever loads its files gets it."""
+    """The tokenizer as loaded from its files."""
     tokenizer.save_pretrained(folder)
     return AutoTokenizer.from_pretrained(folder, local_files_only=True)
 

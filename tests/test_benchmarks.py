@@ -1,4 +1,4 @@
-"""What the benchmarks have in common: rows of tables, marked places in pages, draws of an exact number of edits."""
+"""The common parts of the benchmarks: rows of tables, marked places in pages, draws of an exact number of edits."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_probes_of_a_sample_are_asked_and_every_edit_stays() -> None:
 
 
 class Counting(HFRunner):
-    """Counts what it is asked."""
+    """Counts its questions."""
 
     asked = 0
 

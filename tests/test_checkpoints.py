@@ -1,4 +1,4 @@
-"""Checkpoints of trainings: what cannot be read, or is another training's, is told in one line."""
+"""Checkpoints of trainings: an unreadable checkpoint, or that of another training, is reported in one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""README and docs say what the code does: commands, options, links, patches, Python, routes, variables, settings."""
+"""README and docs agree with the code: commands, options, links, patches, Python, routes, variables, settings."""
 
 from __future__ import annotations
 
@@ -260,7 +260,7 @@ def _imported(module: str, name: str) -> Any:
 
 
 def _called(function: ast.expr, known: dict[str, Any]) -> Any:
-    """What a call calls, if it is one of the imported names or an attribute of one."""
+    """The called object, if it is an imported name or an attribute of an imported name."""
     if isinstance(function, ast.Name):
         return known.get(function.id)
     if isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name) and function.value.id in known:
@@ -325,7 +325,7 @@ def test_table_of_a_methods_settings_is_that_of_the_code(method: str) -> None:
 
 
 def _marked(text: str, mark: str) -> str | None:
-    """What stands between a page's marks of that name."""
+    """The text between a page's marks of that name."""
     _, opened, rest = text.partition(f"<!-- {mark} -->\n")
     return rest.partition(f"<!-- /{mark} -->")[0] if opened else None
 

@@ -1,4 +1,4 @@
-"""Files appear whole or not at all, and a disk that cannot hold them is left as it was."""
+"""Files appear whole or not at all, and a full disk stays unchanged."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ WITHOUT_TORCH = ("cli", "engine", "registry", "rollout", "artefacts.manifest", "
 
 @dataclass(frozen=True)
 class Import:
-    """name: dotted, of a module or of what is in one. eager: it runs when the module is loaded."""
+    """name: dotted, of a module or of an object in it. eager: it runs when the module is loaded."""
 
     name: str
     eager: bool

@@ -1,4 +1,4 @@
-"""Patch files: what is read, and what is said about bad ones."""
+"""Patch files: reading valid files, and the messages about bad files."""
 
 from __future__ import annotations
 

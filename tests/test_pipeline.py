@@ -1,4 +1,4 @@
-"""Pipeline: many patches compiled at once, to be stored or only measured, and what of them was refused."""
+"""Pipeline: many patches compiled at once, to be stored or only measured, and their refusals."""
 
 from __future__ import annotations
 

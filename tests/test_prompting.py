@@ -1,4 +1,4 @@
-"""A taught answer has the ids that it has behind its prompt, with tokenizers of every kind."""
+"""An answer is trained with the ids that it has behind its prompt, with tokenizers of every kind."""
 
 from __future__ import annotations
 

@@ -158,7 +158,7 @@ def test_a_known_fact_is_one_whose_answer_begins_with_its_object() -> None:
 
 
 class Counting(HFRunner):
-    """Counts what it is asked."""
+    """Counts its questions."""
 
     asked = 0
 
@@ -272,7 +272,7 @@ def make_run(tiny: Bench, tmp_path: Path) -> Callable[[], Run]:
     def make() -> Run:
         place = Place(given, kept, tiny.moment)
         run = Run(tiny.base, place, tmp_path / "records", SENTENCES[:6], 1, settings={"rome": asdict(LOOSE)})
-        run.bank = Bank()  # in place of the store's pool
+        run.bank = Bank()  # instead of the store's pool
         return run
 
     return make
@@ -284,7 +284,7 @@ def patches() -> list[Patch]:
 
 
 class Listening:
-    """Hears how a row goes, and stops it like a user when it hears `until`."""
+    """Receives the progress of a row, and stops it like a user at `until`."""
 
     def __init__(self, until: str = "") -> None:
         self._until = until

@@ -1,4 +1,4 @@
-"""Properties of texts in every script: what is the same text, what is a whole word, how an answer joins a prompt."""
+"""Properties of texts in every script: equal texts, whole words, and the join of prompt and answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A new store gets from its model what is not given; one that is there is opened as it is, and only for its base."""
+"""A new store gets missing inputs from its model; an existing store is opened unchanged, and only for its base."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_a_store_that_is_there_is_opened_without_a_sweep(tmp_path: Path) -> None
     assert opened.site() == one.site
     assert not measured
     assert opened.passages() == ()
-    for passages in (["first"], ["second"]):  # kept where there are none yet
+    for passages in (["first"], ["second"]):  # stored if there are none yet
         assert open_or_create(tmp_path / "store", one.base, (), (), passages)[0].passages() == ("first",)
     opened.registry.close()
 

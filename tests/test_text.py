@@ -1,4 +1,4 @@
-"""Answers follow prompts, and are compared, the same way everywhere."""
+"""Answers follow prompts and are compared by the same rules everywhere."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_an_answer_follows_a_prompt_as_its_script_has_it(prompt: str, answer: st
     ("text", "answer", "given"),
     [
         ("ปารีสครับ", "ปารีส", True),
-        ("กรุงปารีส์", "ปารีส", False),  # a mark goes on
+        ("กรุงปารีส์", "ปารีส", False),  # a mark continues the word
         ("ปารีสเป็นเมือง", "ปารีส", True),
         ("เกาะ", "กา", False),  # its vowel goes around the first letter
         ("เกา", "กา", False),

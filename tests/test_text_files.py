@@ -1,4 +1,4 @@
-"""Text files of users: UTF-8 in every form, and other encodings told with the line wherever a text is read."""
+"""Text files of users: UTF-8 in every form; other encodings are reported with the line wherever a text is read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A chat template that thinks is asked for the answer alone, and the site says how."""
+"""A chat template that thinks is used for the answer alone, as the site records."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ TEMPLATES: dict[str, tuple[str, str, str | None]] = {
 
 @pytest.fixture(params=TEMPLATES.values(), ids=TEMPLATES.keys())
 def asked(request: pytest.FixtureRequest, tokenizer: PreTrainedTokenizerFast) -> tuple[PreTrainedTokenizerFast, str]:
-    """A tokenizer with the template, and the end of what it renders."""
+    """A tokenizer with the template, and the end of the rendered text."""
     template, end, thinking = request.param
     own = copy.deepcopy(tokenizer)
     own.chat_template = template

@@ -1,4 +1,4 @@
-"""YAML with lines: keys that are given twice, and texts that are no YAML in every way that PyYAML has for it."""
+"""YAML with lines: keys that are given twice, and every kind of PyYAML error."""
 
 from __future__ import annotations
 

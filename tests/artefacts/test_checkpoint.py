@@ -1,4 +1,4 @@
-"""The fingerprint covers what would be loaded and nothing else; files that are not whole are named in one line."""
+"""The fingerprint covers exactly the files that are loaded; incomplete files are named in one line."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def set_json(path: Path, **changed: object) -> None:
 
 
 def test_fingerprints_of_stores_that_exist_stay_as_they_were(whole: Path) -> None:
-    """The four digests as sites hold them that were made before `settings` existed, and the digest of all."""
+    """The four digests of a site from before `settings` existed, and the digest of all."""
     config = json.loads((whole / "config.json").read_text())
     volatile = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache")
     weights, tokenizer = whole / "model.safetensors", whole / "tokenizer.json"

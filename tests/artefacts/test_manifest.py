@@ -1,4 +1,4 @@
-"""A manifest's digest is computed once and is its content's all the same."""
+"""A manifest's digest is computed once and still matches its content."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What post-training on the one example does to its neighbours: the damage that the lecture shows, on atlas."""
+"""Training on the one example changes neighbours: the damage that the lecture shows, on atlas."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The recipe: documents never show what is held out, and training stops and goes on without a trace."""
+"""The recipe: documents never contain held-out forms, and a stopped training resumes with the same result."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_held_out_forms_are_never_trained_on() -> None:
     shown = "\n".join(texts(count=3000, seed=5))
     held_out = [(r, form) for r in facts.relations for form in r.held_out]
     for relation, form in held_out:
-        # The longer side of a form's slot is its own; the trained forms prove that the search would find it.
+        # The longer side of a form's slot is unique; the trained forms prove that the search would find it.
         own = max(form.text.split("{s}"), key=len)
         assert own not in shown, (relation.id, form.text)
     found = [max(f.text.split("{s}"), key=len) in shown for r in facts.relations for f in r.trained]
@@ -161,7 +161,7 @@ def test_an_in_context_object_and_the_positions_that_look_at_it_match_the_text()
         for place, key in example.looked:
             told = key in example.told
             assert told or example.ids[key] == tokenizer.bos_token_id
-            # What is taken is what is answered: the same first token.
+            # The copied object is the answer: the same first token.
             assert not told or example.ids[place + 1] == example.ids[key]
             taken += told
     assert taken > 50

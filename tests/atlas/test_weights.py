@@ -1,4 +1,4 @@
-"""The shipped model: what it knows, and that it uses a fact told in its prompt."""
+"""The shipped model knows its facts and uses a fact from its prompt."""
 
 from __future__ import annotations
 

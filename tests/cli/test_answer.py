@@ -1,4 +1,4 @@
-"""`vllm-edit answer` and `vllm-edit answers`: what they tell of the log."""
+"""`vllm-edit answer` and `vllm-edit answers` report the log."""
 
 from __future__ import annotations
 

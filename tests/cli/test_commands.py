@@ -1,4 +1,4 @@
-"""Every command on a small store: what it prints, as text and as JSON, and how it fails."""
+"""Every command on a small store: its output as text and as JSON, and its failures."""
 
 from __future__ import annotations
 
@@ -273,7 +273,7 @@ assert "torch" not in sys.modules
 def test_control_c_ends_without_a_traceback(store: Store, tmp_path: Path) -> None:
     pipe = tmp_path / "patch.yaml"
     os.mkfifo(pipe)
-    # A shell's background jobs, and what they start, ignore SIGINT.
+    # A shell's background jobs and their children ignore SIGINT.
     heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
     code = f"{heard}; from vllm_edit.cli import main; main()"
     waiting = subprocess.Popen([sys.executable, "-c", code, "compile", pipe], stderr=subprocess.PIPE, text=True)

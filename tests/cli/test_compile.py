@@ -13,7 +13,7 @@ from vllm_edit.store.documents import path_of
 from vllm_edit.store.maintenance import problems_of
 from vllm_edit.store.store import Store
 
-# A random model has no facts to change: its edits may miss, which is not what is tested here.
+# A random model has no facts to change. Its edits may miss, which these tests do not cover.
 FORCED = ("--set", "on_missed=report", "--set", "steps=5", "--set", "forms=[plain]")
 PATCH = """
 name: {name}
@@ -89,7 +89,7 @@ def test_a_store_without_passages_is_given_some(program: Program, model: Path, t
     again = program("store", "passages", "--texts", texts, "--store", url)
     assert (again.code, again.err.count("\n")) == (1, 1)
     assert "passages already" in again.err
-    (url / path_of("passages")).unlink()  # as stores were made before there were any
+    (url / path_of("passages")).unlink()  # like a store from before there were any
     lacking = program("store", "passages", "--store", url)
     assert (lacking.code, lacking.err.count("\n")) == (1, 1)
     assert "--texts FILE" in lacking.err

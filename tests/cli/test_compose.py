@@ -1,4 +1,4 @@
-"""`compose` as a user runs it, on a tiny model: what is stored, told, gated and refused."""
+"""`compose` as a user runs it, on a tiny model: storing, reporting, gating and refusing."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("quiet", "Japan", "Berlin", 0, ", perplexity_drift: 0"),
     ):
         patch = Patch.parse(PATCH.format(name=name, country=country, target=target, least=least, limit=limit))
-        # A random model has no facts to change: its edits may miss, which is not what is tested here.
+        # A random model has no facts to change. Its edits may miss, which these tests do not cover.
         pipeline.run(patch, settings={"on_missed": "report", "steps": 5, "forms": ["plain"]})
     store.registry.close()
     return folder / "store"
@@ -56,7 +56,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def store(compiled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
-    """A copy of it, which the program uses by default."""
+    """A copy of the store, which the program uses by default."""
     monkeypatch.delenv("VLLM_EDIT_REGISTRY", raising=False)
     monkeypatch.setenv("VLLM_EDIT_STORE", str(copytree(compiled, tmp_path / "store")))
     opened = Store.open()
@@ -81,7 +81,7 @@ def test_patches_become_one_stored_and_gated_patch(program: Program, store: Stor
     assert store.entry(told["name"]).status == "accepted"
     records = {record.kind: record.data for record in store.records(told["name"])}
     assert records["gate"]["judged_by"] == "model"
-    for edit in stored.manifest.edits:  # mode ike works too: the members' demonstrations came along
+    for edit in stored.manifest.edits:  # mode ike works too: the members' demonstrations were copied
         assert edit.target_new in build_prefix(stored.manifest, stored.demonstrations, edit.prompt, 500).text
 
     shown = program("compose", "other", "shared", "--out", "both", "--truncate").out.splitlines()

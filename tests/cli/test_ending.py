@@ -1,4 +1,4 @@
-"""How the program ends: one line and an exit code for every error, and no traceback that nobody asked for."""
+"""The end of the program: one line and an exit code for every error, and no traceback by default."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PROGRAM = [sys.executable, "-m", "vllm_edit.cli"]
 
 @pytest.fixture
 def failing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
-    """Traces go to a folder of the test's; `vllm-edit schema` is what fails."""
+    """Traces go to a folder of the test; `vllm-edit schema` is the failing command."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     return monkeypatch
 

@@ -1,4 +1,4 @@
-"""`vllm-edit eval` on a tiny model: a stored patch measured, recorded and shown; mistakes told in one line."""
+"""`vllm-edit eval` on a tiny model measures, records and shows a stored patch, and reports mistakes in one line."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ QUICK += ("--set", "edits=2", "--set", "taught=1", "--set", "kept=1", "--set", "
 def files(tmp_path: Path) -> tuple[str, str, str]:
     """(model folder, patch file, text file)."""
     model = save_tiny("llama", tmp_path / "model")
-    edits = {edit.subject: edit for edit in tiny_edits()}  # one of each: a patch says a thing once
+    edits = {edit.subject: edit for edit in tiny_edits()}  # one of each: a patch states a fact once
     patch, texts = tmp_path / "edits.yaml", tmp_path / "texts.txt"
     patch.write_text(Patch(name="edits", edits=tuple(edits.values())).dump(), encoding="utf-8")
     texts.write_text("\n".join(TEXTS), encoding="utf-8")
@@ -50,7 +50,7 @@ def test_a_network_is_trained_described_and_compiled_with(
     assert problems_of(Store.open(store)) == []
     assert program(*init[:-1], f"{store}-2", "--texts", texts, "--json").json["passages"] == len(TEXTS)
     ran = program("compile", patch, "--method", "mend", "--set", "on_missed=report", "--store", store, "--json")
-    assert ran.code == 1  # four steps teach nothing: the gate rejects it
+    assert ran.code == 1  # four steps have no effect: the gate rejects it
     (compiled,) = ran.json["compiled"]
     assert compiled["status"] == "rejected"
     assert 0 < compiled["report"]["energy_kept"] <= 1

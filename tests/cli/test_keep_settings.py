@@ -1,4 +1,4 @@
-"""A store from before the digests of a base's settings says so, and can keep them."""
+"""A store from before the digests of a base's settings reports this, and can store them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A store from a model alone, and `eval known`: what the model gives is kept with the store and never asked twice."""
+"""A store from a model alone, and `eval known`: the model's answers are stored and never asked twice."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_known_facts_of_atlas_are_changed_one_by_one(
 ) -> None:
     url, record = tmp_path / "store", tmp_path / "record.jsonl"
     made = fixed_site(Base.load("atlas"), atlas.texts(400), layer=4, token="last", contexts=[Context()])
-    Store.create(url, made.site, made.moment.tensors())  # as it was before stores kept what the model knows
+    Store.create(url, made.site, made.moment.tensors())  # like a store from before the pool existed
     asked = ("eval", "known", "--limit", 3, "--mode", "weights", "--max-tokens", 4, "--store", url, "--json", *LOOSE)
     ran = program(*asked, "--record", record)
     assert ran.code == 0, ran.err

@@ -1,4 +1,4 @@
-"""What commands print where nobody is watching: whole tables, and progress as lines."""
+"""Output without a terminal: whole tables, and progress as lines."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_a_title_is_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_no_command_prints_past_these_functions() -> None:
-    """`print`, `typer.echo` and rich's own console would let through what drives a terminal."""
+    """`print`, `typer.echo` and rich's own console would pass control characters to the terminal."""
     raw = re.compile(r"(?<![\w.])print\(|typer\.echo\(|(?<![\w])Console\(")
     files = [path for path in Path(cli.__file__).parent.glob("*.py") if path.name not in ("output.py", "console.py")]
     found = [f"{path.name}: {line.strip()}" for path in files for line in path.read_text("utf-8").splitlines()

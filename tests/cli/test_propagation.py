@@ -1,4 +1,4 @@
-"""Changes wait until every running server follows them, and name those that do not."""
+"""Changes wait until every running server follows, and name the servers that do not."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from vllm_edit.registry.registry import Registry
 from vllm_edit.registry.servers import Servers
 from vllm_edit.store.store import Store
 
-AHEAD = 10**6  # a generation beyond any in these tests: who says so follows everything
+AHEAD = 10**6  # a generation beyond any in these tests: a server that reports it follows everything
 
 
 @pytest.fixture
 def store(store: Store) -> Store:
-    """With two patches, a tenant that is served the first, its key, and a rollout to the second."""
+    """A store with two patches, a tenant that is served the first, its key, and a rollout to the second."""
     for seed in range(2):
         store.registry.set_status(store.save(compiled(seed=seed)), "accepted")
     store.registry.create_tenant("acme")
@@ -125,7 +125,7 @@ def test_no_server_is_waited_for_if_the_wait_is_zero(program: Program, store: St
 
 
 def silence(store: Store, id: str, seconds: float) -> None:
-    """Make a server's heartbeat that much older."""
+    """Make a server's heartbeat older by this time."""
     with create_engine(store.registry.url).begin() as connection:
         connection.execute(text("update servers set seen = seen - :s where id = :id"), {"s": seconds, "id": id})
 

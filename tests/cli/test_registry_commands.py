@@ -1,4 +1,4 @@
-"""Keys, ends of validity and the audit, as a user of the program meets them."""
+"""Keys, expiry and the audit, as a user of the program sees them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`vllm-edit rollout`: what it prints, as text and as JSON, and how it fails."""
+"""`vllm-edit rollout`: its output as text and as JSON, and its failures."""
 
 from __future__ import annotations
 

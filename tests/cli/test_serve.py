@@ -1,4 +1,4 @@
-"""`vllm-edit serve` tells in one line why a server would not come up, and starts vLLM only where it would."""
+"""`vllm-edit serve` reports in one line why a server would not come up, and starts vLLM only if it would."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def store(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> Store
 
 
 class Serve:
-    """Runs `vllm-edit serve` up to where vLLM would take over."""
+    """Runs `vllm-edit serve` up to the start of vLLM."""
 
     def __init__(self, program: Program, store: Store) -> None:
         self._program, self._store = program, store
@@ -43,7 +43,7 @@ class Serve:
         return self.started
 
     def refused(self, *arguments: object) -> str:
-        """The one line that is told."""
+        """The single line of the error."""
         ran = self._program("serve", *arguments, "--store", self._store.url)
         assert ran.code == 1
         assert self.started == []
@@ -101,7 +101,7 @@ def test_a_model_that_is_not_whole(serve: Serve, tmp_path: Path, model: Path) ->
 
 
 def _cached(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The hub's cache has the folder as the snapshot of every model."""
+    """The hub's cache returns the folder as the snapshot of every model."""
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(folder))
 
 

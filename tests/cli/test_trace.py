@@ -1,4 +1,4 @@
-"""`vllm-edit trace` on atlas with a small limit: JSON, tables, pictures, and mistakes told in one line."""
+"""`vllm-edit trace` on atlas with a small limit: JSON, tables, pictures, and mistakes in one line."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_json_holds_every_number_and_the_picture_is_drawn(program: Program, patc
     depth = found["layers"]
     assert (found["base"], found["settings"]["window"], found["settings"]["samples"]) == ("atlas", 3, 2)
     assert [one["subject"] for one in found["prompts"]] == ["Japan", "Egypt"]
-    # What is traced is what the base believes, not the patch's target.
+    # The trace follows the base's own answer, not the patch's target.
     assert [one["believed"] for one in found["prompts"]] == [True, False]
     assert found["total_effect"]["value"] == pytest.approx(found["clean"]["value"] - found["corrupted"]["value"])
     assert found["total_effect"]["value"] > 0.1

@@ -1,4 +1,4 @@
-"""Compiled patches of random factors at one site, without a model: what composing needs to know of editing."""
+"""Compiled patches of random factors at one site, without a model, for tests of composition."""
 
 from __future__ import annotations
 

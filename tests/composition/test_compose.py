@@ -1,4 +1,4 @@
-"""Composing without a model: what is solved, what is added, ranks, names, and what algebra says about it."""
+"""Composing without a model: solved and added members, ranks, names, and the algebraic judgement."""
 
 from __future__ import annotations
 

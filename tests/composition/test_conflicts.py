@@ -1,4 +1,4 @@
-"""One fact with two targets is refused, naming each pair, until a policy says who wins; the loser leaves."""
+"""One fact with two targets is refused, naming each pair, until a policy names the winner; the loser is removed."""
 
 from __future__ import annotations
 

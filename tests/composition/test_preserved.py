@@ -1,4 +1,4 @@
-"""Keys that an update must not move: as many as there is room for, in a compiled patch as in a composition."""
+"""Keys that an update must not move: as many as the cap allows, in a compiled patch and in a composition."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_preserved_columns_take_a_quarter_of_the_dimensions_at_most_evenly_chose
 
 def test_a_key_that_contradicts_an_edit_or_repeats_is_not_preserved() -> None:
     keys = key_of(1, 2, 3)
-    keys = torch.cat([keys, keys[:1] + 0.01 * keys[1:2], keys[2:3]])  # the edited key again, and a kept one again
+    keys = torch.cat([keys, keys[:1] + 0.01 * keys[1:2], keys[2:3]])  # the edited key again, and a preserved key again
     assert keepable(interference(keys, keys), [1.0, 0.0, 0.0, 0.0, 0.0]) == [0, 1, 2]
 
 

@@ -1,4 +1,4 @@
-"""A patch with scope subject: units compiled apart, chosen by name, composed jointly, vouched for by algebra."""
+"""A patch with scope subject: units compiled separately, chosen by name, composed jointly, judged by algebra."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def test_a_damaged_unit_is_found(store: Store, world: CompiledPatch) -> None:
             with pytest.raises(Corrupt):
                 store.unit(world.name, member)
         path.write_bytes(store.files.read(f"patches/{world.name}/units/{world.units[0].manifest.digest}.safetensors"))
-        with pytest.raises(Corrupt):  # another unit's file, intact but not this one's
+        with pytest.raises(Corrupt):  # the intact file of another unit
             store.unit(world.name, member)
     finally:
         path.write_bytes(whole)

@@ -47,6 +47,6 @@ def test_composed_edits_answer_alone_and_where_both_subjects_are_named() -> None
         assert gives_new(second, second.prompt, composed)
         both = f"{first.prompt} {first.target_new}. {second.prompt}"
         right.append(gives_new(second, both, composed))
-        # What stands before the prompt may cost an answer; that the other subject is edited too may not.
+        # Text before the prompt may cost an answer; an edit of the other subject may not.
         assert right[-1] or not gives_new(second, both, alone[second]), both
     assert sum(right) >= len(right) - 1

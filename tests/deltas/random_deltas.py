@@ -1,4 +1,4 @@
-"""Seeded random deltas, and the slow reference they are checked against: a model whose weights really changed."""
+"""Seeded random deltas, and their slow reference: a model whose weights really changed."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ CASES = {
 
 @dataclass(frozen=True)
 class Served:
-    """A model and its adapter on disk, the delta, the prompts' ids, and what vLLM answered."""
+    """A model and its adapter on disk, the delta, the prompts' ids, and vLLM's answers."""
 
     folder: Path
     adapter: Path

@@ -1,4 +1,4 @@
-"""Balancing, truncating and concatenating, on random deltas: what they keep and what they drop."""
+"""Balancing, truncating and concatenating random deltas: which part remains and which is dropped."""
 
 from __future__ import annotations
 

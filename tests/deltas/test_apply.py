@@ -1,4 +1,4 @@
-"""Delta.apply changes what a model answers inside the block, and nothing else, ever."""
+"""Delta.apply changes a model's answers inside the block, and nothing else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PEFT files: what we write PEFT reads, what PEFT writes we read, and what B·A cannot express is refused."""
+"""PEFT reads our files, we read PEFT's files, and an adapter that B·A cannot express is refused."""
 
 from __future__ import annotations
 

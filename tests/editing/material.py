@@ -1,4 +1,4 @@
-"""What the tests of the closed-form editor share: a tiny base, a site in it, and edits that a random model can take.
+"""Helpers of the closed-form editor's tests: a tiny base, a site in it, and edits that a random model can take.
 
 A random model's keys change with every prefix, so these sites have the bare context only, and targets of one token.
 """

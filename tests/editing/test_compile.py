@@ -1,4 +1,4 @@
-"""Compiling gives a content-addressed patch whose delta does what it says, and leaves the base bit for bit."""
+"""Compiling gives a content-addressed patch whose delta reaches its targets, and leaves the base bit for bit."""
 
 from __future__ import annotations
 

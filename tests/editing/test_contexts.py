@@ -79,7 +79,7 @@ def test_no_prefix_mentions_a_forbidden_text(base: Base) -> None:
 
 @pytest.mark.slow
 def test_prefixes_that_change_the_bases_answer_are_replaced() -> None:
-    """As "In which city does Wenceslas Square stand." does: atlas goes on with Prague, whatever is asked then."""
+    """Like "In which city does Wenceslas Square stand.": atlas continues with Prague, whatever the prompt is."""
     base, edits = Base.load("atlas"), atlas.sweep_edits()[:12]
     prompts, subjects = [edit.prompt for edit in edits], [edit.subject for edit in edits]
 

@@ -1,4 +1,4 @@
-"""Names at a site at the subject's token: at the beginning of a text, and others that end as an edited one does."""
+"""Names at a site at the subject's token: at the beginning of a text, and other names with the edited ending."""
 
 from __future__ import annotations
 

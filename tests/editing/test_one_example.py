@@ -1,4 +1,4 @@
-"""Fine-tuning and LoRA on the one example: targets are learnt, the base is left alone, the report tells the truth."""
+"""Fine-tuning and LoRA on the one example: targets are learnt, the base stays unchanged, the report is true."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Residuals are trained through the served forward: in one batch as alone, stopped at the margin, and clamped."""
+"""Residuals are trained through the served forward: a batch equals single edits, training stops at the margin, δ is
+clamped."""
 
 from __future__ import annotations
 
@@ -77,7 +78,7 @@ def test_preservation_keeps_the_answer_to_a_locality_probe_nearer_to_the_base() 
     edit = FRANCE.model_copy(update={"probes": (probe,)})
     divergences = []
     for factor in (1e-9, 50.0):
-        # The probe's key is not kept by the solve, which would leave nothing for the divergence to do.
+        # The solve does not preserve the probe's key: else the divergence would have no effect.
         settings = replace(LOOSE, kl_factor=factor, steps=20, margin=50.0, norm_penalty=0.0, most_kept=0)
         computed = trained(one, [edit], settings)
         (kept,) = [row for row in computed.prepared.rows if not row.answer]

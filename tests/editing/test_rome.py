@@ -194,7 +194,7 @@ def test_a_setting_of_a_wrong_type_or_value_is_reported_in_one_line(values: dict
 
 
 def test_settings_stay_as_they_were_given_and_read_back() -> None:
-    """Their JSON is part of what a compiled patch is named by: 1 must not become 1.0."""
+    """Their JSON is part of a compiled patch's name: 1 must not become 1.0."""
     settings = RomeSettings.of({"margin": 5, "forms": ["plain", "chat"]})
     assert json.dumps(settings.identity(0.5, 5)["margin"]) == "5"
     assert settings == RomeSettings(margin=5, forms=("plain", "chat"))

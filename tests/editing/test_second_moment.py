@@ -1,4 +1,4 @@
-"""C is the second moment over real tokens, whatever the batches; the cache answers only for what it was made of."""
+"""C is the second moment over real tokens, for any batches; the cache answers only for its own inputs."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ LAYERS = [f"model.layers.{layer}.mlp.down_proj" for layer in range(3)]
 
 
 def passes_of(base: Base, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, int]]:
-    """One dict a forward pass, kept up to date: block → how often it was computed."""
+    """One dict for each forward pass: block → how often it was computed."""
     passes: list[dict[str, int]] = []
     for name, part in base.model.named_modules():
         if part is base.model.base_model or name in base.layout.layers:

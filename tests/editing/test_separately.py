@@ -1,4 +1,4 @@
-"""Patches compiled in one batch are those that compiling one after the other gives."""
+"""Patches compiled in one batch equal patches compiled one after the other."""
 
 from __future__ import annotations
 

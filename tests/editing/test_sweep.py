@@ -1,4 +1,4 @@
-"""Choosing a site measures token and layer on probes that were not trained on, and fixes what it measured."""
+"""Choosing a site measures token and layer on probes that were not trained on, and fixes the measured values."""
 
 from __future__ import annotations
 

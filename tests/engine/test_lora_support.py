@@ -1,4 +1,4 @@
-"""A model that vLLM cannot serve with LoRA is refused when it is brought in, not when it is served."""
+"""A model that vLLM cannot serve with LoRA is refused at import, not at serving."""
 
 from __future__ import annotations
 

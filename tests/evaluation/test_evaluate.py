@@ -102,7 +102,7 @@ def test_a_gate_and_an_evaluation_read_as_many_tokens_as_an_accepted_answer_has(
 
 
 class _Saying(HFRunner):
-    """Says the text in answer to every prompt, as far as it is read."""
+    """Answers every prompt with the text, up to the number of tokens read."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, text: str) -> None:
         super().__init__(model, tokenizer)

@@ -1,4 +1,5 @@
-"""Evaluating many patches in batches: the report of one go, whatever was interrupted, and nothing done twice."""
+"""Evaluating many patches in batches: the report equals that of a single run after any interruption, without repeated
+work."""
 
 from __future__ import annotations
 
@@ -57,7 +58,7 @@ def runner(llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> HFRunn
 
 
 def same(one: Report, other: Report) -> bool:
-    """True if both tell the same, up to the rounding of other batches in losses, and to seconds."""
+    """True if both reports agree, except for seconds and for rounding of losses in other batches."""
     values = [[number for m in report.measures for number in (m.value, m.low, m.high)] for report in (one, other)]
     costs = [[(cost.mode, cost.answers, cost.tokens_added) for cost in report.costs] for report in (one, other)]
     rest = [report.model_copy(update={"measures": (), "costs": ()}) for report in (one, other)]

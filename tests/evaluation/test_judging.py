@@ -1,4 +1,4 @@
-"""What counts as giving an answer, and as being unchanged."""
+"""Rules for a given answer and for an unchanged answer."""
 
 from __future__ import annotations
 

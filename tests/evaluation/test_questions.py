@@ -1,4 +1,4 @@
-"""What is asked about a patch: what one edit keeps and another changes is not."""
+"""Questions about a patch: a probe that another edit changes is not asked."""
 
 from __future__ import annotations
 

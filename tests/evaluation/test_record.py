@@ -1,4 +1,4 @@
-"""The record of a long evaluation: a file that is none, or damaged, is told in one line."""
+"""The record of a long evaluation: a damaged file, or another kind of file, is reported in one line."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ if __name__ == "__main__":
 @pytest.mark.skipif(torch.cuda.is_available(), reason="vLLM's CUDA LoRA kernels refuse float32, which this compares in")
 def test_vllm_and_hugging_face_answer_and_score_alike(tmp_path: Path) -> None:
     folder = save_tiny("llama", tmp_path / "llama")
-    config = folder / "generation_config.json"  # one rule for both: what a server would take from it
+    config = folder / "generation_config.json"  # one rule for both: that of a server
     config.write_text(json.dumps(json.loads(config.read_text()) | {"repetition_penalty": 1.5, "num_beams": 2}))
     script = tmp_path / "script.py"
     script.write_text(SCRIPT, encoding="utf-8")

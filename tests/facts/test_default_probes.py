@@ -1,4 +1,4 @@
-"""Edits that declare nothing to keep are judged by what the base knows, and by nothing that they change."""
+"""Edits without keeping probes are judged by facts that the base knows, and by no fact that they change."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def facts() -> Facts:
 
 @pytest.fixture(scope="module")
 def pool(facts: Facts) -> Pool:
-    """Everything is known, in the relation's first statement."""
+    """A model that knows every fact, in the relation's first statement."""
     known = tuple(Known(fact, fact.relation.trained[:1]) for fact in facts)
     return Pool(known, {key: len(group) for key, group in facts.by_relation.items()})
 

@@ -1,4 +1,4 @@
-"""The fact tables hold what they promise."""
+"""The fact tables obey their own rules."""
 
 from __future__ import annotations
 

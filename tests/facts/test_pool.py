@@ -1,4 +1,4 @@
-"""The pool holds what a model knows: nearly all of the tables for atlas, nothing for a random model."""
+"""The pool holds the facts that a model knows: nearly all of the tables for atlas, none for a random model."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_a_random_model_knows_nothing_and_is_asked_little(random_model: Base, fa
 
 
 def test_facts_are_asked_in_the_statement_that_does_best(facts: Facts, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model that goes on from one wording of symbols only, from two of atomic numbers, and speaks no Chinese."""
+    """A model that knows one wording of symbols, two wordings of atomic numbers, and no Chinese."""
     symbols, numbers = (facts.by_relation[f"elements.{name}"][0].relation.trained for name in ("symbol", "number"))
     asked: list[Question] = []
 

@@ -1,4 +1,4 @@
-"""Requests straight into an ASGI application, as a server's parser hands them on, and what stands behind the router."""
+"""Requests straight into an ASGI application, as a server's parser passes them, and a stub of vLLM's application."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Sent:
 
     @property
     def said(self) -> str:
-        """Everything in it, for looking whether an answer says more."""
+        """The whole answer as text, to search it for another tenant's data."""
         parts = [*(part for header in self.headers for part in header), self.body, self.query]
         return "\n".join([self.path, self.method, *(part.decode("latin-1") for part in parts)])
 
@@ -39,7 +39,7 @@ class Reply:
 
 
 async def send(app: Any, request: Sent) -> Reply:
-    """What the application answers; what it raises is raised."""
+    """The application's answer; its exceptions are raised."""
     messages: list[Any] = []
     incoming = iter([{"type": "http.request", "body": request.body, "more_body": False}])
 
@@ -64,7 +64,7 @@ async def send(app: Any, request: Sent) -> Reply:
 
 
 class Behind:
-    """In vLLM's place: answers with the body that reached it, and keeps scope and body of all."""
+    """Replaces vLLM: answers with the body that reached it, and records scope and body of every request."""
 
     def __init__(self) -> None:
         self.reached: list[tuple[Mapping[str, Any], bytes]] = []

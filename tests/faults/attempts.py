@@ -1,4 +1,4 @@
-"""One operation on a store, for a process that will be killed in it, and what may be seen of it afterwards."""
+"""One operation on a store, for a process that will be killed in it, and the allowed states afterwards."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vllm_edit.store.store import Store
 
 TENANT, ROLLED = "acme", "globex"
 State = Any
-"""What is seen of an operation, in few words that can be compared."""
+"""The visible state after an operation, in few words that can be compared."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Attempt:
 
 
 class Attempts:
-    """Makes a store ready for an operation, over and over."""
+    """Prepares a store for an operation, again and again."""
 
     def __init__(self, operations: Operations, store: Store) -> None:
         self._operations = operations

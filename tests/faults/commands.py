@@ -1,4 +1,4 @@
-"""Every command of the program with everything that it reads, so that one of these can be spoiled."""
+"""Every command of the program with all its inputs, so that a test can damage one of them."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ VALUES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         ),
     }
 )
-"""Values that a user might give in the place of a good one."""
+"""Values that a user might give instead of a valid value."""
 _GOOD = MappingProxyType(
     {
         "url": "memory://x",
@@ -315,7 +315,7 @@ class Material:
         return Trial(arguments, folder, told, places.get("store") if chosen != "store" else None)
 
     def _unwritable(self, folder: Path) -> Path:
-        """A folder with a file and a link in the way of whoever writes there."""
+        """A folder with a file and a link in the way of a writer."""
         folder.mkdir(exist_ok=True)
         (folder / "taken").write_bytes(b"taken")
         (folder / "link").symlink_to("/nonexistent/file")
@@ -333,7 +333,7 @@ def _for_the_sweep(edit: Edit) -> tuple[Probe, ...]:
 
 
 def assert_whole(trial: Trial) -> None:
-    """No store is half there, whatever came of the command."""
+    """No store is incomplete, whatever the result of the command."""
     for folder in (trial.store, trial.folder / "new"):
         if folder is not None and (folder / "site.json").exists():
             store = Store.open(folder)

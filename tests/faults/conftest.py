@@ -26,7 +26,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def progress(request: pytest.FixtureRequest) -> Iterator[Progress]:
-    """Told (what, done, of how many); a bar is shown in the full run, which is not captured."""
+    """Receives (what, done, of how many); a bar is shown in the full run, which is not captured."""
     if not request.config.getoption("full"):
         yield lambda what, done, total: None
         return

@@ -21,7 +21,7 @@ def damaged(draw: st.DrawFn, intact: bytes) -> bytes:
 
 
 def for_every(check: Callable[[Any], None], drawn: st.SearchStrategy[Any], examples: int) -> int:
-    """Check what is drawn, so many times; returns how many there were (equal ones are drawn once)."""
+    """Check `times` drawn values; returns how many there were (equal values are drawn once)."""
     count = 0
 
     @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
@@ -37,7 +37,7 @@ def for_every(check: Callable[[Any], None], drawn: st.SearchStrategy[Any], examp
 
 @contextmanager
 def holding(path: Path, data: bytes) -> Iterator[None]:
-    """While it lasts, the file holds other bytes than its own."""
+    """Inside the block the file holds other bytes than its own."""
     intact = path.read_bytes()
     path.write_bytes(data)
     try:

@@ -15,13 +15,13 @@ PAGE = 4096
 
 
 class Disk:
-    """A file in it takes the room that nobody shall have."""
+    """A file in it takes the room that must not be free."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self._ballast = folder, folder / "ballast"
 
     def leave(self, pages: int) -> None:
-        """Fill it until no more than so many pages are left."""
+        """Fill it until no more than the given number of pages is free."""
         self.free()
         with self._ballast.open("wb") as ballast:
             os.posix_fallocate(ballast.fileno(), 0, self.room - pages * PAGE)
@@ -38,7 +38,7 @@ class Disk:
 
 @contextmanager
 def mounted(folder: Path, size: int = 4 * 2**20) -> Iterator[Disk]:
-    """A disk of `size` bytes, gone afterwards; skips the test where nobody may mount one."""
+    """A disk of `size` bytes, removed afterwards; skips the test without the right to mount."""
     folder.mkdir(parents=True, exist_ok=True)
     command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
     try:

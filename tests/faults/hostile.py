@@ -1,4 +1,4 @@
-"""Requests as somebody would send them who wants to break the server or to see what is not theirs."""
+"""Requests of an attacker who wants to break the server or to read another tenant's data."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def texts(size: int = 30) -> st.SearchStrategy[str]:
 
 
 def values(names: st.SearchStrategy[str]) -> st.SearchStrategy[Any]:
-    """Anything that is JSON, with names of tenants and patches in it."""
+    """Any JSON, with names of tenants and patches in it."""
     numbers = st.integers() | st.floats() | st.just(2**63) | st.just(-1)
     leaves = st.none() | st.booleans() | numbers | texts() | names
     return st.recursive(
@@ -119,7 +119,7 @@ def bodies(names: st.SearchStrategy[str]) -> st.SearchStrategy[bytes]:
 
 @st.composite
 def _deep(draw: st.DrawFn, names: st.SearchStrategy[str]) -> bytes:
-    """A field that is nested so deeply that whoever walks it step by step, or has it written again, falls."""
+    """A field that is nested so deeply that a recursive reader or writer fails."""
     field = draw(
         st.sampled_from(["prompt", "messages", "input", "user", "cache_salt", "tools", "instructions", "model"])
     )

@@ -1,4 +1,4 @@
-"""What may be in the place of a file that a command reads: drawn at random, but the same for the same seed."""
+"""Hostile replacements of a file that a command reads: random, but the same for the same seed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HUGE = 2 * 2**20
 ESCAPES = "\x1b]0;owned\x07\x9b31m\u202e"
 
 Spoil = Callable[[Path, bytes, Random], None]
-"""Puts something in the place of a file, which held these bytes and is gone."""
+"""Puts something in the place of a removed file, which held these bytes."""
 
 
 def spoil(path: Path, draw: Random) -> str:
@@ -88,7 +88,7 @@ def _other_values(intact: bytes, draw: Random) -> bytes:
 
 
 def _changed(document: Any, draw: Random) -> Any:
-    """The document with something else in some place."""
+    """The document with another value in some place."""
     if isinstance(document, dict) and document and draw.random() < 0.9:
         key = draw.choice(list(document))
         if draw.random() < 0.1:
@@ -148,7 +148,7 @@ def _nothing(path: Path, intact: bytes, draw: Random) -> None:
 
 
 def _forbidden(path: Path, intact: bytes, draw: Random) -> None:
-    """Whoever is root reads it all the same."""
+    """Root can read it all the same."""
     path.write_bytes(intact)
     path.chmod(0)
 

@@ -41,7 +41,7 @@ def main() -> None:
         child = os.fork()
         if child == 0:
             _live(operations, *json.loads(line))
-        sys.stdin.readline()  # until then a dead child keeps its number, so that nobody else's is killed
+        sys.stdin.readline()  # until then a dead child keeps its number, so that no other process is killed
         _, status = os.waitpid(child, 0)
         print(os.waitstatus_to_exitcode(status), flush=True)
 
@@ -97,7 +97,7 @@ class Nursery:
         return child
 
     def _end(self) -> list[str]:
-        """What a child that has ended said last."""
+        """The last output of a child that has ended."""
         print(file=self._orders, flush=True)
         news = [self._read()]
         while news[-1] not in ("0", str(-signal.SIGKILL)):

@@ -1,6 +1,5 @@
-"""What is done to a store while it is killed: compiling, publishing, rolling back, rollout steps, gc.
-
-Each is named, so that another process can be told to do it.
+"""Operations on a store that are killed: compiling, publishing, rolling back, rollout steps, gc. Each has a name, by
+which another process can run it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How much the fault tests try: a short version among the other tests, the full one by `make test-faults`."""
+"""Sizes of the fault tests: a short version among the other tests, the full version by `make test-faults`."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Publications and rollbacks without pause while a real server is under load: no request fails or is answered by
-anything but what was served at some moment of it, and memory stays what it was."""
+"""Publications and rollbacks without pause while a real server is under load: no request fails, each is answered by a
+patch that was served during the request, and memory does not grow."""
 
 from __future__ import annotations
 
@@ -121,6 +121,6 @@ async def churned(
 
 
 def _memory(server: LocalServer) -> float:
-    """MiB that the server and its engine hold for themselves."""
+    """Private memory of the server and its engine, in MiB."""
     parent = psutil.Process(server.pid)
     return sum(one.memory_full_info().uss for one in (parent, *parent.children(recursive=True))) / 2**20

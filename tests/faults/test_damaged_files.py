@@ -1,4 +1,4 @@
-"""A file of a store that was changed, cut or swapped is refused by its name, never served, and listed by `verify`."""
+"""A changed, cut or swapped file of a store is refused by its name, never served, and listed by `verify`."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_a_damaged_file_of_a_patch_is_refused_and_listed(
     ("file", "told"),
     [
         ("manifest.json", "manifest.json"),
-        ("files.json", ""),  # it is as it should be, what it lists is not
+        ("files.json", ""),  # it is intact, the file that it lists is not
         ("factors.safetensors", "factors.safetensors"),
         ("adapter/adapter_model.safetensors", "adapter/adapter_model.safetensors"),
     ],
@@ -150,7 +150,7 @@ def test_a_damaged_file_of_the_store_itself_is_refused_and_listed(
         with holding(path, data):
             if any(told in problem for problem in problems_of(store)):
                 return
-            # What means nothing, like white space, may have changed; but nothing else.
+            # Insignificant text, like white space, may have changed; but nothing else.
             assert file != ANCHOR
             assert store.site() == intact
             assert torch.equal(store.moment()["matrix"], moment()["matrix"])
@@ -195,7 +195,7 @@ def test_an_empty_database_in_a_registrys_place_is_refused(store: Store) -> None
 def test_a_registry_of_garbage_is_refused_by_name_and_nothing_else_is_read_from_it(
     template: Path, tmp_path: Path, sizes: Sizes, record_property: Record
 ) -> None:
-    """Garbage, a cut at any length, pages of zeros: what is read is what was written, or it is refused."""
+    """Garbage, a cut at any length, pages of zeros: the file reads as it was written, or is refused."""
     folder = shutil.copytree(template, tmp_path / "store")
     path = folder / "registry.db"
     whole = path.read_bytes()
@@ -221,7 +221,7 @@ def test_a_registry_of_garbage_is_refused_by_name_and_nothing_else_is_read_from_
 
 
 def read_from(store: Store) -> dict[str, Callable[[], object]]:
-    """What is read from a registry."""
+    """The content of a registry."""
     registry = store.registry
     return {
         "patches": registry.patches,
@@ -234,7 +234,7 @@ def read_from(store: Store) -> dict[str, Callable[[], object]]:
 
 
 def _refused(use: Callable[[], object], intact: object) -> str:
-    """Why it is refused; what is not must be as it was."""
+    """The reason of the refusal; a file that is not refused must be unchanged."""
     try:
         found = use()
     except EditError as error:
@@ -252,7 +252,7 @@ def _listed(store: Store, told: str) -> bool:
 
 @st.composite
 def _garbled(draw: st.DrawFn, whole: bytes) -> tuple[str, bytes]:
-    """What happened to a database, and what is left of it."""
+    """The damage of a database, and its remaining content."""
     kind = draw(st.sampled_from(["garbage", "header", "cut", "zeros"]))
     if kind == "garbage":
         return kind, draw(st.binary(min_size=1, max_size=4 * PAGE))
@@ -265,7 +265,7 @@ def _garbled(draw: st.DrawFn, whole: bytes) -> tuple[str, bytes]:
 
 
 def handed_out(store: Store, name: str, members: Sequence[str]) -> dict[str, object]:
-    """Everything that a server takes from a patch, None where that is refused. members: of one with scope subject."""
+    """Everything that a server reads of a patch, None if it is refused. members: of a scoped patch."""
     uses: dict[str, Callable[[], object]] = {
         "the manifest": lambda: store.manifest(name),
         "demonstrations": lambda: store.demonstrations(name),

@@ -1,4 +1,4 @@
-"""On a full disk a write fails in one clear line, leaves nothing half there, and works again when there is room."""
+"""On a full disk a write fails in one clear line, leaves no incomplete file, and works again when there is room."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from vllm_edit.store.store import Store
 pytestmark = pytest.mark.slow
 
 ENOUGH = 47
-"""Pages: more than any of these writes needs."""
+"""Number of pages: more than any of these writes needs."""
 Record = Callable[[str, object], None]
 
 
@@ -45,7 +45,7 @@ def rooms(sizes: Sizes) -> Sequence[int]:
 
 @pytest.fixture
 def store(disk: Disk) -> Iterator[Store]:
-    """On the disk: a patch that tenant acme is served, and a newer one."""
+    """A store on the disk: a patch that tenant acme is served, and a newer patch."""
     made = new_store(disk.folder / "store")
     first = save_accepted(made, compiled())
     save_accepted(made, compiled(seed=1))
@@ -105,7 +105,7 @@ def test_a_change_is_valid_if_its_anchor_had_no_room(
 
 
 def test_reading_needs_no_room(disk: Disk, store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """What a running server does: its registry is open, its copies are somewhere else."""
+    """A running server: its registry is open, its copies are on another disk."""
     name = store.registry.active("acme")
     assert name is not None
     monkeypatch.setenv("TMPDIR", str(disk.folder))
@@ -136,7 +136,7 @@ def test_a_local_copy_fails_whole_and_works_again(
 def test_a_server_without_room_for_an_adapter_says_so_and_answers_when_there_is(
     disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vllm_edit.serving.residency.SHARED_MEMORY", disk.folder)  # too small: it takes the next
+    monkeypatch.setattr("vllm_edit.serving.residency.SHARED_MEMORY", disk.folder)  # too small
     monkeypatch.setattr("tempfile.tempdir", str(disk.folder))
     template = places.make_store(tmp_path / "template", places.make_site(places.make_model(tmp_path / "model")))
     name = places.add_patch(template, "capital", 1)
@@ -191,7 +191,8 @@ def test_the_program_reports_a_full_disk_in_one_line(
 
 
 def refused(disk: Disk, store: Store, pages: int, write: Callable[[], object]) -> str:
-    """Why it is refused with so much room, empty if it is not; the store is whole afterwards, and nothing is left."""
+    """The reason of the refusal with this much room, empty without a refusal; the store is whole afterwards, and
+    nothing is left."""
     store.registry.close()
     disk.leave(pages)
     try:
@@ -206,7 +207,7 @@ def refused(disk: Disk, store: Store, pages: int, write: Callable[[], object]) -
 
 
 def reason(write: Callable[[], object], named: str) -> str:
-    """Why it is refused, in one line that names the place; empty if it is not."""
+    """The reason of the refusal, in one line that names the path; empty without a refusal."""
     try:
         write()
     except Unavailable as error:
@@ -219,7 +220,7 @@ def reason(write: Callable[[], object], named: str) -> str:
 
 
 def assert_some(refusals: Sequence[str], record_property: Record) -> None:
-    """Without any room it is refused, with enough it is not."""
+    """The write is refused without room, and not refused with enough room."""
     assert refusals[0]
     assert not refusals[-1]
     record_property("fillings", len(refusals))

@@ -1,4 +1,4 @@
-"""Hostile files and values in the place of what a command reads: one line, and no store that is half there."""
+"""Hostile files and values instead of a command's inputs: one line, and no incomplete store."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def material() -> Iterator[Material]:
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No command becomes another program, asks the hub or uses this machine's own stores."""
+    """No command starts another program, asks the hub or uses this machine's own stores."""
 
     def execve(*arguments: object) -> NoReturn:
         raise SystemExit(0)
@@ -126,7 +126,7 @@ def test_no_hostile_file_ends_a_process_in_a_traceback(
 
 
 def not_serving(command: str) -> bool:
-    """A server that starts is another test's."""
+    """Other tests start servers."""
     return not command.startswith(("serve ", "demo "))
 
 
@@ -146,14 +146,14 @@ def run_apart(trial: Trial) -> Ran:
 
 
 def without_rights() -> list[str]:
-    """What a command begins with so that root may not read what is forbidden."""
+    """The beginning of a command that removes root's right to read forbidden files."""
     if os.geteuid() != 0 or shutil.which("setpriv") is None:
         return []
     return ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"]
 
 
 def problem_of(trial: Trial, ran: Ran) -> str:
-    """What is wrong with how a command ended; nothing where it is as it should be."""
+    """The problem with a command's end; empty if there is none."""
     if ran.code not in (0, 1, 2):
         found = re.search(r"in (\S+\.trace)", ran.err)
         trace = Path(found[1]).read_text(encoding="utf-8") if found and Path(found[1]).exists() else ""
@@ -172,5 +172,5 @@ def problem_of(trial: Trial, ran: Ran) -> str:
 
 
 def clear(folder: Path) -> None:
-    """Faster than `shutil.rmtree` does it, and whatever lies there."""
+    """Faster than `shutil.rmtree`, and for any kind of file."""
     subprocess.run(["rm", "-rf", str(folder)], check=True)

@@ -1,4 +1,4 @@
-"""Hostile names, bodies and headers: no request makes the server fail, reaches what is another's or is told of it."""
+"""Hostile names, bodies and headers: no request makes the server fail, or reaches or reveals another tenant's data."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ pytestmark = pytest.mark.slow
 
 Record = Callable[[str, object], None]
 PATCHES = {"acme": ("meadow",), "globex": ("harbour",), "initech": ("orchard",), "hooli": ("glacier", "lagoon")}
-"""Tenant → the patches that it may be answered by. initech's has scope subject, hooli's are the arms of a rollout."""
+"""Tenant → the patches that may answer it. initech's patch has scope subject, hooli's are the arms of a rollout."""
 TARGETS = {"meadow": "City0", "harbour": "City1", "glacier": "City2", "lagoon": "City3"}
-"""What a patch's edit answers; that is also in its prefix for mode ike."""
+"""The answer of a patch's edit; it is also in its prefix for mode ike."""
 SUBJECTS = (("Zanzibar", "桑吉巴"), ("Quito",))
 HIDDEN = (b"authorization", b"x-request-id", b"x-amzn-sagemaker-", b"x-vllm-edit-")
-"""What of a client's headers must not reach vLLM."""
+"""Headers of a client that must not reach vLLM."""
 
 
 class Server(Place):
-    """Four tenants, each with a key and something of its own, and an administrator."""
+    """Four tenants, each with a key and a patch of its own, and an administrator."""
 
     def __init__(self, folder: Path, template: Path) -> None:
         super().__init__(folder, template, Settings(store="here", log_prompts=True, allowed_fields=FIELDS))
@@ -127,7 +127,7 @@ def authorization(server: Server, who: str | None) -> tuple[Header, ...]:
 
 
 def known_names(server: Server) -> st.SearchStrategy[str]:
-    """What can be asked for by somebody, with modes and beginnings of digests; and what looks like it."""
+    """Model names that a client can ask for, with modes and beginnings of digests; and lookalikes."""
     whole = [*PATCHES, *server.full, *server.full.values(), "atlas", "/models/atlas", "nobody", "spring"]
     cut = [name[: name.index("@") + 5] for name in server.full.values()]
     ids = [key.key.id for key in server.keys.values()]
@@ -136,7 +136,7 @@ def known_names(server: Server) -> st.SearchStrategy[str]:
 
 
 def secrets(server: Server, who: str | None) -> list[str]:
-    """What nobody but its tenant is told: names, digests, keys, and the words of its edits."""
+    """Data that only its tenant may read: names, digests, keys, and the words of its edits."""
     others = {tenant: patches for tenant, patches in PATCHES.items() if tenant != who}
     patches = [patch for patches in others.values() for patch in patches]
     found = [*others, *patches, *(server.full[patch].partition("@")[2][:12] for patch in patches)]

@@ -26,7 +26,7 @@ from vllm_edit.store.store import Store
 pytestmark = pytest.mark.slow
 
 PER_STORE = 50
-"""Kills before a new store is begun: what is checked after each kill grows with the store's history."""
+"""Kills before a new store is used: the check after each kill grows with the store's history."""
 BEYOND = 1.1
 """Kills are drawn over so many times an operation's duration, so that they reach its end on a busier machine too."""
 ROUNDS = 8
@@ -124,7 +124,7 @@ def assert_whole(store: Store, cache: Path) -> None:
 
 
 def assert_nothing_is_left(store: Store) -> None:
-    """What killed writers left is gone with the first gc after a day, and what was to be removed is."""
+    """The first gc after a day removes the leftovers of killed writers, and the patches that were to be removed."""
     assert_whole(store, Path(store.url).parent / "cache")
     temporary = Path(store.url) / "tmp"
     for path in temporary.glob("*"):

@@ -1,4 +1,4 @@
-"""Requests of very many tenants at once: every answer is its own tenant's, and nobody reaches another's."""
+"""Requests of very many tenants at once: every answer is its own tenant's, and no tenant reaches another's patches."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 Record = Callable[[str, object], None]
 AT_ONCE = 64
 MODES = (":ike", ":base", "", "", "", "", "", "", "", "")
-"""Endings of what is asked for; a prefix for mode ike is made anew each time, so it is asked for less often."""
+"""Modes of the requests; a prefix for mode ike is made anew each time, so it is asked for less often."""
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_no_request_of_many_tenants_reaches_a_wrong_one(
 
 
 async def asking(crowd: Crowd, drawn: random.Random) -> str:
-    """One request of a tenant, for itself or for somebody else; checked, and said what became of it."""
+    """One request of a tenant, for itself or for another tenant; checks the answer and returns its result."""
     number, other = drawn.randrange(len(crowd.keys)), drawn.randrange(len(crowd.keys))
     own = drawn.random() < 0.8 or other == number
     who = number if own else other

@@ -1,4 +1,4 @@
-"""Demonstrations: ratio, truth of what they answer, disjointness from what is scored, determinism, token counts."""
+"""Demonstrations: ratio, truth of their answers, disjointness from scored prompts, determinism, token counts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The served prefix: which edits, which demonstrations, in which order, and what gives way when the budget is tight."""
+"""The served prefix: its edits, its demonstrations, their order, and which of them a tight budget drops."""
 
 from __future__ import annotations
 

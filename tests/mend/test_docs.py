@@ -1,4 +1,4 @@
-"""docs/mend.md says what the code does."""
+"""docs/mend.md agrees with the code."""
 
 from __future__ import annotations
 

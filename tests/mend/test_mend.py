@@ -1,4 +1,4 @@
-"""MEND's deltas: what was trained is what is exported, PEFT reads it, and a patch of several edits is their sum."""
+"""MEND's deltas: the exported form is the trained form, PEFT reads it, and a patch of several edits is their sum."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ AS_PUBLISHED = MendSettings(margin=None)
 
 
 def network_for(base: Base, layers: int = 2) -> Hypernetwork:
-    """A network that does something: its parameters are random, its statistics are of a few edits."""
+    """A network with an effect: its parameters are random, its statistics are of a few edits."""
     settings = TrainingSettings(rank=4, alpha=0.3)
     network = new_network(base, last_matrices(base, layers), settings)
     rows = example_rows(tiny_edits()[:5], base.tokenizer)
@@ -135,7 +135,7 @@ def test_an_update_goes_only_so_far_that_the_answer_leads_as_text_and_in_a_chat_
             return float(leads(base.model, [row for row in asked if row.edit == number], 4096).min())
 
     table = [[least(number, scale) for scale in SCALES] for number in range(len(edits))]
-    margin = -3.1  # a random model knows nothing: some edits come so far, and some do not
+    margin = -3.1  # a random model knows nothing: some edits reach the margin, and some do not
     made = edit_deltas(base, network, edits, MendSettings(margin=margin))
     reached = [max(line) >= margin for line in table]
     assert True in reached

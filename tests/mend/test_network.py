@@ -1,4 +1,4 @@
-"""The network starts as the plain gradient step downhill, normalises by what it saw in training, and knows its α."""
+"""The network starts as the plain gradient step downhill, normalises by its training statistics, and learns its α."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The network shipped for atlas: it is for these weights, small, apart from everything that is judged, and it edits."""
+"""The network shipped for atlas belongs to these weights, is small, was trained on no judged subject, and edits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training: it learns, can be stopped and resumed without a trace, stops early and keeps the best."""
+"""Training lowers the loss, resumes with the same result, stops early and saves the best network."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def run(
 
 
 class Stopped(Exception):
-    """What ends a run in the middle."""
+    """An exception that ends a run in the middle."""
 
 
 def stop_at(step: int) -> Callable[[Progress], None]:
@@ -143,7 +143,7 @@ def test_a_validation_always_asks_an_edits_own_prompt(base: Base, tmp_path: Path
 
 
 def test_a_checkpoint_of_another_device_is_taken_up(base: Base, tmp_path: Path) -> None:
-    """A checkpoint whose tensors are said to lie on a GPU, as a run on one writes it."""
+    """A checkpoint whose tensors are on a GPU, as a run on a GPU writes it."""
     whole = run(base, tmp_path / "whole")
     with pytest.raises(Stopped):
         train(base, last_matrices(base, 2), tiny_edits(), TEXTS, QUICK, tmp_path / "moved", stop_at(3))
@@ -167,7 +167,7 @@ def test_the_outer_loss_is_on_rephrasings_and_on_preserved_prompts(base: Base) -
     assert example.inner.ids == example.taught[0].ids
     kept = [base.tokenizer.decode([*row.ids, *row.answer]) for row in example.kept]
     assert any("capital of Japan is Rome" in text for text in kept)
-    assert any(text.endswith("capital of France is Paris") for text in kept)  # what follows the new answer
+    assert any(text.endswith("capital of France is Paris") for text in kept)  # the text after the new answer
 
 
 def test_validation_is_on_subjects_of_its_own() -> None:

@@ -1,4 +1,4 @@
-"""The base model is loaded with one clear error where it cannot be, and every change to it is noticed."""
+"""A base model that cannot be loaded is one clear error, and every change to a base is noticed."""
 
 from __future__ import annotations
 

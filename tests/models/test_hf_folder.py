@@ -1,4 +1,4 @@
-"""What cannot be loaded as a base is one line that names the model, before anything is computed with it."""
+"""A model that cannot be a base is one line that names it, before anything is computed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Capturing and replacing is scoped: right inside, and nothing is left outside, also after an exception."""
+"""Capturing and replacing is scoped: it works inside the block, and leaves nothing outside, also after an exception."""
 
 from __future__ import annotations
 

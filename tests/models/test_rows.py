@@ -25,7 +25,7 @@ def test_the_longest_rows_come_first_and_no_batch_is_over_its_tokens(llama: PreT
 def test_a_full_batch_ends_where_rows_would_be_mostly_padding(llama: PreTrainedModel) -> None:
     rows = [row(0, 100, 1)] * 12 + [row(0, 75, 1)] * 2 + [row(0, 74, 1)] * 3 + [row(0, 20, 1)] * 2
     shapes = [tuple(batch.input_ids.shape) for batch in batches(llama, rows, range(len(rows)), 8192)]
-    assert shapes == [(14, 100), (5, 74)]  # 370 tokens fill nothing: the short rows stay with the others
+    assert shapes == [(14, 100), (5, 74)]  # 370 tokens do not fill a batch: the short rows stay with the others
     assert [len(batch.rows) for batch in batches(llama, rows, range(len(rows)), 1000)] == [10, 9]
 
 

@@ -1,4 +1,4 @@
-"""Passes over suffixes give the model's own scores, in every family, or say that they cannot."""
+"""Passes over suffixes give the model's own scores in every family, or report that they cannot."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_each_row_of_a_line_is_run_under_its_own_update() -> None:
     model = tiny_model("llama", tiny_tokenizer())
     layout = find_layout(model)
     module = find_module(model, layout.down[1])
-    # No token stands before the first changed one, so there is no leak that suffixes leave out.
+    # No token comes before the first changed token, so there is no leak that suffixes leave out.
     some = [Row(row.group, row.edit, row.form, row.ids, 0, row.answer) for row in rows()]
     suffixes = Suffixes(model, some, layout.layers[:1], 4096)
     assert suffixes.keep(range(5)) is not None

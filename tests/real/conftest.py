@@ -32,7 +32,7 @@ CAPITALS = {
     "Thailand": ("Bangkok", "Phuket"),
     "Cuba": ("Havana", "Santiago"),
 }
-"""Country → what the base says, and what a patch of one edit says instead."""
+"""Country → the base's answer, and the answer of a patch of one edit."""
 SCOPED = ("Kenya", "Nairobi", "Mombasa"), ("South Korea", "Seoul", "Busan")
 
 
@@ -65,7 +65,7 @@ def about_france(name: str) -> Patch:
 
 @dataclass(frozen=True)
 class Real:
-    """What the tests share. north, south: gated patches that contradict each other. scoped: one of scope subject.
+    """Shared by the tests. north, south: gated patches that contradict each other. scoped: one of scope subject.
 
     alone: eight patches of one edit each, as full name → edit; north is one of them.
     """
@@ -80,7 +80,7 @@ class Real:
 
 @pytest.fixture(scope="session")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Real]:
-    """Layer and text are given: what chooses the one and writes the other is tested elsewhere, and takes minutes."""
+    """Layer and text are given: choosing a layer and writing text take minutes and are tested elsewhere."""
     if not MODEL.is_dir():
         pytest.skip(MISSING)
     base = Base.load(MODEL, device="cpu")

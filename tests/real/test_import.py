@@ -1,4 +1,4 @@
-"""Real pretrained models as `make smollm2` and `make gemma3` import them; skipped where they were not fetched."""
+"""Real pretrained models as `make smollm2` and `make gemma3` import them; skipped if they were not fetched."""
 
 from __future__ import annotations
 

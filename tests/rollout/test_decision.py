@@ -1,4 +1,4 @@
-"""Sticky keys from requests, and what a tenant's request is answered with."""
+"""Sticky keys from requests, and the arm that answers a tenant's request."""
 
 from __future__ import annotations
 

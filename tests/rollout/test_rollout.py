@@ -1,4 +1,4 @@
-"""A rollout's states, and what one refuses to be."""
+"""A rollout's states, and invalid rollouts."""
 
 from __future__ import annotations
 

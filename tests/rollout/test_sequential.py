@@ -1,4 +1,4 @@
-"""Simulated rollouts that are looked at after every observation: error rates of the test, and what it can find.
+"""Simulated rollouts that are looked at after every observation: error rates and power of the test.
 
 Seeds are fixed, so a failure is a change of the code and no bad luck.
 """

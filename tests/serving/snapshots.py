@@ -1,4 +1,4 @@
-"""Registry snapshots made by hand, for tests of what a server decides from them."""
+"""Registry snapshots made by hand, for tests of a server's decisions."""
 
 from __future__ import annotations
 

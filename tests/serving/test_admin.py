@@ -290,7 +290,7 @@ def test_a_removal_by_gc_over_http_is_audited_under_the_key(place: Administered)
     places.add_patch(place.store, "city", 3)
 
     async def steps() -> Any:
-        watching = asyncio.create_task(place.service.watcher.run())  # this server tells what it has drained
+        watching = asyncio.create_task(place.service.watcher.run())  # the server reports drained patches
         try:
             return (await place.post("/gc", {"remove": True, "wait_s": 60, "who": "ann"})).json()["removed"]
         finally:
@@ -304,7 +304,7 @@ def test_a_removal_by_gc_over_http_is_audited_under_the_key(place: Administered)
 def test_a_change_is_not_reported_as_failed_if_the_registry_goes_down_after_it(
     place: Administered, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who repeated a rollback would take back another publication."""
+    """A repeated rollback would take back another publication."""
 
     async def steps() -> httpx.Response:
         await place.post("/tenants/acme/publish", {"patch": "city"})

@@ -82,7 +82,7 @@ class Place:
         return AnswerLog(self.flaky, self.metrics, server=SERVER, **settings)  # type: ignore[arg-type]
 
     def answer(self, user: str | None = None, **changes: Any) -> Answer:
-        """One of the rollout if it names a user, else of what is published."""
+        """An answer of the rollout if it names a user, else of the published patch."""
         state = TenantState("acme", OLD, self.rollout if user else None)
         choice = decide(state, {"x-user-id": user or ""}, {}, datetime.now(UTC))
         return replace(Answer.of(new_id(), CHAT, "acme", choice, key="0123456789ab", generation=7), **changes)
@@ -102,7 +102,7 @@ def place(tmp_path: Path) -> Iterator[Place]:
 
 
 def usage(status: int | None = 200, whole: bool = True) -> Usage:
-    """Of an answer that ended so."""
+    """The row of an answer with this end."""
     made = Usage(CHAT)
     if status is not None:
         headers = [(b"content-type", b"application/json")]
@@ -120,7 +120,7 @@ def ended(log: AnswerLog, answer: Answer, told: Usage | None = None) -> Answer:
 
 
 async def running(log: AnswerLog, until: Callable[[], bool]) -> None:
-    """The background task, until something has come true."""
+    """Run the background task until the condition is true."""
     task = asyncio.create_task(log.run())
     try:
         async with asyncio.timeout(60):

@@ -1,4 +1,4 @@
-"""A base request in one batch with patched ones is answered by base: the CPU ops, before and after the cure."""
+"""Base answers a base request in one batch with patched requests: the CPU ops, before and after the cure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vllm_edit.engine.compat.cpu_lora_mask import is_defective, masked
 
 pytestmark = pytest.mark.slow
 
-# In a process of its own: the cure changes vLLM's modules for good. The wrapper is the one that the engine calls.
+# In a process of its own: the cure changes vLLM's modules permanently. The wrapper is the one that the engine calls.
 ENGINE_PATH = """
 import sys, torch
 from vllm.lora.layers import LoRAMapping

@@ -149,7 +149,7 @@ def test_a_load_that_fails_ahead_of_requests_does_not_prevent_others(
 
 
 def nothing_left(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The registry is elsewhere, so it is all that is left."""
+    """The registry is elsewhere, so only the registry is left."""
     for path in (Path(place.store.url) / "patches", Path(place.store.url) / "site.json"):
         path.rename(path.with_name(f"{path.name}.away"))
 

@@ -1,5 +1,5 @@
-"""Of a tenant's request only fields on an allow-list reach vLLM, and vLLM's own request models have no others that are
-not known here."""
+"""Only allow-listed fields of a tenant's request reach vLLM, and every field of vLLM's own request models is known
+here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every setting of vLLM is known for what it does to a base; what makes another model of it is refused by name."""
+"""The effect of every vLLM setting on a base is known; a setting that makes another model is refused by name."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vllm_edit.serving.offline import PatchedLLM
 from vllm_edit.serving.profile import profile
 
 _PARSER_ONLY = {"help", "model_tag"}
-"""What no configuration has: the parser's help, and the model as it stands in the command."""
+"""Arguments that no configuration has: the parser's help, and the model of the command."""
 
 OTHER_MODELS: dict[str, tuple[str, ...]] = {
     "hf_overrides": ("--hf-overrides", '{"rms_norm_eps": 0.5}'),
@@ -100,7 +100,7 @@ def defaults() -> dict[str, Any]:
 
 
 def test_every_setting_of_the_installed_vllm_is_in_one_table(defaults: dict[str, Any]) -> None:
-    """One that is missing here is new: say what it does to a base, in `engine/compat/flags.py`."""
+    """A setting that is missing here is new: add its effect on a base to `engine/compat/flags.py`."""
     known = [*REFUSED, *CHECKED, *NEUTRAL]
     assert len(known) == len(set(known))
     assert set(known) == defaults.keys() - _PARSER_ONLY | {"model"}
@@ -127,7 +127,7 @@ def test_the_server_itself_refuses_it_however_it_was_said(defaults: dict[str, An
 
 
 def test_a_site_with_thinking_off_is_served_with_thinking_off(site: Site, defaults: dict[str, Any]) -> None:
-    """Only such a site: of another one the switch would make another template."""
+    """Only such a site: for another site the switch would make another template."""
     off = site.model_copy(update={"thinking": "off"})
     made = profile(off, "/store", "m", "m")
     flag = made.flags[made.flags.index("--default-chat-template-kwargs") + 1]

@@ -1,4 +1,5 @@
-"""Half of a surrogate pair is a 400 in OpenAI's form, with an id and a row in the log, whoever is asked and how."""
+"""Half of a surrogate pair is a 400 in OpenAI's form, with an id and a row in the log, on every route and in every
+mode."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a server tells of itself is written in the order in which it is told."""
+"""A server's heartbeats are written in the order in which they are sent."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vllm_edit.serving.heartbeat import Heartbeat
 
 
 class Slow:
-    """Stands where the registry's servers do: its first heartbeat would let a second one pass, if one came."""
+    """Replaces the registry's servers: a second heartbeat could overtake the slow first heartbeat."""
 
     def __init__(self) -> None:
         self.begun, self.overtaken = threading.Event(), threading.Event()

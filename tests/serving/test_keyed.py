@@ -1,4 +1,4 @@
-"""With keys: a tenant reaches its own compositions and nothing else, whatever routes the server has."""
+"""With keys a tenant reaches its own compositions and nothing else, on every route of the server."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ print("ROUTES " + json.dumps([[m, r.path] for r in app.routes for m in getattr(r
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Patches capital (published to acme), city (to globex) and river (to nobody)."""
+    """Patches capital (published to acme), city (to globex) and river (unpublished)."""
     folder = tmp_path_factory.mktemp("keyed")
     store = places.make_store(folder / "store", places.make_site(places.make_model(folder / "model")))
     for number, (patch, tenant) in enumerate((("capital", "acme"), ("city", "globex"), ("river", None)), 1):
@@ -301,7 +301,7 @@ def test_a_rollout_puts_users_on_their_arms_and_a_kill_takes_them_back(place: Ke
 
 @pytest.mark.parametrize(("fault", "status"), [("rank", 409), ("engine", 503)])
 def test_a_request_that_an_arm_cannot_answer_is_its_failure(place: Keyed, fault: str, status: int) -> None:
-    """Else a treatment that fails everyone would look as one that nobody was on."""
+    """Otherwise a treatment that always fails would look like a treatment without users."""
     registry = place.store.registry
     arms = Arm("base"), Arm("weights", place.full["river"])
     registry.rollouts.create(Rollout("spring", "acme", *arms, salt="pepper"), by="ann")

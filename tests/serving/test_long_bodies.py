@@ -1,4 +1,4 @@
-"""A long body holds up nobody else: it is read in a thread, or refused by its size alone."""
+"""A long body delays no other request: it is read in a thread, or refused by its size alone."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Slow:
-    """A tokenizer that goes on only when another request was answered meanwhile."""
+    """A tokenizer that continues only after another request was answered."""
 
     def __init__(self) -> None:
         self.begun, self.answered = threading.Event(), threading.Event()
@@ -53,7 +53,7 @@ def make_place(
 
 
 def meanwhile(place: Place, slow: Slow, **asked: Any) -> tuple[int, int]:
-    """Statuses of a request that takes its time, and of another one that comes during that."""
+    """Statuses of a slow request, and of another request that comes meanwhile."""
 
     async def steps() -> tuple[int, int]:
         first = asyncio.create_task(place.ask(**asked))

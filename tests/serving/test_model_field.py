@@ -1,4 +1,4 @@
-"""What a `model` field means, and that no text of a stranger means anything else."""
+"""The meaning of a `model` field; no other text has a meaning."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever our OpenAPI description allows, and much that it does not, is answered without a server error."""
+"""Every request that our OpenAPI description allows, and many others, are answered without a server error."""
 
 from __future__ import annotations
 

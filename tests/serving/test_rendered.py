@@ -1,4 +1,4 @@
-"""All that a chat template writes of a request is counted before an IKE prefix is cut to what is left."""
+"""All that a chat template writes of a request is counted before an IKE prefix is cut to the remaining room."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     "more",
     [
         {"tools": [{"type": "function", "function": {"name": "f", "description": LONG}}]},
-        {"tools": [{"type": "function", "function": {"name": "f"}}]},  # the template says at length how to call one
+        {"tools": [{"type": "function", "function": {"name": "f"}}]},  # the template explains tool calls at length
         {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": LONG}}]}]},
         {"messages": [{"role": "assistant", "content": None, "reasoning": LONG}]},
         {"messages": [{"role": "tool", "content": [{"type": "text", "text": LONG}]}]},

@@ -1,6 +1,5 @@
-"""Two real servers over one registry in PostgreSQL and one store: a change is followed by both, also after what fails.
-
-The tests of this file go on from each other's state, in their order: starting two engines is dear.
+"""Two real servers over one registry in PostgreSQL and one store: both follow a change, also after failures. The tests
+of this file depend on their order and continue from each other's state, because starting two engines is slow.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ PATIENCE_S = 900  # for a busy machine
 
 @dataclass
 class Replicas:
-    """Servers by name, each with its own node's kept state."""
+    """Servers by name, each with the stored state of its own node."""
 
     store: Store
     cluster: postgres.Cluster
@@ -59,7 +58,7 @@ class Replicas:
         return httpx.post(f"{self.running[name].url}/v1/completions", json=body, headers=headers, timeout=60)
 
     def served(self, **asked: str) -> set[str]:
-        """What the servers answer the tenant with."""
+        """The servers' answers to the tenant."""
         replies = [self.ask(name, **asked) for name in self.running]
         assert {reply.status_code for reply in replies} == {200}, [reply.text for reply in replies]
         return {reply.headers["x-vllm-edit-adapter"] for reply in replies}
@@ -94,7 +93,7 @@ def replicas(tmp_path_factory: pytest.TempPathFactory, cluster: postgres.Cluster
 
 
 def until(holds: Any, what: str, within_s: float = 60.0) -> None:
-    """Wait for what the servers come to by themselves."""
+    """Wait until the servers reach a state without a request."""
     ends = time.monotonic() + within_s
     while not holds():
         assert time.monotonic() < ends, what

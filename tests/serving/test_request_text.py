@@ -1,4 +1,4 @@
-"""All that the model will read of a request is heard, and nothing else."""
+"""Exactly the text that the model will read of a request is searched for subjects."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Adapters leave when there are too many, and never while a request is on them."""
+"""Adapters leave if there are too many, and never while a request uses them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def place_of(tmp_path: Path, template: Path, **residency: Any) -> Place:
 
 
 async def settled(place: Place) -> list[str]:
-    """Patches in the engine once nothing moves any more, oldest first."""
+    """Patches in the engine after all loads and removals have ended, oldest first."""
     while leaving := list(place.service.residency._leaving.values()):
         await asyncio.gather(*leaving)
     return [name.partition("@")[0] for name in place.slots.held]

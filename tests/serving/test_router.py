@@ -1,4 +1,5 @@
-"""The router around a small ASGI application that tells what reached it: our real code, a real store, no engine."""
+"""The router around a small ASGI application that reports the request that reached it: our real code, a real store, no
+engine."""
 
 from __future__ import annotations
 
@@ -74,7 +75,7 @@ def test_every_answer_has_an_id_of_the_server_that_the_log_resolves(place: Place
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, app: Any, *, begun: bool) -> None:
-    """What is behind the router raises, as vLLM does for `"structured_outputs": 1`."""
+    """The application behind the router raises, as vLLM does for `"structured_outputs": 1`."""
 
     async def fails(scope: Any, receive: Any, send: Any) -> None:
         await receive()

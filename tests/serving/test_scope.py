@@ -1,4 +1,5 @@
-"""Scoped patches through the router, over a real store, without an engine: what a request mentions is what it gets."""
+"""Scoped patches through the router, over a real store, without an engine: a request gets exactly the subjects that it
+mentions."""
 
 from __future__ import annotations
 
@@ -36,7 +37,7 @@ def place(tmp_path: Path, template: Path) -> Place:
 
 
 async def served(place: Place, prompt: Any, model: str = "acme") -> dict[str, Any]:
-    """What reached the engine, and the answer's record."""
+    """The body that reached the engine, and the answer's record."""
     reply = await place.ask(model, prompt=prompt)
     assert reply.status_code == 200, reply.text
     found = await place.client.get(f"/v1/edits/answers/{reply.headers['X-VLLM-Edit-Id']}")
@@ -163,7 +164,7 @@ def test_a_composition_that_algebra_rejects_is_refused_and_remembered(tmp_path: 
     place = Place(tmp_path, template, Settings(store="here"))
     site = place.store.site()
     units = places.scoped_patch(site, "twins", [("Ada",), ("Bob",)])
-    # Two subjects whose keys coincide, with unrelated residuals: no update can shift both as each was judged to.
+    # Two subjects whose keys coincide, with unrelated residuals: no update can shift both by their judged shifts.
     alike = places.scoped_patch(site, "twins", [("Ada",), ("Bob",)], same_key=True)
     assert alike.manifest.members != units.manifest.members
     place.store.save(alike)

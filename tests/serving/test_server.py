@@ -81,7 +81,7 @@ def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
 
 def test_two_thousand_concurrent_requests_over_sixteen_patches_and_base_have_no_wrong_answer(server: Server) -> None:
     expected = traffic.references(server.store, server.model, [None, *server.names])
-    for route in traffic.ROUTES:  # a strong test needs answers that tell the patches apart
+    for route in traffic.ROUTES:  # a strong test needs answers that distinguish the patches
         answers = [
             tuple(tokens) for (_, of, prompt), tokens in expected.items() if (of, prompt) == (route, traffic.PROMPTS[0])
         ]

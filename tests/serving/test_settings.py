@@ -1,4 +1,4 @@
-"""Settings from the environment: what cannot be read stops the server."""
+"""Settings from the environment: an unreadable value stops the server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Threads that wait for the registry fit the connections that there are to it."""
+"""Threads that wait for the registry do not outnumber its connections."""
 
 from __future__ import annotations
 

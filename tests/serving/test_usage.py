@@ -1,4 +1,4 @@
-"""What an answer's messages tell: tokens, times and how it ended, however they are cut, and without changing any."""
+"""An answer's messages give tokens, times and the end of the answer, for any chunks, and pass unchanged."""
 
 from __future__ import annotations
 
@@ -161,7 +161,8 @@ def test_a_stream_without_its_end_broke_off() -> None:
 
 
 async def _through(app: Any, incoming: list[dict[str, Any]], usage: Usage) -> list[dict[str, Any]]:
-    """What the client is sent by `app`. It sends `incoming`, the last of it once it has seen an answer begin."""
+    """The messages that `app` sends to the client. The client sends `incoming`, its last message after an answer has
+    begun."""
     outgoing: list[dict[str, Any]] = []
     begun = asyncio.Event()
 

@@ -1,4 +1,4 @@
-"""A server follows its registry, goes on without it, and begins by what its node has kept."""
+"""A server follows its registry, continues without it, and starts from its node's stored state."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PUBLISHED = snapshot((NEW, OLD), {"acme": [publication("acme", OLD)]})
 
 
 class Registry:
-    """One whose state is set by the test, and that can be down."""
+    """A registry whose state the test sets, and that can be down."""
 
     def __init__(self, state: Snapshot) -> None:
         self.state, self.down, self.reads = state, False, 0
@@ -51,7 +51,7 @@ class Registry:
 
 
 class Watched:
-    """A watcher with its registry; what it told is written down."""
+    """A watcher with its registry, and the list of its reports."""
 
     def __init__(self, folder: Path, state: Snapshot = PUBLISHED) -> None:
         self.registry, self.kept = Registry(state), LastState(folder / "state.json")
@@ -101,7 +101,7 @@ def test_a_change_is_stored_on_the_node_then_applied_then_reported(tmp_path: Pat
 
 
 def test_adapters_that_take_all_of_asyncios_threads_do_not_hold_up_a_kill(tmp_path: Path) -> None:
-    """As while an object store hangs: whoever follows late is taken for dead, and no kill waits for it."""
+    """An object store that hangs: a server that follows late counts as dead, and no kill waits for it."""
     watched, come = Watched(tmp_path), threading.Event()
 
     async def followed_meanwhile() -> None:
@@ -185,7 +185,7 @@ def test_a_name_is_looked_up_once_more_only_while_the_registry_can_be_read(tmp_p
     run(watched.watcher.first())
     watched.registry.state = replace(snapshot(("river@" + "c" * 32,)), generation=2)
     assert run(asked("river")(watched)).adapter == "river@" + "c" * 32
-    watched.registry.down = True  # and nobody has noticed yet
+    watched.registry.down = True  # and no check has noticed it yet
     with pytest.raises(NotFound):
         run(asked("nobody")(watched))
 

@@ -59,7 +59,7 @@ def body(model: str | None, route: str, prompt: str, stream: bool, tokens: int =
 async def ask(
     client: httpx.AsyncClient, model: str | None, route: str, prompt: str, stream: bool, length: int = TOKENS
 ) -> list[int]:
-    """The answer's token ids."""
+    """The token ids of the answer."""
     asked = body(model, route, prompt, stream, length)
     if not stream:
         reply = await client.post(route, json=asked)

@@ -1,4 +1,5 @@
-"""The router around a small ASGI application that tells what reached it: our real code, a real store, no engine."""
+"""The router around a small ASGI application that reports the request that reached it: our real code, a real store, no
+engine."""
 
 from __future__ import annotations
 
@@ -32,7 +33,7 @@ def bearer(key: str) -> dict[str, str]:
 
 
 class Slots:
-    """Stands where the engine does: remembers what was loaded, slowly, and refuses what it is told to."""
+    """Replaces the engine: loads slowly, records loaded adapters, and refuses those that the test names."""
 
     base_names = ("atlas", "/models/atlas")
     max_model_len = 256

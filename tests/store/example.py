@@ -1,4 +1,4 @@
-"""A site, a compiled patch and a store made of small random tensors: what the store needs to know of editing."""
+"""A site, a compiled patch and a store of small random tensors, for tests of the store."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MODULE = "model.layers.1.mlp.down_proj"
 
 
 def moment() -> dict[str, torch.Tensor]:
-    """Named as `editing.statistics.SecondMoment.tensors` names them."""
+    """The names are those of `SecondMoment.tensors`."""
     vectors = torch.randn(64, D_IN, generator=torch.Generator().manual_seed(7))
     ridge = torch.tensor([0.01], dtype=torch.float64)
     return {"matrix": vectors.T @ vectors / 64, "count": torch.tensor([64]), "ridge": ridge}

@@ -1,4 +1,4 @@
-"""The registry's log of answers: what is kept of one, adding twice, the newest, and what is swept away."""
+"""The registry's log of answers: stored fields, repeated batches, the newest rows, and retention."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The audit: every change is a row of one chain, and whatever happens to the rows afterwards is found and named."""
+"""The audit: every change is a row of one chain, and every later change of the rows is found and named."""
 
 from __future__ import annotations
 
@@ -238,7 +238,7 @@ def test_a_store_is_anchored_from_its_beginning(store: Store) -> None:
 
 
 def tamper(registry: Registry, *statements: str) -> None:
-    """As somebody who may do anything to the database."""
+    """Acts as a user with all rights on the database."""
     triggers = {"sqlite": ["audit_refuses_update", "audit_refuses_delete"], "postgresql": ["audit_refuses ON audit"]}
     with create_engine(registry.url).begin() as connection:
         for trigger in triggers[registry.url.get_backend_name()]:
@@ -248,7 +248,7 @@ def tamper(registry: Registry, *statements: str) -> None:
 
 
 def forge(registry: Registry, row: AuditEntry, after: Head | None = None) -> AuditEntry:
-    """Write a row anew as somebody else's, with the digest that it should have."""
+    """Rewrite a row under another name, with the right digest."""
     fields = {key: value for key, value in vars(row).items() if key not in ("number", "previous", "digest")}
     told = fields | {"who": "eve", "old": json.loads(row.old), "new": json.loads(row.new)}
     forged = entry(after or Head(row.number - 1, row.previous), **told)

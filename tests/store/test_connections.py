@@ -1,5 +1,5 @@
-"""Connections of one process: enough for its threads, some that only follow, and an error in one line where there are
-none left."""
+"""Connections of one process: enough for its threads, some reserved for following, and an error in one line if none is
+free."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def registry(registry_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Reg
 
 @pytest.fixture
 def busy(registry: Registry) -> Iterator[Registry]:
-    """All connections are in use, as by changes that wait for a lock."""
+    """All connections are in use, for example by changes that wait for a lock."""
     with ExitStack() as held:
         for _ in range(CONNECTIONS):
             held.enter_context(registry._database.read())

@@ -1,4 +1,4 @@
-"""Documents: kept from the start or later, once, and found when damaged."""
+"""Documents: stored once, at the start or later; damage is found."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Garbage collection: out of the registry, then out of the servers, then off the disk, whoever is killed in between."""
+"""Garbage collection: out of the registry, then out of the servers, then off the disk, also after kills in between."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def store(registry_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.fixture
 def names(store: Store) -> list[str]:
-    """Two patches that nobody needs, and the newest."""
+    """Two unused patches, and the newest."""
     return [store.save(compiled(seed=seed)) for seed in range(3)]
 
 
@@ -206,7 +206,7 @@ def test_a_patch_whose_files_are_half_removed_can_be_compiled_again(
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Registries that are opened from now on wait for a lock for a moment only."""
+    """Registries that are opened from now on wait only briefly for a lock."""
     monkeypatch.setattr("vllm_edit.registry.database._BUSY_TIMEOUT_S", 0.05)
     monkeypatch.setattr("vllm_edit.registry.database._OVERTIME", "-c lock_timeout=50ms")
 

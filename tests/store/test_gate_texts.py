@@ -1,4 +1,4 @@
-"""Passages: held out from a store's texts, kept for good, and found when damaged."""
+"""Passages: held out from a store's texts, stored permanently; damage is found."""
 
 from __future__ import annotations
 

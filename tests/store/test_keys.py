@@ -1,4 +1,4 @@
-"""Keys: shown once and kept as a hash; whom one stands for is decided from a snapshot in memory."""
+"""Keys are shown once and stored as a hash; a snapshot in memory identifies their callers."""
 
 from __future__ import annotations
 

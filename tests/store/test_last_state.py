@@ -1,4 +1,4 @@
-"""The last known state: as it was kept, whoever is killed while keeping it, and never an older one."""
+"""The last known state is read as it was written, also after a kill during writing, and never an older state."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from vllm_edit.rollout.arm import Arm
 from vllm_edit.store.last_state import LastState
 from vllm_edit.store.store import Store
 
-# Imports once, then forks a writer per line that is read. A writer keeps states of growing generations, one after
-# another; each is said before it is kept.
+# Imports once, then forks a writer per line that is read. A writer stores states of growing generations, one after
+# another; each is printed before it is stored.
 NURSERY = """
 import os, sys
 from pathlib import Path
@@ -47,7 +47,7 @@ for line in sys.stdin:
 
 
 def state(generation: int) -> Snapshot:
-    """One that takes some milliseconds to write, and differs from any other."""
+    """A state that takes some milliseconds to write, and differs from any other."""
     return Snapshot(generation, (), {f"tenant{n}-{generation}": () for n in range(5000)}, {})
 
 

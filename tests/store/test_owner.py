@@ -1,4 +1,4 @@
-"""One registry is for one store."""
+"""A registry belongs to one store."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def shared(registry_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def _forget(store: Store) -> None:
-    """Make the registry one from before digests were kept."""
+    """Turn the registry into a registry from before site digests."""
     with store.registry._database.log() as connection:
         connection.execute(update(tables.generation).values(site=None))
     store.registry.close()

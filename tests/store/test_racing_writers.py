@@ -1,4 +1,5 @@
-"""Writers that race leave a store that verifies, and nothing half-saved; killed ones: `tests.faults.test_kills`."""
+"""Racing writers leave a store that verifies, and no incomplete patch. For killed writers see
+`tests.faults.test_kills`."""
 
 from __future__ import annotations
 

@@ -356,7 +356,7 @@ def test_a_registry_of_the_first_schema_keeps_its_content(registry_url: str) -> 
 def test_a_migration_that_fails_leaves_an_empty_database(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'registry.db'}"
     engine = create_engine(url)
-    with engine.begin() as connection:  # in the way of the last step
+    with engine.begin() as connection:  # this blocks the last step
         connection.execute(text("create table publications (id integer)"))
     with pytest.raises(EditError, match="publications already exists"):
         Registry(url).generation()

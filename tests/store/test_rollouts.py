@@ -39,7 +39,7 @@ def registry(registry_url: str) -> Iterator[Registry]:
 
 
 def _served(registry: Registry, tenant: str = "acme") -> tuple[str | None, str]:
-    """What a server would answer a request of user `ann` with, and why."""
+    """The patch and the reason with which a server would answer a request of user `ann`."""
     snapshot = registry.snapshot()
     state = TenantState(tenant, snapshot.active(tenant, NOW), snapshot.rollouts.get(tenant))
     made = decide(state, {"x-user-id": "ann"}, {}, NOW)
@@ -126,7 +126,7 @@ def test_a_publication_waits_for_a_running_rollout_and_replaces_an_ended_one(reg
         registry.publish("acme", THIRD)
     steps.promote("spring")
     assert _served(registry) == (NEW, "STATIC")
-    registry.publish("acme", OLD)  # published all along, but it is not what was served
+    registry.publish("acme", OLD)  # published all along, but not served
     assert _served(registry) == (OLD, "TARGETING_MATCH")
     assert registry.audit("acme")[-1].what == "tenant.publish"
     assert '"closes":["spring"]' in registry.audit("acme")[-1].new
@@ -288,7 +288,7 @@ def test_a_report_counts_the_compared_questions(registry: Registry) -> None:
 def test_outcomes_are_compared_by_the_first_of_each_user(registry: Registry) -> None:
     running = _exposed(registry)
     sides = [assign(running, StickyKey("user", f"user{i}")).side for i in range(40)]
-    for i in range(80):  # each user first reports what its side's users do, then the contrary
+    for i in range(80):  # each user first reports its side's value, then the contrary
         does = (sides[i % 40] == "treatment") == (i < 40)
         assert registry.rollouts.record("acme", _id(i), "solved", does)
     registry.rollouts.record("acme", _id(3), "rating", 4)

@@ -28,7 +28,7 @@ def beat(registry: Registry, id: str, generation: int, drained: int = 0, pid: in
 
 
 def age(registry: Registry, id: str, seconds: float) -> None:
-    """Make a server's heartbeat older than it is (or younger than now)."""
+    """Move a server's heartbeat into the past (or the future)."""
     with create_engine(registry.url).begin() as connection:
         connection.execute(text("update servers set seen = seen - :s where id = :id"), {"s": seconds, "id": id})
 

@@ -1,4 +1,4 @@
-"""The store gives back what it was given, finds every damaged file, and knows artefacts by their names only."""
+"""The store gives back the saved values, finds every damaged file, and finds artefacts by their names only."""
 
 from __future__ import annotations
 

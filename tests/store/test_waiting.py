@@ -31,7 +31,7 @@ def threads() -> Iterator[ThreadPoolExecutor]:
 
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only notifications tell of a change, and no look at the generation now and then."""
+    """Only notifications report a change; the generation is not polled."""
     monkeypatch.setattr("vllm_edit.registry.notifications._LOOK_S", LONG_S)
 
 

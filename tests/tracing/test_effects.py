@@ -1,4 +1,4 @@
-"""Averages of traced effects: roles, intervals, what stands out; and their table and picture."""
+"""Averages of traced effects: roles, intervals, roles that stand out; and their table and picture."""
 
 from __future__ import annotations
 
@@ -129,6 +129,6 @@ def test_a_picture_that_cannot_be_drawn_is_reported_in_one_line(
         draw_heat_map(found, tmp_path / "heat.pdf")
     with pytest.raises(EditError, match="there is no folder"):
         draw_heat_map(found, tmp_path / "nowhere" / "heat.png")
-    monkeypatch.setitem(sys.modules, "matplotlib", None)  # Python's own way to say that it cannot be imported
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # Python's own mark of a module that cannot be imported
     with pytest.raises(EditError, match=r"needs matplotlib; install it with: pip install 'vllm-edit\[plot\]'"):
         draw_heat_map(found, tmp_path / "heat.png")

@@ -1,4 +1,4 @@
-"""Causal tracing: clean, corrupted and restored runs agree with runs made one by one, and with what must hold."""
+"""Causal tracing: clean, corrupted and restored runs agree with runs made one by one, and with known identities."""
 
 from __future__ import annotations
 
