@@ -138,9 +138,9 @@ def compare(
         name = f"batched, {budget} tokens"
         ways.append((name, len(work.patches), lambda budget=budget: _batched(work, budget)))  # type: ignore[misc]
     if whole:
-        exact = replace(work, settings=replace(work.settings, fast_products=False))
-        forms = replace(exact, settings=replace(exact.settings, first_rows="all"))
-        tokens = replace(forms, settings=replace(forms.settings, whole_rows=True))
+        exact = replace(work, settings=work.settings.replace(fast_products=False))
+        forms = replace(exact, settings=exact.settings.replace(first_rows="all"))
+        tokens = replace(forms, settings=forms.settings.replace(whole_rows=True))
         # Nothing lies below layer 0, so no block's states are kept from step to step. The module stays what it is.
         lowest = work.made.site.model_copy(update={"layer": 0})
         blocks = replace(tokens, made=MadeSite(lowest, work.made.moment))
@@ -191,7 +191,7 @@ def _alone(work: Work, patch: Patch) -> CompiledPatch:
 
 
 def _batched(work: Work, budget: int) -> Sequence[CompiledPatch]:
-    settings = replace(work.settings, batch_tokens=budget)
+    settings = work.settings.replace(batch_tokens=budget)
     return compile_separately(work.patches, work.base, site=work.made.site, moment=work.made.moment, settings=settings)
 
 

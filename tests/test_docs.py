@@ -12,10 +12,8 @@ import re
 import shlex
 import subprocess
 import sys
-import textwrap
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, is_dataclass
-from itertools import pairwise
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,7 @@ from typer.main import get_command
 from benchmarks import methods
 from vllm_edit.cli import app
 from vllm_edit.editing.compile import METHODS
+from vllm_edit.editing.method_settings import MethodSettings
 from vllm_edit.errors import PatchError
 from vllm_edit.ike.bank import Bank
 from vllm_edit.patch import Patch
@@ -330,25 +329,18 @@ def _marked(text: str, mark: str) -> str | None:
     return rest.partition(f"<!-- /{mark} -->")[0] if opened else None
 
 
-def _settings_table(settings: type[Any]) -> str:
-    """Name, default and docstring of every field of a settings dataclass, in their order."""
-    told: dict[str, str] = {}
-    names = [field.name for field in fields(settings)]
-    for owner in reversed([cls for cls in settings.__mro__ if is_dataclass(cls)]):
-        body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0].body  # type: ignore[attr-defined]
-        for field, text in pairwise(body):
-            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and field.target.id in names:
-                assert isinstance(text, ast.Expr), f"{field.target.id} has no docstring"
-                assert isinstance(text.value, ast.Constant)
-                told[field.target.id] = " ".join(str(text.value.value).split()).replace("|", "\\|")
+def _settings_table(settings: type[MethodSettings]) -> str:
+    """Name, default and description of every field of a settings class, in their order."""
     rows = ["| setting | default | |", "|---|---|---|"]
-    for field in fields(settings):
-        missing = "site's" if "None takes the site's" in told[field.name] else "none"
+    for name, field in settings.model_fields.items():
+        assert field.description, f"{name} has no docstring"
+        told = " ".join(field.description.split()).replace("|", "\\|")
+        missing = "site's" if "None takes the site's" in told else "none"
         shown = ", ".join(field.default) if isinstance(field.default, tuple) else field.default
         default = missing if shown is None else shown
-        if field.name in settings.scoped:
-            default = f"{default}; scope subject: {settings.scoped[field.name]}"
-        rows.append(f"| `{field.name}` | {default} | {told[field.name]} |")
+        if name in settings.scoped:
+            default = f"{default}; scope subject: {settings.scoped[name]}"
+        rows.append(f"| `{name}` | {default} | {told} |")
     return "\n".join(rows) + "\n"
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +17,7 @@ from tests.tiny import SENTENCES
 from vllm_edit import pipeline as pipeline_module
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.editing.compile import compile_patch
-from vllm_edit.evaluation.evaluate import Settings, evaluate
+from vllm_edit.evaluation.evaluate import EvaluationSettings, evaluate
 from vllm_edit.evaluation.perplexity import drift_of
 from vllm_edit.evaluation.refused import Refused
 from vllm_edit.evaluation.runners.hf import HFRunner
@@ -47,7 +46,7 @@ def test_every_patch_is_compiled_as_if_alone_or_refused_with_its_reason(pipeline
     # Two of them edit one subject, so they cannot be compiled in one batch.
     patches = [patch_of(FRANCE, name="one"), patch_of(UNREACHABLE, name="two"), patch_of(AGAIN, name="three")]
     told: list[str] = []
-    tried = pipeline.attempt(patches, "rome", asdict(LOOSE), lambda what, done, total: told.append(what))
+    tried = pipeline.attempt(patches, "rome", dict(LOOSE), lambda what, done, total: told.append(what))
     assert [one.declared.name if isinstance(one, Refused) else one.manifest.patch for one in tried] == [
         "one", "two", "three",
     ]  # fmt: skip
@@ -80,7 +79,7 @@ def test_patches_compiled_in_a_batch_are_stored_and_judged_each_and_one_that_mis
     monkeypatch.setattr(pipeline_module, "compile_separately", watched)
     edits = {"one": FRANCE, "two": UNREACHABLE, "three": AGAIN, "four": BRAZIL}
     patches = [patch_of(edit, name=name) for name, edit in edits.items()]
-    found = {patch.name: result for patch, result in pipeline.run_all(patches, "rome", asdict(LOOSE))}
+    found = {patch.name: result for patch, result in pipeline.run_all(patches, "rome", dict(LOOSE))}
     assert batches == [["one", "two", "four"]], "three edits a subject of the batch, and is compiled alone"
     assert found.keys() == edits.keys()
     for name, result in found.items():
@@ -101,7 +100,7 @@ def test_an_edit_that_the_model_cannot_read_is_refused_alone_and_by_its_number(
 ) -> None:
     long = JAPAN.model_copy(update={"target_new": "Paris " * 300})
     patches = [patch_of(FRANCE, name="one"), Patch(name="two", scope=scope, edits=(BRAZIL, long))]
-    first, refused = pipeline.attempt(patches, "rome", asdict(LOOSE))
+    first, refused = pipeline.attempt(patches, "rome", dict(LOOSE))
     assert isinstance(first, CompiledPatch)
     assert isinstance(refused, Refused)
     lines = refused.reason.splitlines()
@@ -110,7 +109,7 @@ def test_an_edit_that_the_model_cannot_read_is_refused_alone_and_by_its_number(
 
 
 def test_an_edit_to_be_reported_is_not_refused(pipeline: Pipeline) -> None:
-    (one,) = pipeline.attempt([patch_of(UNREACHABLE, name="two")], "rome", {**asdict(LOOSE), "on_missed": "report"})
+    (one,) = pipeline.attempt([patch_of(UNREACHABLE, name="two")], "rome", {**dict(LOOSE), "on_missed": "report"})
     assert isinstance(one, CompiledPatch)
     assert one.report.missed == (0,)
 
@@ -134,7 +133,9 @@ def test_a_prompt_that_a_server_would_refuse_fails_its_probe_and_the_patch_is_ju
     (status,) = [row.status for row in pipeline.store.registry.patches() if row.name == outcome.name]
     assert status == "rejected"
     runner = HFRunner(pipeline.base.model, pipeline.base.tokenizer)
-    report = evaluate(outcome.compiled, runner, settings=Settings(max_tokens=2, latency=0), site=pipeline.site)
+    report = evaluate(
+        outcome.compiled, runner, settings=EvaluationSettings(max_tokens=2, latency=0), site=pipeline.site
+    )
     assert list(report.unserved) == [outcome.name]
     assert list(report.unserved[outcome.name]) == [both]
     assert why in report.unserved[outcome.name][both]
@@ -156,7 +157,7 @@ def test_a_patch_that_moves_ordinary_text_too_far_is_rejected_and_one_that_canno
 ) -> None:
     gate = Gate(reliability=0, locality=0, unrelated=0, perplexity_drift=0)
     limited = Patch(name="limited", scope=scope, gate=gate, edits=(FRANCE, JAPAN))
-    settings, runner = asdict(LOOSE), HFRunner(pipeline.base.model, pipeline.base.tokenizer)
+    settings, runner = dict(LOOSE), HFRunner(pipeline.base.model, pipeline.base.tokenizer)
     unjudged = pipeline.run(limited, "rome", settings)
     assert [line.split(",")[0] for line in unjudged.failures] == ["perplexity_drift: not measured"]
     assert pipeline.store.entry(unjudged.name).status == "rejected"
@@ -187,7 +188,7 @@ def test_a_patch_that_moves_ordinary_text_too_far_is_rejected_and_one_that_canno
 
 def test_a_patch_with_scope_subject_is_compiled_as_it_says(pipeline: Pipeline) -> None:
     scoped = patch_of(FRANCE, JAPAN, name="scoped").model_copy(update={"scope": "subject"})
-    tried = pipeline.attempt([patch_of(BRAZIL, name="one"), scoped], "rome", asdict(LOOSE))
+    tried = pipeline.attempt([patch_of(BRAZIL, name="one"), scoped], "rome", dict(LOOSE))
     one, two = tried
     assert isinstance(one, CompiledPatch)
     assert isinstance(two, CompiledPatch)
@@ -198,13 +199,13 @@ def test_a_gate_asks_known_facts_where_a_patch_declares_nothing_to_keep(pipeline
     facts = Facts.load(tables_folder())
     patch = patch_of(FRANCE.model_copy(update={"relation": "countries.capital", "probes": ()}), name="france")
     patch = patch.model_copy(update={"gate": Gate(reliability=0, locality=1)})
-    before = pipeline.run(patch, "rome", asdict(LOOSE))
+    before = pipeline.run(patch, "rome", dict(LOOSE))
     capitals = facts.by_relation["countries.capital"]
     known = tuple(Known(fact, fact.relation.trained[:1]) for fact in capitals)
     pipeline.store.keep("pool", Pool(known, {"countries.capital": len(capitals)}).as_record())
 
     asked = Pipeline(pipeline.store, pipeline.base, Bank())
-    outcome = asked.run(patch, "rome", asdict(LOOSE))
+    outcome = asked.run(patch, "rome", dict(LOOSE))
     assert outcome.name == before.name, "the patch is what was declared"
     first, record = (one.data for one in pipeline.store.records(outcome.name, "gate"))
     assert (first["default_probes"], record["default_probes"]) == (0, 8)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -271,7 +270,7 @@ def make_run(tiny: Bench, tmp_path: Path) -> Callable[[], Run]:
 
     def make() -> Run:
         place = Place(given, kept, tiny.moment)
-        run = Run(tiny.base, place, tmp_path / "records", SENTENCES[:6], 1, settings={"rome": asdict(LOOSE)})
+        run = Run(tiny.base, place, tmp_path / "records", SENTENCES[:6], 1, settings={"rome": dict(LOOSE)})
         run.bank = Bank()  # instead of the store's pool
         return run
 
@@ -341,7 +340,7 @@ def test_a_stopped_run_resumes(make_run: Callable[[], Run], patches: list[Patch]
 
 def test_another_setting_is_another_record(make_run: Callable[[], Run], patches: list[Patch]) -> None:
     first, second = make_run(), make_run()
-    second.settings = {"rome": {**asdict(LOOSE), "steps": 61}}
+    second.settings = {"rome": {**dict(LOOSE), "steps": 61}}
     for run in (first, second):
         run.figures_of("r-ROME", "tiny", patches[:1], Listening())
     assert len(list(first.folder.glob("tiny-r-ROME-*.jsonl"))) == 2
@@ -351,7 +350,7 @@ def test_a_row_of_the_ablation_differs_from_the_default_as_its_name_says(
     make_run: Callable[[], Run], patches: list[Patch]
 ) -> None:
     run = make_run()
-    run.settings = {"rome": {**asdict(LOOSE), "kl_factor": 0.5}}
+    run.settings = {"rome": {**dict(LOOSE), "kl_factor": 0.5}}
     for title in ("r-ROME", "no rows to keep", "margin 5"):
         run.figures_of(title, "tiny", patches[:1], Listening())
     heads = [json.loads(path.read_text().splitlines()[0])["measures"] for path in run.folder.glob("*.jsonl")]

@@ -202,7 +202,7 @@ class Pipeline:
             return None
         wanted = settings_of(chosen, settings)
         # An edit that misses must not fail the batch: it is reported, and refused here.
-        reporting = replace(wanted, on_missed="report")
+        reporting = wanted.replace(on_missed="report")
         try:
             compiled = compile_separately(
                 patches, self.base, method, site=self.site, moment=self.moment, settings=reporting, progress=progress

@@ -1,4 +1,4 @@
-"""Base of all settings: frozen dataclasses that pydantic validates. One error reports all problems.
+"""The base of all settings: immutable values that pydantic validates. One error reports all problems.
 
 Values are not converted (1 does not become 1.0), because settings are part of a compiled patch's identity.
 """
@@ -6,22 +6,14 @@ Values are not converted (1 does not become 1.0), because settings are part of a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, fields
-from functools import wraps
-from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Self, TypeVar, cast, dataclass_transform
+from collections.abc import Callable
+from typing import Annotated, Any, ClassVar, Self
 
-import pydantic.dataclasses
 from pydantic import AfterValidator, ConfigDict, ValidationError, WrapValidator
 from pydantic_core import ErrorDetails
 
 from vllm_edit.errors import EditError
-from vllm_edit.patch import Scope
-
-T = TypeVar("T")
-RUN_TIME = ("batch_tokens", "on_missed")
-"""Settings that do not affect the result."""
+from vllm_edit.frozen import Frozen
 
 
 def _finite(value: Any, check: Callable[[Any], float]) -> Any:
@@ -65,50 +57,38 @@ Seed = Annotated[int, between(-(2**63), 2**63 - 1)]
 """A seed in the range of torch's generators."""
 
 
-class MethodSettings:
-    """Base of settings classes, which need the decorator `checked`.
+class Settings(Frozen):
+    """Base of classes of settings. A docstring below a field is its description in the JSON schema.
 
-    method: name of the method. scoped: defaults that differ for a patch with scope subject.
+    Attributes:
+        title: what the settings are of, for messages.
     """
 
-    method: ClassVar[str]
-    scoped: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    model_config = ConfigDict(strict=True, use_attribute_docstrings=True)
+    title: ClassVar[str]
 
-    @classmethod
-    def of(cls, values: Mapping[str, Any], scope: Scope = "all") -> Self:
-        """Settings from plain values, such as those of the CLI or a manifest. scope: the scope of the compiled patch.
+    def __init__(self, **values: Any) -> None:
+        """Settings with these values, and defaults for the others.
 
         Raises:
             EditError: names are unknown or values are invalid; one line lists all problems.
         """
-        known = {field.name for field in fields(cls)}  # type: ignore[arg-type]  # subclasses are dataclasses
-        if unknown := sorted(set(values) - known):
-            raise EditError(
-                f"unknown settings {', '.join(unknown)}; settings of {cls.method} are {', '.join(sorted(known))}"
-            )
-        return cls(**{**(cls.scoped if scope == "subject" else {}), **values})
-
-    def lasting(self) -> dict[str, Any]:
-        """All settings except the run-time settings, by name."""
-        return {key: value for key, value in asdict(self).items() if key not in RUN_TIME}  # type: ignore[call-overload]
-
-
-@dataclass_transform(frozen_default=True)
-def checked(cls: type[T]) -> type[T]:
-    """Make a frozen dataclass that validates its values; invalid ones raise EditError, one line for all problems."""
-    made: Any = pydantic.dataclasses.dataclass(frozen=True, config=ConfigDict(strict=True))(cls)
-    validate = made.__init__
-
-    @wraps(validate)
-    def init(self: Any, *values: Any, **named: Any) -> None:
+        if unknown := sorted(set(values) - set(type(self).model_fields)):
+            known = ", ".join(sorted(type(self).model_fields))
+            raise EditError(f"unknown settings {', '.join(unknown)}; settings of {self.title} are {known}")
         try:
-            validate(self, *values, **named)
+            super().__init__(**values)
         except ValidationError as error:
             problems = dict.fromkeys(_message(problem) for problem in error.errors())  # a union reports each member
-            raise EditError(f"settings of {getattr(cls, 'method', cls.__name__)}: {'; '.join(problems)}") from None
+            raise EditError(f"settings of {self.title}: {'; '.join(problems)}") from None
 
-    made.__init__ = init
-    return cast("type[T]", made)
+    def replace(self, **changes: Any) -> Self:
+        """A copy with these values changed.
+
+        Raises:
+            EditError: names are unknown or values are invalid; one line lists all problems.
+        """
+        return type(self)(**{**dict(self), **changes})
 
 
 def _message(problem: ErrorDetails) -> str:

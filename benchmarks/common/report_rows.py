@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from vllm_edit.evaluation.evaluate import Settings
+from vllm_edit.evaluation.evaluate import EvaluationSettings
 from vllm_edit.evaluation.intervals import wilson
 from vllm_edit.evaluation.report import Answer, Mode, Report
 
@@ -24,7 +24,7 @@ COLUMNS = (
 )
 """(metric, tag of its probes)."""
 NAMES = tuple(f"{metric} {tag}".strip() for metric, tag in COLUMNS)
-SETTINGS = Settings(teacher_forced=False, latency=0, answers=True)
+SETTINGS = EvaluationSettings(teacher_forced=False, latency=0, answers=True)
 """Free generation only, with the answers that rows are made of."""
 
 

@@ -93,7 +93,7 @@ class Singles:
 def identity_of(method: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The method with all of its settings, JSON-able: what a record of its edits is of."""
     chosen = settings_of(method_of(method), settings)
-    return {"method": method, "settings": {key: _plain(value) for key, value in asdict(chosen).items()}}
+    return {"method": method, "settings": {key: _plain(value) for key, value in dict(chosen).items()}}
 
 
 def _plain(value: Any) -> Any:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from benchmarks.public.text import Read, Written
-from vllm_edit.evaluation.evaluate import Settings
+from vllm_edit.evaluation.evaluate import EvaluationSettings
 from vllm_edit.evaluation.intervals import bootstrap, resampled
 from vllm_edit.evaluation.judging import gives_any
 from vllm_edit.evaluation.measuring import Outcome, summarise
@@ -21,7 +21,7 @@ from vllm_edit.evaluation.report import Mode
 from vllm_edit.evaluation.reporting import report_of
 from vllm_edit.evaluation.sheet import Sheet, with_numbers
 
-SETTINGS = Settings(split=None, max_tokens=16, latency=0)
+SETTINGS = EvaluationSettings(split=None, max_tokens=16, latency=0)
 """Every probe, answered freely and forced."""
 _PROBABILITY = {RELIABILITY: "EM_p", "paraphrase": "PM_p", "locality": "NM_p"}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -95,7 +95,7 @@ class Run:
         edited = title not in (BASE, IKE)
         return {
             "row": title,
-            "settings": asdict(SETTINGS),
+            "settings": dict(SETTINGS),
             "writes": self.writes,
             "passages": digest_json(list(self.passages)),
             "made": self._made_by(_made_as(title)) if edited else None,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 
 from tests.editing.material import BRAZIL, FRANCE, JAPAN, LOOSE, Bench, bench, patch_of
@@ -51,7 +49,7 @@ def test_facts_of_one_subject_from_two_patches_are_put_into_one_group_with_both_
         Edit(prompt="Japan is home to the", subject="Japan", relation="people", target_new="Paris"),
         Edit(prompt="Japan and its people speak", subject="Japan", relation="language", target_new="Italy"),
     ]
-    loose = replace(LOOSE, on_missed="report", steps=5)
+    loose = LOOSE.replace(on_missed="report", steps=5)
     members = [compiled(one, fact, name=fact.relation, settings=loose) for fact in facts]
     composed = compose(members)
     assert (composed.manifest.rank, len(composed.manifest.columns)) == (1, 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -69,8 +68,8 @@ def test_the_manifest_names_edits_base_and_settings(llama: Bench) -> None:
 
 def test_names_are_content_run_time_settings_do_not_change_them_and_others_do(llama: Bench) -> None:
     first = compiled(llama, FRANCE)
-    assert compiled(llama, FRANCE, settings=replace(LOOSE, on_missed="report")).name == first.name
-    assert compiled(llama, FRANCE, settings=replace(LOOSE, margin=1.5)).name != first.name
+    assert compiled(llama, FRANCE, settings=LOOSE.replace(on_missed="report")).name == first.name
+    assert compiled(llama, FRANCE, settings=LOOSE.replace(margin=1.5)).name != first.name
     assert compiled(llama, FRANCE, name="other").manifest.adapter == first.manifest.adapter
 
 
@@ -80,7 +79,7 @@ def test_the_base_is_bit_identical_after_success_and_after_a_refusal(family: str
     before = one.base.state_digest()
     compiled(one, FRANCE)
     with pytest.raises(UnsafeEdit):
-        compiled(one, FRANCE, settings=replace(LOOSE, steps=0))
+        compiled(one, FRANCE, settings=LOOSE.replace(steps=0))
     assert one.base.state_digest() == before
 
 

@@ -50,7 +50,7 @@ def test_an_edit_whose_answer_would_continue_its_last_word_is_trained_to_end() -
     before, said = _solved(one, FRENCH, LOOSE)
     assert not said, "otherwise this edit shows nothing"
     assert before.health[0].passed == before.health[0].rows
-    after, said = _solved(one, FRENCH, replace(LOOSE, whole_words=True))
+    after, said = _solved(one, FRENCH, LOOSE.replace(whole_words=True))
     assert said
     assert after.health[0].steps > before.health[0].steps
     assert after.health[0].rows == before.health[0].rows, "an ending is no row of the edit's own"
@@ -61,7 +61,7 @@ def test_an_edit_whose_answer_ends_by_itself_costs_no_step_more() -> None:
     for target in ("people", "Japan"):
         edit = FRANCE.model_copy(update={"target_new": target})
         (before, by_itself), (after, said) = (
-            _solved(one, edit, replace(LOOSE, whole_words=whole_words)) for whole_words in (False, True)
+            _solved(one, edit, LOOSE.replace(whole_words=whole_words)) for whole_words in (False, True)
         )
         assert by_itself, "otherwise this edit shows nothing"
         assert said

@@ -68,7 +68,7 @@ def test_names_are_capitalised_words_of_one_token_that_have_none_in_small_letter
 
 def test_an_update_is_whole_at_a_texts_beginning_and_nothing_at_other_names_of_the_same_ending() -> None:
     one = bench(token="subject_last")
-    prepared = prepare(one.base, one.site, one.moment, [PROVINCE], replace(LOOSE, opening=True, same_ending=4))
+    prepared = prepare(one.base, one.site, one.moment, [PROVINCE], LOOSE.replace(opening=True, same_ending=4))
     columns = prepared.columns
     assert {column.share for column in columns.columns} == {0.0, 1.0}
     assert any("opening" in column.form for column in columns.columns)
@@ -91,7 +91,7 @@ def test_a_subject_has_a_key_at_a_texts_beginning_unless_it_is_the_first_token_t
     one, tokenizer = bench(token="subject_last"), tiny_tokenizer(bos=bos)
     base = Base.of(one.base.model, tokenizer)
     edit = PROVINCE.model_copy(update={"prompt": "The capital of X is", "subject": "X"})  # one byte, one token
-    settings = replace(LOOSE, opening=True, max_columns=8)
+    settings = LOOSE.replace(opening=True, max_columns=8)
     columns = prepare(base, one.site, one.moment, [edit], settings).columns.columns
     assert any("opening" in column.form for column in columns) is bos
 
@@ -99,7 +99,7 @@ def test_a_subject_has_a_key_at_a_texts_beginning_unless_it_is_the_first_token_t
 def test_a_name_whose_key_resembles_ordinary_text_is_no_column(monkeypatch: pytest.MonkeyPatch) -> None:
     one = bench(token="subject_last")
     edit = PROVINCE.model_copy(update={"prompt": "The mayor of North Sakarya Province is"})
-    settings = replace(LOOSE, opening=True)
+    settings = LOOSE.replace(opening=True)
     assert "opening" in {
         column.form for column in prepare(one.base, one.site, one.moment, [edit], settings).columns.columns
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +42,7 @@ def llama() -> Bench:
 
 
 def compiled(one: Bench, method: str, *edits: Edit, **changes: Any) -> CompiledPatch:
-    settings = replace(SETTINGS[method], **changes)
+    settings = SETTINGS[method].replace(**changes)
     return compile_patch(patch_of(*edits), one.base, method, site=one.site, moment=one.moment, settings=settings)
 
 

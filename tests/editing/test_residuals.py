@@ -4,7 +4,6 @@ clamped."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import pytest
 import torch
@@ -27,7 +26,7 @@ EDITS = (FRANCE, JAPAN, BRAZIL)
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
 def test_a_batch_of_edits_gives_each_the_residual_it_gets_alone(family: str) -> None:
     one = bench(family)
-    settings = replace(LOOSE, steps=8, batch_tokens=40)
+    settings = LOOSE.replace(steps=8, batch_tokens=40)
     together = trained(one, EDITS, settings)
     for index, edit in enumerate(EDITS):
         alone = trained(one, [edit], settings)
@@ -54,7 +53,7 @@ def test_training_stops_at_the_margin_and_greedy_decoding_then_gives_the_target(
 
 def test_a_residual_never_leaves_the_ball_around_zero() -> None:
     one = bench()
-    settings = replace(LOOSE, clamp=0.2, margin=50.0, steps=20)
+    settings = LOOSE.replace(clamp=0.2, margin=50.0, steps=20)
     residuals = trained(one, [FRANCE], settings).factors.residuals
     limit = 0.2 * one.site.residual_scale * 64**0.5
     torch.testing.assert_close(residuals.norm(), torch.tensor(limit), rtol=1e-4, atol=0.0)
@@ -62,7 +61,7 @@ def test_a_residual_never_leaves_the_ball_around_zero() -> None:
 
 def test_training_takes_no_step_where_the_base_already_answers_so() -> None:
     one = bench()
-    untrained = trained(one, [FRANCE], replace(LOOSE, steps=0))
+    untrained = trained(one, [FRANCE], LOOSE.replace(steps=0))
     answer = greedy(one.base.model, untrained.prepared.taught, 1, LOOSE.batch_tokens)
     lead = float(leads(one.base.model, answer, LOOSE.batch_tokens))
     module = find_module(one.base.model, one.site.module)
@@ -79,7 +78,7 @@ def test_preservation_keeps_the_answer_to_a_locality_probe_nearer_to_the_base() 
     divergences = []
     for factor in (1e-9, 50.0):
         # The solve does not preserve the probe's key: else the divergence would have no effect.
-        settings = replace(LOOSE, kl_factor=factor, steps=20, margin=50.0, norm_penalty=0.0, most_kept=0)
+        settings = LOOSE.replace(kl_factor=factor, steps=20, margin=50.0, norm_penalty=0.0, most_kept=0)
         computed = trained(one, [edit], settings)
         (kept,) = [row for row in computed.prepared.rows if not row.answer]
         assert one.base.tokenizer.decode(kept.ids, skip_special_tokens=True) == probe.prompt
@@ -136,7 +135,7 @@ def test_a_pass_over_edits_served_together_scores_the_joint_update_and_trains_ea
 
 def _steps(one: Bench, below: Sequence[str], *, whole: bool, edits: Sequence[Edit] = EDITS) -> Trained:
     """Three steps with a random A for each edit."""
-    settings = replace(LOOSE, steps=3, margin=50.0)
+    settings = LOOSE.replace(steps=3, margin=50.0)
     prepared = prepare(one.base, one.site, one.moment, edits, settings)
     A = torch.randn(len(edits), 96, generator=torch.Generator().manual_seed(0)) / 96
     module = find_module(one.base.model, one.site.module)

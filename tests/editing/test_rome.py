@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -51,7 +50,7 @@ def test_forms_of_an_edit_become_columns_of_one_group_and_gate_probes_never_do()
         Probe(kind="paraphrase", prompt="What is the capital of Germany?", split="gate"),
     )
     edit = FRANCE.model_copy(update={"aliases": ("Italy",), "probes": probes})
-    prepared = prepare(one.base, one.site, one.moment, [edit], replace(LOOSE, forms=("plain", "chat", "alias", "tune")))
+    prepared = prepare(one.base, one.site, one.moment, [edit], LOOSE.replace(forms=("plain", "chat", "alias", "tune")))
     assert [column.form for column in prepared.columns.columns] == ["plain", "chat", "alias:Italy", "tune:0"]
     assert set(prepared.columns.group_of) == {0}
     texts = {one.base.tokenizer.decode(row.ids, skip_special_tokens=True) for row in prepared.rows}
@@ -73,7 +72,7 @@ def test_forms_whose_keys_nearly_coincide_are_averaged_and_the_rest_is_limited()
 
 def test_two_facts_of_a_subject_at_its_token_share_one_residual_trained_on_both() -> None:
     one = bench(token="subject_last", layer=1)
-    result = compile_edits(one.base, one.site, one.moment, [PEOPLE, FRANCE, SPEECH], replace(LOOSE, on_missed="report"))
+    result = compile_edits(one.base, one.site, one.moment, [PEOPLE, FRANCE, SPEECH], LOOSE.replace(on_missed="report"))
     assert [group.edits for group in result.groups] == [(0, 2), (1,)]
     assert result.delta.rank == 2
     assert [column.form for column in result.columns] == ["plain", "plain"]  # equal keys: merged into one column
@@ -90,7 +89,7 @@ def test_equal_keys_of_different_subjects_stay_apart() -> None:
 def test_the_references_residual_rule_adds_the_gap_between_the_bare_value_and_the_mean() -> None:
     contexts = (Context(), Context(prefix="Because. "))
     one = bench("gpt2", contexts=contexts)
-    settings = replace(LOOSE, residual_rule="reference", steps=0)
+    settings = LOOSE.replace(residual_rule="reference", steps=0)
     computed = trained(one, [FRANCE], settings)
     weight = linear_weight(one.base.model.get_submodule(one.site.module)).detach()
     gap = weight @ (computed.prepared.bare[0] - computed.prepared.columns.keys[0])  # v0 − W k̄
@@ -100,10 +99,10 @@ def test_the_references_residual_rule_adds_the_gap_between_the_bare_value_and_th
 
 def test_a_missed_edit_is_refused_by_name_and_reported_on_request() -> None:
     one = bench()
-    hurried = replace(LOOSE, steps=1)
+    hurried = LOOSE.replace(steps=1)
     with pytest.raises(UnsafeEdit, match=r"edit 1 \('The currency of Japan is the' → 'Paris'\): the target leads by -"):
         compile_edits(one.base, one.site, one.moment, [FRANCE, JAPAN], hurried)
-    report = compile_edits(one.base, one.site, one.moment, [FRANCE, JAPAN], replace(hurried, on_missed="report")).report
+    report = compile_edits(one.base, one.site, one.moment, [FRANCE, JAPAN], hurried.replace(on_missed="report")).report
     assert report.missed == (0, 1)
     assert all(line.problems for line in report.edits)
 
@@ -111,9 +110,9 @@ def test_a_missed_edit_is_refused_by_name_and_reported_on_request() -> None:
 def test_edits_that_miss_in_the_joint_solve_are_trained_on() -> None:
     one = bench()
     edits = [FRANCE, JAPAN, BRAZIL]
-    near = replace(LOOSE, margin=0.11, served_margin=0.2, damping=0.2, learning_rate=0.02)
+    near = LOOSE.replace(margin=0.11, served_margin=0.2, damping=0.2, learning_rate=0.02)
     with pytest.raises(UnsafeEdit, match="compile it apart from the edits"):
-        compile_edits(one.base, one.site, one.moment, edits, replace(near, rounds=1))
+        compile_edits(one.base, one.site, one.moment, edits, near.replace(rounds=1))
     report = compile_edits(one.base, one.site, one.moment, edits, near).report
     assert min(line.served_margin for line in report.edits) >= near.served_margin
 
@@ -133,20 +132,20 @@ def test_an_edit_that_misses_in_spite_of_training_is_trained_on_whole_rows_and_t
 
     monkeypatch.setattr(rounds, "train_residuals", watched)
     monkeypatch.setattr(rounds, "served_leads", leaking)
-    compile_edits(one.base, one.site, one.moment, [FRANCE], replace(LOOSE, margin=1.0, served_margin=0.1))
+    compile_edits(one.base, one.site, one.moment, [FRANCE], LOOSE.replace(margin=1.0, served_margin=0.1))
     assert runs == [(False, 1.0), (True, 1.0), (True, pytest.approx(1.0 + 2 * 1.1))]
 
 
 def test_an_update_that_is_large_beside_the_weights_is_refused() -> None:
     one = bench()
     with pytest.raises(UnsafeEdit, match=r"‖ΔW‖/‖W‖ is .*, at most 0.01 is allowed"):
-        compile_edits(one.base, one.site, one.moment, [FRANCE], replace(LOOSE, most_norm=0.01))
+        compile_edits(one.base, one.site, one.moment, [FRANCE], LOOSE.replace(most_norm=0.01))
 
 
 def test_a_key_like_those_of_ordinary_text_is_refused() -> None:
     one = bench()
     with pytest.raises(UnsafeEdit, match=r"leverage .*, at least 100 is needed"):
-        compile_edits(one.base, one.site, one.moment, [FRANCE], replace(LOOSE, least_denominator=100.0))
+        compile_edits(one.base, one.site, one.moment, [FRANCE], LOOSE.replace(least_denominator=100.0))
 
 
 def test_a_patch_of_too_high_a_rank_is_refused_before_anything_is_trained() -> None:
@@ -190,7 +189,7 @@ def test_a_setting_of_a_wrong_type_or_value_is_reported_in_one_line(values: dict
         RomeSettings.of(values)
     assert "\n" not in str(refused.value)
     with pytest.raises(EditError, match=re.escape(told)):
-        replace(RomeSettings(), **values)
+        RomeSettings().replace(**values)
 
 
 def test_settings_stay_as_they_were_given_and_read_back() -> None:
@@ -199,7 +198,7 @@ def test_settings_stay_as_they_were_given_and_read_back() -> None:
     assert json.dumps(settings.identity(0.5, 5)["margin"]) == "5"
     assert settings == RomeSettings(margin=5, forms=("plain", "chat"))
     assert RomeSettings.of(json.loads(json.dumps(settings.lasting()))) == settings
-    assert hash(settings) == hash(replace(settings))
+    assert hash(settings) == hash(settings.replace())
 
 
 def test_tune_locality_probes_are_preserved_and_gate_probes_are_not_looked_at() -> None:
@@ -215,4 +214,4 @@ def test_tune_locality_probes_are_preserved_and_gate_probes_are_not_looked_at() 
     kept = computed.prepared.columns.keys[1].double() @ computed.update.dense().T
     edited = computed.prepared.columns.keys[0].double() @ computed.update.dense().T
     assert kept.norm() < 1e-6 * edited.norm()
-    assert len(prepare(one.base, one.site, one.moment, [edit], replace(LOOSE, most_kept=0)).columns.columns) == 1
+    assert len(prepare(one.base, one.site, one.moment, [edit], LOOSE.replace(most_kept=0)).columns.columns) == 1

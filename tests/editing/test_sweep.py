@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -51,7 +50,7 @@ def test_the_sweep_finds_where_edits_work_and_leaves_the_base_alone(family: str)
         layers=[0, 2],
         contexts=(Context(),),
         dampings=(0.0, 0.1),
-        settings=replace(LOOSE, steps=25, on_missed="report"),
+        settings=LOOSE.replace(steps=25, on_missed="report"),
         progress=lambda what, *_: seen.append(what),
     )
     singles = [row for row in choice.table if not row.joint]
@@ -86,7 +85,7 @@ def test_only_the_finalists_are_tried_with_contexts(monkeypatch: pytest.MonkeyPa
         contexts=contexts,
         dampings=(0.0,),
         margins=(1.0, 2.0),
-        settings=replace(LOOSE, steps=20, on_missed="report"),
+        settings=LOOSE.replace(steps=20, on_missed="report"),
     )
     # Six candidates; one finalist to three, one by one and together; one larger margin.
     assert tried[:6] == [(1, 2, 10)] * 6
@@ -149,7 +148,7 @@ def test_a_damping_that_cannot_solve_the_edits_together_is_no_candidate() -> Non
     """Two subjects behind the same tokens: one key, which without damping cannot take two answers."""
     base = base_of("llama")
     twin = FRANCE.model_copy(update={"subject": "The capital", "relation": "other", "target_new": "Tokyo"})
-    chosen = {"contexts": (Context(),), "settings": replace(LOOSE, steps=3, on_missed="report"), "layers": [2]}
+    chosen = {"contexts": (Context(),), "settings": LOOSE.replace(steps=3, on_missed="report"), "layers": [2]}
     choice = choose_site(base, [probed(FRANCE), probed(twin)], TEXTS, tokens=("last",), dampings=(0.0, 0.1), **chosen)
     assert [row.damping for row in choice.table if row.joint] == [0.1]
     assert choice.made.site.damping == 0.1

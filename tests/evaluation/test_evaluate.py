@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from tests.evaluation.conftest import Compile
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.errors import EditError
-from vllm_edit.evaluation.evaluate import Settings, evaluate, run_gate
+from vllm_edit.evaluation.evaluate import EvaluationSettings, evaluate, run_gate
 from vllm_edit.evaluation.judging import unchanged
 from vllm_edit.evaluation.refused import Refused
 from vllm_edit.evaluation.report import Measure, Report
@@ -32,7 +32,7 @@ def runner(llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> HFRunn
 
 @pytest.fixture(scope="module")
 def report(compiled: CompiledPatch, runner: HFRunner) -> Report:
-    return evaluate(compiled, runner, settings=Settings(max_tokens=6, latency=2, answers=True))
+    return evaluate(compiled, runner, settings=EvaluationSettings(max_tokens=6, latency=2, answers=True))
 
 
 def test_every_mode_answers_the_same_questions(report: Report) -> None:
@@ -93,7 +93,7 @@ def test_a_gate_and_an_evaluation_read_as_many_tokens_as_an_accepted_answer_has(
     compiled = compile_random(Patch(name="long", edits=(edit,)), 3)
     has = {text: len(answer_ids(tokenizer, edit.prompt, text)) for text in (long, longer)}
     assert has[longer] > has[long] > 16
-    for ask in (run_gate, lambda patch, runner: evaluate(patch, runner, settings=Settings(latency=0))):
+    for ask in (run_gate, lambda patch, runner: evaluate(patch, runner, settings=EvaluationSettings(latency=0))):
         runner = _Counting(llama, tokenizer)
         ask(compiled, runner)
         assert runner.asked["The capital of Peru is"] == runner.asked["Water is"] == 16
@@ -162,7 +162,7 @@ def test_several_patches_are_each_measured_alone(
     patch: Patch, compile_random: Compile, compiled: CompiledPatch, runner: HFRunner
 ) -> None:
     other = compile_random(patch.model_copy(update={"name": "other"}), 5)
-    settings = Settings(max_tokens=6, latency=0, teacher_forced=False, answers=True)
+    settings = EvaluationSettings(max_tokens=6, latency=0, teacher_forced=False, answers=True)
     together = evaluate([compiled, other], runner, ("weights",), settings)
     assert together.patches == (compiled.name, other.name)
     for single in (compiled, other):
@@ -208,7 +208,7 @@ def test_a_refused_edit_fails_metrics_that_need_it_and_earns_nothing_for_localit
     refused = Refused(
         patch.model_copy(update={"name": "other"}), "its target does not lead", compiled.demonstrations
     )  # fmt: skip
-    settings = Settings(max_tokens=6, latency=1, answers=True)
+    settings = EvaluationSettings(max_tokens=6, latency=1, answers=True)
     alone = evaluate(compiled, runner, settings=settings)
     report = evaluate([compiled, refused], runner, settings=settings)
     assert report.refused == {"other": "its target does not lead"}
@@ -240,7 +240,10 @@ def test_a_report_counts_the_probes_that_another_edit_of_the_patch_excludes(
     probe = Probe(kind="unrelated", prompt=others[0].prompt, target=others[0].target_true)
     crossed = patch.model_copy(update={"edits": (first.model_copy(update={"probes": (probe,)}), *others)})
     report = evaluate(
-        compile_random(crossed, 5), runner, ("weights",), Settings(max_tokens=4, latency=0, teacher_forced=False)
+        compile_random(crossed, 5),
+        runner,
+        ("weights",),
+        EvaluationSettings(max_tokens=4, latency=0, teacher_forced=False),
     )
     assert report.not_asked == {"unrelated": 1}
     console = Console(file=io.StringIO(), width=160)
@@ -250,7 +253,7 @@ def test_a_report_counts_the_probes_that_another_edit_of_the_patch_excludes(
 
 def test_progress_counts_the_answers_of_each_mode(compiled: CompiledPatch, runner: HFRunner) -> None:
     told: list[tuple[str, int, int]] = []
-    settings = Settings(max_tokens=2, latency=0)
+    settings = EvaluationSettings(max_tokens=2, latency=0)
     evaluate(compiled, runner, ("base", "weights"), settings, lambda *progress: told.append(progress))
     assert told[0] == ("base", 0, 10)
     assert ("weights", 0, 10) in told
@@ -299,7 +302,7 @@ def test_a_gate_says_which_edits_it_has_no_probes_for(compile_random: Compile, r
 
 
 def test_a_patch_that_is_not_compiled_can_only_be_asked_of_base(patch: Patch, runner: HFRunner) -> None:
-    assert evaluate(patch, runner, ("base",), Settings(latency=0)).find("reliability", "base") is not None
+    assert evaluate(patch, runner, ("base",), EvaluationSettings(latency=0)).find("reliability", "base") is not None
     with pytest.raises(EditError, match="moves is not compiled"):
         evaluate(patch, runner)
     with pytest.raises(EditError, match="nothing to evaluate"):

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from tests.evaluation.conftest import Compile
 from vllm_edit.errors import EditError
 from vllm_edit.evaluation.asking import Progress, ask
-from vllm_edit.evaluation.evaluate import Settings, evaluate
+from vllm_edit.evaluation.evaluate import EvaluationSettings, evaluate
 from vllm_edit.evaluation.in_batches import evaluate_in_batches, identity
 from vllm_edit.evaluation.record import Record
 from vllm_edit.evaluation.refused import Refused
@@ -24,7 +24,7 @@ from vllm_edit.evaluation.sheet import Sheet
 from vllm_edit.evaluation.time_left import TimeLeft, shown
 from vllm_edit.patch import Patch
 
-SETTINGS = Settings(max_tokens=4, latency=0, answers=True)
+SETTINGS = EvaluationSettings(max_tokens=4, latency=0, answers=True)
 
 
 class Attempts:
@@ -119,7 +119,7 @@ def test_the_record_of_another_evaluation_is_refused_with_the_difference(patches
     path = tmp_path / "record.jsonl"
     Record.open(path, identity(patches, MODES, SETTINGS, method="rome"))
     with pytest.raises(EditError, match="another evaluation, which differs in max_tokens, method: name another file"):
-        Record.open(path, identity(patches, MODES, Settings(max_tokens=5), method="mend"))
+        Record.open(path, identity(patches, MODES, EvaluationSettings(max_tokens=5), method="mend"))
     path.write_text('{"measures": {}}\n')
     with pytest.raises(EditError, match="differs in form"):
         Record.open(path, {})

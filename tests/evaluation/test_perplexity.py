@@ -16,7 +16,7 @@ from tests.tiny import SENTENCES, tiny_model
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.artefacts.site import Context, Fingerprint, Site
 from vllm_edit.errors import EditError
-from vllm_edit.evaluation.evaluate import Settings, evaluate
+from vllm_edit.evaluation.evaluate import EvaluationSettings, evaluate
 from vllm_edit.evaluation.perplexity import drift_of, perplexity
 from vllm_edit.evaluation.report import Drift, Report
 from vllm_edit.evaluation.runners.hf import HFRunner
@@ -118,7 +118,7 @@ def test_with_scope_subject_a_text_is_read_with_its_subjects_or_refused_as_a_ser
 def test_an_evaluation_has_the_drift_where_it_is_given_text(
     compiled: CompiledPatch, llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    runner, settings = HFRunner(llama, tokenizer), Settings(max_tokens=2, teacher_forced=False, latency=0)
+    runner, settings = HFRunner(llama, tokenizer), EvaluationSettings(max_tokens=2, teacher_forced=False, latency=0)
     report = evaluate(compiled, runner, ("base", "weights"), settings, passages=TEXTS)
     assert report.drift == drift_of(TEXTS, [compiled], runner)
     assert Report.model_validate_json(report.model_dump_json()) == report

@@ -5,7 +5,7 @@ which another process can run it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -55,7 +55,7 @@ class Operations:
     def compile(self, store: Store, name: str) -> str:
         """Compile, save and judge."""
         patch = Patch(name=name, gate=_ANY, edits=(FRANCE,))
-        return Pipeline(store, self.bench.base, Bank()).run(patch, "rome", asdict(LOOSE)).name
+        return Pipeline(store, self.bench.base, Bank()).run(patch, "rome", dict(LOOSE)).name
 
     def rollout(self, store: Store, verb: str, name: str, *arguments: Any) -> None:
         """create NAME TENANT TREATMENT, ramp NAME PERCENT, and pause, promote or kill NAME."""

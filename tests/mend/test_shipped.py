@@ -7,7 +7,7 @@ import pytest
 from vllm_edit.atlas.mend import network_folder, training_edits
 from vllm_edit.editing.compile import compile_separately
 from vllm_edit.editing.mend.network_files import load, network_site
-from vllm_edit.evaluation.evaluate import Settings, evaluate
+from vllm_edit.evaluation.evaluate import EvaluationSettings, evaluate
 from vllm_edit.evaluation.judging import gives
 from vllm_edit.evaluation.runners.hf import HFRunner
 from vllm_edit.evaluation.runners.runner import Request
@@ -82,7 +82,7 @@ def test_edits_of_subjects_it_never_saw_take_and_leave_others_alone(facts: Facts
     patches = [Patch(name=f"edit-{number}", edits=(edit,)) for number, edit in enumerate(known[:COUNT])]
     site = network_site(base, network, card)
     compiled = compile_separately(patches, base, "mend", site=site, moment=network, settings={"on_missed": "report"})
-    report = evaluate(compiled, runner, ("weights",), Settings(teacher_forced=False, latency=0))
+    report = evaluate(compiled, runner, ("weights",), EvaluationSettings(teacher_forced=False, latency=0))
     shares = {measure.metric: measure.value for measure in report.measures if measure.mode == "weights"}
     assert len(known) >= COUNT
     assert shares["reliability"] >= 0.75

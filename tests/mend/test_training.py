@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import zipfile
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -49,7 +48,7 @@ def stop_at(step: int) -> Callable[[Progress], None]:
 
 def test_training_lowers_the_loss_and_leaves_the_base_alone(base: Base, tmp_path: Path) -> None:
     seen: list[Progress] = []
-    settings = replace(QUICK, steps=40, edits=6, rate=1e-2, alpha_rate=1e-3, validate_every=10, teach_weight=1.0)
+    settings = QUICK.replace(steps=40, edits=6, rate=1e-2, alpha_rate=1e-3, validate_every=10, teach_weight=1.0)
     with unchanged(base):
         trained = run(base, tmp_path, settings, seen)
     losses = [step.teach_loss + step.keep_loss for step in seen]
@@ -73,13 +72,13 @@ def test_a_checkpoint_of_another_run_is_refused(base: Base, tmp_path: Path) -> N
         train(base, last_matrices(base, 2), tiny_edits(), TEXTS, QUICK, tmp_path, stop_at(3))
     assert (tmp_path / CHECKPOINT).exists()
     with pytest.raises(EditError, match="other data, base or settings"):
-        run(base, tmp_path, replace(QUICK, seed=1))
+        run(base, tmp_path, QUICK.replace(seed=1))
 
 
 def test_it_stops_early_and_keeps_the_best_network(base: Base, tmp_path: Path) -> None:
     """A rate that only does harm: the first validation is the best one."""
     seen: list[Progress] = []
-    settings = replace(QUICK, steps=60, rate=0.5, alpha_rate=0.5, patience=2)
+    settings = QUICK.replace(steps=60, rate=0.5, alpha_rate=0.5, patience=2)
     trained = run(base, tmp_path, settings, seen)
     validated = {step.step: step.validation.loss for step in seen if step.validation}
     best = min(validated, key=validated.__getitem__)
@@ -90,7 +89,7 @@ def test_it_stops_early_and_keeps_the_best_network(base: Base, tmp_path: Path) -
 
 
 def test_the_saved_network_is_that_of_the_best_step(base: Base, tmp_path: Path) -> None:
-    settings = replace(QUICK, steps=60, rate=0.5, alpha_rate=0.5, patience=2)
+    settings = QUICK.replace(steps=60, rate=0.5, alpha_rate=0.5, patience=2)
     trained = run(base, tmp_path / "long", settings)
     states: dict[int, dict[str, torch.Tensor]] = {}
 
@@ -110,7 +109,7 @@ def test_the_saved_network_is_that_of_the_best_step(base: Base, tmp_path: Path) 
 def test_a_validation_that_is_not_a_number_is_never_the_best_one(base: Base, tmp_path: Path) -> None:
     """A rate at which the network overflows in its first steps, so that no validation has a finite loss."""
     seen: list[Progress] = []
-    settings = replace(QUICK, steps=60, rate=1e30, alpha_rate=1e30, patience=2)
+    settings = QUICK.replace(steps=60, rate=1e30, alpha_rate=1e30, patience=2)
     with pytest.raises(EditError, match="no validation in 4 steps had a finite loss: lower rate"):
         run(base, tmp_path, settings, seen)
     losses = [step.validation.loss for step in seen if step.validation]
@@ -137,7 +136,7 @@ def test_a_validation_always_asks_an_edits_own_prompt(base: Base, tmp_path: Path
     more = tuple(Probe(kind="paraphrase", prompt=f"Question {n}: what is the capital?") for n in range(40))
     edits = [edit.model_copy(update={"probes": (*edit.probes, *more)}) for edit in tiny_edits()]
     for seed in range(3):
-        settings = replace(QUICK, steps=1, validated=1, validate_every=1, seed=seed)
+        settings = QUICK.replace(steps=1, validated=1, validate_every=1, seed=seed)
         trained = train(base, last_matrices(base, 2), edits, TEXTS, settings, tmp_path / str(seed))
         assert trained.validation.edited in (0.0, 1.0)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -127,7 +126,7 @@ def test_without_noise_nothing_is_lost_and_nothing_comes_back() -> None:
 def test_neither_batching_nor_the_order_of_prompts_matters(family: str) -> None:
     base, edits = base_of(family), [FRANCE, JAPAN, BRAZIL]
     together = trace(base, edits, TWO_SAMPLES)
-    apart = trace(base, edits[::-1], replace(TWO_SAMPLES, batch_tokens=1))
+    apart = trace(base, edits[::-1], TWO_SAMPLES.replace(batch_tokens=1))
     for one, other in zip(together.prompts, apart.prompts[::-1], strict=True):
         assert (one.prompt, one.answer) == (other.prompt, other.answer)
         for kind in KINDS:
@@ -137,7 +136,7 @@ def test_neither_batching_nor_the_order_of_prompts_matters(family: str) -> None:
 def test_a_seed_gives_the_same_trace_and_another_seed_another() -> None:
     base = base_of()
     first, again = (trace(base, [FRANCE], TWO_SAMPLES).prompts[0] for _ in range(2))
-    other = trace(base, [FRANCE], replace(TWO_SAMPLES, seed=1)).prompts[0]
+    other = trace(base, [FRANCE], TWO_SAMPLES.replace(seed=1)).prompts[0]
     assert first.corrupted == again.corrupted != other.corrupted
     assert all(torch.equal(first.effects[kind], again.effects[kind]) for kind in KINDS)
 

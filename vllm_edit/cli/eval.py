@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from vllm_edit.evaluation.refused import Refused
     from vllm_edit.evaluation.report import Mode, Report
     from vllm_edit.evaluation.runners.runner import Runner
-    from vllm_edit.evaluation.settings import Settings
+    from vllm_edit.evaluation.settings import EvaluationSettings
     from vllm_edit.ike.bank import Bank
     from vllm_edit.models.base import Base
     from vllm_edit.patch import Edit, Patch
@@ -83,13 +83,13 @@ def eval(
     many = target == KNOWN or is_data_set(target)
     if record is not None and not many:
         raise typer.BadParameter("only many edits, of a data set or known, are recorded", param_hint="--record")
-    from vllm_edit.evaluation.settings import Settings
+    from vllm_edit.evaluation.settings import EvaluationSettings
     from vllm_edit.evaluation.table import html as page
     from vllm_edit.evaluation.table import table
     from vllm_edit.store.store import Store
 
     opened = Store.open(store)
-    wanted = Settings(max_tokens=max_tokens, answers=True)
+    wanted = EvaluationSettings(max_tokens=max_tokens, answers=True)
     compiling = _Compiling(opened, model, method, chosen, bank)
     with progress_bar(target) as progress:
         if many:
@@ -188,7 +188,7 @@ def _of_one(
     compiling: _Compiling,
     engine: str,
     modes: Sequence[Mode],
-    settings: Settings,
+    settings: EvaluationSettings,
     progress: Progress,
 ) -> Report:
     """Evaluate a patch: a YAML file, which is compiled, or a stored patch, with which the report is recorded."""
@@ -216,7 +216,7 @@ def _of_many(
     compiling: _Compiling,
     engine: str,
     modes: Sequence[Mode],
-    settings: Settings,
+    settings: EvaluationSettings,
     record: Path | None,
     progress: Progress,
 ) -> Report:

@@ -77,7 +77,7 @@ def train(
         base=base.fingerprint.digest,
         model=base.name,
         modules=modules,
-        settings=asdict(chosen),
+        settings=dict(chosen),
         edits=len(training),
         subjects=len({edit.subject for edit in training}),
         step=trained.step,

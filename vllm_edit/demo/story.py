@@ -16,8 +16,7 @@ from rich.table import Table
 from vllm_edit.demo.plan import Plan
 from vllm_edit.demo.server import Ask, LocalServer, Reply
 from vllm_edit.errors import EditError, NotFound
-from vllm_edit.evaluation.evaluate import Settings as EvaluationSettings
-from vllm_edit.evaluation.evaluate import evaluate
+from vllm_edit.evaluation.evaluate import EvaluationSettings, evaluate
 from vllm_edit.evaluation.refused import Refused
 from vllm_edit.evaluation.runners.hf import HFRunner
 from vllm_edit.evaluation.table import table as report_table

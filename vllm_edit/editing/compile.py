@@ -16,7 +16,8 @@ from vllm_edit.editing.baselines import finetune, lora
 from vllm_edit.editing.mend import edits as mend
 from vllm_edit.editing.mend.network import Hypernetwork
 from vllm_edit.editing.mend.settings import MendSettings
-from vllm_edit.editing.method import Method, MethodResult, Settings
+from vllm_edit.editing.method import Method, MethodResult
+from vllm_edit.editing.method_settings import MethodSettings
 from vllm_edit.editing.rome import edits as rome
 from vllm_edit.editing.second_moment import SecondMoment
 from vllm_edit.editing.settings import Progress, RomeSettings
@@ -51,7 +52,7 @@ def compile_patch(
     store: Store | None = None,
     site: Site | None = None,
     moment: SiteTensors | None = None,
-    settings: Settings | Mapping[str, Any] | None = None,
+    settings: MethodSettings | Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> CompiledPatch:
     """Compile `patch` for `model` at the site of `store` (or at `site` with `moment`), and save it in `store`.
@@ -95,7 +96,7 @@ def compile_separately(
     *,
     site: Site,
     moment: SiteTensors,
-    settings: Settings | Mapping[str, Any] | None = None,
+    settings: MethodSettings | Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> list[CompiledPatch]:
     """Compile the patches independently: in one batch if the method supports it (r-ROME, MEND), else one by one.
@@ -166,7 +167,7 @@ def method_of(name: str) -> Method[Any]:
     return METHODS[name]
 
 
-def settings_of(method: Method[Any], settings: Settings | Mapping[str, Any] | None, scope: Scope = "all") -> Any:
+def settings_of(method: Method[Any], settings: MethodSettings | Mapping[str, Any] | None, scope: Scope = "all") -> Any:
     """The method's settings: as given, or made from plain values and the scope's defaults for missing values."""
     if settings is None or isinstance(settings, Mapping):
         return method.settings.of(dict(settings or {}), scope)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, Protocol, Self, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from vllm_edit.artefacts.compiled import Factors
 from vllm_edit.artefacts.manifest import Column, KeyGroup
 from vllm_edit.artefacts.reports import CompileReport
 from vllm_edit.artefacts.site import Site
 from vllm_edit.deltas.delta import Delta
+from vllm_edit.editing.method_settings import MethodSettings
 from vllm_edit.editing.settings import Progress
 from vllm_edit.errors import UnsafeEdit
 from vllm_edit.models.base import Base
-from vllm_edit.patch import Edit, Patch, Scope
+from vllm_edit.patch import Edit, Patch
 
 
 @dataclass(frozen=True)
@@ -34,15 +35,7 @@ class MethodResult:
     report: CompileReport = field(default_factory=CompileReport)
 
 
-class Settings(Protocol):
-    """A method's settings: a frozen dataclass, made from plain values such as those of the CLI or a manifest."""
-
-    @classmethod
-    def of(cls, values: Mapping[str, Any], scope: Scope = "all") -> Self:
-        """Settings with these values and the scope's defaults. Raises EditError for unknown names and wrong values."""
-
-
-S = TypeVar("S", bound=Settings)
+S = TypeVar("S", bound=MethodSettings)
 Compile = Callable[[Base, Site, Any, Sequence[Edit], S, Progress | None], MethodResult]
 """Compiles all edits of a patch together, with the site's data (`Method.needs`). It must not change the base, even if
 it raises."""

@@ -8,15 +8,14 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
+from vllm_edit.editing.method_settings import RUN_TIME, MethodSettings
 from vllm_edit.settings import (
     CountFromZero,
-    MethodSettings,
     PositiveCount,
     PositiveReal,
     Real,
     RealFromZero,
     Share,
-    checked,
 )
 
 Progress = Callable[[str, int, int], None]
@@ -39,11 +38,10 @@ def _with_place(text: str) -> str:
     return text
 
 
-@checked
 class RomeSettings(MethodSettings):
     """Settings of compiling edits at a site. All quantities are relative, so that the defaults fit every model."""
 
-    method: ClassVar[str] = "rome"
+    title: ClassVar[str] = "rome"
     scoped: ClassVar[Mapping[str, Any]] = MappingProxyType(
         {
             "same_ending": 0,
@@ -124,9 +122,9 @@ class RomeSettings(MethodSettings):
     """Maximum ‖ΔW‖ / ‖W‖ (Frobenius) of one key group's part of the update."""
 
     # Run time: not part of the identity.
-    batch_tokens: PositiveCount = 8192
+    batch_tokens: Annotated[PositiveCount, RUN_TIME] = 8192
     """Maximum number of tokens in one forward pass, padding included: the memory budget. Not part of the identity."""
-    on_missed: Literal["error", "report"] = "error"
+    on_missed: Annotated[Literal["error", "report"], RUN_TIME] = "error"
     """Handling of an edit that exceeds a health limit: raise UnsafeEdit, or add a line to the report. Not part of the
     identity."""
 

@@ -12,7 +12,7 @@ from vllm_edit.evaluation.refused import Refused
 from vllm_edit.evaluation.report import MODES, Cost, Mode
 from vllm_edit.evaluation.requests import One, Unserved, edits_of, length_of, requests_of, tokens_of
 from vllm_edit.evaluation.runners.runner import Request, Runner, Scored
-from vllm_edit.evaluation.settings import Settings
+from vllm_edit.evaluation.settings import EvaluationSettings
 from vllm_edit.evaluation.sheet import Reply, Sheet
 from vllm_edit.models.lengths import READ
 from vllm_edit.patch import Edit
@@ -28,7 +28,7 @@ def ask(
     patches: Sequence[One],
     runner: Runner,
     modes: Sequence[Mode],
-    settings: Settings,
+    settings: EvaluationSettings,
     progress: Progress,
     site: Site | None = None,
     edits: Sequence[Sequence[Edit]] | None = None,
@@ -77,7 +77,7 @@ def _replies(
     patches: Sequence[One],
     mode: Mode,
     runner: Runner,
-    settings: Settings,
+    settings: EvaluationSettings,
     progress: Progress,
     site: Site | None,
     before: Sequence[Reply] | None,
@@ -162,7 +162,7 @@ def force(
     return columns
 
 
-def _latency(requests: Sequence[Request], runner: Runner, settings: Settings) -> tuple[float | None, int]:
+def _latency(requests: Sequence[Request], runner: Runner, settings: EvaluationSettings) -> tuple[float | None, int]:
     """Median seconds of single requests, after a warm-up, and their number."""
     if not requests or not settings.latency:
         return None, 0

@@ -14,11 +14,11 @@ from vllm_edit.evaluation.report import MODES, Mode, Report
 from vllm_edit.evaluation.reporting import report_of
 from vllm_edit.evaluation.requests import One, edits_of
 from vllm_edit.evaluation.runners.runner import Runner
-from vllm_edit.evaluation.settings import Settings
+from vllm_edit.evaluation.settings import EvaluationSettings
 from vllm_edit.ike.demonstrations import check_disjoint
 from vllm_edit.patch import Edit, Gate, Patch, Probe
 
-__all__ = ["Settings", "Subject", "check_modes", "evaluate", "run_gate"]
+__all__ = ["EvaluationSettings", "Subject", "check_modes", "evaluate", "run_gate"]
 
 Subject = One | Sequence[One]
 
@@ -27,7 +27,7 @@ def evaluate(
     subject: Subject,
     runner: Runner,
     modes: Sequence[Mode] = MODES,
-    settings: Settings | None = None,
+    settings: EvaluationSettings | None = None,
     progress: Progress = lambda what, done, total: None,
     site: Site | None = None,
     passages: Sequence[str] = (),
@@ -42,7 +42,7 @@ def evaluate(
             with scope subject, a prompt that a server would refuse fails in every metric.
         runner: the engine that answers.
         modes: the modes to measure.
-        settings: see `Settings`.
+        settings: see `EvaluationSettings`.
         progress: called with (stage, answered, total).
         site: if given, a prompt may need at most its maximum rank, as in serving.
         passages: ordinary text; if given, the report holds the drift of its perplexity in mode weights.
@@ -51,7 +51,7 @@ def evaluate(
     Raises:
         EditError: a mode cannot be measured (not compiled, no demonstrations, or a context too small for the prefix).
     """
-    settings = settings or Settings()
+    settings = settings or EvaluationSettings()
     patches = [subject] if isinstance(subject, One) else list(subject)
     if not patches:
         raise EditError("nothing to evaluate: expected at least one patch")
@@ -101,7 +101,7 @@ def run_gate(
     Returns:
         The measurements, with answers and the limits that they could not judge (`unjudged`), and the verdict.
     """
-    settings = Settings(teacher_forced=False, latency=0, answers=True)
+    settings = EvaluationSettings(teacher_forced=False, latency=0, answers=True)
     gate = compiled.manifest.gate
     text = () if gate.perplexity_drift is None else passages
     report = evaluate(compiled, runner, ("base", "weights"), settings, site=site, passages=text, added=added)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from typing import Any
 
 from vllm_edit.artefacts.site import Site
@@ -16,7 +15,7 @@ from vllm_edit.evaluation.report import MODES, Cost, Mode, Report
 from vllm_edit.evaluation.reporting import report_of
 from vllm_edit.evaluation.requests import One
 from vllm_edit.evaluation.runners.runner import Runner
-from vllm_edit.evaluation.settings import Settings
+from vllm_edit.evaluation.settings import EvaluationSettings
 from vllm_edit.evaluation.sheet import Sheet
 from vllm_edit.evaluation.time_left import TimeLeft
 from vllm_edit.patch import Patch
@@ -32,7 +31,7 @@ def evaluate_in_batches(
     attempt: Attempt,
     runner: Runner,
     modes: Sequence[Mode] = MODES,
-    settings: Settings | None = None,
+    settings: EvaluationSettings | None = None,
     record: Record | None = None,
     progress: Progress = lambda what, done, total: None,
     site: Site | None = None,
@@ -45,7 +44,7 @@ def evaluate_in_batches(
         attempt: compiles a batch of them.
         runner: the engine that answers.
         modes: the modes to measure.
-        settings: see `Settings`.
+        settings: see `EvaluationSettings`.
         record: stores every batch's sheets; patches with sheets of an earlier run are skipped.
         progress: called with (stage and time left, finished patches, total).
         site: as in `evaluate`.
@@ -54,7 +53,7 @@ def evaluate_in_batches(
     Raises:
         EditError: as `evaluate`; no patch, or two with the same name.
     """
-    settings = settings or Settings()
+    settings = settings or EvaluationSettings()
     names = [patch.name for patch in patches]
     if not names or len(set(names)) < len(names):
         raise EditError("expected at least one patch to evaluate, and every name once")
@@ -75,7 +74,7 @@ def evaluate_in_batches(
         stages = _Stages(progress, left, len(sheets), len(batch), len(patches), 1 + len({"base", *asked}))
         tried = batch if asked == ["base"] else attempt(batch, stages.compiling)
         # Latency is measured on single answers: once is enough.
-        wanted = replace(settings, latency=0) if costs else settings
+        wanted = settings.replace(latency=0) if costs else settings
         found, spent = ask(tried, runner, check_modes(tried, modes), wanted, stages, site)
         if record:
             record.add(
@@ -90,7 +89,9 @@ def evaluate_in_batches(
     return report_of([sheets[name] for name in names], asked, settings, runner.name, together(costs))
 
 
-def identity(patches: Sequence[Patch], modes: Sequence[Mode], settings: Settings, **others: Any) -> dict[str, Any]:
+def identity(
+    patches: Sequence[Patch], modes: Sequence[Mode], settings: EvaluationSettings, **others: Any
+) -> dict[str, Any]:
     """The identity of an evaluation's record. `others`: more inputs of its numbers, JSON-able (site, method, …)."""
     return {
         "patches": digest_json([patch.model_dump(mode="json") for patch in patches]),

@@ -18,7 +18,7 @@ from vllm_edit.evaluation.measuring import (
 )
 from vllm_edit.evaluation.questions import Question
 from vllm_edit.evaluation.report import Answer, Cost, Drift, Measure, Mode, Protocol, Report
-from vllm_edit.evaluation.settings import Settings
+from vllm_edit.evaluation.settings import EvaluationSettings
 from vllm_edit.evaluation.sheet import Reply, Sheet, with_numbers
 from vllm_edit.models.lengths import READ
 
@@ -29,7 +29,7 @@ Replied = tuple[Question, Mapping[Mode, Reply]]
 def report_of(
     sheets: Sequence[Sheet],
     modes: Sequence[Mode],
-    settings: Settings,
+    settings: EvaluationSettings,
     engine: str,
     costs: Sequence[Cost] = (),
     drift: Drift | None = None,
@@ -62,7 +62,9 @@ def report_of(
     )
 
 
-def _measures(sheets: Sequence[Sheet], replied: Sequence[Replied], mode: Mode, settings: Settings) -> list[Measure]:
+def _measures(
+    sheets: Sequence[Sheet], replied: Sequence[Replied], mode: Mode, settings: EvaluationSettings
+) -> list[Measure]:
     """All measures of a mode."""
     measures = _generated(sheets, replied, mode)
     if not settings.teacher_forced:

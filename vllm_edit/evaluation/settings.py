@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import ClassVar
 
 from vllm_edit.patch import Split
+from vllm_edit.settings import CountFromZero, PositiveCount, Settings
 
 
-@dataclass(frozen=True)
-class Settings:
-    """Settings of an evaluation.
+class EvaluationSettings(Settings):
+    """Settings of an evaluation."""
 
-    Attributes:
-        split: the probes to ask; None for all.
-        max_tokens: token limit of an answer; None: 16, or more if an accepted answer is longer
-            (`models.lengths.read_of`).
-        teacher_forced: also score by teacher forcing.
-        latency: number of single requests to time.
-        answers: include the raw answers in the report.
-    """
+    title: ClassVar[str] = "an evaluation"
 
     split: Split | None = "gate"
-    max_tokens: int | None = None
+    """The probes to ask; None for all."""
+    max_tokens: PositiveCount | None = None
+    """Token limit of an answer; None: 16, or more if an accepted answer is longer (`models.lengths.read_of`)."""
     teacher_forced: bool = True
-    latency: int = 8
+    """Also score by teacher forcing."""
+    latency: CountFromZero = 8
+    """Number of single requests to time."""
     answers: bool = False
+    """Include the raw answers in the report."""

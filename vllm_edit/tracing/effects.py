@@ -137,7 +137,7 @@ class AverageEffects:
         return {
             "base": self.trace.base,
             "layers": self.trace.depth,
-            "settings": asdict(self.trace.settings) | {"window": self.trace.window},
+            "settings": dict(self.trace.settings) | {"window": self.trace.window},
             "deviation": self.trace.deviation,
             "clean": asdict(self.clean),
             "corrupted": asdict(self.corrupted),

@@ -34,7 +34,7 @@ from vllm_edit.models.lengths import check_length
 from vllm_edit.models.positions import Located, locate
 from vllm_edit.patch import Edit
 from vllm_edit.prompting import answer_ids
-from vllm_edit.settings import PositiveCount, RealFromZero, Seed, checked
+from vllm_edit.settings import PositiveCount, RealFromZero, Seed, Settings
 from vllm_edit.text import quoted
 from vllm_edit.tracing.corruption import KINDS, CorruptedPrompt, Kind, Restoration
 
@@ -43,11 +43,10 @@ log = logging.getLogger(__name__)
 _WINDOW_SHARE = 10 / 48  # GPT-2 XL's in the paper
 
 
-@checked
-class TraceSettings:
+class TraceSettings(Settings):
     """Settings of tracing. `batch_tokens` does not affect the results, except for rounding."""
 
-    method: ClassVar[str] = "trace"
+    title: ClassVar[str] = "trace"
 
     noise: RealFromZero = 3.0
     """Standard deviation of the noise, in units of that of the subjects' embeddings."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import nn
@@ -18,6 +18,7 @@ from vllm_edit.artefacts.site import Site
 from vllm_edit.deltas.delta import Delta
 from vllm_edit.deltas.linear import linear_weight
 from vllm_edit.editing.method import refuse_missed
+from vllm_edit.editing.method_settings import RUN_TIME, MethodSettings
 from vllm_edit.editing.settings import Progress
 from vllm_edit.errors import EditError
 from vllm_edit.models.base import Base
@@ -27,19 +28,16 @@ from vllm_edit.patch import Edit
 from vllm_edit.prompting import answer_ids, prompt_ids
 from vllm_edit.settings import (
     CountFromZero,
-    MethodSettings,
     PositiveCount,
     PositiveReal,
     Real,
     RealFromZero,
-    checked,
 )
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
-@checked
 class ExampleSettings(MethodSettings):
     """Settings of training on one example and of the check afterwards."""
 
@@ -56,9 +54,9 @@ class ExampleSettings(MethodSettings):
     """Rank of the delta; None takes the site's maximum."""
     served_margin: Real = 0.1
     """Minimum lead of the target in nats after the edit's prompt, under the delta as saved."""
-    batch_tokens: PositiveCount = 8192
+    batch_tokens: Annotated[PositiveCount, RUN_TIME] = 8192
     """Maximum number of tokens in one forward pass, padding included: the memory budget. Not part of the identity."""
-    on_missed: Literal["error", "report"] = "error"
+    on_missed: Annotated[Literal["error", "report"], RUN_TIME] = "error"
     """Handling of a missed target: raise UnsafeEdit, or add a line to the report. Not part of the identity."""
 
     def identity(self, rank: int) -> dict[str, Any]:

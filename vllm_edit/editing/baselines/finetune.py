@@ -36,14 +36,13 @@ from vllm_edit.models.base import Base
 from vllm_edit.models.hooks import find_module, frozen
 from vllm_edit.models.rows import Row, leads
 from vllm_edit.patch import Edit
-from vllm_edit.settings import PositiveCount, PositiveReal, RealFromZero, checked
+from vllm_edit.settings import PositiveCount, PositiveReal, RealFromZero
 
 
-@checked
 class FinetuneSettings(ExampleSettings):
     """Settings of fine-tuning at the site."""
 
-    method: ClassVar[str] = "ft"
+    title: ClassVar[str] = "ft"
     advice: ClassVar[str] = "raise `steps`, `learning_rate`, `norm_limit` or `rank`"
 
     learning_rate: PositiveReal = 0.025

@@ -27,14 +27,13 @@ from vllm_edit.models.base import Base
 from vllm_edit.models.hooks import find_module, frozen
 from vllm_edit.models.rows import leads
 from vllm_edit.patch import Edit
-from vllm_edit.settings import CountFromZero, PositiveCount, PositiveReal, Real, Seed, between, checked
+from vllm_edit.settings import CountFromZero, PositiveCount, PositiveReal, Real, Seed, between
 
 
-@checked
 class LoraSettings(ExampleSettings):
     """Settings of LoRA at the site."""
 
-    method: ClassVar[str] = "lora"
+    title: ClassVar[str] = "lora"
     advice: ClassVar[str] = "raise `steps`, `learning_rate` or `rank`"
 
     steps: CountFromZero = 70

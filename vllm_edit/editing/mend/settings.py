@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
+from pydantic import model_validator
+
+from vllm_edit.editing.method_settings import RUN_TIME, MethodSettings
 from vllm_edit.errors import EditError
 from vllm_edit.settings import (
     CountFromZero,
-    MethodSettings,
     PositiveCount,
     PositiveReal,
     Real,
     RealFromZero,
     Seed,
     between,
-    checked,
 )
 
 
-@checked
 class TrainingSettings(MethodSettings):
     """Settings of the training of a hypernetwork. Quantities are relative, so that the defaults fit every model."""
 
-    method: ClassVar[str] = "training"
+    title: ClassVar[str] = "training"
 
     steps: PositiveCount = 1200
     """Maximum number of updates."""
@@ -60,21 +60,22 @@ class TrainingSettings(MethodSettings):
     """Number of validations without a lower loss after which training stops."""
     seed: Seed = 0
     """Random seed of the network's initial values, the validation split and the sampled rows."""
-    batch_tokens: PositiveCount = 4096
+    batch_tokens: Annotated[PositiveCount, RUN_TIME] = 4096
     """Maximum number of tokens in one forward pass, padding included: the memory budget."""
 
-    def __post_init__(self) -> None:
+    @model_validator(mode="after")
+    def _has_a_loss(self) -> Self:
         if self.teach_weight == self.keep_weight == 0:
             raise EditError(
                 "teach_weight and keep_weight are both 0, so training would have no loss: raise one of them"
             )
+        return self
 
 
-@checked
 class MendSettings(MethodSettings):
     """Settings of compiling edits with a trained network."""
 
-    method: ClassVar[str] = "mend"
+    title: ClassVar[str] = "mend"
     advice: ClassVar[str] = "train the network longer, on edits like this one, or compile it apart from the others"
 
     margin: Real | None = 3.0
@@ -82,9 +83,9 @@ class MendSettings(MethodSettings):
     scaled by the smallest of the tried scales that reaches this lead. None: the network's own length, as published."""
     served_margin: Real = 0.0
     """Minimum lead of the target in nats after the edit's prompt, under the whole delta as saved."""
-    batch_tokens: PositiveCount = 8192
+    batch_tokens: Annotated[PositiveCount, RUN_TIME] = 8192
     """Maximum number of tokens in one forward pass, padding included: the memory budget. Not part of the identity."""
-    on_missed: Literal["error", "report"] = "error"
+    on_missed: Annotated[Literal["error", "report"], RUN_TIME] = "error"
     """Handling of an edit that misses its target: raise UnsafeEdit, or add a line to the report. Not part of the
     identity."""
 

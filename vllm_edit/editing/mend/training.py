@@ -286,4 +286,4 @@ def better(found: Validation, best: Validation | None) -> bool:
 
 
 def _identity(settings: TrainingSettings) -> dict[str, Any]:
-    return {key: value for key, value in asdict(settings).items() if key != "batch_tokens"}
+    return settings.lasting()

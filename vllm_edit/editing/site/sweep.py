@@ -17,7 +17,7 @@ Candidates are compared by margins, because the shares of correct answers are of
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -156,8 +156,7 @@ def choose_site(
 
     with unchanged(base):
         trials = Trials.of(base, edits[:_FINAL_EDITS], settings)
-        hurried = replace(
-            settings,
+        hurried = settings.replace(
             forms=("plain",),
             steps=min(settings.steps, _FIRST_STEPS),
             learning_rate=_FIRST_LENGTH * settings.learning_rate,

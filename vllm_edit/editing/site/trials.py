@@ -159,7 +159,7 @@ class Trials:
 
     def single(self, made: MadeSite, margin: float, start: Alone | None = None) -> tuple[Measurement, Alone]:
         """Measure every key group alone. start: the same edits at the same site, from which training continues."""
-        settings = replace(self.settings, damping=0.0, margin=margin)
+        settings = self.settings.replace(damping=0.0, margin=margin)
         prepared = start.prepared if start else prepare(self.base, made.site, made.moment, self.edits, settings)
         groups = [group.edits for group in prepared.columns.groups]
         solved = solve_parts(
@@ -181,7 +181,7 @@ class Trials:
     def joint(self, alone: Alone, margin: float, damping: float) -> Measurement:
         """Measure all edits in one solve with `damping`; training continues from the scaled residuals of `alone`."""
         made, prepared = alone.made, alone.prepared
-        settings = replace(self.settings, damping=damping, margin=margin)
+        settings = self.settings.replace(damping=damping, margin=margin)
         start = alone.residuals * (1 + damping)
         everything = [range(len(self.edits))]
         (solved,) = solve_parts(

@@ -1,0 +1,38 @@
+"""The base of all methods' settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar, Self
+
+from pydantic import Field
+
+from vllm_edit.patch import Scope
+from vllm_edit.settings import Settings
+
+RUN_TIME = Field(exclude=True)
+"""Marks a setting that does not affect the result."""
+
+
+class MethodSettings(Settings):
+    """Settings of a method, part of a compiled patch's identity except for those marked `RUN_TIME`.
+
+    Attributes:
+        scoped: defaults that differ for a patch with scope subject.
+    """
+
+    scoped: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], scope: Scope = "all") -> Self:
+        """Settings from plain values, such as those of the CLI or a manifest. scope: the scope of the compiled patch.
+
+        Raises:
+            EditError: names are unknown or values are invalid; one line lists all problems.
+        """
+        return cls(**{**(cls.scoped if scope == "subject" else {}), **values})
+
+    def lasting(self) -> dict[str, Any]:
+        """All settings except the run-time settings, by name."""
+        return {name: value for name, value in self if not type(self).model_fields[name].exclude}
