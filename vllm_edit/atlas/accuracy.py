@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vllm_edit.evaluation.runners.runner import answer_text
 from vllm_edit.facts.facts import Facts
@@ -16,6 +16,8 @@ from vllm_edit.text import position
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+    from vllm_edit.models.causal_lm import CausalLM
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def questions(facts: Facts, rng: random.Random) -> list[tuple[str, Asked]]:
 
 def measure_accuracy(
     facts: Facts,
-    model: Any,
+    model: CausalLM,
     tokenizer: PreTrainedTokenizerFast,
     *,
     sample: int | None = None,
@@ -122,7 +124,7 @@ def starts_with(answer: str, expected: str) -> bool:
 
 
 def generate(
-    model: Any,
+    model: CausalLM,
     tokenizer: PreTrainedTokenizerFast,
     asked: Sequence[Asked],
     *,

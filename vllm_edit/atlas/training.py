@@ -24,6 +24,7 @@ from vllm_edit.digest import digest_json
 from vllm_edit.errors import EditError
 from vllm_edit.facts.facts import Facts
 from vllm_edit.models.base import Base
+from vllm_edit.models.causal_lm import causal_lm
 from vllm_edit.text_files import read_text
 
 IGNORED = -100
@@ -148,7 +149,7 @@ def train(
         step += 1
         accuracy = None
         if step % accuracy_every == 0 or step == recipe.steps:
-            accuracy = measure_accuracy(facts, model, tokenizer, sample=400, seed=recipe.seed)
+            accuracy = measure_accuracy(facts, causal_lm(model), tokenizer, sample=400, seed=recipe.seed)
             model.train()
         if step % checkpoint_every == 0:
             _save_checkpoint(checkpoint, identity, step, model, optimiser)
@@ -156,7 +157,7 @@ def train(
     model.eval()
     model.set_attn_implementation("sdpa")
     save(model, tokenizer, out)
-    measured = measure_accuracy(facts, model, tokenizer, seed=recipe.seed)
+    measured = measure_accuracy(facts, causal_lm(model), tokenizer, seed=recipe.seed)
     (out / ACCURACY_FILE).write_text(json.dumps({**asdict(measured), "recipe": asdict(recipe)}, indent=1))
     checkpoint.unlink(missing_ok=True)
     return model

@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from vllm_edit.artefacts.site import Fingerprint
 from vllm_edit.digest import digest_json, digest_tensors
 from vllm_edit.errors import EditError
+from vllm_edit.models.causal_lm import CausalLM, causal_lm
 from vllm_edit.models.hf_folder import HfFolder
 from vllm_edit.models.hub import downloaded
 from vllm_edit.models.import_checks import check_open_end, check_round_trip, check_rows
@@ -21,7 +22,7 @@ from vllm_edit.models.layout import Layout, find_layout
 from vllm_edit.shipped import weights_folder
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 SHIPPED = "atlas"
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -34,7 +35,7 @@ class Base:
     name: the name that the user gave. folder: the folder of its files; None for a model that was built in memory.
     """
 
-    model: Any
+    model: CausalLM
     tokenizer: PreTrainedTokenizerFast
     layout: Layout
     fingerprint: Fingerprint
@@ -69,7 +70,11 @@ class Base:
 
     @classmethod
     def of(
-        cls, model: Any, tokenizer: PreTrainedTokenizerFast, name: str = "memory", folder: Path | None = None
+        cls,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerFast,
+        name: str = "memory",
+        folder: Path | None = None,
     ) -> Base:
         """A base from a model and a tokenizer in memory. Without a folder, the fingerprint is computed from memory; it
         differs from the fingerprint of saved files."""
@@ -78,7 +83,12 @@ class Base:
 
     @classmethod
     def _checked(
-        cls, model: Any, tokenizer: PreTrainedTokenizerFast, fingerprint: Fingerprint, name: str, folder: Path | None
+        cls,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerFast,
+        fingerprint: Fingerprint,
+        name: str,
+        folder: Path | None,
     ) -> Base:
         if not getattr(tokenizer, "is_fast", False):
             raise EditError(f"{name} has a slow tokenizer; expected a fast one, which knows each token's characters")
@@ -86,10 +96,11 @@ class Base:
             check_round_trip(tokenizer)
             check_open_end(tokenizer)
             layout = find_layout(model)
-            check_rows(tokenizer, len(model.get_input_embeddings().weight))
+            checked = causal_lm(model)
+            check_rows(tokenizer, len(checked.get_input_embeddings().weight))
         except EditError as error:
             raise EditError(f"{name} cannot be edited: {error}") from error
-        return cls(model.eval(), tokenizer, layout, fingerprint, name, folder)
+        return cls(checked.eval(), tokenizer, layout, fingerprint, name, folder)
 
     @property
     def device(self) -> torch.device:
@@ -180,7 +191,7 @@ def _folder_of(name: str | Path) -> Path:
     return downloaded(str(name), expected)
 
 
-def _fingerprint_in_memory(model: Any, tokenizer: PreTrainedTokenizerFast) -> Fingerprint:
+def _fingerprint_in_memory(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Fingerprint:
     config = {key: str(value) for key, value in model.config.to_diff_dict().items() if key != "transformers_version"}
     core = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else {}
     core.update(padding=None, truncation=None)  # set by the latest call, not part of the tokenizer

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from vllm_edit.models.greedy import padded
 from vllm_edit.models.shared_prefix import read_once
+
+if TYPE_CHECKING:
+    from vllm_edit.models.causal_lm import CausalLM
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Forced:
 
 @torch.no_grad()
 def token_scores(
-    model: Any, pad: int, texts: Sequence[Forced], shared: int = 0
+    model: CausalLM, pad: int, texts: Sequence[Forced], shared: int = 0
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """For each text: (negative log-likelihood [m] float32, True for the most likely token [m] bool) of its m tokens.
 
@@ -43,9 +46,8 @@ def token_scores(
             last of them.
     """
     ids, mask = padded([text.ids[shared:] for text in texts], pad, left=False)  # [rows, tokens]
-    past: dict[str, Any] = {"use_cache": False}
+    past = read_once(model, texts[0].ids[:shared], len(texts)) if shared else None
     if shared:
-        past = {"use_cache": True, "past_key_values": read_once(model, texts[0].ids[:shared], len(texts))}
         mask = torch.cat([torch.ones(len(texts), shared, dtype=mask.dtype), mask], dim=1)
     device = model.device
     counts = [len(text.places) for text in texts]
@@ -57,11 +59,13 @@ def token_scores(
         return (args[0][lines, places][None],)  # [rows, tokens, d] → [1, all m, d]
 
     with model.get_output_embeddings().register_forward_pre_hook(select):
-        out = model(input_ids=ids.to(device), attention_mask=mask.to(device), **past)
+        out = model(
+            input_ids=ids.to(device), attention_mask=mask.to(device), past_key_values=past, use_cache=bool(shared)
+        )
     logits = out.logits[0].float()  # [all m, vocabulary]
     nll = logits.logsumexp(-1) - logits.gather(1, wanted[:, None])[:, 0]
     likeliest = logits.argmax(-1) == wanted
-    return list(zip(nll.cpu().split(counts), likeliest.cpu().split(counts), strict=True))
+    return list(zip(torch.split(nll.cpu(), counts), torch.split(likeliest.cpu(), counts), strict=True))
 
 
 def shared_texts(

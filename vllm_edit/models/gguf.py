@@ -6,15 +6,18 @@ import importlib.util
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerFast
 
 from vllm_edit.errors import EditError
 from vllm_edit.models.gguf_header import GgufHeader
 from vllm_edit.models.source import Read
 from vllm_edit.models.turn_end import turn_end
+
+if TYPE_CHECKING:
+    from vllm_edit.models.causal_lm import CausalLM
 
 _NEEDED = ("gguf", "accelerate")
 # llama.cpp's defaults for a file without `add_bos_token`: src/llama-vocab.cpp, `llama_vocab::impl::load`.
@@ -61,17 +64,17 @@ class GgufFile:
         stated = self._tokenizer_key("add_bos_token")
         return default if stated is None else bool(stated)
 
-    def config(self) -> Any:
-        config = self._loaded(AutoConfig)
+    def config(self) -> PreTrainedConfig:
+        config: PreTrainedConfig = self._loaded(AutoConfig)
         if hasattr(config, "quantization_config"):
             del config.quantization_config
         return config
 
-    def dtype(self, config: Any) -> torch.dtype:
+    def dtype(self, config: PreTrainedConfig) -> torch.dtype:
         """float32, the dtype of unpacked weights."""
         return torch.float32
 
-    def read(self, config: Any) -> Read:
+    def read(self, config: PreTrainedConfig) -> Read:
         model, found = self._loaded(AutoModelForCausalLM, config=config, dtype=torch.float32, output_loading_info=True)
         if found["missing_keys"]:
             names = sorted(found["missing_keys"])
@@ -105,14 +108,14 @@ class GgufFile:
         if number is not None and tokenizer.bos_token_id != number:
             tokenizer.bos_token = tokenizer.convert_ids_to_tokens(number)
 
-    def _ends(self, model: Any, tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    def _ends(self, model: CausalLM, tokenizer: PreTrainedTokenizerFast) -> list[int]:
         """Ids that end an answer. The file has only one end of text; chat models often end turns with another token."""
         configured = model.generation_config.eos_token_id
         ends = configured if isinstance(configured, list) else [configured]
         found = [*ends, self._tokenizer_key("eot_token_id"), turn_end(tokenizer)]
         return list(dict.fromkeys(int(end) for end in found if end is not None))
 
-    def _notes(self, model: Any) -> tuple[str, ...]:
+    def _notes(self, model: CausalLM) -> tuple[str, ...]:
         """Notes about tensors and position scalings that transformers silently ignores."""
         notes = []
         surplus = len(self.header.tensors) - len(list(model.parameters()))
@@ -129,7 +132,7 @@ class GgufFile:
         return tuple(notes)
 
 
-def _forget_quantisation(model: Any) -> None:
+def _forget_quantisation(model: CausalLM) -> None:
     """Remove the flags that prevent saving an unpacked model as a plain model. The weights are not changed."""
     for name in ("hf_quantizer", "quantization_method", "is_quantized"):
         model.__dict__.pop(name, None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerFast
@@ -13,10 +13,17 @@ from vllm_edit.models.grouped_attention import grouped_attention
 from vllm_edit.models.penalties import Penalties
 from vllm_edit.models.shared_prefix import read_once
 
+if TYPE_CHECKING:
+    from vllm_edit.models.causal_lm import CausalLM
+
 
 @torch.no_grad()
 def continuations(
-    model: Any, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[Sequence[int]], max_tokens: int, shared: int = 0
+    model: CausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    prompts: Sequence[Sequence[int]],
+    max_tokens: int,
+    shared: int = 0,
 ) -> list[list[int]]:
     """Greedy continuations of prompts' ids, in one batch. The caller must cut tokens after the end of a turn.
 
@@ -32,7 +39,7 @@ def continuations(
     if shared:
         ids = torch.cat([torch.tensor([beginning] * len(prompts)), ids], dim=1)  # [rows, shared + longest rest]
         mask = torch.cat([torch.ones(len(prompts), shared, dtype=mask.dtype), mask], dim=1)
-    past = {"past_key_values": read_once(model, beginning, len(prompts))} if shared else {}
+    past = read_once(model, beginning, len(prompts)) if shared else None
     settings = GenerationConfig(
         max_new_tokens=max_tokens,
         do_sample=False,
@@ -40,12 +47,15 @@ def continuations(
         pad_token_id=pad_id(model, tokenizer),
     )
     device = model.device
-    given = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
     penalties = Penalties.of(model.generation_config)
     penalised = [] if penalties == Penalties() else [_Penalised(penalties, prompts, ids.shape[1])]
     with grouped_attention(model), _no_own_settings(model):
         out = model.generate(
-            **given, generation_config=settings, logits_processor=LogitsProcessorList(penalised), **past
+            input_ids=ids.to(device),
+            attention_mask=mask.to(device),
+            generation_config=settings,
+            logits_processor=LogitsProcessorList(penalised),
+            past_key_values=past,
         )
     continued: list[list[int]] = out[:, ids.shape[1] :].tolist()
     return continued
@@ -65,7 +75,7 @@ class _Penalised(LogitsProcessor):
 
 
 @contextmanager
-def _no_own_settings(model: Any) -> Iterator[None]:
+def _no_own_settings(model: CausalLM) -> Iterator[None]:
     """Replace the model's generation config, from which `generate` takes missing settings, by an empty config."""
     own = model.generation_config
     model.generation_config = GenerationConfig()
@@ -76,7 +86,7 @@ def _no_own_settings(model: Any) -> Iterator[None]:
 
 
 def continued(
-    model: Any,
+    model: CausalLM,
     tokenizer: PreTrainedTokenizerFast,
     prompts: Sequence[Sequence[int]],
     max_tokens: int,
@@ -111,14 +121,14 @@ def padded(rows: Sequence[Sequence[int]], pad: int, *, left: bool) -> tuple[torc
     return ids, mask
 
 
-def end_ids(model: Any, tokenizer: PreTrainedTokenizerFast) -> list[int]:
+def end_ids(model: CausalLM, tokenizer: PreTrainedTokenizerFast) -> list[int]:
     """Ids that end a turn: those of the model's generation config, and the tokenizer's end of text."""
     configured = model.generation_config.eos_token_id
     ends = configured if isinstance(configured, list) else [configured]
     return sorted({token for token in (*ends, tokenizer.eos_token_id) if token is not None})
 
 
-def pad_id(model: Any, tokenizer: PreTrainedTokenizerFast) -> int:
+def pad_id(model: CausalLM, tokenizer: PreTrainedTokenizerFast) -> int:
     """The id for padding. Any id works, because padding is masked or after the end of the turn."""
     pad = tokenizer.pad_token_id
     return int(pad if pad is not None else next(iter(end_ids(model, tokenizer)), 0))

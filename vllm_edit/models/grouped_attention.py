@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -17,11 +17,14 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+if TYPE_CHECKING:
+    from vllm_edit.models.causal_lm import CausalLM
+
 _PLAIN, _GROUPED = "sdpa", "vllm_edit_grouped"
 
 
 @contextmanager
-def grouped_attention(model: Any) -> Iterator[None]:
+def grouped_attention(model: CausalLM) -> Iterator[None]:
     """Within the context, a CPU model with torch's attention kernels reads keys and values once per group of heads.
 
     Other models are not affected.

@@ -13,6 +13,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
@@ -42,7 +43,7 @@ class HfFolder:
     def files(self) -> Checkpoint:
         return Checkpoint(self.path)
 
-    def config(self) -> Any:
+    def config(self) -> PreTrainedConfig:
         """The config, after a check that the folder is a complete, unquantised, text-only model. Reads no weights."""
         if (self.path / "adapter_config.json").exists():
             raise EditError(f"{self.name} is an adapter (adapter_config.json) and no whole model: give its base model")
@@ -56,7 +57,7 @@ class HfFolder:
                 f"{self.name} is quantised ({kind}); expected plain weights: a quantised base is not supported, import "
                 "the original model"
             )
-        config = self._loaded(AutoConfig)
+        config: PreTrainedConfig = self._loaded(AutoConfig)
         if _is_wrapper(config):
             raise EditError(
                 f"{self.name} is a {config.model_type} model, which combines a language model with other inputs; "
@@ -64,12 +65,12 @@ class HfFolder:
             )
         return config
 
-    def dtype(self, config: Any) -> torch.dtype:
+    def dtype(self, config: PreTrainedConfig) -> torch.dtype:
         """The dtype of the folder's weights."""
         own = getattr(config, "dtype", None)
         return own if isinstance(own, torch.dtype) else torch.float32
 
-    def read(self, config: Any, dtype: torch.dtype = torch.float32) -> Read:
+    def read(self, config: PreTrainedConfig, dtype: torch.dtype = torch.float32) -> Read:
         options = {"dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True}
         model, found = self._loaded(AutoModelForCausalLM, **options)
         if found["mismatched_keys"]:
@@ -135,7 +136,7 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-def _is_wrapper(config: Any) -> bool:
+def _is_wrapper(config: PreTrainedConfig) -> bool:
     """True if the language model's config is only a part of this config, as in models that also read images."""
     try:
         return config.get_text_config() is not config

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rapidfuzz import process
 from torch import nn
 
 from vllm_edit.errors import EditError, NotFound
+
+if TYPE_CHECKING:
+    from vllm_edit.models.causal_lm import CausalLM
 
 
 def find_module(model: nn.Module, name: str) -> nn.Module:
@@ -113,7 +116,7 @@ def replace_output(model: nn.Module, name: str, function: Callable[[torch.Tensor
 
 
 @contextmanager
-def last_position(model: Any) -> Iterator[None]:
+def last_position(model: CausalLM) -> Iterator[None]:
     """Within the block only each row's last position reaches the head, so the logits are [rows, 1, vocabulary]."""
 
     def select(head: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:

@@ -4,7 +4,7 @@ equal to the source's."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -15,6 +15,8 @@ from vllm_edit.text import quoted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+    from vllm_edit.models.causal_lm import CausalLM
 
 ROUND_TRIP = (
     "The capital of France is Paris, isn't it?",
@@ -117,7 +119,7 @@ def check_same_ids(saved: PreTrainedTokenizerFast, read: PreTrainedTokenizerFast
 
 
 @torch.no_grad()
-def logits(model: Any, prompts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+def logits(model: CausalLM, prompts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
     """Logits of each prompt's ids, [tokens, vocabulary] each, with one forward pass per prompt."""
     return [model(input_ids=torch.tensor([list(prompt)])).logits[0].float() for prompt in prompts]
 

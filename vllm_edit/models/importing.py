@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from vllm_edit.errors import EditError
 from vllm_edit.models import import_checks as checks
@@ -21,6 +21,9 @@ from vllm_edit.models.layout import find_layout
 from vllm_edit.models.source import Read, Source
 from vllm_edit.models.staging import refuse_existing, staged
 from vllm_edit.prompting import prompt_ids
+
+if TYPE_CHECKING:
+    from vllm_edit.models.causal_lm import CausalLM
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _QUESTION = "What is the capital of France?"
@@ -112,7 +115,7 @@ def import_model(
     return Imported(out, source.name, kind, puts_bos(tokenizer), difference, read.notes, shown)
 
 
-def _save_config(config: Any, folder: Path) -> None:
+def _save_config(config: PreTrainedConfig, folder: Path) -> None:
     """Write config.json with the architecture's name, which the config of a GGUF file lacks."""
     if not getattr(config, "architectures", None):
         with torch.device("meta"):
@@ -120,11 +123,12 @@ def _save_config(config: Any, folder: Path) -> None:
     config.save_pretrained(folder)
 
 
-def _causal_model(config: Any) -> Any:
+def _causal_model(config: PreTrainedConfig) -> PreTrainedModel:
     try:
-        return AutoModelForCausalLM.from_config(config)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
     except ValueError as error:  # no causal model of this config's type
         raise EditError(f"{config.model_type} is not a causal language model; expected a decoder") from error
+    return model
 
 
 def _set_bos(tokenizer: PreTrainedTokenizerFast, source: Source) -> None:
@@ -146,7 +150,7 @@ def _save(read: Read, folder: Path, dtype: torch.dtype) -> None:
         raise EditError(f"the model cannot be saved: {' '.join(str(error).split())}") from error
 
 
-def _checked(folder: Path, read: Read, wants_bos: bool | None) -> tuple[Any, PreTrainedTokenizerFast]:
+def _checked(folder: Path, read: Read, wants_bos: bool | None) -> tuple[CausalLM, PreTrainedTokenizerFast]:
     """Load the model (float32) and tokenizer from the folder, and check everything except the logits."""
     tokenizer = HfFolder(str(folder), folder).tokenizer()
     checks.check_round_trip(tokenizer)
@@ -160,7 +164,7 @@ def _checked(folder: Path, read: Read, wants_bos: bool | None) -> tuple[Any, Pre
     return model, tokenizer
 
 
-def _continuations(model: Any, tokenizer: PreTrainedTokenizerFast) -> list[Continuation]:
+def _continuations(model: CausalLM, tokenizer: PreTrainedTokenizerFast) -> list[Continuation]:
     asked = [(prompt, False) for prompt in checks.PROMPTS]
     if getattr(tokenizer, "chat_template", None):
         asked.append((_QUESTION, True))

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Conv1D
+from transformers import Conv1D, PreTrainedModel
 
 from vllm_edit.deltas.linear import linear_shape
 from vllm_edit.errors import EditError
@@ -52,7 +52,7 @@ class Layout:
     head: str
 
 
-def find_layout(model: nn.Module) -> Layout:
+def find_layout(model: PreTrainedModel) -> Layout:
     """The layout of a causal language model of transformers. The model is not changed.
 
     Raises:
@@ -61,7 +61,7 @@ def find_layout(model: nn.Module) -> Layout:
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         raise EditError("this is an encoder-decoder; expected a causal (decoder-only) language model")
     names = {module: name for name, module in model.named_modules()}
-    head = model.get_output_embeddings()  # type: ignore[operator]
+    head = model.get_output_embeddings()
     if head is None:
         raise EditError("the model has no output embeddings; expected a model with a language-modelling head")
     stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) and all(map(_has_linear, m))]
@@ -95,7 +95,7 @@ class _Trace:
     outputs: dict[nn.Module, Any]
 
     @classmethod
-    def of(cls, model: nn.Module, watched: set[nn.Module]) -> _Trace:
+    def of(cls, model: PreTrainedModel, watched: set[nn.Module]) -> _Trace:
         trace = cls([], {}, {})
 
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -103,8 +103,8 @@ class _Trace:
             trace.calls[module] = (args, kwargs)
             trace.outputs[module] = output
 
-        embedding = model.get_input_embeddings()  # type: ignore[operator]
-        ids = torch.arange(_PROBE_LENGTH, device=embedding.weight.device)[None]
+        device = next(model.get_input_embeddings().parameters()).device
+        ids = torch.arange(_PROBE_LENGTH, device=device)[None]
         with ExitStack() as stack:
             for module in watched:
                 stack.callback(module.register_forward_hook(hook, with_kwargs=True).remove)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from math import ceil
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vllm_edit.artefacts.site import Context
 from vllm_edit.errors import UnsafeEdit
@@ -17,13 +17,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from vllm_edit.models.base import Base
+    from vllm_edit.models.causal_lm import CausalLM
 
 
 READ = 16
 """Minimum number of tokens of an answer that a gate generates."""
 
 
-def positions_of(model: Any) -> int | None:
+def positions_of(model: CausalLM) -> int | None:
     """The model's context length in tokens, or None if its config does not state it."""
     return getattr(model.config, "max_position_embeddings", None)
 
@@ -34,7 +35,7 @@ def read_of(answer: int, least: int = READ) -> int:
     return least if answer <= least else least * ceil(answer / least + 0.5)
 
 
-def check_length(model: Any, length: int, what: str) -> None:
+def check_length(model: CausalLM, length: int, what: str) -> None:
     """Raise UnsafeEdit, whose message begins with `what`, if `length` tokens exceed the model's context length."""
     check_positions(positions_of(model), length, what)
 

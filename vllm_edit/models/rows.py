@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from transformers import Cache
 
 from vllm_edit.models.lengths import check_length
+
+if TYPE_CHECKING:
+    from vllm_edit.models.causal_lm import CausalLM
 
 _FILLING, _LEAST_FILLED = 1024, 0.75
 
@@ -81,7 +84,7 @@ class Batch:
         return cls(*(tensor.to(device) for tensor in tensors))
 
 
-def batches(model: nn.Module, rows: Sequence[Row], indices: Iterable[int], tokens: int) -> list[Batch]:
+def batches(model: CausalLM, rows: Sequence[Row], indices: Iterable[int], tokens: int) -> list[Batch]:
     """The rows at `indices`, longest first, in batches of at most `tokens` tokens with padding (at least one row).
 
     A batch with enough tokens for full speed ends before a row of which more than a quarter would be padding.
@@ -106,7 +109,7 @@ def batches(model: nn.Module, rows: Sequence[Row], indices: Iterable[int], token
     return made
 
 
-def run_batch(model: Any, batch: Batch, cache: Cache | None = None) -> torch.Tensor:
+def run_batch(model: CausalLM, batch: Batch, cache: Cache | None = None) -> torch.Tensor:
     """The model's own logits before every answer token, [b, m, vocabulary] float32.
 
     cache: filled with the keys and values of every token, padding included.
@@ -120,10 +123,13 @@ def run_batch(model: Any, batch: Batch, cache: Cache | None = None) -> torch.Ten
         return (args[0][lines, batch.places],)  # [b, seq, d] → [b, m, d]
 
     with model.get_output_embeddings().register_forward_pre_hook(select):
-        given: dict[str, Any] = {"use_cache": False} if cache is None else {"use_cache": True, "past_key_values": cache}
-        out = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, **given)
-    logits: torch.Tensor = out.logits
-    return logits.float()
+        out = model(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        )
+    return out.logits.float()
 
 
 def answer_scores(logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -149,7 +155,7 @@ def unchanged_forward(batch: Batch) -> AbstractContextManager[None]:
     return nullcontext()
 
 
-def leads(model: Any, rows: Sequence[Row], tokens: int, within: Within = unchanged_forward) -> torch.Tensor:
+def leads(model: CausalLM, rows: Sequence[Row], tokens: int, within: Within = unchanged_forward) -> torch.Tensor:
     """`answer_scores`' lead of every row, [len(rows)] float32 on the CPU."""
     result = torch.empty(len(rows))
     with torch.no_grad():
@@ -159,7 +165,7 @@ def leads(model: Any, rows: Sequence[Row], tokens: int, within: Within = unchang
     return result
 
 
-def following(model: Any, rows: Sequence[Row], tokens: int, within: Within = unchanged_forward) -> list[int]:
+def following(model: CausalLM, rows: Sequence[Row], tokens: int, within: Within = unchanged_forward) -> list[int]:
     """The most likely id after every row's prompt. The rows' answers are ignored."""
     asked, result = [replace(row, answer=()) for row in rows], [0] * len(rows)
     with torch.no_grad():
@@ -171,7 +177,7 @@ def following(model: Any, rows: Sequence[Row], tokens: int, within: Within = unc
     return result
 
 
-def greedy(model: Any, rows: Sequence[Row], count: int, tokens: int) -> list[Row]:
+def greedy(model: CausalLM, rows: Sequence[Row], count: int, tokens: int) -> list[Row]:
     """The rows with `count` greedily decoded ids as answers, which replace the rows' own answers."""
     grown = [replace(row, answer=()) for row in rows]
     for _ in range(count):
@@ -180,6 +186,6 @@ def greedy(model: Any, rows: Sequence[Row], count: int, tokens: int) -> list[Row
     return grown
 
 
-def device_of(model: nn.Module) -> torch.device:
+def device_of(model: CausalLM) -> torch.device:
     """The device of the model's inputs."""
     return next(model.parameters()).device

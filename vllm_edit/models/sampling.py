@@ -9,11 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from vllm_edit.models.hooks import frozen, last_position
+
+if TYPE_CHECKING:
+    from transformers import Cache
+
+    from vllm_edit.models.causal_lm import CausalLM
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ class Draft:
 
 
 def sampled(
-    model: Any,
+    model: CausalLM,
     drafts: Sequence[Draft],
     *,
     banned: Collection[int] = (),
@@ -86,7 +91,11 @@ def _batches(drafts: Sequence[Draft], size: int) -> Iterator[list[int]]:
 
 
 def _batch(
-    model: Any, drafts: Sequence[Draft], banned: Collection[int], ends: frozenset[int], on_step: Callable[[int], None]
+    model: CausalLM,
+    drafts: Sequence[Draft],
+    banned: Collection[int],
+    ends: frozenset[int],
+    on_step: Callable[[int], None],
 ) -> list[list[int]]:
     rows = [_Row(draft) for draft in drafts]
     going = [row for row in rows if len(row.draft.noise)]
@@ -134,7 +143,7 @@ class _Row:
         return True
 
 
-def _last_logits(model: Any, ids: torch.Tensor, cache: Any) -> tuple[torch.Tensor, Any]:
+def _last_logits(model: CausalLM, ids: torch.Tensor, cache: Cache | None) -> tuple[torch.Tensor, Cache]:
     """Logits [rows, vocabulary] float32 after the last of ids [rows, new], and the extended cache.
 
     There is no padding and hence no mask, which saves a tenth of the time. Only the last position reaches the head.

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import Cache, DynamicCache
+
+if TYPE_CHECKING:
+    from vllm_edit.models.causal_lm import CausalLM
 
 LEAST = 64
 """Minimum length of a common prefix that makes a separate forward pass worthwhile."""
 
 
 @torch.no_grad()
-def read_once(model: Any, ids: Sequence[int], rows: int) -> Cache:
+def read_once(model: CausalLM, ids: Sequence[int], rows: int) -> Cache:
     """A cache with the keys and values of `ids`, repeated for `rows` rows."""
     cache = DynamicCache(config=model.config)
     given = torch.tensor([list(ids)], device=model.device)
@@ -49,7 +52,7 @@ def sharing(texts: Sequence[Sequence[int]], most: Sequence[int], rows: Sequence[
     return [*groups, (alone, 0)] if alone else groups
 
 
-def shares(model: Any, longest: int) -> bool:
+def shares(model: CausalLM, longest: int) -> bool:
     """True if the model supports padding in the middle of a text of `longest` tokens.
 
     In a sliding window shorter than the text, padding would replace tokens.

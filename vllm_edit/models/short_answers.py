@@ -9,15 +9,18 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from itertools import takewhile
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import DynamicCache, PreTrainedTokenizerFast
+from transformers import Cache, DynamicCache, PreTrainedTokenizerFast
 
 from vllm_edit.models.greedy import end_ids, pad_id, padded
 from vllm_edit.models.hooks import last_position
 from vllm_edit.models.penalties import Penalties
 from vllm_edit.models.shared_prefix import read_once
+
+if TYPE_CHECKING:
+    from vllm_edit.models.causal_lm import CausalLM
 
 Enough = Callable[[int, Sequence[int]], bool]
 """Callback with a row's index and its new tokens so far; returns True to end the row."""
@@ -25,7 +28,7 @@ Enough = Callable[[int, Sequence[int]], bool]
 
 @torch.no_grad()
 def greedy_until(
-    model: Any,
+    model: CausalLM,
     tokenizer: PreTrainedTokenizerFast,
     prompts: Sequence[Sequence[int]],
     most: Sequence[int],
@@ -68,12 +71,12 @@ def greedy_until(
         mask = torch.cat([mask[remaining], mask.new_ones(len(rows), 1)], dim=1)
 
 
-def _next_logits(model: Any, ids: torch.Tensor, mask: torch.Tensor, cache: Any) -> torch.Tensor:
+def _next_logits(model: CausalLM, ids: torch.Tensor, mask: torch.Tensor, cache: Cache) -> torch.Tensor:
     """Logits of the token after each row, [rows, vocabulary]; extends the cache by `ids` [rows, tokens].
 
     mask: [rows, cached + tokens].
     """
-    more: dict[str, Any] = {}
+    more: dict[str, torch.Tensor] = {}
     if "position_ids" in inspect.signature(model.forward).parameters:
         more["position_ids"] = (mask.cumsum(dim=1) - 1).clamp_min(0)[:, -ids.shape[1] :]
     with last_position(model):
@@ -82,7 +85,7 @@ def _next_logits(model: Any, ids: torch.Tensor, mask: torch.Tensor, cache: Any) 
     return logits
 
 
-def _shared(model: Any, prompts: Sequence[Sequence[int]]) -> int:
+def _shared(model: CausalLM, prompts: Sequence[Sequence[int]]) -> int:
     """Length of the prompts' common prefix, without their last tokens.
 
     It is 0 if padding between prefix and rest could push the prefix out of a sliding attention window.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    from transformers import PreTrainedConfig, PreTrainedTokenizerFast
+
+    from vllm_edit.models.causal_lm import CausalLM
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,7 @@ class Read:
     notes: sentences about parts of the source that the model lacks.
     """
 
-    model: Any
+    model: CausalLM
     tokenizer: PreTrainedTokenizerFast
     notes: tuple[str, ...] = ()
 
@@ -34,11 +36,11 @@ class Source(Protocol):
     def puts_bos(self) -> bool | None:
         """Whether BOS is added before plain text; None if only the tokenizer states it."""
 
-    def config(self) -> Any:
+    def config(self) -> PreTrainedConfig:
         """The model's config without quantisation."""
 
-    def dtype(self, config: Any) -> torch.dtype:
+    def dtype(self, config: PreTrainedConfig) -> torch.dtype:
         """Default dtype of the saved weights."""
 
-    def read(self, config: Any) -> Read:
+    def read(self, config: PreTrainedConfig) -> Read:
         """The model in float32 and eval mode, with its tokenizer."""

@@ -14,7 +14,7 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -23,6 +23,9 @@ from transformers.cache_utils import CacheLayerMixin
 
 from vllm_edit.models.lower_blocks import block_output, resumed
 from vllm_edit.models.rows import Row, batches, device_of, run_batch
+
+if TYPE_CHECKING:
+    from vllm_edit.models.causal_lm import CausalLM
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +94,7 @@ class Pack:
 class Suffixes:
     """The base's states of rows, and passes over their suffixes. Rows are numbered as in `rows`."""
 
-    def __init__(self, model: nn.Module, rows: Sequence[Row], blocks: Sequence[str], tokens: int) -> None:
+    def __init__(self, model: CausalLM, rows: Sequence[Row], blocks: Sequence[str], tokens: int) -> None:
         """blocks: names of the blocks below the site's block. tokens: maximum number of tokens in one pass."""
         self.model, self.rows, self.blocks, self.tokens = model, rows, blocks, tokens
         self._states: dict[int, _States] = {}
@@ -160,7 +163,7 @@ class Suffixes:
         def select(head: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
             return (args[0].flatten(0, 1)[pack.places][None],)  # [n, T, d] → [1, m, d]
 
-        head = self.model.get_output_embeddings()  # type: ignore[operator]
+        head = self.model.get_output_embeddings()
         below = resumed(self.model, self.blocks, pack.hidden) if pack.hidden is not None else _nothing()
         with head.register_forward_pre_hook(select), below:
             out = self.model(

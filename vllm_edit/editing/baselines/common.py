@@ -37,6 +37,8 @@ from vllm_edit.settings import (
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+    from vllm_edit.models.causal_lm import CausalLM
+
 
 class ExampleSettings(MethodSettings):
     """Settings of training on one example and of the check afterwards."""
@@ -112,7 +114,7 @@ def example_rows(edits: Sequence[Edit], tokenizer: PreTrainedTokenizerFast, chat
 
 
 def train(
-    model: nn.Module,
+    model: CausalLM,
     rows: Sequence[Row],
     parameters: Sequence[nn.Parameter],
     step_size: float,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import tempfile
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import torch
 from transformers import Conv1D
@@ -28,6 +28,11 @@ from vllm_edit.models.hooks import find_module, frozen
 from vllm_edit.models.rows import leads
 from vllm_edit.patch import Edit
 from vllm_edit.settings import CountFromZero, PositiveCount, PositiveReal, Real, Seed, between
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+    from vllm_edit.models.causal_lm import CausalLM
 
 
 class LoraSettings(ExampleSettings):
@@ -81,12 +86,12 @@ def compile_edits(
     return MethodResult(delta, settings=settings.identity(rank), report=report.model_copy(update=measured))
 
 
-def _twin(model: Any) -> Any:
+def _twin(model: CausalLM) -> CausalLM:
     """A copy of the model with new modules and shared tensors, so that PEFT can replace modules of the copy."""
     return copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
 
 
-def _adapted(twin: Any, site: Site, rank: int, settings: LoraSettings) -> Any:
+def _adapted(twin: CausalLM, site: Site, rank: int, settings: LoraSettings) -> PeftModel:
     """PEFT's model of `twin`, whose modules are replaced in place. Only the adapter requires a gradient."""
     try:
         from peft import LoraConfig, get_peft_model
@@ -103,7 +108,7 @@ def _adapted(twin: Any, site: Site, rank: int, settings: LoraSettings) -> Any:
     return get_peft_model(twin, config)
 
 
-def _read_back(adapted: Any) -> Delta:
+def _read_back(adapted: PeftModel) -> Delta:
     """The delta of the adapter as PEFT saves it, with its scale folded in, in the precision of saved deltas."""
     with tempfile.TemporaryDirectory(prefix="vllm-edit-lora-") as folder:
         # Embeddings are not adapted. Without this option, PEFT looks for the base's config on the hub.

@@ -11,13 +11,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from vllm_edit.models.hooks import find_module, frozen
 from vllm_edit.models.rows import Batch, Row, answer_scores, batches, run_batch
+
+if TYPE_CHECKING:
+    from vllm_edit.models.causal_lm import CausalLM
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class TokenGradients:
 
 
 def token_gradients(
-    model: nn.Module, modules: Sequence[str], rows: Sequence[Row], tokens: int
+    model: CausalLM, modules: Sequence[str], rows: Sequence[Row], tokens: int
 ) -> dict[str, TokenGradients]:
     """Every module's token gradients of the mean NLL of each row's answer. Each row is a separate edit.
 
@@ -67,9 +70,7 @@ def token_gradients(
     return {name: TokenGradients.of(*shapes[name]) for name in modules}
 
 
-def _of_batch(
-    model: nn.Module, modules: Sequence[str], batch: Batch
-) -> Mapping[str, tuple[torch.Tensor, torch.Tensor]]:
+def _of_batch(model: CausalLM, modules: Sequence[str], batch: Batch) -> Mapping[str, tuple[torch.Tensor, torch.Tensor]]:
     """Module → (u [b, seq, d_in], δ [b, seq, d_out]), zero at padding."""
     inputs: dict[str, torch.Tensor] = {}
     shifts: dict[str, torch.Tensor] = {}

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
 from vllm_edit.artefacts.manifest import Column, KeyGroup
 from vllm_edit.composition.solver import System, interference, satisfiable
@@ -18,6 +18,9 @@ from vllm_edit.models.hooks import capture_outputs, inputs_of
 from vllm_edit.models.rows import Batch, Row, batches, run_batch
 from vllm_edit.patch import Edit
 from vllm_edit.spelling import written
+
+if TYPE_CHECKING:
+    from vllm_edit.models.causal_lm import CausalLM
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ class Columns:
         return System.of(self.keys, self.whitened, self.group_of, damping, self.shares)
 
 
-def measure_inputs(model: nn.Module, module: str, rows: Sequence[Row], tokens: int) -> torch.Tensor:
+def measure_inputs(model: CausalLM, module: str, rows: Sequence[Row], tokens: int) -> torch.Tensor:
     """The module's input at each row's position, [rows, d_in] float32 on the CPU. Later modules are not run."""
 
     def inputs(batch: Batch) -> torch.Tensor:
@@ -90,7 +93,7 @@ def measure_inputs(model: nn.Module, module: str, rows: Sequence[Row], tokens: i
     return _measure(model, rows, tokens, inputs)
 
 
-def measure_outputs(model: nn.Module, module: str, rows: Sequence[Row], tokens: int) -> torch.Tensor:
+def measure_outputs(model: CausalLM, module: str, rows: Sequence[Row], tokens: int) -> torch.Tensor:
     """The module's output at each row's position, [rows, d_out] float32 on the CPU."""
     with capture_outputs(model, [module]) as captured:
 
@@ -102,7 +105,7 @@ def measure_outputs(model: nn.Module, module: str, rows: Sequence[Row], tokens: 
 
 
 def _measure(
-    model: nn.Module, rows: Sequence[Row], tokens: int, captured: Callable[[Batch], torch.Tensor]
+    model: CausalLM, rows: Sequence[Row], tokens: int, captured: Callable[[Batch], torch.Tensor]
 ) -> torch.Tensor:
     """Measured vectors at each row's position, [rows, d]. captured: batch → vectors at all its tokens, [b, seq, d]."""
     # Attention is causal: tokens after the position cannot affect it, so the row is cut there.

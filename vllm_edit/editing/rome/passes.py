@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -12,6 +13,9 @@ from vllm_edit.deltas.forward import low_rank_forward, routed_forward
 from vllm_edit.models.lower_blocks import Below
 from vllm_edit.models.rows import Batch, Row, answer_scores, batches, run_batch
 from vllm_edit.models.suffixes import Pack, Suffixes
+
+if TYPE_CHECKING:
+    from vllm_edit.models.causal_lm import CausalLM
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class Passes:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: CausalLM,
         module: nn.Module,
         rows: Sequence[Row],
         A: torch.Tensor,

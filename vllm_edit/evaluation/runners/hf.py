@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from vllm_edit.deltas.by_row import applied_by_row
 from vllm_edit.evaluation.runners.batching import together
 from vllm_edit.evaluation.runners.runner import Reading, Request, Scored, answer_text, check_lengths, pieces_of
+from vllm_edit.models.causal_lm import causal_lm
 from vllm_edit.models.forced import Forced, shared_texts, token_scores
 from vllm_edit.models.greedy import continuations, pad_id
 from vllm_edit.models.lengths import positions_of
@@ -18,7 +19,7 @@ from vllm_edit.models.shared_prefix import shares
 from vllm_edit.prompting import answer_ids, prompt_ids
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 _LOGITS = 2**27
 """Maximum number of logits of one batch: half a GiB in float32."""
@@ -33,8 +34,8 @@ class HFRunner:
     A common beginning of many requests of one patch (an IKE prefix) is read once.
     """
 
-    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerFast, batch: int = 64) -> None:
-        self.model, self.tokenizer, self.batch = model, tokenizer, batch
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, batch: int = 64) -> None:
+        self.model, self.tokenizer, self.batch = causal_lm(model), tokenizer, batch
 
     @property
     def name(self) -> str:
