@@ -15,6 +15,7 @@ import torch
 from sqlalchemy import create_engine, text
 
 from tests.store.example import compiled
+from vllm_edit.artefacts.folder import encode_adapter
 from vllm_edit.artefacts.reports import CompileReport, GateReport
 from vllm_edit.store.maintenance import problems_of
 from vllm_edit.store.store import Store
@@ -60,6 +61,13 @@ def test_an_earlier_patch_is_loaded_whole_and_keeps_its_name(earlier: Store) -> 
     assert loaded.report == CompileReport(seconds=0.25)
     assert GateReport.of(earlier.records(CAPITAL, "gate")[-1].data).not_judged == ""
     assert earlier.save(made) == CAPITAL
+
+
+def test_an_earlier_adapter_is_written_again_byte_for_byte(earlier: Store) -> None:
+    for name in (CAPITAL, CURRENCY):
+        folder = Path(earlier.url) / "patches" / name / "adapter"
+        before = {file.name: file.read_bytes() for file in folder.iterdir()}
+        assert encode_adapter(earlier.load(name)) == before
 
 
 def test_an_earlier_registry_gets_the_newest_schema_and_changes_on(earlier: Store) -> None:

@@ -3,8 +3,11 @@
     adapter_config.json          rank, alpha and target modules
     adapter_model.safetensors    base_model.model.<module>.lora_A.weight [r, d_in], ….lora_B.weight [d_out, r]
 
-Alpha equals the rank everywhere, so LoRA's scale alpha/r is 1 and ΔW = B·A. The config holds only keys that PEFT or
-vLLM reads: vLLM silently drops the others. A and B have `nn.Linear` orientation for Conv1D too.
+`peft.LoraConfig` writes and reads the config. Alpha equals the rank everywhere, so LoRA's scale alpha/r is 1 and
+ΔW = B·A. The file holds only the keys that we set, so that it does not change with PEFT's version: PEFT's other fields
+have their defaults, and vLLM drops them. A and B have `nn.Linear` orientation for Conv1D too.
+
+PEFT is imported where it is used: the server, which imports this module, needs it only to compose adapters.
 """
 
 from __future__ import annotations
@@ -13,8 +16,9 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
 import torch
@@ -22,6 +26,9 @@ from safetensors import SafetensorError
 
 from vllm_edit.deltas.low_rank import LowRank
 from vllm_edit.errors import EditError
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 CONFIG_FILE = "adapter_config.json"
 TENSORS_FILE = "adapter_model.safetensors"
@@ -107,6 +114,7 @@ def decode(files: Mapping[str, bytes], folder: Path) -> dict[str, LowRank]:
     if not isinstance(config, dict):
         raise EditError(f"{folder / CONFIG_FILE} holds a {type(config).__name__}, expected a JSON object")
     problems = _config_problems(config)
+    lora = _lora_config(config, problems)
     factors: dict[str, dict[str, torch.Tensor]] = {}
     for name in sorted(stored):
         match = _TENSOR_NAME.fullmatch(name)
@@ -115,9 +123,9 @@ def decode(files: Mapping[str, bytes], folder: Path) -> dict[str, LowRank]:
         else:
             factors.setdefault(match["module"], {})[match["factor"]] = stored[name]
     parts: dict[str, LowRank] = {}
-    for module, found in factors.items():
+    for module, found in factors.items() if lora is not None else ():
         try:
-            parts[module] = _part(found, *_rank_and_scale(config, module))
+            parts[module] = _part(found, *_rank_and_scale(lora, module))
         except EditError as error:
             problems.append(f"{module}: {error}")
     if not stored:
@@ -136,10 +144,11 @@ def _no_folder(folder: Path, error: Exception) -> EditError:
 
 def _config(parts: Mapping[str, LowRank], base_name: str, fan_in_fan_out: bool) -> dict[str, Any]:
     """`adapter_config.json`: the highest rank as default, an anchored pattern for each module of another rank."""
+    from peft import LoraConfig
+
     rank = max(part.rank for part in parts.values())
     pattern = {f"^{re.escape(name)}": part.rank for name, part in sorted(parts.items()) if part.rank != rank}
-    return {
-        "peft_type": "LORA",
+    given = {
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base_name,
         "bias": "none",
@@ -150,6 +159,21 @@ def _config(parts: Mapping[str, LowRank], base_name: str, fan_in_fan_out: bool) 
         "alpha_pattern": pattern,
         "target_modules": sorted(parts),
     }
+    config = LoraConfig(**given).to_dict()
+    written = {key: config[key] for key in ("peft_type", *given)}
+    return written | {"target_modules": sorted(written["target_modules"])}  # PEFT holds a set
+
+
+def _lora_config(config: Mapping[str, Any], problems: list[str]) -> LoraConfig | None:
+    """PEFT's reading of a config, without the keys that it does not know; None, with a problem, if it refuses it."""
+    from peft import LoraConfig
+
+    known = {field.name for field in fields(LoraConfig) if field.init}
+    try:
+        return LoraConfig(**{key: value for key, value in config.items() if key in known})
+    except (ValueError, TypeError, AttributeError, ImportError) as error:
+        problems.append(f"{CONFIG_FILE} is refused by PEFT: {' '.join(str(error).split())}")
+        return None
 
 
 def _config_problems(config: dict[str, Any]) -> list[str]:
@@ -166,30 +190,31 @@ def _config_problems(config: dict[str, Any]) -> list[str]:
         )
     problems += [
         f"{key} is {config.get(key)!r}, expected a positive number"
-        for key in ("r", "lora_alpha")
+        for key in ("r", "lora_alpha")  # PEFT has defaults for both, vLLM has none
         if not isinstance(config.get(key), int | float) or config[key] <= 0
     ]
     return problems
 
 
-def _rank_and_scale(config: dict[str, Any], module: str) -> tuple[int, float]:
+def _rank_and_scale(config: LoraConfig, module: str) -> tuple[int, float]:
     """Rank and scale that PEFT gives a module: alpha/r, or alpha/√r with rsLoRA (arXiv 2312.03732)."""
-    rank = _pattern(config.get("rank_pattern"), module, config.get("r"))
-    alpha = _pattern(config.get("alpha_pattern"), module, config.get("lora_alpha"))
+    rank = _of_pattern(config.rank_pattern, module, config.r)
+    alpha = _of_pattern(config.alpha_pattern, module, config.lora_alpha)
     if not isinstance(rank, int) or rank <= 0 or not isinstance(alpha, int | float):
         raise EditError(f"rank {rank!r} and alpha {alpha!r}, expected a positive rank and a number")
-    return rank, alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
+    return rank, alpha / math.sqrt(rank) if config.use_rslora else alpha / rank
 
 
-def _pattern(pattern: Mapping[str, Any] | None, module: str, default: Any) -> Any:
-    """PEFT's rule (`peft.utils.other.get_pattern_key`): the first key that matches a suffix at a dot wins."""
-    for key, value in (pattern or {}).items():
-        try:
-            if re.match(rf"(.*\.)?({key})$", module):
-                return value
-        except re.error as error:
-            raise EditError(f"pattern {key!r} is not a regular expression: {error}") from error
-    return default
+def _of_pattern(pattern: Any, module: str, default: Any) -> Any:
+    """The value of the first key of `pattern` that matches a suffix of the module's name at a dot."""
+    from peft.utils.other import get_pattern_key
+
+    if not isinstance(pattern or {}, dict):
+        raise EditError(f"pattern {pattern!r}, expected an object of modules and numbers")
+    try:
+        return (pattern or {}).get(get_pattern_key([*(pattern or {})], module), default)
+    except re.error as error:
+        raise EditError(f"a pattern in {', '.join(pattern)} is not a regular expression: {error}") from error
 
 
 def _part(found: Mapping[str, torch.Tensor], rank: int, scale: float) -> LowRank:

@@ -160,6 +160,8 @@ class Scopes:
         if manifest.scope == "all":
             return None
         applicable(manifest, self._site, self._max_rank)
+        import peft  # noqa: F401  `_compose` uses it. An index is built ahead of requests, so that none waits for this.
+
         return ScopeIndex.of(manifest)
 
     def _compose(self, index: ScopeIndex, units: Units) -> Derived | str:

@@ -22,7 +22,6 @@ from vllm_edit.editing.baselines.common import ExampleSettings, example_rows, re
 from vllm_edit.editing.method import MethodResult
 from vllm_edit.editing.second_moment import SecondMoment
 from vllm_edit.editing.settings import Progress
-from vllm_edit.errors import EditError
 from vllm_edit.models.base import Base
 from vllm_edit.models.hooks import find_module, frozen
 from vllm_edit.models.rows import leads
@@ -67,7 +66,7 @@ def compile_edits(
 
     Raises:
         UnsafeEdit: an edit missed its target; the message names the edit.
-        EditError: PEFT is not installed, or the requested rank exceeds the site's maximum.
+        EditError: the requested rank exceeds the site's maximum.
     """
     rank = settings.rank_at(site)
     rows = example_rows(edits, base.tokenizer)
@@ -93,10 +92,8 @@ def _twin(model: CausalLM) -> CausalLM:
 
 def _adapted(twin: CausalLM, site: Site, rank: int, settings: LoraSettings) -> PeftModel:
     """PEFT's model of `twin`, whose modules are replaced in place. Only the adapter requires a gradient."""
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError:
-        raise EditError("method lora needs PEFT: pip install 'vllm-edit[lora]'") from None
+    from peft import LoraConfig, get_peft_model
+
     config = LoraConfig(
         r=rank,
         lora_alpha=settings.alpha,
