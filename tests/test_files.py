@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,7 +16,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from vllm_edit.errors import EditError, Unavailable
-from vllm_edit.files import Files, LocalFiles, RemoteFiles, open_files
+from vllm_edit.files import Files, LocalFiles, RemoteFiles, file_lock, open_files
 
 # The limit on a file's size is the system's own: the write fails in the middle, as on a full disk.
 TOO_LARGE = """
@@ -66,6 +68,28 @@ for _ in range(50):
     assert files.read("count") == b"200"
 
 
+def test_a_killed_process_releases_its_lock(tmp_path: Path) -> None:
+    program = """
+import os, signal, sys
+from pathlib import Path
+from vllm_edit.files import LocalFiles
+with LocalFiles(Path(sys.argv[1])).locked("a"):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, "-c", program, tmp_path]).returncode == -signal.SIGKILL
+    with file_lock(tmp_path / "a.lock", wait=False):
+        pass
+
+
+def test_a_file_system_without_locks_is_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    with pytest.raises(Unavailable, match=r"a\.lock cannot be locked: Function not implemented"):
+        _lock(LocalFiles(tmp_path))
+
+
 class DriverError(Exception):
     """As those of object stores' libraries: no `OSError`."""
 
@@ -108,6 +132,7 @@ def test_a_disk_that_fails_is_unavailable(
 
     for name in ("read_bytes", "exists", "glob", "open", "rename", "replace"):
         monkeypatch.setattr(Path, name, fail)
+    monkeypatch.setattr(os, "open", fail)  # of locks
     with pytest.raises(Unavailable, match=r"cannot be \w+: Stale file handle; fix that and try again"):
         call(LocalFiles(tmp_path))
 

@@ -9,7 +9,6 @@ interruption at any time leaves nothing or everything. Object stores have no ren
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import shutil
 import time
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import fsspec
+from filelock import FileLock
 from fsspec.implementations.local import LocalFileSystem
 
 from vllm_edit.errors import EditError, Unavailable
@@ -117,10 +117,10 @@ class LocalFiles:
 
     @contextmanager
     def locked(self, path: str) -> Iterator[None]:
+        lock = file_lock(self.root / f"{path}.lock")
         with ExitStack() as held:
             with _reaching(self.root / f"{path}.lock", "locked", OSError):
-                lock = held.enter_context((self.root / f"{path}.lock").open("w"))
-                fcntl.flock(lock, fcntl.LOCK_EX)  # closing the file, also when the process dies, releases the lock
+                held.enter_context(lock)
             yield
 
     def sweep(self, older_than_s: float) -> None:
@@ -191,6 +191,19 @@ class RemoteFiles:
     def _place(self, path: str) -> str:
         """The file's name in messages."""
         return str(self._fs.unstrip_protocol(f"{self._root}/{path}"))
+
+
+def file_lock(path: Path, *, wait: bool = True) -> FileLock:
+    """A lock on the file `path` between processes and threads; the file is created.
+
+    The system releases the lock when its process ends, also when it is killed. On NFS, Linux asks the server for it. A
+    file system without locks raises `OSError`: the library's substitute, a marker file, would outlive a killed process.
+
+    Args:
+        path: the file, of which nothing but the lock is used.
+        wait: wait for the lock; otherwise taking it raises `filelock.Timeout` while another has it.
+    """
+    return FileLock(path, timeout=-1 if wait else 0, poll_interval=0.01, fallback_to_soft=False)
 
 
 @contextmanager

@@ -261,7 +261,7 @@ def test_the_next_import_removes_the_leftovers_of_a_killed_import(file: Path, tm
     command = [sys.executable, "-c", textwrap.dedent(program), str(file), str(tmp_path / "out")]
     killed = subprocess.run(command, capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert [path.name for path in tmp_path.iterdir()] == [".out.part"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.part", ".out.part.lock"]
     (tmp_path / ".out.part" / "strange.txt").touch()
     import_model(file, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import Timeout
 from safetensors import SafetensorError
 
 from vllm_edit.errors import EditError, Unavailable
-from vllm_edit.files import make_folder, sync_folder
+from vllm_edit.files import file_lock, make_folder, sync_folder
 
 
 @contextmanager
@@ -29,10 +28,11 @@ def staged(target: Path) -> Iterator[Path]:
     part = target.parent / f".{target.name}.part"
     try:
         make_folder(target.parent.absolute())
-        part.mkdir(exist_ok=True)
-        with _alone_in(part, target):
+        with _alone(part, target):
             try:
-                _empty(part)
+                if part.exists():
+                    shutil.rmtree(part)
+                part.mkdir()
                 yield part
                 sync_folder(part)
                 part.rename(target)
@@ -54,20 +54,17 @@ def refuse_existing(target: Path) -> None:
 
 
 @contextmanager
-def _alone_in(part: Path, target: Path) -> Iterator[None]:
-    """Hold the folder's lock, which the system releases when the process ends."""
-    descriptor = os.open(part, os.O_RDONLY | os.O_DIRECTORY)
+def _alone(part: Path, target: Path) -> Iterator[None]:
+    """Hold the lock of a folder that may not exist yet; its file is beside the folder."""
+    file = part.with_name(f"{part.name}.lock")
+    lock = file_lock(file, wait=False)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise EditError(f"another process is writing {target}; wait for it, or name another folder") from error
+        lock.acquire()
+    except Timeout as error:
+        raise EditError(f"another process is writing {target}; wait for it, or name another folder") from error
+    try:
         refuse_existing(target)  # another process may have finished between the first check and the lock
         yield
     finally:
-        os.close(descriptor)
-
-
-def _empty(folder: Path) -> None:
-    for left in folder.iterdir():
-        shutil.rmtree(left) if left.is_dir() else left.unlink()
+        file.unlink(missing_ok=True)  # before the release: a process that opened this file does not get its lock
+        lock.release()

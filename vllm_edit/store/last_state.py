@@ -7,11 +7,8 @@ Writes are atomic: a kill at any moment leaves the old state or the new state.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from vllm_edit.digest import canonical, digest_bytes, digest_json
 from vllm_edit.errors import Corrupt, EditError, Unavailable
-from vllm_edit.files import LocalFiles, sync_folder
+from vllm_edit.files import LocalFiles, file_lock, sync_folder
 from vllm_edit.registry.snapshot import Snapshot
 from vllm_edit.store.locations import state_folder
 
@@ -51,7 +48,7 @@ class LastState:
         state = _JSON.dump_python(snapshot, mode="json")
         data = canonical({"digest": digest_json(state), "state": state})
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with self._locked():
+        with file_lock(self.path.with_name(f"{self.path.name}.lock")):
             try:
                 known = self._state()
             except Corrupt:  # the new state replaces it
@@ -105,9 +102,3 @@ class LastState:
             os.fsync(stream.fileno())
         new.replace(self.path)
         sync_folder(self.path.parent)
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        with self.path.with_name(f"{self.path.name}.lock").open("w") as lock:  # closing or process death releases it
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
