@@ -10,20 +10,60 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vllm_edit.artefacts.compiled import CompiledPatch
     from vllm_edit.composition.compose import compose
     from vllm_edit.deltas.delta import Delta
     from vllm_edit.editing.compile import compile_patch
+    from vllm_edit.errors import EditError
     from vllm_edit.evaluation.evaluate import evaluate
-    from vllm_edit.patch import Patch
+    from vllm_edit.evaluation.report import Report
+    from vllm_edit.evaluation.runners.hf import HFRunner
+    from vllm_edit.evaluation.settings import EvaluationSettings
+    from vllm_edit.ike.bank import Bank
+    from vllm_edit.models.base import Base
+    from vllm_edit.patch import Edit, Gate, Patch, Probe
+    from vllm_edit.pipeline import Outcome, Pipeline
     from vllm_edit.serving.offline import PatchedLLM
     from vllm_edit.store.store import Store
 
-__all__ = ["Delta", "Patch", "PatchedLLM", "Store", "compile_patch", "compose", "evaluate"]
+__all__ = [
+    "Bank",
+    "Base",
+    "CompiledPatch",
+    "Delta",
+    "Edit",
+    "EditError",
+    "EvaluationSettings",
+    "Gate",
+    "HFRunner",
+    "Outcome",
+    "Patch",
+    "PatchedLLM",
+    "Pipeline",
+    "Probe",
+    "Report",
+    "Store",
+    "compile_patch",
+    "compose",
+    "evaluate",
+]
 
 _HOME = {
+    "Bank": "vllm_edit.ike.bank",
+    "Base": "vllm_edit.models.base",
+    "CompiledPatch": "vllm_edit.artefacts.compiled",
     "Delta": "vllm_edit.deltas.delta",
+    "Edit": "vllm_edit.patch",
+    "EditError": "vllm_edit.errors",
+    "EvaluationSettings": "vllm_edit.evaluation.settings",
+    "Gate": "vllm_edit.patch",
+    "HFRunner": "vllm_edit.evaluation.runners.hf",
+    "Outcome": "vllm_edit.pipeline",
     "Patch": "vllm_edit.patch",
     "PatchedLLM": "vllm_edit.serving.offline",
+    "Pipeline": "vllm_edit.pipeline",
+    "Probe": "vllm_edit.patch",
+    "Report": "vllm_edit.evaluation.report",
     "Store": "vllm_edit.store.store",
     "compile_patch": "vllm_edit.editing.compile",
     "compose": "vllm_edit.composition.compose",

@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.artefacts.reports import GateReport
@@ -30,9 +31,8 @@ from vllm_edit.ike.demonstrations import build_demonstrations, with_demonstratio
 from vllm_edit.models.base import Base
 from vllm_edit.patch import Patch, Probe
 from vllm_edit.spelling import written
-
-if TYPE_CHECKING:
-    from vllm_edit.store.store import Store
+from vllm_edit.store.store import Store
+from vllm_edit.stored_bank import stored_bank
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,46 @@ class Outcome:
 
 
 class Pipeline:
-    """Compiles patches into one store with one loaded model."""
+    """Compiles patches into one store with one loaded model, as `vllm-edit compile` does.
+
+    Example:
+        >>> pipeline = Pipeline.open()
+        >>> outcome = pipeline.run(Patch.load("patches/acme.yaml"))
+        >>> outcome.name, outcome.accepted, outcome.failures
+    """
 
     def __init__(self, store: Store, base: Base, bank: Bank) -> None:
+        """A pipeline for a store.
+
+        Args:
+            store: the store.
+            base: the store's base, loaded.
+            bank: facts that the base knows, for the demonstrations of IKE. They are part of a patch's name.
+        """
         self.store, self.base, self.bank = store, base, bank
         self.site = store.site()
+
+    @classmethod
+    def open(
+        cls,
+        store: Store | str | Path | None = None,
+        model: Base | str | Path | None = None,
+        bank: Bank | None = None,
+    ) -> Pipeline:
+        """A pipeline for an existing store. Its defaults are those of `vllm-edit compile`, so names are the same.
+
+        Args:
+            store: a store, or its folder or URL; None for `$VLLM_EDIT_STORE`, else `.vllm-edit`.
+            model: the store's base, loaded or to be loaded; None for the model that the store was made for.
+            bank: facts that the base knows, for the demonstrations of IKE; None for the store's.
+
+        Raises:
+            NotFound: there is no store.
+            EditError: the model cannot be loaded.
+        """
+        opened = store if isinstance(store, Store) else Store.open(store)
+        base = model if isinstance(model, Base) else Base.load(model or opened.site().model)
+        return cls(opened, base, stored_bank(opened) if bank is None else bank)
 
     @cached_property
     def moment(self) -> SiteTensors:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ import pytest
 from tests.cli.program import Program
 from tests.tiny import SENTENCES, save_tiny
 from vllm_edit.cli.method_settings import method_settings
+from vllm_edit.patch import Patch
+from vllm_edit.pipeline import Pipeline
 from vllm_edit.store.documents import path_of
 from vllm_edit.store.maintenance import problems_of
 from vllm_edit.store.store import Store
@@ -81,6 +84,29 @@ def test_a_patch_file_becomes_a_stored_patch(program: Program, model: Path, text
     refused = program("tenant", "publish", "acme", "strict", "--store", url)
     assert (refused.code, refused.err.count("\n")) == (1, 1)
     assert "reliability: 0.000" in refused.err
+
+
+def test_the_same_file_gets_the_same_name_and_files_from_the_command_and_from_python(
+    program: Program, model: Path, texts: Path, tmp_path: Path
+) -> None:
+    url, file = tmp_path / "store", tmp_path / "capital.yaml"
+    program("store", "init", "--layer", 1, "--token", "last", "--model", model, "--texts", texts, "--store", url)
+    copy = shutil.copytree(url, tmp_path / "copy")
+    file.write_text(PATCH.format(name="capital", target="Berlin", least=0))
+    ran = program("compile", file, "--store", url, "--json", *FORCED)
+    (done,) = ran.json["compiled"]
+    settings = {"on_missed": "report", "steps": 5, "forms": ["plain"]}
+    outcome = Pipeline.open(copy).run(Patch.load(file), settings=settings)
+    assert outcome.name == done["name"]
+
+    def files(store: Path) -> dict[str, bytes]:
+        folder = store / "patches" / outcome.name
+        return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    assert files(copy) == files(url)
+    assert "demonstrations.json" in files(copy)
+    verdicts = [Store.open(place).records(outcome.name, "gate")[-1].data for place in (url, copy)]
+    assert verdicts[0]["failures"] == verdicts[1]["failures"]
 
 
 def test_a_store_without_passages_is_given_some(program: Program, model: Path, texts: Path, tmp_path: Path) -> None:

@@ -91,11 +91,12 @@ def test_an_exception_inside_training_leaves_the_base_as_it_was(llama: Bench) ->
         compile_patch(patch_of(FRANCE), llama.base, site=llama.site, moment=llama.moment, settings=LOOSE, progress=stop)
 
 
-def test_compiling_into_a_store_uses_its_site_and_saves_there(llama: Bench, tmp_path: Path) -> None:
+def test_compiling_for_a_store_uses_its_site_and_saves_nothing(llama: Bench, tmp_path: Path) -> None:
     store = Store.create(tmp_path / "store", llama.site, llama.moment.tensors())
     result = compile_patch(patch_of(FRANCE), llama.base, store=store, settings=LOOSE)
-    assert store.names() == [result.name]
-    assert store.load(result.name).manifest == result.manifest
+    assert result.manifest.site == llama.site.digest
+    assert store.names() == []
+    assert store.save(result) == result.name
 
 
 def test_a_patch_that_cannot_be_compiled_is_refused_with_the_reason(llama: Bench) -> None:

@@ -189,7 +189,7 @@ def test_a_patch_is_the_sum_of_its_edits_and_the_base_is_bit_identical(tmp_path:
     assert compiled.report.scales == tuple(scale for single in singles for scale in single.report.scales)
     assert compiled.manifest.settings["network"] == network.digest == site.network
     assert compiled.manifest.rank == compiled.report.rank == sum(single.manifest.rank for single in singles)
-    assert store.load(compiled.name).delta.digest == compiled.delta.digest
+    assert store.load(store.save(compiled)).delta.digest == compiled.delta.digest
     assert problems_of(store) == []
 
 

@@ -103,21 +103,8 @@ def network_of(model: str, folder: Path | None) -> Path:
 
 
 def bank_of(store: Store, file: Path | None) -> Bank:
-    """Return facts that the store's model knows, for IKE's demonstrations.
-
-    They come from the file; else, for atlas, from its training facts; else from the store's pool, without the facts
-    that evaluations use.
-    """
+    """Return facts that the store's model knows, for IKE's demonstrations: from the file, else the store's."""
     from vllm_edit.ike.bank import Bank
+    from vllm_edit.stored_bank import stored_bank
 
-    if file is not None:
-        return Bank.load(file)
-    if store.site().model == SHIPPED:
-        from vllm_edit import atlas
-
-        return Bank.from_records(atlas.bank())
-    from vllm_edit.facts.pool import bank_records
-    from vllm_edit.facts.stored_pool import stored_pool
-
-    pool = stored_pool(store)
-    return Bank() if pool is None else Bank.from_records(bank_records(pool.side("tune")))
+    return stored_bank(store) if file is None else Bank.load(file)

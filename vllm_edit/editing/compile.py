@@ -55,14 +55,24 @@ def compile_patch(
     settings: MethodSettings | Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> CompiledPatch:
-    """Compile `patch` for `model` at the site of `store` (or at `site` with `moment`), and save it in `store`.
+    """Compile `patch` for `model` at the site of `store`, or at `site` with `moment`. Nothing is saved.
 
-    The model is bit-identical afterwards, even after an exception (asserted).
+    The result has no IKE demonstrations, which are part of a patch's name, and no verdict of a gate: `Pipeline.run`
+    adds both and saves the patch. The model is bit-identical afterwards, even after an exception (asserted).
 
     Args:
+        patch: the edits, declared.
         model: a loaded base, or the name of a model for `Base.load`.
+        method: rome (closed form), mend (hypernetwork), ft or lora (fine-tuning).
+        store: the store whose site and second moment or hypernetwork are read, if they are not given.
+        site: where the edits apply.
         moment: the site's second moment, or its hypernetwork.
         settings: the method's settings, or plain values for them.
+        progress: called with (step, completed units, total units).
+
+    Returns:
+        The compiled patch: its delta ΔW = B·A with B [d_out, r] and A [r, d_in] for each edited module, and a report
+        of every edit.
 
     Raises:
         UnsafeEdit: an edit, named in the message, is too long for the model, missed its target or exceeds a limit.
@@ -79,14 +89,10 @@ def compile_patch(
         raise Incompatible(f"patch {patch.name} was written for base {patch.base!r}; this store's is {site.model!r}")
     check_edits(base, patch.edits, site.contexts or ())
     if patch.scope == "subject":
-        compiled = _compile_scoped(patch, base, method, site=site, moment=moment, settings=values, progress=progress)
-    else:
-        with unchanged(base):
-            result = chosen.compile(base, site, moment, patch.edits, values, progress)
-        compiled = _compiled_of(patch, method, base, site, result)
-    if store is not None:
-        store.save(compiled)
-    return compiled
+        return _compile_scoped(patch, base, method, site=site, moment=moment, settings=values, progress=progress)
+    with unchanged(base):
+        result = chosen.compile(base, site, moment, patch.edits, values, progress)
+    return _compiled_of(patch, method, base, site, result)
 
 
 def compile_separately(
