@@ -96,7 +96,7 @@ def prepared(folder: Path) -> tuple[Store, list[str], str, str]:
     store.registry.create_tenant("shop")
     for name in names:
         store.registry.publish("shop", name, override="a benchmark", by="benchmark")
-    keys = (store.registry.create_key(tenant).presented for tenant in (None, "shop"))
+    keys = (store.registry.create_api_key(tenant).presented for tenant in (None, "shop"))
     return store, names, *keys
 
 

@@ -151,7 +151,7 @@ def test_output_that_finds_no_room_is_reported_in_one_line(arguments: tuple[str,
 
 
 def test_any_text_is_printed_whatever_the_terminals_encoding(store: Store) -> None:
-    store.registry.create_key(None, label="für 法國")
+    store.registry.create_api_key(None, label="für 法國")
     environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
     listed = subprocess.run([*PROGRAM, "key", "list"], capture_output=True, env=environment, timeout=300)
     assert (listed.returncode, listed.stderr) == (0, b"")

@@ -92,7 +92,7 @@ def test_every_change_is_valid_and_names_the_servers_that_do_not_follow(program:
     beat(store, "a", AHEAD)
     beat(store, "b", 0)
     beat(store, "c", 0)
-    keys = [store.registry.create_key(tenant).key.id for tenant in ("acme", None)]
+    keys = [store.registry.create_api_key(tenant).api_key.id for tenant in ("acme", None)]
     program("rollout", "create", "spring", "--tenant", "acme", "--treatment", "capital")
     for words in (
         ("rollout", "ramp", "spring", "10"),

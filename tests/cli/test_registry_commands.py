@@ -16,7 +16,7 @@ from vllm_edit.store.store import Store
 
 
 def whose(store: Store, presented: str) -> str | None:
-    found = authenticate(store.registry.snapshot().keys, presented, datetime.now(UTC))
+    found = authenticate(store.registry.snapshot().api_keys, presented, datetime.now(UTC))
     return None if found is None else f"{found.tenant} {' '.join(sorted(found.rights))}"
 
 

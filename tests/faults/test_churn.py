@@ -45,7 +45,8 @@ def running(tmp_path: Path) -> Iterator[tuple[LocalServer, Store, dict[str, dict
     store.registry.create_tenant("acme")
     store.registry.publish("acme", names[0])
     keys = {
-        who: bearer(store.registry.create_key(tenant).presented) for who, tenant in (("admin", None), ("acme", "acme"))
+        who: bearer(store.registry.create_api_key(tenant).presented)
+        for who, tenant in (("admin", None), ("acme", "acme"))
     }
     flags = ("--max-loras", "3", "--max-cpu-loras", "4", "--max-num-seqs", "16", "--uvicorn-log-level", "warning")
     state = {"VLLM_EDIT_STATE": str(tmp_path / "state")}

@@ -43,7 +43,7 @@ class Server(Place):
     def __init__(self, folder: Path, template: Path) -> None:
         super().__init__(folder, template, Settings(store="here", log_prompts=True, allowed_fields=FIELDS))
         registry = self.store.registry
-        self.keys = {who: registry.create_key(None if who == "admin" else who) for who in (*PATCHES, "admin")}
+        self.keys = {who: registry.create_api_key(None if who == "admin" else who) for who in (*PATCHES, "admin")}
         self.full = {name.partition("@")[0]: name for name in self.store.names()}
         self.behind, self.app = Behind(), FastAPI()
         self.app.include_router(api(self.holder))
@@ -130,7 +130,7 @@ def known_names(server: Server) -> st.SearchStrategy[str]:
     """Model names that a client can ask for, with modes and beginnings of digests; and lookalikes."""
     whole = [*PATCHES, *server.full, *server.full.values(), "atlas", "/models/atlas", "nobody", "spring"]
     cut = [name[: name.index("@") + 5] for name in server.full.values()]
-    ids = [key.key.id for key in server.keys.values()]
+    ids = [key.api_key.id for key in server.keys.values()]
     ending = st.sampled_from(["", "", "", ":ike", ":base", ":weights", ":", "@", "\n", "\x00", "/..", "@" + "0" * 32])
     return st.tuples(st.sampled_from([*whole, *cut, *ids]), ending).map("".join)
 
@@ -140,7 +140,7 @@ def secrets(server: Server, who: str | None) -> list[str]:
     others = {tenant: patches for tenant, patches in PATCHES.items() if tenant != who}
     patches = [patch for patches in others.values() for patch in patches]
     found = [*others, *patches, *(server.full[patch].partition("@")[2][:12] for patch in patches)]
-    found += [key.key.id for owner, key in server.keys.items() if owner != who]
+    found += [key.api_key.id for owner, key in server.keys.items() if owner != who]
     found += [key.presented for key in server.keys.values()]
     found += [TARGETS[patch] for patch in patches if patch in TARGETS]
     found += [] if who == "initech" else [name for subject in SUBJECTS for name in subject]

@@ -50,7 +50,7 @@ class Crowd(Place):
         template.registry.close()
         super().__init__(folder, folder / "made", Settings(store="here", max_answers=AT_ONCE), capacity=2 * tenants)
         self.names = {name.partition("@")[0]: name for name in self.store.names()}
-        self.keys = [self.store.registry.create_key(f"tenant-{number}").presented for number in range(tenants)]
+        self.keys = [self.store.registry.create_api_key(f"tenant-{number}").presented for number in range(tenants)]
         self.behind = Behind()
         self.router = Router(self.behind, self.holder)
         run(self.service.watcher.refresh())

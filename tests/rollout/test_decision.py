@@ -22,19 +22,21 @@ NOW = datetime(2030, 1, 1, tzinfo=UTC)
 
 
 def test_the_first_source_of_the_order_with_a_value_counts() -> None:
-    assert Stickiness().key(HEADERS, BODY, "k1") == StickyKey("user", "ann")
-    assert Stickiness(("api-key", "user-header")).key(HEADERS, BODY, "k1") == StickyKey("api-key", "k1")
-    assert Stickiness(("api-key", "session-header")).key(HEADERS, BODY) == StickyKey("session", "s1")
-    assert Stickiness(("user-field", "user-header")).key(HEADERS, BODY) == StickyKey("user", "bob")
-    assert Stickiness(("user-field",), user_header="x-who").key({"x-who": "ann"}, {}) is None
-    assert Stickiness(("user-header",), user_header="x-who").key({"x-who": " ann "}, {}) == StickyKey("user", "ann")
-    assert Stickiness().key({"x-user-id": "  "}, {"user": ""}, "") is None
+    assert Stickiness().sticky_key(HEADERS, BODY, "k1") == StickyKey("user", "ann")
+    assert Stickiness(("api-key", "user-header")).sticky_key(HEADERS, BODY, "k1") == StickyKey("api-key", "k1")
+    assert Stickiness(("api-key", "session-header")).sticky_key(HEADERS, BODY) == StickyKey("session", "s1")
+    assert Stickiness(("user-field", "user-header")).sticky_key(HEADERS, BODY) == StickyKey("user", "bob")
+    assert Stickiness(("user-field",), user_header="x-who").sticky_key({"x-who": "ann"}, {}) is None
+    assert Stickiness(("user-header",), user_header="x-who").sticky_key({"x-who": " ann "}, {}) == StickyKey(
+        "user", "ann"
+    )
+    assert Stickiness().sticky_key({"x-user-id": "  "}, {"user": ""}, "") is None
 
 
 def test_a_user_is_the_same_by_header_and_by_body() -> None:
-    by_header = Stickiness().key({"x-user-id": "ann"}, {})
-    assert by_header == Stickiness().key({}, {"user": "ann"})
-    assert by_header != Stickiness().key({"x-session-id": "ann"}, {})
+    by_header = Stickiness().sticky_key({"x-user-id": "ann"}, {})
+    assert by_header == Stickiness().sticky_key({}, {"user": "ann"})
+    assert by_header != Stickiness().sticky_key({"x-session-id": "ann"}, {})
 
 
 def test_an_impossible_order_or_header_is_refused() -> None:
@@ -44,7 +46,7 @@ def test_an_impossible_order_or_header_is_refused() -> None:
     with pytest.raises(EditError, match="header's name"):
         Stickiness(user_header="X User")
     with pytest.raises(EditError, match="user must be a string, got int"):
-        Stickiness().key({}, {"user": 7})
+        Stickiness().sticky_key({}, {"user": 7})
 
 
 def test_a_rollout_decides_from_its_first_ramp_until_it_is_closed() -> None:

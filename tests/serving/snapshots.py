@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
-from vllm_edit.registry.api_keys import Key
+from vllm_edit.registry.api_keys import ApiKey
 from vllm_edit.registry.patches import PatchEntry
 from vllm_edit.registry.publications import Publication
 from vllm_edit.registry.snapshot import Snapshot
@@ -17,7 +17,7 @@ NOW = datetime(2030, 1, 1, tzinfo=UTC)
 def snapshot(
     newest_first: Sequence[str] = (),
     tenants: Mapping[str, Sequence[Publication]] | None = None,
-    keys: Sequence[Key] = (),
+    keys: Sequence[ApiKey] = (),
     rollouts: Sequence[Rollout] = (),
 ) -> Snapshot:
     patches = tuple(

@@ -31,9 +31,9 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Administered(Place):
     def __init__(self, folder: Path, template: Path) -> None:
         super().__init__(folder, template, Settings(store="here", expose=True))
-        made = self.store.registry.create_key(None)
-        self.key_id, self.admin = made.key.id, bearer(made.presented)
-        self.tenant = bearer(self.store.registry.create_key("acme").presented)
+        made = self.store.registry.create_api_key(None)
+        self.key_id, self.admin = made.api_key.id, bearer(made.presented)
+        self.tenant = bearer(self.store.registry.create_api_key("acme").presented)
         run(self.service.watcher.refresh())
 
     async def get(self, path: str, **query: Any) -> httpx.Response:
@@ -246,7 +246,7 @@ def test_outcomes_are_for_the_tenant_of_the_answer_and_count_once(place: Adminis
 
 def _key_of_another(registry: Any) -> Any:
     registry.create_tenant("globex")
-    return registry.create_key("globex")
+    return registry.create_api_key("globex")
 
 
 def test_the_log_resolves_an_answer_for_an_administrator_also_after_a_restart(

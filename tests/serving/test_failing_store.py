@@ -83,7 +83,7 @@ def nobody_thought_of_it(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_store_that_fails_is_an_answer_with_an_id_a_row_and_a_failure_of_its_arm(
     place: Place, monkeypatch: pytest.MonkeyPatch, broken: Break, status: int, tenant: str
 ) -> None:
-    key = bearer(place.store.registry.create_key(tenant).presented)
+    key = bearer(place.store.registry.create_api_key(tenant).presented)
 
     async def steps() -> list[tuple[httpx.Response, AnswerEntry]]:
         await place.service.watcher.refresh()
@@ -158,7 +158,7 @@ def nothing_left(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_publishing_and_looking_up_a_patch_report_that_the_store_is_gone(
     place: Place, monkeypatch: pytest.MonkeyPatch, broken: Break, told: str
 ) -> None:
-    admin = bearer(place.store.registry.create_key(None).presented)
+    admin = bearer(place.store.registry.create_api_key(None).presented)
 
     async def steps() -> list[httpx.Response]:
         await place.service.watcher.refresh()

@@ -105,7 +105,7 @@ def place(tmp_path: Path, template: Path) -> Place:
 
 
 def key(place: Place) -> dict[str, str]:
-    made = bearer(place.store.registry.create_key("acme").presented)
+    made = bearer(place.store.registry.create_api_key("acme").presented)
     run(place.service.watcher.refresh())
     return made
 
@@ -287,5 +287,5 @@ def test_a_refused_body_has_a_row_and_is_no_failure_of_an_arm(place: Place, rout
     reply, row = run(steps())
     assert (reply.status_code, row.status, row.ended) == (400, 400, "refused")
     assert (row.tenant, row.asked, row.route) == ("acme", "acme", route)
-    assert row.key == registry.keys("acme")[0].id
+    assert row.key == registry.api_keys("acme")[0].id
     assert sum(arm.requests for arm in registry.rollouts.report("spring").traffic.values()) == 0

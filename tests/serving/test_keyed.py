@@ -70,7 +70,7 @@ class Keyed(Place):
         super().__init__(folder, template, settings)
         registry = self.store.registry
         made = {"acme": ("acme", True), "globex": ("globex", True), "strict": ("acme", False), "admin": (None, True)}
-        self.made = {who: registry.create_key(tenant, base=base) for who, (tenant, base) in made.items()}
+        self.made = {who: registry.create_api_key(tenant, base=base) for who, (tenant, base) in made.items()}
         self.full = {name.partition("@")[0]: name for name in self.store.names()}
         run(self.service.watcher.refresh())
 
@@ -136,7 +136,7 @@ def test_every_route_of_the_real_server_is_on_a_list_or_refused(
 
 def test_no_admin_route_exists_until_there_is_an_admin_key(tmp_path: Path, template: Path) -> None:
     place = Place(tmp_path, template, Settings(store="here"))
-    key = place.store.registry.create_key("acme").presented
+    key = place.store.registry.create_api_key("acme").presented
 
     async def steps() -> list[int]:
         await place.service.watcher.refresh()
@@ -205,8 +205,8 @@ def test_an_administrators_key_asks_no_model(place: Keyed) -> None:
 
 def test_a_revoked_or_expired_key_counts_no_more_when_the_server_follows(place: Keyed) -> None:
     registry = place.store.registry
-    short = registry.create_key("acme", expires_at=datetime.now(UTC) + timedelta(milliseconds=300)).presented
-    registry.revoke_key(place.made["acme"].key.id)
+    short = registry.create_api_key("acme", expires_at=datetime.now(UTC) + timedelta(milliseconds=300)).presented
+    registry.revoke_api_key(place.made["acme"].api_key.id)
 
     async def steps() -> list[int]:
         before = (await place.ask(headers=place.key("acme"))).status_code
@@ -224,7 +224,7 @@ def test_a_key_that_is_revoked_while_its_body_comes_does_not_count(place: Keyed,
     async def steps() -> tuple[int, list[str]]:
         async def body() -> AsyncIterator[bytes]:
             yield b'{"prompt": "Who?", '
-            await asyncio.to_thread(place.store.registry.revoke_key, place.made[who].key.id)
+            await asyncio.to_thread(place.store.registry.revoke_api_key, place.made[who].api_key.id)
             await place.service.watcher.refresh()
             yield b'"name": "late"}'
 

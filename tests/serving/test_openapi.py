@@ -32,14 +32,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 @pytest.fixture(scope="module")
 def admin(place: Place) -> dict[str, str]:
-    key = bearer(place.store.registry.create_key(None).presented)
+    key = bearer(place.store.registry.create_api_key(None).presented)
     run(place.service.watcher.refresh())
     return key
 
 
 @pytest.fixture(scope="module")
 def tenant(place: Place) -> dict[str, str]:
-    key = bearer(place.store.registry.create_key("acme").presented)
+    key = bearer(place.store.registry.create_api_key("acme").presented)
     run(place.service.watcher.refresh())
     return key
 

@@ -80,11 +80,11 @@ def replicas(tmp_path_factory: pytest.TempPathFactory, cluster: postgres.Cluster
         patched.setenv("VLLM_EDIT_REGISTRY", cluster.new_database())
         store = places.make_store(folder / "store", places.make_site(places.make_model(folder / "tiny")))
         names = [places.add_patch(store, patch, number) for number, patch in enumerate(("capital", "city", "river"))]
-        keys = {"admin": bearer(store.registry.create_key(None).presented)}
+        keys = {"admin": bearer(store.registry.create_api_key(None).presented)}
         for tenant, name in (("acme", names[0]), ("globex", names[1])):
             store.registry.create_tenant(tenant)
             store.registry.publish(tenant, name)
-            keys[tenant] = bearer(store.registry.create_key(tenant).presented)
+            keys[tenant] = bearer(store.registry.create_api_key(tenant).presented)
         made = Replicas(store, cluster, folder, names, keys)
         with made.stack:
             made.start("east")
@@ -138,11 +138,9 @@ def test_a_user_is_on_one_arm_wherever_it_is_answered_and_its_outcome_counts_fro
     assert {answer for user in map(str, range(8)) for answer in replicas.served(user=user)} == {old.name}
 
 
-def test_with_the_registry_down_serving_continues_and_killed_rollouts_stay_killed_after_a_restart(
-    replicas: Replicas,
-) -> None:
-    revoked = replicas.registry.create_key("acme")
-    replicas.registry.revoke_key(revoked.key.id)
+def test_with_the_registry_down_serving_continues_and_killed_rollouts_stay_killed_after_a_restart(replicas: Replicas) -> None:
+    revoked = replicas.registry.create_api_key("acme")
+    replicas.registry.revoke_api_key(revoked.api_key.id)
     assert replicas.registry.servers.wait(replicas.registry.generation(), 30).missing == ()
     replicas.cluster.stop()
     try:

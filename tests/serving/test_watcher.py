@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry
 from tests.serving.snapshots import NOW, publication, snapshot
 from tests.serving.without_engine import run
 from vllm_edit.errors import Corrupt, Incompatible, NotFound, Unavailable
-from vllm_edit.registry.api_keys import Key
+from vllm_edit.registry.api_keys import ApiKey
 from vllm_edit.registry.snapshot import Snapshot
 from vllm_edit.serving.caller import ANYONE
 from vllm_edit.serving.metrics import Metrics
@@ -26,7 +26,7 @@ from vllm_edit.serving.watcher import Watcher
 from vllm_edit.store.last_state import LastState
 
 OLD, NEW = (f"capital@{digit * 32}" for digit in "ab")
-KEY = Key("0" * 12, "acme", ("serve",), "", NOW, "ann", None, None, None, None, "0" * 64)
+KEY = ApiKey("0" * 12, "acme", ("serve",), "", NOW, "ann", None, None, None, None, "0" * 64)
 PUBLISHED = snapshot((NEW, OLD), {"acme": [publication("acme", OLD)]})
 
 
@@ -172,7 +172,7 @@ def test_a_registry_that_lost_its_keys_does_not_open_a_running_server(tmp_path: 
     keyed = snapshot((OLD,), {"acme": [publication("acme", OLD)]}, keys=[KEY])
     watched = Watched(tmp_path, keyed)
     run(watched.watcher.first())
-    watched.registry.state = replace(keyed, generation=2, keys={})
+    watched.registry.state = replace(keyed, generation=2, api_keys={})
     with pytest.raises(Incompatible, match="lost its keys"):
         run(watched.watcher.refresh())
     assert watched.watcher.current.snapshot == watched.kept.read() == keyed

@@ -7,7 +7,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from vllm_edit.registry.api_keys import Key
+from vllm_edit.registry.api_keys import ApiKey
 from vllm_edit.registry.patches import PatchEntry
 from vllm_edit.registry.publications import Publication
 from vllm_edit.registry.snapshot import Snapshot
@@ -32,7 +32,18 @@ PUBLICATIONS = st.builds(
 )
 RIGHTS = st.sampled_from((("serve",), ("serve", "base"), ("admin",)))
 KEYS = st.builds(
-    Key, TEXTS, st.none() | LABELS, RIGHTS, TEXTS, TIMES, TEXTS, ENDS, ENDS, st.none() | TEXTS, st.none() | TEXTS, TEXTS
+    ApiKey,
+    TEXTS,
+    st.none() | LABELS,
+    RIGHTS,
+    TEXTS,
+    TIMES,
+    TEXTS,
+    ENDS,
+    ENDS,
+    st.none() | TEXTS,
+    st.none() | TEXTS,
+    TEXTS,
 )
 ARMS = st.just(Arm("base")) | st.builds(Arm, st.sampled_from(("weights", "ike")), NAMES, ENDS)
 METRICS = st.builds(

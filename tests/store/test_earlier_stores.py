@@ -46,7 +46,7 @@ def test_an_earlier_store_resolves_names_and_serves_the_published_patch(earlier:
         "acme": CAPITAL,
         "globex": CURRENCY,
     }
-    assert [key.tenant for key in earlier.registry.snapshot().keys.values()] == ["acme"]
+    assert [key.tenant for key in earlier.registry.snapshot().api_keys.values()] == ["acme"]
     assert earlier.entry(CURRENCY).adapter_id == 2
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -61,13 +62,20 @@ def test_a_stored_state_comes_back_equal(snapshot: Snapshot) -> None:
         assert last.read() == snapshot
 
 
+def test_the_fields_of_the_file_have_the_names_that_earlier_versions_read(tmp_path: Path) -> None:
+    last = LastState(tmp_path / "state.json")
+    last.keep(state(1))
+    stored = json.loads(last.path.read_text())["state"]
+    assert set(stored) == {"generation", "patches", "standing", "keys", "rollouts"}
+
+
 def test_a_registrys_own_state_comes_back_equal(store: Store, tmp_path: Path) -> None:
     name = store.save(compiled())
     store.registry.set_status(name, "accepted")
     for tenant in ("acme", "globex"):
         store.registry.create_tenant(tenant)
         store.registry.publish(tenant, name, why="北京", by="ann")
-        store.registry.create_key(tenant)
+        store.registry.create_api_key(tenant)
     store.registry.rollouts.create(
         rollout(control=Arm("base"), treatment=Arm("ike", name), overrides={"ann": "control"})
     )

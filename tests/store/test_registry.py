@@ -193,8 +193,8 @@ def test_every_change_raises_the_generation_in_its_own_transaction(registry: Reg
         lambda: registry.set_status(A, "accepted"),
         lambda: registry.retired.add(registry.patch(C)),
         lambda: registry.retired.remove(C, registry.retired.since()[C], lambda: None),
-        lambda: registry.create_key("acme"),
-        lambda: registry.revoke_key(registry.keys()[0].id),
+        lambda: registry.create_api_key("acme"),
+        lambda: registry.revoke_api_key(registry.api_keys()[0].id),
     )
     for change in changes:
         before, rows = registry.generation(), len(registry.audit())
@@ -216,9 +216,9 @@ def test_a_refused_change_changes_nothing_not_even_the_generation(registry: Regi
         lambda: registry.publish("acme", B, why="a\0b"),
         lambda: registry.publish("acme", B, by="a" * 129),
         lambda: registry.patch("a\0b"),
-        lambda: registry.create_key("nobody"),
-        lambda: registry.revoke_key("0" * 12),
-        lambda: registry.revoke_key("a\0b"),
+        lambda: registry.create_api_key("nobody"),
+        lambda: registry.revoke_api_key("0" * 12),
+        lambda: registry.revoke_api_key("a\0b"),
     ):
         with pytest.raises(EditError):
             refused()

@@ -8,7 +8,7 @@ import typer
 
 from vllm_edit.cli.group import group
 from vllm_edit.cli.options import WAIT_S, JsonOption, StoreOption, UntilOption, WaitOption, WhoOption, WhyOption
-from vllm_edit.cli.print_keys import print_keys, print_new_key, report_revoked
+from vllm_edit.cli.print_api_keys import print_api_keys, print_new_api_key, report_revoked
 
 app = group("Administrators' keys, and all keys at once.")
 
@@ -27,7 +27,7 @@ def create(
 
     if not admin:
         raise typer.BadParameter("expected --admin; `vllm-edit tenant key create TENANT` creates a tenant's key")
-    print_new_key(Store.open(store).registry.create_key(None, label=label, expires_at=until, by=who), json)
+    print_new_api_key(Store.open(store).registry.create_api_key(None, label=label, expires_at=until, by=who), json)
 
 
 @app.command("list")
@@ -35,7 +35,7 @@ def list_(store: StoreOption = None, json: JsonOption = False) -> None:
     """List all keys of administrators and tenants, including revoked keys."""
     from vllm_edit.store.store import Store
 
-    print_keys(Store.open(store).registry.keys(), json)
+    print_api_keys(Store.open(store).registry.api_keys(), json)
 
 
 @app.command()
@@ -51,4 +51,4 @@ def revoke(
     from vllm_edit.store.store import Store
 
     registry = Store.open(store).registry
-    report_revoked(registry, registry.revoke_key(key, why=why, by=who), wait, json)
+    report_revoked(registry, registry.revoke_api_key(key, why=why, by=who), wait, json)

@@ -17,7 +17,7 @@ from vllm_edit.cli.options import (
     WhoOption,
     WhyOption,
 )
-from vllm_edit.cli.print_keys import print_keys, print_new_key, report_revoked
+from vllm_edit.cli.print_api_keys import print_api_keys, print_new_api_key, report_revoked
 
 app = group("API keys that authenticate a tenant's requests.")
 
@@ -35,8 +35,8 @@ def create(
     """Create a key for a tenant's requests. It is printed once and cannot be shown again."""
     from vllm_edit.store.store import Store
 
-    made = Store.open(store).registry.create_key(tenant, base=base, label=label, expires_at=until, by=who)
-    print_new_key(made, json)
+    made = Store.open(store).registry.create_api_key(tenant, base=base, label=label, expires_at=until, by=who)
+    print_new_api_key(made, json)
 
 
 @app.command("list")
@@ -44,7 +44,7 @@ def list_(tenant: TenantArgument, store: StoreOption = None, json: JsonOption = 
     """List a tenant's keys, including revoked keys."""
     from vllm_edit.store.store import Store
 
-    print_keys(Store.open(store).registry.keys(tenant), json)
+    print_api_keys(Store.open(store).registry.api_keys(tenant), json)
 
 
 @app.command()
@@ -61,4 +61,4 @@ def revoke(
     from vllm_edit.store.store import Store
 
     registry = Store.open(store).registry
-    report_revoked(registry, registry.revoke_key(key, tenant=tenant, why=why, by=who), wait, json)
+    report_revoked(registry, registry.revoke_api_key(key, tenant=tenant, why=why, by=who), wait, json)

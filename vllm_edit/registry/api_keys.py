@@ -34,7 +34,7 @@ _NOBODYS = "0" * 64
 
 
 @dataclass(frozen=True)
-class Key:
+class ApiKey:
     """The registry's record of an API key.
 
     Attributes:
@@ -64,10 +64,10 @@ class Key:
 
 
 @dataclass(frozen=True)
-class NewKey:
+class NewApiKey:
     """A new API key with its full text, `presented`, which is not stored and cannot be recovered."""
 
-    key: Key
+    api_key: ApiKey
     presented: str = field(repr=False)
 
 
@@ -75,7 +75,7 @@ class NewKey:
 class Principal:
     """The authenticated caller of a request. A caller without a tenant is an administrator."""
 
-    key_id: str
+    api_key_id: str
     tenant: str | None
     rights: frozenset[Right]
 
@@ -97,24 +97,24 @@ def hashed(presented: str) -> str:
     return hashlib.sha256(b"vllm-edit key\0" + presented.encode()).hexdigest()
 
 
-def authenticate(keys: Mapping[str, Key], presented: str, now: datetime) -> Principal | None:
+def authenticate(api_keys: Mapping[str, ApiKey], presented: str, now: datetime) -> Principal | None:
     """Return the caller that a key identifies; None if the key is malformed, unknown, wrong, revoked or expired.
 
     Hashes are compared in constant time, and an unknown id takes as long as a known id.
 
     Args:
-        keys: API keys by id, of a `Snapshot`.
+        api_keys: API keys by id, of a `Snapshot`.
         presented: The key's full text.
         now: The time at which the key must be valid.
     """
     form = _FORM.fullmatch(presented)
     if form is None:
         return None
-    key = keys.get(form[1])
-    right = hmac.compare_digest(hashed(presented), _NOBODYS if key is None else key.hash)
-    if key is None or not right or not key.counts(now):
+    api_key = api_keys.get(form[1])
+    right = hmac.compare_digest(hashed(presented), _NOBODYS if api_key is None else api_key.hash)
+    if api_key is None or not right or not api_key.counts(now):
         return None
-    return Principal(key.id, key.tenant, frozenset(key.rights))
+    return Principal(api_key.id, api_key.tenant, frozenset(api_key.rights))
 
 
 def add(
@@ -125,36 +125,36 @@ def add(
     label: str,
     expires_at: datetime | None,
     by: str,
-) -> NewKey:
+) -> NewApiKey:
     id, presented = make()
     row = {"id": id, "tenant": tenant, "rights": " ".join(rights), "hash": hashed(presented), "label": label}
     made = {"created_at": datetime.now(UTC), "created_by": by, "expires_at": expires_at}
-    connection.execute(insert(tables.keys).values(**row, **made))
-    return NewKey(find(connection, id), presented)
+    connection.execute(insert(tables.api_keys).values(**row, **made))
+    return NewApiKey(find(connection, id), presented)
 
 
-def find(connection: Connection, id: str) -> Key:
+def find(connection: Connection, id: str) -> ApiKey:
     named = is_id(id)
-    row = connection.execute(select(tables.keys).where(tables.keys.c.id == id)).first() if named else None
+    row = connection.execute(select(tables.api_keys).where(tables.api_keys.c.id == id)).first() if named else None
     if row is None:
         raise NotFound(f"no key {shown(id)}; `vllm-edit key list` lists the ids")
-    return _key(row)
+    return _entry(row)
 
 
-def oldest_first(connection: Connection) -> list[Key]:
-    k = tables.keys.c
-    return [_key(row) for row in connection.execute(select(tables.keys).order_by(k.created_at, k.id))]
+def oldest_first(connection: Connection) -> list[ApiKey]:
+    k = tables.api_keys.c
+    return [_entry(row) for row in connection.execute(select(tables.api_keys).order_by(k.created_at, k.id))]
 
 
-def revoke(connection: Connection, id: str, *, by: str, why: str) -> Key:
+def revoke(connection: Connection, id: str, *, by: str, why: str) -> ApiKey:
     """Revoke the key permanently."""
     if find(connection, id).revoked_at is not None:
         raise EditError(f"key {id} is revoked already")
     revocation = {"revoked_at": datetime.now(UTC), "revoked_by": by, "revoked_why": why}
-    connection.execute(update(tables.keys).where(tables.keys.c.id == id).values(**revocation))
+    connection.execute(update(tables.api_keys).where(tables.api_keys.c.id == id).values(**revocation))
     return find(connection, id)
 
 
-def _key(row: Row[Any]) -> Key:
+def _entry(row: Row[Any]) -> ApiKey:
     fields = dict(row._mapping)
-    return Key(**fields | {"rights": tuple(fields["rights"].split())})
+    return ApiKey(**fields | {"rights": tuple(fields["rights"].split())})

@@ -17,7 +17,7 @@ from vllm_edit.errors import EditError
 from vllm_edit.names import LABEL_LENGTH, check_note, shown
 from vllm_edit.registry import api_keys, audit, patches, publications, rollouts, snapshot, tenants
 from vllm_edit.registry.answers import Answers
-from vllm_edit.registry.api_keys import ADMIN_RIGHTS, TENANT_RIGHTS, Key, NewKey, Right
+from vllm_edit.registry.api_keys import ADMIN_RIGHTS, TENANT_RIGHTS, ApiKey, NewApiKey, Right
 from vllm_edit.registry.audit import ANCHOR, EMPTY, Anchor, AuditEntry, Verified
 from vllm_edit.registry.database import Database
 from vllm_edit.registry.notifications import waiting
@@ -232,7 +232,7 @@ class Registry:
 
     # API keys
 
-    def create_key(
+    def create_api_key(
         self,
         tenant: str | None,
         *,
@@ -240,7 +240,7 @@ class Registry:
         label: str = "",
         expires_at: datetime | None = None,
         by: str = "",
-    ) -> NewKey:
+    ) -> NewApiKey:
         """Create an API key. Only the return value holds its full text.
 
         Args:
@@ -260,17 +260,17 @@ class Registry:
             else:
                 tenants.require(change.connection, tenant)
             made = api_keys.add(change.connection, tenant, rights, label=label, expires_at=expires_at, by=change.who)
-            change.record(None, made.key.as_dict())
+            change.record(None, made.api_key.as_dict())
             return made
 
-    def keys(self, tenant: str | None = None) -> list[Key]:
+    def api_keys(self, tenant: str | None = None) -> list[ApiKey]:
         """Return all API keys or a tenant's, the oldest first, including revoked and expired keys."""
         with self._database.read() as connection:
             if tenant is not None:
                 tenants.require(connection, tenant)
-            return [key for key in api_keys.oldest_first(connection) if tenant in (None, key.tenant)]
+            return [found for found in api_keys.oldest_first(connection) if tenant in (None, found.tenant)]
 
-    def revoke_key(self, id: str, tenant: str | None = None, why: str = "", by: str = "") -> Key:
+    def revoke_api_key(self, id: str, tenant: str | None = None, why: str = "", by: str = "") -> ApiKey:
         """Revoke an API key permanently; with `tenant`, only if it is that tenant's."""
         with self._database.read() as connection:
             key = api_keys.find(connection, id)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Annotated
 
+from pydantic import Field
 from sqlalchemy import Connection, select
 
 from vllm_edit.registry import api_keys, patches, publications, rollouts, tables, tenants
-from vllm_edit.registry.api_keys import Key
+from vllm_edit.registry.api_keys import ApiKey
 from vllm_edit.registry.patches import PatchEntry
 from vllm_edit.registry.publications import Publication, served
 from vllm_edit.registry.tenants import tenant_state
@@ -24,14 +26,14 @@ class Snapshot:
     Attributes:
         patches: All patches, the last saved first.
         standing: Each tenant's publications that are not rolled back, newest first.
-        keys: API keys by id, including revoked and expired keys (`api_keys.authenticate`).
+        api_keys: API keys by id, including revoked and expired keys (`api_keys.authenticate`).
         rollouts: The governing rollout by tenant.
     """
 
     generation: int
     patches: tuple[PatchEntry, ...]
     standing: Mapping[str, tuple[Publication, ...]]
-    keys: Mapping[str, Key]
+    api_keys: Annotated[Mapping[str, ApiKey], Field(alias="keys")]  # files of nodes that saved it call them keys
     rollouts: Mapping[str, Rollout] = field(default_factory=dict)
 
     def active(self, tenant: str, now: datetime) -> str | None:
@@ -50,12 +52,12 @@ class Snapshot:
     @property
     def keyed(self) -> bool:
         """True if an API key was ever created. Revoking the last key does not open the server again."""
-        return bool(self.keys)
+        return bool(self.api_keys)
 
     @property
     def administered(self) -> bool:
         """True if an admin key was ever created."""
-        return any("admin" in key.rights for key in self.keys.values())
+        return any("admin" in api_key.rights for api_key in self.api_keys.values())
 
 
 def read(connection: Connection) -> Snapshot:
@@ -74,6 +76,6 @@ def read(connection: Connection) -> Snapshot:
             )
             for tenant in tenants.by_name(connection, governing)
         },
-        {key.id: key for key in api_keys.oldest_first(connection)},
+        {api_key.id: api_key for api_key in api_keys.oldest_first(connection)},
         governing,
     )

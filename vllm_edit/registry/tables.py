@@ -91,9 +91,9 @@ publications = Table(
     sqlite_autoincrement=True,
 )
 
-# `id` is the public part of an API key, `hash` the hash of the whole key (`keys`). A key without a tenant is an
+# `id` is the public part of an API key, `hash` the hash of the whole key (`api_keys`). A key without a tenant is an
 # administrator's. Rows are never deleted: a registry that ever had a key keeps requiring keys.
-keys = Table(
+api_keys = Table(
     "keys",
     metadata,
     Column("id", String(16), primary_key=True),

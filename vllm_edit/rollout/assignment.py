@@ -37,17 +37,19 @@ class Assignment:
         return self.unit is not None
 
 
-def assign(rollout: Rollout, key: StickyKey | None) -> Assignment:
+def assign(rollout: Rollout, sticky_key: StickyKey | None) -> Assignment:
     """Assign the key: it takes part if hash₁(key) < share, and is then on treatment if hash₂(key) < split.
 
     Neither hash depends on the share, so keys that take part at 5 % also take part at 20 %, on the same side.
     """
-    side, reason = _side(rollout, key)
-    unit = pseudonym(rollout.salt, rollout.name, str(key)) if key is not None and reason == "SPLIT" else None
+    side, reason = _side(rollout, sticky_key)
+    unit = (
+        pseudonym(rollout.salt, rollout.name, str(sticky_key)) if sticky_key is not None and reason == "SPLIT" else None
+    )
     return Assignment(rollout.name, side, rollout.arm(side), reason, unit)
 
 
-def _side(rollout: Rollout, key: StickyKey | None) -> tuple[Side, Reason]:
+def _side(rollout: Rollout, sticky_key: StickyKey | None) -> tuple[Side, Reason]:
     match rollout.state:
         case "created" | "killed":
             return "control", "DISABLED"
@@ -55,12 +57,12 @@ def _side(rollout: Rollout, key: StickyKey | None) -> tuple[Side, Reason]:
             return "treatment", "STATIC"
         case "ramping" | "paused":
             pass
-    if key is None:
+    if sticky_key is None:
         return "control", "NO_KEY"
-    if key.kind == "user" and key.value in rollout.overrides:
-        return rollout.overrides[key.value], "TARGETING_MATCH"
-    if bucket(rollout.salt, rollout.name, "enrol", str(key)) >= rollout.share:
+    if sticky_key.kind == "user" and sticky_key.value in rollout.overrides:
+        return rollout.overrides[sticky_key.value], "TARGETING_MATCH"
+    if bucket(rollout.salt, rollout.name, "enrol", str(sticky_key)) >= rollout.share:
         return "control", "DEFAULT"
-    if bucket(rollout.salt, rollout.name, "side", str(key)) < rollout.split:
+    if bucket(rollout.salt, rollout.name, "side", str(sticky_key)) < rollout.split:
         return "treatment", "SPLIT"
     return "control", "SPLIT"

@@ -12,17 +12,17 @@ Purpose = Literal["enrol", "side", "unit"]
 (Unleash had that bias: unleash-client-node, PR 533)."""
 
 
-def bucket(salt: str, rollout: str, purpose: Purpose, key: str) -> int:
+def bucket(salt: str, rollout: str, purpose: Purpose, sticky_key: str) -> int:
     """Return the key's bucket in [0, 10,000): the first 8 bytes of SHA-256 modulo 10,000 (bias below 10⁻¹⁵)."""
-    return int.from_bytes(_digest(salt, rollout, purpose, key)[:8], "big") % BUCKETS
+    return int.from_bytes(_digest(salt, rollout, purpose, sticky_key)[:8], "big") % BUCKETS
 
 
-def pseudonym(salt: str, rollout: str, key: str) -> str:
+def pseudonym(salt: str, rollout: str, sticky_key: str) -> str:
     """Return the key's pseudonym for the log of outcomes, since the key itself may be a person's name."""
-    return _digest(salt, rollout, "unit", key)[:16].hex()
+    return _digest(salt, rollout, "unit", sticky_key)[:16].hex()
 
 
-def _digest(salt: str, rollout: str, purpose: Purpose, key: str) -> bytes:
+def _digest(salt: str, rollout: str, purpose: Purpose, sticky_key: str) -> bytes:
     # Names of rollouts and salts contain no colon, so these texts are unique. A key from a JSON body can contain a lone
     # surrogate, which strict UTF-8 cannot encode.
-    return sha256(f"{salt}:{rollout}:{purpose}:{key}".encode("utf-8", "surrogatepass")).digest()
+    return sha256(f"{salt}:{rollout}:{purpose}:{sticky_key}".encode("utf-8", "surrogatepass")).digest()

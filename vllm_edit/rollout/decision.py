@@ -66,7 +66,7 @@ def decide(
     headers: Mapping[str, str],
     body: Mapping[str, Any],
     now: datetime,
-    api_key: str | None = None,
+    api_key_id: str | None = None,
     mode: Mode | None = None,
 ) -> Choice:
     """Choose the composition and mode that answer a request.
@@ -79,11 +79,12 @@ def decide(
         headers: Request headers by lower-case name.
         body: The request's JSON body.
         now: Time of the decision.
-        api_key: Id of the caller's API key.
+        api_key_id: Id of the caller's API key.
         mode: The mode that the request names (`acme:ike`), if any.
     """
-    key = state.rollout.sticky.key(headers, body, api_key) if state.rollout is not None else None
-    assignment = _assigned(state, key, now)
+    rollout = state.rollout
+    sticky_key = None if rollout is None else rollout.sticky.sticky_key(headers, body, api_key_id)
+    assignment = _assigned(state, sticky_key, now)
     if assignment is None:
         reason = "DEFAULT" if state.active is None else "TARGETING_MATCH"
         return _asked(state.tenant, state.published, mode, reason)
@@ -93,12 +94,12 @@ def decide(
     return Choice(arm.mode, arm.name, state.tenant, assignment.reason, assignment.side, assignment)
 
 
-def _assigned(state: TenantState, key: StickyKey | None, now: datetime) -> Assignment | None:
+def _assigned(state: TenantState, sticky_key: StickyKey | None, now: datetime) -> Assignment | None:
     """Return the rollout's assignment of the key; None if the publication decides."""
     rollout = state.rollout
     if rollout is None or not rollout.governs:
         return None
-    assignment = assign(rollout, key)
+    assignment = assign(rollout, sticky_key)
     return None if assignment.arm.ended(now) else assignment
 
 

@@ -48,13 +48,15 @@ class Stickiness:
             if _HEADER.fullmatch(header) is None:
                 raise EditError(f"expected a header's name in lower-case letters, like x-user-id; got {shown(header)}")
 
-    def key(self, headers: Mapping[str, str], body: Mapping[str, Any], api_key: str | None = None) -> StickyKey | None:
+    def sticky_key(
+        self, headers: Mapping[str, str], body: Mapping[str, Any], api_key_id: str | None = None
+    ) -> StickyKey | None:
         """Return the request's sticky key, or None if no source provides one; no random key is substituted.
 
         Args:
             headers: Request headers by lower-case name (or a mapping that ignores case).
             body: The request's JSON body.
-            api_key: Id of the caller's API key, never its secret.
+            api_key_id: Id of the caller's API key, never its secret.
 
         Raises:
             EditError: the body's `user` is not text.
@@ -68,7 +70,7 @@ class Stickiness:
                 case "session-header":
                     found = StickyKey("session", headers.get(self.session_header, "").strip())
                 case "api-key":
-                    found = StickyKey("api-key", api_key or "")
+                    found = StickyKey("api-key", api_key_id or "")
             if found.value:
                 return found
         return None

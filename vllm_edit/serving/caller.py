@@ -27,12 +27,12 @@ class Caller:
     """An authenticated caller.
 
     tenant: the tenant that it is bound to; None for anyone on a server without keys, and for an administrator.
-    key: the id of its API key, if it has one.
+    api_key_id: the id of its API key, if it has one.
     """
 
     tenant: str | None = None
     rights: frozenset[Right] = frozenset()
-    key: str | None = None
+    api_key_id: str | None = None
 
     def may(self, right: Right) -> bool:
         return right in self.rights
@@ -67,10 +67,10 @@ def identify(headers: Headers, peer: str | None, snapshot: Snapshot, settings: S
     """
     presented = _bearer(headers)
     if snapshot.keyed and presented is not None:
-        principal = authenticate(snapshot.keys, presented, now)
+        principal = authenticate(snapshot.api_keys, presented, now)
         if principal is None:
             raise Unauthorized("the API key is unknown, revoked or expired; ask the server's operator for a new key")
-        return Caller(principal.tenant, principal.rights, principal.key_id)
+        return Caller(principal.tenant, principal.rights, principal.api_key_id)
     if settings.tenant_header and is_trusted(peer, settings) and (named := headers.getlist(settings.tenant_header)):
         if len(named) > 1:  # the gateway added its header to the client's instead of replacing it
             raise Unauthorized(f"{settings.tenant_header} came {len(named)} times; its gateway must replace a client's")

@@ -40,7 +40,7 @@ _MODE_SUFFIX = re.compile(r"(?P<reference>[^:]*)(?::(?P<mode>weights|ike|base))?
 
 @dataclass(frozen=True)
 class Asking:
-    """The caller, and the parts of the request that may decide a rollout's arm (`Stickiness.key`)."""
+    """The caller, and the parts of the request that may decide a rollout's arm (`Stickiness.sticky_key`)."""
 
     caller: Caller
     now: datetime
@@ -123,7 +123,7 @@ class Catalogue:
     def _tenant(self, tenant: str, mode: Mode | None, asking: Asking) -> Choice:
         """The tenant's choice: its rollout's arm, else its active publication."""
         state = self.snapshot.state(tenant, asking.now)
-        return decide(state, asking.headers, asking.body, asking.now, asking.caller.key, mode)
+        return decide(state, asking.headers, asking.body, asking.now, asking.caller.api_key_id, mode)
 
     def _reachable(self, asking: Asking) -> tuple[str, ...]:
         """Compiled patches that the caller may name: without a tenant all, else its tenant's current and earlier

@@ -136,7 +136,7 @@ class Router:
             route,
             asked,
             choice,
-            key=asking.caller.key,
+            key=asking.caller.api_key_id,
             generation=catalogue.generation,
         )
         answer.assignment = None  # a body that no mode serves is not a failure of an arm

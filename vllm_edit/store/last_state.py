@@ -45,7 +45,7 @@ class LastState:
 
     def keep(self, snapshot: Snapshot) -> bool:
         """Write the state, fsynced; return False, without a write, if the file holds a newer state."""
-        state = _JSON.dump_python(snapshot, mode="json")
+        state = _JSON.dump_python(snapshot, mode="json", by_alias=True)
         data = canonical({"digest": digest_json(state), "state": state})
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with file_lock(self.path.with_name(f"{self.path.name}.lock")):

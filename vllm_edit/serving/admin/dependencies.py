@@ -107,5 +107,5 @@ def caller_of(request: Request) -> Caller:
 
 def who(request: Request, said: str = "") -> str:
     """The author for the audit log: the authenticated key, then the name that the body gives, if any."""
-    key = f"key {caller_of(request).key}"
-    return f"{key} ({said})" if said else key
+    author = f"key {caller_of(request).api_key_id}"
+    return f"{author} ({said})" if said else author

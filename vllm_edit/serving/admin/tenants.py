@@ -99,20 +99,20 @@ def routes(dependencies: Dependencies) -> APIRouter:
     @router.get("/{tenant}/keys")
     async def keys(tenant: str) -> list[dict[str, Any]]:
         """A tenant's keys, including revoked keys, without their secrets."""
-        return [key.as_dict() for key in await dependencies.read(dependencies.registry.keys, tenant)]
+        return [api_key.as_dict() for api_key in await dependencies.read(dependencies.registry.api_keys, tenant)]
 
     @router.post("/{tenant}/keys")
     async def create_key(tenant: str, asked: NewTenantKey, request: Request) -> dict[str, Any]:
         """Create a key. The response shows the secret, as `key`, only once."""
         expires_at: datetime | None = asked.expires_at
         made, _ = await dependencies.change(
-            dependencies.registry.create_key,
+            dependencies.registry.create_api_key,
             tenant,
             base=asked.base,
             label=asked.label,
             expires_at=expires_at,
             by=who(request, asked.who),
         )
-        return made.key.as_dict() | {"key": made.presented}
+        return made.api_key.as_dict() | {"key": made.presented}
 
     return router

@@ -15,7 +15,7 @@ from sqlalchemy import create_engine, inspect, text
 
 from vllm_edit.errors import EditError, NotFound
 from vllm_edit.registry import api_keys
-from vllm_edit.registry.api_keys import Key, Principal, authenticate
+from vllm_edit.registry.api_keys import ApiKey, Principal, authenticate
 from vllm_edit.registry.registry import Registry
 
 NOW = datetime.now(UTC)
@@ -31,13 +31,13 @@ def registry(registry_url: str) -> Iterator[Registry]:
 
 
 def asked(registry: Registry, presented: str, now: datetime | None = None) -> Principal | None:
-    return authenticate(registry.snapshot().keys, presented, now or datetime.now(UTC))
+    return authenticate(registry.snapshot().api_keys, presented, now or datetime.now(UTC))
 
 
 def test_a_key_identifies_its_tenant_with_its_rights(registry: Registry) -> None:
     assert not registry.snapshot().keyed
-    whole, narrow = registry.create_key("acme"), registry.create_key("globex", base=False)
-    assert asked(registry, whole.presented) == Principal(whole.key.id, "acme", frozenset({"serve", "base"}))
+    whole, narrow = registry.create_api_key("acme"), registry.create_api_key("globex", base=False)
+    assert asked(registry, whole.presented) == Principal(whole.api_key.id, "acme", frozenset({"serve", "base"}))
     found = asked(registry, narrow.presented)
     assert found is not None
     assert (found.tenant, found.may("serve"), found.may("base"), found.may("admin")) == ("globex", True, False, False)
@@ -46,15 +46,15 @@ def test_a_key_identifies_its_tenant_with_its_rights(registry: Registry) -> None
 
 
 def test_an_administrators_key_has_no_tenant_and_may_only_administer(registry: Registry) -> None:
-    made = registry.create_key(None, label="pipeline")
-    assert asked(registry, made.presented) == Principal(made.key.id, None, frozenset({"admin"}))
+    made = registry.create_api_key(None, label="pipeline")
+    assert asked(registry, made.presented) == Principal(made.api_key.id, None, frozenset({"admin"}))
     assert registry.snapshot().administered
 
 
 def test_a_secret_is_stored_nowhere(registry: Registry, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG):
-        made = registry.create_key("acme")
-    secret = made.presented.rpartition(f"{made.key.id}_")[2]
+        made = registry.create_api_key("acme")
+    secret = made.presented.rpartition(f"{made.api_key.id}_")[2]
     assert len(secret) == 43
     rows = []
     engine = create_engine(registry.url)
@@ -62,28 +62,28 @@ def test_a_secret_is_stored_nowhere(registry: Registry, caplog: pytest.LogCaptur
         for table in inspect(engine).get_table_names():
             rows += map(repr, connection.execute(text(f"select * from {table}")))
     told = "\n".join([*rows, caplog.text, repr(made), repr(registry.snapshot()), registry.audit()[-1].new])
-    assert made.key.id in told
+    assert made.api_key.id in told
     assert secret not in told
-    assert made.key.hash not in repr(made)
-    assert made.key.hash not in registry.audit()[-1].new
-    assert "hash" not in made.key.as_dict()
+    assert made.api_key.hash not in repr(made)
+    assert made.api_key.hash not in registry.audit()[-1].new
+    assert "hash" not in made.api_key.as_dict()
 
 
 def test_a_near_copy_of_a_key_identifies_no_caller(registry: Registry) -> None:
-    ours, other = registry.create_key("acme"), registry.create_key("globex")
+    ours, other = registry.create_api_key("acme"), registry.create_api_key("globex")
     secret = other.presented.rpartition("_")[2]
     for presented in (
         "",
-        ours.key.id,
+        ours.api_key.id,
         ours.presented[:-1],
         ours.presented + "a",
         ours.presented + "\n",
         f" {ours.presented}",
         ours.presented.upper(),
-        ours.presented.replace(ours.key.id, other.key.id),
-        f"ve_{ours.key.id}_{secret}",
+        ours.presented.replace(ours.api_key.id, other.api_key.id),
+        f"ve_{ours.api_key.id}_{secret}",
         f"ve_{'0' * 12}_{'a' * 43}",
-        ours.key.hash,
+        ours.api_key.hash,
         "v" * 1_000_000,
         "ключ",
         "\ud800",
@@ -92,46 +92,46 @@ def test_a_near_copy_of_a_key_identifies_no_caller(registry: Registry) -> None:
 
 
 def test_a_revoked_or_expired_key_identifies_no_caller(registry: Registry) -> None:
-    made, short = registry.create_key("acme"), registry.create_key("acme", expires_at=NOW + timedelta(hours=1))
+    made, short = registry.create_api_key("acme"), registry.create_api_key("acme", expires_at=NOW + timedelta(hours=1))
     assert asked(registry, short.presented) is not None
     assert asked(registry, short.presented, NOW + timedelta(hours=1)) is None
-    revoked = registry.revoke_key(made.key.id, why="left in a log", by="ann")
+    revoked = registry.revoke_api_key(made.api_key.id, why="left in a log", by="ann")
     assert (revoked.revoked_by, revoked.revoked_why) == ("ann", "left in a log")
     assert asked(registry, made.presented) is None
     with pytest.raises(EditError, match="revoked already"):
-        registry.revoke_key(made.key.id)
+        registry.revoke_api_key(made.api_key.id)
     assert registry.snapshot().keyed, "revoking every key does not open a server"
     row = registry.audit()[-1]
     assert (row.what, row.tenant, row.who, row.why) == ("key.revoke", "acme", "ann", "left in a log")
 
 
 def test_a_key_is_revoked_only_as_its_own_tenants(registry: Registry) -> None:
-    made = registry.create_key("acme")
+    made = registry.create_api_key("acme")
     with pytest.raises(EditError, match="does not belong to tenant"):
-        registry.revoke_key(made.key.id, tenant="globex")
+        registry.revoke_api_key(made.api_key.id, tenant="globex")
     assert asked(registry, made.presented) is not None
-    registry.revoke_key(made.key.id, tenant="acme")
+    registry.revoke_api_key(made.api_key.id, tenant="acme")
     with pytest.raises(NotFound):
-        registry.revoke_key("f" * 12)
+        registry.revoke_api_key("f" * 12)
 
 
 def test_keys_are_listed_by_tenant(registry: Registry) -> None:
-    made = [registry.create_key(tenant).key for tenant in ("acme", "globex", None)]
-    assert registry.keys() == made
-    assert registry.keys("globex") == [made[1]]
+    made = [registry.create_api_key(tenant).api_key for tenant in ("acme", "globex", None)]
+    assert registry.api_keys() == made
+    assert registry.api_keys("globex") == [made[1]]
     with pytest.raises(NotFound):
-        registry.keys("nobody")
+        registry.api_keys("nobody")
 
 
 def test_ends_of_keys_must_be_moments(registry: Registry) -> None:
     for wrong in (datetime.now(), datetime.now(UTC) - timedelta(seconds=1)):
         with pytest.raises(EditError, match="future time with a zone"):
-            registry.create_key("acme", expires_at=wrong)
-    assert registry.keys() == []
+            registry.create_api_key("acme", expires_at=wrong)
+    assert registry.api_keys() == []
 
 
-def _key(id: str, presented: str) -> Key:
-    return Key(id, "acme", ("serve",), "", NOW, "ann", None, None, None, None, api_keys.hashed(presented))
+def _key(id: str, presented: str) -> ApiKey:
+    return ApiKey(id, "acme", ("serve",), "", NOW, "ann", None, None, None, None, api_keys.hashed(presented))
 
 
 @given(st.text(max_size=80))
@@ -149,4 +149,4 @@ def test_a_thousand_keys_differ(tmp_path: Path) -> None:
     chosen = secrets.choice(made)
     found = authenticate(known, chosen[1], NOW)
     assert found is not None
-    assert found.key_id == chosen[0]
+    assert found.api_key_id == chosen[0]

@@ -25,26 +25,26 @@ def routes(dependencies: Dependencies) -> APIRouter:
     @router.get("")
     async def list_keys() -> list[dict[str, Any]]:
         """All keys of administrators and tenants, including revoked keys, without their secrets."""
-        return [key.as_dict() for key in await dependencies.read(dependencies.registry.keys)]
+        return [api_key.as_dict() for api_key in await dependencies.read(dependencies.registry.api_keys)]
 
     @router.post("")
     async def create(asked: NewAdminKey, request: Request) -> dict[str, Any]:
         """Create an admin key. The response shows the secret, as `key`, only once."""
         made, _ = await dependencies.change(
-            dependencies.registry.create_key,
+            dependencies.registry.create_api_key,
             None,
             label=asked.label,
             expires_at=asked.expires_at,
             by=who(request, asked.who),
         )
-        return made.key.as_dict() | {"key": made.presented}
+        return made.api_key.as_dict() | {"key": made.presented}
 
     @router.post("/{id}/revoke")
     async def revoke(id: str, request: Request, asked: Because | None = None) -> dict[str, Any]:
         """Revoke a key permanently."""
         asked = asked or Because()
         revoked, followed = await dependencies.change(
-            dependencies.registry.revoke_key, id, why=asked.why, by=who(request, asked.who)
+            dependencies.registry.revoke_api_key, id, why=asked.why, by=who(request, asked.who)
         )
         return revoked.as_dict() | {"acknowledged": followed}
 
