@@ -40,7 +40,7 @@ from vllm_edit.editing.settings import RomeSettings
 from vllm_edit.editing.site.sites import MadeSite
 from vllm_edit.evaluation.runners.hf import HFRunner
 from vllm_edit.facts import tables_folder
-from vllm_edit.facts.edits import draw_edits
+from vllm_edit.facts.counterfactual_edits import draw_edits
 from vllm_edit.facts.facts import Facts
 from vllm_edit.facts.known_edits import judged_edits
 from vllm_edit.facts.stored_pool import pool_of

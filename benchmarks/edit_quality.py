@@ -3,7 +3,8 @@
     python -m benchmarks.edit_quality [--count 200] [--seed 1] [--store runs/bench]
 
 The edits are drawn over all relations from facts that the base answers rightly; none of their subjects is among those
-that chose the site or λ (`vllm_edit.facts.edits`). The result goes into RESULTS.md with machine and command.
+that chose the site or λ (`vllm_edit.facts.counterfactual_edits`). The result goes into RESULTS.md with machine and
+command.
 """
 
 from __future__ import annotations

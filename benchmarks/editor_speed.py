@@ -34,7 +34,7 @@ from vllm_edit.editing.mend.network_files import Card, last_matrices, network_si
 from vllm_edit.editing.mend.settings import TrainingSettings
 from vllm_edit.editing.mend.training import new_network
 from vllm_edit.facts import tables_folder
-from vllm_edit.facts.edits import draw_edits
+from vllm_edit.facts.counterfactual_edits import draw_edits
 from vllm_edit.facts.facts import Facts
 from vllm_edit.models.base import Base
 from vllm_edit.patch import Edit, Patch

@@ -32,7 +32,7 @@ from benchmarks.common.report_rows import NAMES, SETTINGS, cells, row
 from benchmarks.common.results_page import FOLDER, machine, write_section
 from vllm_edit import atlas
 from vllm_edit.artefacts.compiled import CompiledPatch
-from vllm_edit.atlas.documents import held_out_texts
+from vllm_edit.atlas.training_documents import held_out_texts
 from vllm_edit.cli.output import progress_bar
 from vllm_edit.composition.compose import compose
 from vllm_edit.composition.scoped import assemble

@@ -40,8 +40,8 @@ from vllm_edit.serving.build import make_service
 from vllm_edit.serving.metrics import Metrics
 from vllm_edit.serving.residency import GRACE_S
 from vllm_edit.serving.router import ID_HEADER, Router
+from vllm_edit.serving.server_settings import Settings
 from vllm_edit.serving.service import Holder, Service
-from vllm_edit.serving.settings import Settings
 from vllm_edit.store.last_state import LastState
 from vllm_edit.store.store import Store
 

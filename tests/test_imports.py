@@ -16,6 +16,15 @@ import vllm_edit
 ROOT = Path(vllm_edit.__file__).parent
 WITHOUT_TORCH = ("cli", "engine", "registry", "rollout", "artefacts.manifest", "artefacts.site", "artefacts.checkpoint")
 """Packages and modules that are loaded before anything is computed: by every command, and by servers."""
+FRONTS = ("cli", "serving.admin")
+"""Their files are named after a command's or a route's noun, which is also the name of the file that it calls."""
+OF_ONE_NAME: dict[str, str] = {
+    "edits": "each editing method has the step from edits to a delta in `edits`",
+    "names": "keys of names beside names of artefacts",
+    "settings": "settings of two families of editing methods",
+    "training": "the training of a model beside that of a network",
+}
+"""Other file names that two modules have, with the reason."""
 
 
 @dataclass(frozen=True)
@@ -165,6 +174,15 @@ def test_root_modules_that_everything_may_import_import_no_package() -> None:
     packages = {_child("", name) for name in CODE.files if "." in name}
     found = {leaf: {_child("", reached) for reached in CODE.reached(leaf)} & packages for leaf in leaves}
     assert {leaf: above for leaf, above in found.items() if above} == {}
+
+
+def test_two_files_have_one_name_only_as_command_or_route_and_what_it_calls() -> None:
+    modules: dict[str, list[str]] = {}
+    for name, path in CODE.files.items():
+        if not path.stem.startswith("__") and name.rpartition(".")[0] not in FRONTS:
+            modules.setdefault(path.stem, []).append(name)
+    assert {stem: found for stem, found in modules.items() if len(found) > 1 and stem not in OF_ONE_NAME} == {}
+    assert [stem for stem in OF_ONE_NAME if len(modules[stem]) < 2] == []
 
 
 def test_a_circle_is_found_also_in_a_function_and_for_types(tmp_path: Path) -> None:

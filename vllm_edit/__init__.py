@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from vllm_edit.editing.compile import compile_patch
     from vllm_edit.errors import EditError
     from vllm_edit.evaluation.evaluate import evaluate
+    from vllm_edit.evaluation.evaluation_settings import EvaluationSettings
     from vllm_edit.evaluation.report import Report
     from vllm_edit.evaluation.runners.hf import HFRunner
-    from vllm_edit.evaluation.settings import EvaluationSettings
     from vllm_edit.ike.bank import Bank
     from vllm_edit.models.base import Base
     from vllm_edit.patch import Edit, Gate, Patch, Probe
@@ -55,7 +55,7 @@ _HOME = {
     "Delta": "vllm_edit.deltas.delta",
     "Edit": "vllm_edit.patch",
     "EditError": "vllm_edit.errors",
-    "EvaluationSettings": "vllm_edit.evaluation.settings",
+    "EvaluationSettings": "vllm_edit.evaluation.evaluation_settings",
     "Gate": "vllm_edit.patch",
     "HFRunner": "vllm_edit.evaluation.runners.hf",
     "Outcome": "vllm_edit.pipeline",

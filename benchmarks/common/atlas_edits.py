@@ -19,7 +19,7 @@ from vllm_edit.errors import Incompatible, NotFound
 from vllm_edit.evaluation.judging import gives
 from vllm_edit.evaluation.runners.runner import Request, Runner
 from vllm_edit.facts import tables_folder
-from vllm_edit.facts.edits import counterfactual, draw_edits
+from vllm_edit.facts.counterfactual_edits import counterfactual, draw_edits
 from vllm_edit.facts.facts import Fact, Facts
 from vllm_edit.facts.split import included
 from vllm_edit.models.base import Base

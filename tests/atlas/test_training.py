@@ -11,10 +11,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from vllm_edit.atlas import texts
-from vllm_edit.atlas.documents import Documents
 from vllm_edit.atlas.segments import Example
 from vllm_edit.atlas.tokenizer import train_tokenizer
 from vllm_edit.atlas.training import Progress, Recipe, attention_loss, read_accuracy, train
+from vllm_edit.atlas.training_documents import Documents
 from vllm_edit.errors import EditError
 from vllm_edit.facts import tables_folder
 from vllm_edit.facts.facts import Facts

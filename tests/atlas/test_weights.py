@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from vllm_edit.atlas.accuracy import Asked, generate, measure_accuracy, starts_with
 from vllm_edit.atlas.training import read_accuracy
 from vllm_edit.facts import tables_folder
-from vllm_edit.facts.edits import draw_edits
+from vllm_edit.facts.counterfactual_edits import draw_edits
 from vllm_edit.facts.facts import Facts
 from vllm_edit.ike.template import fact_text, query
 from vllm_edit.models.base import Base

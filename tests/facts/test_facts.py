@@ -9,7 +9,7 @@ import pytest
 from vllm_edit.atlas import bank, sweep_edits
 from vllm_edit.errors import EditError
 from vllm_edit.facts import tables_folder
-from vllm_edit.facts.edits import draw_edits
+from vllm_edit.facts.counterfactual_edits import draw_edits
 from vllm_edit.facts.facts import Facts
 from vllm_edit.patch import Patch
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 from tests.tiny import save_tiny
-from vllm_edit.facts import asking, known_edits, pooling, tables_folder
-from vllm_edit.facts.asking import Question, right
-from vllm_edit.facts.edits import sweep_edits
+from vllm_edit.facts import known_edits, pooling, recall, tables_folder
+from vllm_edit.facts.counterfactual_edits import sweep_edits
 from vllm_edit.facts.facts import Facts, Form
 from vllm_edit.facts.known_edits import chosen_edits, judged_edits
 from vllm_edit.facts.pool import Pool, bank_records, side_of
 from vllm_edit.facts.pooling import ask_pool
+from vllm_edit.facts.recall import Question, right
 from vllm_edit.ike.bank import Bank
 from vllm_edit.models.base import Base
 from vllm_edit.patch import LOCALITY_KINDS, Edit, Patch
@@ -229,7 +229,7 @@ def test_an_object_that_comes_too_late_is_not_given(atlas: Base, facts: Facts, m
                     break
             return [made]
 
-        monkeypatch.setattr(asking, "greedy_until", written)
+        monkeypatch.setattr(recall, "greedy_until", written)
         assert right(atlas, [Question(fact, form)]) == [expected], text
 
 

@@ -20,7 +20,7 @@ from tests.store.example import compiled, moment, new_store, site
 from vllm_edit.deltas.delta import Delta
 from vllm_edit.errors import NotFound, Unavailable
 from vllm_edit.registry.audit import ANCHOR
-from vllm_edit.serving.settings import Settings
+from vllm_edit.serving.server_settings import Settings
 from vllm_edit.store.maintenance import problems_of
 from vllm_edit.store.store import Store
 

@@ -23,7 +23,7 @@ from vllm_edit.rollout.rollout import Rollout
 from vllm_edit.serving.admin.api import api
 from vllm_edit.serving.fields import ALLOWED
 from vllm_edit.serving.router import Router
-from vllm_edit.serving.settings import Settings
+from vllm_edit.serving.server_settings import Settings
 
 pytestmark = pytest.mark.slow
 

@@ -20,7 +20,7 @@ from tests.serving.without_engine import Place, run
 from vllm_edit.deltas.delta import Delta
 from vllm_edit.editing.settings import Progress
 from vllm_edit.serving.router import Router
-from vllm_edit.serving.settings import Settings
+from vllm_edit.serving.server_settings import Settings
 from vllm_edit.store.store import Store
 
 pytestmark = pytest.mark.slow

@@ -12,7 +12,7 @@ from vllm_edit.evaluation.judging import gives
 from vllm_edit.evaluation.runners.hf import HFRunner
 from vllm_edit.evaluation.runners.runner import Request
 from vllm_edit.facts import tables_folder
-from vllm_edit.facts.edits import draw_edits
+from vllm_edit.facts.counterfactual_edits import draw_edits
 from vllm_edit.facts.facts import Facts
 from vllm_edit.facts.split import included
 from vllm_edit.models.base import Base

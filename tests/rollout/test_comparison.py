@@ -15,7 +15,7 @@ from vllm_edit.rollout.comparison import compare
 from vllm_edit.rollout.metric import Metric
 from vllm_edit.rollout.outcomes import Observed, Traffic
 from vllm_edit.rollout.picture import draw
-from vllm_edit.rollout.report import RolloutReport, report
+from vllm_edit.rollout.rollout_report import RolloutReport, report
 
 SOLVED = Metric("solved")
 

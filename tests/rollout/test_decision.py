@@ -116,7 +116,7 @@ def test_every_request_is_answered_the_same_twice(
 
 def test_deciding_imports_no_engine_no_torch_and_no_database() -> None:
     program = (
-        "import sys, vllm_edit.rollout.decision, vllm_edit.rollout.report\n"
+        "import sys, vllm_edit.rollout.decision, vllm_edit.rollout.rollout_report\n"
         "print([name for name in ('torch', 'vllm', 'sqlalchemy', 'matplotlib') if name in sys.modules])"
     )
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

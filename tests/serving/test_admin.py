@@ -12,7 +12,7 @@ import pytest
 from tests.serving import places
 from tests.serving.without_engine import Place, bearer, run
 from vllm_edit.errors import Unavailable
-from vllm_edit.serving.settings import Settings
+from vllm_edit.serving.server_settings import Settings
 
 
 @pytest.fixture(scope="module")

@@ -22,11 +22,11 @@ from vllm_edit.registry.registry import Registry
 from vllm_edit.rollout.decision import TenantState, decide
 from vllm_edit.rollout.metric import Metric
 from vllm_edit.rollout.outcomes import UnknownAnswer
+from vllm_edit.serving.admin.outcomes import Outcome, record
 from vllm_edit.serving.answer import Answer, new_id
 from vllm_edit.serving.answer_log import AnswerLog
 from vllm_edit.serving.bodies import CHAT
 from vllm_edit.serving.metrics import Metrics
-from vllm_edit.serving.outcomes import Outcome, record
 from vllm_edit.serving.scope import Narrowed
 from vllm_edit.serving.threads import Threads
 from vllm_edit.serving.usage import Usage

@@ -18,7 +18,7 @@ from vllm_edit.files import RemoteFiles
 from vllm_edit.registry.answers import AnswerEntry
 from vllm_edit.rollout.arm import Arm
 from vllm_edit.rollout.rollout import Rollout
-from vllm_edit.serving.settings import Settings
+from vllm_edit.serving.server_settings import Settings
 
 
 class DriverError(Exception):

@@ -23,7 +23,7 @@ from vllm_edit.rollout.arm import Arm
 from vllm_edit.rollout.rollout import Rollout
 from vllm_edit.serving.bodies import CHAT, COMPLETIONS, RESPONSES
 from vllm_edit.serving.fields import ALLOWED, HEADERS
-from vllm_edit.serving.settings import TENANT_HEADER, TRUSTED_PEERS, Settings
+from vllm_edit.serving.server_settings import TENANT_HEADER, TRUSTED_PEERS, Settings
 
 STEERING = {
     "kv_transfer_params": {"do_remote_prefill": True, "remote_host": "10.0.0.1"},

@@ -11,7 +11,7 @@ import pytest
 
 from tests.serving import places
 from tests.serving.without_engine import Place, run
-from vllm_edit.serving.settings import Settings
+from vllm_edit.serving.server_settings import Settings
 
 ROUTES = ("/v1/completions", "/v1/chat/completions", "/v1/responses")
 MODELS = ("acme", "acme:ike", "acme:base", "acme:weights", "plain", "plain:ike", "atlas", None)

@@ -25,7 +25,7 @@ from tests.serving.without_engine import Place, bearer, run
 from vllm_edit.rollout.arm import Arm
 from vllm_edit.rollout.rollout import Rollout
 from vllm_edit.serving.router import Router
-from vllm_edit.serving.settings import TENANT_HEADER, TRUSTED_PEERS, Settings
+from vllm_edit.serving.server_settings import TENANT_HEADER, TRUSTED_PEERS, Settings
 
 TENANT_MAY = {
     ("POST", "/v1/completions"),

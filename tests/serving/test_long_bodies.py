@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 from tests.serving import places
 from tests.serving.without_engine import Place, run
 from vllm_edit.engine.compat.engine import Engine
-from vllm_edit.serving.settings import Settings
+from vllm_edit.serving.server_settings import Settings
 
 LONG_S = 60.0  # a limit for a busy machine
 CHAT = "/v1/chat/completions"

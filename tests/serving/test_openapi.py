@@ -14,7 +14,7 @@ from schemathesis import GenerationMode
 
 from tests.serving import places
 from tests.serving.without_engine import Place, bearer, make_app, run
-from vllm_edit.serving.settings import Settings
+from vllm_edit.serving.server_settings import Settings
 from vllm_edit.store.maintenance import problems_of
 
 pytestmark = pytest.mark.slow

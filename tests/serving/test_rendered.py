@@ -9,7 +9,7 @@ import pytest
 from tests.serving import places
 from tests.serving.without_engine import Place, run
 from vllm_edit.serving.rendered import rendered
-from vllm_edit.serving.settings import Settings
+from vllm_edit.serving.server_settings import Settings
 
 CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
 LONG = "word " * 240  # of a context of 256

@@ -11,7 +11,7 @@ import pytest
 from tests.serving import places
 from tests.serving.without_engine import Place, run
 from vllm_edit.errors import NotFound
-from vllm_edit.serving.settings import Settings
+from vllm_edit.serving.server_settings import Settings
 
 COUNT = 6
 

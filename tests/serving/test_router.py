@@ -19,7 +19,7 @@ from vllm_edit.errors import Incompatible
 from vllm_edit.registry.answers import PROMPT_LENGTH
 from vllm_edit.serving.caller import Caller
 from vllm_edit.serving.router import Router
-from vllm_edit.serving.settings import Settings
+from vllm_edit.serving.server_settings import Settings
 
 
 @pytest.fixture(scope="module")

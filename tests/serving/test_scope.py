@@ -11,7 +11,7 @@ import pytest
 
 from tests.serving import places
 from tests.serving.without_engine import Place, run
-from vllm_edit.serving.settings import Settings
+from vllm_edit.serving.server_settings import Settings
 
 NAMES = [("France", "French Republic"), ("Japan",), ("New York",), ("York",), ("台北",), ("台北101",)]
 NAMES += [(f"Land{number}",) for number in range(6)]

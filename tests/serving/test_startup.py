@@ -20,7 +20,7 @@ from vllm_edit.engine.plugins import merged_plugins
 from vllm_edit.errors import Incompatible
 from vllm_edit.serving import startup
 from vllm_edit.serving.profile import profile
-from vllm_edit.serving.settings import Settings
+from vllm_edit.serving.server_settings import Settings
 
 GOOD = {"VLLM_EDIT_STORE": "x", "VLLM_PLUGINS": "vllm_edit,other"}
 

@@ -12,7 +12,7 @@ from tests.serving import places
 from tests.serving.without_engine import Place
 from vllm_edit.registry.database import CONNECTIONS, FOLLOWING
 from vllm_edit.serving import threads
-from vllm_edit.serving.settings import Settings
+from vllm_edit.serving.server_settings import Settings
 from vllm_edit.serving.threads import Threads
 
 

@@ -10,14 +10,14 @@ if TYPE_CHECKING:
 
 def sweep_edits(seed: int = 0, count: int = 24) -> list[Edit]:
     """Counterfactual edits for choosing site, damping and settings only."""
-    from vllm_edit.facts import edits
+    from vllm_edit.facts import counterfactual_edits
 
-    return edits.sweep_edits(seed, count)
+    return counterfactual_edits.sweep_edits(seed, count)
 
 
 def texts(count: int = 2000, seed: int = 1) -> list[str]:
     """Documents like atlas's training documents, drawn with another seed, for second moments."""
-    from vllm_edit.atlas.documents import held_out_texts
+    from vllm_edit.atlas.training_documents import held_out_texts
 
     return held_out_texts(count, seed)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vllm_edit.atlas.sampling import Draws
+from vllm_edit.atlas.random_choices import Draws
 from vllm_edit.atlas.segments import PROMPT_WEIGHT, Segment, full_stop
 from vllm_edit.facts.facts import Fact
 from vllm_edit.ike.template import fact_text, query

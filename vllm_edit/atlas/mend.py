@@ -12,9 +12,9 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from vllm_edit.atlas.documents import texts_about
+from vllm_edit.atlas.training_documents import texts_about
 from vllm_edit.facts import tables_folder
-from vllm_edit.facts.edits import counterfactual
+from vllm_edit.facts.counterfactual_edits import counterfactual
 from vllm_edit.facts.facts import Facts
 from vllm_edit.facts.split import included
 from vllm_edit.patch import Edit

@@ -16,9 +16,9 @@ from pydantic import TypeAdapter, ValidationError
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from vllm_edit.atlas.accuracy import Accuracy, measure_accuracy
-from vllm_edit.atlas.documents import Documents
 from vllm_edit.atlas.segments import Example
 from vllm_edit.atlas.tokenizer import train_tokenizer
+from vllm_edit.atlas.training_documents import Documents
 from vllm_edit.checkpoints import read_checkpoint
 from vllm_edit.digest import digest_json
 from vllm_edit.errors import EditError

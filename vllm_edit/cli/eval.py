@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from vllm_edit.artefacts.compiled import CompiledPatch
     from vllm_edit.datasets import LeftOut
     from vllm_edit.editing.settings import Progress
+    from vllm_edit.evaluation.evaluation_settings import EvaluationSettings
     from vllm_edit.evaluation.refused import Refused
     from vllm_edit.evaluation.report import Mode, Report
     from vllm_edit.evaluation.runners.runner import Runner
-    from vllm_edit.evaluation.settings import EvaluationSettings
     from vllm_edit.ike.bank import Bank
     from vllm_edit.models.base import Base
     from vllm_edit.patch import Edit, Patch
@@ -83,7 +83,7 @@ def eval(
     many = target == KNOWN or is_data_set(target)
     if record is not None and not many:
         raise typer.BadParameter("only many edits, of a data set or known, are recorded", param_hint="--record")
-    from vllm_edit.evaluation.settings import EvaluationSettings
+    from vllm_edit.evaluation.evaluation_settings import EvaluationSettings
     from vllm_edit.evaluation.table import html as page
     from vllm_edit.evaluation.table import table
     from vllm_edit.store.store import Store

@@ -5,7 +5,7 @@ from __future__ import annotations
 from vllm_edit.cli.output import print_fields, print_line, print_table
 from vllm_edit.rollout.arm import SIDES
 from vllm_edit.rollout.comparison import Estimate
-from vllm_edit.rollout.report import RolloutReport
+from vllm_edit.rollout.rollout_report import RolloutReport
 
 
 def print_status(found: RolloutReport) -> None:

@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable, Sequence
 
 from vllm_edit.artefacts.site import Site
+from vllm_edit.evaluation.evaluation_settings import EvaluationSettings
 from vllm_edit.evaluation.questions import Question, not_asked, questions_of
 from vllm_edit.evaluation.refused import Refused
 from vllm_edit.evaluation.report import MODES, Cost, Mode
 from vllm_edit.evaluation.requests import One, Unserved, edits_of, length_of, requests_of, tokens_of
 from vllm_edit.evaluation.runners.runner import Request, Runner, Scored
-from vllm_edit.evaluation.settings import EvaluationSettings
 from vllm_edit.evaluation.sheet import Reply, Sheet
 from vllm_edit.models.lengths import READ
 from vllm_edit.patch import Edit

@@ -9,12 +9,12 @@ from vllm_edit.artefacts.reports import GateReport
 from vllm_edit.artefacts.site import Site
 from vllm_edit.errors import EditError
 from vllm_edit.evaluation.asking import Progress, ask
+from vllm_edit.evaluation.evaluation_settings import EvaluationSettings
 from vllm_edit.evaluation.perplexity import drift_of
 from vllm_edit.evaluation.report import MODES, Mode, Report
 from vllm_edit.evaluation.reporting import report_of
 from vllm_edit.evaluation.requests import One, edits_of
 from vllm_edit.evaluation.runners.runner import Runner
-from vllm_edit.evaluation.settings import EvaluationSettings
 from vllm_edit.ike.demonstrations import check_disjoint
 from vllm_edit.patch import Edit, Gate, Patch, Probe
 

@@ -10,12 +10,12 @@ from vllm_edit.digest import digest_json
 from vllm_edit.errors import EditError
 from vllm_edit.evaluation.asking import Progress, ask
 from vllm_edit.evaluation.evaluate import check_modes
+from vllm_edit.evaluation.evaluation_settings import EvaluationSettings
 from vllm_edit.evaluation.record import Record
 from vllm_edit.evaluation.report import MODES, Cost, Mode, Report
 from vllm_edit.evaluation.reporting import report_of
 from vllm_edit.evaluation.requests import One
 from vllm_edit.evaluation.runners.runner import Runner
-from vllm_edit.evaluation.settings import EvaluationSettings
 from vllm_edit.evaluation.sheet import Sheet
 from vllm_edit.evaluation.time_left import TimeLeft
 from vllm_edit.patch import Patch

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from vllm_edit.evaluation.evaluation_settings import EvaluationSettings
 from vllm_edit.evaluation.measuring import (
     Outcome,
     argmax_outcomes,
@@ -18,7 +19,6 @@ from vllm_edit.evaluation.measuring import (
 )
 from vllm_edit.evaluation.questions import Question
 from vllm_edit.evaluation.report import Answer, Cost, Drift, Measure, Mode, Protocol, Report
-from vllm_edit.evaluation.settings import EvaluationSettings
 from vllm_edit.evaluation.sheet import Reply, Sheet, with_numbers
 from vllm_edit.models.lengths import READ
 

@@ -15,7 +15,7 @@ from vllm_edit.evaluation.refused import Refused
 from vllm_edit.evaluation.report import Mode
 from vllm_edit.evaluation.runners.runner import Request, Runner
 from vllm_edit.ike.prefix import Edited, build_prefix, wrap
-from vllm_edit.ike.scoped import Shelf
+from vllm_edit.ike.shelf import Shelf
 from vllm_edit.models.lengths import read_of
 from vllm_edit.patch import Edit, Patch
 from vllm_edit.prompting import answer_ids, prompt_ids

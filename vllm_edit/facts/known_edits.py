@@ -12,10 +12,10 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 
-from vllm_edit.facts.asking import Progress, Question, right
-from vllm_edit.facts.edits import portability_probes, reverse_probes
+from vllm_edit.facts.counterfactual_edits import portability_probes, reverse_probes
 from vllm_edit.facts.facts import Fact, Facts, Form
 from vllm_edit.facts.pool import Known, Pool, Side
+from vllm_edit.facts.recall import Progress, Question, right
 from vllm_edit.models.base import Base
 from vllm_edit.patch import Edit, Probe, ProbeKind, Split
 

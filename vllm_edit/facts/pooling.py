@@ -11,9 +11,9 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from vllm_edit.facts.asking import Progress, Question, right
 from vllm_edit.facts.facts import Fact, Facts, Form
 from vllm_edit.facts.pool import Known, Pool
+from vllm_edit.facts.recall import Progress, Question, right
 from vllm_edit.models.base import Base
 from vllm_edit.models.fast_products import fast_products, has_units
 

@@ -23,8 +23,8 @@ from vllm_edit.registry.tables import rollouts
 from vllm_edit.registry.transactions import Changes
 from vllm_edit.rollout.arm import Arm
 from vllm_edit.rollout.outcomes import Exposure, metric_of
-from vllm_edit.rollout.report import RolloutReport, report
 from vllm_edit.rollout.rollout import Rollout, Verb
+from vllm_edit.rollout.rollout_report import RolloutReport, report
 
 _JSON = TypeAdapter(Rollout)
 _FIXED = TypeAdapter(dict[str, Any])

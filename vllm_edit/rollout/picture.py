@@ -8,7 +8,7 @@ import numpy as np
 
 from vllm_edit.errors import EditError
 from vllm_edit.pictures import check_drawable
-from vllm_edit.rollout.report import RolloutReport
+from vllm_edit.rollout.rollout_report import RolloutReport
 
 _POINTS = 2000  # more than a picture is wide
 

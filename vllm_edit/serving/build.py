@@ -16,8 +16,8 @@ from vllm_edit.serving.model_field import Catalogue
 from vllm_edit.serving.prefixes import Prefixes
 from vllm_edit.serving.residency import AdapterEngine, Residency, local_folder
 from vllm_edit.serving.scope import Scopes
+from vllm_edit.serving.server_settings import Settings
 from vllm_edit.serving.service import Service
-from vllm_edit.serving.settings import Settings
 from vllm_edit.serving.threads import Threads
 from vllm_edit.serving.watcher import Kept, Watcher
 from vllm_edit.store.store import Store

@@ -11,7 +11,7 @@ from starlette.datastructures import Headers
 from vllm_edit.errors import EditError
 from vllm_edit.registry.api_keys import TENANT_RIGHTS, Right, authenticate
 from vllm_edit.registry.snapshot import Snapshot
-from vllm_edit.serving.settings import Settings
+from vllm_edit.serving.server_settings import Settings
 
 
 class Unauthorized(EditError):

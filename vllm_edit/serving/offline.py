@@ -17,10 +17,10 @@ from vllm_edit.engine.compat import cpu_lora_mask, families, flags, version, wra
 from vllm_edit.engine.compat.offline_engine import OfflineEngine
 from vllm_edit.engine.model_folder import model_folder
 from vllm_edit.engine.plugins import merged_plugins
-from vllm_edit.engine.values import adapter
+from vllm_edit.engine.request_values import adapter
 from vllm_edit.errors import EditError, Incompatible
 from vllm_edit.ike.prefix import Edited, build_prefix, wrap
-from vllm_edit.ike.scoped import Shelf
+from vllm_edit.ike.shelf import Shelf
 from vllm_edit.rollout.arm import Mode
 from vllm_edit.rollout.decision import Choice, decide
 from vllm_edit.serving.half_pairs import check

@@ -18,7 +18,7 @@ def register() -> None:
     router would not be active.
     """
     from vllm_edit.engine.compat import cpu_lora_mask, families, wrapped
-    from vllm_edit.serving.settings import Settings
+    from vllm_edit.serving.server_settings import Settings
 
     cpu_lora_mask.cure()
     families.register()
@@ -37,7 +37,7 @@ class Endpoint:
 
     def attach_router(self, app: Any) -> None:
         """Put the router innermost, around vLLM's routes, and add the admin routes. Without a store, do nothing."""
-        from vllm_edit.serving.settings import Settings
+        from vllm_edit.serving.server_settings import Settings
 
         if Settings.from_environment().store is None:
             return
@@ -47,7 +47,7 @@ class Endpoint:
 
     async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:
         """Check the engine against the store's site, then let the router serve."""
-        from vllm_edit.serving.settings import Settings
+        from vllm_edit.serving.server_settings import Settings
 
         if Settings.from_environment().store is None:
             return

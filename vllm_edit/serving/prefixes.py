@@ -13,7 +13,7 @@ from vllm_edit.artefacts.compiled import Demonstration
 from vllm_edit.artefacts.manifest import Manifest
 from vllm_edit.errors import EditError
 from vllm_edit.ike.prefix import build_prefix, wrap
-from vllm_edit.ike.scoped import Shelf
+from vllm_edit.ike.shelf import Shelf
 from vllm_edit.serving import bodies
 from vllm_edit.serving.rendered import rendered
 from vllm_edit.serving.threads import Threads

@@ -18,7 +18,7 @@ from vllm_edit.errors import Incompatible
 from vllm_edit.registry.snapshot import Snapshot
 from vllm_edit.serving import startup
 from vllm_edit.serving.profile import Profile
-from vllm_edit.serving.settings import Settings
+from vllm_edit.serving.server_settings import Settings
 from vllm_edit.serving.watcher import FAILURES, last_known
 from vllm_edit.store.last_state import LastState
 from vllm_edit.store.store import Store

@@ -14,7 +14,7 @@ from vllm_edit.artefacts.site import Site
 from vllm_edit.engine.compat import flags, version, wrapped
 from vllm_edit.engine.plugins import merged_plugins
 from vllm_edit.errors import Incompatible
-from vllm_edit.serving.settings import ALLOW_OPEN, FORWARDED, STORE, TRUSTED_PEERS
+from vllm_edit.serving.server_settings import ALLOW_OPEN, FORWARDED, STORE, TRUSTED_PEERS
 from vllm_edit.serving.startup import is_loopback
 from vllm_edit.thinking import OFF
 

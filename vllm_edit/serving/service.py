@@ -19,7 +19,7 @@ from vllm_edit.serving.prefixes import Prefixes
 from vllm_edit.serving.request_text import Decode
 from vllm_edit.serving.residency import Residency
 from vllm_edit.serving.scope import Scopes
-from vllm_edit.serving.settings import Settings
+from vllm_edit.serving.server_settings import Settings
 from vllm_edit.serving.threads import Threads
 from vllm_edit.serving.watcher import Watcher
 from vllm_edit.store.store import Store

@@ -21,7 +21,7 @@ from vllm_edit.engine.compat import flags
 from vllm_edit.engine.model_folder import model_folder
 from vllm_edit.engine.plugins import PLUGIN
 from vllm_edit.errors import Incompatible
-from vllm_edit.serving.settings import ALLOW_OPEN, FORWARDED, STORE, TRUSTED_PEERS, Settings
+from vllm_edit.serving.server_settings import ALLOW_OPEN, FORWARDED, STORE, TRUSTED_PEERS, Settings
 from vllm_edit.thinking import OFF, Thinking
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from vllm_edit.engine.compat import wrapped
-from vllm_edit.engine.values import adapter
+from vllm_edit.engine.request_values import adapter
 from vllm_edit.errors import EditError
 
 if TYPE_CHECKING:

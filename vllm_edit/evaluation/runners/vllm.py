@@ -11,7 +11,7 @@ from typing import Any
 
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.artefacts.site import LEGAL_RANKS
-from vllm_edit.engine import plugins, values
+from vllm_edit.engine import plugins, request_values
 from vllm_edit.engine.compat import version, wrapped
 from vllm_edit.engine.compat.offline_engine import OfflineEngine
 from vllm_edit.engine.model_folder import model_folder
@@ -80,7 +80,7 @@ class VLLMRunner:
         prompts = [prompt_ids(self.tokenizer, request.prompt, request.chat) for request in requests]
         check_lengths(self.context, requests, [len(ids) + max_tokens - 1 for ids in prompts])
         penalties = asdict(Penalties.of(self._llm.get_default_sampling_params()))
-        outputs = self._run(prompts, requests, values.greedy(max_tokens, **penalties))
+        outputs = self._run(prompts, requests, request_values.greedy(max_tokens, **penalties))
         return [answer_text(self.tokenizer, output.outputs[0].token_ids) for output in outputs]
 
     def score(self, requests: Sequence[tuple[Request, str]]) -> list[Scored]:
@@ -91,7 +91,7 @@ class VLLMRunner:
             prompts.append(prompt_ids(self.tokenizer, request.prompt, request.chat) + target)
             lengths.append(len(target))
         check_lengths(self.context, [request for request, _ in requests], [len(ids) for ids in prompts])
-        settings = values.greedy(1, prompt_logprobs=0)
+        settings = request_values.greedy(1, prompt_logprobs=0)
         scored = []
         for output, length in zip(
             self._run(prompts, [request for request, _ in requests], settings), lengths, strict=True
@@ -106,7 +106,7 @@ class VLLMRunner:
         """Through `prompt_logprobs`; a piece leaves one token of the context, which must be generated."""
         cut = [pieces_of(self.tokenizer, request, self.context - 1) for request in requests]
         owners = [(row, piece) for row, own in enumerate(cut) for piece in own]
-        settings = values.greedy(1, prompt_logprobs=0)
+        settings = request_values.greedy(1, prompt_logprobs=0)
         nll = [0.0] * len(requests)
         outputs = self._run([piece for _, piece in owners], [requests[row] for row, _ in owners], settings)
         for (row, piece), output in zip(owners, outputs, strict=True):
@@ -131,5 +131,5 @@ class VLLMRunner:
             if patch.manifest.rank > self._rank:
                 raise Incompatible(f"{name} has rank {patch.manifest.rank}, this engine was started for {self._rank}")
             folder = patch.delta.save_peft(Path(self._files.name) / name, base_name=self._llm.model_config.model)
-            self._adapters[name] = values.adapter(name, len(self._adapters) + 1, folder)
+            self._adapters[name] = request_values.adapter(name, len(self._adapters) + 1, folder)
         return self._adapters[name]

@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from vllm_edit.atlas.in_context_documents import InContextDocuments
-from vllm_edit.atlas.sampling import Draws
+from vllm_edit.atlas.random_choices import Draws
 from vllm_edit.atlas.segments import PROMPT_WEIGHT, Encoder, Example, Segment, full_stop
 from vllm_edit.facts import tables_folder
 from vllm_edit.facts.facts import Fact, Facts, Form, Subject

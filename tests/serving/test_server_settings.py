@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from vllm_edit.errors import EditError
-from vllm_edit.serving.settings import ALLOW_OPEN, EXPOSE, LOG_PROMPTS, MAX_BODY, Settings
+from vllm_edit.serving.server_settings import ALLOW_OPEN, EXPOSE, LOG_PROMPTS, MAX_BODY, Settings
 
 
 @pytest.mark.parametrize(("said", "on"), [("1", True), ("0", False), ("", False), (" 1 ", True)])
