@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -489,7 +488,7 @@ def test_prefix_cache_is_salted_by_tenant_and_client(place: Place) -> None:
 
 
 def test_answer_log_keeps_the_last_ones(tmp_path: Path, template: Path) -> None:
-    place = Place(tmp_path, template, replace(Settings(store="here"), max_answers=2))
+    place = Place(tmp_path, template, Settings(store="here", max_answers=2))
 
     async def steps() -> list[int]:
         ids = [(await place.ask("acme")).headers["X-VLLM-Edit-Id"] for _ in range(3)]

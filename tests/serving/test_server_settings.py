@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 
 from vllm_edit.errors import EditError
-from vllm_edit.serving.server_settings import ALLOW_OPEN, EXPOSE, LOG_PROMPTS, MAX_BODY, Settings
+from vllm_edit.serving.server_settings import (
+    ALLOW_OPEN,
+    EXPOSE,
+    LOG_DAYS,
+    LOG_PROMPTS,
+    MAX_BODY,
+    TENANT_HEADER,
+    TRUSTED_PEERS,
+    Settings,
+)
 
 
 @pytest.mark.parametrize(("said", "on"), [("1", True), ("0", False), ("", False), (" 1 ", True)])
@@ -18,6 +27,29 @@ def test_a_switch_is_on_or_off(said: str, on: bool) -> None:
 def test_a_switch_that_is_neither_on_nor_off_is_refused(name: str) -> None:
     with pytest.raises(EditError, match=rf"{name}: expected 1 \(on\) or 0 \(off\), got 'yes'"):
         Settings.from_environment({name: "yes"})
+
+
+def test_every_wrong_value_is_a_line_that_names_its_variable() -> None:
+    wrong = {EXPOSE: "yes", LOG_DAYS: "-1", TENANT_HEADER: "x tenant", TRUSTED_PEERS: "10.0.0.0/8,gateway"}
+    with pytest.raises(EditError) as caught:
+        Settings.from_environment(wrong)
+    assert str(caught.value).splitlines() == [
+        f"{EXPOSE}: expected 1 (on) or 0 (off), got 'yes'",
+        f"{TENANT_HEADER}: expected a header's name like x-tenant, got 'x tenant'",
+        f"{TRUSTED_PEERS}: expected addresses or networks like 10.0.0.0/8, got 'gateway'",
+        f"{LOG_DAYS}: expected a number of days, 0 for ever, got '-1'",
+    ]
+
+
+def test_a_header_without_gateways_is_refused() -> None:
+    with pytest.raises(EditError, match=f"^{TENANT_HEADER} and {TRUSTED_PEERS} go together"):
+        Settings.from_environment({TENANT_HEADER: "x-tenant"})
+
+
+def test_settings_from_arguments_do_not_read_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(EXPOSE, "1")
+    assert not Settings(store="here").expose
+    assert Settings.from_environment().expose
 
 
 @pytest.mark.parametrize(

@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
+
+from platformdirs import user_state_path
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from vllm_edit.errors import EditError
 from vllm_edit.files import Files, LocalFiles
 
-DEFAULT_URL = ".vllm-edit"
+
+class _Configured(BaseSettings):
+    """The locations that the environment names; an empty variable counts as unset."""
+
+    model_config = SettingsConfigDict(case_sensitive=True, env_ignore_empty=True)
+
+    store: str = Field(".vllm-edit", validation_alias="VLLM_EDIT_STORE")
+    registry: str | None = Field(None, validation_alias="VLLM_EDIT_REGISTRY")
+    state: Path | None = Field(None, validation_alias="VLLM_EDIT_STATE")
 
 
 def default_url() -> str:
     """`$VLLM_EDIT_STORE`, else a folder in the working directory."""
-    return os.environ.get("VLLM_EDIT_STORE") or DEFAULT_URL
+    return _Configured().store
 
 
 def registry_url(place: str, files: Files) -> str:
-    """`$VLLM_EDIT_REGISTRY`, else a database in the store's own folder."""
-    configured = os.environ.get("VLLM_EDIT_REGISTRY")
-    if configured:
+    """`$VLLM_EDIT_REGISTRY`, else a database in the store's own folder.
+
+    Raises:
+        EditError: the store is not a folder of this machine, and the variable is not set.
+    """
+    configured = _Configured().registry
+    if configured is not None:
         return configured
     if not isinstance(files, LocalFiles):
         raise EditError(f"{place} is not a local folder; set VLLM_EDIT_REGISTRY to the URL of the registry's database")
@@ -27,15 +42,19 @@ def registry_url(place: str, files: Files) -> str:
 
 
 def state_folder() -> Path:
-    """Folder of a node's last known registry states: `$VLLM_EDIT_STATE`, else this user's state folder."""
-    if configured := os.environ.get("VLLM_EDIT_STATE"):
-        return Path(configured)
-    base = Path(os.environ.get("XDG_STATE_HOME", ""))
-    if not base.is_absolute():  # the XDG specification says to ignore a relative path
-        try:
-            base = Path.home() / ".local" / "state"
-        except RuntimeError:
-            raise EditError(
-                "this user has no home folder; set VLLM_EDIT_STATE to a folder for the last known state"
-            ) from None
-    return base / "vllm-edit"
+    """Folder of a node's last known registry states: `$VLLM_EDIT_STATE`, else this user's state folder.
+
+    On Linux the latter is `$XDG_STATE_HOME/vllm-edit`, or `~/.local/state/vllm-edit` if that is unset or relative.
+
+    Raises:
+        EditError: the variable is not set, and this user has no home folder.
+    """
+    configured = _Configured().state
+    if configured is not None:
+        return configured
+    try:
+        return user_state_path("vllm-edit", appauthor=False)
+    except RuntimeError:
+        raise EditError(
+            "this user has no home folder; set VLLM_EDIT_STATE to a folder for the last known state"
+        ) from None
