@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vllm_edit.artefacts.compiled import CompiledPatch
+    from vllm_edit.artefacts.reports import CompileReport, CompositionReport, GateReport
     from vllm_edit.composition.compose import compose
     from vllm_edit.deltas.delta import Delta
     from vllm_edit.editing.compile import compile_patch
@@ -29,12 +30,15 @@ if TYPE_CHECKING:
 __all__ = [
     "Bank",
     "Base",
+    "CompileReport",
     "CompiledPatch",
+    "CompositionReport",
     "Delta",
     "Edit",
     "EditError",
     "EvaluationSettings",
     "Gate",
+    "GateReport",
     "HFRunner",
     "Outcome",
     "Patch",
@@ -51,12 +55,15 @@ __all__ = [
 _HOME = {
     "Bank": "vllm_edit.ike.bank",
     "Base": "vllm_edit.models.base",
+    "CompileReport": "vllm_edit.artefacts.reports",
     "CompiledPatch": "vllm_edit.artefacts.compiled",
+    "CompositionReport": "vllm_edit.artefacts.reports",
     "Delta": "vllm_edit.deltas.delta",
     "Edit": "vllm_edit.patch",
     "EditError": "vllm_edit.errors",
     "EvaluationSettings": "vllm_edit.evaluation.evaluation_settings",
     "Gate": "vllm_edit.patch",
+    "GateReport": "vllm_edit.artefacts.reports",
     "HFRunner": "vllm_edit.evaluation.runners.hf",
     "Outcome": "vllm_edit.pipeline",
     "Patch": "vllm_edit.patch",

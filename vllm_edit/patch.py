@@ -44,7 +44,7 @@ class _Declared(BaseModel):
     Names of compiled patches are digests of the written form, and must not change with a new field.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True, use_attribute_docstrings=True)
     _ADDED: ClassVar[tuple[str, ...]] = ()
 
     @model_serializer(mode="wrap")
@@ -67,22 +67,24 @@ Names = Annotated[tuple[str, ...], AfterValidator(_no_empty_name)]
 
 
 class Probe(_Declared):
-    """A prompt that tests an edit.
-
-    `target` is the expected answer: for `paraphrase` it defaults to the edit's `target_new`; for the locality kinds it
-    is the true answer (optional: without it only "unchanged from base" is measured). Any of `target_aliases` counts as
-    it does. `chat` asks the prompt as a chat turn. A `tune` probe may be used to choose layer, damping and keys; a
-    `gate` probe only to judge the result. `tag` is a free label (`held_out`, `alias`, `one_hop`, ...) that reports
-    break their numbers down by.
-    """
+    """A prompt that tests an edit."""
 
     kind: ProbeKind
+    """The answers to paraphrase, reverse and portability probes must change; those to locality, locality_subject and
+    unrelated probes must not."""
     prompt: str = Field(min_length=1)
+    """The text to ask."""
     target: str | None = None
+    """The expected answer. A paraphrase defaults to the edit's `target_new`. For the locality kinds it is the true
+    answer; without it only "unchanged from base" is measured."""
     chat: bool = False
+    """Ask the prompt as a chat turn."""
     split: Split = "gate"
+    """tune: layer, damping and keys may depend on the probe. gate: only the gate and reports use it."""
     tag: str = ""
+    """A free label (`held_out`, `alias`, `one_hop`) by which reports break their numbers down."""
     target_aliases: Names = ()
+    """Other answers that count as `target`."""
 
     _ADDED = ("target_aliases",)
 
@@ -106,18 +108,28 @@ the whole prompt of no name, since it has one answer whatever its subject is tak
 
 
 class Edit(_Declared):
-    """One fact to change. `prompt` is literal text that contains `subject` and ends right before the answer."""
+    """A fact to change."""
 
     prompt: str = Field(min_length=1)
+    """Literal text that contains `subject` and ends right before the answer."""
     subject: str = Field(min_length=1)
+    """The entity that the fact is about, as it is written in `prompt`."""
     relation: str = ""
+    """A label such as `countries.capital`. Edits with one subject and one relation are about the same fact."""
     target_new: str = Field(min_length=1)
+    """The new answer."""
     target_true: str | None = None
+    """The base's answer."""
     aliases: Names = ()
+    """Other names of the subject."""
     probes: tuple[Probe, ...] = ()
-    valid_until: AwareDatetime | None = Field(None, description="when the fact stops to hold: a time with its zone")
-    target_new_aliases: Names = Field((), description="other answers that count as target_new")
-    target_true_aliases: Names = Field((), description="other answers that count as target_true")
+    """Prompts that test the edit."""
+    valid_until: AwareDatetime | None = None
+    """The time, with its zone, from which the fact no longer holds."""
+    target_new_aliases: Names = ()
+    """Other answers that count as `target_new`."""
+    target_true_aliases: Names = ()
+    """Other answers that count as `target_true`."""
 
     _ADDED = ("valid_until", "target_new_aliases", "target_true_aliases")
 
@@ -136,9 +148,9 @@ class Edit(_Declared):
         return frozenset(written(name).folded for name in (self.subject, *self.aliases))
 
     def facts(self) -> frozenset[Fact]:
-        """All ways to write the edit's fact; two edits are about one fact if they have one in common.
+        """All ways to write the edit's fact. Two edits are about the same fact if they share a way.
 
-        An edit without a relation is known by its prompt, one with a relation by both.
+        An edit without a relation is known by its prompt, an edit with a relation by both.
         """
         ways = [("prompt", normalise(replaced(self.prompt, self.subject, "{}")))]
         if self.relation:
@@ -148,7 +160,11 @@ class Edit(_Declared):
         )
 
     def agrees_with(self, other: Edit) -> bool:
-        """True if both edits have the same normalised answer."""
+        """True if both edits have the same new answer.
+
+        Args:
+            other: the edit to compare with. Letter case and punctuation around the answer do not count.
+        """
         return normalise(self.target_new) == normalise(other.target_new)
 
     @model_validator(mode="after")
@@ -162,26 +178,35 @@ class Edit(_Declared):
         return self
 
     def probes_of(self, kind: ProbeKind, split: Split | None = None) -> list[Probe]:
+        """The edit's probes of one kind.
+
+        Args:
+            kind: the kind of the probes.
+            split: only probes of this split; None for both.
+        """
         return [probe for probe in self.probes if probe.kind == kind and split in (None, probe.split)]
 
 
 class Gate(_Declared):
     """Conditions for publishing a compiled patch: minimum shares on its gate probes, between 0 and 1, and the maximum
-    perplexity drift on ordinary text."""
+    perplexity drift on ordinary text. Free generation decides."""
 
     reliability: float = Field(1.0, ge=0, le=1)
+    """Share of the edits whose prompt gives `target_new`."""
     paraphrase: float = Field(0.0, ge=0, le=1)
+    """Share of the paraphrases that give the answer."""
     reverse: float = Field(0.0, ge=0, le=1)
+    """Share of the reverse probes that give their answer."""
     portability: float = Field(0.0, ge=0, le=1)
+    """Share of the portability probes that give their answer."""
     locality: float = Field(0.9, ge=0, le=1)
+    """Share of the answers about other subjects that are unchanged from base."""
     locality_subject: float = Field(0.0, ge=0, le=1)
+    """Share of the answers about other relations of the subject that are unchanged from base."""
     unrelated: float = Field(0.9, ge=0, le=1)
-    perplexity_drift: float | None = Field(
-        None,
-        ge=0,
-        allow_inf_nan=False,
-        description="maximum relative growth of the perplexity of the store's passages: 0.02 is 2 %; None for no limit",
-    )
+    """Share of the other answers that are unchanged from base."""
+    perplexity_drift: float | None = Field(None, ge=0, allow_inf_nan=False)
+    """Maximum relative growth of the perplexity of the store's passages: 0.02 is 2 %; None for no limit."""
 
     _ADDED = ("perplexity_drift",)
 
@@ -191,18 +216,21 @@ class Gate(_Declared):
 
 
 class Patch(_Declared):
-    """A named set of edits for one base model; without `base`, for whichever one it is compiled for."""
+    """A named set of edits."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")
+    """The patch's name; the name of its compiled form is `<name>@<digest>`."""
     description: str = ""
-    base: str | None = Field(None, description="the model it was written for, as `store init --model` named it")
-    scope: Scope = Field(
-        "all",
-        description="all: every request gets all edits, which must fit the site's rank. subject: a request gets the "
-        "edits of the subjects that its text mentions, so that there may be thousands",
-    )
+    """A note for readers."""
+    base: str | None = None
+    """The model for which the patch was written, as `store init --model` named it; None for any model."""
+    scope: Scope = "all"
+    """all: every request gets all edits, which must fit the site's rank. subject: a request gets the edits of the
+    subjects that its text mentions, so that there may be thousands."""
     gate: Gate = Gate()
+    """Conditions for publishing the compiled patch."""
     edits: tuple[Edit, ...] = Field(min_length=1)
+    """The facts to change."""
 
     @model_validator(mode="after")
     def _edits_fit(self) -> Patch:
@@ -216,7 +244,14 @@ class Patch(_Declared):
 
     @classmethod
     def load(cls, path: str | Path) -> Patch:
-        """Read a patch from YAML. Raises `PatchError` listing every problem with line and field."""
+        """Read a patch from a YAML file.
+
+        Args:
+            path: the file.
+
+        Raises:
+            PatchError: the file cannot be read, or is no patch; the message lists every problem with line and field.
+        """
         path = Path(path)
         try:
             text = read_text(path)
@@ -232,7 +267,24 @@ class Patch(_Declared):
 
     @classmethod
     def parse(cls, text: str, source: str = "<text>") -> Patch:
-        """Like `load`, from a string; `source` names it in the messages."""
+        """Read a patch from YAML text.
+
+        Args:
+            text: the content of a patch file.
+            source: the name of the text in messages.
+
+        Raises:
+            PatchError: the text is no patch; the message lists every problem with line and field.
+
+        Example:
+            >>> patch = Patch.parse('''
+            ... name: capital
+            ... edits:
+            ...   - {prompt: The capital of France is, subject: France, target_new: Lyon}
+            ... ''')
+            >>> patch.edits[0].target_new
+            'Lyon'
+        """
         try:
             document = YamlDocument.parse(text)
         except NotYaml as error:

@@ -37,7 +37,7 @@ from vllm_edit.stored_bank import stored_bank
 
 @dataclass(frozen=True)
 class Outcome:
-    """A stored patch.
+    """A stored patch and the verdict of its gate.
 
     Attributes:
         name: the patch's name in the store.
@@ -127,10 +127,24 @@ class Pipeline:
         progress: Progress | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> Outcome:
-        """Compile, save and judge one patch. A patch that fails its gate is stored as rejected, with its report.
+        """Compile a patch, add the IKE demonstrations, save it, and run its gate with the model.
+
+        A patch that fails its gate is stored as rejected, with its report.
+
+        Args:
+            patch: the edits, declared.
+            method: rome (closed form), mend (hypernetwork), ft or lora (fine-tuning).
+            settings: settings of the method by name; its defaults for the others.
+            progress: called with (step, completed units, total units).
+            clock: the time in seconds.
+
+        Returns:
+            The stored patch with its name and verdict.
 
         Raises:
-            UnsafeEdit: an edit missed its target or breaks a health limit; nothing is stored.
+            UnsafeEdit: an edit missed its target or exceeds a health limit; nothing is stored.
+            Incompatible: the model is not the store's base, or the patch was written for another one.
+            EditError: the method or a setting is unknown, or the patch needs a higher rank than the site allows.
         """
         started = clock()
         compiled = compile_patch(
@@ -147,10 +161,20 @@ class Pipeline:
         progress: Progress | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> Iterator[tuple[Patch, Outcome | Refused]]:
-        """Compile, save and judge each patch independently; a patch that cannot be compiled is refused.
+        """`run` for each of several patches; a patch that cannot be compiled is refused, and the others go on.
 
         Patches about different subjects are compiled in one batch where the method can. A batch is saved and judged
-        before the next one is compiled, so the order may differ from the one given.
+        before the next is compiled, so the order of the results may differ from that of the patches.
+
+        Args:
+            patches: the patches, compiled independently.
+            method: see `run`.
+            settings: see `run`.
+            progress: called with (step, completed units, total units).
+            clock: the time in seconds.
+
+        Yields:
+            Each patch, with its outcome or the reason why it is refused.
         """
         for row, one, seconds in self._made(patches, method, settings, progress or _silent, clock):
             if isinstance(one, CompiledPatch):
@@ -160,9 +184,14 @@ class Pipeline:
                 yield patches[row], one
 
     def judge(self, compiled: CompiledPatch, seconds: float, progress: Progress | None = None) -> Outcome:
-        """Save what was compiled or composed in `seconds`, and run its gate with the model.
+        """Save a compiled patch or a composition, and run its gate with the model.
 
-        The gate also asks edits without keeping probes for known facts of the store's pool, if it has one.
+        For edits without keeping probes, the gate also asks known facts of the store's pool, if it has one.
+
+        Args:
+            compiled: the patch, with its demonstrations.
+            seconds: duration of compiling or composing, for the report.
+            progress: called with (step, completed units, total units).
 
         Raises:
             Incompatible: the patch is not for this base.
@@ -196,9 +225,18 @@ class Pipeline:
         settings: Mapping[str, Any] | None = None,
         progress: Progress | None = None,
     ) -> list[CompiledPatch | Refused]:
-        """Compile each patch independently, with its demonstrations, or refuse it; results in the order given.
+        """Compile patches for measurement only: nothing is saved, and no gate runs.
 
         Patches about different subjects are compiled in one batch where the method can.
+
+        Args:
+            patches: the patches, compiled independently.
+            method: see `run`.
+            settings: see `run`.
+            progress: called with (step, completed units, total units).
+
+        Returns:
+            Each patch compiled, with its demonstrations, or the reason why it is refused, in the order of `patches`.
         """
         report = progress or _silent
         results = {row: one for row, one, _ in self._made(patches, method, settings, report)}

@@ -47,12 +47,12 @@ class Demonstration(BaseModel):
 
 @dataclass(frozen=True)
 class CompiledPatch:
-    """A compiled patch in memory.
+    """The immutable result of compiling or composing, in memory.
 
     Attributes:
-        manifest: Everything that identifies the patch.
-        delta: The adapter's tensors; empty with scope subject.
-        factors: The closed-form editor's factors; None for other methods.
+        manifest: Everything that identifies the patch: edits, settings, and digests of the tensors.
+        delta: ΔW = B·A for each edited module; empty with scope subject.
+        factors: Keys and residuals of the closed form, for composing; None for other methods.
         demonstrations: The IKE demonstrations.
         report: What compiling measured; empty for a composition. A record outside the digest.
         algebra: What composing measured; None unless it is a composition. A record outside the digest.
@@ -69,6 +69,7 @@ class CompiledPatch:
 
     @property
     def name(self) -> str:
+        """`<patch>@<digest>`; the digest covers the manifest."""
         return self.manifest.name
 
     @property
@@ -79,15 +80,22 @@ class CompiledPatch:
     def with_record(self, record: Mapping[str, Any]) -> CompiledPatch:
         """A copy with what an earlier process measured.
 
+        Args:
+            record: a value of `record`.
+
         Raises:
-            Corrupt: the record is none of a patch of this kind.
+            Corrupt: the record is no report of this kind of patch.
         """
         if self.manifest.kind == "composition":
             return replace(self, algebra=CompositionReport.of(record))
         return replace(self, report=CompileReport.of(record))
 
     def timed(self, seconds: float) -> CompiledPatch:
-        """A copy whose report holds the duration of compiling or composing."""
+        """A copy whose report holds the duration of compiling or composing.
+
+        Args:
+            seconds: the duration.
+        """
         if self.algebra is not None:
             return replace(self, algebra=self.algebra.model_copy(update={"seconds": seconds}))
         return replace(self, report=self.report.model_copy(update={"seconds": seconds}))

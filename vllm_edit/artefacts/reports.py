@@ -127,6 +127,7 @@ class CompositionReport(_Report):
     """What algebra says about a composition, without the model.
 
     Attributes:
+        judged_by: who judged: algebra.
         norm_growth: ‖Δ‖ / √(Σ ‖Δ_m‖²) over the members that take part; 1 for unrelated keys.
         constraint_error: the largest difference between an edit's shift at its own key and the shift by its own
             member, ‖Δ k − Δ_m k‖ / ‖Δ_m k‖; None if a member has no factors.
@@ -151,6 +152,7 @@ class GateReport(_Report):
     """The verdict of a patch's gate, measured with the model.
 
     Attributes:
+        judged_by: who judged: the model.
         failures: one line for each metric that misses the gate; empty if the gate accepts the patch.
         not_judged: metrics of the gate for which some edits have no probe, as one line.
         default_probes: number of probes about known facts that were asked besides the patch's own.

@@ -38,7 +38,7 @@ def compose(
     damping: float | None = None,
     group_cosine: float = 0.9,
 ) -> CompiledPatch:
-    """One compiled patch with the edits of all members.
+    """Join compiled patches into one with the edits of all, without a model. Nothing is saved.
 
     Members with factors are solved jointly; deltas of members without factors (MEND, fine-tuning) are concatenated.
 
@@ -46,16 +46,23 @@ def compose(
         members: compiled patches of one base and site. Without conflicts their order makes no difference.
         name: the composition's patch name; by default the members' joined by "-".
         site: if given, its maximum rank is enforced.
-        policy: which member wins a conflict, see `conflicts.settle`; None refuses conflicts.
-        truncate: above the site's rank, use the best approximation instead of refusing; the report's `kept_energy` is
+        policy: which member wins a conflict, first, last, or a member's name; None refuses conflicts.
+        truncate: above the site's rank, use the best approximation instead of refusing; `algebra.kept_energy` is
             the fraction of ‖Δ‖² that remains.
         damping: λ relative to the mean k̄ᵀC⁻¹k̄ of a group's columns; by default the members' own, which must then agree.
         group_cosine: groups of one subject (in different members) whose first keys' whitened cosine exceeds this
             become one group whose residual is the *sum* of theirs (least squares would average them).
 
+    Returns:
+        The composition. Its `algebra` says how far it differs from its members.
+
     Raises:
         Incompatible: members of different bases or sites, or a rank above the site's.
         EditError: no members, undecided conflicts, or edits to be left out that share a part with edits that stay.
+
+    Example:
+        >>> both = compose([store.load(name) for name in names], "both", site=store.site())
+        >>> both.algebra.norm_growth, both.algebra.constraint_error
     """
     members = list({member.name: member for member in members}.values())
     if not members:

@@ -23,18 +23,35 @@ __all__ = ["Delta", "LowRank"]
 
 @dataclass(frozen=True)
 class Delta:
-    """A low-rank update of a model: module name → `LowRank`. Names are the Hugging Face model's (`named_modules`)."""
+    """A low-rank update of a model: ΔW = B·A for each edited module.
+
+    Attributes:
+        parts: module name in the Hugging Face model (`named_modules`) → its factors, `LowRank(B, A)` with B [d_out, r]
+            and A [r, d_in].
+
+    Example:
+        >>> with delta.apply(base.model):  # the weights do not change
+        ...     base.model.generate(**inputs)
+    """
 
     parts: Mapping[str, LowRank]
 
     @property
     def rank(self) -> int:
+        """The highest rank of all modules; 0 for the empty delta."""
         return max((part.rank for part in self.parts.values()), default=0)
 
     # Algebra: every method returns a new delta.
 
     def truncate(self, rank: int) -> tuple[Delta, float]:
-        """Every module reduced to at most `rank`, and the energy dropped as a fraction of Σ ‖ΔW‖² over all modules."""
+        """The best approximation of a lower rank, by QR and SVD of the factors.
+
+        Args:
+            rank: maximum rank of each module.
+
+        Returns:
+            The reduced delta, and the share of Σ ‖ΔW‖² over all modules that is dropped, in [0, 1].
+        """
         reduced = {name: part.truncated(rank) for name, part in self.parts.items()}
         dropped = sum(energy for _, energy in reduced.values())
         total = sum(part.norm() ** 2 for part in self.parts.values())
@@ -42,7 +59,10 @@ class Delta:
 
     @classmethod
     def concatenate(cls, deltas: Sequence[Delta]) -> Delta:
-        """The exact sum of deltas; ranks add up per module. Without deltas, the empty delta.
+        """The exact sum of deltas. The ranks of each module add up.
+
+        Args:
+            deltas: deltas of one base; none give the empty delta.
 
         Raises:
             EditError: two deltas give one module different shapes.
@@ -66,7 +86,16 @@ class Delta:
     # Use in a model.
 
     def apply(self, model: nn.Module) -> AbstractContextManager[None]:
-        """Context in which `model` computes W x + b + B(A x) in every named module; its weights do not change."""
+        """A context in which a model computes W x + b + B (A x) in every module of the delta.
+
+        The weights do not change, and no hook remains after the context.
+
+        Args:
+            model: the Hugging Face model of the delta's base.
+
+        Raises:
+            Incompatible: the model lacks a module, or a module has another shape.
+        """
         from vllm_edit.deltas.apply import applied  # imports transformers, which a server does not need
 
         return applied(model, self.parts)
@@ -74,7 +103,14 @@ class Delta:
     # PEFT files: the adapter that vLLM loads.
 
     def tensors(self, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
-        """The adapter's tensors as `save_peft` writes them: balanced in float64, cast last."""
+        """The adapter's tensors as `save_peft` writes them: balanced in float64, cast last.
+
+        Args:
+            dtype: type of the tensors.
+
+        Returns:
+            PEFT's names → lora_A [r, d_in] and lora_B [d_out, r].
+        """
         return peft.tensors(self.parts, dtype)
 
     @property
@@ -93,7 +129,7 @@ class Delta:
         """Write `adapter_config.json` and `adapter_model.safetensors`; equal deltas give equal bytes.
 
         Args:
-            folder: created if missing.
+            folder: the folder to write, created if missing.
             base_name: the config's `base_model_name_or_path`; informative.
             dtype: the saved tensors' dtype; the cast is the last step, after all computation in float32 or float64.
             fan_in_fan_out: True for a base whose linear layers are Conv1D (GPT-2); only PEFT reads it.
@@ -110,7 +146,10 @@ class Delta:
 
     @classmethod
     def load_peft(cls, folder: str | Path) -> Delta:
-        """Read a LoRA adapter in PEFT's layout; its scale is folded into B.
+        """Read a LoRA adapter in PEFT's layout. Its scale is folded into B.
+
+        Args:
+            folder: the folder with `adapter_config.json` and `adapter_model.safetensors`.
 
         Raises:
             EditError: not an adapter folder, or an adapter that B·A cannot express; lists every problem.

@@ -78,6 +78,10 @@ def compile_patch(
         UnsafeEdit: an edit, named in the message, is too long for the model, missed its target or exceeds a limit.
         Incompatible: the site or the patch belongs to another base.
         EditError: unknown method, missing site, invalid settings, or a rank above the site's maximum.
+
+    Example:
+        >>> compiled = compile_patch(Patch.load("patches/acme.yaml"), "atlas", store=Store.open())
+        >>> compiled.delta.rank, compiled.report.norm
     """
     chosen = method_of(method)
     values = settings_of(chosen, settings, patch.scope)

@@ -33,7 +33,7 @@ def evaluate(
     passages: Sequence[str] = (),
     added: Sequence[Sequence[Probe]] = (),
 ) -> Report:
-    """Ask every edit and its probes in each mode.
+    """Measure patches: ask every edit and its probes in each mode, and compare the answers.
 
     Args:
         subject: one patch, or several that are each measured alone, such as many single edits. Modes other than
@@ -42,14 +42,22 @@ def evaluate(
             with scope subject, a prompt that a server would refuse fails in every metric.
         runner: the engine that answers.
         modes: the modes to measure.
-        settings: see `EvaluationSettings`.
+        settings: which probes to ask and how; None for the defaults.
         progress: called with (stage, answered, total).
         site: if given, a prompt may need at most its maximum rank, as in serving.
         passages: ordinary text; if given, the report holds the drift of its perplexity in mode weights.
         added: for each edit, probes to ask besides its own. Only for a single patch.
 
+    Returns:
+        Shares with 95 % intervals for every metric and mode.
+
     Raises:
         EditError: a mode cannot be measured (not compiled, no demonstrations, or a context too small for the prefix).
+
+    Example:
+        >>> report = evaluate(compiled, HFRunner(base.model, base.tokenizer), ["base", "weights"])
+        >>> report.find("reliability", "weights").value
+        1.0
     """
     settings = settings or EvaluationSettings()
     patches = [subject] if isinstance(subject, One) else list(subject)

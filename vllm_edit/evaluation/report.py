@@ -103,34 +103,61 @@ class Answer(Frozen):
 
 
 class Report(Frozen):
-    """The result of `evaluate`. `measures` are overall; `relations` holds the generation measures by relation."""
+    """The result of `evaluate`: shares and intervals of every metric in every mode.
+
+    Attributes:
+        patches: names of the measured patches.
+        engine: engine, precision and device.
+        modes: the measured modes.
+        edits: number of edits.
+        split: the probes that were asked: gate, tune, or None for both.
+        max_tokens: token limit of an answer; by default more if an accepted answer is longer.
+        measures: one value for each metric, mode and protocol, over all edits.
+        relations: relation → its measures by generation.
+        costs: added tokens and seconds of each mode.
+        refused: patch that was not compiled → reason.
+        unserved: patch → prompt that a server would refuse → reason; such a prompt fails in mode weights.
+        not_asked: keeping metric → number of probes left out, since another edit of the patch changes their answer.
+        left_out: records of a data set that are not edits.
+        unjudged: metric of the gate → indices of the edits without a probe for it.
+        drift: growth of the perplexity of ordinary text; None without text or without mode weights.
+        answers: all questions with their answers; None unless the settings ask for them.
+
+    Example:
+        >>> measure = report.find("reliability", "weights")
+        >>> measure.value, measure.low, measure.high
+        (1.0, 0.95, 1.0)
+    """
 
     patches: tuple[str, ...]
     engine: str
     modes: tuple[Mode, ...]
     edits: int
-    split: str | None = Field(description="which probes were asked: gate, tune, or None for both")
-    max_tokens: int = Field(description="limit of an answer; by default more if an accepted answer is longer")
+    split: str | None
+    max_tokens: int
     measures: tuple[Measure, ...]
     relations: dict[str, tuple[Measure, ...]] = Field(default_factory=dict)
     costs: tuple[Cost, ...] = ()
-    refused: dict[str, str] = Field(default_factory=dict, description="patch that was not compiled → reason")
-    unserved: dict[str, dict[str, str]] = Field(
-        default_factory=dict, description="patch → prompt that a server would refuse → reason; fails in mode weights"
-    )
-    not_asked: dict[str, int] = Field(
-        default_factory=dict,
-        description="keeping metric → number of probes left out, since another edit of the patch changes their answer",
-    )
-    left_out: tuple[LeftOut, ...] = Field((), description="records of a data set that are not edits")
-    unjudged: dict[str, tuple[int, ...]] = Field(
-        default_factory=dict, description="metric of the gate → indices of the edits without a probe for it"
-    )
-    drift: Drift | None = Field(None, description="None without text or without mode weights")
+    refused: dict[str, str] = Field(default_factory=dict)
+    unserved: dict[str, dict[str, str]] = Field(default_factory=dict)
+    not_asked: dict[str, int] = Field(default_factory=dict)
+    left_out: tuple[LeftOut, ...] = ()
+    unjudged: dict[str, tuple[int, ...]] = Field(default_factory=dict)
+    drift: Drift | None = None
     answers: tuple[Answer, ...] | None = None
 
     def find(self, metric: str, mode: Mode, protocol: Protocol = "generation") -> Measure | None:
-        """The measure, or None if no question counts for it."""
+        """The measure of a metric.
+
+        Args:
+            metric: reliability, paraphrase, reverse, portability, locality, locality_subject, unrelated, or a score of
+                teacher forcing.
+            mode: base, weights or ike.
+            protocol: generation, argmax (every token is the most likely) or nll (new against true answer).
+
+        Returns:
+            The measure; None if no question counts for it.
+        """
         wanted = (metric, mode, protocol)
         return next((m for m in self.measures if (m.metric, m.mode, m.protocol) == wanted), None)
 
@@ -143,10 +170,17 @@ class Report(Frozen):
         )
 
     def gate(self, gate: Gate, mode: Mode = "weights") -> list[str]:
-        """One line per metric that misses the gate; empty if it passes. `unjudged` lists metrics without a probe.
+        """Compare the measures with a gate. `unjudged` lists metrics without a probe.
 
         Free generation decides: changing metrics need the wanted answer, keeping metrics the same answer as base. A
         limit on the perplexity drift fails if the drift was not measured.
+
+        Args:
+            gate: the conditions.
+            mode: the mode to judge.
+
+        Returns:
+            One line for each metric that misses the gate; empty if the gate accepts.
         """
         failures = []
         for metric, least in gate.shares().items():

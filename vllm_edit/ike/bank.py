@@ -29,18 +29,22 @@ class Fact(BaseModel):
 
 
 class Bank(BaseModel):
-    """Facts of a base model. Facts with the same `relation` must allow each other's objects as answers."""
+    """Facts that a base model knows, for the demonstrations of IKE."""
 
     model_config = ConfigDict(frozen=True)
 
     facts: tuple[Fact, ...] = ()
+    """Facts with the same `relation` must allow each other's objects as answers."""
 
     @classmethod
     def from_records(cls, records: Iterable[Mapping[str, Any]]) -> Bank:
-        """From mappings with prompt, subject, relation, object and optionally paraphrases.
+        """A bank from plain values.
+
+        Args:
+            records: mappings with prompt, subject, relation, object and optionally paraphrases.
 
         Raises:
-            EditError: naming the first record that is not such a mapping.
+            EditError: a record is not such a mapping; the message names the first.
         """
         facts = []
         for number, record in enumerate(records):
@@ -54,7 +58,14 @@ class Bank(BaseModel):
 
     @classmethod
     def load(cls, path: str | Path) -> Bank:
-        """From YAML: a list of records, or a patch file whose edits with `target_true` state the facts."""
+        """A bank from a YAML file.
+
+        Args:
+            path: a list of records (see `from_records`), or a patch file (see `from_patch`).
+
+        Raises:
+            EditError: the file cannot be read, or is neither.
+        """
         path = Path(path)
         try:
             document = YamlDocument.parse(read_text(path))
@@ -69,7 +80,11 @@ class Bank(BaseModel):
 
     @classmethod
     def from_patch(cls, patch: Patch) -> Bank:
-        """The true facts that a patch would change; edits without `target_true` are left out."""
+        """The true facts that a patch would change.
+
+        Args:
+            patch: its edits without `target_true` are left out.
+        """
         return cls(
             facts=tuple(
                 Fact(
@@ -89,6 +104,9 @@ class Bank(BaseModel):
 
         A fact is removed if an edit's prompt or a probe mentions its subject, or if its own text mentions an edited
         subject or alias. Letter case and articles are ignored here.
+
+        Args:
+            edits: the edits whose prompts and probes are scored.
         """
         scored = "\n".join(
             normalise(text) for edit in edits for text in (edit.prompt, *(p.prompt for p in edit.probes))
@@ -106,10 +124,12 @@ class Bank(BaseModel):
 
     @cached_property
     def by_relation(self) -> dict[str, tuple[Fact, ...]]:
+        """Relation → its facts."""
         return _grouped(self.facts, "relation")
 
     @cached_property
     def by_subject(self) -> dict[str, tuple[Fact, ...]]:
+        """Subject → its facts."""
         return _grouped(self.facts, "subject")
 
 

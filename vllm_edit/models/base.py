@@ -30,9 +30,19 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 @dataclass(frozen=True)
 class Base:
-    """A causal language model in eval mode with its fast tokenizer, layout and fingerprint.
+    """A causal language model in eval mode, with its tokenizer. Compiling never changes it.
 
-    name: the name that the user gave. folder: the folder of its files; None for a model that was built in memory.
+    Attributes:
+        model: the Hugging Face model.
+        tokenizer: its fast tokenizer.
+        layout: the names of its blocks and MLP matrices.
+        fingerprint: digests of its config, weights, tokenizer and chat template.
+        name: the name that the user gave.
+        folder: the folder of its files; None for a model that was built in memory.
+
+    Example:
+        >>> base = Base.load("atlas")
+        >>> store_fits = not Store.open().base().departures(base.fingerprint)
     """
 
     model: CausalLM
@@ -47,10 +57,13 @@ class Base:
     def load(
         cls, name: str | Path, *, device: str | torch.device | None = None, dtype: torch.dtype = torch.float32
     ) -> Base:
-        """Load "atlas" (shipped with the package), a folder in Hugging Face layout, or a model of the hub by its id.
+        """Load a model and its tokenizer.
 
-        Without `device`, the model goes to the GPU if there is one. Factors are computed in float32; another `dtype`
-        loses precision (upcasting half-precision weights is exact).
+        Args:
+            name: "atlas" (shipped with the package), a folder in Hugging Face layout, or the id of a model on the hub.
+            device: the device of the weights; None for the GPU if there is one.
+            dtype: type of the weights. Factors are computed in float32; another type loses precision (upcasting
+                half-precision weights is exact).
 
         Raises:
             EditError: there is no such model, or it cannot be loaded or edited.
@@ -76,8 +89,18 @@ class Base:
         name: str = "memory",
         folder: Path | None = None,
     ) -> Base:
-        """A base from a model and a tokenizer in memory. Without a folder, the fingerprint is computed from memory; it
-        differs from the fingerprint of saved files."""
+        """A base from a model and a tokenizer in memory.
+
+        Args:
+            model: a causal language model of transformers; it is put into eval mode.
+            tokenizer: its fast tokenizer.
+            name: the base's name in messages.
+            folder: the folder of the model's files. Without it, the fingerprint is computed from memory; it differs
+                from the fingerprint of saved files.
+
+        Raises:
+            EditError: the tokenizer is slow, or the model cannot be edited.
+        """
         fingerprint = Fingerprint.of_folder(folder) if folder else _fingerprint_in_memory(model, tokenizer)
         return cls._checked(model, tokenizer, fingerprint, name, folder)
 

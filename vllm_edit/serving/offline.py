@@ -39,12 +39,13 @@ if TYPE_CHECKING:
 class PatchedLLM:
     """A `vllm.LLM` whose prompts are answered with a patch, as a tenant, or by the base model.
 
-    with PatchedLLM("atlas", store) as llm:
-        llm.generate(["The capital of France is"], patch="capital@4f1c")
-        llm.generate(prompts, patch=[None, "capital", "capital"], mode=["base", "weights", "ike"])
-
     Without `with`, call `close` at the end. Scripts need the `if __name__ == "__main__":` guard: vLLM starts its
     workers with `spawn`.
+
+    Example:
+        >>> with PatchedLLM("atlas", store) as llm:
+        ...     llm.generate(["The capital of France is"], patch="capital@4f1c")
+        ...     llm.generate(prompts, patch=[None, "capital", "capital"], mode=["base", "weights", "ike"])
     """
 
     def __init__(self, model: str | Path | None, store: Store | str | Path | None = None, **llm_kwargs: Any) -> None:
@@ -139,7 +140,12 @@ class PatchedLLM:
         self._folder.cleanup()
 
     def choose(self, patch: str | None, tenant: str | None, mode: Mode | None) -> Choice:
-        """The choice for one prompt, by the rules of the server's router.
+        """Choose what answers a prompt, by the rules of the server's router.
+
+        Args:
+            patch: a patch's name, or the start of it.
+            tenant: a tenant's name; its publication or rollout decides.
+            mode: base, weights or ike; None for the rollout's mode, else weights.
 
         Raises:
             NotFound: no such patch or tenant.

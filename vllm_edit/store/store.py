@@ -39,16 +39,29 @@ if TYPE_CHECKING:
 
 
 class Store:
-    """Compiled patches of one site. `open` an existing store, or `create` a store with its site."""
+    """Compiled patches of one site. `open` an existing store, or `create` a store with its site.
+
+    Example:
+        >>> store = Store.open("my-store")
+        >>> compiled = store.load(store.resolve("capital"))
+    """
 
     def __init__(self, url: str, files: Files, registry: Registry) -> None:
+        """A store whose site exists. `open` and `create` find the arguments.
+
+        Args:
+            url: the store's folder or URL.
+            files: its files.
+            registry: its tenants, publications and keys.
+        """
         self.url, self.files, self.registry = url, files, registry
 
     @classmethod
     def open(cls, url: str | Path | None = None) -> Store:
-        """Open the store at `url`: a folder or an fsspec URL; by default `$VLLM_EDIT_STORE`, else `.vllm-edit`.
+        """Open an existing store. The registry is connected at its first use.
 
-        The registry is connected at its first use.
+        Args:
+            url: a folder or an fsspec URL; None for `$VLLM_EDIT_STORE`, else `.vllm-edit`.
 
         Raises:
             NotFound: there is no store.
@@ -75,7 +88,7 @@ class Store:
             site: The store's site.
             material: The site's second moment or network, by tensor name.
             passages: Ordinary text for the gates; `keep_passages` can add it later.
-            documents: Further documents to write.
+            documents: Further documents to write, by kind.
 
         Raises:
             EditError: the store has another site, or `material` does not match the digest that the site names.
@@ -179,6 +192,9 @@ class Store:
     def keep_passages(self, passages: Sequence[str]) -> None:
         """Add ordinary text for the gates, once: with other text, verdicts of gates would not be comparable.
 
+        Args:
+            passages: the text, one string for each passage.
+
         Raises:
             EditError: the store has passages already, or none are given.
         """
@@ -189,7 +205,10 @@ class Store:
         write_document(self.files, "passages", list(passages))
 
     def document(self, kind: Kind) -> Any:
-        """Read the document of this kind (see `documents`); None if the store has none.
+        """Read a document of the store, such as the base's own text or its pool of facts; None if there is none.
+
+        Args:
+            kind: the document's kind.
 
         Raises:
             Corrupt: the file does not match the digest in it.
@@ -198,6 +217,10 @@ class Store:
 
     def keep(self, kind: Kind, content: Any) -> None:
         """Write a document, once.
+
+        Args:
+            kind: the document's kind.
+            content: JSON values.
 
         Raises:
             EditError: the store has one already.
@@ -209,10 +232,19 @@ class Store:
     # Compiled patches
 
     def save(self, compiled: CompiledPatch) -> str:
-        """Store a compiled patch and return its name. Saving it again rewrites only damaged files.
+        """Store a compiled patch. Saving it again rewrites only damaged files.
 
         The files appear atomically, then the patch is entered in the registry; if the writer is killed in between, the
         next caller of `names` enters it.
+
+        Args:
+            compiled: a patch or composition of this store's site.
+
+        Returns:
+            The patch's name.
+
+        Raises:
+            EditError: the patch was compiled at another site.
         """
         from vllm_edit.artefacts.folder import pack
 
@@ -232,6 +264,9 @@ class Store:
     def load(self, name: str) -> CompiledPatch:
         """Read and verify a compiled patch; its report is that of its last compilation.
 
+        Args:
+            name: the full name; `resolve` finds it.
+
         Raises:
             NotFound: no such name.
             Corrupt: a file does not match its digest, or the last compile record holds no report; the message names it.
@@ -245,22 +280,47 @@ class Store:
             raise Corrupt(f"the last compile record of {name}: {error}") from error
 
     def check(self, name: str) -> None:
-        """Verify every byte of a patch's files, without its records; raise `Corrupt` or `NotFound` as `load` does."""
+        """Verify every byte of a patch's files, without its records.
+
+        Args:
+            name: the full name.
+
+        Raises:
+            NotFound: no such name.
+            Corrupt: a file does not match its digest; the message names the file.
+        """
         from vllm_edit.artefacts.folder import check
 
         check(self.manifest(name), self._reader(name))
 
     def manifest(self, name: str) -> Manifest:
+        """Read and verify a patch's manifest: its edits, settings and digests.
+
+        Args:
+            name: the full name.
+
+        Raises:
+            NotFound: no such name.
+            Corrupt: the file does not match the digest in the name.
+        """
         return read_manifest(name, self._reader(name))
 
     def demonstrations(self, name: str) -> tuple[Demonstration, ...]:
-        """Read the patch's IKE demonstrations."""
+        """Read a patch's IKE demonstrations.
+
+        Args:
+            name: the full name.
+        """
         from vllm_edit.artefacts.folder import read_demonstrations
 
         return read_demonstrations(self.manifest(name), self._reader(name))
 
     def unit(self, name: str, member: str) -> CompiledPatch:
         """Read and verify one subject's compiled patch of a patch with scope subject; no other file is read.
+
+        Args:
+            name: the full name of the patch.
+            member: the unit's name, from the manifest's members.
 
         Raises:
             Corrupt: the file does not match the digest in its name.
@@ -270,26 +330,52 @@ class Store:
         return read_unit(name, member, self._reader(name))
 
     def adapter_files(self, name: str) -> dict[str, bytes]:
-        """Read and verify the patch's PEFT folder: bytes by file name."""
+        """Read and verify a patch's adapter in PEFT's layout.
+
+        Args:
+            name: the full name.
+
+        Returns:
+            File name → bytes.
+
+        Raises:
+            EditError: the patch has scope subject, and so no single adapter.
+        """
         from vllm_edit.artefacts.folder import read_adapter
 
         return read_adapter(self.manifest(name), self._reader(name))
 
     def adapter_folder(self, name: str, cache: str | Path | None = None) -> Path:
-        """Copy the patch's verified PEFT folder to this node, in memory by default, for vLLM to load.
+        """Copy a patch's verified adapter to this node, for vLLM to load. The copy stays until it is removed.
 
-        The path depends only on `cache` and the name; the copy stays until it is removed.
+        Args:
+            name: the full name.
+            cache: the folder of the copies; None for a folder in memory.
+
+        Returns:
+            The copy, which depends only on `cache` and the name.
         """
         from vllm_edit.store.local_copy import local_copy
 
         return local_copy(names.check_name(name), self.adapter_files(name), cache)
 
     def adapter_id(self, name: str) -> int:
-        """Return the adapter's id in vLLM: at least 1, the same in every process, never reused."""
+        """Return the adapter's id in vLLM: at least 1, the same in every process, never reused.
+
+        Args:
+            name: the full name of a patch.
+        """
         return self.entry(name).adapter_id
 
     def entry(self, name: str) -> PatchEntry:
-        """Return the registry's entry of a patch: adapter id, time, status."""
+        """Return the registry's entry of a patch: adapter id, time, status.
+
+        Args:
+            name: the full name.
+
+        Raises:
+            NotFound: no such name.
+        """
         names.check_name(name)
         try:
             return self.registry.patch(name)
@@ -314,7 +400,10 @@ class Store:
         return {path.split("/")[1] for path in self.files.glob(f"patches/*/{MANIFEST}")}
 
     def resolve(self, text: str) -> str:
-        """Return the full name for `text`: a full name, `patch` (its newest) or `patch@…` (prefix of a digest).
+        """Return a patch's full name, `<patch>@<digest>`.
+
+        Args:
+            text: a full name, `patch` (its newest) or `patch@…` (prefix of a digest).
 
         Raises:
             NotFound: no such name.
@@ -330,11 +419,22 @@ class Store:
     # Records
 
     def add_record(self, name: str, kind: str, data: Mapping[str, Any]) -> Record:
-        """Attach a measurement (JSON values) to a patch; earlier records of the kind stay."""
+        """Attach a measurement to a patch; earlier records of the kind stay.
+
+        Args:
+            name: the full name of the patch.
+            kind: a word for the measurement, such as `report`.
+            data: JSON values.
+        """
         return add_record(self.files, name, kind, data)
 
     def records(self, name: str, kind: str | None = None) -> list[Record]:
-        """Return a patch's records, oldest first."""
+        """Return a patch's records, oldest first.
+
+        Args:
+            name: the full name of the patch.
+            kind: only records of this kind; None for all. `compile`, `gate` and `report` are the project's.
+        """
         return read_records(self.files, name, kind)
 
     def notes(self) -> list[str]:
@@ -345,7 +445,11 @@ class Store:
             return []
 
     def remove_files(self, name: str) -> None:
-        """Remove a patch's files, if any; its records stay. Only for patches that the registry is removing."""
+        """Remove a patch's files, if any; its records stay. Only for patches that the registry is removing.
+
+        Args:
+            name: the full name.
+        """
         self.files.remove_folder(_folder(name), marker=MANIFEST)
 
     def _check_not_lost(self, text: str) -> None:

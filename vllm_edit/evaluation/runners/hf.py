@@ -29,24 +29,49 @@ _CONTEXT = 2048
 
 
 class HFRunner:
-    """Answers requests in batches of at most `batch` rows of similar length; each row has its own low-rank update.
+    """Answers the questions of `evaluate` with a Hugging Face model in this process.
 
-    A common beginning of many requests of one patch (an IKE prefix) is read once.
+    Requests of similar length are answered in one batch; each row has its own low-rank update. A common beginning of
+    many requests of one patch (an IKE prefix) is read once.
+
+    Example:
+        >>> report = evaluate(compiled, HFRunner(base.model, base.tokenizer))
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, batch: int = 64) -> None:
+        """A runner for a loaded model.
+
+        Args:
+            model: a causal language model of transformers, in eval mode.
+            tokenizer: its fast tokenizer.
+            batch: maximum number of rows in one forward pass.
+        """
         self.model, self.tokenizer, self.batch = causal_lm(model), tokenizer, batch
 
     @property
     def name(self) -> str:
+        """Engine, precision and device, for the report."""
         return f"hf {str(self.model.dtype).removeprefix('torch.')} {self.model.device.type}"
 
     @property
     def context(self) -> int:
+        """The largest number of tokens of prompt and answer together."""
         most = positions_of(self.model)
         return _CONTEXT if most is None else most
 
     def generate(self, requests: Sequence[Request], max_tokens: int) -> list[str]:
+        """Greedy answers up to the end of the turn, without special tokens.
+
+        Args:
+            requests: the prompts, each with its patch.
+            max_tokens: maximum number of tokens in an answer.
+
+        Returns:
+            One answer for each request, in their order.
+
+        Raises:
+            UnsafeEdit: a prompt with its answer is longer than the model's context.
+        """
         ids = [prompt_ids(self.tokenizer, request.prompt, request.chat) for request in requests]
         check_lengths(positions_of(self.model), requests, [len(row) + max_tokens - 1 for row in ids])
         answers = [""] * len(requests)
@@ -61,6 +86,17 @@ class HFRunner:
         return answers
 
     def score(self, requests: Sequence[tuple[Request, str]]) -> list[Scored]:
+        """Teacher forcing: each answer is forced after its prompt.
+
+        Args:
+            requests: the prompts, each with its patch, and the answers.
+
+        Returns:
+            For each request the answer's mean NLL in nats per token, and whether every token is the most likely.
+
+        Raises:
+            UnsafeEdit: a prompt with its answer is longer than the model's context.
+        """
         asked = [request for request, _ in requests]
         prompts = [prompt_ids(self.tokenizer, request.prompt, request.chat) for request in asked]
         answers = [answer_ids(self.tokenizer, request.prompt, answer, request.chat) for request, answer in requests]
@@ -76,6 +112,14 @@ class HFRunner:
         return scored
 
     def read(self, requests: Sequence[Request]) -> list[Reading]:
+        """Read each prompt as ordinary text, in pieces where it is longer than the context.
+
+        Args:
+            requests: the texts, each with its patch.
+
+        Returns:
+            For each request the NLL in nats, summed over its predicted tokens, and their number.
+        """
         cut = [pieces_of(self.tokenizer, request, self.context) for request in requests]
         pieces = [(row, piece) for row, own in enumerate(cut) for piece in own]
         # The last token is predicted and never read.
