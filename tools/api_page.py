@@ -33,8 +33,7 @@ TITLES = {
 def interface() -> dict[str, Any]:
     """The public names and griffe's objects for them, in the order of `__all__`."""
     package = griffe.load("vllm_edit", search_paths=[ROOT], docstring_parser="google")
-    homes = {name: vllm_edit._HOME[name].removeprefix("vllm_edit.") for name in vllm_edit.__all__}
-    return {name: package[f"{home}.{name}"] for name, home in homes.items()}
+    return {name: package[name].final_target for name in vllm_edit.__all__}
 
 
 def page() -> str:

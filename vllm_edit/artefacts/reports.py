@@ -62,7 +62,7 @@ class EditReport(_Report):
 
 
 class CompileReport(_Report):
-    """A patch as compiled. None stands for a value that the method does not measure.
+    """A patch as compiled. A value is None if the method does not measure it.
 
     Attributes:
         edits: one report for each edit; empty if nothing was measured.

@@ -195,28 +195,28 @@ def _check_base(base: Base, site: Site) -> None:
         )
 
 
-def check_site_tensors(method: str, material: SiteTensors) -> None:
+def check_site_tensors(method: str, tensors: SiteTensors) -> None:
     """Raise EditError if the site's data do not fit the method."""
     needs = METHODS[method].needs
-    if needs is not None and not isinstance(material, needs):
-        fitting = [name for name, other in METHODS.items() if other.needs in (None, type(material))]
+    if needs is not None and not isinstance(tensors, needs):
+        fitting = [name for name, other in METHODS.items() if other.needs in (None, type(tensors))]
         raise EditError(
             f"method {method} cannot use this store's site; methods that can are {', '.join(sorted(fitting))}: select "
             f"a method with --method, or make a store for {method} (vllm-edit store init)"
         )
 
 
-def _site_and_tensors(store: Store | None, site: Site | None, material: SiteTensors | None) -> tuple[Site, SiteTensors]:
+def _site_and_tensors(store: Store | None, site: Site | None, tensors: SiteTensors | None) -> tuple[Site, SiteTensors]:
     """The site to compile at and its tensors, from the store if they are not given."""
     if store is not None:
         site = site or store.site()
-        material = material or site_tensors_of(site, store.material())
-    if site is None or material is None:
+        tensors = tensors or site_tensors_of(site, store.material())
+    if site is None or tensors is None:
         raise EditError("compile_patch needs a store, or a site together with its second moment or network")
-    if material.digest != site.material:
-        kind = "second moment" if isinstance(material, SecondMoment) else "network"
-        raise EditError(f"the {kind} has digest {material.digest}, the site was made with {site.material}")
-    return site, material
+    if tensors.digest != site.material:
+        kind = "second moment" if isinstance(tensors, SecondMoment) else "network"
+        raise EditError(f"the {kind} has digest {tensors.digest}, the site was made with {site.material}")
+    return site, tensors
 
 
 def _compiled_of(patch: Patch, method: str, base: Base, site: Site, result: MethodResult) -> CompiledPatch:
