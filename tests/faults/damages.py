@@ -21,7 +21,7 @@ def damaged(draw: st.DrawFn, intact: bytes) -> bytes:
 
 
 def for_every(check: Callable[[Any], None], drawn: st.SearchStrategy[Any], examples: int) -> int:
-    """Check `times` drawn values; returns how many there were (equal values are drawn once)."""
+    """Check `examples` drawn values; returns how many there were (equal values are drawn once)."""
     count = 0
 
     @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))

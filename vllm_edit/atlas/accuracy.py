@@ -34,8 +34,8 @@ class Asked:
 class Accuracy:
     """Shares of right answers by group and by relation.
 
-    Groups: trained, held_out, chat, alias, reverse, two_step; told (the prompt gives a new object, as IKE does: the
-    right answer), told_other (the prompt gives a new fact about another subject; the true object is right).
+    Groups: trained, held_out, chat, alias, reverse, two_step; `told` (the prompt gives a new object, as IKE does: the
+    right answer), `told_other` (the prompt gives a new fact about another subject; the true object is right).
     """
 
     shares: dict[str, float] = field(default_factory=dict)
