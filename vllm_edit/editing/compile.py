@@ -63,7 +63,7 @@ def compile_patch(
     Args:
         patch: the edits, declared.
         model: a loaded base, or the name of a model for `Base.load`.
-        method: rome (closed form), mend (hypernetwork), ft or lora (fine-tuning).
+        method: `rome` (closed form), `mend` (hypernetwork), `ft` or `lora` (fine-tuning).
         store: the store whose site and second moment or hypernetwork are read, if they are not given.
         site: where the edits apply.
         moment: the site's second moment, or its hypernetwork.
