@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 from safetensors import SafetensorError
 
 from vllm_edit.artefacts.site import LEGAL_RANKS, Site
 from vllm_edit.editing.mend.network import Hypernetwork
 from vllm_edit.errors import Corrupt, EditError, Incompatible, NotFound
+from vllm_edit.frozen import Frozen
 from vllm_edit.models.base import Base
 from vllm_edit.text_files import read_text
 from vllm_edit.thinking import thinking_of
@@ -26,10 +27,8 @@ MAX_RANK = 16
 """Default maximum rank. An edit's delta has one rank per token; most of its energy is in the first few."""
 
 
-class Card(BaseModel):
+class Card(Frozen):
     """The metadata of a trained network (`network.json`)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     digest: str
     base: str
