@@ -19,7 +19,6 @@ from typing import Any
 
 import jsonschema
 import pytest
-import yaml
 from typer.main import get_command
 
 from benchmarks import methods
@@ -29,6 +28,7 @@ from vllm_edit.editing.method_settings import MethodSettings
 from vllm_edit.errors import PatchError
 from vllm_edit.ike.bank import Bank
 from vllm_edit.patch import Patch
+from vllm_edit.yaml_document import YamlDocument
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -194,7 +194,7 @@ def _anchor(heading: str) -> str:
 
 @pytest.mark.parametrize("block", _blocks("yaml"), ids=str)
 def test_yaml_examples_load(block: Block) -> None:
-    data = yaml.safe_load(block.text)
+    data = YamlDocument.parse(block.text).data
     if block.before == "<!-- bad patch -->":
         return  # the next test's
     if isinstance(data, list):
@@ -220,9 +220,9 @@ def test_schema_accepts_every_patch_and_example_and_refuses_the_bad_one() -> Non
     assert patches
     assert good
     for text in [*patches, *good]:
-        checker(schema).validate(yaml.safe_load(text))
+        checker(schema).validate(YamlDocument.parse(text).data)
     bad = next(block for block in _blocks("yaml") if block.before == "<!-- bad patch -->")
-    assert list(checker(schema).iter_errors(yaml.safe_load(bad.text)))
+    assert list(checker(schema).iter_errors(YamlDocument.parse(bad.text).data))
 
 
 def test_every_field_of_a_patch_is_documented() -> None:

@@ -227,11 +227,17 @@ def test_one_prompt_has_one_answer_whatever_its_subject_is() -> None:
     assert len(Patch.parse(agreed).edits) == 2
 
 
-@pytest.mark.parametrize("value", ["NO", "1990", "2.5", "2020-01-01"])
+@pytest.mark.parametrize("value", ["true", "1990", "2.5", "1e5", "2020-01-01"])
 def test_a_value_that_yaml_reads_as_another_is_to_be_quoted(value: str) -> None:
     text = f"name: x\nedits:\n  - {{prompt: The capital of France is, subject: France, target_new: {value}}}\n"
     (problem,) = problems_of(text)
     assert problem.startswith("line 3: edits.0.target_new: Input should be a valid string: put it in quotes")
+
+
+def test_an_answer_may_be_no() -> None:
+    text = "name: x\nedits:\n  - {prompt: Is France a monarchy, subject: France, target_new: yes, target_true: NO}\n"
+    (edit,) = Patch.parse(text).edits
+    assert (edit.target_new, edit.target_true) == ("yes", "NO")
 
 
 def test_a_subject_within_a_longer_word_is_reported_with_its_line() -> None:
@@ -300,7 +306,7 @@ edits:
 """
     twice = [
         "line 4: edits is given twice, first in line 2",
-        "line 8: edits.0.target_new is given twice, first in line 7",
+        "line 8: target_new is given twice, first in line 7",
     ]
     assert problems_of(text) == twice
     *first, last = problems_of(text + "gate: 1\n")

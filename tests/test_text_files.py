@@ -65,8 +65,9 @@ def test_it_is_reported_wherever_a_text_is_read(tmp_path: Path, name: str, read:
     [
         ("books.yaml", "relations: [author]", "books.yaml: relations: "),
         ("books.yaml", "relations: {author: {held_out: 3}}", "books.yaml: relations.author.held_out: "),
-        ("books.yaml", "- [", "books.yaml: not valid YAML"),
-        ("books.yaml", "a: 2001-99-99", "books.yaml: not valid YAML"),
+        ("books.yaml", "- [", "books.yaml: line 1: not valid YAML"),
+        ("books.yaml", "a: 2001-99-99", "books.yaml: line 1: not valid YAML"),
+        ("books.yaml", "a: {}\na: {}\n", "books.yaml: line 2: a is given twice, first in line 1"),
         ("books.yaml", "[" * 5000, "books.yaml: not valid YAML"),
         ("books.csv", "title,author\n1984,Orwell\n", "books.csv: expected columns subject, aliases"),
         ("books.csv", "subject,aliases\n" + "a" * 200_000, "books.csv: not a table of comma-separated values"),

@@ -11,7 +11,6 @@ from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-import yaml
 from pydantic import (
     AfterValidator,
     AwareDatetime,
@@ -28,7 +27,7 @@ from vllm_edit.errors import PatchError
 from vllm_edit.spelling import Name, written
 from vllm_edit.text import normalise, occurrences, quoted, replaced
 from vllm_edit.text_files import NotUTF8, read_text
-from vllm_edit.yaml_document import Location, NotYaml, YamlDocument, field
+from vllm_edit.yaml_document import Location, NotYaml, YamlDocument, dump_yaml, field
 
 ProbeKind = Literal["paraphrase", "reverse", "portability", "locality", "locality_subject", "unrelated"]
 Split = Literal["tune", "gate"]
@@ -302,8 +301,7 @@ class Patch(_Declared):
 
     def dump(self) -> str:
         """The patch as YAML; `Patch.parse(patch.dump()) == patch`."""
-        data = self.model_dump(mode="json", exclude_defaults=True)
-        return yaml.safe_dump(data, allow_unicode=True, sort_keys=False, width=120)
+        return dump_yaml(self.model_dump(mode="json", exclude_defaults=True))
 
 
 class _Unfit(ValueError):

@@ -1,13 +1,18 @@
-"""A YAML document with line numbers, for messages that locate a problem."""
+"""A YAML document with line numbers, for messages that locate a problem.
+
+ruamel.yaml reads YAML 1.2: `yes`, `no`, `on` and `off` are text, and 010 is ten.
+"""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator
+import io
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-import yaml
+from ruamel.yaml import YAML, MappingNode, Node, ScalarNode, SequenceNode
+from ruamel.yaml.constructor import ConstructorError, SafeConstructor
+from ruamel.yaml.error import YAMLError
 
 from vllm_edit.text import quoted
 
@@ -29,79 +34,96 @@ class NotYaml(ValueError):
 class YamlDocument:
     """A document as plain values.
 
-    `given_twice` holds one line per duplicate key; `data` has the last value. YAML forbids duplicate keys, but PyYAML
-    accepts them silently.
+    `given_twice` holds one line per duplicate key, which YAML forbids. `data` has the first value.
     """
 
     data: Any
     given_twice: tuple[str, ...]
-    _tree: yaml.Node | None
+    _text: str
 
     @classmethod
     def parse(cls, text: str) -> YamlDocument:
         """Raises `NotYaml`."""
+        yaml = _yaml()
+        yaml.Constructor, yaml.allow_duplicate_keys = _Constructor, True
         try:
-            loader = _Loader(text)
-            tree = loader.get_single_node()
-            twice = tuple(_given_twice(tree))  # before merge keys are resolved
-            return cls(None if tree is None else loader.construct_document(tree), twice, tree)
-        except yaml.YAMLError as error:
+            return cls(yaml.load(text), tuple(yaml.constructor.given_twice), text)
+        except YAMLError as error:
             mark = getattr(error, "problem_mark", None)
             where = f"line {mark.line + 1}: " if mark else ""
             reason = getattr(error, "problem", None) or str(error).partition("\n")[0]
             raise NotYaml(f"{where}not valid YAML: {reason}") from None
         except RecursionError:
             raise NotYaml("not valid YAML: lists and mappings are nested deeper than can be read") from None
+        except AssertionError as error:  # another version than 1.1 and 1.2
+            raise NotYaml(f"not valid YAML: {error}") from None
 
     def line(self, location: Location) -> int:
         """The line of the deepest node on the path `location` that exists in the file."""
         node = self._tree
-        line = node.start_mark.line + 1 if node is not None else 1
+        line = _line(node) if node is not None else 1
         for part in location:
-            if isinstance(node, yaml.MappingNode):
+            if isinstance(node, MappingNode):
                 found = [(key, value) for key, value in node.value if key.value == str(part)]
                 if not found:
                     break
-                line, node = found[-1][0].start_mark.line + 1, found[-1][1]
-            elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+                line, node = _line(found[-1][0]), found[-1][1]
+            elif isinstance(node, SequenceNode) and isinstance(part, int) and part < len(node.value):
                 node = node.value[part]
-                line = node.start_mark.line + 1
+                line = _line(node)
             else:
                 break
         return line
 
+    @cached_property
+    def _tree(self) -> Node | None:
+        tree: Node | None = _yaml().compose(self._text)
+        return tree
 
-class _Loader(yaml.SafeLoader):
-    """PyYAML's loader, with a location in every error. PyYAML itself passes on errors of `int` and `datetime`."""
 
-    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+def dump_yaml(data: object) -> str:
+    """Plain values as YAML, with mappings in their own order."""
+    yaml, text = _yaml(), io.StringIO()
+    yaml.default_flow_style, yaml.width = False, 120
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]  # its None means to sort
+    yaml.dump(data, text)
+    return text.getvalue()
+
+
+def _yaml() -> YAML:
+    return YAML(typ="safe", pure=True)  # in C it is YAML 1.1
+
+
+def _line(node: Node) -> int:
+    line: int = node.start_mark.line + 1
+    return line
+
+
+class _Constructor(SafeConstructor):
+    """ruamel's constructor, which collects duplicate keys, and locates the errors of `int` and `datetime`."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.given_twice: list[str] = []
+        self._seen: set[int] = set()
+
+    def flatten_mapping(self, node: MappingNode) -> None:
+        """Note duplicate keys of a mapping before keys of others are merged into it (`<<`)."""
+        if id(node) not in self._seen:
+            self._seen.add(id(node))
+            first: dict[tuple[str, str], Node] = {}
+            for key, _ in node.value:
+                if not isinstance(key, ScalarNode):
+                    continue
+                earlier = first.setdefault((str(key.tag), key.value), key)
+                if earlier is not key:
+                    name = field((key.value,))
+                    self.given_twice.append(f"line {_line(key)}: {name} is given twice, first in line {_line(earlier)}")
+        super().flatten_mapping(node)
+
+    def construct_object(self, node: Node, deep: bool = False) -> Any:
         try:
             return super().construct_object(node, deep=deep)
         except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
-            kind = node.tag.rpartition(":")[2]
-            raise yaml.constructor.ConstructorError(
-                problem=f"expected a value of kind {kind}: {error}", problem_mark=node.start_mark
-            ) from None
-
-
-def _given_twice(tree: yaml.Node | None) -> Iterator[str]:
-    """One line for each duplicate key."""
-    waiting = deque[tuple[yaml.Node | None, Location]]([(tree, ())])
-    seen = set[int]()
-    while waiting:
-        node, location = waiting.popleft()
-        if id(node) in seen:  # an alias of a node already read, possibly of an ancestor
-            continue
-        seen.add(id(node))
-        if isinstance(node, yaml.SequenceNode):
-            waiting += [(item, (*location, number)) for number, item in enumerate(node.value)]
-        elif isinstance(node, yaml.MappingNode):
-            first: dict[tuple[str, str], yaml.Node] = {}
-            for key, value in node.value:
-                if not isinstance(key, yaml.ScalarNode):
-                    continue
-                part, earlier = (*location, key.value), first.setdefault((key.tag, key.value), key)
-                if earlier is not key:
-                    line, before = key.start_mark.line + 1, earlier.start_mark.line + 1
-                    yield f"line {line}: {field(part)} is given twice, first in line {before}"
-                waiting.append((value, part))
+            kind = str(node.tag).rpartition(":")[2]
+            raise ConstructorError(None, None, f"expected a value of kind {kind}: {error}", node.start_mark) from None

@@ -11,7 +11,6 @@ from random import Random
 from types import MappingProxyType
 
 import torch
-import yaml
 
 from tests.faults.hostile_files import ESCAPES, spoil, spoil_one_of
 from tests.gguf_files import write_gguf
@@ -27,6 +26,7 @@ from vllm_edit.patch import Edit, Gate, Patch, Probe
 from vllm_edit.store.documents import path_of
 from vllm_edit.store.maintenance import problems_of
 from vllm_edit.store.store import Store
+from vllm_edit.yaml_document import dump_yaml
 
 _QUICK = "--set steps=1 --set rounds=1 --set forms=[plain] --set on_missed=report --set batch_tokens=512"
 _TRAIN = "--set rank=4 --set warm=1 --set validate_every=1 --set edits=1 --set taught=1 --set kept=1 --set texts=1"
@@ -262,7 +262,7 @@ class Material:
         (folder / FILES["sweep"]).write_text(Patch(name="sweep", edits=sweep).dump(), encoding="utf-8")
         bank = [{"prompt": f"The capital of {name} is", "subject": name, "relation": "capital", "object": "Paris"}
                 for name in ("Norway", "Peru", "Chad")]  # fmt: skip
-        (folder / FILES["bank"]).write_text(yaml.safe_dump(bank), encoding="utf-8")
+        (folder / FILES["bank"]).write_text(dump_yaml(bank), encoding="utf-8")
         (folder / FILES["data"]).write_text(
             '[{"prompt": "The capital of France is", "subject": "France", "target_new": "Lyon", "rephrase": "x"},'
             ' {"case_id": 1, "prompt": "The capital of Japan is", "subject": "Japan", "target_new": "Rome"}]',

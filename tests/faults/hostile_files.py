@@ -12,7 +12,7 @@ from random import Random
 from types import MappingProxyType
 from typing import Any
 
-import yaml
+from vllm_edit.yaml_document import YamlDocument, dump_yaml
 
 DEEP = 3_000
 HUGE = 2 * 2**20
@@ -77,14 +77,14 @@ def _other_values(intact: bytes, draw: Random) -> bytes:
     """A document whose values are of other types here and there; bytes that are none are changed somewhere."""
     try:
         text = intact.decode()
-        document = json.loads(text) if text[:1] in "[{" else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError):
+        document = json.loads(text) if text[:1] in "[{" else YamlDocument.parse(text).data
+    except ValueError:
         return _flipped(intact, draw)
     for _ in range(draw.randint(1, 3)):
         document = _changed(document, draw)
     if text[:1] in "[{" or draw.random() < 0.3:
         return json.dumps(document).encode()
-    return yaml.safe_dump(document, allow_unicode=True).encode("utf-8", "surrogatepass")
+    return dump_yaml(document).encode("utf-8", "surrogatepass")
 
 
 def _changed(document: Any, draw: Random) -> Any:

@@ -10,11 +10,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal, TypeVar
 
-import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from vllm_edit.errors import EditError
 from vllm_edit.text_files import NotUTF8, read_text
+from vllm_edit.yaml_document import NotYaml, YamlDocument
 
 T = TypeVar("T")
 
@@ -234,13 +234,15 @@ def _read_hops(path: Path, relations: dict[str, Relation], problems: list[str]) 
 def _described(path: Path, kind: type[T], problems: list[str]) -> T | None:
     """Parse a YAML file as `kind`; if it is invalid, None and its problems."""
     try:
-        return TypeAdapter(kind).validate_python(yaml.safe_load(read_text(path)))
+        document = YamlDocument.parse(read_text(path))
+        problems += [f"{path.name}: {problem}" for problem in document.given_twice]
+        return TypeAdapter(kind).validate_python(document.data)
     except ValidationError as error:
         for problem in error.errors():
             field = ".".join(map(str, problem["loc"])) or "the file"
             problems.append(f"{path.name}: {field}: {problem['msg']}")
     except NotUTF8 as error:
         problems.append(f"{path.name}: {error.problem}")
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: an invalid date
-        problems.append(f"{path.name}: not valid YAML: {' '.join(str(error).split())}")
+    except NotYaml as error:
+        problems.append(f"{path.name}: {error}")
     return None
