@@ -98,7 +98,9 @@ def readings(text: str) -> tuple[Written, ...]:
         return (_written(text),)
     within = _ZERO_WIDTH_WITHIN.sub("", text)
     kept = _INVISIBLE.sub(lambda run: " " if _ZERO_WIDTH_SPACE in run[0] else _SOFT_HYPHEN, within)
-    return tuple(dict.fromkeys(_written(one) for one in (_without_invisible(text), _INVISIBLE.sub("", text), kept)))
+    return tuple(
+        dict.fromkeys(_written(reading) for reading in (_without_invisible(text), _INVISIBLE.sub("", text), kept))
+    )
 
 
 def aligned(text: str) -> tuple[str, list[tuple[int, int]]]:
@@ -125,7 +127,9 @@ def _written(text: str) -> Written:
     cased = " ".join(text.replace("`", "'").split())
     folded = cased.casefold()
     if len(folded) != len(cased):
-        cased = cased.translate({ord(one): _at_length(one) for one in set(cased) if len(one.casefold()) > 1})
+        cased = cased.translate(
+            {ord(letter): _at_length(letter) for letter in set(cased) if len(letter.casefold()) > 1}
+        )
         folded = cased.casefold()
     return Written(cased, folded.replace("ı", "i").replace(_SOFT_HYPHEN, " "))
 

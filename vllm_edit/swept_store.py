@@ -145,7 +145,7 @@ def create_by_sweep(
     chosen = choose_site(
         base, edits, texts, tokens=tokens, max_rank=max_rank, slots=slots, seed=seed, progress=progress
     )
-    kept: dict[Kind, Any] = {**(documents or {}), "tried": [_plain(one.as_record()) for one in chosen.table]}
+    kept: dict[Kind, Any] = {**(documents or {}), "tried": [_plain(row.as_record()) for row in chosen.table]}
     store = Store.create(url, chosen.made.site, chosen.made.moment.tensors(), passages, kept)
     return store, chosen.table
 

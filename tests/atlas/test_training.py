@@ -33,7 +33,7 @@ TINY = Recipe(
     context=128,
     rows=2,
     row_tokens=24,
-    told_rows=1,
+    short_in_context_rows=1,
     telling_layers=(0,),
     looking_layers=(1,),
     in_context_every=4,
@@ -154,7 +154,7 @@ def test_an_in_context_object_and_the_positions_that_look_at_it_match_the_text()
     objects = {fact.object for fact in facts}
     taken = 0
     for step in range(20):
-        example = documents.at(step).told_row(400)
+        example = documents.at(step).short_in_context_row(400)
         for place in example.told:
             text = tokenizer.decode(example.ids[place : place + 24]).strip()
             assert any(text.startswith(name) for name in objects), text

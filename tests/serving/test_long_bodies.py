@@ -189,7 +189,9 @@ def test_looking_for_half_pairs_in_a_long_body_leaves_the_event_loop(
     tmp_path: Path, template: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slow = Slow()
-    monkeypatch.setattr("vllm_edit.serving.router.refuse_half_pairs", lambda raw, _: len(raw) > 10_000 and slow.wait())
+    monkeypatch.setattr(
+        "vllm_edit.serving.router.refuse_unpaired_surrogates", lambda raw, _: len(raw) > 10_000 and slow.wait()
+    )
     place = make_place(tmp_path, template, monkeypatch)
     assert meanwhile(place, slow, model="capital", prompt="word " * 5000) == (200, 200)
 

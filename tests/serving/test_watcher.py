@@ -54,7 +54,7 @@ class Watched:
     """A watcher with its registry, and the list of its reports."""
 
     def __init__(self, folder: Path, state: Snapshot = PUBLISHED) -> None:
-        self.registry, self.kept = Registry(state), LastState(folder / "state.json")
+        self.registry, self.saved = Registry(state), LastState(folder / "state.json")
         self.metrics = CollectorRegistry()
         self.changes: list[int] = []
         self.told: list[int] = []
@@ -62,7 +62,7 @@ class Watched:
             self.registry,
             ("atlas",),
             Metrics(self.metrics),
-            kept=self.kept,
+            saved=self.saved,
             on_change=lambda catalogue: self.changes.append(catalogue.generation),
             report=self._tell,
         )
@@ -91,7 +91,7 @@ def test_a_change_is_stored_on_the_node_then_applied_then_reported(tmp_path: Pat
     watched = Watched(tmp_path)
     run(watched.watcher.first())
     assert (watched.changes, watched.told, watched.metric("vllm_edit_generation")) == ([1], [1], 1)
-    assert watched.kept.read() == PUBLISHED
+    assert watched.saved.read() == PUBLISHED
     run(watched.watcher.refresh())
     assert (watched.changes, watched.told) == ([1], [1]), "nothing changed, nothing is told"
     watched.registry.state = replace(PUBLISHED, generation=2)
@@ -136,8 +136,8 @@ def test_without_registry_and_stored_state_it_does_not_start(tmp_path: Path) -> 
     watched.registry.down = True
     with pytest.raises(Incompatible, match="registry is down; and this node has no saved state"):
         run(watched.watcher.first())
-    watched.kept.keep(PUBLISHED)
-    watched.kept.path.write_bytes(watched.kept.path.read_bytes().replace(b"acme", b"evil"))
+    watched.saved.keep(PUBLISHED)
+    watched.saved.path.write_bytes(watched.saved.path.read_bytes().replace(b"acme", b"evil"))
     with pytest.raises(Corrupt):
         run(watched.watcher.first())
 
@@ -175,7 +175,7 @@ def test_a_registry_that_lost_its_keys_does_not_open_a_running_server(tmp_path: 
     watched.registry.state = replace(keyed, generation=2, api_keys={})
     with pytest.raises(Incompatible, match="lost its keys"):
         run(watched.watcher.refresh())
-    assert watched.watcher.current.snapshot == watched.kept.read() == keyed
+    assert watched.watcher.current.snapshot == watched.saved.read() == keyed
     watched.registry.state = replace(keyed, generation=3)
     run(watched.until(lambda: watched.told[-1] == 3))
 

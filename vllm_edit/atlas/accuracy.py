@@ -57,13 +57,16 @@ def questions(facts: Facts, rng: random.Random) -> list[tuple[str, Asked]]:
         peers = [peer for peer in facts.by_relation[relation.id] if peer.object != fact.object]
         if peers:
             other, form = rng.choice(peers), rng.choice(relation.trained)
-            told = fact_text(form.fill(name), other.object)
+            statement = fact_text(form.fill(name), other.object)
             asked.append(
-                (relation.id, Asked(query(told, rng.choice(relation.trained).fill(name)), other.object, "told"))
+                (relation.id, Asked(query(statement, rng.choice(relation.trained).fill(name)), other.object, "told"))
             )
-            told = fact_text(form.fill(other.subject.name), rng.choice(peers).object)
+            statement = fact_text(form.fill(other.subject.name), rng.choice(peers).object)
             asked.append(
-                (relation.id, Asked(query(told, rng.choice(relation.trained).fill(name)), fact.object, "told_other"))
+                (
+                    relation.id,
+                    Asked(query(statement, rng.choice(relation.trained).fill(name)), fact.object, "told_other"),
+                )
             )
         if relation.reverse:
             asked.append((relation.id, Asked(rng.choice(relation.reverse).fill(fact.object), name, "reverse")))

@@ -10,7 +10,7 @@ from vllm_edit.facts.facts import Fact
 from vllm_edit.ike.template import fact_text, query
 from vllm_edit.text import continuation
 
-TOLD = "New Fact: "
+NEW_FACT = "New Fact: "
 TOLD_WEIGHT = 2.0  # weight of an answer, which is short compared with its context
 SEVERAL = 0.5  # share of the short documents with several facts of one relation
 
@@ -60,10 +60,10 @@ class InContextDocuments:
         fact = self._draws.any_fact()
         peers = self._draws.facts.by_relation[fact.relation.id]
         new = self._draws.random.choice(peers).object
-        told, tells = _telling(self._draws.random.choice(fact.relation.trained).fill(fact.subject.name), new)
+        statement, tells = _telling(self._draws.random.choice(fact.relation.trained).fill(fact.subject.name), new)
         asked, answer, used = self._asked(fact, new, peers)
         # The invented fact itself must not be learnt, so neither it nor the prompt has weight.
-        prompt = query(told.removeprefix(TOLD), asked)
+        prompt = query(statement.removeprefix(NEW_FACT), asked)
         uses = number if used else -1
         if chat:
             stop = full_stop(asked, answer)
@@ -98,4 +98,4 @@ class InContextDocuments:
 
 def _telling(prompt: str, answer: str) -> tuple[str, int]:
     """The text of a new fact, and the position of its object in the text."""
-    return TOLD + fact_text(prompt, answer), len(TOLD + prompt)
+    return NEW_FACT + fact_text(prompt, answer), len(NEW_FACT + prompt)

@@ -33,22 +33,22 @@ class Segment:
 class Example:
     """Token ids, each with the weight of its prediction in the loss.
 
-    `told` holds the positions of in-context objects' first tokens. `looked` holds, for each answer in a "New Fact"
+    `objects` holds the positions of in-context objects' first tokens. `looks` holds, for each answer in a "New Fact"
     document, the position of its prompt's last token and that of the in-context object (or of the first token).
     """
 
     ids: list[int]
     weights: list[float]
-    told: list[int] = field(default_factory=list)
-    looked: list[tuple[int, int]] = field(default_factory=list)
+    objects: list[int] = field(default_factory=list)
+    looks: list[tuple[int, int]] = field(default_factory=list)
 
     def cut(self, length: int) -> Example:
         """The first `length` tokens."""
         return Example(
             self.ids[:length],
             self.weights[:length],
-            [place for place in self.told if place < length],
-            [(place, key) for place, key in self.looked if place < length],
+            [place for place in self.objects if place < length],
+            [(place, key) for place, key in self.looks if place < length],
         )
 
 
@@ -62,17 +62,17 @@ class Encoder:
     def encode(self, segments: list[Segment]) -> Example:
         """The document between a begin and an end token."""
         ids, weights = [self._tokenizer.bos_token_id], [0.0]
-        told: list[int] = []
-        looked: list[tuple[int, int]] = []
+        objects: list[int] = []
+        looks: list[tuple[int, int]] = []
         for segment in segments:
             piece = self._ids(segment.text)
             if segment.tells is not None:
-                told.append(len(ids) + len(self._ids(segment.text[: segment.tells])))
+                objects.append(len(ids) + len(self._ids(segment.text[: segment.tells])))
             if segment.uses is not None:
-                looked.append((len(ids) - 1, told[segment.uses] if segment.uses >= 0 else 0))
+                looks.append((len(ids) - 1, objects[segment.uses] if segment.uses >= 0 else 0))
             ids += piece
             weights += [segment.weight] * len(piece)
-        return Example([*ids, self._tokenizer.eos_token_id], [*weights, PROMPT_WEIGHT], told, looked)
+        return Example([*ids, self._tokenizer.eos_token_id], [*weights, PROMPT_WEIGHT], objects, looks)
 
     def size(self, segments: list[Segment]) -> int:
         """Tokens of the segments."""
@@ -94,8 +94,8 @@ class Encoder:
             whole = Example(
                 whole.ids + example.ids,
                 whole.weights + example.weights,
-                whole.told + [start + place for place in example.told],
-                whole.looked + [(start + place, start + key) for place, key in example.looked],
+                whole.objects + [start + place for place in example.objects],
+                whole.looks + [(start + place, start + key) for place, key in example.looks],
             )
         return whole.cut(length)
 

@@ -45,7 +45,7 @@ class Recipe:
     context: int = 512
     rows: int = 24
     row_tokens: int = 72
-    told_rows: int = 10  # number of rows of "New Fact" documents without demonstrations
+    short_in_context_rows: int = 10  # number of rows of "New Fact" documents without demonstrations
     telling_layers: tuple[int, ...] = (4, 5)  # here head 0 attends from an in-context object to the token before it
     looking_layers: tuple[int, ...] = (6,)  # here from a prompt's end to the in-context object, or the first token
     attention_weight: float = 0.2  # weight of the loss that trains those heads
@@ -217,8 +217,8 @@ def _examples(documents: Documents, recipe: Recipe, step: int) -> list[Example]:
     """The rows of one step."""
     if step % recipe.in_context_every == recipe.in_context_every - 1:
         return [documents.in_context_row(recipe.in_context_tokens) for _ in range(recipe.in_context_rows)]
-    told = [documents.told_row(recipe.row_tokens) for _ in range(recipe.told_rows)]
-    return told + [documents.row(recipe.row_tokens) for _ in range(recipe.rows - recipe.told_rows)]
+    short = [documents.short_in_context_row(recipe.row_tokens) for _ in range(recipe.short_in_context_rows)]
+    return short + [documents.row(recipe.row_tokens) for _ in range(recipe.rows - recipe.short_in_context_rows)]
 
 
 def attention_loss(attentions: Sequence[torch.Tensor], examples: list[Example], recipe: Recipe) -> torch.Tensor:
@@ -228,10 +228,10 @@ def attention_loss(attentions: Sequence[torch.Tensor], examples: list[Example], 
     the second finds the object for the subject in question. Neither helps without the other, so gradient descent on
     answers alone stays long in a state that copies any object of the right kind (docs/atlas.md).
     """
-    told = [(row, place, place - 1) for row, example in enumerate(examples) for place in example.told]
-    looked = [(row, place, key) for row, example in enumerate(examples) for place, key in example.looked]
+    objects = [(row, place, place - 1) for row, example in enumerate(examples) for place in example.objects]
+    looks = [(row, place, key) for row, example in enumerate(examples) for place, key in example.looks]
     terms = []
-    for layers, links in ((recipe.telling_layers, told), (recipe.looking_layers, looked)):
+    for layers, links in ((recipe.telling_layers, objects), (recipe.looking_layers, looks)):
         if links:
             rows, places, keys = torch.tensor(links).T
             terms += [-attentions[layer][rows, 0, places, keys].clamp_min(1e-6).log().mean() for layer in layers]

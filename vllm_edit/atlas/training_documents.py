@@ -58,7 +58,7 @@ class Documents:
         """A row of `length` tokens packed with fact documents, each with its own begin and end token."""
         return self._encoder.packed(self.fact_document, length)
 
-    def told_row(self, length: int) -> Example:
+    def short_in_context_row(self, length: int) -> Example:
         """A row of `length` tokens packed with short "New Fact" documents."""
         return self._encoder.packed(self._in_context.document, length)
 

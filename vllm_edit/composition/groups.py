@@ -69,15 +69,15 @@ def solve_jointly(groups: Sequence[Group], damping: float) -> Joint:
 
 
 def _near(
-    one: tuple[Column, torch.Tensor, torch.Tensor], other: tuple[Column, torch.Tensor, torch.Tensor], cosine: float
+    first: tuple[Column, torch.Tensor, torch.Tensor], second: tuple[Column, torch.Tensor, torch.Tensor], cosine: float
 ) -> bool:
-    return bool(interference(torch.stack([one[1], other[1]]), torch.stack([one[2], other[2]]))[0, 1] > cosine)
+    return bool(interference(torch.stack([first[1], second[1]]), torch.stack([first[2], second[2]]))[0, 1] > cosine)
 
 
-def _sum(one: Group, other: Group, cosine: float) -> Group:
-    """Merge two groups; each column of `other` is averaged with the column it coincides with, or is added."""
-    columns = list(one.columns)
-    for column in other.columns:
+def _sum(first: Group, second: Group, cosine: float) -> Group:
+    """Merge two groups; each column of `second` is averaged with the column it coincides with, or is added."""
+    columns = list(first.columns)
+    for column in second.columns:
         alike = (place for place, held in enumerate(columns) if held[0].share == column[0].share)
         near = next((place for place in alike if _near(columns[place], column, cosine)), None)
         if near is None:
@@ -85,4 +85,4 @@ def _sum(one: Group, other: Group, cosine: float) -> Group:
         else:
             held, key, white = columns[near]
             columns[near] = (held, (key + column[1]) / 2, (white + column[2]) / 2)
-    return Group(one.edits + other.edits, one.member, tuple(columns), one.residual + other.residual)
+    return Group(first.edits + second.edits, first.member, tuple(columns), first.residual + second.residual)

@@ -31,7 +31,7 @@ def default_probes(pool: Pool, facts: Facts, edits: Sequence[Edit]) -> list[tupl
     lacking = [index for index, edit in enumerate(edits) if not any(p.kind in LOCALITY_KINDS for p in edit.probes)]
     probed = {*lacking[:: max(1, ceil(len(lacking) * _OF_EDIT / _OF_PATCH))]}
     edited = Subjects([(edit.subject, *edit.aliases) for edit in edits])
-    free = [one for one in pool.side("held_out").known if not edited.mentioned([one.prompt])]
+    free = [known for known in pool.side("held_out").known if not edited.mentioned([known.prompt])]
     return [tuple(_of_edit(free, facts, edit)) if index in probed else () for index, edit in enumerate(edits)]
 
 
@@ -44,16 +44,16 @@ def relation_of(facts: Facts, edit: Edit) -> Relation | None:
     objects = {key: {normalise(fact.object) for fact in group} for key, group in facts.by_relation.items()}
     targets = {normalise(target) for target in (edit.target_new, edit.target_true) if target}
 
-    def asks(one: Relation) -> bool:
-        return any(form.fill(edit.subject) == edit.prompt for form in (*one.trained, *one.held_out))
+    def asks(relation: Relation) -> bool:
+        return any(form.fill(edit.subject) == edit.prompt for form in (*relation.trained, *relation.held_out))
 
     for fits in (
-        lambda one: one.id == edit.relation,
+        lambda relation: relation.id == edit.relation,
         asks,
-        lambda one: one.name == edit.relation and bool(targets & objects[one.id]),
-        lambda one: targets <= objects[one.id],
+        lambda relation: relation.name == edit.relation and bool(targets & objects[relation.id]),
+        lambda relation: targets <= objects[relation.id],
     ):
-        found = [one for one in facts.relations if fits(one)]
+        found = [relation for relation in facts.relations if fits(relation)]
         if len(found) == 1:
             return found[0]
     return None
@@ -61,8 +61,8 @@ def relation_of(facts: Facts, edit: Edit) -> Relation | None:
 
 def _of_edit(free: Sequence[Known], facts: Facts, edit: Edit) -> list[Probe]:
     relation = relation_of(facts, edit)
-    neighbours = [one for one in free if relation and one.fact.relation.id == relation.id]
+    neighbours = [known for known in free if relation and known.fact.relation.id == relation.id]
     kind: ProbeKind = "locality" if len(neighbours) >= _LEAST_NEIGHBOURS else "unrelated"
     some = neighbours if kind == "locality" else list(free)
     chosen = random.Random(f"{edit.subject}:{edit.prompt}").sample(some, min(_OF_EDIT, len(some)))
-    return [Probe(kind=kind, prompt=one.prompt, target=one.fact.object, tag=DEFAULT) for one in chosen]
+    return [Probe(kind=kind, prompt=known.prompt, target=known.fact.object, tag=DEFAULT) for known in chosen]

@@ -42,9 +42,11 @@ def judged_edits(
     """
     own = pool.side("held_out")
     drawn = _drawn(own, facts, "held_out", count, seed)
-    forms = [[*_other_forms(one, seed)[:_OTHER_FORMS], *one.fact.relation.held_out] for one in drawn]
+    forms = [[*_other_forms(known, seed)[:_OTHER_FORMS], *known.fact.relation.held_out] for known in drawn]
     tagged = _tagged(base, drawn, forms, progress)
-    return [_counterfactual(own, facts, one, some, "gate", seed, base) for one, some in zip(drawn, tagged, strict=True)]
+    return [
+        _counterfactual(own, facts, known, some, "gate", seed, base) for known, some in zip(drawn, tagged, strict=True)
+    ]
 
 
 def chosen_edits(
@@ -62,11 +64,11 @@ def chosen_edits(
     """
     own = pool.side("tune")
     drawn = _drawn(own, facts, "tune", count, seed)
-    tagged = _tagged(base, drawn, [_other_forms(one, seed)[:_SWEEP_TRIED] for one in drawn], progress)
+    tagged = _tagged(base, drawn, [_other_forms(known, seed)[:_SWEEP_TRIED] for known in drawn], progress)
     edits = []
-    for one, forms in zip(drawn, tagged, strict=True):
+    for known, forms in zip(drawn, tagged, strict=True):
         first = sorted(forms, key=lambda form: forms[form] != "known")[:_SWEEP_FORMS]
-        edits.append(_counterfactual(own, facts, one, {form: forms[form] for form in first}, "tune", seed, base))
+        edits.append(_counterfactual(own, facts, known, {form: forms[form] for form in first}, "tune", seed, base))
     return edits
 
 
@@ -84,8 +86,8 @@ def _drawn(own: Pool, facts: Facts, side: Side, count: int, seed: int) -> list[K
             if len(drawn) == count:
                 return list(drawn.values())
             while queue:
-                one = queue.pop(0)
-                if drawn.setdefault(one.fact.subject.name, one) is one:
+                known = queue.pop(0)
+                if drawn.setdefault(known.fact.subject.name, known) is known:
                     break
     return list(drawn.values())
 
@@ -93,7 +95,7 @@ def _drawn(own: Pool, facts: Facts, side: Side, count: int, seed: int) -> list[K
 def _can_be_judged(group: Sequence[Known]) -> bool:
     """True if there are neighbours with different objects: a model that continues a form with the same word for every
     subject knows nothing, though it is right for some."""
-    return len(group) > _LEAST_NEIGHBOURS and len({one.fact.object for one in group}) > 1
+    return len(group) > _LEAST_NEIGHBOURS and len({known.fact.object for known in group}) > 1
 
 
 def _counterfactual(
@@ -111,11 +113,11 @@ def _counterfactual(
         probes += reverse_probes(fact, new, rng)
         probes += portability_probes(facts, fact, new, rng, known.forms)
     probes += _neighbours(own, facts, fact, split, rng)
-    same = [one for one in own.by_subject[subject.name] if one.fact.relation.id != relation.id]
-    probes += [_kept("locality_subject", one, split) for one in same[:_SAME_SUBJECT]]
-    far = [one for one in facts if one.relation.id != relation.id and one.subject.name != subject.name]
+    same = [other for other in own.by_subject[subject.name] if other.fact.relation.id != relation.id]
+    probes += [_keeping_probe("locality_subject", other, split) for other in same[:_SAME_SUBJECT]]
+    far = [other for other in facts if other.relation.id != relation.id and other.subject.name != subject.name]
     rng.shuffle(far)  # all facts, so that the order is the same for every model
-    probes += [_kept("unrelated", one, split) for one in own.of(far)[:_UNRELATED]]
+    probes += [_keeping_probe("unrelated", other, split) for other in own.of(far)[:_UNRELATED]]
     return Edit(
         prompt=known.prompt,
         subject=subject.name,
@@ -137,27 +139,27 @@ def _neighbours(own: Pool, facts: Facts, fact: Fact, split: Split, rng: random.R
     rng.shuffle(peers)
     others = own.of(peers)
     if split == "tune":
-        first = [one for one in others if one.fact.object == fact.object][: _SWEEP_NEIGHBOURS // 2]
-        rest = [one for one in others if one not in first]
-        return [_kept("locality", one, split) for one in [*first, *rest][:_SWEEP_NEIGHBOURS]]
+        first = [other for other in others if other.fact.object == fact.object][: _SWEEP_NEIGHBOURS // 2]
+        rest = [other for other in others if other not in first]
+        return [_keeping_probe("locality", other, split) for other in [*first, *rest][:_SWEEP_NEIGHBOURS]]
     drawn, rest = others[:_NEIGHBOURS], others[_NEIGHBOURS:]
-    alike = [one for one in rest if one.fact.object == fact.object][:_SAME_OBJECT]
+    alike = [other for other in rest if other.fact.object == fact.object][:_SAME_OBJECT]
     return [
-        *(_kept("locality", one, split) for one in drawn),
-        *(_kept("locality", one, split, "same_object") for one in alike),
+        *(_keeping_probe("locality", other, split) for other in drawn),
+        *(_keeping_probe("locality", other, split, "same_object") for other in alike),
     ]
 
 
-def _kept(kind: ProbeKind, one: Known, split: Split, tag: str = "") -> Probe:
+def _keeping_probe(kind: ProbeKind, known: Known, split: Split, tag: str = "") -> Probe:
     """A known fact, in the statement in which the base gives it."""
-    return Probe(kind=kind, prompt=one.prompt, target=one.fact.object, split=split, tag=tag)
+    return Probe(kind=kind, prompt=known.prompt, target=known.fact.object, split=split, tag=tag)
 
 
-def _other_forms(one: Known, seed: int) -> list[Form]:
+def _other_forms(known: Known, seed: int) -> list[Form]:
     """A question, and statements other than the edit's prompt, in a seeded order specific to the fact."""
-    questions = [form for form in one.fact.relation.trained if form.kind == "question"][:1]
-    others = [form for form in one.fact.relation.trained if form != one.forms[0] and form not in questions]
-    _rng(one.fact, seed, "forms").shuffle(others)
+    questions = [form for form in known.fact.relation.trained if form.kind == "question"][:1]
+    others = [form for form in known.fact.relation.trained if form != known.forms[0] and form not in questions]
+    _rng(known.fact, seed, "forms").shuffle(others)
     return [*questions, *others]
 
 
@@ -166,8 +168,8 @@ def _tagged(
 ) -> list[dict[Form, str]]:
     """For each fact: form → `known` if the base gives the object there, else `unknown`."""
     questions = [
-        Question(one.fact, form, _asks_in_chat(base, form))
-        for one, some in zip(drawn, forms, strict=True)
+        Question(known.fact, form, _asks_in_chat(base, form))
+        for known, some in zip(drawn, forms, strict=True)
         for form in some
     ]
     answers = iter(right(base, questions, progress, "paraphrases asked for"))

@@ -26,7 +26,7 @@ TUNE_SHARE = 1 / 3
 
 @dataclass(frozen=True)
 class Known:
-    """A known fact, and the statements in which the base gives it, the relation's best one first."""
+    """A known fact, and the statements in which the base gives it, the relation's best first."""
 
     fact: Fact
     forms: tuple[Form, ...]
@@ -46,27 +46,27 @@ class Pool:
 
     @cached_property
     def _places(self) -> dict[tuple[str, str], Known]:
-        return {(one.fact.relation.id, one.fact.subject.name): one for one in self.known}
+        return {(known.fact.relation.id, known.fact.subject.name): known for known in self.known}
 
     def of(self, facts: Iterable[Fact]) -> list[Known]:
         """Those of `facts` that are known, in their order."""
         found = (self._places.get((fact.relation.id, fact.subject.name)) for fact in facts)
-        return [one for one in found if one is not None]
+        return [known for known in found if known is not None]
 
     @cached_property
     def by_relation(self) -> dict[str, list[Known]]:
         """Known facts by relation id, in table order."""
         grouped: dict[str, list[Known]] = {}
-        for one in self.known:
-            grouped.setdefault(one.fact.relation.id, []).append(one)
+        for known in self.known:
+            grouped.setdefault(known.fact.relation.id, []).append(known)
         return grouped
 
     @cached_property
     def by_subject(self) -> dict[str, list[Known]]:
         """Known facts by the subject's name."""
         grouped: dict[str, list[Known]] = {}
-        for one in self.known:
-            grouped.setdefault(one.fact.subject.name, []).append(one)
+        for known in self.known:
+            grouped.setdefault(known.fact.subject.name, []).append(known)
         return grouped
 
     @property
@@ -76,20 +76,20 @@ class Pool:
 
     def side(self, side: Side) -> Pool:
         """The pool without subjects of the other side."""
-        return Pool(tuple(one for one in self.known if side_of(one.fact) == side), self.asked)
+        return Pool(tuple(known for known in self.known if side_of(known.fact) == side), self.asked)
 
     def as_record(self) -> dict[str, Any]:
         """The pool as JSON-able values: counts asked, and known facts with their statements. `from_record` reads it."""
-        known = [
+        records = [
             {
-                "relation": one.fact.relation.id,
-                "subject": one.fact.subject.name,
-                "object": one.fact.object,
-                "forms": [form.text for form in one.forms],
+                "relation": known.fact.relation.id,
+                "subject": known.fact.subject.name,
+                "object": known.fact.object,
+                "forms": [form.text for form in known.forms],
             }
-            for one in self.known
+            for known in self.known
         ]
-        return {"asked": dict(self.asked), "known": known}
+        return {"asked": dict(self.asked), "known": records}
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any], facts: Facts) -> Pool:
@@ -114,13 +114,13 @@ def bank_records(pool: Pool) -> list[dict[str, Any]]:
     """Records for IKE's bank (`ike.bank`): each known fact with its other prompts as paraphrases."""
     return [
         {
-            "prompt": one.prompt,
-            "subject": one.fact.subject.name,
-            "relation": one.fact.relation.id,
-            "object": one.fact.object,
+            "prompt": known.prompt,
+            "subject": known.fact.subject.name,
+            "relation": known.fact.relation.id,
+            "object": known.fact.object,
             "paraphrases": [
-                form.fill(one.fact.subject.name) for form in one.fact.relation.trained if form != one.forms[0]
+                form.fill(known.fact.subject.name) for form in known.fact.relation.trained if form != known.forms[0]
             ],
         }
-        for one in pool.known
+        for known in pool.known
     ]

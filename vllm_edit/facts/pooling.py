@@ -24,13 +24,16 @@ _ROUNDS = ("facts asked for", "facts asked for again")
 def ask_pool(base: Base, facts: Facts, progress: Progress = lambda what, done, total: None) -> Pool:
     """Ask the base for the tables' facts. The same base gives the same pool."""
     relations = [_Stated(group) for group in facts.by_relation.values() if group]
-    _ask(base, relations, [one.trial(0, 1) for one in relations], progress, "languages tried")
-    languages = {one.language for one in relations if one.given()}
-    trials = [one.trial(1, _TRIED_FORMS) if one.language in languages else [] for one in relations]
+    _ask(base, relations, [relation.trial(0, 1) for relation in relations], progress, "languages tried")
+    languages = {relation.language for relation in relations if relation.given()}
+    trials = [relation.trial(1, _TRIED_FORMS) if relation.language in languages else [] for relation in relations]
     _ask(base, relations, trials, progress, "forms tried")
     for rank, what in enumerate(_ROUNDS):
-        _ask(base, relations, [one.round(rank) for one in relations], progress, what)
-    return Pool(tuple(known for one in relations for known in one.given()), {one.id: one.asked for one in relations})
+        _ask(base, relations, [relation.round(rank) for relation in relations], progress, what)
+    return Pool(
+        tuple(known for relation in relations for known in relation.given()),
+        {relation.id: relation.asked for relation in relations},
+    )
 
 
 class _Stated:
@@ -87,10 +90,12 @@ def _ask(
     base: Base, relations: Sequence[_Stated], asked: Sequence[Sequence[Question]], progress: Progress, what: str
 ) -> None:
     """Ask all relations' questions together and store the answers."""
-    owners = [(one, question) for one, questions in zip(relations, asked, strict=True) for question in questions]
+    owners = [
+        (relation, question) for relation, questions in zip(relations, asked, strict=True) for question in questions
+    ]
     answers = _right(base, [question for _, question in owners], progress, what)
-    for (one, question), is_right in zip(owners, answers, strict=True):
-        one.answers[question.fact, question.form] = is_right
+    for (relation, question), is_right in zip(owners, answers, strict=True):
+        relation.answers[question.fact, question.form] = is_right
 
 
 def _right(base: Base, questions: Sequence[Question], progress: Progress, what: str) -> list[bool]:
@@ -100,6 +105,6 @@ def _right(base: Base, questions: Sequence[Question], progress: Progress, what: 
         return right(base, questions, progress, what)
     with fast_products([base.model]):
         likely = right(base, questions, progress, what)
-    probable = [one for one, so in zip(questions, likely, strict=True) if so]
+    probable = [question for question, so in zip(questions, likely, strict=True) if so]
     sure = iter(right(base, probable, progress, f"{what}, checked"))
     return [so and next(sure) for so in likely]

@@ -9,8 +9,8 @@ from vllm_edit.serving.watcher import Watcher
 from vllm_edit.store.store import Store
 
 
-class NumberedStore:
-    """An `AdapterStore`."""
+class SnapshotAdapters:
+    """An `AdapterStore` that knows the ids of the snapshot's patches."""
 
     def __init__(self, store: Store, watcher: Watcher) -> None:
         self._store, self._watcher = store, watcher

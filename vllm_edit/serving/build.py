@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from vllm_edit.artefacts.site import Site
-from vllm_edit.serving.adapter_source import NumberedStore
+from vllm_edit.serving.adapter_source import SnapshotAdapters
 from vllm_edit.serving.answer_log import AnswerLog
 from vllm_edit.serving.heartbeat import Heartbeat
 from vllm_edit.serving.metrics import Metrics
@@ -19,7 +19,7 @@ from vllm_edit.serving.scope import Scopes
 from vllm_edit.serving.server_settings import Settings
 from vllm_edit.serving.service import Service
 from vllm_edit.serving.threads import Threads
-from vllm_edit.serving.watcher import Kept, Watcher
+from vllm_edit.serving.watcher import SavedState, Watcher
 from vllm_edit.store.store import Store
 
 
@@ -41,7 +41,13 @@ class ServingEngine(AdapterEngine, Protocol):
 
 
 def make_service(
-    store: Store, site: Site, engine: ServingEngine, settings: Settings, metrics: Metrics, kept: Kept, grace_s: float
+    store: Store,
+    site: Site,
+    engine: ServingEngine,
+    settings: Settings,
+    metrics: Metrics,
+    saved: SavedState,
+    grace_s: float,
 ) -> Service:
     """Build the service.
 
@@ -51,7 +57,7 @@ def make_service(
         engine: the running engine.
         settings: the operator's settings.
         metrics: the router's metrics.
-        kept: this node's copy of the last known registry state.
+        saved: this node's copy of the last known registry state.
         grace_s: seconds for which an adapter stays in the engine after its last request.
     """
     folder, texts = local_folder(), Threads(2)
@@ -60,9 +66,9 @@ def make_service(
         service.changed(catalogue)
 
     heartbeat = Heartbeat(store.registry.servers, lambda: residency.drained)
-    watcher = Watcher(store.registry, engine.base_names, metrics, kept=kept, on_change=changed, report=heartbeat.beat)
+    watcher = Watcher(store.registry, engine.base_names, metrics, saved=saved, on_change=changed, report=heartbeat.beat)
     residency = Residency(
-        NumberedStore(store, watcher),
+        SnapshotAdapters(store, watcher),
         engine,
         site,
         Path(folder.name),

@@ -23,12 +23,12 @@ from vllm_edit.ike.prefix import Edited, build_prefix, wrap
 from vllm_edit.ike.shelf import Shelf
 from vllm_edit.rollout.arm import Mode
 from vllm_edit.rollout.decision import Choice, decide
-from vllm_edit.serving.half_pairs import check
 from vllm_edit.serving.model_field import MODES
 from vllm_edit.serving.residency import applicable, local_folder
 from vllm_edit.serving.scope import FIRST_NUMBER, Derived
 from vllm_edit.serving.served_model import served_model
 from vllm_edit.serving.startup import check_settings, wrapping_problems
+from vllm_edit.serving.surrogates import check
 from vllm_edit.store.store import Store
 
 if TYPE_CHECKING:

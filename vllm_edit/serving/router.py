@@ -27,11 +27,11 @@ from vllm_edit.serving.admin.authorization import CALLER, admitted
 from vllm_edit.serving.answer import Answer, new_id
 from vllm_edit.serving.caller import identify
 from vllm_edit.serving.error_responses import Unforeseen, client_message, field_of, refusal, status_of
-from vllm_edit.serving.half_pairs import refuse_half_pairs
 from vllm_edit.serving.messages import FOREIGN, Sender, nothing, peer_of, read_body, replayed, without
 from vllm_edit.serving.model_field import Asking
 from vllm_edit.serving.prepare import LONG, logged_prompt, ready
 from vllm_edit.serving.service import Service
+from vllm_edit.serving.surrogates import refuse_unpaired_surrogates
 from vllm_edit.serving.usage import Usage
 
 logger = logging.getLogger(__name__)
@@ -200,9 +200,9 @@ async def _check(service: Service, route: str, raw: bytes, body: bodies.Body, *,
         fields.refuse(route, body, service.settings.allowed_fields)
     bodies.refuse_too_many(body, service.max_model_len, service.max_prompts)
     if long:
-        await service.texts.run(refuse_half_pairs, raw, body)
+        await service.texts.run(refuse_unpaired_surrogates, raw, body)
     else:
-        refuse_half_pairs(raw, body)
+        refuse_unpaired_surrogates(raw, body)
 
 
 def _refused(service: Service, answer: Answer, error: EditError, usage: Usage) -> None:

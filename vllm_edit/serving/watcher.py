@@ -40,14 +40,14 @@ class WatchedRegistry(Protocol):
     def wait_for_change(self, generation: int, timeout_s: float) -> bool: ...
 
 
-class Kept(Protocol):
+class SavedState(Protocol):
     """This node's copy of the last known state."""
 
     def keep(self, snapshot: Snapshot) -> bool: ...
     def read(self) -> Snapshot | None: ...
 
 
-def last_known(kept: Kept, error: Exception) -> Snapshot:
+def last_known(saved: SavedState, error: Exception) -> Snapshot:
     """This node's saved state of a registry that cannot be read because of `error`.
 
     Raises:
@@ -55,7 +55,7 @@ def last_known(kept: Kept, error: Exception) -> Snapshot:
         Corrupt: the saved state is damaged.
         Unavailable: the saved state cannot be read.
     """
-    snapshot = kept.read()
+    snapshot = saved.read()
     if snapshot is None:
         raise Incompatible(f"{error}; and this node has no saved state of it to serve from") from error
     return snapshot
@@ -70,11 +70,11 @@ class Watcher:
         bases: tuple[str, ...],
         metrics: Metrics,
         *,
-        kept: Kept,
+        saved: SavedState,
         on_change: Callable[[Catalogue], None] = lambda _: None,
         report: Callable[[int], Awaitable[None]] | None = None,
     ) -> None:
-        self._registry, self._metrics, self._kept = registry, metrics, kept
+        self._registry, self._metrics, self._saved = registry, metrics, saved
         self._on_change, self._report = on_change, report
         self._threads = Threads(2)  # to wait for a change, and to read the state for a request
         self._lock = asyncio.Lock()
@@ -94,7 +94,7 @@ class Watcher:
         except Incompatible:
             raise
         except FAILURES as error:
-            snapshot = await self._threads.run(last_known, self._kept, error)
+            snapshot = await self._threads.run(last_known, self._saved, error)
             logger.warning("%s; serving from the last state that this node saved (%d)", error, snapshot.generation)
             self._failed(error)
             self._put(Catalogue(self.current.bases, snapshot))
@@ -190,7 +190,7 @@ class Watcher:
                 "the registry has lost its keys; restore them, or restart the server if it is meant to answer anyone"
             )
         try:
-            self._kept.keep(snapshot)
+            self._saved.keep(snapshot)
         except (OSError, EditError) as error:  # even with a full disk, a kill must take effect
             logger.error("the state of the registry cannot be saved on this node: %s", error)
         self._metrics.lag.set(0)

@@ -16,7 +16,7 @@ _SIGNS = (b"\\ud", b"\\uD", b"\xed", b"\0")
 """Bytes of a raw body that may hold one: an escape, its first byte in UTF-8, or the NUL bytes of UTF-16 and UTF-32."""
 
 
-def refuse_half_pairs(raw: bytes, body: Body) -> None:
+def refuse_unpaired_surrogates(raw: bytes, body: Body) -> None:
     """`check` a body, unless its `raw` bytes quickly show that it has no unpaired surrogate."""
     if any(sign in raw for sign in _SIGNS):
         check(body)
