@@ -16,7 +16,7 @@ import pytest
 import torch
 from alembic.script import ScriptDirectory
 
-from tests.editing.material import BRAZIL, FRANCE, JAPAN, Bench, bench, patch_of
+from tests.editing.examples import BRAZIL, FRANCE, JAPAN, Bench, bench, patch_of
 from tests.serving import places
 from tests.serving.test_admin import Administered
 from tests.serving.without_engine import make_app

@@ -11,7 +11,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from tests.editing.material import BRAZIL, FRANCE, JAPAN, LOOSE, bench, patch_of
+from tests.editing.examples import BRAZIL, FRANCE, JAPAN, LOOSE, bench, patch_of
 from tests.ordinary_text import less_likely
 from tests.tiny import SENTENCES
 from vllm_edit import pipeline as pipeline_module

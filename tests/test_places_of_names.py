@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.editing.material import bench
+from tests.editing.examples import bench
 from tests.tiny import tiny_tokenizer
 from vllm_edit.editing.rome.names import same_ending
 from vllm_edit.editing.rome.prompt_forms import forms_of, named_otherwise

@@ -19,7 +19,7 @@ from benchmarks.public.run import Run
 from benchmarks.public.sets import NEAR, Knowledge, begins_with, counterfact_knowledge, drawn_sets
 from benchmarks.public.text import Read, Written, ngram_entropy, written
 from tests.deltas.random_deltas import random_delta
-from tests.editing.material import BRAZIL, FRANCE, JAPAN, LOOSE, Bench, bench
+from tests.editing.examples import BRAZIL, FRANCE, JAPAN, LOOSE, Bench, bench
 from tests.tiny import SENTENCES
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.artefacts.manifest import Manifest

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.editing.material import bench
+from tests.editing.examples import bench
 from tests.tiny import SENTENCES
 from vllm_edit import swept_store
 from vllm_edit.artefacts.site import Context

@@ -112,7 +112,7 @@ class Pipeline:
     @cached_property
     def moment(self) -> SiteTensors:
         """The site's second moment (hundreds of megabytes for a large model) or network; not needed to judge."""
-        return site_tensors_of(self.site, self.store.material())
+        return site_tensors_of(self.site, self.store.site_tensors())
 
     @cached_property
     def pool(self) -> Pool | None:

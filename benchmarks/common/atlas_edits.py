@@ -88,7 +88,7 @@ class Place:
     """Where a method edits, and what belongs to that site: second moment or network."""
 
     site: Site
-    material: SiteTensors
+    site_tensors: SiteTensors
 
 
 def open_places(folder: Path, network: Path | None, base: Base, console: Console) -> dict[str, Place]:

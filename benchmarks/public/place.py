@@ -24,7 +24,7 @@ class Place:
 
     given: Store
     kept: Store
-    material: SiteTensors
+    site_tensors: SiteTensors
 
     @property
     def site(self) -> Site:
@@ -41,11 +41,11 @@ def open_place(url: str, folder: Path, base: Base, largest: int) -> Place:
     site = given.site()
     if site.base.departures(base.fingerprint):
         raise EditError(f"{url} is a store for another base than {base.name}; name another one with --store")
-    material = site_tensors_of(site, given.material())
+    site_tensors = site_tensors_of(site, given.site_tensors())
     rank = next((legal for legal in LEGAL_RANKS if legal >= max(largest, site.max_rank)), LEGAL_RANKS[-1])
     wide = site.model_copy(update={"max_rank": rank})
-    kept = Store.create(folder / wide.digest[:12] / "patches", wide, material.tensors())
-    return Place(given, kept, material)
+    kept = Store.create(folder / wide.digest[:12] / "patches", wide, site_tensors.tensors())
+    return Place(given, kept, site_tensors)
 
 
 def _opened(url: str, base: Base) -> Store:

@@ -131,14 +131,14 @@ class InContext:
 
 @dataclass(frozen=True)
 class Many:
-    """`size` edits at once, one of `WAYS`. site, material: where a joint patch is compiled."""
+    """`size` edits at once, one of `WAYS`. site, site_tensors: where a joint patch is compiled."""
 
     way: str
     size: int
     singles: Singles
     base: Base
     site: Site
-    material: SiteTensors
+    site_tensors: SiteTensors
     settings: Mapping[str, Any]
     mode: Mode = "weights"
 
@@ -155,7 +155,7 @@ class Many:
                 Patch(name=name, edits=edits),
                 self.base,
                 site=self.site,
-                moment=self.material,
+                moment=self.site_tensors,
                 settings={**self.settings, "on_missed": "report"},
                 progress=progress,
             )

@@ -54,8 +54,8 @@ class Run:
         return bank_of(self.place.given, self.base, self.progress)
 
     @cached_property
-    def material(self) -> SiteTensors:
-        return self.place.material
+    def site_tensors(self) -> SiteTensors:
+        return self.place.site_tensors
 
     def figures_of(self, title: str, name: str, patches: Sequence[Patch], told: Told) -> dict[str, Figure]:
         """The figures of a row of a set."""
@@ -74,14 +74,14 @@ class Run:
             return Alone(self._singles(title, name, patches), subject=title == SUBJECT)
         way, size = many
         singles = self._singles(_made_as(title), name, patches)
-        return Many(way, size, singles, self.base, self.place.site, self.material, self._settings("r-ROME"))
+        return Many(way, size, singles, self.base, self.place.site, self.site_tensors, self._settings("r-ROME"))
 
     def _singles(self, title: str, name: str, patches: Sequence[Patch]) -> Singles:
         """The single edits of a row."""
         method = _method_of(title)
         label = title if title in ABLATION or title == SUBJECT else method
         record = self._record(name, label, patches, self._made_by(title))
-        return Singles(method, self._settings(title), self.base, self.place.kept, self.material, record)
+        return Singles(method, self._settings(title), self.base, self.place.kept, self.site_tensors, record)
 
     def _settings(self, title: str) -> dict[str, Any]:
         """What differs from the method's defaults. Of fine-tuning the rank: the benchmark's own store allows more."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from tests.editing.material import BRAZIL, FRANCE, JAPAN, LOOSE, Bench, bench, patch_of
+from tests.editing.examples import BRAZIL, FRANCE, JAPAN, LOOSE, Bench, bench, patch_of
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.composition.compose import compose
 from vllm_edit.editing.compile import compile_patch

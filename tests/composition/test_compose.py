@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.composition.material import D_IN, D_OUT, MODULE, added, capital, key_of, shift, solved
+from tests.composition.examples import D_IN, D_OUT, MODULE, added, capital, key_of, shift, solved
 from vllm_edit.artefacts.site import Context, Fingerprint, Site
 from vllm_edit.composition.checks import Limits, vouch
 from vllm_edit.composition.compose import compose

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.composition.material import added, capital, key_of, shift, solved
+from tests.composition.examples import added, capital, key_of, shift, solved
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.composition.compose import compose
 from vllm_edit.composition.conflicts import find_conflicts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from tests.composition.material import D_IN, capital, key_of, shift, solved
+from tests.composition.examples import D_IN, capital, key_of, shift, solved
 from vllm_edit.artefacts.manifest import Column, KeyGroup
 from vllm_edit.composition.compose import compose
 from vllm_edit.composition.solver import OPENING, agreeing, interference, keepable, within_room

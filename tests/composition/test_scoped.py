@@ -8,7 +8,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from tests.editing.material import BRAZIL, FRANCE, JAPAN, LOOSE, bench
+from tests.editing.examples import BRAZIL, FRANCE, JAPAN, LOOSE, bench
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.composition.scoped import Narrowing, ScopeIndex, by_subject
 from vllm_edit.editing.compile import compile_patch, compile_separately

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.editing.material import BRAZIL, FRANCE, JAPAN, LOOSE, Bench, bench, patch_of
+from tests.editing.examples import BRAZIL, FRANCE, JAPAN, LOOSE, Bench, bench, patch_of
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.composition.solver import System, solve
 from vllm_edit.digest import digest_tensors

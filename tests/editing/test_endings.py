@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.editing.material import FRANCE, LOOSE, Bench, bench
+from tests.editing.examples import FRANCE, LOOSE, Bench, bench
 from vllm_edit.editing.rome.endings import ending_rows, ends, is_ending
 from vllm_edit.editing.rome.factors import prepare
 from vllm_edit.editing.rome.rounds import Solved, solve_parts

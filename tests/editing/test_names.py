@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.editing.material import LOOSE, bench
+from tests.editing.examples import LOOSE, bench
 from tests.tiny import tiny_tokenizer
 from vllm_edit.composition.solver import row_space
 from vllm_edit.editing.rome import factors

@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 
 from tests.deltas.random_deltas import logits
-from tests.editing.material import BRAZIL, FRANCE, JAPAN, LOOSE, Bench, bench, patch_of
+from tests.editing.examples import BRAZIL, FRANCE, JAPAN, LOOSE, Bench, bench, patch_of
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.deltas.delta import Delta
 from vllm_edit.deltas.linear import linear_weight

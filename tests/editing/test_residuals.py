@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from tests.editing.material import BRAZIL, FRANCE, JAPAN, LOOSE, Bench, bench, leads_alone, trained
+from tests.editing.examples import BRAZIL, FRANCE, JAPAN, LOOSE, Bench, bench, leads_alone, trained
 from tests.tiny import FAMILIES
 from vllm_edit.deltas.delta import LowRank
 from vllm_edit.deltas.forward import low_rank_forward

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.editing.material import BRAZIL, FRANCE, JAPAN, LOOSE, bench, trained
+from tests.editing.examples import BRAZIL, FRANCE, JAPAN, LOOSE, bench, trained
 from vllm_edit.artefacts.manifest import KeyGroup
 from vllm_edit.artefacts.site import Context
 from vllm_edit.deltas.linear import linear_weight

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.editing.material import BRAZIL, FRANCE, JAPAN, LOOSE, bench, patch_of
+from tests.editing.examples import BRAZIL, FRANCE, JAPAN, LOOSE, bench, patch_of
 from vllm_edit.editing.compile import compile_patch, compile_separately
 from vllm_edit.errors import EditError
 

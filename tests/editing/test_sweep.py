@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.editing.material import BRAZIL, FRANCE, JAPAN, LOOSE
+from tests.editing.examples import BRAZIL, FRANCE, JAPAN, LOOSE
 from tests.tiny import SENTENCES, tiny_model, tiny_tokenizer
 from vllm_edit.artefacts.site import Context, Site
 from vllm_edit.editing.rome.rounds import solve_parts

@@ -232,7 +232,7 @@ class Trial:
         return f"vllm-edit {' '.join(map(repr, self.arguments))} with {self.spoiled}"
 
 
-class Material:
+class Samples:
     """One of everything, intact, made once."""
 
     def __init__(self, folder: Path, run: Callable[..., object]) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from tests.editing.material import FRANCE, LOOSE, Bench, bench
+from tests.editing.examples import FRANCE, LOOSE, Bench, bench
 from vllm_edit.ike.bank import Bank
 from vllm_edit.patch import Gate, Patch
 from vllm_edit.pipeline import Pipeline

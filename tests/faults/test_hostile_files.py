@@ -22,7 +22,7 @@ import typer
 from typer.core import TyperGroup
 
 from tests.cli.program import Ran
-from tests.faults.commands import COMMANDS, Material, Trial, assert_whole
+from tests.faults.commands import COMMANDS, Samples, Trial, assert_whole
 from tests.faults.sizes import Sizes
 from vllm_edit.cli import app, main
 from vllm_edit.editing.settings import Progress
@@ -50,13 +50,13 @@ def run_here(*arguments: object) -> Ran:
 
 
 @pytest.fixture(scope="module")
-def material() -> Iterator[Material]:
+def samples() -> Iterator[Samples]:
     def make(*arguments: object) -> None:
         ran = run_here(*arguments)
         assert ran.code == 0, (arguments, ran.err)
 
     with tempfile.TemporaryDirectory() as folder:
-        yield Material(Path(folder), make)
+        yield Samples(Path(folder), make)
 
 
 @pytest.fixture(autouse=True)
@@ -88,12 +88,12 @@ def test_every_command_is_tried() -> None:
 
 
 def test_no_hostile_file_or_value_ends_in_a_traceback_or_half_a_store(
-    material: Material, tmp_path: Path, sizes: Sizes, progress: Progress, record_property: Record
+    samples: Samples, tmp_path: Path, sizes: Sizes, progress: Progress, record_property: Record
 ) -> None:
     counts, failed = Counter[int](), []
     for number in range(sizes.hostile_files):
         progress("commands", number, sizes.hostile_files)
-        trial = material.trial(number, tmp_path / str(number), Random(number))
+        trial = samples.trial(number, tmp_path / str(number), Random(number))
         ran = run_here(*trial.arguments)
         counts[ran.code] += 1
         if problem := problem_of(trial, ran):
@@ -106,14 +106,14 @@ def test_no_hostile_file_or_value_ends_in_a_traceback_or_half_a_store(
 
 
 def test_no_hostile_file_ends_a_process_in_a_traceback(
-    material: Material, tmp_path: Path, sizes: Sizes, progress: Progress, record_property: Record
+    samples: Samples, tmp_path: Path, sizes: Sizes, progress: Progress, record_property: Record
 ) -> None:
     counts, failed = Counter[int](), []
     drawn = Random(0)
     for number in range(sizes.hostile_processes):
         progress("processes", number, sizes.hostile_processes)
         folder = tmp_path / str(number)
-        trial = material.trial(drawn.randrange(1000), folder, drawn, not_serving)
+        trial = samples.trial(drawn.randrange(1000), folder, drawn, not_serving)
         ran = run_apart(trial)
         counts[ran.code] += 1
         if problem := problem_of(trial, ran):

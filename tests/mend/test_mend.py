@@ -232,8 +232,8 @@ def test_an_edit_that_misses_is_refused_by_name_or_reported() -> None:
 
 
 def test_methods_and_sites_that_do_not_fit_are_refused(tmp_path: Path) -> None:
-    from tests.editing.material import bench
-    from tests.editing.material import patch_of as closed_form_patch
+    from tests.editing.examples import bench
+    from tests.editing.examples import patch_of as closed_form_patch
 
     base = tiny_base()
     network = network_for(base)

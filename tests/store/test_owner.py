@@ -99,7 +99,7 @@ def test_of_two_stores_made_at_once_in_one_place_one_stays_whole(
     registry_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VLLM_EDIT_REGISTRY", registry_url)
-    both, write = threading.Barrier(2, timeout=20), store_module.write_material
+    both, write = threading.Barrier(2, timeout=20), store_module.write_tensors
     made, refused = list[int](), list[str]()
 
     def slow(*arguments: object) -> None:
@@ -107,7 +107,7 @@ def test_of_two_stores_made_at_once_in_one_place_one_stays_whole(
         both_have_looked.wait(20)
 
     both_have_looked = threading.Event()
-    monkeypatch.setattr(store_module, "write_material", slow)
+    monkeypatch.setattr(store_module, "write_tensors", slow)
 
     def make(layer: int) -> None:
         both.wait()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.editing.material import BRAZIL, FRANCE, JAPAN
+from tests.editing.examples import BRAZIL, FRANCE, JAPAN
 from tests.tiny import FAMILIES, tiny_model, tiny_tokenizer
 from vllm_edit.errors import EditError
 from vllm_edit.models.base import Base

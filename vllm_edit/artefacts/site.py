@@ -177,7 +177,7 @@ class Site(Frozen):
         return self.base.problems(base)
 
     @property
-    def material(self) -> str:
+    def tensors_digest(self) -> str:
         """Digest of the site's second moment or network."""
         return self.second_moment if self.network is None else self.network
 

@@ -30,7 +30,7 @@ class Limits:
     are trained to a margin, and most of it remains after a change of a fifth."""
     norm_growth: float = 2.0
     """Maximum growth of ‖Δ‖. Two keys of cosine c with unrelated residuals grow it by 1/√(1 − c²): 2 means c = 0.87,
-    near the cosine from which keys count as equal (`KEPT_COSINE`)."""
+    near the cosine from which keys count as equal (`PRESERVED_COSINE`)."""
 
 
 DEFAULT_LIMITS = Limits()

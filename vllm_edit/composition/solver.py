@@ -29,7 +29,7 @@ import torch
 from vllm_edit.deltas.delta import LowRank
 from vllm_edit.errors import EditError, Unsolvable
 
-KEPT_COSINE = 0.9
+PRESERVED_COSINE = 0.9
 """A preserved key contradicts an edited key if their whitened cosine exceeds this."""
 SAME_COSINE = 0.999
 """Two preserved keys count as equal if their whitened cosine exceeds this: both would be linearly dependent."""
@@ -247,7 +247,7 @@ def agreeing(cosines: torch.Tensor, groups: Sequence[int], forms: Sequence[str])
     """
     number = torch.tensor(list(groups))
     optional = torch.tensor([form == OPENING for form in forms])
-    clashes = ((cosines.abs() > KEPT_COSINE) & (number[:, None] != number[None, :])).any(dim=1)
+    clashes = ((cosines.abs() > PRESERVED_COSINE) & (number[:, None] != number[None, :])).any(dim=1)
     return [place for place, out in enumerate((optional & clashes).tolist()) if not out]
 
 
@@ -261,7 +261,7 @@ def keepable(cosines: torch.Tensor, shares: Sequence[float]) -> list[int]:
         shares: each column's share.
     """
     edited = torch.tensor([share > 0 for share in shares])
-    contradicts = (cosines[:, edited] > KEPT_COSINE).any(dim=1)
+    contradicts = (cosines[:, edited] > PRESERVED_COSINE).any(dim=1)
     repeats = ((cosines > SAME_COSINE).tril(-1) & ~edited[None, :]).any(dim=1)
     left_out = ~edited & (contradicts | repeats)
     return [place for place, out in enumerate(left_out.tolist()) if not out]

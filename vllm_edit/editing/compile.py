@@ -210,12 +210,12 @@ def _site_and_tensors(store: Store | None, site: Site | None, tensors: SiteTenso
     """The site to compile at and its tensors, from the store if they are not given."""
     if store is not None:
         site = site or store.site()
-        tensors = tensors or site_tensors_of(site, store.material())
+        tensors = tensors or site_tensors_of(site, store.site_tensors())
     if site is None or tensors is None:
         raise EditError("compile_patch needs a store, or a site together with its second moment or network")
-    if tensors.digest != site.material:
+    if tensors.digest != site.tensors_digest:
         kind = "second moment" if isinstance(tensors, SecondMoment) else "network"
-        raise EditError(f"the {kind} has digest {tensors.digest}, the site was made with {site.material}")
+        raise EditError(f"the {kind} has digest {tensors.digest}, the site was made with {site.tensors_digest}")
     return site, tensors
 
 

@@ -60,7 +60,7 @@ def _site_problems(store: Store, stored: Iterable[str]) -> Iterator[str]:
             continue  # the patch's own check reports it
         if compiled_at != site:
             yield f"{name} was compiled at site {compiled_at}, but {SITE} holds {site}: one is from another store"
-    store.material()
+    store.site_tensors()
 
 
 def _document_problems(store: Store, kind: Kind) -> Iterable[str]:

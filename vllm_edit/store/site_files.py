@@ -38,23 +38,23 @@ def read_site(files: Files) -> Site:
         raise Corrupt(f"{SITE} cannot be read ({error!r}); restore it from a backup") from error
 
 
-def check_material(site: Site, material: Mapping[str, torch.Tensor]) -> None:
+def check_tensors(site: Site, tensors: Mapping[str, torch.Tensor]) -> None:
     """Raise `EditError` unless the tensors have the digest that the site names: its second moment's or network's."""
     from vllm_edit.digest import digest_tensors
 
-    if digest_tensors(material) != site.material:
+    if digest_tensors(tensors) != site.tensors_digest:
         what = "second moment" if site.network is None else "network"
-        raise EditError(f"the {what} has digest {digest_tensors(material)}, the site {site.material}")
+        raise EditError(f"the {what} has digest {digest_tensors(tensors)}, the site {site.tensors_digest}")
 
 
-def write_material(files: Files, site: Site, material: Mapping[str, torch.Tensor]) -> None:
+def write_tensors(files: Files, site: Site, tensors: Mapping[str, torch.Tensor]) -> None:
     """Write the site's second moment or network."""
     from vllm_edit.artefacts.folder import pack_tensors
 
-    files.write(_path(site), pack_tensors(material))
+    files.write(_path(site), pack_tensors(tensors))
 
 
-def read_material(files: Files, site: Site) -> dict[str, torch.Tensor]:
+def read_tensors(files: Files, site: Site) -> dict[str, torch.Tensor]:
     """Read the site's second moment or network.
 
     Raises:
@@ -64,10 +64,10 @@ def read_material(files: Files, site: Site) -> dict[str, torch.Tensor]:
 
     path = _path(site)
     try:
-        return unpack_tensors(path, files.read(path), site.material)
+        return unpack_tensors(path, files.read(path), site.tensors_digest)
     except FileNotFoundError:
         raise Corrupt(f"{path} is missing; restore it from a backup") from None
 
 
 def _path(site: Site) -> str:
-    return f"{'moments' if site.network is None else 'networks'}/{site.material}.safetensors"
+    return f"{'moments' if site.network is None else 'networks'}/{site.tensors_digest}.safetensors"

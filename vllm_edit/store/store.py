@@ -30,7 +30,7 @@ from vllm_edit.registry.registry import Registry
 from vllm_edit.store.documents import Kind, path_of, read_document, write_document
 from vllm_edit.store.locations import default_url, registry_url
 from vllm_edit.store.records import Record, add_record, read_records
-from vllm_edit.store.site_files import SITE, check_material, read_material, read_site, write_material, write_site
+from vllm_edit.store.site_files import SITE, check_tensors, read_site, read_tensors, write_site, write_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -77,7 +77,7 @@ class Store:
         cls,
         url: str | Path | None,
         site: Site,
-        material: Mapping[str, torch.Tensor],
+        tensors: Mapping[str, torch.Tensor],
         passages: Sequence[str] = (),
         documents: Mapping[Kind, Any] | None = None,
     ) -> Store:
@@ -86,25 +86,25 @@ class Store:
         Args:
             url: Folder or fsspec URL; None for the default.
             site: The store's site.
-            material: The site's second moment or network, by tensor name.
+            tensors: The site's second moment or network, by tensor name.
             passages: Ordinary text for the gates; `keep_passages` can add it later.
             documents: Further documents to write, by kind.
 
         Raises:
-            EditError: the store has another site, or `material` does not match the digest that the site names.
+            EditError: the store has another site, or `tensors` does not match the digest that the site names.
         """
         place = default_url() if url is None else str(url)
         files = open_files(place)
         if files.exists(SITE):
             return cls._made_before(place, site)
-        check_material(site, material)
+        check_tensors(site, tensors)
         registry = _registry(place, files, lambda: site.digest)
 
         def write() -> None:
             if files.exists(SITE):  # another process created it first
                 cls._made_before(place, site)
                 return
-            write_material(files, site, material)
+            write_tensors(files, site, tensors)
             for kind, content in {"passages": list(passages), **(documents or {})}.items():
                 if content:
                     write_document(files, kind, content)
@@ -175,11 +175,11 @@ class Store:
                 f"{self.url} is a store for MEND: its site has a hypernetwork and no second moment; compile with "
                 "--method mend, or make another store (vllm-edit store init)"
             )
-        return self.material()
+        return self.site_tensors()
 
-    def material(self) -> dict[str, torch.Tensor]:
+    def site_tensors(self) -> dict[str, torch.Tensor]:
         """Read the site's second moment or network, checked against its digest."""
-        return read_material(self.files, self.site())
+        return read_tensors(self.files, self.site())
 
     def passages(self) -> tuple[str, ...]:
         """Read the text on which the gates measure the drift of perplexity; empty if the store has none.
