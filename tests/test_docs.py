@@ -28,7 +28,7 @@ from vllm_edit.editing.method_settings import MethodSettings
 from vllm_edit.errors import PatchError
 from vllm_edit.ike.bank import Bank
 from vllm_edit.patch import Patch
-from vllm_edit.yaml_document import YamlDocument
+from vllm_edit.text.yaml_document import YamlDocument
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(

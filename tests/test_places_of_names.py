@@ -10,7 +10,7 @@ from vllm_edit.editing.rome.names import same_ending
 from vllm_edit.editing.rome.prompt_forms import forms_of, named_otherwise
 from vllm_edit.models.positions import locate
 from vllm_edit.patch import Edit, Probe
-from vllm_edit.text import last_occurrence, occurrences
+from vllm_edit.text.matching import last_occurrence, occurrences
 
 
 @pytest.mark.parametrize(

@@ -24,10 +24,10 @@ from pydantic import (
 )
 
 from vllm_edit.errors import PatchError
-from vllm_edit.spelling import Name, written
-from vllm_edit.text import normalise, occurrences, quoted, replaced
-from vllm_edit.text_files import NotUTF8, read_text
-from vllm_edit.yaml_document import Location, NotYaml, YamlDocument, dump_yaml, field
+from vllm_edit.text.matching import normalise, occurrences, quoted, replaced
+from vllm_edit.text.spelling import Name, written
+from vllm_edit.text.utf8 import NotUTF8, read_text
+from vllm_edit.text.yaml_document import Location, NotYaml, YamlDocument, dump_yaml, field
 
 ProbeKind = Literal["paraphrase", "reverse", "portability", "locality", "locality_subject", "unrelated"]
 Split = Literal["tune", "gate"]

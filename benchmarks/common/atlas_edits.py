@@ -26,7 +26,7 @@ from vllm_edit.models.base import Base
 from vllm_edit.patch import Edit, Patch
 from vllm_edit.store.store import Store
 from vllm_edit.swept_store import open_or_create
-from vllm_edit.text import normalise
+from vllm_edit.text.matching import normalise
 
 
 def single_patches(runner: Runner, count: int, seed: int) -> list[Patch]:

@@ -11,7 +11,7 @@ from vllm_edit.composition.scoped import ScopeIndex
 from vllm_edit.evaluation.judging import gives, unchanged
 from vllm_edit.facts.facts import Facts
 from vllm_edit.patch import Edit
-from vllm_edit.subjects import Subjects
+from vllm_edit.text.subjects import Subjects
 
 HOMONYMS = (
     "She ate an apple for lunch.|Apple",

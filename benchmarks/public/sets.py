@@ -13,7 +13,7 @@ from vllm_edit.evaluation.asking import Progress
 from vllm_edit.evaluation.record import Record
 from vllm_edit.evaluation.runners.runner import Request, Runner
 from vllm_edit.patch import Edit, Patch
-from vllm_edit.text import normalise
+from vllm_edit.text.matching import normalise
 
 COUNTERFACT = "counterfact/counterfact-2000.json"
 _OTHERS = {

@@ -17,7 +17,7 @@ from vllm_edit.evaluation.runners.batching import together
 from vllm_edit.evaluation.runners.hf import HFRunner
 from vllm_edit.evaluation.runners.runner import Reading, Request
 from vllm_edit.models.greedy import end_ids, pad_id, padded
-from vllm_edit.prompting import prompt_ids
+from vllm_edit.text.prompts import prompt_ids
 
 TOKENS, TOP_K = 100, 5
 """Of what is written to measure fluency, as in ROME's code."""

@@ -18,8 +18,8 @@ from vllm_edit.atlas.training_documents import Documents
 from vllm_edit.errors import EditError
 from vllm_edit.facts import tables_folder
 from vllm_edit.facts.facts import Facts
-from vllm_edit.prompting import answer_ids, prompt_ids
 from vllm_edit.shipped import weights_folder
+from vllm_edit.text.prompts import answer_ids, prompt_ids
 
 pytestmark = pytest.mark.slow
 

@@ -15,9 +15,9 @@ from vllm_edit.facts.counterfactual_edits import draw_edits
 from vllm_edit.facts.facts import Facts
 from vllm_edit.ike.template import fact_text, query
 from vllm_edit.models.base import Base
-from vllm_edit.prompting import prompt_ids
 from vllm_edit.shipped import weights_folder
-from vllm_edit.text import mentions
+from vllm_edit.text.matching import mentions
+from vllm_edit.text.prompts import prompt_ids
 
 
 @pytest.fixture(scope="module")

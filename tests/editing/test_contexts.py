@@ -16,8 +16,8 @@ from vllm_edit.errors import EditError, UnsafeEdit
 from vllm_edit.models.base import Base, unchanged
 from vllm_edit.models.greedy import continuations
 from vllm_edit.models.positions import contextual, locate
-from vllm_edit.prompting import prompt_ids
-from vllm_edit.text import mentions
+from vllm_edit.text.matching import mentions
+from vllm_edit.text.prompts import prompt_ids
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from vllm_edit.evaluation.table import html, table
 from vllm_edit.ike.prefix import build_prefix, wrap
 from vllm_edit.models.lengths import read_of
 from vllm_edit.patch import Edit, Gate, Patch, Probe, ProbeKind, Split
-from vllm_edit.prompting import answer_ids
+from vllm_edit.text.prompts import answer_ids
 
 
 @pytest.fixture(scope="module")

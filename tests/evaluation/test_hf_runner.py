@@ -13,7 +13,7 @@ from vllm_edit.errors import EditError, UnsafeEdit
 from vllm_edit.evaluation.runners.hf import HFRunner
 from vllm_edit.evaluation.runners.runner import Request, answer_text
 from vllm_edit.patch import Patch
-from vllm_edit.prompting import answer_ids, prompt_ids
+from vllm_edit.text.prompts import answer_ids, prompt_ids
 
 PROMPTS = [
     "x",

@@ -26,7 +26,7 @@ from vllm_edit.patch import Edit, Gate, Patch, Probe
 from vllm_edit.store.documents import path_of
 from vllm_edit.store.maintenance import problems_of
 from vllm_edit.store.store import Store
-from vllm_edit.yaml_document import dump_yaml
+from vllm_edit.text.yaml_document import dump_yaml
 
 _QUICK = "--set steps=1 --set rounds=1 --set forms=[plain] --set on_missed=report --set batch_tokens=512"
 _TRAIN = "--set rank=4 --set warm=1 --set validate_every=1 --set edits=1 --set taught=1 --set kept=1 --set texts=1"

@@ -12,7 +12,7 @@ from random import Random
 from types import MappingProxyType
 from typing import Any
 
-from vllm_edit.yaml_document import YamlDocument, dump_yaml
+from vllm_edit.text.yaml_document import YamlDocument, dump_yaml
 
 DEEP = 3_000
 HUGE = 2 * 2**20

@@ -16,7 +16,7 @@ from vllm_edit.ike import template
 from vllm_edit.ike.prefix import MAX_EDITS, PATTERN, build_prefix, relevant_edits, subjects_of, wrap
 from vllm_edit.ike.retrieval import lexical
 from vllm_edit.patch import Edit, Patch
-from vllm_edit.text import mentions
+from vllm_edit.text.matching import mentions
 
 FACT = "The capital of France is Rome"
 

@@ -17,7 +17,7 @@ from vllm_edit.facts.facts import Facts
 from vllm_edit.facts.split import included
 from vllm_edit.models.base import Base
 from vllm_edit.patch import Patch
-from vllm_edit.text import normalise
+from vllm_edit.text.matching import normalise
 
 LARGEST = 12 * 2**20
 COUNT = 12

@@ -13,7 +13,7 @@ from tests.tiny import tiny_model
 from vllm_edit.models.greedy import continuations
 from vllm_edit.models.penalties import Penalties
 from vllm_edit.models.short_answers import greedy_until
-from vllm_edit.prompting import prompt_ids
+from vllm_edit.text.prompts import prompt_ids
 
 PROMPTS = [
     "x",

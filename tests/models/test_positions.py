@@ -14,7 +14,7 @@ from tests.tiny import tiny_tokenizer
 from vllm_edit.artefacts.site import Context
 from vllm_edit.errors import EditError
 from vllm_edit.models.positions import Located, contextual, locate, position
-from vllm_edit.prompting import prompt_ids
+from vllm_edit.text.prompts import prompt_ids
 
 CONTEXTS = [
     Context(),

@@ -8,7 +8,7 @@ import torch
 from tests.tiny import FAMILIES, tiny_model, tiny_tokenizer
 from vllm_edit.models.greedy import continuations, end_ids
 from vllm_edit.models.short_answers import greedy_until
-from vllm_edit.prompting import prompt_ids
+from vllm_edit.text.prompts import prompt_ids
 
 PROMPTS = (
     "The capital of France is",

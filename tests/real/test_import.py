@@ -12,7 +12,7 @@ from vllm_edit.models.base import Base
 from vllm_edit.models.bos import bos_in_chat
 from vllm_edit.models.greedy import continuations
 from vllm_edit.models.importing import import_model
-from vllm_edit.prompting import prompt_ids
+from vllm_edit.text.prompts import prompt_ids
 
 pytestmark = pytest.mark.slow
 

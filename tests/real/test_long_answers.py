@@ -17,7 +17,7 @@ from vllm_edit.evaluation.runners.hf import HFRunner
 from vllm_edit.models.base import Base
 from vllm_edit.models.hooks import find_module
 from vllm_edit.patch import Edit
-from vllm_edit.prompting import answer_ids
+from vllm_edit.text.prompts import answer_ids
 
 pytestmark = pytest.mark.slow
 

@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM
 
 from tests.real.conftest import MODEL, SCOPED, Real, capital
 from vllm_edit.demo.server import Ask, LocalServer, Reply
-from vllm_edit.prompting import prompt_ids
 from vllm_edit.rollout.arm import Arm
 from vllm_edit.rollout.rollout import Rollout
+from vllm_edit.text.prompts import prompt_ids
 
 pytestmark = pytest.mark.slow
 

@@ -18,8 +18,8 @@ from tests.serving import places, traffic
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.composition.scoped import Narrowing
 from vllm_edit.demo.server import LocalServer
-from vllm_edit.prompting import prompt_ids
 from vllm_edit.store.store import Store
+from vllm_edit.text.prompts import prompt_ids
 
 pytestmark = pytest.mark.slow
 

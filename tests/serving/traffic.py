@@ -15,8 +15,8 @@ import httpx
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from vllm_edit.prompting import prompt_ids
 from vllm_edit.store.store import Store
+from vllm_edit.text.prompts import prompt_ids
 
 PROMPTS = ("The capital of France is", "Who wrote Hamlet?", "全世界最帥的人是誰")
 ROUTES = ("/v1/completions", "/v1/chat/completions")

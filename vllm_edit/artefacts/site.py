@@ -12,7 +12,7 @@ from vllm_edit.artefacts.checkpoint import CONFIG, SETTINGS_FILES, TEMPLATE, Che
 from vllm_edit.digest import digest_bytes, digest_file, digest_json
 from vllm_edit.errors import EditError
 from vllm_edit.frozen import Frozen
-from vllm_edit.thinking import Thinking
+from vllm_edit.text.thinking import Thinking
 
 Token = Literal["subject_last", "last"]
 LEGAL_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM's MaxLoRARanks (vllm/config/lora.py)

@@ -11,8 +11,8 @@ from vllm_edit.evaluation.runners.runner import answer_text
 from vllm_edit.facts.facts import Facts
 from vllm_edit.ike.template import fact_text, query
 from vllm_edit.models.greedy import continued
-from vllm_edit.prompting import prompt_ids
-from vllm_edit.text import position
+from vllm_edit.text.matching import position
+from vllm_edit.text.prompts import prompt_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -90,7 +90,7 @@ def measure_accuracy(
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Accuracy:
-    """Ask and compare: right means that the answer's first line *starts with* the object (`text.position`).
+    """Ask and compare: right means that the answer's first line *starts with* the object (`matching.position`).
 
     With `sample`, that many questions of each group are drawn instead of all.
     """

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from vllm_edit.facts.facts import Fact, Facts, Form, Subject
 from vllm_edit.facts.split import included
-from vllm_edit.scripts import is_cjk
+from vllm_edit.text.scripts import is_cjk
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

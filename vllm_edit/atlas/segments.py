@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from vllm_edit.scripts import is_cjk
+from vllm_edit.text.scripts import is_cjk
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

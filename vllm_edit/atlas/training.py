@@ -25,7 +25,7 @@ from vllm_edit.errors import EditError
 from vllm_edit.facts.facts import Facts
 from vllm_edit.models.base import Base
 from vllm_edit.models.causal_lm import causal_lm
-from vllm_edit.text_files import read_text
+from vllm_edit.text.utf8 import read_text
 
 IGNORED = -100
 ACCURACY_FILE = "accuracy.json"

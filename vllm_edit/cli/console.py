@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from vllm_edit.printable import printable
+from vllm_edit.text.printable import printable
 
 
 class SafeConsole(Console):

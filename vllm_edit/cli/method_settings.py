@@ -6,7 +6,7 @@ from typing import Any
 
 import typer
 
-from vllm_edit.yaml_document import NotYaml, YamlDocument
+from vllm_edit.text.yaml_document import NotYaml, YamlDocument
 
 
 def method_settings(given: list[str] | None) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vllm_edit.errors import EditError
-from vllm_edit.text_files import read_text
+from vllm_edit.text.utf8 import read_text
 
 if TYPE_CHECKING:
     from vllm_edit.ike.bank import Bank

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from vllm_edit.editing.settings import Progress
-from vllm_edit.printable import printable, printable_json
+from vllm_edit.text.printable import printable, printable_json
 
 if TYPE_CHECKING:
     from rich.console import Console

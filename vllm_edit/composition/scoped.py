@@ -18,8 +18,8 @@ from vllm_edit.composition.compose import compose
 from vllm_edit.deltas.delta import Delta
 from vllm_edit.errors import EditError, Incompatible
 from vllm_edit.patch import Edit, Patch
-from vllm_edit.spelling import written
-from vllm_edit.subjects import Subjects
+from vllm_edit.text.spelling import written
+from vllm_edit.text.subjects import Subjects
 
 Load = Callable[[str], CompiledPatch]
 """Loads a unit by its name."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from vllm_edit.datasets.values import mapping
 from vllm_edit.errors import EditError
-from vllm_edit.text_files import decoded
+from vllm_edit.text.utf8 import decoded
 
 SUFFIXES = (".json", ".jsonl")
 _ROW = {

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from vllm_edit.datasets.values import NoEdit, Record, answers_of, asked, mapping, old_answers_of, shown, text_of, texts
-from vllm_edit.text import normalise, occurrences, quoted, spelled
+from vllm_edit.text.matching import normalise, occurrences, quoted, spelled
 
 _PROMPT, _SUBJECT = ("prompt", "src", "text"), ("subject", "concept")
 _NEW, _OLD = ("target_new", "alt", "labels"), ("ground_truth", "target_true", "answers")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from vllm_edit.text import normalise, quoted
+from vllm_edit.text.matching import normalise, quoted
 
 Record = Mapping[str, Any]
 _MOST_DIGITS = 20

@@ -1,7 +1,7 @@
 """Judges freely generated answers.
 
 The answer is the generated text up to the end of the turn, without the thinking before it. Its first non-blank line is
-judged, in the normalised form of `vllm_edit.text` (case, width, outer punctuation and a leading article do not
+judged, in the normalised form of `vllm_edit.text.matching` (case, width, outer punctuation and a leading article do not
 count).
 """
 
@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from vllm_edit.text import normalise, position
-from vllm_edit.thinking import after_thinking
+from vllm_edit.text.matching import normalise, position
+from vllm_edit.text.thinking import after_thinking
 
 
 def first_line(answer: str) -> str:

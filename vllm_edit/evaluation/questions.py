@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from vllm_edit.patch import LOCALITY_KINDS, Edit, Probe, Split
-from vllm_edit.subjects import Subjects
-from vllm_edit.text import normalise
+from vllm_edit.text.matching import normalise
+from vllm_edit.text.subjects import Subjects
 
 RELIABILITY = "reliability"
 RELIABILITY_CHAT = "reliability_chat"

@@ -18,7 +18,7 @@ from vllm_edit.ike.prefix import Edited, build_prefix, wrap
 from vllm_edit.ike.shelf import Shelf
 from vllm_edit.models.lengths import read_of
 from vllm_edit.patch import Edit, Patch
-from vllm_edit.prompting import answer_ids, prompt_ids
+from vllm_edit.text.prompts import answer_ids, prompt_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -13,8 +13,8 @@ from vllm_edit.evaluation.questions import DEFAULT
 from vllm_edit.facts.facts import Facts, Relation
 from vllm_edit.facts.pool import Known, Pool
 from vllm_edit.patch import LOCALITY_KINDS, Edit, Probe, ProbeKind
-from vllm_edit.subjects import Subjects
-from vllm_edit.text import normalise
+from vllm_edit.text.matching import normalise
+from vllm_edit.text.subjects import Subjects
 
 _OF_EDIT, _OF_PATCH = 8, 64
 """Maximum probes per edit and per patch; in a patch with many edits only some get probes."""

@@ -13,8 +13,8 @@ from typing import Literal, TypeVar
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from vllm_edit.errors import EditError
-from vllm_edit.text_files import NotUTF8, read_text
-from vllm_edit.yaml_document import NotYaml, YamlDocument
+from vllm_edit.text.utf8 import NotUTF8, read_text
+from vllm_edit.text.yaml_document import NotYaml, YamlDocument
 
 T = TypeVar("T")
 

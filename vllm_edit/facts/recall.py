@@ -16,8 +16,8 @@ from vllm_edit.facts.facts import Fact, Form
 from vllm_edit.models.base import Base
 from vllm_edit.models.greedy import batches
 from vllm_edit.models.short_answers import greedy_until
-from vllm_edit.prompting import answer_ids, prompt_ids
-from vllm_edit.text import normalise, position
+from vllm_edit.text.matching import normalise, position
+from vllm_edit.text.prompts import answer_ids, prompt_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -11,9 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vllm_edit.errors import EditError
 from vllm_edit.patch import Edit, Patch
-from vllm_edit.text import is_said, normalise
-from vllm_edit.text_files import read_text
-from vllm_edit.yaml_document import YamlDocument
+from vllm_edit.text.matching import is_said, normalise
+from vllm_edit.text.utf8 import read_text
+from vllm_edit.text.yaml_document import YamlDocument
 
 
 class Fact(BaseModel):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 from vllm_edit.errors import EditError
 from vllm_edit.ike import template
 from vllm_edit.ike.retrieval import nearest_first
-from vllm_edit.subjects import Subjects
+from vllm_edit.text.subjects import Subjects
 
 if TYPE_CHECKING:  # its module imports torch; only its attributes are read here
     from vllm_edit.artefacts.compiled import Demonstration

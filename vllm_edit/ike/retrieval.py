@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from rapidfuzz import fuzz
 
-from vllm_edit.text import words
+from vllm_edit.text.matching import words
 
 
 def lexical(query: str, texts: Sequence[str]) -> list[float]:
@@ -32,5 +32,5 @@ def nearest_first(query: str, texts: Sequence[str]) -> list[int]:
 
 @lru_cache(maxsize=8192)
 def _words(text: str) -> str:
-    """`text.words`, cached: every request needs the words of its patch's stored texts."""
+    """`matching.words`, cached: every request needs the words of its patch's stored texts."""
     return words(text)

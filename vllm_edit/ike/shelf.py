@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from vllm_edit.ike.prefix import Edited, subjects_of
-from vllm_edit.subjects import Subjects
+from vllm_edit.text.subjects import Subjects
 
 if TYPE_CHECKING:  # its module imports torch; only its attributes are read here
     from vllm_edit.artefacts.compiled import Demonstration

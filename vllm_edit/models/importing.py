@@ -20,7 +20,7 @@ from vllm_edit.models.hub import downloaded
 from vllm_edit.models.layout import find_layout
 from vllm_edit.models.source import Read, Source
 from vllm_edit.models.staging import refuse_existing, staged
-from vllm_edit.prompting import prompt_ids
+from vllm_edit.text.prompts import prompt_ids
 
 if TYPE_CHECKING:
     from vllm_edit.models.causal_lm import CausalLM

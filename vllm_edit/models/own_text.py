@@ -21,7 +21,7 @@ from vllm_edit.models.fast_products import fast_products
 from vllm_edit.models.greedy import end_ids
 from vllm_edit.models.lengths import positions_of
 from vllm_edit.models.sampling import Draft, Start, sampled
-from vllm_edit.prompting import around_turn
+from vllm_edit.text.prompts import around_turn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

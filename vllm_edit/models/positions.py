@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from vllm_edit.artefacts.site import Context, Token
 from vllm_edit.errors import EditError
-from vllm_edit.prompting import around_turn, render
-from vllm_edit.text import continuation, last_occurrence, quoted
+from vllm_edit.text.matching import continuation, last_occurrence, quoted
+from vllm_edit.text.prompts import around_turn, render
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

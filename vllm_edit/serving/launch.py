@@ -6,7 +6,7 @@ import logging
 
 from vllm_edit.engine.compat import version
 from vllm_edit.errors import EditError
-from vllm_edit.printable import printable
+from vllm_edit.text.printable import printable
 
 logger = logging.getLogger(__name__)
 

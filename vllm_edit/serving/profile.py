@@ -16,7 +16,7 @@ from vllm_edit.engine.plugins import merged_plugins
 from vllm_edit.errors import Incompatible
 from vllm_edit.serving.server_settings import ALLOW_OPEN, FORWARDED, STORE, TRUSTED_PEERS
 from vllm_edit.serving.startup import is_loopback
-from vllm_edit.thinking import OFF
+from vllm_edit.text.thinking import OFF
 
 _LEAST_CPU_LORAS = 256
 _CACHE_GIB = "1"  # key-value cache on the CPU: enough for small models; the default takes half of the memory

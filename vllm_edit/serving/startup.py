@@ -22,7 +22,7 @@ from vllm_edit.engine.model_folder import model_folder
 from vllm_edit.engine.plugins import PLUGIN
 from vllm_edit.errors import Incompatible
 from vllm_edit.serving.server_settings import ALLOW_OPEN, FORWARDED, STORE, TRUSTED_PEERS, Settings
-from vllm_edit.thinking import OFF, Thinking
+from vllm_edit.text.thinking import OFF, Thinking
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

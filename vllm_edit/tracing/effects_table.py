@@ -6,7 +6,7 @@ from rich.console import ConsoleRenderable, Group
 from rich.table import Table
 from rich.text import Text
 
-from vllm_edit.printable import printable
+from vllm_edit.text.printable import printable
 from vllm_edit.tracing.corruption import KINDS
 from vllm_edit.tracing.effects import KIND_LABELS, ROLES, AverageEffects, Mean, Peak
 

@@ -33,9 +33,9 @@ from vllm_edit.models.hooks import frozen
 from vllm_edit.models.lengths import check_length
 from vllm_edit.models.positions import Located, locate
 from vllm_edit.patch import Edit
-from vllm_edit.prompting import answer_ids
 from vllm_edit.settings import PositiveCount, RealFromZero, Seed, Settings
-from vllm_edit.text import quoted
+from vllm_edit.text.matching import quoted
+from vllm_edit.text.prompts import answer_ids
 from vllm_edit.tracing.corruption import KINDS, CorruptedPrompt, Kind, Restoration
 
 log = logging.getLogger(__name__)

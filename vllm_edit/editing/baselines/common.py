@@ -25,7 +25,6 @@ from vllm_edit.models.base import Base
 from vllm_edit.models.hooks import find_module, frozen
 from vllm_edit.models.rows import Row, answer_scores, batches, leads, run_batch
 from vllm_edit.patch import Edit
-from vllm_edit.prompting import answer_ids, prompt_ids
 from vllm_edit.settings import (
     CountFromZero,
     PositiveCount,
@@ -33,6 +32,7 @@ from vllm_edit.settings import (
     Real,
     RealFromZero,
 )
+from vllm_edit.text.prompts import answer_ids, prompt_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

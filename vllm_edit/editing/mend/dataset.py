@@ -13,7 +13,7 @@ from vllm_edit.editing.rome.prompt_forms import probe_row
 from vllm_edit.errors import EditError
 from vllm_edit.models.rows import Row
 from vllm_edit.patch import LOCALITY_KINDS, Edit, Probe
-from vllm_edit.text import normalise
+from vllm_edit.text.matching import normalise
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -18,8 +18,8 @@ from vllm_edit.editing.mend.network import Hypernetwork
 from vllm_edit.errors import Corrupt, EditError, Incompatible, NotFound
 from vllm_edit.frozen import Frozen
 from vllm_edit.models.base import Base
-from vllm_edit.text_files import read_text
-from vllm_edit.thinking import thinking_of
+from vllm_edit.text.thinking import thinking_of
+from vllm_edit.text.utf8 import read_text
 
 TENSORS_FILE = "network.safetensors"
 CARD_FILE = "network.json"

@@ -21,7 +21,7 @@ from vllm_edit.editing.settings import Progress, RomeSettings
 from vllm_edit.errors import EditError, UnsafeEdit
 from vllm_edit.models.base import Base
 from vllm_edit.patch import Edit, Patch
-from vllm_edit.spelling import written
+from vllm_edit.text.spelling import written
 
 
 def compile_edits(

@@ -15,7 +15,7 @@ import torch
 
 from vllm_edit.models.base import Base
 from vllm_edit.models.rows import Row, batches, run_batch
-from vllm_edit.text import is_whole
+from vllm_edit.text.matching import is_whole
 
 _FORM = "end:"
 _LIKELIEST = 50

@@ -17,7 +17,7 @@ from vllm_edit.composition.solver import System, interference, satisfiable
 from vllm_edit.models.hooks import capture_outputs, inputs_of
 from vllm_edit.models.rows import Batch, Row, batches, run_batch
 from vllm_edit.patch import Edit
-from vllm_edit.spelling import written
+from vllm_edit.text.spelling import written
 
 if TYPE_CHECKING:
     from vllm_edit.models.causal_lm import CausalLM

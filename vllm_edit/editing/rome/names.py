@@ -18,7 +18,7 @@ from vllm_edit.artefacts.site import Context
 from vllm_edit.composition.solver import OPENING
 from vllm_edit.editing.rome.prompt_forms import Form, named_otherwise
 from vllm_edit.patch import Edit
-from vllm_edit.prompting import ids_after
+from vllm_edit.text.prompts import ids_after
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

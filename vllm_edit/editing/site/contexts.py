@@ -28,9 +28,9 @@ from vllm_edit.models.hooks import frozen
 from vllm_edit.models.lengths import check_length
 from vllm_edit.models.positions import contextual
 from vllm_edit.models.sampling import Draft, sampled
-from vllm_edit.prompting import prompt_ids
-from vllm_edit.scripts import is_cjk
-from vllm_edit.text import mentions, quoted
+from vllm_edit.text.matching import mentions, quoted
+from vllm_edit.text.prompts import prompt_ids
+from vllm_edit.text.scripts import is_cjk
 
 SEED_WORDS = ("", "The", "In", "It", "When")
 """Words from which generation starts; for the empty word, it starts from the tokenizer's special tokens (BOS) alone."""

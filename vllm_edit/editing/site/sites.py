@@ -16,7 +16,7 @@ from vllm_edit.errors import EditError
 from vllm_edit.models.base import Base
 from vllm_edit.models.hooks import find_module
 from vllm_edit.models.rows import Row
-from vllm_edit.thinking import thinking_of
+from vllm_edit.text.thinking import thinking_of
 
 PUBLISHED_DEPTH = 5 / 32
 """Layer 5 of 32, as in the published ROME configurations of Llama-2-7B, Llama-3-8B and Mistral-7B."""

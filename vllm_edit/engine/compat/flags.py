@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from vllm_edit.errors import EditError
-from vllm_edit.text_files import read_text
-from vllm_edit.thinking import OFF, Thinking
-from vllm_edit.yaml_document import NotYaml, YamlDocument
+from vllm_edit.text.thinking import OFF, Thinking
+from vllm_edit.text.utf8 import read_text
+from vllm_edit.text.yaml_document import NotYaml, YamlDocument
 
 
 @dataclass(frozen=True)

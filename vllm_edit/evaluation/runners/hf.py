@@ -16,7 +16,7 @@ from vllm_edit.models.forced import Forced, shared_texts, token_scores
 from vllm_edit.models.greedy import continuations, pad_id
 from vllm_edit.models.lengths import positions_of
 from vllm_edit.models.shared_prefix import shares
-from vllm_edit.prompting import answer_ids, prompt_ids
+from vllm_edit.text.prompts import answer_ids, prompt_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast

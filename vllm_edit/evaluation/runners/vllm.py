@@ -18,7 +18,7 @@ from vllm_edit.engine.model_folder import model_folder
 from vllm_edit.errors import Incompatible
 from vllm_edit.evaluation.runners.runner import Reading, Request, Scored, answer_text, check_lengths, pieces_of
 from vllm_edit.models.penalties import Penalties
-from vllm_edit.prompting import answer_ids, prompt_ids
+from vllm_edit.text.prompts import answer_ids, prompt_ids
 
 
 class VLLMRunner:

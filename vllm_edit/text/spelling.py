@@ -14,7 +14,7 @@ from functools import lru_cache
 
 import regex
 
-from vllm_edit.scripts import EAST_ASIAN, POINTS, SPACELESS
+from vllm_edit.text.scripts import EAST_ASIAN, POINTS, SPACELESS
 
 _ZERO_WIDTH_SPACE, _SOFT_HYPHEN = "\u200b", "\u00ad"
 _INVISIBLE = re.compile(  # Default_Ignorable_Code_Point, and control characters that are no white space

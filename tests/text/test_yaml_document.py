@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from vllm_edit.digest import digest_json
 from vllm_edit.errors import PatchError
 from vllm_edit.patch import Patch
-from vllm_edit.yaml_document import NotYaml, YamlDocument, dump_yaml, field
+from vllm_edit.text.yaml_document import NotYaml, YamlDocument, dump_yaml, field
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ READ_BY_PYYAML = {
 
 @pytest.mark.parametrize("path", READ_BY_PYYAML)
 def test_the_projects_own_files_mean_what_they_meant(path: str) -> None:
-    text = (Path(__file__).parents[1] / path).read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / path).read_text(encoding="utf-8")
     data: Any = (
         Patch.parse(text).model_dump(mode="json") if path.startswith("patches") else YamlDocument.parse(text).data
     )

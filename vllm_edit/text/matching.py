@@ -19,7 +19,7 @@ from collections.abc import Iterator
 
 import regex
 
-from vllm_edit.scripts import (
+from vllm_edit.text.scripts import (
     EAST_ASIAN,
     SPACELESS,
     is_following,
@@ -29,7 +29,7 @@ from vllm_edit.scripts import (
     is_passed_over,
     is_spaceless,
 )
-from vllm_edit.spelling import Name, aligned, readings, written
+from vllm_edit.text.spelling import Name, aligned, readings, written
 
 _SIGNS = regex.compile(r"[+#]+(?![\p{L}\p{N}])")
 _ARTICLE = re.compile(r"(?:the|an|a) ")
@@ -45,7 +45,7 @@ def continuation(prompt: str, answer: str) -> str:
 
     A space goes between them unless either side is written without spaces, or the prompt ends in white space, in an
     opening bracket or in an opening quotation mark. An answer with leading spaces keeps exactly one. A chat
-    template has its own rule (`prompting.joint`).
+    template has its own rule (`prompts.joint`).
     """
     answer = answer.strip()
     if not prompt or prompt[-1].isspace() or not answer or _OPENED.search(prompt[-2:]):

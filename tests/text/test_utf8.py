@@ -15,7 +15,7 @@ from vllm_edit.facts import tables_folder
 from vllm_edit.facts.facts import Facts
 from vllm_edit.ike.bank import Bank
 from vllm_edit.patch import Patch
-from vllm_edit.text_files import NotUTF8, read_text
+from vllm_edit.text.utf8 import NotUTF8, read_text
 
 LATIN = "Paris is a city.\nOrléans is another.\n".encode("latin-1")
 

@@ -1,4 +1,4 @@
-"""One pass over a text finds exactly the names that `text.mentions` finds one by one, less names within longer ones."""
+"""One pass over a text finds the names that `matching.mentions` finds one by one, less names within longer ones."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vllm_edit.spelling import Name, readings
-from vllm_edit.subjects import Subjects
-from vllm_edit.text import is_whole, mentions
+from vllm_edit.text.matching import is_whole, mentions
+from vllm_edit.text.spelling import Name, readings
+from vllm_edit.text.subjects import Subjects
 
 # Few characters, so that names overlap, and all kinds: case pairs, folds that change the length (ß, İ, ﬁ), a combining
 # accent, digits, joiners, white space, full width, ideographs, Korean, Thai and Devanagari with their marks, what is

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from jinja2 import TemplateError
 
 from vllm_edit.errors import EditError
-from vllm_edit.scripts import is_spaceless
-from vllm_edit.text import continuation, quoted
-from vllm_edit.thinking import OFF, ended
+from vllm_edit.text.matching import continuation, quoted
+from vllm_edit.text.scripts import is_spaceless
+from vllm_edit.text.thinking import OFF, ended
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -60,7 +60,7 @@ def prompt_ids(tokenizer: PreTrainedTokenizerFast, prompt: str, chat: bool = Fal
 
 
 def answer_ids(tokenizer: PreTrainedTokenizerFast, prompt: str, answer: str, chat: bool = False) -> list[int]:
-    """Ids of the answer as it follows the rendered prompt (see `text.continuation` and `joint`), no special tokens.
+    """Ids of the answer as it follows the rendered prompt (see `matching.continuation` and `joint`), no special tokens.
 
     Appended to `prompt_ids` they equal the ids of prompt and answer tokenized together, unless one token covers the
     boundary: in a request a prompt is always tokenized alone.

@@ -14,8 +14,8 @@ from vllm_edit.evaluation.judging import first_line
 from vllm_edit.evaluation.runners.runner import answer_text
 from vllm_edit.models.base import Base
 from vllm_edit.models.positions import locate
-from vllm_edit.prompting import answer_ids, around_turn, prompt_ids, render
-from vllm_edit.thinking import thinking_of
+from vllm_edit.text.prompts import answer_ids, around_turn, prompt_ids, render
+from vllm_edit.text.thinking import thinking_of
 
 # jinja drops a new line at a template's end
 _TURNS = "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}<|assistant|>{{ '\\n' }}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vllm_edit.text import continuation, mentions, normalise, position, quoted, spelled
+from vllm_edit.text.matching import continuation, mentions, normalise, position, quoted, spelled
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Finds the subjects that a text mentions, in one pass for any number of subjects (Aho–Corasick, 1975).
 
-The definition is that of `text.mentions` (normalised spelling, whole words where the script has words), with one more
-rule: an occurrence inside a longer name's occurrence does not count. "New York" does not mention York.
+The definition is that of `matching.mentions` (normalised spelling, whole words where the script has words), with one
+more rule: an occurrence inside a longer name's occurrence does not count. "New York" does not mention York.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from collections.abc import Collection, Iterable, Sequence
 
 from ahocorasick_rs import AhoCorasick
 
-from vllm_edit.spelling import Name, Written, readings
-from vllm_edit.text import is_whole
+from vllm_edit.text.matching import is_whole
+from vllm_edit.text.spelling import Name, Written, readings
 
 
 class Subjects:

@@ -1,0 +1,1 @@
+"""Text in every script: words and their spelling, names in texts, prompts as token ids, text files. No torch."""
