@@ -35,11 +35,11 @@ from vllm_edit.facts.facts import Facts
 from vllm_edit.ike.bank import Bank
 from vllm_edit.models.base import Base
 from vllm_edit.patch import Patch
-from vllm_edit.pipeline import Pipeline
+from vllm_edit.release.pipeline import Pipeline
+from vllm_edit.release.swept_store import open_or_create
 from vllm_edit.serving.profile import profile
 from vllm_edit.serving.served_model import served_model
 from vllm_edit.store.store import Store
-from vllm_edit.swept_store import open_or_create
 
 ARMS = ("plain", "base", "weights", "ike")
 CONCURRENCY = (1, 16)

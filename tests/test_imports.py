@@ -169,11 +169,16 @@ def test_loading_it_loads_no_torch(package: str) -> None:
     assert loading == {}
 
 
-def test_root_modules_that_everything_may_import_import_no_package_but_text() -> None:
-    leaves = ("errors", "frozen", "digest", "names", "files", "patch", "shipped", "settings")
-    packages = {_child("", name) for name in CODE.files if "." in name} - {"text"}
-    found = {leaf: {_child("", reached) for reached in CODE.reached(leaf)} & packages for leaf in leaves}
-    assert {leaf: above for leaf, above in found.items() if above} == {}
+def test_root_modules_import_only_root_modules_and_text() -> None:
+    leaves = {name for name, path in CODE.files.items() if path.parent == ROOT and name != "__main__"}
+    assert {"errors", "patch"} < leaves
+    below = {leaf: {_child("", imported) for imported in CODE.reached(leaf)} - leaves for leaf in leaves}
+    assert {leaf: packages for leaf, packages in below.items() if packages - {"text"}} == {}
+
+
+def test_text_imports_only_errors_and_itself() -> None:
+    modules = [name for name in CODE.files if _child("", name) == "text"]
+    assert {_child("", imported) for name in modules for imported in CODE.reached(name)} == {"text", "errors"}
 
 
 def test_two_files_have_one_name_only_as_command_or_route_and_what_it_calls() -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from vllm_edit.ike.bank import Bank
     from vllm_edit.models.base import Base
     from vllm_edit.patch import Edit, Gate, Patch, Probe
-    from vllm_edit.pipeline import Outcome, Pipeline
+    from vllm_edit.release.pipeline import Outcome, Pipeline
     from vllm_edit.serving.offline import PatchedLLM
     from vllm_edit.store.store import Store
 
@@ -65,10 +65,10 @@ _HOME = {
     "Gate": "vllm_edit.patch",
     "GateReport": "vllm_edit.artefacts.reports",
     "HFRunner": "vllm_edit.evaluation.runners.hf",
-    "Outcome": "vllm_edit.pipeline",
+    "Outcome": "vllm_edit.release.pipeline",
     "Patch": "vllm_edit.patch",
     "PatchedLLM": "vllm_edit.serving.offline",
-    "Pipeline": "vllm_edit.pipeline",
+    "Pipeline": "vllm_edit.release.pipeline",
     "Probe": "vllm_edit.patch",
     "Report": "vllm_edit.evaluation.report",
     "Store": "vllm_edit.store.store",

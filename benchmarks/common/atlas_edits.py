@@ -24,8 +24,8 @@ from vllm_edit.facts.facts import Fact, Facts
 from vllm_edit.facts.split import included
 from vllm_edit.models.base import Base
 from vllm_edit.patch import Edit, Patch
+from vllm_edit.release.swept_store import open_or_create
 from vllm_edit.store.store import Store
-from vllm_edit.swept_store import open_or_create
 from vllm_edit.text.matching import normalise
 
 

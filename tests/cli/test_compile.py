@@ -11,7 +11,7 @@ from tests.cli.program import Program
 from tests.tiny import SENTENCES, save_tiny
 from vllm_edit.cli.method_settings import method_settings
 from vllm_edit.patch import Patch
-from vllm_edit.pipeline import Pipeline
+from vllm_edit.release.pipeline import Pipeline
 from vllm_edit.store.documents import path_of
 from vllm_edit.store.maintenance import problems_of
 from vllm_edit.store.store import Store

@@ -18,7 +18,7 @@ from vllm_edit.ike.bank import Bank
 from vllm_edit.ike.prefix import build_prefix
 from vllm_edit.models.base import Base
 from vllm_edit.patch import Patch
-from vllm_edit.pipeline import Pipeline
+from vllm_edit.release.pipeline import Pipeline
 from vllm_edit.store.store import Store
 
 PATCH = """

@@ -12,7 +12,7 @@ from typing import Any
 from tests.editing.examples import FRANCE, LOOSE, Bench, bench
 from vllm_edit.ike.bank import Bank
 from vllm_edit.patch import Gate, Patch
-from vllm_edit.pipeline import Pipeline
+from vllm_edit.release.pipeline import Pipeline
 from vllm_edit.rollout.arm import Arm
 from vllm_edit.rollout.rollout import Rollout
 from vllm_edit.store.garbage import gc

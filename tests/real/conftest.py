@@ -17,7 +17,7 @@ from vllm_edit.evaluation.refused import Refused
 from vllm_edit.ike.bank import Bank
 from vllm_edit.models.base import Base
 from vllm_edit.patch import Edit, Patch
-from vllm_edit.pipeline import Outcome, Pipeline
+from vllm_edit.release.pipeline import Outcome, Pipeline
 from vllm_edit.store.store import Store
 
 ROOT = Path(__file__).parents[2]

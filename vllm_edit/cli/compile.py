@@ -14,7 +14,7 @@ from vllm_edit.errors import EditError, PatchError
 
 if TYPE_CHECKING:
     from vllm_edit.patch import Patch
-    from vllm_edit.pipeline import Outcome
+    from vllm_edit.release.pipeline import Outcome
 
 
 def compile_(
@@ -35,7 +35,7 @@ def compile_(
     from vllm_edit.cli.model_inputs import bank_of, load_base
     from vllm_edit.editing.compile import method_of, settings_of
     from vllm_edit.evaluation.refused import Refused
-    from vllm_edit.pipeline import Pipeline
+    from vllm_edit.release.pipeline import Pipeline
     from vllm_edit.store.store import Store
 
     settings_of(method_of(method), chosen)  # reports invalid settings before the model is loaded

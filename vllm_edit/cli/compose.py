@@ -13,7 +13,7 @@ from vllm_edit.text.matching import change, quoted
 
 if TYPE_CHECKING:
     from vllm_edit.artefacts.reports import CompositionReport
-    from vllm_edit.pipeline import Outcome
+    from vllm_edit.release.pipeline import Outcome
 
 _SHOWN_PAIRS = 10
 
@@ -60,7 +60,7 @@ def compose(
 
     from vllm_edit.cli.model_inputs import load_base  # only now: a composition that algebra refuses needs no model
     from vllm_edit.ike.bank import Bank
-    from vllm_edit.pipeline import Pipeline
+    from vllm_edit.release.pipeline import Pipeline
 
     pipeline = Pipeline(opened, load_base(model or opened.site().model), Bank())
     with progress_bar(made.manifest.patch) as progress:

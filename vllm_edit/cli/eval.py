@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from vllm_edit.ike.bank import Bank
     from vllm_edit.models.base import Base
     from vllm_edit.patch import Edit, Patch
-    from vllm_edit.pipeline import Pipeline
+    from vllm_edit.release.pipeline import Pipeline
     from vllm_edit.store.store import Store
 
 KNOWN = "known"
@@ -148,7 +148,7 @@ class _Compiling:
 
     @cached_property
     def _pipeline(self) -> Pipeline:
-        from vllm_edit.pipeline import Pipeline
+        from vllm_edit.release.pipeline import Pipeline
 
         return Pipeline(self.store, self.base, self.bank)
 

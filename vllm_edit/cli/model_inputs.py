@@ -105,6 +105,6 @@ def network_of(model: str, folder: Path | None) -> Path:
 def bank_of(store: Store, file: Path | None) -> Bank:
     """Return facts that the store's model knows, for IKE's demonstrations: from the file, else the store's."""
     from vllm_edit.ike.bank import Bank
-    from vllm_edit.stored_bank import stored_bank
+    from vllm_edit.release.stored_bank import stored_bank
 
     return stored_bank(store) if file is None else Bank.load(file)

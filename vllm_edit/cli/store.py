@@ -80,7 +80,7 @@ def init(
     started = time.perf_counter()
     text, tried = given_text(model, texts, seed), given_edits(model, edits, seed)
     base = _servable(model)
-    from vllm_edit.swept_store import create_store
+    from vllm_edit.release.swept_store import create_store
 
     with progress_bar("store init") as progress:
         created = create_store(

@@ -23,12 +23,12 @@ from vllm_edit.evaluation.table import table as report_table
 from vllm_edit.ike.bank import Bank
 from vllm_edit.models.base import Base
 from vllm_edit.patch import Patch
-from vllm_edit.pipeline import Outcome, Pipeline
 from vllm_edit.registry.registry import Registry
+from vllm_edit.release.pipeline import Outcome, Pipeline
+from vllm_edit.release.swept_store import opened
 from vllm_edit.rollout.arm import Arm
 from vllm_edit.rollout.rollout import Rollout
 from vllm_edit.store.store import Store
-from vllm_edit.swept_store import opened
 
 _USERS = 32
 _PATIENCE_S = 10

@@ -30,8 +30,8 @@ from vllm_edit.ike.bank import Bank
 from vllm_edit.ike.demonstrations import build_demonstrations, with_demonstrations
 from vllm_edit.models.base import Base
 from vllm_edit.patch import Patch, Probe
+from vllm_edit.release.stored_bank import stored_bank
 from vllm_edit.store.store import Store
-from vllm_edit.stored_bank import stored_bank
 from vllm_edit.text.spelling import written
 
 

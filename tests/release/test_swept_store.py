@@ -9,7 +9,6 @@ import pytest
 
 from tests.editing.examples import bench
 from tests.tiny import SENTENCES
-from vllm_edit import swept_store
 from vllm_edit.artefacts.site import Context
 from vllm_edit.editing.site.sites import fixed_site
 from vllm_edit.editing.site.sweep import SiteChoice
@@ -19,9 +18,10 @@ from vllm_edit.facts import known_edits, pooling, tables_folder
 from vllm_edit.facts.facts import Facts
 from vllm_edit.models.base import Base
 from vllm_edit.patch import Edit
+from vllm_edit.release import swept_store
+from vllm_edit.release.swept_store import create_store, open_or_create
 from vllm_edit.store.maintenance import problems_of
 from vllm_edit.store.store import Store
-from vllm_edit.swept_store import create_store, open_or_create
 
 
 def test_a_store_that_is_there_is_opened_without_a_sweep(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from rich.console import Console
 from tests.editing.examples import BRAZIL, FRANCE, JAPAN, LOOSE, bench, patch_of
 from tests.ordinary_text import less_likely
 from tests.tiny import SENTENCES
-from vllm_edit import pipeline as pipeline_module
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.editing.compile import compile_patch
 from vllm_edit.evaluation.evaluate import EvaluationSettings, evaluate
@@ -27,7 +26,8 @@ from vllm_edit.facts.facts import Facts
 from vllm_edit.facts.pool import Known, Pool
 from vllm_edit.ike.bank import Bank
 from vllm_edit.patch import Gate, Patch, Probe
-from vllm_edit.pipeline import Outcome, Pipeline
+from vllm_edit.release import pipeline as pipeline_module
+from vllm_edit.release.pipeline import Outcome, Pipeline
 from vllm_edit.store.store import Store
 
 UNREACHABLE = JAPAN.model_copy(update={"target_new": "全世界最帥的人是誰？全世界最帥的人是李宏毅。"})
