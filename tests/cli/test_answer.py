@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -93,7 +93,7 @@ def test_an_answers_id_names_the_exact_patch_and_the_reason(program: Program) ->
 
 def test_json_has_every_column(program: Program) -> None:
     told = program("answer", "edit-1", "--json").json
-    assert told == FULL.as_dict() | {"at": NOW.isoformat(), "subjects": ["France", "臺灣"], "groups": [0, 7]}
+    assert told == asdict(FULL) | {"at": NOW.isoformat(), "subjects": ["France", "臺灣"], "groups": [0, 7]}
 
 
 def test_the_last_answers_are_listed_newest_first(program: Program) -> None:

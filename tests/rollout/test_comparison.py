@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -92,7 +93,7 @@ def _report(n: int = 2_000, treatment: float = 0.3) -> RolloutReport:
 
 def test_a_report_shows_the_arms_traffic_and_warns() -> None:
     found = _report()
-    told = json.loads(json.dumps(found.as_record()))
+    told = json.loads(json.dumps(asdict(found.as_record())))
     assert told["share"] == told["split"] == 50
     assert told["arms"]["control"]["seconds"] == {"median": pytest.approx(0.2), "p95": pytest.approx(0.29)}
     assert told["arms"]["treatment"]["seconds"] is None

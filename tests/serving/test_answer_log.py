@@ -7,7 +7,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -149,7 +149,7 @@ def test_an_answer_is_found_from_its_beginning_and_in_the_registry_after_its_end
         expected = {"tenant": "acme", "patch": OLD, "adapter": OLD, "mode": "weights", "reason": "TARGETING_MATCH"}
         expected |= {"key": "0123456789ab", "generation": 7, "server": SERVER, "status": 200, "ended": "whole"}
         expected |= {"prompt_tokens": 12, "completion_tokens": 34, "prompt": None, "rollout": None}
-        assert expected.items() <= found.as_dict().items()
+        assert expected.items() <= asdict(found).items()
         with pytest.raises(NotFound):
             await log.find("edit-0")
 

@@ -50,7 +50,7 @@ def test_a_row_says_who_changed_what_why_and_what_it_replaced(registry: Registry
         (5, "bob", "tenant.publish", "new 首都"),
         (6, "ann", "tenant.rollback", "wrong"),
     ]
-    published = rows[1].as_dict()
+    published = dataclasses.asdict(rows[1].as_record())
     assert published["old"] == {"active": None, "valid_until": None}
     assert (published["new"]["active"], published["new"]["gate"]["status"]) == (A, "accepted")
     assert registry.audit()[0].who, "whoever runs the process, where nobody is named"

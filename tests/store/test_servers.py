@@ -131,7 +131,7 @@ def test_servers_that_were_silent_before_are_named_if_they_do_not_follow(registr
     assert told(found) == (2, ("host-a:1",), ())
     assert found.silent == ("host-b:1", "host-c:1"), "d follows, whether it lives or not; e is over a day old"
     assert LIVE_S + 90 <= found.silent_s < LIVE_S + 90 + LONG_S
-    assert found.as_record()["silent"] == found.silent
+    assert found.as_record().silent == found.silent
     assert [entry.id for entry in registry.servers.known() if entry.silent] == ["b", "c", "d"]
     registry.servers.leave("b")
     beat(registry, "c", 2)

@@ -23,7 +23,7 @@ def answer(
 
     found = Store.open(store).registry.answers.find(id)
     if json:
-        print_json(found.as_dict())
+        print_json(found)
         return
     asked = f"{found.route}, model {found.asked}" if found.asked else found.route
     print_fields(
@@ -62,7 +62,7 @@ def answers(
 
     found = Store.open(store).registry.answers.newest(tenant, limit)
     if json:
-        print_json([entry.as_dict() for entry in found])
+        print_json(found)
         return
     rows = [
         (

@@ -43,7 +43,7 @@ def show(
 
     rows = Store.open(store).registry.audit(tenant, limit)
     if json:
-        print_json([row.as_dict() for row in rows])
+        print_json([row.as_record() for row in rows])
         return
     cells = [(row.number, _when(row.at), row.who, row.what, row.tenant, row.summary, row.why) for row in rows]
     print_table(("ROW", "AT", "WHO", "WHAT", "TENANT", "NOW", "WHY"), cells)

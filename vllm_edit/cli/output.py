@@ -7,8 +7,9 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vllm_edit.editing.settings import Progress
 from vllm_edit.text.printable import printable, printable_json
@@ -21,8 +22,12 @@ UNWATCHED_WIDTH = 200
 """Width in columns of rich output to a file or a pipe."""
 
 
-def print_json(value: Any) -> None:
-    """Print one JSON document on stdout, with times in ISO 8601; in ASCII unless stdout's encoding is UTF-8."""
+def print_json(value: object) -> None:
+    """Print one JSON document on stdout; in ASCII unless stdout's encoding is UTF-8.
+
+    Args:
+        value: JSON values, dataclasses (as objects) and times (in ISO 8601).
+    """
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     ascii_only = encoding.lower().replace("-", "") != "utf8"
     print(printable_json(json.dumps(value, ensure_ascii=ascii_only, indent=2, default=_plain)))
@@ -126,9 +131,11 @@ def progress_bar(title: str, every: float = 30) -> Iterator[Progress]:
         yield report
 
 
-def _plain(value: object) -> str:
+def _plain(value: object) -> object:
     if isinstance(value, datetime):
         return value.isoformat()
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
     raise TypeError(f"{type(value).__name__} is not JSON")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from vllm_edit.cli.output import print_json, print_line, print_table, when
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 def print_new_api_key(made: NewApiKey, json: bool) -> None:
     """Print the key alone on stdout, for scripts."""
     if json:
-        print_json(made.api_key.as_dict() | {"key": made.presented})
+        print_json(asdict(made.api_key.info) | {"key": made.presented})
         return
     print_line(made.presented)
     whose = f"tenant {made.api_key.tenant}" if made.api_key.tenant else "an administrator"
@@ -27,7 +28,7 @@ def print_new_api_key(made: NewApiKey, json: bool) -> None:
 
 def print_api_keys(api_keys: Sequence[ApiKey], json: bool) -> None:
     if json:
-        print_json([api_key.as_dict() for api_key in api_keys])
+        print_json([api_key.info for api_key in api_keys])
         return
     rows = [
         (
@@ -45,7 +46,7 @@ def print_api_keys(api_keys: Sequence[ApiKey], json: bool) -> None:
 
 
 def report_revoked(registry: Registry, revoked: ApiKey, wait_s: float, json: bool) -> None:
-    report_change(registry, wait_s, f"key {revoked.id} revoked", revoked.as_dict(), json)
+    report_change(registry, wait_s, f"key {revoked.id} revoked", asdict(revoked.info), json)
 
 
 def _end(api_key: ApiKey) -> str:

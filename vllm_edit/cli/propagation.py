@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from vllm_edit.registry.servers import Acknowledged
 
 
-def report_change(registry: Registry, wait_s: float, line: str, record: Mapping[str, Any], json: bool) -> None:
+def report_change(registry: Registry, wait_s: float, line: str, record: Mapping[str, object], json: bool) -> None:
     """Print a change, then wait and print which servers follow it. A note names the silent servers.
 
     Args:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from vllm_edit.registry.registry import Registry
     from vllm_edit.rollout.arm import Side
     from vllm_edit.rollout.rollout import Rollout
+    from vllm_edit.rollout.sticky import Source
 
 app = group("Rollouts: compare control and treatment on a tenant's users, then promote or kill.")
 
@@ -61,7 +63,7 @@ def create(
 
     if override and not who:
         raise typer.BadParameter("--override needs the name of who decides: add --who")
-    sources: Any = tuple(source.strip() for source in order.split(","))
+    sources = cast("tuple[Source, ...]", tuple(source.strip() for source in order.split(",")))  # `draft` checks them
     opened = Store.open(store)
     made = draft(
         name,
@@ -159,7 +161,7 @@ def list_(
 
     entries = Store.open(store).registry.rollouts.newest_first(tenant)
     if json:
-        print_json([entry.rollout.as_record() | _times(entry) for entry in entries])
+        print_json([entry.as_record() for entry in entries])
         return
     rows = []
     for entry in entries:
@@ -186,7 +188,7 @@ def status(
     if out is not None:
         draw(found, out)
     if json:
-        print_json(found.as_record() | {"picture": str(out) if out else None})
+        print_json(asdict(found.as_record()) | {"picture": str(out) if out else None})
     else:
         print_status(found)
 
@@ -199,7 +201,7 @@ def _override(text: str) -> tuple[str, Side]:
 
 
 def _report(registry: Registry, rollout: Rollout, wait_s: float, json: bool) -> None:
-    report_change(registry, wait_s, _line(rollout), rollout.as_record(), json)
+    report_change(registry, wait_s, _line(rollout), asdict(rollout.as_record()), json)
 
 
 def _line(rollout: Rollout) -> str:
@@ -219,7 +221,3 @@ def _state(rollout: Rollout) -> str:
 
 def _percent(buckets: int) -> str:
     return f"{buckets / 100:g} %"
-
-
-def _times(entry: Any) -> dict[str, Any]:
-    return {"created_at": entry.created_at, "changed_at": entry.changed_at}

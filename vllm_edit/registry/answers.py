@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -70,9 +70,6 @@ class AnswerEntry:
     server: str
     prompt: str | None = None
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 class Answers:
     """An append-only log: additions leave the generation unchanged and are not audited."""
@@ -134,7 +131,7 @@ def sweep(connection: Connection, older_than: datetime, limit: int) -> int:
     return connection.execute(delete(tables.answers).where(tables.answers.c.id.in_(old))).rowcount
 
 
-def _row(entry: AnswerEntry) -> dict[str, Any]:
+def _row(entry: AnswerEntry) -> dict[str, object]:
     texts = {"asked": _storable(entry.asked, _ASKED_LENGTH), "prompt": _storable(entry.prompt, PROMPT_LENGTH)}
     plain = vars(entry) | texts
     return plain | {column: None if plain[column] is None else json.dumps(plain[column]) for column in _JSON}

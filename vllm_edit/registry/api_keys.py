@@ -12,7 +12,7 @@ import hmac
 import re
 import secrets
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -34,8 +34,8 @@ _NOBODYS = "0" * 64
 
 
 @dataclass(frozen=True)
-class ApiKey:
-    """The registry's record of an API key.
+class ApiKeyInfo:
+    """The public part of an API key's record.
 
     Attributes:
         rights: `serve` permits its tenant's compositions, `base` also the base model by name, `admin` the admin
@@ -52,15 +52,22 @@ class ApiKey:
     revoked_at: datetime | None
     revoked_by: str | None
     revoked_why: str | None
-    hash: str = field(repr=False)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Public fields: everything except the hash."""
-        return {name: value for name, value in asdict(self).items() if name != "hash"}
 
     def counts(self, now: datetime) -> bool:
         """True if the key is neither revoked nor expired."""
         return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
+
+
+@dataclass(frozen=True)
+class ApiKey(ApiKeyInfo):
+    """The registry's record of an API key."""
+
+    hash: str = field(repr=False)
+
+    @property
+    def info(self) -> ApiKeyInfo:
+        """The record without the hash."""
+        return ApiKeyInfo(**{part.name: getattr(self, part.name) for part in fields(ApiKeyInfo)})
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from pydantic import JsonValue
 from sqlalchemy import Connection, insert, select
 
 from vllm_edit.digest import canonical
@@ -55,14 +56,29 @@ class AuditEntry:
     previous: str
     digest: str
 
-    def as_dict(self) -> dict[str, Any]:
-        """With `old` and `new` parsed; text that is not valid JSON (after tampering) stays text."""
-        return asdict(self) | {"old": _parsed(self.old), "new": _parsed(self.new)}
+    def as_record(self) -> AuditRecord:
+        return AuditRecord(**asdict(self) | {"old": _parsed(self.old), "new": _parsed(self.new)})
 
     @property
     def summary(self) -> str:
         """The state after the change, in a few words."""
         return _brief(_parsed(self.new))
+
+
+@dataclass(frozen=True)
+class AuditRecord:
+    """An `AuditEntry` with `old` and `new` parsed; text that is not valid JSON (after tampering) stays text."""
+
+    number: int
+    at: str
+    who: str
+    what: str
+    tenant: str | None
+    why: str
+    old: JsonValue
+    new: JsonValue
+    previous: str
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -76,7 +92,9 @@ class Head:
 EMPTY = Head(0, BEGINNING)
 
 
-def entry(after: Head, *, at: str, who: str, what: str, tenant: str | None, why: str, old: Any, new: Any) -> AuditEntry:
+def entry(
+    after: Head, *, at: str, who: str, what: str, tenant: str | None, why: str, old: object, new: object
+) -> AuditEntry:
     """The row that follows `after`."""
     fields: dict[str, Any] = {
         "number": after.number + 1,
@@ -108,7 +126,7 @@ def in_order(connection: Connection, tenant: str | None = None, newest: int | No
     wanted = select(tables.audit).order_by(number.desc()).limit(newest)
     if tenant is not None:
         wanted = wanted.where(tables.audit.c.tenant == tenant)
-    found: list[Any] = [AuditEntry(**row._mapping) for row in connection.execute(wanted)]
+    found = [AuditEntry(**row._mapping) for row in connection.execute(wanted)]
     return found[::-1]
 
 
@@ -232,12 +250,12 @@ def _digest_of(row: AuditEntry, number: int) -> str:
         return ""
 
 
-def _digest(fields: Mapping[str, Any]) -> str:
+def _digest(fields: Mapping[str, object]) -> str:
     """Digest of every field except `digest`. All 256 bits, because a forger can choose the content of rows."""
     return hashlib.sha256(canonical(fields)).hexdigest()
 
 
-def _brief(new: Any) -> str:
+def _brief(new: JsonValue) -> str:
     """Short summary of a change's new state, for display."""
     if not isinstance(new, dict):
         return "" if new is None else str(new)
@@ -247,8 +265,9 @@ def _brief(new: Any) -> str:
     return ", ".join(parts)
 
 
-def _parsed(text: str) -> Any:
+def _parsed(text: str) -> JsonValue:
     try:
-        return json.loads(text)
+        value: JsonValue = json.loads(text)
     except (ValueError, RecursionError):
         return text
+    return value

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -252,7 +252,7 @@ class Database:
         self._migrated = True
 
 
-def add_unknown(connection: Connection, table: Table, rows: Sequence[dict[str, Any]]) -> None:
+def add_unknown(connection: Connection, table: Table, rows: Sequence[Mapping[str, object]]) -> None:
     """Insert the rows whose primary key is not in `table` yet; existing rows stay unchanged.
 
     A batch is retried if its commit was not acknowledged, so inserts must be idempotent.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from typing import Any, get_args
+from typing import get_args
 
 from sqlalchemy import URL, Connection
 
@@ -260,7 +260,7 @@ class Registry:
             else:
                 tenants.require(change.connection, tenant)
             made = api_keys.add(change.connection, tenant, rights, label=label, expires_at=expires_at, by=change.who)
-            change.record(None, made.api_key.as_dict())
+            change.record(None, made.api_key.info)
             return made
 
     def api_keys(self, tenant: str | None = None) -> list[ApiKey]:
@@ -280,7 +280,7 @@ class Registry:
             )
         with self.changes.make("key.revoke", tenant=key.tenant, by=by, why=why) as change:
             revoked = api_keys.revoke(change.connection, id, by=change.who, why=why)
-            change.record(key.as_dict(), revoked.as_dict())
+            change.record(key.info, revoked.info)
             return revoked
 
     # The whole state
@@ -372,7 +372,7 @@ def _entered(change: Change, name: str, valid_until: datetime | None) -> PatchEn
     return entry
 
 
-def _active(publication: Publication | None) -> dict[str, Any]:
+def _active(publication: Publication | None) -> dict[str, str | datetime | None]:
     if publication is None:
         return {"active": None, "valid_until": None}
     return {"active": publication.name, "valid_until": publication.valid_until}

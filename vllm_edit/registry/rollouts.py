@@ -6,7 +6,7 @@ Functions with a connection run in their caller's transaction.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -23,7 +23,7 @@ from vllm_edit.registry.tables import rollouts
 from vllm_edit.registry.transactions import Changes
 from vllm_edit.rollout.arm import Arm
 from vllm_edit.rollout.outcomes import Exposure, metric_of
-from vllm_edit.rollout.rollout import Rollout, Verb
+from vllm_edit.rollout.rollout import Rollout, RolloutRecord, Verb
 from vllm_edit.rollout.rollout_report import RolloutReport, report
 
 _JSON = TypeAdapter(Rollout)
@@ -37,6 +37,19 @@ class RolloutEntry:
     """A rollout with the times of its creation and last change."""
 
     rollout: Rollout
+    created_at: datetime
+    changed_at: datetime
+
+    def as_record(self) -> RolloutEntryRecord:
+        return RolloutEntryRecord(
+            **vars(self.rollout.as_record()), created_at=self.created_at, changed_at=self.changed_at
+        )
+
+
+@dataclass(frozen=True)
+class RolloutEntryRecord(RolloutRecord):
+    """A `RolloutEntry` as JSON shows it."""
+
     created_at: datetime
     changed_at: datetime
 
@@ -74,7 +87,7 @@ class Rollouts:
             }
             made = replace(rollout, control=arms["control"], treatment=arms["treatment"])
             add(connection, made)
-            change.record(None, made.as_record() | ({"override": override} if override else {}))
+            change.record(None, asdict(made.as_record()) | ({"override": override} if override else {}))
             return made
 
     def ramp(self, name: str, percent: float, *, why: str = "", by: str = "") -> Rollout:
@@ -151,7 +164,7 @@ class Rollouts:
             replaces = new.governs and (old.state == "created" or new.state == "killed")
             closed = close(change.connection, tenant, but=name) if replaces else []
             put(change.connection, new)
-            change.record(old.as_record(), new.as_record() | ({"closes": closed} if closed else {}))
+            change.record(old.as_record(), asdict(new.as_record()) | ({"closes": closed} if closed else {}))
             return new
 
 

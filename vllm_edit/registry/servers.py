@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any
 
 from sqlalchemy import Connection, delete, func, insert, select, update
 
@@ -78,15 +77,21 @@ class Acknowledged:
     silent: tuple[str, ...]
     silent_s: float = 0.0
 
-    def as_record(self) -> dict[str, Any]:
-        """As JSON."""
-        return {
-            "generation": self.generation,
-            "seconds": round(self.seconds, 4),
-            "servers": self.acknowledged,
-            "missing": self.missing,
-            "silent": self.silent,
-        }
+    def as_record(self) -> AcknowledgedRecord:
+        return AcknowledgedRecord(
+            self.generation, round(self.seconds, 4), self.acknowledged, missing=self.missing, silent=self.silent
+        )
+
+
+@dataclass(frozen=True)
+class AcknowledgedRecord:
+    """`Acknowledged` as JSON shows it; `servers` are those that follow the generation."""
+
+    generation: int
+    seconds: float
+    servers: tuple[str, ...]
+    missing: tuple[str, ...]
+    silent: tuple[str, ...]
 
 
 class Servers:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import numpy as np
@@ -28,8 +28,8 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Comparison of the arms on one metric.
+class Summary:
+    """Summary of the comparison of the arms on one metric.
 
     Attributes:
         metric: The metric.
@@ -39,7 +39,6 @@ class Comparison:
         difference: Treatment minus control, over blocks.
         verdict: Verdict on treatment.
         decided_at: Number of the first block whose interval excludes zero; None if there is none.
-        path: (estimate, lower, upper) after each block, each [blocks].
     """
 
     metric: Metric
@@ -49,7 +48,18 @@ class Comparison:
     difference: Estimate
     verdict: Verdict
     decided_at: int | None
+
+
+@dataclass(frozen=True)
+class Comparison(Summary):
+    """A comparison with its course. `path`: (estimate, lower, upper) after each block, each [blocks]."""
+
     path: tuple[Array, Array, Array]
+
+    @property
+    def summary(self) -> Summary:
+        """The comparison without its course."""
+        return Summary(**{part.name: getattr(self, part.name) for part in fields(Summary)})
 
 
 def compare(metric: Metric, observed: Sequence[Observed], split: int, alpha: float) -> Comparison:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
+from vllm_edit.json_value import JSONValue
 from vllm_edit.rollout.arm import Arm, Mode, Side
 from vllm_edit.rollout.assignment import Assignment, assign
 from vllm_edit.rollout.rollout import Rollout
@@ -64,7 +64,7 @@ class Choice:
 def decide(
     state: TenantState,
     headers: Mapping[str, str],
-    body: Mapping[str, Any],
+    body: Mapping[str, JSONValue],
     now: datetime,
     api_key_id: str | None = None,
     mode: Mode | None = None,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, Self, get_args
+from dataclasses import dataclass, field, fields, replace
+from typing import Literal, Self, get_args
 
 from vllm_edit.errors import EditError
 from vllm_edit.names import check_tenant, shown
@@ -99,10 +99,11 @@ class Rollout:
             raise EditError("\n".join(f"rollout {shown(self.name)}: {problem}" for problem in problems))
         check_tenant(self.tenant)
 
-    def as_record(self) -> dict[str, Any]:
-        """As JSON: arms as a request's `model` field names them, shares in per cent."""
-        record = asdict(self) | {"control": str(self.control), "treatment": str(self.treatment)}
-        return record | {field: record[field] * 100 / BUCKETS for field in ("share", "split")}
+    def as_record(self) -> RolloutRecord:
+        shown = {part.name: getattr(self, part.name) for part in fields(self)}
+        shown |= {"control": str(self.control), "treatment": str(self.treatment)}
+        shown |= {"share": self.share * 100 / BUCKETS, "split": self.split * 100 / BUCKETS}
+        return RolloutRecord(**shown)
 
     @property
     def running(self) -> bool:
@@ -149,6 +150,25 @@ class Rollout:
             can = "make a new one" if self.state == "killed" or not allowed else f"it can only {' or '.join(allowed)}"
             raise EditError(f"cannot {verb} rollout {self.name!r}: it is {state}; {can}")
         return replace(self, state=_LEADS_TO[verb], share=self.share if share is None else share)
+
+
+@dataclass(frozen=True)
+class RolloutRecord:
+    """A rollout as JSON shows it: arms as a request's `model` field names them, shares in per cent."""
+
+    name: str
+    tenant: str
+    control: str
+    treatment: str
+    salt: str
+    split: float
+    share: float
+    state: State
+    closed: bool
+    overrides: Mapping[str, Side]
+    sticky: Stickiness
+    metrics: tuple[Metric, ...]
+    alpha: float
 
 
 def buckets_of(percent: float) -> int:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
 from vllm_edit.rollout.arm import SIDES, Side
 from vllm_edit.rollout.buckets import BUCKETS
-from vllm_edit.rollout.comparison import Comparison, compare
+from vllm_edit.rollout.comparison import Comparison, Summary, compare
 from vllm_edit.rollout.guardrails import warnings
 from vllm_edit.rollout.outcomes import Observed, Traffic
-from vllm_edit.rollout.rollout import Rollout
+from vllm_edit.rollout.rollout import Rollout, RolloutRecord
 from vllm_edit.rollout.sequential import imbalance
 
 QUANTILES = (0.5, 0.95)
@@ -44,20 +43,48 @@ class RolloutReport:
         seconds = self.traffic[side].seconds
         return tuple(float(value) for value in np.quantile(seconds, QUANTILES)) if seconds else None
 
-    def as_record(self) -> dict[str, Any]:
-        """As JSON."""
-        return self.rollout.as_record() | {
-            "arms": {side: self._arm(side) for side in SIDES},
-            "comparisons": [_comparison(comparison) for comparison in self.comparisons],
-            "imbalance": self.imbalance,
-            "warnings": self.warnings,
-        }
+    def as_record(self) -> ReportRecord:
+        return ReportRecord(
+            **vars(self.rollout.as_record()),
+            arms={side: self._arm(side) for side in SIDES},
+            comparisons=tuple(comparison.summary for comparison in self.comparisons),
+            imbalance=self.imbalance,
+            warnings=tuple(self.warnings),
+        )
 
-    def _arm(self, side: Side) -> dict[str, Any]:
-        traffic = asdict(self.traffic[side])
-        del traffic["seconds"]
+    def _arm(self, side: Side) -> ArmRecord:
         latency = self.latency(side)
-        return traffic | {"seconds": dict(zip(("median", "p95"), latency, strict=True)) if latency else None}
+        return ArmRecord(**vars(self.traffic[side]) | {"seconds": Latency(*latency) if latency else None})
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Quantiles of an arm's latency, in seconds."""
+
+    median: float
+    p95: float
+
+
+@dataclass(frozen=True)
+class ArmRecord:
+    """An arm's `Traffic` as JSON shows it."""
+
+    requests: int
+    units: int
+    failed: int
+    prompt_tokens: int
+    completion_tokens: int
+    seconds: Latency | None
+
+
+@dataclass(frozen=True)
+class ReportRecord(RolloutRecord):
+    """A `RolloutReport` as JSON shows it."""
+
+    arms: Mapping[Side, ArmRecord]
+    comparisons: tuple[Summary, ...]
+    imbalance: float
+    warnings: tuple[str, ...]
 
 
 def report(
@@ -78,9 +105,3 @@ def report(
         compare(metric, observed.get(metric.name, ()), rollout.split, alpha) for metric in rollout.metrics
     )
     return RolloutReport(rollout, sides, comparisons, imbalance(treated, treated + sides["control"].units, share))
-
-
-def _comparison(comparison: Comparison) -> dict[str, Any]:
-    record = asdict(comparison)
-    del record["path"]
-    return record

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from vllm_edit.errors import EditError
+from vllm_edit.json_value import JSONValue
 from vllm_edit.names import shown
 
 Source = Literal["user-header", "user-field", "session-header", "api-key"]
@@ -49,7 +50,7 @@ class Stickiness:
                 raise EditError(f"expected a header's name in lower-case letters, like x-user-id; got {shown(header)}")
 
     def sticky_key(
-        self, headers: Mapping[str, str], body: Mapping[str, Any], api_key_id: str | None = None
+        self, headers: Mapping[str, str], body: Mapping[str, JSONValue], api_key_id: str | None = None
     ) -> StickyKey | None:
         """Return the request's sticky key, or None if no source provides one; no random key is substituted.
 
@@ -76,7 +77,7 @@ class Stickiness:
         return None
 
 
-def _text(user: Any) -> str:
+def _text(user: JSONValue) -> str:
     if user is None:
         return ""
     if not isinstance(user, str):

@@ -8,9 +8,9 @@ import logging
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from vllm_edit.errors import EditError
+from vllm_edit.registry.servers import Acknowledged
 from vllm_edit.serving.answer_log import AnswerLog
 from vllm_edit.serving.heartbeat import Heartbeat
 from vllm_edit.serving.metrics import Metrics
@@ -95,10 +95,10 @@ class Service:
         except Exception:  # catch everything, so that the other patches are still loaded
             logger.exception("%s cannot be served", name)
 
-    async def followed(self, within_s: float) -> dict[str, Any]:
-        """Apply a change of the registry, and wait for the other servers; return a record of those that applied it."""
+    async def followed(self, within_s: float) -> Acknowledged:
+        """Apply a change of the registry, and wait for the other servers; return those that applied it."""
         catalogue = await self.watcher.refresh()
-        return (await self.heartbeat.followed(catalogue.generation, within_s)).as_record()
+        return await self.heartbeat.followed(catalogue.generation, within_s)
 
     async def prepare(self, name: str) -> None:
         """Load everything that serving the patch needs from the store, except adapters of a patch with scope subject.

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Self
 
 from fastapi import APIRouter, Request
 from pydantic import Field
 
 from vllm_edit.names import LABEL_LENGTH
+from vllm_edit.registry.api_keys import ApiKeyInfo, NewApiKey
+from vllm_edit.registry.servers import AcknowledgedRecord
 from vllm_edit.serving.admin.authorization import PREFIX
 from vllm_edit.serving.admin.dependencies import Because, Body, Dependencies, End, Who, who
 from vllm_edit.serving.admin.validation import ValidatedRoute
@@ -19,16 +22,34 @@ class NewAdminKey(Body):
     who: Who = ""
 
 
+@dataclass(frozen=True)
+class NewApiKeyInfo(ApiKeyInfo):
+    """A new key, with its secret as `key`."""
+
+    key: str
+
+    @classmethod
+    def of(cls, made: NewApiKey) -> Self:
+        return cls(**asdict(made.api_key.info), key=made.presented)
+
+
+@dataclass(frozen=True)
+class RevokedApiKey(ApiKeyInfo):
+    """A revoked key, and the servers that refuse it."""
+
+    acknowledged: AcknowledgedRecord
+
+
 def routes(dependencies: Dependencies) -> APIRouter:
     router = APIRouter(prefix=f"{PREFIX}/keys", route_class=ValidatedRoute)
 
     @router.get("")
-    async def list_keys() -> list[dict[str, Any]]:
+    async def list_keys() -> list[ApiKeyInfo]:
         """All keys of administrators and tenants, including revoked keys, without their secrets."""
-        return [api_key.as_dict() for api_key in await dependencies.read(dependencies.registry.api_keys)]
+        return [api_key.info for api_key in await dependencies.read(dependencies.registry.api_keys)]
 
     @router.post("")
-    async def create(asked: NewAdminKey, request: Request) -> dict[str, Any]:
+    async def create(asked: NewAdminKey, request: Request) -> NewApiKeyInfo:
         """Create an admin key. The response shows the secret, as `key`, only once."""
         made, _ = await dependencies.change(
             dependencies.registry.create_api_key,
@@ -37,15 +58,15 @@ def routes(dependencies: Dependencies) -> APIRouter:
             expires_at=asked.expires_at,
             by=who(request, asked.who),
         )
-        return made.api_key.as_dict() | {"key": made.presented}
+        return NewApiKeyInfo.of(made)
 
     @router.post("/{id}/revoke")
-    async def revoke(id: str, request: Request, asked: Because | None = None) -> dict[str, Any]:
+    async def revoke(id: str, request: Request, asked: Because | None = None) -> RevokedApiKey:
         """Revoke a key permanently."""
         asked = asked or Because()
         revoked, followed = await dependencies.change(
             dependencies.registry.revoke_api_key, id, why=asked.why, by=who(request, asked.who)
         )
-        return revoked.as_dict() | {"acknowledged": followed}
+        return RevokedApiKey(**asdict(revoked.info), acknowledged=followed)
 
     return router

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 from vllm_edit.errors import EditError, NotFound, Unavailable
 from vllm_edit.names import LABEL_LENGTH, REASON_LENGTH, is_one_line
 from vllm_edit.registry.registry import Registry
+from vllm_edit.registry.servers import AcknowledgedRecord
 from vllm_edit.serving.admin.authorization import CALLER
 from vllm_edit.serving.caller import Caller
 from vllm_edit.serving.service import Holder, Service
@@ -83,7 +84,7 @@ class Dependencies:
         """Run `work` in a thread, because it waits for the database or for files."""
         return await self.administration.run(work, *arguments, **named)
 
-    async def change(self, work: Callable[..., T], *arguments: Any, **named: Any) -> tuple[T, dict[str, Any]]:
+    async def change(self, work: Callable[..., T], *arguments: Any, **named: Any) -> tuple[T, AcknowledgedRecord]:
         """Run `work`, then wait up to `FOLLOW_S` until all servers have applied the change.
 
         Returns:
@@ -94,7 +95,7 @@ class Dependencies:
         """
         made = await self.read(work, *arguments, **named)
         try:
-            return made, await self.service.followed(FOLLOW_S)
+            return made, (await self.service.followed(FOLLOW_S)).as_record()
         except EditError as error:
             message = "the change is made, do not repeat it; which servers follow it is not known"
             raise Unavailable(f"{message}: {error}") from error

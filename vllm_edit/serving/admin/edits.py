@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Any
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, JsonValue
 
+from vllm_edit.artefacts.manifest import Manifest
+from vllm_edit.registry.answers import AnswerEntry
 from vllm_edit.registry.patches import PatchEntry
 from vllm_edit.serving.admin.authorization import PREFIX
 from vllm_edit.serving.admin.dependencies import Body, Dependencies, Who, who
@@ -54,12 +55,21 @@ class Listing(BaseModel):
     generation: int
 
 
+class RecordInfo(BaseModel):
+    """A compile report, a gate's verdict or an evaluation."""
+
+    name: str
+    kind: str
+    at: datetime
+    data: dict[str, JsonValue]
+
+
 class PatchInfo(BaseModel):
     """A compiled patch: its registry entry, its manifest and its records."""
 
     entry: PatchEntry
-    manifest: dict[str, Any]
-    records: list[dict[str, Any]]
+    manifest: Manifest
+    records: list[RecordInfo]
 
 
 class Collect(Body):
@@ -90,9 +100,9 @@ def routes(dependencies: Dependencies) -> APIRouter:
         return _listing(dependencies, datetime.now(UTC))
 
     @router.get("/answers/{id}")
-    async def answer(id: str) -> dict[str, Any]:
+    async def answer(id: str) -> AnswerEntry:
         """A logged answer: tenant, exact patch and adapter, mode, arm, reason."""
-        return asdict(await dependencies.service.answers.find(id))
+        return await dependencies.service.answers.find(id)
 
     @router.get("/patches/{name}")
     async def patch(name: str) -> PatchInfo:
@@ -137,5 +147,5 @@ def _listing(dependencies: Dependencies, now: datetime) -> Listing:
 def _patch(dependencies: Dependencies, name: str) -> PatchInfo:
     store = dependencies.service.store
     full = store.resolve(name)
-    records = [asdict(record) for record in store.records(full)]
-    return PatchInfo(entry=store.entry(full), manifest=store.manifest(full).model_dump(mode="json"), records=records)
+    records = [RecordInfo(**vars(record)) for record in store.records(full)]
+    return PatchInfo(entry=store.entry(full), manifest=store.manifest(full), records=records)

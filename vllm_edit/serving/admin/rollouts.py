@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass
+from typing import Annotated, Literal, Self
 
 from fastapi import APIRouter, Request
 from pydantic import Field
 
 from vllm_edit.names import REASON_LENGTH
+from vllm_edit.registry.rollouts import RolloutEntryRecord
+from vllm_edit.registry.servers import AcknowledgedRecord
 from vllm_edit.rollout.arm import Side
 from vllm_edit.rollout.draft import draft
+from vllm_edit.rollout.rollout import Rollout, RolloutRecord
+from vllm_edit.rollout.rollout_report import ReportRecord
 from vllm_edit.rollout.sticky import SOURCES, Source
 from vllm_edit.serving.admin.authorization import PREFIX
 from vllm_edit.serving.admin.dependencies import Because, Dependencies, who
@@ -41,20 +46,28 @@ class Ramp(Because):
     percent: float = Field(ge=0, le=100)
 
 
+@dataclass(frozen=True)
+class Moved(RolloutRecord):
+    """A changed rollout, and the servers that follow it."""
+
+    acknowledged: AcknowledgedRecord
+
+    @classmethod
+    def of(cls, rollout: Rollout, acknowledged: AcknowledgedRecord) -> Self:
+        return cls(**vars(rollout.as_record()), acknowledged=acknowledged)
+
+
 def routes(dependencies: Dependencies) -> APIRouter:
     router = APIRouter(prefix=f"{PREFIX}/rollouts", route_class=ValidatedRoute)
 
     @router.get("")
-    async def list_rollouts(tenant: str | None = None) -> list[dict[str, Any]]:
+    async def list_rollouts(tenant: str | None = None) -> list[RolloutEntryRecord]:
         """Rollouts, the newest first."""
         entries = await dependencies.read(dependencies.registry.rollouts.newest_first, tenant)
-        return [
-            entry.rollout.as_record() | {"created_at": entry.created_at, "changed_at": entry.changed_at}
-            for entry in entries
-        ]
+        return [entry.as_record() for entry in entries]
 
     @router.post("")
-    async def create(asked: NewRollout, request: Request) -> dict[str, Any]:
+    async def create(asked: NewRollout, request: Request) -> RolloutRecord:
         """Create a rollout. It serves nobody before its first `ramp`."""
         made = await dependencies.read(
             draft,
@@ -83,27 +96,27 @@ def routes(dependencies: Dependencies) -> APIRouter:
         return entered.as_record()
 
     @router.get("/{name}")
-    async def status(name: str) -> dict[str, Any]:
+    async def status(name: str) -> ReportRecord:
         """The arms' traffic and comparison; the intervals stay valid however often they are read."""
         return (await dependencies.read(dependencies.registry.rollouts.report, name)).as_record()
 
     @router.post("/{name}/ramp")
-    async def ramp(name: str, asked: Ramp, request: Request) -> dict[str, Any]:
+    async def ramp(name: str, asked: Ramp, request: Request) -> Moved:
         """Set the percentage of users who take part."""
         moved, followed = await dependencies.change(
             dependencies.registry.rollouts.ramp, name, asked.percent, why=asked.why, by=who(request, asked.who)
         )
-        return moved.as_record() | {"acknowledged": followed}
+        return Moved.of(moved, followed)
 
     @router.post("/{name}/{verb}")
     async def step(
         name: str, verb: Literal["pause", "kill", "promote"], request: Request, asked: Because | None = None
-    ) -> dict[str, Any]:
+    ) -> Moved:
         """`pause` leaves every user on their arm; `kill` moves all to control; `promote` moves all to treatment."""
         asked = asked or Because()
         rollouts = dependencies.registry.rollouts
         steps = {"pause": rollouts.pause, "kill": rollouts.kill, "promote": rollouts.promote}
         moved, followed = await dependencies.change(steps[verb], name, why=asked.why, by=who(request, asked.who))
-        return moved.as_record() | {"acknowledged": followed}
+        return Moved.of(moved, followed)
 
     return router

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
 from vllm_edit.names import LABEL_LENGTH, REASON_LENGTH
+from vllm_edit.registry.api_keys import ApiKeyInfo
 from vllm_edit.registry.publications import Publication
+from vllm_edit.registry.servers import AcknowledgedRecord
 from vllm_edit.registry.tenants import Tenant
+from vllm_edit.serving.admin.api_keys import NewApiKeyInfo
 from vllm_edit.serving.admin.authorization import PREFIX
 from vllm_edit.serving.admin.dependencies import Because, Body, Dependencies, End, Reference, Who, who
 from vllm_edit.serving.admin.validation import ValidatedRoute
@@ -36,7 +38,7 @@ class Active(BaseModel):
 
     tenant: str
     active: str | None
-    acknowledged: dict[str, Any]
+    acknowledged: AcknowledgedRecord
 
 
 class History(BaseModel):
@@ -97,12 +99,12 @@ def routes(dependencies: Dependencies) -> APIRouter:
         return Active(tenant=tenant, active=active, acknowledged=followed)
 
     @router.get("/{tenant}/keys")
-    async def keys(tenant: str) -> list[dict[str, Any]]:
+    async def keys(tenant: str) -> list[ApiKeyInfo]:
         """A tenant's keys, including revoked keys, without their secrets."""
-        return [api_key.as_dict() for api_key in await dependencies.read(dependencies.registry.api_keys, tenant)]
+        return [api_key.info for api_key in await dependencies.read(dependencies.registry.api_keys, tenant)]
 
     @router.post("/{tenant}/keys")
-    async def create_key(tenant: str, asked: NewTenantKey, request: Request) -> dict[str, Any]:
+    async def create_key(tenant: str, asked: NewTenantKey, request: Request) -> NewApiKeyInfo:
         """Create a key. The response shows the secret, as `key`, only once."""
         expires_at: datetime | None = asked.expires_at
         made, _ = await dependencies.change(
@@ -113,6 +115,6 @@ def routes(dependencies: Dependencies) -> APIRouter:
             expires_at=expires_at,
             by=who(request, asked.who),
         )
-        return made.api_key.as_dict() | {"key": made.presented}
+        return NewApiKeyInfo.of(made)
 
     return router
