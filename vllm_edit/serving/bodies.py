@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from vllm_edit.errors import EditError
+from vllm_edit.json_value import JSONObject, JSONValue
 from vllm_edit.names import shown
 
 COMPLETIONS, CHAT, RESPONSES = "/v1/completions", "/v1/chat/completions", "/v1/responses"
 
-Body = dict[str, Any]
+Body = JSONObject
 
 
 class TooLarge(EditError):
@@ -120,18 +120,19 @@ def insert(route: str, body: Body, wrap: Wrap) -> None:
         body["prompt"] = _wrap_prompt(body.get("prompt"), wrap)
     elif route == CHAT:
         _wrap_turn(_last_user(body.get("messages"), "messages"), wrap)
-    elif isinstance(body.get("input"), str):
-        body["input"] = wrap(body["input"])
+    elif isinstance(given := body.get("input"), str):
+        body["input"] = wrap(given)
     else:
         _wrap_turn(_last_user(body.get("input"), "input"), wrap)
 
 
-def decoded(text: str) -> Any:
+def decoded(text: str) -> JSONValue:
     """The value of a JSON text; the text itself if it is not JSON."""
     try:
-        return json.loads(text)
+        value: JSONValue = json.loads(text)
     except (ValueError, RecursionError):
         return text
+    return value
 
 
 def answer_tokens(body: Body, default: int) -> int:
@@ -143,7 +144,7 @@ def answer_tokens(body: Body, default: int) -> int:
     return default
 
 
-def _wrap_prompt(prompt: Any, wrap: Wrap) -> str | list[str]:
+def _wrap_prompt(prompt: JSONValue, wrap: Wrap) -> str | list[str]:
     if isinstance(prompt, str):
         return wrap(prompt)
     if isinstance(prompt, list) and prompt and all(isinstance(item, str) for item in prompt):
@@ -151,7 +152,7 @@ def _wrap_prompt(prompt: Any, wrap: Wrap) -> str | list[str]:
     raise EditError("mode ike needs prompts as text: expected a string or a list of strings, not token ids")
 
 
-def _last_user(turns: Any, field: str) -> Body:
+def _last_user(turns: JSONValue, field: str) -> Body:
     for turn in reversed(turns if isinstance(turns, list) else []):
         if isinstance(turn, dict) and turn.get("role") == "user":
             return turn
@@ -166,17 +167,19 @@ def _wrap_turn(turn: Body, wrap: Wrap) -> None:
     found = list(_text_parts(content))
     if not found:
         raise EditError("mode ike needs text in the last user turn; there is none")
-    prompt = "".join(part["text"] for part in found)
-    found[0]["text"] = wrap(prompt).removesuffix(prompt) + found[0]["text"]
+    prompt = "".join(text for _, text in found)
+    part, text = found[0]
+    part["text"] = wrap(prompt).removesuffix(prompt) + text
 
 
-def _text_parts(content: Any) -> Iterator[Body]:
+def _text_parts(content: JSONValue) -> Iterator[tuple[Body, str]]:
+    """Each part with text, and its text."""
     for part in content if isinstance(content, list) else []:
-        if isinstance(part, dict) and part.get("type") in _TEXT_PARTS and isinstance(part.get("text"), str):
-            yield part
+        if isinstance(part, dict) and part.get("type") in _TEXT_PARTS and isinstance(text := part.get("text"), str):
+            yield part, text
 
 
-def parts(turns: Any) -> Iterator[Body]:
+def parts(turns: JSONValue) -> Iterator[Body]:
     """The content parts of all turns."""
     for turn in turns if isinstance(turns, list) else []:
         content = turn.get("content") if isinstance(turn, dict) else None

@@ -17,10 +17,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
-from typing import Any, get_args
+from typing import get_args
 
 from vllm_edit import names
 from vllm_edit.errors import EditError, NotFound
+from vllm_edit.json_value import JSONValue
 from vllm_edit.registry.snapshot import Snapshot
 from vllm_edit.rollout.arm import Arm, Mode
 from vllm_edit.rollout.decision import Choice, decide
@@ -45,7 +46,7 @@ class Asking:
     caller: Caller
     now: datetime
     headers: Mapping[str, str] = field(default_factory=dict)
-    body: Mapping[str, Any] = field(default_factory=dict)
+    body: Mapping[str, JSONValue] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ from vllm_edit.store.store import Store
 if TYPE_CHECKING:
     from vllm.lora.request import LoRARequest
     from vllm.outputs import RequestOutput
+    from vllm.sampling_params import SamplingParams
 
 
 class PatchedLLM:
@@ -90,7 +91,7 @@ class PatchedLLM:
     def generate(
         self,
         prompts: str | Sequence[str],
-        sampling_params: Any = None,
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         patch: str | Sequence[str | None] | None = None,
         tenant: str | Sequence[str | None] | None = None,
@@ -139,7 +140,7 @@ class PatchedLLM:
         self._engine.close()
         self._folder.cleanup()
 
-    def choose(self, patch: str | None, tenant: str | None, mode: Mode | None) -> Choice:
+    def choose(self, patch: str | None, tenant: str | None, mode: str | None) -> Choice:
         """Choose what answers a prompt, by the rules of the server's router.
 
         Args:
@@ -151,18 +152,19 @@ class PatchedLLM:
             NotFound: no such patch or tenant.
             EditError: the mode is unknown, or both patch and tenant are given.
         """
-        if mode is not None and mode not in MODES:
+        known = next((name for name in MODES if name == mode), None)
+        if mode is not None and known is None:
             raise EditError(f"expected a mode among {', '.join(MODES)}, got {mode!r}")
         if patch is not None and tenant is not None:
             raise EditError(f"a prompt is for a patch or for a tenant, got {patch!r} and {tenant!r}")
         if tenant is not None:
-            return decide(self.store.registry.state(tenant), {}, {}, datetime.now(UTC), mode=mode)
+            return decide(self.store.registry.state(tenant), {}, {}, datetime.now(UTC), mode=known)
         if patch is None:
             return Choice("base", reason="DEFAULT")
         adapter = self.store.resolve(patch)
-        return Choice("base") if mode == "base" else Choice(mode or "weights", adapter)
+        return Choice("base") if known == "base" else Choice(known or "weights", adapter)
 
-    def _request(self, text: str, choice: Choice) -> Any:
+    def _request(self, text: str, choice: Choice) -> LoRARequest | None:
         if choice.mode != "weights" or choice.adapter is None:
             return None
         name, source = choice.adapter, None
@@ -210,7 +212,7 @@ class PatchedLLM:
         budget = self.llm.llm_engine.vllm_config.model_config.max_model_len - used - _ANSWER
         return wrap(build_prefix(edited, bank, text, budget), text)
 
-    def _defaults(self) -> dict[str, Any]:
+    def _defaults(self) -> dict[str, object]:
         cpu = version.is_cpu()
         if cpu:
             os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
@@ -242,7 +244,7 @@ class PatchedLLM:
 _ANSWER = 64  # tokens reserved for the answer in mode ike
 
 
-def _per_prompt(value: Any, count: int, what: str) -> list[Any]:
+def _per_prompt(value: str | Sequence[str | None] | None, count: int, what: str) -> list[str | None]:
     if value is None or isinstance(value, str):
         return [value] * count
     if len(value) != count:

@@ -8,7 +8,12 @@ server.
 from __future__ import annotations
 
 from argparse import Namespace
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+    from starlette.datastructures import State
+    from vllm.engine.protocol import EngineClient
 
 
 def register() -> None:
@@ -35,7 +40,7 @@ class Endpoint:
     name = "vllm_edit"
     required_tasks = None
 
-    def attach_router(self, app: Any) -> None:
+    def attach_router(self, app: FastAPI) -> None:
         """Put the router innermost, around vLLM's routes, and add the admin routes. Without a store, do nothing."""
         from vllm_edit.serving.server_settings import Settings
 
@@ -45,7 +50,7 @@ class Endpoint:
 
         startup.attach(app)
 
-    async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:
+    async def init_state(self, engine_client: EngineClient | None, state: State, args: Namespace) -> None:
         """Check the engine against the store's site, then let the router serve."""
         from vllm_edit.serving.server_settings import Settings
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any
 
+from vllm_edit.json_value import JSONValue
 from vllm_edit.serving.bodies import CHAT, COMPLETIONS, Body, decoded
 
 _TEXTS = ("content", "name", "refusal", "reasoning", "reasoning_content", "summary", "output", "input")
@@ -20,12 +20,12 @@ def rendered(route: str, body: Body) -> list[str]:
         return [item for item in (prompt if isinstance(prompt, list) else [prompt]) if isinstance(item, str)]
     turns = body.get("messages" if route == CHAT else "input")
     found = [_turn(turn) for turn in (turns if isinstance(turns, list) else [turns])]
-    if route != CHAT and isinstance(body.get("instructions"), str):
-        found.append(body["instructions"])
+    if route != CHAT and isinstance(instructions := body.get("instructions"), str):
+        found.append(instructions)
     return found + [_json(body[key]) for key in ("chat_template_kwargs", "tools") if body.get(key)]
 
 
-def _turn(turn: Any) -> str:
+def _turn(turn: JSONValue) -> str:
     if not isinstance(turn, dict):
         return turn if isinstance(turn, str) else ""
     pieces = [text for key in _TEXTS for text in _strings(turn.get(key))]
@@ -33,7 +33,7 @@ def _turn(turn: Any) -> str:
     return "\n".join(pieces)
 
 
-def _strings(content: Any) -> Iterator[str]:
+def _strings(content: JSONValue) -> Iterator[str]:
     """The text of a content, or the texts of its parts."""
     if isinstance(content, str):
         yield content
@@ -44,12 +44,12 @@ def _strings(content: Any) -> Iterator[str]:
             yield from (part[key] for key in ("text", "refusal") if isinstance(part.get(key), str))
 
 
-def _json(value: Any) -> str:
+def _json(value: JSONValue) -> str:
     """JSON as chat templates write it: some indent it, and none escapes letters."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=4)
 
 
-def _with_arguments(key: str, value: Any) -> Any:
+def _with_arguments(key: str, value: JSONValue) -> JSONValue:
     """The value with the arguments of tool calls decoded from JSON, as vLLM passes them to the template."""
     if key == "arguments" and isinstance(value, str):
         return decoded(value)

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 from vllm_edit.errors import EditError
+from vllm_edit.json_value import JSONValue
 from vllm_edit.serving.bodies import CHAT, COMPLETIONS, Body, decoded
 
 Decode = Callable[[Sequence[int]], str]
@@ -45,7 +46,7 @@ def request_texts(route: str, body: Body, decode: Decode) -> list[str]:
     return [*alone, *given, *(" ".join(_strings(turn)) for turn in (turns if isinstance(turns, list) else [turns]))]
 
 
-def _values(value: Any) -> Iterator[str]:
+def _values(value: JSONValue) -> Iterator[str]:
     """Every string in a JSON value, except field names."""
     if isinstance(value, str):
         yield value
@@ -69,11 +70,11 @@ def _prompts(body: Body, decode: Decode) -> list[str]:
     )
 
 
-def _is_ids(value: Any) -> TypeGuard[list[int]]:
+def _is_ids(value: JSONValue) -> TypeGuard[list[int]]:
     return isinstance(value, list) and bool(value) and all(type(item) is int for item in value)
 
 
-def _strings(value: Any, of_tool: bool = False) -> Iterator[str]:
+def _strings(value: JSONValue, of_tool: bool = False) -> Iterator[str]:
     """Every string in a value, depth first. of_tool: the strings are a tool's arguments or results."""
     if isinstance(value, str):
         yield from _data(value) if of_tool else (value,)
@@ -102,7 +103,7 @@ def _data(text: str) -> Iterator[str]:
         yield value if isinstance(value, str) else text
 
 
-def _all(value: Any) -> Iterator[str]:
+def _all(value: JSONValue) -> Iterator[str]:
     """Every key and every value of JSON, including JSON nested in strings."""
     if isinstance(value, str):
         yield from _data(value)

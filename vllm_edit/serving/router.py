@@ -15,13 +15,13 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
 from http import HTTPStatus
-from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vllm_edit.errors import EditError, NotFound
+from vllm_edit.json_value import JSONObject, JSONValue
 from vllm_edit.serving import bodies, fields
 from vllm_edit.serving.admin.authorization import CALLER, admitted
 from vllm_edit.serving.answer import Answer, new_id
@@ -30,7 +30,7 @@ from vllm_edit.serving.error_responses import Unforeseen, client_message, field_
 from vllm_edit.serving.messages import FOREIGN, Sender, nothing, peer_of, read_body, replayed, without
 from vllm_edit.serving.model_field import Asking
 from vllm_edit.serving.prepare import LONG, logged_prompt, ready
-from vllm_edit.serving.service import Service
+from vllm_edit.serving.service import Holder, Service
 from vllm_edit.serving.surrogates import refuse_unpaired_surrogates
 from vllm_edit.serving.usage import Usage
 
@@ -47,7 +47,7 @@ UNASKED = frozenset({("GET", "/health"), ("GET", "/ping"), ("POST", "/ping"), ("
 class Router:
     """`holder.service` is the `Service`, which exists once the engine is up; until then every request gets a 503."""
 
-    def __init__(self, app: ASGIApp, holder: Any) -> None:
+    def __init__(self, app: ASGIApp, holder: Holder) -> None:
         self.app, self._holder = app, holder
         self._secret = secrets.token_bytes(32)  # for the salts of this server's prefix cache
 
@@ -185,7 +185,7 @@ class Router:
                 answer.end(usage)
                 service.answers.finish(answer)
 
-    def _salt(self, tenant: str | None, client: Any) -> str:
+    def _salt(self, tenant: str | None, client: JSONValue) -> str:
         """Salt of the prefix cache, HMAC(secret, tenant, client's salt): no tenant can time another's prompts."""
         if client is not None and not isinstance(client, str):
             raise EditError(f"cache_salt must be a string, got {type(client).__name__}")
@@ -233,9 +233,9 @@ def _asking(service: Service, scope: Scope, headers: Headers) -> Asking:
     return Asking(caller, now, headers)
 
 
-def _models(service: Service, asking: Asking) -> dict[str, Any]:
+def _models(service: Service, asking: Asking) -> JSONObject:
     """The response of `/v1/models`: names that the caller may request, without paths."""
-    common = {"object": "model", "created": service.started, "owned_by": "vllm-edit"}
+    common: JSONObject = {"object": "model", "created": service.started, "owned_by": "vllm-edit"}
     length = {"max_model_len": service.max_model_len}
     names = service.watcher.current.listed(asking)
     return {"object": "list", "data": [{"id": name, **common, **length} for name in names]}

@@ -15,7 +15,7 @@ from argparse import Namespace
 from collections.abc import Collection, Mapping, Sequence
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vllm_edit.engine.compat import flags
 from vllm_edit.engine.model_folder import model_folder
@@ -25,9 +25,14 @@ from vllm_edit.serving.server_settings import ALLOW_OPEN, FORWARDED, STORE, TRUS
 from vllm_edit.text.thinking import OFF, Thinking
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
+    from starlette.datastructures import State
     from transformers import PreTrainedTokenizerFast
+    from vllm.config import VllmConfig
+    from vllm.engine.protocol import EngineClient
 
-    from vllm_edit.artefacts.site import Fingerprint
+    from vllm_edit.artefacts.site import Fingerprint, Site
+    from vllm_edit.engine.compat.engine import Engine
     from vllm_edit.registry.snapshot import Snapshot
 
 logger = logging.getLogger(__name__)
@@ -56,7 +61,7 @@ def check_environment(environment: Mapping[str, str] | None = None, arguments: S
     _raise(problems, f"{STORE} is set, but its patches could not be served from here")
 
 
-def attach(app: Any) -> None:
+def attach(app: FastAPI) -> None:
     """Add the router (innermost middleware: after CORS and vLLM's own API key) and the admin routes."""
     from vllm_edit.serving.admin.api import api
     from vllm_edit.serving.router import Router
@@ -68,7 +73,7 @@ def attach(app: Any) -> None:
     app.add_middleware(Router, holder=holder)
 
 
-async def start(engine_client: Any, state: Any, args: Namespace) -> None:
+async def start(engine_client: EngineClient | None, state: State, args: Namespace) -> None:
     """Check engine and arguments against the store's site, read the registry, and let the router serve.
 
     Raises:
@@ -170,7 +175,7 @@ def _keyed_problems(args: Namespace, settings: Settings, keyed: bool) -> list[st
     ]
 
 
-def _configuration_problems(config: Any, site: Any) -> list[str]:
+def _configuration_problems(config: VllmConfig, site: Site) -> list[str]:
     model, lora, parallel = config.model_config, config.lora_config, config.parallel_config
     problems = []
     if lora is None:
@@ -191,7 +196,7 @@ def _configuration_problems(config: Any, site: Any) -> list[str]:
     return problems
 
 
-async def _engine_problems(engine: Any, site: Any) -> list[str]:
+async def _engine_problems(engine: Engine, site: Site) -> list[str]:
     folder = model_folder(engine.config.model_config.model, engine.config.model_config.revision)
     problems = await asyncio.to_thread(folder_problems, folder, site.base)
     return problems + wrapping_problems(await engine.wrapped_modules(site.modules))

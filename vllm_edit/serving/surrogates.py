@@ -6,9 +6,8 @@ way, some without a response.
 
 from __future__ import annotations
 
-from typing import Any
-
 from vllm_edit.errors import EditError
+from vllm_edit.json_value import JSONValue
 from vllm_edit.names import shown
 from vllm_edit.serving.bodies import Body, decoded
 
@@ -22,7 +21,7 @@ def refuse_unpaired_surrogates(raw: bytes, body: Body) -> None:
         check(body)
 
 
-def check(value: Any, name: str = "") -> None:
+def check(value: JSONValue, name: str = "") -> None:
     """Search parsed JSON, including the arguments of tool calls, which vLLM decodes.
 
     Args:
@@ -40,7 +39,7 @@ def check(value: Any, name: str = "") -> None:
         )
 
 
-def _place(value: Any) -> tuple[str, ...] | None:
+def _place(value: JSONValue) -> tuple[str, ...] | None:
     """The path to the first unpaired surrogate in parsed JSON: field names and list indexes; None if there is none."""
     if isinstance(value, str):
         return () if _is_cut(value) else None

@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 import re
 import time
-from typing import Any, Literal
+from typing import Literal
 
 from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Send
 
+from vllm_edit.json_value import JSONValue
 from vllm_edit.serving.bodies import RESPONSES
 
 Ended = Literal["whole", "left", "broken", "refused"]
@@ -128,7 +129,7 @@ class Usage:
         return line.startswith(b"data:") and not line.rstrip().endswith(b"[DONE]")
 
 
-def _usage(content: bytes) -> Any:
+def _usage(content: bytes) -> JSONValue:
     """The `usage` of an answer or of an event; None if it has none."""
     try:
         answer = json.loads(content)
@@ -139,7 +140,7 @@ def _usage(content: bytes) -> Any:
     return answer.get("usage") if isinstance(answer, dict) else None
 
 
-def _count(usage: Any, *names: str) -> int | None:
+def _count(usage: JSONValue, *names: str) -> int | None:
     """The first valid number of tokens under one of the names."""
     found = [usage.get(name) for name in names] if isinstance(usage, dict) else []
     return next((n for n in found if isinstance(n, int) and not isinstance(n, bool) and 0 <= n <= _MOST_TOKENS), None)

@@ -14,7 +14,10 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +40,14 @@ def masked(op: Callable[..., Any]) -> Callable[..., Any]:
     import torch
 
     @functools.wraps(op)
-    def run(inputs: Any, weights: Any, output: Any, indices: Any, *rest: Any, **named: Any) -> Any:
+    def run(
+        inputs: torch.Tensor,
+        weights: torch.Tensor,
+        output: torch.Tensor,
+        indices: torch.Tensor,
+        *rest: Any,
+        **named: Any,
+    ) -> Any:
         absent = indices < 0  # [tokens]
         inputs = torch.where(absent.unsqueeze(-1), torch.zeros((), dtype=inputs.dtype, device=inputs.device), inputs)
         return op(inputs, weights, output, indices.clamp(min=0), *rest, **named)

@@ -12,7 +12,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vllm_edit.engine.compat import wrapped
 from vllm_edit.engine.request_values import adapter
@@ -20,6 +20,9 @@ from vllm_edit.errors import EditError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+    from vllm.config import VllmConfig
+    from vllm.engine.protocol import EngineClient
+    from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 
 
 class EngineRefusedError(EditError):
@@ -30,15 +33,15 @@ class EngineRefusedError(EditError):
 class Engine:
     """A started engine behind vLLM's OpenAI server."""
 
-    client: Any  # vllm.engine.protocol.EngineClient
-    models: Any  # vllm.entrypoints.openai.models.serving.OpenAIServingModels
+    client: EngineClient
+    models: OpenAIServingModels
 
     def __post_init__(self) -> None:
         if not isinstance(getattr(self.models, "lora_requests", None), dict):
             raise RuntimeError("expected OpenAIServingModels.lora_requests to be a dict (vLLM 0.32); use that version")
 
     @property
-    def config(self) -> Any:
+    def config(self) -> VllmConfig:
         return self.client.vllm_config
 
     @property

@@ -11,9 +11,9 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from vllm_edit.errors import EditError
+from vllm_edit.json_value import JSONObject, JSONValue
 from vllm_edit.text.thinking import OFF, Thinking
 from vllm_edit.text.utf8 import read_text
 from vllm_edit.text.yaml_document import NotYaml, YamlDocument
@@ -144,7 +144,7 @@ NEUTRAL = frozenset(_NEUTRAL.split())
 _SHORT = {"-q": "quantization", "-dc": "diffusion_config", "-asc": "api_server_count", "-pp": "pipeline_parallel_size"}
 
 
-def problems(settings: Mapping[str, Any], thinking: Thinking | None = None) -> list[str]:
+def problems(settings: Mapping[str, object], thinking: Thinking | None = None) -> list[str]:
     """One line for each setting that changes the base model.
 
     Args:
@@ -210,7 +210,7 @@ def with_file(flags: Sequence[str]) -> list[str]:
         raise EditError(f"--config {place[0]}: expected values that JSON can hold: {error}") from error
 
 
-def _flag(key: str, value: Any) -> list[str]:
+def _flag(key: str, value: object) -> list[str]:
     if isinstance(value, bool):
         return [f"--{key}" if value else f"--no-{key}"]
     if isinstance(value, list):
@@ -218,7 +218,7 @@ def _flag(key: str, value: Any) -> list[str]:
     return [f"--{key}", json.dumps(value, default=str) if isinstance(value, dict) else str(value)]
 
 
-def judged(flags: Sequence[str]) -> dict[str, Any]:
+def judged(flags: Sequence[str]) -> JSONObject:
     """The settings of a command line that `problems` may refuse, with their values as vLLM reads them."""
     return {name: _value(said) for name, said in named(flags).items() if name in REFUSED}
 
@@ -232,21 +232,22 @@ def _field(head: str) -> str:
     return longer[0] if len(longer) == 1 and name not in known else name
 
 
-def _value(said: Sequence[str]) -> Any:
+def _value(said: Sequence[str]) -> JSONValue:
     read = [_read(text) for text in said]
     return True if not read else read[0] if len(read) == 1 else read
 
 
-def _read(text: str) -> Any:
+def _read(text: str) -> JSONValue:
     if text in ("None", ""):
         return None
     try:
-        return json.loads(text)
+        value: JSONValue = json.loads(text)
     except ValueError:
         return text
+    return value
 
 
-def _shortened(value: Any) -> str:
+def _shortened(value: object) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 80 else f"{text[:77]}..."
 

@@ -12,7 +12,11 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vllm.renderers.base import BaseRenderer
+    from vllm.v1.engine.core_client import EngineCoreClient
 
 _THREADS = ("EngineCoreOutputQueueThread", "MPClientEngineMonitor")
 _STOP_S = 60.0
@@ -28,7 +32,7 @@ class OfflineEngine:
         from vllm import LLM
 
         before = set(threading.enumerate())
-        self.llm: Any = LLM(**options)
+        self.llm = LLM(**options)
         threads = [thread for thread in threading.enumerate() if thread.name in _THREADS and thread not in before]
         engine = self.llm.llm_engine
         self._end = weakref.finalize(self, _end, engine.renderer, engine.engine_core, threads)
@@ -38,7 +42,7 @@ class OfflineEngine:
         self._end()
 
 
-def _end(renderer: Any, client: Any, threads: Sequence[threading.Thread]) -> None:
+def _end(renderer: BaseRenderer, client: EngineCoreClient, threads: Sequence[threading.Thread]) -> None:
     renderer.shutdown()
     client.shutdown(timeout=_STOP_S)
     for thread in threads:

@@ -13,7 +13,11 @@ modules have the packed name, and in 0.32 a full path matches the packed module 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vllm.model_executor.models.utils import WeightsMapper
+    from vllm.v1.worker.worker_base import WorkerBase
 
 METHOD = "vllm_edit_wrapped_modules"
 _PACKED = {"gate_proj": "gate_up_proj", "up_proj": "gate_up_proj"}
@@ -27,7 +31,7 @@ def install() -> None:
     setattr(WorkerBase, METHOD, wrapped_modules)
 
 
-def wrapped_modules(worker: Any, site: list[str]) -> dict[str, list[str]]:
+def wrapped_modules(worker: WorkerBase, site: list[str]) -> dict[str, list[str]]:
     """Runtime names of the modules that this worker wrapped, and of the `site`'s modules. Runs inside the engine."""
     from vllm.lora.layers import BaseLayerWithLoRA
 
@@ -57,6 +61,6 @@ def _packed_name(module: str, packed: Mapping[str, str]) -> str:
     return f"{parent}.{packed[own]}" if own in packed else module
 
 
-def _runtime_name(mapper: Any, module: str) -> str:
+def _runtime_name(mapper: WeightsMapper, module: str) -> str:
     mapped: str | None = mapper.map_name(f"{module}.weight")
     return module if mapped is None else mapped.removesuffix(".weight")
