@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from vllm_edit.datasets.values import mapping
 from vllm_edit.errors import EditError
+from vllm_edit.json_value import JSONValue
 from vllm_edit.text.utf8 import decoded
 
 SUFFIXES = (".json", ".jsonl")
@@ -30,7 +31,7 @@ class Unread:
     reason: str
 
 
-def records_in(path: Path) -> list[Any]:
+def records_in(path: Path) -> Sequence[JSONValue | Unread]:
     """The records in order, unchecked; `Unread` for a line that is not JSON.
 
     UTF-8, UTF-16 and UTF-32 are read, with or without a byte order mark.
@@ -43,6 +44,7 @@ def records_in(path: Path) -> list[Any]:
         text = decoded(content, path, json.detect_encoding(content))
     except (OSError, ValueError) as error:
         raise EditError(f"{path}: expected a JSON data set: {error}") from None
+    records: Sequence[JSONValue | Unread]
     try:
         records = _rows(_json(text))
     except (ValueError, RecursionError) as error:
@@ -55,12 +57,15 @@ def records_in(path: Path) -> list[Any]:
     return records
 
 
-def _json(text: str) -> Any:
+def _json(text: str) -> JSONValue:
     """Parse JSON. A number with too many digits for Python's integers becomes a float; numbers are never answers."""
-    return json.loads(text, parse_int=lambda digits: int(digits) if len(digits) <= _MOST_DIGITS else float(digits))
+    data: JSONValue = json.loads(
+        text, parse_int=lambda digits: int(digits) if len(digits) <= _MOST_DIGITS else float(digits)
+    )
+    return data
 
 
-def _rows(data: Any) -> list[Any]:
+def _rows(data: JSONValue) -> Sequence[JSONValue]:
     """The records of a parsed file; empty if it is neither a list nor a non-empty mapping."""
     if isinstance(data, list):
         return data
@@ -77,7 +82,7 @@ def _rows(data: Any) -> list[Any]:
     ]
 
 
-def _row_of_groups(groups: Any, row: int) -> Any:
+def _row_of_groups(groups: JSONValue, row: int) -> JSONValue:
     """One row of the probe groups, given as a mapping of groups with columns, or as a list with one entry per row."""
     if not isinstance(groups, dict):
         return _cell(groups, row)
@@ -86,14 +91,14 @@ def _row_of_groups(groups: Any, row: int) -> Any:
     }
 
 
-def _cell(column: Any, row: int) -> Any:
+def _cell(column: JSONValue, row: int) -> JSONValue:
     """A column's value in a row; None if the column is too short. A value that is not a list applies to all rows."""
     if not isinstance(column, list):
         return column
     return column[row] if row < len(column) else None
 
 
-def _line(line: str) -> Any:
+def _line(line: str) -> JSONValue | Unread:
     try:
         return _json(line)
     except (ValueError, RecursionError) as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -13,6 +12,7 @@ from vllm_edit.datasets.data_file import SUFFIXES, Unread, records_in
 from vllm_edit.datasets.forms import edits_in
 from vllm_edit.datasets.values import NoEdit
 from vllm_edit.errors import EditError
+from vllm_edit.json_value import JSONValue
 from vllm_edit.patch import Edit, Patch
 
 log = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ def is_data_set(name: str | Path) -> bool:
     return Path(name).suffix.lower() in SUFFIXES
 
 
-def _edits(record: Any) -> tuple[Edit, ...]:
+def _edits(record: JSONValue | Unread) -> tuple[Edit, ...]:
     """Raises `NoEdit`."""
     if isinstance(record, Unread):
         raise NoEdit(record.reason)

@@ -6,10 +6,10 @@ become `locality`, and zsRE's unrelated questions `unrelated`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from vllm_edit.datasets.values import NoEdit, Record, answers_of, asked, mapping, old_answers_of, shown, text_of, texts
+from vllm_edit.json_value import JSONValue
 from vllm_edit.text.matching import normalise, occurrences, quoted, spelled
 
 _PROMPT, _SUBJECT = ("prompt", "src", "text"), ("subject", "concept")
@@ -25,11 +25,11 @@ FORMS = (
 )
 """The known forms, for messages."""
 
-Fields = dict[str, Any]
+Fields = dict[str, object]
 """An edit's fields, or a probe's, not yet validated."""
 
 
-def edits_in(record: Any) -> list[Fields]:
+def edits_in(record: JSONValue) -> list[Fields]:
     """The edits of a record: several for MQuAKE, otherwise one.
 
     Raises:
@@ -59,7 +59,7 @@ def _nested(record: Record, rewrite: Record) -> Fields:
     )
 
 
-def _several(record: Record, rewrites: list[Any]) -> list[Fields]:
+def _several(record: Record, rewrites: Sequence[JSONValue]) -> list[Fields]:
     """MQuAKE (Zhong et al. 2023): several rewrites, and questions whose new answer follows from all of them."""
     if not rewrites:
         raise NoEdit("requested_rewrite: expected at least one rewrite, got an empty list")
@@ -69,12 +69,13 @@ def _several(record: Record, rewrites: list[Any]) -> list[Fields]:
         try:
             new, old = answers_of(rewrite, "target_new"), old_answers_of(rewrite, "target_true")
             probes = list(_paraphrases(rewrite.get("question")))
+            if number == 0:
+                followed = texts([record.get("new_answer"), record.get("new_answer_alias")])
+                questions = ((question, followed) for question in texts(record.get("questions")))
+                probes += _probes("portability", questions, "multi_hop")
             edits.append(_rewritten(rewrite, _with_names(new, after), _with_names(old, before), probes))
         except NoEdit as error:
             raise NoEdit(f"requested_rewrite.{number}: {error}") from None
-    followed = texts([record.get("new_answer"), record.get("new_answer_alias")])
-    questions = ((question, followed) for question in texts(record.get("questions")))
-    edits[0]["probes"] += _probes("portability", questions, "multi_hop")
     return edits
 
 
@@ -123,7 +124,7 @@ def _named_target(field: str, answers: tuple[str, ...]) -> Fields:
     return {field: answers[0], f"{field}_aliases": answers[1:]} if answers else {}
 
 
-def _paraphrases(value: Any) -> Iterator[Fields]:
+def _paraphrases(value: JSONValue) -> Iterator[Fields]:
     for prompt in texts(value):
         yield {"kind": "paraphrase", "prompt": prompt}
 
@@ -140,7 +141,7 @@ def _pair(record: Record, prompt: str, answer: str) -> Iterator[tuple[str, tuple
         yield text.removeprefix(_NQ), texts(record.get(answer))
 
 
-def _groups(kind: str, value: Any) -> Iterator[Fields]:
+def _groups(kind: str, value: JSONValue) -> Iterator[Fields]:
     """Probes of named groups, tagged with their group's name. A single group may be unnamed."""
     groups = mapping(value)
     if isinstance(value, list) or "New Question" in groups or "prompt" in groups:
@@ -158,7 +159,7 @@ def _probes(kind: str, pairs: Iterable[tuple[str, tuple[str, ...]]], tag: str = 
             yield {"kind": kind, "prompt": prompt, **_named_target("target", answers), "tag": tag}
 
 
-def _named(hops: Any) -> Mapping[str, tuple[str, ...]]:
+def _named(hops: JSONValue) -> Mapping[str, tuple[str, ...]]:
     """Answers of MQuAKE's single hops → their aliases."""
     return {
         answer: texts(hop.get("answer_alias"))

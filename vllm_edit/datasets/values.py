@@ -7,11 +7,11 @@ answer, or several accepted answers. A missing value is null, NaN, blank, or an 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
+from vllm_edit.json_value import JSONValue
 from vllm_edit.text.matching import normalise, quoted
 
-Record = Mapping[str, Any]
+Record = Mapping[str, JSONValue]
 _MOST_DIGITS = 20
 
 
@@ -19,7 +19,7 @@ class NoEdit(ValueError):
     """A record is not an edit; the message is one line with the reason."""
 
 
-def texts(value: Any) -> tuple[str, ...]:
+def texts(value: JSONValue) -> tuple[str, ...]:
     """The distinct texts of a value, in order. Numbers are ignored: they are not valid answers."""
     found, waiting = list[str](), [value]
     while waiting:
@@ -63,12 +63,12 @@ def old_answers_of(record: Record, *names: str) -> tuple[str, ...]:
     return next((found for name in names if (found := tuple(filter(normalise, texts(record.get(name)))))), ())
 
 
-def mapping(value: Any) -> Record:
+def mapping(value: JSONValue) -> Record:
     """The value if it is a mapping, else an empty one."""
     return value if isinstance(value, dict) else {}
 
 
-def asked(value: Any) -> Iterator[tuple[str, tuple[str, ...]]]:
+def asked(value: JSONValue) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Prompts with their answers, from a mapping, a list of mappings, or a mapping with a list per field.
 
     Other values, and mappings without a prompt, are skipped.
@@ -81,14 +81,14 @@ def asked(value: Any) -> Iterator[tuple[str, tuple[str, ...]]]:
         elif len(prompt) == 1:
             pairs = [(prompt[0], answers)]
         else:
-            parallel = isinstance(answers, list) and len(answers) == len(prompt)
-            pairs = list(zip(prompt, answers if parallel else [None] * len(prompt), strict=True))
+            parallel = answers if isinstance(answers, list) and len(answers) == len(prompt) else [None] * len(prompt)
+            pairs = list(zip(prompt, parallel, strict=True))
         for text, answer in pairs:
             if isinstance(text, str) and text.strip():
                 yield text.strip(), texts(answer)
 
 
-def shown(value: Any) -> str:
+def shown(value: JSONValue) -> str:
     """A value for a message, on one short line."""
     if isinstance(value, str):
         return quoted(value)
@@ -100,6 +100,6 @@ def shown(value: Any) -> str:
     return "a list" if isinstance(value, list) else "a mapping"
 
 
-def _first(record: Record, names: tuple[str, ...]) -> tuple[str, Any]:
+def _first(record: Record, names: tuple[str, ...]) -> tuple[str, JSONValue]:
     name = next((name for name in names if name in record), names[0])
     return name, record.get(name)
