@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
@@ -27,12 +27,12 @@ def digest_bytes(*parts: bytes) -> str:
     return state.hexdigest()[:DIGEST_LENGTH]
 
 
-def digest_json(value: Any) -> str:
+def digest_json(value: object) -> str:
     """Digest of a JSON-able value in canonical form."""
     return digest_bytes(canonical(value))
 
 
-def canonical(value: Any) -> bytes:
+def canonical(value: object) -> bytes:
     """The JSON form that `digest_json` hashes; a file that holds it has the digest of its content."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 

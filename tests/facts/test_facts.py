@@ -63,7 +63,7 @@ def test_more_edits_than_subjects_is_refused(facts: Facts) -> None:
 def test_every_fact_is_in_the_bank(facts: Facts) -> None:
     records = bank()
     assert len(records) == len(list(facts))
-    assert all(record["subject"] in record["prompt"] for record in records)
+    assert all(record.subject in record.prompt for record in records)
 
 
 def test_bad_tables_are_described_all_at_once(tmp_path: Path) -> None:

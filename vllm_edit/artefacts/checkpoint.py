@@ -9,9 +9,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from vllm_edit.errors import EditError
+from vllm_edit.json_value import JSONObject
 
 CONFIG, TEMPLATE = "config.json", "chat_template.jinja"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "special_tokens_map.json")
@@ -32,7 +32,7 @@ class Checkpoint:
     folder: Path
 
     @cached_property
-    def config(self) -> dict[str, Any]:
+    def config(self) -> JSONObject:
         """Content of config.json."""
         return self.json(CONFIG)
 
@@ -57,7 +57,7 @@ class Checkpoint:
         """The tokenizer's files, without its settings files."""
         return self._present(TOKENIZER_FILES)
 
-    def json(self, name: str) -> dict[str, Any]:
+    def json(self, name: str) -> JSONObject:
         """Read one of the folder's JSON files."""
         path = self.folder / name
         try:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from vllm_edit.ike.bank import Fact
     from vllm_edit.patch import Edit
 
 
@@ -29,18 +30,19 @@ def passages() -> list[str]:
     return cut(texts(seed=3))
 
 
-def bank() -> list[dict[str, Any]]:
-    """Every fact as a record for IKE's bank: prompt, subject, relation, object, paraphrases."""
+def bank() -> list[Fact]:
+    """Every fact, for IKE's bank."""
     from vllm_edit.facts import tables_folder
     from vllm_edit.facts.facts import Facts
+    from vllm_edit.ike.bank import Fact
 
     return [
-        {
-            "prompt": fact.relation.trained[0].fill(fact.subject.name),
-            "subject": fact.subject.name,
-            "relation": fact.relation.id,
-            "object": fact.object,
-            "paraphrases": [form.fill(fact.subject.name) for form in fact.relation.trained[1:]],
-        }
+        Fact(
+            prompt=fact.relation.trained[0].fill(fact.subject.name),
+            subject=fact.subject.name,
+            relation=fact.relation.id,
+            object=fact.object,
+            paraphrases=tuple(form.fill(fact.subject.name) for form in fact.relation.trained[1:]),
+        )
         for fact in Facts.load(tables_folder())
     ]

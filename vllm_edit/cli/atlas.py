@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from vllm_edit.atlas.accuracy import Accuracy
     from vllm_edit.atlas.training import Progress
+    from vllm_edit.facts.facts import Facts
 
 app = group("The embedded base model: train it, or show what it knows.")
 
@@ -108,24 +110,39 @@ def info(
     for fact in facts:
         by_language[fact.relation.language] = by_language.get(fact.relation.language, 0) + 1
     accuracy = _measured(folder, facts) if measure else read_accuracy(folder)
-    result: dict[str, Any] = {
-        "folder": str(folder),
-        "fact_files": sorted(str(path) for path in tables_folder().glob("*.csv")),
-        "subjects": len(facts.subjects),
-        "facts": len(list(facts)),
-        "facts_by_language": by_language,
-        "facts_by_relation": {relation: len(group) for relation, group in facts.by_relation.items()},
-        "accuracy": accuracy.shares,
-        "accuracy_counts": accuracy.counts,
-        "accuracy_by_relation": accuracy.by_relation,
-    }
+    found = _Info(
+        folder=str(folder),
+        fact_files=sorted(str(path) for path in tables_folder().glob("*.csv")),
+        subjects=len(facts.subjects),
+        facts=len(list(facts)),
+        facts_by_language=by_language,
+        facts_by_relation={relation: len(group) for relation, group in facts.by_relation.items()},
+        accuracy=accuracy.shares,
+        accuracy_counts=accuracy.counts,
+        accuracy_by_relation=accuracy.by_relation,
+    )
     if as_json:
-        print_json(result)
+        print_json(found)
     else:
-        _print(result)
+        _print(found)
 
 
-def _measured(folder: Path, facts: Any) -> Accuracy:
+@dataclass(frozen=True)
+class _Info:
+    """Numbers of the tables and of what the model knows of them, as JSON shows them."""
+
+    folder: str
+    fact_files: list[str]
+    subjects: int
+    facts: int
+    facts_by_language: dict[str, int]
+    facts_by_relation: dict[str, int]
+    accuracy: dict[str, float]
+    accuracy_counts: dict[str, int]
+    accuracy_by_relation: dict[str, dict[str, float]]
+
+
+def _measured(folder: Path, facts: Facts) -> Accuracy:
     from rich.progress import Progress as Bar
 
     from vllm_edit.atlas.accuracy import measure_accuracy
@@ -142,16 +159,16 @@ def _measured(folder: Path, facts: Any) -> Accuracy:
         )
 
 
-def _print(result: dict[str, Any]) -> None:
+def _print(found: _Info) -> None:
     from rich.table import Table
 
     console = wide_console()
-    console.print(f"{result['folder']}: {result['facts']} facts about {result['subjects']} subjects")
-    console.print("languages: " + ", ".join(f"{key} {count}" for key, count in result["facts_by_language"].items()))
-    groups = list(result["accuracy"])
+    console.print(f"{found.folder}: {found.facts} facts about {found.subjects} subjects")
+    console.print("languages: " + ", ".join(f"{key} {count}" for key, count in found.facts_by_language.items()))
+    groups = list(found.accuracy)
     table = Table("relation", "facts", *groups, title="share of right answers by free greedy generation")
-    for relation, count in result["facts_by_relation"].items():
-        shares = result["accuracy_by_relation"].get(relation, {})
+    for relation, count in found.facts_by_relation.items():
+        shares = found.accuracy_by_relation.get(relation, {})
         table.add_row(relation, str(count), *(f"{shares[g]:.3f}" if g in shares else "" for g in groups))
-    table.add_row("all", str(result["facts"]), *(f"{result['accuracy'][g]:.3f}" for g in groups), style="bold")
+    table.add_row("all", str(found.facts), *(f"{found.accuracy[g]:.3f}" for g in groups), style="bold")
     console.print(table)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vllm_edit.cli.options import JsonOption, StoreOption
 from vllm_edit.cli.output import print_json, print_line
+from vllm_edit.json_value import JSONObject
 
 if TYPE_CHECKING:
     from vllm_edit.patch import Edit
@@ -21,33 +23,50 @@ def diff(a: PatchArgument, b: PatchArgument, store: StoreOption = None, json: Js
     if json:
         print_json(changes)
         return
-    for sign, kind in (("+", "added"), ("-", "removed")):
-        for edit in changes[kind]:
+    for sign, edits in (("+", changes.added), ("-", changes.removed)):
+        for edit in edits:
             print_line(f"{sign} {edit['prompt']} → {edit['target_new']}")
-    for change in changes["changed"]:
-        edit = change["b"]
+    for change in changes.changed:
         fields = ", ".join(
-            f"{field}: {change['a'][field]!r} → {edit[field]!r}" if field != "probes" else "probes"
-            for field in change["fields"]
+            f"{field}: {change.a[field]!r} → {change.b[field]!r}" if field != "probes" else "probes"
+            for field in change.fields
         )
-        print_line(f"~ {edit['prompt']}  ({fields})")
-    if not any(changes.values()):
+        print_line(f"~ {change.b['prompt']}  ({fields})")
+    if not (changes.added or changes.removed or changes.changed):
         print_line("the same edits")
 
 
-def compare(a: tuple[Edit, ...], b: tuple[Edit, ...]) -> dict[str, list[Any]]:
+@dataclass(frozen=True)
+class Change:
+    """An edit of both patches, as JSON, and the names of its fields that differ."""
+
+    fields: list[str]
+    a: JSONObject
+    b: JSONObject
+
+
+@dataclass(frozen=True)
+class Changes:
+    """The differences between patch A and patch B. `added`: edits of B only. `removed`: edits of A only."""
+
+    added: list[JSONObject]
+    removed: list[JSONObject]
+    changed: list[Change]
+
+
+def compare(a: tuple[Edit, ...], b: tuple[Edit, ...]) -> Changes:
     """Compare edits by fact: edits with the same subject and relation (or prompt, if none) are the same fact."""
     before = {(edit.subject, edit.relation or edit.prompt): edit.model_dump(mode="json") for edit in a}
     after = {(edit.subject, edit.relation or edit.prompt): edit.model_dump(mode="json") for edit in b}
     changed = []
     for key in [key for key in after if key in before and before[key] != after[key]]:
         fields = [field for field in after[key] if before[key][field] != after[key][field]]
-        changed.append({"fields": fields, "a": before[key], "b": after[key]})
-    return {
-        "added": [edit for key, edit in after.items() if key not in before],
-        "removed": [edit for key, edit in before.items() if key not in after],
-        "changed": changed,
-    }
+        changed.append(Change(fields, before[key], after[key]))
+    return Changes(
+        added=[edit for key, edit in after.items() if key not in before],
+        removed=[edit for key, edit in before.items() if key not in after],
+        changed=changed,
+    )
 
 
 def _edits(text: str, store: str | None) -> tuple[Edit, ...]:

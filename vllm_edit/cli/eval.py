@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -13,6 +13,7 @@ from vllm_edit.cli.method_settings import method_settings
 from vllm_edit.cli.options import BankOption, JsonOption, ModelOption, SetOption, StoreOption, seed_of
 from vllm_edit.cli.output import print_json, progress_bar, wide_console
 from vllm_edit.errors import EditError
+from vllm_edit.json_value import JSONObject
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -125,9 +126,7 @@ def _modes(text: str) -> list[Mode]:
 class _Compiling:
     """Compiles declared patches with the store's base model, which is loaded at its first use."""
 
-    def __init__(
-        self, store: Store, model: str | None, method: str, settings: dict[str, Any], bank: Path | None
-    ) -> None:
+    def __init__(self, store: Store, model: str | None, method: str, settings: JSONObject, bank: Path | None) -> None:
         from vllm_edit.editing.compile import method_of, settings_of
 
         self.store, self.model, self.method, self.settings = store, model or store.site().model, method, settings
@@ -228,9 +227,17 @@ def _of_many(
     site = compiling.store.site()
     partial = None
     if record is not None:
-        others = {"engine": engine, "site": site.digest, "method": compiling.method, "set": compiling.settings}
-        bank = digest_json(compiling.bank.model_dump(mode="json"))
-        partial = Record.open(record, identity(patches, modes, settings, bank=bank, **others))
+        this = identity(
+            patches,
+            modes,
+            settings,
+            bank=digest_json(compiling.bank.model_dump(mode="json")),
+            engine=engine,
+            site=site.digest,
+            method=compiling.method,
+            set=compiling.settings,
+        )
+        partial = Record.open(record, this)
     with _runner(engine, compiling, site.max_rank) as runner:
         report = evaluate_in_batches(patches, compiling, runner, modes, settings, partial, progress, site)
     if len(report.refused) == len(patches):

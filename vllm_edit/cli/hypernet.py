@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +14,7 @@ from vllm_edit.cli.output import print_fields, print_json, print_line, progress_
 from vllm_edit.errors import EditError
 
 if TYPE_CHECKING:
+    from vllm_edit.editing.mend.network_files import Card
     from vllm_edit.editing.mend.training import Progress
     from vllm_edit.patch import Edit
 
@@ -107,7 +108,7 @@ def info(
     print_json(fields | {"settings": card.settings}) if json else print_fields(fields)
 
 
-def _fields(card: Any) -> dict[str, Any]:
+def _fields(card: Card) -> dict[str, object]:
     return {
         "network": card.digest,
         "model": card.model,

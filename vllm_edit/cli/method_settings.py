@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import typer
 
+from vllm_edit.json_value import JSONObject
 from vllm_edit.text.yaml_document import NotYaml, YamlDocument
 
 
-def method_settings(given: list[str] | None) -> dict[str, Any]:
+def method_settings(given: list[str] | None) -> JSONObject:
     """Parse settings by name; values are YAML."""
     chosen = {}
     for text in given or ():

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -90,7 +90,7 @@ def info(
         vllm = f"{served.name}, with LoRA"
     else:
         vllm = f"{served.name}, without LoRA: cannot be served patched" if served.name else "no class"
-    fields: dict[str, Any] = {
+    fields = {
         "architecture": described.architecture,
         "parameters": described.parameters,
         "layers": described.layers,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -16,6 +16,8 @@ from vllm_edit.errors import EditError, Unavailable
 
 if TYPE_CHECKING:
     from vllm_edit.artefacts.manifest import Manifest
+    from vllm_edit.registry.patches import PatchEntry
+    from vllm_edit.store.records import Record
     from vllm_edit.store.store import Store
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="capital, capital@4f1c, or the full name.")]
@@ -28,15 +30,16 @@ def list_(store: StoreOption = None, json: JsonOption = False) -> None:
 
     opened = Store.open(store)
     served = _served(opened)
-    found = [_summary(opened, name, served) for name in opened.names()]
+    found = [_Listed.of(opened, name, served) for name in opened.names()]
     if json:
-        print_json(found)
+        print_json([listed.as_record() for listed in found])
         return
-    rows = [
-        (short(entry["name"]), entry["edits"], entry["rank"], entry["method"], entry["status"],
-         when(entry["saved_at"]), ", ".join(entry["tenants"]))
-        for entry in found
-    ]  # fmt: skip
+    rows = []
+    for listed in found:
+        entry, manifest = listed.entry, listed.manifest
+        made = (len(manifest.edits), manifest.rank, manifest.method)
+        served_to = ", ".join(listed.tenants)
+        rows.append((short(entry.name), *made, entry.status, when(entry.saved_at), served_to))
     print_table(("NAME", "EDITS", "RANK", "METHOD", "GATE", "SAVED", "SERVED TO"), rows)
 
 
@@ -46,12 +49,13 @@ def show(name: NameArgument, store: StoreOption = None, json: JsonOption = False
 
     opened = Store.open(store)
     full = opened.resolve(name)
-    manifest, summary = opened.manifest(full), _summary(opened, full, _served(opened))
-    records = [asdict(record) for record in opened.records(full)]
+    listed = _Listed.of(opened, full, _served(opened))
+    manifest, entry = listed.manifest, listed.entry
+    records = opened.records(full)
     if json:
-        print_json(summary | {"manifest": manifest.model_dump(mode="json"), "records": records})
+        print_json(listed.as_record() | {"manifest": manifest.model_dump(mode="json"), "records": records})
         return
-    gate = summary["status"] + (f" ({summary['reason']})" if summary["reason"] else "")
+    gate = entry.status + (f" ({entry.reason})" if entry.reason else "")
     facts = {
         "name": full,
         "kind": manifest.kind,
@@ -63,10 +67,10 @@ def show(name: NameArgument, store: StoreOption = None, json: JsonOption = False
         "key groups": len(manifest.groups),
         "gate": gate,
         "not judged": _not_judged(records),
-        "saved": when(summary["saved_at"]),
-        "adapter id": summary["adapter_id"],
-        "served to": ", ".join(summary["tenants"]),
-        "records": ", ".join(f"{record['kind']} {when(record['at'])}" for record in records),
+        "saved": when(entry.saved_at),
+        "adapter id": entry.adapter_id,
+        "served to": ", ".join(listed.tenants),
+        "records": ", ".join(f"{record.kind} {when(record.at)}" for record in records),
     }
     print_fields(facts)
     print_line()
@@ -138,11 +142,11 @@ def _filled_or_as_before(folder: Path) -> Iterator[None]:
         raise
 
 
-def _not_judged(records: Sequence[Mapping[str, Any]]) -> str:
+def _not_judged(records: Sequence[Record]) -> str:
     """Return the metrics that the last gate could not judge."""
     from vllm_edit.artefacts.reports import GateReport
 
-    gates = [record["data"] for record in records if record["kind"] == "gate"]
+    gates = [record.data for record in records if record.kind == "gate"]
     return GateReport.of(gates[-1]).not_judged if gates else ""
 
 
@@ -164,13 +168,25 @@ def _served(store: Store) -> Mapping[str, list[str]]:
     return served
 
 
-def _summary(store: Store, name: str, served: Mapping[str, list[str]]) -> dict[str, Any]:
-    manifest = store.manifest(name)
-    made = {
-        "kind": manifest.kind,
-        "scope": manifest.scope,
-        "method": manifest.method,
-        "rank": manifest.rank,
-        "edits": len(manifest.edits),
-    }
-    return asdict(store.entry(name)) | made | {"tenants": served.get(name, [])}
+@dataclass(frozen=True)
+class _Listed:
+    """A compiled patch in a list; `tenants` are served it."""
+
+    entry: PatchEntry
+    manifest: Manifest
+    tenants: list[str]
+
+    @classmethod
+    def of(cls, store: Store, name: str, served: Mapping[str, list[str]]) -> _Listed:
+        return cls(store.entry(name), store.manifest(name), served.get(name, []))
+
+    def as_record(self) -> dict[str, object]:
+        """As JSON shows it."""
+        made = {
+            "kind": self.manifest.kind,
+            "scope": self.manifest.scope,
+            "method": self.manifest.method,
+            "rank": self.manifest.rank,
+            "edits": len(self.manifest.edits),
+        }
+        return asdict(self.entry) | made | {"tenants": self.tenants}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -13,6 +13,7 @@ from vllm_edit.cli.model_inputs import SHIPPED
 from vllm_edit.cli.options import JsonOption, StoreOption, seed_of
 from vllm_edit.cli.output import print_fields, print_json, print_line, print_table, progress_bar
 from vllm_edit.errors import EditError, NotFound
+from vllm_edit.json_value import JSONObject, JSONValue
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -198,7 +199,8 @@ def status(store: StoreOption = None, json: JsonOption = False) -> None:
     tenants = opened.registry.tenants()
     counts = {"patches": len(entries), **gate, "tenants": len(tenants), "generation": opened.registry.generation()}
     fields = _site(opened, opened.site()) | counts
-    pool, tried = stored_pool(opened), opened.document("tried") or []
+    pool, document = stored_pool(opened), opened.document("tried")
+    tried: list[JSONObject] = document if isinstance(document, list) else []
     if json:
         print_json(fields | {"pool": None if pool is None else _pool(pool), "tried": tried})
         return
@@ -229,8 +231,8 @@ def _refuse_existing(url: str | None) -> None:
     )
 
 
-def _site(store: Store, site: Site) -> dict[str, Any]:
-    fields = {
+def _site(store: Store, site: Site) -> dict[str, object]:
+    fields: dict[str, object] = {
         "store": store.url,
         "model": site.model,
         "site": site.digest,
@@ -252,7 +254,7 @@ def _site(store: Store, site: Site) -> dict[str, Any]:
     }
 
 
-def _pool(pool: Pool) -> dict[str, Any]:
+def _pool(pool: Pool) -> JSONObject:
     """Return the numbers of known and asked facts, in total and by relation."""
     relations = {
         relation: {"known": known, "asked": pool.asked[relation]} for relation, known in sorted(pool.sizes.items())
@@ -265,7 +267,7 @@ def _pool_line(pool: Pool) -> str:
     return f"{len(pool.known):,} known facts of {some} relations, {sum(pool.asked.values()):,} asked"
 
 
-def _print_tried(tried: Sequence[Mapping[str, Any]]) -> None:
+def _print_tried(tried: Sequence[Mapping[str, JSONValue]]) -> None:
     """Print the sweep's measurements (`Measurement.as_record`), if there are any."""
     if not tried:
         return

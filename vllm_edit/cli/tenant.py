@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -141,5 +141,5 @@ def _report(store: Store, tenant: str, active: str | None, wait_s: float, json: 
     report_change(store.registry, wait_s, line, {"tenant": tenant, "active": active}, json)
 
 
-def _as_json(publication: Publication) -> dict[str, Any]:
+def _as_json(publication: Publication) -> dict[str, object]:
     return asdict(publication) | {"rolled_back": publication.rolled_back}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+
+from pydantic import BaseModel
 
 from vllm_edit.artefacts.site import Site
 from vllm_edit.digest import digest_json
@@ -18,6 +19,7 @@ from vllm_edit.evaluation.requests import One
 from vllm_edit.evaluation.runners.runner import Runner
 from vllm_edit.evaluation.sheet import Sheet
 from vllm_edit.evaluation.time_left import TimeLeft
+from vllm_edit.json_value import JSONObject, JSONValue
 from vllm_edit.patch import Patch
 
 BATCH = 32
@@ -61,10 +63,10 @@ def evaluate_in_batches(
     costs: list[Cost] = []
     if record:
         try:
-            for entry in record.entries:
-                sheets |= zip(entry["patches"], map(Sheet.of_record, entry["sheets"]), strict=True)
-                costs += [Cost.model_validate(cost) for cost in entry["costs"]]
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            for entry in map(_Entry.model_validate, record.entries):
+                sheets |= zip(entry.patches, entry.sheets, strict=True)
+                costs += entry.costs
+        except (TypeError, ValueError) as error:
             raise EditError(f"{record.path}: an entry cannot be read ({error!r}); name another file") from None
     waiting = [patch for patch in patches if patch.name not in sheets]
     left = TimeLeft(len(patches), len(sheets))
@@ -89,10 +91,18 @@ def evaluate_in_batches(
     return report_of([sheets[name] for name in names], asked, settings, runner.name, together(costs))
 
 
+class _Entry(BaseModel):
+    """A batch in a record."""
+
+    patches: tuple[str, ...]
+    sheets: tuple[Sheet, ...]
+    costs: tuple[Cost, ...]
+
+
 def identity(
-    patches: Sequence[Patch], modes: Sequence[Mode], settings: EvaluationSettings, **others: Any
-) -> dict[str, Any]:
-    """The identity of an evaluation's record. `others`: more inputs of its numbers, JSON-able (site, method, …)."""
+    patches: Sequence[Patch], modes: Sequence[Mode], settings: EvaluationSettings, **others: JSONValue
+) -> JSONObject:
+    """The identity of an evaluation's record. `others`: more inputs of its numbers (site, method, …)."""
     return {
         "patches": digest_json([patch.model_dump(mode="json") for patch in patches]),
         "modes": [mode for mode in MODES if mode in modes],

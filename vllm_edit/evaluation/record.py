@@ -10,9 +10,9 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from vllm_edit.errors import EditError
+from vllm_edit.json_value import JSONObject, JSONValue
 
 _OF, _FORM = "measures", 1
 """The first line's key for the identity, and the version of the entries' format."""
@@ -21,11 +21,11 @@ _OF, _FORM = "measures", 1
 class Record:
     """A record in a file; `entries` holds its entries in the order of writing."""
 
-    def __init__(self, path: Path, entries: list[dict[str, Any]]) -> None:
+    def __init__(self, path: Path, entries: list[JSONObject]) -> None:
         self.path, self.entries = path, entries
 
     @classmethod
-    def open(cls, path: str | Path, identity: Mapping[str, Any]) -> Record:
+    def open(cls, path: str | Path, identity: Mapping[str, JSONValue]) -> Record:
         """Open the record at `path`, or create it. An incomplete last line is dropped.
 
         Args:
@@ -64,12 +64,12 @@ class Record:
                 file.truncate(len(whole) + 1)
         return record
 
-    def add(self, entry: Mapping[str, Any]) -> None:
+    def add(self, entry: Mapping[str, JSONValue]) -> None:
         """Append an entry; it is on disk when this returns."""
         self._write(entry)
         self.entries.append(dict(entry))
 
-    def _write(self, entry: Mapping[str, Any]) -> None:
+    def _write(self, entry: Mapping[str, JSONValue]) -> None:
         with self.path.open("ab") as file:
             file.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
             file.flush()

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+
+from pydantic import TypeAdapter
 
 from vllm_edit.evaluation.questions import Question
 from vllm_edit.evaluation.report import Mode
 from vllm_edit.evaluation.runners.runner import Scored
+from vllm_edit.json_value import JSONObject, JSONValue
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Sheet:
     refused: str = ""
     not_asked: Mapping[str, int] = field(default_factory=dict)
 
-    def as_record(self) -> dict[str, Any]:
+    def as_record(self) -> JSONObject:
         """The sheet as JSON-able values."""
         questions = [asdict(question) for question in self.questions]
         return {
@@ -62,16 +64,16 @@ class Sheet:
         }
 
     @classmethod
-    def of_record(cls, record: Mapping[str, Any]) -> Sheet:
-        """The inverse of `as_record`."""
-        return cls(
-            patch=record["patch"],
-            edits=tuple((subject, relation) for subject, relation in record["edits"]),
-            questions=tuple(map(_question, record["questions"])),
-            replies={mode: tuple(map(_reply, some)) for mode, some in record["replies"].items()},
-            refused=record["refused"],
-            not_asked=record["not_asked"],
-        )
+    def of_record(cls, record: Mapping[str, JSONValue]) -> Sheet:
+        """The inverse of `as_record`.
+
+        Raises:
+            ValueError: it is no sheet's record.
+        """
+        return _JSON.validate_python(record)
+
+
+_JSON = TypeAdapter(Sheet)
 
 
 def with_numbers(sheets: Sequence[Sheet]) -> list[tuple[Question, Mapping[Mode, Reply]]]:
@@ -82,13 +84,3 @@ def with_numbers(sheets: Sequence[Sheet]) -> list[tuple[Question, Mapping[Mode, 
             replies = {mode: some[row] for mode, some in sheet.replies.items()}
             found.append((question.of_patch(number), replies))
     return found
-
-
-def _question(record: Mapping[str, Any]) -> Question:
-    names = {side: tuple(record.get(side, ())) for side in ("expected_aliases", "rival_aliases")}
-    return Question(**{**record, **names})
-
-
-def _reply(record: Mapping[str, Any]) -> Reply:
-    expected, rival = (None if record[side] is None else Scored(**record[side]) for side in ("expected", "rival"))
-    return Reply(record["text"], expected, rival, record["tokens_added"], record["reason"])

@@ -13,10 +13,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
+
+from pydantic import TypeAdapter
 
 from vllm_edit.facts.facts import Fact, Facts, Form
 from vllm_edit.facts.split import included
+from vllm_edit.ike import bank
+from vllm_edit.json_value import JSONObject, JSONValue
 
 Side = Literal["tune", "held_out"]
 
@@ -78,7 +82,7 @@ class Pool:
         """The pool without subjects of the other side."""
         return Pool(tuple(known for known in self.known if side_of(known.fact) == side), self.asked)
 
-    def as_record(self) -> dict[str, Any]:
+    def as_record(self) -> JSONObject:
         """The pool as JSON-able values: counts asked, and known facts with their statements. `from_record` reads it."""
         records = [
             {
@@ -92,35 +96,55 @@ class Pool:
         return {"asked": dict(self.asked), "known": records}
 
     @classmethod
-    def from_record(cls, record: Mapping[str, Any], facts: Facts) -> Pool:
+    def from_record(cls, record: JSONValue, facts: Facts) -> Pool:
         """The pool of a record. Facts and forms that the tables no longer hold are left out."""
+        stored = _STORED.validate_python(record)
         known = []
-        for entry in record["known"]:
-            fact = facts.lookup.get((entry["relation"], entry["subject"]))
-            if fact is None or fact.object != entry["object"]:
+        for entry in stored.known:
+            fact = facts.lookup.get((entry.relation, entry.subject))
+            if fact is None or fact.object != entry.object:
                 continue
             held = {form.text: form for form in fact.relation.trained}
-            forms = tuple(held[text] for text in entry["forms"] if text in held)
+            forms = tuple(held[text] for text in entry.forms if text in held)
             if forms:
                 known.append(Known(fact, forms))
-        return cls(tuple(known), dict(record["asked"]))
+        return cls(tuple(known), stored.asked)
+
+
+@dataclass(frozen=True)
+class _StoredFact:
+    relation: str
+    subject: str
+    object: str
+    forms: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A pool's record, as `Pool.as_record` makes it."""
+
+    asked: dict[str, int]
+    known: tuple[_StoredFact, ...]
+
+
+_STORED = TypeAdapter(_Stored)
 
 
 def side_of(fact: Fact) -> Side:
     return "tune" if included("sweep", fact.subject.name, share=TUNE_SHARE) else "held_out"
 
 
-def bank_records(pool: Pool) -> list[dict[str, Any]]:
-    """Records for IKE's bank (`ike.bank`): each known fact with its other prompts as paraphrases."""
+def bank_records(pool: Pool) -> list[bank.Fact]:
+    """The facts for IKE's bank: each known fact with its other prompts as paraphrases."""
     return [
-        {
-            "prompt": known.prompt,
-            "subject": known.fact.subject.name,
-            "relation": known.fact.relation.id,
-            "object": known.fact.object,
-            "paraphrases": [
+        bank.Fact(
+            prompt=known.prompt,
+            subject=known.fact.subject.name,
+            relation=known.fact.relation.id,
+            object=known.fact.object,
+            paraphrases=tuple(
                 form.fill(known.fact.subject.name) for form in known.fact.relation.trained if form != known.forms[0]
-            ],
-        }
+            ),
+        )
         for known in pool.known
     ]

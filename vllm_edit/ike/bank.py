@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vllm_edit.errors import EditError
+from vllm_edit.json_value import JSONValue
 from vllm_edit.patch import Edit, Patch
 from vllm_edit.text.matching import is_said, normalise
 from vllm_edit.text.utf8 import read_text
@@ -37,11 +37,11 @@ class Bank(BaseModel):
     """Facts with the same `relation` must allow each other's objects as answers."""
 
     @classmethod
-    def from_records(cls, records: Iterable[Mapping[str, Any]]) -> Bank:
-        """A bank from plain values.
+    def from_records(cls, records: Iterable[Fact | Mapping[str, JSONValue]]) -> Bank:
+        """A bank from facts or plain values.
 
         Args:
-            records: mappings with prompt, subject, relation, object and optionally paraphrases.
+            records: facts, or mappings with prompt, subject, relation, object and optionally paraphrases.
 
         Raises:
             EditError: a record is not such a mapping; the message names the first.

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerFast
 
 from vllm_edit.errors import EditError
-from vllm_edit.models.gguf_header import GgufHeader
+from vllm_edit.models.gguf_header import GgufHeader, Value
 from vllm_edit.models.source import Read
 from vllm_edit.models.turn_end import turn_end
 
@@ -48,7 +48,7 @@ class GgufFile:
         if not self.path.is_file():
             raise EditError(f"there is no file {self.path}; expected a GGUF file")
         header = GgufHeader.read(self.path)
-        parts = header.metadata.get("split.count", 1)
+        parts = int(header.metadata.get("split.count", 1))
         if parts > 1:
             raise EditError(f"{self.path} is one of {parts} parts; join them first (llama-gguf-split --merge)")
         return header
@@ -57,10 +57,10 @@ class GgufFile:
     def puts_bos(self) -> bool | None:
         """The value of `tokenizer.ggml.add_bos_token`, or else llama.cpp's default for the kind of tokenizer; None for
         an unknown kind."""
-        kind = self._tokenizer_key("model")
+        kind = str(self._tokenizer_key("model"))
         default = _BOS_BY_MODEL.get(kind)
         if kind == "gpt2":
-            default = _BOS_BY_PRE_TOKENIZER.get(self._tokenizer_key("pre"), default)
+            default = _BOS_BY_PRE_TOKENIZER.get(str(self._tokenizer_key("pre")), default)
         stated = self._tokenizer_key("add_bos_token")
         return default if stated is None else bool(stated)
 
@@ -97,12 +97,17 @@ class GgufFile:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise EditError(f"transformers cannot read {self.path} (architecture {architecture}): {reason}") from error
 
-    def _tokenizer_key(self, name: str) -> Any:
+    def _tokenizer_key(self, name: str) -> Value | None:
         return self.header.metadata.get(f"tokenizer.ggml.{name}")
+
+    def _token(self, name: str) -> int | None:
+        """The id of one of the tokenizer's tokens."""
+        number = self._tokenizer_key(f"{name}_token_id")
+        return None if number is None else int(number)
 
     def _name_bos(self, tokenizer: PreTrainedTokenizerFast) -> None:
         """Set the tokenizer's BOS to the file's, or to SentencePiece's default if it is missing but needed."""
-        number = self._tokenizer_key("bos_token_id")
+        number = self._token("bos")
         if number is None and self.puts_bos and self._tokenizer_key("model") == "llama":
             number = _FIRST_BOS
         if number is not None and tokenizer.bos_token_id != number:
@@ -112,7 +117,7 @@ class GgufFile:
         """Ids that end an answer. The file has only one end of text; chat models often end turns with another token."""
         configured = model.generation_config.eos_token_id
         ends = configured if isinstance(configured, list) else [configured]
-        found = [*ends, self._tokenizer_key("eot_token_id"), turn_end(tokenizer)]
+        found = [*ends, self._token("eot"), turn_end(tokenizer)]
         return list(dict.fromkeys(int(end) for end in found if end is not None))
 
     def _notes(self, model: CausalLM) -> tuple[str, ...]:

@@ -19,12 +19,14 @@ _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<
 _TEXT, _ARRAY = 8, 9
 _VERSIONS = (2, 3)
 
+Value = str | int | float | bool
+
 
 @dataclass(frozen=True)
 class GgufHeader:
     """metadata: key → number, truth value or text; only the length of an array. tensors: names of the tensors."""
 
-    metadata: Mapping[str, Any]
+    metadata: Mapping[str, Value]
     tensors: tuple[str, ...]
 
     @classmethod
@@ -67,11 +69,14 @@ class _Cursor:
         (octets,) = self._take(f"<{length}s")
         return str(octets.decode("utf-8"))
 
-    def _value(self) -> Any:
+    def _value(self) -> Value:
         (kind,) = self._take("<I")
         if kind == _TEXT:
             return self._text()
-        return self._skip_array() if kind == _ARRAY else self._take(self._layout(kind))[0]
+        if kind == _ARRAY:
+            return self._skip_array()
+        value: int | float | bool = self._take(self._layout(kind))[0]
+        return value
 
     def _skip_array(self) -> int:
         kind, length = self._take("<IQ")

@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from vllm_edit.artefacts.site import Token, check_rank
 from vllm_edit.deltas.linear import linear_shape
@@ -20,6 +19,7 @@ from vllm_edit.facts.facts import Facts
 from vllm_edit.facts.known_edits import SWEEP_EDITS, chosen_edits
 from vllm_edit.facts.pool import Pool
 from vllm_edit.facts.pooling import ask_pool
+from vllm_edit.json_value import JSONObject, JSONValue
 from vllm_edit.models.base import Base
 from vllm_edit.models.hooks import find_module
 from vllm_edit.models.own_text import write_texts
@@ -85,7 +85,7 @@ def create_store(
         module_at(base, layer)  # refuse now, not after minutes of work
     if max_rank is not None:
         check_rank(max_rank)
-    documents: dict[Kind, Any] = {}
+    documents: dict[Kind, JSONValue] = {}
     if texts is None:
         written = write_texts(base, _vectors(base), seed=seed, progress=progress)
         passages, texts = hold_out(written, seed)
@@ -138,14 +138,14 @@ def create_by_sweep(
     slots: int = 16,
     seed: int = 0,
     passages: Sequence[str] = (),
-    documents: Mapping[Kind, Any] | None = None,
+    documents: Mapping[Kind, JSONValue] | None = None,
     progress: Progress | None = None,
 ) -> tuple[Store, Sequence[Measurement]]:
     """A new store at the site that is best for `edits` (see `choose_site`), and the sweep's measurements."""
     chosen = choose_site(
         base, edits, texts, tokens=tokens, max_rank=max_rank, slots=slots, seed=seed, progress=progress
     )
-    kept: dict[Kind, Any] = {**(documents or {}), "tried": [_plain(row.as_record()) for row in chosen.table]}
+    kept: dict[Kind, JSONValue] = {**(documents or {}), "tried": [_plain(row.as_record()) for row in chosen.table]}
     store = Store.create(url, chosen.made.site, chosen.made.moment.tensors(), passages, kept)
     return store, chosen.table
 
@@ -203,7 +203,7 @@ def _vectors(base: Base) -> int:
     return math.ceil(VECTORS * widest * _HELD_OUT)
 
 
-def _plain(record: Mapping[str, Any]) -> dict[str, Any]:
+def _plain(record: Mapping[str, JSONValue]) -> JSONObject:
     """Make a record JSON-able: numbers that are not finite become None."""
     return {
         key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in record.items()

@@ -12,11 +12,12 @@ No document is part of the site's identity. Each is written once, because gates 
 from __future__ import annotations
 
 import json
-from typing import Any, Literal
+from typing import Literal
 
 from vllm_edit.digest import digest_json
 from vllm_edit.errors import Corrupt
 from vllm_edit.files import Files
+from vllm_edit.json_value import JSONValue
 
 Kind = Literal["passages", "texts", "pool", "tried", "settings"]
 KINDS: tuple[Kind, ...] = ("passages", "texts", "pool", "tried", "settings")
@@ -27,12 +28,12 @@ def path_of(kind: Kind) -> str:
     return f"{kind}.json"
 
 
-def write_document(files: Files, kind: Kind, content: Any) -> None:
+def write_document(files: Files, kind: Kind, content: JSONValue) -> None:
     text = json.dumps({"digest": digest_json(content), kind: content}, indent=1, ensure_ascii=False)
     files.write(path_of(kind), text.encode())
 
 
-def read_document(files: Files, kind: Kind) -> Any:
+def read_document(files: Files, kind: Kind) -> JSONValue:
     """Return the document's content; None if the store has none.
 
     Raises:
@@ -41,7 +42,8 @@ def read_document(files: Files, kind: Kind) -> Any:
     path = path_of(kind)
     try:
         stored = json.loads(files.read(path))
-        content, expected = stored[kind], stored["digest"]
+        content: JSONValue = stored[kind]
+        expected = stored["digest"]
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, RecursionError) as error:

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter, ValidationError
 
 from vllm_edit.digest import canonical, digest_bytes, digest_json
 from vllm_edit.errors import Corrupt, EditError, Unavailable
 from vllm_edit.files import LocalFiles, file_lock, sync_folder
+from vllm_edit.json_value import JSONObject
 from vllm_edit.registry.snapshot import Snapshot
 from vllm_edit.store.locations import state_folder
 
@@ -24,6 +26,14 @@ if TYPE_CHECKING:
     from vllm_edit.store.store import Store
 
 _JSON = TypeAdapter(Snapshot)
+
+
+@dataclass(frozen=True)
+class _State:
+    """The content of a file: a snapshot as JSON, and its generation."""
+
+    generation: int
+    content: JSONObject
 
 
 class LastState:
@@ -53,7 +63,7 @@ class LastState:
                 known = self._state()
             except Corrupt:  # the new state replaces it
                 known = None
-            if known is not None and known["generation"] > snapshot.generation:
+            if known is not None and known.generation > snapshot.generation:
                 return False
             self._write(data)
         return True
@@ -65,15 +75,15 @@ class LastState:
             Corrupt: the file is damaged, or another version of vllm-edit wrote it.
             Unavailable: the file cannot be read.
         """
-        state = self._state()
-        if state is None:
+        known = self._state()
+        if known is None:
             return None
         try:
-            return _JSON.validate_python(state)
+            return _JSON.validate_python(known.content)
         except (ValidationError, EditError) as error:
             raise Corrupt(f"{self.path} was written by another version of vllm-edit; {self._remedy}") from error
 
-    def _state(self) -> dict[str, Any] | None:
+    def _state(self) -> _State | None:
         try:
             data = self.path.read_bytes()
         except FileNotFoundError:
@@ -82,8 +92,8 @@ class LastState:
             raise Unavailable(f"{self.path} cannot be read ({error.strerror}); {self._remedy}") from error
         try:
             content = json.loads(data)
-            state: dict[str, Any] = content["state"]
-            intact = digest_json(state) == content["digest"] and isinstance(state["generation"], int)
+            state = _State(content["state"]["generation"], content["state"])
+            intact = digest_json(state.content) == content["digest"] and isinstance(state.generation, int)
         except (ValueError, KeyError, TypeError, RecursionError):
             intact = False
         if not intact:

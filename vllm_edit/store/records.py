@@ -6,10 +6,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 from vllm_edit.errors import Corrupt
 from vllm_edit.files import Files
+from vllm_edit.json_value import JSONObject, JSONValue
 from vllm_edit.names import check_kind, check_name
 
 _TIME = "%Y%m%dT%H%M%S%f"
@@ -22,10 +22,10 @@ class Record:
     name: str
     kind: str
     at: datetime
-    data: dict[str, Any]
+    data: JSONObject
 
 
-def add_record(files: Files, name: str, kind: str, data: Mapping[str, Any]) -> Record:
+def add_record(files: Files, name: str, kind: str, data: Mapping[str, JSONValue]) -> Record:
     """Attach `data`, JSON values, to a patch."""
     now = datetime.now(UTC)
     path = f"records/{check_name(name)}/{check_kind(kind)}-{now:{_TIME}}.json"

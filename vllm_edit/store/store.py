@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vllm_edit import names
 from vllm_edit.artefacts.checksums import MANIFEST, Read, read_manifest
@@ -23,6 +23,7 @@ from vllm_edit.artefacts.manifest import Manifest
 from vllm_edit.artefacts.site import WITHOUT_SETTINGS, Fingerprint, Site
 from vllm_edit.errors import Corrupt, EditError, NotFound, Unavailable
 from vllm_edit.files import Files, LocalFiles, make_folder, open_files
+from vllm_edit.json_value import JSONValue
 from vllm_edit.registry.audit import EMPTY, Anchor
 from vllm_edit.registry.owner import Owner
 from vllm_edit.registry.patches import PatchEntry
@@ -79,7 +80,7 @@ class Store:
         site: Site,
         tensors: Mapping[str, torch.Tensor],
         passages: Sequence[str] = (),
-        documents: Mapping[Kind, Any] | None = None,
+        documents: Mapping[Kind, JSONValue] | None = None,
     ) -> Store:
         """Create a store, or open the existing store if it has the same site.
 
@@ -187,7 +188,8 @@ class Store:
         Raises:
             Corrupt: the file does not match the digest in it.
         """
-        return tuple(map(str, read_document(self.files, "passages") or ()))
+        stored = read_document(self.files, "passages")
+        return tuple(map(str, stored)) if isinstance(stored, list) else ()
 
     def keep_passages(self, passages: Sequence[str]) -> None:
         """Add ordinary text for the gates, once: with other text, verdicts of gates would not be comparable.
@@ -204,7 +206,7 @@ class Store:
             raise EditError("expected at least one passage, got none")
         write_document(self.files, "passages", list(passages))
 
-    def document(self, kind: Kind) -> Any:
+    def document(self, kind: Kind) -> JSONValue:
         """Read a document of the store, such as the base's own text or its pool of facts; None if there is none.
 
         Args:
@@ -215,7 +217,7 @@ class Store:
         """
         return read_document(self.files, kind)
 
-    def keep(self, kind: Kind, content: Any) -> None:
+    def keep(self, kind: Kind, content: JSONValue) -> None:
         """Write a document, once.
 
         Args:
@@ -418,7 +420,7 @@ class Store:
 
     # Records
 
-    def add_record(self, name: str, kind: str, data: Mapping[str, Any]) -> Record:
+    def add_record(self, name: str, kind: str, data: Mapping[str, JSONValue]) -> Record:
         """Attach a measurement to a patch; earlier records of the kind stay.
 
         Args:

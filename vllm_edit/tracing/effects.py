@@ -11,10 +11,11 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 from vllm_edit.artefacts.site import Token
 from vllm_edit.evaluation.intervals import Z95
+from vllm_edit.json_value import JSONObject
 from vllm_edit.tracing.corruption import KINDS, Kind
 from vllm_edit.tracing.trace import Trace, TracedPrompt
 
@@ -131,7 +132,7 @@ class AverageEffects:
         best = max(peaks, key=lambda peak: peak.mean.value)
         return best.layer, _SITES[best.role]
 
-    def as_record(self) -> dict[str, Any]:
+    def as_record(self) -> JSONObject:
         """All results as JSON-serialisable values."""
         layer, token = self.suggested_site()
         return {
@@ -172,7 +173,7 @@ def _tokens_of(prompt: TracedPrompt) -> dict[Role, list[int]]:
     return found
 
 
-def _record(prompt: TracedPrompt) -> dict[str, Any]:
+def _record(prompt: TracedPrompt) -> JSONObject:
     return {
         "prompt": prompt.prompt,
         "subject": prompt.subject,
