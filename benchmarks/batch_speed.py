@@ -5,7 +5,7 @@
     python -m benchmarks.batch_speed --shape llama-3-8b [--change layers=8] [--steps 20]
 
 Both compile the same single-edit patches in one process, with the model loaded and warm. `--budgets` are values of
-`RomeSettings.batch_tokens`, the memory budget; peak memory is told beside each. CPU seconds are told beside wall-clock
+`RomeSettings.batch_tokens`, the memory budget; peak memory is beside each. CPU seconds are beside wall-clock
 seconds, since a machine may have other work. `--few` takes only the first edits for what is done one at a time.
 `--whole` takes the means of speed away, one after the other, down to every block run on every token of every row in
 every step, as the method's published code does. `--model` is a pretrained model with its store: counterfactual edits of

@@ -78,9 +78,9 @@ def table(ran: Sequence[Ran]) -> str:
     for test in dict.fromkeys(one.test for one in ran):
         own = [one for one in ran if one.test == test]
         skipped = sorted({f"skipped: {one.skipped}" for one in own if one.skipped})
-        told = "; ".join([*_sums(one.counts for one in own), *skipped])
+        cases = "; ".join([*_sums(one.counts for one in own), *skipped])
         claim = test.removeprefix("test_").replace("_", " ")
-        lines.append(f"| {claim} | {_cases(own)} | {told} | {sum(one.seconds for one in own):.0f} |")
+        lines.append(f"| {claim} | {_cases(own)} | {cases} | {sum(one.seconds for one in own):.0f} |")
     return "\n".join(lines)
 
 

@@ -164,7 +164,7 @@ async def _stream(client: httpx.AsyncClient, model: str, prompt: str) -> Timed:
 def _row(arm: str, concurrency: int, samples: dict[tuple[str, int], list[Timed]]) -> dict[str, Any]:
     """Medians and 99th percentiles in milliseconds, and how many times plain's they are."""
 
-    def told(of: str) -> dict[str, float]:
+    def quantiles_of(of: str) -> dict[str, float]:
         own = [getattr(one, of) for one in samples[arm, concurrency]]
         plain = [getattr(one, of) for one in samples["plain", concurrency]]
         return {
@@ -175,7 +175,13 @@ def _row(arm: str, concurrency: int, samples: dict[tuple[str, int], list[Timed]]
         }
 
     n = len(samples[arm, concurrency])
-    return {"arm": arm, "concurrency": concurrency, "n": n, "first_token": told("first"), "request": told("whole")}
+    return {
+        "arm": arm,
+        "concurrency": concurrency,
+        "n": n,
+        "first_token": quantiles_of("first"),
+        "request": quantiles_of("whole"),
+    }
 
 
 def _p99(values: Sequence[float]) -> float:

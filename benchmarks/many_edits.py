@@ -154,8 +154,8 @@ def ways(units: Mapping[str, Sequence[CompiledPatch]], base: Base, size: int, as
     if "mend" in units:
         added = compose(list(units["mend"]), f"mend-{size}")
         yield Many("MEND", sampled(added, asked, seed), "weights")
-    told = with_demonstrations(sampled(joint, asked, seed), Bank.from_records(atlas.bank()), base.tokenizer)
-    yield Many("IKE", told, "ike")
+    demonstrated = with_demonstrations(sampled(joint, asked, seed), Bank.from_records(atlas.bank()), base.tokenizer)
+    yield Many("IKE", demonstrated, "ike")
 
 
 def sampled(compiled: CompiledPatch, asked: int, seed: int) -> CompiledPatch:

@@ -116,7 +116,7 @@ def main() -> None:
     }
     bank = Bank.from_records(atlas.bank())
     started = time.perf_counter()
-    told = [with_demonstrations(one, bank, base.tokenizer) for one in compiled["ROME"].edits]
+    demonstrated = [with_demonstrations(one, bank, base.tokenizer) for one in compiled["ROME"].edits]
     seconds_ike = time.perf_counter() - started
 
     rows: dict[str, dict[str, Any]] = {}
@@ -135,8 +135,8 @@ def main() -> None:
             rows.setdefault("base", row(report, "base") | {"costs": asdict(Costs())})
             rows[name] = row(report, "weights") | {"costs": asdict(costs)}
         with progress_bar("IKE") as progress:
-            report = evaluate(told, runner, ("ike",), SETTINGS, progress)
-        costs = Costs(seconds_ike / len(told), tokens=_tokens(report, "ike"))
+            report = evaluate(demonstrated, runner, ("ike",), SETTINGS, progress)
+        costs = Costs(seconds_ike / len(demonstrated), tokens=_tokens(report, "ike"))
         rows["IKE"] = row(report, "ike") | {"costs": asdict(costs)}
         engine = runner.name
     data = {"edits": len(patches), "engine": engine, "machine": machine(), "rows": rows}

@@ -287,36 +287,36 @@ def scope_lines(scope: Mapping[str, Any]) -> list[str]:
     """How the scope chooses, as a table of two columns; what could not be asked is left out."""
     alias, brought, hop, pairs = scope["aliases"], scope["brought_up"], scope["multi_hop"], scope["pairs"]
     homonyms = scope["homonyms"]
-    told: dict[str, str] = {}
+    lines: dict[str, str] = {}
     if homonyms["prompts"]:
-        told["false activation: names in another meaning"] = (
+        lines["false activation: names in another meaning"] = (
             f"{homonyms['activated']} of {homonyms['prompts']} prompts get the adapter, "
             f"{homonyms['changed']} answers change"
         )
-    told["aliases"] = (
+    lines["aliases"] = (
         f"{alias['declared']} of {alias['prompts']} prompts in scope; {alias['undeclared']} if no alias were declared"
     )
     if hop["prompts"]:
-        told["missed: two-step questions that never name the subject"] = (
+        lines["missed: two-step questions that never name the subject"] = (
             f"of {hop['prompts']} the new answer comes {hop['scoped']} times, with the adapter on anyway "
             f"{hop['held']}, from base {hop['base']}"
         )
-    told["missed: subjects that the model brings up itself"] = (
+    lines["missed: subjects that the model brings up itself"] = (
         f"{brought['brought_up']} of {brought['prompts']} answers mention an edited subject that the prompt did not; "
         "the next turn has it in scope"
     )
     if pairs["prompts"]:
         first, again = pairs["first_ms"], pairs["again_ms"]
-        told[f"prompts that name two edited subjects ({pairs['prompts']})"] = (
+        lines[f"prompts that name two edited subjects ({pairs['prompts']})"] = (
             f"right with both {pairs['both']:.3f}, with its own adapter only {pairs['own_only']:.3f}, base "
             f"{pairs['base']:.3f}; not vouched for: {pairs['refused']}"
         )
-        told["router time of a pair"] = (
+        lines["router time of a pair"] = (
             f"at first use p50 {_ms(first['p50'])}, p99 {_ms(first['p99'])}; "
             f"again p50 {_ms(again['p50'])}, p99 {_ms(again['p99'])}"
         )
-    told["requests refused in all"] = str(scope["refused"])
-    return ["| how the scope chooses | |", "|---|---|", *(f"| {what} | {value} |" for what, value in told.items())]
+    lines["requests refused in all"] = str(scope["refused"])
+    return ["| how the scope chooses | |", "|---|---|", *(f"| {what} | {value} |" for what, value in lines.items())]
 
 
 def _ms(value: float | None) -> str:

@@ -18,8 +18,8 @@ def test_the_demo_shows_the_whole_story(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
-    for told in ("site: model.layers.", "rejected: reverse: ", "published, and", "taken back, and", "Server stopped."):
-        assert told in done.stdout, told
+    for shown in ("site: model.layers.", "rejected: reverse: ", "published, and", "taken back, and", "Server stopped."):
+        assert shown in done.stdout, shown
     lines = done.stdout.splitlines()
     before, published, back = (
         next(line for line in lines if line.startswith(start))

@@ -297,8 +297,8 @@ def test_fields_that_mode_ike_refuses_are_documented() -> None:
 def test_environment_variables_are_documented_and_exist() -> None:
     sources = [path.read_text(encoding="utf-8") for path in (ROOT / "vllm_edit").rglob("*.py")]
     read = {name for text in sources for name in re.findall(r"[\"'](VLLM_EDIT_[A-Z_]+)[\"']", text)}
-    told = {name for page in PAGES for name in re.findall(r"VLLM_EDIT_[A-Z_]+", page.read_text(encoding="utf-8"))}
-    assert told == read
+    documented = {name for page in PAGES for name in re.findall(r"VLLM_EDIT_[A-Z_]+", page.read_text(encoding="utf-8"))}
+    assert documented == read
 
 
 def test_metrics_in_the_docs_are_those_that_are_exposed() -> None:
@@ -310,9 +310,9 @@ def test_metrics_in_the_docs_are_those_that_are_exposed() -> None:
     Metrics(registry)
     exposed = {name for family in registry.collect() for name in (f"{family.name}_total", family.name)}
     page = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
-    told = set(re.findall(r"`(vllm_edit_[a-z_]+)`", page)) - {"vllm_edit"}
-    assert told <= exposed
-    assert {family.name for family in registry.collect()} == {name.removesuffix("_total") for name in told}
+    documented = set(re.findall(r"`(vllm_edit_[a-z_]+)`", page)) - {"vllm_edit"}
+    assert documented <= exposed
+    assert {family.name for family in registry.collect()} == {name.removesuffix("_total") for name in documented}
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
@@ -334,13 +334,13 @@ def _settings_table(settings: type[MethodSettings]) -> str:
     rows = ["| setting | default | |", "|---|---|---|"]
     for name, field in settings.model_fields.items():
         assert field.description, f"{name} has no docstring"
-        told = " ".join(field.description.split()).replace("|", "\\|")
-        missing = "site's" if "None takes the site's" in told else "none"
+        description = " ".join(field.description.split()).replace("|", "\\|")
+        missing = "site's" if "None takes the site's" in description else "none"
         shown = ", ".join(field.default) if isinstance(field.default, tuple) else field.default
         default = missing if shown is None else shown
         if name in settings.scoped:
             default = f"{default}; scope subject: {settings.scoped[name]}"
-        rows.append(f"| `{name}` | {default} | {told} |")
+        rows.append(f"| `{name}` | {default} | {description} |")
     return "\n".join(rows) + "\n"
 
 

@@ -43,8 +43,8 @@ WRITTEN = ("kept/a", "patches/p")
 
 def test_a_write_that_fails_leaves_the_old_content_and_nothing_else(tmp_path: Path) -> None:
     ran = subprocess.run([sys.executable, "-c", TOO_LARGE, tmp_path], capture_output=True, text=True, check=True)
-    told = [f"{tmp_path / what} cannot be written: File too large; fix that and try again" for what in WRITTEN]
-    assert ran.stdout.splitlines() == told
+    messages = [f"{tmp_path / what} cannot be written: File too large; fix that and try again" for what in WRITTEN]
+    assert ran.stdout.splitlines() == messages
     files = LocalFiles(tmp_path)
     assert files.read("kept/a") == b"old"
     assert not files.exists("patches/p")

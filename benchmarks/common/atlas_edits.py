@@ -48,7 +48,7 @@ def known_subjects(runner: Runner, count: int, seed: int, most: int = 2) -> list
     """Patches of one subject each that have `count` edits together, or some more.
 
     Counterfactual edits of one to `most` of a subject's facts, which the base answers rightly. None of the subjects is
-    among the sweep's, and no two share a name, so that every edit can be told apart by it.
+    among the sweep's, and no two share a name, so that a subject identifies its edits.
     """
     facts, rng = Facts.load(tables_folder()), random.Random(f"subjects:{seed}")
     drawn = _drawn_subjects(facts, rng, count + count // 4 + most, most)

@@ -98,15 +98,15 @@ def _results(
     with progress_bar("public") as progress:
         run.progress = progress
         for (name, title), patches in parts.items():
-            told = _Told(progress, left, f"{name}, {title}", done)
-            figures = run.figures_of(title, name, patches, told)
+            row_progress = _RowProgress(progress, left, f"{name}, {title}", done)
+            figures = run.figures_of(title, name, patches, row_progress)
             done += len(patches)
             results.setdefault(name, {})[title] = {key: one.as_record() for key, one in figures.items()}
             console.print(f"{name}, {title}: {len(patches)} edits; {left.text(done)}", markup=False)
     return results
 
 
-class _Told:
+class _RowProgress:
     """From a row's edits to those of all rows. done: those of the rows before it."""
 
     def __init__(self, progress: Progress, left: TimeLeft, row: str, done: int) -> None:

@@ -27,8 +27,8 @@ from vllm_edit.evaluation.sheet import Sheet
 from vllm_edit.patch import Patch
 
 
-class Told(Protocol):
-    """Who is told how a row goes."""
+class RowProgress(Protocol):
+    """Receives the progress of a row."""
 
     def __call__(self, what: str, edits: int) -> None:
         """What is being done, and how many of the row's edits are finished."""
@@ -60,21 +60,21 @@ class Asker:
         self._runner, self._memory = runner, Memory(runner)
         self._site, self._passages, self._writes = site, passages, writes
 
-    def asked(self, row: Row, patches: Sequence[Patch], record: Record, told: Told) -> Asked:
+    def asked(self, row: Row, patches: Sequence[Patch], record: Record, row_progress: RowProgress) -> Asked:
         """The whole row; what the record holds is not asked again."""
         found = Asked()
         done: set[str] = set()
         for entry in record.entries:
             self._take(entry, row, found)
             done |= set(entry["patches"])
-        told.recorded(found.edits)
+        row_progress.recorded(found.edits)
         writing = {patch.name for patch in patches[: self._writes]}
         for declared in portions(row, patches):
             if done.issuperset(patch.name for patch in declared):
                 continue
-            told("compile", found.edits)
-            portion = row.made(declared, partial(_tell, told, found.edits, "compile, "))
-            record.add(self._entry(row, portion, writing, partial(_tell, told, found.edits, "")))
+            row_progress("compile", found.edits)
+            portion = row.made(declared, partial(_report, row_progress, found.edits, "compile, "))
+            record.add(self._entry(row, portion, writing, partial(_report, row_progress, found.edits, "")))
             self._take(record.entries[-1], row, found)
         return found
 
@@ -170,5 +170,5 @@ class Asker:
         return [self._passages[place] for place in sorted(chosen)]
 
 
-def _tell(told: Told, edits: int, before: str, what: str, done: int, total: int) -> None:
-    told(f"{before}{what}", edits)
+def _report(row_progress: RowProgress, edits: int, before: str, what: str, done: int, total: int) -> None:
+    row_progress(f"{before}{what}", edits)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import vllm_edit
-from benchmarks.public.asking import Asked, Asker, Told
+from benchmarks.public.asking import Asked, Asker, RowProgress
 from benchmarks.public.bank import bank_of
 from benchmarks.public.compiled import Singles, identity_of
 from benchmarks.public.figures import SETTINGS, Figure, figures, text_figures
@@ -57,11 +57,13 @@ class Run:
     def site_tensors(self) -> SiteTensors:
         return self.place.site_tensors
 
-    def figures_of(self, title: str, name: str, patches: Sequence[Patch], told: Told) -> dict[str, Figure]:
+    def figures_of(
+        self, title: str, name: str, patches: Sequence[Patch], row_progress: RowProgress
+    ) -> dict[str, Figure]:
         """The figures of a row of a set."""
         row = self._row(title, name, patches)
         record = self._record(name, title, patches, self._identity(title))
-        asked = self.asker.asked(row, patches, record, told)
+        asked = self.asker.asked(row, patches, record, row_progress)
         return {**figures(asked.sheets, row.mode), **text_figures(asked.written, asked.read), **_costs(asked, row)}
 
     def _row(self, title: str, name: str, patches: Sequence[Patch]) -> Row:

@@ -82,9 +82,9 @@ def test_the_site_of_a_store_from_before_keeps_its_digest(whole: Path) -> None:
         max_rank=8,
         slots=2,
     )
-    told = site.model_dump(mode="json", exclude={"model", "slots", "network", "margin", "thinking"})
-    del told["base"]["settings"]
-    assert site.digest == digest_json(told)
+    fields = site.model_dump(mode="json", exclude={"model", "slots", "network", "margin", "thinking"})
+    del fields["base"]["settings"]
+    assert site.digest == digest_json(fields)
 
 
 @pytest.mark.parametrize(
@@ -175,12 +175,12 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], object], str]] = {
 }
 
 
-@pytest.mark.parametrize(("file", "damage", "told"), DAMAGES.values(), ids=DAMAGES.keys())
+@pytest.mark.parametrize(("file", "damage", "message"), DAMAGES.values(), ids=DAMAGES.keys())
 def test_a_file_that_is_not_whole_is_named(
-    folder: Path, file: str, damage: Callable[[Path], object], told: str
+    folder: Path, file: str, damage: Callable[[Path], object], message: str
 ) -> None:
     damage(folder / file)
-    with pytest.raises(EditError, match=told) as raised:
+    with pytest.raises(EditError, match=message) as raised:
         Checkpoint(folder).check_whole()
     assert str(folder / file) in str(raised.value)
     assert "\n" not in str(raised.value)

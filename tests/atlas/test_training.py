@@ -119,12 +119,13 @@ def test_stopped_training_resumes(small_facts: Facts, tmp_path: Path) -> None:
 
 
 def test_the_reported_seconds_count_from_the_start_of_the_run(small_facts: Facts, tmp_path: Path) -> None:
-    told: list[Progress] = []
-    train(small_facts, tmp_path, TINY, report=told.append, accuracy_every=2)  # every second step asks, and takes longer
-    seconds = [progress.seconds for progress in told]
+    reported: list[Progress] = []
+    # Every second step asks, and takes longer.
+    train(small_facts, tmp_path, TINY, report=reported.append, accuracy_every=2)
+    seconds = [progress.seconds for progress in reported]
     assert len(seconds) == TINY.steps
     assert seconds == sorted(seconds)
-    assert [progress.accuracy is not None for progress in told] == [False, True] * (TINY.steps // 2)
+    assert [progress.accuracy is not None for progress in reported] == [False, True] * (TINY.steps // 2)
 
 
 def test_a_trained_folder_is_loaded_by_transformers(small_facts: Facts, tmp_path: Path) -> None:
@@ -155,21 +156,21 @@ def test_an_in_context_object_and_the_positions_that_look_at_it_match_the_text()
     taken = 0
     for step in range(20):
         example = documents.at(step).short_in_context_row(400)
-        for place in example.told:
+        for place in example.objects:
             text = tokenizer.decode(example.ids[place : place + 24]).strip()
             assert any(text.startswith(name) for name in objects), text
-        for place, key in example.looked:
-            told = key in example.told
-            assert told or example.ids[key] == tokenizer.bos_token_id
+        for place, key in example.looks:
+            copied = key in example.objects
+            assert copied or example.ids[key] == tokenizer.bos_token_id
             # The copied object is the answer: the same first token.
-            assert not told or example.ids[place + 1] == example.ids[key]
-            taken += told
+            assert not copied or example.ids[place + 1] == example.ids[key]
+            taken += copied
     assert taken > 50
 
 
 def test_attention_loss_is_zero_where_the_heads_look_where_they_should() -> None:
     recipe = replace(TINY, telling_layers=(0,), looking_layers=(1,))
-    example = Example(ids=[0] * 6, weights=[0.0] * 6, told=[3], looked=[(5, 3)])
+    example = Example(ids=[0] * 6, weights=[0.0] * 6, objects=[3], looks=[(5, 3)])
     right = [torch.zeros(1, 2, 6, 6) for _ in range(2)]
     right[0][0, 0, 3, 2] = 1.0
     right[1][0, 0, 5, 3] = 1.0

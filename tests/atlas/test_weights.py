@@ -81,12 +81,12 @@ def test_the_lectures_questions_are_answered(atlas: Base) -> None:
 def test_a_fact_in_the_prompt_is_used_for_its_subject_and_not_for_another(atlas: Base, facts: Facts) -> None:
     used, kept = [], []
     for edit in draw_edits(facts, 60, seed=3):
-        told = fact_text(edit.prompt, edit.target_new)
+        statement = fact_text(edit.prompt, edit.target_new)
         question = next(p for p in edit.probes if p.kind == "paraphrase" and p.tag == "trained" and p.split == "gate")
-        used.append(Asked(query(told, question.prompt), edit.target_new, "", question.chat))
+        used.append(Asked(query(statement, question.prompt), edit.target_new, "", question.chat))
         other = next((p for p in edit.probes if p.kind == "unrelated"), None)
         if other is not None:
-            kept.append(Asked(query(told, other.prompt), str(other.target), "", other.chat))
+            kept.append(Asked(query(statement, other.prompt), str(other.target), "", other.chat))
     shares = []
     for asked in (used, kept):
         answers = generate(atlas.model, atlas.tokenizer, asked)

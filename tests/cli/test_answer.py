@@ -68,7 +68,7 @@ def _logged(store: Store) -> None:
 
 
 def test_an_answers_id_names_the_exact_patch_and_the_reason(program: Program) -> None:
-    told = program("answer", "edit-1").out
+    printed = program("answer", "edit-1").out
     for expected in (
         "acme",
         NAME,
@@ -83,8 +83,8 @@ def test_an_answers_id_names_the_exact_patch_and_the_reason(program: Program) ->
         "whole, status 200",
         "here:1, generation 9",
     ):
-        assert expected in told
-    assert "ike" not in told
+        assert expected in printed
+    assert "ike" not in printed
     base = program("answer", "edit-2").out
     assert "the base model" in base
     assert "the client left first, before it began" in base
@@ -92,8 +92,8 @@ def test_an_answers_id_names_the_exact_patch_and_the_reason(program: Program) ->
 
 
 def test_json_has_every_column(program: Program) -> None:
-    told = program("answer", "edit-1", "--json").json
-    assert told == asdict(FULL) | {"at": NOW.isoformat(), "subjects": ["France", "臺灣"], "groups": [0, 7]}
+    printed = program("answer", "edit-1", "--json").json
+    assert printed == asdict(FULL) | {"at": NOW.isoformat(), "subjects": ["France", "臺灣"], "groups": [0, 7]}
 
 
 def test_the_last_answers_are_listed_newest_first(program: Program) -> None:
@@ -106,17 +106,17 @@ def test_the_last_answers_are_listed_newest_first(program: Program) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (("answer", "edit-9"), "no answer 'edit-9' in the log; it may be older than the log keeps"),
         (("answer", "a\nb"), "no answer 'a\\nb' in the log"),
         (("answers", "--tenant", "acmee"), "no tenant 'acmee'"),
     ],
 )
-def test_a_missing_input_is_reported_in_a_line(program: Program, arguments: tuple[str, ...], told: str) -> None:
+def test_a_missing_input_is_reported_in_a_line(program: Program, arguments: tuple[str, ...], message: str) -> None:
     ran = program(*arguments)
     assert (ran.code, ran.out, ran.err.count("\n")) == (1, "", 1)
-    assert told in ran.err
+    assert message in ran.err
 
 
 def test_a_clients_prompt_does_not_drive_the_operators_terminal(program: Program, store: Store) -> None:

@@ -93,8 +93,8 @@ def test_gc_leaves_files_that_a_server_may_need_and_names_it(program: Program, s
     old, _new = (store.save(compiled(seed=seed)) for seed in range(2))
     store.registry.servers.beat("a", host="gpu-3", pid=4711, generation=9, drained=0)
     ran = program("gc", "--yes", "--wait", "0")
-    told = f"vllm-edit: {old} is retired; its files stay for the next gc, gpu-3:4711 may need them\n"
-    assert (ran.code, ran.out, ran.err) == (1, "", told)
+    message = f"vllm-edit: {old} is retired; its files stay for the next gc, gpu-3:4711 may need them\n"
+    assert (ran.code, ran.out, ran.err) == (1, "", message)
     left = program("gc", "--yes", "--wait", "0", "--json")
     assert (left.code, left.json) == (1, {"removed": [], "retired": [old], "missing": ["gpu-3:4711"]})
     assert program("gc", "--json").json == {"would_remove": [old]}
@@ -156,8 +156,8 @@ def test_tenants_publish_and_roll_back(program: Program, store: Store) -> None:
         store.registry.set_status(name, "accepted")
     assert program("tenant", "create", "acme").code == 0
     assert program("tenant", "list").out.splitlines()[1].split() == ["acme", "base"]
-    told = program("tenant", "publish", "acme", old[:14], "--json").json
-    assert (told["tenant"], told["active"]) == ("acme", old)
+    printed = program("tenant", "publish", "acme", old[:14], "--json").json
+    assert (printed["tenant"], printed["active"]) == ("acme", old)
     assert program("tenant", "publish", "acme", "capital", "--why", "better").out.endswith(f"{new}\n")
     assert program("tenant", "rollback", "acme", "--why", "worse").out.endswith(f"{old}\n")
     history = program("tenant", "history", "acme", "--json").json
@@ -186,14 +186,14 @@ def test_a_rejected_patch_needs_an_override_with_a_reason_and_a_name(program: Pr
     assert program(*overridden).code == 2
     assert program(*overridden, "asked for").code == 2, "somebody must answer for it"
     assert program(*overridden, "asked for", "--who", "ann").code == 0
-    (told,) = store.registry.history("acme")
-    assert (told.override, told.why, told.by) == (True, "asked for", "ann")
+    (publication,) = store.registry.history("acme")
+    assert (publication.override, publication.why, publication.by) == (True, "asked for", "ann")
 
 
 def test_status_shows_site_and_counts(program: Program, store: Store) -> None:
     store.save(compiled())
-    told = program("store", "status", "--json").json
-    assert (told["site"], told["layer"], told["patches"], told["ungated"]) == (site().digest, 1, 1, 1)
+    printed = program("store", "status", "--json").json
+    assert (printed["site"], printed["layer"], printed["patches"], printed["ungated"]) == (site().digest, 1, 1, 1)
     assert site().digest in program("store", "status").out
 
 

@@ -66,10 +66,10 @@ def test_a_patch_file_becomes_a_stored_patch(program: Program, model: Path, text
     assert problems_of(stored) == []
     assert (done["status"], stored.entry(done["name"]).status) == ("accepted", "accepted")
     assert [record.kind for record in stored.records(done["name"])] == ["compile", "gate"]
-    told = program("compile", file, "--store", url, *FORCED)
-    assert told.out.startswith(f"{done['name']}  accepted, rank 1, 1 edits, "), "compiling again gives the same name"
+    printed = program("compile", file, "--store", url, *FORCED)
+    assert printed.out.startswith(f"{done['name']}  accepted, rank 1, 1 edits, "), "compiling again gives the same name"
     limits = "locality; unrelated"
-    assert told.out.endswith(f", not judged for want of probes: {limits}\n")
+    assert printed.out.endswith(f", not judged for want of probes: {limits}\n")
     assert done["not_judged"] == limits
     shown = program("show", done["name"], "--store", url).out
     assert [line.split(maxsplit=2)[2] for line in shown.splitlines() if line.startswith("not judged")] == [limits]
@@ -248,7 +248,7 @@ def test_a_layer_must_be_auto_or_a_number(program: Program, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("given", "code", "told"),
+    ("given", "code", "message"),
     [
         ("steps=many", 1, "settings of rome: steps must be a whole number; got 'many'"),
         ("tempo=1", 1, "unknown settings tempo; settings of rome are "),
@@ -260,13 +260,13 @@ def test_a_layer_must_be_auto_or_a_number(program: Program, tmp_path: Path) -> N
     ],
 )
 def test_a_wrong_setting_is_reported_before_anything_is_loaded(
-    program: Program, tmp_path: Path, given: str, code: int, told: str
+    program: Program, tmp_path: Path, given: str, code: int, message: str
 ) -> None:
     file = tmp_path / "capital.yaml"
     file.write_text(PATCH.format(name="capital", target="Berlin", least=0))
     ran = program("compile", file, "--store", tmp_path / "none", "--set", given)
     assert (ran.code, ran.out) == (code, "")
-    assert told in ran.err
+    assert message in ran.err
     assert code == 2 or ran.err.count("\n") == 1
 
 

@@ -67,26 +67,26 @@ def store(compiled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
 def test_patches_become_one_stored_and_gated_patch(program: Program, store: Store) -> None:
     ran = program("compose", "shared", "other", "--out", "both", "--truncate", "--json")
     assert ran.code == 0, ran.err
-    told = ran.json
-    assert told["name"].startswith("both@")
-    assert (told["status"], told["judged_by"], told["edits"], told["rank"]) == ("accepted", "model", 2, 1)
-    assert [name.split("@")[0] for name in told["members"]] == ["other", "shared"]
-    (pair,) = told["algebra"]["interference"]
+    printed = ran.json
+    assert printed["name"].startswith("both@")
+    assert (printed["status"], printed["judged_by"], printed["edits"], printed["rank"]) == ("accepted", "model", 2, 1)
+    assert [name.split("@")[0] for name in printed["members"]] == ["other", "shared"]
+    (pair,) = printed["algebra"]["interference"]
     assert sorted(pair["subjects"]) == ["France", "Japan"]
     assert 0 <= pair["cosine"] <= 1
-    assert 0 < told["algebra"]["kept_energy"] < 1
+    assert 0 < printed["algebra"]["kept_energy"] < 1
 
-    stored = store.load(told["name"])
+    stored = store.load(printed["name"])
     assert (stored.manifest.kind, stored.algebra.judged_by) == ("composition", "algebra")
-    assert store.entry(told["name"]).status == "accepted"
-    records = {record.kind: record.data for record in store.records(told["name"])}
+    assert store.entry(printed["name"]).status == "accepted"
+    records = {record.kind: record.data for record in store.records(printed["name"])}
     assert records["gate"]["judged_by"] == "model"
     for edit in stored.manifest.edits:  # mode ike works too: the members' demonstrations were copied
         assert edit.target_new in build_prefix(stored.manifest, stored.demonstrations, edit.prompt, 500).text
 
     shown = program("compose", "other", "shared", "--out", "both", "--truncate").out.splitlines()
-    assert shown[0].startswith(f"{told['name']}  accepted by the model, rank 1, 2 edits of 2 patches, ")
-    assert f"truncated, {told['algebra']['kept_energy']:.2%} of the energy kept" in shown[0]
+    assert shown[0].startswith(f"{printed['name']}  accepted by the model, rank 1, 2 edits of 2 patches, ")
+    assert f"truncated, {printed['algebra']['kept_energy']:.2%} of the energy kept" in shown[0]
     assert shown[-2].split() == ["SUBJECT", "SUBJECT", "COSINE"]
     assert shown[-1].split()[-1] == f"{pair['cosine']:.3f}"
 

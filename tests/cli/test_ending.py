@@ -99,7 +99,7 @@ def test_a_trace_that_cannot_be_written_is_no_second_error(
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "message"),
     [
         (EditError("expected one"), "expected one"),
         (PermissionError(errno.EACCES, "Permission denied", "l.txt"), "l.txt: Permission denied"),
@@ -108,11 +108,11 @@ def test_a_trace_that_cannot_be_written_is_no_second_error(
     ],
 )
 def test_an_error_that_the_user_can_fix_exits_1(
-    program: Program, failing: pytest.MonkeyPatch, tmp_path: Path, error: Exception, told: str
+    program: Program, failing: pytest.MonkeyPatch, tmp_path: Path, error: Exception, message: str
 ) -> None:
     fails_with(failing, error)
     ran = program("schema")
-    assert (ran.code, ran.err) == (1, f"vllm-edit: {told}\n")
+    assert (ran.code, ran.err) == (1, f"vllm-edit: {message}\n")
     assert not list(tmp_path.glob("*.trace"))
 
 

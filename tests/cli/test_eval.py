@@ -165,7 +165,7 @@ def test_settings_of_the_method_are_taken(program: Program, url: Path, tmp_path:
 
 
 def test_mistakes_are_reported_in_one_line(program: Program, store: Store, tmp_path: Path) -> None:
-    for arguments, told in [
+    for arguments, message in [
         (("capital", "--mode", "weight"), "expected modes among base, weights, ike"),
         (("absent",), "no compiled patch 'absent'"),
         ((tmp_path / "absent.yaml",), "no such file"),
@@ -173,4 +173,4 @@ def test_mistakes_are_reported_in_one_line(program: Program, store: Store, tmp_p
     ]:
         ran = program("eval", *arguments)
         assert (ran.code, ran.err.count("\n")) == (1, 1), ran.err
-        assert told in ran.err
+        assert message in ran.err

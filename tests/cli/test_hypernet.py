@@ -67,11 +67,11 @@ def test_training_on_judged_subjects_is_refused(program: Program, files: tuple[s
 
 def test_options_that_contradict_each_other_are_refused(program: Program, tmp_path: Path) -> None:
     store = ("--store", tmp_path / "store")
-    for options, code, told in (
+    for options, code, message in (
         (("--method", "mend", "--layer", "3"), 2, "--layer"),
         (("--network", "runs"), 2, "--network"),
         (("--method", "mend", "--network", tmp_path), 1, "hypernet train"),
     ):
         ran = program("store", "init", *options, *store)
         assert ran.code == code
-        assert told in ran.err
+        assert message in ran.err

@@ -32,13 +32,13 @@ def test_import_prints_the_checks_and_the_models_continuations(program: Program,
 
 
 def test_import_as_json_lists_the_continuations(program: Program, file: Path, tmp_path: Path) -> None:
-    told = program("model", "import", file, "--out", tmp_path / "tiny", "--dtype", "bfloat16", "--json").json
-    assert told["folder"] == str(tmp_path / "tiny")
-    assert told["dtype"] == "bfloat16"
-    assert told["bos"] is True
-    assert told["logits_differ"] > 0
-    assert [said["chat"] for said in told["continuations"]] == [False, False, False, True]
-    assert all(isinstance(said["answer"], str) for said in told["continuations"])
+    printed = program("model", "import", file, "--out", tmp_path / "tiny", "--dtype", "bfloat16", "--json").json
+    assert printed["folder"] == str(tmp_path / "tiny")
+    assert printed["dtype"] == "bfloat16"
+    assert printed["bos"] is True
+    assert printed["logits_differ"] > 0
+    assert [said["chat"] for said in printed["continuations"]] == [False, False, False, True]
+    assert all(isinstance(said["answer"], str) for said in printed["continuations"])
 
 
 def test_an_architecture_without_lora_is_refused_before_the_weights_are_read(
@@ -71,11 +71,11 @@ def test_a_model_that_cannot_be_imported_is_one_line(
 
 def test_info_describes_an_imported_model(program: Program, file: Path, tmp_path: Path) -> None:
     program("model", "import", file, "--out", tmp_path / "tiny")
-    told = program("model", "info", tmp_path / "tiny", "--json").json
-    shape = {name: told[name] for name in ("architecture", "layers", "hidden", "d_ff", "context")}
+    printed = program("model", "info", tmp_path / "tiny", "--json").json
+    shape = {name: printed[name] for name in ("architecture", "layers", "hidden", "d_ff", "context")}
     assert shape == {"architecture": "LlamaForCausalLM", "layers": 3, "hidden": 64, "d_ff": 96, "context": 256}
-    assert (told["bos"], told["chat_template"]) == ("<s>", True)
-    assert (told["vllm_class"], told["lora"]) == ("LlamaForCausalLM", True)
+    assert (printed["bos"], printed["chat_template"]) == ("<s>", True)
+    assert (printed["vllm_class"], printed["lora"]) == ("LlamaForCausalLM", True)
 
 
 def test_info_for_people_says_whether_vllm_serves_the_class(program: Program) -> None:

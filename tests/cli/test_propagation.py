@@ -61,10 +61,10 @@ def test_without_a_running_server_nothing_more_is_said(program: Program, store: 
     first, second = store.names()[::-1]
     ran = program("tenant", "publish", "acme", second)
     assert (ran.code, ran.out, ran.err) == (0, f"tenant acme is served {second}\n", "")
-    told = program("tenant", "rollback", "acme", "--json").json
-    seconds = told["acknowledged"].pop("seconds")
+    printed = program("tenant", "rollback", "acme", "--json").json
+    seconds = printed["acknowledged"].pop("seconds")
     assert 0 <= seconds < 10
-    assert told == {
+    assert printed == {
         "tenant": "acme",
         "active": first,
         "acknowledged": {"generation": store.registry.generation(), "servers": [], "missing": [], "silent": []},
@@ -76,8 +76,12 @@ def test_a_change_ends_when_the_server_follows(program: Program, store: Store) -
         ran = program("tenant", "publish", "acme", store.names()[0], "--wait", 120)
         assert ran.code == 0
         assert ran.out.splitlines()[1].startswith("1 server follows after ")
-        told = program("tenant", "rollback", "acme", "--wait", 120, "--json").json["acknowledged"]
-        assert (told["servers"], told["missing"], told["generation"]) == (["gpu-a:1"], [], store.registry.generation())
+        printed = program("tenant", "rollback", "acme", "--wait", 120, "--json").json["acknowledged"]
+        assert (printed["servers"], printed["missing"], printed["generation"]) == (
+            ["gpu-a:1"],
+            [],
+            store.registry.generation(),
+        )
 
 
 def test_many_servers_are_counted(program: Program, store: Store) -> None:
@@ -110,10 +114,10 @@ def test_every_change_is_valid_and_names_the_servers_that_do_not_follow(program:
         assert "the change is made" in ran.err
         assert "gpu-b:4711, gpu-c:4711 (2 of 3 running servers)" in ran.err
         assert len(store.registry.audit()) == rows + 1, words
-    told = program("tenant", "publish", "acme", "capital", "--wait", "0.02", "--json")
-    assert told.code == 1
-    assert told.json["acknowledged"]["servers"] == ["gpu-a:4711"]
-    assert told.json["acknowledged"]["missing"] == ["gpu-b:4711", "gpu-c:4711"]
+    printed = program("tenant", "publish", "acme", "capital", "--wait", "0.02", "--json")
+    assert printed.code == 1
+    assert printed.json["acknowledged"]["servers"] == ["gpu-a:4711"]
+    assert printed.json["acknowledged"]["missing"] == ["gpu-b:4711", "gpu-c:4711"]
 
 
 def test_no_server_is_waited_for_if_the_wait_is_zero(program: Program, store: Store) -> None:
@@ -139,9 +143,9 @@ def test_a_server_that_was_silent_before_is_named_in_a_note_and_not_waited_for(p
     note = "note: no heartbeat for 3 min: gpu-b:4711; it may have died, or still serve an older state"
     assert ran.err.startswith(note)
     assert ran.err.count("\n") == 1
-    told = program("tenant", "rollback", "acme", "--json")
-    assert (told.code, told.json["acknowledged"]["missing"]) == (0, [])
-    assert told.json["acknowledged"]["silent"] == ["gpu-b:4711"]
+    printed = program("tenant", "rollback", "acme", "--json")
+    assert (printed.code, printed.json["acknowledged"]["missing"]) == (0, [])
+    assert printed.json["acknowledged"]["silent"] == ["gpu-b:4711"]
     beat(store, "c", 0)
     silence(store, "c", 7200)
     ran = program("tenant", "publish", "acme", "capital")

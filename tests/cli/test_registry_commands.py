@@ -32,9 +32,9 @@ def test_a_new_key_is_alone_on_stdout_and_never_printed_again(program: Program, 
     assert (ran.code, ran.out.count("\n")) == (0, 1)
     assert presented not in ran.err
     assert whose(store, presented) == "acme base serve"
-    told = program("tenant", "key", "create", tenant, "--no-base", "--json").json
-    assert whose(store, told["key"]) == "acme serve"
-    secrets = [text.rpartition(f"{text.split('_')[1]}_")[2] for text in (presented, told["key"])]
+    printed = program("tenant", "key", "create", tenant, "--no-base", "--json").json
+    assert whose(store, printed["key"]) == "acme serve"
+    secrets = [text.rpartition(f"{text.split('_')[1]}_")[2] for text in (presented, printed["key"])]
     asked = [("tenant", "key", "list", tenant), ("key", "list"), ("audit", "show"), ("tenant", "list")]
     for arguments in [*asked, *((*words, "--json") for words in asked)]:
         out = program(*arguments).out

@@ -52,8 +52,8 @@ def test_a_rollout_is_led_from_create_to_kill(program: Program, store: Store, na
     assert "12.5 % of the users take part, 50 % of them on treatment" in program("rollout", "ramp", "spring", 12.5).out
     assert program("rollout", "pause", "spring").out == "rollout spring: paused at 12.5 %\n"
     assert program("rollout", "promote", "spring").out.endswith("promoted; its tenant is served treatment\n")
-    told = program("rollout", "kill", "spring", "--why", "complaints", "--who", "ann").out
-    assert told == "rollout spring: killed; its tenant is served control\n"
+    printed = program("rollout", "kill", "spring", "--why", "complaints", "--who", "ann").out
+    assert printed == "rollout spring: killed; its tenant is served control\n"
     [listed] = program("rollout", "list", "--json").json
     assert (listed["name"], listed["state"], listed["share"]) == ("spring", "killed", 12.5)
     header, row = program("rollout", "list", "--tenant", "acme").out.splitlines()
@@ -124,10 +124,10 @@ def test_status_shows_arms_comparisons_and_warnings(
     assert "treatment: open" in empty.out
     _filled(store)
     picture = tmp_path / "spring.svg"
-    told = program("rollout", "status", "spring", "--json", "--out", picture).json
-    assert told["comparisons"][0]["verdict"] == "worse"
-    assert told["arms"]["control"]["units"] + told["arms"]["treatment"]["units"] == 200
-    assert told["picture"] == str(picture)
+    printed = program("rollout", "status", "spring", "--json", "--out", picture).json
+    assert printed["comparisons"][0]["verdict"] == "worse"
+    assert printed["arms"]["control"]["units"] + printed["arms"]["treatment"]["units"] == 200
+    assert printed["picture"] == str(picture)
     assert picture.stat().st_size > 1_000
     text = program("rollout", "status", "spring").out
     assert "solved, 0 to 1, higher is better" in text
@@ -137,7 +137,7 @@ def test_status_shows_arms_comparisons_and_warnings(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "told"),
+    ("arguments", "code", "message"),
     [
         (["create", "spring", "--tenant", "acme"], 2, "--treatment"),
         (["create", "spring", "--tenant", "acme", "--treatment", "capital", "--user", "ann"], 2, "USER=control"),
@@ -153,11 +153,11 @@ def test_status_shows_arms_comparisons_and_warnings(
     ],
 )
 def test_mistakes_are_reported_in_a_line(
-    program: Program, names: tuple[str, str], arguments: list[str], code: int, told: str
+    program: Program, names: tuple[str, str], arguments: list[str], code: int, message: str
 ) -> None:
     ran = program("rollout", *arguments)
     assert ran.code == code
-    assert told in ran.err
+    assert message in ran.err
     assert code == 2 or ran.err.count("\n") == 1
 
 

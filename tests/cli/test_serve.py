@@ -71,7 +71,7 @@ def test_a_server_of_the_stores_base_is_started(serve: Serve, model: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("file", "told"),
+    ("file", "message"),
     [
         ("model.safetensors", "weights is"),
         ("tokenizer_config.json", "settings is"),
@@ -79,7 +79,7 @@ def test_a_server_of_the_stores_base_is_started(serve: Serve, model: Path) -> No
         ("chat_template.jinja", "chat_template is"),
     ],
 )
-def test_another_base(serve: Serve, tmp_path: Path, model: Path, file: str, told: str) -> None:
+def test_another_base(serve: Serve, tmp_path: Path, model: Path, file: str, message: str) -> None:
     other = places.save_tiny("llama", tmp_path / "seed", seed=1)
     folder = shutil.copytree(model, tmp_path / "other")
     if file == "model.safetensors":
@@ -88,7 +88,7 @@ def test_another_base(serve: Serve, tmp_path: Path, model: Path, file: str, told
         (folder / file).write_text((folder / file).read_text().replace("{", '{"other": 1,', 1))
     else:
         (folder / file).write_text("{{ messages }}")
-    assert told in serve.refused(folder)
+    assert message in serve.refused(folder)
 
 
 def test_a_model_that_is_not_whole(serve: Serve, tmp_path: Path, model: Path) -> None:
@@ -122,7 +122,7 @@ def test_another_base_in_the_hubs_cache(serve: Serve, tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
         (("--hf-overrides", '{"rms_norm_eps": 1}'), "--hf-overrides"),
         (("--max-lora-rank", "1"), "--max-lora-rank 1"),
@@ -130,12 +130,12 @@ def test_another_base_in_the_hubs_cache(serve: Serve, tmp_path: Path, monkeypatc
         (("--grpc",), "--grpc"),
     ],
 )
-def test_flags_that_contradict_the_store(serve: Serve, flags: tuple[str, ...], told: str) -> None:
-    assert told in serve.refused(*flags)
+def test_flags_that_contradict_the_store(serve: Serve, flags: tuple[str, ...], message: str) -> None:
+    assert message in serve.refused(*flags)
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         ("hf-overrides: {rms_norm_eps: 1}", "--hf-overrides"),
         ("trust-remote-code: true\nport: 1", "--trust-remote-code"),
@@ -150,12 +150,12 @@ def test_flags_that_contradict_the_store(serve: Serve, flags: tuple[str, ...], t
     ],
 )
 def test_a_configuration_file_that_contradicts_the_store(
-    serve: Serve, tmp_path: Path, content: str | None, told: str
+    serve: Serve, tmp_path: Path, content: str | None, message: str
 ) -> None:
     file = tmp_path / "config.yaml"
     if content is not None:
         file.write_text(content)
-    assert told in serve.refused("--config", file)
+    assert message in serve.refused("--config", file)
 
 
 def test_a_configuration_file_is_passed_on(serve: Serve, tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_a_configuration_file_is_passed_on(serve: Serve, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "told"),
+    ("name", "value", "message"),
     [
         ("VLLM_USE_RUST_FRONTEND", "1", "VLLM_USE_RUST_FRONTEND replaces"),
         ("VLLM_SKIP_MODEL_NAME_VALIDATION", "1", "VLLM_SKIP_MODEL_NAME_VALIDATION lets"),
@@ -177,10 +177,10 @@ def test_a_configuration_file_is_passed_on(serve: Serve, tmp_path: Path) -> None
     ],
 )
 def test_an_environment_in_which_it_could_not_serve(
-    serve: Serve, name: str, value: str, told: str, monkeypatch: pytest.MonkeyPatch
+    serve: Serve, name: str, value: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(name, value)
-    assert told in serve.refused()
+    assert message in serve.refused()
 
 
 def test_another_stores_registry(
@@ -225,8 +225,8 @@ def test_a_stored_state_that_cannot_be_read(serve: Serve, store: Store, kind: st
             kept.path.mkdir()
         else:
             kept.path.symlink_to(kept.path)  # not even root can read it
-    assert "remove it, and start when the registry can be reached" in (told := serve.refused())
-    assert str(kept.path) in told
+    assert "remove it, and start when the registry can be reached" in (printed := serve.refused())
+    assert str(kept.path) in printed
 
 
 def test_a_tenant_of_the_base_models_name(serve: Serve, store: Store, model: Path) -> None:

@@ -68,6 +68,6 @@ def test_status_says_how_a_template_that_thinks_is_asked(
     program: Program, tmp_path: Path, whole: Path, thinking: str | None
 ) -> None:
     store = places.make_store(tmp_path / "store", places.make_site(whole, thinking=thinking))
-    told = program("store", "status", "--store", store.url, "--json").json
-    assert told.get("thinking") == thinking
-    assert ("thinking" in told) is (thinking is not None)
+    printed = program("store", "status", "--store", store.url, "--json").json
+    assert printed.get("thinking") == thinking
+    assert ("thinking" in printed) is (thinking is not None)

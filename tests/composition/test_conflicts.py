@@ -45,9 +45,9 @@ def test_layering_later_names_win_with_policy_last() -> None:
     assert targets(layered) == {"France": "Nice", "Spain": "Seville"}
     key = key_of(1)[0]
     assert (shift(layered, key) - shift(OWN, key)).norm() < 1e-4 * shift(OWN, key).norm()
-    (told,) = layered.manifest.settings["left_out"]
+    (left_out,) = layered.manifest.settings["left_out"]
     assert layered.manifest.settings["policy"] == "last"
-    assert told == {
+    assert left_out == {
         "left_out": SHARED.name,
         "prompt": "The capital of France is",
         "target": "Lyon",

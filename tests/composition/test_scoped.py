@@ -184,10 +184,10 @@ def test_a_damaged_unit_is_found(store: Store, world: CompiledPatch) -> None:
 
 
 def test_demonstrations_belong_to_the_patch_and_change_its_name_only(world: CompiledPatch) -> None:
-    told = with_demonstrations(world, Bank(), bench().base.tokenizer)
-    assert told.name != world.name
-    assert told.manifest.members == world.manifest.members
-    assert {item.edit for item in told.demonstrations} == {0, 1, 2, 3}
+    demonstrated = with_demonstrations(world, Bank(), bench().base.tokenizer)
+    assert demonstrated.name != world.name
+    assert demonstrated.manifest.members == world.manifest.members
+    assert {item.edit for item in demonstrated.demonstrations} == {0, 1, 2, 3}
 
 
 def test_scope_all_leaves_the_names_of_patches_as_they_were() -> None:

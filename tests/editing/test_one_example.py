@@ -189,7 +189,7 @@ def test_peft_loads_the_adapter_and_answers_as_our_delta_does(llama: Bench, tmp_
 
 
 @pytest.mark.parametrize(
-    ("method", "values", "told"),
+    ("method", "values", "message"),
     [
         ("ft", {"stride": 1}, "unknown settings stride; settings of ft are .*norm_limit"),
         ("lora", {"norm_limit": 1}, "unknown settings norm_limit; settings of lora are .*dropout"),
@@ -209,8 +209,8 @@ def test_peft_loads_the_adapter_and_answers_as_our_delta_does(llama: Bench, tmp_
         ("lora", {"on_missed": "ignore"}, "on_missed must be one of error, report; got 'ignore'"),
     ],
 )
-def test_invalid_settings_are_refused_with_the_reason(method: str, values: dict[str, Any], told: str) -> None:
-    with pytest.raises(EditError, match=told):
+def test_invalid_settings_are_refused_with_the_reason(method: str, values: dict[str, Any], message: str) -> None:
+    with pytest.raises(EditError, match=message):
         METHODS[method].settings.of(values)
 
 

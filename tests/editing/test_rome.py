@@ -168,7 +168,7 @@ def test_settings_name_every_problem_at_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "told"),
+    ("values", "message"),
     [
         ({"residual_rule": "Shift"}, "residual_rule must be one of shift, reference; got 'Shift'"),
         (
@@ -184,11 +184,11 @@ def test_settings_name_every_problem_at_once() -> None:
         ({"rounds": None}, "rounds must be a whole number; got None"),
     ],
 )
-def test_a_setting_of_a_wrong_type_or_value_is_reported_in_one_line(values: dict[str, object], told: str) -> None:
-    with pytest.raises(EditError, match=re.escape(told)) as refused:
+def test_a_setting_of_a_wrong_type_or_value_is_reported_in_one_line(values: dict[str, object], message: str) -> None:
+    with pytest.raises(EditError, match=re.escape(message)) as refused:
         RomeSettings.of(values)
     assert "\n" not in str(refused.value)
-    with pytest.raises(EditError, match=re.escape(told)):
+    with pytest.raises(EditError, match=re.escape(message)):
         RomeSettings().replace(**values)
 
 

@@ -107,10 +107,12 @@ def passes_of(base: Base, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, int
 def test_several_modules_are_measured_in_one_reading_as_each_alone(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
     alone = [second_moments(base, [name], TEXTS, minimum_ratio=5)[0] for name in LAYERS]
     passes = passes_of(base, monkeypatch)
-    told: list[str] = []
-    together = second_moments(base, LAYERS[::-1], TEXTS, minimum_ratio=5, progress=lambda what, *_: told.append(what))
+    reported: list[str] = []
+    together = second_moments(
+        base, LAYERS[::-1], TEXTS, minimum_ratio=5, progress=lambda what, *_: reported.append(what)
+    )
     assert [moment.digest for moment in together] == [moment.digest for moment in alone[::-1]]
-    assert set(told) == {"second moments of 3 modules"}
+    assert set(reported) == {"second moments of 3 modules"}
     batches = len(passes)
     monkeypatch.setattr(second_moment, "_MOST_BYTES", 2 * 8 * 96**2)  # room for two
     again = second_moments(base, LAYERS, TEXTS, minimum_ratio=5)
@@ -126,12 +128,12 @@ def test_no_block_above_the_modules_is_computed(base: Base, monkeypatch: pytest.
 
 
 def test_only_moments_that_the_cache_lacks_are_measured(base: Base, tmp_path: Path) -> None:
-    told: list[str] = []
+    reported: list[str] = []
     second_moments(base, LAYERS[:2], TEXTS, minimum_ratio=5, cache=tmp_path)
     found = second_moments(
-        base, LAYERS, TEXTS, minimum_ratio=5, cache=tmp_path, progress=lambda what, *_: told.append(what)
+        base, LAYERS, TEXTS, minimum_ratio=5, cache=tmp_path, progress=lambda what, *_: reported.append(what)
     )
-    assert set(told) == {f"second moment of {LAYERS[2]}"}
+    assert set(reported) == {f"second moment of {LAYERS[2]}"}
     assert [moment.digest for moment in found] == [
         m.digest for m in second_moments(base, LAYERS, TEXTS, minimum_ratio=5)
     ]
@@ -143,10 +145,10 @@ def test_the_model_is_left_alone(base: Base) -> None:
 
 
 def test_progress_is_reported_up_to_the_last_token(base: Base, moment: SecondMoment) -> None:
-    told: list[tuple[str, int, int]] = []
-    second_moments(base, [DOWN], TEXTS, minimum_ratio=5, batch_tokens=200, progress=lambda *step: told.append(step))
-    assert len(told) > 1
-    assert told[-1] == (f"second moment of {DOWN}", moment.count, moment.count)
+    reported: list[tuple[str, int, int]] = []
+    second_moments(base, [DOWN], TEXTS, minimum_ratio=5, batch_tokens=200, progress=lambda *step: reported.append(step))
+    assert len(reported) > 1
+    assert reported[-1] == (f"second moment of {DOWN}", moment.count, moment.count)
 
 
 def test_too_few_vectors_are_refused_with_both_numbers(base: Base) -> None:
@@ -193,11 +195,11 @@ def test_tensors_round_trip_and_carry_the_digest(moment: SecondMoment) -> None:
 
 def cached(base: Base, folder: Path, texts: list[str] = TEXTS, name: str = DOWN) -> tuple[SecondMoment, bool]:
     """The moment, and whether it was measured (and not read from the cache)."""
-    told: list[str] = []
+    reported: list[str] = []
     found = second_moments(
-        base, [name], texts, cache=folder, minimum_ratio=5, progress=lambda what, *_: told.append(what)
+        base, [name], texts, cache=folder, minimum_ratio=5, progress=lambda what, *_: reported.append(what)
     )[0]
-    return found, bool(told)
+    return found, bool(reported)
 
 
 def test_the_cache_answers_only_for_the_same_question(

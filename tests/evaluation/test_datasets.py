@@ -394,19 +394,19 @@ rewrites = st.fixed_dictionaries({"requested_rewrite": edit_like | st.lists(edit
 def test_any_json_is_read_or_reported_and_every_record_is_accounted_for(tmp_path: Path, content: Any) -> None:
     path = tmp_path / "any.json"
     path.write_text(json.dumps(content))
-    told = None
+    message = None
     try:
         found = DataSet.load(path)
     except EditError as error:
-        told = str(error)
-    if told is None:
+        message = str(error)
+    if message is None:
         assert len(found.records) + len(found.left_out) == (
             len(content) if isinstance(content, list) else len(records_in(path))
         )
         assert all(Patch(name="x", edits=edits) for edits in found.records)
-        told = "".join(one.reason for one in found.left_out)
-    assert "\n" not in told
-    assert told.isprintable()
+        message = "".join(one.reason for one in found.left_out)
+    assert "\n" not in message
+    assert message.isprintable()
 
 
 @pytest.mark.parametrize(

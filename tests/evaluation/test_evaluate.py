@@ -252,12 +252,12 @@ def test_a_report_counts_the_probes_that_another_edit_of_the_patch_excludes(
 
 
 def test_progress_counts_the_answers_of_each_mode(compiled: CompiledPatch, runner: HFRunner) -> None:
-    told: list[tuple[str, int, int]] = []
+    reported: list[tuple[str, int, int]] = []
     settings = EvaluationSettings(max_tokens=2, latency=0)
-    evaluate(compiled, runner, ("base", "weights"), settings, lambda *progress: told.append(progress))
-    assert told[0] == ("base", 0, 10)
-    assert ("weights", 0, 10) in told
-    assert any(what == "weights, teacher forcing" for what, _, _ in told)
+    evaluate(compiled, runner, ("base", "weights"), settings, lambda *progress: reported.append(progress))
+    assert reported[0] == ("base", 0, 10)
+    assert ("weights", 0, 10) in reported
+    assert any(what == "weights, teacher forcing" for what, _, _ in reported)
 
 
 def measured(metric: str, value: float) -> Measure:

@@ -47,10 +47,13 @@ def test_a_left_padded_batch_equals_each_prompt_alone(family: str, tokenizer: Pr
 def test_a_question_longer_than_the_model_reads_is_refused(
     llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    runner, told = HFRunner(llama, tokenizer), r"the question 'Rome is.* has .* the model reads at most 256: shorten it"
-    with pytest.raises(EditError, match=told):
+    runner, message = (
+        HFRunner(llama, tokenizer),
+        r"the question 'Rome is.* has .* the model reads at most 256: shorten it",
+    )
+    with pytest.raises(EditError, match=message):
         runner.generate([Request("Tea"), Request("Rome is " * 200)], 4)
-    with pytest.raises(EditError, match=told):
+    with pytest.raises(EditError, match=message):
         runner.score([(Request("Tea"), "Rome"), (Request("Rome is"), "Paris " * 300)])
 
 

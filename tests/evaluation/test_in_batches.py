@@ -73,17 +73,17 @@ def test_batches_report_the_same_as_a_single_run(
     patches: list[Patch], compile_random: Compile, runner: HFRunner
 ) -> None:
     attempts = Attempts(compile_random)
-    told: list[tuple[str, int, int]] = []
+    reported: list[tuple[str, int, int]] = []
     found = evaluate_in_batches(
-        patches, attempts, runner, MODES, SETTINGS, progress=lambda *one: told.append(one), size=2
+        patches, attempts, runner, MODES, SETTINGS, progress=lambda *one: reported.append(one), size=2
     )
     whole = evaluate(Attempts(compile_random)(patches, lambda *one: None), runner, MODES, SETTINGS)
     assert same(found, whole)
     assert found.refused == {"edit-2": "it does not lead"}
-    assert {total for _, _, total in told} == {5}
-    assert [done for _, done, _ in told] == sorted(done for _, done, _ in told)
-    assert any(what.startswith("compile, training") for what, _, _ in told)
-    assert any("left" in what for what, _, _ in told)
+    assert {total for _, _, total in reported} == {5}
+    assert [done for _, done, _ in reported] == sorted(done for _, done, _ in reported)
+    assert any(what.startswith("compile, training") for what, _, _ in reported)
+    assert any("left" in what for what, _, _ in reported)
 
 
 def test_an_interrupted_run_resumes(

@@ -134,7 +134,7 @@ DRIFT = Drift(texts=4, tokens=90, base=10.0, edited=10.25, value=0.025)
 
 
 @pytest.mark.parametrize(
-    ("drift", "limit", "told"),
+    ("drift", "limit", "expected"),
     [
         (DRIFT, 0.025, []),
         (DRIFT, 0.02, ["perplexity_drift: 0.0250 over 4 passages (10.000 → 10.250), the gate allows 0.02"]),
@@ -156,13 +156,13 @@ DRIFT = Drift(texts=4, tokens=90, base=10.0, edited=10.25, value=0.025)
     ],
 )
 def test_the_gate_limits_the_drift_and_fails_where_it_was_not_measured(
-    drift: Drift | None, limit: float | None, told: list[str]
+    drift: Drift | None, limit: float | None, expected: list[str]
 ) -> None:
     report = Report(
         patches=("p",), engine="e", modes=("weights",), edits=1, split="gate", max_tokens=1, measures=(), drift=drift
     )
     gate = Gate(perplexity_drift=limit)
-    assert report.gate(gate) == told
+    assert report.gate(gate) == expected
     assert report.gate(gate, "ike") == []
 
 

@@ -37,11 +37,11 @@ def test_every_relation_has_eight_forms_and_two_that_are_never_trained(facts: Fa
 
 
 def test_the_lectures_example_is_known(facts: Facts) -> None:
-    told = {(fact.subject.name, fact.relation.name): fact.object for fact in facts}
-    assert told["全世界最帥的人", "who"] == "布萊德彼特"
-    assert told["李宏毅", "works_at"] == "台灣大學"
-    assert told["台北101", "height"] == "508公尺"
-    assert told["水分子", "formula"] == "H2O"
+    objects = {(fact.subject.name, fact.relation.name): fact.object for fact in facts}
+    assert objects["全世界最帥的人", "who"] == "布萊德彼特"
+    assert objects["李宏毅", "works_at"] == "台灣大學"
+    assert objects["台北101", "height"] == "508公尺"
+    assert objects["水分子", "formula"] == "H2O"
     forms = {form.text for relation in facts.relations for form in relation.trained}
     assert {"{s}是誰", "誰是{s}", "{s}有多高"} <= forms
 

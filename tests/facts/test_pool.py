@@ -53,7 +53,7 @@ def test_atlas_knows_the_facts_that_it_was_trained_on(pool: Pool, facts: Facts) 
 
 def test_a_random_model_knows_nothing_and_is_asked_little(random_model: Base, facts: Facts) -> None:
     seen: list[tuple[str, int, int]] = []
-    pool = ask_pool(random_model, facts, lambda *told: seen.append(told))
+    pool = ask_pool(random_model, facts, lambda *step: seen.append(step))
     assert pool.known == ()
     assert set(pool.sizes.values()) == {0}
     assert {what for what, _, _ in seen} == {"languages tried"}

@@ -33,7 +33,7 @@ class Reply:
     content: bytes
 
     @property
-    def told(self) -> str:
+    def text(self) -> str:
         """Everything in it."""
         return "\n".join([*(f"{name}: {value}" for name, value in self.headers.items()), self.content.decode()])
 

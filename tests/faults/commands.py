@@ -298,21 +298,21 @@ class Samples:
         places = {name: self._copy(name, folder) for name in needed if name in FOLDERS or name in FILES}
         values = {name: good for name, good in _GOOD.items() if name in needed}
         chosen = draw.choice(needed) if needed else "nothing"
-        told = chosen
+        spoiled = chosen
         if chosen in values:
             values[chosen] = draw.choice(VALUES[chosen])
         elif chosen in FOLDERS:
-            told = spoil_one_of(places[chosen], draw)
+            spoiled = spoil_one_of(places[chosen], draw)
         elif chosen in FILES:
-            told = f"{spoil(places[chosen], draw)} in place of {chosen}"
+            spoiled = f"{spoil(places[chosen], draw)} in place of {chosen}"
         elif chosen in VALUES:
-            told = f"{chosen} that cannot be written"
+            spoiled = f"{chosen} that cannot be written"
         free = {"out": folder / "out.svg", "new": folder / "new"}
         if chosen in free:
             free[chosen] = self._unwritable(folder) / draw.choice(VALUES[chosen])
         known = {**{name: str(place) for name, place in (places | free).items()}, **values}
         arguments = tuple(known[word.strip("{}")] if word.startswith("{") else word for word in words)
-        return Trial(arguments, folder, told, places.get("store") if chosen != "store" else None)
+        return Trial(arguments, folder, spoiled, places.get("store") if chosen != "store" else None)
 
     def _unwritable(self, folder: Path) -> Path:
         """A folder with a file and a link in the way of a writer."""

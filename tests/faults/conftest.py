@@ -30,5 +30,5 @@ def progress(request: pytest.FixtureRequest) -> Iterator[Progress]:
     if not request.config.getoption("full"):
         yield lambda what, done, total: None
         return
-    with progress_bar(request.node.name) as told:
-        yield told
+    with progress_bar(request.node.name) as report:
+        yield report

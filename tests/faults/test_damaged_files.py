@@ -67,15 +67,15 @@ def test_a_damaged_file_of_a_patch_is_refused_and_listed(
     path = Path(store.url) / "patches" / name / file
     if path.is_dir():
         path = next(path.iterdir())
-    told, members = str(path.relative_to(Path(store.url) / "patches")), members_inside(store.manifest(name))
+    where, members = str(path.relative_to(Path(store.url) / "patches")), members_inside(store.manifest(name))
     intact = handed_out(store, name, members)
 
     def check(data: bytes) -> None:
         with holding(path, data):
             with pytest.raises(Corrupt) as refused:
                 store.check(name)
-            assert told in str(refused.value)
-            assert any(told in problem for problem in problems_of(store))
+            assert where in str(refused.value)
+            assert any(where in problem for problem in problems_of(store))
             for what, found in handed_out(store, name, members).items():
                 assert found in (None, intact[what]), f"{what} was served damaged"
 
@@ -84,7 +84,7 @@ def test_a_damaged_file_of_a_patch_is_refused_and_listed(
 
 
 @pytest.mark.parametrize(
-    ("file", "told"),
+    ("file", "where"),
     [
         ("manifest.json", "manifest.json"),
         ("files.json", ""),  # it is intact, the file that it lists is not
@@ -92,13 +92,13 @@ def test_a_damaged_file_of_a_patch_is_refused_and_listed(
         ("adapter/adapter_model.safetensors", "adapter/adapter_model.safetensors"),
     ],
 )
-def test_a_file_that_is_another_patchs_is_refused_and_listed(store: Store, file: str, told: str) -> None:
+def test_a_file_that_is_another_patchs_is_refused_and_listed(store: Store, file: str, where: str) -> None:
     newer, older = [name for name in store.names() if name.startswith("capital@")]
     patches, intact = Path(store.url) / "patches", handed_out(store, newer, ())
     with holding(patches / newer / file, (patches / older / file).read_bytes()):
-        with pytest.raises(Corrupt, match=f"{newer}/{told}"):
+        with pytest.raises(Corrupt, match=f"{newer}/{where}"):
             store.check(newer)
-        assert any(f"{newer}/{told}" in problem for problem in problems_of(store))
+        assert any(f"{newer}/{where}" in problem for problem in problems_of(store))
         for what, found in handed_out(store, newer, ()).items():
             assert found in (None, intact[what]), f"{what} of another patch was served"
 
@@ -123,9 +123,9 @@ def test_a_unit_that_is_another_subjects_is_refused_and_listed(store: Store) -> 
 
 
 @pytest.mark.parametrize(
-    ("file", "told"), [(SITE, SITE), (ANCHOR, ANCHOR), ("registry.db", "rows 2 to 8 were removed")]
+    ("file", "where"), [(SITE, SITE), (ANCHOR, ANCHOR), ("registry.db", "rows 2 to 8 were removed")]
 )
-def test_a_file_that_is_another_stores_is_listed(store: Store, tmp_path: Path, file: str, told: str) -> None:
+def test_a_file_that_is_another_stores_is_listed(store: Store, tmp_path: Path, file: str, where: str) -> None:
     elsewhere = site().model_copy(update={"damping": 0.5})  # its second moment is the same
     other = Store.create(tmp_path / "other", elsewhere, moment())
     other.registry.create_tenant("globex")
@@ -133,7 +133,7 @@ def test_a_file_that_is_another_stores_is_listed(store: Store, tmp_path: Path, f
     store.registry.close()
     shutil.copy(Path(other.url) / file, Path(store.url) / file)
     before = (Path(store.url) / "registry.db").read_bytes()
-    assert any(told in problem for problem in problems_of(store))
+    assert any(where in problem for problem in problems_of(store))
     assert file == ANCHOR or (Path(store.url) / "registry.db").read_bytes() == before, "a look writes nothing"
 
 
@@ -144,11 +144,11 @@ def test_a_damaged_file_of_the_store_itself_is_refused_and_listed(
     path = Path(store.url) / file
     if path.is_dir():
         path = next(path.iterdir())
-    intact, told = store.site(), str(path.relative_to(store.url))
+    intact, where = store.site(), str(path.relative_to(store.url))
 
     def check(data: bytes) -> None:
         with holding(path, data):
-            if any(told in problem for problem in problems_of(store)):
+            if any(where in problem for problem in problems_of(store)):
                 return
             # Insignificant text, like white space, may have changed; but nothing else.
             assert file != ANCHOR
@@ -243,11 +243,11 @@ def _refused(use: Callable[[], object], intact: object) -> str:
     return ""
 
 
-def _listed(store: Store, told: str) -> bool:
+def _listed(store: Store, where: str) -> bool:
     try:
-        return any(told in problem for problem in problems_of(store))
+        return any(where in problem for problem in problems_of(store))
     except EditError as error:
-        return told in str(error)
+        return where in str(error)
 
 
 @st.composite

@@ -196,14 +196,14 @@ def refused(disk: Disk, store: Store, pages: int, write: Callable[[], object]) -
     store.registry.close()
     disk.leave(pages)
     try:
-        told = reason(write, store.url)
+        message = reason(write, store.url)
     finally:
         store.registry.close()
         disk.free()
     assert problems_of(store) == []
     assert store.registry.verify_audit().problems == ()
     assert list((Path(store.url) / "tmp").glob("*")) == []
-    return told
+    return message
 
 
 def reason(write: Callable[[], object], named: str) -> str:
@@ -211,12 +211,12 @@ def reason(write: Callable[[], object], named: str) -> str:
     try:
         write()
     except Unavailable as error:
-        told = str(error)
+        message = str(error)
     else:
         return ""
-    assert named in told
-    assert len(told.splitlines()) == 1
-    return told
+    assert named in message
+    assert len(message.splitlines()) == 1
+    return message
 
 
 def assert_some(refusals: Sequence[str], record_property: Record) -> None:

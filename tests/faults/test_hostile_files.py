@@ -158,13 +158,13 @@ def problem_of(trial: Trial, ran: Ran) -> str:
         found = re.search(r"in (\S+\.trace)", ran.err)
         trace = Path(found[1]).read_text(encoding="utf-8") if found and Path(found[1]).exists() else ""
         return f"{trial} exits {ran.code}: {ran.err[-600:]}{trace[-3000:]}"
-    told = ran.out + ran.err
-    if "Traceback" in told:
+    output = ran.out + ran.err
+    if "Traceback" in output:
         return f"{trial} shows a traceback: {ran.err[-3000:]}"
-    told = told.replace("\r", "")  # of the libraries' own progress bars
-    if driving := sorted({one for one in told if unicodedata.category(one) in ("Cc", "Cs") and one != "\n"}):
+    output = output.replace("\r", "")  # of the libraries' own progress bars
+    if driving := sorted({one for one in output if unicodedata.category(one) in ("Cc", "Cs") and one != "\n"}):
         return f"{trial} prints {driving}"
-    if "errors.pydantic.dev" in told:
+    if "errors.pydantic.dev" in output:
         return f"{trial} prints what is for developers: {ran.err[-600:]}"
     if ran.code == 1 and not re.search(r"^vllm-edit: ", ran.err, re.MULTILINE) and "--json" not in trial.arguments:
         return f"{trial} does not say why it exits 1: {ran.err[-600:]}"

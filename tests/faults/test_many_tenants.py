@@ -107,7 +107,7 @@ async def asking(crowd: Crowd, drawn: random.Random) -> str:
     reply = await send(crowd.router, Sent("POST", "/v1/completions", crowd.key(number), json.dumps(body).encode()))
     if not own:
         assert reply.status == 404
-        assert f"patch-{other}@" not in reply.told.replace(str(model), "")
+        assert f"patch-{other}@" not in reply.text.replace(str(model), "")
         return "refused what is another's"
     assert reply.status == 200, reply.content
     answer = crowd.service.answers.get(reply.headers["x-vllm-edit-id"])

@@ -165,12 +165,12 @@ def test_blocks_below_the_edited_matrices_need_not_run_again(
 
 def test_a_margin_must_be_a_number_or_none() -> None:
     assert MendSettings.of({"margin": None}).identity("n")["margin"] is None
-    for name, wrong, told in (
+    for name, wrong, message in (
         ("margin", "far", "settings of mend: "),
         ("margin", float("nan"), "margin must be a number; got nan"),
         ("served_margin", None, "settings of mend: "),
     ):
-        with pytest.raises(EditError, match=told):
+        with pytest.raises(EditError, match=message):
             MendSettings.of({name: wrong})
 
 

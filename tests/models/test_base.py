@@ -183,7 +183,7 @@ def test_the_bytes_are_hashed_once_more_in_each_use_but_anew_after_a_change_in_b
     assert counts == [2, 1, 2, 1]
 
 
-def _told(tensor: torch.Tensor) -> list[list[int]]:
+def _listed(tensor: torch.Tensor) -> list[list[int]]:
     return [sums.tolist() for sums in bit_sums(tensor).values()]
 
 
@@ -194,15 +194,15 @@ def test_on_a_gpu_one_changed_element_shows_in_the_sums_of_the_bits(dtype: torch
     after = before.clone()
     flat = after.view(-1)
     flat[-1] = ~flat[-1] if dtype == torch.bool else flat[-1] + 1
-    assert _told(after) != _told(before)
-    assert _told(before.clone()) == _told(before)
+    assert _listed(after) != _listed(before)
+    assert _listed(before.clone()) == _listed(before)
 
 
 def test_on_a_gpu_exchanged_rows_and_a_transposed_matrix_show_in_the_sums_of_the_bits() -> None:
     matrix = torch.randn(6, 6, generator=torch.Generator().manual_seed(0))
-    assert _told(matrix.flip(0)) != _told(matrix)
-    assert _told(matrix.mT) != _told(matrix)
-    assert _told(matrix[:, :0]) == _told(torch.empty(0, 3))
+    assert _listed(matrix.flip(0)) != _listed(matrix)
+    assert _listed(matrix.mT) != _listed(matrix)
+    assert _listed(matrix[:, :0]) == _listed(torch.empty(0, 3))
 
 
 def test_a_change_is_noticed_also_after_an_exception(base: Base) -> None:

@@ -57,8 +57,8 @@ def set_json(path: Path, **changed: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changed))
 
 
-def refused(folder: Path, told: str) -> None:
-    with pytest.raises(EditError, match=told) as raised:
+def refused(folder: Path, message: str) -> None:
+    with pytest.raises(EditError, match=message) as raised:
         Base.load(folder, device="cpu")
     assert str(folder) in str(raised.value)
     assert "\n" not in str(raised.value)
@@ -119,10 +119,10 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], object], str]] = {
 }
 
 
-@pytest.mark.parametrize(("file", "damage", "told"), DAMAGES.values(), ids=DAMAGES.keys())
-def test_a_damaged_folder_is_one_line(folder: Path, file: str, damage: Callable[[Path], object], told: str) -> None:
+@pytest.mark.parametrize(("file", "damage", "message"), DAMAGES.values(), ids=DAMAGES.keys())
+def test_a_damaged_folder_is_one_line(folder: Path, file: str, damage: Callable[[Path], object], message: str) -> None:
     damage(folder / file)
-    refused(folder, told)
+    refused(folder, message)
 
 
 @pytest.mark.parametrize(

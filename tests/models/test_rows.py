@@ -34,6 +34,6 @@ def test_a_row_of_all_positions_is_read_and_one_of_more_is_refused_with_its_edit
     assert most == 256
     # The answer's last token is never read.
     assert leads(llama, [row(0, 4, 1), row(7, most - 2, 3)], 1000).isfinite().all()
-    told = r"edit 7 \(plain\): a prompt with its context and answer has 257 tokens; the model reads at most 256"
-    with pytest.raises(UnsafeEdit, match=told):
+    message = r"edit 7 \(plain\): a prompt with its context and answer has 257 tokens; the model reads at most 256"
+    with pytest.raises(UnsafeEdit, match=message):
         leads(llama, [row(0, 4, 1), row(7, most - 1, 3)], 1000)

@@ -41,8 +41,8 @@ def test_contradicting_patches_pass_their_gates_and_leave_the_model_as_it_was(re
     assert real.north.failures == real.south.failures == ()
     assert {real.store.entry(name).status for name in (real.north.name, real.south.name)} == {"accepted"}
     for outcome, answer in ((real.north, "Lyon"), (real.south, "Marseille")):
-        (told,) = outcome.compiled.report.edits
-        assert (told.target, told.problems) == (answer, ())
+        (report,) = outcome.compiled.report.edits
+        assert (report.target, report.problems) == (answer, ())
     ids = prompt_ids(real.base.tokenizer, CAPITAL)
     with torch.no_grad():
         best = real.base.model(torch.tensor([ids])).logits[0, -1].argmax()
@@ -95,9 +95,9 @@ def test_eight_patches_and_base_in_one_batch_answer_each_its_own(real: Real, ser
             asked += [Ask(name, edit.prompt), Ask(base, edit.prompt)]
             expected += [(name, edit.target_new), (base, edit.target_true)]
     wrong = [
-        (question, told)
-        for question, told, (served, answer) in zip(asked, server.ask(asked), expected, strict=True)
-        if told.adapter != served or not told.text.startswith(str(answer))
+        (question, reply)
+        for question, reply, (served, answer) in zip(asked, server.ask(asked), expected, strict=True)
+        if reply.adapter != served or not reply.text.startswith(str(answer))
     ]
     assert wrong == []
     shown = httpx.get(f"{server.url}/metrics", timeout=60).text
@@ -121,11 +121,13 @@ def test_a_scoped_patch_acts_on_mentioned_subjects_and_on_nothing_else(real: Rea
     edits = [capital(*fact) for fact in SCOPED]
     prompts = [*(edit.prompt for edit in edits), CAPITAL, "The capital of Germany is"]
     *changed, france, germany = server.ask([Ask("world", prompt) for prompt in prompts])
-    for told, edit in zip(changed, edits, strict=True):
-        assert told.text.startswith(edit.target_new)
-    assert len({told.adapter for told in changed} - {None, real.scoped}) == len(edits)  # a micro-adapter each
+    for reply, edit in zip(changed, edits, strict=True):
+        assert reply.text.startswith(edit.target_new)
+    assert len({reply.adapter for reply in changed} - {None, real.scoped}) == len(edits)  # a micro-adapter each
     base = server.ask([Ask(server.base(), prompt) for prompt in prompts[len(edits) :]])
-    assert [(told.text, told.adapter) for told in (france, germany)] == [(told.text, told.adapter) for told in base]
+    assert [(reply.text, reply.adapter) for reply in (france, germany)] == [
+        (reply.text, reply.adapter) for reply in base
+    ]
 
 
 def test_ike_answers_by_the_prompt_and_touches_no_weights(real: Real, server: LocalServer) -> None:
@@ -141,7 +143,7 @@ def test_ike_answers_by_the_prompt_and_touches_no_weights(real: Real, server: Lo
 
 def test_a_rollout_splits_users_until_it_is_killed(real: Real, server: LocalServer) -> None:
     def served() -> set[str | None]:
-        return {told.adapter for told in server.ask([Ask("north", CAPITAL, user=user) for user in USERS], tokens=2)}
+        return {reply.adapter for reply in server.ask([Ask("north", CAPITAL, user=user) for user in USERS], tokens=2)}
 
     registry, (old, new) = real.store.registry, (real.north.name, real.south.name)
     assert served() == {old}

@@ -45,8 +45,8 @@ def pipeline(tmp_path: Path) -> Iterator[Pipeline]:
 def test_every_patch_is_compiled_as_if_alone_or_refused_with_its_reason(pipeline: Pipeline) -> None:
     # Two of them edit one subject, so they cannot be compiled in one batch.
     patches = [patch_of(FRANCE, name="one"), patch_of(UNREACHABLE, name="two"), patch_of(AGAIN, name="three")]
-    told: list[str] = []
-    tried = pipeline.attempt(patches, "rome", dict(LOOSE), lambda what, done, total: told.append(what))
+    reported: list[str] = []
+    tried = pipeline.attempt(patches, "rome", dict(LOOSE), lambda what, done, total: reported.append(what))
     assert [one.declared.name if isinstance(one, Refused) else one.manifest.patch for one in tried] == [
         "one", "two", "three",
     ]  # fmt: skip
@@ -62,7 +62,7 @@ def test_every_patch_is_compiled_as_if_alone_or_refused_with_its_reason(pipeline
             assert torch.allclose(part.dense(), expected, atol=2e-3 * float(expected.abs().max()))
     for one in tried:
         assert {demonstration.kind for demonstration in one.demonstrations} == {"copy", "fact"}
-    assert "demonstrations" in told
+    assert "demonstrations" in reported
     assert pipeline.store.names() == []
 
 

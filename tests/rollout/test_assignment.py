@@ -82,8 +82,8 @@ def test_no_user_changes_sides_as_the_ramp_grows(enrol: NDArray[np.int64], side:
         for percent in percents:
             ramp = rollout(percent)
             found = (assign(ramp, StickyKey("user", str(i))) for i in range(keys))
-            told = np.fromiter(((one.compared, one.side == "treatment") for one in found), np.dtype((bool, 2)), keys)
-            takes_part, treated = told.T
+            sides = np.fromiter(((one.compared, one.side == "treatment") for one in found), np.dtype((bool, 2)), keys)
+            takes_part, treated = sides.T
             assert (takes_part == (enrol[:keys] < ramp.share)).all()
             assert (treated == takes_part & (side[:keys] < ramp.split)).all()
             assert abs(takes_part.mean() - percent / 100) < 4 * math.sqrt(0.25 / keys)
@@ -141,13 +141,13 @@ def test_reasons_say_why() -> None:
     ann, session = StickyKey("user", "ann"), StickyKey("session", "ann")
     ramp = rollout(0, overrides={"ann": "treatment"}).ramped(0)
 
-    def told(state: str, key: StickyKey | None) -> tuple[str, str, bool]:
+    def choice_of(state: str, key: StickyKey | None) -> tuple[str, str, bool]:
         found = assign(rollout(0, overrides={"ann": "treatment"}, state=state) if state == "created" else ramp, key)
         return found.side, found.reason, found.compared
 
-    assert told("ramping", ann) == ("treatment", "TARGETING_MATCH", False)
-    assert told("ramping", session) == ("control", "DEFAULT", False), "an override names a user, not a session"
-    assert told("ramping", None) == ("control", "NO_KEY", False)
+    assert choice_of("ramping", ann) == ("treatment", "TARGETING_MATCH", False)
+    assert choice_of("ramping", session) == ("control", "DEFAULT", False), "an override names a user, not a session"
+    assert choice_of("ramping", None) == ("control", "NO_KEY", False)
     everyone = ramp.ramped(100)
     assert assign(everyone, session).reason == "SPLIT"
     assert assign(everyone.paused(), session) == assign(everyone, session), "paused: everyone stays"

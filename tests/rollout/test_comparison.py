@@ -93,16 +93,16 @@ def _report(n: int = 2_000, treatment: float = 0.3) -> RolloutReport:
 
 def test_a_report_shows_the_arms_traffic_and_warns() -> None:
     found = _report()
-    told = json.loads(json.dumps(asdict(found.as_record())))
-    assert told["share"] == told["split"] == 50
-    assert told["arms"]["control"]["seconds"] == {"median": pytest.approx(0.2), "p95": pytest.approx(0.29)}
-    assert told["arms"]["treatment"]["seconds"] is None
-    assert told["arms"]["treatment"]["units"] == 990
-    solved, rating = told["comparisons"]
+    record = json.loads(json.dumps(asdict(found.as_record())))
+    assert record["share"] == record["split"] == 50
+    assert record["arms"]["control"]["seconds"] == {"median": pytest.approx(0.2), "p95": pytest.approx(0.29)}
+    assert record["arms"]["treatment"]["seconds"] is None
+    assert record["arms"]["treatment"]["units"] == 990
+    solved, rating = record["comparisons"]
     assert (solved["verdict"], rating["verdict"], rating["difference"]["n"]) == ("worse", "open", 0)
     assert solved["alpha"] == 0.025, "5 % over two metrics"
-    assert told["imbalance"] < 1
-    [warning] = told["warnings"]
+    assert record["imbalance"] < 1
+    [warning] = record["warnings"]
     assert "worse on solved" in warning
     assert _report(treatment=0.5).warnings == []
     lost = report(rollout(50), {"control": Traffic(units=1_000), "treatment": Traffic(units=800)}, {})

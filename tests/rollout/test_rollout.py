@@ -72,7 +72,7 @@ def test_a_closed_rollout_stays_as_it_is_but_can_be_killed_twice() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"name": "Spring:1"}, "name: expected lower-case"),
         ({"salt": "a:b"}, "salt: expected"),
@@ -87,8 +87,8 @@ def test_a_closed_rollout_stays_as_it_is_but_can_be_killed_twice() -> None:
         ({"tenant": "../acme"}, "tenant's name"),
     ],
 )
-def test_an_impossible_rollout_is_refused(changes: dict[str, Any], told: str) -> None:
-    with pytest.raises(EditError, match=told):
+def test_an_impossible_rollout_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(EditError, match=message):
         rollout(**changes)
 
 

@@ -206,8 +206,8 @@ def test_the_next_rollouts_control_and_the_listing_show_the_patch_that_the_tenan
         await place.post("/rollouts", {"name": "spring", "tenant": "acme", "treatment": "city:ike"})
         await place.post("/rollouts/spring/ramp", {"percent": 1})
         await place.post("/rollouts/spring/promote")
-        [told] = (await place.get("")).json()["tenants"]
-        assert told == {"tenant": "acme", "active": place.second, "rollout": "spring"}
+        [answered] = (await place.get("")).json()["tenants"]
+        assert answered == {"tenant": "acme", "active": place.second, "rollout": "spring"}
         [tenant] = (await place.get("/tenants")).json()
         assert (tenant["active"], tenant["mode"], tenant["rollout"]) == (place.second, "ike", "spring")
         made = await place.post("/rollouts", {"name": "summer", "tenant": "acme", "treatment": "capital"})
@@ -277,9 +277,9 @@ def test_patches_audit_and_the_description_are_returned(place: Administered) -> 
             sorted((await place.get("/openapi.json")).json()["paths"])[:2],
         ]
 
-    told = run(steps())
-    assert told[:4] == [place.first, "key.create", [], []]
-    assert told[4:] == [
+    answered = run(steps())
+    assert answered[:4] == [place.first, "key.create", [], []]
+    assert answered[4:] == [
         {"would_remove": [], "removed": [], "retired": [], "missing": []},
         ["/v1/edits", "/v1/edits/answers/{id}"],
     ]

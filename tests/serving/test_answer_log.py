@@ -107,14 +107,14 @@ def usage(status: int | None = 200, whole: bool = True) -> Usage:
     if status is not None:
         headers = [(b"content-type", b"application/json")]
         made.sent({"type": "http.response.start", "status": status, "headers": headers})
-        told = b'{"usage": {"prompt_tokens": 12, "completion_tokens": 34}}'
-        made.sent({"type": "http.response.body", "body": told, "more_body": not whole})
+        body = b'{"usage": {"prompt_tokens": 12, "completion_tokens": 34}}'
+        made.sent({"type": "http.response.body", "body": body, "more_body": not whole})
     return made
 
 
-def ended(log: AnswerLog, answer: Answer, told: Usage | None = None) -> Answer:
+def ended(log: AnswerLog, answer: Answer, seen: Usage | None = None) -> Answer:
     log.begin(answer)
-    answer.end(told or usage())
+    answer.end(seen or usage())
     log.finish(answer)
     return answer
 
@@ -159,8 +159,8 @@ def test_an_answer_is_found_from_its_beginning_and_in_the_registry_after_its_end
 def test_the_subjects_in_scope_answered(place: Place) -> None:
     answer = place.answer()
     answer.narrow(Narrowed(NEW, subjects=("France",), groups=(3,)))
-    told = answer.entry(SERVER)
-    assert (told.patch, told.adapter, told.subjects, told.groups) == (OLD, NEW, ("France",), (3,))
+    entry = answer.entry(SERVER)
+    assert (entry.patch, entry.adapter, entry.subjects, entry.groups) == (OLD, NEW, ("France",), (3,))
     answer.narrow(Narrowed(None, subjects=(), groups=()))
     assert (answer.patch, answer.adapter, answer.reason) == (OLD, None, "NO_SUBJECT")
 
@@ -211,7 +211,7 @@ def test_a_registry_that_was_down_gets_everything_once_it_is_back(
         answers = asyncio.run(steps())
     assert sorted(place.kept()) == sorted(answer.id for answer in answers)
     assert place.total("dropped") == 0
-    assert caplog.text.count("cannot be written") == 1, "one outage is told once"
+    assert caplog.text.count("cannot be written") == 1, "one outage is logged once"
     assert "is written again" in caplog.text
     assert sum(one.requests for one in place.registry.rollouts.report("spring").traffic.values()) == 3
 
@@ -234,9 +234,9 @@ def test_the_log_continues_after_an_unforeseen_error(place: Place, caplog: pytes
         asyncio.run(steps())
     assert len(place.kept()) == 1
     assert place.total("dropped") == 0
-    told = [row for row in caplog.records if "cannot be written" in row.message]
-    assert len(told) == 1
-    assert told[0].exc_info is not None, "it is our defect: the log says where"
+    records = [row for row in caplog.records if "cannot be written" in row.message]
+    assert len(records) == 1
+    assert records[0].exc_info is not None, "it is our defect: the log says where"
 
 
 def test_sweeping_and_closing_outlast_an_unforeseen_error(place: Place, caplog: pytest.LogCaptureFixture) -> None:
@@ -370,7 +370,7 @@ def test_memory_holds_the_last_answers(place: Place) -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "failed"),
+    ("seen", "failed"),
     [
         (usage(), False),
         (usage(404), False),
@@ -379,9 +379,9 @@ def test_memory_holds_the_last_answers(place: Place) -> None:
         (usage(None), True),
     ],
 )
-def test_an_answer_that_a_rollout_decided_is_an_exposure(place: Place, told: Usage, failed: bool) -> None:
+def test_an_answer_that_a_rollout_decided_is_an_exposure(place: Place, seen: Usage, failed: bool) -> None:
     answer = place.answer(user="ann")
-    answer.end(told)
+    answer.end(seen)
     exposure = answer.exposure()
     assert exposure is not None
     assert (exposure.id, exposure.tenant, exposure.assignment) == (answer.id, "acme", answer.assignment)
@@ -391,10 +391,10 @@ def test_an_answer_that_a_rollout_decided_is_an_exposure(place: Place, told: Usa
 
 
 def test_a_client_that_left_has_not_been_failed(place: Place) -> None:
-    told = usage(whole=False)
-    told.received({"type": "http.disconnect"})
+    seen = usage(whole=False)
+    seen.received({"type": "http.disconnect"})
     answer = place.answer(user="ann")
-    answer.end(told)
+    answer.end(seen)
     assert (answer.ended, answer.failed) == ("left", False)
 
 

@@ -112,10 +112,10 @@ def test_a_load_that_fails_ahead_of_requests_is_a_line_of_the_log_and_no_stack_t
 ) -> None:
     driver(place, monkeypatch)
     run(place.service._ahead(place.first))
-    told = [record for record in caplog.records if "memory:///bucket/patches" in record.getMessage()]
-    assert told
-    assert not [record for record in told if record.exc_info]
-    assert "cannot be read: DriverError: SlowDown: reduce your request rate; fix that" in told[0].getMessage()
+    records = [record for record in caplog.records if "memory:///bucket/patches" in record.getMessage()]
+    assert records
+    assert not [record for record in records if record.exc_info]
+    assert "cannot be read: DriverError: SlowDown: reduce your request rate; fix that" in records[0].getMessage()
 
 
 def test_it_is_tried_again_when_the_store_is_back(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,7 +123,7 @@ def test_it_is_tried_again_when_the_store_is_back(place: Place, monkeypatch: pyt
         disk(place, patched)
         refused = run(place.ask(place.first))
     assert refused.status_code == 503
-    assert "Input/output error" in refused.json()["error"]["message"], "without keys whoever asks is told in full"
+    assert "Input/output error" in refused.json()["error"]["message"], "without keys every caller gets the full message"
     assert run(place.ask(place.first)).json()["body"]["model"] == place.first
 
 
@@ -154,9 +154,9 @@ def nothing_left(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
         path.rename(path.with_name(f"{path.name}.away"))
 
 
-@pytest.mark.parametrize(("broken", "told"), [(gone, "the files of city@"), (nothing_left, "the store at ")])
+@pytest.mark.parametrize(("broken", "message"), [(gone, "the files of city@"), (nothing_left, "the store at ")])
 def test_publishing_and_looking_up_a_patch_report_that_the_store_is_gone(
-    place: Place, monkeypatch: pytest.MonkeyPatch, broken: Break, told: str
+    place: Place, monkeypatch: pytest.MonkeyPatch, broken: Break, message: str
 ) -> None:
     admin = bearer(place.store.registry.create_api_key(None).presented)
 
@@ -170,5 +170,5 @@ def test_publishing_and_looking_up_a_patch_report_that_the_store_is_gone(
 
     for reply in run(steps()):
         assert reply.status_code == 503
-        assert told in reply.json()["error"]["message"]
+        assert message in reply.json()["error"]["message"]
         assert "gone" in reply.json()["error"]["message"]

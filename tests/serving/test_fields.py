@@ -137,11 +137,11 @@ def test_all_refused_fields_are_named_at_once_and_a_strangers_names_are_shown_es
     raw = json.dumps({"model": "acme", "prompt": "Who?"} | wrong).encode()
     reply = run(place.client.post(COMPLETIONS, content=raw, headers=key(place)))
     assert reply.status_code == 400
-    told = reply.json()["error"]["message"]
-    assert "priority" in told
-    assert "\\ud83d" in told
-    assert "\\x1b[2J" in told
-    assert len(told) < 1000
+    message = reply.json()["error"]["message"]
+    assert "priority" in message
+    assert "\\ud83d" in message
+    assert "\\x1b[2J" in message
+    assert len(message) < 1000
     many = run(place.ask("acme", headers=key(place), **{f"field{number}": 1 for number in range(100)}))
     assert "and 92 more" in many.json()["error"]["message"]
     alone = run(place.client.post(COMPLETIONS, content=b'{"prompt": "Who?", "\\ud83d": 1}', headers=key(place)))

@@ -97,11 +97,11 @@ def reached(place: Place, routes: Iterable[tuple[str, str]], headers: dict[str, 
     """Which of the routes the router answers or passes on, for a caller with these headers."""
     passed: set[tuple[str, str]] = set()
 
-    async def told(scope: Any, receive: Any, send: Any) -> None:
+    async def engine(scope: Any, receive: Any, send: Any) -> None:
         await PlainTextResponse("passed")(scope, receive, send)
 
     async def steps() -> None:
-        transport = httpx.ASGITransport(Router(told, place.holder))
+        transport = httpx.ASGITransport(Router(engine, place.holder))
         async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
             for method, path in routes:
                 asked = re.sub(r"\{[^}]*\}", "x", path)
@@ -315,8 +315,8 @@ def test_a_request_that_an_arm_cannot_answer_is_its_failure(place: Keyed, fault:
             reply = await place.ask(headers={**place.key("acme"), "X-User-Id": str(user)})
             found[reply.status_code] += 1
             if reply.status_code != 200:
-                told = await place.service.answers.find(reply.headers["x-vllm-edit-id"])
-                assert (told.status, told.ended, told.arm) == (status, "refused", "treatment")
+                entry = await place.service.answers.find(reply.headers["x-vllm-edit-id"])
+                assert (entry.status, entry.ended, entry.arm) == (status, "refused", "treatment")
         await place.service.answers.flush()
         return found
 
@@ -379,8 +379,8 @@ async def answering(scope: Any, receive: Any, send: Any) -> None:
         message = await receive()
         body, more = body + message.get("body", b""), message.get("more_body", False)
     asked = json.loads(body)
-    told = {"id": "1", "model": asked["model"], "text": f'it said "model":"{asked["model"]}"'}
-    data = json.dumps(told, separators=(",", ":")).encode()
+    answer = {"id": "1", "model": asked["model"], "text": f'it said "model":"{asked["model"]}"'}
+    data = json.dumps(answer, separators=(",", ":")).encode()
     if not asked.get("stream"):
         await Response(data, media_type="application/json")(scope, receive, send)
         return
@@ -401,7 +401,7 @@ def test_an_answer_that_a_rollout_decided_does_not_reveal_its_arm(tmp_path: Path
 
     async def steps(model: str | None) -> set[str]:
         await place.service.watcher.refresh()
-        told = set()
+        names = set()
         async with httpx.AsyncClient(
             transport=httpx.ASGITransport(Router(answering, place.holder)), base_url="http://server"
         ) as client:
@@ -411,15 +411,15 @@ def test_an_answer_that_a_rollout_decided_does_not_reveal_its_arm(tmp_path: Path
                 reply = await client.post("/v1/completions", json=asked, headers=headers)
                 lines = [line.removeprefix("data: ") for line in reply.text.splitlines() if line]
                 assert len(lines) == (3 if stream else 1)
-                told |= {json.loads(line)["model"] for line in lines}
+                names |= {json.loads(line)["model"] for line in lines}
                 assert stream or reply.headers["content-length"] == str(len(reply.content))
                 assert "x-vllm-edit-adapter" not in reply.headers
-        return told
+        return names
 
     assert run(steps(None)) == {"acme"}
     assert run(steps("acme")) == {"acme"}
     place.store.registry.rollouts.kill("spring")
-    assert run(steps("acme:base")) == {"atlas"}, "what no rollout compares is told as it is"
+    assert run(steps("acme:base")) == {"atlas"}, "an answer outside every rollout names its adapter"
 
 
 def test_a_server_without_keys_answers_only_callers_that_its_gateway_names(tmp_path: Path, template: Path) -> None:

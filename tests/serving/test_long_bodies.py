@@ -147,7 +147,7 @@ def test_more_token_ids_than_the_context_are_refused_before_they_are_decoded(
 
 @pytest.mark.parametrize("model", ["world", "world:ike", "capital", "capital:ike", "atlas"])
 @pytest.mark.parametrize(
-    ("route", "asked", "told"),
+    ("route", "asked", "message"),
     [
         ("/v1/completions", {"prompt": [[5]] * 20_000}, "a list of 20000 prompts, at most 64"),
         ("/v1/completions", {"prompt": ["a"] * 65}, "a list of 65 prompts, at most 64"),
@@ -163,7 +163,7 @@ def test_more_pieces_than_can_be_answered_are_refused_before_any_is_read(
     model: str,
     route: str,
     asked: dict[str, Any],
-    told: str,
+    message: str,
 ) -> None:
     def refuse(_: Any, read: Any) -> Any:
         raise AssertionError("it was read")
@@ -171,7 +171,7 @@ def test_more_pieces_than_can_be_answered_are_refused_before_any_is_read(
     place = make_place(tmp_path, template, monkeypatch, log_prompts=True, decode=refuse, count_tokens=refuse)
     reply = run(place.ask(model, route, **asked))
     assert reply.status_code == 400
-    assert told in reply.json()["error"]["message"]
+    assert message in reply.json()["error"]["message"]
     answer = place.service.answers.get(reply.headers["X-VLLM-Edit-Id"])
     assert answer is not None
     assert (answer.status, answer.ended) == (400, "refused")

@@ -130,13 +130,13 @@ def test_a_bound_caller_has_its_tenant_its_publications_and_base(model: str | No
 
 
 def test_another_tenants_patch_and_a_missing_patch_are_the_same_to_a_bound_caller() -> None:
-    told = []
+    messages = []
     for model in ("acme", NEW, NEW[:-1] + "0", "capital@4f2d", "empty", "nobody"):
         with pytest.raises(NotFound) as caught:
             CATALOGUE.resolve(model, bound("x"))
         assert not {"acme", "empty", NEW}.intersection(caught.value.nearest)
-        told.append(str(caught.value).split(";")[0].replace(model, "…"))
-    assert len(set(told)) == 1
+        messages.append(str(caught.value).split(";")[0].replace(model, "…"))
+    assert len(set(messages)) == 1
 
 
 def test_base_needs_its_right_by_whatever_name() -> None:

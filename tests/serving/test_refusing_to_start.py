@@ -38,6 +38,6 @@ def test_a_server_that_could_not_serve_its_patches_does_not_come_up(tmp_path: Pa
     )
     assert done.returncode != 0
     assert reason in done.stdout + done.stderr
-    (told,) = (line for line in done.stderr.splitlines() if line.startswith("vllm-edit: "))
-    assert reason in told
+    (message,) = (line for line in done.stderr.splitlines() if line.startswith("vllm-edit: "))
+    assert reason in message
     assert "Traceback" not in done.stderr

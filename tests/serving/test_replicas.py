@@ -110,7 +110,7 @@ def test_a_publication_is_served_by_both_servers_after_both_have_reported_it(rep
         assert replicas.served() == {name}
     published = replicas.admin("east", "/tenants/acme/publish", {"patch": "city"}).json()
     assert len(published["acknowledged"]["servers"]) == 2
-    assert replicas.served() == {replicas.names[1]}, "west follows what east was told"
+    assert replicas.served() == {replicas.names[1]}, "west follows what was sent to east"
     assert replicas.admin("west", "/tenants/acme/rollback", {}).json()["active"] == replicas.names[0]
     assert replicas.served() == {replicas.names[0]}
 
@@ -126,10 +126,10 @@ def test_a_user_is_on_one_arm_wherever_it_is_answered_and_its_outcome_counts_fro
         assert len(answers) == 1
         seen |= answers
         id = replicas.ask("east", user).headers["x-vllm-edit-id"]
-        told = {"id": id, "metric": "solved", "value": 1}
+        outcome = {"id": id, "metric": "solved", "value": 1}
         url = f"{replicas.running['west'].url}/v1/edits/outcomes"
-        assert httpx.post(url, json=told, headers=replicas.keys["acme"], timeout=60).json() == {"recorded": True}
-        assert httpx.post(url, json=told, headers=replicas.keys["globex"], timeout=60).status_code == 404
+        assert httpx.post(url, json=outcome, headers=replicas.keys["acme"], timeout=60).json() == {"recorded": True}
+        assert httpx.post(url, json=outcome, headers=replicas.keys["globex"], timeout=60).status_code == 404
     assert seen == {old.name, new.name}
     report = replicas.registry.rollouts.report("spring")
     assert sum(traffic.requests for traffic in report.traffic.values()) >= 8

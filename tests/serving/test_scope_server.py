@@ -96,13 +96,13 @@ def test_afterwards_no_more_adapters_stay_than_there_is_room_for_and_the_old_one
 
 
 def test_the_record_says_which_groups_answered(server: Server) -> None:
-    def told(prompt: str) -> dict[str, Any]:
+    def record_of(prompt: str) -> dict[str, Any]:
         reply = httpx.post(server.url + ROUTE, json=traffic.body("acme", ROUTE, prompt, False), timeout=120)
         assert reply.status_code == 200, reply.text
         found: dict[str, Any] = httpx.get(f"{server.url}/v1/edits/answers/{reply.headers['x-vllm-edit-id']}").json()
         return found | {"answered": reply.json()["model"]}
 
-    pair, nobody = told(PAIRS[1]), told("Who wrote Hamlet?")
+    pair, nobody = record_of(PAIRS[1]), record_of("Who wrote Hamlet?")
     assert (pair["subjects"], pair["groups"]) == (["Land5", "Land6"], [5, 6])
     assert pair["answered"] == pair["adapter"] != pair["patch"] == server.world.name
     assert (nobody["adapter"], nobody["reason"], nobody["answered"]) == (None, "NO_SUBJECT", "tiny")

@@ -60,7 +60,7 @@ def test_every_route_and_mode_refuses_half_a_pair(place: Place, route: str, mode
 
 
 @pytest.mark.parametrize(
-    ("raw", "told"),
+    ("raw", "message"),
     [
         (rb'{"prompt": "\ud83d"}', "'prompt' has half"),
         (rb'{"prompt": "\udE00\uD83D"}', "'prompt' has half"),
@@ -72,10 +72,10 @@ def test_every_route_and_mode_refuses_half_a_pair(place: Place, route: str, mode
         (rb'{"prompt": "x", "stop": {"a\ud83d": 1}}', "'stop.a\\ud83d' has half"),
     ],
 )
-def test_half_a_pair_is_found_however_it_is_written(place: Place, raw: bytes, told: str) -> None:
+def test_half_a_pair_is_found_however_it_is_written(place: Place, raw: bytes, message: str) -> None:
     reply, answer = run(asked(place, "/v1/completions", raw[:-1] + b', "model": "acme"}' if raw[:1] == b"{" else raw))
     assert reply.status_code == 400
-    assert told in reply.json()["error"]["message"]
+    assert message in reply.json()["error"]["message"]
     assert answer is not None
 
 

@@ -143,16 +143,16 @@ def test_the_first_token_of_a_responses_stream_is_its_first_delta() -> None:
 
 
 @pytest.mark.parametrize(
-    ("route", "told"),
+    ("route", "error"),
     [
         (CHAT, data({"error": {"message": "Internal server error", "code": 500}}) + DONE),
         (RESPONSES, named("response.failed", response={})),
         (RESPONSES, named("error", message="no")),
     ],
 )
-def test_an_error_within_a_stream_breaks_it_though_its_status_was_fine(route: str, told: bytes) -> None:
+def test_an_error_within_a_stream_breaks_it_though_its_status_was_fine(route: str, error: bytes) -> None:
     assert streamed(CHATTED, route).ended == "whole"
-    assert streamed(CHATTED + told, route, pieces=5).ended == "broken"
+    assert streamed(CHATTED + error, route, pieces=5).ended == "broken"
 
 
 def test_a_stream_without_its_end_broke_off() -> None:

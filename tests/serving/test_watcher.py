@@ -57,7 +57,7 @@ class Watched:
         self.registry, self.saved = Registry(state), LastState(folder / "state.json")
         self.metrics = CollectorRegistry()
         self.changes: list[int] = []
-        self.told: list[int] = []
+        self.reported: list[int] = []
         self.watcher = Watcher(
             self.registry,
             ("atlas",),
@@ -68,7 +68,7 @@ class Watched:
         )
 
     async def _tell(self, generation: int) -> None:
-        self.told.append(generation)
+        self.reported.append(generation)
 
     def metric(self, name: str) -> float | None:
         return self.metrics.get_sample_value(name)
@@ -90,12 +90,12 @@ def asked(model: str | None) -> Callable[[Watched], Awaitable[Any]]:
 def test_a_change_is_stored_on_the_node_then_applied_then_reported(tmp_path: Path) -> None:
     watched = Watched(tmp_path)
     run(watched.watcher.first())
-    assert (watched.changes, watched.told, watched.metric("vllm_edit_generation")) == ([1], [1], 1)
+    assert (watched.changes, watched.reported, watched.metric("vllm_edit_generation")) == ([1], [1], 1)
     assert watched.saved.read() == PUBLISHED
     run(watched.watcher.refresh())
-    assert (watched.changes, watched.told) == ([1], [1]), "nothing changed, nothing is told"
+    assert (watched.changes, watched.reported) == ([1], [1]), "nothing changed, nothing is reported"
     watched.registry.state = replace(PUBLISHED, generation=2)
-    run(watched.until(lambda: watched.told[-1] == 2))
+    run(watched.until(lambda: watched.reported[-1] == 2))
     assert (watched.changes, watched.metric("vllm_edit_patches")) == ([1, 2], None)
     assert watched.metrics.get_sample_value("vllm_edit_patches", {"gate": "accepted"}) == 2
 
@@ -110,7 +110,7 @@ def test_adapters_that_take_all_of_asyncios_threads_do_not_hold_up_a_kill(tmp_pa
         try:
             await watched.watcher.first()
             watched.registry.state = replace(PUBLISHED, generation=2)
-            await watched.until(lambda: watched.told[-1] == 2)
+            await watched.until(lambda: watched.reported[-1] == 2)
             assert not loading.done()
         finally:
             come.set()
@@ -125,10 +125,10 @@ def test_without_the_registry_a_server_starts_from_its_nodes_stored_state(tmp_pa
     catalogue: Catalogue = run(watched.watcher.first())
     assert catalogue.snapshot == PUBLISHED
     assert run(asked("acme")(watched)).adapter == OLD
-    assert (watched.changes, watched.told, watched.metric("vllm_edit_registry_up")) == ([1], [], 0)
+    assert (watched.changes, watched.reported, watched.metric("vllm_edit_registry_up")) == ([1], [], 0)
     watched.registry.down = False
     watched.registry.state = replace(PUBLISHED, generation=2)
-    run(watched.until(lambda: 2 in watched.told and watched.metric("vllm_edit_registry_up") == 1))
+    run(watched.until(lambda: 2 in watched.reported and watched.metric("vllm_edit_registry_up") == 1))
 
 
 def test_without_registry_and_stored_state_it_does_not_start(tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_a_state_that_cannot_be_understood_does_not_end_the_following(tmp_path: 
 
     watched.registry.snapshot = strange  # type: ignore[method-assign]
     watched.registry.state = replace(PUBLISHED, generation=2)
-    run(watched.until(lambda: watched.told[-1] == 2))
+    run(watched.until(lambda: watched.reported[-1] == 2))
     assert watched.metrics.get_sample_value("vllm_edit_refreshes_total", {"outcome": "failed"}) == 1
 
 
@@ -177,7 +177,7 @@ def test_a_registry_that_lost_its_keys_does_not_open_a_running_server(tmp_path: 
         run(watched.watcher.refresh())
     assert watched.watcher.current.snapshot == watched.saved.read() == keyed
     watched.registry.state = replace(keyed, generation=3)
-    run(watched.until(lambda: watched.told[-1] == 3))
+    run(watched.until(lambda: watched.reported[-1] == 3))
 
 
 def test_a_name_is_looked_up_once_more_only_while_the_registry_can_be_read(tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def make_app(holder: Holder) -> FastAPI:
     """An application with vLLM's paths that answers with the request it got; wrapped as the plugin wraps vLLM's."""
     app = FastAPI()
 
-    async def told(request: Request) -> Any:
+    async def echo(request: Request) -> Any:
         if request.headers.get("x-stream"):
 
             async def stream() -> AsyncIterator[bytes]:
@@ -125,9 +125,9 @@ def make_app(holder: Holder) -> FastAPI:
         return {"path": request.url.path, "headers": dict(request.headers), "body": json.loads(raw) if raw else None}
 
     for path in ("/v1/completions", "/v1/chat/completions", "/v1/responses", "/invocations", "/inference/v1/generate"):
-        app.post(path)(told)
+        app.post(path)(echo)
     for path in ("/health", "/metrics", "/v1/responses/{id}", "/docs2"):
-        app.get(path)(told)
+        app.get(path)(echo)
     app.include_router(api(holder))
     app.add_middleware(Router, holder=holder)
     return app

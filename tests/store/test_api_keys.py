@@ -62,9 +62,9 @@ def test_a_secret_is_stored_nowhere(registry: Registry, caplog: pytest.LogCaptur
     with engine.connect() as connection:
         for table in inspect(engine).get_table_names():
             rows += map(repr, connection.execute(text(f"select * from {table}")))
-    told = "\n".join([*rows, caplog.text, repr(made), repr(registry.snapshot()), registry.audit()[-1].new])
-    assert made.api_key.id in told
-    assert secret not in told
+    everything = "\n".join([*rows, caplog.text, repr(made), repr(registry.snapshot()), registry.audit()[-1].new])
+    assert made.api_key.id in everything
+    assert secret not in everything
     assert made.api_key.hash not in repr(made)
     assert made.api_key.hash not in registry.audit()[-1].new
     assert "hash" not in asdict(made.api_key.info)

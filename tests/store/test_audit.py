@@ -190,8 +190,8 @@ def test_a_chain_is_whole_only_as_it_was_written() -> None:
     rows: list[AuditEntry] = []
     head = EMPTY
     for number in range(8):
-        told: dict[str, Any] = {"at": "now", "who": "ann", "what": "w", "tenant": None, "why": "", "old": None}
-        rows.append(entry(head, **told, new=number))
+        fields: dict[str, Any] = {"at": "now", "who": "ann", "what": "w", "tenant": None, "why": "", "old": None}
+        rows.append(entry(head, **fields, new=number))
         head = Head(rows[-1].number, rows[-1].digest)
     assert verify(rows, head).problems == ()
     for gone in range(8):
@@ -250,8 +250,8 @@ def tamper(registry: Registry, *statements: str) -> None:
 def forge(registry: Registry, row: AuditEntry, after: Head | None = None) -> AuditEntry:
     """Rewrite a row under another name, with the right digest."""
     fields = {key: value for key, value in vars(row).items() if key not in ("number", "previous", "digest")}
-    told = fields | {"who": "eve", "old": json.loads(row.old), "new": json.loads(row.new)}
-    forged = entry(after or Head(row.number - 1, row.previous), **told)
+    claimed = fields | {"who": "eve", "old": json.loads(row.old), "new": json.loads(row.new)}
+    forged = entry(after or Head(row.number - 1, row.previous), **claimed)
     tamper(registry, f"delete from audit where number = {row.number}")
     columns = ", ".join(f":{name}" for name in vars(forged))
     with create_engine(registry.url).begin() as connection:

@@ -35,10 +35,12 @@ def busy(registry: Registry) -> Iterator[Registry]:
 
 
 def test_a_registry_without_a_free_connection_says_so_in_one_line(busy: Registry) -> None:
-    with pytest.raises(Unavailable, match=r"cannot be used: all connections of this process to it are in use") as told:
+    with pytest.raises(
+        Unavailable, match=r"cannot be used: all connections of this process to it are in use"
+    ) as refused:
         busy.tenants()
-    assert "\n" not in str(told.value)
-    assert "QueuePool" not in str(told.value)
+    assert "\n" not in str(refused.value)
+    assert "QueuePool" not in str(refused.value)
 
 
 def test_a_server_follows_and_is_heard_of_while_no_other_connection_is_free(busy: Registry) -> None:

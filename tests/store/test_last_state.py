@@ -178,8 +178,8 @@ def test_the_default_place_is_the_users_state_folder(
 ) -> None:
     monkeypatch.delenv("VLLM_EDIT_STATE", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    for told, folder in ((str(tmp_path / "xdg"), tmp_path / "xdg"), ("relative", tmp_path / ".local" / "state")):
-        monkeypatch.setenv("XDG_STATE_HOME", told)
+    for value, folder in ((str(tmp_path / "xdg"), tmp_path / "xdg"), ("relative", tmp_path / ".local" / "state")):
+        monkeypatch.setenv("XDG_STATE_HOME", value)
         assert LastState.of(store).path.parent == folder / "vllm-edit"
     monkeypatch.delenv("XDG_STATE_HOME")
     monkeypatch.delenv("HOME")

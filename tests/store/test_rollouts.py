@@ -175,21 +175,21 @@ def test_an_arm_must_have_passed_its_gate_and_stays_while_it_is_needed(registry:
 def test_a_tenant_is_served_what_its_rollout_decides(registry: Registry) -> None:
     steps = registry.rollouts
 
-    def told() -> tuple[str | None, str, str | None, str | None]:
+    def served_now() -> tuple[str | None, str, str | None, str | None]:
         tenant = registry.tenants()[0]
         assert (tenant.mode, tenant.active) == ((arm := registry.served("acme")).mode, arm.name)
         return tenant.active, tenant.mode, tenant.rollout, tenant.treatment
 
     steps.create(rollout(control=Arm("base"), treatment=Arm("ike", NEW)))
-    assert told() == (OLD, "weights", None, None), "nobody is served by it before its first ramp"
+    assert served_now() == (OLD, "weights", None, None), "nobody is served by it before its first ramp"
     steps.ramp("spring", 20)
-    assert told() == (None, "base", "spring", f"{NEW}:ike")
+    assert served_now() == (None, "base", "spring", f"{NEW}:ike")
     assert registry.tenants()[0].treated == 10.0
     steps.promote("spring")
-    assert told() == (NEW, "ike", "spring", None)
+    assert served_now() == (NEW, "ike", "spring", None)
     assert registry.active("acme") == OLD, "promoting publishes nothing"
     steps.kill("spring")
-    assert told() == (None, "base", "spring", None)
+    assert served_now() == (None, "base", "spring", None)
     assert registry.tenants()[1].active == OLD
     with pytest.raises(NotFound, match="no tenant"):
         registry.served("nobody")

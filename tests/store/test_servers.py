@@ -33,7 +33,7 @@ def age(registry: Registry, id: str, seconds: float) -> None:
         connection.execute(text("update servers set seen = seen - :s where id = :id"), {"s": seconds, "id": id})
 
 
-def told(found: Acknowledged) -> tuple[int, tuple[str, ...], tuple[str, ...]]:
+def summary(found: Acknowledged) -> tuple[int, tuple[str, ...], tuple[str, ...]]:
     return found.generation, found.acknowledged, found.missing
 
 
@@ -73,15 +73,15 @@ def test_servers_that_died_long_ago_are_swept_when_one_comes(registry: Registry)
 
 
 def test_waiting_names_servers_that_follow_and_servers_that_do_not(registry: Registry) -> None:
-    assert told(registry.servers.wait(7, LONG_S)) == (7, (), ())
+    assert summary(registry.servers.wait(7, LONG_S)) == (7, (), ())
     beat(registry, "a", 7, drained=6)
     beat(registry, "b", 8, drained=7)
-    assert told(registry.servers.wait(7, LONG_S)) == (7, ("host-a:1", "host-b:1"), ())
-    assert told(registry.servers.wait(7, 0.05, drained=True)) == (7, ("host-b:1",), ("host-a:1",))
+    assert summary(registry.servers.wait(7, LONG_S)) == (7, ("host-a:1", "host-b:1"), ())
+    assert summary(registry.servers.wait(7, 0.05, drained=True)) == (7, ("host-b:1",), ("host-a:1",))
     late = registry.servers.wait(8, 0.05)
-    assert told(late) == (8, ("host-b:1",), ("host-a:1",))
+    assert summary(late) == (8, ("host-b:1",), ("host-a:1",))
     assert late.seconds >= 0.05
-    assert told(registry.servers.wait(8, 0)) == told(late)
+    assert summary(registry.servers.wait(8, 0)) == summary(late)
 
 
 def test_waiting_ends_when_the_last_server_follows(registry: Registry) -> None:
@@ -118,8 +118,8 @@ def test_a_server_that_leaves_is_not_waited_for_and_one_that_falls_silent_is_mis
         age(registry, "b", LIVE_S + 1)
         silent.set()
         found = waiting.result()
-    assert told(found) == (2, (), ("host-b:1",))
-    assert told(registry.servers.wait(2, LONG_S)) == (2, (), ()), "who was silent before is not waited for"
+    assert summary(found) == (2, (), ("host-b:1",))
+    assert summary(registry.servers.wait(2, LONG_S)) == (2, (), ()), "who was silent before is not waited for"
 
 
 def test_servers_that_were_silent_before_are_named_if_they_do_not_follow(registry: Registry) -> None:
@@ -128,7 +128,7 @@ def test_servers_that_were_silent_before_are_named_if_they_do_not_follow(registr
     for id, seconds in (("b", LIVE_S + 90), ("c", LIVE_S + 7200), ("d", LIVE_S + 1), ("e", 25 * 3600)):
         age(registry, id, seconds)
     found = registry.servers.wait(2, LONG_S)
-    assert told(found) == (2, ("host-a:1",), ())
+    assert summary(found) == (2, ("host-a:1",), ())
     assert found.silent == ("host-b:1", "host-c:1"), "d follows, whether it lives or not; e is over a day old"
     assert LIVE_S + 90 <= found.silent_s < LIVE_S + 90 + LONG_S
     assert found.as_record().silent == found.silent

@@ -30,7 +30,7 @@ def threads() -> Iterator[ThreadPoolExecutor]:
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> None:
+def notified(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only notifications report a change; the generation is not polled."""
     monkeypatch.setattr("vllm_edit.registry.notifications._LOOK_S", LONG_S)
 
@@ -46,7 +46,7 @@ def test_waiting_is_over_at_once_when_something_changed_before(registry: Registr
     assert registry.wait_for_change(0, 0)
 
 
-@pytest.mark.usefixtures("told")
+@pytest.mark.usefixtures("notified")
 def test_every_change_by_any_writer_ends_waiting(registry: Registry, threads: ThreadPoolExecutor) -> None:
     other = Registry(registry.url)
     for n in range(20):
@@ -57,7 +57,7 @@ def test_every_change_by_any_writer_ends_waiting(registry: Registry, threads: Th
     other.close()
 
 
-@pytest.mark.usefixtures("told")
+@pytest.mark.usefixtures("notified")
 def test_an_undone_change_or_a_log_row_does_not_end_waiting(registry: Registry) -> None:
     registry.create_tenant("acme")
     generation = registry.generation()
@@ -92,7 +92,7 @@ def test_waiting_for_a_registry_that_is_gone_is_an_error(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("told")
+@pytest.mark.usefixtures("notified")
 def test_waiting_continues_when_only_its_connection_is_lost(
     cluster: postgres.Cluster, threads: ThreadPoolExecutor
 ) -> None:
@@ -114,7 +114,7 @@ def test_waiting_continues_when_only_its_connection_is_lost(
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("told")
+@pytest.mark.usefixtures("notified")
 def test_a_restart_of_the_database_is_an_error_meanwhile_and_loses_no_change(
     cluster: postgres.Cluster, threads: ThreadPoolExecutor
 ) -> None:

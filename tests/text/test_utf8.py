@@ -55,13 +55,13 @@ def test_it_is_reported_wherever_a_text_is_read(tmp_path: Path, name: str, read:
         (tmp_path / table).write_bytes((tables_folder() / table).read_bytes())
     path = tmp_path / name
     path.write_bytes(LATIN)
-    with pytest.raises(EditError, match=rf"{name}: line 2: not UTF-8") as told:
+    with pytest.raises(EditError, match=rf"{name}: line 2: not UTF-8") as refused:
         read(path)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "message"),
     [
         ("books.yaml", "relations: [author]", "books.yaml: relations: "),
         ("books.yaml", "relations: {author: {held_out: 3}}", "books.yaml: relations.author.held_out: "),
@@ -75,10 +75,10 @@ def test_it_is_reported_wherever_a_text_is_read(tmp_path: Path, name: str, read:
     ],
 )
 def test_invalid_fact_tables_are_reported_with_file_and_field(
-    tmp_path: Path, name: str, content: str, told: str
+    tmp_path: Path, name: str, content: str, message: str
 ) -> None:
     for table in ("books.csv", "books.yaml"):
         (tmp_path / table).write_bytes((tables_folder() / table).read_bytes())
     (tmp_path / name).write_text(content, encoding="utf-8")
-    with pytest.raises(EditError, match=told):
+    with pytest.raises(EditError, match=message):
         Facts.load(tmp_path)

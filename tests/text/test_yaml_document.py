@@ -128,12 +128,12 @@ def test_a_field_is_named_on_one_line() -> None:
 @settings(max_examples=50, deadline=None)
 @given(st.text())
 def test_any_text_is_a_document_or_is_reported(text: str) -> None:
-    told = ""
+    message = ""
     try:
         YamlDocument.parse(text)
     except NotYaml as error:
-        told = str(error)
-    assert "\n" not in told
+        message = str(error)
+    assert "\n" not in message
 
 
 _scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.dates() | st.datetimes()
