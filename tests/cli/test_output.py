@@ -36,6 +36,20 @@ def test_a_table_is_not_cut_where_the_output_is_no_terminal(capsys: pytest.Captu
     assert len(printed.splitlines()) == 5
 
 
+def test_the_cells_of_a_list_are_whole_and_one_below_the_other(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    long = "x" * 5000
+    print_table(("NAME", "WHY"), [(long, "[b] :smile:"), ("法國", None), ("two\nlines", 7)])
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert head == f"NAME{' ' * 4998}WHY"
+    assert rows == [f"{long}  [b] :smile:", "法國", f"two lines{' ' * 4993}7"]
+    print_table(("NAME", "WHY"), [])
+    assert capsys.readouterr().out == "NAME  WHY\n"
+
+
 def test_long_work_reports_progress_if_stderr_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     with progress_bar("store init", every=0) as progress:
         progress("trying layers", 3, 1200)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _LONGEST_ERROR = 2_000
 UNWATCHED_WIDTH = 200
 """Width in columns of rich output to a file or a pipe."""
+_UNBOUNDED = 10**9
 
 
 def print_json(value: object) -> None:
@@ -39,14 +40,22 @@ def print_line(text: str = "", error: bool = False) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table on stdout, without truncation, so that names can be copied."""
-    from rich.cells import cell_len  # ideographs are two cells wide
+    """Print a table on stdout; lines are as long as their cells, also on a terminal, so that names can be copied."""
+    from rich.table import Table
+    from rich.text import Text
 
-    lines = [list(columns), *([_cell(value) for value in row] for row in rows)]
-    widths = [max(cell_len(cell) for cell in column) for column in zip(*lines, strict=True)]
-    for line in lines:
-        padded = (cell + " " * (width - cell_len(cell)) for cell, width in zip(line, widths, strict=True))
-        print_line("  ".join(padded).rstrip())
+    from vllm_edit.cli.console import SafeConsole
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="")
+    for column in columns:
+        table.add_column(Text(column), no_wrap=True)
+    for row in rows:
+        table.add_row(*(Text(_cell(value)) for value in row))
+    console = SafeConsole(width=_UNBOUNDED)
+    with console.capture() as captured:
+        console.print(table)
+    for line in captured.get().splitlines():
+        print_line(line.rstrip())
 
 
 def print_fields(fields: Mapping[str, object]) -> None:
