@@ -25,6 +25,7 @@ from fsspec.implementations.local import LocalFileSystem
 from vllm_edit.errors import EditError, Unavailable
 
 _TEMPORARY = "tmp"
+_MEMORY = Path("/dev/shm")
 
 
 class Files(Protocol):
@@ -191,6 +192,12 @@ class RemoteFiles:
     def _place(self, path: str) -> str:
         """The file's name in messages."""
         return str(self._fs.unstrip_protocol(f"{self._root}/{path}"))
+
+
+def memory_folder(least_free: int = 0) -> Path | None:
+    """The folder for files in memory, if this user may write to it and `least_free` bytes are free, else None."""
+    roomy = os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free >= least_free
+    return _MEMORY if roomy else None
 
 
 def file_lock(path: Path, *, wait: bool = True) -> FileLock:

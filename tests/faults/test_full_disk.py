@@ -136,7 +136,7 @@ def test_a_local_copy_fails_whole_and_works_again(
 def test_a_server_without_room_for_an_adapter_says_so_and_answers_when_there_is(
     disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vllm_edit.serving.residency.SHARED_MEMORY", disk.folder)  # too small
+    monkeypatch.setattr("vllm_edit.files._MEMORY", disk.folder)  # too small
     monkeypatch.setattr("tempfile.tempdir", str(disk.folder))
     template = places.make_store(tmp_path / "template", places.make_site(places.make_model(tmp_path / "model")))
     name = places.add_patch(template, "capital", 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
@@ -12,6 +11,7 @@ from torch import nn
 from vllm_edit.deltas.linear import linear_shape, linear_weight
 from vllm_edit.deltas.low_rank import LowRank
 from vllm_edit.errors import EditError, Incompatible
+from vllm_edit.names import nearest
 
 
 @contextmanager
@@ -54,8 +54,8 @@ def fitting_modules(model: nn.Module, parts: Mapping[str, LowRank]) -> dict[str,
     problems: list[str] = []
     for name, part in parts.items():
         if name not in known:
-            nearest = difflib.get_close_matches(name, known, n=3)
-            problems.append(f"no module {name}" + (f", nearest: {', '.join(nearest)}" if nearest else ""))
+            similar = nearest(name, filter(None, known))
+            problems.append(f"no module {name}" + (f", nearest: {', '.join(similar)}" if similar else ""))
             continue
         try:
             shape = linear_shape(known[name])

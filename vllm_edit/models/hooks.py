@@ -11,10 +11,10 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
-from rapidfuzz import process
 from torch import nn
 
 from vllm_edit.errors import EditError, NotFound
+from vllm_edit.names import nearest
 
 if TYPE_CHECKING:
     from vllm_edit.models.causal_lm import CausalLM
@@ -28,8 +28,7 @@ def find_module(model: nn.Module, name: str) -> nn.Module:
     """
     modules: dict[str, nn.Module] = dict(model.named_modules())
     if name not in modules:
-        nearest = [found for found, _, _ in process.extract(name, [key for key in modules if key], limit=3)]
-        raise NotFound(f"the model has no module {name!r}", nearest)
+        raise NotFound(f"the model has no module {name!r}", nearest(name, filter(None, modules)))
     return modules[name]
 
 

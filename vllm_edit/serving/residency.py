@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import shutil
 import tempfile
 import time
@@ -29,13 +28,13 @@ from typing import Protocol
 from vllm_edit.artefacts.manifest import Manifest
 from vllm_edit.artefacts.site import Site
 from vllm_edit.errors import EditError, Incompatible, NotFound
+from vllm_edit.files import memory_folder
 from vllm_edit.serving.metrics import Metrics
 from vllm_edit.serving.single_flight import SingleFlight
 
 logger = logging.getLogger(__name__)
 
-SHARED_MEMORY = Path("/dev/shm")
-SHARED_MEMORY_LEAST_FREE = 256 * 2**20
+LEAST_FREE_MEMORY = 256 * 2**20  # bytes
 GRACE_S = 2.0
 """After a client disconnects, vLLM aborts its request a moment after the answer has ended for us."""
 
@@ -76,8 +75,7 @@ def local_folder() -> tempfile.TemporaryDirectory[str]:
 
     It is in shared memory if there is room: vLLM parses and loads an adapter from there in 0.3 ms.
     """
-    roomy = os.access(SHARED_MEMORY, os.W_OK) and shutil.disk_usage(SHARED_MEMORY).free > SHARED_MEMORY_LEAST_FREE
-    return tempfile.TemporaryDirectory(prefix="vllm-edit-", dir=SHARED_MEMORY if roomy else None)
+    return tempfile.TemporaryDirectory(prefix="vllm-edit-", dir=memory_folder(LEAST_FREE_MEMORY))
 
 
 class Residency:

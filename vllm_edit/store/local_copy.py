@@ -13,9 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vllm_edit.errors import EditError
-from vllm_edit.files import becoming, move_into_place, write_tree
-
-_MEMORY = Path("/dev/shm")
+from vllm_edit.files import becoming, memory_folder, move_into_place, write_tree
 
 
 def local_copy(name: str, files: Mapping[str, bytes], cache: str | Path | None = None) -> Path:
@@ -44,7 +42,7 @@ def default_cache() -> Path:
     Raises:
         EditError: another user owns the folder of that name, so its adapters cannot be trusted.
     """
-    parent = _MEMORY if os.access(_MEMORY, os.W_OK) else Path(tempfile.gettempdir())
+    parent = memory_folder() or Path(tempfile.gettempdir())
     root = parent / f"vllm-edit-{os.getuid()}"
     root.mkdir(mode=0o700, exist_ok=True)
     if root.is_symlink() or root.stat().st_uid != os.getuid():
