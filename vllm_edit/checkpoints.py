@@ -1,13 +1,27 @@
-"""Reads checkpoints, from which an interrupted training resumes."""
+"""Checkpoints, from which an interrupted training resumes."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from vllm_edit.errors import EditError
+from vllm_edit.files import replacing
+
+
+def write_checkpoint(path: Path, identity: str, state: Mapping[str, Any]) -> None:
+    """Write or replace a checkpoint; an interruption leaves the one before.
+
+    Args:
+        path: the checkpoint's file.
+        identity: what `read_checkpoint` compares: a digest of data and settings.
+        state: tensors and plain values.
+    """
+    with replacing(path, only_writer=True) as new:
+        torch.save({"identity": identity, **state}, new)
 
 
 def read_checkpoint(path: Path, identity: str, otherwise: str) -> dict[str, Any] | None:

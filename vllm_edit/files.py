@@ -252,6 +252,26 @@ def becoming(target: Path, temporary: Path) -> Iterator[None]:
         raise Unavailable(f"{target} cannot be written: {_reason(error)}; fix that and try again") from error
 
 
+@contextmanager
+def replacing(path: Path, *, only_writer: bool = False) -> Iterator[Path]:
+    """A new file beside `path` to write in the block, which then takes its place: readers see the old or the new file.
+
+    Args:
+        path: the file to write or replace.
+        only_writer: nobody else writes `path` at this time. The new file then has a fixed name, so that the next
+            writer replaces what a killed one left.
+    """
+    new = path.with_name(f"{path.name}.{'new' if only_writer else uuid.uuid4().hex}")
+    try:
+        yield new
+        with new.open("rb") as stream:
+            os.fsync(stream.fileno())
+        new.replace(path)
+        sync_folder(path.parent)
+    finally:
+        new.unlink(missing_ok=True)
+
+
 def write_tree(folder: Path, files: Mapping[str, bytes]) -> None:
     """Write `files` under a new `folder` and fsync every file and folder, so that a rename publishes them whole."""
     folder.mkdir(parents=True)

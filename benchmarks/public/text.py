@@ -16,7 +16,8 @@ from vllm_edit.deltas.by_row import applied_by_row
 from vllm_edit.evaluation.runners.batching import together
 from vllm_edit.evaluation.runners.hf import HFRunner
 from vllm_edit.evaluation.runners.runner import Reading, Request
-from vllm_edit.models.greedy import end_ids, pad_id, padded
+from vllm_edit.models.greedy import end_ids, pad_id
+from vllm_edit.models.padding import padded
 from vllm_edit.text.prompts import prompt_ids
 
 TOKENS, TOP_K = 100, 5

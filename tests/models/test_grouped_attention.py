@@ -9,8 +9,9 @@ import torch
 from transformers import PreTrainedModel
 
 from tests.tiny import FAMILIES, tiny_model, tiny_tokenizer
-from vllm_edit.models.greedy import continuations, padded
+from vllm_edit.models.greedy import continuations
 from vllm_edit.models.grouped_attention import grouped_attention
+from vllm_edit.models.padding import padded
 
 PROMPTS = ([11, 12, 13, 14, 15, 16, 17], [21, 22, 23], [31, 32, 33, 34, 35])
 

@@ -13,18 +13,20 @@ from pathlib import Path
 
 import torch
 from pydantic import TypeAdapter, ValidationError
+from torch.nn.utils.rnn import pad_sequence
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from vllm_edit.atlas.accuracy import Accuracy, measure_accuracy
 from vllm_edit.atlas.segments import Example
 from vllm_edit.atlas.tokenizer import train_tokenizer
 from vllm_edit.atlas.training_documents import Documents
-from vllm_edit.checkpoints import read_checkpoint
+from vllm_edit.checkpoints import read_checkpoint, write_checkpoint
 from vllm_edit.digest import digest_json
 from vllm_edit.errors import EditError
 from vllm_edit.facts.facts import Facts
 from vllm_edit.models.base import Base
 from vllm_edit.models.causal_lm import causal_lm
+from vllm_edit.models.padding import padded
 from vllm_edit.text.utf8 import read_text
 
 IGNORED = -100
@@ -152,7 +154,8 @@ def train(
             accuracy = measure_accuracy(facts, causal_lm(model), tokenizer, sample=400, seed=recipe.seed)
             model.train()
         if step % checkpoint_every == 0:
-            _save_checkpoint(checkpoint, identity, step, model, optimiser)
+            state = {"step": step, "model": model.state_dict(), "optimiser": optimiser.state_dict()}
+            write_checkpoint(checkpoint, identity, state)
         report(Progress(step, recipe.steps, loss.item(), time.monotonic() - started, accuracy))
     model.eval()
     model.set_attn_implementation("sdpa")
@@ -239,17 +242,11 @@ def attention_loss(attentions: Sequence[torch.Tensor], examples: list[Example], 
 
 
 def _pad(examples: list[Example], pad: int) -> tuple[torch.Tensor, ...]:
-    width = max(len(example.ids) for example in examples)
-    ids = torch.full((len(examples), width), pad)
-    labels = torch.full((len(examples), width), IGNORED)
-    weights = torch.zeros(len(examples), width)
-    mask = torch.zeros(len(examples), width, dtype=torch.long)
-    for row, example in enumerate(examples):
-        size = len(example.ids)
-        ids[row, :size] = labels[row, :size] = torch.tensor(example.ids)
-        weights[row, :size] = torch.tensor(example.weights)
-        mask[row, :size] = 1
-    return ids, labels, weights, mask
+    ids, mask = padded([example.ids for example in examples], pad, left=False)
+    weights = pad_sequence(
+        [torch.tensor(example.weights, dtype=torch.float32) for example in examples], batch_first=True
+    )
+    return ids, ids.masked_fill(mask == 0, IGNORED), weights, mask
 
 
 def _weighted_loss(
@@ -283,12 +280,3 @@ def _resume(path: Path, identity: str, model: LlamaForCausalLM, optimiser: torch
     model.load_state_dict(saved["model"])
     optimiser.load_state_dict(saved["optimiser"])
     return int(saved["step"])
-
-
-def _save_checkpoint(
-    path: Path, identity: str, step: int, model: LlamaForCausalLM, optimiser: torch.optim.Optimizer
-) -> None:
-    temporary = path.with_suffix(".tmp")
-    state = {"identity": identity, "step": step, "model": model.state_dict(), "optimiser": optimiser.state_dict()}
-    torch.save(state, temporary)
-    temporary.replace(path)

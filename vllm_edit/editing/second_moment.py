@@ -9,8 +9,6 @@ affects C, and damaged cache files are detected (docs/methods.md).
 from __future__ import annotations
 
 import logging
-import os
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -25,9 +23,11 @@ from vllm_edit.deltas.linear import linear_shape
 from vllm_edit.digest import digest_json, digest_tensors
 from vllm_edit.editing.settings import Progress
 from vllm_edit.errors import EditError
+from vllm_edit.files import replacing
 from vllm_edit.models.base import Base
 from vllm_edit.models.hooks import find_module, frozen, inputs_of
 from vllm_edit.models.lengths import positions_of
+from vllm_edit.models.padding import padded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -192,9 +192,7 @@ def _accumulate(
     pad = base.tokenizer.pad_token_id if base.tokenizer.pad_token_id is not None else 0
     with torch.no_grad(), frozen(base.model):
         for batch in _batches(rows, batch_tokens):
-            width = max(map(len, batch))
-            ids = torch.tensor([row + [pad] * (width - len(row)) for row in batch], device=base.device)
-            mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in batch], device=base.device)
+            ids, mask = (tensor.to(base.device) for tensor in padded(batch, pad, left=False))
             captured = inputs_of(decoder, list(inner), input_ids=ids, attention_mask=mask, use_cache=False)
             for name, module in inner.items():
                 inputs = captured[name][mask.bool()]  # [real tokens, d_in]
@@ -268,12 +266,6 @@ def _read(path: Path) -> SecondMoment | None:
 
 
 def _write(path: Path, moment: SecondMoment) -> None:
-    """Write to a temporary file beside `path`, then rename: readers see the whole file or none."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".part")
-    os.close(handle)
-    try:
-        save_file(moment.tensors(), temporary, metadata={"digest": moment.digest})
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    with replacing(path) as new:
+        save_file(moment.tensors(), new, metadata={"digest": moment.digest})

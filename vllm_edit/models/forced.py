@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from vllm_edit.models.greedy import padded
+from vllm_edit.models.padding import padded
 from vllm_edit.models.shared_prefix import read_once
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerFast
 
 from vllm_edit.models.grouped_attention import grouped_attention
+from vllm_edit.models.padding import padded
 from vllm_edit.models.penalties import Penalties
 from vllm_edit.models.shared_prefix import read_once
 
@@ -107,18 +108,6 @@ def batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
     """Row numbers in batches of at most `size` rows of similar length, short rows first."""
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     yield from (order[start : start + size] for start in range(0, len(order), size))
-
-
-def padded(rows: Sequence[Sequence[int]], pad: int, *, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Padded ids and mask, [rows, longest] each."""
-    width = max(map(len, rows))
-    ids = torch.full((len(rows), width), pad)
-    mask = torch.zeros_like(ids)
-    for number, row in enumerate(rows):
-        place = slice(width - len(row), width) if left else slice(0, len(row))
-        ids[number, place] = torch.tensor(row)
-        mask[number, place] = 1
-    return ids, mask
 
 
 def end_ids(model: CausalLM, tokenizer: PreTrainedTokenizerFast) -> list[int]:

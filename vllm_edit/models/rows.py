@@ -16,6 +16,7 @@ from torch import nn
 from transformers import Cache
 
 from vllm_edit.models.lengths import check_length
+from vllm_edit.models.padding import padded
 
 if TYPE_CHECKING:
     from vllm_edit.models.causal_lm import CausalLM
@@ -69,14 +70,11 @@ class Batch:
     @classmethod
     def of(cls, rows: Sequence[Row], indices: Sequence[int], device: torch.device) -> Batch:
         chosen = [rows[index] for index in indices]
-        length, width = max(row.length for row in chosen), max(1, *(len(row.answer) for row in chosen))
-        input_ids = torch.zeros(len(chosen), length, dtype=torch.long)
-        attention_mask = torch.zeros_like(input_ids)
+        width = max(1, *(len(row.answer) for row in chosen))
+        input_ids, attention_mask = padded([(*row.ids, *row.answer[:-1]) for row in chosen], 0, left=False)
         places, answers = (torch.zeros(len(chosen), width, dtype=torch.long) for _ in range(2))
         scored = torch.zeros(len(chosen), width, dtype=torch.bool)
         for line, row in enumerate(chosen):
-            input_ids[line, : row.length] = torch.tensor((*row.ids, *row.answer[:-1]))
-            attention_mask[line, : row.length] = 1
             places[line] = (torch.arange(width) + len(row.ids) - 1).clamp_max(row.length - 1)
             answers[line, : len(row.answer)] = torch.tensor(row.answer, dtype=torch.long)
             scored[line, : len(row.answer)] = True

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import Cache, DynamicCache, PreTrainedTokenizerFast
 
-from vllm_edit.models.greedy import end_ids, pad_id, padded
+from vllm_edit.models.greedy import end_ids, pad_id
 from vllm_edit.models.hooks import last_position
+from vllm_edit.models.padding import padded
 from vllm_edit.models.penalties import Penalties
 from vllm_edit.models.shared_prefix import read_once
 

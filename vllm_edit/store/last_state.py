@@ -8,7 +8,6 @@ Writes are atomic: a kill at any moment leaves the old state or the new state.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from vllm_edit.digest import canonical, digest_bytes, digest_json
 from vllm_edit.errors import Corrupt, EditError, Unavailable
-from vllm_edit.files import LocalFiles, file_lock, sync_folder
+from vllm_edit.files import LocalFiles, file_lock, replacing
 from vllm_edit.json_value import JSONObject
 from vllm_edit.registry.snapshot import Snapshot
 from vllm_edit.store.locations import state_folder
@@ -105,10 +104,6 @@ class LastState:
         return "remove it, and start when the registry can be reached: the server then writes a new file"
 
     def _write(self, data: bytes) -> None:
-        new = self.path.with_name(f"{self.path.name}.new")  # overwrites the file of a killed writer
-        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        new.replace(self.path)
-        sync_folder(self.path.parent)
+        with replacing(self.path, only_writer=True) as new:
+            new.touch(mode=0o600)
+            new.write_bytes(data)

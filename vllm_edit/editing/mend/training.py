@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from vllm_edit.checkpoints import read_checkpoint
+from vllm_edit.checkpoints import read_checkpoint, write_checkpoint
 from vllm_edit.deltas.linear import linear_shape, linear_weight
 from vllm_edit.digest import digest_json
 from vllm_edit.editing.mend.dataset import Drawn, Example, draw, split, text_rows
@@ -186,11 +186,9 @@ class _Run:
         return TrainedNetwork(self.network.eval(), step, validation, self.step)
 
     def save(self, path: Path) -> None:
-        temporary = path.with_suffix(".tmp")
         state = {"network": self.network.state_dict(), "optimiser": self.optimiser.state_dict(), "step": self.step}
         best = (asdict(self.best[0]), *self.best[1:]) if self.best else None
-        torch.save({"identity": self.identity, "best": best, **state}, temporary)
-        temporary.replace(path)
+        write_checkpoint(path, self.identity, {"best": best, **state})
 
     def load(self, path: Path) -> None:
         saved = read_checkpoint(path, self.identity, "is of other data, base or settings")
