@@ -15,7 +15,7 @@ import json
 import random
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -36,6 +36,7 @@ from vllm_edit.composition.solver import System, as_saved, solve
 from vllm_edit.deltas.delta import Delta
 from vllm_edit.digest import digest_tensors
 from vllm_edit.patch import Edit, Patch
+from vllm_edit.progress import Progress
 from vllm_edit.serving.build import make_service
 from vllm_edit.serving.metrics import Metrics
 from vllm_edit.serving.residency import GRACE_S
@@ -84,7 +85,7 @@ def stored(
     shape: tuple[int, int],
     names: Sequence[tuple[str, str]],
     columns: int,
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> tuple[Store, str]:
     """A store with a scoped patch of random units at a site of that shape; returns the patch's name too."""
     d_in, d_out = shape
@@ -207,7 +208,7 @@ async def measured(
     names: Sequence[tuple[str, str]],
     requests: int,
     body: int,
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> list[dict[str, Any]]:
     """Router time by what a prompt mentions, all adapters loaded before; prompts of `body` characters."""
     rng = random.Random("prompts")

@@ -21,12 +21,12 @@ from benchmarks.public.sets import NEAR, SETS, counterfact_knowledge, drawn_sets
 from vllm_edit.cli.output import progress_bar
 from vllm_edit.digest import digest_json
 from vllm_edit.errors import EditError
-from vllm_edit.evaluation.asking import Progress
 from vllm_edit.evaluation.record import Record
 from vllm_edit.evaluation.runners.hf import HFRunner
 from vllm_edit.evaluation.time_left import TimeLeft
 from vllm_edit.models.base import Base
 from vllm_edit.patch import Patch
+from vllm_edit.progress import Progress
 
 
 def main() -> None:

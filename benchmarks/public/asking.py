@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any, Protocol
@@ -25,6 +25,7 @@ from vllm_edit.evaluation.runners.hf import HFRunner
 from vllm_edit.evaluation.runners.runner import Request
 from vllm_edit.evaluation.sheet import Sheet
 from vllm_edit.patch import Patch
+from vllm_edit.progress import Progress
 
 
 class RowProgress(Protocol):
@@ -96,9 +97,7 @@ class Asker:
         found.spent += Spent(**entry["spent"])
         found.edits += len(entry["patches"])
 
-    def _entry(
-        self, row: Row, portion: Portion, writing: set[str], progress: Callable[[str, int, int], None]
-    ) -> dict[str, Any]:
+    def _entry(self, row: Row, portion: Portion, writing: set[str], progress: Progress) -> dict[str, Any]:
         """What a portion's patches answer, write and read, JSON-able.
 
         adapters: of each patch the digest of the one adapter that all of its prompts ran under, None where there is no

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from vllm_edit.evaluation.asking import Progress
 from vllm_edit.facts.pool import bank_records
 from vllm_edit.facts.stored_pool import pool_of
 from vllm_edit.ike.bank import Bank
 from vllm_edit.models.base import Base
+from vllm_edit.progress import Progress
 from vllm_edit.store.store import Store
 
 

@@ -10,10 +10,10 @@ from typing import Any
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.editing.compile import compile_separately, method_of, settings_of
 from vllm_edit.editing.site_tensors import SiteTensors
-from vllm_edit.evaluation.asking import Progress
 from vllm_edit.evaluation.record import Record
 from vllm_edit.models.base import Base
 from vllm_edit.patch import Patch
+from vllm_edit.progress import Progress
 from vllm_edit.store.store import Store
 
 BATCH = 32

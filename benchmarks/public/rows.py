@@ -14,7 +14,6 @@ from vllm_edit.composition.scoped import assemble
 from vllm_edit.deltas.delta import Delta
 from vllm_edit.editing.compile import compile_patch
 from vllm_edit.editing.site_tensors import SiteTensors
-from vllm_edit.evaluation.asking import Progress
 from vllm_edit.evaluation.refused import Refused
 from vllm_edit.evaluation.report import Mode
 from vllm_edit.evaluation.requests import One
@@ -22,6 +21,7 @@ from vllm_edit.ike.bank import Bank
 from vllm_edit.ike.demonstrations import build_demonstrations
 from vllm_edit.models.base import Base
 from vllm_edit.patch import Patch
+from vllm_edit.progress import Progress
 
 METHODS: Mapping[str, str] = {"r-ROME": "rome", "FT-M": "ft", "LoRA": "lora"}
 """Row of single edits → its method."""

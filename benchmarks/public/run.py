@@ -19,12 +19,12 @@ from benchmarks.public.rows import ABLATION, BASE, IKE, METHODS, SUBJECT, Alone,
 from vllm_edit.digest import digest_bytes, digest_json
 from vllm_edit.editing.settings import RomeSettings
 from vllm_edit.editing.site_tensors import SiteTensors
-from vllm_edit.evaluation.asking import Progress
 from vllm_edit.evaluation.record import Record
 from vllm_edit.evaluation.runners.hf import HFRunner
 from vllm_edit.ike.bank import Bank
 from vllm_edit.models.base import Base
 from vllm_edit.patch import Patch
+from vllm_edit.progress import Progress, silent
 
 _CODE = ("editing", "composition")
 """Packages whose code decides what an edit is: their digest is part of what a record is of."""
@@ -43,7 +43,7 @@ class Run:
     passages: Sequence[str]
     writes: int
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    progress: Progress = lambda what, done, total: None
+    progress: Progress = silent
 
     @cached_property
     def asker(self) -> Asker:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from vllm_edit.datasets import read_edits
 from vllm_edit.errors import EditError
-from vllm_edit.evaluation.asking import Progress
 from vllm_edit.evaluation.record import Record
 from vllm_edit.evaluation.runners.runner import Request, Runner
 from vllm_edit.patch import Edit, Patch
+from vllm_edit.progress import Progress
 from vllm_edit.text.matching import normalise
 
 COUNTERFACT = "counterfact/counterfact-2000.json"

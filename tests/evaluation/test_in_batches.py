@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from tests.evaluation.conftest import Compile
 from vllm_edit.errors import EditError
-from vllm_edit.evaluation.asking import Progress, ask
+from vllm_edit.evaluation.asking import ask
 from vllm_edit.evaluation.evaluate import EvaluationSettings, evaluate
 from vllm_edit.evaluation.in_batches import evaluate_in_batches, identity
 from vllm_edit.evaluation.record import Record
@@ -23,6 +23,7 @@ from vllm_edit.evaluation.runners.hf import HFRunner
 from vllm_edit.evaluation.sheet import Sheet
 from vllm_edit.evaluation.time_left import TimeLeft, shown
 from vllm_edit.patch import Patch
+from vllm_edit.progress import Progress
 
 SETTINGS = EvaluationSettings(max_tokens=4, latency=0, answers=True)
 

@@ -7,7 +7,7 @@ import torch
 
 from tests.faults.sizes import FULL, SHORT, Sizes
 from vllm_edit.cli.output import progress_bar
-from vllm_edit.editing.settings import Progress
+from vllm_edit.progress import Progress, silent
 
 
 @pytest.fixture(scope="session")
@@ -28,7 +28,7 @@ def _one_thread() -> Iterator[None]:
 def progress(request: pytest.FixtureRequest) -> Iterator[Progress]:
     """Receives (what, done, of how many); a bar is shown in the full run, which is not captured."""
     if not request.config.getoption("full"):
-        yield lambda what, done, total: None
+        yield silent
         return
     with progress_bar(request.node.name) as report:
         yield report

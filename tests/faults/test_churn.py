@@ -17,7 +17,7 @@ from tests.faults.sizes import Sizes
 from tests.serving import places
 from tests.serving.without_engine import bearer
 from vllm_edit.demo.server import LocalServer
-from vllm_edit.editing.settings import Progress
+from vllm_edit.progress import Progress
 from vllm_edit.store.maintenance import problems_of
 from vllm_edit.store.store import Store
 

@@ -25,7 +25,7 @@ from tests.cli.program import Ran
 from tests.faults.commands import COMMANDS, Samples, Trial, assert_whole
 from tests.faults.sizes import Sizes
 from vllm_edit.cli import app, main
-from vllm_edit.editing.settings import Progress
+from vllm_edit.progress import Progress
 
 pytestmark = pytest.mark.slow
 

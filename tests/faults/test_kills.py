@@ -17,8 +17,8 @@ from tests.faults.attempts import Attempts, State
 from tests.faults.nursery import Nursery, nursery
 from tests.faults.operations import Operations
 from tests.faults.sizes import Sizes
-from vllm_edit.editing.settings import Progress
 from vllm_edit.errors import EditError
+from vllm_edit.progress import Progress
 from vllm_edit.store.garbage import gc
 from vllm_edit.store.maintenance import problems_of
 from vllm_edit.store.store import Store

@@ -18,7 +18,7 @@ from tests.faults.sizes import Sizes
 from tests.serving import places
 from tests.serving.without_engine import Place, run
 from vllm_edit.deltas.delta import Delta
-from vllm_edit.editing.settings import Progress
+from vllm_edit.progress import Progress
 from vllm_edit.serving.router import Router
 from vllm_edit.serving.server_settings import Settings
 from vllm_edit.store.store import Store

@@ -17,7 +17,8 @@ from vllm_edit.cli.options import JsonOption
 from vllm_edit.cli.output import print_fields, print_json, print_line, progress_bar
 
 if TYPE_CHECKING:
-    from vllm_edit.models.importing import Imported, Progress
+    from vllm_edit.models.importing import Imported
+    from vllm_edit.progress import Progress
 
 app = group("Base models: import a model from a GGUF file, the hub or a folder, or describe a model.")
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, is_dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from vllm_edit.editing.settings import Progress
+from vllm_edit.progress import Progress
 from vllm_edit.text.printable import printable, printable_json
 
 if TYPE_CHECKING:

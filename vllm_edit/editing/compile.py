@@ -20,12 +20,13 @@ from vllm_edit.editing.method import Method, MethodResult
 from vllm_edit.editing.method_settings import MethodSettings
 from vllm_edit.editing.rome import edits as rome
 from vllm_edit.editing.second_moment import SecondMoment
-from vllm_edit.editing.settings import Progress, RomeSettings
+from vllm_edit.editing.settings import RomeSettings
 from vllm_edit.editing.site_tensors import SiteTensors, site_tensors_of
 from vllm_edit.errors import EditError, Incompatible, UnsafeEdit
 from vllm_edit.models.base import Base, unchanged
 from vllm_edit.models.lengths import check_edits
 from vllm_edit.patch import Patch, Scope
+from vllm_edit.progress import Progress
 
 if TYPE_CHECKING:
     from vllm_edit.store.store import Store

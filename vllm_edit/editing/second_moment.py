@@ -21,13 +21,13 @@ from safetensors.torch import save_file
 
 from vllm_edit.deltas.linear import linear_shape
 from vllm_edit.digest import digest_json, digest_tensors
-from vllm_edit.editing.settings import Progress
 from vllm_edit.errors import EditError
 from vllm_edit.files import replacing
 from vllm_edit.models.base import Base
 from vllm_edit.models.hooks import find_module, frozen, inputs_of
 from vllm_edit.models.lengths import positions_of
 from vllm_edit.models.padding import padded
+from vllm_edit.progress import Progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -17,9 +17,6 @@ from vllm_edit.settings import (
     RealFromZero,
     Share,
 )
-
-Progress = Callable[[str, int, int], None]
-"""Callback with (name of the step, completed units, total units)."""
 
 FORMS = ("plain", "chat", "alias", "tune")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from vllm_edit.artefacts.site import Site
 from vllm_edit.evaluation.evaluation_settings import EvaluationSettings
@@ -16,9 +16,7 @@ from vllm_edit.evaluation.runners.runner import Request, Runner, Scored
 from vllm_edit.evaluation.sheet import Reply, Sheet
 from vllm_edit.models.lengths import READ
 from vllm_edit.patch import Edit
-
-Progress = Callable[[str, int, int], None]
-"""Called with (stage, answered, total)."""
+from vllm_edit.progress import Progress
 
 CHUNK = 512
 """Requests per call of a runner: enough to fill its batches, few enough to show progress."""

@@ -8,7 +8,7 @@ from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.artefacts.reports import GateReport
 from vllm_edit.artefacts.site import Site
 from vllm_edit.errors import EditError
-from vllm_edit.evaluation.asking import Progress, ask
+from vllm_edit.evaluation.asking import ask
 from vllm_edit.evaluation.evaluation_settings import EvaluationSettings
 from vllm_edit.evaluation.perplexity import drift_of
 from vllm_edit.evaluation.report import MODES, Mode, Report
@@ -17,6 +17,7 @@ from vllm_edit.evaluation.requests import One, edits_of
 from vllm_edit.evaluation.runners.runner import Runner
 from vllm_edit.ike.demonstrations import check_disjoint
 from vllm_edit.patch import Edit, Gate, Patch, Probe
+from vllm_edit.progress import Progress, silent
 
 __all__ = ["EvaluationSettings", "Subject", "check_modes", "evaluate", "run_gate"]
 
@@ -28,7 +29,7 @@ def evaluate(
     runner: Runner,
     modes: Sequence[Mode] = MODES,
     settings: EvaluationSettings | None = None,
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress = silent,
     site: Site | None = None,
     passages: Sequence[str] = (),
     added: Sequence[Sequence[Probe]] = (),

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from vllm_edit.artefacts.site import Site
 from vllm_edit.digest import digest_json
 from vllm_edit.errors import EditError
-from vllm_edit.evaluation.asking import Progress, ask
+from vllm_edit.evaluation.asking import ask
 from vllm_edit.evaluation.evaluate import check_modes
 from vllm_edit.evaluation.evaluation_settings import EvaluationSettings
 from vllm_edit.evaluation.record import Record
@@ -21,6 +21,7 @@ from vllm_edit.evaluation.sheet import Sheet
 from vllm_edit.evaluation.time_left import TimeLeft
 from vllm_edit.json_value import JSONObject, JSONValue
 from vllm_edit.patch import Patch
+from vllm_edit.progress import Progress, silent
 
 BATCH = 32
 """Patches per batch: enough to fill a model's batches, few enough to repeat after an interruption."""
@@ -35,7 +36,7 @@ def evaluate_in_batches(
     modes: Sequence[Mode] = MODES,
     settings: EvaluationSettings | None = None,
     record: Record | None = None,
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress = silent,
     site: Site | None = None,
     size: int = BATCH,
 ) -> Report:

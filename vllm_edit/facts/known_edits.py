@@ -15,9 +15,10 @@ from collections.abc import Mapping, Sequence
 from vllm_edit.facts.counterfactual_edits import portability_probes, reverse_probes
 from vllm_edit.facts.facts import Fact, Facts, Form
 from vllm_edit.facts.pool import Known, Pool, Side
-from vllm_edit.facts.recall import Progress, Question, right
+from vllm_edit.facts.recall import Question, right
 from vllm_edit.models.base import Base
 from vllm_edit.patch import Edit, Probe, ProbeKind, Split
+from vllm_edit.progress import Progress, silent
 
 SWEEP_EDITS = 24
 """Number of edits for choosing a site; a model that knows fewer facts has its site at the published depth."""
@@ -34,7 +35,7 @@ def judged_edits(
     count: int,
     *,
     seed: int = 0,
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress = silent,
 ) -> list[Edit]:
     """Edits of held-out facts, at most `count`, spread evenly over the relations, each of another subject.
 
@@ -56,7 +57,7 @@ def chosen_edits(
     count: int = SWEEP_EDITS,
     *,
     seed: int = 0,
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress = silent,
 ) -> list[Edit]:
     """Edits of facts on the `tune` side, at most `count`, for choosing site and damping. All probes are `tune`.
 

@@ -13,15 +13,16 @@ from collections.abc import Sequence
 
 from vllm_edit.facts.facts import Fact, Facts, Form
 from vllm_edit.facts.pool import Known, Pool
-from vllm_edit.facts.recall import Progress, Question, right
+from vllm_edit.facts.recall import Question, right
 from vllm_edit.models.base import Base
 from vllm_edit.models.fast_products import fast_products, has_units
+from vllm_edit.progress import Progress, silent
 
 _TRIED_FORMS, _TRIED_FACTS = 4, 6
 _ROUNDS = ("facts asked for", "facts asked for again")
 
 
-def ask_pool(base: Base, facts: Facts, progress: Progress = lambda what, done, total: None) -> Pool:
+def ask_pool(base: Base, facts: Facts, progress: Progress = silent) -> Pool:
     """Ask the base for the tables' facts. The same base gives the same pool."""
     relations = [_Stated(group) for group in facts.by_relation.values() if group]
     _ask(base, relations, [relation.trial(0, 1) for relation in relations], progress, "languages tried")

@@ -7,7 +7,7 @@ there the first line must mention the object. Both also count as right for `eval
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,14 +16,12 @@ from vllm_edit.facts.facts import Fact, Form
 from vllm_edit.models.base import Base
 from vllm_edit.models.greedy import batches
 from vllm_edit.models.short_answers import greedy_until
+from vllm_edit.progress import Progress, silent
 from vllm_edit.text.matching import normalise, position
 from vllm_edit.text.prompts import answer_ids, prompt_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
-
-Progress = Callable[[str, int, int], None]
-"""Called with (stage, answered, total)."""
 
 _BEFORE, _BEFORE_CHAT = 2, 16
 """Maximum tokens before the object: an article and a quotation mark; in a chat, a repetition of the question."""
@@ -48,7 +46,7 @@ class Question:
 def right(
     base: Base,
     questions: Sequence[Question],
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress = silent,
     what: str = "facts asked for",
 ) -> list[bool]:
     """For each question, True if the base answers it right."""

@@ -8,10 +8,9 @@ from vllm_edit.errors import Incompatible
 from vllm_edit.facts import tables_folder
 from vllm_edit.facts.facts import Facts
 from vllm_edit.facts.pool import Pool
+from vllm_edit.progress import Progress, silent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from vllm_edit.models.base import Base
     from vllm_edit.store.store import Store
 
@@ -22,9 +21,7 @@ def stored_pool(store: Store) -> Pool | None:
     return None if record is None else Pool.from_record(record, Facts.load(tables_folder()))
 
 
-def pool_of(
-    store: Store, base: Base, progress: Callable[[str, int, int], None] = lambda what, done, total: None
-) -> Pool:
+def pool_of(store: Store, base: Base, progress: Progress = silent) -> Pool:
     """The store's pool; if it has none, ask `base` and save the answers.
 
     Raises:

@@ -20,6 +20,7 @@ from vllm_edit.models.hub import downloaded
 from vllm_edit.models.layout import find_layout
 from vllm_edit.models.source import Read, Source
 from vllm_edit.models.staging import refuse_existing, staged
+from vllm_edit.progress import Progress, silent
 from vllm_edit.text.prompts import prompt_ids
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 _QUESTION = "What is the capital of France?"
 _SHOWN_TOKENS = 12
 
-Progress = Callable[[str, int, int], None]
 _STEPS = ("finding the model", "reading the weights", "saving", "checking", "answering")
 
 
@@ -76,7 +76,7 @@ def import_model(
     *,
     dtype: str | None = None,
     check: Callable[[Path], None] = lambda folder: None,
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress = silent,
 ) -> Imported:
     """Write a model as plain weights, config and tokenizer to the folder `out`, which appears after all checks passed.
 

@@ -21,6 +21,7 @@ from vllm_edit.models.fast_products import fast_products
 from vllm_edit.models.greedy import end_ids
 from vllm_edit.models.lengths import positions_of
 from vllm_edit.models.sampling import Draft, Start, sampled
+from vllm_edit.progress import Progress
 from vllm_edit.text.prompts import around_turn
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def write_texts(
     longest: int = 64,
     top_k: int = 50,
     batch: int = 256,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[str]:
     """Sample distinct texts with at least `vectors` tokens in total, at temperature 1.
 

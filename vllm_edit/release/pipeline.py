@@ -15,7 +15,6 @@ from typing import Any
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.artefacts.reports import GateReport
 from vllm_edit.editing.compile import BATCH, compile_patch, compile_separately, method_of, settings_of
-from vllm_edit.editing.settings import Progress
 from vllm_edit.editing.site_tensors import SiteTensors, site_tensors_of
 from vllm_edit.errors import EditError, Incompatible, UnsafeEdit
 from vllm_edit.evaluation.evaluate import run_gate
@@ -30,6 +29,7 @@ from vllm_edit.ike.bank import Bank
 from vllm_edit.ike.demonstrations import build_demonstrations, with_demonstrations
 from vllm_edit.models.base import Base
 from vllm_edit.patch import Patch, Probe
+from vllm_edit.progress import Progress, silent
 from vllm_edit.release.stored_bank import stored_bank
 from vllm_edit.store.store import Store
 from vllm_edit.text.spelling import written
@@ -176,7 +176,7 @@ class Pipeline:
         Yields:
             Each patch, with its outcome or the reason why it is refused.
         """
-        for row, one, seconds in self._made(patches, method, settings, progress or _silent, clock):
+        for row, one, seconds in self._made(patches, method, settings, progress or silent, clock):
             if isinstance(one, CompiledPatch):
                 one = with_demonstrations(one, self.bank, self.base.tokenizer)
                 yield patches[row], self.judge(one, seconds, progress)
@@ -238,7 +238,7 @@ class Pipeline:
         Returns:
             Each patch compiled, with its demonstrations, or the reason why it is refused, in the order of `patches`.
         """
-        report = progress or _silent
+        report = progress or silent
         results = {row: one for row, one, _ in self._made(patches, method, settings, report)}
         finished: list[CompiledPatch | Refused] = []
         for row, patch in enumerate(patches):
@@ -306,10 +306,6 @@ def _judged(patch: Patch, compiled: CompiledPatch) -> CompiledPatch | Refused:
     """Return `compiled`, or `Refused` with the problems of its report, worded as `UnsafeEdit`."""
     problems = compiled.report.problems
     return Refused(patch, "\n".join(problems)) if problems else compiled
-
-
-def _silent(what: str, done: int, total: int) -> None:
-    pass
 
 
 def _batches(patches: Sequence[Patch]) -> list[list[int]]:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from vllm_edit.artefacts.site import Token, check_rank
 from vllm_edit.deltas.linear import linear_shape
-from vllm_edit.editing.settings import Progress
 from vllm_edit.editing.site.sites import fixed_site, module_at
 from vllm_edit.editing.site.sweep import TOKENS, choose_site
 from vllm_edit.editing.site.trials import Measurement
@@ -24,6 +23,7 @@ from vllm_edit.models.base import Base
 from vllm_edit.models.hooks import find_module
 from vllm_edit.models.own_text import write_texts
 from vllm_edit.patch import Edit
+from vllm_edit.progress import Progress, silent
 from vllm_edit.store.documents import Kind
 from vllm_edit.store.gate_texts import hold_out
 from vllm_edit.store.store import Store
@@ -93,10 +93,10 @@ def create_store(
     pool, why = None, "given"
     if edits is None:
         facts = Facts.load(tables_folder())
-        pool = ask_pool(base, facts, progress or _silent)
+        pool = ask_pool(base, facts, progress or silent)
         documents["pool"] = pool.as_record()
         if layer is None:
-            edits, why = _edits_of(pool, facts, base, seed, progress or _silent)
+            edits, why = _edits_of(pool, facts, base, seed, progress or silent)
     if layer is None and edits:
         tokens = TOKENS if token is None else (token,)
         store, table = create_by_sweep(
@@ -208,7 +208,3 @@ def _plain(record: Mapping[str, JSONValue]) -> JSONObject:
     return {
         key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in record.items()
     }
-
-
-def _silent(what: str, done: int, total: int) -> None:
-    pass

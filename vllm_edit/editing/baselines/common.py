@@ -19,12 +19,12 @@ from vllm_edit.deltas.delta import Delta
 from vllm_edit.deltas.linear import linear_weight
 from vllm_edit.editing.method import refuse_missed
 from vllm_edit.editing.method_settings import RUN_TIME, MethodSettings
-from vllm_edit.editing.settings import Progress
 from vllm_edit.errors import EditError
 from vllm_edit.models.base import Base
 from vllm_edit.models.hooks import find_module, frozen
 from vllm_edit.models.rows import Row, answer_scores, batches, leads, run_batch
 from vllm_edit.patch import Edit
+from vllm_edit.progress import Progress
 from vllm_edit.settings import (
     CountFromZero,
     PositiveCount,

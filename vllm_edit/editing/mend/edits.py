@@ -24,12 +24,12 @@ from vllm_edit.editing.mend.line_search import least_scales
 from vllm_edit.editing.mend.network import Hypernetwork
 from vllm_edit.editing.mend.settings import MendSettings
 from vllm_edit.editing.method import MethodResult
-from vllm_edit.editing.settings import Progress
 from vllm_edit.errors import Incompatible
 from vllm_edit.models.base import Base
 from vllm_edit.models.hooks import find_module, frozen
 from vllm_edit.models.rows import leads
 from vllm_edit.patch import Edit, Patch
+from vllm_edit.progress import Progress
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,11 @@ from vllm_edit.editing.rome.factors import RomeFactors, damping_of, margin_of, p
 from vllm_edit.editing.rome.rounds import Solved, solve_parts
 from vllm_edit.editing.rome.served import weight_norm
 from vllm_edit.editing.second_moment import SecondMoment
-from vllm_edit.editing.settings import Progress, RomeSettings
+from vllm_edit.editing.settings import RomeSettings
 from vllm_edit.errors import EditError, UnsafeEdit
 from vllm_edit.models.base import Base
 from vllm_edit.patch import Edit, Patch
+from vllm_edit.progress import Progress
 from vllm_edit.text.spelling import written
 
 

@@ -10,12 +10,12 @@ from vllm_edit.artefacts.site import LEGAL_RANKS, Context, Site, Token
 from vllm_edit.deltas.linear import linear_shape
 from vllm_edit.editing.rome.keys import measure_outputs
 from vllm_edit.editing.second_moment import SecondMoment, second_moments
-from vllm_edit.editing.settings import Progress
 from vllm_edit.editing.site.contexts import generate_contexts
 from vllm_edit.errors import EditError
 from vllm_edit.models.base import Base
 from vllm_edit.models.hooks import find_module
 from vllm_edit.models.rows import Row
+from vllm_edit.progress import Progress
 from vllm_edit.text.thinking import thinking_of
 
 PUBLISHED_DEPTH = 5 / 32

@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 from vllm_edit.artefacts.site import Context, Token
 from vllm_edit.deltas.linear import linear_shape
 from vllm_edit.editing.second_moment import second_moments
-from vllm_edit.editing.settings import Progress, RomeSettings
+from vllm_edit.editing.settings import RomeSettings
 from vllm_edit.editing.site.contexts import generate_contexts
 from vllm_edit.editing.site.sites import MadeSite, fixed_site, module_at
 from vllm_edit.editing.site.trials import Alone, Measurement, Trials
@@ -33,6 +33,7 @@ from vllm_edit.models.base import Base, unchanged
 from vllm_edit.models.hooks import find_module
 from vllm_edit.models.lengths import check_edits
 from vllm_edit.patch import Edit
+from vllm_edit.progress import Progress
 
 T = TypeVar("T")
 
