@@ -26,7 +26,7 @@ from vllm_edit.facts.facts import Facts
 from vllm_edit.facts.pool import Known, Pool
 from vllm_edit.ike.bank import Bank
 from vllm_edit.patch import Gate, Patch, Probe
-from vllm_edit.release import pipeline as pipeline_module
+from vllm_edit.release import compiler
 from vllm_edit.release.pipeline import Outcome, Pipeline
 from vllm_edit.store.store import Store
 
@@ -70,13 +70,13 @@ def test_patches_compiled_in_a_batch_are_stored_and_judged_each_and_one_that_mis
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batches: list[list[str]] = []
-    together = pipeline_module.compile_separately
+    together = compiler.compile_separately
 
     def watched(patches: Sequence[Patch], *rest: Any, **options: Any) -> list[CompiledPatch]:
         batches.append([patch.name for patch in patches])
         return together(patches, *rest, **options)
 
-    monkeypatch.setattr(pipeline_module, "compile_separately", watched)
+    monkeypatch.setattr(compiler, "compile_separately", watched)
     edits = {"one": FRANCE, "two": UNREACHABLE, "three": AGAIN, "four": BRAZIL}
     patches = [patch_of(edit, name=name) for name, edit in edits.items()]
     found = {patch.name: result for patch, result in pipeline.run_all(patches, "rome", dict(LOOSE))}

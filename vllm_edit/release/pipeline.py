@@ -14,9 +14,9 @@ from typing import Any
 
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.artefacts.reports import GateReport
-from vllm_edit.editing.compile import BATCH, compile_patch, compile_separately, method_of, settings_of
+from vllm_edit.editing.compile import compile_patch
 from vllm_edit.editing.site_tensors import SiteTensors, site_tensors_of
-from vllm_edit.errors import EditError, Incompatible, UnsafeEdit
+from vllm_edit.errors import Incompatible
 from vllm_edit.evaluation.evaluate import run_gate
 from vllm_edit.evaluation.refused import Refused
 from vllm_edit.evaluation.runners.hf import HFRunner
@@ -30,9 +30,9 @@ from vllm_edit.ike.demonstrations import build_demonstrations, with_demonstratio
 from vllm_edit.models.base import Base
 from vllm_edit.patch import Patch, Probe
 from vllm_edit.progress import Progress, silent
+from vllm_edit.release.compiler import Compiler
 from vllm_edit.release.stored_bank import stored_bank
 from vllm_edit.store.store import Store
-from vllm_edit.text.spelling import written
 
 
 @dataclass(frozen=True)
@@ -176,12 +176,15 @@ class Pipeline:
         Yields:
             Each patch, with its outcome or the reason why it is refused.
         """
-        for row, one, seconds in self._made(patches, method, settings, progress or silent, clock):
-            if isinstance(one, CompiledPatch):
-                one = with_demonstrations(one, self.bank, self.base.tokenizer)
-                yield patches[row], self.judge(one, seconds, progress)
+        compiler = Compiler(self.base, self.site, self.moment, method, settings, progress or silent)
+        for attempt in compiler.attempts(patches, clock):
+            result: Outcome | Refused
+            if isinstance(attempt.result, CompiledPatch):
+                compiled = with_demonstrations(attempt.result, self.bank, self.base.tokenizer)
+                result = self.judge(compiled, attempt.seconds, progress)
             else:
-                yield patches[row], one
+                result = attempt.result
+            yield patches[attempt.row], result
 
     def judge(self, compiled: CompiledPatch, seconds: float, progress: Progress | None = None) -> Outcome:
         """Save a compiled patch or a composition, and run its gate with the model.
@@ -239,93 +242,15 @@ class Pipeline:
             Each patch compiled, with its demonstrations, or the reason why it is refused, in the order of `patches`.
         """
         report = progress or silent
-        results = {row: one for row, one, _ in self._made(patches, method, settings, report)}
+        compiler = Compiler(self.base, self.site, self.moment, method, settings, report)
+        results = {attempt.row: attempt.result for attempt in compiler.attempts(patches)}
         finished: list[CompiledPatch | Refused] = []
         for row, patch in enumerate(patches):
             report("demonstrations", row, len(patches))
             finished.append(self._demonstrated(patch, results[row]))
         return finished
 
-    def _made(
-        self,
-        patches: Sequence[Patch],
-        method: str,
-        settings: Mapping[str, Any] | None,
-        progress: Progress,
-        clock: Callable[[], float] = time.perf_counter,
-    ) -> Iterator[tuple[int, CompiledPatch | Refused, float]]:
-        """Yield (row, compiled or refused patch, seconds) for each patch, batch by batch."""
-        for rows in _batches(patches):
-            batch, started = [patches[row] for row in rows], clock()
-            made = self._together(batch, method, settings, progress) if len(batch) > 1 else None
-            if made is not None:
-                seconds = (clock() - started) / len(batch)
-                yield from ((row, one, seconds) for row, one in zip(rows, made, strict=True))
-                continue
-            for row, patch in zip(rows, batch, strict=True):
-                started = clock()
-                yield row, self._alone(patch, method, settings, progress), clock() - started
-
-    def _together(
-        self, patches: Sequence[Patch], method: str, settings: Mapping[str, Any] | None, progress: Progress
-    ) -> list[CompiledPatch | Refused] | None:
-        """Compile all in one batch; None if the method has no batches, or if an edit cannot be tried."""
-        chosen = method_of(method)
-        if chosen.compile_each is None:
-            return None
-        wanted = settings_of(chosen, settings)
-        # An edit that misses must not fail the batch: it is reported, and refused here.
-        reporting = wanted.replace(on_missed="report")
-        try:
-            compiled = compile_separately(
-                patches, self.base, method, site=self.site, moment=self.moment, settings=reporting, progress=progress
-            )
-        except EditError:  # compiled one by one, each patch has its own error
-            return None
-        if wanted.on_missed == "report":
-            return list(compiled)
-        return [_judged(patch, one) for patch, one in zip(patches, compiled, strict=True)]
-
-    def _alone(
-        self, patch: Patch, method: str, settings: Mapping[str, Any] | None, progress: Progress
-    ) -> CompiledPatch | Refused:
-        try:
-            return compile_patch(
-                patch, self.base, method, site=self.site, moment=self.moment, settings=settings, progress=progress
-            )
-        except UnsafeEdit as error:
-            return Refused(patch, str(error))
-
     def _demonstrated(self, patch: Patch, result: CompiledPatch | Refused) -> CompiledPatch | Refused:
         if isinstance(result, CompiledPatch):
             return with_demonstrations(result, self.bank, self.base.tokenizer)
         return replace(result, demonstrations=build_demonstrations(patch, self.bank, self.base.tokenizer))
-
-
-def _judged(patch: Patch, compiled: CompiledPatch) -> CompiledPatch | Refused:
-    """Return `compiled`, or `Refused` with the problems of its report, worded as `UnsafeEdit`."""
-    problems = compiled.report.problems
-    return Refused(patch, "\n".join(problems)) if problems else compiled
-
-
-def _batches(patches: Sequence[Patch]) -> list[list[int]]:
-    """Row numbers in batches of at most `BATCH` in which no two patches share a subject.
-
-    A patch that declares more than its edits (base, scope) has its own batch: `compile_patch` handles it.
-    """
-    batches: list[list[int]] = []
-    taken: list[set[str]] = []
-    alone = []
-    for row, patch in enumerate(patches):
-        if patch.base is not None or patch.scope != "all":
-            alone.append([row])
-            continue
-        subjects = {written(edit.subject).folded for edit in patch.edits}
-        free = (n for n, some in enumerate(taken) if len(batches[n]) < BATCH and not some & subjects)
-        place = next(free, len(batches))
-        if place == len(batches):
-            batches.append([])
-            taken.append(set())
-        batches[place].append(row)
-        taken[place] |= subjects
-    return batches + alone
