@@ -24,7 +24,8 @@ from pydantic import (
 )
 
 from vllm_edit.errors import PatchError
-from vllm_edit.text.matching import normalise, occurrences, quoted, replaced
+from vllm_edit.text.matching import normalise, occurrences, replaced
+from vllm_edit.text.quoting import quoted
 from vllm_edit.text.spelling import Name, written
 from vllm_edit.text.utf8 import NotUTF8, read_text
 from vllm_edit.text.yaml_document import Location, NotYaml, YamlDocument, dump_yaml, field

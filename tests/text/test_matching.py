@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from vllm_edit.text.matching import continuation, mentions, normalise, position, quoted, spelled
+from vllm_edit.text.matching import mentions, normalise, position, spelled
+from vllm_edit.text.prompts import continuation
+from vllm_edit.text.quoting import quoted
 
 
 @pytest.mark.parametrize(

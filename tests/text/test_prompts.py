@@ -17,8 +17,7 @@ from vllm_edit.editing.rome.names import proper_names
 from vllm_edit.errors import EditError
 from vllm_edit.models.import_checks import ROUND_TRIP, check_round_trip
 from vllm_edit.models.positions import locate
-from vllm_edit.text.matching import continuation
-from vllm_edit.text.prompts import answer_ids, ids_after, prompt_ids, render
+from vllm_edit.text.prompts import answer_ids, continuation, ids_after, prompt_ids, render
 
 ASKED = (
     ("The capital of France is", "Paris"),

@@ -10,7 +10,8 @@ import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vllm_edit.text.matching import continuation, is_said, is_whole, mentions, normalise, occurrences, position, spelled
+from vllm_edit.text.matching import is_said, is_whole, mentions, normalise, occurrences, position, spelled
+from vllm_edit.text.prompts import continuation
 from vllm_edit.text.scripts import is_spaceless
 from vllm_edit.text.spelling import aligned, readings, written
 from vllm_edit.text.subjects import Subjects

@@ -13,7 +13,7 @@ from pydantic import ConfigDict, SerializeAsAny, ValidationError
 
 from vllm_edit.errors import Corrupt
 from vllm_edit.frozen import Frozen
-from vllm_edit.text.matching import change
+from vllm_edit.text.quoting import change
 
 
 class _Report(Frozen):

@@ -8,7 +8,7 @@ from vllm_edit.atlas.random_choices import Draws
 from vllm_edit.atlas.segments import PROMPT_WEIGHT, Segment, full_stop
 from vllm_edit.facts.facts import Fact
 from vllm_edit.ike.template import fact_text, query
-from vllm_edit.text.matching import continuation
+from vllm_edit.text.prompts import continuation
 
 NEW_FACT = "New Fact: "
 TOLD_WEIGHT = 2.0  # weight of an answer, which is short compared with its context

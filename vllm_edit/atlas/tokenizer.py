@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from vllm_edit.facts.facts import Facts
 from vllm_edit.ike.template import query
-from vllm_edit.text.matching import continuation
+from vllm_edit.text.prompts import continuation
 
 BEGIN, END, PAD = "<|begin|>", "<|end|>", "<|pad|>"
 _ROLES = ("<|user|>", "<|assistant|>", "<|system|>")

@@ -19,7 +19,7 @@ from vllm_edit.atlas.segments import PROMPT_WEIGHT, Encoder, Example, Segment, f
 from vllm_edit.facts import tables_folder
 from vllm_edit.facts.facts import Fact, Facts, Form, Subject
 from vllm_edit.facts.split import included
-from vllm_edit.text.matching import continuation
+from vllm_edit.text.prompts import continuation
 from vllm_edit.text.scripts import is_cjk
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import typer
 
 from vllm_edit.cli.options import JsonOption, ModelOption, StoreOption
 from vllm_edit.cli.output import print_error, print_json, print_line, print_table, progress_bar
-from vllm_edit.text.matching import change, quoted
+from vllm_edit.text.quoting import change, quoted
 
 if TYPE_CHECKING:
     from vllm_edit.artefacts.reports import CompositionReport

@@ -10,7 +10,7 @@ from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.errors import EditError
 from vllm_edit.names import resolve, short
 from vllm_edit.patch import Edit, Fact
-from vllm_edit.text.matching import change, quoted
+from vllm_edit.text.quoting import change, quoted
 
 FIRST, LAST = "first", "last"
 """Policies: the member given first, or last, wins; any other policy is the name of the member that wins."""

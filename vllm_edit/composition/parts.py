@@ -14,7 +14,7 @@ from vllm_edit.deltas.delta import Delta
 from vllm_edit.errors import EditError
 from vllm_edit.names import short
 from vllm_edit.patch import Edit, Fact
-from vllm_edit.text.matching import quoted
+from vllm_edit.text.quoting import quoted
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from vllm_edit.datasets.values import NoEdit, Record, answers_of, asked, mapping, old_answers_of, shown, text_of, texts
 from vllm_edit.json_value import JSONValue
-from vllm_edit.text.matching import normalise, occurrences, quoted, spelled
+from vllm_edit.text.matching import normalise, occurrences, spelled
+from vllm_edit.text.quoting import quoted
 
 _PROMPT, _SUBJECT = ("prompt", "src", "text"), ("subject", "concept")
 _NEW, _OLD = ("target_new", "alt", "labels"), ("ground_truth", "target_true", "answers")

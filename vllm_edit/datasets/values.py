@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from vllm_edit.json_value import JSONValue
-from vllm_edit.text.matching import normalise, quoted
+from vllm_edit.text.matching import normalise
+from vllm_edit.text.quoting import quoted
 
 Record = Mapping[str, JSONValue]
 _MOST_DIGITS = 20

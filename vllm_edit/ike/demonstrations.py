@@ -22,7 +22,8 @@ from vllm_edit.ike.bank import Bank, Fact
 from vllm_edit.ike.prefix import PATTERN
 from vllm_edit.ike.retrieval import nearest_first
 from vllm_edit.patch import Edit, Patch
-from vllm_edit.text.matching import is_said, normalise, quoted
+from vllm_edit.text.matching import is_said, normalise
+from vllm_edit.text.quoting import quoted
 from vllm_edit.text.scripts import is_spaceless
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ to use a fact from its prompt.
 
 from __future__ import annotations
 
-from vllm_edit.text.matching import continuation
+from vllm_edit.text.prompts import continuation
 
 
 def fact_text(prompt: str, answer: str) -> str:

@@ -10,8 +10,8 @@ import torch
 
 from vllm_edit.errors import EditError
 from vllm_edit.models.bos import bos_in_chat, puts_bos
-from vllm_edit.text.matching import quoted
 from vllm_edit.text.prompts import prompt_ids
+from vllm_edit.text.quoting import quoted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

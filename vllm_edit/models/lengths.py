@@ -10,8 +10,8 @@ from vllm_edit.artefacts.site import Context
 from vllm_edit.errors import UnsafeEdit
 from vllm_edit.models.positions import contextual
 from vllm_edit.patch import Edit
-from vllm_edit.text.matching import change, quoted
 from vllm_edit.text.prompts import answer_ids, prompt_ids, render
+from vllm_edit.text.quoting import change, quoted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 from vllm_edit.artefacts.site import Context, Token
 from vllm_edit.errors import EditError
-from vllm_edit.text.matching import continuation, last_occurrence, quoted
-from vllm_edit.text.prompts import around_turn, render
+from vllm_edit.text.matching import last_occurrence
+from vllm_edit.text.prompts import around_turn, continuation, render
+from vllm_edit.text.quoting import quoted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -1,10 +1,7 @@
-"""Text in every script: how an answer joins a prompt, what a whole word is, and where a text mentions a name.
+"""Whole words, and where a text mentions a name or gives an answer, in every script.
 
-Compiling, evaluation and serving all use these functions, so that they agree. Three rules, each in one place:
-
-`continuation`      how an answer joins a prompt
-`is_whole`          what a whole word is
-`spelling.written`  which spellings are the same
+Compiling, evaluation and serving all use these functions, so that they agree. `is_whole` is the rule for words,
+`spelling.written` the rule for spellings.
 
 There are two kinds of search terms. A *name* (`mentions`, `subjects.Subjects`) keeps its article and its punctuation.
 An *answer* (`position`) counts without its article and its outer punctuation, except a full stop that begins a word
@@ -26,43 +23,17 @@ from vllm_edit.text.scripts import (
     is_hangul,
     is_leading,
     is_of_words,
-    is_passed_over,
     is_spaceless,
+    visible,
 )
 from vllm_edit.text.spelling import Name, aligned, readings, written
 
 _SIGNS = regex.compile(r"[+#]+(?![\p{L}\p{N}])")
 _ARTICLE = re.compile(r"(?:the|an|a) ")
 _BEGINNING_STOP = re.compile(r"(?:^|[\s\"'(\[])\.$")
-_OPENED = regex.compile(r"(?:\p{Ps}|(?<![^\s\p{Ps}])[\p{Pi}\"'¿¡])$")
 _OUTER = " .,;:!?\"'`()[]。，！？；：「」『』"
 _WIDE = {wide: wide - 0xFEE0 for wide in range(0xFF01, 0xFF5F)}
 _APART = regex.compile(rf"[{SPACELESS}{EAST_ASIAN}\p{{Hangul}}]\p{{M}}*")
-
-
-def continuation(prompt: str, answer: str) -> str:
-    """The answer as the text that follows `prompt`.
-
-    A space goes between them unless either side is written without spaces, or the prompt ends in white space, in an
-    opening bracket or in an opening quotation mark. An answer with leading spaces keeps exactly one. A chat
-    template has its own rule (`prompts.joint`).
-    """
-    answer = answer.strip()
-    if not prompt or prompt[-1].isspace() or not answer or _OPENED.search(prompt[-2:]):
-        return answer
-    return answer if is_spaceless(_seen(prompt, len(prompt) - 1, -1)) or is_spaceless(answer[0]) else " " + answer
-
-
-def quoted(text: str, most: int = 80) -> str:
-    """The text in quotes, for a message; beyond `most` characters only its beginning and end."""
-    if len(text) > most:
-        text = f"{text[: most * 2 // 3 - 3].rstrip()} … {text[-(most // 3) :].lstrip()}"
-    return repr(text)
-
-
-def change(prompt: str, target: str) -> str:
-    """An edit for messages: its prompt and its new answer."""
-    return f"{quoted(prompt)} → {quoted(target)}"
 
 
 def normalise(text: str) -> str:
@@ -166,7 +137,7 @@ def is_whole(text: str, start: int, end: int) -> bool:
     `text` count as East Asian.
     """
     first, last = text[start], text[end - 1]
-    before, after = _seen(text, start - 1, -1), _seen(text, end, 1)
+    before, after = visible(text, start - 1, -1), visible(text, end, 1)
     if before and (_are_one_word(before, first) or is_leading(before) or (is_following(first) and is_of_words(before))):
         return False
     if after in ("+", "#"):
@@ -195,15 +166,6 @@ def _are_one_word(left: str, right: str) -> bool:
     if is_spaceless(left) or is_spaceless(right) or is_hangul(left) is not is_hangul(right):
         return False
     return is_of_words(left) and is_of_words(right)
-
-
-def _seen(text: str, index: int, step: int) -> str:
-    """The first visible character from `index` on, in the direction of `step`; empty beyond the text."""
-    while 0 <= index < len(text):
-        if not is_passed_over(text[index]):
-            return text[index]
-        index += step
-    return ""
 
 
 def _narrow(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Turns prompts into token ids: as plain text, or as a turn of the model's chat template.
+"""Joins prompts and answers, and turns them into token ids: as plain text, or as a turn of the model's chat template.
 
 Ids are never decoded and encoded again; an answer's ids are appended to a prompt's ids. They are the ids that the
 answer has after the prompt: many tokenizers encode a text differently at the beginning.
@@ -8,19 +8,34 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import regex
 from jinja2 import TemplateError
 
 from vllm_edit.errors import EditError
-from vllm_edit.text.matching import continuation, quoted
-from vllm_edit.text.scripts import is_spaceless
+from vllm_edit.text.quoting import quoted
+from vllm_edit.text.scripts import is_spaceless, visible
 from vllm_edit.text.thinking import OFF, ended
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 _STAND_IN = "\ue000\ue001"  # private-use characters: no template writes or changes them
+_OPENED = regex.compile(r"(?:\p{Ps}|(?<![^\s\p{Ps}])[\p{Pi}\"'¿¡])$")
 _LEADS = (":", "1", "a", "\n")
 """Characters to put before a text if its own prompt merges with it: at least one of them does not merge."""
+
+
+def continuation(prompt: str, answer: str) -> str:
+    """The answer as the text that follows `prompt`.
+
+    A space goes between them unless either side is written without spaces, or the prompt ends in white space, in an
+    opening bracket or in an opening quotation mark. An answer with leading spaces keeps exactly one. A chat
+    template has its own rule (`joint`).
+    """
+    answer = answer.strip()
+    if not prompt or prompt[-1].isspace() or not answer or _OPENED.search(prompt[-2:]):
+        return answer
+    return answer if is_spaceless(visible(prompt, len(prompt) - 1, -1)) or is_spaceless(answer[0]) else " " + answer
 
 
 def render(tokenizer: PreTrainedTokenizerFast, prompt: str, chat: bool = False) -> str:
@@ -60,7 +75,7 @@ def prompt_ids(tokenizer: PreTrainedTokenizerFast, prompt: str, chat: bool = Fal
 
 
 def answer_ids(tokenizer: PreTrainedTokenizerFast, prompt: str, answer: str, chat: bool = False) -> list[int]:
-    """Ids of the answer as it follows the rendered prompt (see `matching.continuation` and `joint`), no special tokens.
+    """Ids of the answer as it follows the rendered prompt (see `continuation` and `joint`), no special tokens.
 
     Appended to `prompt_ids` they equal the ids of prompt and answer tokenized together, unless one token covers the
     boundary: in a request a prompt is always tokenized alone.

@@ -62,3 +62,12 @@ def is_of_words(character: str) -> bool:
 def is_passed_over(character: str) -> bool:
     """True for characters that are invisible or optional within a word."""
     return not character.isascii() and _PASSED_OVER.match(character) is not None
+
+
+def visible(text: str, index: int, step: int) -> str:
+    """The first visible character from `index` on, in the direction of `step`; empty beyond the text."""
+    while 0 <= index < len(text):
+        if not is_passed_over(text[index]):
+            return text[index]
+        index += step
+    return ""

@@ -14,7 +14,7 @@ from ruamel.yaml import YAML, MappingNode, Node, ScalarNode, SequenceNode
 from ruamel.yaml.constructor import ConstructorError, SafeConstructor
 from ruamel.yaml.error import YAMLError
 
-from vllm_edit.text.matching import quoted
+from vllm_edit.text.quoting import quoted
 
 Location = tuple[int | str, ...]
 """The path of a node: keys of mappings and indices of lists."""

@@ -34,8 +34,8 @@ from vllm_edit.models.positions import Located, locate
 from vllm_edit.patch import Edit
 from vllm_edit.progress import Progress
 from vllm_edit.settings import PositiveCount, RealFromZero, Seed, Settings
-from vllm_edit.text.matching import quoted
 from vllm_edit.text.prompts import answer_ids
+from vllm_edit.text.quoting import quoted
 from vllm_edit.tracing.corruption import KINDS, CorruptedPrompt, Kind, Restoration
 
 log = logging.getLogger(__name__)

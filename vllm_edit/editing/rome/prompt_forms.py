@@ -16,8 +16,9 @@ from vllm_edit.errors import EditError
 from vllm_edit.models.positions import contextual, locate, position
 from vllm_edit.models.rows import Row
 from vllm_edit.patch import LOCALITY_KINDS, Edit, Probe
-from vllm_edit.text.matching import last_occurrence, mentions, occurrences, quoted, spelled
+from vllm_edit.text.matching import last_occurrence, mentions, occurrences, spelled
 from vllm_edit.text.prompts import answer_ids, prompt_ids
+from vllm_edit.text.quoting import quoted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -28,8 +28,9 @@ from vllm_edit.models.hooks import frozen
 from vllm_edit.models.lengths import check_length
 from vllm_edit.models.positions import contextual
 from vllm_edit.models.sampling import Draft, sampled
-from vllm_edit.text.matching import mentions, quoted
+from vllm_edit.text.matching import mentions
 from vllm_edit.text.prompts import prompt_ids
+from vllm_edit.text.quoting import quoted
 from vllm_edit.text.scripts import is_cjk
 
 SEED_WORDS = ("", "The", "In", "It", "When")

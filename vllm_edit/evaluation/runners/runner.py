@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.models.lengths import check_positions
-from vllm_edit.text.matching import quoted
 from vllm_edit.text.prompts import prompt_ids
+from vllm_edit.text.quoting import quoted
 from vllm_edit.text.thinking import is_mark
 
 if TYPE_CHECKING:
