@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from vllm_edit.atlas import texts
 from vllm_edit.atlas.segments import Example
 from vllm_edit.atlas.tokenizer import train_tokenizer
-from vllm_edit.atlas.training import Progress, Recipe, attention_loss, read_accuracy, train
+from vllm_edit.atlas.training import Recipe, TrainingState, attention_loss, read_accuracy, train
 from vllm_edit.atlas.training_documents import Documents
 from vllm_edit.errors import EditError
 from vllm_edit.facts import tables_folder
@@ -100,7 +100,7 @@ def test_chat_and_plain_text_give_an_answer_the_same_ids(small_facts: Facts) -> 
 
 
 def test_stopped_training_resumes(small_facts: Facts, tmp_path: Path) -> None:
-    def stop_at_four(progress: Progress) -> None:
+    def stop_at_four(progress: TrainingState) -> None:
         if progress.step == 4:
             raise KeyboardInterrupt
 
@@ -119,7 +119,7 @@ def test_stopped_training_resumes(small_facts: Facts, tmp_path: Path) -> None:
 
 
 def test_the_reported_seconds_count_from_the_start_of_the_run(small_facts: Facts, tmp_path: Path) -> None:
-    reported: list[Progress] = []
+    reported: list[TrainingState] = []
     # Every second step asks, and takes longer.
     train(small_facts, tmp_path, TINY, report=reported.append, accuracy_every=2)
     seconds = [progress.seconds for progress in reported]
@@ -138,7 +138,7 @@ def test_a_trained_folder_is_loaded_by_transformers(small_facts: Facts, tmp_path
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(small_facts: Facts, tmp_path: Path) -> None:
-    def stop(progress: Progress) -> None:
+    def stop(progress: TrainingState) -> None:
         if progress.step == 3:
             raise KeyboardInterrupt
 

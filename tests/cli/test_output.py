@@ -11,7 +11,7 @@ import pytest
 from rich.table import Table
 
 from vllm_edit import cli
-from vllm_edit.atlas.training import Progress
+from vllm_edit.atlas.training import TrainingState
 from vllm_edit.cli.atlas import plain_lines
 from vllm_edit.cli.output import (
     print_error,
@@ -68,7 +68,7 @@ def test_training_reports_its_first_and_last_step_and_some_in_between() -> None:
     lines: list[str] = []
     tell = plain_lines(lines.append, every_s=30)
     for step in range(1, 11):
-        tell(Progress(step, 10, 1.5, 8.0 * step, None))
+        tell(TrainingState(step, 10, 1.5, 8.0 * step, None))
     assert [line.split(":")[0] for line in lines] == ["step 1/10", "step 5/10", "step 9/10", "step 10/10"]
     assert lines[0] == "step 1/10: loss 1.500, 8 s"
     assert lines[1] == "step 5/10: loss 1.500, 40 s"
@@ -78,7 +78,7 @@ def test_lines_continue_after_a_slow_step() -> None:
     lines: list[str] = []
     tell = plain_lines(lines.append, every_s=30)
     for step, seconds in enumerate((90.0, 91.0, 119.0, 121.0, 122.0, 300.0, 301.0), start=1):
-        tell(Progress(step, 100, 1.5, seconds, None))
+        tell(TrainingState(step, 100, 1.5, seconds, None))
     assert [line.split(":")[0] for line in lines] == ["step 1/100", "step 4/100", "step 6/100"]
 
 

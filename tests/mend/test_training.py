@@ -14,7 +14,7 @@ from tests.mend.tiny_training import QUICK, TEXTS, tiny_base, tiny_edits
 from vllm_edit.editing.mend.dataset import Example, check_apart, split
 from vllm_edit.editing.mend.network_files import last_matrices
 from vllm_edit.editing.mend.settings import TrainingSettings
-from vllm_edit.editing.mend.training import CHECKPOINT, Progress, TrainedNetwork, Validation, better, train
+from vllm_edit.editing.mend.training import CHECKPOINT, NetworkTrainingState, TrainedNetwork, Validation, better, train
 from vllm_edit.errors import EditError
 from vllm_edit.models.base import Base, unchanged
 from vllm_edit.patch import Probe
@@ -28,7 +28,7 @@ def base() -> Base:
 
 
 def run(
-    base: Base, out: Path, settings: TrainingSettings = QUICK, seen: list[Progress] | None = None
+    base: Base, out: Path, settings: TrainingSettings = QUICK, seen: list[NetworkTrainingState] | None = None
 ) -> TrainedNetwork:
     report = (lambda progress: None) if seen is None else seen.append
     return train(base, last_matrices(base, 2), tiny_edits(), TEXTS, settings, out, report)
@@ -38,8 +38,8 @@ class Stopped(Exception):
     """An exception that ends a run in the middle."""
 
 
-def stop_at(step: int) -> Callable[[Progress], None]:
-    def report(progress: Progress) -> None:
+def stop_at(step: int) -> Callable[[NetworkTrainingState], None]:
+    def report(progress: NetworkTrainingState) -> None:
         if progress.step == step:
             raise Stopped
 
@@ -47,7 +47,7 @@ def stop_at(step: int) -> Callable[[Progress], None]:
 
 
 def test_training_lowers_the_loss_and_leaves_the_base_alone(base: Base, tmp_path: Path) -> None:
-    seen: list[Progress] = []
+    seen: list[NetworkTrainingState] = []
     settings = QUICK.replace(steps=40, edits=6, rate=1e-2, alpha_rate=1e-3, validate_every=10, teach_weight=1.0)
     with unchanged(base):
         trained = run(base, tmp_path, settings, seen)
@@ -77,7 +77,7 @@ def test_a_checkpoint_of_another_run_is_refused(base: Base, tmp_path: Path) -> N
 
 def test_it_stops_early_and_keeps_the_best_network(base: Base, tmp_path: Path) -> None:
     """A rate that only does harm: the first validation is the best one."""
-    seen: list[Progress] = []
+    seen: list[NetworkTrainingState] = []
     settings = QUICK.replace(steps=60, rate=0.5, alpha_rate=0.5, patience=2)
     trained = run(base, tmp_path, settings, seen)
     validated = {step.step: step.validation.loss for step in seen if step.validation}
@@ -93,7 +93,7 @@ def test_the_saved_network_is_that_of_the_best_step(base: Base, tmp_path: Path) 
     trained = run(base, tmp_path / "long", settings)
     states: dict[int, dict[str, torch.Tensor]] = {}
 
-    def keep(progress: Progress) -> None:
+    def keep(progress: NetworkTrainingState) -> None:
         if progress.validation:
             saved = torch.load(tmp_path / "again" / CHECKPOINT, weights_only=True)
             states[progress.step] = saved["network"]
@@ -108,7 +108,7 @@ def test_the_saved_network_is_that_of_the_best_step(base: Base, tmp_path: Path) 
 
 def test_a_validation_that_is_not_a_number_is_never_the_best_one(base: Base, tmp_path: Path) -> None:
     """A rate at which the network overflows in its first steps, so that no validation has a finite loss."""
-    seen: list[Progress] = []
+    seen: list[NetworkTrainingState] = []
     settings = QUICK.replace(steps=60, rate=1e30, alpha_rate=1e30, patience=2)
     with pytest.raises(EditError, match="no validation in 4 steps had a finite loss: lower rate"):
         run(base, tmp_path, settings, seen)

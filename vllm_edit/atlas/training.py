@@ -64,7 +64,7 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Progress:
+class TrainingState:
     """The argument of a progress callback after every step."""
 
     step: int
@@ -100,7 +100,7 @@ def train(
     recipe: Recipe,
     *,
     start: Path | None = None,
-    report: Callable[[Progress], None] = lambda progress: None,
+    report: Callable[[TrainingState], None] = lambda progress: None,
     checkpoint_every: int = 200,
     accuracy_every: int = 500,
 ) -> LlamaForCausalLM:
@@ -156,7 +156,7 @@ def train(
         if step % checkpoint_every == 0:
             state = {"step": step, "model": model.state_dict(), "optimiser": optimiser.state_dict()}
             write_checkpoint(checkpoint, identity, state)
-        report(Progress(step, recipe.steps, loss.item(), time.monotonic() - started, accuracy))
+        report(TrainingState(step, recipe.steps, loss.item(), time.monotonic() - started, accuracy))
     model.eval()
     model.set_attn_implementation("sdpa")
     save(model, tokenizer, out)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vllm_edit.atlas.accuracy import Accuracy
-    from vllm_edit.atlas.training import Progress
+    from vllm_edit.atlas.training import TrainingState
     from vllm_edit.facts.facts import Facts
 
 app = group("The embedded base model: train it, or show what it knows.")
@@ -62,7 +62,7 @@ def train(
         task = bar.add_task("loss …", total=recipe.steps)
         write = None if console.is_terminal else plain_lines(console.print)
 
-        def report(progress: Progress) -> None:
+        def report(progress: TrainingState) -> None:
             bar.update(task, completed=progress.step, description=f"loss {progress.loss:.3f}")
             if write is not None:
                 write(progress)
@@ -74,14 +74,14 @@ def train(
     print_line(f"wrote {out}")
 
 
-def plain_lines(write: Callable[[str], None], every_s: float = 30.0) -> Callable[[Progress], None]:
+def plain_lines(write: Callable[[str], None], every_s: float = 30.0) -> Callable[[TrainingState], None]:
     """Write progress as lines if there is no terminal for a bar: the first step, the last, and one per `every_s`.
 
-    `Progress.seconds` count from the start of the run.
+    `TrainingState.seconds` count from the start of the run.
     """
     due = 0.0
 
-    def report(progress: Progress) -> None:
+    def report(progress: TrainingState) -> None:
         nonlocal due
         if progress.seconds >= due or progress.step == progress.steps:
             due = progress.seconds + every_s

@@ -15,7 +15,7 @@ from vllm_edit.errors import EditError
 
 if TYPE_CHECKING:
     from vllm_edit.editing.mend.network_files import Card
-    from vllm_edit.editing.mend.training import Progress
+    from vllm_edit.editing.mend.training import NetworkTrainingState
     from vllm_edit.patch import Edit
 
 app = group("MEND's hypernetwork: train a network for a model, or describe a network.")
@@ -68,7 +68,7 @@ def train(
     started = time.perf_counter()
     with progress_bar("hypernet train") as bar:
 
-        def report(progress: Progress) -> None:
+        def report(progress: NetworkTrainingState) -> None:
             bar("steps", progress.step, progress.steps)
             _print_validation(progress)
 
@@ -121,7 +121,7 @@ def _fields(card: Card) -> dict[str, object]:
     }
 
 
-def _print_validation(progress: Progress) -> None:
+def _print_validation(progress: NetworkTrainingState) -> None:
     """Print one line on stderr for each validation, so that log files show it too."""
     if progress.validation is not None:
         shares = "  ".join(f"{name} {value:.3f}" for name, value in vars(progress.validation).items())

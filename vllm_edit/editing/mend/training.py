@@ -55,7 +55,7 @@ class Validation:
 
 
 @dataclass(frozen=True)
-class Progress:
+class NetworkTrainingState:
     """The losses of a step, and the validation after it, if any."""
 
     step: int
@@ -92,7 +92,7 @@ def train(
     texts: Sequence[str],
     settings: TrainingSettings,
     out: Path,
-    report: Callable[[Progress], None] = lambda progress: None,
+    report: Callable[[NetworkTrainingState], None] = lambda progress: None,
 ) -> TrainedNetwork:
     """Train a network for the matrices `modules` of `base`; resume from the checkpoint in `out`, if there is one.
 
@@ -148,7 +148,7 @@ class _Run:
         waited = self.step - (self.best[1] if self.best else 0)
         return self.step >= self.settings.steps or waited >= self.settings.patience * self.settings.validate_every
 
-    def advance(self) -> Progress:
+    def advance(self) -> NetworkTrainingState:
         """Make one step, then a validation if it is due."""
         if self.step == 0:
             self._warm()
@@ -173,7 +173,7 @@ class _Run:
         best = validation is not None and better(validation, self.best[0] if self.best else None)
         if validation is not None and best:
             self.best = validation, self.step, copy.deepcopy(self.network.state_dict())
-        return Progress(self.step, self.settings.steps, *self._losses(*outcomes), validation, best)
+        return NetworkTrainingState(self.step, self.settings.steps, *self._losses(*outcomes), validation, best)
 
     def result(self) -> TrainedNetwork:
         if self.best is None:
