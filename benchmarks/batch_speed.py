@@ -35,8 +35,8 @@ from benchmarks.common.results_page import machine, write_section
 from vllm_edit import atlas
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.editing.compile import compile_patch, compile_separately
+from vllm_edit.editing.rome_settings import RomeSettings
 from vllm_edit.editing.second_moment import SecondMoment
-from vllm_edit.editing.settings import RomeSettings
 from vllm_edit.editing.site.sites import MadeSite
 from vllm_edit.evaluation.runners.hf import HFRunner
 from vllm_edit.facts import tables_folder

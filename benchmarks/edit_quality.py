@@ -29,8 +29,8 @@ from vllm_edit.composition.compose import compose
 from vllm_edit.composition.solver import System, as_saved, plain_sum
 from vllm_edit.deltas.delta import Delta
 from vllm_edit.editing.compile import compile_separately
+from vllm_edit.editing.rome_settings import RomeSettings
 from vllm_edit.editing.second_moment import SecondMoment
-from vllm_edit.editing.settings import RomeSettings
 from vllm_edit.evaluation.evaluate import evaluate
 from vllm_edit.evaluation.report import Report
 from vllm_edit.evaluation.runners.hf import HFRunner

@@ -29,10 +29,10 @@ from vllm_edit import atlas
 from vllm_edit.editing.baselines.common import example_rows
 from vllm_edit.editing.compile import compile_patch
 from vllm_edit.editing.mend.gradients import token_gradients
+from vllm_edit.editing.mend.mend_settings import TrainingSettings
 from vllm_edit.editing.mend.network import Hypernetwork
 from vllm_edit.editing.mend.network_files import Card, last_matrices, network_site
-from vllm_edit.editing.mend.settings import TrainingSettings
-from vllm_edit.editing.mend.training import new_network
+from vllm_edit.editing.mend.network_training import new_network
 from vllm_edit.facts import tables_folder
 from vllm_edit.facts.counterfactual_edits import draw_edits
 from vllm_edit.facts.facts import Facts

@@ -21,9 +21,6 @@ FRONTS = ("cli", "serving.admin")
 """Their files are named after a command's or a route's noun, which is also the name of the file that it calls."""
 OF_ONE_NAME: dict[str, str] = {
     "edits": "each editing method has the step from edits to a delta in `edits`",
-    "names": "keys of names beside names of artefacts",
-    "settings": "settings of two families of editing methods",
-    "training": "the training of a model beside that of a network",
 }
 """Other file names that two modules have, with the reason."""
 

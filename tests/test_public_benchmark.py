@@ -23,7 +23,7 @@ from tests.editing.examples import BRAZIL, FRANCE, JAPAN, LOOSE, Bench, bench
 from tests.tiny import SENTENCES
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.artefacts.manifest import Manifest
-from vllm_edit.editing.settings import RomeSettings
+from vllm_edit.editing.rome_settings import RomeSettings
 from vllm_edit.errors import EditError
 from vllm_edit.evaluation.questions import Question
 from vllm_edit.evaluation.record import Record

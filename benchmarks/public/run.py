@@ -17,7 +17,7 @@ from benchmarks.public.figures import SETTINGS, Figure, figures, text_figures
 from benchmarks.public.place import Place
 from benchmarks.public.rows import ABLATION, BASE, IKE, METHODS, SUBJECT, Alone, InContext, Many, Row, Unedited, way_of
 from vllm_edit.digest import digest_bytes, digest_json
-from vllm_edit.editing.settings import RomeSettings
+from vllm_edit.editing.rome_settings import RomeSettings
 from vllm_edit.editing.site_tensors import SiteTensors
 from vllm_edit.evaluation.record import Record
 from vllm_edit.evaluation.runners.hf import HFRunner

@@ -8,7 +8,7 @@ from tests.editing.examples import BRAZIL, FRANCE, JAPAN, LOOSE, Bench, bench, p
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.composition.compose import compose
 from vllm_edit.editing.compile import compile_patch
-from vllm_edit.editing.settings import RomeSettings
+from vllm_edit.editing.rome_settings import RomeSettings
 from vllm_edit.patch import Edit
 
 EDITS = (FRANCE, JAPAN, BRAZIL)

@@ -12,7 +12,7 @@ from tests.editing.examples import BRAZIL, FRANCE, JAPAN, LOOSE, bench
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.composition.scoped import Narrowing, ScopeIndex, by_subject
 from vllm_edit.editing.compile import compile_patch, compile_separately
-from vllm_edit.editing.settings import RomeSettings
+from vllm_edit.editing.rome_settings import RomeSettings
 from vllm_edit.errors import Corrupt, EditError, Incompatible, UnsafeEdit
 from vllm_edit.ike.bank import Bank
 from vllm_edit.ike.demonstrations import with_demonstrations

@@ -16,8 +16,8 @@ from vllm_edit.deltas.delta import LowRank
 from vllm_edit.editing.rome.factors import RomeFactors, alone, damping_of, margin_of, offsets, passes_over, prepare
 from vllm_edit.editing.rome.residuals import train_residuals
 from vllm_edit.editing.rome.served import served_leads
+from vllm_edit.editing.rome_settings import RomeSettings
 from vllm_edit.editing.second_moment import SecondMoment, second_moments
-from vllm_edit.editing.settings import RomeSettings
 from vllm_edit.models.base import Base
 from vllm_edit.models.rows import Row
 from vllm_edit.patch import Edit, Patch

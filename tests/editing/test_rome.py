@@ -18,7 +18,7 @@ from vllm_edit.editing.rome import rounds
 from vllm_edit.editing.rome.edits import compile_edits
 from vllm_edit.editing.rome.factors import prepare
 from vllm_edit.editing.rome.keys import FormKey, group_edits, make_columns
-from vllm_edit.editing.settings import RomeSettings
+from vllm_edit.editing.rome_settings import RomeSettings
 from vllm_edit.errors import EditError, UnsafeEdit
 from vllm_edit.patch import Edit, Probe
 

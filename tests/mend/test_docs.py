@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.test_docs import _marked, _settings_table
-from vllm_edit.editing.mend.settings import TrainingSettings
+from vllm_edit.editing.mend.mend_settings import TrainingSettings
 
 
 def test_table_of_training_settings_is_that_of_the_code() -> None:

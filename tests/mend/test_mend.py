@@ -19,10 +19,10 @@ from vllm_edit.editing.mend.edits import edit_deltas
 from vllm_edit.editing.mend.gradients import token_gradients
 from vllm_edit.editing.mend.line_search import SCALES
 from vllm_edit.editing.mend.loss import run
+from vllm_edit.editing.mend.mend_settings import MendSettings, TrainingSettings
 from vllm_edit.editing.mend.network import Hypernetwork
 from vllm_edit.editing.mend.network_files import Card, last_matrices, load, network_site, save
-from vllm_edit.editing.mend.settings import MendSettings, TrainingSettings
-from vllm_edit.editing.mend.training import new_network
+from vllm_edit.editing.mend.network_training import new_network
 from vllm_edit.errors import Corrupt, EditError, Incompatible, NotFound, UnsafeEdit
 from vllm_edit.models.base import Base
 from vllm_edit.models.hooks import frozen

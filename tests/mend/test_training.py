@@ -12,9 +12,16 @@ import torch
 
 from tests.mend.tiny_training import QUICK, TEXTS, tiny_base, tiny_edits
 from vllm_edit.editing.mend.dataset import Example, check_apart, split
+from vllm_edit.editing.mend.mend_settings import TrainingSettings
 from vllm_edit.editing.mend.network_files import last_matrices
-from vllm_edit.editing.mend.settings import TrainingSettings
-from vllm_edit.editing.mend.training import CHECKPOINT, NetworkTrainingState, TrainedNetwork, Validation, better, train
+from vllm_edit.editing.mend.network_training import (
+    CHECKPOINT,
+    NetworkTrainingState,
+    TrainedNetwork,
+    Validation,
+    better,
+    train,
+)
 from vllm_edit.errors import EditError
 from vllm_edit.models.base import Base, unchanged
 from vllm_edit.patch import Probe

@@ -18,7 +18,7 @@ from tests.mend.test_mend import network_for
 from tests.mend.tiny_training import tiny_edits
 from tests.tiny import save_tiny
 from vllm_edit.editing.mend.edits import edit_deltas
-from vllm_edit.editing.mend.settings import MendSettings
+from vllm_edit.editing.mend.mend_settings import MendSettings
 from vllm_edit.engine.compat import wrapped
 from vllm_edit.models.base import Base
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.tiny import SENTENCES, tiny_model, tiny_tokenizer
-from vllm_edit.editing.mend.settings import TrainingSettings
+from vllm_edit.editing.mend.mend_settings import TrainingSettings
 from vllm_edit.models.base import Base
 from vllm_edit.patch import Edit, Probe
 

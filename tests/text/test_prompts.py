@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from tests.sentencepiece import KINDS, saved, sentencepiece
 from tests.tiny import tiny_tokenizer
 from vllm_edit.artefacts.site import Context
-from vllm_edit.editing.rome.names import proper_names
+from vllm_edit.editing.rome.name_keys import proper_names
 from vllm_edit.errors import EditError
 from vllm_edit.models.import_checks import ROUND_TRIP, check_round_trip
 from vllm_edit.models.positions import locate

@@ -15,7 +15,7 @@ from vllm_edit.errors import EditError
 
 if TYPE_CHECKING:
     from vllm_edit.editing.mend.network_files import Card
-    from vllm_edit.editing.mend.training import NetworkTrainingState
+    from vllm_edit.editing.mend.network_training import NetworkTrainingState
     from vllm_edit.patch import Edit
 
 app = group("MEND's hypernetwork: train a network for a model, or describe a network.")
@@ -52,10 +52,10 @@ def train(
     from vllm_edit.cli.method_settings import method_settings
     from vllm_edit.cli.model_inputs import load_base
     from vllm_edit.editing.mend.dataset import check_apart
+    from vllm_edit.editing.mend.mend_settings import TrainingSettings
     from vllm_edit.editing.mend.network_files import Card, last_matrices, save
-    from vllm_edit.editing.mend.settings import TrainingSettings
-    from vllm_edit.editing.mend.training import CHECKPOINT
-    from vllm_edit.editing.mend.training import train as run
+    from vllm_edit.editing.mend.network_training import CHECKPOINT
+    from vllm_edit.editing.mend.network_training import train as run
 
     given = method_settings(settings) | {"seed": seed} | ({} if steps is None else {"steps": steps})
     chosen = TrainingSettings.of(given)

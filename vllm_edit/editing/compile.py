@@ -14,13 +14,13 @@ from vllm_edit.composition.scoped import assemble, by_subject
 from vllm_edit.digest import digest_tensors
 from vllm_edit.editing.baselines import finetune, lora
 from vllm_edit.editing.mend import edits as mend
+from vllm_edit.editing.mend.mend_settings import MendSettings
 from vllm_edit.editing.mend.network import Hypernetwork
-from vllm_edit.editing.mend.settings import MendSettings
 from vllm_edit.editing.method import Method, MethodResult
 from vllm_edit.editing.method_settings import MethodSettings
 from vllm_edit.editing.rome import edits as rome
+from vllm_edit.editing.rome_settings import RomeSettings
 from vllm_edit.editing.second_moment import SecondMoment
-from vllm_edit.editing.settings import RomeSettings
 from vllm_edit.editing.site_tensors import SiteTensors, site_tensors_of
 from vllm_edit.errors import EditError, Incompatible, UnsafeEdit
 from vllm_edit.models.base import Base, unchanged

@@ -21,8 +21,8 @@ from vllm_edit.deltas.low_rank import LowRank
 from vllm_edit.editing.baselines.common import example_rows, recheck
 from vllm_edit.editing.mend.gradients import token_gradients
 from vllm_edit.editing.mend.line_search import least_scales
+from vllm_edit.editing.mend.mend_settings import MendSettings
 from vllm_edit.editing.mend.network import Hypernetwork
-from vllm_edit.editing.mend.settings import MendSettings
 from vllm_edit.editing.method import MethodResult
 from vllm_edit.errors import Incompatible
 from vllm_edit.models.base import Base

@@ -16,8 +16,8 @@ from vllm_edit.editing.method import MethodResult, refuse_missed
 from vllm_edit.editing.rome.factors import RomeFactors, damping_of, margin_of, prepare
 from vllm_edit.editing.rome.rounds import Solved, solve_parts
 from vllm_edit.editing.rome.served import weight_norm
+from vllm_edit.editing.rome_settings import RomeSettings
 from vllm_edit.editing.second_moment import SecondMoment
-from vllm_edit.editing.settings import RomeSettings
 from vllm_edit.errors import EditError, UnsafeEdit
 from vllm_edit.models.base import Base
 from vllm_edit.patch import Edit, Patch

@@ -15,12 +15,12 @@ from vllm_edit.deltas.delta import LowRank
 from vllm_edit.deltas.linear import linear_weight
 from vllm_edit.editing.rome.endings import ending_rows
 from vllm_edit.editing.rome.keys import Columns, FormKey, group_edits, make_columns, measure_inputs
-from vllm_edit.editing.rome.names import opening_forms, proper_names, same_ending
+from vllm_edit.editing.rome.name_keys import opening_forms, proper_names, same_ending
 from vllm_edit.editing.rome.passes import Passes
 from vllm_edit.editing.rome.prompt_forms import ended_rows, form_rows, forms_of, locality_rows, preservation_rows
 from vllm_edit.editing.rome.residuals import Trained
+from vllm_edit.editing.rome_settings import RomeSettings
 from vllm_edit.editing.second_moment import SecondMoment
-from vllm_edit.editing.settings import RomeSettings
 from vllm_edit.errors import EditError
 from vllm_edit.models.base import Base
 from vllm_edit.models.hooks import find_module

@@ -8,7 +8,7 @@ form under the final delta as served.
 from __future__ import annotations
 
 from vllm_edit.artefacts.reports import EditReport
-from vllm_edit.editing.settings import RomeSettings
+from vllm_edit.editing.rome_settings import RomeSettings
 
 
 class EditHealth(EditReport):

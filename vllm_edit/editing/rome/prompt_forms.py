@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vllm_edit.artefacts.site import Context, Site, Token
-from vllm_edit.editing.settings import RomeSettings
+from vllm_edit.editing.rome_settings import RomeSettings
 from vllm_edit.errors import EditError
 from vllm_edit.models.positions import contextual, locate, position
 from vllm_edit.models.rows import Row

@@ -29,7 +29,7 @@ import torch
 from torch import nn
 
 from vllm_edit.editing.rome.passes import Passes, Scored
-from vllm_edit.editing.settings import RomeSettings
+from vllm_edit.editing.rome_settings import RomeSettings
 from vllm_edit.models.fast_products import fast_products
 from vllm_edit.models.grouped_attention import grouped_attention
 from vllm_edit.models.hooks import frozen

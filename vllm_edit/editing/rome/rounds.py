@@ -34,7 +34,7 @@ from vllm_edit.editing.rome.factors import (
 from vllm_edit.editing.rome.health import EditHealth
 from vllm_edit.editing.rome.residuals import Trained, train_residuals
 from vllm_edit.editing.rome.served import served_following, served_leads, weight_norm
-from vllm_edit.editing.settings import RomeSettings
+from vllm_edit.editing.rome_settings import RomeSettings
 from vllm_edit.models.base import Base
 from vllm_edit.models.fast_products import fast_products
 from vllm_edit.models.rows import Row

@@ -23,8 +23,8 @@ from typing import Any, TypeVar
 
 from vllm_edit.artefacts.site import Context, Token
 from vllm_edit.deltas.linear import linear_shape
+from vllm_edit.editing.rome_settings import RomeSettings
 from vllm_edit.editing.second_moment import second_moments
-from vllm_edit.editing.settings import RomeSettings
 from vllm_edit.editing.site.contexts import generate_contexts
 from vllm_edit.editing.site.sites import MadeSite, fixed_site, module_at
 from vllm_edit.editing.site.trials import Alone, Measurement, Trials

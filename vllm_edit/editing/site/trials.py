@@ -16,7 +16,7 @@ from vllm_edit.editing.rome.factors import Prepared, prepare
 from vllm_edit.editing.rome.prompt_forms import form_rows, forms_of, probe_row
 from vllm_edit.editing.rome.rounds import Solved, solve_parts
 from vllm_edit.editing.rome.served import served_leads, weight_norm
-from vllm_edit.editing.settings import RomeSettings
+from vllm_edit.editing.rome_settings import RomeSettings
 from vllm_edit.editing.site.sites import MadeSite, residual_scale
 from vllm_edit.errors import EditError
 from vllm_edit.models.base import Base

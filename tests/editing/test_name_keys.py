@@ -13,7 +13,7 @@ from vllm_edit.composition.solver import row_space
 from vllm_edit.editing.rome import factors
 from vllm_edit.editing.rome.factors import prepare
 from vllm_edit.editing.rome.keys import measure_inputs
-from vllm_edit.editing.rome.names import opening_forms, proper_names, same_ending
+from vllm_edit.editing.rome.name_keys import opening_forms, proper_names, same_ending
 from vllm_edit.models.base import Base
 from vllm_edit.models.positions import locate
 from vllm_edit.models.rows import Row

@@ -28,8 +28,8 @@ from vllm_edit.digest import digest_json
 from vllm_edit.editing.mend.dataset import Drawn, Example, draw, split, text_rows
 from vllm_edit.editing.mend.gradients import token_gradients
 from vllm_edit.editing.mend.loss import Outcomes, run
+from vllm_edit.editing.mend.mend_settings import TrainingSettings
 from vllm_edit.editing.mend.network import Factors, Hypernetwork, parameter_groups
-from vllm_edit.editing.mend.settings import TrainingSettings
 from vllm_edit.errors import EditError
 from vllm_edit.models.base import Base
 from vllm_edit.models.hooks import find_module
