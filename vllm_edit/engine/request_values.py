@@ -1,13 +1,16 @@
-"""Builds vLLM's values for a request: its sampling parameters and its adapter."""
+"""Builds vLLM's values for a request (sampling parameters, prompt, adapter), and reads those of an answer."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from vllm import SamplingParams
-    from vllm.lora.request import LoRARequest
+if TYPE_CHECKING:  # other packages take vLLM's types from here
+    from vllm.inputs import TokensPrompt as TokensPrompt
+    from vllm.logprobs import Logprob as Logprob
+    from vllm.lora.request import LoRARequest as LoRARequest
+    from vllm.outputs import RequestOutput as RequestOutput
+    from vllm.sampling_params import SamplingParams as SamplingParams
 
 
 def greedy(max_tokens: int, **options: Any) -> SamplingParams:
@@ -22,6 +25,13 @@ def greedy(max_tokens: int, **options: Any) -> SamplingParams:
     return SamplingParams(temperature=0.0, max_tokens=max_tokens, **options)
 
 
+def token_prompt(ids: list[int]) -> TokensPrompt:
+    """A prompt of token ids."""
+    from vllm.inputs import TokensPrompt
+
+    return TokensPrompt(prompt_token_ids=ids)
+
+
 def adapter(name: str, number: int, folder: str | Path) -> LoRARequest:
     """The request for an adapter.
 
@@ -33,3 +43,14 @@ def adapter(name: str, number: int, folder: str | Path) -> LoRARequest:
     from vllm.lora.request import LoRARequest
 
     return LoRARequest(name, number, str(folder))
+
+
+def read_tokens(output: RequestOutput) -> list[Logprob]:
+    """The log-probability and rank of each token of the prompt except the first, which nothing predicts.
+
+    output: of a request with `prompt_logprobs`.
+    """
+    ids, found = output.prompt_token_ids, output.prompt_logprobs
+    if ids is None or found is None:
+        raise ValueError("expected the log-probabilities of a prompt, got none: ask for prompt_logprobs=0")
+    return [position[token] for token, position in zip(ids[1:], found[1:], strict=True) if position is not None]

@@ -130,10 +130,7 @@ class PatchedLLM:
         requests = [self._request(text, choice) for text, choice in zip(texts, choices, strict=True)]
         wrapped_texts = [self._wrapped(text, choice) for text, choice in zip(texts, choices, strict=True)]
         generate_kwargs.setdefault("use_tqdm", False)
-        outputs: list[RequestOutput] = self.llm.generate(
-            wrapped_texts, sampling_params, lora_request=requests, **generate_kwargs
-        )
-        return outputs
+        return self._engine.generate(wrapped_texts, sampling_params, requests, **generate_kwargs)
 
     def close(self) -> None:
         """Stop the engine's processes and remove the adapters' copies."""
@@ -174,7 +171,7 @@ class PatchedLLM:
             name, source = derived.name, derived
         if name not in self._requests:
             store = source or self.store
-            applicable(store.manifest(name), self.site, self._max_rank)
+            applicable(store.manifest(name), self.site, self._engine.max_rank)
             folder = store.adapter_folder(name, Path(self._folder.name))
             self._requests[name] = adapter(name, store.adapter_id(name), folder)
         return self._requests[name]
@@ -194,10 +191,6 @@ class PatchedLLM:
             self._made[key] = Derived(compiled.manifest, FIRST_NUMBER + len(self._made), encode_adapter(compiled))
         return self._made.get(key)
 
-    @property
-    def _max_rank(self) -> int:
-        return int(self.llm.llm_engine.vllm_config.lora_config.max_lora_rank)
-
     def _wrapped(self, text: str, choice: Choice) -> str:
         if choice.mode != "ike" or choice.adapter is None:
             return text
@@ -208,7 +201,7 @@ class PatchedLLM:
             if not edits:
                 return text
             edited, bank = Shelf(edited, bank).of(edits)
-        used = len(self.llm.get_tokenizer().encode(text))
+        used = len(self._engine.tokenizer.encode(text))
         budget = self.llm.llm_engine.vllm_config.model_config.max_model_len - used - _ANSWER
         return wrap(build_prefix(edited, bank, text, budget), text)
 
@@ -235,7 +228,7 @@ class PatchedLLM:
                 f"{path} is not the base of {self.store.url}; serve the model the store was made for: its "
                 f"{'; its '.join(departures)}"
             )
-        check_settings(base, self.llm.get_tokenizer())
+        check_settings(base, self._engine.tokenizer)
         problems = wrapping_problems(self.llm.collective_rpc(wrapped.METHOD, args=(list(self.site.modules),)))
         if problems:
             raise Incompatible("; ".join(problems))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from fastapi import FastAPI
     from starlette.datastructures import State
-    from vllm.engine.protocol import EngineClient
+    from vllm.v1.engine.async_llm import AsyncLLM
 
 
 def register() -> None:
@@ -50,7 +50,7 @@ class Endpoint:
 
         startup.attach(app)
 
-    async def init_state(self, engine_client: EngineClient | None, state: State, args: Namespace) -> None:
+    async def init_state(self, engine_client: AsyncLLM | None, state: State, args: Namespace) -> None:
         """Check the engine against the store's site, then let the router serve."""
         from vllm_edit.serving.server_settings import Settings
 

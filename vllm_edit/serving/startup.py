@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from starlette.datastructures import State
     from transformers import PreTrainedTokenizerFast
     from vllm.config import VllmConfig
-    from vllm.engine.protocol import EngineClient
+    from vllm.v1.engine.async_llm import AsyncLLM
 
     from vllm_edit.artefacts.site import Fingerprint, Site
     from vllm_edit.engine.compat.engine import Engine
@@ -73,7 +73,7 @@ def attach(app: FastAPI) -> None:
     app.add_middleware(Router, holder=holder)
 
 
-async def start(engine_client: EngineClient | None, state: State, args: Namespace) -> None:
+async def start(engine_client: AsyncLLM | None, state: State, args: Namespace) -> None:
     """Check engine and arguments against the store's site, read the registry, and let the router serve.
 
     Raises:

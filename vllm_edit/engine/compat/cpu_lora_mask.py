@@ -65,7 +65,7 @@ def cure() -> bool:
     from vllm.lora.ops.torch_ops import lora_ops
     from vllm.lora.punica_wrapper import punica_cpu
 
-    if not is_defective(punica_cpu.bgmv_shrink):
+    if not is_defective(punica_cpu.bgmv_shrink):  # type: ignore[attr-defined]  # it imports the op by its name
         return False
     for name in OPS:
         replacement = masked(getattr(lora_ops, name))

@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING
 
 from vllm_edit.engine.compat import wrapped
 from vllm_edit.engine.request_values import adapter
+from vllm_edit.engine.tokenizer import fast_tokenizer
 from vllm_edit.errors import EditError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
     from vllm.config import VllmConfig
-    from vllm.engine.protocol import EngineClient
     from vllm.entrypoints.openai.models.serving import OpenAIServingModels
+    from vllm.v1.engine.async_llm import AsyncLLM
 
 
 class EngineRefusedError(EditError):
@@ -33,7 +34,7 @@ class EngineRefusedError(EditError):
 class Engine:
     """A started engine behind vLLM's OpenAI server."""
 
-    client: EngineClient
+    client: AsyncLLM
     models: OpenAIServingModels
 
     def __post_init__(self) -> None:
@@ -66,11 +67,13 @@ class Engine:
 
     @property
     def slots(self) -> int:
-        return int(self.config.lora_config.max_loras)
+        lora = self.config.lora_config
+        return int(lora.max_loras) if lora is not None else 0
 
     @property
     def capacity(self) -> int:
-        return int(self.config.lora_config.max_cpu_loras or self.slots)
+        lora = self.config.lora_config
+        return int(lora.max_cpu_loras or lora.max_loras) if lora is not None else 0
 
     async def wrapped_modules(self, site: Sequence[str]) -> list[dict[str, list[str]]]:
         """Per worker: the runtime names `wrapped` with LoRA, and those `expected` for the site's modules."""
@@ -80,8 +83,7 @@ class Engine:
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """A copy: vLLM sets the truncation of the engine's tokenizer, which fails while our threads use that one."""
-        tokenizer: PreTrainedTokenizerFast = copy.deepcopy(self.client.renderer.get_tokenizer())
-        return tokenizer
+        return copy.deepcopy(fast_tokenizer(self.client.renderer.get_tokenizer()))
 
     def count_tokens(self, text: str) -> int:
         """Number of tokens of `text`, without special tokens. Does not block other threads."""

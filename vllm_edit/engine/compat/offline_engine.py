@@ -12,10 +12,18 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from vllm_edit.engine.tokenizer import fast_tokenizer
+
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+    from vllm.inputs import TokensPrompt
+    from vllm.lora.request import LoRARequest
+    from vllm.outputs import RequestOutput
     from vllm.renderers.base import BaseRenderer
+    from vllm.sampling_params import SamplingParams
     from vllm.v1.engine.core_client import EngineCoreClient
 
 _THREADS = ("EngineCoreOutputQueueThread", "MPClientEngineMonitor")
@@ -36,6 +44,38 @@ class OfflineEngine:
         threads = [thread for thread in threading.enumerate() if thread.name in _THREADS and thread not in before]
         engine = self.llm.llm_engine
         self._end = weakref.finalize(self, _end, engine.renderer, engine.engine_core, threads)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """The engine's tokenizer.
+
+        Raises:
+            Incompatible: it is not a fast one.
+        """
+        return fast_tokenizer(self.llm.get_tokenizer())
+
+    @property
+    def max_rank(self) -> int:
+        lora = self.llm.llm_engine.vllm_config.lora_config
+        return int(lora.max_lora_rank) if lora is not None else 0
+
+    def generate(
+        self,
+        prompts: Sequence[str] | Sequence[TokensPrompt],
+        settings: SamplingParams | Sequence[SamplingParams] | None,
+        adapters: Sequence[LoRARequest | None],
+        **options: Any,
+    ) -> list[RequestOutput]:
+        """Answer prompts in one batch.
+
+        Args:
+            prompts: the prompts.
+            settings: sampling parameters for all prompts, or one entry per prompt.
+            adapters: one entry per prompt; None for the base model.
+            options: more arguments of `vllm.LLM.generate`.
+        """
+        given: Any = list(adapters)  # vLLM accepts None for a prompt, which its annotation lacks
+        return self.llm.generate(prompts, settings, lora_request=given, **options)
 
     def close(self) -> None:
         """Stop the engine's processes and wait for the threads that communicate with them. Idempotent."""

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.artefacts.site import LEGAL_RANKS
@@ -19,6 +19,9 @@ from vllm_edit.errors import Incompatible
 from vllm_edit.evaluation.runners.runner import Reading, Request, Scored, answer_text, check_lengths, pieces_of
 from vllm_edit.models.penalties import Penalties
 from vllm_edit.text.prompts import answer_ids, prompt_ids
+
+if TYPE_CHECKING:
+    from vllm_edit.engine.request_values import LoRARequest, RequestOutput, SamplingParams
 
 
 class VLLMRunner:
@@ -51,9 +54,9 @@ class VLLMRunner:
         )
         self._llm = self._engine.llm
         self._device = "cpu" if cpu else "cuda"
-        self.tokenizer = self._llm.get_tokenizer()
+        self.tokenizer = self._engine.tokenizer
         self._files = tempfile.TemporaryDirectory(prefix="vllm-edit-eval-")
-        self._adapters: dict[str, Any] = {}
+        self._adapters: dict[str, LoRARequest] = {}
 
     def __enter__(self) -> VLLMRunner:
         return self
@@ -96,8 +99,7 @@ class VLLMRunner:
         for output, length in zip(
             self._run(prompts, [request for request, _ in requests], settings), lengths, strict=True
         ):
-            tail = zip(output.prompt_token_ids[-length:], output.prompt_logprobs[-length:], strict=True)
-            found = [position[token] for token, position in tail]
+            found = values.read_tokens(output)[-length:]
             nll = -sum(token.logprob for token in found) / length
             scored.append(Scored(nll, all(token.rank == 1 for token in found)))
         return scored
@@ -109,22 +111,20 @@ class VLLMRunner:
         settings = request_values.greedy(1, prompt_logprobs=0)
         nll = [0.0] * len(requests)
         outputs = self._run([piece for _, piece in owners], [requests[row] for row, _ in owners], settings)
-        for (row, piece), output in zip(owners, outputs, strict=True):
-            predicted = zip(piece[1:], output.prompt_logprobs[1:], strict=True)
-            nll[row] -= sum(position[token].logprob for token, position in predicted)
+        for (row, _), output in zip(owners, outputs, strict=True):
+            nll[row] -= sum(token.logprob for token in values.read_tokens(output))
         counts = [sum(len(piece) - 1 for piece in own) for own in cut]
         return [Reading(loss, count) for loss, count in zip(nll, counts, strict=True)]
 
-    def _run(self, prompts: Sequence[list[int]], requests: Sequence[Request], settings: Any) -> list[Any]:
+    def _run(
+        self, prompts: Sequence[list[int]], requests: Sequence[Request], settings: SamplingParams
+    ) -> list[RequestOutput]:
         if not prompts:
             return []
         adapters = [self._adapter(request.patch) if request.patch else None for request in requests]
-        outputs: list[Any] = self._llm.generate(
-            [{"prompt_token_ids": ids} for ids in prompts], settings, use_tqdm=False, lora_request=adapters
-        )
-        return outputs
+        return self._engine.generate([values.token_prompt(ids) for ids in prompts], settings, adapters, use_tqdm=False)
 
-    def _adapter(self, patch: CompiledPatch) -> Any:
+    def _adapter(self, patch: CompiledPatch) -> LoRARequest:
         """The patch's LoRARequest; its files are written on first use and stay as long as the runner."""
         name = patch.name
         if name not in self._adapters:
