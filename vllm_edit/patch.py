@@ -22,6 +22,7 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
+from pydantic_core import ErrorDetails
 
 from vllm_edit.errors import PatchError
 from vllm_edit.text.matching import normalise, occurrences, replaced
@@ -387,7 +388,7 @@ def _unseen(document: YamlDocument, known: Container[Location]) -> list[str]:
 
     `known` holds the locations of the reported problems.
     """
-    edits = document.data.get("edits")
+    edits = document.data.get("edits") if isinstance(document.data, dict) else None
     problems = []
     for number, edit in enumerate(edits if isinstance(edits, list) else []):
         prompt, subject = (edit.get("prompt"), edit.get("subject")) if isinstance(edit, dict) else (None, None)
@@ -408,7 +409,7 @@ def _lacks_subject(subject: str, prompt: str) -> str:
     return f"the prompt must contain the subject {subject!r}; it is {quoted(prompt)}"
 
 
-def _describe(problem: Any, document: YamlDocument) -> str:
+def _describe(problem: ErrorDetails, document: YamlDocument) -> str:
     """One line: location, field, expected value, actual value."""
     location = problem["loc"]
     message = problem["msg"].removeprefix("Value error, ")
@@ -418,7 +419,7 @@ def _describe(problem: Any, document: YamlDocument) -> str:
     return f"line {document.line(location)}: {field(location) or 'patch'}: {message}" + (f" (got {got})" if got else "")
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     """A plain value for a message; empty for other values and for numbers that are too long."""
     if isinstance(value, str):
         return quoted(value)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 import torch
 from torch import nn
@@ -45,7 +44,7 @@ def fast_products(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 def has_units() -> bool:
     """True if this processor has bfloat16 units; without them, bfloat16 is far slower than float32."""
-    found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # missing in older releases of torch
+    found: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # missing in older releases of torch
     return any(found.get(unit) for unit in _UNITS)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -23,7 +22,7 @@ class Penalties:
     frequency_penalty: float = 0.0
 
     @classmethod
-    def of(cls, config: Any) -> Penalties:
+    def of(cls, config: object) -> Penalties:
         """The penalties of a generation config, or of any object with these attributes. Missing or None: neutral."""
         found = {name: getattr(config, name, None) for name in cls.__dataclass_fields__}
         return cls(**{name: float(value) for name, value in found.items() if value is not None})

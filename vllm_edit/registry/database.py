@@ -6,6 +6,7 @@ The first transaction connects, not the constructor: a server must be able to re
 from __future__ import annotations
 
 import os
+import sqlite3
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -302,7 +303,7 @@ def _options(url: URL) -> str:
     return " ".join((_OVERTIME, *([given] if isinstance(given, str) else given)))
 
 
-def _configure_sqlite(dbapi_connection: Any, _record: Any) -> None:
+def _configure_sqlite(dbapi_connection: sqlite3.Connection, _record: object) -> None:
     # The driver must not begin transactions itself: DDL needs to be transactional, and writers BEGIN IMMEDIATE.
     dbapi_connection.isolation_level = None
     cursor = dbapi_connection.cursor()

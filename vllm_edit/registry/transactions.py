@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, is_dataclass
 from datetime import datetime
 from getpass import getuser
-from typing import Any
 
 from sqlalchemy import Connection
 
@@ -30,9 +29,9 @@ class Change:
     connection: Connection
     who: str
     why: str
-    recorded: tuple[Any, Any] | None = None
+    recorded: tuple[object, object] | None = None
 
-    def record(self, old: Any, new: Any) -> None:
+    def record(self, old: object, new: object) -> None:
         """Set the audit row's `old` and `new`: dataclasses, times or JSON values. Without a call, no row is written."""
         self.recorded = (_plain(old), _plain(new))
 
@@ -72,7 +71,7 @@ class Changes:
             logger.error("row %d of the audit is committed, but its anchor is not written: %s", head.number, error)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """Dataclasses and times as JSON values."""
     if is_dataclass(value) and not isinstance(value, type):
         return _plain(asdict(value))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import MutableMapping
-from typing import Any
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import Message, Receive, Scope, Send
@@ -99,7 +97,7 @@ def replayed(scope: Scope, receive: Receive, content: bytes) -> tuple[Scope, Rec
     return inner, replay
 
 
-def without(scope: Scope, prefixes: tuple[str, ...]) -> MutableMapping[str, Any]:
+def without(scope: Scope, prefixes: tuple[str, ...]) -> Scope:
     """The scope without headers that have one of the prefixes: vLLM must not read them from a client."""
     kept = [
         (name, value) for name, value in scope["headers"] if not name.decode("latin-1").lower().startswith(prefixes)

@@ -37,7 +37,7 @@ class YamlDocument:
     `given_twice` holds one line per duplicate key, which YAML forbids. `data` has the first value.
     """
 
-    data: Any
+    data: object
     given_twice: tuple[str, ...]
     _text: str
 

@@ -99,7 +99,7 @@ class VLLMRunner:
         for output, length in zip(
             self._run(prompts, [request for request, _ in requests], settings), lengths, strict=True
         ):
-            found = values.read_tokens(output)[-length:]
+            found = request_values.read_tokens(output)[-length:]
             nll = -sum(token.logprob for token in found) / length
             scored.append(Scored(nll, all(token.rank == 1 for token in found)))
         return scored
@@ -112,7 +112,7 @@ class VLLMRunner:
         nll = [0.0] * len(requests)
         outputs = self._run([piece for _, piece in owners], [requests[row] for row, _ in owners], settings)
         for (row, _), output in zip(owners, outputs, strict=True):
-            nll[row] -= sum(token.logprob for token in values.read_tokens(output))
+            nll[row] -= sum(token.logprob for token in request_values.read_tokens(output))
         counts = [sum(len(piece) - 1 for piece in own) for own in cut]
         return [Reading(loss, count) for loss, count in zip(nll, counts, strict=True)]
 
@@ -122,7 +122,8 @@ class VLLMRunner:
         if not prompts:
             return []
         adapters = [self._adapter(request.patch) if request.patch else None for request in requests]
-        return self._engine.generate([values.token_prompt(ids) for ids in prompts], settings, adapters, use_tqdm=False)
+        given = [request_values.token_prompt(ids) for ids in prompts]
+        return self._engine.generate(given, settings, adapters, use_tqdm=False)
 
     def _adapter(self, patch: CompiledPatch) -> LoRARequest:
         """The patch's LoRARequest; its files are written on first use and stay as long as the runner."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, ParamSpec, TypeVar
 
 from fastapi import Request
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
@@ -20,6 +20,7 @@ from vllm_edit.serving.service import Holder, Service
 from vllm_edit.serving.threads import Threads
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 
 def _in_utc(time: datetime) -> datetime:
@@ -80,11 +81,11 @@ class Dependencies:
     def registry(self) -> Registry:
         return self.service.store.registry
 
-    async def read(self, work: Callable[..., T], *arguments: Any, **named: Any) -> T:
+    async def read(self, work: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
         """Run `work` in a thread, because it waits for the database or for files."""
         return await self.administration.run(work, *arguments, **named)
 
-    async def change(self, work: Callable[..., T], *arguments: Any, **named: Any) -> tuple[T, AcknowledgedRecord]:
+    async def change(self, work: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> tuple[T, AcknowledgedRecord]:
         """Run `work`, then wait up to `FOLLOW_S` until all servers have applied the change.
 
         Returns:
