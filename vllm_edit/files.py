@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import fsspec
 from filelock import FileLock
@@ -146,7 +146,7 @@ class RemoteFiles:
     exception of a call counts as a failure.
     """
 
-    def __init__(self, filesystem: Any, root: str) -> None:
+    def __init__(self, filesystem: fsspec.AbstractFileSystem, root: str) -> None:
         self._fs, self._root = filesystem, root.rstrip("/")
 
     def read(self, path: str) -> bytes:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
+from transformers import PreTrainedTokenizerFast
 
 from vllm_edit.evaluation.runners.runner import Request, Scored
 
@@ -27,7 +28,7 @@ class Reply:
 class ServerRunner:
     """Asks patches by their patch names: the server chooses what of a scoped one answers."""
 
-    def __init__(self, url: str, base: str, tokenizer: Any, context: int) -> None:
+    def __init__(self, url: str, base: str, tokenizer: PreTrainedTokenizerFast, context: int) -> None:
         self._url, self.base, self.tokenizer, self.context = url, base, tokenizer, context
         self.refused: list[str] = []
 

@@ -32,7 +32,7 @@ def find_module(model: nn.Module, name: str) -> nn.Module:
     return modules[name]
 
 
-def main_tensor(output: Any) -> torch.Tensor:
+def main_tensor(output: object) -> torch.Tensor:
     """The hidden states in a module's output: the output itself, or the first element of a tuple."""
     tensor = output[0] if isinstance(output, tuple) else output
     if not isinstance(tensor, torch.Tensor):
@@ -59,7 +59,7 @@ def capture_inputs(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str,
         yield captured
 
 
-def inputs_of(model: nn.Module, names: Sequence[str], **given: Any) -> dict[str, torch.Tensor]:
+def inputs_of(model: nn.Module, names: Sequence[str], **given: torch.Tensor | bool) -> dict[str, torch.Tensor]:
     """Name → input [batch, seq, d_in] of each module in one forward pass of `model` on `given`, detached.
 
     The pass ends when the last of these inputs is available; later modules are not run.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import nn
@@ -64,7 +63,7 @@ def block_output(model: nn.Module, block: str) -> Iterator[list[torch.Tensor]]:
     """
     latest: list[torch.Tensor] = []
 
-    def hook(module: nn.Module, args: Any, output: Any) -> None:
+    def hook(module: nn.Module, args: object, output: object) -> None:
         latest[:] = [output.detach()] if isinstance(output, torch.Tensor) and output.ndim == 3 else []
 
     with find_module(model, block).register_forward_hook(hook):
@@ -81,7 +80,7 @@ def resumed(model: nn.Module, blocks: Sequence[str], hidden: torch.Tensor) -> It
     skipped = [find_module(model, name) for name in blocks]
     own = [block.__dict__.get("forward") for block in skipped]
 
-    def forward(*args: Any, **kwargs: Any) -> torch.Tensor:
+    def forward(*args: object, **kwargs: object) -> torch.Tensor:
         return hidden
 
     try:

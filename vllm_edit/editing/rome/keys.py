@@ -87,8 +87,8 @@ def measure_inputs(model: CausalLM, module: str, rows: Sequence[Row], tokens: in
     """The module's input at each row's position, [rows, d_in] float32 on the CPU. Later modules are not run."""
 
     def inputs(batch: Batch) -> torch.Tensor:
-        given = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}
-        return inputs_of(model, [module], **given)[module]
+        ids, mask = batch.input_ids, batch.attention_mask
+        return inputs_of(model, [module], input_ids=ids, attention_mask=mask, use_cache=False)[module]
 
     return _measure(model, rows, tokens, inputs)
 

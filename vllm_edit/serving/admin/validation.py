@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
+from pydantic_core import ErrorDetails
 
 from vllm_edit.errors import EditError
 from vllm_edit.names import shown
@@ -31,7 +32,7 @@ class ValidatedRoute(APIRoute):
         return checked
 
 
-def _message(problem: dict[str, Any]) -> str:
+def _message(problem: ErrorDetails) -> str:
     """`body.percent: Input should be less than or equal to 100`. It omits the input, which may be a secret."""
     place = ".".join(str(part) for part in problem["loc"])
     return f"{shown(place)[1:-1]}: {problem['msg'][:200]}"
