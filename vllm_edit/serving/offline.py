@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,10 +14,10 @@ from vllm_edit.artefacts.compiled import Demonstration
 from vllm_edit.artefacts.folder import encode_adapter
 from vllm_edit.artefacts.site import Fingerprint
 from vllm_edit.composition.scoped import ScopeIndex
-from vllm_edit.engine.compat import cpu_lora_mask, families, flags, version, wrapped
+from vllm_edit.engine.arguments import engine_arguments, engine_environment
+from vllm_edit.engine.compat import cpu_lora_mask, families, flags, wrapped
 from vllm_edit.engine.compat.offline_engine import OfflineEngine
 from vllm_edit.engine.model_folder import model_folder
-from vllm_edit.engine.plugins import merged_plugins
 from vllm_edit.engine.request_values import adapter
 from vllm_edit.errors import EditError, Incompatible
 from vllm_edit.ike.prefix import Edited, build_prefix, wrap
@@ -66,11 +67,12 @@ class PatchedLLM:
         self.store = store if isinstance(store, Store) else Store.open(store)
         self.site = self.store.site()
         path, _ = served_model(str(model or self.site.model))
-        os.environ["VLLM_PLUGINS"] = merged_plugins(os.environ.get("VLLM_PLUGINS"))  # for the engine's processes
+        os.environ.update(engine_environment(os.environ))
         cpu_lora_mask.cure()
         families.register()
         wrapped.install()
-        self._engine = OfflineEngine(model=path, **{**self._defaults(), **llm_kwargs})
+        defaults = engine_arguments(self.site.modules, self.site.max_rank, self.site.slots)
+        self._engine = OfflineEngine(model=path, **{**asdict(defaults), **llm_kwargs})
         self.llm = self._engine.llm
         try:
             self._check(path)
@@ -204,20 +206,6 @@ class PatchedLLM:
         used = len(self._engine.tokenizer.encode(text))
         budget = self.llm.llm_engine.vllm_config.model_config.max_model_len - used - _ANSWER
         return wrap(build_prefix(edited, bank, text, budget), text)
-
-    def _defaults(self) -> dict[str, object]:
-        cpu = version.is_cpu()
-        if cpu:
-            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-        slots = self.site.slots + 1 if cpu else self.site.slots
-        return {
-            "enable_lora": True,
-            "max_lora_rank": self.site.max_rank,
-            "max_loras": slots,
-            "lora_target_modules": wrapped.candidates(self.site.modules),
-            "dtype": "float32" if cpu else "bfloat16",
-            "enforce_eager": cpu,
-        }
 
     def _check(self, path: str) -> None:
         folder = model_folder(path)

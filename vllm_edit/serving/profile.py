@@ -11,15 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from vllm_edit.artefacts.site import Site
-from vllm_edit.engine.compat import flags, version, wrapped
-from vllm_edit.engine.plugins import merged_plugins
+from vllm_edit.engine.arguments import engine_arguments, engine_environment
+from vllm_edit.engine.compat import flags, wrapped
 from vllm_edit.errors import Incompatible
 from vllm_edit.serving.server_settings import ALLOW_OPEN, FORWARDED, STORE, TRUSTED_PEERS
 from vllm_edit.serving.startup import is_loopback
 from vllm_edit.text.thinking import OFF
 
 _LEAST_CPU_LORAS = 256
-_CACHE_GIB = "1"  # key-value cache on the CPU: enough for small models; the default takes half of the memory
 
 
 @dataclass(frozen=True)
@@ -58,25 +57,21 @@ def profile(
         Incompatible: a flag of the user, or of the file that `--config` names, contradicts the site.
         EditError: that file cannot be read.
     """
-    cpu = version.is_cpu()
-    slots = site.slots + 1 if cpu else site.slots  # the spare slot is a second safeguard against the CPU defect
+    engine = engine_arguments(site.modules, site.max_rank, site.slots)
     ours = ["--served-model-name", served_name] + ([] if served_name == model else [model])
-    ours += ["--enable-lora", "--max-lora-rank", str(site.max_rank), "--max-loras", str(slots)]
+    ours += ["--enable-lora", "--max-lora-rank", str(engine.max_lora_rank), "--max-loras", str(engine.max_loras)]
     said = flags.with_file(user_flags)
     given = flags.named(said)
     asked = _first(given, "max_loras") or ""
-    ours += ["--max-cpu-loras", str(max(_LEAST_CPU_LORAS, slots, int(asked) if asked.isdigit() else 0))]
-    ours += ["--lora-target-modules", *wrapped.candidates(site.modules)]
-    # CPU: bfloat16 without hardware support runs 100x slower. CUDA: the LoRA kernels refuse float32.
-    ours += ["--dtype", "float32", "--enforce-eager"] if cpu else ["--dtype", "bfloat16"]
+    ours += ["--max-cpu-loras", str(max(_LEAST_CPU_LORAS, engine.max_loras, int(asked) if asked.isdigit() else 0))]
+    ours += ["--lora-target-modules", *engine.lora_target_modules, "--dtype", engine.dtype]
+    ours += ["--enforce-eager"] if engine.enforce_eager else []
     if _first(given, "host") is None:
         ours += ["--host", "127.0.0.1"]
     if site.thinking == "off":
         ours += ["--default-chat-template-kwargs", json.dumps(dict(OFF))]
     _check(said, given, site, allow_open, keyed)
-    environment = {STORE: store_url, "VLLM_PLUGINS": merged_plugins(os.environ.get("VLLM_PLUGINS"))}
-    if cpu:
-        environment["VLLM_CPU_KVCACHE_SPACE"] = os.environ.get("VLLM_CPU_KVCACHE_SPACE", _CACHE_GIB)
+    environment = {STORE: store_url, **engine_environment(os.environ)}
     if allow_open:
         environment[ALLOW_OPEN] = "1"
     if os.environ.get(TRUSTED_PEERS):

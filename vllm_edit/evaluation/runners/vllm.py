@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.artefacts.site import LEGAL_RANKS
 from vllm_edit.engine import plugins, request_values
-from vllm_edit.engine.compat import version, wrapped
+from vllm_edit.engine.arguments import engine_arguments, engine_environment
+from vllm_edit.engine.compat import version
 from vllm_edit.engine.compat.offline_engine import OfflineEngine
 from vllm_edit.engine.model_folder import model_folder
 from vllm_edit.errors import Incompatible
@@ -36,24 +37,14 @@ class VLLMRunner:
         self, model: str | Path, modules: Sequence[str], rank: int, *, slots: int = 16, **options: Any
     ) -> None:
         # vLLM's workers load the general plugin too, which fixes the CPU defect: a base request would otherwise be
-        # answered with the last slot's patch. The spare slot is a second safeguard.
-        os.environ["VLLM_PLUGINS"] = plugins.merged_plugins(os.environ.get("VLLM_PLUGINS"))
-        cpu = version.is_cpu()
-        if cpu:
-            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+        # answered with the last slot's patch.
+        os.environ.update(engine_environment(os.environ))
         plugins.load()
-        defaults = {"dtype": "float32" if cpu else "bfloat16", "enforce_eager": cpu}
         self._rank = next((legal for legal in LEGAL_RANKS if legal >= rank), LEGAL_RANKS[-1])
-        self._engine = OfflineEngine(
-            model=str(model),
-            enable_lora=True,
-            max_lora_rank=self._rank,
-            max_loras=slots + 1 if cpu else slots,
-            lora_target_modules=wrapped.candidates(modules),
-            **{**defaults, **options},
-        )
+        defaults = engine_arguments(modules, self._rank, slots)
+        self._engine = OfflineEngine(model=str(model), **{**asdict(defaults), **options})
         self._llm = self._engine.llm
-        self._device = "cpu" if cpu else "cuda"
+        self._device = "cpu" if version.is_cpu() else "cuda"
         self.tokenizer = self._engine.tokenizer
         self._files = tempfile.TemporaryDirectory(prefix="vllm-edit-eval-")
         self._adapters: dict[str, LoRARequest] = {}
