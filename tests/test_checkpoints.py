@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from vllm_edit.checkpoints import read_checkpoint
+from vllm_edit.checkpoints import read_checkpoint, write_checkpoint
 from vllm_edit.errors import EditError
 
 
 def test_a_checkpoint_is_read_back_and_none_is_none(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
     assert read_checkpoint(path, "a", "is another's") is None
-    torch.save({"identity": "a", "step": 3}, path)
+    write_checkpoint(path, "a", {"step": 3})
     found = read_checkpoint(path, "a", "is another's")
     assert found is not None
     assert found["step"] == 3

@@ -16,7 +16,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from vllm_edit.errors import EditError, Unavailable
-from vllm_edit.files import Files, LocalFiles, RemoteFiles, file_lock, open_files
+from vllm_edit.files import Files, LocalFiles, RemoteFiles, file_lock, open_files, replacing
 
 # The limit on a file's size is the system's own: the write fails in the middle, as on a full disk.
 TOO_LARGE = """
@@ -49,6 +49,20 @@ def test_a_write_that_fails_leaves_the_old_content_and_nothing_else(tmp_path: Pa
     assert files.read("kept/a") == b"old"
     assert not files.exists("patches/p")
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / "kept" / "a"]
+
+
+@pytest.mark.parametrize("only_writer", [True, False])
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, only_writer: bool) -> None:
+    path = tmp_path / "a"
+    path.write_text("old")
+    with pytest.raises(FileNotFoundError), replacing(path, only_writer=only_writer) as new:
+        new.with_name("missing").rename(new)
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("a", "old")]
+    (tmp_path / "a.new").write_text("left by a killed writer")
+    with replacing(path, only_writer=only_writer) as new:
+        new.write_text("new")
+    assert path.read_text() == "new"
+    assert (tmp_path / "a.new").exists() is not only_writer
 
 
 def test_locks_keep_processes_apart(tmp_path: Path) -> None:

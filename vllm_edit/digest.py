@@ -37,6 +37,28 @@ def canonical(value: object) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
+def with_digest(key: str, content: Any) -> dict[str, Any]:
+    """What a JSON file holds that can be checked by itself: the content under `key`, and its digest."""
+    return {"digest": digest_json(content), key: content}
+
+
+def intact_content(data: bytes, key: str) -> Any:
+    """The content under `key` of a file that holds `with_digest(key, …)` as JSON.
+
+    Raises:
+        ValueError: the file is none, or the content does not match the digest; the message says which.
+    """
+    try:
+        stored = json.loads(data)
+        content, expected = stored[key], stored["digest"]
+        matches = digest_json(content) == expected
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"cannot be read ({error!r})") from error
+    if not matches:
+        raise ValueError("does not match its digest")
+    return content
+
+
 def digest_file(path: Path) -> str:
     """Digest of a file's bytes, read in pieces."""
     with path.open("rb") as stream:

@@ -8,14 +8,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
 
 from pydantic import ValidationError
 
 from vllm_edit.artefacts.manifest import Manifest
-from vllm_edit.digest import canonical, digest_bytes, digest_json
+from vllm_edit.digest import canonical, digest_bytes, intact_content, with_digest
 from vllm_edit.errors import Corrupt
 from vllm_edit.names import split_name
 
@@ -28,7 +26,7 @@ Read = Callable[[str], bytes]  # bytes of one of an artefact's files, by its pat
 def seal(manifest: Manifest, files: Mapping[str, bytes]) -> dict[str, bytes]:
     """Return the artefact's files by path: `files`, the manifest and the checksums."""
     digests = {path: digest_bytes(data) for path, data in files.items()}
-    checksums = canonical({"digest": digest_json(digests), "files": digests})
+    checksums = canonical(with_digest("files", digests))
     return {MANIFEST: canonical(manifest.model_dump(mode="json")), CHECKSUMS: checksums, **files}
 
 
@@ -82,14 +80,9 @@ def check_files(name: str, paths: Collection[str], read: Read) -> None:
 def _listed(name: str, read: Read) -> dict[str, str]:
     """`files.json`: path → digest."""
     try:
-        listing: Any = json.loads(read(CHECKSUMS))
-        digests = dict(listing["files"])
-        intact = digest_json(digests) == listing["digest"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        intact = False
-    if not intact:
-        raise damaged(name, CHECKSUMS)
-    return digests
+        return dict(intact_content(read(CHECKSUMS), "files"))
+    except (ValueError, TypeError):  # TypeError: the content is no object
+        raise damaged(name, CHECKSUMS) from None
 
 
 def damaged(name: str, path: str) -> Corrupt:

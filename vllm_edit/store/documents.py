@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 from typing import Literal
 
-from vllm_edit.digest import digest_json
+from vllm_edit.digest import intact_content, with_digest
 from vllm_edit.errors import Corrupt
 from vllm_edit.files import Files
 from vllm_edit.json_value import JSONValue
@@ -29,7 +29,7 @@ def path_of(kind: Kind) -> str:
 
 
 def write_document(files: Files, kind: Kind, content: JSONValue) -> None:
-    text = json.dumps({"digest": digest_json(content), kind: content}, indent=1, ensure_ascii=False)
+    text = json.dumps(with_digest(kind, content), indent=1, ensure_ascii=False)
     files.write(path_of(kind), text.encode())
 
 
@@ -41,13 +41,9 @@ def read_document(files: Files, kind: Kind) -> JSONValue:
     """
     path = path_of(kind)
     try:
-        stored = json.loads(files.read(path))
-        content: JSONValue = stored[kind]
-        expected = stored["digest"]
+        content: JSONValue = intact_content(files.read(path), kind)
+        return content
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise Corrupt(f"{path} cannot be read ({error!r}); restore it from a backup") from error
-    if digest_json(content) != expected:
-        raise Corrupt(f"{path} does not match its digest; restore it from a backup")
-    return content
+    except ValueError as error:
+        raise Corrupt(f"{path} {error}; restore it from a backup") from error

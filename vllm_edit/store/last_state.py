@@ -7,14 +7,13 @@ Writes are atomic: a kill at any moment leaves the old state or the new state.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter, ValidationError
 
-from vllm_edit.digest import canonical, digest_bytes, digest_json
+from vllm_edit.digest import canonical, digest_bytes, intact_content, with_digest
 from vllm_edit.errors import Corrupt, EditError, Unavailable
 from vllm_edit.files import LocalFiles, file_lock, replacing
 from vllm_edit.json_value import JSONObject
@@ -55,7 +54,7 @@ class LastState:
     def keep(self, snapshot: Snapshot) -> bool:
         """Write the state, fsynced; return False, without a write, if the file holds a newer state."""
         state = _JSON.dump_python(snapshot, mode="json", by_alias=True)
-        data = canonical({"digest": digest_json(state), "state": state})
+        data = canonical(with_digest("state", state))
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with file_lock(self.path.with_name(f"{self.path.name}.lock")):
             try:
@@ -90,14 +89,13 @@ class LastState:
         except OSError as error:
             raise Unavailable(f"{self.path} cannot be read ({error.strerror}); {self._remedy}") from error
         try:
-            content = json.loads(data)
-            state = _State(content["state"]["generation"], content["state"])
-            intact = digest_json(state.content) == content["digest"] and isinstance(state.generation, int)
-        except (ValueError, KeyError, TypeError, RecursionError):
-            intact = False
-        if not intact:
+            content: JSONObject = intact_content(data, "state")
+            generation = content["generation"]
+        except (ValueError, KeyError, TypeError):
+            generation = None
+        if not isinstance(generation, int):
             raise Corrupt(f"{self.path} does not match its digest; {self._remedy}")
-        return state
+        return _State(generation, content)
 
     @property
     def _remedy(self) -> str:

@@ -6,8 +6,10 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from pydantic import ValidationError
+
 from vllm_edit.artefacts.site import Site
-from vllm_edit.digest import digest_json
+from vllm_edit.digest import intact_content, with_digest
 from vllm_edit.errors import Corrupt, EditError
 from vllm_edit.files import Files
 
@@ -18,8 +20,7 @@ SITE = "site.json"
 
 
 def write_site(files: Files, site: Site) -> None:
-    content = site.model_dump(mode="json")
-    text = json.dumps({"digest": digest_json(content), "site": content}, indent=2, ensure_ascii=False)
+    text = json.dumps(with_digest("site", site.model_dump(mode="json")), indent=2, ensure_ascii=False)
     files.write(SITE, text.encode())
 
 
@@ -30,11 +31,12 @@ def read_site(files: Files) -> Site:
         Corrupt: the file does not match the digest in it.
     """
     try:
-        content = json.loads(files.read(SITE))
-        if digest_json(content["site"]) != content["digest"]:
-            raise Corrupt(f"{SITE} does not match its digest; restore it from a backup")
-        return Site.model_validate(content["site"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        content = intact_content(files.read(SITE), "site")
+    except ValueError as error:
+        raise Corrupt(f"{SITE} {error}; restore it from a backup") from error
+    try:
+        return Site.model_validate(content)
+    except ValidationError as error:
         raise Corrupt(f"{SITE} cannot be read ({error!r}); restore it from a backup") from error
 
 
