@@ -55,8 +55,13 @@ def test_a_write_that_fails_leaves_the_old_content_and_nothing_else(tmp_path: Pa
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, only_writer: bool) -> None:
     path = tmp_path / "a"
     path.write_text("old")
-    with pytest.raises(FileNotFoundError), replacing(path, only_writer=only_writer) as new:
-        new.with_name("missing").rename(new)
+
+    def fail(new: Path) -> None:
+        new.write_text("half")
+        raise OSError("full")
+
+    with pytest.raises(OSError, match="full"), replacing(path, only_writer=only_writer) as new:
+        fail(new)
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("a", "old")]
     (tmp_path / "a.new").write_text("left by a killed writer")
     with replacing(path, only_writer=only_writer) as new:
