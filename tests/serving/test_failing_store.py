@@ -130,8 +130,8 @@ def test_it_is_tried_again_when_the_store_is_back(place: Place, monkeypatch: pyt
 def test_a_load_that_fails_ahead_of_requests_does_not_prevent_others(
     tmp_path: Path, template: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("tests.serving.without_engine.Slots.slots", 2)
     place = Place(tmp_path, template, Settings(store="here"))
+    place.service.residency.slots = 2  # only now: with slots, the service would have begun to load
     prepare, asked = place.service.prepare, list[str]()
 
     async def fail_first(name: str) -> None:
