@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -37,8 +37,8 @@ def canonical(value: object) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
-def with_digest(key: str, content: Any) -> dict[str, Any]:
-    """What a JSON file holds that can be checked by itself: the content under `key`, and its digest."""
+def with_digest(key: str, content: object) -> dict[str, object]:
+    """The JSON object of a file that can be checked by itself: the content under `key`, and its digest."""
     return {"digest": digest_json(content), key: content}
 
 
@@ -46,7 +46,7 @@ def intact_content(data: bytes, key: str) -> Any:
     """The content under `key` of a file that holds `with_digest(key, …)` as JSON.
 
     Raises:
-        ValueError: the file is none, or the content does not match the digest; the message says which.
+        ValueError: the file has another form, or the content does not match the digest; the message says which.
     """
     try:
         stored = json.loads(data)
