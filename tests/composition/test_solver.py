@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vllm_edit.composition.solver import System, constraint_error, interference, plain_sum, row_space, solve
-from vllm_edit.errors import EditError
+from vllm_edit.errors import EditError, Unsolvable
 
 D_IN, D_OUT = 12, 7
 
@@ -105,6 +105,15 @@ def test_coinciding_keys_are_refused_without_damping_and_solved_with_it(moment: 
     with pytest.raises(EditError, match="key group"):
         solve(System.of(keys, whitened, [0, 1]), residuals)
     assert solve(System.of(keys, whitened, [0, 1], damping=0.1), residuals).dense().abs().max() < 1e-9  # they cancel
+
+
+def test_keys_that_differ_only_by_rounding_are_refused_without_damping(moment: torch.Tensor) -> None:
+    first, _, residuals = draw(1, 1, moment)
+    keys = torch.cat([first, torch.nextafter(first.float(), torch.tensor(9.0)).double()])
+    whitened = torch.linalg.solve(moment, keys.T).T
+    with pytest.raises(Unsolvable, match="linearly dependent"):
+        solve(System.of(keys, whitened, [0, 1]), torch.cat([residuals, -residuals]))
+
 
 
 @pytest.mark.parametrize("groups", [[0], [0, 2], [1, 1]])

@@ -35,6 +35,9 @@ SAME_COSINE = 0.999
 """Two preserved keys count as equal if their whitened cosine exceeds this: both would be linearly dependent."""
 OPENING = "opening"
 """The form of edited columns that are dropped where they clash with a column of another group."""
+_SMALLEST_PIVOT = 1e-6
+"""A key is linearly dependent on the earlier keys if a smaller share of its kᵀC⁻¹k is independent of them. Such a share
+is rounding of the stored float32 vectors, which a solve would amplify."""
 _ROOM = 4  # preserved columns take at most 1/_ROOM of the d_in dimensions
 
 
@@ -129,10 +132,15 @@ def row_space(system: System) -> torch.Tensor:
     groups = torch.tensor(system.groups)
     sums = torch.zeros(max(system.groups) + 1, dtype=product.dtype).index_add(0, groups, product.diagonal())
     strength = (sums / groups.bincount())[groups]  # D's diagonal, [n]
-    factor, failed = torch.linalg.cholesky_ex(product + (system.damping * strength).diag())
-    if failed.item():
+    damped = product + (system.damping * strength).diag()
+    factor, failed = torch.linalg.cholesky_ex(damped)
+    failed_at = int(failed)  # the column's number from 1; 0 if the factorisation succeeded
+    if not failed_at:
+        weak = (factor.diagonal().square() < _SMALLEST_PIVOT * damped.diagonal()).nonzero()
+        failed_at = int(weak[0]) + 1 if len(weak) else 0
+    if failed_at:
         raise Unsolvable(
-            f"the keys of column {failed.item() - 1} and of an earlier one are linearly dependent, so their edits "
+            f"the keys of column {failed_at - 1} and of an earlier one are linearly dependent, so their edits "
             "cannot be solved jointly; use more damping, or put them into one key group"
         )
     selection = torch.zeros(count, max(system.groups) + 1, dtype=product.dtype)  # Sᵀ [n, groups]
