@@ -15,8 +15,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from vllm_edit.engine.compat import wrapped
+from vllm_edit.engine.fast_tokenizer import fast_tokenizer
 from vllm_edit.engine.request_values import adapter
-from vllm_edit.engine.tokenizer import fast_tokenizer
 from vllm_edit.errors import EditError
 
 if TYPE_CHECKING:

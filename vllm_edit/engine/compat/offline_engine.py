@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from vllm_edit.engine.tokenizer import fast_tokenizer
+from vllm_edit.engine.fast_tokenizer import fast_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
