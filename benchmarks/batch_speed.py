@@ -187,12 +187,14 @@ def sameness(alone: Sequence[CompiledPatch], batched: Sequence[CompiledPatch]) -
 
 
 def _alone(work: Work, patch: Patch) -> CompiledPatch:
-    return compile_patch(patch, work.base, site=work.made.site, moment=work.made.moment, settings=work.settings)
+    return compile_patch(patch, work.base, site=work.made.site, site_tensors=work.made.moment, settings=work.settings)
 
 
 def _batched(work: Work, budget: int) -> Sequence[CompiledPatch]:
     settings = work.settings.replace(batch_tokens=budget)
-    return compile_separately(work.patches, work.base, site=work.made.site, moment=work.made.moment, settings=settings)
+    return compile_separately(
+        work.patches, work.base, site=work.made.site, site_tensors=work.made.moment, settings=settings
+    )
 
 
 def _markdown(work: Work, table: Sequence[Measured], compiled: Sequence[Sequence[CompiledPatch]]) -> str:

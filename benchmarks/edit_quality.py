@@ -53,7 +53,9 @@ def main() -> None:
     settings = RomeSettings(on_missed="report")
     started = time.perf_counter()
     with progress_bar("compiling") as progress:
-        singles = compile_separately(patches, base, site=site, moment=moment, settings=settings, progress=progress)
+        singles = compile_separately(
+            patches, base, site=site, site_tensors=moment, settings=settings, progress=progress
+        )
     seconds = time.perf_counter() - started
     console.print(f"{len(singles)} edits compiled in {seconds:.1f} s, {seconds / len(singles):.2f} s an edit")
     bank = Bank.from_records(atlas.bank())

@@ -86,11 +86,11 @@ def _cost(base: Base, edits: Sequence[Edit], name: str, method: str, place: Plac
     patches = [Patch(name=f"edit-{number:03d}", edits=(edit,)) for number, edit in enumerate(edits)]
     site, site_tensors = place.site, place.site_tensors
     given = {**settings, "on_missed": "report"}
-    compile_patch(patches[0], base, method, site=site, moment=site_tensors, settings=given)
+    compile_patch(patches[0], base, method, site=site, site_tensors=site_tensors, settings=given)
     with peak_memory() as memory:
         started = time.perf_counter()
         for patch in patches[1:]:
-            compiled = compile_patch(patch, base, method, site=site, moment=site_tensors, settings=given)
+            compiled = compile_patch(patch, base, method, site=site, site_tensors=site_tensors, settings=given)
         seconds = _since(started, base.device) / (len(patches) - 1)
     return Cost(name, seconds, compiled.manifest.rank, memory())
 

@@ -134,7 +134,7 @@ def compiled_units(
                 batch = new[start : start + BATCH]
                 settings = settings_of(method_of(method), {"on_missed": "report"}, scope)
                 made = compile_separately(
-                    batch, base, method, site=place.site, moment=place.site_tensors, settings=settings
+                    batch, base, method, site=place.site, site_tensors=place.site_tensors, settings=settings
                 )
                 units |= zip((patch.name for patch in batch), made, strict=True)
     return units

@@ -52,7 +52,13 @@ def main() -> None:
         with progress_bar("own length" if margin is None else f"margin {margin:g}") as progress:
             started = time.perf_counter()
             compiled = compile_separately(
-                patches, base, "mend", site=place.site, moment=place.site_tensors, settings=settings, progress=progress
+                patches,
+                base,
+                "mend",
+                site=place.site,
+                site_tensors=place.site_tensors,
+                settings=settings,
+                progress=progress,
             )
             seconds = (time.perf_counter() - started) / len(patches)
             report = evaluate(compiled, runner, ("base", "weights"), SETTINGS, progress)

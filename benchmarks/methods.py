@@ -159,7 +159,7 @@ def compiled_by(
             base,
             method,
             site=place.site,
-            moment=place.site_tensors,
+            site_tensors=place.site_tensors,
             settings={**settings, "on_missed": "report"},
             progress=progress,
         )

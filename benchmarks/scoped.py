@@ -166,7 +166,7 @@ def compiled_alone(patches: Sequence[Patch], place: Place, base: Base) -> list[C
                 patches[start : start + BATCH],
                 base,
                 site=place.site,
-                moment=place.site_tensors,
+                site_tensors=place.site_tensors,
                 settings={"on_missed": "report"},
             )
     return made

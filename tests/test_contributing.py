@@ -74,7 +74,9 @@ def test_the_method_compiles_edits_to_their_rank_and_leaves_the_base(registered:
 
     before = answers()
     with unchanged(one.base):
-        compiled = compiling.compile_patch(patch_of(*edits), one.base, registered, site=one.site, moment=one.moment)
+        compiled = compiling.compile_patch(
+            patch_of(*edits), one.base, registered, site=one.site, site_tensors=one.moment
+        )
     assert (compiled.manifest.method, compiled.delta.rank) == (registered, len(edits))
     with compiled.delta.apply(one.base.model):
         assert answers() == [edit.target_new for edit in edits]
@@ -89,7 +91,7 @@ def test_the_method_refuses_more_edits_than_ranks(registered: str) -> None:
             one.base,
             registered,
             site=one.site,
-            moment=one.moment,
+            site_tensors=one.moment,
             settings={"rank": 2},
         )
 

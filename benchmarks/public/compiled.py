@@ -49,10 +49,16 @@ class Singles:
     is kept under which name, and what each took."""
 
     def __init__(
-        self, method: str, settings: Mapping[str, Any], base: Base, store: Store, moment: SiteTensors, record: Record
+        self,
+        method: str,
+        settings: Mapping[str, Any],
+        base: Base,
+        store: Store,
+        site_tensors: SiteTensors,
+        record: Record,
     ) -> None:
         self._method, self._settings, self._base = method, {**settings, "on_missed": "report"}, base
-        self._store, self._moment, self._record = store, moment, record
+        self._store, self._site_tensors, self._record = store, site_tensors, record
         self._kept: dict[str, tuple[str, Spent]] = {}
         for entry in record.entries:
             self._know(entry)
@@ -68,7 +74,7 @@ class Singles:
                 self._base,
                 self._method,
                 site=site,
-                moment=self._moment,
+                site_tensors=self._site_tensors,
                 settings=self._settings,
                 progress=progress,
             )

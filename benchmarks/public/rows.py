@@ -155,7 +155,7 @@ class Many:
                 Patch(name=name, edits=edits),
                 self.base,
                 site=self.site,
-                moment=self.site_tensors,
+                site_tensors=self.site_tensors,
                 settings={**self.settings, "on_missed": "report"},
                 progress=progress,
             )

@@ -45,7 +45,7 @@ def made(base: Base) -> MadeSite:
 
 
 def update(base: Base, made: MadeSite, method: str, **settings: Any) -> Delta:
-    return compile_patch(LECTURE, base, method, site=made.site, moment=made.moment, settings=settings).delta
+    return compile_patch(LECTURE, base, method, site=made.site, site_tensors=made.moment, settings=settings).delta
 
 
 def answers(base: Base, delta: Delta, *prompts: str) -> list[str]:

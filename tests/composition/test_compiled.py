@@ -15,7 +15,9 @@ EDITS = (FRANCE, JAPAN, BRAZIL)
 
 
 def compiled(one: Bench, *edits: Edit, name: str, settings: RomeSettings = LOOSE) -> CompiledPatch:
-    return compile_patch(patch_of(*edits, name=name), one.base, site=one.site, moment=one.moment, settings=settings)
+    return compile_patch(
+        patch_of(*edits, name=name), one.base, site=one.site, site_tensors=one.moment, settings=settings
+    )
 
 
 def answer(one: Bench, edit: Edit) -> str:

@@ -32,7 +32,9 @@ def test_composed_edits_answer_alone_and_where_both_subjects_are_named() -> None
     layer = len(base.layout.layers) - 2
     made = fixed_site(base, atlas.texts(400), layer=layer, token="last", max_tokens=8000)
     patches = [Patch(name=f"edit-{number}", edits=(edit,)) for number, edit in enumerate(EDITS)]
-    alone = dict(zip(EDITS, compile_separately(patches, base, "rome", site=made.site, moment=made.moment), strict=True))
+    alone = dict(
+        zip(EDITS, compile_separately(patches, base, "rome", site=made.site, site_tensors=made.moment), strict=True)
+    )
     runner = HFRunner(base.model, base.tokenizer)
 
     def gives_new(edit: Edit, prompt: str, patch: CompiledPatch) -> bool:

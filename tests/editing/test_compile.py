@@ -28,7 +28,7 @@ def llama() -> Bench:
 
 def compiled(one: Bench, *edits: Edit, name: str = "tested", settings: RomeSettings = LOOSE) -> CompiledPatch:
     patch = patch_of(*edits, name=name)
-    return compile_patch(patch, one.base, site=one.site, moment=one.moment, settings=settings)
+    return compile_patch(patch, one.base, site=one.site, site_tensors=one.moment, settings=settings)
 
 
 def answer(one: Bench, edit: Edit) -> str:
@@ -88,7 +88,9 @@ def test_an_exception_inside_training_leaves_the_base_as_it_was(llama: Bench) ->
         raise KeyboardInterrupt
 
     with unchanged(llama.base), pytest.raises(KeyboardInterrupt):
-        compile_patch(patch_of(FRANCE), llama.base, site=llama.site, moment=llama.moment, settings=LOOSE, progress=stop)
+        compile_patch(
+            patch_of(FRANCE), llama.base, site=llama.site, site_tensors=llama.moment, settings=LOOSE, progress=stop
+        )
 
 
 def test_compiling_for_a_store_uses_its_site_and_saves_nothing(llama: Bench, tmp_path: Path) -> None:
@@ -102,10 +104,10 @@ def test_compiling_for_a_store_uses_its_site_and_saves_nothing(llama: Bench, tmp
 def test_a_patch_that_cannot_be_compiled_is_refused_with_the_reason(llama: Bench) -> None:
     patch = patch_of(FRANCE)
     with pytest.raises(EditError, match=r"no method 'remo'; methods are .*rome"):
-        compile_patch(patch, llama.base, "remo", site=llama.site, moment=llama.moment)
+        compile_patch(patch, llama.base, "remo", site=llama.site, site_tensors=llama.moment)
     with pytest.raises(EditError, match="needs a store, or a site"):
         compile_patch(patch, llama.base, site=llama.site)
     with pytest.raises(Incompatible, match="the site was made for base"):
-        compile_patch(patch, bench("qwen2").base, site=llama.site, moment=llama.moment)
+        compile_patch(patch, bench("qwen2").base, site=llama.site, site_tensors=llama.moment)
     with pytest.raises(EditError, match="the second moment has digest"):
-        compile_patch(patch, llama.base, site=llama.site, moment=llama.moment.with_ridge(0.5))
+        compile_patch(patch, llama.base, site=llama.site, site_tensors=llama.moment.with_ridge(0.5))

@@ -43,7 +43,7 @@ def llama() -> Bench:
 
 def compiled(one: Bench, method: str, *edits: Edit, **changes: Any) -> CompiledPatch:
     settings = SETTINGS[method].replace(**changes)
-    return compile_patch(patch_of(*edits), one.base, method, site=one.site, moment=one.moment, settings=settings)
+    return compile_patch(patch_of(*edits), one.base, method, site=one.site, site_tensors=one.moment, settings=settings)
 
 
 def taught(one: Bench, *edits: Edit) -> list[bool]:
@@ -101,7 +101,7 @@ def test_an_exception_inside_training_leaves_the_base_as_it_was(llama: Bench, me
 
     patch = patch_of(FRANCE)
     with unchanged(llama.base), pytest.raises(KeyboardInterrupt):
-        compile_patch(patch, llama.base, method, site=llama.site, moment=llama.moment, progress=stop)
+        compile_patch(patch, llama.base, method, site=llama.site, site_tensors=llama.moment, progress=stop)
     assert not hasattr(llama.base.model, "peft_config")
 
 
@@ -124,7 +124,7 @@ def test_training_stops_below_the_stop_loss_and_not_before(llama: Bench, method:
 @BOTH
 def test_patches_are_compiled_separately_as_one_after_the_other(llama: Bench, method: str) -> None:
     patches = [patch_of(FRANCE, name="one"), patch_of(JAPAN, BRAZIL, name="two"), patch_of(FRANCE, name="three")]
-    place = {"site": llama.site, "moment": llama.moment, "settings": SETTINGS[method]}
+    place = {"site": llama.site, "site_tensors": llama.moment, "settings": SETTINGS[method]}
     found = compile_separately(patches, llama.base, method, **place)  # type: ignore[arg-type]
     alone = [compile_patch(patch, llama.base, method, **place) for patch in patches]  # type: ignore[arg-type]
     assert [one.name for one in found] == [one.name for one in alone]
@@ -154,7 +154,7 @@ def test_fine_tunings_update_is_full_rank_and_the_energy_after_truncation_is_rep
     spectrum = torch.linalg.svdvals(dense)
     assert int((spectrum > 1e-3 * spectrum[0]).sum()) > len(EDITS)
     patch = patch_of(*EDITS)
-    result = compile_patch(patch, llama.base, "ft", site=llama.site, moment=llama.moment, settings=settings)
+    result = compile_patch(patch, llama.base, "ft", site=llama.site, site_tensors=llama.moment, settings=settings)
     kept = result.delta.parts[llama.site.module].dense().double()
     expected = float(spectrum[:2].square().sum() / spectrum.square().sum())
     assert result.report.energy_kept == pytest.approx(expected)
@@ -217,6 +217,6 @@ def test_invalid_settings_are_refused_with_the_reason(method: str, values: dict[
 @BOTH
 def test_settings_of_another_method_and_too_high_a_rank_are_refused(llama: Bench, method: str) -> None:
     with pytest.raises(EditError, match=r"expected \w+Settings or a mapping, got RomeSettings"):
-        compile_patch(patch_of(FRANCE), llama.base, method, site=llama.site, moment=llama.moment, settings=LOOSE)
+        compile_patch(patch_of(FRANCE), llama.base, method, site=llama.site, site_tensors=llama.moment, settings=LOOSE)
     with pytest.raises(EditError, match=r"rank 16 exceeds the site's maximum of 8: use --set rank=8"):
         compiled(llama, method, FRANCE, rank=16)

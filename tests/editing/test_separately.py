@@ -14,9 +14,9 @@ PATCHES = (patch_of(FRANCE, name="one"), patch_of(JAPAN, BRAZIL, name="two"))
 
 def test_a_batch_of_patches_is_compiled_as_one_after_the_other() -> None:
     one = bench()
-    batched = compile_separately(PATCHES, one.base, site=one.site, moment=one.moment, settings=LOOSE)
+    batched = compile_separately(PATCHES, one.base, site=one.site, site_tensors=one.moment, settings=LOOSE)
     for patch, found in zip(PATCHES, batched, strict=True):
-        alone = compile_patch(patch, one.base, site=one.site, moment=one.moment, settings=LOOSE)
+        alone = compile_patch(patch, one.base, site=one.site, site_tensors=one.moment, settings=LOOSE)
         assert found.manifest.columns == alone.manifest.columns
         assert found.manifest.groups == alone.manifest.groups
         assert found.report.missed == ()
@@ -30,12 +30,12 @@ def test_patches_about_one_subject_are_refused() -> None:
     one = bench()
     twice = (patch_of(FRANCE, name="one"), patch_of(FRANCE, name="two"))
     with pytest.raises(EditError, match="one and two both edit 'France'"):
-        compile_separately(twice, one.base, site=one.site, moment=one.moment, settings=LOOSE)
+        compile_separately(twice, one.base, site=one.site, site_tensors=one.moment, settings=LOOSE)
 
 
 def test_a_patch_of_too_high_a_rank_is_refused_in_a_batch_too_before_anything_is_trained() -> None:
     one = bench(max_rank=1)
-    place = {"site": one.site, "moment": one.moment, "settings": LOOSE}
+    place = {"site": one.site, "site_tensors": one.moment, "settings": LOOSE}
     seen: list[str] = []
     with pytest.raises(EditError, match="needs rank 2; the site allows 1"):
         compile_separately(PATCHES, one.base, **place, progress=lambda what, *_: seen.append(what))  # type: ignore[arg-type]

@@ -181,7 +181,9 @@ def test_a_patch_is_the_sum_of_its_edits_and_the_base_is_bit_identical(tmp_path:
     store = Store.create(tmp_path, site, network.tensors())
     compiled = compile_patch(patch_of(0, 1), base, "mend", store=store, settings=LOOSE)
     assert base.state_digest() == before
-    singles = [compile_patch(patch_of(n), base, "mend", site=site, moment=network, settings=LOOSE) for n in (0, 1)]
+    singles = [
+        compile_patch(patch_of(n), base, "mend", site=site, site_tensors=network, settings=LOOSE) for n in (0, 1)
+    ]
     for name, part in compiled.delta.parts.items():
         total = sum(single.delta.parts[name].dense() for single in singles)
         assert (part.dense() - total).norm() < 1e-5 * part.norm()
@@ -196,9 +198,11 @@ def test_a_patch_is_the_sum_of_its_edits_and_the_base_is_bit_identical(tmp_path:
 def test_a_rank_above_the_sites_is_truncated_and_reported() -> None:
     base = tiny_base()
     network = network_for(base)
-    whole = compile_patch(patch_of(0, 1), base, "mend", site=site_for(base, network), moment=network, settings=LOOSE)
+    whole = compile_patch(
+        patch_of(0, 1), base, "mend", site=site_for(base, network), site_tensors=network, settings=LOOSE
+    )
     narrow = site_for(base, network, rank=1)
-    cut = compile_patch(patch_of(0, 1), base, "mend", site=narrow, moment=network, settings=LOOSE)
+    cut = compile_patch(patch_of(0, 1), base, "mend", site=narrow, site_tensors=network, settings=LOOSE)
     assert whole.manifest.rank > cut.manifest.rank == 1
     expected, dropped = whole.delta.truncate(1)
     assert 0 < cut.report.energy_kept == pytest.approx(1 - dropped, abs=1e-5)
@@ -211,9 +215,9 @@ def test_many_patches_at_once_are_those_compiled_one_by_one() -> None:
     base = tiny_base()
     network = network_for(base)
     site, patches = site_for(base, network), [patch_of(0, 1), patch_of(2), patch_of(3)]
-    together = compile_separately(patches, base, "mend", site=site, moment=network, settings=LOOSE)
+    together = compile_separately(patches, base, "mend", site=site, site_tensors=network, settings=LOOSE)
     for patch, compiled in zip(patches, together, strict=True):
-        alone = compile_patch(patch, base, "mend", site=site, moment=network, settings=LOOSE)
+        alone = compile_patch(patch, base, "mend", site=site, site_tensors=network, settings=LOOSE)
         assert compiled.manifest.edits == alone.manifest.edits
         for name, part in alone.delta.parts.items():
             assert (compiled.delta.parts[name].dense() - part.dense()).norm() < 1e-4 * part.norm()
@@ -226,8 +230,8 @@ def test_an_edit_that_misses_is_refused_by_name_or_reported() -> None:
         network.alpha.zero_()  # then nothing changes
     site = site_for(base, network)
     with pytest.raises(UnsafeEdit, match=r"edit 0 \('The capital of France is' → 'Paris'\): the target leads by -"):
-        compile_patch(patch_of(0), base, "mend", site=site, moment=network)
-    reported = compile_patch(patch_of(0), base, "mend", site=site, moment=network, settings=LOOSE)
+        compile_patch(patch_of(0), base, "mend", site=site, site_tensors=network)
+    reported = compile_patch(patch_of(0), base, "mend", site=site, site_tensors=network, settings=LOOSE)
     assert reported.report.missed == (0,)
 
 
@@ -244,11 +248,13 @@ def test_methods_and_sites_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         store.moment()
     other = bench()
     with pytest.raises(EditError, match=r"method mend cannot use this store's site; .*rome"):
-        compile_patch(closed_form_patch(*tiny_edits()[:1]), other.base, "mend", site=other.site, moment=other.moment)
+        compile_patch(
+            closed_form_patch(*tiny_edits()[:1]), other.base, "mend", site=other.site, site_tensors=other.moment
+        )
     with pytest.raises(Incompatible, match="trained for base"):
         network_site(tiny_base("qwen2"), network, card_for(base, network))
     with pytest.raises(EditError, match="the network has digest"):
-        compile_patch(patch_of(0), base, "mend", site=site_for(base, network), moment=network_for(base, layers=1))
+        compile_patch(patch_of(0), base, "mend", site=site_for(base, network), site_tensors=network_for(base, layers=1))
     with pytest.raises(EditError, match="expected 1 to 3 layers"):
         last_matrices(base, 4)
 

@@ -81,7 +81,9 @@ def test_edits_of_subjects_it_never_saw_take_and_leave_others_alone(facts: Facts
     known = [edit for edit, answer in zip(drawn, answers, strict=True) if gives(answer, edit.target_true or "")]
     patches = [Patch(name=f"edit-{number}", edits=(edit,)) for number, edit in enumerate(known[:COUNT])]
     site = network_site(base, network, card)
-    compiled = compile_separately(patches, base, "mend", site=site, moment=network, settings={"on_missed": "report"})
+    compiled = compile_separately(
+        patches, base, "mend", site=site, site_tensors=network, settings={"on_missed": "report"}
+    )
     report = evaluate(compiled, runner, ("weights",), EvaluationSettings(teacher_forced=False, latency=0))
     shares = {measure.metric: measure.value for measure in report.measures if measure.mode == "weights"}
     assert len(known) >= COUNT

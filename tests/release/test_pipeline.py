@@ -56,7 +56,9 @@ def test_every_patch_is_compiled_as_if_alone_or_refused_with_its_reason(pipeline
     assert "the target leads by" in refused.reason
     for patch, found in ((patches[0], first), (patches[2], third)):
         assert isinstance(found, CompiledPatch)
-        alone = compile_patch(patch, pipeline.base, site=pipeline.site, moment=pipeline.moment, settings=LOOSE)
+        alone = compile_patch(
+            patch, pipeline.base, site=pipeline.site, site_tensors=pipeline.site_tensors, settings=LOOSE
+        )
         for module, part in found.delta.parts.items():
             expected = alone.delta.parts[module].dense()
             assert torch.allclose(part.dense(), expected, atol=2e-3 * float(expected.abs().max()))

@@ -52,11 +52,11 @@ def compile_patch(
     *,
     store: Store | None = None,
     site: Site | None = None,
-    moment: SiteTensors | None = None,
+    site_tensors: SiteTensors | None = None,
     settings: MethodSettings | Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> CompiledPatch:
-    """Compile `patch` for `model` at the site of `store`, or at `site` with `moment`. Nothing is saved.
+    """Compile `patch` for `model` at the site of `store`, or at `site` with `site_tensors`. Nothing is saved.
 
     The result has no IKE demonstrations, which are part of a patch's name, and no verdict of a gate: `Pipeline.run`
     adds both and saves the patch. The model is bit-identical afterwards, even after an exception (asserted).
@@ -67,7 +67,7 @@ def compile_patch(
         method: `rome` (closed form), `mend` (hypernetwork), `ft` or `lora` (fine-tuning).
         store: the store whose site and second moment or hypernetwork are read, if they are not given.
         site: where the edits apply.
-        moment: the site's second moment, or its hypernetwork.
+        site_tensors: the site's second moment, or its hypernetwork.
         settings: the method's settings, or plain values for them.
         progress: called with (step, completed units, total units).
 
@@ -87,16 +87,18 @@ def compile_patch(
     chosen = method_of(method)
     values = settings_of(chosen, settings, patch.scope)
     base = model if isinstance(model, Base) else Base.load(model)
-    site, moment = _site_and_tensors(store, site, moment)
+    site, site_tensors = _site_and_tensors(store, site, site_tensors)
     _check_base(base, site)
-    check_site_tensors(method, moment)
+    check_site_tensors(method, site_tensors)
     if patch.base not in (None, base.name, site.model, Path(site.model).name):
         raise Incompatible(f"patch {patch.name} was written for base {patch.base!r}; this store's is {site.model!r}")
     check_edits(base, patch.edits, site.contexts or ())
     if patch.scope == "subject":
-        return _compile_scoped(patch, base, method, site=site, moment=moment, settings=values, progress=progress)
+        return _compile_scoped(
+            patch, base, method, site=site, site_tensors=site_tensors, settings=values, progress=progress
+        )
     with unchanged(base):
-        result = chosen.compile(base, site, moment, patch.edits, values, progress)
+        result = chosen.compile(base, site, site_tensors, patch.edits, values, progress)
     return _compiled_of(patch, method, base, site, result)
 
 
@@ -106,7 +108,7 @@ def compile_separately(
     method: str = "rome",
     *,
     site: Site,
-    moment: SiteTensors,
+    site_tensors: SiteTensors,
     settings: MethodSettings | Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> list[CompiledPatch]:
@@ -122,16 +124,16 @@ def compile_separately(
     chosen = method_of(method)
     values = settings_of(chosen, settings)
     _check_base(base, site)
-    check_site_tensors(method, moment)
+    check_site_tensors(method, site_tensors)
     for patch in patches:
         check_edits(base, patch.edits, site.contexts or ())
     with unchanged(base):
         if chosen.compile_each is not None:
-            results = chosen.compile_each(base, site, moment, patches, values, progress)
+            results = chosen.compile_each(base, site, site_tensors, patches, values, progress)
         else:
             results = list[MethodResult]()
             for patch in patches:
-                results.append(chosen.compile(base, site, moment, patch.edits, values, None))
+                results.append(chosen.compile(base, site, site_tensors, patch.edits, values, None))
                 if progress:
                     progress("compiling", len(results), len(patches))
     return [_compiled_of(patch, method, base, site, result) for patch, result in zip(patches, results, strict=True)]
@@ -143,7 +145,7 @@ def _compile_scoped(
     method: str,
     *,
     site: Site,
-    moment: SiteTensors,
+    site_tensors: SiteTensors,
     settings: Any = None,
     progress: Progress | None = None,
 ) -> CompiledPatch:
@@ -163,7 +165,7 @@ def _compile_scoped(
         if progress:
             progress("compiling subjects", start, len(subjects))
         try:
-            units += compile_separately(batch, base, method, site=site, moment=moment, settings=settings)
+            units += compile_separately(batch, base, method, site=site, site_tensors=site_tensors, settings=settings)
         except UnsafeEdit as error:
             problems += str(error).splitlines()
     if problems:

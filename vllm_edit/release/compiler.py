@@ -89,7 +89,7 @@ class Compiler:
                 self.base,
                 self.method,
                 site=self.site,
-                moment=self.tensors,
+                site_tensors=self.tensors,
                 settings=reporting,
                 progress=self.progress,
             )
@@ -106,7 +106,7 @@ class Compiler:
                 self.base,
                 self.method,
                 site=self.site,
-                moment=self.tensors,
+                site_tensors=self.tensors,
                 settings=self.settings,
                 progress=self.progress,
             )

@@ -110,7 +110,7 @@ class Pipeline:
         return cls(opened, base, stored_bank(opened) if bank is None else bank)
 
     @cached_property
-    def moment(self) -> SiteTensors:
+    def site_tensors(self) -> SiteTensors:
         """The site's second moment (hundreds of megabytes for a large model) or network; not needed to judge."""
         return site_tensors_of(self.site, self.store.site_tensors())
 
@@ -148,7 +148,13 @@ class Pipeline:
         """
         started = clock()
         compiled = compile_patch(
-            patch, self.base, method, site=self.site, moment=self.moment, settings=settings, progress=progress
+            patch,
+            self.base,
+            method,
+            site=self.site,
+            site_tensors=self.site_tensors,
+            settings=settings,
+            progress=progress,
         )
         compiled = with_demonstrations(compiled, self.bank, self.base.tokenizer)
         return self.judge(compiled, clock() - started, progress)
@@ -176,7 +182,7 @@ class Pipeline:
         Yields:
             Each patch, with its outcome or the reason why it is refused.
         """
-        compiler = Compiler(self.base, self.site, self.moment, method, settings, progress or silent)
+        compiler = Compiler(self.base, self.site, self.site_tensors, method, settings, progress or silent)
         for attempt in compiler.attempts(patches, clock):
             result: Outcome | Refused
             if isinstance(attempt.result, CompiledPatch):
@@ -242,7 +248,7 @@ class Pipeline:
             Each patch compiled, with its demonstrations, or the reason why it is refused, in the order of `patches`.
         """
         report = progress or silent
-        compiler = Compiler(self.base, self.site, self.moment, method, settings, report)
+        compiler = Compiler(self.base, self.site, self.site_tensors, method, settings, report)
         results = {attempt.row: attempt.result for attempt in compiler.attempts(patches)}
         finished: list[CompiledPatch | Refused] = []
         for row, patch in enumerate(patches):
