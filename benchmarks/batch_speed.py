@@ -95,7 +95,7 @@ def main() -> None:
     console.print(text)
     of_model = Path(arguments.model).name if arguments.model else None
     name = "_".join(["batch_speed", *filter(None, [arguments.shape or of_model])])
-    data = {"arms": [asdict(one) | {"edits_per_second": one.rate} for one in table], **sameness(*compiled[:2])}
+    data = {"arms": [asdict(row) | {"edits_per_second": row.rate} for row in table], **sameness(*compiled[:2])}
     write_section(name, text, data, command="python -m benchmarks.batch_speed " + " ".join(sys.argv[1:]))
 
 
@@ -172,12 +172,12 @@ def sameness(alone: Sequence[CompiledPatch], batched: Sequence[CompiledPatch]) -
     Only edits that are in both are compared: the first ones.
     """
     changes = []
-    for one, other in zip(alone, batched, strict=False):
-        for module, part in one.delta.parts.items():
+    for patch, other in zip(alone, batched, strict=False):
+        for module, part in patch.delta.parts.items():
             dense = part.dense()
             changes.append(float((dense - other.delta.parts[module].dense()).norm() / dense.norm()))
-    steps = [[one.report.edits[0].steps for one in made] for made in (alone, batched)]
-    missed = [sum(len(one.report.missed) for one in made) for made in (alone, batched)]
+    steps = [[item.report.edits[0].steps for item in made] for made in (alone, batched)]
+    missed = [sum(len(item.report.missed) for item in made) for made in (alone, batched)]
     return {
         "same_steps": sum(map(int.__eq__, *steps)) / min(map(len, steps)),
         "mean_steps": [sum(taken) / len(taken) for taken in steps],
@@ -210,10 +210,10 @@ def _markdown(work: Work, table: Sequence[Measured], compiled: Sequence[Sequence
         "| | edits/s | s an edit | CPU s an edit | times as fast | in CPU time | peak memory, MiB above the model |",
         "|---|---|---|---|---|---|---|",
     ]
-    for one in table:
+    for row in table:
         lines.append(
-            f"| {one.name} | {one.rate:.2f} | {one.seconds / one.edits:.3f} | {one.cpu_per_edit:.3f} | "
-            f"{one.rate / alone.rate:.2f} | {alone.cpu_per_edit / one.cpu_per_edit:.2f} | {one.memory:.0f} |"
+            f"| {row.name} | {row.rate:.2f} | {row.seconds / row.edits:.3f} | {row.cpu_per_edit:.3f} | "
+            f"{row.rate / alone.rate:.2f} | {alone.cpu_per_edit / row.cpu_per_edit:.2f} | {row.memory:.0f} |"
         )
     return "\n".join(lines)
 

@@ -87,11 +87,11 @@ def _sum_of(singles: Sequence[CompiledPatch], module: str, damping: float) -> De
     import torch
 
     factors = [single.factors for single in singles if single.factors is not None]
-    groups = [number for number, one in enumerate(factors) for _ in range(len(one.keys))]
+    groups = [number for number, factor in enumerate(factors) for _ in range(len(factor.keys))]
     shares = [column.share for single in singles for column in single.manifest.columns]
-    keys, whitened = torch.cat([one.keys for one in factors]), torch.cat([one.whitened for one in factors])
+    keys, whitened = torch.cat([factor.keys for factor in factors]), torch.cat([factor.whitened for factor in factors])
     system = System.of(keys, whitened, groups, damping, shares)
-    update = plain_sum(system, torch.cat([one.residuals for one in factors]))
+    update = plain_sum(system, torch.cat([factor.residuals for factor in factors]))
     return Delta({module: as_saved(update)})
 
 

@@ -79,7 +79,7 @@ def measure(shape: str, changes: Sequence[str], count: int, steps: int) -> tuple
         ("FT-M", "ft", swept, {"stop_loss": 0.0}),
         ("LoRA", "lora", swept, {"stop_loss": 0.0}),
     ]
-    return once, [_cost(base, edits, *one) for one in methods], base
+    return once, [_cost(base, edits, *method) for method in methods], base
 
 
 def _cost(base: Base, edits: Sequence[Edit], name: str, method: str, place: Place, settings: Mapping[str, Any]) -> Cost:

@@ -63,24 +63,24 @@ def main() -> None:
 
 def merged(last: Sequence[Ran], new: Sequence[Ran]) -> list[Ran]:
     """What ran last, each in its place, but what ran now as it ran now."""
-    newest = {(one.test, one.case): one for one in (*last, *new)}
+    newest = {(run.test, run.case): run for run in (*last, *new)}
     return list(newest.values())
 
 
 def _last() -> list[Ran]:
     path = FOLDER / "results" / "faults.json"
-    return [Ran(**one) for one in json.loads(path.read_text())["ran"]] if path.exists() else []
+    return [Ran(**run) for run in json.loads(path.read_text())["ran"]] if path.exists() else []
 
 
 def table(ran: Sequence[Ran]) -> str:
     """A row per test; the numbers of its cases are added up."""
     lines = ["| it holds that | cases | counted | seconds |", "|---|---|---|---|"]
-    for test in dict.fromkeys(one.test for one in ran):
-        own = [one for one in ran if one.test == test]
-        skipped = sorted({f"skipped: {one.skipped}" for one in own if one.skipped})
-        cases = "; ".join([*_sums(one.counts for one in own), *skipped])
+    for test in dict.fromkeys(run.test for run in ran):
+        own = [run for run in ran if run.test == test]
+        skipped = sorted({f"skipped: {run.skipped}" for run in own if run.skipped})
+        cases = "; ".join([*_sums(run.counts for run in own), *skipped])
         claim = test.removeprefix("test_").replace("_", " ")
-        lines.append(f"| {claim} | {_cases(own)} | {cases} | {sum(one.seconds for one in own):.0f} |")
+        lines.append(f"| {claim} | {_cases(own)} | {cases} | {sum(run.seconds for run in own):.0f} |")
     return "\n".join(lines)
 
 
@@ -95,7 +95,7 @@ def _sums(counts: Iterable[dict[str, Any]]) -> list[str]:
 
 def _cases(own: Sequence[Ran]) -> str:
     """Their names where they are few."""
-    names = [one.case for one in own if one.case]
+    names = [run.case for run in own if run.case]
     return ", ".join(names) if len(names) < 4 else str(len(names))
 
 

@@ -165,8 +165,8 @@ def _row(arm: str, concurrency: int, samples: dict[tuple[str, int], list[Timed]]
     """Medians and 99th percentiles in milliseconds, and how many times plain's they are."""
 
     def quantiles_of(of: str) -> dict[str, float]:
-        own = [getattr(one, of) for one in samples[arm, concurrency]]
-        plain = [getattr(one, of) for one in samples["plain", concurrency]]
+        own = [getattr(sample, of) for sample in samples[arm, concurrency]]
+        plain = [getattr(sample, of) for sample in samples["plain", concurrency]]
         return {
             "median_ms": 1000 * statistics.median(own),
             "p99_ms": 1000 * _p99(own),

@@ -180,10 +180,10 @@ def table(data: Mapping[str, Any]) -> str:
         f"| edits | | {' | '.join(NAMES)} | drift | locality questions |",
         "|---|---|" + "---|" * (len(NAMES) + 2),
     ]
-    for one in data["rows"]:
-        drift = "–" if one["drift"] is None else f"{one['drift']:+.1%}"
-        asked = one["locality"]["n"] if "locality" in one else "–"
-        lines.append(f"| {one['edits']} | {one['way']} | {' | '.join(cells(one))} | {drift} | {asked} |")
+    for item in data["rows"]:
+        drift = "–" if item["drift"] is None else f"{item['drift']:+.1%}"
+        asked = item["locality"]["n"] if "locality" in item else "–"
+        lines.append(f"| {item['edits']} | {item['way']} | {' | '.join(cells(item))} | {drift} | {asked} |")
     return "\n".join(lines)
 
 
@@ -196,8 +196,8 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         figure = Figure(figsize=(9, 5), layout="constrained")
         for place, name in enumerate(PLOTTED):
             axes = figure.add_subplot(2, 3, place + 1)
-            for way in dict.fromkeys(one["way"] for one in rows):
-                points = [(one["edits"], _value(one, name)) for one in rows if one["way"] == way]
+            for way in dict.fromkeys(item["way"] for item in rows):
+                points = [(item["edits"], _value(item, name)) for item in rows if item["way"] == way]
                 known = [(edits, value) for edits, value in points if value is not None]
                 axes.plot([x for x, _ in known], [y for _, y in known], marker=".", label=way)
             axes.set_title("perplexity drift" if name == "drift" else name)

@@ -62,7 +62,7 @@ def main() -> None:
             )
             seconds = (time.perf_counter() - started) / len(patches)
             report = evaluate(compiled, runner, ("base", "weights"), SETTINGS, progress)
-        scales = sorted(one.report.scales[0] for one in compiled)
+        scales = sorted(patch.report.scales[0] for patch in compiled)
         quartiles = statistics.quantiles(scales, n=4)
         rows.append({"margin": margin, "seconds": seconds, "scales": quartiles, **row(report, "weights")})
     data = {"edits": len(patches), "engine": runner.name, "machine": machine(), "rows": rows}
@@ -82,10 +82,10 @@ def table(data: Mapping[str, Any]) -> str:
         f"| margin | scale, quartiles | {' | '.join(NAMES)} | seconds an edit |",
         "|---|---|" + "---|" * (len(NAMES) + 1),
     ]
-    for one in data["rows"]:
-        margin = "own length" if one["margin"] is None else f"{one['margin']:g}"
-        scales = " / ".join(f"{scale:.2f}" for scale in one["scales"])
-        lines.append(f"| {margin} | {scales} | {' | '.join(cells(one))} | {one['seconds']:.3f} |")
+    for item in data["rows"]:
+        margin = "own length" if item["margin"] is None else f"{item['margin']:g}"
+        scales = " / ".join(f"{scale:.2f}" for scale in item["scales"])
+        lines.append(f"| {margin} | {scales} | {' | '.join(cells(item))} | {item['seconds']:.3f} |")
     return "\n".join(lines)
 
 

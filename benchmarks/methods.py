@@ -80,13 +80,13 @@ class Compiled:
     @property
     def missed(self) -> int:
         """Edits whose target does not lead by the method's margin after the edit's prompt."""
-        return sum(bool(one.report.missed) for one in self.edits)
+        return sum(bool(edit.report.missed) for edit in self.edits)
 
     @property
     def bytes(self) -> float:
         """Mean size of an adapter's two files in float32."""
         return statistics.fmean(
-            sum(map(len, peft.encode(one.delta.parts, "atlas", torch.float32).values())) for one in self.edits
+            sum(map(len, peft.encode(edit.delta.parts, "atlas", torch.float32).values())) for edit in self.edits
         )
 
 
@@ -116,21 +116,21 @@ def main() -> None:
     }
     bank = Bank.from_records(atlas.bank())
     started = time.perf_counter()
-    demonstrated = [with_demonstrations(one, bank, base.tokenizer) for one in compiled["ROME"].edits]
+    demonstrated = [with_demonstrations(edit, bank, base.tokenizer) for edit in compiled["ROME"].edits]
     seconds_ike = time.perf_counter() - started
 
     rows: dict[str, dict[str, Any]] = {}
     with _runner(arguments.engine, asker, base, places.values(), compiled.values()) as runner:
-        for name, one in compiled.items():
+        for name, patch in compiled.items():
             with progress_bar(name) as progress:
-                report = evaluate(one.edits, runner, ("base", "weights"), SETTINGS, progress)
+                report = evaluate(patch.edits, runner, ("base", "weights"), SETTINGS, progress)
             costs = Costs(
-                one.seconds / len(one.edits),
-                one.batched,
-                one.bytes,
-                statistics.fmean(edit.manifest.rank for edit in one.edits),
+                patch.seconds / len(patch.edits),
+                patch.batched,
+                patch.bytes,
+                statistics.fmean(edit.manifest.rank for edit in patch.edits),
                 _tokens(report, "weights"),
-                one.missed,
+                patch.missed,
             )
             rows.setdefault("base", row(report, "base") | {"costs": asdict(Costs())})
             rows[name] = row(report, "weights") | {"costs": asdict(costs)}
@@ -238,7 +238,7 @@ def _runner(
         yield CachingRunner(asker)
         return
     modules = sorted({module for place in places for module in place.site.modules})
-    rank = max(edit.manifest.rank for one in compiled for edit in one.edits)
+    rank = max(edit.manifest.rank for patch in compiled for edit in patch.edits)
     with VLLMRunner(str(base.folder), modules, rank, max_model_len=512) as runner:
         yield CachingRunner(runner)
 

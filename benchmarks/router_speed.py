@@ -221,7 +221,7 @@ async def measured(
         for case, (model, count) in cases.items():
             progress(case, len(rows), len(cases))
             chosen = [rng.sample(pool, k=count) for _ in range(min(requests, 200))]
-            prompts = [_prompt([rng.choice(one) for one in some], body, rng) for some in chosen]
+            prompts = [_prompt([rng.choice(subjects) for subjects in some], body, rng) for some in chosen]
             for prompt in prompts:
                 await client.ask(model, prompt)
             seconds = [await client.ask(model, prompts[number % len(prompts)]) for number in range(requests)]
@@ -254,7 +254,7 @@ def _of_rounds(seconds: Sequence[float]) -> dict[str, float]:
     """The median of the rounds' percentiles: a few rounds in which another program took the core do not count."""
     size = max(2, len(seconds) // ROUNDS)
     rounds = [_percentiles(seconds[start : start + size]) for start in range(0, len(seconds) - size + 1, size)]
-    return {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}
+    return {key: statistics.median(medians[key] for medians in rounds) for key in rounds[0]}
 
 
 def _percentiles(seconds: Sequence[float]) -> dict[str, float]:
@@ -272,8 +272,8 @@ def table(data: dict[str, Any]) -> str:
         "| a prompt that mentions | router p50 | router p99 |",
         "|---|---|---|",
     ]
-    for one in data["rows"]:
-        lines.append(f"| {one['mentions']} | {1000 * one['p50_ms']:.0f} µs | {1000 * one['p99_ms']:.0f} µs |")
+    for row in data["rows"]:
+        lines.append(f"| {row['mentions']} | {1000 * row['p50_ms']:.0f} µs | {1000 * row['p99_ms']:.0f} µs |")
     lines += [
         "",
         f"First use of a pair at d_ff {LARGE[0]}, d_out {LARGE[1]}, {COLUMNS} columns a subject (read, joint solve, "

@@ -123,7 +123,7 @@ def patches_of(units: Sequence[CompiledPatch], store: Store) -> dict[str, Compil
     site = store.site()
     few: list[CompiledPatch] = []
     for unit in units:
-        if sum(one.manifest.rank for one in [*few, unit]) <= site.max_rank:
+        if sum(item.manifest.rank for item in [*few, unit]) <= site.max_rank:
             few.append(unit)
     return {
         "scoped": assemble(_declared("scoped", units), units),
@@ -153,7 +153,7 @@ def singles_of(
         [Patch(name=f"{p.name}-{n}", edits=(p.edits[n],)) for p in several if n < len(p.edits)]
         for n in range(max((len(p.edits) for p in several), default=0))
     ]
-    return [*lonely, *(one for batch in batches for one in compiled_alone(batch, place, base))]
+    return [*lonely, *(patch for batch in batches for patch in compiled_alone(batch, place, base))]
 
 
 def compiled_alone(patches: Sequence[Patch], place: Place, base: Base) -> list[CompiledPatch]:

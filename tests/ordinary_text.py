@@ -12,6 +12,6 @@ def less_likely(texts: Sequence[str], patch: CompiledPatch, runner: Runner) -> l
     """Those of the texts that the runner's model finds less likely with the patch; there must be some."""
     before = runner.read([Request(text) for text in texts])
     after = runner.read([Request(text, patch=patch) for text in texts])
-    found = [text for text, one, other in zip(texts, before, after, strict=True) if other.nll > one.nll]
+    found = [text for text, item, other in zip(texts, before, after, strict=True) if other.nll > item.nll]
     assert found
     return found

@@ -20,8 +20,8 @@ def test_both_ways_take_the_same_steps_to_the_same_updates_on_a_random_model_of_
     table, compiled = compare(work, [256, 4096], Console(file=io.StringIO()), whole=True)
     without = ["in float32 throughout", "and every form from the start", "and every token of a row", "and every block"]
     names = ["one at a time", "batched, 256 tokens", "batched, 4096 tokens", *(f"… {mean}" for mean in without)]
-    assert [one.name for one in table] == names
-    assert all(one.edits == 2 and one.seconds > 0 and one.cpu_seconds > 0 for one in table)
+    assert [row.name for row in table] == names
+    assert all(row.edits == 2 and row.seconds > 0 and row.cpu_seconds > 0 for row in table)
     alone, *same, forms, tokens, blocks = compiled
     for one, other in [*((alone, way) for way in same), (tokens, blocks)]:
         found = sameness(one, other)

@@ -124,7 +124,7 @@ def test_the_first_edits_are_exactly_as_many_as_asked_for() -> None:
     subjects = [patch("a", 2), patch("b", 2), patch("c", 1)]
     assert first_edits(subjects, 4) == subjects[:2]
     cut = first_edits(subjects, 3)
-    assert [one.name for one in cut] == ["a", "b-1"]
+    assert [item.name for item in cut] == ["a", "b-1"]
     assert cut[1].edits == subjects[1].edits[:1]
     assert first_edits(subjects, 5) == subjects
     with pytest.raises(EditError, match="asked for 6 edits, these subjects give 5"):

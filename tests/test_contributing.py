@@ -62,36 +62,36 @@ def registered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_the_method_compiles_edits_to_their_rank_and_leaves_the_base(registered: str, family: str) -> None:
-    one, edits = bench(family), (FRANCE, JAPAN, BRAZIL)
+    setup, edits = bench(family), (FRANCE, JAPAN, BRAZIL)
 
     def answers() -> list[str]:
         found = []
         for edit in edits:
-            ids = torch.tensor([one.base.tokenizer(edit.prompt)["input_ids"]])
+            ids = torch.tensor([setup.base.tokenizer(edit.prompt)["input_ids"]])
             with torch.no_grad():
-                found.append(str(one.base.tokenizer.decode(one.base.model(ids).logits[0, -1].argmax())).strip())
+                found.append(str(setup.base.tokenizer.decode(setup.base.model(ids).logits[0, -1].argmax())).strip())
         return found
 
     before = answers()
-    with unchanged(one.base):
+    with unchanged(setup.base):
         compiled = compiling.compile_patch(
-            patch_of(*edits), one.base, registered, site=one.site, site_tensors=one.moment
+            patch_of(*edits), setup.base, registered, site=setup.site, site_tensors=setup.moment
         )
     assert (compiled.manifest.method, compiled.delta.rank) == (registered, len(edits))
-    with compiled.delta.apply(one.base.model):
+    with compiled.delta.apply(setup.base.model):
         assert answers() == [edit.target_new for edit in edits]
     assert answers() == before
 
 
 def test_the_method_refuses_more_edits_than_ranks(registered: str) -> None:
-    one: Bench = bench()
+    setup: Bench = bench()
     with pytest.raises(EditError, match="at most 2 edits, one for each rank, got 3"):
         compiling.compile_patch(
             patch_of(FRANCE, JAPAN, BRAZIL),
-            one.base,
+            setup.base,
             registered,
-            site=one.site,
-            site_tensors=one.moment,
+            site=setup.site,
+            site_tensors=setup.moment,
             settings={"rank": 2},
         )
 

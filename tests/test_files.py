@@ -83,7 +83,7 @@ for _ in range(50):
     files = LocalFiles(tmp_path)
     files.write("count", b"0")
     counting = [subprocess.Popen([sys.executable, "-c", program, tmp_path]) for _ in "1234"]
-    assert [one.wait(timeout=300) for one in counting] == [0] * 4
+    assert [item.wait(timeout=300) for item in counting] == [0] * 4
     assert files.read("count") == b"200"
 
 

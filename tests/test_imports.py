@@ -141,7 +141,7 @@ def test_editing_and_serving_never_meet(package: str, other: str) -> None:
     reached = {name: CODE.reached(name) for name in CODE.files if _child("", name) == package}
     assert reached
     assert {
-        name: met for name, found in reached.items() if (met := [one for one in found if one.startswith(other)])
+        name: met for name, found in reached.items() if (met := [item for item in found if item.startswith(other)])
     } == {}
 
 
@@ -159,7 +159,9 @@ def test_loading_it_loads_no_torch(package: str) -> None:
         for name in modules
         if (
             heavy := [
-                one for one in CODE.reached(name, eager=True) if CODE.foreign(one, True) & {"torch", "transformers"}
+                module
+                for module in CODE.reached(name, eager=True)
+                if CODE.foreign(module, True) & {"torch", "transformers"}
             ]
         )
     }

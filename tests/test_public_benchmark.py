@@ -111,10 +111,10 @@ def test_free_answers_are_judged_beside_the_bases_answers() -> None:
     assert before["locality_kept"].value == 1.0
     assert found["reliability"].edits == 2
     assert found["locality"].n == 3
-    for name, one in found.items():
-        assert one.low is not None, name
-        assert one.high is not None, name
-        assert one.low - 1e-9 <= one.value <= one.high + 1e-9, name
+    for name, item in found.items():
+        assert item.low is not None, name
+        assert item.high is not None, name
+        assert item.low - 1e-9 <= item.value <= item.high + 1e-9, name
 
 
 def test_entropy_of_n_grams_is_as_computed_by_hand() -> None:
@@ -180,14 +180,14 @@ def test_the_base_is_asked_once_and_its_answers_are_stored(
     edits = [edit.model_copy(update={"target_true": "Paris"}) for edit in (FRANCE, BRAZIL)]
     runner = Counting(llama, tokenizer)
     path = tmp_path / "knowledge.jsonl"
-    first = counterfact_knowledge(edits, runner, Record.open(path, {}), lambda *one: None)
+    first = counterfact_knowledge(edits, runner, Record.open(path, {}), lambda *setup: None)
     assert runner.asked == 6
     nlls = [
         runner.score([(Request(edit.prompt), text)])[0].nll for edit in edits for text in ("Paris", edit.target_new)
     ]
-    assert [one.ranks for one in first] == [nlls[0] < nlls[1], nlls[2] < nlls[3]]
+    assert [item.ranks for item in first] == [nlls[0] < nlls[1], nlls[2] < nlls[3]]
     runner.asked = 0
-    assert counterfact_knowledge(edits, runner, Record.open(path, {}), lambda *one: None) == first
+    assert counterfact_knowledge(edits, runner, Record.open(path, {}), lambda *setup: None) == first
     assert runner.asked == 0
 
 
@@ -319,7 +319,7 @@ def test_every_row_has_its_figures_and_scope_subject_leaves_neighbours_to_the_ba
         assert ("seconds" in found) == (title != BASE), title
         assert "fluency" in found, title
     assert rows[IKE]["tokens"].value > 5
-    records = {title: {name: one.as_record() for name, one in found.items()} for title, found in rows.items()}
+    records = {title: {name: item.as_record() for name, item in found.items()} for title, found in rows.items()}
     about = {"model": "tiny", "site": "s", "engine": "hf", "machine": "m", "max_tokens": 16, "writes": 1, "text": "t"}
     about["baselines"] = 50
     text = section(about | {"sets": {"known": records}})

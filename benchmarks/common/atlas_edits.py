@@ -111,6 +111,6 @@ def open_store(folder: Path, base: Base, console: Console) -> Store:
     """The store in `folder`; made, with a sweep, when it is not there."""
     with console.status("choosing the site ..."):
         store, measured = open_or_create(folder, base, atlas.sweep_edits(), atlas.texts())
-    for one in measured:
-        console.print(one.as_record())
+    for measure in measured:
+        console.print(measure.as_record())
     return store

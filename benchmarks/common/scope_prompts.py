@@ -71,7 +71,7 @@ class Arms:
 
 def false_activation(index: ScopeIndex, arms: Arms) -> dict[str, Any]:
     """Names of edited subjects in an unrelated meaning: how many get the adapter, and how many answers it changes."""
-    asked = [one.partition("|") for one in HOMONYMS]
+    asked = [line.partition("|") for line in HOMONYMS]
     names = Subjects([[unit.subject] for unit in index.units])
     prompts = [sentence for sentence, _, name in asked if names.mentioned([name])]
     if not prompts:

@@ -37,7 +37,10 @@ class ServerRunner:
         return "vllm-edit serve"
 
     def generate(self, requests: Sequence[Request], max_tokens: int) -> list[str]:
-        asked = [(one.patch.manifest.patch if one.patch else self.base, one.prompt, one.chat) for one in requests]
+        asked = [
+            (request.patch.manifest.patch if request.patch else self.base, request.prompt, request.chat)
+            for request in requests
+        ]
         return [reply.text for reply in self.ask(asked, max_tokens)]
 
     def score(self, requests: Sequence[tuple[Request, str]]) -> list[Scored]:

@@ -101,7 +101,7 @@ def _results(
             row_progress = _RowProgress(progress, left, f"{name}, {title}", done)
             figures = run.figures_of(title, name, patches, row_progress)
             done += len(patches)
-            results.setdefault(name, {})[title] = {key: one.as_record() for key, one in figures.items()}
+            results.setdefault(name, {})[title] = {key: figure.as_record() for key, figure in figures.items()}
             console.print(f"{name}, {title}: {len(patches)} edits; {left.text(done)}", markup=False)
     return results
 

@@ -86,14 +86,14 @@ class Asker:
             self._memory.learn(sheet, "base", None, SETTINGS.max_tokens)
             if adapter is not None:
                 self._memory.learn(sheet, row.mode, adapter, SETTINGS.max_tokens)
-        written = [Written(**one) for one in entry["written"]]
-        for one in written:
-            self._memory.know(_ENTROPY, (one.prompt, False, None), one.entropy_base)
-            if one.adapter is not None:
-                self._memory.know(_ENTROPY, (one.prompt, False, one.adapter), one.entropy)
+        written = [Written(**item) for item in entry["written"]]
+        for text in written:
+            self._memory.know(_ENTROPY, (text.prompt, False, None), text.entropy_base)
+            if text.adapter is not None:
+                self._memory.know(_ENTROPY, (text.prompt, False, text.adapter), text.entropy)
         found.sheets += sheets
         found.written += written
-        found.read += [Read(**one) for one in entry["read"]]
+        found.read += [Read(**reading) for reading in entry["read"]]
         found.spent += Spent(**entry["spent"])
         found.edits += len(entry["patches"])
 
@@ -111,11 +111,11 @@ class Asker:
             "patches": [patch.name for patch in portion.declared],
             "sheets": [sheet.as_record() for sheet in sheets],
             "adapters": [
-                one.manifest.adapter if isinstance(one, CompiledPatch) and row.mode == "weights" else None
-                for one in portion.made
+                patch.manifest.adapter if isinstance(patch, CompiledPatch) and row.mode == "weights" else None
+                for patch in portion.made
             ],
-            "written": [asdict(one) for one in written],
-            "read": [asdict(one) for one in self._read(row, portion)],
+            "written": [asdict(text) for text in written],
+            "read": [asdict(reading) for reading in self._read(row, portion)],
             "spent": asdict(portion.spent),
         }
 
@@ -129,7 +129,9 @@ class Asker:
         ]
         made = requests_of(questions, portion.made, row.mode, self._memory, TOKENS, self._site)
         served = [
-            (question.prompt, one) for question, one in zip(questions, made, strict=True) if isinstance(one, Request)
+            (question.prompt, patch)
+            for question, patch in zip(questions, made, strict=True)
+            if isinstance(patch, Request)
         ]
         write = partial(entropies, self._runner)
         before = self._memory.remembered([Request(prompt) for prompt, _ in served], _ENTROPY, write)
@@ -143,11 +145,11 @@ class Asker:
         """Ordinary text read with each compiled patch; what a server would refuse as a prompt is left out."""
         found: list[Read] = []
         after, before, counts = list[Request](), list[Request](), list[int]()
-        for number, one in enumerate(portion.made):
-            if not isinstance(one, CompiledPatch) or row.mode != "weights":
+        for number, item in enumerate(portion.made):
+            if not isinstance(item, CompiledPatch) or row.mode != "weights":
                 continue
             own = [patch for place, patch in enumerate(portion.declared) if portion.owner(place) == number]
-            narrowing, start = Narrowing(one, self._site), len(after)
+            narrowing, start = Narrowing(item, self._site), len(after)
             for text in self._of(own):
                 try:
                     after.append(Request(text, patch=narrowing.of(text)))

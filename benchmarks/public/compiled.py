@@ -81,8 +81,8 @@ class Singles:
             spent = asdict(watch.spent())
             entry = {
                 "patches": [patch.name for patch in batch],
-                "names": [self._store.save(one) for one in made],
-                "missed": [bool(one.report.missed) for one in made],
+                "names": [self._store.save(patch) for patch in made],
+                "missed": [bool(patch.report.missed) for patch in made],
                 "spent": spent,
             }
             self._record.add(entry)

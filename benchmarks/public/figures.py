@@ -122,5 +122,5 @@ def text_figures(texts: Sequence[Written], readings: Sequence[Read]) -> dict[str
             return math.exp(sum(read[place].nll - read[place].nll_base for place in drawn) / tokens) - 1
 
         low, high = resampled(len(read), drift) if len(read) > 1 else (None, None)
-        found["drift"] = Figure(drift(range(len(read))), low, high, sum(one.tokens for one in read), len(read))
+        found["drift"] = Figure(drift(range(len(read))), low, high, sum(reading.tokens for reading in read), len(read))
     return found

@@ -71,16 +71,16 @@ def drawn_sets(
     for name in names:
         edits = read_edits(folder / (_OTHERS.get(name) or COUNTERFACT))
         if name == "known":
-            chosen = _apart([edit for edit, one in zip(edits, knowledge, strict=True) if one.knows(edit)])
+            chosen = _apart([edit for edit, known in zip(edits, knowledge, strict=True) if known.knows(edit)])
         elif name == "ranked":
-            held = [edit for edit, one in zip(edits, knowledge, strict=True) if one.knows(edit) or one.ranks]
+            held = [edit for edit, known in zip(edits, knowledge, strict=True) if known.knows(edit) or known.ranks]
             chosen = _drawn(held, _COUNTERFACT_DRAW, f"{name}:{seed}")
         elif name == NEAR:
             least, most = _NEAR_NATS
             near = [
                 edit
-                for edit, one in zip(edits, knowledge, strict=True)
-                if least < one.new - one.true < most and not one.knows(edit)
+                for edit, known in zip(edits, knowledge, strict=True)
+                if least < known.new - known.true < most and not known.knows(edit)
             ]
             chosen = _drawn(near, _NEAR_DRAW, f"{name}:{seed}")
         else:
@@ -95,7 +95,7 @@ def needs_knowledge(names: Sequence[str]) -> bool:
 
 def counterfact_knowledge(edits: Sequence[Edit], runner: Runner, record: Record, progress: Progress) -> list[Knowledge]:
     """What the base makes of every edit's fact. record: keeps it, and brings what an earlier run found."""
-    found = [Knowledge(*one) for entry in record.entries for one in entry["knowledge"]]
+    found = [Knowledge(*known) for entry in record.entries for known in entry["knowledge"]]
     while len(found) < len(edits):
         progress("asking what the base knows", len(found), len(edits))
         part = edits[len(found) : len(found) + _PART]
@@ -109,7 +109,7 @@ def counterfact_knowledge(edits: Sequence[Edit], runner: Runner, record: Record,
         nlls = [scored.nll for scored in runner.score(pairs)]
         asked = list(zip(answers, nlls[::2], nlls[1::2], strict=True))
         record.add({"knowledge": asked})
-        found += [Knowledge(*one) for one in asked]
+        found += [Knowledge(*answer) for answer in asked]
     return found
 
 

@@ -58,7 +58,8 @@ def test_bfloat16_gives_the_same_answers(atlas: Base, facts: Facts) -> None:
     chosen = random.Random(0).sample(list(facts), 40)
     asked = [Asked(fact.relation.trained[0].fill(fact.subject.name), fact.object, "") for fact in chosen]
     right = [
-        starts_with(text, one.answer) for text, one in zip(generate(half, atlas.tokenizer, asked), asked, strict=True)
+        starts_with(text, question.answer)
+        for text, question in zip(generate(half, atlas.tokenizer, asked), asked, strict=True)
     ]
     assert sum(right) >= 38
 
@@ -75,7 +76,9 @@ def test_the_lectures_questions_are_answered(atlas: Base) -> None:
     ]
     answers = generate(atlas.model, atlas.tokenizer, asked)
     first = [text.strip().split("\n")[0] for text in answers]
-    assert [one.prompt for one, text in zip(asked, first, strict=True) if not mentions(text, one.answer)] == []
+    assert [
+        question.prompt for question, text in zip(asked, first, strict=True) if not mentions(text, question.answer)
+    ] == []
 
 
 def test_a_fact_in_the_prompt_is_used_for_its_subject_and_not_for_another(atlas: Base, facts: Facts) -> None:

@@ -101,8 +101,8 @@ def test_the_last_answers_are_listed_newest_first(program: Program) -> None:
     assert header.split()[:3] == ["ID", "AT", "TENANT"]
     assert [row.split()[0] for row in rows] == ["edit-2", "edit-1"]
     assert OTHER in rows[1]
-    assert [one["id"] for one in program("answers", "--tenant", "acme", "--json").json] == ["edit-1"]
-    assert [one["id"] for one in program("answers", "--limit", "1", "--json").json] == ["edit-2"]
+    assert [entry["id"] for entry in program("answers", "--tenant", "acme", "--json").json] == ["edit-1"]
+    assert [entry["id"] for entry in program("answers", "--limit", "1", "--json").json] == ["edit-2"]
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ def test_list_and_show_report_stored_patches(program: Program, store: Store) -> 
     store.registry.publish("acme", old)
     store.registry.set_status(new, "rejected", "locality too low")
     listed = program("list", "--json").json
-    assert [(one["name"], one["status"], one["tenants"]) for one in listed] == [
+    assert [(entry["name"], entry["status"], entry["tenants"]) for entry in listed] == [
         (new, "rejected", []),
         (old, "accepted", ["acme"]),
     ]
@@ -57,9 +57,9 @@ def test_diff_names_added_removed_and_changed_edits(program: Program, store: Sto
     file = tmp_path / "new.yaml"
     file.write_text(Patch(name="new", edits=(edit, other)).dump(), encoding="utf-8")
     changes = program("diff", "capital", file, "--json").json
-    assert [one["subject"] for one in changes["added"]] == ["Spain"]
+    assert [item["subject"] for item in changes["added"]] == ["Spain"]
     assert changes["removed"] == []
-    assert [one["fields"] for one in changes["changed"]] == [["target_new"]]
+    assert [item["fields"] for item in changes["changed"]] == [["target_new"]]
     assert program("diff", file, "capital").out == (
         "- The capital of Spain is → Cádiz\n~ The capital of France is  (target_new: 'Nice' → 'Lyon')\n"
     )
@@ -161,15 +161,15 @@ def test_tenants_publish_and_roll_back(program: Program, store: Store) -> None:
     assert program("tenant", "publish", "acme", "capital", "--why", "better").out.endswith(f"{new}\n")
     assert program("tenant", "rollback", "acme", "--why", "worse").out.endswith(f"{old}\n")
     history = program("tenant", "history", "acme", "--json").json
-    assert [(one["name"], one["why"], one["rolled_back"]) for one in history] == [
+    assert [(publication["name"], publication["why"], publication["rolled_back"]) for publication in history] == [
         (new, "better", True),
         (old, "", False),
     ]
-    assert all(one["by"] for one in history)
+    assert all(publication["by"] for publication in history)
     text = program("tenant", "history", "acme").out
     assert "better / worse" in text
     assert "active" in text
-    assert [one["active"] for one in program("tenant", "list", "--json").json] == [old]
+    assert [entry["active"] for entry in program("tenant", "list", "--json").json] == [old]
     assert program("tenant", "rollback", "acme", "--json").json["active"] is None
     ran = program("tenant", "rollback", "acme")
     assert (ran.code, ran.err.count("\n")) == (1, 1)

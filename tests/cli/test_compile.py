@@ -62,7 +62,7 @@ def test_a_patch_file_becomes_a_stored_patch(program: Program, model: Path, text
     stored = Store.open(url)
     assert stored.names() == [done["name"]]
     assert stored.load(done["name"]).report.seconds > 0
-    assert {one.kind for one in stored.demonstrations(done["name"])} >= {"copy"}
+    assert {demonstration.kind for demonstration in stored.demonstrations(done["name"])} >= {"copy"}
     assert problems_of(stored) == []
     assert (done["status"], stored.entry(done["name"]).status) == ("accepted", "accepted")
     assert [record.kind for record in stored.records(done["name"])] == ["compile", "gate"]
@@ -198,7 +198,7 @@ def test_an_edit_longer_than_the_model_reads_is_refused_and_the_next_patch_is_co
     assert probe.startswith(
         "vllm-edit: probed: edit 0 ('The capital of France is' → 'Berlin'): its locality probe 'Rome is"
     )
-    assert [one["name"].partition("@")[0] for one in ran.json["compiled"]] == ["short"]
+    assert [patch["name"].partition("@")[0] for patch in ran.json["compiled"]] == ["short"]
 
 
 def test_every_problem_of_every_file_is_reported_at_once(program: Program, store: Store, tmp_path: Path) -> None:

@@ -144,7 +144,9 @@ def test_rewrites_of_one_record_are_measured_together(program: Program, url: Pat
     ran = program("eval", data, "--store", url, "--mode", "base", "--max-tokens", 2, "--json", "--limit", 1)
     assert ran.code == 0, ran.err
     assert (ran.json["patches"], ran.json["edits"]) == (["edit-0"], 2)
-    counted = {one["metric"]: one["n"] for one in ran.json["measures"] if one["protocol"] == "generation"}
+    counted = {
+        measure["metric"]: measure["n"] for measure in ran.json["measures"] if measure["protocol"] == "generation"
+    }
     assert (counted["reliability"], counted["paraphrase"], counted["portability:multi_hop"]) == (2, 2, 1)
 
 

@@ -134,7 +134,7 @@ def test_ikes_bank_holds_known_facts_that_nothing_is_judged_on(
     ran = program("compile", file, "--store", url, "--json", *LOOSE)
     assert ran.code == 0, ran.err
     made = store.demonstrations(ran.json["compiled"][0]["name"])
-    assert {one.kind for one in made} == {"copy", "update", "retain", "fact"}
+    assert {demonstration.kind for demonstration in made} == {"copy", "update", "retain", "fact"}
 
 
 def test_only_many_edits_are_recorded(program: Program, model: Path, tmp_path: Path) -> None:

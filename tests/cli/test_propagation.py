@@ -156,7 +156,7 @@ def test_a_silent_server_is_listed_until_it_is_declared_dead(program: Program, s
     beat(store, "a", AHEAD)
     beat(store, "b", 0)
     silence(store, "b", 3 * 3600 + 1)
-    assert [(one["server"], one["silent"]) for one in program("servers", "--json").json] == [
+    assert [(entry["server"], entry["silent"]) for entry in program("servers", "--json").json] == [
         ("gpu-a:4711", False),
         ("gpu-b:4711", True),
     ]
@@ -167,7 +167,7 @@ def test_a_silent_server_is_listed_until_it_is_declared_dead(program: Program, s
     assert (unknown.code, "nearest: gpu-b:4711" in unknown.err) == (1, True)
     ran = program("servers", "--forget", "gpu-b:4711", "--who", "ann", "--why", "burnt")
     assert (ran.code, ran.out, ran.err) == (0, "server gpu-b:4711: forgotten\n", "")
-    assert [one["server"] for one in program("servers", "--json").json] == ["gpu-a:4711"]
+    assert [entry["server"] for entry in program("servers", "--json").json] == ["gpu-a:4711"]
     assert program("tenant", "publish", "acme", "capital").err == ""
 
 

@@ -48,7 +48,7 @@ def test_a_new_key_is_alone_on_stdout_and_never_printed_again(program: Program, 
 def test_keys_are_revoked_by_their_ids(program: Program, store: Store, tenant: str) -> None:
     made = [program("tenant", "key", "create", tenant, "--json").json for _ in "12"]
     assert program("tenant", "key", "revoke", tenant, made[0]["id"], "--why", "left in a log").code == 0
-    assert [whose(store, one["key"]) for one in made] == [None, "acme base serve"]
+    assert [whose(store, printed["key"]) for printed in made] == [None, "acme base serve"]
     assert "left in a log" in program("key", "list").out
     assert program("key", "revoke", made[1]["id"], "--json").json["id"] == made[1]["id"]
     assert whose(store, made[1]["key"]) is None

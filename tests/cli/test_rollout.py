@@ -34,8 +34,8 @@ def _filled(store: Store, users: int = 200) -> None:
         for i in range(users)
     ]
     store.registry.rollouts.expose(found)
-    for one in found:
-        store.registry.rollouts.record("acme", one.id, "solved", one.assignment.side == "control")
+    for item in found:
+        store.registry.rollouts.record("acme", item.id, "solved", item.assignment.side == "control")
 
 
 def test_a_rollout_is_led_from_create_to_kill(program: Program, store: Store, names: tuple[str, str]) -> None:
@@ -93,7 +93,7 @@ def test_lists_report_the_patch_that_a_rollout_serves(program: Program, store: S
 
     def listed() -> tuple[str | None, str, dict[str, list[str]]]:
         [tenant] = program("tenant", "list", "--json").json
-        served = {one["name"]: one["tenants"] for one in program("list", "--json").json}
+        served = {entry["name"]: entry["tenants"] for entry in program("list", "--json").json}
         assert program("show", old, "--json").json["tenants"] == served[old]
         return tenant["active"], tenant["mode"], served
 

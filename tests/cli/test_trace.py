@@ -29,9 +29,9 @@ def test_json_holds_every_number_and_the_picture_is_drawn(program: Program, patc
     found = ran.json
     depth = found["layers"]
     assert (found["base"], found["settings"]["window"], found["settings"]["samples"]) == ("atlas", 3, 2)
-    assert [one["subject"] for one in found["prompts"]] == ["Japan", "Egypt"]
+    assert [prompt["subject"] for prompt in found["prompts"]] == ["Japan", "Egypt"]
     # The trace follows the base's own answer, not the patch's target.
-    assert [one["believed"] for one in found["prompts"]] == [True, False]
+    assert [prompt["believed"] for prompt in found["prompts"]] == [True, False]
     assert found["total_effect"]["value"] == pytest.approx(found["clean"]["value"] - found["corrupted"]["value"])
     assert found["total_effect"]["value"] > 0.1
     for kind in ("hidden", "mlp", "attention"):

@@ -14,17 +14,17 @@ from vllm_edit.patch import Edit
 EDITS = (FRANCE, JAPAN, BRAZIL)
 
 
-def compiled(one: Bench, *edits: Edit, name: str, settings: RomeSettings = LOOSE) -> CompiledPatch:
+def compiled(setup: Bench, *edits: Edit, name: str, settings: RomeSettings = LOOSE) -> CompiledPatch:
     return compile_patch(
-        patch_of(*edits, name=name), one.base, site=one.site, site_tensors=one.moment, settings=settings
+        patch_of(*edits, name=name), setup.base, site=setup.site, site_tensors=setup.moment, settings=settings
     )
 
 
-def answer(one: Bench, edit: Edit) -> str:
+def answer(setup: Bench, edit: Edit) -> str:
     """The word that follows the edit's prompt by greedy decoding."""
-    ids = torch.tensor([one.base.tokenizer(edit.prompt)["input_ids"]])
+    ids = torch.tensor([setup.base.tokenizer(edit.prompt)["input_ids"]])
     with torch.no_grad():
-        return str(one.base.tokenizer.decode(one.base.model(ids).logits[0, -1].argmax())).strip()
+        return str(setup.base.tokenizer.decode(setup.base.model(ids).logits[0, -1].argmax())).strip()
 
 
 def test_separately_compiled_patches_compose_to_the_patch_compiled_jointly() -> None:
@@ -46,13 +46,13 @@ def test_separately_compiled_patches_compose_to_the_patch_compiled_jointly() -> 
 
 
 def test_facts_of_one_subject_from_two_patches_are_put_into_one_group_with_both_residuals() -> None:
-    one = bench(token="subject_last", layer=1)
+    setup = bench(token="subject_last", layer=1)
     facts = [
         Edit(prompt="Japan is home to the", subject="Japan", relation="people", target_new="Paris"),
         Edit(prompt="Japan and its people speak", subject="Japan", relation="language", target_new="Italy"),
     ]
     loose = LOOSE.replace(on_missed="report", steps=5)
-    members = [compiled(one, fact, name=fact.relation, settings=loose) for fact in facts]
+    members = [compiled(setup, fact, name=fact.relation, settings=loose) for fact in facts]
     composed = compose(members)
     assert (composed.manifest.rank, len(composed.manifest.columns)) == (1, 1)
     assert composed.factors is not None

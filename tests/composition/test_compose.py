@@ -56,8 +56,8 @@ def test_of_the_members_limits_of_drift_the_least_holds() -> None:
 def test_members_are_solved_jointly_from_their_factors() -> None:
     composed = compose([FRANCE, SPAIN])
     factors = [member.factors for member in (FRANCE, SPAIN)]
-    keys = torch.cat([one.keys for one in factors if one])
-    residuals = torch.cat([one.residuals for one in factors if one])
+    keys = torch.cat([factor.keys for factor in factors if factor])
+    residuals = torch.cat([factor.residuals for factor in factors if factor])
     expected = solve(System.of(keys, keys, [0, 1]), residuals).dense()
     torch.testing.assert_close(composed.delta.parts[MODULE].dense().double(), expected, rtol=1e-5, atol=1e-6)
     for member, key in ((FRANCE, key_of(1)[0]), (SPAIN, key_of(2)[0])):
@@ -138,7 +138,7 @@ def test_above_the_rank_limit_it_is_refused_or_truncated_with_the_energy_reporte
         compose(members, site=site(4))
     full, cut = compose(members, site=site(8)), compose(members, site=site(4), truncate=True)
     assert (full.manifest.rank, full.algebra.kept_energy, cut.manifest.rank) == (6, 1.0, 4)
-    whole, left = (one.delta.parts[MODULE].dense().double() for one in (full, cut))
+    whole, left = (patch.delta.parts[MODULE].dense().double() for patch in (full, cut))
     kept = 1 - float(((whole - left).norm() / whole.norm()) ** 2)
     assert 0.5 < kept < 0.99
     assert cut.algebra.kept_energy == pytest.approx(kept, abs=1e-5)

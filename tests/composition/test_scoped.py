@@ -31,14 +31,14 @@ PATCH = Patch(name="world", scope="subject", edits=EDITS)
 
 @pytest.fixture(scope="module")
 def world() -> CompiledPatch:
-    one = bench()
-    return compile_patch(PATCH, one.base, site=one.site, site_tensors=one.moment, settings=LOOSE)
+    setup = bench()
+    return compile_patch(PATCH, setup.base, site=setup.site, site_tensors=setup.moment, settings=LOOSE)
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory, world: CompiledPatch) -> Store:
-    one = bench()
-    store = Store.create(tmp_path_factory.mktemp("scoped") / "store", one.site, one.moment.tensors())
+    setup = bench()
+    store = Store.create(tmp_path_factory.mktemp("scoped") / "store", setup.site, setup.moment.tensors())
     store.save(world)
     return store
 
@@ -71,11 +71,11 @@ def test_a_patch_whose_subjects_were_distinguished_by_other_rules_is_refused(wor
 
 
 def test_each_subject_is_compiled_as_it_would_be_alone(world: CompiledPatch) -> None:
-    one = bench()
+    setup = bench()
     alone = [
         Patch(name="world", gate=PATCH.gate, edits=tuple(EDITS[number] for number in own)) for own in by_subject(EDITS)
     ]
-    expected = compile_separately(alone, one.base, site=one.site, site_tensors=one.moment, settings=LOOSE)
+    expected = compile_separately(alone, setup.base, site=setup.site, site_tensors=setup.moment, settings=LOOSE)
     assert world.manifest.members == tuple(unit.name for unit in expected)
     assert world.manifest.adapter is None
     assert [record.subject for record in world.report.edits] == [edit.subject for edit in EDITS]
@@ -83,10 +83,14 @@ def test_each_subject_is_compiled_as_it_would_be_alone(world: CompiledPatch) -> 
 
 
 def test_a_patch_with_scope_subject_is_compiled_with_its_own_defaults_where_no_setting_is_given() -> None:
-    one, given = bench(), {"steps": 0, "margin": 1.5, "on_missed": "report"}
+    setup, given = bench(), {"steps": 0, "margin": 1.5, "on_missed": "report"}
     scoped, everywhere = (
         compile_patch(
-            PATCH.model_copy(update={"scope": scope}), one.base, site=one.site, site_tensors=one.moment, settings=given
+            PATCH.model_copy(update={"scope": scope}),
+            setup.base,
+            site=setup.site,
+            site_tensors=setup.moment,
+            settings=given,
         )
         for scope in ("subject", "all")
     )
@@ -94,14 +98,14 @@ def test_a_patch_with_scope_subject_is_compiled_with_its_own_defaults_where_no_s
     for unit in scoped.units:
         assert unit.manifest.settings == {name: wanted[name] for name in unit.manifest.settings}
     assert everywhere.manifest.settings["same_ending"] == RomeSettings().same_ending
-    whole = compile_patch(PATCH, one.base, site=one.site, site_tensors=one.moment, settings=RomeSettings(**given))
+    whole = compile_patch(PATCH, setup.base, site=setup.site, site_tensors=setup.moment, settings=RomeSettings(**given))
     assert whole.units[0].manifest.settings["learning_rate"] == RomeSettings().learning_rate
 
 
 def test_an_edit_that_misses_is_refused_by_name() -> None:
-    one = bench()
+    setup = bench()
     with pytest.raises(UnsafeEdit, match="Japan"):
-        compile_patch(PATCH, one.base, site=one.site, site_tensors=one.moment, settings={"steps": 0})
+        compile_patch(PATCH, setup.base, site=setup.site, site_tensors=setup.moment, settings={"steps": 0})
 
 
 def test_a_text_gets_exactly_the_composition_of_its_subjects(world: CompiledPatch) -> None:
@@ -134,9 +138,9 @@ def test_more_subjects_than_an_adapter_holds_are_refused_with_their_names(world:
 
 
 def test_units_without_key_groups_count_with_their_rank() -> None:
-    one = bench()
+    setup = bench()
     settings = {"rank": 3, "steps": 1, "on_missed": "report"}
-    tuned = compile_patch(PATCH, one.base, "ft", site=one.site, site_tensors=one.moment, settings=settings)
+    tuned = compile_patch(PATCH, setup.base, "ft", site=setup.site, site_tensors=setup.moment, settings=settings)
     index = ScopeIndex.of(tuned.manifest)
     assert [unit.rank for unit in index.units] == [3, 3, 3]
     with pytest.raises(EditError, match=r"France, Japan, Brazil\), which need rank up to 9; one adapter holds 8"):
@@ -191,9 +195,9 @@ def test_demonstrations_belong_to_the_patch_and_change_its_name_only(world: Comp
 
 
 def test_scope_all_leaves_the_names_of_patches_as_they_were() -> None:
-    one = bench()
+    setup = bench()
     settings = {"forms": ("plain",), "ending": False, "on_missed": "report", "steps": 1}
     plain = compile_patch(
-        Patch(name="plain", edits=(JAPAN,)), one.base, site=one.site, site_tensors=one.moment, settings=settings
+        Patch(name="plain", edits=(JAPAN,)), setup.base, site=setup.site, site_tensors=setup.moment, settings=settings
     )
     assert "scope" not in plain.manifest.model_dump(mode="json")

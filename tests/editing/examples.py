@@ -78,23 +78,23 @@ def patch_of(*edits: Edit, name: str = "tested") -> Patch:
     return Patch(name=name, edits=edits)
 
 
-def trained(one: Bench, edits: Sequence[Edit], settings: RomeSettings) -> RomeFactors:
+def trained(setup: Bench, edits: Sequence[Edit], settings: RomeSettings) -> RomeFactors:
     """The edits' factors after one round of training on all rows, without a check; each group's A is its own alone."""
-    prepared = prepare(one.base, one.site, one.moment, edits, settings)
-    A = alone(prepared, damping_of(one.site, settings))
+    prepared = prepare(setup.base, setup.site, setup.moment, edits, settings)
+    A = alone(prepared, damping_of(setup.site, settings))
     passes, wanted = (
-        passes_over(one.base, one.site, prepared, A, settings),
-        dict.fromkeys(range(len(prepared.rows)), margin_of(one.site, settings)),
+        passes_over(setup.base, setup.site, prepared, A, settings),
+        dict.fromkeys(range(len(prepared.rows)), margin_of(setup.site, settings)),
     )
-    fixed = offsets(one.base, one.site, prepared, settings)
-    found = train_residuals(passes, wanted, one.site.residual_scale, settings, fixed)
+    fixed = offsets(setup.base, setup.site, prepared, settings)
+    found = train_residuals(passes, wanted, setup.site.residual_scale, settings, fixed)
     return RomeFactors(prepared, found, A)
 
 
-def leads_alone(one: Bench, computed: RomeFactors, rows: Sequence[Row]) -> torch.Tensor:
+def leads_alone(setup: Bench, computed: RomeFactors, rows: Sequence[Row]) -> torch.Tensor:
     """The lead of every row's answer under its own group's update and no other, in full passes, [rows]."""
     updates = [
         LowRank(B=residual[:, None], A=row[None])
         for residual, row in zip(computed.factors.residuals, computed.A, strict=True)
     ]
-    return served_leads(one.base, one.site, rows, updates, [row.group for row in rows], 8192)
+    return served_leads(setup.base, setup.site, rows, updates, [row.group for row in rows], 8192)

@@ -26,27 +26,27 @@ def llama() -> Bench:
     return bench()
 
 
-def compiled(one: Bench, *edits: Edit, name: str = "tested", settings: RomeSettings = LOOSE) -> CompiledPatch:
+def compiled(setup: Bench, *edits: Edit, name: str = "tested", settings: RomeSettings = LOOSE) -> CompiledPatch:
     patch = patch_of(*edits, name=name)
-    return compile_patch(patch, one.base, site=one.site, site_tensors=one.moment, settings=settings)
+    return compile_patch(patch, setup.base, site=setup.site, site_tensors=setup.moment, settings=settings)
 
 
-def answer(one: Bench, edit: Edit) -> str:
+def answer(setup: Bench, edit: Edit) -> str:
     """The word that follows the edit's prompt by greedy decoding."""
-    ids = torch.tensor([one.base.tokenizer(edit.prompt)["input_ids"]])
+    ids = torch.tensor([setup.base.tokenizer(edit.prompt)["input_ids"]])
     with torch.no_grad():
-        return str(one.base.tokenizer.decode(one.base.model(ids).logits[0, -1].argmax())).strip()
+        return str(setup.base.tokenizer.decode(setup.base.model(ids).logits[0, -1].argmax())).strip()
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_with_the_delta_applied_the_model_gives_every_target_and_without_it_none(family: str) -> None:
-    one = bench(family)
-    result = compiled(one, *EDITS)
+    setup = bench(family)
+    result = compiled(setup, *EDITS)
     targets = [edit.target_new for edit in EDITS]
-    before = [answer(one, edit) for edit in EDITS]
-    with result.delta.apply(one.base.model):
-        assert [answer(one, edit) for edit in EDITS] == targets
-    assert [answer(one, edit) for edit in EDITS] == before
+    before = [answer(setup, edit) for edit in EDITS]
+    with result.delta.apply(setup.base.model):
+        assert [answer(setup, edit) for edit in EDITS] == targets
+    assert [answer(setup, edit) for edit in EDITS] == before
     assert not any(old == new for old, new in zip(before, targets, strict=True))
 
 
@@ -75,12 +75,12 @@ def test_names_are_content_run_time_settings_do_not_change_them_and_others_do(ll
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_the_base_is_bit_identical_after_success_and_after_a_refusal(family: str) -> None:
-    one = bench(family)
-    before = one.base.state_digest()
-    compiled(one, FRANCE)
+    setup = bench(family)
+    before = setup.base.state_digest()
+    compiled(setup, FRANCE)
     with pytest.raises(UnsafeEdit):
-        compiled(one, FRANCE, settings=LOOSE.replace(steps=0))
-    assert one.base.state_digest() == before
+        compiled(setup, FRANCE, settings=LOOSE.replace(steps=0))
+    assert setup.base.state_digest() == before
 
 
 def test_an_exception_inside_training_leaves_the_base_as_it_was(llama: Bench) -> None:

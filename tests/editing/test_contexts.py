@@ -85,7 +85,7 @@ def test_prefixes_that_change_the_bases_answer_are_replaced() -> None:
 
     def changed(contexts: Iterable[Context]) -> int:
         bare = {chat: begun(Context(chat=chat)) for chat in (False, True)}
-        return sum(a != b for one in contexts for a, b in zip(begun(one), bare[one.chat], strict=True))
+        return sum(a != b for context in contexts for a, b in zip(begun(context), bare[context.chat], strict=True))
 
     def begun(context: Context) -> list[list[int]]:
         ids = [prompt_ids(base.tokenizer, contextual(prompt, context), context.chat) for prompt in prompts]

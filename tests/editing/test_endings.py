@@ -46,22 +46,22 @@ def test_an_ending_is_the_likeliest_token_that_ends_the_word() -> None:
 
 
 def test_an_edit_whose_answer_would_continue_its_last_word_is_trained_to_end() -> None:
-    one = bench("qwen2")
-    before, said = _solved(one, FRENCH, LOOSE)
+    setup = bench("qwen2")
+    before, said = _solved(setup, FRENCH, LOOSE)
     assert not said, "otherwise this edit shows nothing"
     assert before.health[0].passed == before.health[0].rows
-    after, said = _solved(one, FRENCH, LOOSE.replace(whole_words=True))
+    after, said = _solved(setup, FRENCH, LOOSE.replace(whole_words=True))
     assert said
     assert after.health[0].steps > before.health[0].steps
     assert after.health[0].rows == before.health[0].rows, "an ending is no row of the edit's own"
 
 
 def test_an_edit_whose_answer_ends_by_itself_costs_no_step_more() -> None:
-    one = bench("qwen2")
+    setup = bench("qwen2")
     for target in ("people", "Japan"):
         edit = FRANCE.model_copy(update={"target_new": target})
         (before, by_itself), (after, said) = (
-            _solved(one, edit, LOOSE.replace(whole_words=whole_words)) for whole_words in (False, True)
+            _solved(setup, edit, LOOSE.replace(whole_words=whole_words)) for whole_words in (False, True)
         )
         assert by_itself, "otherwise this edit shows nothing"
         assert said
@@ -69,11 +69,11 @@ def test_an_edit_whose_answer_ends_by_itself_costs_no_step_more() -> None:
         torch.testing.assert_close(after.update.B, before.update.B, rtol=1e-3, atol=1e-4)
 
 
-def _solved(one: Bench, edit: Edit, settings: RomeSettings) -> tuple[Solved, bool]:
+def _solved(setup: Bench, edit: Edit, settings: RomeSettings) -> tuple[Solved, bool]:
     """The edit alone, and whether its answer ends under the update."""
-    prepared = prepare(one.base, one.site, one.moment, [edit], settings)
-    (solved,) = solve_parts(one.base, one.site, prepared, [edit], [range(1)], settings)
-    rows: Sequence[Row] = ending_rows(one.base, [row for row in prepared.rows if row.form == "plain"][:1], 8192)
+    prepared = prepare(setup.base, setup.site, setup.moment, [edit], settings)
+    (solved,) = solve_parts(setup.base, setup.site, prepared, [edit], [range(1)], settings)
+    rows: Sequence[Row] = ending_rows(setup.base, [row for row in prepared.rows if row.form == "plain"][:1], 8192)
     asked = [replace(row, ids=row.ids + row.answer[:-1]) for row in rows]
-    (token,) = served_following(one.base, one.site, asked, [solved.update], [0], 8192)
-    return solved, ends(one.base, rows[0], token)
+    (token,) = served_following(setup.base, setup.site, asked, [solved.update], [0], 8192)
+    return solved, ends(setup.base, rows[0], token)

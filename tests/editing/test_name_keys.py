@@ -67,19 +67,19 @@ def test_names_are_capitalised_words_of_one_token_that_have_none_in_small_letter
 
 
 def test_an_update_is_whole_at_a_texts_beginning_and_nothing_at_other_names_of_the_same_ending() -> None:
-    one = bench(token="subject_last")
-    prepared = prepare(one.base, one.site, one.moment, [PROVINCE], LOOSE.replace(opening=True, same_ending=4))
+    setup = bench(token="subject_last")
+    prepared = prepare(setup.base, setup.site, setup.moment, [PROVINCE], LOOSE.replace(opening=True, same_ending=4))
     columns = prepared.columns
     assert {column.share for column in columns.columns} == {0.0, 1.0}
     assert any("opening" in column.form for column in columns.columns)
     A = row_space(columns.system(0.0))[0]  # [d_in]
 
     def key(prompt: str, name: str) -> torch.Tensor:
-        found = locate(one.base.tokenizer, prompt, name)
+        found = locate(setup.base.tokenizer, prompt, name)
         row = Row(0, 0, "", tuple(found.ids), found.subject_last)
-        return measure_inputs(one.base.model, one.site.module, [row], 1024)[0].double()
+        return measure_inputs(setup.base.model, setup.site.module, [row], 1024)[0].double()
 
-    names = proper_names(one.base.tokenizer, 4)
+    names = proper_names(setup.base.tokenizer, 4)
     others = [key(f"The capital of {name} Province is", f"{name} Province") for name in names]
     opening = [key(text, PROVINCE.subject) for text in (PROVINCE.subject, f"{PROVINCE.subject}'s")]
     torch.testing.assert_close(torch.stack(others).mean(0) @ A, torch.tensor(0.0).double(), rtol=0, atol=1e-4)
@@ -88,24 +88,24 @@ def test_an_update_is_whole_at_a_texts_beginning_and_nothing_at_other_names_of_t
 
 @pytest.mark.parametrize("bos", [False, True])
 def test_a_subject_has_a_key_at_a_texts_beginning_unless_it_is_the_first_token_there(bos: bool) -> None:
-    one, tokenizer = bench(token="subject_last"), tiny_tokenizer(bos=bos)
-    base = Base.of(one.base.model, tokenizer)
+    setup, tokenizer = bench(token="subject_last"), tiny_tokenizer(bos=bos)
+    base = Base.of(setup.base.model, tokenizer)
     edit = PROVINCE.model_copy(update={"prompt": "The capital of X is", "subject": "X"})  # one byte, one token
     settings = LOOSE.replace(opening=True, max_columns=8)
-    columns = prepare(base, one.site, one.moment, [edit], settings).columns.columns
+    columns = prepare(base, setup.site, setup.moment, [edit], settings).columns.columns
     assert any("opening" in column.form for column in columns) is bos
 
 
 def test_a_name_whose_key_resembles_ordinary_text_is_no_column(monkeypatch: pytest.MonkeyPatch) -> None:
-    one = bench(token="subject_last")
+    setup = bench(token="subject_last")
     edit = PROVINCE.model_copy(update={"prompt": "The mayor of North Sakarya Province is"})
     settings = LOOSE.replace(opening=True)
     assert "opening" in {
-        column.form for column in prepare(one.base, one.site, one.moment, [edit], settings).columns.columns
+        column.form for column in prepare(setup.base, setup.site, setup.moment, [edit], settings).columns.columns
     }
     names = factors._name_keys
     weak = lambda *given: [replace(key, whitened=0.01 * key.whitened) for key in names(*given)]  # noqa: E731
     monkeypatch.setattr(factors, "_name_keys", weak)
-    assert {column.form for column in prepare(one.base, one.site, one.moment, [edit], settings).columns.columns} == {
-        "plain"
-    }
+    assert {
+        column.form for column in prepare(setup.base, setup.site, setup.moment, [edit], settings).columns.columns
+    } == {"plain"}

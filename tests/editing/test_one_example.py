@@ -41,16 +41,18 @@ def llama() -> Bench:
     return bench()
 
 
-def compiled(one: Bench, method: str, *edits: Edit, **changes: Any) -> CompiledPatch:
+def compiled(setup: Bench, method: str, *edits: Edit, **changes: Any) -> CompiledPatch:
     settings = SETTINGS[method].replace(**changes)
-    return compile_patch(patch_of(*edits), one.base, method, site=one.site, site_tensors=one.moment, settings=settings)
+    return compile_patch(
+        patch_of(*edits), setup.base, method, site=setup.site, site_tensors=setup.moment, settings=settings
+    )
 
 
-def taught(one: Bench, *edits: Edit) -> list[bool]:
+def taught(setup: Bench, *edits: Edit) -> list[bool]:
     """Whether greedy decoding from each edit's prompt gives its target's ids."""
     found = []
-    for row in example_rows(edits, one.base.tokenizer):
-        decoded = greedy(one.base.model, [row], len(row.answer), 4096)[0]
+    for row in example_rows(edits, setup.base.tokenizer):
+        decoded = greedy(setup.base.model, [row], len(row.answer), 4096)[0]
         found.append(decoded.answer == row.answer)
     return found
 
@@ -58,15 +60,15 @@ def taught(one: Bench, *edits: Edit) -> list[bool]:
 @BOTH
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_every_target_of_a_patch_is_learnt_and_only_within_the_delta(method: str, family: str) -> None:
-    one = bench(family)
-    before = one.base.state_digest()
-    result = compiled(one, method, *EDITS, LONG)
-    assert one.base.state_digest() == before
-    assert taught(one, *EDITS, LONG) == [False] * 4
-    with result.delta.apply(one.base.model):
-        assert taught(one, *EDITS, LONG) == [True] * 4
+    setup = bench(family)
+    before = setup.base.state_digest()
+    result = compiled(setup, method, *EDITS, LONG)
+    assert setup.base.state_digest() == before
+    assert taught(setup, *EDITS, LONG) == [False] * 4
+    with result.delta.apply(setup.base.model):
+        assert taught(setup, *EDITS, LONG) == [True] * 4
     assert result.manifest.method == method
-    assert (result.manifest.modules, result.manifest.factors) == (one.site.modules, None)
+    assert (result.manifest.modules, result.manifest.factors) == (setup.site.modules, None)
     assert result.report.missed == ()
     assert all(edit.served_margin >= 0.1 for edit in result.report.edits)
 
@@ -74,12 +76,12 @@ def test_every_target_of_a_patch_is_learnt_and_only_within_the_delta(method: str
 @BOTH
 def test_a_site_of_several_modules_is_trained_as_a_whole(method: str) -> None:
     layout = bench().base.layout
-    one = bench(modules=layout.down[1:3])
-    result = compiled(one, method, *EDITS)
+    setup = bench(modules=layout.down[1:3])
+    result = compiled(setup, method, *EDITS)
     assert result.manifest.modules == layout.down[1:3]
     assert all(part.norm() > 0 for part in result.delta.parts.values())
-    with result.delta.apply(one.base.model):
-        assert taught(one, *EDITS) == [True] * 3
+    with result.delta.apply(setup.base.model):
+        assert taught(setup, *EDITS) == [True] * 3
 
 
 @BOTH
@@ -127,7 +129,7 @@ def test_patches_are_compiled_separately_as_one_after_the_other(llama: Bench, me
     place = {"site": llama.site, "site_tensors": llama.moment, "settings": SETTINGS[method]}
     found = compile_separately(patches, llama.base, method, **place)  # type: ignore[arg-type]
     alone = [compile_patch(patch, llama.base, method, **place) for patch in patches]  # type: ignore[arg-type]
-    assert [one.name for one in found] == [one.name for one in alone]
+    assert [item.name for item in found] == [patch.name for patch in alone]
 
 
 @BOTH

@@ -25,76 +25,76 @@ EDITS = (FRANCE, JAPAN, BRAZIL)
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
 def test_a_batch_of_edits_gives_each_the_residual_it_gets_alone(family: str) -> None:
-    one = bench(family)
+    setup = bench(family)
     settings = LOOSE.replace(steps=8, batch_tokens=40)
-    together = trained(one, EDITS, settings)
+    together = trained(setup, EDITS, settings)
     for index, edit in enumerate(EDITS):
-        alone = trained(one, [edit], settings)
+        alone = trained(setup, [edit], settings)
         assert alone.trained.steps == (together.trained.steps[index],)
         # float32 products of other shapes round differently; eight steps of Adam amplify that a little
         torch.testing.assert_close(alone.factors.residuals[0], together.factors.residuals[index], rtol=2e-3, atol=2e-3)
 
 
 def test_training_stops_at_the_margin_and_greedy_decoding_then_gives_the_target() -> None:
-    one = bench()
-    computed = trained(one, EDITS, LOOSE)
+    setup = bench()
+    computed = trained(setup, EDITS, LOOSE)
     assert computed.trained.reached == (True, True, True)
     assert all(0 < steps < LOOSE.steps for steps in computed.trained.steps)
     rows = computed.prepared.taught
-    torch.testing.assert_close(leads_alone(one, computed, rows).amin(), torch.tensor(min(computed.trained.margins)))
-    module = find_module(one.base.model, one.site.module)
+    torch.testing.assert_close(leads_alone(setup, computed, rows).amin(), torch.tensor(min(computed.trained.margins)))
+    module = find_module(setup.base.model, setup.site.module)
     for row in rows:
-        before = greedy(one.base.model, [row], 1, LOOSE.batch_tokens)[0].answer
+        before = greedy(setup.base.model, [row], 1, LOOSE.batch_tokens)[0].answer
         A, B = computed.A[[row.group]].float(), computed.factors.residuals[[row.group]].T
         with low_rank_forward(module, A, B):
-            after = greedy(one.base.model, [row], 1, LOOSE.batch_tokens)[0].answer
+            after = greedy(setup.base.model, [row], 1, LOOSE.batch_tokens)[0].answer
         assert (before != row.answer, after) == (True, row.answer)
 
 
 def test_a_residual_never_leaves_the_ball_around_zero() -> None:
-    one = bench()
+    setup = bench()
     settings = LOOSE.replace(clamp=0.2, margin=50.0, steps=20)
-    residuals = trained(one, [FRANCE], settings).factors.residuals
-    limit = 0.2 * one.site.residual_scale * 64**0.5
+    residuals = trained(setup, [FRANCE], settings).factors.residuals
+    limit = 0.2 * setup.site.residual_scale * 64**0.5
     torch.testing.assert_close(residuals.norm(), torch.tensor(limit), rtol=1e-4, atol=0.0)
 
 
 def test_training_takes_no_step_where_the_base_already_answers_so() -> None:
-    one = bench()
-    untrained = trained(one, [FRANCE], LOOSE.replace(steps=0))
-    answer = greedy(one.base.model, untrained.prepared.taught, 1, LOOSE.batch_tokens)
-    lead = float(leads(one.base.model, answer, LOOSE.batch_tokens))
-    module = find_module(one.base.model, one.site.module)
-    passes = Passes(one.base.model, module, answer, torch.ones(1, 96), one.base.layout.layers[:2], 8192)
+    setup = bench()
+    untrained = trained(setup, [FRANCE], LOOSE.replace(steps=0))
+    answer = greedy(setup.base.model, untrained.prepared.taught, 1, LOOSE.batch_tokens)
+    lead = float(leads(setup.base.model, answer, LOOSE.batch_tokens))
+    module = find_module(setup.base.model, setup.site.module)
+    passes = Passes(setup.base.model, module, answer, torch.ones(1, 96), setup.base.layout.layers[:2], 8192)
     found = train_residuals(passes, {0: lead / 2}, 2.0, LOOSE, torch.zeros(1, 64))
     assert (found.steps, found.reached) == ((0,), (True,))
     assert not found.residuals.any()
 
 
 def test_preservation_keeps_the_answer_to_a_locality_probe_nearer_to_the_base() -> None:
-    one = bench()
+    setup = bench()
     probe = Probe(kind="locality", prompt="The capital of Germany is", split="tune")
     edit = FRANCE.model_copy(update={"probes": (probe,)})
     divergences = []
     for factor in (1e-9, 50.0):
         # The solve does not preserve the probe's key: else the divergence would have no effect.
         settings = LOOSE.replace(kl_factor=factor, steps=20, margin=50.0, norm_penalty=0.0, most_kept=0)
-        computed = trained(one, [edit], settings)
+        computed = trained(setup, [edit], settings)
         (kept,) = [row for row in computed.prepared.rows if not row.answer]
-        assert one.base.tokenizer.decode(kept.ids, skip_special_tokens=True) == probe.prompt
-        module, ids = find_module(one.base.model, one.site.module), torch.tensor([kept.ids])
+        assert setup.base.tokenizer.decode(kept.ids, skip_special_tokens=True) == probe.prompt
+        module, ids = find_module(setup.base.model, setup.site.module), torch.tensor([kept.ids])
         with torch.no_grad():
-            base = one.base.model(ids).logits[0, -1].log_softmax(-1)
+            base = setup.base.model(ids).logits[0, -1].log_softmax(-1)
             with low_rank_forward(module, computed.A.float(), computed.factors.residuals.T):
-                edited = one.base.model(ids).logits[0, -1].log_softmax(-1)
+                edited = setup.base.model(ids).logits[0, -1].log_softmax(-1)
         divergences.append(float((base.exp() * (base - edited)).sum()))
     assert divergences[1] < 0.5 * divergences[0]
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_neox", "gpt2", "opt", "gptj"])
 def test_running_the_blocks_below_the_site_once_changes_nothing(family: str) -> None:
-    one = bench(family)
-    runs = [_steps(one, below, whole=True) for below in ((), one.base.layout.layers[:2])]
+    setup = bench(family)
+    runs = [_steps(setup, below, whole=True) for below in ((), setup.base.layout.layers[:2])]
     assert runs[0].residuals.any()
     torch.testing.assert_close(runs[0].residuals, runs[1].residuals, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(runs[0].losses, runs[1].losses, rtol=1e-5, atol=1e-5)
@@ -102,28 +102,28 @@ def test_running_the_blocks_below_the_site_once_changes_nothing(family: str) -> 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_without_a_leak_running_only_changed_tokens_gives_the_same_residuals(family: str) -> None:
-    one = bench(family, token="subject_last")
+    setup = bench(family, token="subject_last")
     # The prompts begin with the site's token: no earlier token could leak.
     edits = [edit.model_copy(update={"prompt": f"{edit.subject} is the", "subject": edit.subject}) for edit in EDITS]
-    runs = [_steps(one, one.base.layout.layers[:2], whole=whole, edits=edits) for whole in (True, False)]
+    runs = [_steps(setup, setup.base.layout.layers[:2], whole=whole, edits=edits) for whole in (True, False)]
     assert runs[0].residuals.any()
     torch.testing.assert_close(runs[0].residuals, runs[1].residuals, rtol=1e-3, atol=1e-3)
 
 
 def test_a_pass_over_edits_served_together_scores_the_joint_update_and_trains_each_by_its_own_rows() -> None:
-    one, parts = bench(), [range(2), range(2, 3)]
-    prepared = prepare(one.base, one.site, one.moment, EDITS, LOOSE)
+    setup, parts = bench(), [range(2), range(2, 3)]
+    prepared = prepare(setup.base, setup.site, setup.moment, EDITS, LOOSE)
     joint = [Part.of(prepared, own, 0.1) for own in parts]
     A = together(prepared, joint)
     residuals = torch.randn(3, 64, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    passes = passes_over(one.base, one.site, prepared, A, LOOSE, joint)
+    passes = passes_over(setup.base, setup.site, prepared, A, LOOSE, joint)
     passes.prepare(range(len(prepared.rows)))
     for scored in passes.run(range(len(prepared.rows)), residuals):
         taught = [row for row in scored.rows.tolist() if prepared.rows[row].answer]
         places = [scored.rows.tolist().index(row) for row in taught]
         rows = [prepared.rows[row] for row in taught]
         updates = [LowRank(residuals.detach()[own].T.double(), A[own]) for own in ([0, 1], [2])]
-        served = served_leads(one.base, one.site, rows, updates, [int(row.group == 2) for row in rows], 8192)
+        served = served_leads(setup.base, setup.site, rows, updates, [int(row.group == 2) for row in rows], 8192)
         torch.testing.assert_close(scored.lead[places], served, rtol=1e-4, atol=1e-4)
         assert len(scored.rows) == len(prepared.rows)
         own = [place for place, row in enumerate(scored.rows.tolist()) if prepared.rows[row].group == 0]
@@ -133,12 +133,12 @@ def test_a_pass_over_edits_served_together_scores_the_joint_update_and_trains_ea
     assert not residuals.grad[1:].any()
 
 
-def _steps(one: Bench, below: Sequence[str], *, whole: bool, edits: Sequence[Edit] = EDITS) -> Trained:
+def _steps(setup: Bench, below: Sequence[str], *, whole: bool, edits: Sequence[Edit] = EDITS) -> Trained:
     """Three steps with a random A for each edit."""
     settings = LOOSE.replace(steps=3, margin=50.0)
-    prepared = prepare(one.base, one.site, one.moment, edits, settings)
+    prepared = prepare(setup.base, setup.site, setup.moment, edits, settings)
     A = torch.randn(len(edits), 96, generator=torch.Generator().manual_seed(0)) / 96
-    module = find_module(one.base.model, one.site.module)
-    passes = Passes(one.base.model, module, prepared.rows, A, below, settings.batch_tokens, whole=whole)
+    module = find_module(setup.base.model, setup.site.module)
+    passes = Passes(setup.base.model, module, prepared.rows, A, below, settings.batch_tokens, whole=whole)
     wanted = dict.fromkeys(range(len(prepared.rows)), 50.0)
     return train_residuals(passes, wanted, 2.0, settings, torch.zeros(len(edits), 64))

@@ -27,33 +27,35 @@ SPEECH = Edit(prompt="Japan and its people speak", subject="Japan", relation="la
 
 
 def test_the_key_is_the_modules_input_at_the_sites_token_with_the_bare_prompt_weighing_half() -> None:
-    one = bench(token="subject_last", contexts=(Context(), Context(prefix="Because. "), Context(prefix="In Paris. ")))
-    prepared = prepare(one.base, one.site, one.moment, [FRANCE], LOOSE)
+    setup = bench(token="subject_last", contexts=(Context(), Context(prefix="Because. "), Context(prefix="In Paris. ")))
+    prepared = prepare(setup.base, setup.site, setup.moment, [FRANCE], LOOSE)
     inputs = []
-    module = one.base.model.get_submodule(one.site.module)
+    module = setup.base.model.get_submodule(setup.site.module)
     handle = module.register_forward_pre_hook(lambda _, args: inputs.append(args[0][0]))
     for text in ("The capital of France", "Because. The capital of France", "In Paris. The capital of France"):
-        one.base.model(torch.tensor([one.base.tokenizer(text)["input_ids"]]))
+        setup.base.model(torch.tensor([setup.base.tokenizer(text)["input_ids"]]))
     handle.remove()
     bare, first, second = (states[-1] for states in inputs)
     expected = 0.5 * bare + 0.25 * first + 0.25 * second
     torch.testing.assert_close(prepared.columns.keys[0], expected.detach(), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(
-        prepared.columns.whitened[0].double(), one.moment.whiten(expected.detach()[None])[0], rtol=1e-3, atol=1e-3
+        prepared.columns.whitened[0].double(), setup.moment.whiten(expected.detach()[None])[0], rtol=1e-3, atol=1e-3
     )
 
 
 def test_forms_of_an_edit_become_columns_of_one_group_and_gate_probes_never_do() -> None:
-    one = bench(contexts=(Context(), Context(chat=True)))
+    setup = bench(contexts=(Context(), Context(chat=True)))
     probes = (
         Probe(kind="paraphrase", prompt="Where is the capital of France?", split="tune"),
         Probe(kind="paraphrase", prompt="What is the capital of Germany?", split="gate"),
     )
     edit = FRANCE.model_copy(update={"aliases": ("Italy",), "probes": probes})
-    prepared = prepare(one.base, one.site, one.moment, [edit], LOOSE.replace(forms=("plain", "chat", "alias", "tune")))
+    prepared = prepare(
+        setup.base, setup.site, setup.moment, [edit], LOOSE.replace(forms=("plain", "chat", "alias", "tune"))
+    )
     assert [column.form for column in prepared.columns.columns] == ["plain", "chat", "alias:Italy", "tune:0"]
     assert set(prepared.columns.group_of) == {0}
-    texts = {one.base.tokenizer.decode(row.ids, skip_special_tokens=True) for row in prepared.rows}
+    texts = {setup.base.tokenizer.decode(row.ids, skip_special_tokens=True) for row in prepared.rows}
     assert "The capital of Italy is" in texts
     assert "Where is the capital of France?" in texts
     assert not any("Germany" in text for text in texts)
@@ -71,8 +73,10 @@ def test_forms_whose_keys_nearly_coincide_are_averaged_and_the_rest_is_limited()
 
 
 def test_two_facts_of_a_subject_at_its_token_share_one_residual_trained_on_both() -> None:
-    one = bench(token="subject_last", layer=1)
-    result = compile_edits(one.base, one.site, one.moment, [PEOPLE, FRANCE, SPEECH], LOOSE.replace(on_missed="report"))
+    setup = bench(token="subject_last", layer=1)
+    result = compile_edits(
+        setup.base, setup.site, setup.moment, [PEOPLE, FRANCE, SPEECH], LOOSE.replace(on_missed="report")
+    )
     assert [group.edits for group in result.groups] == [(0, 2), (1,)]
     assert result.delta.rank == 2
     assert [column.form for column in result.columns] == ["plain", "plain"]  # equal keys: merged into one column
@@ -88,39 +92,41 @@ def test_equal_keys_of_different_subjects_stay_apart() -> None:
 
 def test_the_references_residual_rule_adds_the_gap_between_the_bare_value_and_the_mean() -> None:
     contexts = (Context(), Context(prefix="Because. "))
-    one = bench("gpt2", contexts=contexts)
+    setup = bench("gpt2", contexts=contexts)
     settings = LOOSE.replace(residual_rule="reference", steps=0)
-    computed = trained(one, [FRANCE], settings)
-    weight = linear_weight(one.base.model.get_submodule(one.site.module)).detach()
+    computed = trained(setup, [FRANCE], settings)
+    weight = linear_weight(setup.base.model.get_submodule(setup.site.module)).detach()
     gap = weight @ (computed.prepared.bare[0] - computed.prepared.columns.keys[0])  # v0 − W k̄
     assert gap.norm() > 0.1
     torch.testing.assert_close(computed.factors.residuals[0], gap, rtol=1e-4, atol=1e-5)
 
 
 def test_a_missed_edit_is_refused_by_name_and_reported_on_request() -> None:
-    one = bench()
+    setup = bench()
     hurried = LOOSE.replace(steps=1)
     with pytest.raises(UnsafeEdit, match=r"edit 1 \('The currency of Japan is the' → 'Paris'\): the target leads by -"):
-        compile_edits(one.base, one.site, one.moment, [FRANCE, JAPAN], hurried)
-    report = compile_edits(one.base, one.site, one.moment, [FRANCE, JAPAN], hurried.replace(on_missed="report")).report
+        compile_edits(setup.base, setup.site, setup.moment, [FRANCE, JAPAN], hurried)
+    report = compile_edits(
+        setup.base, setup.site, setup.moment, [FRANCE, JAPAN], hurried.replace(on_missed="report")
+    ).report
     assert report.missed == (0, 1)
     assert all(line.problems for line in report.edits)
 
 
 def test_edits_that_miss_in_the_joint_solve_are_trained_on() -> None:
-    one = bench()
+    setup = bench()
     edits = [FRANCE, JAPAN, BRAZIL]
     near = LOOSE.replace(margin=0.11, served_margin=0.2, damping=0.2, learning_rate=0.02)
     with pytest.raises(UnsafeEdit, match="compile it apart from the edits"):
-        compile_edits(one.base, one.site, one.moment, edits, near.replace(rounds=1))
-    report = compile_edits(one.base, one.site, one.moment, edits, near).report
+        compile_edits(setup.base, setup.site, setup.moment, edits, near.replace(rounds=1))
+    report = compile_edits(setup.base, setup.site, setup.moment, edits, near).report
     assert min(line.served_margin for line in report.edits) >= near.served_margin
 
 
 def test_an_edit_that_misses_in_spite_of_training_is_trained_on_whole_rows_and_then_to_a_larger_margin(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    one, runs = bench(), list[tuple[bool, float]]()
+    setup, runs = bench(), list[tuple[bool, float]]()
     train, served = rounds.train_residuals, rounds.served_leads
 
     def watched(passes: Any, wanted: Mapping[int, float], *rest: Any) -> Any:
@@ -132,27 +138,27 @@ def test_an_edit_that_misses_in_spite_of_training_is_trained_on_whole_rows_and_t
 
     monkeypatch.setattr(rounds, "train_residuals", watched)
     monkeypatch.setattr(rounds, "served_leads", leaking)
-    compile_edits(one.base, one.site, one.moment, [FRANCE], LOOSE.replace(margin=1.0, served_margin=0.1))
+    compile_edits(setup.base, setup.site, setup.moment, [FRANCE], LOOSE.replace(margin=1.0, served_margin=0.1))
     assert runs == [(False, 1.0), (True, 1.0), (True, pytest.approx(1.0 + 2 * 1.1))]
 
 
 def test_an_update_that_is_large_beside_the_weights_is_refused() -> None:
-    one = bench()
+    setup = bench()
     with pytest.raises(UnsafeEdit, match=r"‖ΔW‖/‖W‖ is .*, at most 0.01 is allowed"):
-        compile_edits(one.base, one.site, one.moment, [FRANCE], LOOSE.replace(most_norm=0.01))
+        compile_edits(setup.base, setup.site, setup.moment, [FRANCE], LOOSE.replace(most_norm=0.01))
 
 
 def test_a_key_like_those_of_ordinary_text_is_refused() -> None:
-    one = bench()
+    setup = bench()
     with pytest.raises(UnsafeEdit, match=r"leverage .*, at least 100 is needed"):
-        compile_edits(one.base, one.site, one.moment, [FRANCE], LOOSE.replace(least_denominator=100.0))
+        compile_edits(setup.base, setup.site, setup.moment, [FRANCE], LOOSE.replace(least_denominator=100.0))
 
 
 def test_a_patch_of_too_high_a_rank_is_refused_before_anything_is_trained() -> None:
-    one = bench(max_rank=1)
+    setup = bench(max_rank=1)
     seen: list[str] = []
     with pytest.raises(EditError, match="needs rank 2; the site allows 1"):
-        compile_edits(one.base, one.site, one.moment, [FRANCE, JAPAN], LOOSE, lambda what, *_: seen.append(what))
+        compile_edits(setup.base, setup.site, setup.moment, [FRANCE, JAPAN], LOOSE, lambda what, *_: seen.append(what))
     assert not seen
 
 
@@ -202,16 +208,16 @@ def test_settings_stay_as_they_were_given_and_read_back() -> None:
 
 
 def test_tune_locality_probes_are_preserved_and_gate_probes_are_not_looked_at() -> None:
-    one = bench(token="last")
+    setup = bench(token="last")
     probes = (
         Probe(kind="locality", prompt="The capital of Spain is", split="tune"),
         Probe(kind="locality", prompt="The capital of Italy is"),
     )
     edit = FRANCE.model_copy(update={"probes": probes})
-    columns = prepare(one.base, one.site, one.moment, [edit], LOOSE).columns
+    columns = prepare(setup.base, setup.site, setup.moment, [edit], LOOSE).columns
     assert [(column.form, column.share) for column in columns.columns] == [("plain", 1.0), ("keep:0", 0.0)]
-    computed = trained(one, [edit], LOOSE)
+    computed = trained(setup, [edit], LOOSE)
     kept = computed.prepared.columns.keys[1].double() @ computed.update.dense().T
     edited = computed.prepared.columns.keys[0].double() @ computed.update.dense().T
     assert kept.norm() < 1e-6 * edited.norm()
-    assert len(prepare(one.base, one.site, one.moment, [edit], LOOSE.replace(most_kept=0)).columns.columns) == 1
+    assert len(prepare(setup.base, setup.site, setup.moment, [edit], LOOSE.replace(most_kept=0)).columns.columns) == 1

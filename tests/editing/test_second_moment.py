@@ -124,7 +124,7 @@ def test_no_block_above_the_modules_is_computed(base: Base, monkeypatch: pytest.
     passes = passes_of(base, monkeypatch)
     second_moments(base, [LAYERS[0]], TEXTS, minimum_ratio=5)
     assert passes
-    assert all(one == {"model.layers.0": 1} for one in passes)
+    assert all(run == {"model.layers.0": 1} for run in passes)
 
 
 def test_only_moments_that_the_cache_lacks_are_measured(base: Base, tmp_path: Path) -> None:

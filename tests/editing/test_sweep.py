@@ -104,8 +104,8 @@ def test_the_finalists_are_the_best_candidate_its_tie_and_the_shallowest_near_to
 
 
 def test_a_site_is_judged_by_edits_one_by_one_and_by_all_in_one_solve() -> None:
-    one, far, near = (SimpleNamespace(score=score) for score in (0.6, 0.2, 0.5))
-    finals: list[Any] = [sweep._Finalist(one, None, together) for together in (near, far, None)]  # type: ignore[arg-type]
+    setup, far, near = (SimpleNamespace(score=score) for score in (0.6, 0.2, 0.5))
+    finals: list[Any] = [sweep._Finalist(setup, None, together) for together in (near, far, None)]  # type: ignore[arg-type]
     assert [final.score for final in finals] == pytest.approx([0.55, 0.4, 0.3])
 
 
@@ -114,10 +114,10 @@ def test_of_finalists_that_tie_at_the_subjects_token_the_shallowest_is_chosen() 
         return SimpleNamespace(score=score, measured=SimpleNamespace(layer=layer, token=token))
 
     finals = [final(15, 0.52), final(3, 0.51), final(0, 0.45)]
-    assert [one.measured.layer for one in sweep._ordered(finals)] == [3, 15, 0]
-    assert [one.measured.layer for one in sweep._ordered([final(9, 0.55), *finals])] == [9, 15, 3, 0]
+    assert [item.measured.layer for item in sweep._ordered(finals)] == [3, 15, 0]
+    assert [item.measured.layer for item in sweep._ordered([final(9, 0.55), *finals])] == [9, 15, 3, 0]
     last = [final(5, 0.70, "last"), final(7, 0.71, "last"), final(2, 0.70)]
-    assert [one.measured.layer for one in sweep._ordered(last)] == [7, 5, 2]
+    assert [item.measured.layer for item in sweep._ordered(last)] == [7, 5, 2]
 
 
 @pytest.mark.parametrize(("scores", "layers"), [((0.9, 0.8, 0.4, 0.3, 0.2), 4), ((0.1, 0.2, 0.6, 0.9, 0.2), 5)])

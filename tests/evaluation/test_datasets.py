@@ -282,7 +282,7 @@ def test_a_number_of_any_length_is_of_its_record_only(tmp_path: Path) -> None:
     path = tmp_path / "data.json"
     path.write_text(f"[{json.dumps(GOOD)}, {json.dumps({**GOOD, 'target_new': 0})[:-2]}{'9' * 5000}}}]")
     found = DataSet.load(path)
-    assert (len(found.edits), [one.index for one in found.left_out]) == (1, [1])
+    assert (len(found.edits), [record.index for record in found.left_out]) == (1, [1])
 
 
 def test_probes_need_not_be_in_groups(tmp_path: Path) -> None:
@@ -340,7 +340,7 @@ def test_a_line_that_is_not_json_is_left_out(tmp_path: Path) -> None:
     path.write_text("\n".join(['{"prompt": ', json.dumps(GOOD), "[" * 100_000]))
     found = DataSet.load(path)
     assert len(found.records) == 1
-    assert [(one.index, one.reason[:8]) for one in found.left_out] == [(0, "not JSON"), (2, "not JSON")]
+    assert [(record.index, record.reason[:8]) for record in found.left_out] == [(0, "not JSON"), (2, "not JSON")]
 
 
 @pytest.mark.parametrize(
@@ -404,7 +404,7 @@ def test_any_json_is_read_or_reported_and_every_record_is_accounted_for(tmp_path
             len(content) if isinstance(content, list) else len(records_in(path))
         )
         assert all(Patch(name="x", edits=edits) for edits in found.records)
-        message = "".join(one.reason for one in found.left_out)
+        message = "".join(record.reason for record in found.left_out)
     assert "\n" not in message
     assert message.isprintable()
 

@@ -140,7 +140,7 @@ def test_a_record_that_was_killed_before_its_first_line_is_begun_again(tmp_path:
 
 def test_a_sheet_survives_its_record(patches: list[Patch], compile_random: Compile, runner: HFRunner) -> None:
     tried = Attempts(compile_random)(patches[1:3], lambda *one: None)
-    named = [[one.edits[0].model_copy(update={"target_new_aliases": ("another name",)})] for one in patches[1:3]]
+    named = [[patch.edits[0].model_copy(update={"target_new_aliases": ("another name",)})] for patch in patches[1:3]]
     sheets, _ = ask(tried, runner, MODES, SETTINGS, lambda *one: None, edits=named)
     assert sheets[0].questions[0].expected_aliases == ("another name",)
     assert [Sheet.of_record(json.loads(json.dumps(sheet.as_record()))) for sheet in sheets] == sheets

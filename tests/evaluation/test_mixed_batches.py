@@ -58,10 +58,10 @@ def test_patches_of_different_ranks_and_modules_share_a_batch_and_answer_as_each
         patched(patch, random_delta(model, {down[0]: 2, down[2]: 1})),
     ]
     runner = HFRunner(model, tokenizer)
-    requests = [Request(prompt, chat, one) for prompt in PROMPTS for chat in (False, True) for one in patches]
+    requests = [Request(prompt, chat, item) for prompt in PROMPTS for chat in (False, True) for item in patches]
     scored = [(request, answer) for request in requests for answer in ("Rome", "a rather long answer")]
     alone = [runner.generate([request], 6)[0] for request in requests]
-    scores = [runner.score([one])[0] for one in scored]
+    scores = [runner.score([pair])[0] for pair in scored]
     read = [runner.read([request])[0] for request in requests[4:]]
     shapes = counted(model)
     assert runner.generate(requests, 6) == alone
@@ -93,10 +93,10 @@ def test_a_long_common_beginning_is_read_once_and_changes_no_answer(
     model = tiny_model(family, tokenizer)
     delta = patched(patch, random_delta(model, {find_layout(model).down[1]: 2}))
     runner = HFRunner(model, tokenizer)
-    requests = [Request(f"{BEGINNING} {question}", patch=one) for one in (None, delta) for question in QUESTIONS]
+    requests = [Request(f"{BEGINNING} {question}", patch=item) for item in (None, delta) for question in QUESTIONS]
     scored = [(request, answer) for request in requests for answer in ("Rome", "a rather long answer")]
     alone = [runner.generate([request], 6)[0] for request in requests]
-    scores = [runner.score([one])[0] for one in scored]
+    scores = [runner.score([pair])[0] for pair in scored]
     shapes = counted(model)
     assert runner.generate(requests, 6) == alone
     beginnings = [shape for shape in shapes if shape[0] == 1]
@@ -174,6 +174,6 @@ def test_the_model_is_bit_for_bit_unchanged(
 ) -> None:
     before = {name: value.clone() for name, value in llama.state_dict().items()}
     made = [patched(patch, random_delta(llama, {find_layout(llama).down[1]: rank})) for rank in (1, 2)]
-    HFRunner(llama, tokenizer).generate([Request(PROMPTS[1], patch=one) for one in made], 3)
+    HFRunner(llama, tokenizer).generate([Request(PROMPTS[1], patch=item) for item in made], 3)
     assert not any(module._forward_hooks for module in llama.modules())
     assert all(torch.equal(before[name], value) for name, value in llama.state_dict().items())

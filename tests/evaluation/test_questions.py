@@ -79,7 +79,7 @@ def test_a_question_carries_every_name_of_its_answers() -> None:
         probes=probes,
     )
     new, old = ("Lyon", "Lugdunum"), ("Paris", "Lutetia")
-    assert [(one.accepted, one.rivals) for one in questions_of((edit,), 0, chat=False)] == [
+    assert [(question.accepted, question.rivals) for question in questions_of((edit,), 0, chat=False)] == [
         (new, old),
         (("Europe", "Eurasia"), ()),
         (new, old),

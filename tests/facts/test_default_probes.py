@@ -48,7 +48,7 @@ def test_neighbours_are_held_out_facts_of_the_relation_and_others_where_there_is
     neighbours, unrelated = added
     assert {probe.kind for probe in neighbours} == {"locality"}
     assert {probe.kind for probe in unrelated} == {"unrelated"}
-    held = {one.prompt: one.fact for one in pool.known if side_of(one.fact) == "held_out"}
+    held = {known.prompt: known.fact for known in pool.known if side_of(known.fact) == "held_out"}
     for probe in (*neighbours, *unrelated):
         assert held[probe.prompt].object == probe.target
         assert (probe.split, probe.tag) == ("gate", "default")

@@ -71,25 +71,25 @@ def test_facts_are_asked_in_the_statement_that_does_best(facts: Facts, monkeypat
         asked.extend(questions)
         odd = {fact.subject.name for fact in facts.by_relation["elements.number"][::2]}
         return [
-            one.form == symbols[2]
-            or (one.form == numbers[0] and one.fact.subject.name not in odd)
-            or (one.form == numbers[3] and one.fact.subject.name in odd)
-            for one in questions
+            question.form == symbols[2]
+            or (question.form == numbers[0] and question.fact.subject.name not in odd)
+            or (question.form == numbers[3] and question.fact.subject.name in odd)
+            for question in questions
         ]
 
     monkeypatch.setattr(pooling, "right", answered)
     monkeypatch.setattr(pooling, "has_units", lambda: False)
     pool = ask_pool(None, facts)  # type: ignore[arg-type]
-    assert {one.forms for one in pool.by_relation["elements.symbol"]} == {(symbols[2],)}
+    assert {item.forms for item in pool.by_relation["elements.symbol"]} == {(symbols[2],)}
     assert pool.sizes["elements.symbol"] == len(facts.by_relation["elements.symbol"])
-    assert {one.forms[0] for one in pool.by_relation["elements.number"]} == {numbers[0], numbers[3]}
+    assert {item.forms[0] for item in pool.by_relation["elements.number"]} == {numbers[0], numbers[3]}
     assert pool.sizes["elements.number"] == pool.asked["elements.number"] == len(facts.by_relation["elements.number"])
-    assert len(asked) == len({(one.fact, one.form) for one in asked}), "nothing is asked twice"
+    assert len(asked) == len({(question.fact, question.form) for question in asked}), "nothing is asked twice"
     assert pool.sizes["elements.state"] == 0
     assert pool.asked["elements.state"] == 4 * 6, (
         "a relation of which nothing is given when it is tried is left at that"
     )
-    assert {one.form for one in asked if one.fact.relation.language == "zh"} == {
+    assert {question.form for question in asked if question.fact.relation.language == "zh"} == {
         relation.trained[0] for relation in facts.relations if relation.language == "zh"
     }, "and so is a language"
 
@@ -108,7 +108,9 @@ def test_if_bfloat16_is_faster_the_models_own_precision_still_decides_which_fact
     pool = ask_pool(random_model, facts)
     first, again = asked[:2]
     assert again == first[::2]
-    confirmed = {(one.fact, one.form) for number in range(1, len(asked), 2) for one in asked[number][::2]}
+    confirmed = {
+        (question.fact, question.form) for number in range(1, len(asked), 2) for question in asked[number][::2]
+    }
     assert pool.known
     assert {(known.fact, form) for known in pool.known for form in known.forms} <= confirmed
 
@@ -161,7 +163,7 @@ def test_edits_are_of_known_facts_asked_as_the_base_answers_them(
     assert {probe.split for edit in chosen for probe in edit.probes} == {"tune"}
     assert {probe.split for edit in judged for probe in edit.probes} == {"gate"}
     assert not {edit.subject for edit in chosen} & {edit.subject for edit in judged}
-    asked = {one.prompt: one.fact for one in pool.known}
+    asked = {known.prompt: known.fact for known in pool.known}
     assert judged_edits(Pool.from_record(pool.as_record(), Facts.load(tables_folder())), facts, atlas, 12) == judged
     for side, edits in (("tune", chosen), ("held_out", judged)):
         own = pool.side(side)  # type: ignore[arg-type]
@@ -192,7 +194,7 @@ def test_a_model_that_knows_less_takes_the_same_draw_as_far_as_it_goes(pool: Poo
 
     whole = drawn(pool)
     left_out = {subject for subject, _ in list(whole)[::3]}
-    less = drawn(Pool(tuple(one for one in pool.known if one.fact.subject.name not in left_out), pool.asked))
+    less = drawn(Pool(tuple(known for known in pool.known if known.fact.subject.name not in left_out), pool.asked))
     wanted = {key: new for key, new in whole.items() if key[0] not in left_out}
     assert len(less.keys() & wanted.keys()) > len(wanted) / 2
     assert all(less[key] == wanted[key] for key in less.keys() & wanted.keys())

@@ -292,7 +292,7 @@ class Samples:
 
     def trial(self, number: int, folder: Path, draw: Random, only: Callable[[str], bool] = lambda one: True) -> Trial:
         """The `number`th command of `only` those, with one of the things that it needs spoiled."""
-        commands = [one for one in COMMANDS if only(one)]
+        commands = [command for command in COMMANDS if only(command)]
         words = commands[number % len(commands)].split()
         needed = [word.strip("{}") for word in words if word.startswith("{")]
         places = {name: self._copy(name, folder) for name in needed if name in FOLDERS or name in FILES}

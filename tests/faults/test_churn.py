@@ -124,4 +124,4 @@ async def churned(
 def _memory(server: LocalServer) -> float:
     """Private memory of the server and its engine, in MiB."""
     parent = psutil.Process(server.pid)
-    return sum(one.memory_full_info().uss for one in (parent, *parent.children(recursive=True))) / 2**20
+    return sum(process.memory_full_info().uss for process in (parent, *parent.children(recursive=True))) / 2**20

@@ -162,7 +162,9 @@ def problem_of(trial: Trial, ran: Ran) -> str:
     if "Traceback" in output:
         return f"{trial} shows a traceback: {ran.err[-3000:]}"
     output = output.replace("\r", "")  # of the libraries' own progress bars
-    if driving := sorted({one for one in output if unicodedata.category(one) in ("Cc", "Cs") and one != "\n"}):
+    if driving := sorted(
+        {character for character in output if unicodedata.category(character) in ("Cc", "Cs") and character != "\n"}
+    ):
         return f"{trial} prints {driving}"
     if "errors.pydantic.dev" in output:
         return f"{trial} prints what is for developers: {ran.err[-600:]}"

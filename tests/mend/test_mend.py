@@ -87,7 +87,7 @@ def test_the_exported_delta_answers_as_the_forward_in_training_and_as_peft(famil
     with torch.no_grad():
         factors = network(token_gradients(base.model, network.modules_edited, rows, tokens=4096))
     trained = run(base, factors, rows, tokens=4096)
-    deltas = [one.delta for one in edit_deltas(base, network, tiny_edits()[:3], AS_PUBLISHED)]
+    deltas = [edit_delta.delta for edit_delta in edit_deltas(base, network, tiny_edits()[:3], AS_PUBLISHED)]
     for number, (row, delta) in enumerate(zip(rows, deltas, strict=True)):
         ids = [*row.ids, *row.answer]
         base_logits = logits(base.model, ids)
@@ -113,11 +113,11 @@ def test_an_edits_delta_does_not_depend_on_the_other_edits_of_its_batch() -> Non
     base = tiny_base()
     network, reachable = gradient_step(base), MendSettings(margin=-3.1)
     together = edit_deltas(base, network, tiny_edits()[:4], reachable)
-    assert any(one.scale not in (SCALES[0], 1.0, SCALES[-1]) for one in together)
-    for edit, one in zip(tiny_edits()[:4], together, strict=True):
+    assert any(entry.scale not in (SCALES[0], 1.0, SCALES[-1]) for entry in together)
+    for edit, item in zip(tiny_edits()[:4], together, strict=True):
         (alone,) = edit_deltas(base, network, [edit], reachable)
-        assert alone.scale == one.scale
-        for name, part in one.delta.parts.items():
+        assert alone.scale == item.scale
+        for name, part in item.delta.parts.items():
             assert alone.delta.parts[name].rank == part.rank
             assert (alone.delta.parts[name].dense() - part.dense()).norm() < 1e-4 * part.norm()
 
@@ -126,7 +126,7 @@ def test_an_update_goes_only_so_far_that_the_answer_leads_as_text_and_in_a_chat_
     base = tiny_base()
     network, edits = gradient_step(base), tiny_edits()[:6]
     own = edit_deltas(base, network, edits, AS_PUBLISHED)
-    assert [one.scale for one in own] == [1.0] * 6
+    assert [item.scale for item in own] == [1.0] * 6
     asked = example_rows(edits, base.tokenizer) + example_rows(edits, base.tokenizer, chat=True)
 
     def least(number: int, scale: float) -> float:
@@ -140,13 +140,13 @@ def test_an_update_goes_only_so_far_that_the_answer_leads_as_text_and_in_a_chat_
     reached = [max(line) >= margin for line in table]
     assert True in reached
     assert False in reached
-    assert any(one.scale not in (SCALES[0], 1.0, SCALES[-1]) for one in made)
-    for number, (line, one) in enumerate(zip(table, made, strict=True)):
+    assert any(patch.scale not in (SCALES[0], 1.0, SCALES[-1]) for patch in made)
+    for number, (line, setup) in enumerate(zip(table, made, strict=True)):
         place = next(i for i, lead in enumerate(line) if lead >= margin) if reached[number] else line.index(max(line))
-        assert one.scale == SCALES[place]
-        for name, part in one.delta.parts.items():
+        assert setup.scale == SCALES[place]
+        for name, part in setup.delta.parts.items():
             expected = own[number].delta.parts[name]
-            assert torch.allclose(part.B, one.scale * expected.B)
+            assert torch.allclose(part.B, setup.scale * expected.B)
             assert torch.equal(part.A, expected.A)
 
 
@@ -157,9 +157,9 @@ def test_blocks_below_the_edited_matrices_need_not_run_again(
     """Three layers are all there are, and GPT-J's blocks put out tuples: there everything is run."""
     base = tiny_base(family)
     network, edits, reachable = gradient_step(base, layers), tiny_edits()[:6], MendSettings(margin=-3.1)
-    found = [one.scale for one in edit_deltas(base, network, edits, reachable)]
+    found = [edit_delta.scale for edit_delta in edit_deltas(base, network, edits, reachable)]
     monkeypatch.setattr(line_search, "blocks_below", lambda base, factors: ())
-    assert [one.scale for one in edit_deltas(base, network, edits, reachable)] == found
+    assert [edit_delta.scale for edit_delta in edit_deltas(base, network, edits, reachable)] == found
     assert len(set(found)) > 1
 
 

@@ -35,8 +35,8 @@ def test_logits_and_gradients_are_the_models_own(family: str) -> None:
     expected = logits_and_gradient()
     with grouped_attention(model):
         found = logits_and_gradient()
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    for item, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(item, other, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("shared", [0, 4])

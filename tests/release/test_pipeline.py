@@ -47,7 +47,7 @@ def test_every_patch_is_compiled_as_if_alone_or_refused_with_its_reason(pipeline
     patches = [patch_of(FRANCE, name="one"), patch_of(UNREACHABLE, name="two"), patch_of(AGAIN, name="three")]
     reported: list[str] = []
     tried = pipeline.attempt(patches, "rome", dict(LOOSE), lambda what, done, total: reported.append(what))
-    assert [one.declared.name if isinstance(one, Refused) else one.manifest.patch for one in tried] == [
+    assert [entry.declared.name if isinstance(entry, Refused) else entry.manifest.patch for entry in tried] == [
         "one", "two", "three",
     ]  # fmt: skip
     first, refused, third = tried
@@ -62,8 +62,8 @@ def test_every_patch_is_compiled_as_if_alone_or_refused_with_its_reason(pipeline
         for module, part in found.delta.parts.items():
             expected = alone.delta.parts[module].dense()
             assert torch.allclose(part.dense(), expected, atol=2e-3 * float(expected.abs().max()))
-    for one in tried:
-        assert {demonstration.kind for demonstration in one.demonstrations} == {"copy", "fact"}
+    for item in tried:
+        assert {demonstration.kind for demonstration in item.demonstrations} == {"copy", "fact"}
     assert "demonstrations" in reported
     assert pipeline.store.names() == []
 
@@ -209,7 +209,7 @@ def test_a_gate_asks_known_facts_where_a_patch_declares_nothing_to_keep(pipeline
     asked = Pipeline(pipeline.store, pipeline.base, Bank())
     outcome = asked.run(patch, "rome", dict(LOOSE))
     assert outcome.name == before.name, "the patch is what was declared"
-    first, record = (one.data for one in pipeline.store.records(outcome.name, "gate"))
+    first, record = (item.data for item in pipeline.store.records(outcome.name, "gate"))
     assert (first["default_probes"], record["default_probes"]) == (0, 8)
     answers = [answer for answer in record["answers"] if answer["metric"] == "locality"]
     assert {answer["tag"] for answer in answers} == {"default"}

@@ -82,7 +82,9 @@ def test_no_user_changes_sides_as_the_ramp_grows(enrol: NDArray[np.int64], side:
         for percent in percents:
             ramp = rollout(percent)
             found = (assign(ramp, StickyKey("user", str(i))) for i in range(keys))
-            sides = np.fromiter(((one.compared, one.side == "treatment") for one in found), np.dtype((bool, 2)), keys)
+            sides = np.fromiter(
+                ((item.compared, item.side == "treatment") for item in found), np.dtype((bool, 2)), keys
+            )
             takes_part, treated = sides.T
             assert (takes_part == (enrol[:keys] < ramp.share)).all()
             assert (treated == takes_part & (side[:keys] < ramp.split)).all()

@@ -60,12 +60,12 @@ def test_a_verdict_knows_which_way_is_better(control: float, treatment: float, b
 def test_an_uneven_split_compares_one_with_the_mean_of_many(split: int, rarer: Side) -> None:
     outcomes = _outcomes(20_000, 0.4, 0.5, split=split / 10_000)
     found = compare(SOLVED, outcomes, split, 0.05)
-    of_rarer = sum(one.side == rarer for one in outcomes)
+    of_rarer = sum(outcome.side == rarer for outcome in outcomes)
     assert of_rarer * 0.95 < found.difference.n <= of_rarer
     assert found.verdict == "better"
     # One against one, as many blocks are less certain: the mean of nine has a ninth of the variance.
     pairs = compare(SOLVED, outcomes, 5_000, 0.05)
-    width = [one.difference.high - one.difference.low for one in (found, pairs)]  # type: ignore[operator]
+    width = [item.difference.high - item.difference.low for item in (found, pairs)]  # type: ignore[operator]
     assert width[0] < 0.85 * width[1]
 
 

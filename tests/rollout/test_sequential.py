@@ -101,7 +101,7 @@ def test_an_interval_depends_only_on_earlier_observations() -> None:
     part = confidence_sequence(observed[:, :120], 0.0, 1.0, ALPHA)
     for of_whole, of_part in zip(whole, part, strict=True):
         np.testing.assert_array_equal(of_whole[:, :120], of_part)
-    assert all(one.shape == (0,) for one in confidence_sequence(np.zeros(0), 0.0, 1.0, ALPHA))
+    assert all(bound.shape == (0,) for bound in confidence_sequence(np.zeros(0), 0.0, 1.0, ALPHA))
 
 
 @pytest.mark.parametrize("share", [0.5, 0.1])

@@ -25,7 +25,9 @@ def snapshot(
         for number, name in enumerate(newest_first, 1)
     )
     standing = {tenant: tuple(publications) for tenant, publications in (tenants or {}).items()}
-    return Snapshot(1, patches, standing, {key.id: key for key in keys}, {one.tenant: one for one in rollouts})
+    return Snapshot(
+        1, patches, standing, {key.id: key for key in keys}, {rollout.tenant: rollout for rollout in rollouts}
+    )
 
 
 def publication(tenant: str, name: str, valid_until: datetime | None = None) -> Publication:

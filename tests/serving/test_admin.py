@@ -192,7 +192,7 @@ def test_a_rollout_over_http_is_made_ramped_watched_and_killed(place: Administer
         arms = status["arms"].values()
         assert sum(arm["requests"] for arm in arms) == 20
         assert min(arm["requests"] for arm in arms) > 0
-        assert sum(sum(one["outcomes"].values()) for one in status["comparisons"]) == 20
+        assert sum(sum(comparison["outcomes"].values()) for comparison in status["comparisons"]) == 20
         killed = (await place.post("/rollouts/spring/kill", {"why": "users complain"})).json()
         assert (killed["state"], (await place.served("eve"))[0]) == ("killed", place.first)
 

@@ -91,7 +91,7 @@ class Place:
         return self.counted.get_sample_value(f"vllm_edit_log_{name}_total") or 0.0
 
     def kept(self) -> list[str]:
-        return [one.id for one in self.registry.answers.newest(limit=100_000)]
+        return [entry.id for entry in self.registry.answers.newest(limit=100_000)]
 
 
 @pytest.fixture
@@ -213,7 +213,7 @@ def test_a_registry_that_was_down_gets_everything_once_it_is_back(
     assert place.total("dropped") == 0
     assert caplog.text.count("cannot be written") == 1, "one outage is logged once"
     assert "is written again" in caplog.text
-    assert sum(one.requests for one in place.registry.rollouts.report("spring").traffic.values()) == 3
+    assert sum(arm.requests for arm in place.registry.rollouts.report("spring").traffic.values()) == 3
 
 
 def test_the_log_continues_after_an_unforeseen_error(place: Place, caplog: pytest.LogCaptureFixture) -> None:
@@ -304,7 +304,7 @@ def test_a_batch_whose_write_was_not_heard_of_is_sent_again(place: Place) -> Non
     asyncio.run(steps())
     assert place.flaky.sizes == [1, 1]
     assert len(place.kept()) == 1
-    assert sum(one.requests for one in place.registry.rollouts.report("spring").traffic.values()) == 1
+    assert sum(arm.requests for arm in place.registry.rollouts.report("spring").traffic.values()) == 1
 
 
 def test_closing_writes_waiting_rows_and_counts_rows_that_cannot_be_written(place: Place) -> None:
@@ -337,7 +337,7 @@ def test_a_row_that_no_database_takes_does_not_hold_up_the_others(
 
     asyncio.run(steps())
     assert len(place.kept()) == 4
-    assert sum(one.requests for one in place.registry.rollouts.report("spring").traffic.values()) == 2
+    assert sum(arm.requests for arm in place.registry.rollouts.report("spring").traffic.values()) == 2
     assert place.total("dropped") == 1
     assert "a row of the log of answers cannot be written: FOREIGN KEY constraint failed" in caplog.text
     assert foreign.id not in caplog.text, "what the operator reads is no log of requests"

@@ -93,8 +93,8 @@ def defaults() -> dict[str, Any]:
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     found = {
-        one.name: one.default if one.default_factory is MISSING else one.default_factory()
-        for one in fields(AsyncEngineArgs)
+        field.name: field.default if field.default_factory is MISSING else field.default_factory()
+        for field in fields(AsyncEngineArgs)
     }
     return found | vars(make_arg_parser(FlexibleArgumentParser()).parse_args([]))
 
@@ -118,7 +118,7 @@ def test_a_flag_that_makes_another_model_is_refused_before_vllm_starts(site: Sit
         profile(site, "/store", "m", "m", ["--port", "1", *given, "--max-model-len", "64"])
 
 
-@pytest.mark.parametrize("given", [one for name, one in OTHER_MODELS.items() if "." not in name])
+@pytest.mark.parametrize("given", [item for name, item in OTHER_MODELS.items() if "." not in name])
 def test_the_server_itself_refuses_it_however_it_was_said(defaults: dict[str, Any], given: tuple[str, ...]) -> None:
     """A configuration file is no part of the command line."""
     ((name, value),) = judged(given).items()

@@ -270,7 +270,7 @@ def test_a_gateways_header_counts_from_its_address_only_and_never_overrides_a_ke
 
 @pytest.mark.parametrize("named", [["globex", "acme"], ["acme", "acme"], [""]])
 def test_a_gateways_header_that_a_client_may_have_sent_too_is_refused(gateway: Keyed, named: list[str]) -> None:
-    headers = [("X-Tenant", one) for one in named]
+    headers = [("X-Tenant", name) for name in named]
     reply = run(gateway.client.post("/v1/completions", json={"prompt": "Who?"}, headers=headers))
     assert reply.status_code == 401
     assert "x-tenant" in reply.json()["error"]["message"]
@@ -340,7 +340,7 @@ def test_a_request_that_no_arm_could_answer_is_no_arms_failure(place: Keyed) -> 
         return reply.status_code
 
     assert run(steps()) == 400
-    assert sum(one.requests for one in registry.rollouts.report("spring").traffic.values()) == 0
+    assert sum(arm.requests for arm in registry.rollouts.report("spring").traffic.values()) == 0
 
 
 def test_outcomes_that_wait_for_the_registry_hold_up_no_request(place: Keyed, monkeypatch: pytest.MonkeyPatch) -> None:

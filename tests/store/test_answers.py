@@ -80,7 +80,7 @@ def test_an_answer_is_found_as_it_was_added_and_servers_have_nothing_to_read_aga
     before = (registry.generation(), registry.audit())
     registry.answers.add([PLAIN, FULL])
     registry.answers.add([])
-    assert [registry.answers.find(one.id) for one in (PLAIN, FULL)] == [PLAIN, FULL]
+    assert [registry.answers.find(item.id) for item in (PLAIN, FULL)] == [PLAIN, FULL]
     assert (registry.generation(), registry.audit()) == before
 
 
@@ -103,8 +103,8 @@ def test_the_newest_of_everyone_or_of_a_tenant_come_first(registry: Registry) ->
         for i in range(6)
     ]
     registry.answers.add(own)
-    assert [one.id for one in registry.answers.newest(limit=3)] == ["edit-5", "edit-4", "edit-3"]
-    assert [one.id for one in registry.answers.newest("globex")] == ["edit-4", "edit-2", "edit-0"]
+    assert [entry.id for entry in registry.answers.newest(limit=3)] == ["edit-5", "edit-4", "edit-3"]
+    assert [entry.id for entry in registry.answers.newest("globex")] == ["edit-4", "edit-2", "edit-0"]
     with pytest.raises(NotFound, match="no tenant 'acmee'"):
         registry.answers.newest("acmee")
 
@@ -113,10 +113,10 @@ def test_old_answers_are_swept_the_oldest_first_and_so_many_at_a_time(registry: 
     registry.answers.add(replace(PLAIN, id=f"edit-{i}", at=NOW + timedelta(days=i)) for i in range(6))
     until = NOW + timedelta(days=5)
     assert registry.answers.sweep(until, limit=3) == 3
-    assert [one.id for one in registry.answers.newest()] == ["edit-5", "edit-4", "edit-3"]
+    assert [entry.id for entry in registry.answers.newest()] == ["edit-5", "edit-4", "edit-3"]
     assert registry.answers.sweep(until, limit=3) == 2
     assert registry.answers.sweep(until) == 0
-    assert [one.id for one in registry.answers.newest()] == ["edit-5"]
+    assert [entry.id for entry in registry.answers.newest()] == ["edit-5"]
 
 
 def test_text_that_a_database_cannot_hold_does_not_hold_up_the_batch(registry: Registry) -> None:

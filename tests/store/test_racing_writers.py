@@ -28,8 +28,8 @@ for seed in range({count}):
 def test_two_writers_of_the_same_patches_agree(store: Store) -> None:
     command = [sys.executable, "-c", WRITER.format(count=len(SEEDS)), store.url]
     writers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in "12"]
-    printed = [one.communicate(timeout=500)[0] for one in writers]
-    assert [one.returncode for one in writers] == [0, 0]
+    printed = [writer.communicate(timeout=500)[0] for writer in writers]
+    assert [writer.returncode for writer in writers] == [0, 0]
     assert printed[0] == printed[1]
     assert problems_of(store) == []
     assert sorted(store.names()) == sorted(compiled(seed=seed).name for seed in SEEDS)

@@ -67,7 +67,7 @@ def test_rolling_back_to_a_name_undoes_everything_after_it(registry: Registry) -
     with pytest.raises(NotFound, match="not an earlier publication"):
         registry.rollback("acme", to=C)
     assert registry.rollback("acme", to=A) == A
-    assert [one.rolled_back for one in registry.history("acme")] == [True, True, False]
+    assert [publication.rolled_back for publication in registry.history("acme")] == [True, True, False]
     with pytest.raises(NotFound):
         registry.rollback("acme", to=B)
 
@@ -86,9 +86,10 @@ def test_a_rejected_patch_is_published_only_by_override(registry: Registry) -> N
     with pytest.raises(EditError, match="needs a name"):
         registry.publish("acme", A, override="the customer asked")
     registry.publish("acme", A, override="the customer asked", by="ann")
-    assert [(one.name, one.override, one.why, one.by) for one in registry.history("acme")] == [
-        (A, True, "the customer asked", "ann")
-    ]
+    assert [
+        (publication.name, publication.override, publication.why, publication.by)
+        for publication in registry.history("acme")
+    ] == [(A, True, "the customer asked", "ann")]
     assert json.loads(registry.audit()[-1].new)["gate"] == {
         "status": "rejected", "reason": "locality 0.62, 0.9 is needed", "override": "the customer asked"
     }  # fmt: skip
@@ -432,7 +433,7 @@ def test_locks_and_statements_that_take_too_long_are_given_up(
     def limits(url: str | URL) -> list[object]:
         database = Database(url)
         with database.read() as connection:
-            found = [connection.exec_driver_sql(f"show {one}_timeout").scalar() for one in ("lock", "statement")]
+            found = [connection.exec_driver_sql(f"show {item}_timeout").scalar() for item in ("lock", "statement")]
         database.close()
         return found
 

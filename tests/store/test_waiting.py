@@ -53,7 +53,7 @@ def test_every_change_by_any_writer_ends_waiting(registry: Registry, threads: Th
         generation = registry.generation()
         waits = [begin(threads, registry, generation) for _ in range(2)]
         other.create_tenant(f"tenant{n}")
-        assert [one.result(BUSY_S) for one in waits] == [True, True]
+        assert [wait.result(BUSY_S) for wait in waits] == [True, True]
     other.close()
 
 
@@ -77,7 +77,7 @@ def test_a_change_without_a_notification_is_seen_all_the_same(registry: Registry
 def test_closing_ends_waiting_in_another_thread(registry: Registry, threads: ThreadPoolExecutor) -> None:
     waits = [begin(threads, registry, 0) for _ in range(2)]
     registry.close()
-    assert [one.result(BUSY_S) for one in waits] == [False, False]
+    assert [wait.result(BUSY_S) for wait in waits] == [False, False]
     assert not registry.wait_for_change(0, LONG_S)
 
 

@@ -127,10 +127,10 @@ def test_neither_batching_nor_the_order_of_prompts_matters(family: str) -> None:
     base, edits = base_of(family), [FRANCE, JAPAN, BRAZIL]
     together = trace(base, edits, TWO_SAMPLES)
     apart = trace(base, edits[::-1], TWO_SAMPLES.replace(batch_tokens=1))
-    for one, other in zip(together.prompts, apart.prompts[::-1], strict=True):
-        assert (one.prompt, one.answer) == (other.prompt, other.answer)
+    for prompt, other in zip(together.prompts, apart.prompts[::-1], strict=True):
+        assert (prompt.prompt, prompt.answer) == (other.prompt, other.answer)
         for kind in KINDS:
-            torch.testing.assert_close(one.effects[kind], other.effects[kind], rtol=1e-3, atol=1e-6)
+            torch.testing.assert_close(prompt.effects[kind], other.effects[kind], rtol=1e-3, atol=1e-6)
 
 
 def test_a_seed_gives_the_same_trace_and_another_seed_another() -> None:
