@@ -115,7 +115,6 @@ def test_keys_that_differ_only_by_rounding_are_refused_without_damping(moment: t
         solve(System.of(keys, whitened, [0, 1]), torch.cat([residuals, -residuals]))
 
 
-
 @pytest.mark.parametrize("groups", [[0], [0, 2], [1, 1]])
 def test_columns_without_a_group_and_groups_without_a_column_are_refused(
     groups: list[int], moment: torch.Tensor
