@@ -121,7 +121,7 @@ class _Constructor(SafeConstructor):
                     self.given_twice.append(f"line {_line(key)}: {name} is given twice, first in line {_line(earlier)}")
         super().flatten_mapping(node)
 
-    def construct_object(self, node: Node, deep: bool = False) -> Any:
+    def construct_object(self, node: Node, deep: bool = False) -> object:
         try:
             return super().construct_object(node, deep=deep)
         except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
