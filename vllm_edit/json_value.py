@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
-JSONValue: TypeAlias = "bool | int | float | str | Sequence[JSONValue] | Mapping[str, JSONValue] | None"
-"""A value. Its containers are read-only here, so that a `list[str]` or a `dict[str, float]` is one too."""
+from typing_extensions import TypeAliasType
+
+JSONValue = TypeAliasType(
+    "JSONValue", "bool | int | float | str | Sequence[JSONValue] | Mapping[str, JSONValue] | None"
+)
+"""A value. Its containers are read-only here, so that a `list[str]` or a `dict[str, float]` is one too. The alias has a
+name, so that pydantic resolves the recursion."""
 
 JSONObject: TypeAlias = dict[str, JSONValue]
 """An object by field name."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -12,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from vllm_edit.artefacts.manifest import Manifest
 from vllm_edit.artefacts.reports import CompileReport, CompositionReport
 from vllm_edit.deltas.delta import Delta
+from vllm_edit.json_value import JSONObject, JSONValue
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,11 @@ class CompiledPatch:
         return self.manifest.name
 
     @property
-    def record(self) -> dict[str, Any]:
+    def record(self) -> JSONObject:
         """What was measured, as JSON values; empty if nothing was."""
         return (self.report if self.algebra is None else self.algebra).as_record()
 
-    def with_record(self, record: Mapping[str, Any]) -> CompiledPatch:
+    def with_record(self, record: Mapping[str, JSONValue]) -> CompiledPatch:
         """A copy with what an earlier process measured.
 
         Args:

@@ -11,6 +11,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from vllm_edit.digest import digest_json
 from vllm_edit.frozen import Frozen
+from vllm_edit.json_value import JSONObject
 from vllm_edit.patch import Edit, Gate, Scope
 
 
@@ -41,7 +42,7 @@ class Manifest(Frozen):
     gate: Gate = Gate()
     scope: Scope = Field("all", description="subject: its members are its subjects' compiled patches, in its own files")
     members: tuple[str, ...] = Field(default=(), description="names of the compiled patches that it consists of")
-    settings: dict[str, Any] = Field(default_factory=dict, description="all settings of the method")
+    settings: JSONObject = Field(default_factory=dict, description="all settings of the method")
     groups: tuple[KeyGroup, ...] = ()
     columns: tuple[Column, ...] = ()
     rank: int = Field(description="rank of the adapter; with scope subject the highest rank of its members")
@@ -56,6 +57,12 @@ class Manifest(Frozen):
         if self.scope == "all":
             data.pop("scope", None)
         return data
+
+    @property
+    def damping(self) -> float:
+        """λ of the closed-form solve; 0 for a method without it."""
+        damping = self.settings.get("damping")
+        return float(damping) if isinstance(damping, int | float) else 0.0
 
     @cached_property
     def digest(self) -> str:

@@ -7,12 +7,13 @@ records of older and newer versions can be read.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import ConfigDict, SerializeAsAny, ValidationError
 
 from vllm_edit.errors import Corrupt
 from vllm_edit.frozen import Frozen
+from vllm_edit.json_value import JSONObject, JSONValue
 from vllm_edit.text.quoting import change
 
 
@@ -20,7 +21,7 @@ class _Report(Frozen):
     model_config = ConfigDict(extra="ignore")
 
     @classmethod
-    def of(cls, record: Mapping[str, Any]) -> Self:
+    def of(cls, record: Mapping[str, JSONValue]) -> Self:
         """The report that a record holds.
 
         Raises:
@@ -33,7 +34,7 @@ class _Report(Frozen):
             where = ".".join(map(str, first["loc"])) or "the record"
             raise Corrupt(f"expected a {cls.__name__}, but {where} is invalid: {first['msg']}; remove it") from error
 
-    def as_record(self) -> dict[str, Any]:
+    def as_record(self) -> JSONObject:
         """The report as JSON values, without the fields that were not measured."""
         return self.model_dump(mode="json", exclude_none=True)
 
@@ -100,7 +101,7 @@ class CompileReport(_Report):
             for problem in report.problems
         )
 
-    def as_record(self) -> dict[str, Any]:
+    def as_record(self) -> JSONObject:
         """The report as JSON values, with `missed`; empty if nothing was measured."""
         record = super().as_record()
         if self.edits:

@@ -99,12 +99,12 @@ def measure_accuracy(
     if sample is not None:
         rng.shuffle(asked)
         taken: dict[str, int] = {}
-        kept = []
+        answerable = []
         for relation, question in asked:
             taken[question.group] = taken.get(question.group, 0) + 1
             if taken[question.group] <= sample:
-                kept.append((relation, question))
-        asked = kept
+                answerable.append((relation, question))
+        asked = answerable
     answers = generate(model, tokenizer, [question for _, question in asked], progress=progress)
     right: dict[tuple[str, str], list[bool]] = {}
     for (relation, question), answer in zip(asked, answers, strict=True):

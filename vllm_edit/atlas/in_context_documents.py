@@ -86,13 +86,13 @@ class InContextDocuments:
             return self._draws.form(fact).fill(self._draws.name(fact.subject)), new, True
         others = [other for other in fact.subject.facts.values() if other is not fact]
         if kind < 0.68 and others:
-            kept = self._draws.random.choice(others)
+            other = self._draws.random.choice(others)
         else:
-            kept = self._draws.random.choice(peers) if kind < 0.9 else self._draws.any_fact()
+            other = self._draws.random.choice(peers) if kind < 0.9 else self._draws.any_fact()
         return (
-            self._draws.form(kept).fill(self._draws.name(kept.subject)),
-            new if kept is fact else kept.object,
-            kept is fact,
+            self._draws.form(other).fill(self._draws.name(other.subject)),
+            new if other is fact else other.object,
+            other is fact,
         )
 
 

@@ -141,21 +141,21 @@ class Documents:
         chinese = any(is_cjk(character) for character in form.text)
         joint = "" if chinese else " "
         pieces = _CHARACTERS.findall(form.text) if chinese else form.text.split(" ")
-        kept = []
+        changed = []
         for piece in pieces:
             chance = self._draws.random.random()
             if "{s}" in piece or chance > 0.25:
-                kept.append(piece)
+                changed.append(piece)
             elif chance > 0.13:
-                kept.append(self._draws.noise(chinese))
+                changed.append(self._draws.noise(chinese))
         if self._draws.random.random() < 1 / 3:
-            turn = self._draws.random.randrange(len(kept))
-            kept = kept[turn:] + kept[:turn]
+            turn = self._draws.random.randrange(len(changed))
+            changed = changed[turn:] + changed[:turn]
         if self._draws.random.random() < 0.4:
-            kept.append(self._draws.noise(chinese))
+            changed.append(self._draws.noise(chinese))
         if self._draws.random.random() < 0.25:
-            kept.insert(0, self._draws.noise(chinese))
-        return Form(joint.join(piece for piece in kept if piece), form.kind)
+            changed.insert(0, self._draws.noise(chinese))
+        return Form(joint.join(piece for piece in changed if piece), form.kind)
 
     def _answered(self, prompt: str, answer: str, weight: float = PROMPT_WEIGHT) -> list[Segment]:
         stop = full_stop(prompt, answer)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +11,7 @@ from vllm_edit.cli.method_settings import method_settings
 from vllm_edit.cli.options import BankOption, JsonOption, ModelOption, SetOption, StoreOption
 from vllm_edit.cli.output import print_error, print_json, print_line, progress_bar
 from vllm_edit.errors import EditError, PatchError
+from vllm_edit.json_value import JSONObject
 
 if TYPE_CHECKING:
     from vllm_edit.patch import Patch
@@ -41,7 +42,7 @@ def compile_(
     settings_of(method_of(method), chosen)  # reports invalid settings before the model is loaded
     opened = Store.open(store)
     pipeline = Pipeline(opened, load_base(model or opened.site().model), bank_of(opened, bank))
-    done: list[dict[str, Any]] = []
+    done: list[JSONObject] = []
     problems: list[str] = []
     with progress_bar(patches[0].name if len(patches) == 1 else f"{len(patches)} patches") as progress:
         for patch, result in pipeline.run_all(patches, method, chosen, progress):
@@ -74,7 +75,7 @@ def _read(files: list[Path]) -> list[Patch]:
     return patches
 
 
-def _record(outcome: Outcome) -> dict[str, Any]:
+def _record(outcome: Outcome) -> JSONObject:
     manifest = outcome.compiled.manifest
     return {
         "name": outcome.name,

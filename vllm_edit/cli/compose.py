@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vllm_edit.cli.options import JsonOption, ModelOption, StoreOption
 from vllm_edit.cli.output import print_error, print_json, print_line, print_table, progress_bar
+from vllm_edit.json_value import JSONObject
 from vllm_edit.text.quoting import change, quoted
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def compose(
         raise typer.Exit(1)
 
 
-def _record(outcome: Outcome) -> dict[str, Any]:
+def _record(outcome: Outcome) -> JSONObject:
     manifest, algebra = outcome.compiled.manifest, outcome.compiled.record
     return {
         "name": outcome.name,
@@ -92,6 +93,7 @@ def _record(outcome: Outcome) -> dict[str, Any]:
 
 def _print(outcome: Outcome, algebra: CompositionReport) -> None:
     """Print one line, then the edits that lost a conflict, then the pairs that interfere most."""
+    from vllm_edit.composition.conflicts import decided_conflicts
     from vllm_edit.names import short
 
     manifest = outcome.compiled.manifest
@@ -107,10 +109,10 @@ def _print(outcome: Outcome, algebra: CompositionReport) -> None:
     if outcome.not_judged:
         parts.append(f"not judged for want of probes: {outcome.not_judged}")
     print_line(f"{outcome.name}  {', '.join(parts)}")
-    for gone in manifest.settings.get("left_out", ()):
+    for conflict in decided_conflicts(manifest):
         print_line(
-            f"{change(gone['prompt'], gone['target'])} of {short(gone['left_out'])} left: "
-            f"{short(gone['winner'])} says {quoted(gone['kept_target'])}"
+            f"{change(conflict.prompt, conflict.target)} of {short(conflict.left_out)} left: "
+            f"{short(conflict.winner)} says {quoted(conflict.kept_target)}"
         )
     if shown := algebra.interference[:_SHOWN_PAIRS]:
         print_line()

@@ -9,7 +9,6 @@ composition made on demand (`checks`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.artefacts.manifest import KeyGroup, Manifest
@@ -22,6 +21,7 @@ from vllm_edit.composition.solver import as_saved
 from vllm_edit.deltas.delta import Delta
 from vllm_edit.digest import digest_tensors
 from vllm_edit.errors import EditError, Incompatible
+from vllm_edit.json_value import JSONObject
 from vllm_edit.names import check_patch, short
 from vllm_edit.patch import Gate
 
@@ -106,7 +106,7 @@ def _manifest(
     parts: Sequence[Part],
     joint: Joint | None,
     delta: Delta,
-    settings: dict[str, Any],
+    settings: JSONObject,
     settlement: Settlement,
 ) -> Manifest:
     """The composition's manifest. `joint` is None if any member has no factors."""
@@ -157,7 +157,7 @@ def _gate(members: Sequence[CompiledPatch], settlement: Settlement) -> Gate:
 
 def _common_damping(members: Sequence[CompiledPatch], damping: float | None) -> float:
     solved = [member for member in members if member.factors is not None]
-    found = sorted({float(member.manifest.settings.get("damping", 0.0)) for member in solved})
+    found = sorted({member.manifest.damping for member in solved})
     if damping is None and len(found) > 1:
         raise EditError(f"the patches were compiled with different damping ({found}); say which one to compose with")
     return found[0] if damping is None else damping

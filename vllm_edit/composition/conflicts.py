@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+
+from pydantic import TypeAdapter
 
 from vllm_edit.artefacts.compiled import CompiledPatch
+from vllm_edit.artefacts.manifest import Manifest
 from vllm_edit.errors import EditError
+from vllm_edit.frozen import Frozen
+from vllm_edit.json_value import JSONObject
 from vllm_edit.names import resolve, short
 from vllm_edit.patch import Edit, Fact
 from vllm_edit.text.quoting import change, quoted
@@ -17,6 +21,32 @@ FIRST, LAST = "first", "last"
 
 Place = tuple[int, int]
 """(member, edit), both indices."""
+
+
+class DecidedConflict(Frozen):
+    """A decided conflict in the settings of a composition's manifest.
+
+    Attributes:
+        left_out: name of the member whose edit is left out.
+        prompt: prompt of that edit.
+        target: new target of that edit.
+        winner: name of the member whose edit stays.
+        kept_target: new target of the edit that stays.
+    """
+
+    left_out: str
+    prompt: str
+    target: str
+    winner: str
+    kept_target: str
+
+
+_DECIDED = TypeAdapter(tuple[DecidedConflict, ...])
+
+
+def decided_conflicts(composition: Manifest) -> tuple[DecidedConflict, ...]:
+    """The conflicts that a policy decided in this composition; empty for any other patch."""
+    return _DECIDED.validate_python(composition.settings.get("left_out") or ())
 
 
 @dataclass(frozen=True)
@@ -31,15 +61,15 @@ class Conflict:
     kept: Edit
     left_out: Edit
 
-    def as_record(self) -> dict[str, str]:
-        """The manifest's record of a decided conflict."""
-        return {
-            "left_out": self.loser,
-            "prompt": self.left_out.prompt,
-            "target": self.left_out.target_new,
-            "winner": self.winner,
-            "kept_target": self.kept.target_new,
-        }
+    def as_decided(self) -> DecidedConflict:
+        """The manifest's record, once a policy has decided."""
+        return DecidedConflict(
+            left_out=self.loser,
+            prompt=self.left_out.prompt,
+            target=self.left_out.target_new,
+            winner=self.winner,
+            kept_target=self.kept.target_new,
+        )
 
     def __str__(self) -> str:
         same = self.kept.prompt == self.left_out.prompt
@@ -60,9 +90,9 @@ class Settlement:
     leaving: Mapping[Place, Conflict]
     policy: str | None = None
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> JSONObject:
         """The manifest's record, independent of the members' order; empty without conflicts."""
-        conflicts = (conflict.as_record() for conflict in self.leaving.values())
+        conflicts = (conflict.as_decided().model_dump() for conflict in self.leaving.values())
         records = sorted(conflicts, key=lambda record: sorted(record.items()))
         return {"policy": self.policy, "left_out": records} if records else {}
 

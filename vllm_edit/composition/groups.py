@@ -34,19 +34,19 @@ def merged(groups: Sequence[Group], cosine: float) -> list[Group]:
 
     Least squares would average the residuals of keys that coincide (docs/methods.md).
     """
-    kept: list[Group] = []
+    merged: list[Group] = []
     by_name: dict[str, list[int]] = {}
     for group in groups:
         places = sorted({place for name in group.names for place in by_name.get(name, ())})
-        near = next((place for place in places if _near(kept[place].columns[0], group.columns[0], cosine)), None)
+        near = next((place for place in places if _near(merged[place].columns[0], group.columns[0], cosine)), None)
         if near is None:
-            near = len(kept)
-            kept.append(group)
+            near = len(merged)
+            merged.append(group)
         else:
-            kept[near] = _sum(kept[near], group, cosine)
+            merged[near] = _sum(merged[near], group, cosine)
         for name in group.names:
             by_name.setdefault(name, []).append(near)
-    return kept
+    return merged
 
 
 def solve_jointly(groups: Sequence[Group], damping: float) -> Joint:

@@ -82,20 +82,20 @@ def select(members: Sequence[CompiledPatch], settlement: Settlement) -> list[Par
             if not leaving:
                 staying.append(part)
     known: dict[Fact, Part] = {}
-    kept: list[Part] = []
+    chosen: list[Part] = []
     for part in sorted(staying, key=_content):
         ways = [edit.facts() for edit in part.edits]
         repeated = [next((known[way] for way in sorted(own) if way in known), None) for own in ways]
         other = next((earlier for earlier in repeated if earlier is not None), None)
         if other is None:
-            kept.append(part)
+            chosen.append(part)
             known.update({way: part for own in ways for way in own})
         elif None in repeated:
             raise EditError(
                 f"{short(other.member)} and {short(part.member)} share some facts of {subjects_of(part.edits)} but not "
                 f"all, and {_bound(part)}; compile these edits in one patch"
             )
-    return kept
+    return chosen
 
 
 def subjects_of(edits: Sequence[Edit]) -> str:

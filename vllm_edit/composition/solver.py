@@ -235,10 +235,10 @@ def within_room(shares: Sequence[float], d_in: int) -> list[int]:
     Every column uses one dimension of d_in: a hundred patches with ten preserved keys each would leave none for edits.
     """
     room = d_in // _ROOM
-    kept = [place for place, share in enumerate(shares) if not share]
-    if len(kept) > room:
-        kept = [kept[step * len(kept) // room] for step in range(room)]
-    chosen = set(kept)
+    preserved = [place for place, share in enumerate(shares) if not share]
+    if len(preserved) > room:
+        preserved = [preserved[step * len(preserved) // room] for step in range(room)]
+    chosen = set(preserved)
     return [place for place, share in enumerate(shares) if share or place in chosen]
 
 

@@ -23,6 +23,7 @@ from vllm_edit.editing.rome_settings import RomeSettings
 from vllm_edit.editing.second_moment import SecondMoment
 from vllm_edit.editing.site_tensors import SiteTensors, site_tensors_of
 from vllm_edit.errors import EditError, Incompatible, UnsafeEdit
+from vllm_edit.json_value import JSONValue
 from vllm_edit.models.base import Base, unchanged
 from vllm_edit.models.lengths import check_edits
 from vllm_edit.patch import Patch, Scope
@@ -53,7 +54,7 @@ def compile_patch(
     store: Store | None = None,
     site: Site | None = None,
     site_tensors: SiteTensors | None = None,
-    settings: MethodSettings | Mapping[str, Any] | None = None,
+    settings: MethodSettings | Mapping[str, JSONValue] | None = None,
     progress: Progress | None = None,
 ) -> CompiledPatch:
     """Compile `patch` for `model` at the site of `store`, or at `site` with `site_tensors`. Nothing is saved.
@@ -109,7 +110,7 @@ def compile_separately(
     *,
     site: Site,
     site_tensors: SiteTensors,
-    settings: MethodSettings | Mapping[str, Any] | None = None,
+    settings: MethodSettings | Mapping[str, JSONValue] | None = None,
     progress: Progress | None = None,
 ) -> list[CompiledPatch]:
     """Compile the patches independently: in one batch if the method supports it (r-ROME, MEND), else one by one.
@@ -180,7 +181,9 @@ def method_of(name: str) -> Method[Any]:
     return METHODS[name]
 
 
-def settings_of(method: Method[Any], settings: MethodSettings | Mapping[str, Any] | None, scope: Scope = "all") -> Any:
+def settings_of(
+    method: Method[Any], settings: MethodSettings | Mapping[str, JSONValue] | None, scope: Scope = "all"
+) -> Any:
     """The method's settings: as given, or made from plain values and the scope's defaults for missing values."""
     if settings is None or isinstance(settings, Mapping):
         return method.settings.of(dict(settings or {}), scope)

@@ -13,6 +13,7 @@ from vllm_edit.artefacts.site import Site
 from vllm_edit.deltas.delta import Delta
 from vllm_edit.editing.method_settings import MethodSettings
 from vllm_edit.errors import UnsafeEdit
+from vllm_edit.json_value import JSONValue
 from vllm_edit.models.base import Base
 from vllm_edit.patch import Edit, Patch
 from vllm_edit.progress import Progress
@@ -31,7 +32,7 @@ class MethodResult:
     factors: Factors | None = None
     groups: tuple[KeyGroup, ...] = ()
     columns: tuple[Column, ...] = ()
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, JSONValue] = field(default_factory=dict)
     report: CompileReport = field(default_factory=CompileReport)
 
 

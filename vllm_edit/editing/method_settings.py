@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 from pydantic import Field
 
+from vllm_edit.json_value import JSONObject, JSONValue
 from vllm_edit.patch import Scope
 from vllm_edit.settings import Settings
 
@@ -22,10 +23,10 @@ class MethodSettings(Settings):
         scoped: defaults that differ for a patch with scope subject.
     """
 
-    scoped: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    scoped: ClassVar[Mapping[str, JSONValue]] = MappingProxyType({})
 
     @classmethod
-    def of(cls, values: Mapping[str, Any], scope: Scope = "all") -> Self:
+    def of(cls, values: Mapping[str, JSONValue], scope: Scope = "all") -> Self:
         """Settings from plain values, such as those of the CLI or a manifest. scope: the scope of the compiled patch.
 
         Raises:
@@ -33,6 +34,6 @@ class MethodSettings(Settings):
         """
         return cls(**{**(cls.scoped if scope == "subject" else {}), **values})
 
-    def lasting(self) -> dict[str, Any]:
+    def lasting(self) -> JSONObject:
         """All settings except the run-time settings, by name."""
         return {name: value for name, value in self if not type(self).model_fields[name].exclude}

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
 from vllm_edit.editing.method_settings import RUN_TIME, MethodSettings
+from vllm_edit.json_value import JSONObject, JSONValue
 from vllm_edit.settings import (
     CountFromZero,
     PositiveCount,
@@ -39,7 +40,7 @@ class RomeSettings(MethodSettings):
     """Settings of compiling edits at a site. All quantities are relative, so that the defaults fit every model."""
 
     title: ClassVar[str] = "rome"
-    scoped: ClassVar[Mapping[str, Any]] = MappingProxyType(
+    scoped: ClassVar[Mapping[str, JSONValue]] = MappingProxyType(
         {
             "same_ending": 0,
             "first_rows": "all",
@@ -125,6 +126,6 @@ class RomeSettings(MethodSettings):
     """Handling of an edit that exceeds a health limit: raise UnsafeEdit, or add a line to the report. Not part of the
     identity."""
 
-    def identity(self, damping: float, margin: float) -> dict[str, Any]:
+    def identity(self, damping: float, margin: float) -> JSONObject:
         """The JSON-serialisable settings that identify a compiled patch, with the λ and the margin that were used."""
         return self.lasting() | {"forms": list(self.forms), "damping": damping, "margin": margin}

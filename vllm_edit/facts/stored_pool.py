@@ -27,9 +27,9 @@ def pool_of(store: Store, base: Base, progress: Progress = silent) -> Pool:
     Raises:
         Incompatible: `base` is not the store's base.
     """
-    kept = stored_pool(store)
-    if kept is not None:
-        return kept
+    stored = stored_pool(store)
+    if stored is not None:
+        return stored
     if store.site().base.departures(base.fingerprint):
         raise Incompatible(f"{base.name} is not the base of {store.url}; give the model that the store was made for")
     from vllm_edit.facts.pooling import ask_pool

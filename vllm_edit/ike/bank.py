@@ -112,15 +112,15 @@ class Bank(BaseModel):
             normalise(text) for edit in edits for text in (edit.prompt, *(p.prompt for p in edit.probes))
         )
         names = {normalise(name): name for edit in edits for name in (edit.subject, *edit.aliases)}
-        kept = []
+        chosen = []
         for fact in self.facts:
             text = normalise(" ".join((fact.prompt, *fact.paraphrases, fact.object)))
             # The substring test is a fast filter; `is_said` decides at word boundaries.
             edited = any(short in text and is_said(text, name) for short, name in names.items())
             probed = normalise(fact.subject) in scored and is_said(scored, fact.subject)
             if not edited and not probed:
-                kept.append(fact)
-        return Bank(facts=tuple(kept))
+                chosen.append(fact)
+        return Bank(facts=tuple(chosen))
 
     @cached_property
     def by_relation(self) -> dict[str, tuple[Fact, ...]]:

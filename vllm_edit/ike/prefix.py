@@ -97,8 +97,8 @@ def build_prefix(
         left -= copy.tokens
 
     left -= budget % BUDGET_STEP
-    kept = _nearest(demonstrations, fact_block.fact, min(limit, len(demonstrations)), left)
-    blocks = [*kept, *copies]
+    nearest = _nearest(demonstrations, fact_block.fact, min(limit, len(demonstrations)), left)
+    blocks = [*nearest, *copies]
     text = "".join(template.demonstration(block.fact, block.prompt, block.answer) for block in blocks)
     tokens = fact_block.tokens + sum(block.tokens for block in blocks)
     named = tuple(sorted({main, *(copy.edit for copy in copies if copy.edit is not None)}))
@@ -127,14 +127,14 @@ def _nearest(demonstrations: Sequence[Demonstration], fact: str, limit: int, bud
     bank = [item for item in demonstrations if item.edit is None]
     ranked = nearest_first(fact, [item.fact for item in bank])
     waiting = {kind: [rank for rank in ranked if bank[rank].kind == kind] for kind in set(PATTERN)}
-    kept: set[int] = set()
+    chosen: set[int] = set()
     for place in range(limit):
         queue = waiting[PATTERN[place % len(PATTERN)]]
         if not queue or bank[queue[0]].tokens > budget:
             break
-        kept.add(queue[0])
+        chosen.add(queue[0])
         budget -= bank[queue.pop(0)].tokens
-    return [bank[rank] for rank in reversed(ranked) if rank in kept]
+    return [bank[rank] for rank in reversed(ranked) if rank in chosen]
 
 
 def _of_edit(demonstrations: Sequence[Demonstration], kind: str, edit: int) -> Demonstration | None:

@@ -113,16 +113,16 @@ class Suffixes:
                 cache = DynamicCache()
                 with block_output(self.model, self.blocks[-1]) if self.blocks else _nothing() as states:
                     logits = run_batch(self.model, batch, cache)
-                kept = _keys_and_values(cache.layers[len(self.blocks) :])
-                if bool(self.blocks) != bool(states) or not kept:
+                layers = _keys_and_values(cache.layers[len(self.blocks) :])
+                if bool(self.blocks) != bool(states) or not layers:
                     return None
                 for line, index in enumerate(batch.rows.tolist()):
                     row = self.rows[index]
                     part = slice(row.first, row.length)
                     self._states[index] = _States(
                         states[0][line, part].clone() if states else None,
-                        tuple(keys[line, :, : row.first].clone() for keys, _ in kept),
-                        tuple(values[line, :, : row.first].clone() for _, values in kept),
+                        tuple(keys[line, :, : row.first].clone() for keys, _ in layers),
+                        tuple(values[line, :, : row.first].clone() for _, values in layers),
                     )
                     expected[index] = logits[line, : max(1, len(row.answer))]
             if self._reproduces(expected):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.artefacts.site import Site
@@ -13,6 +12,7 @@ from vllm_edit.editing.compile import BATCH, compile_patch, compile_separately, 
 from vllm_edit.editing.site_tensors import SiteTensors
 from vllm_edit.errors import EditError, UnsafeEdit
 from vllm_edit.evaluation.refused import Refused
+from vllm_edit.json_value import JSONValue
 from vllm_edit.models.base import Base
 from vllm_edit.patch import Patch
 from vllm_edit.progress import Progress, silent
@@ -51,7 +51,7 @@ class Compiler:
     site: Site
     tensors: SiteTensors
     method: str = "rome"
-    settings: Mapping[str, Any] | None = None
+    settings: Mapping[str, JSONValue] | None = None
     progress: Progress = silent
 
     def attempts(self, patches: Sequence[Patch], clock: Callable[[], float] = time.perf_counter) -> Iterator[Attempt]:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.artefacts.reports import GateReport
@@ -27,6 +26,7 @@ from vllm_edit.facts.pool import Pool
 from vllm_edit.facts.stored_pool import stored_pool
 from vllm_edit.ike.bank import Bank
 from vllm_edit.ike.demonstrations import build_demonstrations, with_demonstrations
+from vllm_edit.json_value import JSONValue
 from vllm_edit.models.base import Base
 from vllm_edit.patch import Patch, Probe
 from vllm_edit.progress import Progress, silent
@@ -123,7 +123,7 @@ class Pipeline:
         self,
         patch: Patch,
         method: str = "rome",
-        settings: Mapping[str, Any] | None = None,
+        settings: Mapping[str, JSONValue] | None = None,
         progress: Progress | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> Outcome:
@@ -163,7 +163,7 @@ class Pipeline:
         self,
         patches: Sequence[Patch],
         method: str = "rome",
-        settings: Mapping[str, Any] | None = None,
+        settings: Mapping[str, JSONValue] | None = None,
         progress: Progress | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> Iterator[tuple[Patch, Outcome | Refused]]:
@@ -231,7 +231,7 @@ class Pipeline:
         self,
         patches: Sequence[Patch],
         method: str = "rome",
-        settings: Mapping[str, Any] | None = None,
+        settings: Mapping[str, JSONValue] | None = None,
         progress: Progress | None = None,
     ) -> list[CompiledPatch | Refused]:
         """Compile patches for measurement only: nothing is saved, and no gate runs.

@@ -145,8 +145,9 @@ def create_by_sweep(
     chosen = choose_site(
         base, edits, texts, tokens=tokens, max_rank=max_rank, slots=slots, seed=seed, progress=progress
     )
-    kept: dict[Kind, JSONValue] = {**(documents or {}), "tried": [_plain(row.as_record()) for row in chosen.table]}
-    store = Store.create(url, chosen.made.site, chosen.made.moment.tensors(), passages, kept)
+    tried = [_plain(row.as_record()) for row in chosen.table]
+    content: dict[Kind, JSONValue] = {**(documents or {}), "tried": tried}
+    store = Store.create(url, chosen.made.site, chosen.made.moment.tensors(), passages, content)
     return store, chosen.table
 
 

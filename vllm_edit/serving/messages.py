@@ -99,10 +99,10 @@ def replayed(scope: Scope, receive: Receive, content: bytes) -> tuple[Scope, Rec
 
 def without(scope: Scope, prefixes: tuple[str, ...]) -> Scope:
     """The scope without headers that have one of the prefixes: vLLM must not read them from a client."""
-    kept = [
+    allowed = [
         (name, value) for name, value in scope["headers"] if not name.decode("latin-1").lower().startswith(prefixes)
     ]
-    return {**scope, "headers": kept}
+    return {**scope, "headers": allowed}
 
 
 def peer_of(scope: Scope) -> str | None:

@@ -97,9 +97,9 @@ def readings(text: str) -> tuple[Written, ...]:
     if not _INVISIBLE.search(text):
         return (_written(text),)
     within = _ZERO_WIDTH_WITHIN.sub("", text)
-    kept = _INVISIBLE.sub(lambda run: " " if _ZERO_WIDTH_SPACE in run[0] else _SOFT_HYPHEN, within)
+    joined = _INVISIBLE.sub(lambda run: " " if _ZERO_WIDTH_SPACE in run[0] else _SOFT_HYPHEN, within)
     return tuple(
-        dict.fromkeys(_written(reading) for reading in (_without_invisible(text), _INVISIBLE.sub("", text), kept))
+        dict.fromkeys(_written(reading) for reading in (_without_invisible(text), _INVISIBLE.sub("", text), joined))
     )
 
 

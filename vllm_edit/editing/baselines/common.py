@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Protocol
 
 import torch
 from torch import nn
@@ -20,6 +20,7 @@ from vllm_edit.deltas.linear import linear_weight
 from vllm_edit.editing.method import refuse_missed
 from vllm_edit.editing.method_settings import RUN_TIME, MethodSettings
 from vllm_edit.errors import EditError
+from vllm_edit.json_value import JSONObject
 from vllm_edit.models.base import Base
 from vllm_edit.models.hooks import find_module, frozen
 from vllm_edit.models.rows import Row, answer_scores, batches, leads, run_batch
@@ -61,7 +62,7 @@ class ExampleSettings(MethodSettings):
     on_missed: Annotated[Literal["error", "report"], RUN_TIME] = "error"
     """Handling of a missed target: raise UnsafeEdit, or add a line to the report. Not part of the identity."""
 
-    def identity(self, rank: int) -> dict[str, Any]:
+    def identity(self, rank: int) -> JSONObject:
         """The JSON-serialisable settings that identify a compiled patch, with the rank that was used."""
         return self.lasting() | {"rank": rank}
 

@@ -39,8 +39,8 @@ class TokenGradients:
     @classmethod
     def of(cls, inputs: torch.Tensor, outputs: torch.Tensor) -> TokenGradients:
         counted = (inputs != 0).any(-1) & (outputs != 0).any(-1)
-        kept = counted[..., None]
-        return cls(inputs * kept, outputs * kept, counted)
+        mask = counted[..., None]
+        return cls(inputs * mask, outputs * mask, counted)
 
     def dense(self) -> torch.Tensor:
         """The full gradient ∇_W of each edit, [n, d_out, d_in]; for tests and small models."""

@@ -56,8 +56,8 @@ def run(
             before = run_batch(base.model, batch).log_softmax(-1)
         places = batch.scored.clone()
         places[:, 0] = True  # for a row without an answer, compare the token after its prompt
-        kept = states[0] if states else None
-        with torch.set_grad_enabled(learns), below.skipped(kept), updated(base, factors, rows, batch):
+        hidden = states[0] if states else None
+        with torch.set_grad_enabled(learns), below.skipped(hidden), updated(base, factors, rows, batch):
             logits = run_batch(base.model, batch)
             nll, lead = answer_scores(logits, batch)
             after = logits.log_softmax(-1)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
 from vllm_edit.editing.method_settings import RUN_TIME, MethodSettings
 from vllm_edit.errors import EditError
+from vllm_edit.json_value import JSONObject
 from vllm_edit.settings import (
     CountFromZero,
     PositiveCount,
@@ -89,6 +90,6 @@ class MendSettings(MethodSettings):
     """Handling of an edit that misses its target: raise UnsafeEdit, or add a line to the report. Not part of the
     identity."""
 
-    def identity(self, network: str) -> dict[str, Any]:
+    def identity(self, network: str) -> JSONObject:
         """The JSON-serialisable settings that identify a compiled patch, with the network's digest."""
         return self.lasting() | {"network": network}

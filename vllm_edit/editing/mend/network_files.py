@@ -7,7 +7,6 @@ network.json          base, matrices, training settings and training result
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 from pydantic import ValidationError
@@ -17,6 +16,7 @@ from vllm_edit.artefacts.site import LEGAL_RANKS, Site
 from vllm_edit.editing.mend.network import Hypernetwork
 from vllm_edit.errors import Corrupt, EditError, Incompatible, NotFound
 from vllm_edit.frozen import Frozen
+from vllm_edit.json_value import JSONObject
 from vllm_edit.models.base import Base
 from vllm_edit.text.thinking import thinking_of
 from vllm_edit.text.utf8 import read_text
@@ -34,7 +34,7 @@ class Card(Frozen):
     base: str
     model: str
     modules: tuple[str, ...]
-    settings: dict[str, Any]
+    settings: JSONObject
     edits: int
     subjects: int
     step: int

@@ -31,6 +31,7 @@ from vllm_edit.editing.mend.loss import Outcomes, run
 from vllm_edit.editing.mend.mend_settings import TrainingSettings
 from vllm_edit.editing.mend.network import Factors, Hypernetwork, parameter_groups
 from vllm_edit.errors import EditError
+from vllm_edit.json_value import JSONObject
 from vllm_edit.models.base import Base
 from vllm_edit.models.hooks import find_module
 from vllm_edit.patch import Edit
@@ -283,5 +284,5 @@ def better(found: Validation, best: Validation | None) -> bool:
     return math.isfinite(found.loss) and (best is None or found.loss < best.loss)
 
 
-def _identity(settings: TrainingSettings) -> dict[str, Any]:
+def _identity(settings: TrainingSettings) -> JSONObject:
     return settings.lasting()

@@ -6,7 +6,6 @@ import statistics as numbers
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 import torch
 
@@ -19,6 +18,7 @@ from vllm_edit.editing.rome.served import served_leads, weight_norm
 from vllm_edit.editing.rome_settings import RomeSettings
 from vllm_edit.editing.site.sites import MadeSite, residual_scale
 from vllm_edit.errors import EditError
+from vllm_edit.json_value import JSONObject
 from vllm_edit.models.base import Base
 from vllm_edit.models.fast_products import fast_products
 from vllm_edit.models.hooks import frozen
@@ -67,7 +67,7 @@ class Measurement:
         """
         return numbers.harmonic_mean([self.reached, self.reworded, self.stayed**3]) - 0.02 * min(self.norm, 5.0)
 
-    def as_record(self) -> dict[str, Any]:
+    def as_record(self) -> JSONObject:
         return asdict(self) | {"score": round(self.score, 4)}
 
 
