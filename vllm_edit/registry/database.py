@@ -6,6 +6,7 @@ The first transaction connects, not the constructor: a server must be able to re
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 import threading
 import warnings
@@ -202,7 +203,17 @@ class Database:
             raise self._cannot_be_used(error.orig) from error
 
     def _cannot_be_used(self, why: object) -> Unavailable:
-        return Unavailable(f"the registry {self} cannot be used: {' '.join(str(why).split())}")
+        full = "; its disk is full" if self._without_room() else ""
+        return Unavailable(f"the registry {self} cannot be used: {' '.join(str(why).split())}{full}")
+
+    def _without_room(self) -> bool:
+        """True if the disk of an SQLite file is full. SQLite then reports only "disk I/O error" in some cases."""
+        if not self.sqlite or not self.url.database:
+            return False
+        try:
+            return shutil.disk_usage(Path(self.url.database).parent).free == 0
+        except OSError:
+            return False
 
     def generation(self) -> int:
         with self.read(following=True) as connection:
