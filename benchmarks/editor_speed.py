@@ -28,11 +28,11 @@ from benchmarks.common.results_page import machine, write_section
 from vllm_edit import atlas
 from vllm_edit.editing.baselines.common import example_rows
 from vllm_edit.editing.compile import compile_patch
-from vllm_edit.editing.mend.gradients import token_gradients
-from vllm_edit.editing.mend.mend_settings import TrainingSettings
-from vllm_edit.editing.mend.network import Hypernetwork
-from vllm_edit.editing.mend.network_files import Card, last_matrices, network_site
-from vllm_edit.editing.mend.network_training import new_network
+from vllm_edit.editing.hypernetworks.edited_matrices import last_matrices
+from vllm_edit.editing.hypernetworks.gradients import token_gradients
+from vllm_edit.editing.mend.mend_settings import MendTrainingSettings
+from vllm_edit.editing.mend.network import new_network
+from vllm_edit.editing.network_files import Card, network_site
 from vllm_edit.facts import tables_folder
 from vllm_edit.facts.counterfactual_edits import draw_edits
 from vllm_edit.facts.facts import Facts
@@ -98,7 +98,7 @@ def _cost(base: Base, edits: Sequence[Edit], name: str, method: str, place: Plac
 def _mend_place(base: Base, edits: Sequence[Edit]) -> Place:
     """The matrices of an untrained network whose statistics are those of the edits."""
     modules = last_matrices(base, _LAYERS)
-    network: Hypernetwork = new_network(base, modules, TrainingSettings())
+    network = new_network(base, modules, MendTrainingSettings())
     network.train()
     network.observe(token_gradients(base.model, modules, example_rows(edits, base.tokenizer), 4096))
     network.eval()

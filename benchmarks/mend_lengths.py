@@ -26,7 +26,7 @@ from benchmarks.common.results_page import machine, write_section
 from vllm_edit.atlas.mend import network_folder
 from vllm_edit.cli.output import progress_bar
 from vllm_edit.editing.compile import compile_separately
-from vllm_edit.editing.mend.network_files import load, network_site
+from vllm_edit.editing.network_files import load, network_site
 from vllm_edit.evaluation.evaluate import evaluate
 from vllm_edit.evaluation.runners.hf import HFRunner
 from vllm_edit.models.base import Base

@@ -12,7 +12,7 @@ from vllm_edit import atlas
 from vllm_edit.artefacts.site import Site
 from vllm_edit.atlas.mend import network_folder
 from vllm_edit.editing.compile import METHODS
-from vllm_edit.editing.mend.network_files import load, network_site
+from vllm_edit.editing.network_files import load, network_site
 from vllm_edit.editing.second_moment import SecondMoment
 from vllm_edit.editing.site_tensors import SiteTensors
 from vllm_edit.errors import Incompatible, NotFound

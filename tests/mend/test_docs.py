@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.test_docs import _marked, _settings_table
-from vllm_edit.editing.mend.mend_settings import TrainingSettings
+from vllm_edit.editing.mend.mend_settings import MendTrainingSettings
 
 
 def test_table_of_training_settings_is_that_of_the_code() -> None:
     page = (Path(__file__).parents[2] / "docs" / "mend.md").read_text(encoding="utf-8")
-    assert _marked(page, "settings training") == _settings_table(TrainingSettings)
+    assert _marked(page, "settings training") == _settings_table(MendTrainingSettings)

@@ -8,8 +8,8 @@ import torch
 from tests.mend.tiny_training import tiny_base, tiny_edits
 from vllm_edit.deltas.linear import linear_weight
 from vllm_edit.editing.baselines.common import example_rows
-from vllm_edit.editing.mend.gradients import token_gradients
-from vllm_edit.editing.mend.network_files import last_matrices
+from vllm_edit.editing.hypernetworks.edited_matrices import last_matrices
+from vllm_edit.editing.hypernetworks.gradients import token_gradients
 from vllm_edit.models.base import Base, unchanged
 from vllm_edit.models.rows import Batch, Row, answer_scores, run_batch
 

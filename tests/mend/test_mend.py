@@ -14,15 +14,15 @@ from vllm_edit.artefacts.site import Site
 from vllm_edit.deltas.delta import Delta, LowRank
 from vllm_edit.editing.baselines.common import example_rows
 from vllm_edit.editing.compile import compile_patch, compile_separately
-from vllm_edit.editing.mend import line_search
-from vllm_edit.editing.mend.edits import edit_deltas
-from vllm_edit.editing.mend.gradients import token_gradients
-from vllm_edit.editing.mend.line_search import SCALES
-from vllm_edit.editing.mend.loss import run
-from vllm_edit.editing.mend.mend_settings import MendSettings, TrainingSettings
-from vllm_edit.editing.mend.network import Hypernetwork
-from vllm_edit.editing.mend.network_files import Card, last_matrices, load, network_site, save
-from vllm_edit.editing.mend.network_training import new_network
+from vllm_edit.editing.hypernetworks import line_search
+from vllm_edit.editing.hypernetworks.edited_matrices import last_matrices
+from vllm_edit.editing.hypernetworks.edits import edit_deltas
+from vllm_edit.editing.hypernetworks.gradients import token_gradients
+from vllm_edit.editing.hypernetworks.line_search import SCALES
+from vllm_edit.editing.hypernetworks.loss import run
+from vllm_edit.editing.mend.mend_settings import MendSettings, MendTrainingSettings
+from vllm_edit.editing.mend.network import MendNetwork, new_network
+from vllm_edit.editing.network_files import Card, load, network_site, save
 from vllm_edit.errors import Corrupt, EditError, Incompatible, NotFound, UnsafeEdit
 from vllm_edit.models.base import Base
 from vllm_edit.models.hooks import frozen
@@ -35,9 +35,9 @@ LOOSE = {"on_missed": "report"}
 AS_PUBLISHED = MendSettings(margin=None)
 
 
-def network_for(base: Base, layers: int = 2) -> Hypernetwork:
+def network_for(base: Base, layers: int = 2) -> MendNetwork:
     """A network with an effect: its parameters are random, its statistics are of a few edits."""
-    settings = TrainingSettings(rank=4, alpha=0.3)
+    settings = MendTrainingSettings(rank=4, alpha=0.3)
     network = new_network(base, last_matrices(base, layers), settings)
     rows = example_rows(tiny_edits()[:5], base.tokenizer)
     with torch.no_grad():
@@ -48,15 +48,15 @@ def network_for(base: Base, layers: int = 2) -> Hypernetwork:
     return network.eval()
 
 
-def gradient_step(base: Base, layers: int = 2) -> Hypernetwork:
+def gradient_step(base: Base, layers: int = 2) -> MendNetwork:
     """An untrained network: its update is a gradient step downhill, so that leads grow with it for a while."""
-    network = new_network(base, last_matrices(base, layers), TrainingSettings(rank=4, alpha=0.01))
+    network = new_network(base, last_matrices(base, layers), MendTrainingSettings(rank=4, alpha=0.01))
     rows = example_rows(tiny_edits()[:5], base.tokenizer)
     network.observe(token_gradients(base.model, network.modules_edited, rows, tokens=4096))
     return network.eval()
 
 
-def card_for(base: Base, network: Hypernetwork) -> Card:
+def card_for(base: Base, network: MendNetwork) -> Card:
     return Card(
         digest=network.digest,
         base=base.fingerprint.digest,
@@ -70,7 +70,7 @@ def card_for(base: Base, network: Hypernetwork) -> Card:
     )
 
 
-def site_for(base: Base, network: Hypernetwork, rank: int = 64) -> Site:
+def site_for(base: Base, network: MendNetwork, rank: int = 64) -> Site:
     return network_site(base, network, card_for(base, network), max_rank=rank)
 
 

@@ -7,9 +7,10 @@ import torch
 
 from tests.mend.tiny_training import tiny_base, tiny_edits
 from vllm_edit.editing.baselines.common import example_rows
-from vllm_edit.editing.mend.gradients import TokenGradients, token_gradients
-from vllm_edit.editing.mend.network import Hypernetwork, parameter_groups
-from vllm_edit.editing.mend.normalisation import Normalisation
+from vllm_edit.editing.hypernetworks.gradients import TokenGradients, token_gradients
+from vllm_edit.editing.hypernetworks.normalisation import Normalisation
+from vllm_edit.editing.mend.mend_settings import MendTrainingSettings
+from vllm_edit.editing.mend.network import MendNetwork, parameter_groups
 from vllm_edit.errors import Incompatible
 from vllm_edit.models.rows import Batch, answer_scores, run_batch
 
@@ -28,7 +29,7 @@ def random_gradients(edits: int = 2, tokens: int = 4) -> dict[str, TokenGradient
 
 
 def test_untrained_it_is_a_step_of_alpha_against_the_gradient() -> None:
-    network, gradients = Hypernetwork(SHAPES, rank=2, alpha=0.25).eval(), random_gradients()
+    network, gradients = MendNetwork(SHAPES, rank=2, alpha=0.25).eval(), random_gradients()
     network.unit.copy_(torch.tensor([1.0, 2.0, 3.0]))
     for unit, (name, (A, B)) in zip((1, 2, 3), network(gradients).items(), strict=True):
         assert torch.allclose(B @ A, -0.25 * unit * gradients[name].dense(), atol=1e-6)
@@ -39,7 +40,7 @@ def test_the_untrained_step_lowers_the_loss_of_a_real_model() -> None:
     row, name = example_rows(tiny_edits()[:1], base.tokenizer)[0], base.layout.down[-1]
     gradients = token_gradients(base.model, [name], [row], tokens=4096)
     weight = base.model.get_submodule(name).weight
-    A, B = Hypernetwork({name: tuple(weight.shape)}, rank=2, alpha=0.05).eval()(gradients)[name]
+    A, B = MendNetwork({name: tuple(weight.shape)}, rank=2, alpha=0.05).eval()(gradients)[name]
     batch = Batch.of([row], [0], base.device)
     with torch.no_grad():
         before = answer_scores(run_batch(base.model, batch), batch)[0]
@@ -49,7 +50,7 @@ def test_the_untrained_step_lowers_the_loss_of_a_real_model() -> None:
 
 
 def test_matrices_of_one_shape_share_a_transform_and_differ_by_scale_and_shift() -> None:
-    network = Hypernetwork(SHAPES, rank=2)
+    network = MendNetwork(SHAPES, rank=2)
     assert sorted(network.transforms) == ["3x5", "5x3"]
     gradients = random_gradients()
     gradients["c"] = gradients["a"]
@@ -65,7 +66,7 @@ def test_matrices_of_one_shape_share_a_transform_and_differ_by_scale_and_shift()
 
 
 def test_tokens_that_do_not_count_get_no_update_whatever_the_network_learned() -> None:
-    network, gradients = Hypernetwork(SHAPES, rank=2), random_gradients()
+    network, gradients = MendNetwork(SHAPES, rank=2), random_gradients()
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             if name.endswith(("bias", "shift")):
@@ -80,16 +81,16 @@ def test_tokens_that_do_not_count_get_no_update_whatever_the_network_learned() -
 
 
 def test_every_parameter_is_in_one_group_and_alpha_alone_in_its_own() -> None:
-    network = Hypernetwork(SHAPES, rank=2)
-    main, own = parameter_groups(network, rate=1e-4, alpha_rate=1e-2)
+    network = MendNetwork(SHAPES, rank=2)
+    main, own = parameter_groups(network, MendTrainingSettings(rate=1e-4, alpha_rate=1e-2))
     assert own["params"] == [network.alpha]
     assert len(main["params"]) + 1 == len(list(network.parameters()))
     assert all(parameter is not network.alpha for parameter in main["params"])
 
 
 def test_alphas_step_is_made_by_its_own_gradient_at_its_own_rate() -> None:
-    network = Hypernetwork(SHAPES, rank=2)
-    optimiser = torch.optim.Adam(parameter_groups(network, rate=1e-4, alpha_rate=1e-2))
+    network = MendNetwork(SHAPES, rank=2)
+    optimiser = torch.optim.Adam(parameter_groups(network, MendTrainingSettings(rate=1e-4, alpha_rate=1e-2)))
     before = {name: value.detach().clone() for name, value in network.named_parameters()}
     sum(B.sum() + A.sum() for A, B in network(random_gradients()).values()).backward()
     assert network.alpha.grad is not None
@@ -116,15 +117,15 @@ def test_running_statistics_are_those_of_all_vectors_and_rest_outside_training()
 
 
 def test_tensors_alone_give_the_network_back_and_others_are_refused() -> None:
-    network, gradients = Hypernetwork(SHAPES, rank=2, seed=3), random_gradients()
+    network, gradients = MendNetwork(SHAPES, rank=2, seed=3), random_gradients()
     network.observe(gradients)
-    again = Hypernetwork.from_tensors(list(SHAPES), network.tensors())
+    again = MendNetwork.from_tensors(list(SHAPES), network.tensors())
     assert again.shapes == SHAPES
     assert again.digest == network.digest
     for name, (A, B) in network.eval()(gradients).items():
         assert torch.equal(again(gradients)[name][0], A)
         assert torch.equal(again(gradients)[name][1], B)
     with pytest.raises(Incompatible, match="expected a network for the 2 matrices"):
-        Hypernetwork.from_tensors(["a", "b"], network.tensors())
+        MendNetwork.from_tensors(["a", "b"], network.tensors())
     with pytest.raises(Incompatible, match="not those of a network"):
-        Hypernetwork.from_tensors(list(SHAPES), {k: v for k, v in network.tensors().items() if "bias" not in k})
+        MendNetwork.from_tensors(list(SHAPES), {k: v for k, v in network.tensors().items() if "bias" not in k})

@@ -6,7 +6,7 @@ import pytest
 
 from vllm_edit.atlas.mend import network_folder, training_edits
 from vllm_edit.editing.compile import compile_separately
-from vllm_edit.editing.mend.network_files import load, network_site
+from vllm_edit.editing.network_files import load, network_site
 from vllm_edit.evaluation.evaluate import EvaluationSettings, evaluate
 from vllm_edit.evaluation.judging import gives
 from vllm_edit.evaluation.runners.hf import HFRunner

@@ -11,10 +11,9 @@ import pytest
 import torch
 
 from tests.mend.tiny_training import QUICK, TEXTS, tiny_base, tiny_edits
-from vllm_edit.editing.mend.dataset import Example, check_apart, split
-from vllm_edit.editing.mend.mend_settings import TrainingSettings
-from vllm_edit.editing.mend.network_files import last_matrices
-from vllm_edit.editing.mend.network_training import (
+from vllm_edit.editing.hypernetworks.dataset import Example, check_apart, split
+from vllm_edit.editing.hypernetworks.edited_matrices import last_matrices
+from vllm_edit.editing.hypernetworks.network_training import (
     CHECKPOINT,
     NetworkTrainingState,
     TrainedNetwork,
@@ -22,11 +21,15 @@ from vllm_edit.editing.mend.network_training import (
     better,
     train,
 )
+from vllm_edit.editing.mend.mend_settings import MendTrainingSettings
+from vllm_edit.editing.network_methods import NETWORK_METHODS
 from vllm_edit.errors import EditError
 from vllm_edit.models.base import Base, unchanged
 from vllm_edit.patch import Probe
 
 pytestmark = pytest.mark.slow
+
+MEND = NETWORK_METHODS["mend"]
 
 
 @pytest.fixture(scope="module")
@@ -35,10 +38,10 @@ def base() -> Base:
 
 
 def run(
-    base: Base, out: Path, settings: TrainingSettings = QUICK, seen: list[NetworkTrainingState] | None = None
+    base: Base, out: Path, settings: MendTrainingSettings = QUICK, seen: list[NetworkTrainingState] | None = None
 ) -> TrainedNetwork:
     report = (lambda progress: None) if seen is None else seen.append
-    return train(base, last_matrices(base, 2), tiny_edits(), TEXTS, settings, out, report)
+    return train(MEND, base, last_matrices(base, 2), tiny_edits(), TEXTS, settings, out, report)
 
 
 class Stopped(Exception):
@@ -68,7 +71,7 @@ def test_a_run_that_was_stopped_gives_the_network_of_one_that_was_not(base: Base
     whole = run(base, tmp_path / "whole")
     for step in (3, 5):  # after the checkpoints of steps 2 and 4
         with pytest.raises(Stopped):
-            train(base, last_matrices(base, 2), tiny_edits(), TEXTS, QUICK, tmp_path / "parts", stop_at(step))
+            train(MEND, base, last_matrices(base, 2), tiny_edits(), TEXTS, QUICK, tmp_path / "parts", stop_at(step))
     resumed = run(base, tmp_path / "parts")
     assert resumed.network.digest == whole.network.digest
     assert (resumed.step, resumed.validation) == (whole.step, whole.validation)
@@ -76,7 +79,7 @@ def test_a_run_that_was_stopped_gives_the_network_of_one_that_was_not(base: Base
 
 def test_a_checkpoint_of_another_run_is_refused(base: Base, tmp_path: Path) -> None:
     with pytest.raises(Stopped):
-        train(base, last_matrices(base, 2), tiny_edits(), TEXTS, QUICK, tmp_path, stop_at(3))
+        train(MEND, base, last_matrices(base, 2), tiny_edits(), TEXTS, QUICK, tmp_path, stop_at(3))
     assert (tmp_path / CHECKPOINT).exists()
     with pytest.raises(EditError, match="other data, base or settings"):
         run(base, tmp_path, QUICK.replace(seed=1))
@@ -105,7 +108,7 @@ def test_the_saved_network_is_that_of_the_best_step(base: Base, tmp_path: Path) 
             saved = torch.load(tmp_path / "again" / CHECKPOINT, weights_only=True)
             states[progress.step] = saved["network"]
 
-    train(base, last_matrices(base, 2), tiny_edits(), TEXTS, settings, tmp_path / "again", keep)
+    train(MEND, base, last_matrices(base, 2), tiny_edits(), TEXTS, settings, tmp_path / "again", keep)
     for name, value in trained.network.state_dict().items():
         assert torch.equal(value, states[trained.step][name])
     assert any(
@@ -144,7 +147,7 @@ def test_a_validation_always_asks_an_edits_own_prompt(base: Base, tmp_path: Path
     edits = [edit.model_copy(update={"probes": (*edit.probes, *more)}) for edit in tiny_edits()]
     for seed in range(3):
         settings = QUICK.replace(steps=1, validated=1, validate_every=1, seed=seed)
-        trained = train(base, last_matrices(base, 2), edits, TEXTS, settings, tmp_path / str(seed))
+        trained = train(MEND, base, last_matrices(base, 2), edits, TEXTS, settings, tmp_path / str(seed))
         assert trained.validation.edited in (0.0, 1.0)
 
 
@@ -152,7 +155,7 @@ def test_a_checkpoint_of_another_device_is_taken_up(base: Base, tmp_path: Path) 
     """A checkpoint whose tensors are on a GPU, as a run on a GPU writes it."""
     whole = run(base, tmp_path / "whole")
     with pytest.raises(Stopped):
-        train(base, last_matrices(base, 2), tiny_edits(), TEXTS, QUICK, tmp_path / "moved", stop_at(3))
+        train(MEND, base, last_matrices(base, 2), tiny_edits(), TEXTS, QUICK, tmp_path / "moved", stop_at(3))
     path = tmp_path / "moved" / CHECKPOINT
     with zipfile.ZipFile(path) as archive:
         files = {name: archive.read(name) for name in archive.namelist()}
@@ -204,4 +207,4 @@ def test_a_subject_that_an_evaluation_edits_is_refused_by_any_of_its_names() -> 
 )
 def test_invalid_settings_are_refused(values: dict[str, object], complaint: str) -> None:
     with pytest.raises(EditError, match=complaint):
-        TrainingSettings.of(values)
+        MendTrainingSettings.of(values)

@@ -17,7 +17,7 @@ from tests.deltas.random_deltas import logits, merged
 from tests.mend.test_mend import network_for
 from tests.mend.tiny_training import tiny_edits
 from tests.tiny import save_tiny
-from vllm_edit.editing.mend.edits import edit_deltas
+from vllm_edit.editing.hypernetworks.edits import edit_deltas
 from vllm_edit.editing.mend.mend_settings import MendSettings
 from vllm_edit.engine.compat import wrapped
 from vllm_edit.models.base import Base

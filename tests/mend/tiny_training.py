@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from tests.tiny import SENTENCES, tiny_model, tiny_tokenizer
-from vllm_edit.editing.mend.mend_settings import TrainingSettings
+from vllm_edit.editing.mend.mend_settings import MendTrainingSettings
 from vllm_edit.models.base import Base
 from vllm_edit.patch import Edit, Probe
 
 TEXTS = list(SENTENCES)
-QUICK = TrainingSettings(
+QUICK = MendTrainingSettings(
     steps=6, edits=3, taught=2, kept=2, texts=1, rank=8, warm=4, validation=0.3, validated=2, validate_every=2
 )
 _PLACES = ("France", "Japan", "Germany", "Italy", "Spain", "Brazil", "Finland")

@@ -9,7 +9,7 @@ import pytest
 
 from vllm_edit.cli.model_inputs import texts_of
 from vllm_edit.datasets import read_edits
-from vllm_edit.editing.mend.network_files import CARD_FILE, load
+from vllm_edit.editing.network_files import CARD_FILE, load
 from vllm_edit.errors import EditError
 from vllm_edit.facts import tables_folder
 from vllm_edit.facts.facts import Facts

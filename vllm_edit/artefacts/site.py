@@ -128,8 +128,8 @@ class Context(Frozen):
 class Site(Frozen):
     """Where edits apply: fixed once per store by `vllm-edit store init`. Patches of one site compose.
 
-    A closed-form site is one module at one token, with the solver's inputs. A site with a hypernetwork (MEND) is the
-    matrices that the network edits, at every token, without these inputs.
+    A closed-form site is one module at one token, with the solver's inputs. A site with a hypernetwork is the matrices
+    that the network edits, at every token, without these inputs.
     """
 
     base: Fingerprint
@@ -137,6 +137,9 @@ class Site(Frozen):
     modules: tuple[str, ...] = Field(min_length=1, description="module names, e.g. model.layers.6.mlp.down_proj")
     layer: int = Field(description="the first edited layer")
     network: str | None = Field(None, description="digest of the hypernetwork's tensors; None for a closed-form site")
+    network_method: str | None = Field(
+        None, description="the method of the hypernetwork; None for MEND, as in older sites, and for a closed-form site"
+    )
     token: Token = "last"
     d_in: int = 0
     d_out: int = 0
@@ -192,7 +195,7 @@ class Site(Frozen):
     def digest(self) -> str:
         # Fields that are newer than a site must not change its digest.
         left_out = {"model", "slots"} | {
-            name for name in ("network", "margin", "thinking") if getattr(self, name) is None
+            name for name in ("network", "network_method", "margin", "thinking") if getattr(self, name) is None
         }
         fields = self.model_dump(mode="json", exclude=left_out)
         return digest_json(fields | {"base": self.base.model_dump(exclude_none=True)})

@@ -14,8 +14,8 @@ from vllm_edit.cli.output import print_fields, print_json, print_line, progress_
 from vllm_edit.errors import EditError
 
 if TYPE_CHECKING:
-    from vllm_edit.editing.mend.network_files import Card
-    from vllm_edit.editing.mend.network_training import NetworkTrainingState
+    from vllm_edit.editing.hypernetworks.network_training import NetworkTrainingState
+    from vllm_edit.editing.network_files import Card
     from vllm_edit.patch import Edit
 
 app = group("MEND's hypernetwork: train a network for a model, or describe a network.")
@@ -51,20 +51,21 @@ def train(
 
     from vllm_edit.cli.method_settings import method_settings
     from vllm_edit.cli.model_inputs import load_base
-    from vllm_edit.editing.mend.dataset import check_apart
-    from vllm_edit.editing.mend.mend_settings import TrainingSettings
-    from vllm_edit.editing.mend.network_files import Card, last_matrices, save
-    from vllm_edit.editing.mend.network_training import CHECKPOINT
-    from vllm_edit.editing.mend.network_training import train as run
+    from vllm_edit.editing.hypernetworks.dataset import check_apart
+    from vllm_edit.editing.hypernetworks.network_training import CHECKPOINT
+    from vllm_edit.editing.hypernetworks.network_training import train as run
+    from vllm_edit.editing.network_files import Card, save
+    from vllm_edit.editing.network_methods import OLDEST, network_method
 
     given = method_settings(settings) | {"seed": seed} | ({} if steps is None else {"steps": steps})
-    chosen = TrainingSettings.of(given)
+    network = network_method(OLDEST)
+    chosen = network.settings.of(given)
     forbidden = [name for edit in _read(judged or []) for name in (edit.subject, *edit.aliases)]
     training = _edits_of(model, edits, count, seed)
     check_apart(training, forbidden)
     passages = _texts_of(model, texts)
     base = load_base(model)
-    modules = last_matrices(base, layers)
+    modules = network.matrices(base, layers)
     started = time.perf_counter()
     with progress_bar("hypernet train") as bar:
 
@@ -72,7 +73,7 @@ def train(
             bar("steps", progress.step, progress.steps)
             _print_validation(progress)
 
-        trained = run(base, modules, training, passages, chosen, out, report)
+        trained = run(network, base, modules, training, passages, chosen, out, report)
     card = Card(
         digest=trained.network.digest,
         base=base.fingerprint.digest,
@@ -100,7 +101,7 @@ def info(
 ) -> None:
     """Show what a network edits, how it was trained, and its validation scores on unseen subjects."""
     from vllm_edit.atlas.mend import network_folder
-    from vllm_edit.editing.mend.network_files import load
+    from vllm_edit.editing.network_files import load
 
     place = folder or network_folder()
     _, card = load(place)

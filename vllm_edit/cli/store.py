@@ -114,7 +114,7 @@ def _init_mend(
 ) -> None:
     """Create a store for a network; text is only for the gates."""
     from vllm_edit.cli.model_inputs import network_of, passages_of
-    from vllm_edit.editing.mend.network_files import load, network_site
+    from vllm_edit.editing.network_files import load, network_site
     from vllm_edit.store.store import Store
 
     trained, card = load(network_of(model, network))

@@ -13,9 +13,9 @@ from vllm_edit.artefacts.site import Site
 from vllm_edit.composition.scoped import assemble, by_subject
 from vllm_edit.digest import digest_tensors
 from vllm_edit.editing.baselines import finetune, lora
-from vllm_edit.editing.mend import edits as mend
+from vllm_edit.editing.hypernetworks import edits as hypernetworks
 from vllm_edit.editing.mend.mend_settings import MendSettings
-from vllm_edit.editing.mend.network import Hypernetwork
+from vllm_edit.editing.mend.network import MendNetwork
 from vllm_edit.editing.method import Method, MethodResult
 from vllm_edit.editing.method_settings import MethodSettings
 from vllm_edit.editing.rome import edits as rome
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 METHODS: Mapping[str, Method[Any]] = MappingProxyType(
     {
         "rome": Method(RomeSettings, rome.compile_edits, rome.compile_each, SecondMoment),
-        "mend": Method(MendSettings, mend.compile_edits, mend.compile_each, Hypernetwork),
+        "mend": Method(MendSettings, hypernetworks.compile_edits, hypernetworks.compile_each, MendNetwork),
         "ft": Method(finetune.FinetuneSettings, finetune.compile_edits),
         "lora": Method(lora.LoraSettings, lora.compile_edits),
     }

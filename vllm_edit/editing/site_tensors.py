@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
 from vllm_edit.artefacts.site import Site
-from vllm_edit.editing.mend.network import Hypernetwork
+from vllm_edit.editing.hypernetworks.hypernetwork import Hypernetwork
+from vllm_edit.editing.network_methods import OLDEST, network_method
 from vllm_edit.editing.second_moment import SecondMoment
 
-SiteTensors = SecondMoment | Hypernetwork
+SiteTensors = SecondMoment | Hypernetwork[Any]
 
 
 def site_tensors_of(site: Site, tensors: Mapping[str, torch.Tensor]) -> SiteTensors:
-    """The second moment of a closed-form site, or the network of a MEND site, from the tensors in the store."""
+    """The second moment of a closed-form site, or the network of another site, from the tensors in the store.
+
+    Raises:
+        Incompatible: the tensors are not those of the site's method.
+    """
     if site.network is None:
         return SecondMoment.from_tensors(dict(tensors))
-    return Hypernetwork.from_tensors(site.modules, tensors)
+    network: Hypernetwork[Any] = network_method(site.network_method or OLDEST).network.from_tensors(
+        site.modules, tensors
+    )
+    return network

@@ -1,4 +1,4 @@
-"""The hypernetwork: it transforms the gradient of an edit into an update that makes the edit and preserves the rest.
+"""MEND's network: it transforms the gradient of an edit into an update that makes the edit and preserves the rest.
 
 For each edited matrix m with token pairs (u_t, δ_t) (MEND, arXiv 2110.11309, §3.2, Algorithm 2):
 
@@ -18,18 +18,27 @@ weight, so that its default fits every model.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Self
 
 import torch
 from torch import nn
 
-from vllm_edit.digest import digest_tensors
-from vllm_edit.editing.mend.gradients import TokenGradients
-from vllm_edit.editing.mend.normalisation import Normalisation
+from vllm_edit.deltas.linear import linear_shape, linear_weight
+from vllm_edit.editing.hypernetworks.gradients import TokenGradients, token_gradients
+from vllm_edit.editing.hypernetworks.hypernetwork import (
+    Factors,
+    Hypernetwork,
+    ParameterGroups,
+    parameters_without,
+    shapes_of,
+)
+from vllm_edit.editing.hypernetworks.normalisation import Normalisation
+from vllm_edit.editing.mend.mend_settings import MendTrainingSettings
 from vllm_edit.errors import Incompatible
-
-Factors = dict[str, tuple[torch.Tensor, torch.Tensor]]
-"""Module → (A [n, T, d_in], B [n, d_out, T]) of n edits."""
+from vllm_edit.models.base import Base
+from vllm_edit.models.hooks import find_module
+from vllm_edit.models.rows import Row
+from vllm_edit.patch import Edit
 
 
 class LowRankLayer(nn.Module):
@@ -78,7 +87,7 @@ class GradientTransform(nn.Module):
         return x[..., : self.d_in], x[..., self.d_in :]
 
 
-class Hypernetwork(nn.Module):
+class MendNetwork(Hypernetwork[Mapping[str, TokenGradients]]):
     """A gradient transform for every matrix shape and an α for every matrix."""
 
     unit: torch.Tensor
@@ -115,66 +124,53 @@ class Hypernetwork(nn.Module):
         # [matrices, 2]: stores the shapes of the matrices with the tensors.
         self.register_buffer("widths", torch.tensor(list(self.shapes.values())))
 
-    @property
-    def modules_edited(self) -> tuple[str, ...]:
-        return tuple(self.shapes)
+    def inputs(self, base: Base, edits: Sequence[Edit], rows: Sequence[Row], tokens: int) -> dict[str, TokenGradients]:
+        """The gradient of every matrix."""
+        return token_gradients(base.model, self.modules_edited, rows, tokens)
 
-    def observe(self, gradients: Mapping[str, TokenGradients]) -> None:
-        """Add the gradients to the running statistics, in place. Does nothing outside training mode."""
-        for name, found in gradients.items():
+    def observe(self, inputs: Mapping[str, TokenGradients]) -> None:
+        for name, found in inputs.items():
             key, number = self._places[name]
             self.transforms[key].observe(found, number)  # type: ignore[operator]
 
-    def forward(self, gradients: Mapping[str, TokenGradients]) -> Factors:
+    def forward(self, inputs: Mapping[str, TokenGradients]) -> Factors:
         """A = ũ [n, T, d_in] and B = − α δ̃ᵀ [n, d_out, T] of every module."""
         factors: Factors = {}
         for place, name in enumerate(self.shapes):
             key, number = self._places[name]
-            inputs, outputs = self.transforms[key](gradients[name], number)
-            factors[name] = inputs, -self.alpha[place] * self.unit[place] * outputs.mT
+            A, outputs = self.transforms[key](inputs[name], number)
+            factors[name] = A, -self.alpha[place] * self.unit[place] * outputs.mT
         return factors
 
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """The tensors that identify the network, on the CPU; `from_tensors` reads them."""
-        return {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
-
-    @property
-    def digest(self) -> str:
-        return digest_tensors(self.tensors())
-
     @classmethod
-    def from_tensors(cls, names: Sequence[str], tensors: Mapping[str, torch.Tensor]) -> Hypernetwork:
-        """The network of these tensors for the matrices `names`, in eval mode.
-
-        Raises:
-            Incompatible: the tensors are not a network's, or its number of matrices is different.
-        """
-        widths = tensors.get("widths", torch.empty(0, 2))
+    def from_tensors(cls, names: Sequence[str], tensors: Mapping[str, torch.Tensor]) -> Self:
+        shapes = shapes_of(names, tensors, "mend")
         V = {name: tensor for name, tensor in tensors.items() if name.endswith(".V")}
-        if len(widths) != len(names) or not V:
-            raise Incompatible(
-                f"expected a network for the {len(names)} matrices of the site, got a network for {len(widths)}; train "
-                "a network for this site, or make a store with this network (vllm-edit store init --method mend)"
-            )
-        shapes = {name: (d_out, d_in) for name, (d_out, d_in) in zip(names, widths.tolist(), strict=True)}
+        if not V:
+            raise Incompatible("the tensors are not those of a network of MEND: none is named V")
         layers = 1 + max(int(name.split(".")[3]) for name in V)
-        network = cls(shapes, len(next(iter(V.values()))), layers=layers)
-        try:
-            network.load_state_dict(dict(tensors))
-        except RuntimeError as error:
-            raise Incompatible(f"the tensors are not those of a network: {error}") from error
-        return network.eval()
+        return cls(shapes, len(next(iter(V.values()))), layers=layers).filled(tensors)
 
 
 def _key(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape))
 
 
-def parameter_groups(network: Hypernetwork, rate: float, alpha_rate: float) -> list[dict[str, Any]]:
-    """Adam's parameter groups: α has its own group and rate; every parameter is in exactly one group.
+def new_network(base: Base, modules: Sequence[str], settings: MendTrainingSettings) -> MendNetwork:
+    """An untrained network for the matrices `modules` of `base`, on its device."""
+    found = [find_module(base.model, name) for name in modules]
+    shapes = dict(zip(modules, map(linear_shape, found), strict=True))
+    network = MendNetwork(shapes, settings.rank, settings.alpha, seed=settings.seed)
+    weights = [linear_weight(module).detach().float() for module in found]
+    network.unit.copy_(torch.stack([weight.square().mean().sqrt() for weight in weights]))
+    return network.to(base.device)
+
+
+def parameter_groups(network: MendNetwork, settings: MendTrainingSettings) -> ParameterGroups:
+    """α has its own group and rate; every parameter is in exactly one group.
 
     (In the reference code, the main optimiser also holds α and clears its gradient before α's own optimiser steps, so
     that α is trained at the main rate.)
     """
-    others = [parameter for name, parameter in network.named_parameters() if name != "alpha"]
-    return [{"params": others, "lr": rate}, {"params": [network.alpha], "lr": alpha_rate}]
+    others = parameters_without(network, "alpha")
+    return [{"params": others, "lr": settings.rate}, {"params": [network.alpha], "lr": settings.alpha_rate}]

@@ -90,8 +90,9 @@ def check_apart(edits: Iterable[Edit], judged: Iterable[str]) -> None:
 
 @dataclass(frozen=True)
 class Drawn:
-    """The rows of one step. `Row.edit` is an index into the sampled edits. inner: one row per edit."""
+    """The rows of one step. `Row.edit` is an index into the sampled `edits`. inner: one row per edit."""
 
+    edits: list[Edit]
     inner: list[Row]
     taught: list[Row]
     kept: list[Row]
@@ -108,7 +109,7 @@ def draw(
     unrelated: int,
 ) -> Drawn:
     """Sample up to `taught` and `kept` rows of each example, and `unrelated` texts, assigned to the edits in turn."""
-    drawn = Drawn([], [], [], [])
+    drawn = Drawn([example.edit for example in examples], [], [], [], [])
     for number, example in enumerate(examples):
         drawn.inner.append(replace(example.inner, edit=number))
         for count, rows, into in ((taught, example.taught, drawn.taught), (kept, example.kept, drawn.kept)):

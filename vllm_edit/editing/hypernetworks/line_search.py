@@ -1,6 +1,6 @@
 """Line search along a network's update: the smallest scale at which the edit's answer leads.
 
-MEND's α is one number per matrix, learned for the average edit. It is too large for most edits, so that their
+A network learns one length for the average edit (MEND: α per matrix). It is too large for most edits, so that their
 neighbours change too, and too small for others. The network determines the direction; the line search determines the
 length.
 """
@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 import torch
 
-from vllm_edit.editing.mend.loss import blocks_below, updated
-from vllm_edit.editing.mend.network import Factors
+from vllm_edit.editing.hypernetworks.hypernetwork import Factors
+from vllm_edit.editing.hypernetworks.loss import blocks_below, updated
 from vllm_edit.models.base import Base
 from vllm_edit.models.hooks import frozen
 from vllm_edit.models.lower_blocks import Below

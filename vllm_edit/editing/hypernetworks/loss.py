@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from vllm_edit.deltas.forward import low_rank_forward
-from vllm_edit.editing.mend.network import Factors
+from vllm_edit.editing.hypernetworks.hypernetwork import Factors
 from vllm_edit.models.base import Base
 from vllm_edit.models.hooks import find_module
 from vllm_edit.models.lower_blocks import Below

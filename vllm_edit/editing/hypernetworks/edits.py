@@ -1,4 +1,4 @@
-"""MEND (arXiv 2110.11309): a trained network transforms the gradient of an edit into the edit's delta.
+"""Compiling edits with a trained network, which makes an edit's delta from its gradient (MEND, KnowledgeEditor).
 
 An edit costs one forward pass, one short backward pass, one run of the network, and some forward passes for the line
 search of the update's length; nothing is trained. The deltas of a patch's edits are computed separately and summed
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -19,10 +20,9 @@ from vllm_edit.deltas.delta import Delta
 from vllm_edit.deltas.linear import linear_shape
 from vllm_edit.deltas.low_rank import LowRank
 from vllm_edit.editing.baselines.common import example_rows, recheck
-from vllm_edit.editing.mend.gradients import token_gradients
-from vllm_edit.editing.mend.line_search import least_scales
-from vllm_edit.editing.mend.mend_settings import MendSettings
-from vllm_edit.editing.mend.network import Hypernetwork
+from vllm_edit.editing.hypernetworks.compile_settings import NetworkEditSettings
+from vllm_edit.editing.hypernetworks.hypernetwork import Hypernetwork
+from vllm_edit.editing.hypernetworks.line_search import least_scales
 from vllm_edit.editing.method import MethodResult
 from vllm_edit.errors import Incompatible
 from vllm_edit.models.base import Base
@@ -40,16 +40,18 @@ class EditDelta:
     scale: float
 
 
-def edit_deltas(base: Base, network: Hypernetwork, edits: Sequence[Edit], settings: MendSettings) -> list[EditDelta]:
-    """Each edit's delta. Its rank is the number of prompt and answer tokens that the loss depends on.
+def edit_deltas(
+    base: Base, network: Hypernetwork[Any], edits: Sequence[Edit], settings: NetworkEditSettings
+) -> list[EditDelta]:
+    """Each edit's delta. Its rank is the number of components that are no padding.
 
     The gradient is taken on the prompt as plain text; the `line_search` of the length uses plain text and a
     chat turn. The base is not changed.
     """
     rows = example_rows(edits, base.tokenizer)
-    gradients = token_gradients(base.model, network.modules_edited, rows, settings.batch_tokens)
+    inputs = network.inputs(base, edits, rows, settings.batch_tokens)
     with torch.no_grad():
-        factors = network(gradients)
+        factors = network(inputs)
         scales = torch.ones(len(rows))
         if settings.margin is not None:
             has_chat = bool(getattr(base.tokenizer, "chat_template", None))
@@ -59,8 +61,8 @@ def edit_deltas(base: Base, network: Hypernetwork, edits: Sequence[Edit], settin
     for index, scale in enumerate(scales.tolist()):
         parts = {}
         for name, (A, B) in factors.items():
-            counted = gradients[name].counted[index]
-            parts[name] = LowRank(B=scale * B[index][:, counted].cpu(), A=A[index][counted].cpu())
+            used = (A[index] != 0).any(1)
+            parts[name] = LowRank(B=scale * B[index][:, used].cpu(), A=A[index][used].cpu())
         made.append(EditDelta(Delta(parts), scale))
     return made
 
@@ -68,9 +70,9 @@ def edit_deltas(base: Base, network: Hypernetwork, edits: Sequence[Edit], settin
 def compile_edits(
     base: Base,
     site: Site,
-    network: Hypernetwork,
+    network: Hypernetwork[Any],
     edits: Sequence[Edit],
-    settings: MendSettings,
+    settings: NetworkEditSettings,
     progress: Progress | None = None,
 ) -> MethodResult:
     """The sum of the edits' deltas, truncated to the site's rank and checked as saved.
@@ -86,9 +88,9 @@ def compile_edits(
 def compile_each(
     base: Base,
     site: Site,
-    network: Hypernetwork,
+    network: Hypernetwork[Any],
     patches: Sequence[Patch],
-    settings: MendSettings,
+    settings: NetworkEditSettings,
     progress: Progress | None = None,
 ) -> list[MethodResult]:
     """Compile several patches independently; their gradients are computed in one batch."""
@@ -107,10 +109,10 @@ def compile_each(
 def _judged(
     base: Base,
     site: Site,
-    network: Hypernetwork,
+    network: Hypernetwork[Any],
     edits: Sequence[Edit],
     made: Sequence[EditDelta],
-    settings: MendSettings,
+    settings: NetworkEditSettings,
 ) -> MethodResult:
     rows = example_rows(edits, base.tokenizer)
     whole = Delta.concatenate([edit.delta for edit in made])
@@ -123,7 +125,7 @@ def _judged(
     return MethodResult(delta, settings=settings.identity(network.digest), report=report.model_copy(update=measured))
 
 
-def _prepare(base: Base, network: Hypernetwork) -> None:
+def _prepare(base: Base, network: Hypernetwork[Any]) -> None:
     """Check that the network is for the base's matrices, and move it to the base's device, in place."""
     found = {name: linear_shape(find_module(base.model, name)) for name in network.shapes}
     if found != network.shapes:

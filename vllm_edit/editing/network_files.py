@@ -7,13 +7,15 @@ network.json          base, matrices, training settings and training result
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
 
 from vllm_edit.artefacts.site import LEGAL_RANKS, Site
-from vllm_edit.editing.mend.network import Hypernetwork
+from vllm_edit.editing.hypernetworks.hypernetwork import Hypernetwork
+from vllm_edit.editing.network_methods import OLDEST, network_method
 from vllm_edit.errors import Corrupt, EditError, Incompatible, NotFound
 from vllm_edit.frozen import Frozen
 from vllm_edit.json_value import JSONObject
@@ -28,7 +30,7 @@ MAX_RANK = 16
 
 
 class Card(Frozen):
-    """The metadata of a trained network (`network.json`)."""
+    """The metadata of a trained network (`network.json`). Cards from before KnowledgeEditor name no method: MEND."""
 
     digest: str
     base: str
@@ -39,21 +41,23 @@ class Card(Frozen):
     subjects: int
     step: int
     validation: dict[str, float]
+    method: str = OLDEST
 
 
-def save(folder: Path, network: Hypernetwork, card: Card) -> None:
+def save(folder: Path, network: Hypernetwork[Any], card: Card) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     content: bytes = safetensors.torch.save(network.tensors())
     (folder / TENSORS_FILE).write_bytes(content)
     (folder / CARD_FILE).write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
-def load(folder: Path) -> tuple[Hypernetwork, Card]:
+def load(folder: Path) -> tuple[Hypernetwork[Any], Card]:
     """Load the network of a folder that `save` wrote.
 
     Raises:
         NotFound: the folder contains no network.
         Corrupt: a file is damaged, or the files do not belong together.
+        EditError: the network is of a method that this version does not have.
     """
     try:
         card = Card.model_validate_json(read_text(folder / CARD_FILE))
@@ -67,14 +71,14 @@ def load(folder: Path) -> tuple[Hypernetwork, Card]:
         raise Corrupt(f"{folder / CARD_FILE} is not a network's card: {'; '.join(problems)}") from error
     except SafetensorError as error:
         raise Corrupt(f"the network in {folder} cannot be read: {error}") from error
-    network = Hypernetwork.from_tensors(card.modules, tensors)
+    network: Hypernetwork[Any] = network_method(card.method).network.from_tensors(card.modules, tensors)
     if network.digest != card.digest:
         raise Corrupt(f"{folder / TENSORS_FILE} has digest {network.digest}, its card says {card.digest}")
     return network, card
 
 
 def network_site(
-    base: Base, network: Hypernetwork, card: Card, *, max_rank: int | None = None, slots: int = 16
+    base: Base, network: Hypernetwork[Any], card: Card, *, max_rank: int | None = None, slots: int = 16
 ) -> Site:
     """The site of a network: the matrices that it edits.
 
@@ -101,19 +105,8 @@ def network_site(
         modules=network.modules_edited,
         layer=first,
         network=network.digest,
+        network_method=None if card.method == OLDEST else card.method,
         thinking=thinking_of(base.tokenizer),
         max_rank=rank,
         slots=slots,
     )
-
-
-def last_matrices(base: Base, layers: int) -> tuple[str, ...]:
-    """The MLP matrices of the last `layers` blocks, in the order in which they run.
-
-    Raises:
-        EditError: the model has fewer blocks.
-    """
-    blocks = base.layout.matrices
-    if not 0 < layers <= len(blocks):
-        raise EditError(f"expected 1 to {len(blocks)} layers of {base.name}, got {layers}")
-    return tuple(name for block in blocks[-layers:] for name in block)

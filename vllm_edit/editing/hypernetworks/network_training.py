@@ -5,9 +5,9 @@ In each step, for edits (prompt x, new answer y) and their rephrasings x':
     L = c_edit · mean NLL(y | x'; θ')  +  c_loc · mean KL(p_θ ‖ p_θ') on preserved prompts and unrelated text,
 
 θ' = θ + g(∇_θ NLL(y | x; θ)). The gradient is taken on the edit's prompt and the loss on its *rephrasings*, so that
-the network learns to generalise; θ itself never changes. Departures: KL is also taken on neighbours (same relation,
-other subject) and on other facts about the edit's subject, because evaluation measures locality there, and on the
-continuation of the new answer.
+the network learns to generalise; θ itself never changes. The method's `Objective` sets both weights in every step.
+Departures: KL is also taken on neighbours (same relation, other subject) and on other facts about the edit's subject,
+because evaluation measures locality there, and on the continuation of the new answer.
 """
 
 from __future__ import annotations
@@ -23,17 +23,15 @@ from typing import Any
 import torch
 
 from vllm_edit.checkpoints import read_checkpoint, write_checkpoint
-from vllm_edit.deltas.linear import linear_shape, linear_weight
 from vllm_edit.digest import digest_json
-from vllm_edit.editing.mend.dataset import Drawn, Example, draw, split, text_rows
-from vllm_edit.editing.mend.gradients import token_gradients
-from vllm_edit.editing.mend.loss import Outcomes, run
-from vllm_edit.editing.mend.mend_settings import TrainingSettings
-from vllm_edit.editing.mend.network import Factors, Hypernetwork, parameter_groups
+from vllm_edit.editing.hypernetworks.dataset import Drawn, Example, draw, split, text_rows
+from vllm_edit.editing.hypernetworks.hypernetwork import Factors, Hypernetwork
+from vllm_edit.editing.hypernetworks.loss import Outcomes, run
+from vllm_edit.editing.hypernetworks.network_method import NetworkMethod
+from vllm_edit.editing.hypernetworks.training_settings import TrainingSettings
 from vllm_edit.errors import EditError
-from vllm_edit.json_value import JSONObject
 from vllm_edit.models.base import Base
-from vllm_edit.models.hooks import find_module
+from vllm_edit.models.rows import Row
 from vllm_edit.patch import Edit
 
 CHECKPOINT = "checkpoint.pt"
@@ -71,22 +69,14 @@ class NetworkTrainingState:
 class TrainedNetwork:
     """The network with the lowest validation loss. stopped: steps made, fewer than `steps` after early stopping."""
 
-    network: Hypernetwork
+    network: Hypernetwork[Any]
     step: int
     validation: Validation
     stopped: int
 
 
-def new_network(base: Base, modules: Sequence[str], settings: TrainingSettings) -> Hypernetwork:
-    """An untrained network for the matrices `modules` of `base`, on its device."""
-    shapes = {name: linear_shape(find_module(base.model, name)) for name in modules}
-    network = Hypernetwork(shapes, settings.rank, settings.alpha, seed=settings.seed)
-    weights = [linear_weight(find_module(base.model, name)) for name in modules]
-    network.unit.copy_(torch.stack([weight.detach().float().square().mean().sqrt() for weight in weights]))
-    return network.to(base.device)
-
-
 def train(
+    method: NetworkMethod[Any, Any],
     base: Base,
     modules: Sequence[str],
     edits: Sequence[Edit],
@@ -103,7 +93,7 @@ def train(
         EditError: the checkpoint belongs to other data, another base or other settings; or there are too few edits.
     """
     out.mkdir(parents=True, exist_ok=True)
-    run_ = _Run(base, modules, edits, texts, settings)
+    run_ = _Run(method, base, modules, edits, texts, settings)
     run_.load(out / CHECKPOINT)
     while not run_.finished:
         progress = run_.advance()
@@ -118,6 +108,7 @@ class _Run:
 
     def __init__(
         self,
+        method: NetworkMethod[Any, Any],
         base: Base,
         modules: Sequence[str],
         edits: Sequence[Edit],
@@ -136,13 +127,14 @@ class _Run:
         if not _own(self.validation):  # few edits: perhaps no sampled row is an edit's own prompt, as `edited` needs
             self.validation.taught.extend(self.validation.inner)
         self.texts = self.texts[half:]
-        self.network = new_network(base, modules, settings)
-        groups = parameter_groups(self.network, settings.rate, settings.alpha_rate)
-        self.optimiser = torch.optim.Adam(groups)
+        self.network: Hypernetwork[Any] = method.new_network(base, modules, settings)
+        self.optimiser = torch.optim.Adam(method.parameter_groups(self.network, settings))
+        self.full_rates = [group["lr"] for group in self.optimiser.param_groups]
+        self.objective = method.objective(settings)
         self.step = 0
         self.best: tuple[Validation, int, dict[str, torch.Tensor]] | None = None
         data = [edit.model_dump(mode="json") for edit in edits]
-        self.identity = digest_json([base.fingerprint.digest, list(modules), data, list(texts), _identity(settings)])
+        self.identity = digest_json([base.fingerprint.digest, list(modules), data, list(texts), settings.lasting()])
 
     @property
     def finished(self) -> bool:
@@ -155,31 +147,34 @@ class _Run:
             self._warm()
         self.network.train()
         drawn = self._drawn(self.step)
-        gradients = self._gradients(drawn)
-        self.network.observe(gradients)
-        factors = self.network(gradients)
+        inputs = self._inputs(drawn)
+        self.network.observe(inputs)
+        factors = self.network(inputs)
         leaves = {name: (A.detach().requires_grad_(), B.detach().requires_grad_()) for name, (A, B) in factors.items()}
         outcomes = self._outcomes(leaves, drawn, learns=True)
         self.optimiser.zero_grad(set_to_none=True)
         outputs = [factor for pair in factors.values() for factor in pair]
         torch.autograd.backward(outputs, [leaf.grad for pair in leaves.values() for leaf in pair])
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip)
-        for group, rate in zip(self.optimiser.param_groups, self._rates(), strict=True):
-            group["lr"] = rate
+        share = self._share_of_rates()
+        for group, rate in zip(self.optimiser.param_groups, self.full_rates, strict=True):
+            group["lr"] = share * rate
         self.optimiser.step()
         self.step += 1
+        weighted = self._weighted(*outcomes)
+        self.objective.stepped(_means(*outcomes)[1])
         validation = None
         if self.step % self.settings.validate_every == 0 or self.step == self.settings.steps:
             validation = self._validate()
         best = validation is not None and better(validation, self.best[0] if self.best else None)
         if validation is not None and best:
             self.best = validation, self.step, copy.deepcopy(self.network.state_dict())
-        return NetworkTrainingState(self.step, self.settings.steps, *self._losses(*outcomes), validation, best)
+        return NetworkTrainingState(self.step, self.settings.steps, *weighted, validation, best)
 
     def result(self) -> TrainedNetwork:
         if self.best is None:
             raise EditError(
-                f"no validation in {self.step} steps had a finite loss: lower rate and alpha_rate, or the clip, and "
+                f"no validation in {self.step} steps had a finite loss: lower rate (and alpha_rate), or the clip, and "
                 "train into another --out"
             )
         validation, step, state = self.best
@@ -189,7 +184,7 @@ class _Run:
     def save(self, path: Path) -> None:
         state = {"network": self.network.state_dict(), "optimiser": self.optimiser.state_dict(), "step": self.step}
         best = (asdict(self.best[0]), *self.best[1:]) if self.best else None
-        write_checkpoint(path, self.identity, {"best": best, **state})
+        write_checkpoint(path, self.identity, {"best": best, "objective": self.objective.state(), **state})
 
     def load(self, path: Path) -> None:
         saved = read_checkpoint(path, self.identity, "is of other data, base or settings")
@@ -197,22 +192,22 @@ class _Run:
             return
         self.network.load_state_dict(saved["network"])
         self.optimiser.load_state_dict(saved["optimiser"])
+        self.objective.load(saved.get("objective", {}))  # a checkpoint from before there were objectives has none
         self.step = int(saved["step"])
         if saved["best"]:
             self.best = Validation(**saved["best"][0]), *saved["best"][1:]
 
-    def _rates(self) -> tuple[float, float]:
-        """Learning rates of the network and of α in this step: a cosine decay to a twentieth of the full rate."""
+    def _share_of_rates(self) -> float:
+        """Share of the full learning rates in this step: a cosine decay to a twentieth."""
         done = self.step / self.settings.steps
-        share = 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * done))
-        return share * self.settings.rate, share * self.settings.alpha_rate
+        return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * done))
 
     def _warm(self) -> None:
         """Initialise the running statistics before the first step, so that inputs are normalised from the start."""
         self.network.train()
         rng = random.Random(f"warm:{self.settings.seed}")
         chosen = self._chosen(rng, self.settings.warm)
-        self.network.observe(self._gradients(draw(chosen, [], rng, taught=0, kept=0, unrelated=0)))
+        self.network.observe(self._inputs(draw(chosen, [], rng, taught=0, kept=0, unrelated=0)))
 
     def _drawn(self, step: int) -> Drawn:
         """The data of a step. They depend only on the seed and the step, so that a run can be resumed."""
@@ -229,41 +224,47 @@ class _Run:
                 self._examples[number] = Example.of(self.training[number], self.base.tokenizer)
         return [self._examples[number] for number in numbers]
 
-    def _gradients(self, drawn: Drawn) -> Any:
-        return token_gradients(self.base.model, self.network.modules_edited, drawn.inner, self.settings.batch_tokens)
+    def _inputs(self, drawn: Drawn) -> Any:
+        return self.network.inputs(self.base, drawn.edits, drawn.inner, self.settings.batch_tokens)
 
     def _outcomes(self, factors: Factors, drawn: Drawn, *, learns: bool) -> tuple[Outcomes, Outcomes, Outcomes]:
         """(taught, kept, texts). With `learns`, the gradient of the loss is added to the factors' `grad`."""
-        settings = self.settings
+        teach_weight, keep_weight = self.objective.weights
 
-        def outcome(rows: list[Any], nll: float, divergence: float) -> Outcomes:
+        def outcome(rows: list[Row], nll: float, divergence: float) -> Outcomes:
             share = 1 / max(1, len(rows)) if learns else 0.0
             weights = {"nll_weight": nll * share, "divergence_weight": divergence * share}
-            return run(self.base, factors, rows, settings.batch_tokens, **weights)
+            return run(self.base, factors, rows, self.settings.batch_tokens, **weights)
 
         return (
-            outcome(drawn.taught, settings.teach_weight, 0.0),
-            outcome(drawn.kept, 0.0, settings.keep_weight),
-            outcome(drawn.texts, 0.0, settings.keep_weight),
+            outcome(drawn.taught, teach_weight, 0.0),
+            outcome(drawn.kept, 0.0, keep_weight),
+            outcome(drawn.texts, 0.0, keep_weight),
         )
 
-    def _losses(self, taught: Outcomes, kept: Outcomes, texts: Outcomes) -> tuple[float, float]:
-        """(weighted NLL, weighted KL); the mean over no rows is 0."""
-        kept_mean, text_mean = _mean(kept.divergence), _mean(texts.divergence)
-        return self.settings.teach_weight * _mean(taught.nll), self.settings.keep_weight * (kept_mean + text_mean)
+    def _weighted(self, taught: Outcomes, kept: Outcomes, texts: Outcomes) -> tuple[float, float]:
+        """(weighted NLL, weighted KL)."""
+        (teach_weight, keep_weight), (nll, divergence) = self.objective.weights, _means(taught, kept, texts)
+        return teach_weight * nll, keep_weight * divergence
 
     @torch.no_grad()
     def _validate(self) -> Validation:
         self.network.eval()
         drawn = self.validation
-        taught, kept, texts = self._outcomes(self.network(self._gradients(drawn)), drawn, learns=False)
-        own = _own(drawn)
+        taught, kept, texts = self._outcomes(self.network(self._inputs(drawn)), drawn, learns=False)
+        own, (nll, divergence) = _own(drawn), _means(taught, kept, texts)
+        self.objective.validated(divergence)
         return Validation(
-            loss=sum(self._losses(taught, kept, texts)),
+            loss=self.objective.loss(nll, divergence),
             edited=_share(taught.lead[own] > 0),
             taught=_share(taught.lead > 0),
             kept=_share(kept.same),
         )
+
+
+def _means(taught: Outcomes, kept: Outcomes, texts: Outcomes) -> tuple[float, float]:
+    """(mean NLL, mean KL on preserved rows plus mean KL on texts); the mean over no rows is 0."""
+    return _mean(taught.nll), _mean(kept.divergence) + _mean(texts.divergence)
 
 
 def _mean(values: torch.Tensor) -> float:
@@ -282,7 +283,3 @@ def _own(drawn: Drawn) -> list[int]:
 def better(found: Validation, best: Validation | None) -> bool:
     """True if `found` has a lower loss than `best`. A non-finite loss is never better: nothing compares below NaN."""
     return math.isfinite(found.loss) and (best is None or found.loss < best.loss)
-
-
-def _identity(settings: TrainingSettings) -> JSONObject:
-    return settings.lasting()
