@@ -23,7 +23,7 @@ from benchmarks.common.arguments import numbers
 from benchmarks.common.atlas_edits import Place, single_patches
 from benchmarks.common.report_rows import NAMES, SETTINGS, cells, row
 from benchmarks.common.results_page import machine, write_section
-from vllm_edit.atlas.mend import network_folder
+from vllm_edit.atlas.hypernetworks import NETWORK_FOLDERS
 from vllm_edit.cli.output import progress_bar
 from vllm_edit.editing.compile import compile_separately
 from vllm_edit.editing.network_files import load, network_site
@@ -38,7 +38,7 @@ JUDGED_COUNT, JUDGED_SEED = 200, 1
 def main() -> None:
     arguments = _arguments()
     base = Base.load("atlas")
-    network, card = load(arguments.network or network_folder())
+    network, card = load(arguments.network or NETWORK_FOLDERS["mend"])
     place = Place(network_site(base, network, card), network)
     runner = HFRunner(base.model, base.tokenizer)
     judged = {patch.edits[0].subject for patch in single_patches(runner, JUDGED_COUNT, JUDGED_SEED)}

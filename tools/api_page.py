@@ -16,7 +16,8 @@ INTRO = """# Python interface
 
 Import these names from `vllm_edit`; each is loaded on its first use. `make api` writes this page from the docstrings.
 An edit changes a weight by ΔW [d_out, d_in] = B [d_out, r] · A [r, d_in]. Settings of methods are in
-[methods.md](methods.md) and [mend.md](mend.md), the words of a patch file in [patches.md](patches.md).
+[methods.md](methods.md), [mend.md](mend.md) and [knowledge_editor.md](knowledge_editor.md), the words of a patch file
+in [patches.md](patches.md).
 """
 WIDTH = 110
 """Maximum length of a signature in one line."""

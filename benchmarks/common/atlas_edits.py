@@ -10,7 +10,7 @@ from rich.console import Console
 
 from vllm_edit import atlas
 from vllm_edit.artefacts.site import Site
-from vllm_edit.atlas.mend import network_folder
+from vllm_edit.atlas.hypernetworks import NETWORK_FOLDERS
 from vllm_edit.editing.compile import METHODS
 from vllm_edit.editing.network_files import load, network_site
 from vllm_edit.editing.second_moment import SecondMoment
@@ -92,18 +92,21 @@ class Place:
 
 
 def open_places(folder: Path, network: Path | None, base: Base, console: Console) -> dict[str, Place]:
-    """Method → its place: the store's in `folder`, and for MEND the network's in its folder, else the shipped one's.
+    """Method → its place: the store's in `folder`, and for a method with a network the shipped network's.
 
-    Without a network for this base MEND is left out, with a line that says so.
+    `network` is the folder of another network, in place of the shipped one of its method. Without a network for this
+    base a method is left out, with a line that says so.
     """
     store = open_store(folder, base, console)
     swept = Place(store.site(), SecondMoment.from_tensors(store.moment()))
     places = {name: swept for name, method in METHODS.items() if method.needs in (None, SecondMoment)}
-    try:
-        trained, card = load(network or network_folder())
-        places["mend"] = Place(network_site(base, trained, card), trained)
-    except (NotFound, Incompatible) as error:
-        console.print(f"MEND is left out: {error}")
+    given = {} if network is None else {load(network)[1].method: network}
+    for method, place in {**NETWORK_FOLDERS, **given}.items():
+        try:
+            trained, card = load(place)
+            places[method] = Place(network_site(base, trained, card), trained)
+        except (NotFound, Incompatible) as error:
+            console.print(f"{method} is left out: {error}")
     return places
 
 

@@ -1,4 +1,4 @@
-"""`vllm-edit hypernet` and `store init --method mend`, with a tiny model from a folder."""
+"""`vllm-edit hypernet` and `store init --method mend` or `ke`, with a tiny model from a folder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vllm_edit.patch import Patch
 from vllm_edit.store.maintenance import problems_of
 from vllm_edit.store.store import Store
 
-QUICK = ("--layers", "2", "--steps", "4", "--set", "rank=4", "--set", "warm=4", "--set", "validate_every=2")
+QUICK = ("--layers", "2", "--steps", "4", "--set", "warm=4", "--set", "validate_every=2")
 QUICK += ("--set", "edits=2", "--set", "taught=1", "--set", "kept=1", "--set", "texts=1", "--set", "validated=2")
 
 
@@ -28,28 +28,34 @@ def files(tmp_path: Path) -> tuple[str, str, str]:
     return str(model), str(patch), str(texts)
 
 
+@pytest.mark.parametrize(("method", "size", "matrices"), [("mend", "rank=4", 6), ("ke", "units=4", 2)])
 def test_a_network_is_trained_described_and_compiled_with(
-    program: Program, files: tuple[str, str, str], tmp_path: Path
+    program: Program, files: tuple[str, str, str], tmp_path: Path, method: str, size: str, matrices: int
 ) -> None:
     model, patch, texts = files
     out, store = tmp_path / "network", str(tmp_path / "store")
-    train = ("hypernet", "train", "--out", out, "--model", model, "--edits", patch, "--texts", texts, *QUICK)
+    train = ("hypernet", "train", "--method", method, "--out", out, "--model", model, "--edits", patch)
+    train += ("--texts", texts, "--set", size, *QUICK)
     ran = program(*train, "--json")
     assert ran.code == 0, ran.err
     assert ran.err.count("\nstep ") + ran.err.startswith("step ") == 2  # a line for each validation
     trained = ran.json
     assert trained["steps"] == 4
     assert trained["subjects"] == 7
-    assert program("hypernet", "info", out, "--json").json["network"] == trained["network"]
-    init = ("store", "init", "--method", "mend", "--model", model, "--network", out, "--store", store)
+    shown = program("hypernet", "info", out, "--json").json
+    assert (shown["network"], shown["method"]) == (trained["network"], method)
+    init = ("store", "init", "--method", method, "--model", model, "--network", out, "--store", store)
     made = program(*init, "--json").json
     assert made["network"] == trained["network"]
-    assert len(made["module"].split(", ")) == 6
+    assert len(made["module"].split(", ")) == matrices
     assert made["rank"] == 16
     assert made["passages"] == 0
     assert problems_of(Store.open(store)) == []
     assert program(*init[:-1], f"{store}-2", "--texts", texts, "--json").json["passages"] == len(TEXTS)
-    ran = program("compile", patch, "--method", "mend", "--set", "on_missed=report", "--store", store, "--json")
+    other = program("store", "init", "--method", {"mend": "ke", "ke": "mend"}[method], *init[4:-1], f"{store}-3")
+    assert other.code == 1
+    assert other.err.strip().endswith(f"add --method {method}")
+    ran = program("compile", patch, "--method", method, "--set", "on_missed=report", "--store", store, "--json")
     assert ran.code == 1  # four steps have no effect: the gate rejects it
     (compiled,) = ran.json["compiled"]
     assert compiled["status"] == "rejected"

@@ -12,7 +12,7 @@ import pytest
 from tests.cli.program import Program
 from tests.serving import places
 from tests.tiny import save_tiny
-from vllm_edit.atlas.mend import network_folder
+from vllm_edit.atlas.hypernetworks import NETWORK_FOLDERS
 from vllm_edit.errors import EditError
 
 
@@ -50,7 +50,7 @@ def test_a_base_that_cannot_be_edited(
     assert not (tmp_path / "store").exists()
 
 
-@pytest.mark.parametrize("method", [("--layer", 1), ("--method", "mend", "--network", network_folder())])
+@pytest.mark.parametrize("method", [("--layer", 1), ("--method", "mend", "--network", NETWORK_FOLDERS["mend"])])
 def test_a_base_that_vllm_has_no_lora_for(
     program: Program, tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, method: tuple[object, ...]
 ) -> None:

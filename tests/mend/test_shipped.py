@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vllm_edit.atlas.mend import network_folder, training_edits
+from vllm_edit.atlas.hypernetworks import NETWORK_FOLDERS, training_edits
 from vllm_edit.editing.compile import compile_separately
 from vllm_edit.editing.network_files import load, network_site
 from vllm_edit.evaluation.evaluate import EvaluationSettings, evaluate
@@ -29,9 +29,9 @@ def facts() -> Facts:
 
 
 def test_it_is_small_and_made_for_the_shipped_weights() -> None:
-    assert sum(file.stat().st_size for file in network_folder().iterdir()) <= LARGEST
+    assert sum(file.stat().st_size for file in NETWORK_FOLDERS["mend"].iterdir()) <= LARGEST
     base = Base.load("atlas", device="cpu")
-    network, card = load(network_folder())
+    network, card = load(NETWORK_FOLDERS["mend"])
     assert network_site(base, network, card).modules == card.modules
     assert all(name in dict(base.model.named_modules()) for name in card.modules)
 
@@ -74,7 +74,7 @@ def test_training_edits_are_drawn_from_a_seed_and_can_leave_subjects_out() -> No
 @pytest.mark.slow
 def test_edits_of_subjects_it_never_saw_take_and_leave_others_alone(facts: Facts) -> None:
     base = Base.load("atlas", device="cpu")
-    network, card = load(network_folder())
+    network, card = load(NETWORK_FOLDERS["mend"])
     runner = HFRunner(base.model, base.tokenizer)
     drawn = draw_edits(facts, 2 * COUNT, seed=11)
     answers = runner.generate([Request(edit.prompt) for edit in drawn], 16)

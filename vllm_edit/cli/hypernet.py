@@ -1,10 +1,10 @@
-"""`vllm-edit hypernet`: train MEND's network, and describe a network."""
+"""`vllm-edit hypernet`: train the network of MEND or KnowledgeEditor, and describe a network."""
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -18,14 +18,17 @@ if TYPE_CHECKING:
     from vllm_edit.editing.network_files import Card
     from vllm_edit.patch import Edit
 
-app = group("MEND's hypernetwork: train a network for a model, or describe a network.")
+app = group("The hypernetwork of MEND or KnowledgeEditor: train a network for a model, or describe a network.")
+
+MethodOption = Annotated[Literal["mend", "ke"], typer.Option(help="mend: MEND. ke: KnowledgeEditor.")]
 
 
 @app.command()
 def train(
     out: Annotated[Path, typer.Option(help="Folder for the network, and for checkpoints on the way.")],
     model: Annotated[str, typer.Option(help="atlas (shipped), a model folder, or a hub id.")] = "atlas",
-    layers: Annotated[int, typer.Option(min=1, help="Edit the MLP matrices of this many last layers.")] = 3,
+    method: MethodOption = "mend",
+    layers: Annotated[int, typer.Option(min=1, help="Edit matrices of this many last layers.")] = 3,
     edits: Annotated[
         list[Path] | None,
         typer.Option(metavar="PATCH.yaml", help="Edits to train on; may be repeated. atlas makes its own."),
@@ -55,10 +58,10 @@ def train(
     from vllm_edit.editing.hypernetworks.network_training import CHECKPOINT
     from vllm_edit.editing.hypernetworks.network_training import train as run
     from vllm_edit.editing.network_files import Card, save
-    from vllm_edit.editing.network_methods import OLDEST, network_method
+    from vllm_edit.editing.network_methods import network_method
 
     given = method_settings(settings) | {"seed": seed} | ({} if steps is None else {"steps": steps})
-    network = network_method(OLDEST)
+    network = network_method(method)
     chosen = network.settings.of(given)
     forbidden = [name for edit in _read(judged or []) for name in (edit.subject, *edit.aliases)]
     training = _edits_of(model, edits, count, seed)
@@ -84,6 +87,7 @@ def train(
         subjects=len({edit.subject for edit in training}),
         step=trained.step,
         validation=asdict(trained.validation),
+        method=method,
     )
     save(out, trained.network, card)
     (out / CHECKPOINT).unlink(missing_ok=True)
@@ -95,15 +99,16 @@ def train(
 @app.command()
 def info(
     folder: Annotated[
-        Path | None, typer.Argument(help="Folder of a network; default: the network shipped for atlas.")
+        Path | None, typer.Argument(help="Folder of a network; default: the method's network shipped for atlas.")
     ] = None,
+    method: MethodOption = "mend",
     json: JsonOption = False,
 ) -> None:
     """Show what a network edits, how it was trained, and its validation scores on unseen subjects."""
-    from vllm_edit.atlas.mend import network_folder
+    from vllm_edit.atlas.hypernetworks import NETWORK_FOLDERS
     from vllm_edit.editing.network_files import load
 
-    place = folder or network_folder()
+    place = folder or NETWORK_FOLDERS[method]
     _, card = load(place)
     fields = _fields(card) | {"folder": str(place)}
     print_json(fields | {"settings": card.settings}) if json else print_fields(fields)
@@ -112,6 +117,7 @@ def info(
 def _fields(card: Card) -> dict[str, object]:
     return {
         "network": card.digest,
+        "method": card.method,
         "model": card.model,
         "base": card.base,
         "matrices": ", ".join(card.modules),
@@ -140,7 +146,7 @@ def _texts_of(model: str, texts: Path | None) -> list[str]:
     from vllm_edit.cli.model_inputs import SHIPPED, texts_of
 
     if model == SHIPPED and texts is None:
-        from vllm_edit.atlas.mend import training_texts
+        from vllm_edit.atlas.hypernetworks import training_texts
 
         return training_texts()
     return texts_of(model, texts)
@@ -153,6 +159,6 @@ def _edits_of(model: str, files: list[Path] | None, count: int, seed: int) -> li
         return _read(files)
     if model != SHIPPED:
         raise EditError(f"training a network for {model} needs edits: give --edits PATCH.yaml, with probes in it")
-    from vllm_edit.atlas.mend import training_edits
+    from vllm_edit.atlas.hypernetworks import training_edits
 
     return training_edits(count, seed=seed)

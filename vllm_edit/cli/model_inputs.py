@@ -89,17 +89,17 @@ def given_edits(model: str, file: Path | None, seed: int) -> list[Edit] | None:
     return atlas.sweep_edits(seed)
 
 
-def network_of(model: str, folder: Path | None) -> Path:
-    """Return the folder of the model's hypernetwork; only the shipped model includes one."""
+def network_of(model: str, method: str, folder: Path | None) -> Path:
+    """Return the folder of the method's network for the model; only the shipped model includes one."""
     if folder is not None:
         return folder
     if model != SHIPPED:
         raise EditError(
-            f"a store for mend on {model} needs its network: give --network FOLDER (see vllm-edit hypernet train)"
+            f"a store for {method} on {model} needs its network: give --network FOLDER (see vllm-edit hypernet train)"
         )
-    from vllm_edit.atlas.mend import network_folder
+    from vllm_edit.atlas.hypernetworks import NETWORK_FOLDERS
 
-    return network_folder()
+    return NETWORK_FOLDERS[method]
 
 
 def bank_of(store: Store, file: Path | None) -> Bank:

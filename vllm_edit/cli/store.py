@@ -58,24 +58,24 @@ def init(
     ] = None,
     seed: Annotated[int, typer.Option(parser=seed_of, metavar="N", help="Seed of contexts and tried edits.")] = 0,
     method: Annotated[
-        Literal["rome", "mend"],
-        typer.Option(help="rome: one module, for rome, ft and lora. mend: the matrices that a hypernetwork edits."),
+        Literal["rome", "mend", "ke"],
+        typer.Option(help="rome: one module, for rome, ft and lora. mend, ke: the matrices that a hypernetwork edits."),
     ] = "rome",
-    network: Annotated[Path | None, typer.Option(help="Folder of mend's network; atlas has its own.")] = None,
+    network: Annotated[Path | None, typer.Option(help="Folder of the network; atlas has its own.")] = None,
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
     """Choose and fix the site (layer, token, statistics, damping, rank) of a new store."""
     wanted = _layer(layer)
     _refuse_existing(store)
-    if method == "mend":
+    if method != "rome":
         given = {"--layer": layer, "--token": token, "--edits": edits}
         for option in (name for name, value in given.items() if value is not None):
-            raise typer.BadParameter("the site of mend is what its network was trained for", param_hint=option)
-        _init_mend(model, network, texts, rank, slots, store, json)
+            raise typer.BadParameter(f"the site of {method} is what its network was trained for", param_hint=option)
+        _init_network(model, method, network, texts, rank, slots, store, json)
         return
     if network is not None:
-        raise typer.BadParameter("only a store for mend has a network: add --method mend", param_hint="--network")
+        raise typer.BadParameter("only a store for mend or ke has a network: add --method", param_hint="--network")
     from vllm_edit.cli.model_inputs import given_edits, given_text
 
     started = time.perf_counter()
@@ -109,15 +109,25 @@ def init(
     print_fields(fields | known | {"seconds": f"{seconds:.0f}"})
 
 
-def _init_mend(
-    model: str, network: Path | None, texts: Path | None, rank: int | None, slots: int, store: str | None, json: bool
+def _init_network(
+    model: str,
+    method: str,
+    network: Path | None,
+    texts: Path | None,
+    rank: int | None,
+    slots: int,
+    store: str | None,
+    json: bool,
 ) -> None:
-    """Create a store for a network; text is only for the gates."""
+    """Create a store for a network of the method; text is only for the gates."""
     from vllm_edit.cli.model_inputs import network_of, passages_of
     from vllm_edit.editing.network_files import load, network_site
     from vllm_edit.store.store import Store
 
-    trained, card = load(network_of(model, network))
+    folder = network_of(model, method, network)
+    trained, card = load(folder)
+    if card.method != method:
+        raise EditError(f"the network in {folder} is of {card.method}, not of {method}: add --method {card.method}")
     site = network_site(_servable(model), trained, card, max_rank=rank, slots=slots)
     opened = Store.create(store, site, trained.tensors(), passages_of(model, texts))
     fields = _site(opened, site)

@@ -40,7 +40,8 @@ def compose(
 ) -> CompiledPatch:
     """Join compiled patches into one with the edits of all, without a model. Nothing is saved.
 
-    Members with factors are solved jointly; deltas of members without factors (MEND, fine-tuning) are concatenated.
+    Members with factors are solved jointly; deltas of members without factors (MEND, fine-tuning …) are
+    concatenated.
 
     Args:
         members: compiled patches of one base and site. Without conflicts their order makes no difference.

@@ -34,7 +34,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Block:
-    """A member without factors (MEND, fine-tuning): its whole delta."""
+    """A member without factors (MEND, KnowledgeEditor, fine-tuning): its whole delta."""
 
     edits: tuple[Edit, ...]
     member: str

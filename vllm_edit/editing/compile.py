@@ -14,6 +14,8 @@ from vllm_edit.composition.scoped import assemble, by_subject
 from vllm_edit.digest import digest_tensors
 from vllm_edit.editing.baselines import finetune, lora
 from vllm_edit.editing.hypernetworks import edits as hypernetworks
+from vllm_edit.editing.knowledge_editor.editor_network import KnowledgeEditor
+from vllm_edit.editing.knowledge_editor.knowledge_editor_settings import KnowledgeEditorSettings
 from vllm_edit.editing.mend.mend_settings import MendSettings
 from vllm_edit.editing.mend.network import MendNetwork
 from vllm_edit.editing.method import Method, MethodResult
@@ -36,6 +38,7 @@ METHODS: Mapping[str, Method[Any]] = MappingProxyType(
     {
         "rome": Method(RomeSettings, rome.compile_edits, rome.compile_each, SecondMoment),
         "mend": Method(MendSettings, hypernetworks.compile_edits, hypernetworks.compile_each, MendNetwork),
+        "ke": Method(KnowledgeEditorSettings, hypernetworks.compile_edits, hypernetworks.compile_each, KnowledgeEditor),
         "ft": Method(finetune.FinetuneSettings, finetune.compile_edits),
         "lora": Method(lora.LoraSettings, lora.compile_edits),
     }
@@ -65,7 +68,7 @@ def compile_patch(
     Args:
         patch: the edits, declared.
         model: a loaded base, or the name of a model for `Base.load`.
-        method: `rome` (closed form), `mend` (hypernetwork), `ft` or `lora` (fine-tuning).
+        method: `rome` (closed form), `mend` or `ke` (hypernetwork), `ft` or `lora` (fine-tuning).
         store: the store whose site and second moment or hypernetwork are read, if they are not given.
         site: where the edits apply.
         site_tensors: the site's second moment, or its hypernetwork.
@@ -113,7 +116,7 @@ def compile_separately(
     settings: MethodSettings | Mapping[str, JSONValue] | None = None,
     progress: Progress | None = None,
 ) -> list[CompiledPatch]:
-    """Compile the patches independently: in one batch if the method supports it (r-ROME, MEND), else one by one.
+    """Compile the patches independently, in one batch if the method supports it (r-ROME, MEND, KnowledgeEditor).
 
     The model is bit-identical afterwards, even after an exception (asserted).
 

@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from vllm_edit.editing.hypernetworks.edited_matrices import last_matrices
+from vllm_edit.editing.hypernetworks.edited_matrices import last_down_projections, last_matrices
 from vllm_edit.editing.hypernetworks.network_method import NetworkMethod
+from vllm_edit.editing.knowledge_editor.constraint import Constraint
+from vllm_edit.editing.knowledge_editor.editor_network import KnowledgeEditor, new_editor, one_group
+from vllm_edit.editing.knowledge_editor.knowledge_editor_settings import KnowledgeEditorTrainingSettings
 from vllm_edit.editing.mend.mend_settings import MendTrainingSettings
 from vllm_edit.editing.mend.network import MendNetwork, new_network, parameter_groups
 from vllm_edit.editing.mend.weighted_sum import WeightedSum
@@ -22,7 +25,21 @@ NETWORK_METHODS: Mapping[str, NetworkMethod[Any, Any]] = MappingProxyType(
             new_network,
             parameter_groups,
             lambda settings: WeightedSum(settings.teach_weight, settings.keep_weight),
-        )
+        ),
+        "ke": NetworkMethod(
+            KnowledgeEditor,
+            KnowledgeEditorTrainingSettings,
+            last_down_projections,
+            new_editor,
+            one_group,
+            lambda settings: Constraint(
+                settings.multiplier,
+                settings.multiplier_rate,
+                settings.bound,
+                settings.least_bound,
+                settings.anneal,
+            ),
+        ),
     }
 )
 """Name → method. A new method with a network is registered here, and in `METHODS`."""

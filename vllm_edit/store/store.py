@@ -173,8 +173,8 @@ class Store:
         """
         if self.site().network is not None:
             raise EditError(
-                f"{self.url} is a store for MEND: its site has a hypernetwork and no second moment; compile with "
-                "--method mend, or make another store (vllm-edit store init)"
+                f"{self.url} is a store for mend or ke: its site has a hypernetwork and no second moment; compile with "
+                "the --method of the network, or make another store (vllm-edit store init)"
             )
         return self.site_tensors()
 

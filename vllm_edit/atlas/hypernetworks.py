@@ -1,4 +1,4 @@
-"""Training edits and texts of atlas's hypernetwork, about subjects that no evaluation edits.
+"""Training edits and texts of atlas's hypernetworks, about subjects that no evaluation edits; the shipped networks.
 
 A fifth of all subjects is reserved for choices (`edits.py`); evaluations draw from the others. Training uses that
 fifth, also for probes and texts. Only new answers come from the whole tables: a fifth of a relation's objects is not
@@ -8,9 +8,10 @@ enough to learn to write any object.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 from vllm_edit.atlas.training_documents import texts_about
 from vllm_edit.facts import tables_folder
@@ -19,6 +20,10 @@ from vllm_edit.facts.facts import Facts
 from vllm_edit.facts.split import included
 from vllm_edit.patch import Edit
 
+NETWORK_FOLDERS: Mapping[str, Path] = MappingProxyType(
+    {"mend": Path(__file__).parent / "hypernet", "ke": Path(__file__).parent / "knowledge_editor"}
+)
+"""Method → the folder of the network that is shipped for atlas's weights."""
 _RETARGETED = 0.7  # the other edits keep the probes that go one hop beyond the answer
 
 
@@ -58,11 +63,6 @@ def _retargeted(edit: Edit, new: str) -> Edit:
         elif probe.kind not in ("portability", "reverse"):
             probes.append(probe)
     return edit.model_copy(update={"target_new": new, "probes": tuple(probes)})
-
-
-def network_folder() -> Path:
-    """The hypernetwork shipped for atlas's weights."""
-    return Path(__file__).parent / "hypernet"
 
 
 def set_aside(facts: Facts, exclude: Iterable[str] = ()) -> Facts:
