@@ -64,7 +64,7 @@ hooks: setup
 program.quality := edit_quality
 program.methods := methods
 program.many := many_edits
-program.lengths := mend_lengths
+program.lengths := network_lengths
 program.compose := compose_speed
 program.trace := tracing
 program.speed := batch_speed --whole

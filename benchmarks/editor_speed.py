@@ -3,9 +3,9 @@
     python -m benchmarks.editor_speed [--shape llama-3-8b] [--change layers=8] [--count 4] [--steps 20]
 
 Every method makes all its steps, since a random model has nothing to reach: r-ROME `--steps` (20 are published), each
-other method its own default. MEND's network is untrained: its update costs what a trained one's costs, and the search
-for its length, which reaches nothing here, goes through every scale. The weights are bfloat16 on a GPU, float32 without
-one. The first edit is not counted.
+other method its own default. The networks of MEND and KnowledgeEditor are untrained: an update costs what a trained
+network's costs, and the search for its length, which reaches nothing here, goes through every scale. The weights are
+bfloat16 on a GPU, float32 without one. The first edit is not counted.
 """
 
 from __future__ import annotations
@@ -28,18 +28,15 @@ from benchmarks.common.results_page import machine, write_section
 from vllm_edit import atlas
 from vllm_edit.editing.baselines.common import example_rows
 from vllm_edit.editing.compile import compile_patch
-from vllm_edit.editing.hypernetworks.edited_matrices import last_matrices
-from vllm_edit.editing.hypernetworks.gradients import token_gradients
-from vllm_edit.editing.mend.mend_settings import MendTrainingSettings
-from vllm_edit.editing.mend.network import new_network
 from vllm_edit.editing.network_files import Card, network_site
+from vllm_edit.editing.network_methods import network_method
 from vllm_edit.facts import tables_folder
 from vllm_edit.facts.counterfactual_edits import draw_edits
 from vllm_edit.facts.facts import Facts
 from vllm_edit.models.base import Base
 from vllm_edit.patch import Edit, Patch
 
-_LAYERS = 3  # whose matrices MEND edits, as it does by default
+_LAYERS = 3  # whose matrices MEND and KnowledgeEditor edit, as they do by default
 
 
 @dataclass(frozen=True)
@@ -75,7 +72,8 @@ def measure(shape: str, changes: Sequence[str], count: int, steps: int) -> tuple
     swept = Place(made.site, made.moment)
     methods: list[tuple[str, str, Place, Mapping[str, Any]]] = [
         ("r-ROME", "rome", swept, {"steps": steps, "margin": 1e9}),
-        ("MEND", "mend", _mend_place(base, edits), {}),
+        ("MEND", "mend", _network_place(base, edits, "mend"), {}),
+        ("KnowledgeEditor", "ke", _network_place(base, edits, "ke"), {}),
         ("FT-M", "ft", swept, {"stop_loss": 0.0}),
         ("LoRA", "lora", swept, {"stop_loss": 0.0}),
     ]
@@ -95,12 +93,13 @@ def _cost(base: Base, edits: Sequence[Edit], name: str, method: str, place: Plac
     return Cost(name, seconds, compiled.manifest.rank, memory())
 
 
-def _mend_place(base: Base, edits: Sequence[Edit]) -> Place:
-    """The matrices of an untrained network whose statistics are those of the edits."""
-    modules = last_matrices(base, _LAYERS)
-    network = new_network(base, modules, MendTrainingSettings())
+def _network_place(base: Base, edits: Sequence[Edit], method: str) -> Place:
+    """The matrices of an untrained network of the method whose statistics are those of the edits."""
+    kind = network_method(method)
+    modules = kind.matrices(base, _LAYERS)
+    network = kind.new_network(base, modules, kind.settings())
     network.train()
-    network.observe(token_gradients(base.model, modules, example_rows(edits, base.tokenizer), 4096))
+    network.observe(network.inputs(base, edits, example_rows(edits, base.tokenizer), 4096))
     network.eval()
     card = Card(
         digest=network.digest,
@@ -112,6 +111,7 @@ def _mend_place(base: Base, edits: Sequence[Edit]) -> Place:
         subjects=0,
         step=0,
         validation={},
+        method=method,
     )
     return Place(network_site(base, network, card), network)
 

@@ -231,7 +231,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--documents", type=int, default=60, help="held-out documents for perplexity (default 60)")
     parser.add_argument("--seed", type=int, default=1, help="of the draw (default 1)")
     parser.add_argument("--store", type=Path, default=Path("runs/bench"), help="store to use or make")
-    parser.add_argument("--network", type=Path, help="folder of MEND's network (default: the shipped one)")
+    parser.add_argument("--network", type=Path, help="folder of a network, in place of the shipped one of its method")
     return parser.parse_args()
 
 

@@ -1,15 +1,18 @@
-"""Every method on the same single edits of atlas: base, ROME, MEND, fine-tuning, LoRA and IKE in one table.
+"""Every method on the same single edits of atlas: base, ROME, MEND, KnowledgeEditor, fine-tuning, LoRA, IKE in a table.
 
     python -m benchmarks.methods [--count 200] [--seed 1] [--store runs/bench] [--network FOLDER] [--engine hf]
+                                 [--only ROW …]
 
-The edits and the store are those of `benchmarks.edit_quality`. MEND edits the matrices of its network, the shipped one
-unless another is named; without one for these weights its row is left out. An edit that a method misses stays in the
-table, as the miss that it is.
+The edits and the store are those of `benchmarks.edit_quality`. MEND and KnowledgeEditor edit the matrices of their
+networks, the shipped ones unless another is named; without one for these weights a row is left out. An edit that a
+method misses stays in the table, as the miss that it is. `--only` measures some rows and takes the others from the
+results.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import sys
 import time
@@ -47,6 +50,8 @@ ENTRIES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "ROME": ("rome", {}),
     "MEND": ("mend", {}),
     "MEND (own length)": ("mend", {"margin": None}),
+    "KE": ("ke", {}),
+    "KE (own length)": ("ke", {"margin": None}),
     "FT-M": ("ft", {}),
     "FT-M limited": ("ft", {"norm_limit": NORM_LIMIT}),
     "LoRA": ("lora", {}),
@@ -65,6 +70,7 @@ SHOWN = {
     "unrelated": "… unrelated",
 }
 """Column of `measured` → its heading in the README's table."""
+RESULTS = FOLDER / "results" / "methods.json"
 PAGES = {"README.md": "benchmarks/RESULTS.md", "docs/methods.md": "../benchmarks/RESULTS.md"}
 """Page with the table → its link to all numbers."""
 
@@ -112,13 +118,8 @@ def main() -> None:
     compiled = {
         name: compiled_by(method, settings, places[method], base, patches, name)
         for name, (method, settings) in ENTRIES.items()
-        if method in places
+        if method in places and name in (arguments.only or ENTRIES)
     }
-    bank = Bank.from_records(atlas.bank())
-    started = time.perf_counter()
-    demonstrated = [with_demonstrations(edit, bank, base.tokenizer) for edit in compiled["ROME"].edits]
-    seconds_ike = time.perf_counter() - started
-
     rows: dict[str, dict[str, Any]] = {}
     with _runner(arguments.engine, asker, base, places.values(), compiled.values()) as runner:
         for name, patch in compiled.items():
@@ -134,18 +135,44 @@ def main() -> None:
             )
             rows.setdefault("base", row(report, "base") | {"costs": asdict(Costs())})
             rows[name] = row(report, "weights") | {"costs": asdict(costs)}
-        with progress_bar("IKE") as progress:
-            report = evaluate(demonstrated, runner, ("ike",), SETTINGS, progress)
-        costs = Costs(seconds_ike / len(demonstrated), tokens=_tokens(report, "ike"))
-        rows["IKE"] = row(report, "ike") | {"costs": asdict(costs)}
+        if not arguments.only:
+            rows["IKE"] = _in_prompts(compiled["ROME"].edits, base, runner)
         engine = runner.name
     data = {"edits": len(patches), "engine": engine, "machine": machine(), "rows": rows}
+    if arguments.only:
+        data = joined(json.loads(RESULTS.read_text()), data)
     console.print(details(data))
     command = "python -m benchmarks.methods " + " ".join(sys.argv[1:])
     write_section("methods", details(data), data, command=command)
     if not arguments.keep_pages:
         for page, link in PAGES.items():
             write_marked(FOLDER.parent / page, "methods", table(data, link))
+
+
+def joined(earlier: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
+    """The earlier results with the rows of `data` in place of their own; both are of the same edits and engine.
+
+    The base answers are measured again and must be equal.
+    """
+    ours = {name: data[name] for name in ("edits", "engine")} | {"base": data["rows"]["base"]}
+    theirs = {name: earlier[name] for name in ("edits", "engine")} | {"base": earlier["rows"]["base"]}
+    if ours != theirs:
+        raise SystemExit(
+            f"{RESULTS} is of other edits, another engine or another base: measure all rows, without --only"
+        )
+    rows = {**earlier["rows"], **data["rows"]}
+    return {**earlier, "rows": {name: rows[name] for name in ("base", *ENTRIES, "IKE") if name in rows}}
+
+
+def _in_prompts(edits: Sequence[CompiledPatch], base: Base, runner: Runner) -> dict[str, Any]:
+    """The row of IKE."""
+    bank = Bank.from_records(atlas.bank())
+    started = time.perf_counter()
+    demonstrated = [with_demonstrations(edit, bank, base.tokenizer) for edit in edits]
+    seconds = (time.perf_counter() - started) / len(demonstrated)
+    with progress_bar("IKE") as progress:
+        report = evaluate(demonstrated, runner, ("ike",), SETTINGS, progress)
+    return row(report, "ike") | {"costs": asdict(Costs(seconds, tokens=_tokens(report, "ike")))}
 
 
 def compiled_by(
@@ -248,8 +275,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--count", type=int, default=200, help="single edits (default 200)")
     parser.add_argument("--seed", type=int, default=1, help="of the draw (default 1)")
     parser.add_argument("--store", type=Path, default=Path("runs/bench"), help="store to use or make")
-    parser.add_argument("--network", type=Path, help="folder of MEND's network (default: the shipped one)")
+    parser.add_argument("--network", type=Path, help="folder of a network, in place of the shipped one of its method")
     parser.add_argument("--engine", choices=("hf", "vllm"), default="hf", help="what answers (default hf)")
+    parser.add_argument("--only", nargs="+", choices=list(ENTRIES), help="measure these rows only")
     parser.add_argument("--keep-pages", action="store_true", help="write RESULTS.md only, not the README and the docs")
     return parser.parse_args()
 

@@ -48,7 +48,7 @@ def test_a_vocabulary_too_small_for_the_tokenizer_is_refused() -> None:
 def test_every_method_is_timed_on_a_random_model_of_a_shape() -> None:
     once, costs, base = measure("llama-3-8b", TINY, count=1, steps=2)
     assert all(seconds > 0 for seconds in once.values())
-    assert [cost.name for cost in costs] == ["r-ROME", "MEND", "FT-M", "LoRA"]
+    assert [cost.name for cost in costs] == ["r-ROME", "MEND", "KnowledgeEditor", "FT-M", "LoRA"]
     assert all(cost.seconds > 0 and cost.memory >= 0 for cost in costs)
     assert costs[0].rank == 1
     assert base.model.config.hidden_size == 64

@@ -16,7 +16,7 @@ from benchmarks.common.results_page import write_marked
 from benchmarks.faults import Ran, merged
 from benchmarks.faults import table as faults_table
 from benchmarks.many_edits import first_edits, sampled
-from benchmarks.methods import Costs, details, table
+from benchmarks.methods import Costs, details, joined, table
 from tests.tiny import tiny_model, tiny_tokenizer
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.artefacts.manifest import Manifest
@@ -183,3 +183,12 @@ def test_faults_that_did_not_run_again_stay_as_they_ran_last() -> None:
     ]
     again, new = Ran("test_it_is_whole", "sqlite", 9.0), Ran("test_churn", "", 5.0)
     assert merged(last, [again, new]) == [again, *last[1:], new]
+
+
+def test_rows_that_were_measured_alone_join_those_of_the_same_edits_in_the_order_of_the_table() -> None:
+    earlier = {"edits": 2, "engine": "e", "machine": "m", "rows": {"base": {"n": 1}, "ROME": {"n": 2}, "IKE": {"n": 3}}}
+    found = joined(earlier, {**earlier, "rows": {"base": {"n": 1}, "KE": {"n": 5}, "ROME": {"n": 4}}})
+    assert list(found["rows"].items()) == [("base", {"n": 1}), ("ROME", {"n": 4}), ("KE", {"n": 5}), ("IKE", {"n": 3})]
+    for other in ({"edits": 3}, {"engine": "f"}, {"rows": {"base": {"n": 2}}}):
+        with pytest.raises(SystemExit, match="measure all rows"):
+            joined(earlier, {**earlier, "rows": {"base": {"n": 1}}, **other})

@@ -85,7 +85,7 @@ class KnowledgeEditor(Hypernetwork[EditorInputs]):
     def from_tensors(cls, names: Sequence[str], tensors: Mapping[str, torch.Tensor]) -> Self:
         shapes, parts = shapes_of(names, tensors, "ke"), tensors.get("encoder.parts")
         hidden = tensors.get("encoder.lstm.weight_hh_l0")  # [4 · units, units]
-        if parts is None or hidden is None:
+        if parts is None or hidden is None or parts.ndim != 2 or hidden.ndim != 2:
             raise Incompatible("the tensors are not those of a network of KnowledgeEditor: it has no encoder")
         return cls(shapes, parts.shape[1], hidden.shape[1]).filled(tensors)
 

@@ -1,6 +1,6 @@
-"""How far MEND should go: its single edits under several margins, on edits of subjects that `methods` does not edit.
+"""How far MEND or KnowledgeEditor should go: single edits under several margins, of subjects not in `methods`.
 
-    python -m benchmarks.mend_lengths [--margins 1,2,3,4] [--count 200] [--seed 5] [--network FOLDER]
+    python -m benchmarks.network_lengths [--method mend] [--margins 1,2,3,4] [--count 200] [--seed 5] [--network FOLDER]
 
 The edits are drawn with another seed than those of `benchmarks.methods` and `benchmarks.edit_quality`, and subjects
 that these edit are left out: a margin that is chosen here was not chosen on what is reported there.
@@ -38,7 +38,7 @@ JUDGED_COUNT, JUDGED_SEED = 200, 1
 def main() -> None:
     arguments = _arguments()
     base = Base.load("atlas")
-    network, card = load(arguments.network or NETWORK_FOLDERS["mend"])
+    network, card = load(arguments.network or NETWORK_FOLDERS[arguments.method])
     place = Place(network_site(base, network, card), network)
     runner = HFRunner(base.model, base.tokenizer)
     judged = {patch.edits[0].subject for patch in single_patches(runner, JUDGED_COUNT, JUDGED_SEED)}
@@ -54,7 +54,7 @@ def main() -> None:
             compiled = compile_separately(
                 patches,
                 base,
-                "mend",
+                card.method,
                 site=place.site,
                 site_tensors=place.site_tensors,
                 settings=settings,
@@ -67,8 +67,8 @@ def main() -> None:
         rows.append({"margin": margin, "seconds": seconds, "scales": quartiles, **row(report, "weights")})
     data = {"edits": len(patches), "engine": runner.name, "machine": machine(), "rows": rows}
     Console().print(table(data))
-    command = "python -m benchmarks.mend_lengths " + " ".join(sys.argv[1:])
-    write_section("mend_lengths", table(data), data, command=command)
+    command = "python -m benchmarks.network_lengths " + " ".join(sys.argv[1:])
+    write_section(f"{card.method}_lengths", table(data), data, command=command)
 
 
 def table(data: Mapping[str, Any]) -> str:
@@ -91,10 +91,11 @@ def table(data: Mapping[str, Any]) -> str:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("--method", choices=sorted(NETWORK_FOLDERS), default="mend", help="of the network")
     parser.add_argument("--margins", type=numbers(float), default=[1, 2, 3, 4], help="in nats (default 1,2,3,4)")
     parser.add_argument("--count", type=int, default=200, help="edits drawn (default 200)")
     parser.add_argument("--seed", type=int, default=5, help="of the draw (default 5)")
-    parser.add_argument("--network", type=Path, help="folder of MEND's network (default: the shipped one)")
+    parser.add_argument("--network", type=Path, help="folder of a network (default: the method's shipped one)")
     return parser.parse_args()
 
 
