@@ -14,6 +14,8 @@ import torch
 
 from tests.faults.hostile_files import ESCAPES, spoil, spoil_one_of
 from tests.gguf_files import write_gguf
+from tests.knowledge_editor.tiny_editor import card_for as editor_card
+from tests.knowledge_editor.tiny_editor import editor_for
 from tests.mend.test_mend import card_for, network_for
 from tests.mend.tiny_training import tiny_edits
 from tests.tiny import SENTENCES, save_tiny, tiny_model, tiny_tokenizer
@@ -40,6 +42,7 @@ COMMANDS = (
     "store init --model {model} --layer auto --token last --texts {texts} --edits {sweep} --store {new} "
     "--seed {number}",
     "store init --model {model} --method mend --network {network} --texts {texts} --store {new}",
+    "store init --model {model} --method ke --network {editor} --texts {texts} --store {new}",
     "store passages --texts {texts} --store {bare}",
     "store keep-settings --store {store}",
     "store keep-settings --model {model} --store {store} --json",
@@ -103,7 +106,10 @@ COMMANDS = (
     f"hypernet train --out {{out}} --model {{model}} --edits {{edits}} --texts {{texts}} --steps 1 {_TRAIN}",
     "hypernet train --out {out} --model {model} --edits {patch} --judged {edits} --texts {texts} --set {setting}",
     f"hypernet train --out {{trained}} --model {{model}} --edits {{edits}} --texts {{texts}} --steps 1 {_TRAIN}",
+    "hypernet train --method ke --out {out} --model {model} --edits {edits} --texts {texts} --steps 1 --set units=4 "
+    "--set warm=1 --set validate_every=1 --set edits=1 --set taught=1 --set kept=1 --set texts=1",
     "hypernet info {network}",
+    "hypernet info {editor}",
     "trace {patch} --model {model} --samples 1 --noise {number}",
     "trace {data} --model {model} --samples 1 --limit 1 --json --seed {number}",
     "schema",
@@ -204,7 +210,7 @@ _GOOD = MappingProxyType(
         "setting": "steps=1",
     }
 )
-FOLDERS = ("model", "store", "bare", "network", "facts", "patches", "trained", "accuracy")
+FOLDERS = ("model", "store", "bare", "network", "editor", "facts", "patches", "trained", "accuracy")
 FILES: Mapping[str, str] = MappingProxyType(
     {
         "gguf": "model.gguf",
@@ -247,6 +253,8 @@ class Samples:
         base = Base.load(model)
         network = network_for(base)
         save(folder / "network", network, card_for(base, network))
+        editor = editor_for(base)
+        save(folder / "editor", editor, editor_card(base, editor))
         (folder / FILES["texts"]).write_text("\n".join(SENTENCES * 4), encoding="utf-8")
         edits = list({edit.subject: edit for edit in tiny_edits()}.values())
         patches = {

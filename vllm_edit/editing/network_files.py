@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 
 from vllm_edit.artefacts.site import LEGAL_RANKS, Site
+from vllm_edit.digest import digest_tensors
 from vllm_edit.editing.hypernetworks.hypernetwork import Hypernetwork
 from vllm_edit.editing.network_methods import OLDEST, network_method
 from vllm_edit.errors import Corrupt, EditError, Incompatible, NotFound
@@ -71,9 +72,9 @@ def load(folder: Path) -> tuple[Hypernetwork[Any], Card]:
         raise Corrupt(f"{folder / CARD_FILE} is not a network's card: {'; '.join(problems)}") from error
     except SafetensorError as error:
         raise Corrupt(f"the network in {folder} cannot be read: {error}") from error
+    if (digest := digest_tensors(tensors)) != card.digest:
+        raise Corrupt(f"{folder / TENSORS_FILE} has digest {digest}, its card says {card.digest}")
     network: Hypernetwork[Any] = network_method(card.method).network.from_tensors(card.modules, tensors)
-    if network.digest != card.digest:
-        raise Corrupt(f"{folder / TENSORS_FILE} has digest {network.digest}, its card says {card.digest}")
     return network, card
 
 

@@ -95,10 +95,5 @@ def shapes_of(names: Sequence[str], tensors: Mapping[str, torch.Tensor], method:
     return {name: (d_out, d_in) for name, (d_out, d_in) in zip(names, widths.tolist(), strict=True)}
 
 
-def parameters_without(network: nn.Module, *names: str) -> list[nn.Parameter]:
-    """The network's parameters except those with these names."""
-    return [parameter for name, parameter in network.named_parameters() if name not in names]
-
-
 ParameterGroups = list[dict[str, Any]]
 """Adam's parameter groups: `params` and `lr`, the rate at the first step."""

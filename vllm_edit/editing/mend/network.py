@@ -29,7 +29,6 @@ from vllm_edit.editing.hypernetworks.hypernetwork import (
     Factors,
     Hypernetwork,
     ParameterGroups,
-    parameters_without,
     shapes_of,
 )
 from vllm_edit.editing.hypernetworks.normalisation import Normalisation
@@ -172,5 +171,5 @@ def parameter_groups(network: MendNetwork, settings: MendTrainingSettings) -> Pa
     (In the reference code, the main optimiser also holds α and clears its gradient before α's own optimiser steps, so
     that α is trained at the main rate.)
     """
-    others = parameters_without(network, "alpha")
+    others = [parameter for name, parameter in network.named_parameters() if name != "alpha"]
     return [{"params": others, "lr": settings.rate}, {"params": [network.alpha], "lr": settings.alpha_rate}]
