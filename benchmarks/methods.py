@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import statistics
 import sys
 import time
@@ -142,7 +143,7 @@ def main() -> None:
     if arguments.only:
         data = joined(json.loads(RESULTS.read_text()), data)
     console.print(details(data))
-    command = "python -m benchmarks.methods " + " ".join(sys.argv[1:])
+    command = "python -m benchmarks.methods " + ("" if arguments.only else shlex.join(sys.argv[1:]))
     write_section("methods", details(data), data, command=command)
     if not arguments.keep_pages:
         for page, link in PAGES.items():
@@ -161,7 +162,13 @@ def joined(earlier: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any
             f"{RESULTS} is of other edits, another engine or another base: measure all rows, without --only"
         )
     rows = {**earlier["rows"], **data["rows"]}
-    return {**earlier, "rows": {name: rows[name] for name in ("base", *ENTRIES, "IKE") if name in rows}}
+    alone = {*earlier.get("alone", ()), *data["rows"]} - {"base"}
+    ordered = [name for name in ("base", *ENTRIES, "IKE") if name in rows]
+    return {
+        **earlier,
+        "rows": {name: rows[name] for name in ordered},
+        "alone": [name for name in ordered if name in alone],
+    }
 
 
 def _in_prompts(edits: Sequence[CompiledPatch], base: Base, runner: Runner) -> dict[str, Any]:
@@ -234,6 +241,10 @@ def details(data: Mapping[str, Any]) -> str:
         "",
         f"Missed: edits whose target does not lead by the method's margin. Seconds: {_batched(data['rows'])}.",
     ]
+    if alone := data.get("alone"):
+        lines.append(
+            f"Measured apart from the other rows, with the same answers of base (`--only`): {', '.join(alone)}."
+        )
     return "\n".join(lines)
 
 

@@ -189,6 +189,9 @@ def test_rows_that_were_measured_alone_join_those_of_the_same_edits_in_the_order
     earlier = {"edits": 2, "engine": "e", "machine": "m", "rows": {"base": {"n": 1}, "ROME": {"n": 2}, "IKE": {"n": 3}}}
     found = joined(earlier, {**earlier, "rows": {"base": {"n": 1}, "KE": {"n": 5}, "ROME": {"n": 4}}})
     assert list(found["rows"].items()) == [("base", {"n": 1}), ("ROME", {"n": 4}), ("KE", {"n": 5}), ("IKE", {"n": 3})]
+    assert found["alone"] == ["ROME", "KE"]
+    again = joined(found, {**earlier, "rows": {"base": {"n": 1}, "MEND": {"n": 6}}})
+    assert again["alone"] == ["ROME", "MEND", "KE"]
     for other in ({"edits": 3}, {"engine": "f"}, {"rows": {"base": {"n": 2}}}):
         with pytest.raises(SystemExit, match="measure all rows"):
             joined(earlier, {**earlier, "rows": {"base": {"n": 1}}, **other})
