@@ -1,0 +1,34 @@
+"""Settings of MEMIT and AlphaEdit. They are part of a compiled patch's identity unless a docstring excludes it."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from vllm_edit.editing.closed_form_settings import ClosedFormSettings
+from vllm_edit.settings import PositiveCount, PositiveReal, RealFromZero
+
+
+class MemitSettings(ClosedFormSettings):
+    """Settings of spreading many edits over the layers of a site."""
+
+    title: ClassVar[str] = "memit"
+
+    margin: RealFromZero | None = 1.5
+    """Required lead of the target in nats at every target position after the bare prompt; None takes the site's."""
+    damping: RealFromZero | None = 0.1
+    """λ relative to the mean k̄ᵀC⁻¹k̄ of a key group's columns; None takes the site's. EMMET's μ and MEMIT's λ."""
+    spreads: PositiveCount = 2
+    """Number of passes over the layers; each pass adds what is still missing of the residuals."""
+    room: PositiveReal = 2.0
+    """Maximum number of preserved columns, in units of d_in. With damping they are approximately preserved, so that
+    there may be more of them than dimensions."""
+
+
+class AlphaEditSettings(MemitSettings):
+    """Settings of edits in the null space of the second moment."""
+
+    title: ClassVar[str] = "alphaedit"
+
+    null_space: PositiveReal = 0.02
+    """Eigenvectors of C belong to the null space if their eigenvalue is below this value, in units of the mean
+    eigenvalue."""
