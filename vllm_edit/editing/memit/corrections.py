@@ -17,8 +17,8 @@ from vllm_edit.deltas.linear import linear_weight
 from vllm_edit.editing.memit.layers import Layer
 from vllm_edit.editing.memit.memit_settings import MemitSettings
 from vllm_edit.editing.memit.spread import LayerSolution, updates_of
-from vllm_edit.editing.rome.endings import ended
-from vllm_edit.editing.rome.factors import Prepared
+from vllm_edit.editing.rome.endings import ended, is_ending
+from vllm_edit.editing.rome.factors import Prepared, bare_rows
 from vllm_edit.editing.rome.passes import Passes
 from vllm_edit.editing.rome.residuals import train_residuals
 from vllm_edit.models.base import Base
@@ -29,12 +29,17 @@ from vllm_edit.progress import Progress
 
 @dataclass(frozen=True)
 class Corrected:
-    """Solutions whose rows were checked. leads: [rows], of the taught rows, infinite for endings that are not needed.
+    """Solutions whose rows were checked.
 
-    steps: [groups], training steps of the corrections.
+    Attributes:
+        solutions: module → its part of the update.
+        rows: the checked rows.
+        leads: [rows], infinite for endings that are not needed.
+        steps: [groups], training steps of the corrections.
     """
 
     solutions: Mapping[str, LayerSolution]
+    rows: tuple[Row, ...]
     leads: torch.Tensor
     steps: torch.Tensor
 
@@ -47,20 +52,30 @@ def correct(
     settings: MemitSettings,
     progress: Progress | None = None,
 ) -> Corrected:
-    """Check all taught rows, and train on those that fail, for at most `settings.rounds` rounds.
+    """Check the rows of `settings.checked_rows`, and train on those that fail, for at most `settings.rounds` rounds.
 
     Args:
         prepared: the edits, prepared at the last layer.
         solutions: module → its part of the update.
     """
-    taught = [index for index, row in enumerate(prepared.rows) if row.answer]
+    bare = set(bare_rows(prepared.rows))
+    checked = [
+        index
+        for index, row in enumerate(prepared.rows)
+        if row.answer and (settings.checked_rows == "all" or row in bare or is_ending(row))
+    ]
+    rows = tuple(prepared.rows[index] for index in checked)
     wanted: dict[int, float] = {}
     found, steps = dict(solutions), torch.zeros(len(prepared.columns.groups), dtype=torch.long)
     for left in reversed(range(settings.rounds)):
-        served = _served(base, prepared.taught, found, settings)
-        failing = {index: lead for index, lead in zip(taught, served.tolist(), strict=True) if _fails(lead, settings)}
+        served = _served(base, rows, found, settings)
+        failing = {
+            index: lead
+            for index, lead in zip(checked, served.tolist(), strict=True)
+            if not lead >= settings.served_margin
+        }
         if progress:
-            progress("checking", len(taught) - len(failing), len(taught))
+            progress("checking", len(checked) - len(failing), len(checked))
         if not failing or not left:
             break
         wanted |= {
@@ -69,11 +84,7 @@ def correct(
         }
         found[last.module], made = _trained(base, last, prepared, found, wanted, settings)
         steps += made
-    return Corrected(found, served, steps)
-
-
-def _fails(lead: float, settings: MemitSettings) -> bool:
-    return not lead >= settings.served_margin
+    return Corrected(found, rows, served, steps)
 
 
 def _served(

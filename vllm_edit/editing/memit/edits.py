@@ -6,6 +6,7 @@ EMMET (2403.14236) is MEMIT at a site of one layer: its weight w and its damping
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -142,7 +143,7 @@ def _report(
     steps = tuple(first + more for first, more in zip(trained.steps, corrected.steps.tolist(), strict=True))
     health = health_of(
         edits,
-        prepared,
+        replace(prepared, rows=corrected.rows),
         trained.with_steps(steps),
         torch.stack(shares).amax(0),
         corrected.leads,

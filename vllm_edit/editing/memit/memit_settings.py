@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import ClassVar, Literal
 
 from vllm_edit.editing.closed_form_settings import ClosedFormSettings
+from vllm_edit.json_value import JSONValue
 from vllm_edit.settings import PositiveCount, PositiveReal, RealFromZero
 
 
@@ -12,11 +15,15 @@ class MemitSettings(ClosedFormSettings):
     """Settings of spreading many edits over the layers of a site."""
 
     title: ClassVar[str] = "memit"
+    scoped: ClassVar[Mapping[str, JSONValue]] = MappingProxyType({**ClosedFormSettings.scoped, "checked_rows": "all"})
 
     margin: RealFromZero | None = 1.5
     """Required lead of the target in nats at every target position after the bare prompt; None takes the site's."""
     damping: RealFromZero | None = 0.1
     """λ relative to the mean k̄ᵀC⁻¹k̄ of a key group's columns; None takes the site's. EMMET's μ and MEMIT's λ."""
+    checked_rows: Literal["bare", "all"] = "bare"
+    """Rows in which the target must lead; they are corrected. bare: the prompt, as text and as a chat turn. all: also in
+    contexts and other forms."""
     spreads: PositiveCount = 2
     """Number of passes over the layers; each pass adds what is still missing of the residuals."""
     room: PositiveReal = 2.0
