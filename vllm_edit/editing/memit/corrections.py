@@ -54,6 +54,8 @@ def correct(
 ) -> Corrected:
     """Check the rows of `settings.checked_rows`, and train on those that fail, for at most `settings.rounds` rounds.
 
+    A correction of one edit can make another fail, so the result is the round in which the fewest rows failed.
+
     Args:
         prepared: the edits, prepared at the last layer.
         solutions: module → its part of the update.
@@ -67,6 +69,7 @@ def correct(
     rows = tuple(prepared.rows[index] for index in checked)
     wanted: dict[int, float] = {}
     found, steps = dict(solutions), torch.zeros(len(prepared.columns.groups), dtype=torch.long)
+    best, fewest = Corrected(found, rows, torch.empty(0), steps), len(checked) + 1
     for left in reversed(range(settings.rounds)):
         served = _served(base, rows, found, settings)
         failing = {
@@ -74,6 +77,8 @@ def correct(
             for index, lead in zip(checked, served.tolist(), strict=True)
             if not lead >= settings.served_margin
         }
+        if len(failing) < fewest:
+            best, fewest = Corrected(dict(found), rows, served, steps), len(failing)
         if progress:
             progress("checking", len(checked) - len(failing), len(checked))
         if not failing or not left:
@@ -83,8 +88,8 @@ def correct(
             for index, lead in failing.items()
         }
         found[last.module], made = _trained(base, last, prepared, found, wanted, settings)
-        steps += made
-    return Corrected(found, rows, served, steps)
+        steps = steps + made
+    return best
 
 
 def _served(
