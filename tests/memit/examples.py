@@ -43,9 +43,9 @@ class Layered:
         )
 
 
-def layered(family: str = "llama", token: Token = "last", last: int = 2) -> Layered:
-    """A site at layer `last` of a tiny model of `family`, and the layer below it."""
-    setup = bench(family, token, last)
+def layered(family: str = "llama", token: Token = "last", last: int = 2, **changes: object) -> Layered:
+    """A site at layer `last` of a tiny model of `family`, and the layer below it; `changes` replace fields of it."""
+    setup = bench(family, token, last, **changes)
     (moment,) = second_moments(setup.base, [setup.site.module], TEXTS, ridge=0.01)
     site = setup.site.model_copy(update={"second_moment": moment.digest, "second_moment_count": moment.count})
     made = over_layers(setup.base, MadeSite(site, moment), range(last - 1, last + 1), TEXTS)

@@ -10,18 +10,20 @@ import torch
 from tests.editing.examples import BRAZIL, FRANCE, JAPAN, LOOSE, bench
 from tests.memit.examples import ALPHAEDIT, MEMIT, TEXTS, Layered, layered
 from tests.mend.test_mend import network_for, site_for
-from vllm_edit.artefacts.site import Token
+from vllm_edit.artefacts.site import Context, Token
 from vllm_edit.composition.checks import vouch
 from vllm_edit.composition.compose import compose
 from vllm_edit.composition.scoped import Narrowing
 from vllm_edit.deltas.apply import applied
 from vllm_edit.editing.compile import compile_patch
+from vllm_edit.editing.memit import corrections
 from vllm_edit.editing.memit.edits import compile_edits
 from vllm_edit.editing.memit.layers import layers_of
 from vllm_edit.editing.memit.memit_settings import MemitSettings
 from vllm_edit.editing.memit.null_space import NullSpace
 from vllm_edit.editing.memit.spread import spread, updates_of
 from vllm_edit.editing.rome.factors import prepare
+from vllm_edit.editing.rome.health import EditHealth
 from vllm_edit.editing.rome.keys import measure_inputs
 from vllm_edit.editing.second_moment import SecondMoment, second_moments
 from vllm_edit.editing.second_moments import SecondMoments
@@ -29,6 +31,7 @@ from vllm_edit.editing.site.sites import MadeSite, over_layers
 from vllm_edit.editing.site_tensors import site_tensors_of
 from vllm_edit.errors import EditError, UnsafeEdit
 from vllm_edit.models.hooks import capture_outputs
+from vllm_edit.models.rows import Row
 from vllm_edit.patch import Edit, Patch
 from vllm_edit.store.maintenance import problems_of
 from vllm_edit.store.store import Store
@@ -119,6 +122,36 @@ def test_rows_that_fail_under_the_whole_update_are_corrected_at_the_last_layer(l
     first, last = llama.site.modules
     assert torch.equal(corrected.delta.parts[first].A, uncorrected.delta.parts[first].A)
     assert not torch.equal(corrected.delta.parts[last].B, uncorrected.delta.parts[last].B)
+
+
+def test_a_correction_that_makes_more_rows_fail_is_not_taken(llama: Layered, monkeypatch: pytest.MonkeyPatch) -> None:
+    checks = list[int]()
+    served = corrections.leads
+
+    def worsening(model: object, rows: list[Row], *rest: object) -> torch.Tensor:
+        checks.append(len(rows))
+        failing = torch.arange(len(rows)) < len(checks)  # one row at first, one more after each correction
+        return torch.where(failing, -1.0, served(model, rows, *rest))  # type: ignore[arg-type]
+
+    monkeypatch.setattr(corrections, "leads", worsening)
+    settings = MEMIT.replace(rounds=3, on_missed="report")
+    result = llama.compiled(*EDITS, settings=settings)
+    assert len(checks) == 3
+    assert [line.served_margin >= settings.served_margin for line in result.report.edits] == [False, True, True]
+    monkeypatch.undo()
+    uncorrected = llama.compiled(*EDITS, settings=settings.replace(rounds=1))
+    assert result.delta.digest == uncorrected.delta.digest
+
+
+def test_rows_under_contexts_are_checked_only_if_that_is_asked_for() -> None:
+    setup = layered(contexts=(Context(), Context(prefix="Because. "), Context(chat=True)))
+    loose = MEMIT.replace(on_missed="report", forms=("plain", "chat"), rounds=1)
+    (bare,) = setup.compiled(FRANCE, settings=loose).report.edits
+    (every,) = setup.compiled(FRANCE, settings=loose.replace(checked_rows="all")).report.edits
+    assert isinstance(bare, EditHealth)
+    assert isinstance(every, EditHealth)
+    assert (bare.rows, every.rows) == (2, 3)
+    assert MemitSettings.of({}, "subject").checked_rows == "all"
 
 
 @pytest.mark.parametrize("settings", [MEMIT, ALPHAEDIT])

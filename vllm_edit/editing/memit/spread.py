@@ -2,7 +2,7 @@
 
 δ [groups, d_out] is the change that each edit needs in the residual stream after the last layer. For each layer in
 turn, j of n, the keys are measured with the earlier layers' updates in place, and what is still missing of δ is divided
-by the number of layers that are left (eq. 20 and 21):
+by the number of layers that are left (eq. 20), and solved (eq. 14, with the solver's λD):
 
     R_j = (δ − (h − h₀)) / (n − j),    ΔW_j = R_j A_j,    A_j = S (KᵀC⁻¹K + λD)⁻¹ KᵀC⁻¹
 
