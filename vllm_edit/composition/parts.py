@@ -60,7 +60,8 @@ def parts_of(member: CompiledPatch) -> list[tuple[Part, tuple[int, ...]]]:
     columns: list[list[tuple[Column, torch.Tensor, torch.Tensor]]] = [[] for _ in manifest.groups]
     for column, key, white in zip(manifest.columns, factors.keys, factors.whitened, strict=True):
         columns[column.group].append((column, key, white))
-    residuals = factors.residuals.unflatten(0, (-1, len(manifest.groups)))  # [modules, groups, d_out]
+    d_out = factors.residuals.shape[1]
+    residuals = factors.residuals.reshape(-1, len(manifest.groups), d_out)  # [modules, groups, d_out]
     return [
         (
             Group(tuple(manifest.edits[edit] for edit in group.edits), member.name, tuple(own), residuals[:, number]),
