@@ -275,7 +275,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--sizes", type=numbers(int), default=[1, 10, 100, 300, 1000], help="numbers of edits at once")
     parser.add_argument("--asked", type=int, default=100, help="edits whose probes are asked (default 100)")
     parser.add_argument("--documents", type=int, default=60, help="held-out documents for perplexity (default 60)")
-    parser.add_argument("--ways", type=_ways, default=WAYS, help=f"default: {','.join(WAYS)}")
+    parser.add_argument("--ways", type=chosen_ways, default=WAYS, help=f"default: {','.join(WAYS)}")
     parser.add_argument("--section", default="many_edits", help="section of RESULTS.md (default many_edits)")
     parser.add_argument("--seed", type=int, default=1, help="of the draw (default 1)")
     parser.add_argument("--store", type=Path, default=Path("runs/bench"), help="store to use or make")
@@ -283,7 +283,12 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _ways(text: str) -> tuple[str, ...]:
+def chosen_ways(text: str) -> tuple[str, ...]:
+    """The ways in a list with commas.
+
+    Raises:
+        ArgumentTypeError: there is no such way.
+    """
     chosen = tuple(text.split(","))
     if unknown := [way for way in chosen if way not in WAYS]:
         raise argparse.ArgumentTypeError(f"expected ways among {', '.join(WAYS)}, got {unknown[0]!r}")
