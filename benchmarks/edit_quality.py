@@ -1,10 +1,11 @@
 """How well atlas can be edited: 200 counterfactual single edits through vLLM, and 10, 50 and 100 of them at once.
 
-    python -m benchmarks.edit_quality [--count 200] [--seed 1] [--store runs/bench]
+    python -m benchmarks.edit_quality [--count 200] [--seed 1] [--store runs/bench] [--method rome]
 
-The edits are drawn over all relations from facts that the base answers rightly; none of their subjects is among those
-that chose the site or λ (`vllm_edit.facts.counterfactual_edits`). The result goes into RESULTS.md with machine and
-command.
+The edits are drawn over all relations from facts that the base answers rightly; none of their subjects is among
+those that chose the site or λ (`vllm_edit.facts.counterfactual_edits`). With another method than r-ROME, the edits are
+compiled over the site's layer and the two below it, and only single edits are asked. The result goes into RESULTS.md
+with machine and command.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks.common.atlas_edits import open_store, single_patches
+from benchmarks.common.atlas_edits import Place, open_store, over_layers_of, single_patches
 from benchmarks.common.report_rows import COLUMNS, NAMES, SETTINGS, cells, row, selected
 from benchmarks.common.results_page import machine, write_section
 from vllm_edit import atlas
@@ -29,7 +30,6 @@ from vllm_edit.composition.compose import compose
 from vllm_edit.composition.solver import System, as_saved, plain_sum
 from vllm_edit.deltas.delta import Delta
 from vllm_edit.editing.compile import compile_separately
-from vllm_edit.editing.rome_settings import RomeSettings
 from vllm_edit.editing.second_moment import SecondMoment
 from vllm_edit.evaluation.evaluate import evaluate
 from vllm_edit.evaluation.report import Report
@@ -40,6 +40,8 @@ from vllm_edit.ike.demonstrations import with_demonstrations
 from vllm_edit.models.base import Base
 
 TOGETHER = (10, 50, 100)
+LAYERS = 3
+"""Number of layers for other methods than r-ROME."""
 
 
 def main() -> None:
@@ -47,14 +49,23 @@ def main() -> None:
     console = Console()
     base = Base.load("atlas")
     store = open_store(arguments.store, base, console)
-    site, moment = store.site(), SecondMoment.from_tensors(store.moment())
+    method, moment = arguments.method, SecondMoment.from_tensors(store.moment())
+    place = Place(store.site(), moment)
+    if method != "rome":
+        place = over_layers_of(place, base, LAYERS, store.site().max_rank)
+    site = place.site
     runner = HFRunner(base.model, base.tokenizer)
     patches = single_patches(runner, arguments.count, arguments.seed)
-    settings = RomeSettings(on_missed="report")
     started = time.perf_counter()
     with progress_bar("compiling") as progress:
         singles = compile_separately(
-            patches, base, site=site, site_tensors=moment, settings=settings, progress=progress
+            patches,
+            base,
+            method,
+            site=site,
+            site_tensors=place.site_tensors,
+            settings={"on_missed": "report"},
+            progress=progress,
         )
     seconds = time.perf_counter() - started
     console.print(f"{len(singles)} edits compiled in {seconds:.1f} s, {seconds / len(singles):.2f} s an edit")
@@ -63,7 +74,7 @@ def main() -> None:
 
     rows: dict[str, dict[str, Any]] = {}
     together = {}
-    for count in TOGETHER:
+    for count in TOGETHER if method == "rome" else ():
         if count <= len(singles):
             joint = compose(singles[:count])
             summed = _with_delta(joint, f"sum-{count}", _sum_of(singles[:count], site.module, site.damping))
@@ -79,7 +90,8 @@ def main() -> None:
     text = _markdown(rows, report, compiled, site, seconds)
     console.print(text)
     data = {"rows": rows, "by_relation": _by_relation(report), "misses": _misses(report)}
-    write_section("edit_quality", text, data, command="python -m benchmarks.edit_quality " + " ".join(sys.argv[1:]))
+    section = "edit_quality" if method == "rome" else f"edit_quality_{method}"
+    write_section(section, text, data, command="python -m benchmarks.edit_quality " + " ".join(sys.argv[1:]))
 
 
 def _sum_of(singles: Sequence[CompiledPatch], module: str, damping: float) -> Delta:
@@ -123,8 +135,9 @@ def _markdown(
     rows: dict[str, dict[str, Any]], report: Report, compiled: Sequence[CompiledPatch], site: Any, seconds: float
 ) -> str:
     lines = [
-        f"Site {site.module}, token `{site.token}`, λ {site.damping}, chosen by the sweep on other subjects.",
-        f"{len(compiled)} edits, {seconds / len(compiled):.2f} s an edit in batches. {machine()}",
+        f"Modules {', '.join(site.modules)}, token `{site.token}`, λ {compiled[0].manifest.damping:g}; "
+        "the sweep chose on other subjects.",
+        f"{len(compiled)} edits, {seconds / len(compiled):.2f} s an edit. {machine()}",
         "",
         "| edits | " + " | ".join(NAMES) + " |",
         "|---|" + "---|" * len(NAMES),
@@ -159,6 +172,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--count", type=int, default=200, help="single edits (default 200)")
     parser.add_argument("--seed", type=int, default=1, help="of the draw (default 1)")
+    parser.add_argument("--method", choices=("rome", "memit", "alphaedit"), default="rome", help="default rome")
     parser.add_argument("--store", type=Path, default=Path("runs/bench"), help="store to use or make")
     return parser.parse_args()
 

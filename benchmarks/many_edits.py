@@ -1,15 +1,19 @@
-"""Many edits of atlas at once: summed, solved jointly, scoped to the subjects that a prompt mentions, MEND and IKE.
+"""Many edits of atlas at once: summed, solved jointly, over several layers, scoped to mentioned subjects, MEND and IKE.
 
     python -m benchmarks.many_edits [--sizes 1,10,100,300,1000] [--asked 100] [--store runs/bench] [--network FOLDER]
+        [--ways joint,MEMIT,…] [--section many_edits]
 
 A thousand edits are of some six hundred subjects, one or two facts each. Every edit is asked by its own prompt; the
 probes of at most `--asked` of them, drawn with a seed, are asked too.
 
-sum     the single subjects' adapters, added: what stacking would serve
-joint   all edits solved together, as `vllm-edit compose` does, in one adapter of that rank
-scoped  each prompt gets the edits of the subjects that it mentions (`scope: subject`)
-MEND    the single subjects' deltas, added
-IKE     each prompt is preceded by the mentioned facts and demonstrations; no weights are touched
+sum        the single subjects' adapters, added: what stacking would serve
+joint      all edits solved together, as `vllm-edit compose` does, in one adapter of that rank
+MEMIT      all edits compiled together over the site's layer and the two below it
+EMMET      the same at the site's layer alone
+AlphaEdit  as MEMIT, in the null space of the second moments
+scoped     each prompt gets the edits of the subjects that it mentions (`scope: subject`)
+MEND       the single subjects' deltas, added
+IKE        each prompt is preceded by the mentioned facts and demonstrations; no weights are touched
 """
 
 from __future__ import annotations
@@ -26,7 +30,7 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.common.arguments import numbers
-from benchmarks.common.atlas_edits import Place, known_subjects, open_places
+from benchmarks.common.atlas_edits import Place, known_subjects, open_places, over_layers_of
 from benchmarks.common.caching_runner import CachingRunner
 from benchmarks.common.report_rows import NAMES, SETTINGS, cells, row
 from benchmarks.common.results_page import FOLDER, machine, write_section
@@ -37,7 +41,7 @@ from vllm_edit.cli.output import progress_bar
 from vllm_edit.composition.compose import compose
 from vllm_edit.composition.scoped import assemble
 from vllm_edit.deltas.delta import Delta
-from vllm_edit.editing.compile import BATCH, compile_separately, method_of, settings_of
+from vllm_edit.editing.compile import BATCH, compile_patch, compile_separately, method_of, settings_of
 from vllm_edit.errors import EditError
 from vllm_edit.evaluation.evaluate import evaluate
 from vllm_edit.evaluation.report import Mode
@@ -49,6 +53,9 @@ from vllm_edit.patch import Patch, Scope
 
 DOCUMENTS_SEED = 2
 """Neither training's nor that of the documents that C is measured on."""
+LAYERED = {"MEMIT": ("memit", 3), "EMMET": ("memit", 1), "AlphaEdit": ("alphaedit", 3)}
+"""Way → its method and number of layers."""
+WAYS = ("sum", "joint", *LAYERED, "scoped", "MEND", "IKE")
 PLOTTED = ("reliability", "paraphrase trained", "locality", "locality_subject", "unrelated", "drift")
 
 
@@ -70,19 +77,22 @@ def main() -> None:
     sizes = arguments.sizes
     subjects = known_subjects(runner, max(sizes), arguments.seed)
     wanted = {size: first_edits(subjects, size) for size in sizes}
-    compiled = {
-        method: compiled_units(method, places[method], base, wanted.values())
-        for method in ("rome", "mend")
-        if method in places
+    chosen = arguments.ways
+    compiled = {"rome": compiled_units("rome", places["rome"], base, wanted.values())}
+    if "MEND" in chosen and "mend" in places:
+        compiled["mend"] = compiled_units("mend", places["mend"], base, wanted.values())
+    if "scoped" in chosen:
+        compiled["scoped"] = compiled_units("rome", places["rome"], base, wanted.values(), "subject")
+    layered = {
+        way: over_layers_of(places["rome"], base, LAYERED[way][1], max(sizes)) for way in chosen if way in LAYERED
     }
-    compiled["scoped"] = compiled_units("rome", places["rome"], base, wanted.values(), "subject")
     documents = held_out_texts(arguments.documents, DOCUMENTS_SEED)
     rows: list[dict[str, Any]] = []
     for size in sizes:
         units: dict[str, list[CompiledPatch]] = {
             method: [made[patch.name] for patch in wanted[size]] for method, made in compiled.items()
         }
-        for many in ways(units, base, size, arguments.asked, arguments.seed):
+        for many in ways(units, layered, base, size, arguments.asked, arguments.seed, chosen):
             started = time.perf_counter()
             with progress_bar(f"{many.way}, {size}") as progress:
                 report = evaluate(many.patch, runner, ("base", many.mode), SETTINGS, progress, passages=documents)
@@ -96,9 +106,9 @@ def main() -> None:
         "engine": runner.name,
         "asked": arguments.asked,
     }
-    plot(rows, FOLDER / "results" / "many_edits.svg")
+    plot(rows, FOLDER / "results" / f"{arguments.section}.svg")
     command = "python -m benchmarks.many_edits " + " ".join(sys.argv[1:])
-    write_section("many_edits", table(data), data, command=command)
+    write_section(arguments.section, table(data, arguments.section), data, command=command)
 
 
 def first_edits(subjects: Sequence[Patch], count: int) -> list[Patch]:
@@ -140,22 +150,58 @@ def compiled_units(
     return units
 
 
-def ways(units: Mapping[str, Sequence[CompiledPatch]], base: Base, size: int, asked: int, seed: int) -> Iterator[Many]:
-    """Every way of having the same edits."""
+def ways(
+    units: Mapping[str, Sequence[CompiledPatch]],
+    layered: Mapping[str, Place],
+    base: Base,
+    size: int,
+    asked: int,
+    seed: int,
+    chosen: Sequence[str],
+) -> Iterator[Many]:
+    """Every chosen way of having the same edits."""
     rome = list(units["rome"])
     joint = compose(rome, f"joint-{size}")
-    summed = Delta.concatenate([unit.delta for unit in rome])
-    apart = list(units["scoped"])
-    whole = Patch(name=f"scoped-{size}", scope="subject", edits=tuple(e for unit in apart for e in unit.manifest.edits))
-    scoped = assemble(whole, apart)
-    yield Many("sum", sampled(_with_delta(joint, summed), asked, seed), "weights")
-    yield Many("joint", sampled(joint, asked, seed), "weights")
-    yield Many("scoped", sampled(scoped, asked, seed), "weights")
+    edits = tuple(edit for unit in rome for edit in unit.manifest.edits)
+    if "sum" in chosen:
+        summed = Delta.concatenate([unit.delta for unit in rome])
+        yield Many("sum", sampled(_with_delta(joint, summed), asked, seed), "weights")
+    if "joint" in chosen:
+        yield Many("joint", sampled(joint, asked, seed), "weights")
+    for way, place in layered.items():
+        compiled = compiled_together(way, Patch(name=f"{way.lower()}-{size}", edits=edits), place, base)
+        yield Many(way, sampled(compiled, asked, seed), "weights")
+    if "scoped" in units:
+        apart = list(units["scoped"])
+        yield Many(
+            "scoped",
+            sampled(assemble(Patch(name=f"scoped-{size}", scope="subject", edits=edits), apart), asked, seed),
+            "weights",
+        )
     if "mend" in units:
         added = compose(list(units["mend"]), f"mend-{size}")
         yield Many("MEND", sampled(added, asked, seed), "weights")
-    demonstrated = with_demonstrations(sampled(joint, asked, seed), Bank.from_records(atlas.bank()), base.tokenizer)
-    yield Many("IKE", demonstrated, "ike")
+    if "IKE" in chosen:
+        demonstrated = with_demonstrations(sampled(joint, asked, seed), Bank.from_records(atlas.bank()), base.tokenizer)
+        yield Many("IKE", demonstrated, "ike")
+
+
+def compiled_together(way: str, patch: Patch, place: Place, base: Base) -> CompiledPatch:
+    """All edits of a patch compiled in one batch; missed ones are kept, and counted in a line."""
+    started = time.perf_counter()
+    with progress_bar(way) as progress:
+        compiled = compile_patch(
+            patch,
+            base,
+            LAYERED[way][0],
+            site=place.site,
+            site_tensors=place.site_tensors,
+            settings={"on_missed": "report"},
+            progress=progress,
+        )
+    seconds, missed = time.perf_counter() - started, len(compiled.report.missed)
+    Console().print(f"{way}: {len(patch.edits)} edits compiled in {seconds:.0f} s, {missed} exceed a limit")
+    return compiled
 
 
 def sampled(compiled: CompiledPatch, asked: int, seed: int) -> CompiledPatch:
@@ -167,7 +213,7 @@ def sampled(compiled: CompiledPatch, asked: int, seed: int) -> CompiledPatch:
     return replace(compiled, manifest=compiled.manifest.model_copy(update={"edits": shown}))
 
 
-def table(data: Mapping[str, Any]) -> str:
+def table(data: Mapping[str, Any], section: str) -> str:
     """The section of RESULTS.md."""
     lines = [
         f"Asked through {data['engine']}. Every edit by its own prompt, the probes of at most {data['asked']} edits. "
@@ -175,7 +221,7 @@ def table(data: Mapping[str, Any]) -> str:
         "all of them name an edited subject, so it counts intended changes too. Keeping probes that another edit "
         f"changes are not asked: the last column says how many locality questions were left. {data['machine']}",
         "",
-        "![many edits](results/many_edits.svg)",
+        f"![many edits](results/{section}.svg)",
         "",
         f"| edits | | {' | '.join(NAMES)} | drift | locality questions |",
         "|---|---|" + "---|" * (len(NAMES) + 2),
@@ -229,10 +275,24 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--sizes", type=numbers(int), default=[1, 10, 100, 300, 1000], help="numbers of edits at once")
     parser.add_argument("--asked", type=int, default=100, help="edits whose probes are asked (default 100)")
     parser.add_argument("--documents", type=int, default=60, help="held-out documents for perplexity (default 60)")
+    parser.add_argument("--ways", type=chosen_ways, default=WAYS, help=f"default: {','.join(WAYS)}")
+    parser.add_argument("--section", default="many_edits", help="section of RESULTS.md (default many_edits)")
     parser.add_argument("--seed", type=int, default=1, help="of the draw (default 1)")
     parser.add_argument("--store", type=Path, default=Path("runs/bench"), help="store to use or make")
     parser.add_argument("--network", type=Path, help="folder of a network, in place of the shipped one of its method")
     return parser.parse_args()
+
+
+def chosen_ways(text: str) -> tuple[str, ...]:
+    """The ways in a list with commas.
+
+    Raises:
+        ArgumentTypeError: there is no such way.
+    """
+    chosen = tuple(text.split(","))
+    if unknown := [way for way in chosen if way not in WAYS]:
+        raise argparse.ArgumentTypeError(f"expected ways among {', '.join(WAYS)}, got {unknown[0]!r}")
+    return chosen
 
 
 if __name__ == "__main__":

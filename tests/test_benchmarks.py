@@ -15,7 +15,7 @@ from benchmarks.common.report_rows import row
 from benchmarks.common.results_page import write_marked
 from benchmarks.faults import Ran, merged
 from benchmarks.faults import table as faults_table
-from benchmarks.many_edits import first_edits, sampled
+from benchmarks.many_edits import WAYS, chosen_ways, first_edits, sampled
 from benchmarks.methods import Costs, details, joined, table
 from tests.tiny import tiny_model, tiny_tokenizer
 from vllm_edit.artefacts.compiled import CompiledPatch
@@ -118,6 +118,13 @@ def test_marked_text_is_replaced_and_a_page_without_marks_is_refused(tmp_path: P
     assert page.read_text() == "before\n<!-- methods -->\nnewer\n<!-- /methods -->\nafter\n"
     with pytest.raises(ValueError, match="has no marks for quality"):
         write_marked(page, "quality", "new")
+
+
+def test_some_ways_of_many_edits_can_be_chosen_and_others_do_not_exist() -> None:
+    assert chosen_ways("joint,MEMIT") == ("joint", "MEMIT")
+    assert chosen_ways(",".join(WAYS)) == WAYS
+    with pytest.raises(argparse.ArgumentTypeError, match=r"expected ways among sum, joint, .*, got 'stacked'"):
+        chosen_ways("joint,stacked")
 
 
 def test_the_first_edits_are_exactly_as_many_as_asked_for() -> None:

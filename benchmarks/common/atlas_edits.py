@@ -14,6 +14,7 @@ from vllm_edit.atlas.hypernetworks import NETWORK_FOLDERS
 from vllm_edit.editing.compile import METHODS
 from vllm_edit.editing.network_files import load, network_site
 from vllm_edit.editing.second_moment import SecondMoment
+from vllm_edit.editing.site.sites import MadeSite, over_layers
 from vllm_edit.editing.site_tensors import SiteTensors
 from vllm_edit.errors import Incompatible, NotFound
 from vllm_edit.evaluation.judging import gives
@@ -99,7 +100,7 @@ def open_places(folder: Path, network: Path | None, base: Base, console: Console
     """
     store = open_store(folder, base, console)
     swept = Place(store.site(), SecondMoment.from_tensors(store.moment()))
-    places = {name: swept for name, method in METHODS.items() if method.needs in (None, SecondMoment)}
+    places = {name: swept for name, made in METHODS.items() if made.needs is None or SecondMoment in made.needs}
     given = {} if network is None else {load(network)[1].method: network}
     for method, place in {**NETWORK_FOLDERS, **given}.items():
         try:
@@ -108,6 +109,15 @@ def open_places(folder: Path, network: Path | None, base: Base, console: Console
         except (NotFound, Incompatible) as error:
             console.print(f"{method} is left out: {error}")
     return places
+
+
+def over_layers_of(place: Place, base: Base, depth: int, rank: int) -> Place:
+    """The place's site over `depth` layers, the last of them its own, with room for `rank` edits."""
+    site, moment = place.site, place.site_tensors
+    assert isinstance(moment, SecondMoment)
+    layered = over_layers(base, MadeSite(site, moment), range(site.layer - depth + 1, site.layer + 1), atlas.texts())
+    tensors: SiteTensors = layered.moments if depth > 1 else moment
+    return Place(layered.site.model_copy(update={"max_rank": rank}), tensors)
 
 
 def open_store(folder: Path, base: Base, console: Console) -> Store:

@@ -71,3 +71,51 @@ def test_status_says_how_a_template_that_thinks_is_asked(
     printed = program("store", "status", "--store", store.url, "--json").json
     assert printed.get("thinking") == thinking
     assert ("thinking" in printed) is (thinking is not None)
+
+
+@pytest.mark.parametrize(
+    ("layer", "method", "message"),
+    [
+        ("first", "rome", "expected auto or a layer's number, got 'first'"),
+        ("-2", "memit", "expected auto, a layer's number or a range of layers, got '-2'"),
+        ("1-2", "rome", "only a store for memit has several layers: add --method memit"),
+        ("2-1", "memit", "expected the first layer before the last, got '2-1'"),
+    ],
+)
+def test_layers_that_no_site_can_have_are_a_mistake_in_the_call(
+    program: Program, tmp_path: Path, layer: str, method: str, message: str
+) -> None:
+    ran = program("store", "init", f"--layer={layer}", "--method", method, "--store", tmp_path / "store")
+    assert ran.code == 2
+    assert message in " ".join(ran.err.replace("│", " ").split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ((), (None, 1)),
+        (("--layer", "7"), (7, 1)),
+        (("--method", "memit"), (None, 3)),
+        (("--method", "memit", "--layer", "auto"), (None, 3)),
+        (("--method", "memit", "--layer", "5-7"), (7, 3)),
+        (("--method", "memit", "--layer", "7"), (7, 1)),
+    ],
+)
+def test_a_range_of_layers_is_the_last_and_their_number(
+    program: Program,
+    tmp_path: Path,
+    whole: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    expected: tuple[int | None, int],
+) -> None:
+    asked = list[tuple[int | None, int]]()
+
+    def create(url: object, base: object, *, layer: int | None, depth: int, **others: object) -> None:
+        asked.append((layer, depth))
+        raise EditError("enough")
+
+    monkeypatch.setattr("vllm_edit.release.swept_store.create_store", create)
+    monkeypatch.setattr("vllm_edit.engine.lora_support.check_lora_support", lambda folder: None)
+    program("store", "init", "--model", whole, *arguments, "--store", tmp_path / "store")
+    assert asked == [expected]

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.editing.examples import bench
 from tests.tiny import SENTENCES
 from vllm_edit.artefacts.site import Context
+from vllm_edit.editing.second_moments import SecondMoments
 from vllm_edit.editing.site.sites import fixed_site
 from vllm_edit.editing.site.sweep import SiteChoice
 from vllm_edit.editing.site.trials import Measurement
+from vllm_edit.editing.site_tensors import site_tensors_of
 from vllm_edit.errors import EditError
 from vllm_edit.facts import known_edits, pooling, tables_folder
 from vllm_edit.facts.facts import Facts
@@ -84,6 +87,25 @@ def test_a_model_that_knows_enough_has_its_site_chosen_by_that_and_the_store_kee
     assert problems_of(store) == []
     created.store.registry.close()
     store.registry.close()
+
+
+@pytest.mark.usefixtures("all_known")
+@pytest.mark.parametrize(
+    ("given", "depth", "layers"), [({}, 2, [1, 2]), ({}, 9, [0, 1, 2]), ({"layer": 1, "token": "last"}, 2, [0, 1])]
+)
+def test_a_site_of_several_layers_ends_at_the_one_that_is_chosen_or_given(
+    tmp_path: Path, given: dict[str, Any], depth: int, layers: list[int]
+) -> None:
+    base = bench().base
+    created = create_store(tmp_path / "store", base, texts=list(SENTENCES) * 4, depth=depth, **given)
+    site = created.store.site()
+    assert site.modules == tuple(base.layout.down[layer] for layer in layers)
+    assert site.layer == layers[0]
+    moments = site_tensors_of(site, created.store.site_tensors())
+    assert isinstance(moments, SecondMoments)
+    assert moments.digest == site.second_moment
+    assert problems_of(created.store) == []
+    created.store.registry.close()
 
 
 @pytest.mark.usefixtures("all_known")

@@ -19,9 +19,10 @@ class Factors:
     """Result of a closed-form editor at the site: enough to solve again, alone or jointly, without the model.
 
     Attributes:
-        keys: K, [columns, d_in] float32.
-        whitened: C⁻¹K, [columns, d_in] float32.
-        residuals: [groups, d_out] float32; column i has the residual of group `Manifest.columns[i].group`.
+        keys: K, [columns, d_in] float32, the columns of all modules.
+        whitened: C⁻¹K, or PK for AlphaEdit, [columns, d_in] float32.
+        residuals: [modules · groups, d_out] float32, module by module; column i of the manifest has the residual of
+            its group at its module.
     """
 
     keys: torch.Tensor

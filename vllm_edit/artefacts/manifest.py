@@ -21,6 +21,15 @@ class Column(Frozen):
     group: int = Field(description="index of the key group")
     form: str = Field(description="which form of the prompt gave this key: plain, chat, alias:…, tune:…, keep:…")
     share: float = Field(1.0, description="Δ·key in units of the group's residual: 1, or 0 for a preserved key")
+    module: int = Field(0, description="index of the edited module whose input the key is, among the site's")
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Omit the module if it is the first, so that the names of patches at one module stay the same."""
+        data: dict[str, Any] = handler(self)
+        if not self.module:
+            data.pop("module", None)
+        return data
 
 
 class KeyGroup(Frozen):
@@ -63,6 +72,18 @@ class Manifest(Frozen):
         """λ of the closed-form solve; 0 for a method without it."""
         damping = self.settings.get("damping")
         return float(damping) if isinstance(damping, int | float) else 0.0
+
+    @property
+    def room(self) -> float | None:
+        """Maximum number of preserved columns in units of d_in; None: the solver's own."""
+        room = self.settings.get("room")
+        return float(room) if isinstance(room, int | float) else None
+
+    @property
+    def null_space(self) -> float | None:
+        """AlphaEdit's threshold; None for a method whose solver uses the second moment's inverse."""
+        threshold = self.settings.get("null_space")
+        return float(threshold) if isinstance(threshold, int | float) else None
 
     @cached_property
     def digest(self) -> str:

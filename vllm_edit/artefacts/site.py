@@ -128,8 +128,9 @@ class Context(Frozen):
 class Site(Frozen):
     """Where edits apply: fixed once per store by `vllm-edit store init`. Patches of one site compose.
 
-    A closed-form site is one module at one token, with the solver's inputs. A site with a hypernetwork is the matrices
-    that the network edits, at every token, without these inputs.
+    A closed-form site is one module at one token, with the solver's inputs; for MEMIT it is the modules of several
+    layers, of one shape. A site with a hypernetwork is the matrices that the network edits, at every token, without
+    these inputs.
     """
 
     base: Fingerprint
@@ -144,7 +145,7 @@ class Site(Frozen):
     d_in: int = 0
     d_out: int = 0
     contexts: tuple[Context, ...] = ()
-    second_moment: str = Field("", description="digest of the moment's tensors")
+    second_moment: str = Field("", description="digest of the tensors of the moment, or of all modules' moments")
     second_moment_count: int = Field(0, description="number of vectors in C")
     ridge: float = Field(0.0, description="added to C's diagonal, relative to its mean")
     damping: float = Field(0.0, description="λ, relative to the mean kᵀ C⁻¹ k of a key group's columns")
@@ -188,7 +189,7 @@ class Site(Frozen):
     def module(self) -> str:
         """The one edited module; closed-form editors need exactly one."""
         if len(self.modules) != 1:
-            raise EditError(f"this site has {len(self.modules)} modules, a closed-form editor needs exactly one")
+            raise EditError(f"this site has {len(self.modules)} modules, this method needs exactly one")
         return self.modules[0]
 
     @property

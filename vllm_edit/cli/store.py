@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 app = group("The store: compiled patches of one site of one base model.")
 
 _AUTO = "auto"
+_MEMIT_LAYERS = 3
+"""Number of layers of a site for memit, unless a range is given."""
 
 TextsOption = Annotated[
     Path | None,
@@ -39,9 +42,10 @@ def init(
     layer: Annotated[
         str | None,
         typer.Option(
-            metavar="auto|NUMBER",
+            metavar="auto|NUMBER|FIRST-LAST",
             help="auto, the default, tries layers and tokens on edits of facts that the model knows; if it knows too "
-            "few, auto takes the published depth.",
+            "few, auto takes the published depth. memit takes a range of layers, by default the chosen layer and the "
+            "two layers below it.",
         ),
     ] = None,
     token: Annotated[
@@ -58,17 +62,20 @@ def init(
     ] = None,
     seed: Annotated[int, typer.Option(parser=seed_of, metavar="N", help="Seed of contexts and tried edits.")] = 0,
     method: Annotated[
-        Literal["rome", "mend", "ke"],
-        typer.Option(help="rome: one module, for rome, ft and lora. mend, ke: the matrices that a hypernetwork edits."),
+        Literal["rome", "memit", "mend", "ke"],
+        typer.Option(
+            help="rome: one module, for rome, ft and lora. memit: modules of several layers, for memit and alphaedit. "
+            "mend, ke: the matrices that a hypernetwork edits."
+        ),
     ] = "rome",
     network: Annotated[Path | None, typer.Option(help="Folder of the network; atlas has its own.")] = None,
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
     """Choose and fix the site (layer, token, statistics, damping, rank) of a new store."""
-    wanted = _layer(layer)
+    wanted, depth = _layers(layer, method)
     _refuse_existing(store)
-    if method != "rome":
+    if method in ("mend", "ke"):
         given = {"--layer": layer, "--token": token, "--edits": edits}
         for option in (name for name, value in given.items() if value is not None):
             raise typer.BadParameter(f"the site of {method} is what its network was trained for", param_hint=option)
@@ -90,8 +97,9 @@ def init(
             texts=None if text is None else text[1],
             passages=() if text is None else text[0],
             edits=tried,
-            layer=wanted if isinstance(wanted, int) else None,
+            layer=wanted,
             token=token,
+            depth=depth,
             max_rank=rank,
             slots=slots,
             seed=seed,
@@ -218,12 +226,21 @@ def status(store: StoreOption = None, json: JsonOption = False) -> None:
     print_fields(fields | ({} if pool is None else {"pool": _pool_line(pool)}))
 
 
-def _layer(text: str | None) -> int | str | None:
-    if text in (None, _AUTO):
-        return text
-    if not text.isdecimal():
-        raise typer.BadParameter(f"expected auto or a layer's number, got {text!r}", param_hint="--layer")
-    return int(text)
+def _layers(text: str | None, method: str) -> tuple[int | None, int]:
+    """The last layer of the site, None for auto, and the number of its layers."""
+    default = _MEMIT_LAYERS if method == "memit" else 1
+    if text is None or text == _AUTO:
+        return None, default
+    found = re.fullmatch("(?:([0-9]+)-)?([0-9]+)", text)
+    if found is None:
+        kinds = "auto, a layer's number or a range of layers" if method == "memit" else "auto or a layer's number"
+        raise typer.BadParameter(f"expected {kinds}, got {text!r}", param_hint="--layer")
+    first, last = found.groups()
+    if first and method != "memit":
+        raise typer.BadParameter("only a store for memit has several layers: add --method memit", param_hint="--layer")
+    if first and int(first) > int(last):
+        raise typer.BadParameter(f"expected the first layer before the last, got {text!r}", param_hint="--layer")
+    return int(last), int(last) - int(first) + 1 if first else 1
 
 
 def _refuse_existing(url: str | None) -> None:

@@ -64,11 +64,12 @@ def report_of(
 def pairs_of(joint: Joint) -> dict[str, Any]:
     """Interference between key groups: the fields `highest_cosine`, `pairs` and `interference` of the report.
 
-    The cosine of a pair is the highest (absolute) between their edited columns.
+    The cosine of a pair is the highest (absolute) between their edited columns at the last module.
     """
-    edited = [place for place, share in enumerate(joint.system.shares) if share]
-    owners = torch.tensor([joint.system.groups[place] for place in edited])
-    cosines = joint.system.cosines[edited][:, edited].abs()  # [edited, edited]
+    system = joint.systems[-1]
+    edited = [place for place, share in enumerate(system.shares) if share]
+    owners = torch.tensor([system.groups[place] for place in edited])
+    cosines = system.cosines[edited][:, edited].abs()  # [edited, edited]
     count = len(joint.groups)
     by_group = torch.zeros(count, len(edited), dtype=cosines.dtype)
     by_group.scatter_reduce_(0, owners[:, None].expand_as(cosines), cosines, "amax")  # in place
@@ -106,20 +107,23 @@ def vouch(composition: CompiledPatch, limits: Limits = DEFAULT_LIMITS) -> list[s
 
 
 def _constraint_error(members: Sequence[CompiledPatch], groups: Sequence[Group], delta: Delta) -> float:
-    """The largest ‖Δ k − Δ_m k‖ / ‖Δ_m k‖ over the groups' edited columns."""
-    keys: dict[str, list[torch.Tensor]] = {}
-    for group in groups:
-        keys.setdefault(group.member, []).extend(key for column, key, _ in group.columns if column.share)
-    own = [(member, torch.stack(keys[member.name]).double()) for member in members]  # [columns, d_in] each
-    wanted = torch.cat([_shift(member.delta, stacked) for member, stacked in own])  # [n, d_out]
-    got = _shift(delta, torch.cat([stacked for _, stacked in own]))
-    norms = wanted.norm(dim=1).clamp_min(torch.finfo(torch.float64).tiny)
-    return float(((got - wanted).norm(dim=1) / norms).max())
+    """The largest ‖Δ k − Δ_m k‖ / ‖Δ_m k‖ over the groups' edited columns, at any module."""
+    largest = 0.0
+    for place, (module, update) in enumerate(delta.parts.items()):
+        keys: dict[str, list[torch.Tensor]] = {}
+        for group in groups:
+            edited = (key for column, key, _ in group.columns if column.share and column.module == place)
+            keys.setdefault(group.member, []).extend(edited)
+        own = [(member.delta.parts[module], torch.stack(keys[member.name]).double()) for member in members]
+        wanted = torch.cat([_shift(mine, stacked) for mine, stacked in own])  # [n, d_out]
+        got = _shift(update, torch.cat([stacked for _, stacked in own]))
+        norms = wanted.norm(dim=1).clamp_min(torch.finfo(torch.float64).tiny)
+        largest = max(largest, float(((got - wanted).norm(dim=1) / norms).max()))
+    return largest
 
 
-def _shift(delta: Delta, keys: torch.Tensor) -> torch.Tensor:
-    """Δ k for every key, [n, d_out] float64, for a delta with one module. `keys` is [n, d_in] float64."""
-    (update,) = delta.parts.values()
+def _shift(update: LowRank, keys: torch.Tensor) -> torch.Tensor:
+    """Δ k for every key, [n, d_out] float64. `keys` is [n, d_in] float64."""
     return (keys @ update.A.double().T) @ update.B.double().T
 
 

@@ -1,7 +1,8 @@
 """Composition: several compiled patches solved *jointly* into one, from their stored factors, without the model.
 
 A key at a site depends only on the layers below the site, which single-site edits do not change. So for an equal base
-and site (with C's digest and ridge) the linear constraints of separately compiled patches are those of one patch.
+and site (with C's digest and ridge) the linear constraints of separately compiled patches are those of one patch. For a
+site of several modules see `groups`.
 Answers may still interact in later layers: the model gates a composition that a person publishes, algebra alone gates a
 composition made on demand (`checks`).
 """
@@ -17,7 +18,7 @@ from vllm_edit.composition.checks import report_of
 from vllm_edit.composition.conflicts import Settlement, settle
 from vllm_edit.composition.groups import Joint, merged, solve_jointly
 from vllm_edit.composition.parts import Block, Group, Part, select
-from vllm_edit.composition.solver import as_saved
+from vllm_edit.composition.solver import ROOM, as_saved
 from vllm_edit.deltas.delta import Delta
 from vllm_edit.digest import digest_tensors
 from vllm_edit.errors import EditError, Incompatible
@@ -77,8 +78,12 @@ def compose(
     joint, settings = None, settlement.settings()
     if groups := [part for part in parts if isinstance(part, Group)]:
         damping = _common_damping(members, damping)
-        joint = solve_jointly(merged(groups, group_cosine), damping)
+        rooms = [member.manifest.room for member in members if member.manifest.room is not None]
+        spaces = [member.manifest.null_space for member in members if member.manifest.null_space is not None]
+        joint = solve_jointly(merged(groups, group_cosine), damping, max(rooms, default=ROOM))
         settings |= {"damping": damping, "group_cosine": group_cosine}
+        settings |= {"room": max(rooms)} if rooms else {}
+        settings |= {"null_space": spaces[0]} if spaces else {}
     delta = _together(members, joint, blocks)
     kept_energy = 1.0
     if site is not None and delta.rank > site.max_rank:
@@ -97,7 +102,8 @@ def compose(
 
 def _together(members: Sequence[CompiledPatch], joint: Joint | None, blocks: Sequence[Block]) -> Delta:
     """The joint update and the blocks' deltas, concatenated."""
-    deltas = [] if joint is None else [Delta({members[0].manifest.modules[0]: joint.update})]
+    modules = members[0].manifest.modules
+    deltas = [] if joint is None else [Delta(dict(zip(modules, joint.updates, strict=True)))]
     return Delta.concatenate([*deltas, *(block.delta for block in blocks)])
 
 
@@ -181,5 +187,11 @@ def _refuse_foreign(members: Sequence[CompiledPatch]) -> None:
                 f"{short(member.name)} has scope subject: its edits are composed for every request; to compose it with "
                 "other patches compile it with scope all"
             )
+    spaces = {member.manifest.null_space for member in members if member.factors is not None}
+    if len(spaces) > 1:
+        problems.append(
+            "AlphaEdit's null space differs between these patches, or only some of them have one, so their keys cannot "
+            "be solved together; compile all of them with one method and one threshold"
+        )
     if problems:
         raise Incompatible("\n".join(problems))

@@ -1,4 +1,10 @@
-"""Key groups of several members: those of one subject whose keys coincide are merged, and all are solved together."""
+"""Key groups of several members: those of one subject whose keys coincide are merged, and all are solved together.
+
+With several modules, each module has a system of its own. An edit's key at a later module was measured with the edit's
+own updates at the earlier modules. The joint solve there maps every member's key to that member's own residual. So at
+the site's token the later keys are those that were measured, and by induction over the modules all linear constraints
+compose as at one module (at λ = 0; damping changes the residuals by the same small part as in a joint compilation).
+"""
 
 from __future__ import annotations
 
@@ -10,23 +16,31 @@ import torch
 from vllm_edit.artefacts.compiled import Factors
 from vllm_edit.artefacts.manifest import Column
 from vllm_edit.composition.parts import Group
-from vllm_edit.composition.solver import System, as_saved, interference, satisfiable, solve
+from vllm_edit.composition.solver import ROOM, System, as_saved, interference, satisfiable, solve
 from vllm_edit.deltas.delta import LowRank
 
 
 @dataclass(frozen=True)
 class Joint:
-    """Key groups solved together. `update` is as an adapter stores it: B [d_out, groups], A [groups, d_in] float32."""
+    """Key groups solved together, at every module.
+
+    columns: those of all systems, one system after the other. systems, updates: one for each module. An update is as an
+    adapter stores it: B [d_out, groups], A [groups, d_in] float32. residuals: [modules, groups, d_out].
+    """
 
     groups: tuple[Group, ...]
     columns: tuple[Column, ...]
-    system: System
+    systems: tuple[System, ...]
     residuals: torch.Tensor
-    update: LowRank
+    updates: tuple[LowRank, ...]
 
     @property
     def factors(self) -> Factors:
-        return Factors(self.system.keys, self.system.whitened, self.residuals)
+        keys, whitened = (
+            torch.cat([system.keys for system in self.systems]),
+            torch.cat([system.whitened for system in self.systems]),
+        )
+        return Factors(keys, whitened, self.residuals.flatten(0, 1))
 
 
 def merged(groups: Sequence[Group], cosine: float) -> list[Group]:
@@ -38,7 +52,7 @@ def merged(groups: Sequence[Group], cosine: float) -> list[Group]:
     by_name: dict[str, list[int]] = {}
     for group in groups:
         places = sorted({place for name in group.names for place in by_name.get(name, ())})
-        near = next((place for place in places if _near(merged[place].columns[0], group.columns[0], cosine)), None)
+        near = next((place for place in places if _near(merged[place].first, group.first, cosine)), None)
         if near is None:
             near = len(merged)
             merged.append(group)
@@ -49,23 +63,36 @@ def merged(groups: Sequence[Group], cosine: float) -> list[Group]:
     return merged
 
 
-def solve_jointly(groups: Sequence[Group], damping: float) -> Joint:
-    """Solve one update for all groups. Preserved columns that do not fit beside the others are left out."""
+def solve_jointly(groups: Sequence[Group], damping: float, room: float = ROOM) -> Joint:
+    """Solve one update for all groups at each module.
+
+    Preserved columns that do not fit beside the others are left out. room: see `composition.solver.satisfiable`.
+    """
+    residuals = torch.stack([group.residuals for group in groups], dim=1)  # [modules, groups, d_out]
+    columns, systems, updates = list[Column](), list[System](), list[LowRank]()
+    for module, own in enumerate(residuals):
+        chosen, system = _system(groups, module, damping, room)
+        columns += chosen
+        systems.append(system)
+        updates.append(as_saved(solve(system, own)))
+    return Joint(tuple(groups), tuple(columns), tuple(systems), residuals, tuple(updates))
+
+
+def _system(groups: Sequence[Group], module: int, damping: float, room: float) -> tuple[list[Column], System]:
+    """The columns of all groups at one module that fit together, and their system."""
     numbered = [
         (column.model_copy(update={"group": index}), key, white)
         for index, group in enumerate(groups)
         for column, key, white in group.columns
+        if column.module == module
     ]
     keys, whitened = torch.stack([key for _, key, _ in numbered]), torch.stack([white for *_, white in numbered])
     every = [column for column, *_ in numbered]
-    places = satisfiable(
-        keys, whitened, [column.group for column in every], [column.share for column in every], [c.form for c in every]
-    )
+    owners, forms = [column.group for column in every], [column.form for column in every]
+    places = satisfiable(keys, whitened, owners, [column.share for column in every], forms, room)
     columns = [every[place] for place in places]
     numbers, shares = [column.group for column in columns], [column.share for column in columns]
-    system = System.of(keys[places], whitened[places], numbers, damping, shares)
-    residuals = torch.stack([group.residual for group in groups])
-    return Joint(tuple(groups), tuple(columns), system, residuals, as_saved(solve(system, residuals)))
+    return columns, System.of(keys[places], whitened[places], numbers, damping, shares)
 
 
 def _near(
@@ -78,11 +105,15 @@ def _sum(first: Group, second: Group, cosine: float) -> Group:
     """Merge two groups; each column of `second` is averaged with the column it coincides with, or is added."""
     columns = list(first.columns)
     for column in second.columns:
-        alike = (place for place, held in enumerate(columns) if held[0].share == column[0].share)
+        alike = (place for place, held in enumerate(columns) if _alike(held[0], column[0]))
         near = next((place for place in alike if _near(columns[place], column, cosine)), None)
         if near is None:
             columns.append(column)
         else:
             held, key, white = columns[near]
             columns[near] = (held, (key + column[1]) / 2, (white + column[2]) / 2)
-    return Group(first.edits + second.edits, first.member, tuple(columns), first.residual + second.residual)
+    return Group(first.edits + second.edits, first.member, tuple(columns), first.residuals + second.residuals)
+
+
+def _alike(first: Column, second: Column) -> bool:
+    return (first.share, first.module) == (second.share, second.module)

@@ -19,12 +19,20 @@ from vllm_edit.text.quoting import quoted
 
 @dataclass(frozen=True)
 class Group:
-    """A key group of a member: its columns (column, key, C⁻¹key), which share one residual [d_out]."""
+    """A key group of a member: its columns (column, key, C⁻¹key), which share one residual at each module.
+
+    residuals: [modules, d_out].
+    """
 
     edits: tuple[Edit, ...]
     member: str
     columns: tuple[tuple[Column, torch.Tensor, torch.Tensor], ...]
-    residual: torch.Tensor
+    residuals: torch.Tensor
+
+    @property
+    def first(self) -> tuple[Column, torch.Tensor, torch.Tensor]:
+        """The first column at the last module, that of the plain prompt. Groups are compared there."""
+        return next(column for column in self.columns if column[0].module == len(self.residuals) - 1)
 
     @property
     def names(self) -> frozenset[str]:
@@ -52,12 +60,14 @@ def parts_of(member: CompiledPatch) -> list[tuple[Part, tuple[int, ...]]]:
     columns: list[list[tuple[Column, torch.Tensor, torch.Tensor]]] = [[] for _ in manifest.groups]
     for column, key, white in zip(manifest.columns, factors.keys, factors.whitened, strict=True):
         columns[column.group].append((column, key, white))
+    d_out = factors.residuals.shape[1]
+    residuals = factors.residuals.reshape(-1, len(manifest.groups), d_out)  # [modules, groups, d_out]
     return [
         (
-            Group(tuple(manifest.edits[edit] for edit in group.edits), member.name, tuple(own), residual),
+            Group(tuple(manifest.edits[edit] for edit in group.edits), member.name, tuple(own), residuals[:, number]),
             group.edits,
         )
-        for group, own, residual in zip(manifest.groups, columns, factors.residuals, strict=True)
+        for number, (group, own) in enumerate(zip(manifest.groups, columns, strict=True))
     ]
 
 

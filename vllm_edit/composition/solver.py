@@ -38,7 +38,9 @@ OPENING = "opening"
 _SMALLEST_PIVOT = 1e-6
 """A key is linearly dependent on the earlier keys if a smaller share of its kᵀC⁻¹k is independent of them. Such a share
 is rounding of the stored float32 vectors, which a solve would amplify."""
-_ROOM = 4  # preserved columns take at most 1/_ROOM of the d_in dimensions
+ROOM = 0.25
+"""Maximum number of preserved columns in units of d_in, for methods without their own: without damping, every column
+takes one of the d_in dimensions from the edits."""
 
 
 @dataclass(frozen=True)
@@ -208,7 +210,12 @@ def interference(keys: torch.Tensor, whitened: torch.Tensor) -> torch.Tensor:
 
 
 def satisfiable(
-    keys: torch.Tensor, whitened: torch.Tensor, groups: Sequence[int], shares: Sequence[float], forms: Sequence[str]
+    keys: torch.Tensor,
+    whitened: torch.Tensor,
+    groups: Sequence[int],
+    shares: Sequence[float],
+    forms: Sequence[str],
+    room: float = ROOM,
 ) -> list[int]:
     """Indices of the columns whose constraints one update can satisfy together, ascending.
 
@@ -220,24 +227,26 @@ def satisfiable(
         groups: each column's group.
         shares: each column's share.
         forms: each column's form.
+        room: maximum number of preserved columns in units of d_in.
     """
     # First limit the number of columns: it bounds the Gram product below.
-    chosen = within_room(shares, keys.shape[1])
+    chosen = within_room(shares, keys.shape[1], room)
     cosines = interference(keys[chosen], whitened[chosen])
     agreed = agreeing(cosines, [groups[place] for place in chosen], [forms[place] for place in chosen])
     chosen, cosines = [chosen[place] for place in agreed], cosines[agreed][:, agreed]
     return [chosen[place] for place in keepable(cosines, [shares[place] for place in chosen])]
 
 
-def within_room(shares: Sequence[float], d_in: int) -> list[int]:
-    """Indices of the columns after thinning the preserved ones (share 0) evenly to at most a quarter of d_in.
+def within_room(shares: Sequence[float], d_in: int, room: float = ROOM) -> list[int]:
+    """Indices of the columns after thinning the preserved ones (share 0) evenly to at most `room` · d_in.
 
-    Every column uses one dimension of d_in: a hundred patches with ten preserved keys each would leave none for edits.
+    Without damping every column uses one dimension of d_in: a hundred patches with ten preserved keys each would leave
+    none for edits. With damping preserved keys are only approximately preserved, and there may be more of them.
     """
-    room = d_in // _ROOM
+    most = int(room * d_in)
     preserved = [place for place, share in enumerate(shares) if not share]
-    if len(preserved) > room:
-        preserved = [preserved[step * len(preserved) // room] for step in range(room)]
+    if len(preserved) > most:
+        preserved = [preserved[step * len(preserved) // most] for step in range(most)]
     chosen = set(preserved)
     return [place for place, share in enumerate(shares) if share or place in chosen]
 

@@ -16,6 +16,8 @@ from vllm_edit.editing.baselines import finetune, lora
 from vllm_edit.editing.hypernetworks import edits as hypernetworks
 from vllm_edit.editing.knowledge_editor.editor_network import KnowledgeEditor
 from vllm_edit.editing.knowledge_editor.knowledge_editor_settings import KnowledgeEditorSettings
+from vllm_edit.editing.memit import edits as memit
+from vllm_edit.editing.memit.memit_settings import AlphaEditSettings, MemitSettings
 from vllm_edit.editing.mend.mend_settings import MendSettings
 from vllm_edit.editing.mend.network import MendNetwork
 from vllm_edit.editing.method import Method, MethodResult
@@ -23,6 +25,7 @@ from vllm_edit.editing.method_settings import MethodSettings
 from vllm_edit.editing.rome import edits as rome
 from vllm_edit.editing.rome_settings import RomeSettings
 from vllm_edit.editing.second_moment import SecondMoment
+from vllm_edit.editing.second_moments import SecondMoments
 from vllm_edit.editing.site_tensors import SiteTensors, site_tensors_of
 from vllm_edit.errors import EditError, Incompatible, UnsafeEdit
 from vllm_edit.json_value import JSONValue
@@ -36,9 +39,13 @@ if TYPE_CHECKING:
 
 METHODS: Mapping[str, Method[Any]] = MappingProxyType(
     {
-        "rome": Method(RomeSettings, rome.compile_edits, rome.compile_each, SecondMoment),
-        "mend": Method(MendSettings, hypernetworks.compile_edits, hypernetworks.compile_each, MendNetwork),
-        "ke": Method(KnowledgeEditorSettings, hypernetworks.compile_edits, hypernetworks.compile_each, KnowledgeEditor),
+        "rome": Method(RomeSettings, rome.compile_edits, rome.compile_each, (SecondMoment,)),
+        "memit": Method(MemitSettings, memit.compile_edits, needs=(SecondMoment, SecondMoments)),
+        "alphaedit": Method(AlphaEditSettings, memit.compile_in_null_space, needs=(SecondMoment, SecondMoments)),
+        "mend": Method(MendSettings, hypernetworks.compile_edits, hypernetworks.compile_each, (MendNetwork,)),
+        "ke": Method(
+            KnowledgeEditorSettings, hypernetworks.compile_edits, hypernetworks.compile_each, (KnowledgeEditor,)
+        ),
         "ft": Method(finetune.FinetuneSettings, finetune.compile_edits),
         "lora": Method(lora.LoraSettings, lora.compile_edits),
     }
@@ -68,7 +75,8 @@ def compile_patch(
     Args:
         patch: the edits, declared.
         model: a loaded base, or the name of a model for `Base.load`.
-        method: `rome` (closed form), `mend` or `ke` (hypernetwork), `ft` or `lora` (fine-tuning).
+        method: `rome` (closed form), `memit` or `alphaedit` (closed form over layers), `mend` or `ke` (hypernetwork),
+            `ft` or `lora` (fine-tuning).
         store: the store whose site and second moment or hypernetwork are read, if they are not given.
         site: where the edits apply.
         site_tensors: the site's second moment, or its hypernetwork.
@@ -208,7 +216,7 @@ def check_site_tensors(method: str, tensors: SiteTensors) -> None:
     """Raise EditError if the site's data do not fit the method."""
     needs = METHODS[method].needs
     if needs is not None and not isinstance(tensors, needs):
-        fitting = [name for name, other in METHODS.items() if other.needs in (None, type(tensors))]
+        fitting = [name for name, other in METHODS.items() if other.needs is None or isinstance(tensors, other.needs)]
         raise EditError(
             f"method {method} cannot use this store's site; methods that can are {', '.join(sorted(fitting))}: select "
             f"a method with --method, or make a store for {method} (vllm-edit store init)"
@@ -223,7 +231,7 @@ def _site_and_tensors(store: Store | None, site: Site | None, tensors: SiteTenso
     if site is None or tensors is None:
         raise EditError("compile_patch needs a store, or a site together with its second moment or network")
     if tensors.digest != site.tensors_digest:
-        kind = "second moment" if isinstance(tensors, SecondMoment) else "network"
+        kind = "second moment" if site.network is None else "network"
         raise EditError(f"the {kind} has digest {tensors.digest}, the site was made with {site.tensors_digest}")
     return site, tensors
 

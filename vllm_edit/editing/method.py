@@ -49,13 +49,13 @@ class Method(Generic[S]):
     """An editing method.
 
     settings: the type of its settings. compile: for one patch. compile_each: for many patches, if faster than a loop.
-    needs: the type of the data that the method's sites must have; None for a method that works at any site.
+    needs: the types of data that the method's sites may have; None for a method that works at any site.
     """
 
     settings: type[S]
     compile: Compile[S]
     compile_each: CompileEach[S] | None = None
-    needs: type[Any] | None = None
+    needs: tuple[type[Any], ...] | None = None
 
 
 def refuse_missed(report: CompileReport, on_missed: Literal["error", "report"]) -> None:

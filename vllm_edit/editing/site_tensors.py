@@ -1,4 +1,4 @@
-"""The tensors of a site that compiling needs: its second moment, or its hypernetwork."""
+"""The tensors of a site that compiling needs: its second moments, or its hypernetwork."""
 
 from __future__ import annotations
 
@@ -11,18 +11,21 @@ from vllm_edit.artefacts.site import Site
 from vllm_edit.editing.hypernetworks.hypernetwork import Hypernetwork
 from vllm_edit.editing.network_methods import OLDEST, network_method
 from vllm_edit.editing.second_moment import SecondMoment
+from vllm_edit.editing.second_moments import SecondMoments
 
-SiteTensors = SecondMoment | Hypernetwork[Any]
+SiteTensors = SecondMoment | SecondMoments | Hypernetwork[Any]
 
 
 def site_tensors_of(site: Site, tensors: Mapping[str, torch.Tensor]) -> SiteTensors:
-    """The second moment of a closed-form site, or the network of another site, from the tensors in the store.
+    """The second moments of a closed-form site, or the network of another site, from the tensors in the store.
 
     Raises:
         Incompatible: the tensors are not those of the site's method.
     """
-    if site.network is None:
+    if site.network is None and len(site.modules) == 1:
         return SecondMoment.from_tensors(dict(tensors))
+    if site.network is None:
+        return SecondMoments.from_tensors(site.modules, tensors)
     network: Hypernetwork[Any] = network_method(site.network_method or OLDEST).network.from_tensors(
         site.modules, tensors
     )

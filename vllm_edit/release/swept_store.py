@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vllm_edit.artefacts.site import Token, check_rank
 from vllm_edit.deltas.linear import linear_shape
-from vllm_edit.editing.site.sites import fixed_site, module_at
+from vllm_edit.editing.site.sites import LayeredSite, MadeSite, fixed_site, module_at, over_layers
 from vllm_edit.editing.site.sweep import TOKENS, choose_site
 from vllm_edit.editing.site.trials import Measurement
 from vllm_edit.errors import EditError, NotFound
@@ -61,6 +61,7 @@ def create_store(
     edits: Sequence[Edit] | None = None,
     layer: int | None = None,
     token: Token | None = None,
+    depth: int = 1,
     max_rank: int | None = None,
     slots: int = 16,
     seed: int = 0,
@@ -77,6 +78,8 @@ def create_store(
             depth.
         layer: if given, no sweep is run.
         token: if given, only sites at this token are tried.
+        depth: number of layers of the site, counted downwards from the given or chosen layer, or all layers below it
+            if there are fewer; several are for MEMIT and AlphaEdit.
 
     Raises:
         EditError: the model has no such layer, vLLM does not support the rank, or the model writes no text.
@@ -105,6 +108,7 @@ def create_store(
             edits,
             texts,
             tokens=tokens,
+            depth=depth,
             max_rank=max_rank,
             slots=slots,
             seed=seed,
@@ -123,7 +127,8 @@ def create_store(
         seed=seed,
         progress=progress,
     )
-    store = Store.create(url, made.site, made.moment.tensors(), passages, documents)
+    layered = _deep(base, made, depth, texts, progress)
+    store = Store.create(url, layered.site, layered.moments.tensors(), passages, documents)
     return Created(store, (), pool, why)
 
 
@@ -134,6 +139,7 @@ def create_by_sweep(
     texts: Sequence[str],
     *,
     tokens: Sequence[Token] = TOKENS,
+    depth: int = 1,
     max_rank: int | None = None,
     slots: int = 16,
     seed: int = 0,
@@ -141,14 +147,24 @@ def create_by_sweep(
     documents: Mapping[Kind, JSONValue] | None = None,
     progress: Progress | None = None,
 ) -> tuple[Store, Sequence[Measurement]]:
-    """A new store at the site that is best for `edits` (see `choose_site`), and the sweep's measurements."""
+    """A new store at the site that is best for `edits` (see `choose_site`), and the sweep's measurements.
+
+    depth: number of layers of the site, counted downwards from the best layer.
+    """
     chosen = choose_site(
         base, edits, texts, tokens=tokens, max_rank=max_rank, slots=slots, seed=seed, progress=progress
     )
     tried = [_plain(row.as_record()) for row in chosen.table]
     content: dict[Kind, JSONValue] = {**(documents or {}), "tried": tried}
-    store = Store.create(url, chosen.made.site, chosen.made.moment.tensors(), passages, content)
+    layered = _deep(base, chosen.made, depth, texts, progress)
+    store = Store.create(url, layered.site, layered.moments.tensors(), passages, content)
     return store, chosen.table
+
+
+def _deep(base: Base, made: MadeSite, depth: int, texts: Sequence[str], progress: Progress | None) -> LayeredSite:
+    """The site over `depth` layers that end at the site's layer."""
+    last = made.site.layer
+    return over_layers(base, made, range(max(0, last - depth + 1), last + 1), texts, progress=progress)
 
 
 def opened(folder: Path, base: Base) -> Store:

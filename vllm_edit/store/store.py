@@ -166,7 +166,7 @@ class Store:
         return base if base.settings is not None else base.model_copy(update={"settings": self.document("settings")})
 
     def moment(self) -> dict[str, torch.Tensor]:
-        """Read the site's second moment, checked against its digest.
+        """Read the second moments of the site's modules, checked against their digest.
 
         Raises:
             EditError: the site has a hypernetwork instead.

@@ -13,7 +13,8 @@ from vllm_edit.artefacts.site import Site
 from vllm_edit.composition.solver import interference
 from vllm_edit.deltas.delta import Delta
 from vllm_edit.editing.method import MethodResult, refuse_missed
-from vllm_edit.editing.rome.factors import RomeFactors, damping_of, margin_of, prepare
+from vllm_edit.editing.rome.factors import damping_of, margin_of, prepare
+from vllm_edit.editing.rome.keys import Columns
 from vllm_edit.editing.rome.rounds import Solved, solve_parts
 from vllm_edit.editing.rome.served import weight_norm
 from vllm_edit.editing.rome_settings import RomeSettings
@@ -107,7 +108,7 @@ def _result(base: Base, site: Site, solved: Solved, settings: RomeSettings) -> M
     report = CompileReport(
         edits=tuple(health.judged(settings) for health in solved.health),
         norm=solved.update.norm() / weight_norm(base, site),
-        interference=_interference(solved.computed),
+        interference=highest_interference(solved.computed.prepared.columns),
     )
     refuse_missed(report, settings.on_missed)
     columns = solved.computed.prepared.columns
@@ -121,9 +122,8 @@ def _result(base: Base, site: Site, solved: Solved, settings: RomeSettings) -> M
     )
 
 
-def _interference(computed: RomeFactors) -> float:
+def highest_interference(columns: Columns) -> float:
     """The highest whitened cosine (absolute) between columns of different groups; 0 for one group."""
-    columns = computed.prepared.columns
     cosines = interference(columns.keys, columns.whitened).abs()
     groups = torch.tensor(columns.group_of)
     other = groups[:, None] != groups[None, :]

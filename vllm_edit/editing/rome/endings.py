@@ -8,7 +8,7 @@ the most likely token of the base that ends the word. Training uses this row onl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -31,6 +31,24 @@ def ends(base: Base, row: Row, following: int) -> bool:
     answer = list(row.answer[:-1])
     text, longer = base.tokenizer.batch_decode([answer, [*answer, following]], skip_special_tokens=True)
     return not text or not longer.startswith(text) or is_whole(longer, 0, len(text))
+
+
+def ended(
+    base: Base, rows: Sequence[Row], leads: torch.Tensor, after: Callable[[Sequence[Row], Sequence[int]], list[int]]
+) -> list[int]:
+    """Indices of the ending rows that are not needed: the answer already ends, with the row's token or another.
+
+    Args:
+        leads: [rows], the leads of the rows' answers under the update.
+        after: gives the most likely id under the update after the prompts of some rows, whose indices it is given too.
+    """
+    places = [place for place, row in enumerate(rows) if is_ending(row)]
+    other = [place for place in places if leads[place] <= 0]
+    asked = [replace(rows[place], ids=rows[place].ids + rows[place].answer[:-1]) for place in other]
+    longer = {
+        place for place, token in zip(other, after(asked, other), strict=True) if not ends(base, rows[place], token)
+    }
+    return [place for place in places if place not in longer]
 
 
 def ending_rows(base: Base, rows: Sequence[Row], tokens: int) -> list[Row]:

@@ -13,6 +13,8 @@ from vllm_edit.artefacts.site import Site
 from vllm_edit.composition.solver import row_space, rows_alone
 from vllm_edit.deltas.delta import LowRank
 from vllm_edit.deltas.linear import linear_weight
+from vllm_edit.editing.closed_form_settings import ClosedFormSettings
+from vllm_edit.editing.key_metric import Metric
 from vllm_edit.editing.rome.endings import ending_rows
 from vllm_edit.editing.rome.keys import Columns, FormKey, group_edits, make_columns, measure_inputs
 from vllm_edit.editing.rome.name_keys import opening_forms, proper_names, same_ending
@@ -20,7 +22,6 @@ from vllm_edit.editing.rome.passes import Passes
 from vllm_edit.editing.rome.prompt_forms import ended_rows, form_rows, forms_of, locality_rows, preservation_rows
 from vllm_edit.editing.rome.residuals import Trained
 from vllm_edit.editing.rome_settings import RomeSettings
-from vllm_edit.editing.second_moment import SecondMoment
 from vllm_edit.errors import EditError
 from vllm_edit.models.base import Base
 from vllm_edit.models.hooks import find_module
@@ -122,8 +123,40 @@ class RomeFactors:
         return LowRank(B=self.trained.residuals.double().T.contiguous(), A=self.A)
 
 
-def prepare(base: Base, site: Site, moment: SecondMoment, edits: Sequence[Edit], settings: RomeSettings) -> Prepared:
+def prepare(base: Base, site: Site, metric: Metric, edits: Sequence[Edit], settings: ClosedFormSettings) -> Prepared:
     """Make the rows and measure the keys of the edits; group the edits and merge their keys into columns."""
+    measured = measure(base, site, metric, edits, settings)
+    rows, columns = list(measured.rows), measured.columns
+    if settings.kl_factor:
+        preserved = (preservation_rows(edit, i, base.tokenizer, site, settings) for i, edit in enumerate(edits))
+        rows += [row for some in preserved for row in some]
+    if settings.whole_words:
+        rows += ending_rows(base, bare_rows(rows), settings.batch_tokens)
+    group_of = {edit: index for index, group in enumerate(columns.groups) for edit in group.edits}
+    return Prepared(tuple(replace(row, group=group_of[row.edit]) for row in rows), columns, measured.bare)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The keys of edits at one module. rows: the rows of their forms. bare: [groups, d_in], keys of bare prompts."""
+
+    rows: tuple[Row, ...]
+    columns: Columns
+    bare: torch.Tensor
+
+
+def measure(
+    base: Base,
+    site: Site,
+    metric: Metric,
+    edits: Sequence[Edit],
+    settings: ClosedFormSettings,
+    groups: tuple[KeyGroup, ...] | None = None,
+) -> Measured:
+    """Measure the keys of the edits and merge them into columns.
+
+    groups: the key groups; by default those of this module's keys (`group_edits`).
+    """
     rows: list[Row] = []
     spans: list[tuple[int, str, list[float], range]] = []
     for index, edit in enumerate(edits):
@@ -133,26 +166,19 @@ def prepare(base: Base, site: Site, moment: SecondMoment, edits: Sequence[Edit],
             rows += made
     inputs = measure_inputs(base.model, site.module, rows, settings.batch_tokens)  # [rows, d_in]
     means = torch.stack([torch.tensor(weights) @ inputs[list(span)] for _, _, weights, span in spans])
-    whitened = moment.whiten(means).float()
+    whitened = metric.whiten(means).float()
     form_keys = [
         FormKey(edit, name, key, white, inputs[span.start])
         for (edit, name, _, span), key, white in zip(spans, means, whitened, strict=True)
     ]
-    form_keys += _preserved_keys(base, site, moment, edits, settings) if site.token == "last" else []
+    form_keys += _preserved_keys(base, site, metric, edits, settings) if site.token == "last" else []
     plain = [key for key in form_keys if key.form == "plain"]
     if site.token == "subject_last":
-        names = _name_keys(base, site, moment, edits, settings)
+        names = _name_keys(base, site, metric, edits, settings)
         form_keys += [key for key in names if key.strength > _ORDINARY * plain[key.edit].strength]
-    groups = group_edits(edits, plain, settings.group_cosine)
+    groups = groups or group_edits(edits, plain, settings.group_cosine)
     columns = make_columns(groups, form_keys, settings.merge_cosine, settings.max_columns)
-    if settings.kl_factor:
-        preserved = (preservation_rows(edit, i, base.tokenizer, site, settings) for i, edit in enumerate(edits))
-        rows += [row for some in preserved for row in some]
-    if settings.whole_words:
-        rows += ending_rows(base, bare_rows(rows), settings.batch_tokens)
-    bare = torch.stack([plain[group.edits[0]].bare for group in groups])
-    group_of = {edit: index for index, group in enumerate(groups) for edit in group.edits}
-    return Prepared(tuple(replace(row, group=group_of[row.edit]) for row in rows), columns, bare)
+    return Measured(tuple(rows), columns, torch.stack([plain[group.edits[0]].bare for group in groups]))
 
 
 def bare_rows(rows: Sequence[Row]) -> list[Row]:
@@ -165,7 +191,7 @@ def bare_rows(rows: Sequence[Row]) -> list[Row]:
 
 
 def _preserved_keys(
-    base: Base, site: Site, moment: SecondMoment, edits: Sequence[Edit], settings: RomeSettings
+    base: Base, site: Site, metric: Metric, edits: Sequence[Edit], settings: ClosedFormSettings
 ) -> list[FormKey]:
     """Preserved keys at the last token, which the update must not move.
 
@@ -176,11 +202,11 @@ def _preserved_keys(
     rows = [row for i, edit in enumerate(edits) for row in locality_rows(edit, i, base.tokenizer)[: settings.most_kept]]
     if settings.ending:
         rows += [row for i, edit in enumerate(edits) for row in ended_rows(edit, i, base.tokenizer, site)]
-    return _keys_of(base, site, moment, [(f"keep:{number}", 0.0, [row]) for number, row in enumerate(rows)], settings)
+    return _keys_of(base, site, metric, [(f"keep:{number}", 0.0, [row]) for number, row in enumerate(rows)], settings)
 
 
 def _name_keys(
-    base: Base, site: Site, moment: SecondMoment, edits: Sequence[Edit], settings: RomeSettings
+    base: Base, site: Site, metric: Metric, edits: Sequence[Edit], settings: ClosedFormSettings
 ) -> list[FormKey]:
     """Keys at the subject's token: edited keys of its name at the beginning of a text, and preserved mean keys of other
     names with the same ending. If the two coincide, the edited key has priority."""
@@ -194,15 +220,15 @@ def _name_keys(
         for number, forms in enumerate(same_ending(edit, names)):
             rows = [row for form in forms for row in form_rows(form, index, base.tokenizer, site.token)]
             spans.append((f"keep:{number}", 0.0, rows))
-    return _keys_of(base, site, moment, spans, settings)
+    return _keys_of(base, site, metric, spans, settings)
 
 
 def _keys_of(
     base: Base,
     site: Site,
-    moment: SecondMoment,
+    metric: Metric,
     spans: Sequence[tuple[str, float, Sequence[Row]]],
-    settings: RomeSettings,
+    settings: ClosedFormSettings,
 ) -> list[FormKey]:
     """The mean key of the rows in each span: (form, share, rows of one edit)."""
     if not spans:
@@ -210,7 +236,7 @@ def _keys_of(
     rows = [row for _, _, own in spans for row in own]
     inputs = measure_inputs(base.model, site.module, rows, settings.batch_tokens)  # [rows, d_in]
     means = torch.stack([part.mean(0) for part in torch.split(inputs, [len(own) for _, _, own in spans])])
-    whitened = moment.whiten(means).float()
+    whitened = metric.whiten(means).float()
     return [
         FormKey(own[0].edit, form, key, white, key, share)
         for (form, share, own), key, white in zip(spans, means, whitened, strict=True)
@@ -235,7 +261,7 @@ def passes_over(
     site: Site,
     prepared: Prepared,
     A: torch.Tensor,
-    settings: RomeSettings,
+    settings: ClosedFormSettings,
     parts: Sequence[Part] | None = None,
 ) -> Passes:
     """Passes over the prepared rows, each under its own group's row of A [groups, d_in].
@@ -256,12 +282,12 @@ def passes_over(
     )
 
 
-def damping_of(site: Site, settings: RomeSettings) -> float:
+def damping_of(site: Site, settings: ClosedFormSettings) -> float:
     """The damping λ (`composition.solver`) of the settings, or of the site if the settings have none."""
     return site.damping if settings.damping is None else settings.damping
 
 
-def margin_of(site: Site, settings: RomeSettings) -> float:
+def margin_of(site: Site, settings: ClosedFormSettings) -> float:
     """The margin after the bare prompt in nats: from the settings, else from the site, else `MARGIN`."""
     own = site.margin if settings.margin is None else settings.margin
     return MARGIN if own is None else own

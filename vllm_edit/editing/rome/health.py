@@ -8,7 +8,7 @@ form under the final delta as served.
 from __future__ import annotations
 
 from vllm_edit.artefacts.reports import EditReport
-from vllm_edit.editing.rome_settings import RomeSettings
+from vllm_edit.editing.closed_form_settings import ClosedFormSettings
 
 
 class EditHealth(EditReport):
@@ -33,7 +33,7 @@ class EditHealth(EditReport):
     rows: int
     passed: int
 
-    def judged(self, limits: RomeSettings) -> EditHealth:
+    def judged(self, limits: ClosedFormSettings) -> EditHealth:
         """A copy with its problems: for each limit that the edit exceeds the value, the limit, and advice."""
         found = []
         if not self.denominator >= limits.least_denominator:

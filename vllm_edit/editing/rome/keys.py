@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from vllm_edit.artefacts.manifest import Column, KeyGroup
-from vllm_edit.composition.solver import System, interference, satisfiable
+from vllm_edit.composition.solver import ROOM, System, interference, satisfiable
 from vllm_edit.models.hooks import capture_outputs, inputs_of
 from vllm_edit.models.rows import Batch, Row, batches, run_batch
 from vllm_edit.patch import Edit
@@ -71,12 +71,12 @@ class Columns:
         """Indices of a group's columns; the first column belongs to its first edit's plain prompt."""
         return [index for index, column in enumerate(self.columns) if column.group == group]
 
-    def satisfiable(self, groups: Sequence[int]) -> list[int]:
+    def satisfiable(self, groups: Sequence[int], room: float = ROOM) -> list[int]:
         """Indices of the columns of some groups that one update can satisfy together (`composition.solver`)."""
         own = [place for place, column in enumerate(self.columns) if column.group in groups]
         some = self.at(own)
         forms = [column.form for column in some.columns]
-        return [own[place] for place in satisfiable(some.keys, some.whitened, some.group_of, some.shares, forms)]
+        return [own[place] for place in satisfiable(some.keys, some.whitened, some.group_of, some.shares, forms, room)]
 
     def system(self, damping: float) -> System:
         """All columns as one system."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vllm_edit.artefacts.site import Context, Site, Token
-from vllm_edit.editing.rome_settings import RomeSettings
+from vllm_edit.editing.closed_form_settings import ClosedFormSettings
 from vllm_edit.errors import EditError
 from vllm_edit.models.positions import contextual, locate, position
 from vllm_edit.models.rows import Row
@@ -75,7 +75,7 @@ def form_rows(form: Form, edit: int, tokenizer: PreTrainedTokenizerFast, token: 
 
 
 def preservation_rows(
-    edit: Edit, index: int, tokenizer: PreTrainedTokenizerFast, site: Site, settings: RomeSettings
+    edit: Edit, index: int, tokenizer: PreTrainedTokenizerFast, site: Site, settings: ClosedFormSettings
 ) -> list[Row]:
     """Rows without an answer: prompts after which the edited model should answer as the base does.
 

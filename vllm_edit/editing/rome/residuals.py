@@ -22,14 +22,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
 from torch import nn
 
+from vllm_edit.editing.closed_form_settings import ClosedFormSettings
 from vllm_edit.editing.rome.passes import Passes, Scored
-from vllm_edit.editing.rome_settings import RomeSettings
 from vllm_edit.models.fast_products import fast_products
 from vllm_edit.models.grouped_attention import grouped_attention
 from vllm_edit.models.hooks import frozen
@@ -71,6 +71,10 @@ class Trained:
             self.residuals[list(groups)], some(self.steps), some(self.margins), some(self.losses), some(self.reached)
         )
 
+    def with_steps(self, steps: tuple[int, ...]) -> Trained:
+        """With other step counts."""
+        return replace(self, steps=steps)
+
     def then(self, later: Trained, groups: Collection[int]) -> Trained:
         """The state after further training of some groups from these residuals. Step counts are added."""
 
@@ -102,7 +106,7 @@ def train_residuals(
     passes: Passes,
     wanted: Mapping[int, float],
     unit: float,
-    settings: RomeSettings,
+    settings: ClosedFormSettings,
     offsets: torch.Tensor,
     start: torch.Tensor | None = None,
     progress: Progress | None = None,
@@ -163,7 +167,12 @@ class _Run:
     """The constants of one training run."""
 
     def __init__(
-        self, passes: Passes, wanted: Mapping[int, float], fixed: torch.Tensor, unit: float, settings: RomeSettings
+        self,
+        passes: Passes,
+        wanted: Mapping[int, float],
+        fixed: torch.Tensor,
+        unit: float,
+        settings: ClosedFormSettings,
     ) -> None:
         self.passes, self.fixed, self.unit, self.settings = passes, fixed, unit, settings
         self.group_of, device = passes.group_of, passes.A.device

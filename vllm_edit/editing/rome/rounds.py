@@ -11,14 +11,15 @@ bfloat16, the check does not), its margin is raised.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
 from vllm_edit.artefacts.site import Site
 from vllm_edit.composition.solver import as_saved, gram
 from vllm_edit.deltas.delta import LowRank
-from vllm_edit.editing.rome.endings import ends, is_ending
+from vllm_edit.editing.closed_form_settings import ClosedFormSettings
+from vllm_edit.editing.rome.endings import ended, is_ending
 from vllm_edit.editing.rome.factors import (
     Part,
     Prepared,
@@ -81,7 +82,7 @@ def solve_parts(
     passes = passes_over(base, site, prepared, alone(prepared, damping), settings)
     served = passes_over(base, site, prepared, together(prepared, selected), settings, selected)
     leaking = set(range(len(fixed))) if settings.whole_rows else set[int]()
-    wanted = _first_rows(prepared, margin_of(site, settings), settings)
+    wanted = first_rows(prepared, margin_of(site, settings), settings)
     trained = Trained.untrained(fixed if start is None else start)
     solved: dict[int, Solved] = {}
     pending = list(range(len(parts)))
@@ -109,7 +110,7 @@ def solve_parts(
     return [solved[part] for part in range(len(parts))]
 
 
-def _first_rows(prepared: Prepared, margin: float, settings: RomeSettings) -> dict[int, float]:
+def first_rows(prepared: Prepared, margin: float, settings: ClosedFormSettings) -> dict[int, float]:
     """Row → required margin for the first round: some rows with an answer, and all rows without one."""
     bare = set(bare_rows(prepared.rows))
 
@@ -166,41 +167,38 @@ def _checked(
     owner = [number for number, computed in enumerate(chosen.values()) for _ in computed.prepared.taught]
     with fast_products([base.model] if settings.fast_products and not exact else []):
         served = served_leads(base, site, rows, updates, owner, settings.batch_tokens)
-        served[_ended(base, site, rows, served, updates, owner, settings)] = torch.inf
+
+        def after(asked: Sequence[Row], places: Sequence[int]) -> list[int]:
+            own = [owner[place] for place in places]
+            return served_following(base, site, asked, updates, own, settings.batch_tokens)
+
+        served[ended(base, rows, served, after)] = torch.inf
     whole = weight_norm(base, site)
     found: dict[int, Solved] = {}
     for number, ((part, computed), update) in enumerate(zip(chosen.items(), updates, strict=True)):
         leads = served[[place for place, other in enumerate(owner) if other == number]]
-        health = _health(edits[part], computed, update, leads, whole, site.d_in)
+        shares = update.B.norm(dim=0) * update.A.norm(dim=1) / whole  # [groups]: ‖b_g a_gᵀ‖ / ‖W‖
+        health = health_of(edits[part], computed.prepared, computed.trained, shares, leads, site.d_in)
         found[part] = Solved(computed, update, leads, health)
     return found
 
 
-def _ended(
-    base: Base,
-    site: Site,
-    rows: Sequence[Row],
-    served: torch.Tensor,
-    updates: Sequence[LowRank],
-    owner: Sequence[int],
-    settings: RomeSettings,
-) -> list[int]:
-    """Indices of the ending rows that are not needed: the answer already ends, with the row's token or another."""
-    places = [place for place, row in enumerate(rows) if is_ending(row)]
-    other = [place for place in places if served[place] <= 0]
-    asked = [replace(rows[place], ids=rows[place].ids + rows[place].answer[:-1]) for place in other]
-    found = served_following(base, site, asked, updates, [owner[place] for place in other], settings.batch_tokens)
-    longer = {place for place, token in zip(other, found, strict=True) if not ends(base, rows[place], token)}
-    return [place for place in places if place not in longer]
-
-
-def _health(
-    edits: Sequence[Edit], computed: RomeFactors, update: LowRank, leads: torch.Tensor, whole: float, d_in: int
+def health_of(
+    edits: Sequence[Edit],
+    prepared: Prepared,
+    trained: Trained,
+    norms: torch.Tensor,
+    leads: torch.Tensor,
+    d_in: int,
 ) -> tuple[EditHealth, ...]:
-    """Every edit's health. leads: [rows], the leads of the taught rows under `update`. whole: ‖W‖."""
-    rows, columns, trained = computed.prepared.taught, computed.prepared.columns, computed.trained
+    """Every edit's health.
+
+    Args:
+        norms: [groups], ‖ΔW of the group‖ / ‖W‖.
+        leads: [rows], the leads of the taught rows under the update as served.
+    """
+    rows, columns = prepared.taught, prepared.columns
     denominators = gram(columns.keys, columns.whitened).diagonal() / d_in
-    shares = update.B.norm(dim=0) * update.A.norm(dim=1) / whole  # [groups]: ‖b_g a_gᵀ‖ / ‖W‖
     result = []
     for index, edit in enumerate(edits):
         own = [place for place, row in enumerate(rows) if row.edit == index and not is_ending(row)]
@@ -213,7 +211,7 @@ def _health(
                 target=edit.target_new,
                 group=group,
                 denominator=float(denominators[columns.own(group)[0]]),
-                norm=float(shares[group]),
+                norm=float(norms[group]),
                 steps=trained.steps[group],
                 trained=trained.reached[group],
                 trained_margin=trained.margins[group],

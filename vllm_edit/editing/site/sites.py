@@ -10,6 +10,7 @@ from vllm_edit.artefacts.site import LEGAL_RANKS, Context, Site, Token
 from vllm_edit.deltas.linear import linear_shape
 from vllm_edit.editing.rome.keys import measure_outputs
 from vllm_edit.editing.second_moment import SecondMoment, second_moments
+from vllm_edit.editing.second_moments import SecondMoments
 from vllm_edit.editing.site.contexts import generate_contexts
 from vllm_edit.errors import EditError
 from vllm_edit.models.base import Base
@@ -32,6 +33,14 @@ class MadeSite:
 
     site: Site
     moment: SecondMoment
+
+
+@dataclass(frozen=True)
+class LayeredSite:
+    """A site over several layers with their second moments, as `Store.create` needs them."""
+
+    site: Site
+    moments: SecondMoments
 
 
 def fixed_site(
@@ -94,6 +103,44 @@ def fixed_site(
         seed=seed,
     )
     return MadeSite(site, moment)
+
+
+def over_layers(
+    base: Base,
+    made: MadeSite,
+    layers: Sequence[int],
+    texts: Sequence[str],
+    *,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+) -> LayeredSite:
+    """A site over `layers`, for MEMIT and AlphaEdit: token, contexts, scale and ranks are those of `made`.
+
+    Args:
+        made: the site at the last of the layers.
+        layers: the layers, ascending.
+        texts: the texts on which the second moment of `made` was measured; one pass over them measures all others.
+
+    Raises:
+        EditError: a layer does not exist, the layers do not end at the site's, or their modules differ in shape.
+    """
+    modules = [module_at(base, layer) for layer in layers]
+    if list(layers) != sorted(set(layers)) or modules[-1:] != [made.site.module]:
+        raise EditError(f"expected ascending layers that end at {made.site.layer}, got {', '.join(map(str, layers))}")
+    shapes = {linear_shape(find_module(base.model, module)) for module in modules}
+    if len(shapes) > 1:
+        raise EditError(f"the layers of a site need modules of one shape, got [d_out, d_in] = {sorted(shapes)}")
+    if len(modules) > 1 and any(base.layout.renormed[layer] for layer in layers):
+        raise EditError(
+            f"{base.name} normalises the output of its MLPs, so a residual cannot be spread over several layers; "
+            f"give one layer (--layers {made.site.layer})"
+        )
+    moments = second_moments(base, modules[:-1], texts, ridge=made.moment.ridge, cache=cache, progress=progress)
+    found = SecondMoments(dict(zip(modules, [*moments, made.moment], strict=True)))
+    if len({moment.count for moment in found.by_module.values()}) > 1:
+        raise EditError("the second moments of a site's layers must be measured on one text; give the site's own texts")
+    changed = {"modules": tuple(modules), "layer": layers[0], "second_moment": found.digest}
+    return LayeredSite(made.site.model_copy(update=changed), found)
 
 
 def module_at(base: Base, layer: int) -> str:
