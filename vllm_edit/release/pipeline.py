@@ -133,8 +133,8 @@ class Pipeline:
 
         Args:
             patch: the edits, declared.
-            method: `rome` (closed form), `memit` or `alphaedit` (closed form over layers), `mend` or `ke` (hypernetwork),
-                `ft` or `lora` (fine-tuning).
+            method: `rome` (closed form), `memit` or `alphaedit` (closed form over layers), `mend` or `ke`
+                (hypernetwork), `ft` or `lora` (fine-tuning).
             settings: settings of the method by name; its defaults for the others.
             progress: called with (step, completed units, total units).
             clock: the time in seconds.
