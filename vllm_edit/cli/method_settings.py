@@ -1,7 +1,8 @@
-"""`--set KEY=VALUE`: settings of an editing method, for every command that compiles."""
+"""`--method` and `--set KEY=VALUE`: an editing method and its settings, for every command that compiles."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import cast
 
 import typer
@@ -23,3 +24,20 @@ def method_settings(given: list[str] | None) -> JSONObject:
             raise typer.BadParameter(f"expected a value in YAML, got {text!r}: {error}", param_hint="--set") from None
         chosen[key.strip()] = cast("JSONValue", parsed)  # the method's settings refuse dates, which are not JSON
     return chosen
+
+
+def method_in(url: Path | str | None, method: str, settings: JSONObject) -> str:
+    """The method, found in the store at `url` for `auto`, and checked with its settings before a model is loaded.
+
+    Raises:
+        EditError: the method or a setting is unknown.
+    """
+    from vllm_edit.editing.compile import AUTO, method_at, method_of, settings_of
+    from vllm_edit.editing.site_tensors import site_tensors_of
+    from vllm_edit.store.store import Store
+
+    if method == AUTO:
+        store = Store.open(url)
+        method = method_at(method, site_tensors_of(store.site(), store.site_tensors()))
+    settings_of(method_of(method), settings)
+    return method

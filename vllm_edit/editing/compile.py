@@ -52,6 +52,9 @@ METHODS: Mapping[str, Method[Any]] = MappingProxyType(
 )
 """Name → method. A new method is registered here and nowhere else."""
 
+AUTO = "auto"
+"""In place of a method's name: the method that the store was made for."""
+
 BATCH = 64
 """Subjects per batch: enough to fill forward passes; the cost of grouping grows with the square of this number."""
 
@@ -76,7 +79,7 @@ def compile_patch(
         patch: the edits, declared.
         model: a loaded base, or the name of a model for `Base.load`.
         method: `rome` (closed form), `memit` or `alphaedit` (closed form over layers), `mend` or `ke` (hypernetwork),
-            `ft` or `lora` (fine-tuning).
+            `ft` or `lora` (fine-tuning); `auto` for the method that the site was made for.
         store: the store whose site and second moment or hypernetwork are read, if they are not given.
         site: where the edits apply.
         site_tensors: the site's second moment, or its hypernetwork.
@@ -96,10 +99,13 @@ def compile_patch(
         >>> compiled = compile_patch(Patch.load("patches/acme.yaml"), "atlas", store=Store.open())
         >>> compiled.delta.rank, compiled.report.norm
     """
+    if method != AUTO:
+        settings_of(method_of(method), settings, patch.scope)  # reports invalid settings before the model is loaded
+    site, site_tensors = _site_and_tensors(store, site, site_tensors)
+    method = method_at(method, site_tensors)
     chosen = method_of(method)
     values = settings_of(chosen, settings, patch.scope)
     base = model if isinstance(model, Base) else Base.load(model)
-    site, site_tensors = _site_and_tensors(store, site, site_tensors)
     _check_base(base, site)
     check_site_tensors(method, site_tensors)
     if patch.base not in (None, base.name, site.model, Path(site.model).name):
@@ -188,8 +194,15 @@ def _compile_scoped(
 def method_of(name: str) -> Method[Any]:
     """The method with this name. Raises EditError, which lists all names, if there is none."""
     if name not in METHODS:
-        raise EditError(f"there is no method {name!r}; methods are {', '.join(sorted(METHODS))}")
+        raise EditError(f"there is no method {name!r}; methods are {', '.join(sorted(METHODS))}, and auto")
     return METHODS[name]
+
+
+def method_at(name: str, tensors: SiteTensors) -> str:
+    """`name`; for `auto`, the first method that is made for sites with such tensors."""
+    if name != AUTO:
+        return name
+    return next(found for found, method in METHODS.items() if method.needs and isinstance(tensors, method.needs))
 
 
 def settings_of(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.artefacts.reports import GateReport
-from vllm_edit.editing.compile import compile_patch
+from vllm_edit.editing.compile import compile_patch, method_at
 from vllm_edit.editing.site_tensors import SiteTensors, site_tensors_of
 from vllm_edit.errors import Incompatible
 from vllm_edit.evaluation.evaluate import run_gate
@@ -134,7 +134,7 @@ class Pipeline:
         Args:
             patch: the edits, declared.
             method: `rome` (closed form), `memit` or `alphaedit` (closed form over layers), `mend` or `ke`
-                (hypernetwork), `ft` or `lora` (fine-tuning).
+                (hypernetwork), `ft` or `lora` (fine-tuning); `auto` for the method that the store was made for.
             settings: settings of the method by name; its defaults for the others.
             progress: called with (step, completed units, total units).
             clock: the time in seconds.
@@ -183,7 +183,8 @@ class Pipeline:
         Yields:
             Each patch, with its outcome or the reason why it is refused.
         """
-        compiler = Compiler(self.base, self.site, self.site_tensors, method, settings, progress or silent)
+        found = method_at(method, self.site_tensors)
+        compiler = Compiler(self.base, self.site, self.site_tensors, found, settings, progress or silent)
         for attempt in compiler.attempts(patches, clock):
             result: Outcome | Refused
             if isinstance(attempt.result, CompiledPatch):
@@ -249,7 +250,8 @@ class Pipeline:
             Each patch compiled, with its demonstrations, or the reason why it is refused, in the order of `patches`.
         """
         report = progress or silent
-        compiler = Compiler(self.base, self.site, self.site_tensors, method, settings, report)
+        found = method_at(method, self.site_tensors)
+        compiler = Compiler(self.base, self.site, self.site_tensors, found, settings, report)
         results = {attempt.row: attempt.result for attempt in compiler.attempts(patches)}
         finished: list[CompiledPatch | Refused] = []
         for row, patch in enumerate(patches):
