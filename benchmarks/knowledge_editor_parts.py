@@ -3,7 +3,8 @@
     python -m benchmarks.knowledge_editor_parts [--count 60] [--seed 5] [--network FOLDER]
 
 A row is the trained network without some of its parts, compiled with the default settings: without the strengths of
-single tokens, without the gate, without the shift, or without all of them. What is left then is the gradient.
+single tokens, without the gate, without the shift, or without all of them. What is left then is the gradient. Without
+the text, gate and shift are those of the next edit of the batch.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ WITHOUT: Mapping[str, tuple[str, ...]] = {
     "without the strengths of tokens": ("strengths",),
     "without the gate": ("gate",),
     "without the shift": ("shift",),
+    "without the edit's own text": ("text",),
     "the gradient alone": ("strengths", "gate", "shift"),
 }
 """Row of the table → the parts that are left out."""
@@ -74,8 +76,10 @@ def main() -> None:
 
 
 def without(network: KnowledgeEditor, parts: Sequence[str]) -> KnowledgeEditor:
-    """A copy of the network whose gates do nothing with these parts: their outputs are 0."""
+    """A copy of the network whose gates do nothing with these parts: their outputs are 0, or (text) another edit's."""
     reduced = copy.deepcopy(network)
+    if "text" in parts:
+        reduced.encoder.register_forward_hook(lambda module, args, encoded: (encoded[0].roll(-1, 0), encoded[1]))
     with torch.no_grad():
         for gate in reduced.gates:
             widths = [gate.d_out, gate.d_in, gate.d_out, gate.d_in]
@@ -86,7 +90,7 @@ def without(network: KnowledgeEditor, parts: Sequence[str]) -> KnowledgeEditor:
                 )
             )
             own = (gate.token_strength.output.weight, gate.token_strength.output.bias)
-            outputs = {"strengths": [own], "gate": [alpha, gamma], "shift": [b, d]}
+            outputs = {"strengths": [own], "gate": [alpha, gamma], "shift": [b, d], "text": []}
             for part in parts:
                 for weight, bias in outputs[part]:
                     weight.zero_()

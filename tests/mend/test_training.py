@@ -77,6 +77,17 @@ def test_a_run_that_was_stopped_gives_the_network_of_one_that_was_not(base: Base
     assert (resumed.step, resumed.validation) == (whole.step, whole.validation)
 
 
+def test_a_checkpoint_from_before_there_were_objectives_is_taken_up(base: Base, tmp_path: Path) -> None:
+    whole = run(base, tmp_path / "whole")
+    with pytest.raises(Stopped):
+        train(MEND, base, last_matrices(base, 2), tiny_edits(), TEXTS, QUICK, tmp_path / "old", stop_at(3))
+    path = tmp_path / "old" / CHECKPOINT
+    saved = torch.load(path, weights_only=True)
+    assert saved.pop("objective") == {}
+    torch.save(saved, path)
+    assert run(base, tmp_path / "old").network.digest == whole.network.digest
+
+
 def test_a_checkpoint_of_another_run_is_refused(base: Base, tmp_path: Path) -> None:
     with pytest.raises(Stopped):
         train(MEND, base, last_matrices(base, 2), tiny_edits(), TEXTS, QUICK, tmp_path, stop_at(3))

@@ -45,7 +45,7 @@ def train(
     ] = 0,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="A setting of the training, e.g. rank=64; may be repeated."),
+        typer.Option("--set", metavar="KEY=VALUE", help="A setting of the training, e.g. rate=0.002; may be repeated."),
     ] = None,
     json: JsonOption = False,
 ) -> None:
