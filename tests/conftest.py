@@ -9,11 +9,18 @@ import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from tests import postgres
+from tests.made_once import MadeOnce, of_this_run
 from tests.tiny import tiny_model, tiny_tokenizer
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="fault tests in their full sizes (make test-faults)")
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
+    """Folders that are made once for all processes of the run."""
+    return of_this_run(tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
