@@ -7,7 +7,6 @@ import pytest
 
 from tests.cli.program import Program
 from tests.made_once import MadeOnce
-from tests.store.example import new_store
 from tests.tiny import SENTENCES, save_tiny
 from vllm_edit.store.store import Store
 
@@ -18,11 +17,11 @@ def program(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
 
 @pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+def store(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     """A store that the program uses by default."""
-    made = new_store(tmp_path / "store")
-    monkeypatch.setenv("VLLM_EDIT_STORE", made.url)
     monkeypatch.delenv("VLLM_EDIT_REGISTRY", raising=False)
+    made = Store.open(copytree(empty_store, tmp_path / "store"))
+    monkeypatch.setenv("VLLM_EDIT_STORE", made.url)
     return made
 
 
