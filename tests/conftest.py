@@ -44,7 +44,10 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def few_slots(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FewSlots]:
-    """One real server with few slots; a file that uses it has patches and tenants of its own, and is in `GROUPS`."""
+    """One real server with few slots; a file that uses it has patches and tenants of its own, and is in `GROUPS`.
+
+    It stops after the last test of its process. Until then it sends a heartbeat each second.
+    """
     with few_slots_server(tmp_path_factory.mktemp("few-slots")) as running:
         yield running
 
