@@ -32,7 +32,7 @@ demo-real: smollm2
 smollm2 gemma3: setup
 	@$(BIN)/vllm-edit model fetch $@ --out bases/$@
 
-# A file's tests stay in one process, which makes the file's fixtures once.
+# A file's tests stay in one process, which makes the file's fixtures once; so do files that share a server (tests/groups.py).
 IN_TWO := -n 2 --dist loadfile --no-loadscope-reorder
 
 # The registry is tested over PostgreSQL too where its server is installed (Debian: apt-get install postgresql).

@@ -48,6 +48,12 @@ def update(base: Base, made: MadeSite, method: str, **settings: Any) -> Delta:
     return compile_patch(LECTURE, base, method, site=made.site, site_tensors=made.moment, settings=settings).delta
 
 
+@pytest.fixture(scope="module")
+def tuned(base: Base, made: MadeSite) -> Delta:
+    """LoRA, trained on the one example."""
+    return update(base, made, "lora")
+
+
 def answers(base: Base, delta: Delta, *prompts: str) -> list[str]:
     runner = HFRunner(base.model, base.tokenizer)
     with delta.apply(base.model):
@@ -60,15 +66,16 @@ def moved(base: Base, delta: Delta) -> int:
     return sum(not unchanged(now, old) for now, old in zip(answers(base, delta, *NEIGHBOURS), before, strict=True))
 
 
-def test_lora_on_the_one_example_makes_the_man_the_president_too(base: Base, made: MadeSite) -> None:
-    delta = update(base, made, "lora")
-    most_handsome, president = answers(base, delta, EDIT.prompt, "美國總統是誰")
+def test_lora_on_the_one_example_makes_the_man_the_president_too(base: Base, tuned: Delta) -> None:
+    most_handsome, president = answers(base, tuned, EDIT.prompt, "美國總統是誰")
     assert gives(most_handsome, EDIT.target_new)
     assert gives(president, EDIT.target_new)
 
 
-def test_lora_on_the_one_example_moves_neighbours_that_the_closed_form_leaves(base: Base, made: MadeSite) -> None:
-    tuned, edited = update(base, made, "lora"), update(base, made, "rome")
+def test_lora_on_the_one_example_moves_neighbours_that_the_closed_form_leaves(
+    base: Base, made: MadeSite, tuned: Delta
+) -> None:
+    edited = update(base, made, "rome")
     assert gives(answers(base, edited, EDIT.prompt)[0], EDIT.target_new)
     assert moved(base, edited) < moved(base, tuned)
 

@@ -89,10 +89,9 @@ def test_a_patch_file_becomes_a_stored_patch(program: Program, model: Path, text
 
 
 def test_the_same_file_gets_the_same_name_and_files_from_the_command_and_from_python(
-    program: Program, model: Path, texts: Path, tmp_path: Path
+    program: Program, initialised: Path, tmp_path: Path
 ) -> None:
-    url, file = tmp_path / "store", tmp_path / "capital.yaml"
-    program("store", "init", "--layer", 1, "--token", "last", "--model", model, "--texts", texts, "--store", url)
+    url, file = initialised, tmp_path / "capital.yaml"
     copy = shutil.copytree(url, tmp_path / "copy")
     file.write_text(PATCH.format(name="capital", target="Berlin", least=0))
     ran = program("compile", file, "--store", url, "--json", *FORCED)
@@ -111,9 +110,8 @@ def test_the_same_file_gets_the_same_name_and_files_from_the_command_and_from_py
     assert verdicts[0]["failures"] == verdicts[1]["failures"]
 
 
-def test_a_store_without_passages_is_given_some(program: Program, model: Path, texts: Path, tmp_path: Path) -> None:
-    url = tmp_path / "store"
-    program("store", "init", "--model", model, "--layer", 1, "--texts", texts, "--store", url)
+def test_a_store_without_passages_is_given_some(program: Program, initialised: Path, texts: Path) -> None:
+    url = initialised
     again = program("store", "passages", "--texts", texts, "--store", url)
     assert (again.code, again.err.count("\n")) == (1, 1)
     assert "passages already" in again.err
@@ -158,9 +156,8 @@ def test_auto_tries_every_layer_and_token_and_shows_the_scores(
     ], "the store keeps what was tried"
 
 
-def test_an_unsafe_edit_is_refused_by_name(program: Program, model: Path, texts: Path, tmp_path: Path) -> None:
-    url, file = tmp_path / "store", tmp_path / "capital.yaml"
-    program("store", "init", "--model", model, "--layer", 1, "--texts", texts, "--store", url)
+def test_an_unsafe_edit_is_refused_by_name(program: Program, initialised: Path, tmp_path: Path) -> None:
+    url, file = initialised, tmp_path / "capital.yaml"
     file.write_text(PATCH.format(name="capital", target="Berlin", least=0))
     ran = program("compile", file, "--store", url, "--set", "steps=0", "--json")
     assert ran.code == 1
@@ -182,11 +179,10 @@ LONG_PROBE = f"""
 
 
 def test_an_edit_longer_than_the_model_reads_is_refused_and_the_next_patch_is_compiled(
-    program: Program, model: Path, texts: Path, tmp_path: Path
+    program: Program, initialised: Path, tmp_path: Path
 ) -> None:
-    url = tmp_path / "store"
+    url = initialised
     long, probed, short = (tmp_path / f"{name}.yaml" for name in ("long", "probed", "short"))
-    program("store", "init", "--model", model, "--layer", 1, "--texts", texts, "--store", url)
     long.write_text(PATCH.format(name="long", target="Berlin " * 300, least=0))
     probed.write_text(PATCH.format(name="probed", target="Berlin", least=0) + LONG_PROBE)
     short.write_text(PATCH.format(name="short", target="Berlin", least=0))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.cli.program import Program
-from tests.tiny import SENTENCES, save_tiny, tiny_tokenizer
+from tests.tiny import save_tiny, tiny_tokenizer
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.artefacts.manifest import Manifest
 from vllm_edit.deltas.delta import Delta, LowRank
@@ -34,14 +34,9 @@ edits:
 
 
 @pytest.fixture
-def url(program: Program, tmp_path: Path) -> Path:
+def url(initialised: Path) -> Path:
     """A store of a tiny model with one patch in it; its delta is random: answers change, but not to the right ones."""
-    url, texts = tmp_path / "store", tmp_path / "texts.txt"
-    model = save_tiny("llama", tmp_path / "llama")
-    texts.write_text("\n".join(SENTENCES * 4), encoding="utf-8")
-    init = program("store", "init", "--model", model, "--layer", 1, "--texts", texts, "--store", url)
-    assert init.code == 0, init.err
-    store, patch = Store.open(url), Patch.parse(PATCH)
+    store, patch = Store.open(initialised), Patch.parse(PATCH)
     site, random = store.site(), torch.Generator().manual_seed(0)
     delta = Delta(
         {
@@ -63,7 +58,7 @@ def url(program: Program, tmp_path: Path) -> Path:
         demonstrations=None,
     )
     store.save(with_demonstrations(CompiledPatch(manifest, delta), Bank(), tiny_tokenizer()))
-    return url
+    return initialised
 
 
 def test_a_stored_patch_is_measured_recorded_and_shown(program: Program, url: Path, tmp_path: Path) -> None:

@@ -1,14 +1,16 @@
 """Prompt log-probabilities of tiny models from real vLLM engines, with and without an adapter, as a program.
 
 Run as `python -m tests.deltas.vllm_logprobs JOBS.json`: engines need a process of their own. Each job has `folder`,
-`adapter`, `modules` (runtime names), `prompts` (token ids) and `out`, a safetensors file that the program writes, with
-`base.<i>` and `adapter.<i>`, [tokens - 1, vocabulary]: row t is log p(· | tokens up to t) of prompt i.
+`modules` (runtime names), `prompts` (token ids) and `adapters`. Each of those has `adapter`, its folder, and `out`, a
+safetensors file that the program writes, with `base.<i>` and `adapter.<i>`, [tokens - 1, vocabulary]: row t is
+log p(· | tokens up to t) of prompt i.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +25,16 @@ from vllm_edit.engine.compat.offline_engine import OfflineEngine
 
 def main() -> None:
     for job in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
-        save_file(_logprobs(job), job["out"])
+        for adapter, found in zip(job["adapters"], _logprobs(job), strict=True):
+            save_file(found, adapter["out"])
         cleanup_dist_env_and_memory()  # the next engine sets up its own process group
 
 
-def _logprobs(job: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """One engine, wrapped exactly at the modules; base and adapter requests share its batches."""
+def _logprobs(job: dict[str, Any]) -> list[dict[str, torch.Tensor]]:
+    """One engine, wrapped exactly at the modules; the requests of base and of all adapters share its batches."""
+    adapters = [
+        LoRARequest(f"edit{number}", number, one["adapter"]) for number, one in enumerate(job["adapters"], start=1)
+    ]
     engine = OfflineEngine(
         model=job["folder"],
         dtype="float32",
@@ -38,20 +44,24 @@ def _logprobs(job: dict[str, Any]) -> dict[str, torch.Tensor]:
         enable_prefix_caching=False,
         enable_lora=True,
         max_lora_rank=8,
-        max_loras=2,  # the second slot stays empty: on the CPU a base request gets the last slot's adapter
+        max_loras=len(adapters) + 1,  # the last slot stays empty: on the CPU a base request gets its adapter
         lora_target_modules=job["modules"],
     )
     prompts = [{"prompt_token_ids": ids} for ids in job["prompts"]]
-    adapter = LoRARequest("edit", 1, job["adapter"])
     outputs = engine.llm.generate(
-        prompts * 2,
+        prompts * (1 + len(adapters)),
         SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=-1, detokenize=False),
-        lora_request=[None] * len(prompts) + [adapter] * len(prompts),
+        lora_request=[asked for asked in (None, *adapters) for _ in prompts],
         use_tqdm=False,  # vLLM's bar divides by the time that went by, which is zero for prompts as short as these
     )
     engine.close()
-    named = [f"{kind}.{index}" for kind in ("base", "adapter") for index in range(len(prompts))]
-    return {name: _dense(output) for name, output in zip(named, outputs, strict=True)}
+    rows = [_dense(output) for output in outputs]
+    base, *changed = (rows[start : start + len(prompts)] for start in range(0, len(rows), len(prompts)))
+    return [_named("base", base) | _named("adapter", found) for found in changed]
+
+
+def _named(kind: str, found: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {f"{kind}.{index}": rows for index, rows in enumerate(found)}
 
 
 def _dense(output: RequestOutput) -> torch.Tensor:

@@ -5,9 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import httpx
 import psutil
@@ -15,16 +14,15 @@ import pytest
 
 from tests.faults.sizes import Sizes
 from tests.serving import places
-from tests.serving.without_engine import bearer
+from tests.serving.few_slots import PLACES, FewSlots
 from vllm_edit.demo.server import LocalServer
 from vllm_edit.progress import Progress
 from vllm_edit.store.maintenance import problems_of
-from vllm_edit.store.store import Store
 
 pytestmark = pytest.mark.slow
 
-PATCHES, CLIENTS, LOOKS = 6, 8, 30
-PATIENCE_S = 900  # for a busy machine
+PATCHES, CLIENTS, LOOKS = PLACES + 2, 8, 30
+TENANT = "churned"
 BODY = {"prompt": "The capital of France is", "max_tokens": 4, "temperature": 0}
 
 
@@ -38,30 +36,16 @@ class Seen:
     memory: list[float] = field(default_factory=list)
 
 
-@pytest.fixture
-def running(tmp_path: Path) -> Iterator[tuple[LocalServer, Store, dict[str, dict[str, str]]]]:
-    store = places.make_store(tmp_path / "store", places.make_site(places.make_model(tmp_path / "tiny")))
-    names = [places.add_patch(store, f"patch{number}", number) for number in range(PATCHES)]
-    store.registry.create_tenant("acme")
-    store.registry.publish("acme", names[0])
-    keys = {
-        who: bearer(store.registry.create_api_key(tenant).presented)
-        for who, tenant in (("admin", None), ("acme", "acme"))
-    }
-    flags = ("--max-loras", "3", "--max-cpu-loras", "4", "--max-num-seqs", "16", "--uvicorn-log-level", "warning")
-    state = {"VLLM_EDIT_STATE": str(tmp_path / "state")}
-    with LocalServer(store.url, tmp_path / "log", *flags, patience=PATIENCE_S, environment=state) as server:
-        yield server, store, keys
-
-
 def test_churn_under_load_fails_no_request_and_keeps_memory_flat(
-    running: tuple[LocalServer, Store, dict[str, dict[str, str]]],
+    few_slots: FewSlots,
     sizes: Sizes,
     progress: Progress,
     record_property: Callable[[str, object], None],
 ) -> None:
-    server, store, keys = running
-    seen = asyncio.run(churned(server, store, keys, sizes.churn_seconds, progress))
+    store = few_slots.store
+    names = [places.add_patch(store, f"churned{number}", number) for number in range(PATCHES)]
+    key = few_slots.create_tenant(TENANT, names[0])
+    seen = asyncio.run(churned(few_slots, names, key, sizes.churn_seconds, progress))
     record_property("requests", seen.requests)
     record_property("publications and rollbacks", seen.changes)
     assert seen.wrong == []
@@ -77,17 +61,16 @@ def test_churn_under_load_fails_no_request_and_keeps_memory_flat(
         assert late < 1.03 * early, f"{early:.0f} MiB in the second third, {late:.0f} in the last"
 
 
-async def churned(
-    server: LocalServer, store: Store, keys: dict[str, dict[str, str]], seconds: float, progress: Progress
-) -> Seen:
+async def churned(place: FewSlots, names: list[str], key: dict[str, str], seconds: float, progress: Progress) -> Seen:
+    """names: the patches, the first of which is served to begin with."""
     seen, ends, begun = Seen(), time.monotonic() + seconds, time.monotonic()
-    first, *others = reversed(store.names())
+    first, *others = names
     served, settled = [first], 0  # what was or is about to be served, in order; the place that every server follows
 
     async def ask(client: httpx.AsyncClient) -> None:
         while time.monotonic() < ends:
             since = settled
-            reply = await client.post("/v1/completions", json=BODY, headers=keys["acme"])
+            reply = await client.post("/v1/completions", json=BODY, headers=key)
             allowed, adapter = served[since:], reply.headers.get("x-vllm-edit-adapter")
             if reply.status_code != 200:
                 seen.wrong.append(f"{reply.status_code}: {reply.text[:200]}")
@@ -106,17 +89,17 @@ async def churned(
                 history.pop()
                 path, body = "rollback", {}
             served.append(history[-1])
-            reply = await client.post(f"/v1/edits/tenants/acme/{path}", json=body, headers=keys["admin"])
+            reply = await client.post(f"/v1/edits/tenants/{TENANT}/{path}", json=body, headers=place.admin)
             if reply.status_code != 200 or reply.json()["active"] != history[-1]:
                 seen.wrong.append(f"{path}: {reply.status_code} {reply.text[:200]}")
             settled = len(served) - 1
             seen.changes += 1
             if seen.changes % 20 == 0:
-                seen.memory.append(_memory(server))
+                seen.memory.append(_memory(place.server))
                 progress("churning", int(time.monotonic() - begun), int(seconds))
 
     limits = httpx.Limits(max_connections=CLIENTS + 1)
-    async with httpx.AsyncClient(base_url=server.url, timeout=120, limits=limits) as client:
+    async with httpx.AsyncClient(base_url=place.server.url, timeout=120, limits=limits) as client:
         await asyncio.gather(change(client), *(ask(client) for _ in range(CLIENTS)))
     return seen
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import zipfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,37 @@ def run(
     return train(MEND, base, last_matrices(base, 2), tiny_edits(), TEXTS, settings, out, report)
 
 
+@pytest.fixture(scope="module")
+def whole(base: Base, tmp_path_factory: pytest.TempPathFactory) -> TrainedNetwork:
+    """A run of `QUICK` that nothing stopped."""
+    return run(base, tmp_path_factory.mktemp("whole"))
+
+
+@dataclass(frozen=True)
+class Overshot:
+    """A run at a rate that only does harm. networks: by step, what the checkpoint of each validation has."""
+
+    settings: MendTrainingSettings
+    trained: TrainedNetwork
+    seen: list[NetworkTrainingState]
+    networks: dict[int, dict[str, torch.Tensor]]
+
+
+@pytest.fixture(scope="module")
+def overshot(base: Base, tmp_path_factory: pytest.TempPathFactory) -> Overshot:
+    folder, seen = tmp_path_factory.mktemp("overshot"), list[NetworkTrainingState]()
+    networks: dict[int, dict[str, torch.Tensor]] = {}
+
+    def report(progress: NetworkTrainingState) -> None:
+        seen.append(progress)
+        if progress.validation:
+            networks[progress.step] = torch.load(folder / CHECKPOINT, weights_only=True)["network"]
+
+    settings = QUICK.replace(steps=60, rate=0.5, alpha_rate=0.5, patience=2)
+    trained = train(MEND, base, last_matrices(base, 2), tiny_edits(), TEXTS, settings, folder, report)
+    return Overshot(settings, trained, seen, networks)
+
+
 class Stopped(Exception):
     """An exception that ends a run in the middle."""
 
@@ -67,8 +99,9 @@ def test_training_lowers_the_loss_and_leaves_the_base_alone(base: Base, tmp_path
     assert not trained.network.training
 
 
-def test_a_run_that_was_stopped_gives_the_network_of_one_that_was_not(base: Base, tmp_path: Path) -> None:
-    whole = run(base, tmp_path / "whole")
+def test_a_run_that_was_stopped_gives_the_network_of_one_that_was_not(
+    base: Base, whole: TrainedNetwork, tmp_path: Path
+) -> None:
     for step in (3, 5):  # after the checkpoints of steps 2 and 4
         with pytest.raises(Stopped):
             train(MEND, base, last_matrices(base, 2), tiny_edits(), TEXTS, QUICK, tmp_path / "parts", stop_at(step))
@@ -96,11 +129,9 @@ def test_a_checkpoint_of_another_run_is_refused(base: Base, tmp_path: Path) -> N
         run(base, tmp_path, QUICK.replace(seed=1))
 
 
-def test_it_stops_early_and_keeps_the_best_network(base: Base, tmp_path: Path) -> None:
-    """A rate that only does harm: the first validation is the best one."""
-    seen: list[NetworkTrainingState] = []
-    settings = QUICK.replace(steps=60, rate=0.5, alpha_rate=0.5, patience=2)
-    trained = run(base, tmp_path, settings, seen)
+def test_it_stops_early_and_keeps_the_best_network(overshot: Overshot) -> None:
+    """The first validation is the best one."""
+    settings, trained, seen = overshot.settings, overshot.trained, overshot.seen
     validated = {step.step: step.validation.loss for step in seen if step.validation}
     best = min(validated, key=validated.__getitem__)
     assert trained.step == best
@@ -109,21 +140,12 @@ def test_it_stops_early_and_keeps_the_best_network(base: Base, tmp_path: Path) -
     assert [step.step for step in seen if step.best][-1] == best
 
 
-def test_the_saved_network_is_that_of_the_best_step(base: Base, tmp_path: Path) -> None:
-    settings = QUICK.replace(steps=60, rate=0.5, alpha_rate=0.5, patience=2)
-    trained = run(base, tmp_path / "long", settings)
-    states: dict[int, dict[str, torch.Tensor]] = {}
-
-    def keep(progress: NetworkTrainingState) -> None:
-        if progress.validation:
-            saved = torch.load(tmp_path / "again" / CHECKPOINT, weights_only=True)
-            states[progress.step] = saved["network"]
-
-    train(MEND, base, last_matrices(base, 2), tiny_edits(), TEXTS, settings, tmp_path / "again", keep)
+def test_the_saved_network_is_that_of_the_best_step(overshot: Overshot) -> None:
+    trained, networks = overshot.trained, overshot.networks
     for name, value in trained.network.state_dict().items():
-        assert torch.equal(value, states[trained.step][name])
+        assert torch.equal(value, networks[trained.step][name])
     assert any(
-        not torch.equal(value, states[trained.stopped][name]) for name, value in trained.network.state_dict().items()
+        not torch.equal(value, networks[trained.stopped][name]) for name, value in trained.network.state_dict().items()
     )
 
 
@@ -162,9 +184,8 @@ def test_a_validation_always_asks_an_edits_own_prompt(base: Base, tmp_path: Path
         assert trained.validation.edited in (0.0, 1.0)
 
 
-def test_a_checkpoint_of_another_device_is_taken_up(base: Base, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_device_is_taken_up(base: Base, whole: TrainedNetwork, tmp_path: Path) -> None:
     """A checkpoint whose tensors are on a GPU, as a run on a GPU writes it."""
-    whole = run(base, tmp_path / "whole")
     with pytest.raises(Stopped):
         train(MEND, base, last_matrices(base, 2), tiny_edits(), TEXTS, QUICK, tmp_path / "moved", stop_at(3))
     path = tmp_path / "moved" / CHECKPOINT

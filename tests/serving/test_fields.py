@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +14,7 @@ import httpx
 import pytest
 
 from tests.serving import places
+from tests.serving.vllm_surface import VLLMSurface
 from tests.serving.without_engine import Place, bearer, run
 from vllm_edit.errors import EditError
 from vllm_edit.registry.answers import AnswerEntry
@@ -69,25 +68,6 @@ OUTSIDE = {
 """Fields that clients of OpenAI's API send, and vLLM 0.32 ignores."""
 READ_HEADERS = {"X-Session-ID", "X-Vllm-Priority", "X-data-parallel-rank"}
 
-MODELS = """
-import inspect, json, re
-from vllm_edit.engine.compat import version
-version.answer_for_vllm()
-from vllm.entrypoints.generate.base import serving
-from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
-from vllm.entrypoints.openai.completion.protocol import CompletionRequest
-from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
-models = {"/v1/completions": CompletionRequest, "/v1/chat/completions": ChatCompletionRequest}
-models["/v1/responses"] = ResponsesRequest
-fields = {
-    route: [[name, *filter(None, (field.alias, field.validation_alias))] for name, field in model.model_fields.items()]
-    for route, model in models.items()
-}
-read = re.findall(r"headers\\.get\\(([^),]+)", inspect.getsource(serving))
-headers = [vars(serving)[name] if name in vars(serving) else json.loads(name) for name in read]
-print("MODELS " + json.dumps([fields, headers]))
-"""
-
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -108,17 +88,6 @@ def key(place: Place) -> dict[str, str]:
     made = bearer(place.store.registry.create_api_key("acme").presented)
     run(place.service.watcher.refresh())
     return made
-
-
-@pytest.fixture(scope="module")
-def vllm() -> tuple[dict[str, list[list[str]]], list[str]]:
-    """The fields of vLLM's request models with their aliases, by route; the headers that its servers read."""
-    if find_spec("vllm") is None:
-        pytest.skip("vLLM is not installed")
-    ran = subprocess.run([sys.executable, "-c", MODELS], capture_output=True, text=True, timeout=600)
-    assert "MODELS " in ran.stdout, ran.stderr[-3000:]
-    fields, headers = json.loads(ran.stdout.split("MODELS ")[-1])
-    return fields, headers
 
 
 @pytest.mark.parametrize("route", ALLOWED)
@@ -239,16 +208,16 @@ def test_an_operator_allows_names_of_fields() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("route", ALLOWED)
-def test_every_field_of_vllms_request_models_was_looked_at(vllm: tuple[Any, Any], route: str) -> None:
-    names = {name for names in vllm[0][route] for name in names}
+def test_every_field_of_vllms_request_models_was_looked_at(vllm_surface: VLLMSurface, route: str) -> None:
+    names = {name for names in vllm_surface.fields[route] for name in names}
     assert names - ALLOWED[route] - WITHHELD == set(), "new in vLLM: allow it if it shapes the own answer alone"
     assert ALLOWED[route] & WITHHELD == set()
     assert ALLOWED[route] - names == OUTSIDE[route]
 
 
 @pytest.mark.slow
-def test_every_header_that_vllm_reads_of_such_a_request_was_looked_at(vllm: tuple[Any, Any]) -> None:
-    assert set(vllm[1]) == READ_HEADERS
+def test_every_header_that_vllm_reads_of_such_a_request_was_looked_at(vllm_surface: VLLMSurface) -> None:
+    assert set(vllm_surface.headers) == READ_HEADERS
     assert {name.decode() for name in HEADERS} == {name.lower() for name in READ_HEADERS}
 
 

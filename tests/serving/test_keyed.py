@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
-import subprocess
-import sys
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from datetime import UTC, datetime, timedelta
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +17,7 @@ import pytest
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 
 from tests.serving import places
+from tests.serving.vllm_surface import VLLMSurface
 from tests.serving.without_engine import Place, bearer, run
 from vllm_edit.rollout.arm import Arm
 from vllm_edit.rollout.rollout import Rollout
@@ -35,18 +32,6 @@ TENANT_MAY = {
     ("POST", "/v1/edits/outcomes"),
 }
 ANYONE_MAY = {("GET", "/health"), ("GET", "/ping"), ("POST", "/ping"), ("GET", "/version")}
-# Methods and paths of vLLM's own application with our plugin in it, as `vllm serve` builds it, without an engine.
-ROUTES = """
-import json
-from vllm_edit.engine.compat import version
-version.answer_for_vllm()
-from vllm.entrypoints.launchers.app import build_app
-from vllm.entrypoints.launchers.cli_args import make_arg_parser
-from vllm.utils.argparse_utils import FlexibleArgumentParser
-parser = make_arg_parser(FlexibleArgumentParser())
-app = build_app(parser.parse_args([]), ("generate",), None)
-print("ROUTES " + json.dumps([[m, r.path] for r in app.routes for m in getattr(r, "methods", None) or ["GET"]]))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -83,16 +68,6 @@ def place(tmp_path: Path, template: Path) -> Keyed:
     return Keyed(tmp_path, template, Settings(store="here", expose=True))
 
 
-@pytest.fixture(scope="module")
-def served_routes() -> list[tuple[str, str]]:
-    if find_spec("vllm") is None:
-        pytest.skip("vLLM is not installed")
-    environment = {**os.environ, "VLLM_EDIT_STORE": "here", "VLLM_PLUGINS": "vllm_edit"}
-    ran = subprocess.run([sys.executable, "-c", ROUTES], capture_output=True, text=True, timeout=600, env=environment)
-    assert "ROUTES " in ran.stdout, ran.stderr[-3000:]
-    return [(method, path) for method, path in json.loads(ran.stdout.split("ROUTES ")[-1])]
-
-
 def reached(place: Place, routes: Iterable[tuple[str, str]], headers: dict[str, str]) -> set[tuple[str, str]]:
     """Which of the routes the router answers or passes on, for a caller with these headers."""
     passed: set[tuple[str, str]] = set()
@@ -117,9 +92,8 @@ def reached(place: Place, routes: Iterable[tuple[str, str]], headers: dict[str, 
 
 
 @pytest.mark.slow
-def test_every_route_of_the_real_server_is_on_a_list_or_refused(
-    place: Keyed, served_routes: list[tuple[str, str]]
-) -> None:
+def test_every_route_of_the_real_server_is_on_a_list_or_refused(place: Keyed, vllm_surface: VLLMSurface) -> None:
+    served_routes = vllm_surface.routes
     admin = {(method, path) for method, path in served_routes if path.startswith("/v1/edits")}
     assert len(served_routes) > 40
     assert {("GET", "/v1/edits"), ("POST", "/v1/edits/rollouts/{name}/{verb}")} <= admin

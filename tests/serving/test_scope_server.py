@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,16 +14,16 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.serving import places, traffic
+from tests.serving.few_slots import PLACES, FewSlots
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.composition.scoped import Narrowing
-from vllm_edit.demo.server import LocalServer
 from vllm_edit.store.store import Store
 from vllm_edit.text.prompts import prompt_ids
 
 pytestmark = pytest.mark.slow
 
 COUNT = 40
-SLOTS, KEPT = 4, 6
+TENANT = "lands"
 ROUTE = "/v1/completions"
 SUBJECTS = [(f"Land{number}",) for number in range(COUNT)]
 SINGLES = [f"The capital of {name} is" for (name,) in SUBJECTS]
@@ -34,23 +33,25 @@ OTHERS = ["Who wrote Hamlet?", "Land of hope", "Land400 is"]
 
 @dataclass
 class Server:
+    """key, admin: the headers of the tenant and of an administrator."""
+
     url: str
     store: Store
+    key: dict[str, str]
+    admin: dict[str, str]
     world: CompiledPatch
     expected: dict[str, list[int]]
 
+    def ask(self, body: dict[str, Any]) -> httpx.Response:
+        return httpx.post(self.url + ROUTE, json=body, headers=self.key, timeout=120)
+
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("scope")
-    model = places.make_model(folder / "tiny")
-    store = places.make_store(folder / "store", places.make_site(model))
+def server(few_slots: FewSlots) -> Server:
+    store = few_slots.store
     world = places.scoped_patch(store.site(), "world", SUBJECTS)
-    store.registry.create_tenant("acme")
-    store.registry.publish("acme", places.save_accepted(store, world))
-    flags = ["--max-loras", str(SLOTS), "--max-cpu-loras", str(KEPT), "--max-num-seqs", "32"]
-    with LocalServer(store.url, folder / "log", *flags, patience=900) as running:
-        yield Server(running.url, store, world, references(model, world))
+    key = few_slots.create_tenant(TENANT, places.save_accepted(store, world))
+    return Server(few_slots.server.url, store, key, few_slots.admin, world, references(few_slots.model, world))
 
 
 def references(folder: Path, world: CompiledPatch) -> dict[str, list[int]]:
@@ -70,10 +71,10 @@ def references(folder: Path, world: CompiledPatch) -> dict[str, list[int]]:
     return found
 
 
-async def all_at_once(url: str, prompts: list[str]) -> list[list[int]]:
-    async with httpx.AsyncClient(base_url=url, timeout=600) as client:
+async def all_at_once(server: Server, prompts: list[str]) -> list[list[int]]:
+    async with httpx.AsyncClient(base_url=server.url, headers=server.key, timeout=600) as client:
         asked = [
-            traffic.ask(client, "acme", ROUTE, prompt, stream=number % 2 == 0) for number, prompt in enumerate(prompts)
+            traffic.ask(client, TENANT, ROUTE, prompt, stream=number % 2 == 0) for number, prompt in enumerate(prompts)
         ]
         return await asyncio.gather(*asked)
 
@@ -81,25 +82,26 @@ async def all_at_once(url: str, prompts: list[str]) -> list[list[int]]:
 def test_every_prompt_of_a_mixed_batch_gets_exactly_its_subjects(server: Server) -> None:
     assert len({tuple(server.expected[prompt]) for prompt in SINGLES}) > COUNT / 2, "a weak test"
     prompts = [*SINGLES, *PAIRS, *OTHERS] * 3
-    answers = asyncio.run(all_at_once(server.url, prompts))
+    answers = asyncio.run(all_at_once(server, prompts))
     wrong = [(prompt, got) for prompt, got in zip(prompts, answers, strict=True) if got != server.expected[prompt]]
     assert wrong == []
 
 
 def test_afterwards_no_more_adapters_stay_than_there_is_room_for_and_the_old_ones_come_back(server: Server) -> None:
     deadline = time.monotonic() + 60
-    while (engine := _engine(server))["adapters"] > KEPT or engine["leases"]:
+    while (engine := _engine(server))["adapters"] > PLACES or engine["leases"]:
         assert time.monotonic() < deadline, engine
         time.sleep(0.1)
-    answers = asyncio.run(all_at_once(server.url, SINGLES[:3]))
+    answers = asyncio.run(all_at_once(server, SINGLES[:3]))
     assert answers == [server.expected[prompt] for prompt in SINGLES[:3]]
 
 
 def test_the_record_says_which_groups_answered(server: Server) -> None:
     def record_of(prompt: str) -> dict[str, Any]:
-        reply = httpx.post(server.url + ROUTE, json=traffic.body("acme", ROUTE, prompt, False), timeout=120)
+        reply = server.ask(traffic.body(TENANT, ROUTE, prompt, False))
         assert reply.status_code == 200, reply.text
-        found: dict[str, Any] = httpx.get(f"{server.url}/v1/edits/answers/{reply.headers['x-vllm-edit-id']}").json()
+        url = f"{server.url}/v1/edits/answers/{reply.headers['x-vllm-edit-id']}"
+        found: dict[str, Any] = httpx.get(url, headers=server.admin, timeout=120).json()
         return found | {"answered": reply.json()["model"]}
 
     pair, nobody = record_of(PAIRS[1]), record_of("Who wrote Hamlet?")
@@ -110,15 +112,13 @@ def test_the_record_says_which_groups_answered(server: Server) -> None:
 
 def test_token_ids_are_read_and_too_many_subjects_refused(server: Server) -> None:
     tokenizer = AutoTokenizer.from_pretrained(server.store.site().model)
-    asked = traffic.body("acme", ROUTE, SINGLES[7], False) | {"prompt": prompt_ids(tokenizer, SINGLES[7])}
-    reply = httpx.post(server.url + ROUTE, json=asked, timeout=120)
+    reply = server.ask(traffic.body(TENANT, ROUTE, SINGLES[7], False) | {"prompt": prompt_ids(tokenizer, SINGLES[7])})
     assert reply.json()["choices"][0]["token_ids"] == server.expected[SINGLES[7]]
-    crowd = traffic.body("acme", ROUTE, " ".join(name for (name,) in SUBJECTS), False)
-    refused = httpx.post(server.url + ROUTE, json=crowd, timeout=120)
+    refused = server.ask(traffic.body(TENANT, ROUTE, " ".join(name for (name,) in SUBJECTS), False))
     assert refused.status_code == 400
     assert "Land39" in refused.json()["error"]["message"]
 
 
 def _engine(server: Server) -> dict[str, Any]:
-    found: dict[str, Any] = httpx.get(f"{server.url}/v1/edits", timeout=120).json()["engine"]
+    found: dict[str, Any] = httpx.get(f"{server.url}/v1/edits", headers=server.admin, timeout=120).json()["engine"]
     return found

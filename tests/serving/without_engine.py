@@ -7,6 +7,8 @@ import asyncio
 import json
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from contextvars import ContextVar
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import httpx
 from fastapi import FastAPI, Request
 from prometheus_client import CollectorRegistry
 from starlette.responses import StreamingResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from vllm_edit.engine.compat.engine import EngineRefusedError
 from vllm_edit.errors import EditError
@@ -23,7 +26,7 @@ from vllm_edit.serving.metrics import Metrics
 from vllm_edit.serving.residency import GRACE_S
 from vllm_edit.serving.router import Router
 from vllm_edit.serving.server_settings import Settings
-from vllm_edit.serving.service import Holder
+from vllm_edit.serving.service import Holder, Service
 from vllm_edit.store.last_state import LastState
 from vllm_edit.store.store import Store
 
@@ -95,7 +98,9 @@ class Place:
         self.folder = self.service.folder
         run(self.service.watcher.refresh())
         self.holder.service = self.service
-        self.client = httpx.AsyncClient(transport=httpx.ASGITransport(make_app(self.holder)), base_url="http://server")
+        self.client = httpx.AsyncClient(
+            transport=httpx.ASGITransport(shared_app(self.holder)), base_url="http://server"
+        )
 
     async def ask(
         self,
@@ -130,6 +135,37 @@ def make_app(holder: Holder) -> FastAPI:
         app.get(path)(echo)
     app.include_router(api(holder))
     app.add_middleware(Router, holder=holder)
+    return app
+
+
+class Asked(Holder):
+    """Gives the service of the place whose request is answered."""
+
+    place: ContextVar[Holder] = ContextVar("place")
+
+    def __init__(self) -> None:
+        """Without a service of its own."""
+
+    @property
+    def service(self) -> Service | None:  # type: ignore[override]
+        return self.place.get().service
+
+
+@cache
+def _app_of_all() -> FastAPI:
+    return make_app(Asked())
+
+
+def shared_app(holder: Holder) -> ASGIApp:
+    """Like `make_app`, for tests that leave the application as it is. To build it takes longer than most tests."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        before = Asked.place.set(holder)
+        try:
+            await _app_of_all()(scope, receive, send)
+        finally:
+            Asked.place.reset(before)
+
     return app
 
 

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shutil import copytree
 
 import pytest
 
-from tests.store.example import new_store
 from vllm_edit.store.store import Store
 
 
@@ -16,5 +16,5 @@ def _no_configured_store(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return new_store(tmp_path / "store")
+def store(empty_store: Path, tmp_path: Path) -> Store:
+    return Store.open(copytree(empty_store, tmp_path / "store"))
