@@ -56,6 +56,8 @@ DOCUMENTS_SEED = 2
 LAYERED = {"MEMIT": ("memit", 3), "EMMET": ("memit", 1), "AlphaEdit": ("alphaedit", 3)}
 """Way → its method and number of layers."""
 WAYS = ("sum", "joint", *LAYERED, "scoped", "MEND", "IKE")
+OF_UNITS = {"sum", "joint", "IKE"}
+"""Ways that are made of r-ROME's patches of single subjects."""
 PLOTTED = ("reliability", "paraphrase trained", "locality", "locality_subject", "unrelated", "drift")
 
 
@@ -78,7 +80,9 @@ def main() -> None:
     subjects = known_subjects(runner, max(sizes), arguments.seed)
     wanted = {size: first_edits(subjects, size) for size in sizes}
     chosen = arguments.ways
-    compiled = {"rome": compiled_units("rome", places["rome"], base, wanted.values())}
+    compiled: dict[str, dict[str, CompiledPatch]] = {}
+    if OF_UNITS & set(chosen):
+        compiled["rome"] = compiled_units("rome", places["rome"], base, wanted.values())
     if "MEND" in chosen and "mend" in places:
         compiled["mend"] = compiled_units("mend", places["mend"], base, wanted.values())
     if "scoped" in chosen:
@@ -92,7 +96,8 @@ def main() -> None:
         units: dict[str, list[CompiledPatch]] = {
             method: [made[patch.name] for patch in wanted[size]] for method, made in compiled.items()
         }
-        for many in ways(units, layered, base, size, arguments.asked, arguments.seed, chosen):
+        patches = wanted[size]
+        for many in ways(patches, units, layered, base, arguments.asked, arguments.seed, chosen):
             started = time.perf_counter()
             with progress_bar(f"{many.way}, {size}") as progress:
                 report = evaluate(many.patch, runner, ("base", many.mode), SETTINGS, progress, passages=documents)
@@ -151,22 +156,22 @@ def compiled_units(
 
 
 def ways(
+    patches: Sequence[Patch],
     units: Mapping[str, Sequence[CompiledPatch]],
     layered: Mapping[str, Place],
     base: Base,
-    size: int,
     asked: int,
     seed: int,
     chosen: Sequence[str],
 ) -> Iterator[Many]:
-    """Every chosen way of having the same edits."""
-    rome = list(units["rome"])
-    joint = compose(rome, f"joint-{size}")
-    edits = tuple(edit for unit in rome for edit in unit.manifest.edits)
-    if "sum" in chosen:
-        summed = Delta.concatenate([unit.delta for unit in rome])
+    """Every chosen way of having the edits of all patches. units: method → the patches, compiled apart."""
+    edits = tuple(edit for patch in patches for edit in patch.edits)
+    size = len(edits)
+    joint = compose(list(units["rome"]), f"joint-{size}") if "rome" in units else None
+    if joint is not None and "sum" in chosen:
+        summed = Delta.concatenate([unit.delta for unit in units["rome"]])
         yield Many("sum", sampled(_with_delta(joint, summed), asked, seed), "weights")
-    if "joint" in chosen:
+    if joint is not None and "joint" in chosen:
         yield Many("joint", sampled(joint, asked, seed), "weights")
     for way, place in layered.items():
         compiled = compiled_together(way, Patch(name=f"{way.lower()}-{size}", edits=edits), place, base)
@@ -181,7 +186,7 @@ def ways(
     if "mend" in units:
         added = compose(list(units["mend"]), f"mend-{size}")
         yield Many("MEND", sampled(added, asked, seed), "weights")
-    if "IKE" in chosen:
+    if joint is not None and "IKE" in chosen:
         demonstrated = with_demonstrations(sampled(joint, asked, seed), Bank.from_records(atlas.bank()), base.tokenizer)
         yield Many("IKE", demonstrated, "ike")
 

@@ -5,6 +5,7 @@ EMMET (2403.14236) is MEMIT at a site of one layer: its weight w and its damping
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -133,13 +134,14 @@ def _report(
     corrected: Corrected,
     settings: MemitSettings,
 ) -> CompileReport:
-    """The report with every edit's health. Norms are those of the layer where they are greatest."""
-    shares, norms = [], []
+    """The report with every edit's health. An edit's norm is that of the layer where it is greatest."""
+    shares, norms, wholes = [], [], []
     for layer in layers:
         update = corrected.solutions[layer.module].update
         whole = float(linear_weight(find_module(base.model, layer.module)).detach().float().norm())
         shares.append(update.B.norm(dim=0) * update.A.norm(dim=1) / whole)  # [groups]
-        norms.append(update.norm() / whole)
+        norms.append(update.norm())
+        wholes.append(whole)
     steps = tuple(first + more for first, more in zip(trained.steps, corrected.steps.tolist(), strict=True))
     health = health_of(
         edits,
@@ -151,6 +153,6 @@ def _report(
     )
     return CompileReport(
         edits=tuple(line.judged(settings) for line in health),
-        norm=max(norms),
+        norm=math.hypot(*norms) / math.hypot(*wholes),
         interference=highest_interference(prepared.columns),
     )

@@ -17,7 +17,7 @@ class EditHealth(EditReport):
     Attributes:
         group: index of the edit's key group.
         denominator: k̄ᵀC⁻¹k̄ / d_in of the group's first column; the mean over ordinary text is 1.
-        norm: ‖ΔW of the edit's group‖ / ‖W‖, Frobenius.
+        norm: ‖ΔW of the edit's group‖ / ‖W‖, Frobenius; with several modules, of the one where it is greatest.
         steps: training steps of the group.
         trained: True if every trained row reached its margin.
         rows: number of checked contexts and forms.
