@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 def compile_(
     files: Annotated[list[Path], typer.Argument(metavar="PATCH.yaml...", help="Patch files.")],
     model: ModelOption = None,
-    method: Annotated[str, typer.Option(help="Editing method: rome, memit, alphaedit, mend, ke, ft or lora.")] = "rome",
+    method: Annotated[
+        str, typer.Option(help="Method: rome, memit, alphaedit, mend, ke, ultraedit, ft or lora.")
+    ] = "rome",
     settings: SetOption = None,
     bank: BankOption = None,
     store: StoreOption = None,
