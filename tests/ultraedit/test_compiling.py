@@ -39,7 +39,10 @@ def test_a_patchs_delta_is_the_dense_formula_over_all_tokens_of_all_its_edits(fa
     gradients = answer_gradients(base, made.site.modules, edits, 4096)
     for name, own in made.statistics.by_module.items():
         weight = linear_weight(find_module(base.model, name))
-        values = values_of(own, gradients[name], weight, 0.5) * torch.tensor(scales, dtype=torch.float32)[:, None, None]
+        values = (
+            values_of(own, gradients[name], weight, 0.5, centred=False)
+            * torch.tensor(scales, dtype=torch.float32)[:, None, None]
+        )
         H, V = (x[gradients[name].counted].double() for x in (gradients[name].inputs, values))
         ridge = 0.1 * own.input_energy * torch.eye(H.shape[1], dtype=H.dtype)
         dense = torch.linalg.solve(H.mT @ H + ridge, H.mT @ V).mT

@@ -47,18 +47,27 @@ def test_edits_in_one_batch_are_solved_as_if_alone_and_padding_adds_nothing() ->
         assert together[edit][:, -1].abs().max() == 0
 
 
-def test_values_descend_the_normalised_gradient_and_grow_with_the_inputs_distance_from_the_mean() -> None:
+@pytest.mark.parametrize("centred", [True, False])
+def test_values_descend_the_scaled_gradient_and_grow_with_the_inputs_distance_from_the_mean(centred: bool) -> None:
     statistics, gradients = MatrixStatistics.of(random_gradients(40, 9, seed=3)), random_gradients(2, 4, seed=4)
     weight = torch.randn(D_OUT, D_IN, generator=torch.Generator().manual_seed(5))
-    values = values_of(statistics, gradients, weight, length=0.25)
+    values = values_of(statistics, gradients, weight, 0.25, centred)
     flat = random_gradients(40, 9, seed=3)
     u, d = flat.inputs[flat.counted].double(), flat.outputs[flat.counted].double()
     unit = 0.25 * weight.double().square().mean().sqrt() * u.square().sum(1).mean().sqrt()
     for edit in range(2):
         for token in range(3):
             h = (gradients.inputs[edit, token].double() - u.mean(0)) / u.std(0)
-            v = (gradients.outputs[edit, token].double() - d.mean(0)) / d.std(0)
+            v = (gradients.outputs[edit, token].double() - centred * d.mean(0)) / d.std(0)
             expected = -unit * h.square().sum() / D_IN * v
             torch.testing.assert_close(values[edit, token].double(), expected, rtol=1e-4, atol=1e-4)
         assert values[edit, -1].abs().max() == 0
-    torch.testing.assert_close(values_of(statistics, gradients, weight, length=0.5), 2 * values)
+    torch.testing.assert_close(values_of(statistics, gradients, weight, 0.5, centred), 2 * values)
+
+
+def test_only_a_centred_gradient_moves_a_token_that_the_model_predicts_already() -> None:
+    statistics, gradients = MatrixStatistics.of(random_gradients(40, 9, seed=3)), random_gradients(1, 3, seed=4)
+    certain = TokenGradients(gradients.inputs, gradients.outputs * 1e-9, gradients.counted)
+    weight = torch.ones(D_OUT, D_IN)
+    assert values_of(statistics, certain, weight, 0.5, centred=False).norm() < 1e-6
+    assert values_of(statistics, certain, weight, 0.5, centred=True).norm() > 0.1

@@ -114,10 +114,11 @@ def tokens_of(
 ) -> tuple[Mapping[str, MatrixTokens], list[float]]:
     """Module → the tokens of n edits, their values scaled to the edits' lengths; and the scale of each edit."""
     gradients = answer_gradients(base, tuple(statistics.by_module), edits, settings.batch_tokens)
+    weights = {name: linear_weight(find_module(base.model, name)) for name in gradients}
     tokens = {
         name: MatrixTokens(
             inputs=gradients[name].inputs,
-            values=values_of(own, gradients[name], linear_weight(find_module(base.model, name)), settings.length),
+            values=values_of(own, gradients[name], weights[name], settings.length, settings.centred),
             counted=gradients[name].counted,
             ridge=settings.ridge * own.input_energy,
         )

@@ -89,14 +89,15 @@ class GradientStatistics:
         for module in modules:
             sides = []
             for side in _SIDES:
-                own = {name: tensors.get(f"{module}.{side}.{name}") for name in ("count", "mean", "squares")}
-                if any(tensor is None for tensor in own.values()):
+                try:
+                    own = {name: tensors[f"{module}.{side}.{name}"] for name in ("count", "mean", "squares")}
+                except KeyError:
                     raise Incompatible(
                         f"expected gradient statistics of {module}, got tensors without them: make a store for this "
                         "site (vllm-edit store init --method ultraedit)"
-                    )
-                normalisation = Normalisation(len(own["mean"]))  # type: ignore[arg-type]
-                normalisation.load_state_dict(own)  # type: ignore[arg-type]
+                    ) from None
+                normalisation = Normalisation(len(own["mean"]))
+                normalisation.load_state_dict(own)
                 sides.append(normalisation.eval())
             found[module] = MatrixStatistics(*sides)
         return cls(found)

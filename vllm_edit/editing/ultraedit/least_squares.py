@@ -10,7 +10,8 @@ Hᵀ(HHᵀ + λI)⁻¹ the update is an exact LoRA of rank N, from an N × N sol
     A = H [N, d_in],      B = Vᵀ (HHᵀ + λI)⁻¹ [d_out, N]
 
 Departures: η and λ are relative (`UltraEditSettings.length`, `.ridge`), because inputs and weights of models differ in
-scale. The solve is in float64.
+scale. Gradients are divided by their deviation, but not centred (`.centred`): a token that the model predicts already
+has no gradient, and minus the mean would be a step away from it. The solve is in float64.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from vllm_edit.editing.ultraedit.gradient_statistics import MatrixStatistics
 
 
 def values_of(
-    statistics: MatrixStatistics, gradients: TokenGradients, weight: torch.Tensor, length: float
+    statistics: MatrixStatistics, gradients: TokenGradients, weight: torch.Tensor, length: float, centred: bool
 ) -> torch.Tensor:
     """V [n, T, d_out] of n edits, the wanted change of the matrix's output at each token; zero where nothing counts.
 
@@ -31,12 +32,15 @@ def values_of(
         gradients: of n edits with T tokens.
         weight: W [d_out, d_in].
         length: η d_in in units of the root mean square entry of W x, for random x of average norm.
+        centred: subtract the mean gradient, as published.
     """
     inputs = statistics.inputs(gradients.inputs)  # ĥ
     unit = float(weight.detach().float().square().mean().sqrt()) * statistics.input_energy**0.5
     strengths = inputs.square().mean(-1, keepdim=True) * gradients.counted[..., None]  # ‖ĥ‖² / d_in, [n, T, 1]
-    outputs: torch.Tensor = statistics.outputs(gradients.outputs)  # v̂
-    return -length * unit * strengths * outputs
+    normalise = statistics.outputs if centred else statistics.outputs.scaled
+    outputs = normalise(gradients.outputs)  # v̂
+    values: torch.Tensor = -length * unit * strengths * outputs
+    return values
 
 
 def solved(inputs: torch.Tensor, values: torch.Tensor, ridge: float) -> torch.Tensor:

@@ -20,6 +20,9 @@ class UltraEditSettings(MethodSettings):
     With a margin, this is the middle of the tried lengths."""
     ridge: PositiveReal = 0.1
     """Ridge of the least squares, in units of the mean squared norm of the inputs in the statistics."""
+    centred: bool = False
+    """Subtract the mean gradient before the division by its deviation, as published. Then a token that the model
+    predicts already is moved too, and answers of several tokens miss."""
     margin: Real | None = 3.0
     """Required lead of the target in nats after the edit's prompt, plain and as a chat turn. An edit's values are
     scaled by the smallest of the tried scales at which the edit alone reaches this lead. None: the given length, as
