@@ -1,12 +1,12 @@
-"""Every method on the same single edits of atlas: base, ROME, MEND, KnowledgeEditor, fine-tuning, LoRA, IKE in a table.
+"""Every method on the same single edits of atlas, in a table: base, ROME, MEND, KE, UltraEdit, fine-tuning, LoRA, IKE.
 
     python -m benchmarks.methods [--count 200] [--seed 1] [--store runs/bench] [--network FOLDER] [--engine hf]
                                  [--only ROW …]
 
 The edits and the store are those of `benchmarks.edit_quality`. MEND and KnowledgeEditor edit the matrices of their
-networks, the shipped ones unless another is named; without one for these weights a row is left out. An edit that a
-method misses stays in the table, as the miss that it is. `--only` measures some rows and takes the others from the
-results.
+networks, the shipped ones unless another is named; without one for these weights a row is left out. UltraEdit has
+statistics of the sweep's edits. An edit that a method misses stays in the table, as the miss that it is. `--only`
+measures some rows and takes the others from the results.
 """
 
 from __future__ import annotations
@@ -53,6 +53,8 @@ ENTRIES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "MEND (own length)": ("mend", {"margin": None}),
     "KE": ("ke", {}),
     "KE (own length)": ("ke", {"margin": None}),
+    "UltraEdit": ("ultraedit", {}),
+    "UltraEdit (published)": ("ultraedit", {"margin": None, "centred": True}),
     "FT-M": ("ft", {}),
     "FT-M limited": ("ft", {"norm_limit": NORM_LIMIT}),
     "LoRA": ("lora", {}),
