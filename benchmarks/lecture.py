@@ -68,6 +68,7 @@ ROWS = (
     Row("AlphaEdit", "alphaedit", {}),
     Row("MEND", "mend", {}),
     Row("KnowledgeEditor", "ke", {}),
+    Row("UltraEdit", "ultraedit", {}),
     Row("FT-M", "ft", {}),
     Row("LoRA", "lora", {}),
 )

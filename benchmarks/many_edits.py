@@ -1,4 +1,4 @@
-"""Many edits of atlas at once: summed, solved jointly, over several layers, scoped to mentioned subjects, MEND and IKE.
+"""Many edits of atlas at once: summed, solved jointly, over several layers, scoped to subjects, by other methods.
 
     python -m benchmarks.many_edits [--sizes 1,10,100,300,1000] [--asked 100] [--store runs/bench] [--network FOLDER]
         [--ways joint,MEMIT,…] [--section many_edits]
@@ -11,6 +11,7 @@ joint      all edits solved together, as `vllm-edit compose` does, in one adapte
 MEMIT      all edits compiled together over the site's layer and the two below it
 EMMET      the same at the site's layer alone
 AlphaEdit  as MEMIT, in the null space of the second moments
+UltraEdit  all edits solved together, over the down projections of the last layers
 scoped     each prompt gets the edits of the subjects that it mentions (`scope: subject`)
 MEND       the single subjects' deltas, added
 IKE        each prompt is preceded by the mentioned facts and demonstrations; no weights are touched
@@ -36,6 +37,7 @@ from benchmarks.common.report_rows import NAMES, SETTINGS, cells, row
 from benchmarks.common.results_page import FOLDER, machine, write_section
 from vllm_edit import atlas
 from vllm_edit.artefacts.compiled import CompiledPatch
+from vllm_edit.artefacts.site import LEGAL_RANKS
 from vllm_edit.atlas.training_documents import held_out_texts
 from vllm_edit.cli.output import progress_bar
 from vllm_edit.composition.compose import compose
@@ -55,7 +57,9 @@ DOCUMENTS_SEED = 2
 """Neither training's nor that of the documents that C is measured on."""
 LAYERED = {"MEMIT": ("memit", 3), "EMMET": ("memit", 1), "AlphaEdit": ("alphaedit", 3)}
 """Way → its method and number of layers."""
-WAYS = ("sum", "joint", *LAYERED, "scoped", "MEND", "IKE")
+TOGETHER = {way: method for way, (method, _) in LAYERED.items()} | {"UltraEdit": "ultraedit"}
+"""Way → the method that compiles all edits in one patch."""
+WAYS = ("sum", "joint", *TOGETHER, "scoped", "MEND", "IKE")
 OF_UNITS = {"sum", "joint", "IKE"}
 """Ways that are made of r-ROME's patches of single subjects."""
 PLOTTED = ("reliability", "paraphrase trained", "locality", "locality_subject", "unrelated", "drift")
@@ -87,9 +91,13 @@ def main() -> None:
         compiled["mend"] = compiled_units("mend", places["mend"], base, wanted.values())
     if "scoped" in chosen:
         compiled["scoped"] = compiled_units("rome", places["rome"], base, wanted.values(), "subject")
-    layered = {
+    together = {
         way: over_layers_of(places["rome"], base, LAYERED[way][1], max(sizes)) for way in chosen if way in LAYERED
     }
+    if "UltraEdit" in chosen:
+        place = places["ultraedit"]
+        room = place.site.model_copy(update={"max_rank": LEGAL_RANKS[-1]})
+        together["UltraEdit"] = replace(place, site=room)
     documents = held_out_texts(arguments.documents, DOCUMENTS_SEED)
     rows: list[dict[str, Any]] = []
     for size in sizes:
@@ -97,7 +105,7 @@ def main() -> None:
             method: [made[patch.name] for patch in wanted[size]] for method, made in compiled.items()
         }
         patches = wanted[size]
-        for many in ways(patches, units, layered, base, arguments.asked, arguments.seed, chosen):
+        for many in ways(patches, units, together, base, arguments.asked, arguments.seed, chosen):
             started = time.perf_counter()
             with progress_bar(f"{many.way}, {size}") as progress:
                 report = evaluate(many.patch, runner, ("base", many.mode), SETTINGS, progress, passages=documents)
@@ -158,7 +166,7 @@ def compiled_units(
 def ways(
     patches: Sequence[Patch],
     units: Mapping[str, Sequence[CompiledPatch]],
-    layered: Mapping[str, Place],
+    together: Mapping[str, Place],
     base: Base,
     asked: int,
     seed: int,
@@ -173,7 +181,7 @@ def ways(
         yield Many("sum", sampled(_with_delta(joint, summed), asked, seed), "weights")
     if joint is not None and "joint" in chosen:
         yield Many("joint", sampled(joint, asked, seed), "weights")
-    for way, place in layered.items():
+    for way, place in together.items():
         compiled = compiled_together(way, Patch(name=f"{way.lower()}-{size}", edits=edits), place, base)
         yield Many(way, sampled(compiled, asked, seed), "weights")
     if "scoped" in units:
@@ -198,7 +206,7 @@ def compiled_together(way: str, patch: Patch, place: Place, base: Base) -> Compi
         compiled = compile_patch(
             patch,
             base,
-            LAYERED[way][0],
+            TOGETHER[way],
             site=place.site,
             site_tensors=place.site_tensors,
             settings={"on_missed": "report"},

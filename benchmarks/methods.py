@@ -1,12 +1,12 @@
-"""Every method on the same single edits of atlas: base, ROME, MEND, KnowledgeEditor, fine-tuning, LoRA, IKE in a table.
+"""Every method on the same single edits of atlas, in a table: base, ROME, MEND, KE, UltraEdit, fine-tuning, LoRA, IKE.
 
     python -m benchmarks.methods [--count 200] [--seed 1] [--store runs/bench] [--network FOLDER] [--engine hf]
                                  [--only ROW …]
 
 The edits and the store are those of `benchmarks.edit_quality`. MEND and KnowledgeEditor edit the matrices of their
-networks, the shipped ones unless another is named; without one for these weights a row is left out. An edit that a
-method misses stays in the table, as the miss that it is. `--only` measures some rows and takes the others from the
-results.
+networks, the shipped ones unless another is named; without one for these weights a row is left out. UltraEdit has
+statistics of the sweep's edits. An edit that a method misses stays in the table, as the miss that it is. `--only`
+measures some rows and takes the others from the results.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 
-from benchmarks.common.atlas_edits import Place, open_places, single_patches
+from benchmarks.common.atlas_edits import Place, open_places, over_layers_of, single_patches
 from benchmarks.common.caching_runner import CachingRunner
 from benchmarks.common.report_rows import COLUMNS, NAMES, SETTINGS, cells, row
 from benchmarks.common.results_page import FOLDER, machine, write_marked, write_section
@@ -34,7 +34,7 @@ from vllm_edit import atlas
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.cli.output import progress_bar
 from vllm_edit.deltas import peft
-from vllm_edit.editing.compile import METHODS, compile_separately
+from vllm_edit.editing.compile import METHODS, compile_patch, compile_separately
 from vllm_edit.evaluation.evaluate import evaluate
 from vllm_edit.evaluation.report import Mode, Report
 from vllm_edit.evaluation.runners.hf import HFRunner
@@ -43,21 +43,10 @@ from vllm_edit.evaluation.runners.vllm import VLLMRunner
 from vllm_edit.ike.bank import Bank
 from vllm_edit.ike.demonstrations import with_demonstrations
 from vllm_edit.models.base import Base
-from vllm_edit.patch import Patch
+from vllm_edit.patch import Patch, Scope
 
 NORM_LIMIT = 0.3
 """The least of 0.05, 0.1, 0.2 and 0.3 at which all of atlas's sweep edits, which are never judged, were learnt."""
-ENTRIES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
-    "ROME": ("rome", {}),
-    "MEND": ("mend", {}),
-    "MEND (own length)": ("mend", {"margin": None}),
-    "KE": ("ke", {}),
-    "KE (own length)": ("ke", {"margin": None}),
-    "FT-M": ("ft", {}),
-    "FT-M limited": ("ft", {"norm_limit": NORM_LIMIT}),
-    "LoRA": ("lora", {}),
-}
-"""Row of the table → (method, settings)."""
 SHOWN = {
     "reliability": "reliability",
     "paraphrase trained": "paraphrase, trained forms",
@@ -98,6 +87,54 @@ class Compiled:
 
 
 @dataclass(frozen=True)
+class Entry:
+    """A row of the table: a method with its settings, over some layers of the store's site or at the method's own."""
+
+    method: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    layers: int | None = None
+    scope: Scope = "all"
+
+    def compiled(self, patches: Sequence[Patch], place: Place, base: Base, title: str) -> Compiled:
+        """Every patch by the method at its place, missed edits reported and kept."""
+        started, settings = time.perf_counter(), {**self.settings, "on_missed": "report"}
+        site, tensors = place.site, place.site_tensors
+        with progress_bar(title) as progress:
+            if self.scope == "all":
+                edits = compile_separately(
+                    patches, base, self.method, site=site, site_tensors=tensors, settings=settings, progress=progress
+                )
+            else:
+                edits = list[CompiledPatch]()
+                for patch in patches:
+                    scoped = patch.model_copy(update={"scope": self.scope})
+                    edits.append(
+                        compile_patch(scoped, base, self.method, site=site, site_tensors=tensors, settings=settings)
+                    )
+                    progress("compiling", len(edits), len(patches))
+        batched = self.scope == "all" and METHODS[self.method].compile_each is not None
+        return Compiled(edits, time.perf_counter() - started, batched)
+
+
+ENTRIES: Mapping[str, Entry] = {
+    "ROME": Entry("rome"),
+    "ROME, scope subject": Entry("rome", scope="subject"),
+    "MEMIT": Entry("memit", layers=3),
+    "AlphaEdit": Entry("alphaedit", layers=3),
+    "MEND": Entry("mend"),
+    "MEND (own length)": Entry("mend", {"margin": None}),
+    "KE": Entry("ke"),
+    "KE (own length)": Entry("ke", {"margin": None}),
+    "UltraEdit": Entry("ultraedit"),
+    "UltraEdit (published)": Entry("ultraedit", {"margin": None, "centred": True}),
+    "FT-M": Entry("ft"),
+    "FT-M limited": Entry("ft", {"norm_limit": NORM_LIMIT}),
+    "LoRA": Entry("lora"),
+}
+"""Row of the table → its method."""
+
+
+@dataclass(frozen=True)
 class Costs:
     """What an edit costs: seconds to compile, bytes of its adapter, its rank, prompt tokens added to an answer."""
 
@@ -116,11 +153,12 @@ def main() -> None:
     places = open_places(arguments.store, arguments.network, base, console)
     asker = HFRunner(base.model, base.tokenizer)
     patches = single_patches(asker, arguments.count, arguments.seed)
-    compiled = {
-        name: compiled_by(method, settings, places[method], base, patches, name)
-        for name, (method, settings) in ENTRIES.items()
-        if method in places and name in (arguments.only or ENTRIES)
-    }
+    compiled: dict[str, Compiled] = {}
+    for name, entry in ENTRIES.items():
+        if entry.method in places and name in (arguments.only or ENTRIES):
+            if entry.layers is not None:
+                places[entry.method] = over_layers_of(places["rome"], base, entry.layers, places["rome"].site.max_rank)
+            compiled[name] = entry.compiled(patches, places[entry.method], base, name)
     rows: dict[str, dict[str, Any]] = {}
     with _runner(arguments.engine, asker, base, places.values(), compiled.values()) as runner:
         for name, patch in compiled.items():
@@ -180,24 +218,6 @@ def _in_prompts(edits: Sequence[CompiledPatch], base: Base, runner: Runner) -> d
     with progress_bar("IKE") as progress:
         report = evaluate(demonstrated, runner, ("ike",), SETTINGS, progress)
     return row(report, "ike") | {"costs": asdict(Costs(seconds, tokens=_tokens(report, "ike")))}
-
-
-def compiled_by(
-    method: str, settings: Mapping[str, Any], place: Place, base: Base, patches: Sequence[Patch], title: str
-) -> Compiled:
-    """Every patch by the method at its place, missed edits reported and kept."""
-    started = time.perf_counter()
-    with progress_bar(title) as progress:
-        edits = compile_separately(
-            patches,
-            base,
-            method,
-            site=place.site,
-            site_tensors=place.site_tensors,
-            settings={**settings, "on_missed": "report"},
-            progress=progress,
-        )
-    return Compiled(edits, time.perf_counter() - started, METHODS[method].compile_each is not None)
 
 
 def table(data: Mapping[str, Any], link: str) -> str:

@@ -16,6 +16,7 @@ from vllm_edit.editing.network_files import load, network_site
 from vllm_edit.editing.second_moment import SecondMoment
 from vllm_edit.editing.site.sites import MadeSite, over_layers
 from vllm_edit.editing.site_tensors import SiteTensors
+from vllm_edit.editing.ultraedit.gradient_site import gradient_site
 from vllm_edit.errors import Incompatible, NotFound
 from vllm_edit.evaluation.judging import gives
 from vllm_edit.evaluation.runners.runner import Request, Runner
@@ -86,14 +87,16 @@ def _has_others(facts: Facts, fact: Fact) -> bool:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a method edits, and what belongs to that site: second moment or network."""
+    """Where a method edits, and what belongs to that site: second moment, network or statistics."""
 
     site: Site
     site_tensors: SiteTensors
 
 
 def open_places(folder: Path, network: Path | None, base: Base, console: Console) -> dict[str, Place]:
-    """Method → its place: the store's in `folder`, and for a method with a network the shipped network's.
+    """Method → its place: the store's in `folder`, for a method with a network the shipped network's.
+
+    The place of UltraEdit has statistics of the edits that chose the store's site.
 
     `network` is the folder of another network, in place of the shipped one of its method. Without a network for this
     base a method is left out, with a line that says so.
@@ -108,7 +111,8 @@ def open_places(folder: Path, network: Path | None, base: Base, console: Console
             places[method] = Place(network_site(base, trained, card), trained)
         except (NotFound, Incompatible) as error:
             console.print(f"{method} is left out: {error}")
-    return places
+    statistics = gradient_site(base, atlas.sweep_edits())
+    return places | {"ultraedit": Place(statistics.site, statistics.statistics)}
 
 
 def over_layers_of(place: Place, base: Base, depth: int, rank: int) -> Place:

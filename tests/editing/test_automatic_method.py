@@ -8,6 +8,7 @@ from tests.editing.examples import bench
 from tests.knowledge_editor.tiny_editor import editor_for
 from tests.memit.examples import layered
 from tests.mend.tiny_training import tiny_base
+from tests.ultraedit.tiny_statistics import made_for
 from vllm_edit.editing.compile import METHODS, compile_patch, method_at
 from vllm_edit.editing.mend.network import MendNetwork
 from vllm_edit.editing.site_tensors import SiteTensors
@@ -22,10 +23,11 @@ def tensors() -> dict[str, SiteTensors]:
         "memit": layered().moments,
         "ke": network,
         "mend": MendNetwork(network.shapes, rank=2),
+        "ultraedit": made_for(tiny_base()).statistics,
     }
 
 
-@pytest.mark.parametrize("method", ["rome", "memit", "ke", "mend"])
+@pytest.mark.parametrize("method", ["rome", "memit", "ke", "mend", "ultraedit"])
 def test_auto_is_the_method_whose_tensors_the_site_has(method: str) -> None:
     assert method_at("auto", tensors()[method]) == method
     assert method_at("ft", tensors()[method]) == "ft", "a method that is named stays"

@@ -109,5 +109,5 @@ def test_a_patch_that_cannot_be_compiled_is_refused_with_the_reason(llama: Bench
         compile_patch(patch, llama.base, site=llama.site)
     with pytest.raises(Incompatible, match="the site was made for base"):
         compile_patch(patch, bench("qwen2").base, site=llama.site, site_tensors=llama.moment)
-    with pytest.raises(EditError, match="the second moment has digest"):
+    with pytest.raises(EditError, match="expected the second moment with digest"):
         compile_patch(patch, llama.base, site=llama.site, site_tensors=llama.moment.with_ridge(0.5))

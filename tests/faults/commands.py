@@ -43,6 +43,7 @@ COMMANDS = (
     "--seed {number}",
     "store init --model {model} --method mend --network {network} --texts {texts} --store {new}",
     "store init --model {model} --method ke --network {editor} --texts {texts} --store {new}",
+    "store init --model {model} --method ultraedit --edits {sweep} --texts {texts} --store {new}",
     "store passages --texts {texts} --store {bare}",
     "store keep-settings --store {store}",
     "store keep-settings --model {model} --store {store} --json",

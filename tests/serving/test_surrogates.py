@@ -9,8 +9,9 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.faults.asgi import Sent, send
 from tests.serving import places
-from tests.serving.without_engine import Place, run
+from tests.serving.without_engine import Place, run, shared_app
 from vllm_edit.serving.server_settings import Settings
 
 ROUTES = ("/v1/completions", "/v1/chat/completions", "/v1/responses")
@@ -111,3 +112,11 @@ def test_half_a_pair_spelled_only_in_a_tools_result_is_text_to_the_model(place: 
     assert reply.status_code == 200
     assert answer.subjects == ("France",)
     assert place.service.store.registry.answers.find(answer.id).status == 200
+
+
+@pytest.mark.parametrize("path", ["/v1/edits/answers/\ud83d/", "/v1/edits/tenants/\udc00", "/\ud83d"])
+def test_a_path_with_half_a_pair_is_refused_like_a_body(place: Place, path: str) -> None:
+    """A trailing slash would be redirected, and no header can hold such an address."""
+    reply = run(send(shared_app(place.holder), Sent("GET", path, (), b"")))
+    assert reply.status == 400
+    assert "'path' has half of a surrogate pair" in json.loads(reply.content)["error"]["message"]

@@ -76,7 +76,7 @@ def test_site_and_moment_come_back_and_another_site_is_refused(store: Store) -> 
 
 
 def test_creating_refuses_a_moment_that_is_not_the_sites(tmp_path: Path) -> None:
-    with pytest.raises(EditError, match="second moment has digest"):
+    with pytest.raises(EditError, match="expected the second moment with digest"):
         Store.create(tmp_path / "s", site(), {"matrix": torch.eye(12)})
     with pytest.raises(NotFound, match="store init"):
         Store.open(tmp_path / "s")

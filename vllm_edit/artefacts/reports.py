@@ -72,8 +72,8 @@ class CompileReport(_Report):
         steps: training steps of a baseline.
         loss: loss of a baseline after its last step, in nats per token; None if it made no step.
         energy_kept: share of ‖ΔW‖² that remains after truncation to the site's rank, in [0, 1].
-        scales: for each edit, the factor of its update by the line search (MEND, KnowledgeEditor).
-        rank: rank before truncation (MEND, KnowledgeEditor).
+        scales: for each edit, the factor of its update by the line search (MEND, KnowledgeEditor, UltraEdit).
+        rank: rank before truncation (MEND, KnowledgeEditor, UltraEdit).
         seconds: duration of compiling.
     """
 

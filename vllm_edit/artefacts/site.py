@@ -15,6 +15,7 @@ from vllm_edit.frozen import Frozen
 from vllm_edit.text.thinking import Thinking
 
 Token = Literal["subject_last", "last"]
+TensorKind = Literal["second moment", "network", "gradient statistics"]
 LEGAL_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM's MaxLoRARanks (vllm/config/lora.py)
 
 _VOLATILE_CONFIG_KEYS = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache")
@@ -129,18 +130,19 @@ class Site(Frozen):
     """Where edits apply: fixed once per store by `vllm-edit store init`. Patches of one site compose.
 
     A closed-form site is one module at one token, with the solver's inputs; for MEMIT it is the modules of several
-    layers, of one shape. A site with a hypernetwork is the matrices that the network edits, at every token, without
-    these inputs.
+    layers, of one shape. A site with a hypernetwork, or with gradient statistics (UltraEdit), is several matrices at
+    every token, without these inputs.
     """
 
     base: Fingerprint
     model: str = Field(description="the user's name: 'atlas', a folder or a hub id; informative, not identity")
     modules: tuple[str, ...] = Field(min_length=1, description="module names, e.g. model.layers.6.mlp.down_proj")
     layer: int = Field(description="the first edited layer")
-    network: str | None = Field(None, description="digest of the hypernetwork's tensors; None for a closed-form site")
+    network: str | None = Field(None, description="digest of the hypernetwork's tensors; None for other sites")
     network_method: str | None = Field(
         None, description="the method of the hypernetwork; None for MEND, as in older sites, and for a closed-form site"
     )
+    statistics: str | None = Field(None, description="digest of the gradient statistics; None for other sites")
     token: Token = "last"
     d_in: int = 0
     d_out: int = 0
@@ -168,12 +170,15 @@ class Site(Frozen):
 
     @model_validator(mode="after")
     def _is_of_one_kind(self) -> Site:
-        """Require either all inputs of a closed-form solver, or a network and none of them."""
+        """Require either all inputs of a closed-form solver, or a network or statistics and none of them."""
         needed = ("d_in", "d_out", "contexts", "second_moment", "second_moment_count", "residual_scale")
-        if self.network is None and (missing := [name for name in needed if not getattr(self, name)]):
+        if self.network is not None and self.statistics is not None:
+            raise ValueError("a site has a network or gradient statistics, not both")
+        closed = self.tensor_kind == "second moment"
+        if closed and (missing := [name for name in needed if not getattr(self, name)]):
             raise ValueError(f"a closed-form site needs {', '.join(missing)}")
-        if self.network is not None and (extra := [name for name in needed if getattr(self, name)]):
-            raise ValueError(f"a site with a network has no {', '.join(extra)}")
+        if not closed and (extra := [name for name in needed if getattr(self, name)]):
+            raise ValueError(f"a site of kind {self.tensor_kind!r} has no {', '.join(extra)}")
         return self
 
     def base_problems(self, base: Fingerprint) -> list[str]:
@@ -181,9 +186,16 @@ class Site(Frozen):
         return self.base.problems(base)
 
     @property
+    def tensor_kind(self) -> TensorKind:
+        """The kind of the site's tensors."""
+        if self.statistics is not None:
+            return "gradient statistics"
+        return "second moment" if self.network is None else "network"
+
+    @property
     def tensors_digest(self) -> str:
-        """Digest of the site's second moment or network."""
-        return self.second_moment if self.network is None else self.network
+        """Digest of the site's second moment, network or gradient statistics."""
+        return self.statistics or self.network or self.second_moment
 
     @property
     def module(self) -> str:
@@ -196,7 +208,9 @@ class Site(Frozen):
     def digest(self) -> str:
         # Fields that are newer than a site must not change its digest.
         left_out = {"model", "slots"} | {
-            name for name in ("network", "network_method", "margin", "thinking") if getattr(self, name) is None
+            name
+            for name in ("network", "network_method", "statistics", "margin", "thinking")
+            if getattr(self, name) is None
         }
         fields = self.model_dump(mode="json", exclude=left_out)
         return digest_json(fields | {"base": self.base.model_dump(exclude_none=True)})

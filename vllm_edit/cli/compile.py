@@ -22,7 +22,8 @@ def compile_(
     files: Annotated[list[Path], typer.Argument(metavar="PATCH.yaml...", help="Patch files.")],
     model: ModelOption = None,
     method: Annotated[
-        str, typer.Option(help="Editing method: rome, memit, alphaedit, mend, ke, ft or lora; auto: the store's.")
+        str,
+        typer.Option(help="Method: rome, memit, alphaedit, mend, ke, ultraedit, ft or lora; auto: the store's."),
     ] = "rome",
     settings: SetOption = None,
     bank: BankOption = None,

@@ -58,14 +58,17 @@ def init(
     slots: Annotated[int, typer.Option(min=1, help="Maximum number of patches in one batch of the engine.")] = 16,
     texts: TextsOption = None,
     edits: Annotated[
-        Path | None, typer.Option(help="Patch file with edits for auto; default: edits of facts that the model knows.")
+        Path | None,
+        typer.Option(
+            help="Patch file with edits for auto and for ultraedit; default: edits of facts that the model knows."
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(parser=seed_of, metavar="N", help="Seed of contexts and tried edits.")] = 0,
     method: Annotated[
-        Literal["rome", "memit", "mend", "ke"],
+        Literal["rome", "memit", "mend", "ke", "ultraedit"],
         typer.Option(
             help="rome: one module, for rome, ft and lora. memit: modules of several layers, for memit and alphaedit. "
-            "mend, ke: the matrices that a hypernetwork edits."
+            "mend, ke: the matrices that a hypernetwork edits. ultraedit: down projections of the last three layers."
         ),
     ] = "rome",
     network: Annotated[Path | None, typer.Option(help="Folder of the network; atlas has its own.")] = None,
@@ -81,6 +84,9 @@ def init(
             raise typer.BadParameter(f"the site of {method} is what its network was trained for", param_hint=option)
         _init_network(model, method, network, texts, rank, slots, store, json)
         return
+    if method == "ultraedit":
+        for option in (name for name, value in {"--layer": layer, "--token": token}.items() if value is not None):
+            raise typer.BadParameter("the site of ultraedit is at every token of the last layers", param_hint=option)
     if network is not None:
         raise typer.BadParameter("only a store for mend or ke has a network: add --method", param_hint="--network")
     from vllm_edit.cli.model_inputs import given_edits, given_text
@@ -88,8 +94,18 @@ def init(
     started = time.perf_counter()
     text, tried = given_text(model, texts, seed), given_edits(model, edits, seed)
     base = _servable(model)
+    from vllm_edit.release.statistics_store import create_statistics_store
     from vllm_edit.release.swept_store import create_store
 
+    if method == "ultraedit":
+        passages = [] if text is None else text[0]
+        with progress_bar("store init") as progress:
+            opened = create_statistics_store(
+                store, base, edits=tried, passages=passages, max_rank=rank, slots=slots, seed=seed, progress=progress
+            )
+        fields = _site(opened, opened.site()) | {"seconds": round(time.perf_counter() - started, 3)}
+        print_json(fields) if json else print_fields(fields)
+        return
     with progress_bar("store init") as progress:
         created = create_store(
             store,
@@ -273,6 +289,8 @@ def _site(store: Store, site: Site) -> dict[str, object]:
         fields |= {"thinking": site.thinking}
     if site.network is not None:
         return fields | {"network": site.network}
+    if site.statistics is not None:
+        return fields | {"statistics": site.statistics}
     return fields | {
         "token": site.token,
         "damping": site.damping,

@@ -27,6 +27,9 @@ from vllm_edit.editing.rome_settings import RomeSettings
 from vllm_edit.editing.second_moment import SecondMoment
 from vllm_edit.editing.second_moments import SecondMoments
 from vllm_edit.editing.site_tensors import SiteTensors, site_tensors_of
+from vllm_edit.editing.ultraedit import edits as ultraedit
+from vllm_edit.editing.ultraedit.gradient_statistics import GradientStatistics
+from vllm_edit.editing.ultraedit.ultraedit_settings import UltraEditSettings
 from vllm_edit.errors import EditError, Incompatible, UnsafeEdit
 from vllm_edit.json_value import JSONValue
 from vllm_edit.models.base import Base, unchanged
@@ -46,6 +49,7 @@ METHODS: Mapping[str, Method[Any]] = MappingProxyType(
         "ke": Method(
             KnowledgeEditorSettings, hypernetworks.compile_edits, hypernetworks.compile_each, (KnowledgeEditor,)
         ),
+        "ultraedit": Method(UltraEditSettings, ultraedit.compile_edits, ultraedit.compile_each, (GradientStatistics,)),
         "ft": Method(finetune.FinetuneSettings, finetune.compile_edits),
         "lora": Method(lora.LoraSettings, lora.compile_edits),
     }
@@ -79,10 +83,11 @@ def compile_patch(
         patch: the edits, declared.
         model: a loaded base, or the name of a model for `Base.load`.
         method: `rome` (closed form), `memit` or `alphaedit` (closed form over layers), `mend` or `ke` (hypernetwork),
-            `ft` or `lora` (fine-tuning); `auto` for the method that the site was made for.
-        store: the store whose site and second moment or hypernetwork are read, if they are not given.
+            `ultraedit` (least squares on gradients), `ft` or `lora` (fine-tuning); `auto` for the method that the site
+            was made for.
+        store: the store whose site and site tensors are read, if they are not given.
         site: where the edits apply.
-        site_tensors: the site's second moment, or its hypernetwork.
+        site_tensors: the site's second moment, hypernetwork or gradient statistics.
         settings: the method's settings, or plain values for them.
         progress: called with (step, completed units, total units).
 
@@ -130,7 +135,8 @@ def compile_separately(
     settings: MethodSettings | Mapping[str, JSONValue] | None = None,
     progress: Progress | None = None,
 ) -> list[CompiledPatch]:
-    """Compile the patches independently, in one batch if the method supports it (r-ROME, MEND, KnowledgeEditor).
+    """Compile the patches independently, in one batch if the method supports it (r-ROME, MEND, KnowledgeEditor,
+    UltraEdit).
 
     The model is bit-identical afterwards, even after an exception (asserted).
 
@@ -242,10 +248,14 @@ def _site_and_tensors(store: Store | None, site: Site | None, tensors: SiteTenso
         site = site or store.site()
         tensors = tensors or site_tensors_of(site, store.site_tensors())
     if site is None or tensors is None:
-        raise EditError("compile_patch needs a store, or a site together with its second moment or network")
+        raise EditError(
+            "compile_patch needs a store, or a site together with its second moment, network or gradient statistics"
+        )
     if tensors.digest != site.tensors_digest:
-        kind = "second moment" if site.network is None else "network"
-        raise EditError(f"the {kind} has digest {tensors.digest}, the site was made with {site.tensors_digest}")
+        raise EditError(
+            f"expected the {site.tensor_kind} with digest {site.tensors_digest}, which the site names, got "
+            f"{tensors.digest}"
+        )
     return site, tensors
 
 

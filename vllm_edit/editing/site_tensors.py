@@ -1,4 +1,4 @@
-"""The tensors of a site that compiling needs: its second moments, or its hypernetwork."""
+"""The tensors of a site that compiling needs: second moments, hypernetwork or gradient statistics."""
 
 from __future__ import annotations
 
@@ -12,16 +12,19 @@ from vllm_edit.editing.hypernetworks.hypernetwork import Hypernetwork
 from vllm_edit.editing.network_methods import OLDEST, network_method
 from vllm_edit.editing.second_moment import SecondMoment
 from vllm_edit.editing.second_moments import SecondMoments
+from vllm_edit.editing.ultraedit.gradient_statistics import GradientStatistics
 
-SiteTensors = SecondMoment | SecondMoments | Hypernetwork[Any]
+SiteTensors = SecondMoment | SecondMoments | Hypernetwork[Any] | GradientStatistics
 
 
 def site_tensors_of(site: Site, tensors: Mapping[str, torch.Tensor]) -> SiteTensors:
-    """The second moments of a closed-form site, or the network of another site, from the tensors in the store.
+    """The second moments, network or gradient statistics of a site, from the tensors in the store.
 
     Raises:
         Incompatible: the tensors are not those of the site's method.
     """
+    if site.statistics is not None:
+        return GradientStatistics.from_tensors(site.modules, tensors)
     if site.network is None and len(site.modules) == 1:
         return SecondMoment.from_tensors(dict(tensors))
     if site.network is None:

@@ -41,7 +41,7 @@ class Compiler:
     Attributes:
         base: the model.
         site: where the edits go.
-        tensors: the site's second moment or network.
+        tensors: the site's second moment, network or gradient statistics.
         method: the method's name.
         settings: settings of the method by name; its defaults for the others.
         progress: called with (step, completed units, total units).

@@ -111,7 +111,10 @@ class Pipeline:
 
     @cached_property
     def site_tensors(self) -> SiteTensors:
-        """The site's second moment (hundreds of megabytes for a large model) or network; not needed to judge."""
+        """The site's second moment (hundreds of megabytes for a large model), network or gradient statistics.
+
+        Judging does not need them.
+        """
         return site_tensors_of(self.site, self.store.site_tensors())
 
     @cached_property
@@ -134,7 +137,8 @@ class Pipeline:
         Args:
             patch: the edits, declared.
             method: `rome` (closed form), `memit` or `alphaedit` (closed form over layers), `mend` or `ke`
-                (hypernetwork), `ft` or `lora` (fine-tuning); `auto` for the method that the store was made for.
+                (hypernetwork), `ultraedit` (least squares on gradients), `ft` or `lora` (fine-tuning); `auto` for the
+                method that the store was made for.
             settings: settings of the method by name; its defaults for the others.
             progress: called with (step, completed units, total units).
             clock: the time in seconds.

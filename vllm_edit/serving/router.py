@@ -31,7 +31,7 @@ from vllm_edit.serving.messages import FOREIGN, Sender, nothing, peer_of, read_b
 from vllm_edit.serving.model_field import Asking
 from vllm_edit.serving.prepare import LONG, logged_prompt, ready
 from vllm_edit.serving.service import Holder, Service
-from vllm_edit.serving.surrogates import refuse_unpaired_surrogates
+from vllm_edit.serving.surrogates import check, refuse_unpaired_surrogates
 from vllm_edit.serving.usage import Usage
 
 logger = logging.getLogger(__name__)
@@ -83,6 +83,7 @@ class Router:
             if (method, path) in UNASKED:
                 await self.app(without(scope, FOREIGN), receive, send)
                 return
+            check(path, "path")
             asking = _asking(service, scope, headers)
             in_full = asking.caller.tenant is None  # an administrator, or anyone on a server without keys
             if path in INFERENCE and method == "POST":

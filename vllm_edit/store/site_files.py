@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from vllm_edit.artefacts.site import Site
+from vllm_edit.artefacts.site import Site, TensorKind
 from vllm_edit.digest import intact_content, with_digest
 from vllm_edit.errors import Corrupt, EditError
 from vllm_edit.files import Files
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     import torch
 
 SITE = "site.json"
+_FOLDERS: Mapping[TensorKind, str] = MappingProxyType(
+    {"second moment": "moments", "network": "networks", "gradient statistics": "statistics"}
+)
 
 
 def write_site(files: Files, site: Site) -> None:
@@ -41,23 +45,25 @@ def read_site(files: Files) -> Site:
 
 
 def check_tensors(site: Site, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Raise `EditError` unless the tensors have the digest that the site names: its second moment's or network's."""
+    """Raise `EditError` unless the tensors have the digest that the site names."""
     from vllm_edit.digest import digest_tensors
 
     if digest_tensors(tensors) != site.tensors_digest:
-        what = "second moment" if site.network is None else "network"
-        raise EditError(f"the {what} has digest {digest_tensors(tensors)}, the site {site.tensors_digest}")
+        raise EditError(
+            f"expected the {site.tensor_kind} with digest {site.tensors_digest}, which the site names, got "
+            f"{digest_tensors(tensors)}"
+        )
 
 
 def write_tensors(files: Files, site: Site, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write the site's second moment or network."""
+    """Write the site's second moment, network or gradient statistics."""
     from vllm_edit.artefacts.folder import pack_tensors
 
     files.write(_path(site), pack_tensors(tensors))
 
 
 def read_tensors(files: Files, site: Site) -> dict[str, torch.Tensor]:
-    """Read the site's second moment or network.
+    """Read the site's second moment, network or gradient statistics.
 
     Raises:
         Corrupt: the file is missing, or does not match the digest that the site names.
@@ -72,4 +78,4 @@ def read_tensors(files: Files, site: Site) -> dict[str, torch.Tensor]:
 
 
 def _path(site: Site) -> str:
-    return f"{'moments' if site.network is None else 'networks'}/{site.tensors_digest}.safetensors"
+    return f"{_FOLDERS[site.tensor_kind]}/{site.tensors_digest}.safetensors"

@@ -1,7 +1,7 @@
 """The store: one site, its compiled patches as immutable files, and the registry of tenants and publications.
 
 site.json                      the site, with its digest
-moments/<digest>.safetensors   its second moment, or networks/<digest>.safetensors for a site with a hypernetwork
+moments/<digest>.safetensors   its second moment; of other sites networks/… or statistics/…
 passages.json                  ordinary text for the gates (`gate_texts`), optional
 texts.json, pool.json, …       the base's own text, the facts that it knows, the sweep's measurements (`documents`)
 patches/<patch>@<digest>/      one compiled patch each (`artefacts.folder`)
@@ -87,7 +87,7 @@ class Store:
         Args:
             url: Folder or fsspec URL; None for the default.
             site: The store's site.
-            tensors: The site's second moment or network, by tensor name.
+            tensors: The site's second moment, network or gradient statistics, by tensor name.
             passages: Ordinary text for the gates; `keep_passages` can add it later.
             documents: Further documents to write, by kind.
 
@@ -169,17 +169,17 @@ class Store:
         """Read the second moments of the site's modules, checked against their digest.
 
         Raises:
-            EditError: the site has a hypernetwork instead.
+            EditError: the site has a hypernetwork or gradient statistics instead.
         """
-        if self.site().network is not None:
+        if (kind := self.site().tensor_kind) != "second moment":
             raise EditError(
-                f"{self.url} is a store for mend or ke: its site has a hypernetwork and no second moment; compile with "
-                "the --method of the network, or make another store (vllm-edit store init)"
+                f"expected a store with a second moment, the tensors of {self.url} are of kind {kind!r}: compile with "
+                "mend, ke or ultraedit, whichever the store was made for, or make another store (vllm-edit store init)"
             )
         return self.site_tensors()
 
     def site_tensors(self) -> dict[str, torch.Tensor]:
-        """Read the site's second moment or network, checked against its digest."""
+        """Read the site's second moment, network or gradient statistics, checked against its digest."""
         return read_tensors(self.files, self.site())
 
     def passages(self) -> tuple[str, ...]:

@@ -19,12 +19,13 @@ from vllm_edit.composition.solver import as_saved
 from vllm_edit.deltas.delta import Delta
 from vllm_edit.deltas.linear import linear_shape
 from vllm_edit.deltas.low_rank import LowRank
-from vllm_edit.editing.baselines.common import example_rows, recheck
+from vllm_edit.editing.baselines.common import RecheckSettings, example_rows, recheck
 from vllm_edit.editing.hypernetworks.compile_settings import NetworkEditSettings
 from vllm_edit.editing.hypernetworks.hypernetwork import Hypernetwork
 from vllm_edit.editing.hypernetworks.line_search import least_scales
 from vllm_edit.editing.method import MethodResult
 from vllm_edit.errors import Incompatible
+from vllm_edit.json_value import JSONObject
 from vllm_edit.models.base import Base
 from vllm_edit.models.hooks import find_module, frozen
 from vllm_edit.models.rows import leads
@@ -106,6 +107,36 @@ def compile_each(
     return results
 
 
+def checked(
+    base: Base,
+    site: Site,
+    edits: Sequence[Edit],
+    whole: Delta,
+    scales: Sequence[float],
+    settings: RecheckSettings,
+    identity: JSONObject,
+) -> MethodResult:
+    """A delta truncated to the site's rank and checked as saved.
+
+    Args:
+        whole: the delta of all edits, not truncated.
+        scales: for each edit, the factor of its update by the line search.
+        settings: the limits of the check.
+        identity: the settings that identify the compiled patch.
+
+    Raises:
+        UnsafeEdit: an edit missed its target; the message names the edit.
+    """
+    rows = example_rows(edits, base.tokenizer)
+    reduced, dropped = whole.truncate(site.max_rank)
+    delta = Delta({name: as_saved(part) for name, part in reduced.parts.items()})
+    with frozen(base.model), whole.apply(base.model):
+        margins = leads(base.model, rows, settings.batch_tokens)
+    report = recheck(base, site, edits, rows, delta, margins, settings)
+    measured = {"scales": tuple(scales), "rank": whole.rank, "energy_kept": 1 - dropped}
+    return MethodResult(delta, settings=identity, report=report.model_copy(update=measured))
+
+
 def _judged(
     base: Base,
     site: Site,
@@ -114,15 +145,8 @@ def _judged(
     made: Sequence[EditDelta],
     settings: NetworkEditSettings,
 ) -> MethodResult:
-    rows = example_rows(edits, base.tokenizer)
-    whole = Delta.concatenate([edit.delta for edit in made])
-    reduced, dropped = whole.truncate(site.max_rank)
-    delta = Delta({name: as_saved(part) for name, part in reduced.parts.items()})
-    with frozen(base.model), whole.apply(base.model):
-        margins = leads(base.model, rows, settings.batch_tokens)
-    report = recheck(base, site, edits, rows, delta, margins, settings)
-    measured = {"scales": tuple(edit.scale for edit in made), "rank": whole.rank, "energy_kept": 1 - dropped}
-    return MethodResult(delta, settings=settings.identity(network.digest), report=report.model_copy(update=measured))
+    whole, scales = Delta.concatenate([edit.delta for edit in made]), [edit.scale for edit in made]
+    return checked(base, site, edits, whole, scales, settings, settings.identity(network.digest))
 
 
 def _prepare(base: Base, network: Hypernetwork[Any]) -> None:

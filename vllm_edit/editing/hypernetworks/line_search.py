@@ -22,8 +22,10 @@ SCALES = tuple(2 ** (step / 4) for step in range(-8, 5))
 """Scales from a quarter of the network's own length to twice that length, in steps of 19 %."""
 
 
-def least_scales(base: Base, factors: Factors, rows: Sequence[Row], margin: float, tokens: int) -> torch.Tensor:
-    """For each edit, the smallest of `SCALES` at which every answer of its rows leads by `margin`, [edits] float64.
+def least_scales(
+    base: Base, factors: Factors, rows: Sequence[Row], margin: float, tokens: int, scales: Sequence[float] = SCALES
+) -> torch.Tensor:
+    """For each edit, the smallest of the scales at which every answer of its rows leads by `margin`, [edits] float64.
 
     An edit that does not reach the margin at any scale gets the scale with the largest minimum lead.
 
@@ -32,6 +34,7 @@ def least_scales(base: Base, factors: Factors, rows: Sequence[Row], margin: floa
         rows: prompts with answers; `Row.edit` is the index of the edit.
         margin: required lead in nats.
         tokens: maximum number of tokens in one forward pass.
+        scales: the scales to try, ascending.
     """
     count, model = len(next(iter(factors.values()))[0]), base.model
     below = Below(model, blocks_below(base, factors))
@@ -42,7 +45,7 @@ def least_scales(base: Base, factors: Factors, rows: Sequence[Row], margin: floa
                 for batch in batches(model, rows, range(len(rows)), tokens):
                     run_batch(model, batch)
                     below.keep(batch, states)
-        for scale in SCALES:
+        for scale in scales:
             waiting = [index for index, row in enumerate(rows) if best[row.edit] < margin]
             found = torch.full((count,), torch.inf)
             for batch in batches(model, rows, waiting, tokens):

@@ -42,7 +42,13 @@ class Normalisation(nn.Module):
         """Vectors [..., width] normalised, in their own precision."""
         if self.count < 2:
             return vectors
+        return self.scaled(vectors - self.mean.to(vectors.dtype))
+
+    def scaled(self, vectors: torch.Tensor) -> torch.Tensor:
+        """x / σ: vectors [..., width] divided by the deviation, but not centred."""
+        if self.count < 2:
+            return vectors
         deviation = (self.squares / (self.count - 1)).sqrt()
         # Relative to the mean deviation: gradients are small, so an absolute constant could dominate.
         floor = 1e-6 * deviation.mean().clamp_min(torch.finfo(torch.float32).tiny)
-        return (vectors - self.mean.to(vectors.dtype)) / (deviation + floor).to(vectors.dtype)
+        return vectors / (deviation + floor).to(vectors.dtype)

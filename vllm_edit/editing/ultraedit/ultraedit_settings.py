@@ -1,0 +1,40 @@
+"""Settings of UltraEdit."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from vllm_edit.editing.method_settings import RUN_TIME, MethodSettings
+from vllm_edit.json_value import JSONObject
+from vllm_edit.settings import PositiveCount, PositiveReal, Real
+
+
+class UltraEditSettings(MethodSettings):
+    """Settings of compiling edits with UltraEdit. Quantities are relative, so that the defaults fit every model."""
+
+    title: ClassVar[str] = "ultraedit"
+    advice: ClassVar[str] = "raise `length`, compile it apart from the others, or use another method"
+
+    length: PositiveReal = 0.5
+    """Norm of an average token's value, in units of the norm that the matrix gives a random input of average length.
+    With a margin, this is the middle of the tried lengths."""
+    ridge: PositiveReal = 0.1
+    """Ridge of the least squares, in units of the mean squared norm of the inputs in the statistics."""
+    centred: bool = False
+    """Subtract the mean gradient before the division by its deviation, as published. Then a token that the model
+    predicts already is moved too, and answers of several tokens miss."""
+    margin: Real | None = 3.0
+    """Required lead of the target in nats after the edit's prompt, plain and as a chat turn. An edit's values are
+    scaled by the smallest of the tried scales at which the edit alone reaches this lead. None: the given length, as
+    published."""
+    served_margin: Real = 0.0
+    """Minimum lead of the target in nats after the edit's prompt, under the whole delta as saved."""
+    batch_tokens: Annotated[PositiveCount, RUN_TIME] = 8192
+    """Maximum number of tokens in one forward pass, padding included: the memory budget. Not part of the identity."""
+    on_missed: Annotated[Literal["error", "report"], RUN_TIME] = "error"
+    """Handling of an edit that misses its target: raise UnsafeEdit, or add a line to the report. Not part of the
+    identity."""
+
+    def identity(self, statistics: str) -> JSONObject:
+        """The JSON-serialisable settings that identify a compiled patch, with the statistics' digest."""
+        return self.lasting() | {"statistics": statistics}
