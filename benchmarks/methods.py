@@ -4,7 +4,8 @@
                                  [--only ROW …]
 
 The edits and the store are those of `benchmarks.edit_quality`. MEND and KnowledgeEditor edit the matrices of their
-networks, the shipped ones unless another is named; without one for these weights a row is left out. UltraEdit has
+networks, the shipped ones unless another is named; without one for these weights a row is left out. MEMIT and
+AlphaEdit edit the site's layer and the two below it. UltraEdit has
 statistics of the sweep's edits. An edit that a method misses stays in the table, as the miss that it is. `--only`
 measures some rows and takes the others from the results.
 """
@@ -80,9 +81,11 @@ class Compiled:
 
     @property
     def bytes(self) -> float:
-        """Mean size of an adapter's two files in float32."""
+        """Mean size of an adapter's two files in float32; the units of a scoped edit have one each."""
+        deltas = [[unit.delta for unit in edit.units or (edit,)] for edit in self.edits]
         return statistics.fmean(
-            sum(map(len, peft.encode(edit.delta.parts, "atlas", torch.float32).values())) for edit in self.edits
+            sum(sum(map(len, peft.encode(delta.parts, "atlas", torch.float32).values())) for delta in own)
+            for own in deltas
         )
 
 
