@@ -5,9 +5,9 @@
 
 The edits and the store are those of `benchmarks.edit_quality`. MEND and KnowledgeEditor edit the matrices of their
 networks, the shipped ones unless another is named; without one for these weights a row is left out. MEMIT and
-AlphaEdit edit the site's layer and the two below it. UltraEdit has
-statistics of the sweep's edits. An edit that a method misses stays in the table, as the miss that it is. `--only`
-measures some rows and takes the others from the results.
+AlphaEdit edit the site's layer and the two below it. UltraEdit has statistics of the sweep's edits. An edit that a
+method misses stays in the table, as the miss that it is. `--only` measures some rows and takes the others from
+the results.
 """
 
 from __future__ import annotations

@@ -14,9 +14,9 @@ import torch
 
 from tests.faults.hostile_files import ESCAPES, spoil, spoil_one_of
 from tests.gguf_files import write_gguf
-from tests.knowledge_editor.tiny_editor import card_for as editor_card
 from tests.knowledge_editor.tiny_editor import editor_for
-from tests.mend.test_mend import card_for, network_for
+from tests.mend.network_sites import card_for
+from tests.mend.test_mend import network_for
 from tests.mend.tiny_training import tiny_edits
 from tests.tiny import SENTENCES, save_tiny, tiny_model, tiny_tokenizer
 from vllm_edit.atlas.training import ACCURACY_FILE
@@ -255,7 +255,7 @@ class Samples:
         network = network_for(base)
         save(folder / "network", network, card_for(base, network))
         editor = editor_for(base)
-        save(folder / "editor", editor, editor_card(base, editor))
+        save(folder / "editor", editor, card_for(base, editor))
         (folder / FILES["texts"]).write_text("\n".join(SENTENCES * 4), encoding="utf-8")
         edits = list({edit.subject: edit for edit in tiny_edits()}.values())
         patches = {

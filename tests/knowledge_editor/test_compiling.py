@@ -9,8 +9,8 @@ import torch
 from peft import PeftModel
 
 from tests.deltas.random_deltas import logits
-from tests.knowledge_editor.tiny_editor import card_for, editor_for, inputs_of, site_for
-from tests.mend.test_mend import card_for as mend_card
+from tests.knowledge_editor.tiny_editor import editor_for, inputs_of
+from tests.mend.network_sites import card_for, site_for
 from tests.mend.test_mend import network_for, patch_of
 from tests.mend.tiny_training import tiny_base, tiny_edits
 from vllm_edit.deltas.delta import Delta
@@ -133,7 +133,7 @@ def test_a_saved_network_is_loaded_by_the_method_of_its_card(tmp_path: Path) -> 
 def test_a_site_names_the_method_of_its_network_and_mends_sites_are_those_from_before() -> None:
     base = tiny_base()
     network, other = editor_for(base), network_for(base)
-    site, before = site_for(base, network), network_site(base, other, mend_card(base, other))
+    site, before = site_for(base, network), network_site(base, other, card_for(base, other))
     assert (site.network_method, before.network_method) == ("ke", None)
     assert isinstance(site_tensors_of(site, network.tensors()), KnowledgeEditor)
     assert site_tensors_of(before, other.tensors()).digest == other.digest
@@ -149,7 +149,7 @@ def test_another_base_or_another_methods_network_is_refused_in_one_line() -> Non
         EditError, match="method ke cannot use this store's site; methods that can are ft, lora, mend"
     ) as mend:
         compile_patch(
-            patch_of(0), base, "ke", site=network_site(base, other, mend_card(base, other)), site_tensors=other
+            patch_of(0), base, "ke", site=network_site(base, other, card_for(base, other)), site_tensors=other
         )
     with pytest.raises(EditError, match="method mend cannot use this store's site") as ke:
         compile_patch(patch_of(0), base, "mend", site=site_for(base, network), site_tensors=network)

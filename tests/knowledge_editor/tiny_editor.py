@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from tests.mend.tiny_training import tiny_edits
-from vllm_edit.artefacts.site import Site
 from vllm_edit.editing.baselines.common import example_rows
 from vllm_edit.editing.hypernetworks.edited_matrices import last_down_projections
 from vllm_edit.editing.knowledge_editor.editor_network import EditorInputs, KnowledgeEditor, new_editor
 from vllm_edit.editing.knowledge_editor.knowledge_editor_settings import KnowledgeEditorTrainingSettings
-from vllm_edit.editing.network_files import Card, network_site
 from vllm_edit.models.base import Base
 from vllm_edit.patch import Edit
 
@@ -26,22 +24,3 @@ def editor_for(base: Base, layers: int = 2) -> KnowledgeEditor:
 
 def inputs_of(base: Base, network: KnowledgeEditor, edits: list[Edit]) -> EditorInputs:
     return network.inputs(base, edits, example_rows(edits, base.tokenizer), 4096)
-
-
-def card_for(base: Base, network: KnowledgeEditor) -> Card:
-    return Card(
-        digest=network.digest,
-        base=base.fingerprint.digest,
-        model=base.name,
-        modules=network.modules_edited,
-        settings={},
-        edits=0,
-        subjects=0,
-        step=0,
-        validation={},
-        method="ke",
-    )
-
-
-def site_for(base: Base, network: KnowledgeEditor, rank: int = 64) -> Site:
-    return network_site(base, network, card_for(base, network), max_rank=rank)

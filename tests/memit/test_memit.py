@@ -9,7 +9,8 @@ import torch
 
 from tests.editing.examples import BRAZIL, FRANCE, JAPAN, LOOSE, bench
 from tests.memit.examples import ALPHAEDIT, MEMIT, TEXTS, Layered, layered
-from tests.mend.test_mend import network_for, site_for
+from tests.mend.network_sites import site_for
+from tests.mend.test_mend import network_for
 from vllm_edit.artefacts.site import Context, Token
 from vllm_edit.composition.checks import vouch
 from vllm_edit.composition.compose import compose

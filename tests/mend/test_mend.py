@@ -9,6 +9,7 @@ import torch
 from peft import PeftModel
 
 from tests.deltas.random_deltas import logits
+from tests.mend.network_sites import card_for, site_for
 from tests.mend.tiny_training import tiny_base, tiny_edits
 from vllm_edit.artefacts.site import Site
 from vllm_edit.deltas.delta import Delta, LowRank
@@ -22,7 +23,7 @@ from vllm_edit.editing.hypernetworks.line_search import SCALES
 from vllm_edit.editing.hypernetworks.loss import run
 from vllm_edit.editing.mend.mend_settings import MendSettings, MendTrainingSettings
 from vllm_edit.editing.mend.network import MendNetwork, new_network
-from vllm_edit.editing.network_files import Card, load, network_site, save
+from vllm_edit.editing.network_files import load, network_site, save
 from vllm_edit.errors import Corrupt, EditError, Incompatible, NotFound, UnsafeEdit
 from vllm_edit.models.base import Base
 from vllm_edit.models.hooks import frozen
@@ -54,24 +55,6 @@ def gradient_step(base: Base, layers: int = 2) -> MendNetwork:
     rows = example_rows(tiny_edits()[:5], base.tokenizer)
     network.observe(token_gradients(base.model, network.modules_edited, rows, tokens=4096))
     return network.eval()
-
-
-def card_for(base: Base, network: MendNetwork) -> Card:
-    return Card(
-        digest=network.digest,
-        base=base.fingerprint.digest,
-        model=base.name,
-        modules=network.modules_edited,
-        settings={},
-        edits=0,
-        subjects=0,
-        step=0,
-        validation={},
-    )
-
-
-def site_for(base: Base, network: MendNetwork, rank: int = 64) -> Site:
-    return network_site(base, network, card_for(base, network), max_rank=rank)
 
 
 def patch_of(*numbers: int) -> Patch:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.knowledge_editor.tiny_editor import editor_for, site_for
+from tests.knowledge_editor.tiny_editor import editor_for
+from tests.mend.network_sites import site_for
 from tests.mend.tiny_training import tiny_base
 from tests.ultraedit.tiny_statistics import judged, made_for
 from vllm_edit.deltas.linear import linear_weight

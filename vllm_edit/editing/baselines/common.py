@@ -114,6 +114,12 @@ def example_rows(edits: Sequence[Edit], tokenizer: PreTrainedTokenizerFast, chat
     return rows
 
 
+def form_rows(edits: Sequence[Edit], tokenizer: PreTrainedTokenizerFast) -> list[Row]:
+    """`example_rows` as plain text, then as chat turns if the tokenizer has a chat template."""
+    forms = (False, True) if getattr(tokenizer, "chat_template", None) else (False,)
+    return [row for chat in forms for row in example_rows(edits, tokenizer, chat)]
+
+
 def train(
     model: CausalLM,
     rows: Sequence[Row],

@@ -19,7 +19,7 @@ from vllm_edit.composition.solver import as_saved
 from vllm_edit.deltas.delta import Delta
 from vllm_edit.deltas.linear import linear_shape
 from vllm_edit.deltas.low_rank import LowRank
-from vllm_edit.editing.baselines.common import RecheckSettings, example_rows, recheck
+from vllm_edit.editing.baselines.common import RecheckSettings, example_rows, form_rows, recheck
 from vllm_edit.editing.hypernetworks.compile_settings import NetworkEditSettings
 from vllm_edit.editing.hypernetworks.hypernetwork import Hypernetwork
 from vllm_edit.editing.hypernetworks.line_search import least_scales
@@ -55,8 +55,7 @@ def edit_deltas(
         factors = network(inputs)
         scales = torch.ones(len(rows))
         if settings.margin is not None:
-            has_chat = bool(getattr(base.tokenizer, "chat_template", None))
-            asked = rows + (example_rows(edits, base.tokenizer, chat=True) if has_chat else [])
+            asked = form_rows(edits, base.tokenizer)
             scales = least_scales(base, factors, asked, settings.margin, settings.batch_tokens)
     made = []
     for index, scale in enumerate(scales.tolist()):

@@ -15,7 +15,7 @@ from vllm_edit.artefacts.site import Site
 from vllm_edit.deltas.delta import Delta
 from vllm_edit.deltas.linear import linear_shape, linear_weight
 from vllm_edit.deltas.low_rank import LowRank
-from vllm_edit.editing.baselines.common import example_rows
+from vllm_edit.editing.baselines.common import form_rows
 from vllm_edit.editing.hypernetworks.edits import checked
 from vllm_edit.editing.hypernetworks.line_search import least_scales
 from vllm_edit.editing.method import MethodResult
@@ -127,8 +127,7 @@ def tokens_of(
     if settings.margin is None:
         return tokens, [1.0] * len(edits)
     alone = {name: (own.inputs, solved(own.inputs, own.values, own.ridge).float()) for name, own in tokens.items()}
-    has_chat = bool(getattr(base.tokenizer, "chat_template", None))
-    rows = [row for chat in (False, True)[: 1 + has_chat] for row in example_rows(edits, base.tokenizer, chat)]
+    rows = form_rows(edits, base.tokenizer)
     scales = least_scales(base, alone, rows, settings.margin, settings.batch_tokens, SCALES)
     factors = scales.to(base.device, torch.float32)[:, None, None]
     scaled = {
