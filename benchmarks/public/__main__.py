@@ -17,7 +17,15 @@ from benchmarks.public.page import section
 from benchmarks.public.place import TEXT, Places, networks_of, open_store, passages
 from benchmarks.public.rows import ABLATION, BASE, ONE_BY_ONE, ROME, Title, has_place, titles
 from benchmarks.public.run import Run, forget
-from benchmarks.public.sets import NEAR, SETS, counterfact_knowledge, drawn_sets, needs_knowledge, read_counterfact
+from benchmarks.public.sets import (
+    MEANINGS,
+    NEAR,
+    SETS,
+    counterfact_knowledge,
+    drawn_sets,
+    needs_knowledge,
+    read_counterfact,
+)
 from vllm_edit.cli.output import progress_bar
 from vllm_edit.digest import digest_json
 from vllm_edit.errors import EditError
@@ -53,7 +61,8 @@ def _measured(arguments: argparse.Namespace, console: Console) -> dict[str, Any]
     if arguments.rows is None:
         every = tuple(title for title in every if has_place(title, networks))
     rows = _chosen(arguments.rows, every, "row")
-    names = _chosen(arguments.sets, (NEAR,) if arguments.ablation else SETS, "set")
+    default = NEAR if arguments.ablation else ",".join(SETS)
+    names = _chosen(arguments.sets or default, tuple(MEANINGS), "set")
     folder = arguments.folder / base.fingerprint.digest[:12]
     if arguments.fresh:
         forget(folder)
@@ -148,7 +157,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--network", type=Path, action="append", default=[], help="folder of a network of MEND or KE; may be repeated"
     )
-    parser.add_argument("--sets", help=f"some of {', '.join(SETS)}, with commas")
+    parser.add_argument("--sets", help=f"some of {', '.join(MEANINGS)}, with commas; default: {', '.join(SETS)}")
     parser.add_argument(
         "--rows", help=f"some of {', '.join(titles((10, 100)))}, with commas; default: all whose network is given"
     )

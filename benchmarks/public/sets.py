@@ -37,7 +37,9 @@ MEANINGS: Mapping[str, str] = {
 """Name of a set → what is in it."""
 NEAR = "near"
 """The set that settings are chosen on."""
-SETS = tuple(name for name in MEANINGS if name != NEAR)
+MANY = "many"
+SETS = tuple(name for name in MEANINGS if name not in (NEAR, MANY))
+"""The sets that are measured unless others are chosen."""
 _COUNTERFACT_DRAW, _MANY_DRAW, _DRAW, _NEAR_DRAW = 200, 300, 100, 32
 _NEAR_NATS = (1.0, 10.0)
 _ANSWER, _PART = 8, 200
@@ -85,7 +87,7 @@ def drawn_sets(
             ]
             chosen = _drawn(near, _NEAR_DRAW, f"{name}:{seed}")
         else:
-            count = {"counterfact": _COUNTERFACT_DRAW, "many": _MANY_DRAW}.get(name, _DRAW)
+            count = {"counterfact": _COUNTERFACT_DRAW, MANY: _MANY_DRAW}.get(name, _DRAW)
             chosen = _drawn(edits, count, f"{name}:{seed}")
         found[name] = [Patch(name=f"{name}-{number:03d}", edits=(edit,)) for number, edit in enumerate(chosen[:limit])]
     return found
