@@ -312,6 +312,7 @@ class Listening:
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_every_row_has_its_figures_and_scope_subject_leaves_neighbours_to_the_base(
     make_run: Callable[[], Run], patches: list[Patch]
 ) -> None:
