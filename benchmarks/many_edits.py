@@ -38,6 +38,7 @@ from benchmarks.common.atlas_edits import Place, known_subjects, open_places, ov
 from benchmarks.common.caching_runner import CachingRunner
 from benchmarks.common.report_rows import NAMES, SETTINGS, cells, row
 from benchmarks.common.results_page import FOLDER, machine, write_section
+from benchmarks.common.variants import VARIANTS
 from vllm_edit import atlas
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.artefacts.site import LEGAL_RANKS
@@ -58,11 +59,9 @@ from vllm_edit.patch import Patch, Scope
 
 DOCUMENTS_SEED = 2
 """Neither training's nor that of the documents that C is measured on."""
-LAYERED = {"MEMIT": ("memit", 3), "EMMET": ("memit", 1), "AlphaEdit": ("alphaedit", 3)}
-"""Way → its method and number of layers."""
-TOGETHER = {way: method for way, (method, _) in LAYERED.items()} | {"UltraEdit": "ultraedit"}
+TOGETHER = {way: VARIANTS[way] for way in ("MEMIT", "EMMET", "AlphaEdit", "UltraEdit")}
 """Way → the method that compiles all edits in one patch."""
-ADDED = {"MEND": "mend", "KE": "ke"}
+ADDED = {way: VARIANTS[way].method for way in ("MEND", "KE")}
 """Way → the method whose single subjects' deltas are added."""
 WAYS = ("sum", "joint", *TOGETHER, "scoped", *ADDED, "IKE")
 OF_UNITS = {"sum", "joint", "IKE"}
@@ -96,13 +95,13 @@ def main() -> None:
         compiled[method] = compiled_units(method, places[method], base, wanted.values())
     if "scoped" in chosen:
         compiled["scoped"] = compiled_units("rome", places["rome"], base, wanted.values(), "subject")
-    together = {
-        way: over_layers_of(places["rome"], base, LAYERED[way][1], max(sizes)) for way in chosen if way in LAYERED
-    }
-    if "UltraEdit" in chosen:
-        place = places["ultraedit"]
-        room = place.site.model_copy(update={"max_rank": LEGAL_RANKS[-1]})
-        together["UltraEdit"] = replace(place, site=room)
+    together: dict[str, Place] = {}
+    for way, variant in ((way, variant) for way, variant in TOGETHER.items() if way in chosen):
+        place = places[variant.method]
+        if way == "UltraEdit":
+            together[way] = replace(place, site=place.site.model_copy(update={"max_rank": LEGAL_RANKS[-1]}))
+        else:
+            together[way] = over_layers_of(place, base, variant.layers, max(sizes))
     documents = held_out_texts(arguments.documents, DOCUMENTS_SEED)
     rows: list[dict[str, Any]] = []
     for size in sizes:
@@ -227,7 +226,7 @@ def compiled_together(way: str, patch: Patch, place: Place, base: Base) -> Compi
         compiled = compile_patch(
             patch,
             base,
-            TOGETHER[way],
+            TOGETHER[way].method,
             site=place.site,
             site_tensors=place.site_tensors,
             settings={"on_missed": "report"},

@@ -20,7 +20,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from benchmarks.common.atlas_edits import Place, open_places, over_layers_of, si
 from benchmarks.common.caching_runner import CachingRunner
 from benchmarks.common.report_rows import COLUMNS, NAMES, SETTINGS, cells, row
 from benchmarks.common.results_page import FOLDER, machine, write_marked, write_section
+from benchmarks.common.variants import VARIANTS, Variant
 from vllm_edit import atlas
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.cli.output import progress_bar
@@ -46,8 +47,6 @@ from vllm_edit.ike.demonstrations import with_demonstrations
 from vllm_edit.models.base import Base
 from vllm_edit.patch import Patch, Scope
 
-NORM_LIMIT = 0.3
-"""The least of 0.05, 0.1, 0.2 and 0.3 at which all of atlas's sweep edits, which are never judged, were learnt."""
 SHOWN = {
     "reliability": "reliability",
     "paraphrase trained": "paraphrase, trained forms",
@@ -91,61 +90,50 @@ class Compiled:
 
 @dataclass(frozen=True)
 class Entry:
-    """A row of the table: a method with its settings, over some layers of the store's site or at the method's own."""
+    """A row of the table: a method, and the scope of its patches."""
 
-    method: str
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    layers: int | None = None
+    variant: Variant
     scope: Scope = "all"
 
     def compiled(self, patches: Sequence[Patch], place: Place, base: Base, title: str) -> Compiled:
         """Every patch by the method at its place, missed edits reported and kept."""
-        started, settings = time.perf_counter(), {**self.settings, "on_missed": "report"}
+        started, settings = time.perf_counter(), {**self.variant.settings, "on_missed": "report"}
+        method = self.variant.method
         site, tensors = place.site, place.site_tensors
         with progress_bar(title) as progress:
             if self.scope == "all":
                 edits = compile_separately(
-                    patches, base, self.method, site=site, site_tensors=tensors, settings=settings, progress=progress
+                    patches,
+                    base,
+                    self.variant.method,
+                    site=site,
+                    site_tensors=tensors,
+                    settings=settings,
+                    progress=progress,
                 )
             else:
                 edits = list[CompiledPatch]()
                 for patch in patches:
                     scoped = patch.model_copy(update={"scope": self.scope})
                     edits.append(
-                        compile_patch(scoped, base, self.method, site=site, site_tensors=tensors, settings=settings)
+                        compile_patch(scoped, base, method, site=site, site_tensors=tensors, settings=settings)
                     )
                     progress("compiling", len(edits), len(patches))
-        batched = self.scope == "all" and METHODS[self.method].compile_each is not None
+        batched = self.scope == "all" and METHODS[self.variant.method].compile_each is not None
         return Compiled(edits, time.perf_counter() - started, batched)
 
 
+OTHER_SETTINGS: Mapping[str, Variant] = {
+    "MEND (own length)": Variant("mend", settings={"margin": None}),
+    "KE (own length)": Variant("ke", settings={"margin": None}),
+    "UltraEdit (published)": Variant("ultraedit", settings={"margin": None, "centred": True}),
+}
 ENTRIES: Mapping[str, Entry] = {
-    "ROME": Entry("rome"),
-    "ROME, scope subject": Entry("rome", scope="subject"),
-    "MEMIT": Entry("memit", layers=3),
-    "EMMET": Entry("memit", layers=1),
-    "AlphaEdit": Entry("alphaedit", layers=3),
-    "MEND": Entry("mend"),
-    "MEND (own length)": Entry("mend", {"margin": None}),
-    "KE": Entry("ke"),
-    "KE (own length)": Entry("ke", {"margin": None}),
-    "UltraEdit": Entry("ultraedit"),
-    "UltraEdit (published)": Entry("ultraedit", {"margin": None, "centred": True}),
-    "FT-M": Entry("ft"),
-    "FT-M limited": Entry("ft", {"norm_limit": NORM_LIMIT}),
-    "LoRA": Entry("lora"),
-    "MEMIT, scope subject": Entry("memit", layers=3, scope="subject"),
-    "EMMET, scope subject": Entry("memit", layers=1, scope="subject"),
-    "AlphaEdit, scope subject": Entry("alphaedit", layers=3, scope="subject"),
-    "MEND, scope subject": Entry("mend", scope="subject"),
-    "KE, scope subject": Entry("ke", scope="subject"),
-    "UltraEdit, scope subject": Entry("ultraedit", scope="subject"),
-    "FT-M, scope subject": Entry("ft", scope="subject"),
-    "FT-M limited, scope subject": Entry("ft", {"norm_limit": NORM_LIMIT}, scope="subject"),
-    "LoRA, scope subject": Entry("lora", scope="subject"),
+    **{name: Entry(variant) for name, variant in (*VARIANTS.items(), *OTHER_SETTINGS.items())},
+    **{f"{name}, scope subject": Entry(variant, "subject") for name, variant in VARIANTS.items()},
 }
 """Row of the table → its method."""
-LEFT_OUT = tuple(name for name, entry in ENTRIES.items() if entry.scope == "subject" and entry.method != "rome")
+LEFT_OUT = tuple(name for name, entry in ENTRIES.items() if entry.scope == "subject" and entry.variant.method != "rome")
 """Rows that RESULTS.md has and the pages do not: with scope subject all methods keep other subjects' answers."""
 
 
@@ -171,10 +159,11 @@ def main() -> None:
     compiled: dict[str, Compiled] = {}
     used: list[Place] = []
     for name, entry in ENTRIES.items():
-        if entry.method in places and name in (arguments.only or ENTRIES):
-            place = places[entry.method]
-            if entry.layers is not None:
-                place = over_layers_of(place, base, entry.layers, place.site.max_rank)
+        variant = entry.variant
+        if variant.method in places and name in (arguments.only or ENTRIES):
+            place = places[variant.method]
+            if variant.layers > 1:
+                place = over_layers_of(place, base, variant.layers, place.site.max_rank)
             compiled[name] = entry.compiled(patches, place, base, name)
             used.append(place)
     rows: dict[str, dict[str, Any]] = {}

@@ -281,7 +281,9 @@ def make_run(tiny: Bench, tmp_path: Path) -> Callable[[], Run]:
     kept = Store.create(tmp_path / "gradients", known.site, known.statistics.tensors())
 
     def make() -> Run:
-        places = Places(tiny.base, given, tmp_path / "places", 16, made={"gradients": Place(kept, known.statistics)})
+        places = Places(
+            tiny.base, given, tmp_path / "places", 16, made={("ultraedit", 1): Place(kept, known.statistics)}
+        )
         loose = {"rome": dict(LOOSE), "memit": dict(MEMIT), "alphaedit": dict(ALPHAEDIT)}
         run = Run(tiny.base, places, tmp_path / "records", SENTENCES[:6], 1, settings=loose)
         run.bank = Bank()  # instead of the store's pool

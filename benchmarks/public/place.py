@@ -8,14 +8,17 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
+from benchmarks.common.variants import Variant
 from vllm_edit.artefacts.site import LEGAL_RANKS, Site
+from vllm_edit.editing.compile import METHODS
 from vllm_edit.editing.network_files import load, network_site
+from vllm_edit.editing.network_methods import NETWORK_METHODS
 from vllm_edit.editing.second_moment import SecondMoment
 from vllm_edit.editing.site.sites import MadeSite, over_layers
 from vllm_edit.editing.site_tensors import SiteTensors, site_tensors_of
 from vllm_edit.editing.ultraedit.gradient_site import gradient_site
+from vllm_edit.editing.ultraedit.gradient_statistics import GradientStatistics
 from vllm_edit.errors import EditError, NotFound
 from vllm_edit.facts import tables_folder
 from vllm_edit.facts.facts import Facts
@@ -24,11 +27,6 @@ from vllm_edit.facts.stored_pool import pool_of
 from vllm_edit.models.base import Base
 from vllm_edit.progress import Progress, silent
 from vllm_edit.store.store import Store
-
-PlaceName = Literal["one layer", "three layers", "gradients", "mend", "ke"]
-"""The given store's site, that site and the layers below it, the last layers with statistics, a network's matrices."""
-LAYERS = 3
-"""Layers of a site for MEMIT and AlphaEdit, as `vllm-edit store init --method memit` takes."""
 
 TEXT = "wikitext2/test.txt"
 _PASSAGES, _LONGEST, _SHORTEST = 64, 400, 200
@@ -60,45 +58,52 @@ class Places:
     folder: Path
     largest: int
     networks: Mapping[str, Path] = field(default_factory=dict)
-    made: dict[PlaceName, Place] = field(default_factory=dict)
+    made: dict[tuple[str, int], Place] = field(default_factory=dict)
 
-    def place(self, name: PlaceName, progress: Progress = silent) -> Place:
-        """The place of that name.
+    def of(self, variant: Variant, progress: Progress = silent) -> Place:
+        """The place of a method: the given store's site, also over several layers, statistics' or a network's.
 
         Raises:
-            EditError: the place needs a network that was not given, or a store with its texts.
+            EditError: the method needs a network that was not given, or a store with its texts.
         """
-        if name not in self.made:
-            site, tensors = self._site(name, progress)
+        key = (variant.method if _own_site(variant.method) else "closed form", variant.layers)
+        if key not in self.made:
+            site, tensors = self._site(variant, progress)
             rank = max(self.largest, site.max_rank)
-            if name == "gradients":
+            if isinstance(tensors, GradientStatistics):
                 rank = LEGAL_RANKS[-1]  # an edit has a rank for each token of its answer
             wide = site.model_copy(update={"max_rank": next((r for r in LEGAL_RANKS if r >= rank), LEGAL_RANKS[-1])})
             kept = Store.create(self.folder / wide.digest[:12] / "patches", wide, tensors.tensors())
-            self.made[name] = Place(kept, tensors)
-        return self.made[name]
+            self.made[key] = Place(kept, tensors)
+        return self.made[key]
 
-    def _site(self, name: PlaceName, progress: Progress) -> tuple[Site, SiteTensors]:
+    def _site(self, variant: Variant, progress: Progress) -> tuple[Site, SiteTensors]:
         site = self.given.site()
-        if name == "one layer":
-            return site, site_tensors_of(site, self.given.site_tensors())
-        if name == "three layers":
-            made = MadeSite(site, SecondMoment.from_tensors(self.given.moment()))
-            texts = self.given.document("texts")
-            if not isinstance(texts, list):
-                raise EditError(f"{self.given.url} stores no text of its own, which a site over layers is measured on")
-            layers = range(max(0, site.layer - LAYERS + 1), site.layer + 1)
-            layered = over_layers(self.base, made, layers, [str(text) for text in texts], progress=progress)
-            return layered.site, layered.moments
-        if name == "gradients":
+        if variant.method in NETWORK_METHODS:
+            if variant.method not in self.networks:
+                raise EditError(f"a row of {variant.method} needs its network: name its folder with --network")
+            network, card = load(self.networks[variant.method])
+            return network_site(self.base, network, card), network
+        if variant.method == "ultraedit":
             pool = pool_of(self.given, self.base, progress)
             edits = chosen_edits(pool, Facts.load(tables_folder()), self.base, seed=site.seed, progress=progress)
             statistics = gradient_site(self.base, edits)
             return statistics.site, statistics.statistics
-        if name not in self.networks:
-            raise EditError(f"a row of {name} needs its network: name its folder with --network")
-        network, card = load(self.networks[name])
-        return network_site(self.base, network, card), network
+        if variant.layers == 1:
+            return site, site_tensors_of(site, self.given.site_tensors())
+        made = MadeSite(site, SecondMoment.from_tensors(self.given.moment()))
+        texts = self.given.document("texts")
+        if not isinstance(texts, list):
+            raise EditError(f"{self.given.url} stores no text of its own, which a site over layers is measured on")
+        layers = range(max(0, site.layer - variant.layers + 1), site.layer + 1)
+        layered = over_layers(self.base, made, layers, [str(text) for text in texts], progress=progress)
+        return layered.site, layered.moments
+
+
+def _own_site(method: str) -> bool:
+    """True for a method whose edits are elsewhere than r-ROME's."""
+    needs = METHODS[method].needs
+    return needs is not None and SecondMoment not in needs
 
 
 def open_store(url: str, base: Base) -> Store:

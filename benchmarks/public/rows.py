@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from benchmarks.methods import NORM_LIMIT
+from benchmarks.common.variants import VARIANTS, Variant
 from benchmarks.public.compiled import Singles, Spent, Stopwatch
-from benchmarks.public.place import PlaceName
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.composition.compose import compose
 from vllm_edit.composition.scoped import assemble
@@ -23,29 +22,8 @@ from vllm_edit.models.base import Base
 from vllm_edit.patch import Patch
 from vllm_edit.progress import Progress
 
-
-@dataclass(frozen=True)
-class Entry:
-    """A row of single edits: its method, where that edits, and what differs from its defaults."""
-
-    method: str
-    place: PlaceName = "one layer"
-    settings: Mapping[str, Any] = field(default_factory=dict)
-
-
 ROME = "r-ROME"
-METHODS: Mapping[str, Entry] = {
-    ROME: Entry("rome"),
-    "MEMIT": Entry("memit", "three layers"),
-    "EMMET": Entry("memit"),
-    "AlphaEdit": Entry("alphaedit", "three layers"),
-    "UltraEdit": Entry("ultraedit", "gradients"),
-    "MEND": Entry("mend", "mend"),
-    "KE": Entry("ke", "ke"),
-    "FT-M": Entry("ft"),
-    "FT-M limited": Entry("ft", settings={"norm_limit": NORM_LIMIT}),
-    "LoRA": Entry("lora"),
-}
+METHODS: Mapping[str, Variant] = {ROME if name == "ROME" else name: variant for name, variant in VARIANTS.items()}
 """Row of single edits → its method."""
 IKE, BASE = "IKE", "base"
 WAYS: Mapping[str, str] = {

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import vllm_edit
+from benchmarks.common.variants import Variant
 from benchmarks.public.asking import Asked, Asker, RowProgress
 from benchmarks.public.bank import bank_of
 from benchmarks.public.compiled import Singles, identity_of
 from benchmarks.public.figures import SETTINGS, Figure, figures, text_figures
 from benchmarks.public.place import Place, Places
-from benchmarks.public.rows import ABLATION, BASE, IKE, METHODS, Alone, Entry, InContext, Many, Row, Title, Unedited
+from benchmarks.public.rows import ABLATION, BASE, IKE, METHODS, ROME, Alone, InContext, Many, Row, Title, Unedited
 from vllm_edit.digest import digest_bytes, digest_json
 from vllm_edit.editing.compile import method_of
 from vllm_edit.evaluation.record import Record
@@ -75,22 +76,27 @@ class Run:
 
     def _place(self, title: str) -> Place:
         """Where a row's edits are; base and IKE have the given store's site."""
-        entry = Title.of(title).entry
-        return self.places.place("one layer" if entry is None else METHODS[entry].place, self.progress)
+        return self.places.of(METHODS[Title.of(title).entry or ROME], self.progress)
 
     def _singles(self, title: str, name: str, patches: Sequence[Patch]) -> Singles:
         """The single edits of a row; rows with the same settings have the same edits."""
         settings = self._settings(title)
-        method = _entry_of(title).method
+        method = _variant_of(title).method
         record = self._record(name, f"{method}-edits", patches, self._made_by(title))
         return Singles(method, settings, self.base, self._place(title), record)
 
     def _settings(self, title: str) -> dict[str, Any]:
         """What differs from the method's defaults. Of fine-tuning the rank: the benchmark's own store allows more."""
-        entry = _entry_of(title)
-        rank = {"rank": self.places.given.site().max_rank} if entry.method == "ft" else {}
-        scoped = method_of(entry.method).settings.scoped if Title.of(title).subject else {}
-        return {**rank, **scoped, **entry.settings, **self.settings.get(entry.method, {}), **ABLATION.get(title, {})}
+        variant = _variant_of(title)
+        rank = {"rank": self.places.given.site().max_rank} if variant.method == "ft" else {}
+        scoped = method_of(variant.method).settings.scoped if Title.of(title).subject else {}
+        return {
+            **rank,
+            **scoped,
+            **variant.settings,
+            **self.settings.get(variant.method, {}),
+            **ABLATION.get(title, {}),
+        }
 
     def _identity(self, title: str) -> dict[str, Any]:
         """What decides a row's replies besides its edits."""
@@ -107,7 +113,7 @@ class Run:
     def _made_by(self, title: str) -> dict[str, Any]:
         """What decides a row's single edits."""
         return {
-            **identity_of(_entry_of(title).method, self._settings(title)),
+            **identity_of(_variant_of(title).method, self._settings(title)),
             "site": self._place(title).site.digest,
             "code": _code(),
         }
@@ -120,8 +126,8 @@ class Run:
         return Record.open(path, whole)
 
 
-def _entry_of(title: str) -> Entry:
-    """The entry of a row of edits."""
+def _variant_of(title: str) -> Variant:
+    """The method of a row of edits."""
     name = Title.of(title).entry
     assert name is not None, title
     return METHODS[name]
