@@ -130,7 +130,7 @@ def test_the_migration_keeps_a_registrys_content(tmp_path: Path, monkeypatch: py
     with_one_more = shutil.copytree(Path(migrations.__file__).parent, tmp_path / "migrations")
     newest = ScriptDirectory(str(with_one_more)).get_current_head()
     text, test = (  # the page's numbers are those of the day on which it was written
-        example(name).replace('"0006"', f'"{newest}"').replace('"0007"', '"example"')
+        example(name).replace('"0007"', '"example"').replace('"0006"', f'"{newest}"')
         for name in ("migration", "migration test")
     )
     (with_one_more / "versions" / "example.py").write_text(text, encoding="utf-8")

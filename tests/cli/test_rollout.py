@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.cli.program import Program
+from tests.rollout.example import failing
 from tests.store.example import compiled
+from vllm_edit.registry.rollout_guard import Watch
 from vllm_edit.rollout.assignment import assign
 from vllm_edit.rollout.outcomes import Exposure
 from vllm_edit.rollout.sticky import StickyKey
@@ -148,7 +150,20 @@ def test_status_shows_arms_comparisons_and_warnings(
         (["create", "spring", "--tenant", "acme", "--treatment", "capital", "--order", "cookie"], 1, "order of differ"),
         (["create", "spring", "--tenant", "acme", "--treatment", "capital", "--metric", "a:2..1"], 1, "a range like"),
         (["create", "spring", "--tenant", "acme", "--treatment", "capital", "--split", "100"], 1, "nothing to compare"),
+        (["create", "spring", "--tenant", "acme", "--treatment", "capital", "--limit", "good=kill"], 1, "--metric"),
+        (
+            ["create", "spring", "--tenant", "acme", "--treatment", "capital", "--limit", "errors"],
+            1,
+            "like errors=kill",
+        ),
+        (
+            ["create", "spring", "--tenant", "acme", "--treatment", "capital", "--limit", "locality+5%=kill"],
+            1,
+            "has no locality probes to ask",
+        ),
         (["ramp", "spring", "5"], 1, "no rollout 'spring'"),
+        (["ramp", "spring", "much"], 1, "expected a share like 10, or a schedule"),
+        (["ramp", "spring", "10% 1h, 5%"], 1, "shares that rise"),
         (["list", "--tenant", "nobody"], 1, "no tenant 'nobody'"),
     ],
 )
@@ -170,3 +185,49 @@ def test_a_step_that_is_not_allowed_is_reported(program: Program, names: tuple[s
     )
     assert "at most two decimals" in program("rollout", "ramp", "spring", 0.001).err
     assert "no metrics to draw" in program("rollout", "status", "spring", "--out", "a.png").err
+
+
+def test_status_shows_limits_their_numbers_and_what_they_did(
+    program: Program, store: Store, names: tuple[str, str]
+) -> None:
+    limits = ["--limit", "errors=kill", "--limit", "slower:2s+1%=warn"]
+    made = program("rollout", "create", "spring", "--tenant", "acme", "--treatment", names[1], *limits, "--json").json
+    assert [(limit["name"], limit["action"], limit["margin"]) for limit in made["limits"]] == [
+        ("errors", "kill", 0.0),
+        ("slower", "warn", 0.01),
+    ]
+    running = store.registry.rollouts.ramp("spring", 100)
+    warned = program("rollout", "status", "spring").out
+    assert "no server tests the limits" in warned
+    assert "errors=kill" in warned
+    store.registry.rollouts.expose(failing(running))
+    watch = Watch("a", "node-a:1")
+    assert store.registry.guard.hold(watch)
+    assert "guarded by  node-a:1" in program("rollout", "status", "spring").out
+    assert store.registry.guard.test("spring", watch)
+    text = program("rollout", "status", "spring").out
+    assert "state       killed" in text
+    [errors] = [line for line in text.splitlines() if line.startswith("errors=kill")]
+    assert "exceeded: kill 20" in errors
+    assert errors.endswith("by node-a:1")
+    record = program("rollout", "status", "spring", "--json").json
+    assert [test["limit"] for test in record["limit_tests"]] == ["errors=kill", "slower:2s+0.01=warn"]
+    assert record["limit_tests"][0]["excess"]["low"] > 0
+    assert [decision["server"] for decision in record["decisions"]] == ["node-a:1"] * 2
+    assert "limit errors=kill: treatment 1 of" in program("audit", "show", "--json").out
+
+
+def test_a_ramp_takes_a_schedule_and_says_what_comes_next(
+    program: Program, store: Store, names: tuple[str, str]
+) -> None:
+    program("rollout", "create", "spring", "--tenant", "acme", "--treatment", names[1])
+    ran = program("rollout", "ramp", "spring", "1% 1h, 10% 1d, 50%")
+    assert "1 % of the users take part, 50 % of them on treatment; 10 % from 20" in ran.out
+    shown = program("rollout", "status", "spring").out
+    assert "schedule    1% 1h, 10% 1d, 50%; 10 % from 20" in shown
+    record = program("rollout", "status", "spring", "--json").json["schedule"]
+    assert (record["steps"], record["share"], record["next"], record["held"]) == ("1% 1h, 10% 1d, 50%", 1, 10, None)
+    assert record["next_at"] > record["since"]
+    program("rollout", "ramp", "spring", "5%")
+    assert program("rollout", "status", "spring", "--json").json["schedule"] is None
+    assert "schedule" not in program("rollout", "status", "spring").out.split("warning")[0]

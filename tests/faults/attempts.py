@@ -8,12 +8,16 @@ from itertools import count, cycle
 from typing import Any
 
 from tests.faults.operations import Operations
+from tests.rollout.example import failing
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.errors import NotFound
+from vllm_edit.rollout.arm import Arm
+from vllm_edit.rollout.limit import parse_limit
+from vllm_edit.rollout.rollout import Rollout
 from vllm_edit.store.garbage import gc
 from vllm_edit.store.store import Store
 
-TENANT, ROLLED = "acme", "globex"
+TENANT, ROLLED, GUARDED = "acme", "globex", "initech"
 State = Any
 """The visible state after an operation, in few words that can be compared."""
 
@@ -50,6 +54,7 @@ class Attempts:
             "rollback": self.rollback,
             "rollout": self.rollout,
             "gc": self.gc,
+            "guard": self.guard,
         }
 
     def compile(self, store: Store) -> Attempt:
@@ -112,6 +117,29 @@ class Attempts:
         unused, every = gc(store).removed, store.names()
         states = [frozenset(every).difference(unused[:gone]) for gone in range(len(unused) + 1)]
         return Attempt(("gc",), lambda opened: frozenset(opened.names()), states, dict.fromkeys(states, states[-1]))
+
+    def guard(self, store: Store) -> Attempt:
+        """A server with the lease kills a rollout whose limit is exceeded. Another server, once the lease of the first
+        has expired, finds that it is done, or does it."""
+        number = next(self._rollouts)
+        name = f"guarded-{number}"
+        if GUARDED not in {tenant.name for tenant in store.registry.tenants()}:
+            store.registry.create_tenant(GUARDED)
+        for entry in store.registry.rollouts.newest_first(GUARDED):
+            if entry.rollout.open:
+                store.registry.rollouts.kill(entry.rollout.name)
+        treatment = Arm("weights", self._publishable[0])
+        limits = (parse_limit("errors=kill"), parse_limit("cut=warn"))
+        store.registry.rollouts.create(Rollout(name, GUARDED, Arm("base"), treatment, "pepper", limits=limits))
+        store.registry.rollouts.expose(failing(store.registry.rollouts.ramp(name, 100)))
+        states = (("ramping", 0, 0), ("killed", 1, 1))
+
+        def seen(opened: Store) -> State:
+            found = opened.registry.rollouts.report(name)
+            rows = [row for row in opened.registry.audit(GUARDED) if name in row.new and row.what == "rollout.kill"]
+            return found.rollout.state, len(found.decisions), len(rows)
+
+        return Attempt(("guard", name, f"server-{number}"), seen, states, dict.fromkeys(states, states[1]))
 
     def _accepted(self, store: Store, patch: str, number: int) -> str:
         """Save the `number`th of that name, which may be published."""

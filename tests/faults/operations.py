@@ -1,9 +1,10 @@
-"""Operations on a store that are killed: compiling, publishing, rolling back, rollout steps, gc. Each has a name, by
-which another process can run it.
+"""Operations on a store that are killed: compiling, publishing, rolling back, rollout steps, guardrails, gc. Each has a
+name, by which another process can run it.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -12,6 +13,7 @@ from typing import Any
 from tests.editing.examples import FRANCE, LOOSE, Bench, bench
 from vllm_edit.ike.bank import Bank
 from vllm_edit.patch import Gate, Patch
+from vllm_edit.registry.rollout_guard import Watch
 from vllm_edit.release.pipeline import Pipeline
 from vllm_edit.rollout.arm import Arm
 from vllm_edit.rollout.rollout import Rollout
@@ -45,6 +47,7 @@ class Operations:
                 "rollback": lambda store, tenant: store.registry.rollback(tenant),
                 "rollout": self.rollout,
                 "gc": lambda store: gc(store, dry_run=False),
+                "guard": self.guard,
             }
         )
 
@@ -56,6 +59,13 @@ class Operations:
         """Compile, save and judge."""
         patch = Patch(name=name, gate=_ANY, edits=(FRANCE,))
         return Pipeline(store, self.bench.base, Bank()).run(patch, "rome", dict(LOOSE)).name
+
+    def guard(self, store: Store, name: str, owner: str) -> None:
+        """Take the lease of guardrails as soon as nobody has it, and act on the rollout's limits."""
+        watch = Watch(owner, owner)
+        while not store.registry.guard.hold(watch, seconds=0.5):
+            time.sleep(0.02)
+        store.registry.guard.test(name, watch)
 
     def rollout(self, store: Store, verb: str, name: str, *arguments: Any) -> None:
         """create NAME TENANT TREATMENT, ramp NAME PERCENT, and pause, promote or kill NAME."""

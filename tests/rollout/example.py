@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 from vllm_edit.rollout.arm import Arm
+from vllm_edit.rollout.assignment import assign
+from vllm_edit.rollout.outcomes import Exposure
 from vllm_edit.rollout.rollout import Rollout
+from vllm_edit.rollout.sticky import StickyKey
 
 OLD, NEW = (f"capital@{digit * 32}" for digit in "ab")
 
@@ -16,3 +20,19 @@ def rollout(percent: float | None = None, **changes: Any) -> Rollout:
     made = Rollout("spring", "acme", Arm("weights", OLD), Arm("weights", NEW), salt="pepper")
     made = replace(made, **changes)
     return made if percent is None else made.ramped(percent)
+
+
+def failing(running: Rollout, users: int = 60, first: int = 0) -> list[Exposure]:
+    """The first answers of so many users, of which all on treatment failed."""
+    keys = [StickyKey("user", str(number)) for number in range(first, first + users)]
+    return [
+        Exposure(
+            f"{running.name}-{number}",
+            running.tenant,
+            assignment,
+            datetime.now(UTC),
+            failed=assignment.side == "treatment",
+            seconds=1.0,
+        )
+        for number, assignment in enumerate((assign(running, key) for key in keys), first)
+    ]

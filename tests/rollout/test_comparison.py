@@ -13,6 +13,7 @@ from tests.rollout.example import rollout
 from vllm_edit.errors import EditError
 from vllm_edit.rollout.arm import Side
 from vllm_edit.rollout.comparison import compare
+from vllm_edit.rollout.guardrails import Evidence
 from vllm_edit.rollout.metric import Metric
 from vllm_edit.rollout.outcomes import Observed, Traffic
 from vllm_edit.rollout.picture import draw
@@ -88,7 +89,7 @@ def _report(n: int = 2_000, treatment: float = 0.3) -> RolloutReport:
         "treatment": Traffic(1_490, 990, 0, 29_000, 9_100, ()),
     }
     made = rollout(50, metrics=(SOLVED, Metric("rating", 1, 5)), overrides={"ann": "control"})
-    return report(made, traffic, {"solved": _outcomes(n, 0.5, treatment)})
+    return report(made, traffic, Evidence(outcomes={"solved": _outcomes(n, 0.5, treatment)}))
 
 
 def test_a_report_shows_the_arms_traffic_and_warns() -> None:
@@ -105,7 +106,7 @@ def test_a_report_shows_the_arms_traffic_and_warns() -> None:
     [warning] = record["warnings"]
     assert "worse on solved" in warning
     assert _report(treatment=0.5).warnings == []
-    lost = report(rollout(50), {"control": Traffic(units=1_000), "treatment": Traffic(units=800)}, {})
+    lost = report(rollout(50), {"control": Traffic(units=1_000), "treatment": Traffic(units=800)}, Evidence())
     assert "no comparison here can be trusted" in lost.warnings[0]
 
 
@@ -123,4 +124,4 @@ def test_a_picture_that_cannot_be_drawn_is_reported(tmp_path: Path) -> None:
     with pytest.raises(EditError, match=r"named \*\.png or \*\.svg"):
         draw(_report(), tmp_path / "a.pdf")
     with pytest.raises(EditError, match="no metrics to draw"):
-        draw(report(rollout(), {}, {}), tmp_path / "a.png")
+        draw(report(rollout(), {}, Evidence()), tmp_path / "a.png")

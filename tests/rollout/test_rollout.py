@@ -11,9 +11,10 @@ import pytest
 from tests.rollout.example import NEW, OLD, rollout
 from vllm_edit.errors import EditError, NotFound
 from vllm_edit.rollout.arm import Arm, split_reference
+from vllm_edit.rollout.buckets import buckets_of
 from vllm_edit.rollout.metric import Metric, parse_metric
 from vllm_edit.rollout.outcomes import metric_of
-from vllm_edit.rollout.rollout import Rollout, buckets_of
+from vllm_edit.rollout.rollout import Rollout
 
 DO: dict[str, Callable[[Rollout], Rollout]] = {
     "ramp": lambda one: one.ramped(20),

@@ -9,9 +9,11 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.rollout.example import failing
 from tests.serving import places
 from tests.serving.without_engine import Place, bearer, run
 from vllm_edit.errors import Unavailable
+from vllm_edit.registry.rollout_guard import Watch
 from vllm_edit.serving.server_settings import Settings
 
 
@@ -112,6 +114,11 @@ def test_a_patch_that_the_engine_cannot_apply_is_not_published(place: Administer
         ("/tenants", {"name": "acme"}, 400),
         ("/rollouts/spring/ramp", {"percent": "NaN"}, 400),
         ("/rollouts/spring/ramp", {"percent": 101}, 400),
+        ("/rollouts/spring/ramp", {}, 400),
+        ("/rollouts/spring/ramp", {"percent": 5, "schedule": "1% 1h, 10%"}, 400),
+        ("/rollouts/spring/ramp", {"schedule": "10% 1h, 5%"}, 400),
+        ("/rollouts", {"name": "s", "tenant": "acme", "treatment": "city", "limits": ["errors"]}, 400),
+        ("/rollouts", {"name": "s", "tenant": "acme", "treatment": "city", "limits": ["solved=kill"]}, 400),
         ("/rollouts/spring/kill", None, 404),
         ("/rollouts/spring/explode", None, 400),
         ("/keys/0123456789ab/revoke", None, 404),
@@ -195,6 +202,30 @@ def test_a_rollout_over_http_is_made_ramped_watched_and_killed(place: Administer
         assert sum(sum(comparison["outcomes"].values()) for comparison in status["comparisons"]) == 20
         killed = (await place.post("/rollouts/spring/kill", {"why": "users complain"})).json()
         assert (killed["state"], (await place.served("eve"))[0]) == ("killed", place.first)
+
+    run(steps())
+
+
+def test_a_rollout_over_http_has_limits_and_follows_a_schedule(place: Administered) -> None:
+    async def steps() -> None:
+        asked = {"name": "spring", "tenant": "acme", "treatment": "city", "limits": ["errors=kill", "cut+1%=warn"]}
+        made = (await place.post("/rollouts", asked)).json()
+        assert [(limit["name"], limit["margin"], limit["action"]) for limit in made["limits"]] == [
+            ("errors", 0.0, "kill"),
+            ("cut", 0.01, "warn"),
+        ]
+        ramped = (await place.post("/rollouts/spring/ramp", {"schedule": "1% 1h, 100%"})).json()
+        assert (ramped["share"], ramped["schedule"]["next"]) == (1.0, 100.0)
+        status = (await place.get("/rollouts/spring")).json()
+        assert [test["limit"] for test in status["limit_tests"]] == ["errors=kill", "cut+0.01=warn"]
+        assert (status["decisions"], status["watched_by"]) == ([], None)
+        registry = place.store.registry
+        await asyncio.to_thread(registry.rollouts.expose, failing(registry.rollouts.ramp("spring", 100)))
+        watch = Watch("a", "node-a:1")
+        assert registry.guard.hold(watch)
+        assert registry.guard.test("spring", watch)
+        [decision] = (await place.get("/rollouts/spring")).json()["decisions"]
+        assert (decision["server"], decision["result"]["limit"]) == ("node-a:1", "errors=kill")
 
     run(steps())
 

@@ -234,3 +234,44 @@ def test_messages_pass_as_they_are() -> None:
     assert [message.get("body") for message in sent] == [None, b"data: 1\n\n", b"data: 2\n\n", b""]
     assert sent[0] == start()
     assert usage.ended == "whole"
+
+
+def finished(why: str) -> bytes:
+    return data({"choices": [{"delta": {"content": "x"}, "finish_reason": why}]}) + DONE
+
+
+QUOTED = {"choices": [{"delta": {"content": 'it said "finish_reason": "length"'}, "finish_reason": "stop"}]}
+INCOMPLETE = {"status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}}
+
+
+@pytest.mark.parametrize("pieces", [1, 7, 10_000])
+@pytest.mark.parametrize(
+    ("route", "content", "cut"),
+    [
+        (CHAT, CHATTED + finished("length"), True),
+        (COMPLETIONS, finished("length"), True),
+        (CHAT, CHATTED + finished("stop"), False),
+        (CHAT, data(QUOTED) + DONE, False),
+        (RESPONSES, RESPONDED, False),
+        (RESPONSES, named("response.incomplete", response=INCOMPLETE), True),
+    ],
+)
+def test_a_stream_that_ends_at_its_maximum_of_tokens_is_cut(route: str, content: bytes, cut: bool, pieces: int) -> None:
+    assert streamed(content, route, pieces).cut == cut
+
+
+@pytest.mark.parametrize(
+    ("answer", "cut"),
+    [
+        ({"choices": [{"text": "x", "finish_reason": "length"}]}, True),
+        ({"choices": [{"finish_reason": "stop"}, {"finish_reason": "length"}]}, True),
+        ({"choices": [{"text": '"finish_reason": "length"', "finish_reason": "stop"}]}, False),
+        (INCOMPLETE, True),
+        ({"status": "completed", "incomplete_details": None}, False),
+    ],
+)
+def test_a_body_that_ends_at_its_maximum_of_tokens_is_cut(answer: dict[str, Any], cut: bool) -> None:
+    usage = Usage(CHAT)
+    usage.sent(start("application/json"))
+    usage.sent(body(json.dumps(answer).encode(), more=False))
+    assert usage.cut == cut

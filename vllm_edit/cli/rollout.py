@@ -47,8 +47,16 @@ def create(
         str | None, typer.Option(help="The same salt and name give the same split again; default: a random salt.")
     ] = None,
     alpha: Annotated[
-        float, typer.Option(help="Probability, over all metrics, of ever calling equal arms different.")
+        float,
+        typer.Option(help="Probability, over all metrics (and over all limits), of ever calling equal arms different."),
     ] = 0.05,
+    limit: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What treatment may not do, and what a server then does (warn, pause or kill): errors=kill, "
+            "errors+1%=kill, cut=warn, slower:2s=warn, locality+5%=kill, or a metric: solved=kill; may be repeated."
+        ),
+    ] = None,
     override: Annotated[
         str, typer.Option(metavar="REASON", help="Serve an arm that its gate did not accept; needs --who.")
     ] = "",
@@ -58,6 +66,7 @@ def create(
     json: JsonOption = False,
 ) -> None:
     """Create a rollout. It serves nobody before its first `ramp`."""
+    from vllm_edit.evaluation.questions import keeping_questions
     from vllm_edit.rollout.draft import draft
     from vllm_edit.store.store import Store
 
@@ -80,6 +89,8 @@ def create(
         session_header=session_header,
         salt=salt,
         alpha=alpha,
+        limits=limit or (),
+        probed=lambda patch: bool(keeping_questions(opened.manifest(patch).edits, chat=True)),
     )
     entered = opened.registry.rollouts.create(made, override=override, why=why, by=who)
     print_json(entered.as_record()) if json else print_line(_line(entered))
@@ -88,18 +99,34 @@ def create(
 @app.command()
 def ramp(
     name: NameArgument,
-    percent: Annotated[float, typer.Argument(metavar="PERCENT", help="Percentage of the users that take part.")],
+    to: Annotated[
+        str,
+        typer.Argument(
+            metavar="PERCENT|SCHEDULE",
+            help="Percentage of the users that take part; or several, and how long each: '1% 1h, 10% 1d, 50%'.",
+        ),
+    ],
     why: WhyOption = "",
     who: WhoOption = "",
     wait: WaitOption = WAIT_S,
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Let a share of the users take part; a paused rollout resumes. Users that took part stay on the same side."""
+    """Let a share of the users take part; a paused rollout resumes. Users that took part stay on the same side.
+
+    A server takes the later steps of a schedule. `pause`, `kill`, `promote` and the next `ramp` end it.
+    """
+    from vllm_edit.rollout.buckets import BUCKETS
+    from vllm_edit.rollout.schedule import parse_schedule
     from vllm_edit.store.store import Store
 
+    schedule = parse_schedule(to)
     registry = Store.open(store).registry
-    _report(registry, registry.rollouts.ramp(name, percent, why=why, by=who), wait, json)
+    if len(schedule.steps) == 1:
+        moved = registry.rollouts.ramp(name, schedule.share * 100 / BUCKETS, why=why, by=who)
+    else:
+        moved = registry.rollouts.follow(name, schedule, why=why, by=who)
+    _report(registry, moved, wait, json)
 
 
 @app.command()
@@ -207,12 +234,19 @@ def _report(registry: Registry, rollout: Rollout, wait_s: float, json: bool) -> 
 def _line(rollout: Rollout) -> str:
     states = {
         "created": "created; it serves nobody before `vllm-edit rollout ramp`",
-        "ramping": f"{_percent(rollout.share)} of the users take part, {_percent(rollout.split)} of them on treatment",
+        "ramping": f"{_percent(rollout.share)} of the users take part, {_percent(rollout.split)} of them on treatment"
+        + _next(rollout),
         "paused": f"paused at {_percent(rollout.share)}",
         "killed": "killed" + ("; its tenant is served control" if rollout.governs else "; it decides nothing"),
         "promoted": "promoted; its tenant is served treatment",
     }
     return f"rollout {rollout.name}: {states[rollout.state]}"
+
+
+def _next(rollout: Rollout) -> str:
+    """The next step of the schedule."""
+    record = None if rollout.schedule is None else rollout.schedule.as_record()
+    return "" if record is None or record.next_at is None else f"; {record.next:g} % from {when(record.next_at)}"
 
 
 def _state(rollout: Rollout) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from vllm_edit.cli.output import print_fields, print_line, print_table
+from vllm_edit.cli.output import print_fields, print_line, print_table, when
 from vllm_edit.rollout.arm import SIDES
 from vllm_edit.rollout.comparison import Estimate
 from vllm_edit.rollout.rollout_report import RolloutReport
+from vllm_edit.rollout.schedule import Schedule
 
 
 def print_status(found: RolloutReport) -> None:
@@ -17,8 +18,10 @@ def print_status(found: RolloutReport) -> None:
             "tenant": rollout.tenant,
             "state": f"{rollout.state}, closed" if rollout.closed else rollout.state,
             "takes part": f"{rollout.share / 100:g} % of the users, {rollout.split / 100:g} % of them on treatment",
+            "schedule": _schedule(rollout.schedule),
             "control": rollout.control,
             "treatment": rollout.treatment,
+            "guarded by": found.watched_by if rollout.guarded else None,
         }
     )
     print_line()
@@ -40,9 +43,38 @@ def print_status(found: RolloutReport) -> None:
         print_table(("", "OUTCOMES", "COMPARED", "MEAN", level), [*lines, difference])
         since = "" if result.decided_at is None else f", decided after {result.decided_at} comparisons"
         print_line(f"treatment: {result.verdict}{since}")
+    if found.limits:
+        print_line()
+        _print_limits(found)
     for warning in found.warnings:
         print_line()
         print_line(f"warning: {warning}")
+
+
+def _schedule(schedule: Schedule | None) -> str | None:
+    if schedule is None:
+        return None
+    record = schedule.as_record()
+    if record.held is not None:
+        return f"{record.steps}; limit {record.held} holds it at {record.share:g} % until the next ramp"
+    if record.next_at is None:
+        return f"{record.steps}; at its last step"
+    return f"{record.steps}; {record.next:g} % from {when(record.next_at)}"
+
+
+def _print_limits(found: RolloutReport) -> None:
+    acted = {decision.result.limit: decision for decision in found.decisions}
+    rows = []
+    for result in found.limits:
+        decision = acted.get(result.limit)
+        if decision is not None:
+            state = f"exceeded: {result.action} {when(decision.at)} by {decision.server}"
+        else:
+            state = "exceeded" if result.exceeded else "holds"
+        arms = [_cells(arm)[0] if arm is not None else "" for arm in (result.control, result.treatment)]
+        rows.append((result.limit, *arms, *_cells(result.excess), result.excess.n, state))
+    level = f"{100 * (1 - found.limits[0].alpha):.4g} % EACH END"
+    print_table(("LIMIT", "CONTROL", "TREATMENT", "WORSE BY", level, "COMPARED", "STATE"), rows)
 
 
 def _cells(estimate: Estimate) -> tuple[str, str]:

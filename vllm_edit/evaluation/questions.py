@@ -94,6 +94,11 @@ def questions_of(edits: Sequence[Edit], patch: int, *, split: Split | None = "ga
     return asked
 
 
+def keeping_questions(edits: Sequence[Edit], *, chat: bool) -> list[Question]:
+    """The locality probes of one patch, of both splits: questions whose answer must stay the same as base's."""
+    return [question for question in questions_of(edits, 0, split=None, chat=chat) if question.keeps]
+
+
 def _question(
     patch: int,
     edit: int,

@@ -12,6 +12,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -131,6 +132,11 @@ class Database:
         if self.sqlite:
             return literal_column("((julianday('now') - 2440587.5) * 86400.0)", Float)
         return cast(extract("epoch", func.clock_timestamp()), Float)
+
+    def now(self, connection: Connection) -> datetime:
+        """Return the time by the database's own clock."""
+        seconds: float = connection.execute(select(self.clock)).scalar_one()
+        return datetime.fromtimestamp(seconds, UTC)
 
     def close(self) -> None:
         self._engine.dispose()
@@ -264,14 +270,17 @@ class Database:
         self._migrated = True
 
 
-def add_unknown(connection: Connection, table: Table, rows: Sequence[Mapping[str, object]]) -> None:
-    """Insert the rows whose primary key is not in `table` yet; existing rows stay unchanged.
+def add_unknown(
+    connection: Connection, table: Table, rows: Sequence[Mapping[str, object]], unique: Sequence[str] = ()
+) -> None:
+    """Insert the rows whose primary key, or whose `unique` columns, are not in `table` yet; others stay unchanged.
 
     A batch is retried if its commit was not acknowledged, so inserts must be idempotent.
     """
     if rows:
         insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
-        connection.execute(insert(table).on_conflict_do_nothing(index_elements=list(table.primary_key)), rows)
+        elements = list(unique) or [column.name for column in table.primary_key]
+        connection.execute(insert(table).on_conflict_do_nothing(index_elements=elements), rows)
 
 
 def _checked(url: str | URL) -> URL:

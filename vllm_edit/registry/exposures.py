@@ -1,4 +1,7 @@
-"""Exposures (requests that rollouts decided) and their outcomes. Each function runs in its caller's transaction."""
+"""Exposures (requests that rollouts decided), their outcomes, and what else limits are tested on.
+
+Each function runs in its caller's transaction.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +13,29 @@ from sqlalchemy import Connection, func, insert, select
 from vllm_edit.errors import EditError
 from vllm_edit.names import is_answer_id, shown
 from vllm_edit.registry.database import add_unknown
-from vllm_edit.registry.tables import exposures, outcomes
+from vllm_edit.registry.tables import canaries, exposures, first_answers, outcomes
 from vllm_edit.rollout.arm import SIDES, Side
-from vllm_edit.rollout.outcomes import Exposure, Observed, Traffic, UnknownAnswer
+from vllm_edit.rollout.guardrails import Evidence
+from vllm_edit.rollout.outcomes import Exposure, FirstAnswer, Observed, Traffic, UnknownAnswer
 
 _LATENCIES = 10_000  # an arm's newest latencies, from which its quantiles are computed
 
 
 def expose(connection: Connection, found: Iterable[Exposure]) -> None:
-    """Insert requests that rollouts decided; rows with a known id stay unchanged."""
+    """Insert requests that rollouts decided, and each unit's first answer; rows that are known stay unchanged."""
+    found = list(found)
+    firsts = [
+        {
+            "rollout": exposure.assignment.rollout,
+            "unit": exposure.assignment.unit,
+            "side": exposure.assignment.side,
+            "failed": exposure.failed,
+            "cut": exposure.cut,
+            "seconds": exposure.seconds,
+        }
+        for exposure in found
+        if exposure.assignment.compared
+    ]
     rows = [
         {
             "id": exposure.id,
@@ -36,6 +53,7 @@ def expose(connection: Connection, found: Iterable[Exposure]) -> None:
         for exposure in found
     ]
     add_unknown(connection, exposures, rows)
+    add_unknown(connection, first_answers, firsts, unique=("rollout", "unit"))
 
 
 def rollout_of(connection: Connection, tenant: str | None, id: str) -> str:
@@ -96,6 +114,30 @@ def first_outcomes(connection: Connection, rollout: str) -> dict[str, list[Obser
     for metric, value, side, count in connection.execute(rows):
         found.setdefault(metric, []).append(Observed(side, value, count))
     return found
+
+
+def evidence(connection: Connection, rollout: str) -> Evidence:
+    """Return everything that the rollout's limits and metrics are tested on, in the order of arrival."""
+    f, c = first_answers.c, canaries.c
+    answers = select(f.side, f.failed, f.cut, f.seconds).where(f.rollout == rollout).order_by(f.number)
+    changed = select(c.changed).where(c.rollout == rollout).order_by(c.number)
+    return Evidence(
+        [FirstAnswer(*row) for row in connection.execute(answers)],
+        first_outcomes(connection, rollout),
+        connection.execute(changed).scalars().all(),
+    )
+
+
+def mark(connection: Connection) -> tuple[int, ...]:
+    """Return numbers that change whenever the `evidence` of any rollout changes, at the cost of three look-ups."""
+    numbers = (first_answers.c.number, canaries.c.number, outcomes.c.number)
+    return tuple(connection.execute(select(func.max(number))).scalar() or 0 for number in numbers)
+
+
+def add_canary(connection: Connection, rollout: str, probe: str, *, changed: bool, server: str) -> None:
+    """Insert the result of a locality probe that `server` asked."""
+    row = {"rollout": rollout, "probe": probe, "changed": changed, "at": datetime.now(UTC), "server": server}
+    connection.execute(insert(canaries).values(**row))
 
 
 def _traffic(connection: Connection, rollout: str, side: Side) -> Traffic:

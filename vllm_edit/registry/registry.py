@@ -25,6 +25,7 @@ from vllm_edit.registry.owner import Owner
 from vllm_edit.registry.patches import PatchEntry, Status
 from vllm_edit.registry.publications import Publication, publishable_until, served, served_at
 from vllm_edit.registry.retirement import Retired
+from vllm_edit.registry.rollout_guard import RolloutGuard
 from vllm_edit.registry.rollouts import Rollouts
 from vllm_edit.registry.servers import Servers
 from vllm_edit.registry.snapshot import Snapshot
@@ -50,6 +51,7 @@ class Registry:
         self.changes = Changes(self._database, anchor, owner)
         self.rollouts = Rollouts(self._database, self.changes)
         self.retired = Retired(self._database, self.changes)
+        self.guard = RolloutGuard(self._database, self.changes)
         self.servers = Servers(self._database, self.changes)
         self.answers = Answers(self._database)
         self._waiting = waiting(self._database)

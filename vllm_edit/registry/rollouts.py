@@ -16,8 +16,9 @@ from sqlalchemy.exc import IntegrityError
 
 from vllm_edit.errors import EditError, NotFound
 from vllm_edit.names import nearest, shown
-from vllm_edit.registry import exposures, patches, tenants
+from vllm_edit.registry import exposures, limit_decisions, patches, tenants
 from vllm_edit.registry.database import Database
+from vllm_edit.registry.leases import GUARDRAILS, Leases
 from vllm_edit.registry.publications import publishable_until
 from vllm_edit.registry.tables import rollouts
 from vllm_edit.registry.transactions import Changes
@@ -25,11 +26,14 @@ from vllm_edit.rollout.arm import Arm
 from vllm_edit.rollout.outcomes import Exposure, metric_of
 from vllm_edit.rollout.rollout import Rollout, RolloutRecord, Verb
 from vllm_edit.rollout.rollout_report import RolloutReport, report
+from vllm_edit.rollout.schedule import Schedule
 
 _JSON = TypeAdapter(Rollout)
 _FIXED = TypeAdapter(dict[str, Any])
+_SCHEDULE = TypeAdapter(Schedule)
 _MOVING = ("state", "share", "closed")
 _COLUMNS = {"name", "tenant", *_MOVING}
+_OWN = {*_COLUMNS, "schedule"}
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,12 @@ class Rollouts:
         """Let `percent` of the sticky keys take part. The first ramp replaces the tenant's previous, ended rollout."""
         return self._step("ramp", name, lambda rollout: rollout.ramped(percent), why, by)
 
+    def follow(self, name: str, schedule: Schedule, *, why: str = "", by: str = "") -> Rollout:
+        """Ramp to the schedule's first share; a server takes the later steps when they are due."""
+        with self._database.read() as connection:
+            now = self._database.now(connection)
+        return self._step("ramp", name, lambda rollout: rollout.scheduled(schedule, now), why, by)
+
     def pause(self, name: str, *, why: str = "", by: str = "") -> Rollout:
         return self._step("pause", name, Rollout.paused, why, by)
 
@@ -146,8 +156,13 @@ class Rollouts:
     def report(self, name: str) -> RolloutReport:
         """Evaluate the rollout on everything logged so far. Repeated looks keep the error rate (see `sequential`)."""
         with self._database.read() as connection:
-            rollout = find(connection, name).rollout
-            return report(rollout, exposures.traffic(connection, name), exposures.first_outcomes(connection, name))
+            return report(
+                find(connection, name).rollout,
+                exposures.traffic(connection, name),
+                exposures.evidence(connection, name),
+                limit_decisions.made(connection, name),
+                Leases(self._database).server(connection, GUARDRAILS),
+            )
 
     def _record(self, tenant: str | None, id: str, metric: str, value: float) -> bool:
         with self._database.log() as connection:
@@ -172,14 +187,14 @@ def add(connection: Connection, rollout: Rollout) -> None:
     if connection.execute(select(rollouts.c.name).where(rollouts.c.name == rollout.name)).first() is not None:
         raise EditError(f"there is a rollout {rollout.name!r} already; choose another name")
     now = datetime.now(UTC)
-    fixed = _JSON.dump_json(rollout, exclude=_COLUMNS).decode()
-    moving = {column: getattr(rollout, column) for column in _COLUMNS}
+    fixed = _JSON.dump_json(rollout, exclude=_OWN).decode()
+    moving = {column: getattr(rollout, column) for column in _COLUMNS} | {"schedule": _schedule_text(rollout)}
     connection.execute(insert(rollouts).values(**moving, settings=fixed, created_at=now, changed_at=now))
 
 
 def put(connection: Connection, rollout: Rollout) -> None:
     """Update the mutable columns of an existing rollout."""
-    moved = {column: getattr(rollout, column) for column in _MOVING}
+    moved = {column: getattr(rollout, column) for column in _MOVING} | {"schedule": _schedule_text(rollout)}
     this = rollouts.c.name == rollout.name
     connection.execute(update(rollouts).where(this).values(**moved, changed_at=datetime.now(UTC)))
 
@@ -256,4 +271,12 @@ def _servable(connection: Connection, tenant: str, arm: Arm, override: str, by: 
 def _entry(row: Row[Any]) -> RolloutEntry:
     fixed = _FIXED.validate_json(row.settings)
     moving = {column: getattr(row, column) for column in _COLUMNS}
+    schedule = None if row.schedule is None else _SCHEDULE.validate_json(row.schedule)
+    if schedule is not None and (row.state != "ramping" or row.share != schedule.share):
+        schedule = None  # an older version of this package moved the rollout, and knows no schedules
+    moving["schedule"] = schedule
     return RolloutEntry(_JSON.validate_python(fixed | moving), row.created_at, row.changed_at)
+
+
+def _schedule_text(rollout: Rollout) -> str | None:
+    return None if rollout.schedule is None else _SCHEDULE.dump_json(rollout.schedule).decode()

@@ -140,7 +140,8 @@ servers = Table(
     Column("seen", Float, nullable=False),
 )
 
-# `settings` is JSON: the settings fixed at creation (arms, salt, split, overrides, sticky keys, metrics, alpha).
+# `settings` is JSON: what is fixed at creation (arms, salt, split, overrides, sticky keys, metrics, alpha, limits).
+# `schedule` is JSON: the ramp schedule that the rollout follows, and its present step; null without one.
 rollouts = Table(
     "rollouts",
     metadata,
@@ -152,6 +153,7 @@ rollouts = Table(
     Column("settings", Text, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
     Column("changed_at", UtcDateTime, nullable=False),
+    Column("schedule", Text),
     Index("rollouts_by_tenant", "tenant", "closed"),
 )
 
@@ -184,6 +186,57 @@ outcomes = Table(
     Column("at", UtcDateTime, nullable=False),
     UniqueConstraint("exposure", "metric", name="outcomes_once"),
     sqlite_autoincrement=True,
+)
+
+# The first compared answer of each unit. `number` is the order of arrival: rows are only added, so that a test that
+# looks again sees the same beginning.
+first_answers = Table(
+    "first_answers",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=True),
+    Column("rollout", String(63), ForeignKey("rollouts.name"), nullable=False),
+    Column("unit", String(32), nullable=False),
+    Column("side", String(16), nullable=False),
+    Column("failed", Boolean, nullable=False),
+    Column("cut", Boolean, nullable=False),
+    Column("seconds", Float),
+    UniqueConstraint("rollout", "unit", name="first_answers_once"),
+    sqlite_autoincrement=True,
+)
+
+# Locality probes that servers asked. `probe` is the beginning of the SHA-256 of the prompt; no text is stored.
+canaries = Table(
+    "canaries",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=True),
+    Column("rollout", String(63), ForeignKey("rollouts.name"), nullable=False),
+    Column("probe", String(32), nullable=False),
+    Column("changed", Boolean, nullable=False),
+    Column("at", UtcDateTime, nullable=False),
+    Column("server", String(128), nullable=False),
+    Index("canaries_by_rollout", "rollout", "number"),
+    sqlite_autoincrement=True,
+)
+
+# A limit that was exceeded, and acted once. `result` is JSON: the numbers that decided.
+limit_decisions = Table(
+    "limit_decisions",
+    metadata,
+    Column("rollout", String(63), ForeignKey("rollouts.name"), primary_key=True),
+    Column("limit", String(160), primary_key=True),
+    Column("result", Text, nullable=False),
+    Column("at", UtcDateTime, nullable=False),
+    Column("server", String(128), nullable=False),
+)
+
+# Work that one server at a time does. `expires` is in seconds of the database's own clock.
+leases = Table(
+    "leases",
+    metadata,
+    Column("name", String(63), primary_key=True),
+    Column("owner", String(64), nullable=False),
+    Column("server", String(128), nullable=False),
+    Column("expires", Float, nullable=False),
 )
 
 # Names of tenants, patches, rollouts and API keys are not foreign keys: the log outlives the objects that it names.

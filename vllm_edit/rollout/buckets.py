@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from hashlib import sha256
 from typing import Literal
+
+from vllm_edit.errors import EditError
 
 BUCKETS = 10_000
 
@@ -20,6 +23,13 @@ def bucket(salt: str, rollout: str, purpose: Purpose, sticky_key: str) -> int:
 def pseudonym(salt: str, rollout: str, sticky_key: str) -> str:
     """Return the key's pseudonym for the log of outcomes, since the key itself may be a person's name."""
     return _digest(salt, rollout, "unit", sticky_key)[:16].hex()
+
+
+def buckets_of(percent: float) -> int:
+    """Convert a percentage to buckets of 0.01 % each."""
+    if not math.isfinite(percent) or not 0 <= percent <= 100 or abs(percent * 100 - round(percent * 100)) > 1e-6:
+        raise EditError(f"expected 0 to 100 per cent with at most two decimals; got {percent!r}")
+    return round(percent * BUCKETS / 100)
 
 
 def _digest(salt: str, rollout: str, purpose: Purpose, sticky_key: str) -> bytes:

@@ -91,10 +91,10 @@ def compare(metric: Metric, observed: Sequence[Observed], split: int, alpha: flo
     for outcome in observed:
         counts[outcome.side] += outcome.count
     arms: dict[Side, Estimate] = {
-        side: _last(confidence_sequence(values[side], metric.low, metric.high, alpha), len(values[side]))
+        side: last_estimate(confidence_sequence(values[side], metric.low, metric.high, alpha), len(values[side]))
         for side in counts
     }
-    return Comparison(metric, alpha, counts, arms, _last(path, blocks), verdict, decided_at, path)
+    return Comparison(metric, alpha, counts, arms, last_estimate(path, blocks), verdict, decided_at, path)
 
 
 def _block_sizes(split: int) -> tuple[int, int]:
@@ -119,7 +119,8 @@ def _decided(path: tuple[Array, Array, Array], metric: Metric) -> tuple[int | No
     return first + 1, "better" if rises == (metric.better == "higher") else "worse"
 
 
-def _last(path: tuple[Array, Array, Array], n: int) -> Estimate:
+def last_estimate(path: tuple[Array, Array, Array], n: int) -> Estimate:
+    """Return the end of a path of (estimate, lower, upper), each [n], as an estimate."""
     if n == 0:
         return Estimate(0)
     estimate, lower, upper = (float(values[-1]) for values in path)

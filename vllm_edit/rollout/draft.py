@@ -5,9 +5,12 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 
+from vllm_edit.errors import EditError
 from vllm_edit.rollout.arm import Arm, Side, split_reference
+from vllm_edit.rollout.buckets import buckets_of
+from vllm_edit.rollout.limit import parse_limit
 from vllm_edit.rollout.metric import parse_metric
-from vllm_edit.rollout.rollout import Rollout, buckets_of
+from vllm_edit.rollout.rollout import Rollout
 from vllm_edit.rollout.sticky import Source, Stickiness
 
 Resolve = Callable[[str], str]
@@ -30,6 +33,8 @@ def draft(
     session_header: str,
     salt: str | None,
     alpha: float,
+    limits: Sequence[str] = (),
+    probed: Callable[[str], bool] = lambda _: True,
 ) -> Rollout:
     """Build a rollout from user input.
 
@@ -47,12 +52,14 @@ def draft(
         user_header: Header with the user's name.
         session_header: Header with the session's name.
         salt: Salt of the hashes; None for a random salt.
-        alpha: Error probability over all metrics.
+        alpha: Error probability over all metrics, and over all limits.
+        limits: Limits, e.g. `errors=kill` or `slower:2s=warn`.
+        probed: Returns whether a compiled patch has locality probes.
 
     Raises:
         EditError: a part is invalid.
     """
-    return Rollout(
+    made = Rollout(
         name,
         tenant,
         served(tenant) if control is None else _arm(control, resolve),
@@ -63,7 +70,14 @@ def draft(
         sticky=Stickiness(order, user_header, session_header),
         metrics=tuple(parse_metric(text) for text in metrics),
         alpha=alpha,
+        limits=tuple(parse_limit(text) for text in limits),
     )
+    asked = next((limit for limit in made.limits if limit.name == "locality"), None)
+    if asked is not None and made.treatment.name is not None and not probed(made.treatment.name):
+        raise EditError(
+            f"limit {asked}: {made.treatment.name} has no locality probes to ask; give its edits some, or leave it out"
+        )
+    return made
 
 
 def _arm(text: str, resolve: Resolve) -> Arm:

@@ -30,6 +30,21 @@ class Exposure:
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     seconds: float | None = None
+    cut: bool = False
+
+
+@dataclass(frozen=True)
+class FirstAnswer:
+    """A user's first compared answer. cut: it ended at its maximum number of tokens."""
+
+    side: Side
+    failed: bool
+    cut: bool
+    seconds: float | None
+
+    def slower(self, seconds: float) -> bool:
+        """True if it took longer than `seconds`, or failed."""
+        return self.failed or (self.seconds is not None and self.seconds > seconds)
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from datetime import datetime
 from typing import Literal, Self, get_args
 
 from vllm_edit.errors import EditError
 from vllm_edit.names import check_tenant, shown
 from vllm_edit.rollout.arm import SIDES, Arm, Side
-from vllm_edit.rollout.buckets import BUCKETS
+from vllm_edit.rollout.buckets import BUCKETS, buckets_of
+from vllm_edit.rollout.limit import Limit
 from vllm_edit.rollout.metric import Metric
+from vllm_edit.rollout.schedule import Schedule, ScheduleRecord
 from vllm_edit.rollout.sticky import Stickiness
 
 State = Literal["created", "ramping", "paused", "killed", "promoted"]
@@ -50,7 +52,10 @@ class Rollout:
         overrides: Side by user, regardless of the hash. These users' answers are not compared.
         sticky: Sources of the sticky key.
         metrics: The metrics that clients report.
-        alpha: Probability, over all metrics together, of ever calling equal arms different.
+        alpha: Probability, over all metrics together, of ever calling equal arms different; and, over all limits
+            together, of ever acting on a treatment that is not worse.
+        limits: What treatment may not do, and what a server does when it does.
+        schedule: The shares that the rollout passes through by itself, while it follows a schedule.
     """
 
     name: str
@@ -66,6 +71,8 @@ class Rollout:
     sticky: Stickiness = field(default_factory=Stickiness)
     metrics: tuple[Metric, ...] = ()
     alpha: float = 0.05
+    limits: tuple[Limit, ...] = ()
+    schedule: Schedule | None = None
 
     def __post_init__(self) -> None:
         problems = []
@@ -93,6 +100,11 @@ class Rollout:
         ]
         names = [metric.name for metric in self.metrics]
         problems += [f"metric {name} is given twice" for name in sorted(set(names)) if names.count(name) > 1]
+        problems += [problem for limit in self.limits for problem in limit.problems(self.metrics)]
+        tests = [str(limit).rpartition("=")[0] for limit in self.limits]
+        problems += [f"limit {test} is given twice" for test in sorted(set(tests)) if tests.count(test) > 1]
+        if self.treatment.mode == "base" and any(limit.name == "locality" for limit in self.limits):
+            problems.append("limit locality: treatment base has no locality probes")
         if str(self.control) == str(self.treatment):
             problems.append(f"control and treatment are both {self.control}; there is nothing to compare")
         if problems:
@@ -103,6 +115,7 @@ class Rollout:
         shown = {part.name: getattr(self, part.name) for part in fields(self)}
         shown |= {"control": str(self.control), "treatment": str(self.treatment)}
         shown |= {"share": self.share * 100 / BUCKETS, "split": self.split * 100 / BUCKETS}
+        shown["schedule"] = None if self.schedule is None else self.schedule.as_record()
         return RolloutRecord(**shown)
 
     @property
@@ -123,12 +136,35 @@ class Rollout:
     def arm(self, side: Side) -> Arm:
         return self.control if side == "control" else self.treatment
 
+    @property
+    def guarded(self) -> bool:
+        """True while a server has to test limits or to follow a schedule."""
+        return self.running and bool(self.limits or self.schedule)
+
     def ramped(self, percent: float) -> Self:
         """Let `percent` of the keys take part. Keys that took part at a lower percentage stay on their side."""
         return self._moved("ramp", share=buckets_of(percent))
 
+    def scheduled(self, schedule: Schedule, now: datetime) -> Self:
+        """Ramp to the schedule's first share, and to its later shares when they are due."""
+        begun = schedule.begun(now)
+        return replace(self._moved("ramp", share=begun.share), schedule=begun)
+
+    def advanced(self, now: datetime) -> Self:
+        """Take the schedule's next step if it is due; a paused rollout stays as it is."""
+        if self.state != "ramping" or self.schedule is None or not self.schedule.due(now):
+            return self
+        later = self.schedule.advanced(now)
+        return replace(self, share=later.share, schedule=later)
+
+    def held(self, limit: str) -> Self:
+        """Stay at the schedule's present step until the next `ramp`, because of a limit."""
+        if self.schedule is None or self.schedule.held is not None:
+            return self
+        return replace(self, schedule=replace(self.schedule, held=limit))
+
     def paused(self) -> Self:
-        """Freeze the assignment until the next `ramp`."""
+        """Freeze the assignment until the next `ramp`. A schedule ends."""
         return self._moved("pause")
 
     def killed(self) -> Self:
@@ -149,7 +185,7 @@ class Rollout:
             state = f"{self.state}, and a later publication or rollback replaced it" if self.closed else self.state
             can = "make a new one" if self.state == "killed" or not allowed else f"it can only {' or '.join(allowed)}"
             raise EditError(f"cannot {verb} rollout {self.name!r}: it is {state}; {can}")
-        return replace(self, state=_LEADS_TO[verb], share=self.share if share is None else share)
+        return replace(self, state=_LEADS_TO[verb], share=self.share if share is None else share, schedule=None)
 
 
 @dataclass(frozen=True)
@@ -169,10 +205,5 @@ class RolloutRecord:
     sticky: Stickiness
     metrics: tuple[Metric, ...]
     alpha: float
-
-
-def buckets_of(percent: float) -> int:
-    """Convert a percentage to buckets of 0.01 % each."""
-    if not math.isfinite(percent) or not 0 <= percent <= 100 or abs(percent * 100 - round(percent * 100)) > 1e-6:
-        raise EditError(f"expected 0 to 100 per cent with at most two decimals; got {percent!r}")
-    return round(percent * BUCKETS / 100)
+    limits: tuple[Limit, ...]
+    schedule: ScheduleRecord | None

@@ -10,8 +10,9 @@ import numpy as np
 from vllm_edit.rollout.arm import SIDES, Side
 from vllm_edit.rollout.buckets import BUCKETS
 from vllm_edit.rollout.comparison import Comparison, Summary, compare
-from vllm_edit.rollout.guardrails import warnings
-from vllm_edit.rollout.outcomes import Observed, Traffic
+from vllm_edit.rollout.decided import Decision
+from vllm_edit.rollout.guardrails import Evidence, LimitResult, judge, warnings
+from vllm_edit.rollout.outcomes import Traffic
 from vllm_edit.rollout.rollout import Rollout, RolloutRecord
 from vllm_edit.rollout.sequential import imbalance
 
@@ -27,16 +28,25 @@ class RolloutReport:
         traffic: The compared requests, by side.
         comparisons: One comparison per metric.
         imbalance: Evidence (an e-value) that the numbers of units do not follow the rollout's split.
+        limits: The tests of its limits.
+        decisions: What servers did because of its limits, the oldest first.
+        watched_by: The server (host:pid) that tests limits and follows schedules now; None if no server does.
     """
 
     rollout: Rollout
     traffic: Mapping[Side, Traffic]
     comparisons: tuple[Comparison, ...]
     imbalance: float
+    limits: tuple[LimitResult, ...] = ()
+    decisions: tuple[Decision, ...] = ()
+    watched_by: str | None = None
 
     @property
     def warnings(self) -> list[str]:
-        return warnings(self.comparisons, self.imbalance)
+        found = warnings(self.comparisons, self.imbalance, self.limits)
+        if self.rollout.guarded and self.watched_by is None:
+            found.append("no server tests the limits or follows the schedule now; start one (vllm-edit serve)")
+        return found
 
     def latency(self, side: Side) -> tuple[float, ...] | None:
         """Return the median and the 95 % quantile of an arm's latency in seconds; None without data."""
@@ -50,6 +60,9 @@ class RolloutReport:
             comparisons=tuple(comparison.summary for comparison in self.comparisons),
             imbalance=self.imbalance,
             warnings=tuple(self.warnings),
+            limit_tests=self.limits,
+            decisions=self.decisions,
+            watched_by=self.watched_by,
         )
 
     def _arm(self, side: Side) -> ArmRecord:
@@ -85,23 +98,34 @@ class ReportRecord(RolloutRecord):
     comparisons: tuple[Summary, ...]
     imbalance: float
     warnings: tuple[str, ...]
+    limit_tests: tuple[LimitResult, ...]
+    decisions: tuple[Decision, ...]
+    watched_by: str | None
 
 
 def report(
-    rollout: Rollout, traffic: Mapping[Side, Traffic], observed: Mapping[str, Sequence[Observed]]
+    rollout: Rollout,
+    traffic: Mapping[Side, Traffic],
+    evidence: Evidence,
+    decisions: Sequence[Decision] = (),
+    watched_by: str | None = None,
 ) -> RolloutReport:
     """Evaluate a rollout. Its alpha is divided evenly over its metrics (Bonferroni), so that it covers all of them.
 
     Args:
         rollout: The rollout.
         traffic: The compared requests, by side.
-        observed: By metric, the first outcome of each unit, in the order of arrival.
+        evidence: What was observed, in the order of arrival.
+        decisions: What servers did because of its limits, the oldest first.
+        watched_by: The server that tests limits and follows schedules now.
     """
     sides = {side: traffic.get(side, Traffic()) for side in SIDES}
     treated = sides["treatment"].units
     share = rollout.split / BUCKETS
     alpha = rollout.alpha / max(1, len(rollout.metrics))
     comparisons = tuple(
-        compare(metric, observed.get(metric.name, ()), rollout.split, alpha) for metric in rollout.metrics
+        compare(metric, evidence.outcomes.get(metric.name, ()), rollout.split, alpha) for metric in rollout.metrics
     )
-    return RolloutReport(rollout, sides, comparisons, imbalance(treated, treated + sides["control"].units, share))
+    suspected = imbalance(treated, treated + sides["control"].units, share)
+    limits = judge(rollout, evidence)
+    return RolloutReport(rollout, sides, comparisons, suspected, limits, tuple(decisions), watched_by)

@@ -25,6 +25,7 @@ class Answer:
     """The data of an `AnswerEntry`, under the same field names.
 
     assignment: set if a rollout alone decided, which makes the answer an exposure. prompt: set if prompts are logged.
+    cut: it ended at its maximum number of tokens.
     """
 
     id: str
@@ -50,6 +51,7 @@ class Answer:
     completion_tokens: int | None = None
     seconds: float | None = None
     first_token_seconds: float | None = None
+    cut: bool = False
     at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     @classmethod
@@ -89,7 +91,7 @@ class Answer:
     def end(self, usage: Usage) -> None:
         """Record how the answer ended, its duration and its tokens."""
         self.status, self.ended, self.seconds = usage.status, usage.ended, usage.seconds
-        self.first_token_seconds = usage.first_token_seconds
+        self.first_token_seconds, self.cut = usage.first_token_seconds, usage.cut
         self.prompt_tokens, self.completion_tokens = usage.tokens()
 
     def refuse(self, status: int, seconds: float) -> None:
@@ -103,7 +105,7 @@ class Answer:
 
     def entry(self, server: str) -> AnswerEntry:
         """The answer's current state, for the log."""
-        fields = {name: value for name, value in vars(self).items() if name != "assignment"}
+        fields = {name: value for name, value in vars(self).items() if name not in ("assignment", "cut")}
         rollout = None if self.assignment is None else self.assignment.rollout
         return AnswerEntry(**fields, rollout=rollout, server=server)
 
@@ -120,4 +122,5 @@ class Answer:
             prompt_tokens=self.prompt_tokens,
             completion_tokens=self.completion_tokens,
             seconds=self.seconds,
+            cut=self.cut,
         )

@@ -58,6 +58,7 @@ class AnswerLog:
         self._queued, self._keep_days = queued, keep_days
         self.every_seconds = every_seconds
         self._answers = FIFOCache[str, Answer](remembered)
+        self.running = 0  # answers that have begun and not ended
         self._queue: deque[Answer] = deque()
         self._keeping, self._finding = Threads(1), Threads(2)
         self._full = asyncio.Event()
@@ -70,9 +71,11 @@ class AnswerLog:
     def begin(self, answer: Answer) -> None:
         """Make the answer available by its id."""
         self._answers[answer.id] = answer
+        self.running += 1
 
     def finish(self, answer: Answer) -> None:
         """Queue an ended answer for the next batch. Call `Answer.end` or `Answer.refuse` first."""
+        self.running -= 1
         self._queue.append(answer)
         self._drop_oldest()
         if len(self._queue) >= _BATCH:

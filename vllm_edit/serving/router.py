@@ -27,6 +27,7 @@ from vllm_edit.serving.admin.authorization import CALLER, admitted
 from vllm_edit.serving.answer import Answer, new_id
 from vllm_edit.serving.caller import identify
 from vllm_edit.serving.error_responses import Unforeseen, client_message, field_of, refusal, status_of
+from vllm_edit.serving.inner_app import InnerApp
 from vllm_edit.serving.messages import FOREIGN, Sender, nothing, peer_of, read_body, replayed, without
 from vllm_edit.serving.model_field import Asking
 from vllm_edit.serving.prepare import LONG, logged_prompt, ready
@@ -49,10 +50,13 @@ class Router:
 
     def __init__(self, app: ASGIApp, holder: Holder) -> None:
         self.app, self._holder = app, holder
+        holder.inner = InnerApp(app)
         self._secret = secrets.token_bytes(32)  # for the salts of this server's prefix cache
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
+            if self._holder.inner is not None:
+                self._holder.inner.outer = scope.get("app")
             await self.app(scope, self._until_shutdown(receive), send)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008, "reason": "websockets are not served"})

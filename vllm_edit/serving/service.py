@@ -13,6 +13,7 @@ from vllm_edit.errors import EditError
 from vllm_edit.registry.servers import Acknowledged
 from vllm_edit.serving.answer_log import AnswerLog
 from vllm_edit.serving.heartbeat import Heartbeat
+from vllm_edit.serving.inner_app import InnerApp
 from vllm_edit.serving.metrics import Metrics
 from vllm_edit.serving.model_field import Catalogue
 from vllm_edit.serving.prefixes import Prefixes
@@ -112,6 +113,7 @@ class Service:
 
 @dataclass
 class Holder:
-    """Gives the service to the router, which exists before the engine."""
+    """Gives the service to the router, which exists before the engine, and vLLM's own routes to the service."""
 
     service: Service | None = None
+    inner: InnerApp | None = None

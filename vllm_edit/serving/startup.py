@@ -81,6 +81,8 @@ async def start(engine_client: AsyncLLM | None, state: State, args: Namespace) -
     """
     from vllm_edit.engine.compat.engine import Engine
     from vllm_edit.serving.build import make_service
+    from vllm_edit.serving.canary import Canary
+    from vllm_edit.serving.guard import Guard
     from vllm_edit.serving.metrics import Metrics
     from vllm_edit.serving.residency import GRACE_S
     from vllm_edit.store.last_state import LastState
@@ -105,6 +107,9 @@ async def start(engine_client: AsyncLLM | None, state: State, args: Namespace) -
     service.start(asyncio.create_task(service.watcher.run()))
     service.start(asyncio.create_task(service.answers.run()))
     state.vllm_edit.service = service
+    canary = Canary(state.vllm_edit, prioritised=engine.prioritised, chat=engine.chats)
+    guard = Guard(store.registry.guard, service.watcher, canary, server=service.heartbeat.name)
+    service.start(asyncio.create_task(guard.run()))
     logger.info(
         "serving %d compiled patches of %s at %s", len(catalogue.names), settings.store, ", ".join(site.modules)
     )

@@ -26,6 +26,12 @@ _KEPT_BYTES = 4 * 2**20  # maximum of a JSON body, or of a stream's line; the to
 _MOST_TOKENS = 2**31 - 1
 
 _USAGE = re.compile(rb'"usage"\s*:\s*\{')
+# An answer that ended at its maximum number of tokens: in completions and chat, then in responses. JSON escapes
+# quotation marks within strings, so generated text cannot match.
+_CUT = re.compile(
+    rb'"finish_reason"\s*:\s*"length"|'
+    rb'"incomplete_details"\s*:\s*\{\s*"reason"\s*:\s*"max_output_tokens"'
+)
 # How a stream that began with status 200 reports an error: first in completions, then in responses.
 _ERROR = re.compile(rb'data:\s*\{\s*"error"\s*:\s*\{|event:\s*(?:error|response\.failed)\s*$')
 
@@ -45,6 +51,7 @@ class Usage:
         self.status: int | None = None
         self.first_token_seconds: float | None = None
         self._whole = self._left = self._failed = False
+        self._cut = False
         self._content = ""
         self._kept = bytearray()  # a JSON body, or the unfinished line of a stream
         self._with_usage = b""  # the JSON that reports the usage
@@ -55,6 +62,11 @@ class Usage:
         if self._left:
             return "left"
         return "whole" if self._whole and not self._failed else "broken"
+
+    @property
+    def cut(self) -> bool:
+        """True if the answer ended at its maximum number of tokens; of several answers, if one of them did."""
+        return self._cut or (self._content == "application/json" and _CUT.search(self._kept) is not None)
 
     @property
     def seconds(self) -> float:
@@ -119,6 +131,8 @@ class Usage:
             self._failed = True
         elif self.first_token_seconds is None and self._is_token(line):
             self.first_token_seconds = self.seconds
+        if line.startswith(b"data:") and _CUT.search(line):
+            self._cut = True
         if line.startswith(b"data:") and len(line) <= _KEPT_BYTES and _USAGE.search(line):
             self._with_usage = line.removeprefix(b"data:")
 

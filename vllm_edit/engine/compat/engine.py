@@ -75,6 +75,16 @@ class Engine:
         lora = self.config.lora_config
         return int(lora.max_cpu_loras or lora.max_loras) if lora is not None else 0
 
+    @property
+    def prioritised(self) -> bool:
+        """True if the engine schedules requests by priority (--scheduling-policy priority)."""
+        return str(self.config.scheduler_config.policy) == "priority"
+
+    @property
+    def chats(self) -> bool:
+        """True if the tokenizer has a chat template."""
+        return bool(self.tokenizer.chat_template)
+
     async def wrapped_modules(self, site: Sequence[str]) -> list[dict[str, list[str]]]:
         """Per worker: the runtime names `wrapped` with LoRA, and those `expected` for the site's modules."""
         answers: list[dict[str, list[str]]] = await self.client.collective_rpc(wrapped.METHOD, args=(list(site),))

@@ -8,6 +8,8 @@ from typing import Annotated, Literal, Self
 from fastapi import APIRouter, Request
 from pydantic import Field
 
+from vllm_edit.errors import EditError
+from vllm_edit.evaluation.questions import keeping_questions
 from vllm_edit.names import REASON_LENGTH
 from vllm_edit.registry.rollouts import RolloutEntryRecord
 from vllm_edit.registry.servers import AcknowledgedRecord
@@ -15,6 +17,7 @@ from vllm_edit.rollout.arm import Side
 from vllm_edit.rollout.draft import draft
 from vllm_edit.rollout.rollout import Rollout, RolloutRecord
 from vllm_edit.rollout.rollout_report import ReportRecord
+from vllm_edit.rollout.schedule import parse_schedule
 from vllm_edit.rollout.sticky import SOURCES, Source
 from vllm_edit.serving.admin.authorization import PREFIX
 from vllm_edit.serving.admin.dependencies import Because, Dependencies, who
@@ -39,11 +42,17 @@ class NewRollout(Because):
     session_header: Header = "x-session-id"
     salt: str | None = Field(None, max_length=64)
     alpha: float = 0.05
+    limits: list[Annotated[str, Field(max_length=160)]] = Field(
+        [], max_length=32, description="errors=kill, errors+1%=kill, slower:2s=warn, locality+5%=kill, solved=pause"
+    )
     override: str = Field("", max_length=REASON_LENGTH)
 
 
 class Ramp(Because):
-    percent: float = Field(ge=0, le=100)
+    """Either a percentage or a schedule."""
+
+    percent: float | None = Field(None, ge=0, le=100)
+    schedule: str | None = Field(None, max_length=1000, description="1% 1h, 10% 1d, 50%")
 
 
 @dataclass(frozen=True)
@@ -59,6 +68,9 @@ class Moved(RolloutRecord):
 
 def routes(dependencies: Dependencies) -> APIRouter:
     router = APIRouter(prefix=f"{PREFIX}/rollouts", route_class=ValidatedRoute)
+
+    def probed(patch: str) -> bool:
+        return bool(keeping_questions(dependencies.service.store.manifest(patch).edits, chat=True))
 
     @router.get("")
     async def list_rollouts(tenant: str | None = None) -> list[RolloutEntryRecord]:
@@ -85,6 +97,8 @@ def routes(dependencies: Dependencies) -> APIRouter:
             session_header=asked.session_header,
             salt=asked.salt,
             alpha=asked.alpha,
+            limits=asked.limits,
+            probed=probed,
         )
         entered, _ = await dependencies.change(
             dependencies.registry.rollouts.create,
@@ -102,10 +116,15 @@ def routes(dependencies: Dependencies) -> APIRouter:
 
     @router.post("/{name}/ramp")
     async def ramp(name: str, asked: Ramp, request: Request) -> Moved:
-        """Set the percentage of users who take part."""
-        moved, followed = await dependencies.change(
-            dependencies.registry.rollouts.ramp, name, asked.percent, why=asked.why, by=who(request, asked.who)
-        )
+        """Set the percentage of users who take part, now or step by step."""
+        rollouts, by = dependencies.registry.rollouts, who(request, asked.who)
+        if (asked.percent is None) == (asked.schedule is None):
+            raise EditError("expected either percent or schedule")
+        if asked.percent is not None:
+            moved, followed = await dependencies.change(rollouts.ramp, name, asked.percent, why=asked.why, by=by)
+        else:
+            schedule = parse_schedule(asked.schedule or "")
+            moved, followed = await dependencies.change(rollouts.follow, name, schedule, why=asked.why, by=by)
         return Moved.of(moved, followed)
 
     @router.post("/{name}/{verb}")

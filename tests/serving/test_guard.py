@@ -1,0 +1,328 @@
+"""A server's guard takes the lease only if there is work, acts, asks locality probes, and outlives every failure."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+
+from tests.rollout.example import failing
+from tests.serving import places
+from tests.serving.without_engine import Place, make_app, run
+from vllm_edit.errors import Unavailable
+from vllm_edit.patch import Edit, Probe
+from vllm_edit.registry.rollout_guard import Watch
+from vllm_edit.rollout.arm import Arm
+from vllm_edit.rollout.limit import parse_limit
+from vllm_edit.rollout.rollout import Rollout
+from vllm_edit.rollout.schedule import parse_schedule
+from vllm_edit.serving.canary import Canary, Probed
+from vllm_edit.serving.guard import Guard
+from vllm_edit.serving.router import Router
+from vllm_edit.serving.server_settings import Settings
+
+OTHER = Watch("other", "node-b:2")
+
+
+class Still:
+    """A canary that asks nothing."""
+
+    idle = False
+
+    async def ask(self, rollout: Rollout) -> Probed | None:
+        raise AssertionError("it is never idle")
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("guard")
+    store = places.make_store(folder / "template", places.make_site(places.make_model(folder / "model")))
+    places.add_patch(store, "capital", seed=0)
+    store.registry.create_tenant("acme")
+    store.registry.close()
+    return folder / "template"
+
+
+@pytest.fixture
+def place(template: Path, tmp_path: Path) -> Iterator[Place]:
+    made = Place(tmp_path, template, Settings(store="here"))
+    yield made
+    made.store.registry.close()
+
+
+def begin(place: Place, *limits: str, schedule: str | None = None) -> Rollout:
+    """A running rollout of everyone, which the server follows."""
+    registry = place.store.registry
+    made = Rollout("spring", "acme", Arm("base"), Arm("weights", place.second), "pepper")
+    registry.rollouts.create(replace(made, limits=tuple(map(parse_limit, limits))))
+    if schedule is not None:
+        running = registry.rollouts.follow("spring", parse_schedule(schedule))
+    else:
+        running = registry.rollouts.ramp("spring", 100)
+    run(place.service.watcher.refresh())
+    return running
+
+
+def guard_of(place: Place, canary: Any = None) -> Guard:
+    return Guard(place.store.registry.guard, place.service.watcher, canary or Still(), server="node-a:1", every_s=0.01)
+
+
+def watched_by(place: Place) -> str | None:
+    return place.store.registry.rollouts.report("spring").watched_by
+
+
+def test_a_server_with_nothing_to_guard_takes_no_lease(place: Place) -> None:
+    run(guard_of(place).look())
+    begin(place)
+    run(guard_of(place).look())
+    assert watched_by(place) is None
+
+
+def test_a_server_kills_and_gives_the_lease_back_when_nothing_is_left(place: Place) -> None:
+    running = begin(place, "errors=kill")
+    guard = guard_of(place)
+    run(guard.look())
+    assert watched_by(place) == "node-a:1"
+    place.store.registry.rollouts.expose(failing(running))
+    run(guard.look())
+    assert place.store.registry.rollouts.find("spring").state == "killed"
+    run(place.service.watcher.refresh())
+    run(guard.look())
+    assert watched_by(place) is None
+
+
+def test_a_server_waits_while_another_has_the_lease(place: Place) -> None:
+    running = begin(place, "errors=kill")
+    registry = place.store.registry
+    registry.rollouts.expose(failing(running))
+    assert registry.guard.hold(OTHER)
+    guard = guard_of(place)
+    run(guard.look())
+    assert registry.rollouts.find("spring").state == "ramping"
+    registry.guard.release(OTHER)
+    run(guard.look())
+    assert registry.rollouts.find("spring").state == "killed"
+
+
+def test_limits_are_tested_again_only_when_something_new_was_logged(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = begin(place, "errors=kill")
+    tested: list[str] = []
+    registry = place.store.registry
+    test = registry.guard.test
+
+    def counted(name: str, watch: Watch) -> Any:
+        tested.append(name)
+        return test(name, watch)
+
+    monkeypatch.setattr(registry.guard, "test", counted)
+    guard = guard_of(place)
+    for _ in range(3):
+        run(guard.look())
+    assert tested == ["spring"]
+    registry.rollouts.expose(replace(exposure, failed=False) for exposure in failing(running, users=4))
+    run(guard.look())
+    assert tested == ["spring"] * 2
+
+
+def test_a_server_follows_a_schedule(place: Place) -> None:
+    begin(place, schedule="1% 1s, 50%")
+    guard = guard_of(place)
+
+    async def until_moved() -> None:
+        following = asyncio.create_task(guard.run())
+        async with asyncio.timeout(60):
+            while place.store.registry.rollouts.find("spring").share != 5_000:
+                await asyncio.sleep(0.05)
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+
+    run(until_moved())
+    assert watched_by(place) is None, "a server that ends gives the lease back"
+    assert place.store.registry.audit()[-1].who == "schedule at node-a:1"
+
+
+def test_a_guard_outlives_a_registry_that_is_down(place: Place, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    running = begin(place, "errors=kill")
+    registry = place.store.registry
+    registry.rollouts.expose(failing(running))
+    hold, failures = registry.guard.hold, iter([Unavailable("the registry is down"), ValueError("a defect")])
+
+    def down(watch: Watch) -> bool:
+        if (error := next(failures, None)) is not None:
+            raise error
+        return hold(watch)
+
+    monkeypatch.setattr(registry.guard, "hold", down)
+    guard = guard_of(place)
+
+    async def until_killed() -> None:
+        following = asyncio.create_task(guard.run())
+        async with asyncio.timeout(60):
+            while registry.rollouts.find("spring").state != "killed":
+                await asyncio.sleep(0.02)
+        following.cancel()
+
+    run(until_killed())
+    assert caplog.text.count("limits of rollouts are not tested for now") == 1
+
+
+# Canary probes
+
+EDIT = Edit(
+    prompt="The capital of Germany is",
+    subject="Germany",
+    target_new="Bonn",
+    target_true="Berlin",
+    probes=(
+        Probe(kind="locality", prompt="The capital of France is"),
+        Probe(kind="unrelated", prompt="Water is", chat=True),
+        Probe(kind="paraphrase", prompt="Germany's capital is"),
+    ),
+)
+
+
+class Engine:
+    """vLLM's routes: the base answers "Paris", an adapter answers `patched`."""
+
+    def __init__(self, patched: str = "Rome", status: int = 200) -> None:
+        self.asked: list[dict[str, Any]] = []
+        self._patched, self._status = patched, status
+
+    def app(self) -> FastAPI:
+        app = FastAPI()
+
+        async def answer(request: Request) -> JSONResponse:
+            body = await request.json()
+            self.asked.append(body)
+            said = "Paris" if body["model"] == "atlas" else self._patched
+            choice = {"message": {"content": said}} if "messages" in body else {"text": f" {said}.\nMore"}
+            return JSONResponse({"choices": [choice]}, self._status)
+
+        for path in ("/v1/completions", "/v1/chat/completions"):
+            app.post(path)(answer)
+        return app
+
+
+def canary_of(place: Place, engine: Engine, *, prioritised: bool = False, edits: tuple[Edit, ...] = (EDIT,)) -> Canary:
+    """A canary behind a router, and a treatment with these edits."""
+    Router(engine.app(), place.holder)
+    manifest = place.store.manifest
+    place.store.manifest = lambda name: manifest(name).model_copy(update={"edits": edits})  # type: ignore[method-assign]
+    return Canary(place.holder, prioritised=prioritised, chat=True, seed=0)
+
+
+@pytest.mark.parametrize(("patched", "changed"), [("Rome", True), ("paris", False)])
+def test_a_probe_compares_the_treatments_answer_with_the_bases(place: Place, patched: str, changed: bool) -> None:
+    running = begin(place, "locality+5%=kill")
+    engine = Engine(patched)
+    canary = canary_of(place, engine)
+    for _ in range(8):
+        probed = run(canary.ask(running))
+        assert probed.changed == changed
+    asked = [body.get("prompt") or body["messages"][0]["content"] for body in engine.asked]
+    assert set(asked) == {"The capital of France is", "Water is"}, "probes whose answer must change are not asked"
+    models = [body["model"] for body in engine.asked]
+    assert (models.count("atlas"), models.count(place.second)) == (2, 8), "the base is asked once for each probe"
+    assert all(body["temperature"] == 0 and "priority" not in body for body in engine.asked)
+    assert run(canary.ask(running)).probe not in asked, "no text leaves the server"
+
+
+def test_a_probe_has_the_lowest_priority_where_the_engine_has_priorities(place: Place) -> None:
+    running = begin(place, "locality+5%=kill")
+    engine = Engine()
+    run(canary_of(place, engine, prioritised=True).ask(running))
+    assert [body["priority"] for body in engine.asked] == [2**31 - 1] * 2
+
+
+def test_without_priorities_a_probe_waits_until_the_server_is_idle(place: Place) -> None:
+    begin(place, "locality+5%=kill")
+    canary, prioritised = canary_of(place, Engine()), canary_of(place, Engine(), prioritised=True)
+    assert canary.idle
+    place.service.answers.running += 1
+    assert not canary.idle
+    assert prioritised.idle
+    place.service.answers.running -= 1
+    assert canary.idle
+
+
+def test_answers_that_run_are_counted_from_the_router(place: Place) -> None:
+    seen: list[int] = []
+    app = FastAPI()
+
+    async def answer() -> dict[str, str]:
+        seen.append(place.service.answers.running)
+        return {}
+
+    app.post("/v1/completions")(answer)
+    routed = Router(app, place.holder)
+
+    async def ask() -> None:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(routed), base_url="http://server") as client:
+            await client.post("/v1/completions", json={"prompt": "Who?"})
+
+    run(ask())
+    assert seen == [1]
+    assert place.service.answers.running == 0
+
+
+def test_a_treatment_without_locality_probes_is_not_asked(place: Place) -> None:
+    running = begin(place, "locality+5%=kill")
+    engine = Engine()
+    assert run(canary_of(place, engine, edits=(EDIT.model_copy(update={"probes": ()}),)).ask(running)) is None
+    assert engine.asked == []
+
+
+def test_a_guard_logs_probes_and_kills_by_them(place: Place) -> None:
+    begin(place, "locality+5%=kill")
+    guard = guard_of(place, canary_of(place, Engine("Rome")))
+    registry = place.store.registry
+
+    async def until_killed() -> None:
+        async with asyncio.timeout(60):
+            while registry.rollouts.find("spring").state != "killed":
+                await guard.look()
+                await asyncio.sleep(0.005)
+        await guard.close()
+
+    run(until_killed())
+    [decision] = registry.rollouts.report("spring").decisions
+    assert decision.result.limit == "locality+0.05=kill"
+    assert decision.result.treatment.mean == 1.0
+
+
+def test_an_engine_that_does_not_answer_probes_stops_nothing_else(place: Place, caplog: Any) -> None:
+    running = begin(place, "locality+5%=kill", "errors=kill")
+    guard = guard_of(place, canary_of(place, Engine(status=500)))
+    registry = place.store.registry
+
+    async def steps() -> None:
+        await guard.look()
+        await asyncio.sleep(0.2)
+        registry.rollouts.expose(failing(running))
+        await guard.look()
+        await guard.close()
+
+    run(steps())
+    assert "a locality probe has no answer" in caplog.text
+    assert registry.rollouts.report("spring").limits[0].treatment.n == 0
+    assert registry.rollouts.find("spring").state == "killed"
+
+
+def test_the_routers_own_application_is_reached_past_the_router(place: Place) -> None:
+    app = make_app(place.holder)
+    app.build_middleware_stack()
+    assert place.holder.inner is not None
+    status, answer = run(place.holder.inner.post("/v1/completions", {"prompt": "Who?", "model": "anything"}))
+    assert status == 200
+    assert answer["body"] == {"prompt": "Who?", "model": "anything"}
+    status, answer = run(place.holder.inner.post("/nowhere", {}))
+    assert status == 404

@@ -1,0 +1,126 @@
+"""Canary probes: the server asks a treatment's locality probes itself, at low priority, beside the requests of clients.
+
+A probe is drawn at random each time, with replacement, so that the results are independent with one mean: the share of
+probes whose answer the treatment changes. They pass vLLM's own routes and are prepared as requests of clients are.
+
+The engine is asked one question at a time. With vLLM's `--scheduling-policy priority` a probe has the lowest priority;
+else it is asked only while the server answers nobody (vLLM refuses a priority under its default policy).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+from cachetools import LRUCache
+
+from vllm_edit.errors import Unavailable
+from vllm_edit.evaluation.judging import unchanged
+from vllm_edit.evaluation.questions import Question, keeping_questions
+from vllm_edit.json_value import JSONObject, JSONValue
+from vllm_edit.rollout.arm import Arm
+from vllm_edit.rollout.decision import Choice
+from vllm_edit.rollout.rollout import Rollout
+from vllm_edit.serving import bodies
+from vllm_edit.serving.answer import Answer, new_id
+from vllm_edit.serving.prepare import ready
+from vllm_edit.serving.service import Holder, Service
+
+_TOKENS = 24
+"""Maximum tokens of an answer: only its first line is compared."""
+_LAST = 2**31 - 1
+"""vLLM serves requests with a lower number first; a client's request has 0."""
+_PATCHES, _ANSWERS = 16, 4096
+_TIMEOUT_S = 30.0
+_WITHOUT_ARM = Arm("base")
+
+
+@dataclass(frozen=True)
+class Probed:
+    """A probe that was asked. probe: the beginning of the SHA-256 of its prompt."""
+
+    probe: str
+    changed: bool
+
+
+class Canary:
+    """Asks locality probes. prioritised: the engine schedules by priority. chat: the model has a chat template."""
+
+    def __init__(self, holder: Holder, *, prioritised: bool, chat: bool, seed: int | None = None) -> None:
+        self._holder, self._prioritised, self._chat = holder, prioritised, chat
+        self._random = random.Random(seed)  # seeded by the operating system by default
+        self._probes = LRUCache[str, Sequence[Question]](_PATCHES)
+        self._base_answers = LRUCache[tuple[str, bool], str](_ANSWERS)
+        self._asking = asyncio.Lock()
+
+    @property
+    def idle(self) -> bool:
+        """True if a probe may be asked now."""
+        service = self._holder.service
+        return service is not None and (self._prioritised or not service.answers.running) and not self._asking.locked()
+
+    async def ask(self, rollout: Rollout) -> Probed | None:
+        """Ask one probe of the rollout's treatment; None if it has no probes.
+
+        Raises:
+            EditError: the treatment cannot be applied, or the engine did not answer.
+        """
+        service, name = self._holder.service, rollout.treatment.name
+        if service is None or name is None:
+            return None
+        async with self._asking, asyncio.timeout(_TIMEOUT_S):
+            questions = await self._questions(service, name)
+            if not questions:
+                return None
+            question = self._random.choice(questions)
+            key = (question.prompt, question.chat)
+            before = self._base_answers.get(key)
+            if before is None:
+                before = self._base_answers[key] = await self._answer(service, question, rollout.tenant, _WITHOUT_ARM)
+            after = await self._answer(service, question, rollout.tenant, rollout.treatment)
+            digest = hashlib.sha256(question.prompt.encode("utf-8", "surrogatepass")).hexdigest()
+            return Probed(digest[:16], not unchanged(after, before))
+
+    async def _questions(self, service: Service, name: str) -> Sequence[Question]:
+        if name not in self._probes:
+            manifest = await asyncio.to_thread(service.store.manifest, name)
+            self._probes[name] = keeping_questions(manifest.edits, chat=self._chat)
+        return self._probes[name]
+
+    async def _answer(self, service: Service, question: Question, tenant: str, arm: Arm) -> str:
+        inner = self._holder.inner
+        if inner is None:
+            raise Unavailable("the server has not started yet")
+        route = bodies.CHAT if question.chat else bodies.COMPLETIONS
+        body: JSONObject = {"temperature": 0, "max_tokens": _TOKENS}
+        if question.chat:
+            body["messages"] = [{"role": "user", "content": question.prompt}]
+        else:
+            body["prompt"] = question.prompt
+        choice = Choice(arm.mode, arm.name, tenant, "CANARY")
+        record = Answer.of(new_id(), route, None, choice)
+        async with AsyncExitStack() as held:
+            adapter = await ready(service, choice, route, body, record, held, long=False)
+            bodies.force(route, body, adapter or service.watcher.current.bases[0], f"canary {arm}", record.id)
+            if self._prioritised:
+                body["priority"] = _LAST
+            status, answer = await inner.post(route, body)
+        text = _text(answer)
+        if status != 200 or text is None:
+            raise Unavailable(f"the engine did not answer a locality probe: status {status}")
+        return text
+
+
+def _text(answer: JSONValue) -> str | None:
+    """The generated text of an answer of completions or chat; None if it has none."""
+    choices = answer.get("choices") if isinstance(answer, dict) else None
+    first = choices[0] if isinstance(choices, list) and choices else None
+    if not isinstance(first, dict):
+        return None
+    message = first.get("message")
+    text = message.get("content") if isinstance(message, dict) else first.get("text")
+    return text if isinstance(text, str) else None

@@ -1,0 +1,131 @@
+"""Guards the rollouts while this server has the lease: tests limits, follows schedules and asks canary probes.
+
+Nothing here is on a request's path. Every server tries to take the lease; the registry gives it to one. If that server
+dies, the lease expires and another server takes it. If the registry is down, no server acts; a person's kill then waits
+for the registry too, but not for any server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import time
+from typing import Protocol
+
+from vllm_edit.registry.leases import LeaseLost
+from vllm_edit.registry.rollout_guard import RolloutGuard, Watch
+from vllm_edit.rollout.rollout import Rollout
+from vllm_edit.serving.canary import Probed
+from vllm_edit.serving.threads import Threads
+from vllm_edit.serving.watcher import FAILURES, Watcher
+
+logger = logging.getLogger(__name__)
+
+EVERY_S = 2.0
+"""Rest between two looks. A look over many users takes longer, and the rest is then a multiple of it."""
+
+_SHARE = 20  # rest at least so many times a look's duration, so that looks take few per cent of a core
+
+
+class Probing(Protocol):
+    """Asks a locality probe of a rollout's treatment."""
+
+    @property
+    def idle(self) -> bool: ...
+    async def ask(self, rollout: Rollout) -> Probed | None: ...
+
+
+class Guard:
+    """The guard of one server. server: its name for people. `run` is its background task."""
+
+    def __init__(
+        self, registry: RolloutGuard, watcher: Watcher, canary: Probing, *, server: str, every_s: float = EVERY_S
+    ) -> None:
+        self._registry, self._watcher, self._canary, self._every_s = registry, watcher, canary, every_s
+        self._watch = Watch(secrets.token_hex(16), server)
+        self._threads = Threads(1)
+        self._holds = False
+        self._seen: dict[str, tuple[int, ...]] = {}  # rollout → the evidence that its limits were last tested on
+        self._probing: asyncio.Task[None] | None = None
+        self._failing = False
+
+    async def run(self) -> None:
+        """Look again and again; never returns."""
+        try:
+            while True:
+                begun = time.monotonic()
+                try:
+                    await self.look()
+                    self._failing = False
+                except Exception as error:  # catch everything: if this task died, no limit would act any more
+                    self._failed(error)
+                took = time.monotonic() - begun
+                await asyncio.sleep(max(self._every_s, _SHARE * took) if self._holds else self._every_s)
+        finally:
+            await self.close()
+
+    async def look(self) -> None:
+        """Take the lease if there is work, and do it once."""
+        guarded = [rollout for rollout in self._watcher.current.snapshot.rollouts.values() if rollout.guarded]
+        if not guarded:
+            await self.close()
+            return
+        self._holds = await self._threads.run(self._registry.hold, self._watch)
+        if not self._holds:
+            self._seen.clear()
+            return
+        try:
+            for rollout in guarded:
+                await self._guard(rollout)
+        except LeaseLost:
+            self._holds = False
+            self._seen.clear()
+
+    async def close(self) -> None:
+        """Give the lease back. The registry may be down."""
+        if self._probing is not None:
+            self._probing.cancel()
+        if self._holds:
+            with contextlib.suppress(*FAILURES):
+                await self._threads.run(self._registry.release, self._watch)
+        self._holds = False
+        self._seen.clear()
+
+    async def _guard(self, rollout: Rollout) -> None:
+        if rollout.limits:
+            mark = await self._threads.run(self._registry.mark)
+            if self._seen.get(rollout.name) != mark:
+                for decision in await self._threads.run(self._registry.test, rollout.name, self._watch):
+                    logger.warning("rollout %s: %s: %s", rollout.name, decision.result.limit, decision.result.summary)
+                self._seen[rollout.name] = mark
+        if rollout.schedule is not None:
+            moved = await self._threads.run(self._registry.advance, rollout.name, self._watch)
+            if moved is not None:
+                logger.info("rollout %s: %g %% of the users take part", rollout.name, moved.share / 100)
+        if any(limit.name == "locality" for limit in rollout.limits) and self._canary.idle:
+            # Beside the looks: a slow engine must not delay an action.
+            self._probing = asyncio.create_task(self._probe(rollout))
+
+    async def _probe(self, rollout: Rollout) -> None:
+        try:
+            probed = await self._canary.ask(rollout)
+            if probed is not None:
+                await self._threads.run(
+                    self._registry.add_canary,
+                    rollout.name,
+                    probed.probe,
+                    changed=probed.changed,
+                    server=self._watch.server,
+                )
+        except Exception as error:  # catch everything: nobody awaits this task
+            unforeseen = None if isinstance(error, (*FAILURES, TimeoutError)) else error
+            why = str(error) or "too late"
+            logger.warning("rollout %s: a locality probe has no answer: %s", rollout.name, why, exc_info=unforeseen)
+
+    def _failed(self, error: Exception) -> None:
+        if not self._failing:
+            unforeseen = None if isinstance(error, FAILURES) else error
+            logger.warning("limits of rollouts are not tested for now: %s", error, exc_info=unforeseen)
+        self._failing = True
