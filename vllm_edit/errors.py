@@ -41,3 +41,7 @@ class Incompatible(EditError):
 
 class Unavailable(EditError):
     """A dependency (database, disk space) is temporarily unavailable; not the caller's fault."""
+
+
+class TooMany(EditError):
+    """The caller has as much waiting as it may have; the same request succeeds later."""

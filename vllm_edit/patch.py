@@ -25,6 +25,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from vllm_edit.errors import PatchError
+from vllm_edit.text.json_document import JsonDocument
 from vllm_edit.text.matching import normalise, occurrences, replaced
 from vllm_edit.text.quoting import quoted
 from vllm_edit.text.spelling import Name, written
@@ -63,6 +64,8 @@ def _no_empty_name(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
+Document = YamlDocument | JsonDocument
+"""The parsed content of a patch file."""
 Names = Annotated[tuple[str, ...], AfterValidator(_no_empty_name)]
 """Other names of one thing; none is empty."""
 
@@ -290,13 +293,27 @@ class Patch(_Declared):
             document = YamlDocument.parse(text)
         except NotYaml as error:
             raise PatchError(source, [str(error)]) from None
+        return cls.of_document(document, source)
+
+    @classmethod
+    def of_document(cls, document: Document, source: str = "<text>", most_problems: int | None = None) -> Patch:
+        """Read a patch from a parsed document.
+
+        Args:
+            document: the content of a patch file, in YAML or JSON.
+            source: the name of the document in messages.
+            most_problems: maximum number of invalid fields that are located; None for all.
+
+        Raises:
+            PatchError: the document is no patch; the message lists every problem with its field, and its line in YAML.
+        """
         if not isinstance(document.data, dict):
-            raise PatchError(source, ["line 1: expected a mapping with name, edits, ..."])
+            raise PatchError(source, [f"{document.place(())}expected a mapping with name, edits, ..."])
         twice = list(document.given_twice)
         try:
             patch = cls.model_validate(document.data)
         except ValidationError as error:
-            raise PatchError(source, [*twice, *_problems(error, document)]) from None
+            raise PatchError(source, [*twice, *_problems(error, document, most_problems)]) from None
         if twice:
             raise PatchError(source, twice)
         return patch
@@ -367,15 +384,15 @@ def _edited_twice(edits: Sequence[Edit]) -> Iterator[tuple[int, str]]:
                 break
 
 
-def _problems(error: ValidationError, document: YamlDocument) -> list[str]:
-    """One line for each problem of the document."""
+def _problems(error: ValidationError, document: Document, most: int | None) -> list[str]:
+    """One line for each problem of the document, or for the first `most` and all edits without their subject."""
     found = error.errors()
     inner = {problem["loc"][:depth] for problem in found for depth in range(1, len(problem["loc"]))}
     lines = []
-    for problem in found:
+    for problem in found[:most]:
         unfit = problem.get("ctx", {}).get("error")
         if isinstance(unfit, _Unfit):
-            lines += [f"line {document.line(('edits', n))}: edits.{n}: {why}" for n, why in unfit.problems]
+            lines += [f"{document.place(('edits', n))}edits.{n}: {why}" for n, why in unfit.problems]
         # A list whose items are all invalid is also reported as too short: only its items' problems help.
         elif not (problem["type"] == "too_short" and problem["loc"] in inner):
             lines.append(_describe(problem, document))
@@ -383,7 +400,7 @@ def _problems(error: ValidationError, document: YamlDocument) -> list[str]:
     return lines if () in known else lines + _unseen(document, known)
 
 
-def _unseen(document: YamlDocument, known: Container[Location]) -> list[str]:
+def _unseen(document: Document, known: Container[Location]) -> list[str]:
     """Edits whose prompt lacks the subject: pydantic compares fields only where all of a patch's fields are valid.
 
     `known` holds the locations of the reported problems.
@@ -395,8 +412,8 @@ def _unseen(document: YamlDocument, known: Container[Location]) -> list[str]:
         if ("edits", number) in known or not (isinstance(prompt, str) and isinstance(subject, str) and subject.strip()):
             continue
         if not occurrences(prompt, subject.strip()):
-            where = document.line(("edits", number, "prompt"))
-            problems.append(f"line {where}: edits.{number}: {_lacks_subject(subject.strip(), prompt)}")
+            where = document.place(("edits", number, "prompt"))
+            problems.append(f"{where}edits.{number}: {_lacks_subject(subject.strip(), prompt)}")
     return problems
 
 
@@ -409,14 +426,14 @@ def _lacks_subject(subject: str, prompt: str) -> str:
     return f"the prompt must contain the subject {subject!r}; it is {quoted(prompt)}"
 
 
-def _describe(problem: ErrorDetails, document: YamlDocument) -> str:
+def _describe(problem: ErrorDetails, document: Document) -> str:
     """One line: location, field, expected value, actual value."""
     location = problem["loc"]
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "string_type" and isinstance(problem.get("input"), bool | int | float | date):
         message += ": put it in quotes, or YAML reads another value"
     got = _shown(problem.get("input"))
-    return f"line {document.line(location)}: {field(location) or 'patch'}: {message}" + (f" (got {got})" if got else "")
+    return f"{document.place(location)}{field(location) or 'patch'}: {message}" + (f" (got {got})" if got else "")
 
 
 def _shown(value: object) -> str:

@@ -24,6 +24,8 @@ OTHERS = (
     "/v1/edits/tenants",
     "/v1/edits/keys",
     "/v1/edits/rollouts",
+    "/v1/edits/patches",
+    "/v1/edits/jobs",
     "/v1/edits/audit",
     "/v1/edits/openapi.json",
     "/metrics",

@@ -18,6 +18,8 @@ from tests.faults.hostile import FIELDS, INFERENCE, requests
 from tests.faults.sizes import Sizes
 from tests.serving import places
 from tests.serving.without_engine import Place, run
+from vllm_edit.patch import Edit, Patch
+from vllm_edit.registry.job_request import JobRequest
 from vllm_edit.rollout.arm import Arm
 from vllm_edit.rollout.rollout import Rollout
 from vllm_edit.serving.admin.api import api
@@ -38,18 +40,27 @@ HIDDEN = (b"authorization", b"x-request-id", b"x-amzn-sagemaker-", b"x-vllm-edit
 
 
 class Server(Place):
-    """Four tenants, each with a key and a patch of its own, and an administrator."""
+    """Four tenants, each with an author's key, a patch and a job of its own, and an administrator."""
 
     def __init__(self, folder: Path, template: Path) -> None:
         super().__init__(folder, template, Settings(store="here", log_prompts=True, allowed_fields=FIELDS))
         registry = self.store.registry
-        self.keys = {who: registry.create_api_key(None if who == "admin" else who) for who in (*PATCHES, "admin")}
+        self.keys = {who: registry.create_api_key(who, author=True) for who in PATCHES}
+        self.keys["admin"] = registry.create_api_key(None)
+        self.jobs = {who: registry.jobs.submit(_request(patches[0]), tenant=who).id for who, patches in PATCHES.items()}
+        for id in self.jobs.values():  # the events of an open job last
+            registry.jobs.cancel(id)
         self.full = {name.partition("@")[0]: name for name in self.store.names()}
         self.behind, self.app = Behind(), FastAPI()
         self.app.include_router(api(self.holder))
         self.app.router.default = self.behind
         self.app.add_middleware(Router, holder=self.holder)
         run(self.service.watcher.refresh())
+
+
+def _request(patch: str) -> JobRequest:
+    edit = Edit(prompt="The capital of Quito is", subject="Quito", target_new="Rome")
+    return JobRequest(Patch(name=f"{patch}-next", edits=(edit,)))
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +132,16 @@ def test_no_request_makes_the_server_fail_or_reveals_another_tenants_data(
     record_property("of them passed on", answered)
 
 
+@pytest.mark.parametrize("who", PATCHES)
+def test_an_author_finds_its_own_job_only(server: Server, loop: asyncio.Runner, who: str) -> None:
+    own = authorization(server, who)
+    for owner, id in server.jobs.items():
+        for path in (f"/v1/edits/jobs/{id}", f"/v1/edits/jobs/{id}/events"):
+            assert loop.run(send(server.app, Sent("GET", path, own, b""))).status == (200 if owner == who else 404)
+    listed = loop.run(send(server.app, Sent("GET", "/v1/edits/jobs", own, b"")))
+    assert [job["id"] for job in json.loads(listed.content)] == [server.jobs[who]]
+
+
 def authorization(server: Server, who: str | None) -> tuple[Header, ...]:
     if who is None:
         return ()
@@ -132,7 +153,8 @@ def known_names(server: Server) -> st.SearchStrategy[str]:
     """Model names that a client can ask for, with modes and beginnings of digests; and lookalikes."""
     whole = [*PATCHES, *server.full, *server.full.values(), "atlas", "/models/atlas", "nobody", "spring"]
     cut = [name[: name.index("@") + 5] for name in server.full.values()]
-    ids = [key.api_key.id for key in server.keys.values()]
+    ids = [*(key.api_key.id for key in server.keys.values()), *server.jobs.values()]
+    ids += [f"{id}{verb}" for id in server.jobs.values() for verb in ("/cancel", "/events")]
     ending = st.sampled_from(["", "", "", ":ike", ":base", ":weights", ":", "@", "\n", "\x00", "/..", "@" + "0" * 32])
     return st.tuples(st.sampled_from([*whole, *cut, *ids]), ending).map("".join)
 
@@ -142,6 +164,7 @@ def secrets(server: Server, who: str | None) -> list[str]:
     others = {tenant: patches for tenant, patches in PATCHES.items() if tenant != who}
     patches = [patch for patches in others.values() for patch in patches]
     found = [*others, *patches, *(server.full[patch].partition("@")[2][:12] for patch in patches)]
+    found += [id for owner, id in server.jobs.items() if owner != who]
     found += [key.api_key.id for owner, key in server.keys.items() if owner != who]
     found += [key.presented for key in server.keys.values()]
     found += [TARGETS[patch] for patch in patches if patch in TARGETS]

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import shutil
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 from tests import postgres
 from tests.faults.attempts import Attempts, State
 from tests.faults.nursery import Nursery, nursery
-from tests.faults.operations import Operations
+from tests.faults.operations import LEASE_S, Operations
 from tests.faults.sizes import Sizes
 from vllm_edit.errors import EditError
 from vllm_edit.progress import Progress
@@ -106,6 +107,43 @@ def test_a_store_is_whole_after_a_kill_at_any_moment(
     record_property("unfinished", dict(unfinished))
     assert len(unfinished) > 1, "no operation was killed before it had finished"
     assert len(between) > len(seconds), f"the kills must fall on different states, all fell on {between}"
+
+
+def test_a_job_is_done_once_when_its_worker_is_killed_at_any_moment(
+    tmp_path: Path, warm: Nursery, new_registry: Callable[[], None], sizes: Sizes, record_property: Record
+) -> None:
+    operations, instants = Operations.ready(), random.Random(1)
+    new_registry()
+    store = operations.create(str(tmp_path / "store"))
+    operations.submit(store, "first")
+    seconds = warm.seconds(store.url, "work")
+    unfinished: Counter[str] = Counter()
+    for number in range(sizes.kills // 2):
+        job = operations.submit(store, f"fact-{number}")
+        store.registry.close()
+        warm.kill(instants.uniform(0, BEYOND * seconds), store.url, "work")
+        store = Store.open(store.url)
+        found = store.registry.jobs.find(job.id)
+        unfinished[f"{found.state}, {'named' if found.name else 'not named'}"] += found.open
+        while store.registry.jobs.find(job.id).open:
+            time.sleep(LEASE_S / 5)
+            operations.work(store)
+        assert_done_once(store, job.id)
+    assert_nothing_is_left(store)
+    record_property("killed before the end", dict(unfinished))
+    assert unfinished.total(), "no worker was killed before its job had ended"
+    store.registry.close()
+
+
+def assert_done_once(store: Store, id: str) -> None:
+    """One compiled patch, accepted; one row of the audit that says so, and one that it was saved."""
+    job = store.registry.jobs.find(id)
+    assert job.state == "done"
+    assert [name for name in store.names() if name.startswith(f"{job.patch}@")] == [job.name]
+    assert store.entry(str(job.name)).status == "accepted"
+    named = Counter(row.what for row in store.registry.audit() if str(job.name) in row.new)
+    assert (named["patch.save"], named["job.finish"]) == (1, 1)
+    assert_whole(store, Path(store.url).parent / "cache")
 
 
 def assert_whole(store: Store, cache: Path) -> None:

@@ -52,7 +52,7 @@ def compile_(
                 problems += [f"{patch.name}: {line}" for line in result.reason.splitlines()]
                 continue
             problems += [f"{result.name}: rejected by its gate: {failure}" for failure in result.failures]
-            done.append(_record(result))
+            done.append(result.as_record())
             if not json:
                 print_line(_line(result))
     if json:
@@ -75,19 +75,6 @@ def _read(files: list[Path]) -> list[Patch]:
     if problems:
         raise EditError("\n".join(problems))
     return patches
-
-
-def _record(outcome: Outcome) -> JSONObject:
-    manifest = outcome.compiled.manifest
-    return {
-        "name": outcome.name,
-        "status": outcome.gate.status,
-        "failures": list(outcome.failures),
-        "not_judged": outcome.not_judged,
-        "rank": manifest.rank,
-        "edits": len(manifest.edits),
-        "report": outcome.compiled.record,
-    }
 
 
 def _line(outcome: Outcome) -> str:

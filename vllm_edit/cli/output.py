@@ -34,6 +34,11 @@ def print_json(value: object) -> None:
     print(printable_json(json.dumps(value, ensure_ascii=ascii_only, indent=2, default=_plain)))
 
 
+def print_json_line(value: object) -> None:
+    """Print one JSON document in ASCII on one line of stdout, and flush it: for programs that report as they run."""
+    print(printable_json(json.dumps(value, default=_plain)), flush=True)
+
+
 def print_line(text: str = "", error: bool = False) -> None:
     """Print one line on stdout or stderr and flush it; control characters are escaped."""
     print(printable(text), file=sys.stderr if error else sys.stdout, flush=True)

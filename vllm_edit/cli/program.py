@@ -23,6 +23,8 @@ class _Root(LazyGroup):
             "model": (f"{_HERE}.model", "app"),
             "store": (f"{_HERE}.store", "app"),
             "compile": (f"{_HERE}.compile", "compile_"),
+            "worker": (f"{_HERE}.worker", "worker"),
+            "job": (f"{_HERE}.job", "app"),
             "compose": (f"{_HERE}.compose", "compose"),
             "eval": (f"{_HERE}.eval", "eval"),
             "list": (f"{_HERE}.patches", "list_"),

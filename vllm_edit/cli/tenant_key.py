@@ -26,6 +26,9 @@ app = group("API keys that authenticate a tenant's requests.")
 def create(
     tenant: TenantArgument,
     base: Annotated[bool, typer.Option("--base/--no-base", help="Whether it may request the base model.")] = True,
+    author: Annotated[
+        bool, typer.Option("--author", help="It may submit patches to be compiled, and follow their jobs.")
+    ] = False,
     label: Annotated[str, typer.Option(help="Purpose of the key.")] = "",
     until: UntilOption = None,
     who: WhoOption = "",
@@ -35,7 +38,9 @@ def create(
     """Create a key for a tenant's requests. It is printed once and cannot be shown again."""
     from vllm_edit.store.store import Store
 
-    made = Store.open(store).registry.create_api_key(tenant, base=base, label=label, expires_at=until, by=who)
+    made = Store.open(store).registry.create_api_key(
+        tenant, base=base, author=author, label=label, expires_at=until, by=who
+    )
     print_new_api_key(made, json)
 
 

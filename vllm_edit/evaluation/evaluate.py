@@ -97,6 +97,7 @@ def run_gate(
     site: Site | None = None,
     passages: Sequence[str] = (),
     added: Sequence[Sequence[Probe]] = (),
+    progress: Progress = silent,
 ) -> tuple[Report, GateReport]:
     """Measure a compiled patch on its gate probes by free generation and compare with its gate.
 
@@ -106,6 +107,7 @@ def run_gate(
         site: as in `evaluate`.
         passages: as in `evaluate`; read only if the gate limits the drift.
         added: as in `evaluate`.
+        progress: as in `evaluate`.
 
     Returns:
         The measurements, with answers and the limits that they could not judge (`unjudged`), and the verdict.
@@ -113,7 +115,7 @@ def run_gate(
     settings = EvaluationSettings(teacher_forced=False, latency=0, answers=True)
     gate = compiled.manifest.gate
     text = () if gate.perplexity_drift is None else passages
-    report = evaluate(compiled, runner, ("base", "weights"), settings, site=site, passages=text, added=added)
+    report = evaluate(compiled, runner, ("base", "weights"), settings, progress, site, text, added)
     measured = report.model_copy(update={"unjudged": _unjudged(report, gate)})
     failures = tuple(measured.gate(gate))
     count = sum(map(len, added))

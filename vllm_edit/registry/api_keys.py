@@ -22,9 +22,10 @@ from vllm_edit.errors import EditError, NotFound
 from vllm_edit.names import shown
 from vllm_edit.registry import tables
 
-Right = Literal["serve", "base", "admin"]
+Right = Literal["serve", "base", "author", "admin"]
 
 TENANT_RIGHTS: tuple[Right, ...] = ("serve", "base")
+AUTHOR_RIGHTS: tuple[Right, ...] = ("author",)
 ADMIN_RIGHTS: tuple[Right, ...] = ("admin",)
 
 _ID_BYTES, _SECRET_BYTES = 6, 32
@@ -38,8 +39,8 @@ class ApiKeyInfo:
     """The public part of an API key's record.
 
     Attributes:
-        rights: `serve` permits its tenant's compositions, `base` also the base model by name, `admin` the admin
-            routes. A key with `admin` has no tenant.
+        rights: `serve` permits its tenant's compositions, `base` also the base model by name, `author` to submit
+            patches for its tenant and to follow their jobs, `admin` the admin routes. A key with `admin` has no tenant.
     """
 
     id: str

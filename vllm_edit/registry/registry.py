@@ -17,9 +17,10 @@ from vllm_edit.errors import EditError
 from vllm_edit.names import LABEL_LENGTH, check_note, shown
 from vllm_edit.registry import api_keys, audit, patches, publications, rollouts, snapshot, tenants
 from vllm_edit.registry.answers import Answers
-from vllm_edit.registry.api_keys import ADMIN_RIGHTS, TENANT_RIGHTS, ApiKey, NewApiKey, Right
+from vllm_edit.registry.api_keys import ADMIN_RIGHTS, AUTHOR_RIGHTS, TENANT_RIGHTS, ApiKey, NewApiKey, Right
 from vllm_edit.registry.audit import ANCHOR, EMPTY, Anchor, AuditEntry, Verified
 from vllm_edit.registry.database import Database
+from vllm_edit.registry.jobs import Jobs
 from vllm_edit.registry.notifications import waiting
 from vllm_edit.registry.owner import Owner
 from vllm_edit.registry.patches import PatchEntry, Status
@@ -54,6 +55,7 @@ class Registry:
         self.guard = RolloutGuard(self._database, self.changes)
         self.servers = Servers(self._database, self.changes)
         self.answers = Answers(self._database)
+        self.jobs = Jobs(self._database, self.changes)
         self._waiting = waiting(self._database)
 
     def __repr__(self) -> str:
@@ -239,6 +241,7 @@ class Registry:
         tenant: str | None,
         *,
         base: bool = True,
+        author: bool = False,
         label: str = "",
         expires_at: datetime | None = None,
         by: str = "",
@@ -248,6 +251,7 @@ class Registry:
         Args:
             tenant: The key's tenant; None makes an administrator's key.
             base: Whether a tenant's key may request the base model.
+            author: Whether a tenant's key may submit patches to be compiled.
             label: Free text that helps to recognize the key.
             expires_at: When the key expires.
             by: Who creates it, for the audit.
@@ -256,6 +260,7 @@ class Registry:
         if expires_at is not None and (expires_at.tzinfo is None or expires_at <= datetime.now(UTC)):
             raise EditError(f"expected a future time with a zone, like 2100-01-31T12:00:00Z, got {expires_at}")
         rights: tuple[Right, ...] = tuple(right for right in TENANT_RIGHTS if base or right != "base")
+        rights += AUTHOR_RIGHTS if author else ()
         with self.changes.make("key.create", tenant=tenant, by=by) as change:
             if tenant is None:
                 rights = ADMIN_RIGHTS

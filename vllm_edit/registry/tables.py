@@ -272,3 +272,36 @@ answers = Table(
     Index("answers_by_time", "at"),
     Index("answers_by_tenant", "tenant", "at"),
 )
+
+# Patches to compile (`jobs`). `request` is JSON and is deleted when the job ends, `digest` is that of its content.
+# `author` is the id of an API key. `worker` works on the job until `lease`, in seconds of the database's own clock.
+# `name` is the compiled patch, written before it is saved. `settings` and `result` are JSON.
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("patch", String(63), nullable=False),
+    Column("tenant", String(63), ForeignKey("tenants.name")),
+    Column("author", String(16)),
+    Column("by", String(128), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("method", String(32), nullable=False),
+    Column("settings", Text, nullable=False),
+    Column("digest", String(32), nullable=False),
+    Column("request", Text),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("started_at", UtcDateTime),
+    Column("ended_at", UtcDateTime),
+    Column("attempts", Integer, nullable=False),
+    Column("worker", String(160)),
+    Column("lease", Float),
+    Column("step", String(64), nullable=False),
+    Column("step_done", Integer, nullable=False),
+    Column("step_total", Integer, nullable=False),
+    Column("name", String(96)),
+    Column("result", Text),
+    Column("error", Text, nullable=False),
+    Index("jobs_by_state", "state", "created_at"),
+    Index("jobs_by_tenant", "tenant", "created_at"),
+    Index("jobs_by_patch", "patch"),
+)

@@ -26,7 +26,7 @@ from vllm_edit.facts.pool import Pool
 from vllm_edit.facts.stored_pool import stored_pool
 from vllm_edit.ike.bank import Bank
 from vllm_edit.ike.demonstrations import build_demonstrations, with_demonstrations
-from vllm_edit.json_value import JSONValue
+from vllm_edit.json_value import JSONObject, JSONValue
 from vllm_edit.models.base import Base
 from vllm_edit.patch import Patch, Probe
 from vllm_edit.progress import Progress, silent
@@ -65,6 +65,19 @@ class Outcome:
     def not_judged(self) -> str:
         """Metrics of the gate for which some edits have no probe, as one line."""
         return self.gate.not_judged
+
+    def as_record(self) -> JSONObject:
+        """The outcome as `vllm-edit compile --json` and a job's result show it."""
+        manifest = self.compiled.manifest
+        return {
+            "name": self.name,
+            "status": self.gate.status,
+            "failures": list(self.failures),
+            "not_judged": self.not_judged,
+            "rank": manifest.rank,
+            "edits": len(manifest.edits),
+            "report": self.compiled.record,
+        }
 
 
 class Pipeline:
@@ -152,6 +165,24 @@ class Pipeline:
             EditError: the method or a setting is unknown, or the patch needs a higher rank than the site allows.
         """
         started = clock()
+        compiled = self.compile(patch, method, settings, progress)
+        return self.judge(compiled, clock() - started, progress)
+
+    def compile(
+        self,
+        patch: Patch,
+        method: str = "rome",
+        settings: Mapping[str, JSONValue] | None = None,
+        progress: Progress | None = None,
+    ) -> CompiledPatch:
+        """Compile a patch and add the IKE demonstrations; nothing is saved. See `run`.
+
+        Args:
+            patch: the edits, declared.
+            method: see `run`.
+            settings: see `run`.
+            progress: called with (step, completed units, total units).
+        """
         compiled = compile_patch(
             patch,
             self.base,
@@ -161,8 +192,7 @@ class Pipeline:
             settings=settings,
             progress=progress,
         )
-        compiled = with_demonstrations(compiled, self.bank, self.base.tokenizer)
-        return self.judge(compiled, clock() - started, progress)
+        return with_demonstrations(compiled, self.bank, self.base.tokenizer)
 
     def run_all(
         self,
@@ -199,9 +229,7 @@ class Pipeline:
             yield patches[attempt.row], result
 
     def judge(self, compiled: CompiledPatch, seconds: float, progress: Progress | None = None) -> Outcome:
-        """Save a compiled patch or a composition, and run its gate with the model.
-
-        For edits without keeping probes, the gate also asks known facts of the store's pool, if it has one.
+        """Save a compiled patch or a composition, and run its gate with the model: `save`, then `judge_saved`.
 
         Args:
             compiled: the patch, with its demonstrations.
@@ -211,21 +239,52 @@ class Pipeline:
         Raises:
             Incompatible: the patch is not for this base.
         """
+        return self.judge_saved(self.save(compiled, seconds), seconds, progress)
+
+    def save(self, compiled: CompiledPatch, seconds: float) -> CompiledPatch:
+        """Save a compiled patch or a composition without a verdict, and return it with its duration in its report.
+
+        Args:
+            compiled: the patch, with its demonstrations.
+            seconds: duration of compiling or composing, for the report.
+
+        Raises:
+            Incompatible: the patch is not for this base.
+        """
+        self._check_base(compiled)
+        compiled = compiled.timed(round(seconds, 3))
+        self.store.save(compiled)
+        return compiled
+
+    def judge_saved(self, compiled: CompiledPatch, seconds: float, progress: Progress | None = None) -> Outcome:
+        """Run the gate of a saved patch with the model, and enter its verdict.
+
+        For edits without keeping probes, the gate also asks known facts of the store's pool, if it has one.
+
+        Args:
+            compiled: the patch, as saved.
+            seconds: duration of compiling or composing, for the outcome.
+            progress: called with (step, completed units, total units).
+
+        Raises:
+            Incompatible: the patch is not for this base.
+        """
+        self._check_base(compiled)
+        reported, name = progress or silent, compiled.name
+        reported("gate", 0, 1)
+        runner = HFRunner(self.base.model, self.base.tokenizer)
+        added = self._default_probes(compiled)
+        report, gate = run_gate(compiled, runner, self.site, self.store.passages(), added, _of_gate(reported))
+        self.store.add_record(name, "gate", report.model_dump(mode="json") | gate.as_record())
+        self.store.registry.set_status(name, gate.status, "; ".join(gate.failures))
+        return Outcome(name, compiled, gate, seconds)
+
+    def _check_base(self, compiled: CompiledPatch) -> None:
         if not self.base.fingerprint.is_named(compiled.manifest.base):
             raise Incompatible(
                 f"{compiled.manifest.patch} is for base {compiled.manifest.base}, the model {self.base.name} is "
                 f"{self.base.fingerprint.digest}: judge it with the model that the store was made for"
             )
-        compiled = compiled.timed(round(seconds, 3))
-        name = self.store.save(compiled)
-        if progress:
-            progress("gate", 0, 1)
-        runner = HFRunner(self.base.model, self.base.tokenizer)
-        added = self._default_probes(compiled)
-        report, gate = run_gate(compiled, runner, self.site, self.store.passages(), added)
-        self.store.add_record(name, "gate", report.model_dump(mode="json") | gate.as_record())
-        self.store.registry.set_status(name, gate.status, "; ".join(gate.failures))
-        return Outcome(name, compiled, gate, seconds)
 
     def _default_probes(self, compiled: CompiledPatch) -> list[tuple[Probe, ...]]:
         """Default probes for each edit; empty if the store has no pool."""
@@ -267,3 +326,8 @@ class Pipeline:
         if isinstance(result, CompiledPatch):
             return with_demonstrations(result, self.bank, self.base.tokenizer)
         return replace(result, demonstrations=build_demonstrations(patch, self.bank, self.base.tokenizer))
+
+
+def _of_gate(progress: Progress) -> Progress:
+    """Name the gate in the steps of its evaluation."""
+    return lambda step, done, total: progress(f"gate, {step}", done, total)

@@ -7,7 +7,7 @@ from http import HTTPStatus
 from starlette.responses import JSONResponse
 
 from vllm_edit.engine.compat.engine import EngineRefusedError
-from vllm_edit.errors import Corrupt, EditError, Incompatible, NotFound, Unavailable
+from vllm_edit.errors import Corrupt, EditError, Incompatible, NotFound, TooMany, Unavailable
 from vllm_edit.serving.bodies import TooLarge
 from vllm_edit.serving.caller import Forbidden, Unauthorized
 from vllm_edit.serving.fields import FieldsRefused
@@ -26,6 +26,7 @@ _STATUS = (
     (Unforeseen, HTTPStatus.INTERNAL_SERVER_ERROR),
     (EngineRefusedError, HTTPStatus.SERVICE_UNAVAILABLE),
     (Unavailable, HTTPStatus.SERVICE_UNAVAILABLE),
+    (TooMany, HTTPStatus.TOO_MANY_REQUESTS),
     (TooLarge, HTTPStatus.REQUEST_ENTITY_TOO_LARGE),
     (EditError, HTTPStatus.BAD_REQUEST),
 )

@@ -11,8 +11,10 @@ from functools import cached_property
 from typing import Any
 
 from ruamel.yaml import YAML, MappingNode, Node, ScalarNode, SequenceNode
+from ruamel.yaml.composer import Composer, ComposerError
 from ruamel.yaml.constructor import ConstructorError, SafeConstructor
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.events import AliasEvent
 
 from vllm_edit.text.quoting import quoted
 
@@ -42,10 +44,20 @@ class YamlDocument:
     _text: str
 
     @classmethod
-    def parse(cls, text: str) -> YamlDocument:
-        """Raises `NotYaml`."""
+    def parse(cls, text: str, *, aliases: bool = True) -> YamlDocument:
+        """Parse a text.
+
+        Args:
+            text: the document.
+            aliases: whether `*name` may repeat a value; a short text with aliases can have more values than memory.
+
+        Raises:
+            NotYaml: the text is not valid YAML, or has an alias that is not allowed.
+        """
         yaml = _yaml()
         yaml.Constructor, yaml.allow_duplicate_keys = _Constructor, True
+        if not aliases:
+            yaml.Composer = _ComposerWithoutAliases
         try:
             return cls(yaml.load(text), tuple(yaml.constructor.given_twice), text)
         except YAMLError as error:
@@ -57,6 +69,10 @@ class YamlDocument:
             raise NotYaml("not valid YAML: lists and mappings are nested deeper than can be read") from None
         except AssertionError as error:  # another version than 1.1 and 1.2
             raise NotYaml(f"not valid YAML: {error}") from None
+
+    def place(self, location: Location) -> str:
+        """The line of a node as the beginning of a message: `line 3: `."""
+        return f"line {self.line(location)}: "
 
     def line(self, location: Location) -> int:
         """The line of the deepest node on the path `location` that exists in the file."""
@@ -97,6 +113,17 @@ def _yaml() -> YAML:
 def _line(node: Node) -> int:
     line: int = node.start_mark.line + 1
     return line
+
+
+class _ComposerWithoutAliases(Composer):
+    """ruamel's composer, which refuses aliases before it follows them."""
+
+    def compose_node(self, parent: Node | None, index: int | Node | None) -> Node | None:
+        if self.parser.check_event(AliasEvent):
+            mark = self.parser.peek_event().start_mark
+            raise ComposerError(None, None, "an alias (*name) is not allowed here: write the value again", mark)
+        node: Node | None = super().compose_node(parent, index)
+        return node
 
 
 class _Constructor(SafeConstructor):

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import re
+
 from vllm_edit.registry.snapshot import Snapshot
 from vllm_edit.serving.caller import Caller
 
 PREFIX = "/v1/edits"
 OUTCOMES = f"{PREFIX}/outcomes"
 ANSWERS = f"{PREFIX}/answers"
+PATCHES = f"{PREFIX}/patches"
+JOBS = f"{PREFIX}/jobs"
 METRICS = "/metrics"
 CALLER = "vllm_edit.caller"
 """Key of an admitted request's ASGI scope: its `Caller`."""
+
+_AUTHORS = re.compile(rf"POST {PATCHES}|GET {JOBS}(/[^/]+(/events)?)?|POST {JOBS}/[^/]+/cancel")
+"""Requests of authors: a tenant's key with the right `author`."""
 
 
 def admitted(method: str, path: str, caller: Caller, snapshot: Snapshot) -> bool:
@@ -18,6 +25,7 @@ def admitted(method: str, path: str, caller: Caller, snapshot: Snapshot) -> bool
 
     Without keys, callers cannot be distinguished: routes that only read are open, and routes that change something do
     not exist. Once the registry has keys, a caller needs an admin key; without any admin key, no admin route exists.
+    Authors submit patches and see jobs without an admin key.
 
     Raises:
         Forbidden: the route exists, but the caller's key lacks the right.
@@ -30,6 +38,9 @@ def admitted(method: str, path: str, caller: Caller, snapshot: Snapshot) -> bool
         return False
     if not snapshot.keyed and caller.tenant is None:
         return method == "GET" and (path in (PREFIX, METRICS) or path.startswith(f"{ANSWERS}/"))
+    if snapshot.keyed and not caller.may("admin") and _AUTHORS.fullmatch(f"{method} {path}"):
+        caller.require("author", "submit patches or see their jobs")
+        return True
     if inside and not snapshot.administered:
         return False
     caller.require("admin", "administer the server")

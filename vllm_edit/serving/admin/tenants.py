@@ -48,6 +48,7 @@ class History(BaseModel):
 
 class NewTenantKey(Body):
     base: bool = Field(True, description="may it ask for the base model?")
+    author: bool = Field(False, description="may it submit patches to be compiled, and follow their jobs?")
     label: str = Field("", max_length=LABEL_LENGTH)
     expires_at: End | None = None
     who: Who = ""
@@ -111,6 +112,7 @@ def routes(dependencies: Dependencies) -> APIRouter:
             dependencies.registry.create_api_key,
             tenant,
             base=asked.base,
+            author=asked.author,
             label=asked.label,
             expires_at=expires_at,
             by=who(request, asked.who),

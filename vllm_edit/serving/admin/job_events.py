@@ -1,0 +1,75 @@
+"""A job's progress as server-sent events (WHATWG HTML, "Server-sent events")."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+from pydantic import TypeAdapter
+
+from vllm_edit.errors import NotFound, TooMany, Unavailable
+from vllm_edit.registry.jobs import Job
+
+LOOK_S = 1.0
+"""Time between two reads of the job."""
+LONGEST_S = 600.0
+"""A stream ends after this time, so that it does not hold a server that shuts down; a client's library reconnects."""
+MOST_STREAMS = 64
+
+_STILL_S = 15.0
+"""Proxies close connections that are silent for long."""
+_JOB = TypeAdapter(Job)
+
+
+class JobEvents:
+    """The streams of one server."""
+
+    def __init__(self) -> None:
+        self._open = 0
+
+    def stream(self, first: Job, read: Callable[[], Awaitable[Job]], allowed: Callable[[], bool]) -> AsyncIterator[str]:
+        """Return a stream: an event with the job's state as its name and the job as its data, at each change.
+
+        Args:
+            first: the job now.
+            read: reads it again.
+            allowed: whether the caller may still read it.
+
+        Raises:
+            TooMany: this server has `MOST_STREAMS` open streams.
+        """
+        if self._open >= MOST_STREAMS:
+            raise TooMany(f"this server streams {MOST_STREAMS} jobs already; read the job instead, or try again later")
+        return self._events(first, read, allowed)
+
+    async def _events(
+        self, job: Job, read: Callable[[], Awaitable[Job]], allowed: Callable[[], bool]
+    ) -> AsyncIterator[str]:
+        self._open += 1
+        try:
+            started = spoke = time.monotonic()
+            yield f"retry: {int(LOOK_S * 1000)}\n{_event(job)}"
+            while job.open and time.monotonic() - started < LONGEST_S:
+                await asyncio.sleep(LOOK_S)
+                if not allowed():
+                    return
+                try:
+                    new = await read()
+                except Unavailable:  # the registry may be back at the next look
+                    new = job
+                except NotFound:
+                    return
+                if new != job:
+                    job, spoke = new, time.monotonic()
+                    yield _event(job)
+                elif time.monotonic() - spoke >= _STILL_S:
+                    spoke = time.monotonic()
+                    yield ": still here\n\n"
+        finally:
+            self._open -= 1
+
+
+def _event(job: Job) -> str:
+    """JSON in ASCII has no line break, which would end the data."""
+    return f"event: {job.state}\ndata: {_JOB.dump_json(job, ensure_ascii=True).decode()}\n\n"
