@@ -6,6 +6,8 @@ import threading
 from pathlib import Path
 
 import pytest
+from alembic import command
+from alembic.config import Config
 from sqlalchemy import create_engine, text, update
 
 from tests.store.example import compiled, moment, site
@@ -85,8 +87,10 @@ def test_a_schema_from_before_is_brought_up_to_date_and_claimed(tmp_path: Path) 
     store.registry.close()
     engine = create_engine(store.registry.url)
     with engine.begin() as connection:
-        connection.execute(text("ALTER TABLE generation DROP COLUMN site"))
-        connection.execute(text("UPDATE alembic_version SET version_num = '0005'"))
+        config = Config()
+        config.set_main_option("script_location", "vllm_edit.registry:migrations")
+        config.attributes["connection"] = connection
+        command.downgrade(config, "0005")
     again = Store.open(store.url)
     assert again.names() == [name]
     again.registry.create_tenant("acme")
