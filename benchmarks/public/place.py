@@ -37,10 +37,8 @@ def open_place(url: str, folder: Path, base: Base, largest: int) -> Place:
     Raises:
         EditError: the store is another model's, or could not be made.
     """
-    given = _opened(url, base)
+    given = opened(url, base)
     site = given.site()
-    if site.base.departures(base.fingerprint):
-        raise EditError(f"{url} is a store for another base than {base.name}; name another one with --store")
     site_tensors = site_tensors_of(site, given.site_tensors())
     rank = next((legal for legal in LEGAL_RANKS if legal >= max(largest, site.max_rank)), LEGAL_RANKS[-1])
     wide = site.model_copy(update={"max_rank": rank})
@@ -48,7 +46,19 @@ def open_place(url: str, folder: Path, base: Base, largest: int) -> Place:
     return Place(given, kept, site_tensors)
 
 
-def _opened(url: str, base: Base) -> Store:
+def opened(url: str, base: Base) -> Store:
+    """The store at `url`, made with nothing but the model where there is none.
+
+    Raises:
+        EditError: the store is another model's, or could not be made.
+    """
+    store = _opened_or_made(url, base)
+    if store.site().base.departures(base.fingerprint):
+        raise EditError(f"{url} is a store for another base than {base.name}; name another one with --store")
+    return store
+
+
+def _opened_or_made(url: str, base: Base) -> Store:
     try:
         return Store.open(url)
     except NotFound:
