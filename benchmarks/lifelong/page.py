@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.lifelong.answers import METRICS, Share
 from benchmarks.lifelong.run import Published
+
+_DRIFT, _NORM = "perplexity drift", "‖ΔW‖ / ‖W‖"
+_PANELS = (*METRICS, _DRIFT, _NORM)
 
 
 def section(data: Mapping[str, Any], found: Mapping[str, Sequence[Published]]) -> str:
@@ -75,24 +79,28 @@ def at_edit(published: Sequence[Published], metric: str) -> Share:
     return sum((one.at_edit[metric] for one in published), Share())
 
 
+def _value(one: Published, panel: str) -> float:
+    """What a panel shows of a milestone."""
+    if panel in METRICS:
+        return one.so_far[panel].value if one.so_far else math.nan
+    return {_DRIFT: one.drift, _NORM: one.norm}[panel] or 0.0
+
+
 def plot(found: Mapping[str, Sequence[Published]], path: Path) -> None:
     """A panel for each metric, drift and norm over the number of batches; dashed: at edit."""
     import matplotlib
     from matplotlib.figure import Figure
 
-    panels: dict[str, Callable[[Published], float | None]] = {
-        **{metric: lambda one, metric=metric: one.so_far and one.so_far[metric].value for metric in METRICS},
-        "perplexity drift": lambda one: one.drift,
-        "‖ΔW‖ / ‖W‖": lambda one: one.norm,
-    }
     with matplotlib.rc_context({"svg.hashsalt": "vllm-edit", "font.size": 8}):
         figure = Figure(figsize=(9, 5), layout="constrained")
-        for place, (name, value) in enumerate(panels.items()):
+        for place, name in enumerate(_PANELS):
             axes = figure.add_subplot(2, 3, place + 1)
             for number, (title, published) in enumerate(found.items()):
                 marks = spans(published)
                 batches = [last.batches for _, last in marks]
-                axes.plot(batches, [value(last) for _, last in marks], marker=".", color=f"C{number}", label=title)
+                axes.plot(
+                    batches, [_value(last, name) for _, last in marks], marker=".", color=f"C{number}", label=title
+                )
                 if name in METRICS:
                     shares = [at_edit(since, name).value for since, _ in marks]
                     axes.plot(batches, shares, linestyle="--", color=f"C{number}", alpha=0.6)

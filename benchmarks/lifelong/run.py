@@ -6,7 +6,7 @@ import math
 import random
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -48,17 +48,20 @@ class Published:
     norm: float | None = None
 
     def as_record(self) -> dict[str, Any]:
-        shares = {metric: list(astuple(share)) for metric, share in self.at_edit.items()}
-        more = self.so_far and {metric: list(astuple(share)) for metric, share in self.so_far.items()}
-        return {**vars(self), "at_edit": shares, "so_far": more}
+        return {**vars(self), "at_edit": _pairs(self.at_edit), "so_far": self.so_far and _pairs(self.so_far)}
 
     @classmethod
     def of_record(cls, record: Mapping[str, Any]) -> Published:
-        def shares(found: Mapping[str, Sequence[int]]) -> dict[str, Share]:
-            return {metric: Share(*pair) for metric, pair in found.items()}
+        so_far = record["so_far"] and _shares(record["so_far"])
+        return cls(**{**record, "at_edit": _shares(record["at_edit"]), "so_far": so_far})
 
-        so_far = record["so_far"] and shares(record["so_far"])
-        return cls(**{**record, "at_edit": shares(record["at_edit"]), "so_far": so_far})
+
+def _pairs(shares: Mapping[str, Share]) -> dict[str, list[int]]:
+    return {metric: [share.right, share.asked] for metric, share in shares.items()}
+
+
+def _shares(pairs: Mapping[str, Sequence[int]]) -> dict[str, Share]:
+    return {metric: Share(*pair) for metric, pair in pairs.items()}
 
 
 def milestones(batches: int) -> list[int]:
