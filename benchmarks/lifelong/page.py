@@ -25,7 +25,6 @@ def section(data: Mapping[str, Any], found: Mapping[str, Sequence[Published]]) -
         "drift",
         "‖ΔW‖/‖W‖",
         "beyond a limit",
-        "CPU s",
     )
     lines = [
         f"{data['batches']} batches of {data['size']} edits of {data['model']}: a seeded draw of CounterFact's facts, "
@@ -38,8 +37,7 @@ def section(data: Mapping[str, Any], found: Mapping[str, Sequence[Published]]) -
         "At edit: the batches since the line above, each asked when it was published. So far: a seeded sample of at "
         f"most {data['sample']} of all edits. One paraphrase and one neighbour an edit; locality: the answer is what "
         f"base says. Drift: relative change of the perplexity of {data['passages']} passages. Beyond a limit: edits "
-        "that the product would refuse, in the batches since the line above. CPU s: seconds to compile an edit of "
-        f"those batches, on a busy machine. {data['machine']}",
+        f"that the product would refuse, in the batches since the line above. {data['machine']}",
         "",
         "![lifelong editing](results/lifelong.svg)",
         "",
@@ -56,7 +54,6 @@ def section(data: Mapping[str, Any], found: Mapping[str, Sequence[Published]]) -
                 f"{last.drift:+.1%}",
                 f"{last.norm:.3f}",
                 f"{sum(one.missed for one in since)} of {edits}",
-                f"{sum(one.cpu for one in since) / edits:.1f}",
             ]
             lines.append(f"| {title} | {last.batches} | {last.edits} | {' | '.join(cells)} |")
     return "\n".join(lines)

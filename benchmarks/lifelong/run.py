@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,7 +30,6 @@ class Published:
     Attributes:
         batches, edits: published so far.
         missed: edits of the batch that exceed a limit of the method's.
-        cpu: seconds of all processors to compile the batch.
         at_edit: metric → share, of the batch's edits.
         so_far: the same of a sample of all edits so far; None where no milestone is.
         drift: relative change of perplexity; None where no milestone is.
@@ -41,7 +39,6 @@ class Published:
     batches: int
     edits: int
     missed: int
-    cpu: float
     at_edit: Mapping[str, Share]
     so_far: Mapping[str, Share] | None = None
     drift: float | None = None
@@ -87,26 +84,25 @@ class Run:
         """Publish all batches. What the record holds is not asked again."""
         found = [Published.of_record(entry) for entry in record.entries]
         for number, batch in enumerate(self.batches):
-            started = time.process_time()
             missed = publisher.publish(batch, progress)
             if number < len(found):
                 continue
             progress("asking", number, len(self.batches))
-            found.append(self._asked(number, missed, time.process_time() - started, publisher.delta))
+            found.append(self._asked(number, missed, publisher.delta))
             record.add(found[-1].as_record())
             progress("batches", number + 1, len(self.batches))
         return found[: len(self.batches)]
 
-    def _asked(self, number: int, missed: int, cpu: float, delta: Delta) -> Published:
+    def _asked(self, number: int, missed: int, delta: Delta) -> Published:
         edits = [edit for batch in self.batches[: number + 1] for edit in batch.edits]
         own = range(len(edits) - len(self.batches[number].edits), len(edits))
         at_edit = asked(self.runner, delta, edits, own)
         if number + 1 not in milestones(len(self.batches)):
-            return Published(number + 1, len(edits), missed, cpu, at_edit)
+            return Published(number + 1, len(edits), missed, at_edit)
         order = random.Random(f"asked:{self.seed}:{number}").sample(range(len(edits)), k=min(self.sample, len(edits)))
         so_far = asked(self.runner, delta, edits, set(order))
         drift = perplexity_of(self.runner, self.passages, delta) / self._perplexity - 1
-        return Published(number + 1, len(edits), missed, cpu, at_edit, so_far, drift, self._norm(delta))
+        return Published(number + 1, len(edits), missed, at_edit, so_far, drift, self._norm(delta))
 
     @cached_property
     def _perplexity(self) -> float:
