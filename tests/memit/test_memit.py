@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,10 @@ from vllm_edit.composition.checks import vouch
 from vllm_edit.composition.compose import compose
 from vllm_edit.composition.scoped import Narrowing
 from vllm_edit.deltas.apply import applied
+from vllm_edit.deltas.delta import Delta
 from vllm_edit.editing.compile import compile_patch
 from vllm_edit.editing.memit import corrections
-from vllm_edit.editing.memit.edits import compile_edits
+from vllm_edit.editing.memit.edits import compile_at, compile_edits
 from vllm_edit.editing.memit.layers import layers_of
 from vllm_edit.editing.memit.memit_settings import MemitSettings
 from vllm_edit.editing.memit.null_space import NullSpace
@@ -276,3 +278,21 @@ def test_layers_that_a_residual_cannot_be_spread_over_are_refused(llama: Layered
     other = SecondMoment(moment.matrix, moment.count + 1)
     with pytest.raises(EditError, match="must be measured on one text"):
         over_layers(llama.base, MadeSite(made.site, other), [1, 2], TEXTS)
+
+
+def test_keys_of_earlier_edits_are_not_moved_and_the_later_edit_still_holds(llama: Layered) -> None:
+    exact = MEMIT.replace(damping=0.0)
+    layers = layers_of(llama.base, llama.site, llama.moments, lambda moment: moment)
+    earlier = compile_at(llama.base, layers, [FRANCE], exact)
+    assert earlier.factors is not None
+    keys = dict(zip(llama.site.modules, earlier.factors.keys[:, None], strict=True))  # one column for each module
+    protecting = [replace(layer, earlier=keys[layer.module]) for layer in layers]
+    with applied(llama.base.model, earlier.delta.parts):
+        later = compile_at(llama.base, protecting, [JAPAN], exact)
+        free = compile_at(llama.base, layers, [JAPAN], exact)
+    for module, key in keys.items():
+        assert (later.delta.parts[module].dense() @ key[0]).norm() < 1e-3
+        assert (free.delta.parts[module].dense() @ key[0]).norm() > 0.01
+    both = Delta.concatenate([earlier.delta, later.delta])
+    with both.apply(llama.base.model):
+        assert [answer(llama, edit) for edit in (FRANCE, JAPAN)] == [FRANCE.target_new, JAPAN.target_new]

@@ -15,11 +15,21 @@ from tests.tiny import FAMILIES, tiny_model
 from vllm_edit.deltas.forward import low_rank_forward
 from vllm_edit.deltas.linear import linear_weight
 from vllm_edit.errors import EditError, NotFound
-from vllm_edit.models.hooks import capture_inputs, capture_outputs, find_module, frozen, inputs_of, replace_output
+from vllm_edit.models.hooks import (
+    capture_inputs,
+    capture_outputs,
+    find_module,
+    frozen,
+    inputs_of,
+    outputs_of,
+    replace_output,
+)
 from vllm_edit.models.layout import find_layout
 
 IDS = torch.tensor([[7, 30, 200, 41], [9, 8, 300, 5], [11, 12, 13, 14]])
 DOWN = "model.layers.1.mlp.down_proj"
+Capture = Callable[[nn.Module, list[str]], AbstractContextManager[dict[str, torch.Tensor]]]
+Measure = Callable[..., dict[str, torch.Tensor]]
 
 
 def hooks_of(model: nn.Module) -> int:
@@ -42,26 +52,32 @@ def test_captured_input_and_output_agree_with_the_weight(family: str, tokenizer:
     assert hooks_of(model) == 0
 
 
+@pytest.mark.parametrize(("capture", "measure"), [(capture_inputs, inputs_of), (capture_outputs, outputs_of)])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_inputs_are_measured_without_computing_later_blocks(family: str, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_activations_are_measured_without_computing_later_blocks(
+    family: str, capture: Capture, measure: Measure, tokenizer: PreTrainedTokenizerFast
+) -> None:
     model = tiny_model(family, tokenizer)
     names, later = list(find_layout(model).down[:2]), find_layout(model).layers[2]
     reached: list[int] = []
-    with torch.no_grad(), capture_inputs(model, names) as whole:
+    with torch.no_grad(), capture(model, names) as whole:
         model(IDS)
     find_module(model, later).register_forward_pre_hook(lambda *_: reached.append(1))
     with torch.no_grad():
-        found = inputs_of(model, names, input_ids=IDS)
+        found = measure(model, names, input_ids=IDS)
     assert found.keys() == set(names)
     assert all(torch.equal(found[name], whole[name]) for name in names)
     assert not reached
     assert hooks_of(model) == 1
 
 
-def test_an_error_of_the_models_own_is_not_taken_for_the_end(tokenizer: PreTrainedTokenizerFast) -> None:
+@pytest.mark.parametrize("measure", [inputs_of, outputs_of])
+def test_an_error_of_the_models_own_is_not_taken_for_the_end(
+    measure: Measure, tokenizer: PreTrainedTokenizerFast
+) -> None:
     model = tiny_model("llama", tokenizer)
     with pytest.raises(IndexError):
-        inputs_of(model, [DOWN], input_ids=torch.tensor([[10**6]]))
+        measure(model, [DOWN], input_ids=torch.tensor([[10**6]]))
     assert hooks_of(model) == 0
 
 

@@ -6,12 +6,13 @@ before the MLP (OPT); tensors are always [batch, seq, d] here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from vllm_edit.errors import EditError, NotFound
 from vllm_edit.names import nearest
@@ -64,22 +65,41 @@ def inputs_of(model: nn.Module, names: Sequence[str], **given: torch.Tensor | bo
 
     The pass ends when the last of these inputs is available; later modules are not run.
     """
+    return _in_part(model, names, given, capture_inputs, nn.Module.register_forward_pre_hook)
 
-    def end(module: nn.Module, args: tuple[Any, ...]) -> None:
+
+def outputs_of(model: nn.Module, names: Sequence[str], **given: torch.Tensor | bool) -> dict[str, torch.Tensor]:
+    """Name → output [batch, seq, d_out] of each module in one forward pass of `model` on `given`, detached.
+
+    The pass ends when the last of these outputs is available; later modules are not run.
+    """
+    return _in_part(model, names, given, capture_outputs, nn.Module.register_forward_hook)
+
+
+def _in_part(
+    model: nn.Module,
+    names: Sequence[str],
+    given: Mapping[str, torch.Tensor | bool],
+    capture: Callable[[nn.Module, Iterable[str]], AbstractContextManager[dict[str, torch.Tensor]]],
+    register: Callable[[nn.Module, Callable[..., None]], RemovableHandle],
+) -> dict[str, torch.Tensor]:
+    """What `capture` finds in a forward pass that ends when it has found all of `names`."""
+
+    def end(*_: object) -> None:
         if len(captured) == len(set(names)):
             raise _Ended
 
     with ExitStack() as stack:
-        captured = stack.enter_context(capture_inputs(model, names))
+        captured = stack.enter_context(capture(model, names))
         for name in names:
-            stack.callback(find_module(model, name).register_forward_pre_hook(end).remove)
+            stack.callback(register(find_module(model, name), end).remove)  # runs after the hook that captures
         with suppress(_Ended):
             model(**given)
         return captured
 
 
 class _Ended(Exception):
-    """Raised by a hook to end a forward pass; it never leaves `inputs_of`."""
+    """Raised by a hook to end a forward pass; it never leaves `_in_part`."""
 
 
 @contextmanager

@@ -6,7 +6,7 @@ EMMET (2403.14236) is MEMIT at a site of one layer: its weight w and its damping
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -50,7 +50,7 @@ def compile_edits(
         UnsafeEdit: an edit missed its target or exceeds a health limit; the message names the edit.
         EditError: the patch needs a higher rank than the site allows, or the site does not suit the method.
     """
-    return _compiled(base, site, moments, edits, settings, _inverse, progress)
+    return compile_at(base, layers_of(base, site, moments, _inverse), edits, settings, progress)
 
 
 def compile_in_null_space(
@@ -63,7 +63,7 @@ def compile_in_null_space(
 ) -> MethodResult:
     """AlphaEdit: as `compile_edits`, with the projector on the null space of C in place of C⁻¹ (`null_space`)."""
     metric_of = partial(NullSpace.of, threshold=settings.null_space)
-    return _compiled(base, site, moments, edits, settings, metric_of, progress)
+    return compile_at(base, layers_of(base, site, moments, metric_of), edits, settings, progress)
 
 
 def _inverse(moment: SecondMoment) -> Metric:
@@ -71,19 +71,29 @@ def _inverse(moment: SecondMoment) -> Metric:
     return moment
 
 
-def _compiled(
+def compile_at(
     base: Base,
-    site: Site,
-    moments: SecondMoment | SecondMoments,
+    layers: Sequence[Layer],
     edits: Sequence[Edit],
     settings: MemitSettings,
-    metric_of: Callable[[SecondMoment], Metric],
-    progress: Progress | None,
+    progress: Progress | None = None,
 ) -> MethodResult:
-    layers = layers_of(base, site, moments, metric_of)
-    last, damping = layers[-1], damping_of(site, settings)
+    """All steps at some layers: residuals at the last, spread over all, checked and corrected.
+
+    The model is taken as it is now, with the updates that are applied to it. So the sequential protocol of AlphaEdit
+    (arXiv 2410.02355) is a call for each batch, under the updates of the batches before, whose keys are the layers'
+    `earlier` keys.
+
+    Args:
+        layers: the edited layers, from the first to the last.
+
+    Raises:
+        UnsafeEdit, EditError: as `compile_edits`.
+    """
+    last = layers[-1]
+    damping = damping_of(last.site, settings)
     prepared = prepare(base, last.site, last.metric, edits, settings)
-    check_rank(prepared.columns.groups, site)
+    check_rank(prepared.columns.groups, last.site)
     trained, wanted = _trained(base, last, prepared, damping, settings, progress)
     solutions = spread(base, layers, prepared, edits, wanted, damping, settings, progress)
     corrected = correct(base, last, prepared, solutions, settings, progress)
@@ -103,7 +113,7 @@ def _compiled(
             for number, solution in enumerate(found)
             for column in solution.columns.columns
         ),
-        settings=settings.identity(damping, margin_of(site, settings)),
+        settings=settings.identity(damping, margin_of(last.site, settings)),
         report=report,
     )
 

@@ -5,24 +5,53 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
+
 from vllm_edit.artefacts.site import Site
+from vllm_edit.composition.solver import System
 from vllm_edit.editing.key_metric import Metric
+from vllm_edit.editing.rome.keys import Columns
 from vllm_edit.editing.second_moment import SecondMoment
 from vllm_edit.editing.second_moments import SecondMoments
 from vllm_edit.errors import EditError
 from vllm_edit.models.base import Base
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Layer:
-    """One edited layer: the site with only this layer's module, and the metric M there (C⁻¹ of its second moment)."""
+    """One edited layer.
+
+    Attributes:
+        site: the site with only this layer's module.
+        metric: the metric M there (C⁻¹ of its second moment).
+        earlier: K_p [m, d_in], keys of earlier edits that the update must not move (AlphaEdit, arXiv 2410.02355);
+            None: none.
+    """
 
     site: Site
     metric: Metric
+    earlier: torch.Tensor | None = None
 
     @property
     def module(self) -> str:
         return self.site.module
+
+    def system(self, columns: Columns, damping: float) -> System:
+        """The columns and the earlier keys as one system.
+
+        The earlier keys are columns of share 0. Each has a group of its own, numbered after those of the columns, so
+        that it is damped relative to its own k̄ᵀM k̄.
+        """
+        if self.earlier is None:
+            return columns.system(damping)
+        first, count = len(columns.groups), len(self.earlier)
+        return System.of(
+            torch.cat([columns.keys, self.earlier]),
+            torch.cat([columns.whitened, self.metric.whiten(self.earlier).float()]),
+            [*columns.group_of, *range(first, first + count)],
+            damping,
+            [*columns.shares, *[0.0] * count],
+        )
 
 
 def layers_of(

@@ -92,7 +92,7 @@ def _solution(
     groups = prepared.columns.groups
     columns = measure(base, layer.site, layer.metric, edits, settings, groups).columns
     columns = columns.at(columns.satisfiable(range(len(groups)), settings.room))
-    A = row_space(columns.system(damping))
+    A = row_space(layer.system(columns, damping))[: len(groups)]
     return LayerSolution(columns, A, torch.zeros(len(groups), layer.site.d_out, dtype=torch.float64))
 
 

@@ -14,8 +14,8 @@ import torch
 
 from vllm_edit.artefacts.manifest import Column, KeyGroup
 from vllm_edit.composition.solver import ROOM, System, interference, satisfiable
-from vllm_edit.models.hooks import capture_outputs, inputs_of
-from vllm_edit.models.rows import Batch, Row, batches, run_batch
+from vllm_edit.models.hooks import inputs_of, outputs_of
+from vllm_edit.models.rows import Batch, Row, batches
 from vllm_edit.patch import Edit
 from vllm_edit.text.spelling import written
 
@@ -94,14 +94,13 @@ def measure_inputs(model: CausalLM, module: str, rows: Sequence[Row], tokens: in
 
 
 def measure_outputs(model: CausalLM, module: str, rows: Sequence[Row], tokens: int) -> torch.Tensor:
-    """The module's output at each row's position, [rows, d_out] float32 on the CPU."""
-    with capture_outputs(model, [module]) as captured:
+    """The module's output at each row's position, [rows, d_out] float32 on the CPU. Later modules are not run."""
 
-        def outputs(batch: Batch) -> torch.Tensor:
-            run_batch(model, batch)
-            return captured[module]
+    def outputs(batch: Batch) -> torch.Tensor:
+        ids, mask = batch.input_ids, batch.attention_mask
+        return outputs_of(model, [module], input_ids=ids, attention_mask=mask, use_cache=False)[module]
 
-        return _measure(model, rows, tokens, outputs)
+    return _measure(model, rows, tokens, outputs)
 
 
 def _measure(
