@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,8 +25,8 @@ from vllm_edit import atlas
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.cli.output import progress_bar
 from vllm_edit.editing.compile import compile_patch
+from vllm_edit.evaluation.answer_states import STATES, Cell, cell
 from vllm_edit.evaluation.evaluate import evaluate
-from vllm_edit.evaluation.judging import first_line
 from vllm_edit.evaluation.report import Answer, Mode, Report
 from vllm_edit.evaluation.runners.hf import HFRunner
 from vllm_edit.ike.bank import Bank
@@ -73,22 +73,6 @@ ROWS = (
     Row("LoRA", "lora", {}),
 )
 
-State = Literal["before", "followed", "stayed", "missed", "damaged"]
-STATES: Mapping[State, str] = {
-    "followed": "changed, as the edit asks",
-    "stayed": "unchanged, as it should be",
-    "missed": "not the answer that follows from the edit",
-    "damaged": "changed, though the edit does not concern it",
-}
-
-
-@dataclass(frozen=True)
-class Cell:
-    """An answer's first line, and what it means."""
-
-    text: str
-    state: State
-
 
 def main() -> None:
     arguments = _arguments()
@@ -106,12 +90,12 @@ def main() -> None:
             compiled = compiled_by(row, patch, places[row.method], base)
             report = evaluate(compiled, runner, ("base", "weights"), SETTINGS)
             questions = shown(report)
-            table.setdefault("before", [before(answer) for answer in questions])
-            table[row.title] = [cell(answer, "weights") for answer in questions]
+            table.setdefault("before", [shortened(answer, "base") for answer in questions])
+            table[row.title] = [shortened(answer, "weights") for answer in questions]
         progress("methods", len(ROWS), len(ROWS))
     demonstrated = with_demonstrations(compiled, Bank.from_records(atlas.bank()), base.tokenizer)
     prompted = shown(evaluate(demonstrated, runner, ("base", "ike"), SETTINGS))
-    table["IKE (a prompt)"] = [cell(answer, "ike") for answer in prompted]
+    table["IKE (a prompt)"] = [shortened(answer, "ike") for answer in prompted]
     write(patch, questions, table, " ".join(["python -m benchmarks.lecture", *sys.argv[1:]]))
     console.print(f"wrote {PAGE.relative_to(FOLDER.parent)} and {PICTURE.relative_to(FOLDER.parent)}")
 
@@ -129,21 +113,11 @@ def shown(report: Report) -> list[Answer]:
     return [next(answer for answer in plain if answer.metric == metric) for metric in KINDS]
 
 
-def before(answer: Answer) -> Cell:
-    return Cell(_line(answer.texts["base"]), "before")
-
-
-def cell(answer: Answer, mode: Mode) -> Cell:
-    """The answer in this mode. Locality is right if it is what base says; the other kinds if the new fact follows."""
-    keeps = answer.metric == "locality"
-    states: tuple[State, State] = ("stayed", "damaged") if keeps else ("followed", "missed")
-    return Cell(_line(answer.texts[mode]), states[not answer.right[mode]])
-
-
-def _line(text: str) -> str:
-    """The first line of an answer, shortened."""
-    line = first_line(text)
-    return line if len(line) <= LONGEST else f"{line[:LONGEST]}…"
+def shortened(answer: Answer, mode: Mode) -> Cell:
+    """The mode's answer with at most `LONGEST` characters."""
+    found = cell(answer, mode)
+    assert found is not None, "one edit, and modes without a server: no prompt is refused"
+    return found if len(found.text) <= LONGEST else replace(found, text=f"{found.text[:LONGEST]}…")
 
 
 def write(patch: Patch, questions: Sequence[Answer], table: Mapping[str, Sequence[Cell]], command: str) -> None:

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Sequence
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -40,7 +41,13 @@ def imported() -> set[str]:
                 found.add(node.module.partition(".")[0])
     by_module = packages_distributions()
     others = found - sys.stdlib_module_names - {"vllm_edit"}
-    return {normalised(by_module[name][0]) if name in by_module else normalised(name) for name in others}
+    return {distribution(by_module.get(name, [name])) for name in others}
+
+
+def distribution(candidates: Sequence[str]) -> str:
+    """The distribution of a module; of a namespace that several distributions share, the interface."""
+    names = sorted(map(normalised, candidates))
+    return next((name for name in names if name.endswith("-api")), names[0])
 
 
 def test_every_imported_library_is_declared_and_every_declared_library_is_imported() -> None:

@@ -8,8 +8,9 @@ from xml.etree import ElementTree
 import pytest
 
 from benchmarks import lecture
-from benchmarks.lecture import KINDS, ROWS, Cell, before, cell, write
+from benchmarks.lecture import KINDS, LONGEST, ROWS, shortened, write
 from vllm_edit.editing.compile import METHODS
+from vllm_edit.evaluation.answer_states import Cell
 from vllm_edit.evaluation.report import Answer
 from vllm_edit.patch import Patch
 
@@ -31,7 +32,11 @@ def answer(metric: str, text: str, right: bool) -> Answer:
     ],
 )
 def test_an_answers_colour_says_whether_it_should_have_changed(metric: str, right: bool, state: str) -> None:
-    assert cell(answer(metric, "new\nline", right), "weights") == Cell("new", state)  # type: ignore[arg-type]
+    assert shortened(answer(metric, "new\nline", right), "weights") == Cell("new", state)  # type: ignore[arg-type]
+
+
+def test_a_long_answer_is_shortened() -> None:
+    assert shortened(answer("reliability", "n" * 99, True), "weights") == Cell("n" * LONGEST + "…", "followed")
 
 
 def test_every_method_has_a_row() -> None:
@@ -42,7 +47,8 @@ def test_the_page_and_the_picture_hold_every_answer(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(lecture, "PAGE", tmp_path / "lecture.md")
     monkeypatch.setattr(lecture, "PICTURE", tmp_path / "lecture.svg")
     questions = [answer(metric, "new", True) for metric in KINDS]
-    table = {"before": [before(question) for question in questions], "X": [Cell("a|b", "damaged"), Cell("", "missed")]}
+    before = [shortened(question, "base") for question in questions]
+    table = {"before": before, "X": [Cell("a|b", "damaged"), Cell("", "missed")]}
     write(Patch.load(lecture.PATCH), questions, table, "command")
     page = (tmp_path / "lecture.md").read_text()
     assert "| before |" + " before |" * len(KINDS) in page

@@ -19,7 +19,19 @@ def check_drawable(path: Path) -> None:
         raise EditError(f"expected a picture named *{' or *'.join(FORMATS)}; got {path}")
     if not path.parent.is_dir():
         raise EditError(f"there is no folder {path.parent} to write {path.name} into")
+    check_library("a picture")
+
+
+def check_library(what: str) -> None:
+    """Raise if matplotlib, an optional extra, is not installed.
+
+    Args:
+        what: the thing that needs it, for the message.
+
+    Raises:
+        EditError: it is not installed.
+    """
     try:
-        import matplotlib  # noqa: F401  an optional extra
+        import matplotlib  # noqa: F401
     except ImportError:
-        raise EditError("a picture needs matplotlib; install it with: pip install 'vllm-edit[plot]'") from None
+        raise EditError(f"{what} needs matplotlib; install it with: pip install 'vllm-edit[plot]'") from None

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.cli.program import Program
+from tests.pages.examples import problems
 from tests.tiny import save_tiny, tiny_tokenizer
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.artefacts.manifest import Manifest
@@ -83,7 +84,11 @@ def test_a_stored_patch_is_measured_recorded_and_shown(program: Program, url: Pa
     assert "reliability" in shown.out
     assert f"drift {ran.json['drift']['value']:+.2%}" in shown.out
     assert " ike" not in shown.out
-    assert "paraphrase" in page.read_text(encoding="utf-8")
+    written = page.read_text(encoding="utf-8")
+    assert problems(written) == []
+    assert "1 edit by rome, gate probes" in written
+    assert "Answers before and after" in written, "also without --answers"
+    assert "answers" not in shown.out
 
     wrong = program("eval", "capital", "--store", url, "--model", save_tiny("llama", tmp_path / "other", seed=1))
     assert (wrong.code, wrong.err.count("\n")) == (1, 1)
@@ -165,6 +170,8 @@ def test_mistakes_are_reported_in_one_line(program: Program, store: Store, tmp_p
     for arguments, message in [
         (("capital", "--mode", "weight"), "expected modes among base, weights, ike"),
         (("absent",), "no compiled patch 'absent'"),
+        (("capital", "--html", tmp_path / "absent" / "page.html"), "there is no folder"),
+        (("capital", "--html", tmp_path), "expected a file to write the page into"),
         ((tmp_path / "absent.yaml",), "no such file"),
         ((tmp_path / "absent.json",), "expected a JSON data set"),
     ]:

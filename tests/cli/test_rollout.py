@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.program import Program
+from tests.pages.examples import problems
 from tests.rollout.example import failing
 from tests.store.example import compiled
 from vllm_edit.registry.rollout_guard import Watch
@@ -126,11 +127,15 @@ def test_status_shows_arms_comparisons_and_warnings(
     assert "treatment: open" in empty.out
     _filled(store)
     picture = tmp_path / "spring.svg"
-    printed = program("rollout", "status", "spring", "--json", "--out", picture).json
+    page = tmp_path / "spring.html"
+    printed = program("rollout", "status", "spring", "--json", "--out", picture, "--html", page).json
     assert printed["comparisons"][0]["verdict"] == "worse"
     assert printed["arms"]["control"]["units"] + printed["arms"]["treatment"]["units"] == 200
     assert printed["picture"] == str(picture)
     assert picture.stat().st_size > 1_000
+    assert printed["page"] == str(page)
+    assert problems(page.read_text(encoding="utf-8")) == []
+    assert "Warning:</strong> treatment is worse on solved" in page.read_text(encoding="utf-8")
     text = program("rollout", "status", "spring").out
     assert "solved, 0 to 1, higher is better" in text
     assert "95 % AT EVERY LOOK" in text
@@ -184,6 +189,7 @@ def test_a_step_that_is_not_allowed_is_reported(program: Program, names: tuple[s
         "vllm-edit: cannot promote rollout 'spring': it is created; it can only ramp or kill\n",
     )
     assert "at most two decimals" in program("rollout", "ramp", "spring", 0.001).err
+    assert "there is no folder" in program("rollout", "status", "spring", "--html", "absent/page.html").err
     assert "no metrics to draw" in program("rollout", "status", "spring", "--out", "a.png").err
 
 

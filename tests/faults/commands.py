@@ -60,6 +60,8 @@ COMMANDS = (
     f"eval {{patch}} --store {{store}} --mode base,ike --bank {{bank}} --max-tokens 2 --answers --html {{out}} "
     f"{_QUICK}",
     "eval capital --store {store} --max-tokens 2 --answers --model {model}",
+    "report --store {store} --out {out}",
+    "report {record} --store {store} --out {out} --json",
     "list --store {url}",
     "list --store {store}",
     "list --store {store} --json",
@@ -90,6 +92,7 @@ COMMANDS = (
     "rollout promote spring --wait 0 --store {store}",
     "rollout list --store {store}",
     "rollout status spring --store {store} --out {out}",
+    "rollout status spring --store {store} --html {out}",
     "answer {name} --store {store}",
     "answers --limit {number} --store {store}",
     "key create --admin --label {text} --store {store}",

@@ -1,45 +1,17 @@
-"""Reports: measurements of a compiled patch and the verdict of its gate. They are records outside the patch's digest.
-
-Records are JSON. A reader ignores the fields that it does not know, and missing fields take their defaults, so that
-records of older and newer versions can be read.
-"""
+"""Reports: measurements of a compiled patch and the verdict of its gate, recorded outside the patch's digest."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal, Self
+from typing import Literal
 
-from pydantic import ConfigDict, SerializeAsAny, ValidationError
+from pydantic import SerializeAsAny
 
-from vllm_edit.errors import Corrupt
-from vllm_edit.frozen import Frozen
-from vllm_edit.json_value import JSONObject, JSONValue
+from vllm_edit.artefacts.recorded import Recorded
+from vllm_edit.json_value import JSONObject
 from vllm_edit.text.quoting import change
 
 
-class _Report(Frozen):
-    model_config = ConfigDict(extra="ignore")
-
-    @classmethod
-    def of(cls, record: Mapping[str, JSONValue]) -> Self:
-        """The report that a record holds.
-
-        Raises:
-            Corrupt: a field has a value of another type.
-        """
-        try:
-            return cls.model_validate(record)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "the record"
-            raise Corrupt(f"expected a {cls.__name__}, but {where} is invalid: {first['msg']}; remove it") from error
-
-    def as_record(self) -> JSONObject:
-        """The report as JSON values, without the fields that were not measured."""
-        return self.model_dump(mode="json", exclude_none=True)
-
-
-class EditReport(_Report):
+class EditReport(Recorded):
     """An edit as compiled.
 
     Attributes:
@@ -62,7 +34,7 @@ class EditReport(_Report):
     problems: tuple[str, ...]
 
 
-class CompileReport(_Report):
+class CompileReport(Recorded):
     """A patch as compiled. A value is None if the method does not measure it.
 
     Attributes:
@@ -110,7 +82,7 @@ class CompileReport(_Report):
         return record
 
 
-class Interference(_Report):
+class Interference(Recorded):
     """Two key groups of a composition whose keys interfere.
 
     Attributes:
@@ -124,7 +96,7 @@ class Interference(_Report):
     cosine: float
 
 
-class CompositionReport(_Report):
+class CompositionReport(Recorded):
     """What algebra says about a composition, without the model.
 
     Attributes:
@@ -149,7 +121,7 @@ class CompositionReport(_Report):
     seconds: float | None = None
 
 
-class GateReport(_Report):
+class GateReport(Recorded):
     """The verdict of a patch's gate, measured with the model.
 
     Attributes:

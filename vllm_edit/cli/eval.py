@@ -62,7 +62,9 @@ def eval(
     settings: SetOption = None,
     bank: BankOption = None,
     answers: Annotated[bool, typer.Option("--answers", help="Show every answer before and after.")] = False,
-    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the tables to an HTML page.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write a page with plots and every answer.")
+    ] = None,
     record: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Save results of a data set as it runs: the same command then resumes."),
@@ -87,9 +89,13 @@ def eval(
     if record is not None and not many:
         raise typer.BadParameter("only many edits, of a data set or known, are recorded", param_hint="--record")
     from vllm_edit.evaluation.evaluation_settings import EvaluationSettings
-    from vllm_edit.evaluation.table import html as page
     from vllm_edit.evaluation.table import table
+    from vllm_edit.pages.page import check_page
+    from vllm_edit.pages.report_pages import evaluation_page
     from vllm_edit.store.store import Store
+
+    if html is not None:
+        check_page(html)
 
     opened = Store.open(store)
     wanted = EvaluationSettings(max_tokens=max_tokens, answers=True)
@@ -108,7 +114,7 @@ def eval(
             report = _of_one(target, compiling, engine, modes, wanted, progress)
     shown = report if answers else report.model_copy(update={"answers": None})
     if html is not None:
-        html.write_text(page(shown), encoding="utf-8")
+        html.write_text(evaluation_page(report), encoding="utf-8")
     if json:
         print_json(shown.model_dump(mode="json"))
     else:

@@ -26,10 +26,11 @@ NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="capital, capi
 def list_(store: StoreOption = None, json: JsonOption = False) -> None:
     """List compiled patches, newest first."""
     from vllm_edit.names import short
+    from vllm_edit.store.served_to import served_to
     from vllm_edit.store.store import Store
 
     opened = Store.open(store)
-    served = _served(opened)
+    served = served_to(opened.registry)
     found = [_Listed.of(opened, name, served) for name in opened.names()]
     if json:
         print_json([listed.as_record() for listed in found])
@@ -38,18 +39,19 @@ def list_(store: StoreOption = None, json: JsonOption = False) -> None:
     for listed in found:
         entry, manifest = listed.entry, listed.manifest
         made = (len(manifest.edits), manifest.rank, manifest.method)
-        served_to = ", ".join(listed.tenants)
-        rows.append((short(entry.name), *made, entry.status, when(entry.saved_at), served_to))
+        tenants = ", ".join(listed.tenants)
+        rows.append((short(entry.name), *made, entry.status, when(entry.saved_at), tenants))
     print_table(("NAME", "EDITS", "RANK", "METHOD", "GATE", "SAVED", "SERVED TO"), rows)
 
 
 def show(name: NameArgument, store: StoreOption = None, json: JsonOption = False) -> None:
     """Show a compiled patch: its edits, its method and settings, and its records."""
+    from vllm_edit.store.served_to import served_to
     from vllm_edit.store.store import Store
 
     opened = Store.open(store)
     full = opened.resolve(name)
-    listed = _Listed.of(opened, full, _served(opened))
+    listed = _Listed.of(opened, full, served_to(opened.registry))
     manifest, entry = listed.manifest, listed.entry
     records = opened.records(full)
     if json:
@@ -154,18 +156,6 @@ def _scope(manifest: Manifest) -> str:
     if manifest.scope == "all":
         return "all"
     return f"subject: {len(manifest.members)} subjects with an adapter each, of rank {manifest.rank} at most"
-
-
-def _served(store: Store) -> Mapping[str, list[str]]:
-    """Return, by name, the tenants that are served it, including both arms of a rollout."""
-    from vllm_edit.rollout.arm import Arm
-
-    served: dict[str, list[str]] = {}
-    for tenant in store.registry.tenants():
-        treatment = Arm.of(tenant.treatment).name if tenant.treatment else None
-        for name in {tenant.active, treatment} - {None}:
-            served.setdefault(str(name), []).append(tenant.name)
-    return served
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ class _Root(LazyGroup):
             "job": (f"{_HERE}.job", "app"),
             "compose": (f"{_HERE}.compose", "compose"),
             "eval": (f"{_HERE}.eval", "eval"),
+            "report": (f"{_HERE}.report", "report"),
             "list": (f"{_HERE}.patches", "list_"),
             "show": (f"{_HERE}.patches", "show"),
             "diff": (f"{_HERE}.diff", "diff"),

@@ -203,19 +203,27 @@ def list_(
 def status(
     name: NameArgument,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the comparisons: *.png or *.svg.")] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the report as a page with plots.")] = None,
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
     """Show the arms' traffic and their comparison. The intervals are valid at every look."""
     from vllm_edit.cli.rollout_status import print_status
+    from vllm_edit.pages.page import check_page
+    from vllm_edit.pages.report_pages import rollout_page
     from vllm_edit.rollout.picture import draw
     from vllm_edit.store.store import Store
 
+    if html is not None:
+        check_page(html)
     found = Store.open(store).registry.rollouts.report(name)
     if out is not None:
         draw(found, out)
+    if html is not None:
+        html.write_text(rollout_page(found), encoding="utf-8")
     if json:
-        print_json(asdict(found.as_record()) | {"picture": str(out) if out else None})
+        written = {"picture": str(out) if out else None, "page": str(html) if html else None}
+        print_json(asdict(found.as_record()) | written)
     else:
         print_status(found)
 

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Sequence
 
+from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.artefacts.site import Site
 from vllm_edit.evaluation.evaluation_settings import EvaluationSettings
 from vllm_edit.evaluation.questions import Question, not_asked, questions_of
@@ -64,6 +65,7 @@ def ask(
             replies={mode: tuple(some[row] for row in rows) for mode, some in replies.items()},
             refused=patch.reason if isinstance(patch, Refused) else "",
             not_asked=not_asked(edits[number], split=settings.split, chat=has_chat),
+            method=patch.manifest.method if isinstance(patch, CompiledPatch) else "",
         )
         for number, (patch, rows) in enumerate(zip(patches, rows_of, strict=True))
     ]

@@ -7,8 +7,8 @@ from typing import Literal
 
 from pydantic import Field
 
+from vllm_edit.artefacts.recorded import Recorded
 from vllm_edit.datasets import LeftOut
-from vllm_edit.frozen import Frozen
 from vllm_edit.patch import Gate
 
 Mode = Literal["base", "weights", "ike"]
@@ -25,7 +25,7 @@ PROTOCOLS: dict[Protocol, str] = {
 _NUMBERED = 8  # maximum number of edit indices in a message
 
 
-class Measure(Frozen):
+class Measure(Recorded):
     """One metric's value by one protocol: the mean over an edit's questions, then over edits.
 
     Attributes:
@@ -47,7 +47,7 @@ class Measure(Frozen):
     refused: int = 0
 
 
-class Cost(Frozen):
+class Cost(Recorded):
     """The cost of a mode.
 
     Attributes:
@@ -64,7 +64,7 @@ class Cost(Frozen):
     latency_n: int = 0
 
 
-class Drift(Frozen):
+class Drift(Recorded):
     """Perplexity of ordinary text in mode weights against base, by teacher forcing over the same `tokens`.
 
     Attributes:
@@ -82,7 +82,7 @@ class Drift(Frozen):
     why: str = ""
 
 
-class Answer(Frozen):
+class Answer(Recorded):
     """One question with the raw answer of each mode, and whether it counted as right (locality: as unchanged).
 
     A refused edit, or a prompt that a server would refuse, has no answer in mode weights.
@@ -102,7 +102,7 @@ class Answer(Frozen):
     right: dict[Mode, bool]
 
 
-class Report(Frozen):
+class Report(Recorded):
     """The result of `evaluate`: shares and intervals of every metric in every mode.
 
     Attributes:
@@ -114,6 +114,9 @@ class Report(Frozen):
         max_tokens: token limit of an answer; by default more if an accepted answer is longer.
         measures: one value for each metric, mode and protocol, over all edits.
         relations: relation → its measures by generation.
+        sizes: number of edits of a patch → measures by generation of the patches of this size; empty if all patches
+            have the same size.
+        methods: the editing methods of the compiled patches, each once.
         costs: added tokens and seconds of each mode.
         refused: patch that was not compiled → reason.
         unserved: patch → prompt that a server would refuse → reason; such a prompt fails in mode weights.
@@ -137,6 +140,8 @@ class Report(Frozen):
     max_tokens: int
     measures: tuple[Measure, ...]
     relations: dict[str, tuple[Measure, ...]] = Field(default_factory=dict)
+    sizes: dict[int, tuple[Measure, ...]] = Field(default_factory=dict)
+    methods: tuple[str, ...] = ()
     costs: tuple[Cost, ...] = ()
     refused: dict[str, str] = Field(default_factory=dict)
     unserved: dict[str, dict[str, str]] = Field(default_factory=dict)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 from vllm_edit.evaluation.evaluation_settings import EvaluationSettings
 from vllm_edit.evaluation.measuring import (
@@ -24,6 +25,7 @@ from vllm_edit.models.lengths import READ
 
 Replied = tuple[Question, Mapping[Mode, Reply]]
 """A question, and each mode's reply to it."""
+Group = TypeVar("Group")
 
 
 def report_of(
@@ -38,9 +40,12 @@ def report_of(
     replied = with_numbers(sheets)
     measures = [measure for mode in modes for measure in _measures(sheets, replied, mode, settings)]
     relations: dict[str, list[Replied]] = {}
+    sizes: dict[int, list[Replied]] = {}
     for question, replies in replied:
-        _, relation = sheets[question.patch].edits[question.edit]
+        edits = sheets[question.patch].edits
+        _, relation = edits[question.edit]
         relations.setdefault(relation, []).append((question, replies))
+        sizes.setdefault(len(edits), []).append((question, replies))
     return Report(
         patches=tuple(sheet.patch for sheet in sheets),
         engine=engine,
@@ -49,10 +54,9 @@ def report_of(
         split=settings.split,
         max_tokens=settings.max_tokens or READ,
         measures=tuple(measures),
-        relations={
-            relation: tuple(measure for mode in modes for measure in _generated(sheets, own, mode))
-            for relation, own in relations.items()
-        },
+        relations=_by_group(sheets, relations, modes),
+        sizes=_by_group(sheets, dict(sorted(sizes.items())), modes) if len(sizes) > 1 else {},
+        methods=tuple(dict.fromkeys(sheet.method for sheet in sheets if sheet.method)),
         costs=tuple(costs),
         refused={sheet.patch: sheet.refused for sheet in sheets if sheet.refused},
         unserved=_reasons(sheets, replied),
@@ -60,6 +64,16 @@ def report_of(
         drift=drift,
         answers=tuple(_answer(sheets, *pair) for pair in replied) if settings.answers else None,
     )
+
+
+def _by_group(
+    sheets: Sequence[Sheet], groups: Mapping[Group, Sequence[Replied]], modes: Sequence[Mode]
+) -> dict[Group, tuple[Measure, ...]]:
+    """The measures of free generation of each group of questions."""
+    return {
+        group: tuple(measure for mode in modes for measure in _generated(sheets, own, mode))
+        for group, own in groups.items()
+    }
 
 
 def _measures(

@@ -42,6 +42,7 @@ class Sheet:
         edits: (subject, relation) of each edit.
         refused: why the patch was not compiled.
         not_asked: metric → number of questions left out, since another edit of the patch changes their answer.
+        method: the editing method of a compiled patch; empty for other patches.
     """
 
     patch: str
@@ -50,6 +51,7 @@ class Sheet:
     replies: Mapping[Mode, tuple[Reply, ...]]
     refused: str = ""
     not_asked: Mapping[str, int] = field(default_factory=dict)
+    method: str = ""
 
     def as_record(self) -> JSONObject:
         """The sheet as JSON-able values."""
@@ -59,6 +61,7 @@ class Sheet:
             "edits": [list(edit) for edit in self.edits],
             "refused": self.refused,
             "not_asked": dict(self.not_asked),
+            "method": self.method,
             "questions": questions,
             "replies": {mode: [asdict(reply) for reply in some] for mode, some in self.replies.items()},
         }

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
-
-from rich.console import Console, Group
+from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
@@ -32,7 +30,7 @@ def table(report: Report) -> Group:
         if measures:
             parts.append(_by_mode(f"{protocol}: {meaning}", measures, report.modes))
     if report.drift is not None:
-        parts.append(_drift(report.drift))
+        parts.append(Text(printable(drift_text(report.drift))))
     if report.refused:
         parts.append(_refused(report))
     if report.unserved:
@@ -46,13 +44,6 @@ def table(report: Report) -> Group:
     return Group(*parts)
 
 
-def html(report: Report) -> str:
-    """The tables as a self-contained HTML page."""
-    console = Console(record=True, file=io.StringIO(), width=140)
-    console.print(table(report))
-    return console.export_html(inline_styles=True)
-
-
 def _by_mode(title: str, measures: list[Measure], modes: tuple[Mode, ...]) -> Table:
     shown = Table(title=title, title_justify="left", title_style="dim")
     shown.add_column("metric")
@@ -62,16 +53,17 @@ def _by_mode(title: str, measures: list[Measure], modes: tuple[Mode, ...]) -> Ta
     for metric in dict.fromkeys(measure.metric for measure in measures):
         found = {measure.mode: measure for measure in measures if measure.metric == metric}
         count = str(max(measure.n for measure in found.values()))
-        shown.add_row(metric, count, *(_cell(found.get(mode)) for mode in modes))
+        shown.add_row(metric, count, *(escape(measure_text(found.get(mode))) for mode in modes))
     return shown
 
 
-def _cell(measure: Measure | None) -> str:
+def measure_text(measure: Measure | None) -> str:
+    """A measure with its interval and refusals."""
     if measure is None:
         return "–"
     interval = "" if measure.low is None or measure.high is None else f" [{measure.low:.2f}, {measure.high:.2f}]"
     refused = f", {measure.refused} refused" if measure.refused else ""
-    return escape(f"{measure.value:.3f}{interval}{refused}")
+    return f"{measure.value:.3f}{interval}{refused}"
 
 
 def _left_out(records: tuple[LeftOut, ...]) -> Text:
@@ -101,13 +93,13 @@ def _unserved(report: Report) -> Table:
     return shown
 
 
-def _drift(drift: Drift) -> Text:
+def drift_text(drift: Drift) -> str:
+    """The drift as one line."""
     refused = f"; {drift.unserved} refused: {drift.why}" if drift.unserved else ""
-    line = (
+    return (
         f"perplexity of {drift.texts} passages ({drift.tokens} tokens): base {drift.base:.3f}, weights "
         f"{drift.edited:.3f}, drift {drift.value:+.2%}{refused}"
     )
-    return Text(printable(line))
 
 
 def _costs(costs: tuple[Cost, ...]) -> Table:

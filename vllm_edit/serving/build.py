@@ -18,6 +18,7 @@ from vllm_edit.serving.residency import AdapterEngine, Residency, local_folder
 from vllm_edit.serving.scope import Scopes
 from vllm_edit.serving.server_settings import Settings
 from vllm_edit.serving.service import Service
+from vllm_edit.serving.spans import Spans
 from vllm_edit.serving.threads import Threads
 from vllm_edit.serving.watcher import SavedState, Watcher
 from vllm_edit.store.store import Store
@@ -48,6 +49,7 @@ def make_service(
     metrics: Metrics,
     saved: SavedState,
     grace_s: float,
+    spans: Spans | None = None,
 ) -> Service:
     """Build the service.
 
@@ -59,6 +61,7 @@ def make_service(
         metrics: the router's metrics.
         saved: this node's copy of the last known registry state.
         grace_s: seconds for which an adapter stays in the engine after its last request.
+        spans: starts the spans of requests; None for no spans.
     """
     folder, texts = local_folder(), Threads(2)
 
@@ -94,6 +97,7 @@ def make_service(
         prefixes=Prefixes(store, engine.max_model_len, engine.count_tokens, texts),
         answers=answers,
         metrics=metrics,
+        spans=spans or Spans(),
         decode=engine.decode,
         texts=texts,
         max_model_len=engine.max_model_len,

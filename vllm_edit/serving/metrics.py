@@ -59,9 +59,22 @@ class Metrics:
         self.log_dropped = Counter(
             "vllm_edit_log_dropped", "Answers of which a row of the log was lost", registry=registry
         )
+        self._expose_outcomes()
 
     def count_patches(self, snapshot: Snapshot) -> None:
         """Set the gauge of patches per gate status from a snapshot of the registry."""
         counts = Counted(entry.status for entry in snapshot.patches)
         for status in get_args(Status):
             self.patches.labels(status).set(counts[status])
+
+    def _expose_outcomes(self) -> None:
+        """Expose all outcomes from 0: Prometheus sees no increase in a series that begins with its first event."""
+        for counter, outcomes in (
+            (self.loads, ("loaded", "failed")),
+            (self.unloads, ("unloaded", "failed")),
+            (self.compositions, ("single", "composed", "refused")),
+            (self.refreshes, ("changed", "failed")),
+            (self.outcomes, ("recorded", "repeated")),
+        ):
+            for outcome in outcomes:
+                counter.labels(outcome)

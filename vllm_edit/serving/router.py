@@ -32,6 +32,7 @@ from vllm_edit.serving.messages import FOREIGN, Sender, nothing, peer_of, read_b
 from vllm_edit.serving.model_field import Asking
 from vllm_edit.serving.prepare import LONG, logged_prompt, ready
 from vllm_edit.serving.service import Holder, Service
+from vllm_edit.serving.spans import RequestSpan
 from vllm_edit.serving.surrogates import check, refuse_unpaired_surrogates
 from vllm_edit.serving.usage import Usage
 
@@ -92,7 +93,8 @@ class Router:
             in_full = asking.caller.tenant is None  # an administrator, or anyone on a server without keys
             if path in INFERENCE and method == "POST":
                 asking.caller.require("serve", "ask the model")
-                await self._infer(service, path, headers, scope, receive, send)
+                with service.spans.request(path, headers) as span:
+                    await self._infer(service, path, headers, scope, receive, send, span)
             elif (method, path) == ("GET", MODELS):
                 asking.caller.require("serve", "ask the model")
                 await JSONResponse(_models(service, asking))(scope, receive, send)
@@ -115,10 +117,18 @@ class Router:
             if send.begun:
                 raise
             said = client_message(_unforeseen(send.extra[ID_HEADER], error), in_full=in_full)
+            service.metrics.refused.labels(str(int(HTTPStatus.INTERNAL_SERVER_ERROR))).inc()
             await refusal(HTTPStatus.INTERNAL_SERVER_ERROR, said)(scope, nothing, send)
 
     async def _infer(
-        self, service: Service, route: str, headers: Headers, scope: Scope, receive: Receive, send: Sender
+        self,
+        service: Service,
+        route: str,
+        headers: Headers,
+        scope: Scope,
+        receive: Receive,
+        send: Sender,
+        span: RequestSpan,
     ) -> None:
         raw = await read_body(receive, service.settings.body_bytes(service.max_model_len))
         if raw is None:
@@ -160,11 +170,11 @@ class Router:
             except RecursionError:
                 raise EditError("the body is nested too deeply; send a flatter one") from None
             except EditError as error:  # the choice cannot be applied; this counts as a failure of a rollout's arm
-                _refused(service, answer, error, usage)
+                _refused(service, answer, error, usage, span)
                 raise
             except Exception as error:  # an unexpected error counts as a failure too
                 unforeseen = _unforeseen(answer.id, error)
-                _refused(service, answer, unforeseen, usage)
+                _refused(service, answer, unforeseen, usage, span)
                 raise unforeseen from error
 
             answer.router_seconds = usage.seconds
@@ -176,7 +186,8 @@ class Router:
                 send.extra |= {"X-VLLM-Edit-Tokens": str(answer.ike_tokens)}
             elif choice.assignment is not None:  # vLLM reports the adapter's name, which would reveal the arm
                 send.renamed = (model, choice.tenant or model)
-            inner, replay = replayed(scope, receive, content)
+            span.describe(answer)
+            inner, replay = replayed(span.carried(scope), receive, content)
             seen = usage.around(replay, send)
             try:
                 await self.app(inner, *seen)
@@ -188,6 +199,7 @@ class Router:
                 await refusal(status_of(unforeseen), said)(inner, nothing, seen[1])
             finally:  # also when the client disconnects or the answer is interrupted
                 answer.end(usage)
+                span.describe(answer)
                 service.answers.finish(answer)
 
     def _salt(self, tenant: str | None, client: JSONValue) -> str:
@@ -210,9 +222,10 @@ async def _check(service: Service, route: str, raw: bytes, body: bodies.Body, *,
         refuse_unpaired_surrogates(raw, body)
 
 
-def _refused(service: Service, answer: Answer, error: EditError, usage: Usage) -> None:
+def _refused(service: Service, answer: Answer, error: EditError, usage: Usage, span: RequestSpan) -> None:
     """Log a request that the router refused."""
     answer.refuse(status_of(error), usage.seconds)
+    span.describe(answer)
     service.answers.begin(answer)
     service.answers.finish(answer)
 

@@ -85,6 +85,7 @@ async def start(engine_client: AsyncLLM | None, state: State, args: Namespace) -
     from vllm_edit.serving.guard import Guard
     from vllm_edit.serving.metrics import Metrics
     from vllm_edit.serving.residency import GRACE_S
+    from vllm_edit.serving.spans import Spans
     from vllm_edit.store.last_state import LastState
     from vllm_edit.store.store import Store
 
@@ -100,7 +101,8 @@ async def start(engine_client: AsyncLLM | None, state: State, args: Namespace) -
     _raise(problems, f"this server cannot serve the store {settings.store}")
 
     await asyncio.to_thread(check_settings, base, engine.tokenizer)
-    service = make_service(store, site, engine, settings, Metrics(), LastState.of(store), GRACE_S)
+    spans = Spans.of(engine.config.observability_config.otlp_traces_endpoint)
+    service = make_service(store, site, engine, settings, Metrics(), LastState.of(store), GRACE_S, spans)
     catalogue = await service.watcher.first()
     _raise(_keyed_problems(args, settings, catalogue.snapshot.keyed), f"this server cannot serve {settings.store}")
     check_names(catalogue.snapshot, engine.base_names)

@@ -1,0 +1,1 @@
+"""Reports as web pages: self-contained HTML with plots."""
