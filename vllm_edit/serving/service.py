@@ -20,6 +20,7 @@ from vllm_edit.serving.request_text import Decode
 from vllm_edit.serving.residency import Residency
 from vllm_edit.serving.scope import Scopes
 from vllm_edit.serving.server_settings import Settings
+from vllm_edit.serving.sessions import Sessions
 from vllm_edit.serving.threads import Threads
 from vllm_edit.serving.watcher import Watcher
 from vllm_edit.store.store import Store
@@ -38,6 +39,7 @@ class Service:
     prefixes: Prefixes
     answers: AnswerLog
     metrics: Metrics
+    sessions: Sessions  # of the console
     decode: Decode
     texts: Threads  # read long bodies
     max_model_len: int
