@@ -491,3 +491,56 @@ def test_the_differences_to_another_patch_are_those_of_the_command(console: Cons
     page = run(console.person.get("/patches/city", against="capital")).text
     assert re.search(r"changed</span> The capital of France is", page)
     assert "<del>City1</del> → <ins>City2</ins>" in page
+
+
+def test_servers_with_one_secret_share_their_sessions(tmp_path: Path, template: Path, console: Console) -> None:
+    async def page_of(place: Place, cookie: str) -> int:
+        reply = await place.client.get(f"{CONSOLE}/patches", headers={"Cookie": f"{cookies.SESSION}={cookie}"})
+        return reply.status_code
+
+    secret = Settings.from_environment({"VLLM_EDIT_CONSOLE_SECRET": "s" * 32}).console_secret
+    with_secret = Settings(store="here", console_secret=secret)
+    servers = [Place(tmp_path / name, console.store.files.root, with_secret) for name in ("a", "b")]  # type: ignore[attr-defined]
+    cookie = servers[0].service.sessions.begin(console.key_id, "")
+    assert [run(page_of(server, cookie)) for server in (*servers, console)] == [200, 200, 303]
+
+
+def test_behind_a_prefix_every_address_has_it(console: Console) -> None:
+    transport = httpx.ASGITransport(shared_app(console.holder), root_path="/edit")
+
+    async def steps() -> None:
+        async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+            start = await client.get(f"/edit{CONSOLE}")
+            assert start.headers["location"].startswith(f"/edit{CONSOLE}/sign-in?next=%2Fv1%2Fedits")
+            form = await client.get(f"/edit{CONSOLE}/sign-in")
+            data = {"token": token_of(form.text), "key": console.key, "next": f"{CONSOLE}/tenants"}
+            entered = await client.post(f"/edit{CONSOLE}/sign-in", data=data)
+            assert entered.headers["location"] == f"/edit{CONSOLE}/tenants"
+            assert f"Path=/edit{CONSOLE}" in entered.headers["set-cookie"]
+            page = await client.get(entered.headers["location"])
+            assert page.status_code == 200
+            addresses = re.findall(r'(?:href|src|action|hx-post)="([^"#?]+)', page.text)
+            assert [address for address in addresses if not address.startswith(f"/edit{CONSOLE}")] == []
+            data = {"token": token_of(page.text), "model": "acme", "mode": "weights", "prompt": "Who?"}
+            answer = await client.post(f"/edit{CONSOLE}/playground/answer", data=data)
+            assert answer.json()["path"].endswith("/v1/completions")
+
+    run(steps())
+
+
+def test_a_rollout_of_a_tenant_without_a_publication_can_be_rolled_back(console: Console) -> None:
+    registry = console.store.registry
+
+    async def steps() -> tuple[str, int]:
+        registry.create_tenant("globex")
+        asked = {"name": "first", "tenant": "globex", "treatment": "city", "control": "base"}
+        await console.post("/rollouts", asked)
+        await console.post("/rollouts/first/ramp", {"percent": 10})
+        page = (await console.person.get("/tenants/globex/rollback")).text
+        reply = await console.person.send("/tenants/globex/rollback", "/tenants/globex/rollback", {"to": ""})
+        return page, reply.status_code
+
+    page, status = run(steps())
+    assert "closes the rollout" in page
+    assert (status, registry.rollouts.find("first").closed) == (303, True)
+    assert run(console.person.get("/tenants/globex/rollback")).status_code == 400

@@ -72,10 +72,10 @@ def routes(pages: Pages) -> APIRouter:
         snapshot = pages.service.watcher.current.snapshot
         principal = authenticate(snapshot.api_keys, asked.key.strip(), datetime.now(UTC))
         if principal is None or not principal.may("admin"):
-            pages.service.metrics.refused.labels(str(int(HTTPStatus.UNAUTHORIZED))).inc()
             named = "an unknown key" if principal is None else f"key {principal.api_key_id}, which is no admin key"
             logger.warning("a sign-in to the console with %s failed, from %s", named, peer_of(request.scope))
             await failures.wait()
+            pages.service.metrics.refused.labels(str(int(HTTPStatus.UNAUTHORIZED))).inc()
             problem = "This is no valid admin key. An operator makes one with: vllm-edit key create --admin"
             shown = {"next": return_address(asked.next), "problem": problem, "name": asked.name}
             return pages.show(request, "sign_in.html", HTTPStatus.UNAUTHORIZED, **shown)

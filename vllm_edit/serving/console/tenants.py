@@ -93,13 +93,14 @@ def routes(dependencies: Dependencies, pages: Pages) -> APIRouter:
         state = await dependencies.read(dependencies.registry.state, tenant)
         now = datetime.now(UTC)
         standing = [entry for entry in history if not (entry.rolled_back or entry.ended(now))]
-        if not standing:
+        governed = state.rollout is not None
+        if not (standing or governed):
             raise EditError(f"tenant {tenant} is served the base model: there is nothing to roll back")
         earlier = [entry.name for entry in standing[1:]]
         if to and to not in earlier:
             raise EditError("the patch is not an earlier publication of this tenant; choose it from the history")
-        governed = state.rollout is not None
-        after = to or (standing[0].name if governed else earlier[0] if earlier else None)
+        current = standing[0].name if standing else None
+        after = to or (current if governed else earlier[0] if earlier else None)
         return pages.show(
             request,
             "rollback.html",
