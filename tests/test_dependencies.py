@@ -17,8 +17,8 @@ CODE = Path(vllm_edit.__file__).parent
 PROJECT = tomllib.loads((CODE.parent / "pyproject.toml").read_text())["project"]
 TOOLS = {"dev", "cpu", "cuda"}
 """Extras whose libraries need no import in the package: tools, and the engine under its two names."""
-NOT_IMPORTED = {"accelerate", "gguf"}
-"""transformers imports them when it reads a GGUF file."""
+NOT_IMPORTED = {"accelerate", "gguf", "python-multipart"}
+"""transformers imports the first two when it reads a GGUF file, starlette the third when it reads a form."""
 
 
 def normalised(name: str) -> str:

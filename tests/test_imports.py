@@ -17,8 +17,8 @@ ROOT = Path(vllm_edit.__file__).parent
 WITHOUT_TORCH = ("text", "cli", "engine", "registry", "rollout")
 WITHOUT_TORCH += ("artefacts.manifest", "artefacts.site", "artefacts.checkpoint")
 """Packages and modules that are loaded before anything is computed: by every command, and by servers."""
-FRONTS = ("cli", "serving.admin")
-"""Their files are named after a command's or a route's noun, which is also the name of the file that it calls."""
+FRONTS = ("cli", "serving.admin", "serving.console")
+"""Their files are named after the noun of a command, route or page, which is also the name of the file that it uses."""
 OF_ONE_NAME: dict[str, str] = {
     "edits": "each editing method has the step from edits to a delta in `edits`",
 }

@@ -23,6 +23,7 @@ from vllm_edit.registry.job_request import JobRequest
 from vllm_edit.rollout.arm import Arm
 from vllm_edit.rollout.rollout import Rollout
 from vllm_edit.serving.admin.api import api
+from vllm_edit.serving.console.routes import console
 from vllm_edit.serving.fields import ALLOWED
 from vllm_edit.serving.router import Router
 from vllm_edit.serving.server_settings import Settings
@@ -53,6 +54,7 @@ class Server(Place):
         self.full = {name.partition("@")[0]: name for name in self.store.names()}
         self.behind, self.app = Behind(), FastAPI()
         self.app.include_router(api(self.holder))
+        self.app.include_router(console(self.holder))
         self.app.router.default = self.behind
         self.app.add_middleware(Router, holder=self.holder)
         run(self.service.watcher.refresh())
@@ -111,7 +113,11 @@ def test_no_request_makes_the_server_fail_or_reveals_another_tenants_data(
         keyed = replace(request, headers=(*authorization(server, who), *request.headers))
         reply = loop.run(send(server.app, keyed))
         assert reply.status < 500, reply.content
-        if reply.status >= 400:  # with `detail` it is FastAPI's own, which vLLM's application puts into OpenAI's form
+        page = reply.headers.get("content-type", "").startswith("text/html")
+        assert not page or keyed.path.startswith("/v1/edits/console")
+        if (
+            reply.status >= 400 and not page
+        ):  # with `detail` it is FastAPI's own, which vLLM's application puts into OpenAI's form
             assert json.loads(reply.content).keys() in ({"error"}, {"detail"})
         for scope, body in server.behind.reached:
             if scope["path"] in INFERENCE:

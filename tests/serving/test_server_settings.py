@@ -7,6 +7,7 @@ import pytest
 from vllm_edit.errors import EditError
 from vllm_edit.serving.server_settings import (
     ALLOW_OPEN,
+    CONSOLE_SECRET,
     EXPOSE,
     LOG_DAYS,
     LOG_PROMPTS,
@@ -70,3 +71,10 @@ def test_a_body_may_be_as_long_as_the_context_or_the_operators_limit_allows(said
 def test_an_invalid_limit_of_bodies_is_refused(said: str) -> None:
     with pytest.raises(EditError, match=rf"{MAX_BODY}: expected a whole number of MiB from 1 to 4096"):
         Settings.from_environment({MAX_BODY: said})
+
+
+def test_a_short_secret_of_the_console_is_refused_without_its_text() -> None:
+    with pytest.raises(EditError, match=rf"^{CONSOLE_SECRET}: expected at least 32 characters, .*, got 11$") as caught:
+        Settings.from_environment({CONSOLE_SECRET: "opensesame!"})
+    assert "opensesame" not in str(caught.value)
+    assert "s" * 32 not in repr(Settings.from_environment({CONSOLE_SECRET: "s" * 32}))

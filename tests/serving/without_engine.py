@@ -22,6 +22,7 @@ from vllm_edit.engine.compat.engine import EngineRefusedError
 from vllm_edit.errors import EditError
 from vllm_edit.serving.admin.api import api
 from vllm_edit.serving.build import make_service
+from vllm_edit.serving.console.routes import console
 from vllm_edit.serving.metrics import Metrics
 from vllm_edit.serving.residency import GRACE_S
 from vllm_edit.serving.router import Router
@@ -134,6 +135,7 @@ def make_app(holder: Holder) -> FastAPI:
     for path in ("/health", "/metrics", "/v1/responses/{id}", "/docs2"):
         app.get(path)(echo)
     app.include_router(api(holder))
+    app.include_router(console(holder))
     app.add_middleware(Router, holder=holder)
     return app
 

@@ -12,10 +12,19 @@ from vllm_edit.errors import EditError
 from vllm_edit.registry.api_keys import TENANT_RIGHTS, Right, authenticate
 from vllm_edit.registry.snapshot import Snapshot
 from vllm_edit.serving.server_settings import Settings
+from vllm_edit.serving.sessions import Session
 
 
 class Unauthorized(EditError):
     """The request's credentials are missing or invalid."""
+
+
+class SignedOut(Unauthorized):
+    """The browser has no valid session of the console."""
+
+
+class TooManyFailures(EditError):
+    """Too many sign-ins have failed; another one is not checked now."""
 
 
 class Forbidden(EditError):
@@ -51,6 +60,9 @@ ANYONE = Caller(rights=frozenset(TENANT_RIGHTS))
 UNNAMED = Caller()
 """A caller whom the gateway did not identify, or who bypassed it."""
 
+SIGNED_OUT = Caller()
+"""The caller of a console page without a valid session."""
+
 
 def identify(headers: Headers, peer: str | None, snapshot: Snapshot, settings: Settings, now: datetime) -> Caller:
     """Identify the caller. A key takes precedence over the gateway's header.
@@ -80,6 +92,23 @@ def identify(headers: Headers, peer: str | None, snapshot: Snapshot, settings: S
     if snapshot.keyed:
         raise Unauthorized("an API key is needed: Authorization: Bearer ve_…")
     return ANYONE if settings.tenant_header is None else UNNAMED
+
+
+def identify_session(session: Session | None, snapshot: Snapshot, now: datetime) -> Caller:
+    """Identify the caller of a console page: the administrator whose key began the session.
+
+    The key is looked up at every request, so that its revocation or expiry ends its sessions. Other credentials do not
+    count here.
+
+    Args:
+        session: the session that the browser's cookie names; None if it has no valid cookie.
+        snapshot: the registry's state, with its keys.
+        now: time at which the key must be valid.
+    """
+    api_key = None if session is None else snapshot.api_keys.get(session.api_key_id)
+    if api_key is None or not api_key.counts(now):
+        return SIGNED_OUT
+    return Caller(api_key.tenant, frozenset(api_key.rights), api_key.id)
 
 
 def is_trusted(peer: str | None, settings: Settings) -> bool:

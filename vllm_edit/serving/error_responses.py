@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse
 from vllm_edit.engine.compat.engine import EngineRefusedError
 from vllm_edit.errors import Corrupt, EditError, Incompatible, NotFound, TooMany, Unavailable
 from vllm_edit.serving.bodies import TooLarge
-from vllm_edit.serving.caller import Forbidden, Unauthorized
+from vllm_edit.serving.caller import Forbidden, TooManyFailures, Unauthorized
 from vllm_edit.serving.fields import FieldsRefused
 
 
@@ -20,6 +20,7 @@ class Unforeseen(EditError):
 _STATUS = (
     (Unauthorized, HTTPStatus.UNAUTHORIZED),
     (Forbidden, HTTPStatus.FORBIDDEN),
+    (TooManyFailures, HTTPStatus.TOO_MANY_REQUESTS),
     (NotFound, HTTPStatus.NOT_FOUND),
     (Incompatible, HTTPStatus.CONFLICT),
     (Corrupt, HTTPStatus.INTERNAL_SERVER_ERROR),

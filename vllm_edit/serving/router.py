@@ -23,9 +23,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from vllm_edit.errors import EditError, NotFound
 from vllm_edit.json_value import JSONObject, JSONValue
 from vllm_edit.serving import bodies, fields
-from vllm_edit.serving.admin.authorization import CALLER, admitted
+from vllm_edit.serving.admin.authorization import CALLER, admitted, in_console
 from vllm_edit.serving.answer import Answer, new_id
-from vllm_edit.serving.caller import identify
+from vllm_edit.serving.caller import SignedOut, identify, identify_session
+from vllm_edit.serving.console.cookies import session_of
+from vllm_edit.serving.console.signed_out import signed_out
 from vllm_edit.serving.error_responses import Unforeseen, client_message, field_of, refusal, status_of
 from vllm_edit.serving.inner_app import InnerApp
 from vllm_edit.serving.messages import FOREIGN, Sender, nothing, peer_of, read_body, replayed, without
@@ -89,7 +91,7 @@ class Router:
                 await self.app(without(scope, FOREIGN), receive, send)
                 return
             check(path, "path")
-            asking = _asking(service, scope, headers)
+            asking = _asking(service, scope, headers, path)
             in_full = asking.caller.tenant is None  # an administrator, or anyone on a server without keys
             if path in INFERENCE and method == "POST":
                 asking.caller.require("serve", "ask the model")
@@ -101,13 +103,16 @@ class Router:
             elif admitted(method, path, asking.caller, service.watcher.current.snapshot):
                 raw = await read_body(receive, MOST_ADMIN_BYTES)
                 if raw is not None:
-                    caller = _asking(service, scope, headers).caller  # the key may have been revoked meanwhile
+                    caller = _asking(service, scope, headers, path).caller  # the key may have been revoked meanwhile
                     if not admitted(method, path, caller, service.watcher.current.snapshot):
                         raise _not_served(method, path)
                     inner, replay = replayed(scope, receive, raw)
                     await self.app({**inner, CALLER: caller}, replay, send)
             else:
                 raise _not_served(method, path)
+        except SignedOut:
+            service.metrics.refused.labels(str(int(HTTPStatus.UNAUTHORIZED))).inc()
+            await signed_out(scope)(scope, nothing, send)
         except EditError as error:
             if (said := client_message(error, in_full=in_full)) != str(error):
                 logger.error("%s %s: %s", method, path, error)
@@ -135,7 +140,7 @@ class Router:
             return  # the client went away
         usage = Usage(route)
         # Authenticate again: the key may have been revoked while the body was being read.
-        asking = _asking(service, scope, headers)
+        asking = _asking(service, scope, headers, route)
         asking.caller.require("serve", "ask the model")
         body = _parse(raw)
         asked = body.get("model")
@@ -240,15 +245,18 @@ def _not_served(method: str, path: str) -> NotFound:
     return NotFound(f"{method} {path[:80]!r} is not served here")
 
 
-def _asking(service: Service, scope: Scope, headers: Headers) -> Asking:
+def _asking(service: Service, scope: Scope, headers: Headers, path: str) -> Asking:
     """Authenticate the caller, as of now.
 
     Raises:
         Unauthorized: the credentials are missing or invalid.
     """
-    now = datetime.now(UTC)
-    caller = identify(headers, peer_of(scope), service.watcher.current.snapshot, service.settings, now)
-    return Asking(caller, now, headers)
+    now, snapshot = datetime.now(UTC), service.watcher.current.snapshot
+    if CALLER in scope:  # the console asks the model for a person whom this router has admitted
+        return Asking(scope[CALLER], now, headers)
+    if in_console(path):
+        return Asking(identify_session(session_of(service, headers), snapshot, now), now, headers)
+    return Asking(identify(headers, peer_of(scope), snapshot, service.settings, now), now, headers)
 
 
 def _models(service: Service, asking: Asking) -> JSONObject:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
@@ -25,10 +25,12 @@ LOG_DAYS = "VLLM_EDIT_LOG_DAYS"
 LOG_PROMPTS = "VLLM_EDIT_LOG_PROMPTS"
 ALLOWED_FIELDS = "VLLM_EDIT_ALLOWED_FIELDS"
 MAX_BODY = "VLLM_EDIT_MAX_BODY_MIB"
+CONSOLE_SECRET = "VLLM_EDIT_CONSOLE_SECRET"
 
 _HEADER = re.compile(r"[a-z0-9-]{1,64}")
 _LEAST_BODY_BYTES = 8 * 2**20  # pictures in base64, and long lists of tools, take bytes and few tokens
 _BYTES_OF_A_TOKEN = 64  # more than any text has on average: escaped in JSON, some bytes a character
+_LEAST_SECRET = 32  # characters
 _FIELD = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 
 
@@ -79,6 +81,15 @@ def _mebibytes(given: object) -> object:
     if not (number.isascii() and number.isdigit() and 1 <= int(number[:9]) <= 4096):
         raise ValueError(f"expected a whole number of MiB from 1 to 4096, got {_shown(given)}")
     return int(number) * 2**20
+
+
+def _secret(given: object) -> object:
+    """The message omits the value, which is nearly a secret."""
+    if isinstance(given, str) and len(given) < _LEAST_SECRET:
+        raise ValueError(
+            f"expected at least {_LEAST_SECRET} characters, as of `openssl rand -hex 32`, got {len(given)}"
+        )
+    return given
 
 
 def _fields(given: object) -> object:
@@ -141,6 +152,11 @@ class Settings(BaseSettings):
         None,
         validation_alias=MAX_BODY,
         description="maximum bytes of a request's body; None derives it from the model's context (`body_bytes`)",
+    )
+    console_secret: Annotated[SecretStr | None, BeforeValidator(_secret)] = Field(
+        None,
+        validation_alias=CONSOLE_SECRET,
+        description="signs the console's sessions, the same on all servers; None makes one for this process",
     )
     max_answers: int = Field(10_000, description="maximum number of answers that the server holds in memory")
 

@@ -21,6 +21,7 @@ from vllm_edit.serving.request_text import Decode
 from vllm_edit.serving.residency import Residency
 from vllm_edit.serving.scope import Scopes
 from vllm_edit.serving.server_settings import Settings
+from vllm_edit.serving.sessions import Sessions
 from vllm_edit.serving.spans import Spans
 from vllm_edit.serving.threads import Threads
 from vllm_edit.serving.watcher import Watcher
@@ -40,6 +41,7 @@ class Service:
     prefixes: Prefixes
     answers: AnswerLog
     metrics: Metrics
+    sessions: Sessions  # of the console
     spans: Spans
     decode: Decode
     texts: Threads  # read long bodies

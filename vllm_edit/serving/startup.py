@@ -62,14 +62,16 @@ def check_environment(environment: Mapping[str, str] | None = None, arguments: S
 
 
 def attach(app: FastAPI) -> None:
-    """Add the router (innermost middleware: after CORS and vLLM's own API key) and the admin routes."""
+    """Add the router (innermost middleware: after CORS and vLLM's own API key), the admin routes and the console."""
     from vllm_edit.serving.admin.api import api
+    from vllm_edit.serving.console.routes import console
     from vllm_edit.serving.router import Router
     from vllm_edit.serving.service import Holder
 
     holder = Holder()
     app.state.vllm_edit = holder
     app.include_router(api(holder))
+    app.include_router(console(holder))
     app.add_middleware(Router, holder=holder)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from vllm_edit.registry.snapshot import Snapshot
-from vllm_edit.serving.caller import Caller
+from vllm_edit.serving.caller import Caller, SignedOut
 
 PREFIX = "/v1/edits"
 OUTCOMES = f"{PREFIX}/outcomes"
@@ -13,11 +13,19 @@ ANSWERS = f"{PREFIX}/answers"
 PATCHES = f"{PREFIX}/patches"
 JOBS = f"{PREFIX}/jobs"
 METRICS = "/metrics"
+CONSOLE = f"{PREFIX}/console"
+SIGN_IN = f"{CONSOLE}/sign-in"
+STATIC = f"{CONSOLE}/static"
 CALLER = "vllm_edit.caller"
 """Key of an admitted request's ASGI scope: its `Caller`."""
 
 _AUTHORS = re.compile(rf"POST {PATCHES}|GET {JOBS}(/[^/]+(/events)?)?|POST {JOBS}/[^/]+/cancel")
 """Requests of authors: a tenant's key with the right `author`."""
+
+
+def in_console(path: str) -> bool:
+    """True for the console's pages: there a session's cookie identifies the caller, and no header does."""
+    return path == CONSOLE or path.startswith(f"{CONSOLE}/")
 
 
 def admitted(method: str, path: str, caller: Caller, snapshot: Snapshot) -> bool:
@@ -29,7 +37,10 @@ def admitted(method: str, path: str, caller: Caller, snapshot: Snapshot) -> bool
 
     Raises:
         Forbidden: the route exists, but the caller's key lacks the right.
+        SignedOut: a page of the console, but the browser has no session.
     """
+    if in_console(path):
+        return _admitted_to_console(method, path, caller, snapshot)
     inside = path == PREFIX or path.startswith(f"{PREFIX}/")
     if (method, path) == ("POST", OUTCOMES):
         caller.require("serve", "report outcomes")
@@ -44,4 +55,14 @@ def admitted(method: str, path: str, caller: Caller, snapshot: Snapshot) -> bool
     if inside and not snapshot.administered:
         return False
     caller.require("admin", "administer the server")
+    return True
+
+
+def _admitted_to_console(method: str, path: str, caller: Caller, snapshot: Snapshot) -> bool:
+    """Everybody may sign in; all other pages are for administrators. Without any admin key there is no console."""
+    if not snapshot.administered:
+        return False
+    open_to_all = path == SIGN_IN or (method == "GET" and path.startswith(f"{STATIC}/"))
+    if not (open_to_all or caller.may("admin")):
+        raise SignedOut("the console needs a session: sign in with an admin key")
     return True

@@ -107,7 +107,7 @@ def routes(dependencies: Dependencies) -> APIRouter:
     @router.get("/patches/{name}")
     async def patch(name: str) -> PatchInfo:
         """A compiled patch, by its name or by a prefix of its digest."""
-        return await dependencies.read(_patch, dependencies, name)
+        return await dependencies.read(patch_info, dependencies, name)
 
     @router.get("/verify")
     async def verify() -> dict[str, list[str]]:
@@ -144,7 +144,8 @@ def _listing(dependencies: Dependencies, now: datetime) -> Listing:
     )
 
 
-def _patch(dependencies: Dependencies, name: str) -> PatchInfo:
+def patch_info(dependencies: Dependencies, name: str) -> PatchInfo:
+    """A compiled patch's registry entry, manifest and records. Waits for the database and for files."""
     store = dependencies.service.store
     full = store.resolve(name)
     records = [RecordInfo(**vars(record)) for record in store.records(full)]

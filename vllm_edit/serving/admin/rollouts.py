@@ -25,6 +25,7 @@ from vllm_edit.serving.admin.validation import ValidatedRoute
 
 Arm = Annotated[str, Field(max_length=170, description="capital, capital@4f1c, capital:ike or base")]
 Header = Annotated[str, Field(max_length=64)]
+Step = Literal["pause", "kill", "promote"]
 
 
 class NewRollout(Because):
@@ -117,25 +118,33 @@ def routes(dependencies: Dependencies) -> APIRouter:
     @router.post("/{name}/ramp")
     async def ramp(name: str, asked: Ramp, request: Request) -> Moved:
         """Set the percentage of users who take part, now or step by step."""
-        rollouts, by = dependencies.registry.rollouts, who(request, asked.who)
-        if (asked.percent is None) == (asked.schedule is None):
-            raise EditError("expected either percent or schedule")
-        if asked.percent is not None:
-            moved, followed = await dependencies.change(rollouts.ramp, name, asked.percent, why=asked.why, by=by)
-        else:
-            schedule = parse_schedule(asked.schedule or "")
-            moved, followed = await dependencies.change(rollouts.follow, name, schedule, why=asked.why, by=by)
-        return Moved.of(moved, followed)
+        return await ramp_rollout(dependencies, name, asked, by=who(request, asked.who))
 
     @router.post("/{name}/{verb}")
-    async def step(
-        name: str, verb: Literal["pause", "kill", "promote"], request: Request, asked: Because | None = None
-    ) -> Moved:
+    async def step(name: str, verb: Step, request: Request, asked: Because | None = None) -> Moved:
         """`pause` leaves every user on their arm; `kill` moves all to control; `promote` moves all to treatment."""
         asked = asked or Because()
-        rollouts = dependencies.registry.rollouts
-        steps = {"pause": rollouts.pause, "kill": rollouts.kill, "promote": rollouts.promote}
-        moved, followed = await dependencies.change(steps[verb], name, why=asked.why, by=who(request, asked.who))
-        return Moved.of(moved, followed)
+        return await step_rollout(dependencies, name, verb, asked, by=who(request, asked.who))
 
     return router
+
+
+async def ramp_rollout(dependencies: Dependencies, name: str, asked: Ramp, by: str) -> Moved:
+    """Set the percentage of users who take part, now or step by step, and wait for the servers."""
+    rollouts = dependencies.registry.rollouts
+    if (asked.percent is None) == (asked.schedule is None):
+        raise EditError("expected either percent or schedule")
+    if asked.percent is not None:
+        moved, followed = await dependencies.change(rollouts.ramp, name, asked.percent, why=asked.why, by=by)
+    else:
+        schedule = parse_schedule(asked.schedule or "")
+        moved, followed = await dependencies.change(rollouts.follow, name, schedule, why=asked.why, by=by)
+    return Moved.of(moved, followed)
+
+
+async def step_rollout(dependencies: Dependencies, name: str, verb: Step, asked: Because, by: str) -> Moved:
+    """Pause, kill or promote a rollout, and wait for the servers."""
+    rollouts = dependencies.registry.rollouts
+    steps = {"pause": rollouts.pause, "kill": rollouts.kill, "promote": rollouts.promote}
+    moved, followed = await dependencies.change(steps[verb], name, why=asked.why, by=by)
+    return Moved.of(moved, followed)

@@ -64,8 +64,7 @@ def routes(dependencies: Dependencies) -> APIRouter:
     @router.post("")
     async def create(asked: NewTenant, request: Request) -> Tenant:
         """Create a tenant. It is served the base model until a patch is published."""
-        made, _ = await dependencies.change(dependencies.registry.create_tenant, asked.name, by=who(request, asked.who))
-        return made
+        return await create_tenant(dependencies, asked, by=who(request, asked.who))
 
     @router.get("/{tenant}")
     async def history(tenant: str) -> History:
@@ -75,29 +74,13 @@ def routes(dependencies: Dependencies) -> APIRouter:
     @router.post("/{tenant}/publish")
     async def publish(tenant: str, asked: Publish, request: Request) -> Active:
         """Publish a compiled patch to the tenant. It is loaded first; a patch that cannot be applied is refused."""
-        name = await dependencies.read(dependencies.service.store.resolve, asked.patch)
-        await dependencies.service.watcher.refresh()  # it may have been compiled a moment ago
-        await dependencies.service.prepare(name)
-        active, followed = await dependencies.change(
-            dependencies.registry.publish,
-            tenant,
-            name,
-            asked.why,
-            override=asked.override,
-            by=who(request, asked.who),
-            valid_until=asked.valid_until,
-        )
-        return Active(tenant=tenant, active=active, acknowledged=followed)
+        return await publish_patch(dependencies, tenant, asked, by=who(request, asked.who))
 
     @router.post("/{tenant}/rollback")
     async def rollback(tenant: str, request: Request, asked: Rollback | None = None) -> Active:
         """Return the tenant to its previous publication, or to an earlier one."""
         asked = asked or Rollback()
-        target = None if asked.to is None else await dependencies.read(dependencies.service.store.resolve, asked.to)
-        active, followed = await dependencies.change(
-            dependencies.registry.rollback, tenant, target, asked.why, by=who(request, asked.who)
-        )
-        return Active(tenant=tenant, active=active, acknowledged=followed)
+        return await roll_back(dependencies, tenant, asked, by=who(request, asked.who))
 
     @router.get("/{tenant}/keys")
     async def keys(tenant: str) -> list[ApiKeyInfo]:
@@ -120,3 +103,33 @@ def routes(dependencies: Dependencies) -> APIRouter:
         return NewApiKeyInfo.of(made)
 
     return router
+
+
+async def create_tenant(dependencies: Dependencies, asked: NewTenant, by: str) -> Tenant:
+    """Create a tenant, and wait for the servers."""
+    made, _ = await dependencies.change(dependencies.registry.create_tenant, asked.name, by=by)
+    return made
+
+
+async def publish_patch(dependencies: Dependencies, tenant: str, asked: Publish, by: str) -> Active:
+    """Load a compiled patch, publish it to the tenant, and wait for the servers."""
+    name = await dependencies.read(dependencies.service.store.resolve, asked.patch)
+    await dependencies.service.watcher.refresh()  # it may have been compiled a moment ago
+    await dependencies.service.prepare(name)
+    active, followed = await dependencies.change(
+        dependencies.registry.publish,
+        tenant,
+        name,
+        asked.why,
+        override=asked.override,
+        by=by,
+        valid_until=asked.valid_until,
+    )
+    return Active(tenant=tenant, active=active, acknowledged=followed)
+
+
+async def roll_back(dependencies: Dependencies, tenant: str, asked: Rollback, by: str) -> Active:
+    """Return the tenant to an earlier publication, and wait for the servers."""
+    target = None if asked.to is None else await dependencies.read(dependencies.service.store.resolve, asked.to)
+    active, followed = await dependencies.change(dependencies.registry.rollback, tenant, target, asked.why, by=by)
+    return Active(tenant=tenant, active=active, acknowledged=followed)
