@@ -29,7 +29,7 @@ def list_(store: StoreOption = None, json: JsonOption = False) -> None:
     from vllm_edit.store.store import Store
 
     opened = Store.open(store)
-    served = _served(opened)
+    served = opened.registry.served_to()
     found = [_Listed.of(opened, name, served) for name in opened.names()]
     if json:
         print_json([listed.as_record() for listed in found])
@@ -49,7 +49,7 @@ def show(name: NameArgument, store: StoreOption = None, json: JsonOption = False
 
     opened = Store.open(store)
     full = opened.resolve(name)
-    listed = _Listed.of(opened, full, _served(opened))
+    listed = _Listed.of(opened, full, opened.registry.served_to())
     manifest, entry = listed.manifest, listed.entry
     records = opened.records(full)
     if json:
@@ -154,18 +154,6 @@ def _scope(manifest: Manifest) -> str:
     if manifest.scope == "all":
         return "all"
     return f"subject: {len(manifest.members)} subjects with an adapter each, of rank {manifest.rank} at most"
-
-
-def _served(store: Store) -> Mapping[str, list[str]]:
-    """Return, by name, the tenants that are served it, including both arms of a rollout."""
-    from vllm_edit.rollout.arm import Arm
-
-    served: dict[str, list[str]] = {}
-    for tenant in store.registry.tenants():
-        treatment = Arm.of(tenant.treatment).name if tenant.treatment else None
-        for name in {tenant.active, treatment} - {None}:
-            served.setdefault(str(name), []).append(tenant.name)
-    return served
 
 
 @dataclass(frozen=True)
