@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import typer
 
 from vllm_edit.json_value import JSONObject, JSONValue
 from vllm_edit.text.yaml_document import NotYaml, YamlDocument
+
+if TYPE_CHECKING:
+    from vllm_edit.store.store import Store
 
 
 def method_settings(given: list[str] | None) -> JSONObject:
@@ -26,8 +29,8 @@ def method_settings(given: list[str] | None) -> JSONObject:
     return chosen
 
 
-def method_in(url: Path | str | None, method: str, settings: JSONObject) -> str:
-    """The method, found in the store at `url` for `auto`, and checked with its settings before a model is loaded.
+def method_in(store: Store | Path | str | None, method: str, settings: JSONObject) -> str:
+    """The method, found in the store for `auto`, and checked with its settings before a model is loaded.
 
     Raises:
         EditError: the method or a setting is unknown.
@@ -37,7 +40,7 @@ def method_in(url: Path | str | None, method: str, settings: JSONObject) -> str:
     from vllm_edit.store.store import Store
 
     if method == AUTO:
-        store = Store.open(url)
-        method = method_at(method, site_tensors_of(store.site(), store.site_tensors()))
+        opened = store if isinstance(store, Store) else Store.open(store)
+        method = method_at(method, site_tensors_of(opened.site(), opened.site_tensors()))
     settings_of(method_of(method), settings)
     return method

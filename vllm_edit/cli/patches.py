@@ -26,11 +26,10 @@ NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="capital, capi
 def list_(store: StoreOption = None, json: JsonOption = False) -> None:
     """List compiled patches, newest first."""
     from vllm_edit.names import short
-    from vllm_edit.store.served_to import served_to
     from vllm_edit.store.store import Store
 
     opened = Store.open(store)
-    served = served_to(opened.registry)
+    served = opened.registry.served_to()
     found = [_Listed.of(opened, name, served) for name in opened.names()]
     if json:
         print_json([listed.as_record() for listed in found])
@@ -46,12 +45,11 @@ def list_(store: StoreOption = None, json: JsonOption = False) -> None:
 
 def show(name: NameArgument, store: StoreOption = None, json: JsonOption = False) -> None:
     """Show a compiled patch: its edits, its method and settings, and its records."""
-    from vllm_edit.store.served_to import served_to
     from vllm_edit.store.store import Store
 
     opened = Store.open(store)
     full = opened.resolve(name)
-    listed = _Listed.of(opened, full, served_to(opened.registry))
+    listed = _Listed.of(opened, full, opened.registry.served_to())
     manifest, entry = listed.manifest, listed.entry
     records = opened.records(full)
     if json:

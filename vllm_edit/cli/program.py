@@ -23,6 +23,7 @@ class _Root(LazyGroup):
             "model": (f"{_HERE}.model", "app"),
             "store": (f"{_HERE}.store", "app"),
             "compile": (f"{_HERE}.compile", "compile_"),
+            "recompile": (f"{_HERE}.recompile", "recompile"),
             "worker": (f"{_HERE}.worker", "worker"),
             "job": (f"{_HERE}.job", "app"),
             "compose": (f"{_HERE}.compose", "compose"),

@@ -29,7 +29,6 @@ from vllm_edit.pages.html_table import HTMLTable
 from vllm_edit.pages.rollout_part import RolloutPart, rollout_part
 from vllm_edit.registry.patches import PatchEntry
 from vllm_edit.store.records import Record
-from vllm_edit.store.served_to import served_to
 from vllm_edit.store.store import Store
 from vllm_edit.text.counting import counted
 
@@ -122,7 +121,7 @@ def store_part(store: Store, files: Mapping[str, Report], most: int) -> StorePar
     Raises:
         Corrupt: a record cannot be read; the message names it.
     """
-    served = served_to(store.registry)
+    served = store.registry.served_to()
     listed = store.names()
     found = [_stored(store, name, served.get(name, [])) for name in listed]
     shown = [stored for stored in found if stored.measured is not None][:_COMPARED]

@@ -234,6 +234,15 @@ class Registry:
         with self._database.read() as connection:
             return publications.standing_names(connection) | set(rollouts.names_in_use(connection))
 
+    def served_to(self) -> dict[str, list[str]]:
+        """Return, by name, the tenants that are served it now, including both arms of a rollout."""
+        served: dict[str, list[str]] = {}
+        for tenant in self.tenants():
+            treatment = Arm.of(tenant.treatment).name if tenant.treatment else None
+            for name in {tenant.active, treatment} - {None}:
+                served.setdefault(str(name), []).append(tenant.name)
+        return served
+
     # API keys
 
     def create_api_key(

@@ -6,6 +6,7 @@ passages.json                  ordinary text for the gates (`gate_texts`), optio
 texts.json, pool.json, …       the base's own text, the facts that it knows, the sweep's measurements (`documents`)
 patches/<patch>@<digest>/      one compiled patch each (`artefacts.folder`)
 records/<name>/<kind>-<time>.json   reports and timings, outside the digest
+reports/recompile-….json       what became of another store's patches here (`release.recompile_report`)
 registry.db                    unless VLLM_EDIT_REGISTRY names another database
 audit.json                     the head of the registry's audit (`registry.audit`)
 """
@@ -58,11 +59,12 @@ class Store:
         self.url, self.files, self.registry = url, files, registry
 
     @classmethod
-    def open(cls, url: str | Path | None = None) -> Store:
+    def open(cls, url: str | Path | None = None, registry: str | None = None) -> Store:
         """Open an existing store. The registry is connected at its first use.
 
         Args:
             url: a folder or an fsspec URL; None for `$VLLM_EDIT_STORE`, else `.vllm-edit`.
+            registry: URL of the registry's database; None for `$VLLM_EDIT_REGISTRY`, else a file in the store.
 
         Raises:
             NotFound: there is no store.
@@ -71,7 +73,7 @@ class Store:
         files = open_files(place)
         if not files.exists(SITE):
             raise NotFound(f"no store at {place}; make one with `vllm-edit store init --store {place}`")
-        return cls(place, files, _registry(place, files, lambda: read_site(files).digest))
+        return cls(place, files, _registry(place, files, lambda: read_site(files).digest, registry))
 
     @classmethod
     def create(
@@ -519,7 +521,7 @@ def _folder(name: str) -> str:
     return f"patches/{names.check_name(name)}"
 
 
-def _registry(place: str, files: Files, site: Callable[[], str]) -> Registry:
-    """Return the registry of the store at `place`. `site` reads the digest of its site."""
+def _registry(place: str, files: Files, site: Callable[[], str], url: str | None = None) -> Registry:
+    """Return the registry of the store at `place`. `site` reads the digest of its site; `url` names the database."""
     owner = Owner(place, site, lambda name: files.exists(f"{_folder(name)}/{MANIFEST}"))
-    return Registry(registry_url(place, files), Anchor(files), owner)
+    return Registry(url or registry_url(place, files), Anchor(files), owner)
