@@ -320,7 +320,7 @@ def test_migrations_run_once_from_empty_and_make_the_declared_tables(registry_ur
     assert [tenant.name for tenant in reopened.tenants()] == ["acme"]
     engine = create_engine(reopened.url)
     with engine.connect() as connection:
-        assert connection.execute(text("select version_num from alembic_version")).scalars().all() == ["0007"]
+        assert connection.execute(text("select version_num from alembic_version")).scalars().all() == ["0008"]
         assert connection.execute(text("select value from generation")).scalars().all() == [1]
         assert compare_metadata(MigrationContext.configure(connection), tables.metadata) == []
 

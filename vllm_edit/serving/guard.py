@@ -68,7 +68,7 @@ class Guard:
 
     async def look(self) -> None:
         """Take the lease if there is work, and do it once."""
-        guarded = [rollout for rollout in self._watcher.current.snapshot.rollouts.values() if rollout.guarded]
+        guarded = [rollout for rollout in self._watcher.current.snapshot.all_governing if rollout.guarded]
         if not guarded:
             await self.close()
             return
