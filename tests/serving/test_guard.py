@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -71,7 +72,14 @@ def begin(place: Place, *limits: str, schedule: str | None = None) -> Rollout:
 
 
 def guard_of(place: Place, canary: Any = None) -> Guard:
-    return Guard(place.store.registry.guard, place.service.watcher, canary or Still(), server="node-a:1", every_s=0.01)
+    """A guard that rests as little as possible."""
+    registry, watcher = place.store.registry.guard, place.service.watcher
+    return Guard(registry, watcher, canary or Still(), place.service.metrics, server="node-a:1", every_s=0.01, rest=0.0)
+
+
+def count(place: Place, outcome: str) -> float:
+    """Locality probes with this outcome, by the server's metrics."""
+    return place.service.metrics.canaries.labels(outcome)._value.get()
 
 
 def watched_by(place: Place) -> str | None:
@@ -131,6 +139,24 @@ def test_limits_are_tested_again_only_when_something_new_was_logged(
     registry.rollouts.expose(replace(exposure, failed=False) for exposure in failing(running, users=4))
     run(guard.look())
     assert tested == ["spring"] * 2
+
+
+def test_a_long_test_is_followed_by_a_rest_of_its_rollout_only(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry, tested = place.store.registry, list[str]()
+    begin(place, "errors=kill")
+    of_spring = registry.rollouts.find("spring")
+    monkeypatch.setattr(registry.guard, "test", lambda name, watch: tested.append(name) or time.sleep(0.01) or ())
+    guard = Guard(registry.guard, place.service.watcher, Still(), place.service.metrics, server="node-a:1", rest=1e9)
+
+    async def steps() -> None:
+        for number in range(3):
+            registry.guard.add_canary("spring", "probe", changed=False, server=f"node-b:{number}")
+            await guard.look()
+        await guard._guard(replace(of_spring, name="summer"))
+        await guard.close()
+
+    run(steps())
+    assert tested == ["spring", "summer"]
 
 
 def test_a_server_follows_a_schedule(place: Place) -> None:
@@ -297,6 +323,8 @@ def test_a_guard_logs_probes_and_kills_by_them(place: Place) -> None:
     [decision] = registry.rollouts.report("spring").decisions
     assert decision.result.limit == "locality+0.05=kill"
     assert decision.result.treatment.mean == 1.0
+    assert count(place, "changed") >= decision.result.treatment.n
+    assert count(place, "same") == 0
 
 
 def test_an_engine_that_does_not_answer_probes_stops_nothing_else(place: Place, caplog: Any) -> None:
@@ -312,7 +340,8 @@ def test_an_engine_that_does_not_answer_probes_stops_nothing_else(place: Place, 
         await guard.close()
 
     run(steps())
-    assert "a locality probe has no answer" in caplog.text
+    assert "a locality probe has no answer: expected an answer to a locality probe, got status 500" in caplog.text
+    assert count(place, "failed") == 1
     assert registry.rollouts.report("spring").limits[0].treatment.n == 0
     assert registry.rollouts.find("spring").state == "killed"
 
