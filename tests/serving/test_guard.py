@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tests.serving.without_engine import Place, make_app, run
 from vllm_edit.errors import Unavailable
 from vllm_edit.patch import Edit, Probe
 from vllm_edit.registry.rollout_guard import Watch
+from vllm_edit.registry.snapshot import Snapshot
 from vllm_edit.rollout.arm import Arm
 from vllm_edit.rollout.limit import parse_limit
 from vllm_edit.rollout.rollout import Rollout
@@ -139,6 +141,46 @@ def test_limits_are_tested_again_only_when_something_new_was_logged(
     registry.rollouts.expose(replace(exposure, failed=False) for exposure in failing(running, users=4))
     run(guard.look())
     assert tested == ["spring"] * 2
+
+
+def test_a_rollout_that_cannot_be_tested_does_not_keep_others_from_it(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = place.store.registry
+    registry.create_tenant("globex")
+    made = Rollout("autumn", "globex", Arm("base"), Arm("weights", place.second), "pepper")
+    registry.rollouts.create(replace(made, limits=(parse_limit("errors=kill"),)))
+    registry.rollouts.ramp("autumn", 100)
+    registry.rollouts.expose(failing(begin(place, "errors=kill")))
+    test = registry.guard.test
+
+    def broken(name: str, watch: Watch) -> Any:
+        if name == "autumn":
+            raise ValueError("a defect")
+        return test(name, watch)
+
+    monkeypatch.setattr(registry.guard, "test", broken)
+    monkeypatch.setattr(
+        Snapshot, "all_governing", property(lambda _: [registry.rollouts.find(name) for name in ("autumn", "spring")])
+    )
+    with pytest.raises(ValueError, match="a defect"):
+        run(guard_of(place).look())
+    assert registry.rollouts.find("spring").state == "killed"
+
+
+def test_a_treatment_that_has_ended_is_not_asked(place: Place) -> None:
+    running = begin(place, "locality+5%=kill")
+    engine = Engine()
+    guard = guard_of(place, canary_of(place, engine))
+
+    async def steps() -> None:
+        await guard.look()
+        await guard._guard(replace(running, treatment=replace(running.treatment, valid_until=datetime.now(UTC))))
+        await asyncio.sleep(0.1)
+        await guard.close()
+
+    run(steps())
+    assert len(engine.asked) == 2, "base and treatment, once"
 
 
 def test_a_long_test_is_followed_by_a_rest_of_its_rollout_only(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
@@ -24,8 +25,8 @@ SUMMER = {"name": "summer", "treatment": Arm("weights", THIRD)}
 
 
 @pytest.fixture
-def registry(registry_url: str) -> Iterator[Registry]:
-    made = Registry(registry_url)
+def registry(tmp_path: Path) -> Iterator[Registry]:
+    made = Registry(f"sqlite:///{tmp_path / 'registry.db'}")
     for name in (OLD, NEW, THIRD):
         made.add_patch(name)
         made.set_status(name, "accepted")

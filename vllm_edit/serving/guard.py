@@ -12,6 +12,7 @@ import contextlib
 import logging
 import secrets
 import time
+from datetime import UTC, datetime
 from typing import Protocol
 
 from vllm_edit.registry.leases import LeaseLost
@@ -87,12 +88,18 @@ class Guard:
         if not self._holds:
             self._seen.clear()
             return
-        try:
-            for rollout in guarded:
+        failed: Exception | None = None
+        for rollout in guarded:
+            try:
                 await self._guard(rollout)
-        except LeaseLost:
-            self._holds = False
-            self._seen.clear()
+            except LeaseLost:
+                self._holds = False
+                self._seen.clear()
+                break
+            except Exception as error:  # a rollout that cannot be tested must not keep the others from it
+                failed = failed or error
+        if failed is not None:
+            raise failed
 
     async def close(self) -> None:
         """Give the lease back. The registry may be down."""
@@ -114,7 +121,8 @@ class Guard:
             moved = await self._threads.run(self._registry.advance, rollout.name, self._watch)
             if moved is not None:
                 logger.info("rollout %s: %g %% of the users take part", rollout.name, moved.share / 100)
-        if any(limit.name == "locality" for limit in rollout.limits) and self._canary.idle:
+        asked = any(limit.name == "locality" for limit in rollout.limits)
+        if asked and not rollout.treatment.ended(datetime.now(UTC)) and self._canary.idle:
             # Beside the looks: a slow engine must not delay an action.
             self._probing = asyncio.create_task(self._probe(rollout))
 
