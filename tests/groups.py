@@ -13,6 +13,7 @@ GROUPS = MappingProxyType(
         "tests/faults/test_churn.py": "few slots",
         "tests/serving/test_console_browser.py": "few slots",
         "tests/serving/test_scope_server.py": "few slots",
+        "tests/serving/test_guard_server.py": "few slots",
     }
 )
 """File → its group. Any other file is a group of its own."""

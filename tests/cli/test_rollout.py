@@ -220,7 +220,7 @@ def test_status_shows_limits_their_numbers_and_what_they_did(
     assert [test["limit"] for test in record["limit_tests"]] == ["errors=kill", "slower:2s+0.01=warn"]
     assert record["limit_tests"][0]["excess"]["low"] > 0
     assert [decision["server"] for decision in record["decisions"]] == ["node-a:1"] * 2
-    assert "limit errors=kill: treatment 1 of" in program("audit", "show", "--json").out
+    assert "limit errors=kill: treatment 1 (n = " in program("audit", "show", "--json").out
 
 
 def test_a_ramp_takes_a_schedule_and_says_what_comes_next(
@@ -237,3 +237,24 @@ def test_a_ramp_takes_a_schedule_and_says_what_comes_next(
     program("rollout", "ramp", "spring", "5%")
     assert program("rollout", "status", "spring", "--json").json["schedule"] is None
     assert "schedule" not in program("rollout", "status", "spring").out.split("warning")[0]
+
+
+def test_two_rollouts_run_in_ranges_beside_a_holdout(program: Program, store: Store, names: tuple[str, str]) -> None:
+    ran = program("tenant", "holdout", "acme", 5, "--why", "long-term effect")
+    assert ran.out == "tenant acme: 5 % of the users take part in no rollout\n"
+    create = ["rollout", "create", "--tenant", "acme", "--treatment"]
+    program(*create, names[1], "spring", "--range", "0..40")
+    assert program(*create, f"{names[1]}:ike", "summer").err.endswith("give a --range that does not overlap\n")
+    made = program(*create, f"{names[1]}:ike", "summer", "--range", "40..100", "--json").json
+    assert (made["audience"]["low"], made["audience"]["high"], made["audience"]["holdout"]) == (4_000, 10_000, 500)
+    for name in ("spring", "summer"):
+        program("rollout", "ramp", name, 10)
+    shown = program("rollout", "status", "spring").out
+    assert "range       0..40 % of the tenant's users" in shown
+    assert "holdout     5 % of the tenant's users" in shown
+    assert "spring, summer" in program("tenant", "list").out
+    [tenant] = program("tenant", "list", "--json").json
+    assert (tenant["rollout"], tenant["beside"], tenant["holdout"]) == ("spring", ["summer"], 5)
+    refused = program("tenant", "holdout", "acme", 10)
+    assert (refused.code, "promote or kill it first" in refused.err) == (1, True)
+    assert "like 0..40" in program(*create, names[1], "third", "--range", "40").err

@@ -115,6 +115,10 @@ def test_a_patch_that_the_engine_cannot_apply_is_not_published(place: Administer
         ("/rollouts/spring/ramp", {"percent": "NaN"}, 400),
         ("/rollouts/spring/ramp", {"percent": 101}, 400),
         ("/rollouts/spring/ramp", {}, 400),
+        ("/tenants/acme/holdout", {"percent": 100}, 400),
+        ("/tenants/acme/holdout", {}, 400),
+        ("/tenants/globex/holdout", {"percent": 5}, 404),
+        ("/rollouts", {"name": "s", "tenant": "acme", "treatment": "city", "range": "40..0"}, 400),
         ("/rollouts/spring/ramp", {"percent": 5, "schedule": "1% 1h, 10%"}, 400),
         ("/rollouts/spring/ramp", {"schedule": "10% 1h, 5%"}, 400),
         ("/rollouts", {"name": "s", "tenant": "acme", "treatment": "city", "limits": ["errors"]}, 400),
@@ -226,6 +230,23 @@ def test_a_rollout_over_http_has_limits_and_follows_a_schedule(place: Administer
         assert registry.guard.test("spring", watch)
         [decision] = (await place.get("/rollouts/spring")).json()["decisions"]
         assert (decision["server"], decision["result"]["limit"]) == ("node-a:1", "errors=kill")
+
+    run(steps())
+
+
+def test_rollouts_over_http_run_in_ranges_beside_a_holdout(place: Administered) -> None:
+    async def steps() -> None:
+        assert (await place.post("/tenants/acme/holdout", {"percent": 5})).json()["holdout"] == 5
+        for name, treatment, users in (("spring", "city", "0..40"), ("summer", "city:ike", "40..100")):
+            asked = {"name": name, "tenant": "acme", "treatment": treatment, "range": users}
+            made = (await place.post("/rollouts", asked)).json()
+            assert made["audience"]["holdout"] == 500
+            await place.post(f"/rollouts/{name}/ramp", {"percent": 100})
+        reported = {(await place.served(str(user)))[0] for user in range(30)}
+        assert reported == {place.first, place.second}
+        assert (await place.post("/tenants/acme/holdout", {"percent": 10})).status_code == 400
+        [tenant] = (await place.get("/tenants")).json()
+        assert (tenant["rollout"], tenant["beside"]) == ("spring", ["summer"])
 
     run(steps())
 

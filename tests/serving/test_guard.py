@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from tests.serving.without_engine import Place, make_app, run
 from vllm_edit.errors import Unavailable
 from vllm_edit.patch import Edit, Probe
 from vllm_edit.registry.rollout_guard import Watch
+from vllm_edit.registry.snapshot import Snapshot
 from vllm_edit.rollout.arm import Arm
 from vllm_edit.rollout.limit import parse_limit
 from vllm_edit.rollout.rollout import Rollout
@@ -71,7 +74,14 @@ def begin(place: Place, *limits: str, schedule: str | None = None) -> Rollout:
 
 
 def guard_of(place: Place, canary: Any = None) -> Guard:
-    return Guard(place.store.registry.guard, place.service.watcher, canary or Still(), server="node-a:1", every_s=0.01)
+    """A guard that rests as little as possible."""
+    registry, watcher = place.store.registry.guard, place.service.watcher
+    return Guard(registry, watcher, canary or Still(), place.service.metrics, server="node-a:1", every_s=0.01, rest=0.0)
+
+
+def count(place: Place, outcome: str) -> float:
+    """Locality probes with this outcome, by the server's metrics."""
+    return place.service.metrics.canaries.labels(outcome)._value.get()
 
 
 def watched_by(place: Place) -> str | None:
@@ -131,6 +141,64 @@ def test_limits_are_tested_again_only_when_something_new_was_logged(
     registry.rollouts.expose(replace(exposure, failed=False) for exposure in failing(running, users=4))
     run(guard.look())
     assert tested == ["spring"] * 2
+
+
+def test_a_rollout_that_cannot_be_tested_does_not_keep_others_from_it(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = place.store.registry
+    registry.create_tenant("globex")
+    made = Rollout("autumn", "globex", Arm("base"), Arm("weights", place.second), "pepper")
+    registry.rollouts.create(replace(made, limits=(parse_limit("errors=kill"),)))
+    registry.rollouts.ramp("autumn", 100)
+    registry.rollouts.expose(failing(begin(place, "errors=kill")))
+    test = registry.guard.test
+
+    def broken(name: str, watch: Watch) -> Any:
+        if name == "autumn":
+            raise ValueError("a defect")
+        return test(name, watch)
+
+    monkeypatch.setattr(registry.guard, "test", broken)
+    monkeypatch.setattr(
+        Snapshot, "all_governing", property(lambda _: [registry.rollouts.find(name) for name in ("autumn", "spring")])
+    )
+    with pytest.raises(ValueError, match="a defect"):
+        run(guard_of(place).look())
+    assert registry.rollouts.find("spring").state == "killed"
+
+
+def test_a_treatment_that_has_ended_is_not_asked(place: Place) -> None:
+    running = begin(place, "locality+5%=kill")
+    engine = Engine()
+    guard = guard_of(place, canary_of(place, engine))
+
+    async def steps() -> None:
+        await guard.look()
+        await guard._guard(replace(running, treatment=replace(running.treatment, valid_until=datetime.now(UTC))))
+        await asyncio.sleep(0.1)
+        await guard.close()
+
+    run(steps())
+    assert len(engine.asked) == 2, "base and treatment, once"
+
+
+def test_a_long_test_is_followed_by_a_rest_of_its_rollout_only(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry, tested = place.store.registry, list[str]()
+    begin(place, "errors=kill")
+    of_spring = registry.rollouts.find("spring")
+    monkeypatch.setattr(registry.guard, "test", lambda name, watch: tested.append(name) or time.sleep(0.01) or ())
+    guard = Guard(registry.guard, place.service.watcher, Still(), place.service.metrics, server="node-a:1", rest=1e9)
+
+    async def steps() -> None:
+        for number in range(3):
+            registry.guard.add_canary("spring", "probe", changed=False, server=f"node-b:{number}")
+            await guard.look()
+        await guard._guard(replace(of_spring, name="summer"))
+        await guard.close()
+
+    run(steps())
+    assert tested == ["spring", "summer"]
 
 
 def test_a_server_follows_a_schedule(place: Place) -> None:
@@ -297,6 +365,8 @@ def test_a_guard_logs_probes_and_kills_by_them(place: Place) -> None:
     [decision] = registry.rollouts.report("spring").decisions
     assert decision.result.limit == "locality+0.05=kill"
     assert decision.result.treatment.mean == 1.0
+    assert count(place, "changed") >= decision.result.treatment.n
+    assert count(place, "same") == 0
 
 
 def test_an_engine_that_does_not_answer_probes_stops_nothing_else(place: Place, caplog: Any) -> None:
@@ -312,7 +382,8 @@ def test_an_engine_that_does_not_answer_probes_stops_nothing_else(place: Place, 
         await guard.close()
 
     run(steps())
-    assert "a locality probe has no answer" in caplog.text
+    assert "a locality probe has no answer: expected an answer to a locality probe, got status 500" in caplog.text
+    assert count(place, "failed") == 1
     assert registry.rollouts.report("spring").limits[0].treatment.n == 0
     assert registry.rollouts.find("spring").state == "killed"
 

@@ -78,8 +78,8 @@ def test_a_limit_kills_and_the_audit_has_the_numbers_that_decided(registry: Regi
     assert registry.generation() == before + 1, "servers follow it as they follow a person's kill"
     row = registry.audit("acme")[-1]
     assert (row.what, row.who) == ("rollout.kill", "limit at node-a:1")
-    assert "limit errors=kill: treatment 1 of" in row.why
-    assert "control 0 of" in row.why
+    assert "limit errors=kill: treatment 1 (n = " in row.why
+    assert "control 0 (n = " in row.why
     written = json.loads(row.new)
     assert written["state"] == "killed"
     assert written["decisions"][0]["result"]["excess"]["low"] > 0

@@ -57,6 +57,14 @@ def create(
             "errors+1%=kill, cut=warn, slower:2s=warn, locality+5%=kill, or a metric: solved=kill; may be repeated."
         ),
     ] = None,
+    users_range: Annotated[
+        str | None,
+        typer.Option(
+            "--range",
+            metavar="LOW..HIGH",
+            help="Only these users, in per cent, like 0..40; rollouts whose ranges do not overlap run at one time.",
+        ),
+    ] = None,
     override: Annotated[
         str, typer.Option(metavar="REASON", help="Serve an arm that its gate did not accept; needs --who.")
     ] = "",
@@ -90,6 +98,7 @@ def create(
         salt=salt,
         alpha=alpha,
         limits=limit or (),
+        users_range=users_range,
         probed=lambda patch: bool(keeping_questions(opened.manifest(patch).edits, chat=True)),
     )
     entered = opened.registry.rollouts.create(made, override=override, why=why, by=who)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from vllm_edit.cli.output import print_fields, print_line, print_table, when
 from vllm_edit.rollout.arm import SIDES
 from vllm_edit.rollout.comparison import Estimate
+from vllm_edit.rollout.rollout import Rollout
 from vllm_edit.rollout.rollout_report import RolloutReport
 from vllm_edit.rollout.schedule import Schedule
 
@@ -18,6 +19,8 @@ def print_status(found: RolloutReport) -> None:
             "tenant": rollout.tenant,
             "state": f"{rollout.state}, closed" if rollout.closed else rollout.state,
             "takes part": f"{rollout.share / 100:g} % of the users, {rollout.split / 100:g} % of them on treatment",
+            "range": None if rollout.audience is None else f"{rollout.audience} % of the tenant's users",
+            "holdout": _holdout(rollout),
             "schedule": _schedule(rollout.schedule),
             "control": rollout.control,
             "treatment": rollout.treatment,
@@ -49,6 +52,11 @@ def print_status(found: RolloutReport) -> None:
     for warning in found.warnings:
         print_line()
         print_line(f"warning: {warning}")
+
+
+def _holdout(rollout: Rollout) -> str | None:
+    holdout = 0 if rollout.audience is None else rollout.audience.holdout
+    return f"{holdout / 100:g} % of the tenant's users" if holdout else None
 
 
 def _schedule(schedule: Schedule | None) -> str | None:

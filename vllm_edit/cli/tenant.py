@@ -54,7 +54,7 @@ def list_(store: StoreOption = None, json: JsonOption = False) -> None:
             tenant.name,
             Arm(tenant.mode, tenant.active).short,
             when(tenant.valid_until) if tenant.valid_until else "",
-            tenant.rollout or "",
+            ", ".join((tenant.rollout, *tenant.beside)) if tenant.rollout else "",
             f"{tenant.treated:g} %: {Arm.of(tenant.treatment).short}" if tenant.treatment else "",
         )
         for tenant in tenants
@@ -107,6 +107,23 @@ def rollback(
     target = None if to is None else opened.resolve(to)
     active = opened.registry.rollback(tenant, to=target, why=why, by=who)
     _report(opened, tenant, active, wait, json)
+
+
+@app.command()
+def holdout(
+    tenant: TenantArgument,
+    percent: Annotated[float, typer.Argument(metavar="PERCENT", help="Percentage of the users; 0 for none.")],
+    why: WhyOption = "",
+    who: WhoOption = "",
+    store: StoreOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Keep a share of the users out of all rollouts that are made from now on."""
+    from vllm_edit.store.store import Store
+
+    changed = Store.open(store).registry.set_holdout(tenant, percent, why=why, by=who)
+    line = f"tenant {tenant}: {changed.holdout:g} % of the users take part in no rollout"
+    print_json(asdict(changed)) if json else print_line(line)
 
 
 @app.command()

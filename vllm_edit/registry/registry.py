@@ -33,6 +33,7 @@ from vllm_edit.registry.snapshot import Snapshot
 from vllm_edit.registry.tenants import Tenant
 from vllm_edit.registry.transactions import Change, Changes
 from vllm_edit.rollout.arm import Arm
+from vllm_edit.rollout.buckets import BUCKETS, buckets_of
 from vllm_edit.rollout.decision import TenantState
 
 
@@ -242,6 +243,34 @@ class Registry:
             for name in {tenant.active, treatment} - {None}:
                 served.setdefault(str(name), []).append(tenant.name)
         return served
+
+    def set_holdout(self, tenant: str, percent: float, why: str = "", by: str = "") -> Tenant:
+        """Keep `percent` of the tenant's users out of all rollouts that are made from now on; return the tenant.
+
+        A larger holdout contains a smaller one.
+
+        Raises:
+            EditError: a rollout of the tenant is open, whose users would change, or the percentage is invalid.
+        """
+        buckets = buckets_of(percent)
+        if buckets == BUCKETS:
+            raise EditError("expected a holdout of less than 100 per cent, or no user could be in a rollout")
+        with self.changes.make("tenant.holdout", tenant=tenant, by=by, why=why) as change:
+            connection = change.connection
+            tenants.require(connection, tenant)
+            for rollout in rollouts.standing(connection, tenant):
+                if rollout.open:
+                    raise EditError(
+                        f"rollout {rollout.name!r} of tenant {tenant!r} is {rollout.state}; promote or kill it first"
+                    )
+            before = tenants.holdout(connection, tenant)
+            if buckets != before:
+                tenants.set_holdout(connection, tenant, buckets)
+                change.record({"holdout": before * 100 / BUCKETS}, {"holdout": percent})
+            (found,) = (
+                one for one in tenants.by_name(connection, rollouts.governing(connection)) if one.name == tenant
+            )
+            return found
 
     # API keys
 

@@ -79,12 +79,10 @@ class Rollouts:
         with self._changes.make("rollout.create", tenant=rollout.tenant, by=by, why=why or override) as change:
             connection = change.connection
             tenants.require(connection, rollout.tenant)
+            rollout = replace(rollout, audience=tenants.audience(connection, rollout.tenant, rollout.audience))
             for other in standing(connection, rollout.tenant):
-                if other.open:
-                    raise EditError(
-                        f"tenant {rollout.tenant!r} has rollout {other.name!r} ({other.state}) already; promote or "
-                        "kill it first"
-                    )
+                if other.open and (problems := rollout.problems_beside(other)):
+                    raise EditError("\n".join(problems))
             arms = {
                 side: _servable(connection, rollout.tenant, arm, override, by)
                 for side, arm in (("control", rollout.control), ("treatment", rollout.treatment))
@@ -176,8 +174,7 @@ class Rollouts:
             new = step(old)
             if new == old:
                 return old
-            replaces = new.governs and (old.state == "created" or new.state == "killed")
-            closed = close(change.connection, tenant, but=name) if replaces else []
+            closed = _replaced(change.connection, old, new)
             put(change.connection, new)
             change.record(old.as_record(), asdict(new.as_record()) | ({"closes": closed} if closed else {}))
             return new
@@ -223,17 +220,44 @@ def standing(connection: Connection, tenant: str | None = None) -> list[Rollout]
     return [_entry(row).rollout for row in connection.execute(wanted)]
 
 
-def governing(connection: Connection) -> dict[str, Rollout]:
-    """Return, by tenant, the rollout that decides what it is served; omit tenants without a rollout."""
-    return {rollout.tenant: rollout for rollout in standing(connection) if rollout.governs}
+def governing(connection: Connection) -> dict[str, tuple[Rollout, ...]]:
+    """Return, by tenant, the rollouts that decide what it is served; omit tenants without a rollout."""
+    found: dict[str, tuple[Rollout, ...]] = {}
+    for rollout in standing(connection):
+        if rollout.governs:
+            found[rollout.tenant] = (*found.get(rollout.tenant, ()), rollout)
+    return found
 
 
-def close(connection: Connection, tenant: str, but: str | None = None) -> list[str]:
-    """Close the tenant's rollouts except `but`; return their names. Without a rollout, publications decide again."""
-    closed = [rollout for rollout in standing(connection, tenant) if rollout.name != but]
+def close(connection: Connection, tenant: str) -> list[str]:
+    """Close the tenant's rollouts; return their names. Publications then decide again."""
+    return _close(connection, standing(connection, tenant))
+
+
+def _close(connection: Connection, closed: Iterable[Rollout]) -> list[str]:
+    closed = list(closed)
     for rollout in closed:
         put(connection, rollout.ended())
     return [rollout.name for rollout in closed]
+
+
+def _replaced(connection: Connection, old: Rollout, new: Rollout) -> list[str]:
+    """Close the rollouts that a step from `old` to `new` replaces; return their names.
+
+    A first ramp replaces ended rollouts. A promotion replaces them too, and is refused beside an open rollout, whose
+    control would no longer be what the tenant is served. A kill after a promotion replaces all others: their control
+    is the arm that was killed.
+    """
+    others = [rollout for rollout in standing(connection, new.tenant) if rollout.name != new.name]
+    if new.state == "promoted" and (beside := next((other for other in others if other.open), None)) is not None:
+        raise EditError(
+            f"cannot promote rollout {new.name!r}: rollout {beside.name!r} ({beside.state}) is beside it; kill it first"
+        )
+    if (old.state, new.state) == ("promoted", "killed"):
+        return _close(connection, others)
+    if new.state == "promoted" or (old.state == "created" and new.governs):
+        return _close(connection, (other for other in others if not other.open))
+    return []
 
 
 def refuse_running(connection: Connection, tenant: str) -> None:

@@ -28,6 +28,7 @@ class Snapshot:
         standing: Each tenant's publications that are not rolled back, newest first.
         api_keys: API keys by id, including revoked and expired keys (`api_keys.authenticate`).
         rollouts: The governing rollout by tenant.
+        beside: Further governing rollouts of a tenant.
     """
 
     generation: int
@@ -35,6 +36,17 @@ class Snapshot:
     standing: Mapping[str, tuple[Publication, ...]]
     api_keys: Annotated[Mapping[str, ApiKey], Field(alias="keys")]  # files of nodes that saved it call them keys
     rollouts: Mapping[str, Rollout] = field(default_factory=dict)
+    beside: Mapping[str, tuple[Rollout, ...]] = field(default_factory=dict)
+
+    def governing(self, tenant: str) -> tuple[Rollout, ...]:
+        """Return the rollouts that decide what the tenant is served."""
+        first = self.rollouts.get(tenant)
+        return () if first is None else (first, *self.beside.get(tenant, ()))
+
+    @property
+    def all_governing(self) -> list[Rollout]:
+        """The rollouts that decide what any tenant is served."""
+        return [rollout for tenant in self.rollouts for rollout in self.governing(tenant)]
 
     def active(self, tenant: str, now: datetime) -> str | None:
         """Return the name published for the tenant, None for the base model; `KeyError` for an unknown tenant."""
@@ -42,7 +54,7 @@ class Snapshot:
 
     def state(self, tenant: str, now: datetime) -> TenantState:
         """Return the state that decides the tenant's requests; `KeyError` for an unknown tenant."""
-        return tenant_state(tenant, self.standing[tenant], self.rollouts.get(tenant), now)
+        return tenant_state(tenant, self.standing[tenant], self.governing(tenant), now)
 
     def next_end(self, now: datetime) -> datetime | None:
         """Return the next expiry of an active publication: until then, only a new generation changes what is served."""
@@ -77,5 +89,6 @@ def read(connection: Connection) -> Snapshot:
             for tenant in tenants.by_name(connection, governing)
         },
         {api_key.id: api_key for api_key in api_keys.oldest_first(connection)},
-        governing,
+        {tenant: found[0] for tenant, found in governing.items()},
+        {tenant: found[1:] for tenant, found in governing.items() if len(found) > 1},
     )

@@ -64,11 +64,14 @@ patches = Table(
     sqlite_autoincrement=True,
 )
 
+# `holdout`: buckets (of 10,000) of users who take part in no rollout. `salt`: divides the users among rollouts.
 tenants = Table(
     "tenants",
     metadata,
     Column("name", String(63), primary_key=True),
     Column("created_at", UtcDateTime, nullable=False),
+    Column("holdout", Integer),
+    Column("salt", String(64)),
 )
 
 # A tenant's active patch is its newest publication that is neither rolled back nor past `valid_until`. `name` is not a

@@ -59,8 +59,10 @@ def _side(rollout: Rollout, sticky_key: StickyKey | None) -> tuple[Side, Reason]
             pass
     if sticky_key is None:
         return "control", "NO_KEY"
-    if sticky_key.kind == "user" and sticky_key.value in rollout.overrides:
+    if rollout.names(sticky_key):
         return rollout.overrides[sticky_key.value], "TARGETING_MATCH"
+    if not rollout.admits(sticky_key):
+        return "control", "DEFAULT"
     if bucket(rollout.salt, rollout.name, "enrol", str(sticky_key)) >= rollout.share:
         return "control", "DEFAULT"
     if bucket(rollout.salt, rollout.name, "side", str(sticky_key)) < rollout.split:

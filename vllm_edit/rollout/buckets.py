@@ -10,13 +10,20 @@ from vllm_edit.errors import EditError
 
 BUCKETS = 10_000
 
-Purpose = Literal["enrol", "side", "unit"]
+Purpose = Literal["enrol", "side", "unit", "holdout", "range"]
 """Each purpose has an independent hash: with a shared hash, all keys that a small ramp enrols would be on one side
 (Unleash had that bias: unleash-client-node, PR 533)."""
 
 
 def bucket(salt: str, rollout: str, purpose: Purpose, sticky_key: str) -> int:
-    """Return the key's bucket in [0, 10,000): the first 8 bytes of SHA-256 modulo 10,000 (bias below 10⁻¹⁵)."""
+    """Return the key's bucket in [0, 10,000): the first 8 bytes of SHA-256 modulo 10,000 (bias below 10⁻¹⁵).
+
+    Args:
+        salt: The salt of the rollout; for a holdout and a range that of the tenant.
+        rollout: The rollout's name; for a holdout and a range the tenant's.
+        purpose: What the bucket is for.
+        sticky_key: The sticky key as text.
+    """
     return int.from_bytes(_digest(salt, rollout, purpose, sticky_key)[:8], "big") % BUCKETS
 
 

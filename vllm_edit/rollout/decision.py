@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import chain
 
 from vllm_edit.json_value import JSONValue
 from vllm_edit.rollout.arm import Arm, Mode, Side
@@ -22,12 +23,21 @@ class TenantState:
         active: The published composition; None for the base model.
         rollout: The governing rollout, if any.
         valid_until: When `active` expires, if it does.
+        beside: Further governing rollouts. Their audiences do not overlap, and all have the same control.
     """
 
     tenant: str
     active: str | None
     rollout: Rollout | None = None
     valid_until: datetime | None = None
+    beside: tuple[Rollout, ...] = ()
+
+    @property
+    def deciding(self) -> tuple[Rollout, ...]:
+        """The rollouts that may decide a request: those that serve two arms; if none does, the first."""
+        if self.rollout is None:
+            return ()
+        return tuple(one for one in (self.rollout, *self.beside) if one.running) or (self.rollout,)
 
     @property
     def published(self) -> Arm:
@@ -82,8 +92,9 @@ def decide(
         api_key_id: Id of the caller's API key.
         mode: The mode that the request names (`acme:ike`), if any.
     """
-    rollout = state.rollout
-    sticky_key = None if rollout is None else rollout.sticky.sticky_key(headers, body, api_key_id)
+    sticky_key = None
+    if state.deciding:  # rollouts beside each other have the same sources of the key
+        sticky_key = state.deciding[0].sticky.sticky_key(headers, body, api_key_id)
     assignment = _assigned(state, sticky_key, now)
     if assignment is None:
         reason = "DEFAULT" if state.active is None else "TARGETING_MATCH"
@@ -95,11 +106,14 @@ def decide(
 
 
 def _assigned(state: TenantState, sticky_key: StickyKey | None, now: datetime) -> Assignment | None:
-    """Return the rollout's assignment of the key; None if the publication decides."""
-    rollout = state.rollout
-    if rollout is None or not rollout.governs:
+    """Return the assignment of the key by the rollout that names it, else by the rollout that admits it, else by the
+    first, which serves it control; None if the publication decides."""
+    deciding = [rollout for rollout in state.deciding if rollout.governs]
+    if not deciding:
         return None
-    assignment = assign(rollout, sticky_key)
+    named = (rollout for rollout in deciding if rollout.names(sticky_key))
+    admitting = (rollout for rollout in deciding if len(deciding) > 1 and rollout.admits(sticky_key))
+    assignment = assign(next(chain(named, admitting), deciding[0]), sticky_key)
     return None if assignment.arm.ended(now) else assignment
 
 

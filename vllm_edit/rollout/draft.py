@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from vllm_edit.errors import EditError
 from vllm_edit.rollout.arm import Arm, Side, split_reference
+from vllm_edit.rollout.audience import parse_range
 from vllm_edit.rollout.buckets import buckets_of
 from vllm_edit.rollout.limit import parse_limit
 from vllm_edit.rollout.metric import parse_metric
@@ -34,6 +35,7 @@ def draft(
     salt: str | None,
     alpha: float,
     limits: Sequence[str] = (),
+    users_range: str | None = None,
     probed: Callable[[str], bool] = lambda _: True,
 ) -> Rollout:
     """Build a rollout from user input.
@@ -53,6 +55,7 @@ def draft(
         session_header: Header with the session's name.
         salt: Salt of the hashes; None for a random salt.
         alpha: Error probability over all metrics, and over all limits.
+        users_range: Range of the users that may take part, e.g. `0..40` per cent; None for all.
         limits: Limits, e.g. `errors=kill` or `slower:2s=warn`.
         probed: Returns whether a compiled patch has locality probes.
 
@@ -71,6 +74,7 @@ def draft(
         metrics=tuple(parse_metric(text) for text in metrics),
         alpha=alpha,
         limits=tuple(parse_limit(text) for text in limits),
+        audience=None if users_range is None else parse_range(users_range),
     )
     asked = next((limit for limit in made.limits if limit.name == "locality"), None)
     if asked is not None and made.treatment.name is not None and not probed(made.treatment.name):

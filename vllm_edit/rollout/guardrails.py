@@ -57,7 +57,8 @@ class LimitResult:
         arms = f"treatment {_shown(self.treatment)}"
         arms += "" if self.control is None else f", control {_shown(self.control)}"
         low = 0.0 if self.excess.low is None else self.excess.low
-        return f"{arms}; treatment is worse by more than {low:.4g} (margin {self.margin:g}, {1 - self.alpha:.4%})"
+        level = 100 * (1 - self.alpha)
+        return f"{arms}; treatment is worse by more than {low:.4g} (margin {self.margin:g}, {level:.4g} %)"
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def _exceeded_at(lower: Array, margin: float) -> int | None:
 
 
 def _shown(estimate: Estimate) -> str:
-    return f"{0 if estimate.mean is None else estimate.mean:.4g} of {estimate.n}"
+    return f"{0 if estimate.mean is None else estimate.mean:.4g} (n = {estimate.n})"
 
 
 def warnings(comparisons: Sequence[Comparison], imbalance: float, limits: Sequence[LimitResult] = ()) -> list[str]:

@@ -11,11 +11,12 @@ from typing import Literal, Self, get_args
 from vllm_edit.errors import EditError
 from vllm_edit.names import check_tenant, shown
 from vllm_edit.rollout.arm import SIDES, Arm, Side
+from vllm_edit.rollout.audience import Audience
 from vllm_edit.rollout.buckets import BUCKETS, buckets_of
 from vllm_edit.rollout.limit import Limit
 from vllm_edit.rollout.metric import Metric
 from vllm_edit.rollout.schedule import Schedule, ScheduleRecord
-from vllm_edit.rollout.sticky import Stickiness
+from vllm_edit.rollout.sticky import Stickiness, StickyKey
 
 State = Literal["created", "ramping", "paused", "killed", "promoted"]
 Verb = Literal["ramp", "pause", "kill", "promote"]
@@ -56,6 +57,7 @@ class Rollout:
             together, of ever acting on a treatment that is not worse.
         limits: What treatment may not do, and what a server does when it does.
         schedule: The shares that the rollout passes through by itself, while it follows a schedule.
+        audience: The users that may take part; None for all.
     """
 
     name: str
@@ -73,6 +75,7 @@ class Rollout:
     alpha: float = 0.05
     limits: tuple[Limit, ...] = ()
     schedule: Schedule | None = None
+    audience: Audience | None = None
 
     def __post_init__(self) -> None:
         problems = []
@@ -141,6 +144,30 @@ class Rollout:
         """True while a server has to test limits or to follow a schedule."""
         return self.running and bool(self.limits or self.schedule)
 
+    def names(self, sticky_key: StickyKey | None) -> bool:
+        """True if an override names the user of the key."""
+        return sticky_key is not None and sticky_key.kind == "user" and sticky_key.value in self.overrides
+
+    def admits(self, sticky_key: StickyKey | None) -> bool:
+        """True if the key is in the rollout's audience."""
+        return sticky_key is not None and (self.audience is None or self.audience.admits(self.tenant, sticky_key))
+
+    def problems_beside(self, other: Rollout) -> list[str]:
+        """Return what keeps this rollout from running beside `other`, an open rollout of its tenant."""
+        beside = f"rollout {other.name!r} ({other.state})"
+        if self.audience is None or other.audience is None:
+            return [f"tenant {self.tenant!r} has {beside} already; promote or kill it first, or give both a --range"]
+        problems = []
+        if self.audience.overlaps(other.audience):
+            problems.append(f"{beside} has the users {other.audience}; give a --range that does not overlap")
+        if str(self.control) != str(other.control):
+            problems.append(f"{beside} has control {other.control}: rollouts beside each other have one control")
+        if self.sticky != other.sticky:
+            problems.append(f"{beside} has another order of sticky keys, so that a user could be in both; use the same")
+        if both := sorted(set(self.overrides) & set(other.overrides)):
+            problems.append(f"{beside} has an override of {shown(both[0])} too; a user has one override")
+        return problems
+
     def ramped(self, percent: float) -> Self:
         """Let `percent` of the keys take part. Keys that took part at a lower percentage stay on their side."""
         return self._moved("ramp", share=buckets_of(percent))
@@ -207,3 +234,4 @@ class RolloutRecord:
     alpha: float
     limits: tuple[Limit, ...]
     schedule: ScheduleRecord | None
+    audience: Audience | None

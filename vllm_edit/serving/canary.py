@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
+import secrets
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -53,6 +54,7 @@ class Canary:
     def __init__(self, holder: Holder, *, prioritised: bool, chat: bool, seed: int | None = None) -> None:
         self._holder, self._prioritised, self._chat = holder, prioritised, chat
         self._random = random.Random(seed)  # seeded by the operating system by default
+        self._salt = secrets.token_hex(16)  # of the prefix cache: a client's request never shares a probe's prompt
         self._probes = LRUCache[str, Sequence[Question]](_PATCHES)
         self._base_answers = LRUCache[tuple[str, bool], str](_ANSWERS)
         self._asking = asyncio.Lock()
@@ -105,14 +107,21 @@ class Canary:
         record = Answer.of(new_id(), route, None, choice)
         async with AsyncExitStack() as held:
             adapter = await ready(service, choice, route, body, record, held, long=False)
-            bodies.force(route, body, adapter or service.watcher.current.bases[0], f"canary {arm}", record.id)
+            bodies.force(route, body, adapter or service.watcher.current.bases[0], self._salt, record.id)
             if self._prioritised:
                 body["priority"] = _LAST
             status, answer = await inner.post(route, body)
         text = _text(answer)
         if status != 200 or text is None:
-            raise Unavailable(f"the engine did not answer a locality probe: status {status}")
+            raise Unavailable(f"expected an answer to a locality probe, got status {status}: {_error(answer)}")
         return text
+
+
+def _error(answer: JSONValue) -> str:
+    """The message of an answer that is an error."""
+    error = answer.get("error") if isinstance(answer, dict) else None
+    message = error.get("message") if isinstance(error, dict) else None
+    return message[:200] if isinstance(message, str) else "no message"
 
 
 def _text(answer: JSONValue) -> str | None:

@@ -12,21 +12,25 @@ import contextlib
 import logging
 import secrets
 import time
+from datetime import UTC, datetime
 from typing import Protocol
 
 from vllm_edit.registry.leases import LeaseLost
 from vllm_edit.registry.rollout_guard import RolloutGuard, Watch
 from vllm_edit.rollout.rollout import Rollout
 from vllm_edit.serving.canary import Probed
+from vllm_edit.serving.metrics import Metrics
 from vllm_edit.serving.threads import Threads
 from vllm_edit.serving.watcher import FAILURES, Watcher
 
 logger = logging.getLogger(__name__)
 
 EVERY_S = 2.0
-"""Rest between two looks. A look over many users takes longer, and the rest is then a multiple of it."""
+"""Rest between two looks, each of which renews the lease."""
 
-_SHARE = 20  # rest at least so many times a look's duration, so that looks take few per cent of a core
+REST = 20.0
+"""After a test of limits, no test for so many times its duration, so that many users cost few per cent of a core."""
+_MOST_S = 30.0  # of that rest
 
 
 class Probing(Protocol):
@@ -41,34 +45,42 @@ class Guard:
     """The guard of one server. server: its name for people. `run` is its background task."""
 
     def __init__(
-        self, registry: RolloutGuard, watcher: Watcher, canary: Probing, *, server: str, every_s: float = EVERY_S
+        self,
+        registry: RolloutGuard,
+        watcher: Watcher,
+        canary: Probing,
+        metrics: Metrics,
+        *,
+        server: str,
+        every_s: float = EVERY_S,
+        rest: float = REST,
     ) -> None:
-        self._registry, self._watcher, self._canary, self._every_s = registry, watcher, canary, every_s
+        self._registry, self._watcher, self._canary, self._metrics = registry, watcher, canary, metrics
+        self._every_s, self._rest = every_s, rest
         self._watch = Watch(secrets.token_hex(16), server)
         self._threads = Threads(1)
         self._holds = False
         self._seen: dict[str, tuple[int, ...]] = {}  # rollout → the evidence that its limits were last tested on
         self._probing: asyncio.Task[None] | None = None
         self._failing = False
+        self._rested_at: dict[str, float] = {}  # rollout → the earliest time of its next test
 
     async def run(self) -> None:
         """Look again and again; never returns."""
         try:
             while True:
-                begun = time.monotonic()
                 try:
                     await self.look()
                     self._failing = False
                 except Exception as error:  # catch everything: if this task died, no limit would act any more
                     self._failed(error)
-                took = time.monotonic() - begun
-                await asyncio.sleep(max(self._every_s, _SHARE * took) if self._holds else self._every_s)
+                await asyncio.sleep(self._every_s)
         finally:
             await self.close()
 
     async def look(self) -> None:
         """Take the lease if there is work, and do it once."""
-        guarded = [rollout for rollout in self._watcher.current.snapshot.rollouts.values() if rollout.guarded]
+        guarded = [rollout for rollout in self._watcher.current.snapshot.all_governing if rollout.guarded]
         if not guarded:
             await self.close()
             return
@@ -76,12 +88,18 @@ class Guard:
         if not self._holds:
             self._seen.clear()
             return
-        try:
-            for rollout in guarded:
+        failed: Exception | None = None
+        for rollout in guarded:
+            try:
                 await self._guard(rollout)
-        except LeaseLost:
-            self._holds = False
-            self._seen.clear()
+            except LeaseLost:
+                self._holds = False
+                self._seen.clear()
+                break
+            except Exception as error:  # a rollout that cannot be tested must not keep the others from it
+                failed = failed or error
+        if failed is not None:
+            raise failed
 
     async def close(self) -> None:
         """Give the lease back. The registry may be down."""
@@ -96,22 +114,30 @@ class Guard:
     async def _guard(self, rollout: Rollout) -> None:
         if rollout.limits:
             mark = await self._threads.run(self._registry.mark)
-            if self._seen.get(rollout.name) != mark:
-                for decision in await self._threads.run(self._registry.test, rollout.name, self._watch):
-                    logger.warning("rollout %s: %s: %s", rollout.name, decision.result.limit, decision.result.summary)
+            if self._seen.get(rollout.name) != mark and time.monotonic() >= self._rested_at.get(rollout.name, 0.0):
+                await self._test(rollout)
                 self._seen[rollout.name] = mark
         if rollout.schedule is not None:
             moved = await self._threads.run(self._registry.advance, rollout.name, self._watch)
             if moved is not None:
                 logger.info("rollout %s: %g %% of the users take part", rollout.name, moved.share / 100)
-        if any(limit.name == "locality" for limit in rollout.limits) and self._canary.idle:
+        asked = any(limit.name == "locality" for limit in rollout.limits)
+        if asked and not rollout.treatment.ended(datetime.now(UTC)) and self._canary.idle:
             # Beside the looks: a slow engine must not delay an action.
             self._probing = asyncio.create_task(self._probe(rollout))
+
+    async def _test(self, rollout: Rollout) -> None:
+        begun = time.monotonic()
+        for decision in await self._threads.run(self._registry.test, rollout.name, self._watch):
+            logger.warning("rollout %s: %s: %s", rollout.name, decision.result.limit, decision.result.summary)
+        ended = time.monotonic()
+        self._rested_at[rollout.name] = ended + min(self._rest * (ended - begun), _MOST_S)
 
     async def _probe(self, rollout: Rollout) -> None:
         try:
             probed = await self._canary.ask(rollout)
             if probed is not None:
+                self._metrics.canaries.labels("changed" if probed.changed else "same").inc()
                 await self._threads.run(
                     self._registry.add_canary,
                     rollout.name,
@@ -122,6 +148,7 @@ class Guard:
         except Exception as error:  # catch everything: nobody awaits this task
             unforeseen = None if isinstance(error, (*FAILURES, TimeoutError)) else error
             why = str(error) or "too late"
+            self._metrics.canaries.labels("failed").inc()
             logger.warning("rollout %s: a locality probe has no answer: %s", rollout.name, why, exc_info=unforeseen)
 
     def _failed(self, error: Exception) -> None:

@@ -55,6 +55,9 @@ class Metrics:
             "vllm_edit_patches", "Compiled patches, by what their gate said", ["gate"], registry=registry
         )
         self.outcomes = Counter("vllm_edit_outcomes", "Outcomes that clients reported", ["outcome"], registry=registry)
+        self.canaries = Counter(
+            "vllm_edit_canaries", "Locality probes that the server asked itself", ["outcome"], registry=registry
+        )
         self.log_rows = Counter("vllm_edit_log_rows", "Answers written to the log", registry=registry)
         self.log_dropped = Counter(
             "vllm_edit_log_dropped", "Answers of which a row of the log was lost", registry=registry

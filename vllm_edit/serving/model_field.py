@@ -83,7 +83,7 @@ class Catalogue:
 
     def wanted(self, now: datetime) -> list[str]:
         """Full names that requests are likely to need: the active publications and both arms of the rollouts."""
-        arms = [arm for rollout in self.snapshot.rollouts.values() for arm in (rollout.control, rollout.treatment)]
+        arms = [arm for rollout in self.snapshot.all_governing for arm in (rollout.control, rollout.treatment)]
         rolled = [arm.name for arm in arms if arm.mode == "weights" and not arm.ended(now)]
         published = [self.snapshot.active(tenant, now) for tenant in self.snapshot.standing]
         return list(dict.fromkeys(name for name in (*published, *rolled) if name is not None))

@@ -112,7 +112,7 @@ async def start(engine_client: AsyncLLM | None, state: State, args: Namespace) -
     service.start(asyncio.create_task(service.answers.run()))
     state.vllm_edit.service = service
     canary = Canary(state.vllm_edit, prioritised=engine.prioritised, chat=engine.chats)
-    guard = Guard(store.registry.guard, service.watcher, canary, server=service.heartbeat.name)
+    guard = Guard(store.registry.guard, service.watcher, canary, service.metrics, server=service.heartbeat.name)
     service.start(asyncio.create_task(guard.run()))
     logger.info(
         "serving %d compiled patches of %s at %s", len(catalogue.names), settings.store, ", ".join(site.modules)

@@ -46,6 +46,7 @@ class NewRollout(Because):
     limits: list[Annotated[str, Field(max_length=160)]] = Field(
         [], max_length=32, description="errors=kill, errors+1%=kill, slower:2s=warn, locality+5%=kill, solved=pause"
     )
+    range: str | None = Field(None, max_length=64, description="per cent of the users, 0..40; default: all users")
     override: str = Field("", max_length=REASON_LENGTH)
 
 
@@ -99,6 +100,7 @@ def routes(dependencies: Dependencies) -> APIRouter:
             salt=asked.salt,
             alpha=asked.alpha,
             limits=asked.limits,
+            users_range=asked.range,
             probed=probed,
         )
         entered, _ = await dependencies.change(

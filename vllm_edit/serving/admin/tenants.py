@@ -33,6 +33,10 @@ class Rollback(Because):
     to: Reference | None = Field(None, description="an earlier publication; default: the one before")
 
 
+class Holdout(Because):
+    percent: float = Field(ge=0, le=100, description="per cent of the users")
+
+
 class Active(BaseModel):
     """The tenant's active patch, and the servers that have applied the change."""
 
@@ -81,6 +85,14 @@ def routes(dependencies: Dependencies) -> APIRouter:
         """Return the tenant to its previous publication, or to an earlier one."""
         asked = asked or Rollback()
         return await roll_back(dependencies, tenant, asked, by=who(request, asked.who))
+
+    @router.post("/{tenant}/holdout")
+    async def holdout(tenant: str, asked: Holdout, request: Request) -> Tenant:
+        """Keep a share of the users out of all rollouts that are made from now on."""
+        changed, _ = await dependencies.change(
+            dependencies.registry.set_holdout, tenant, asked.percent, asked.why, by=who(request, asked.who)
+        )
+        return changed
 
     @router.get("/{tenant}/keys")
     async def keys(tenant: str) -> list[ApiKeyInfo]:
