@@ -11,6 +11,7 @@ GROUPS = MappingProxyType(
         "tests/deltas/test_agreement.py": "stock vLLM",
         "tests/mend/test_vllm.py": "stock vLLM",
         "tests/faults/test_churn.py": "few slots",
+        "tests/serving/test_jobs_server.py": "few slots",
         "tests/serving/test_scope_server.py": "few slots",
     }
 )
