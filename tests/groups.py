@@ -12,6 +12,7 @@ GROUPS = MappingProxyType(
         "tests/mend/test_vllm.py": "stock vLLM",
         "tests/faults/test_churn.py": "few slots",
         "tests/serving/test_console_browser.py": "few slots",
+        "tests/serving/test_jobs_server.py": "few slots",
         "tests/serving/test_scope_server.py": "few slots",
         "tests/serving/test_guard_server.py": "few slots",
     }

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.editing.examples import FRANCE, JAPAN, LOOSE, bench
-from vllm_edit.errors import Unavailable
+from vllm_edit.errors import Incompatible, Unavailable
 from vllm_edit.ike.bank import Bank
 from vllm_edit.patch import Gate, Patch
 from vllm_edit.registry.job_request import JobRequest
@@ -83,6 +83,14 @@ def test_an_unknown_method_or_setting_fails_its_job_alone(pipeline: Pipeline, me
     submit(pipeline)
     failed, done = drained(pipeline)
     assert (failed.state, said in failed.error, done.state) == ("failed", True, "done")
+
+
+def test_a_worker_with_another_model_does_not_start(pipeline: Pipeline) -> None:
+    """It would fail every job of the queue."""
+    job = submit(pipeline)
+    with pytest.raises(Incompatible, match="the model"):
+        drained(Pipeline(pipeline.store, bench("gpt2").base, Bank()))
+    assert pipeline.store.registry.jobs.find(job.id).state == "queued"
 
 
 def test_an_unforeseen_error_fails_its_job_and_does_not_show_its_text(

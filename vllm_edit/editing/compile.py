@@ -111,7 +111,7 @@ def compile_patch(
     chosen = method_of(method)
     values = settings_of(chosen, settings, patch.scope)
     base = model if isinstance(model, Base) else Base.load(model)
-    _check_base(base, site)
+    check_base(base, site)
     check_site_tensors(method, site_tensors)
     if patch.base not in (None, base.name, site.model, Path(site.model).name):
         raise Incompatible(f"patch {patch.name} was written for base {patch.base!r}; this store's is {site.model!r}")
@@ -147,7 +147,7 @@ def compile_separately(
     """
     chosen = method_of(method)
     values = settings_of(chosen, settings)
-    _check_base(base, site)
+    check_base(base, site)
     check_site_tensors(method, site_tensors)
     for patch in patches:
         check_edits(base, patch.edits, site.contexts or ())
@@ -222,7 +222,7 @@ def settings_of(
     return settings
 
 
-def _check_base(base: Base, site: Site) -> None:
+def check_base(base: Base, site: Site) -> None:
     """Raise Incompatible if the site belongs to another base."""
     if problems := site.base_problems(base.fingerprint):
         raise Incompatible(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.artefacts.reports import GateReport
-from vllm_edit.editing.compile import compile_patch, method_at
+from vllm_edit.editing.compile import check_base, compile_patch, method_at
 from vllm_edit.editing.site_tensors import SiteTensors, site_tensors_of
 from vllm_edit.errors import Incompatible
 from vllm_edit.evaluation.evaluate import run_gate
@@ -134,6 +134,10 @@ class Pipeline:
     def pool(self) -> Pool | None:
         """The facts that the base knows, if the store holds them."""
         return stored_pool(self.store)
+
+    def check_model(self) -> None:
+        """Raise `Incompatible` if the model is not the store's base: then no patch could be compiled."""
+        check_base(self.base, self.site)
 
     def run(
         self,

@@ -58,7 +58,9 @@ class Recompilation:
 
         Raises:
             EditError: both stores have the same site.
+            Incompatible: the model is not the new store's base.
         """
+        pipeline.check_model()
         site = old.site()
         if site.digest == pipeline.site.digest:
             raise EditError(

@@ -43,7 +43,11 @@ class Worker:
             pipeline: the store, with its loaded base.
             lease_s: seconds without a heartbeat after which another worker may take over its job.
             stop: when it is set, the current job returns to the queue at its next step, and `run` returns.
+
+        Raises:
+            Incompatible: the model is not the store's base, so every job would fail.
         """
+        pipeline.check_model()
         self._pipeline, self._lease_s, self._stop = pipeline, lease_s, stop or Event()
         self._jobs = pipeline.store.registry.jobs
         self.holder = f"{socket.gethostname()[:100].replace(':', '-')}:{os.getpid()}:{secrets.token_hex(8)}"
