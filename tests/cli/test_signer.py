@@ -22,10 +22,14 @@ def test_a_key_is_made_trusted_used_ended_and_revoked(program: Program, store: S
     assert f"vllm-edit signer trust {made['public']} --name" in early.out
     trusted = program("signer", "trust", made["public"], "--name", "ann", "--json").json
     assert [(key["id"], key["who"]) for key in trusted["keys"]] == [(made["id"], "ann")]
-    assert "signatures are required" in program("signer", "require", "--why", "audit").out
-    assert program("tenant", "publish", "acme", "capital", "--wait", 0).code == 0
     second = store.save(compiled(seed=1))
     store.registry.set_status(second, "accepted")
+    assert program("tenant", "publish", "acme", second, "--wait", 0).code == 0
+    early = program("signer", "require")
+    assert (early.code, "served, and without a signature of a trusted key; sign first" in early.err) == (1, True)
+    assert program("tenant", "rollback", "acme", "--wait", 0).code == 0
+    assert "signatures are required" in program("signer", "require", "--why", "audit").out
+    assert program("tenant", "publish", "acme", name, "--wait", 0).code == 0
     refused = program("tenant", "publish", "acme", second, "--wait", 0)
     assert (refused.code, refused.err.count("\n")) == (1, 1)
     assert "it is not signed; sign it with a trusted key: vllm-edit sign capital@" in refused.err

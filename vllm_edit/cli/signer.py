@@ -84,8 +84,18 @@ def require(
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Refuse to load, publish and serve patches without a valid signature."""
-    _change("signer.require", store, lambda signers: signers.model_copy(update={"required": not off}), why, who, json)
+    """Refuse to load, publish and serve patches without a valid signature. All patches in use must have one."""
+    from vllm_edit.store.signing import refuse_unsigned
+    from vllm_edit.store.store import Store
+
+    opened = Store.open(store)
+
+    def required(signers: Signers) -> Signers:
+        if not off:
+            refuse_unsigned(opened.files, opened.registry.published(), signers)
+        return signers.model_copy(update={"required": not off})
+
+    _change("signer.require", store, required, why, who, json)
 
 
 @app.command("list")

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from pydantic import ValidationError
 
 from vllm_edit.artefacts.checksums import CHECKSUMS, MANIFEST
 from vllm_edit.artefacts.signatures import Signature, SigningKey
-from vllm_edit.errors import Corrupt, NotFound
+from vllm_edit.errors import Corrupt, EditError, NotFound, Unsigned
 from vllm_edit.files import Files
-from vllm_edit.names import check_name
-from vllm_edit.store.signers import read_signers
+from vllm_edit.names import check_name, short
+from vllm_edit.store.signers import Signers, read_signers
 
 
 def sign(files: Files, name: str, key: SigningKey) -> Signature:
@@ -57,6 +57,30 @@ def check_signed(files: Files, name: str) -> None:
 
 def _folder(name: str) -> str:
     return f"signatures/{check_name(name)}"
+
+
+def refuse_unsigned(files: Files, names: Iterable[str], signers: Signers) -> None:
+    """Raise if one of the patches has no signature that counts, so that nothing served is refused by surprise.
+
+    Args:
+        files: the store's files.
+        names: full names of patches.
+        signers: the list of keys that decides.
+
+    Raises:
+        EditError: one line with all names.
+    """
+    lacking = []
+    for name in sorted(names):
+        try:
+            signers.check(name, sealed(files, name), signatures_of(files, name))
+        except Unsigned:
+            lacking.append(short(name))
+    if lacking:
+        raise EditError(
+            f"{', '.join(lacking)}: served, and without a signature of a trusted key; sign first: vllm-edit sign "
+            f"{' '.join(lacking)} --key FILE"
+        )
 
 
 def sealed(files: Files, name: str) -> Mapping[str, bytes]:
