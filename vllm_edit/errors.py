@@ -35,6 +35,10 @@ class Corrupt(EditError):
     """A stored file does not match its digest."""
 
 
+class Unsigned(EditError):
+    """A compiled patch has no valid signature, and its store requires one."""
+
+
 class Incompatible(EditError):
     """An artefact cannot be applied here: other base, site, rank or module than the running engine's."""
 

@@ -14,11 +14,13 @@ from starlette.responses import PlainTextResponse
 
 from tests.serving import places
 from tests.serving.without_engine import Place, make_app, run
+from vllm_edit.artefacts.signatures import SigningKey
 from vllm_edit.errors import Incompatible
 from vllm_edit.registry.answers import PROMPT_LENGTH
 from vllm_edit.serving.caller import Caller
 from vllm_edit.serving.router import Router
 from vllm_edit.serving.server_settings import Settings
+from vllm_edit.store.signers import Signers, change_signers
 
 
 @pytest.fixture(scope="module")
@@ -319,6 +321,21 @@ def test_a_patch_that_is_refused_again_and_again_keeps_nothing_of_the_requests(p
         return [await refusal() for _ in range(3)]
 
     assert len({id(error) for error in run(steps())}) == 3, "an error raised twice holds the frames of both"
+
+
+@pytest.mark.parametrize("model", ["acme", "acme:ike"])
+def test_an_unsigned_patch_is_an_error_where_signatures_are_required(place: Place, model: str, tmp_path: Path) -> None:
+    key = SigningKey.create(tmp_path / "ann.key")
+
+    def required(signers: Signers) -> Signers:
+        return signers.trusting(key.public, "ann").model_copy(update={"required": True})
+
+    change_signers(place.store.files, place.store.registry, "signer.require", required)
+    reply = run(place.ask(model))
+    assert (reply.status_code, place.slots.held) == (500, {})
+    assert "it is not signed" in reply.json()["error"]["message"], "it is the operator's to read"
+    place.store.sign(place.first, key)
+    assert run(place.ask(model)).status_code == 200
 
 
 def test_patch_of_another_site_is_refused_never_answered_by_base(place: Place) -> None:

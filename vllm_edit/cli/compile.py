@@ -27,6 +27,9 @@ def compile_(
     ] = "rome",
     settings: SetOption = None,
     bank: BankOption = None,
+    key: Annotated[
+        Path | None, typer.Option("--sign", metavar="FILE", help="Sign each stored patch with this private key.")
+    ] = None,
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -41,6 +44,11 @@ def compile_(
     from vllm_edit.release.pipeline import Pipeline
     from vllm_edit.store.store import Store
 
+    signing = None
+    if key is not None:
+        from vllm_edit.artefacts.signatures import SigningKey
+
+        signing = SigningKey.load(key)
     named = method_in(store, method, chosen)
     opened = Store.open(store)
     pipeline = Pipeline(opened, load_base(model or opened.site().model), bank_of(opened, bank))
@@ -51,6 +59,8 @@ def compile_(
             if isinstance(result, Refused):
                 problems += [f"{patch.name}: {line}" for line in result.reason.splitlines()]
                 continue
+            if signing is not None:
+                opened.sign(result.name, signing)
             problems += [f"{result.name}: rejected by its gate: {failure}" for failure in result.failures]
             done.append(result.as_record())
             if not json:

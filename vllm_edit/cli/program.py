@@ -32,6 +32,8 @@ class _Root(LazyGroup):
             "list": (f"{_HERE}.patches", "list_"),
             "show": (f"{_HERE}.patches", "show"),
             "diff": (f"{_HERE}.diff", "diff"),
+            "sign": (f"{_HERE}.sign", "sign"),
+            "signer": (f"{_HERE}.signer", "app"),
             "verify": (f"{_HERE}.maintenance", "verify"),
             "gc": (f"{_HERE}.maintenance", "gc"),
             "export": (f"{_HERE}.patches", "export"),

@@ -40,18 +40,25 @@ from vllm_edit.rollout.decision import TenantState
 class Registry:
     """Registry in a SQL database: SQLite by default, PostgreSQL by its URL."""
 
-    def __init__(self, url: str | URL, anchor: Anchor | None = None, owner: Owner | None = None) -> None:
+    def __init__(
+        self,
+        url: str | URL,
+        anchor: Anchor | None = None,
+        owner: Owner | None = None,
+        admit: Callable[[str], None] = lambda _: None,
+    ) -> None:
         """Configure the registry; the first use connects and brings the schema up to date.
 
         Args:
             url: SQLAlchemy URL of the database.
             anchor: Stores the head of the audit outside the database.
             owner: The store; the first use raises `Incompatible` if the registry belongs to another store.
+            admit: Raises if a patch may not be published, whatever its gate says: its signature is missing.
         """
-        self._anchor, self._owner = anchor, owner
+        self._anchor, self._owner, self._admit = anchor, owner, admit
         self._database = Database(url, self._refuse_to_begin, check=self._check_owner)
         self.changes = Changes(self._database, anchor, owner)
-        self.rollouts = Rollouts(self._database, self.changes)
+        self.rollouts = Rollouts(self._database, self.changes, admit)
         self.retired = Retired(self._database, self.changes)
         self.guard = RolloutGuard(self._database, self.changes)
         self.servers = Servers(self._database, self.changes)
@@ -178,11 +185,13 @@ class Registry:
 
         Raises:
             EditError: the patch is not accepted and there is no override, it has expired, or a rollout is running.
+            Unsigned: the store requires a signature, and the patch has no valid one.
         """
         with self.changes.make("tenant.publish", tenant=tenant, by=by, why=why or override) as change:
             tenants.require(change.connection, tenant)
             rollouts.refuse_running(change.connection, tenant)
             entry = patches.find(change.connection, name)
+            self._admit(name)
             ends = publishable_until(entry, override=override, by=by, valid_until=valid_until)
             active = publications.active(change.connection, tenant)
             closed = rollouts.close(change.connection, tenant)

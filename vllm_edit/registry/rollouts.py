@@ -61,8 +61,8 @@ class RolloutEntryRecord(RolloutRecord):
 class Rollouts:
     """A registry's rollouts. Every step is an audited change; exposures and outcomes are a log."""
 
-    def __init__(self, database: Database, changes: Changes) -> None:
-        self._database, self._changes = database, changes
+    def __init__(self, database: Database, changes: Changes, admit: Callable[[str], None] = lambda _: None) -> None:
+        self._database, self._changes, self._admit = database, changes, admit
 
     def create(self, rollout: Rollout, *, override: str = "", why: str = "", by: str = "") -> Rollout:
         """Insert a rollout, and return it with the expiry of its arms. It serves nobody before its first ramp.
@@ -75,6 +75,7 @@ class Rollouts:
 
         Raises:
             EditError: the name is taken, the tenant has an open rollout, or an arm may not be served.
+            Unsigned: the store requires a signature, and an arm's patch has no valid one.
         """
         with self._changes.make("rollout.create", tenant=rollout.tenant, by=by, why=why or override) as change:
             connection = change.connection
@@ -83,6 +84,9 @@ class Rollouts:
             for other in standing(connection, rollout.tenant):
                 if other.open and (problems := rollout.problems_beside(other)):
                     raise EditError("\n".join(problems))
+            for arm in (rollout.control, rollout.treatment):
+                if arm.name is not None:
+                    self._admit(arm.name)
             arms = {
                 side: _servable(connection, rollout.tenant, arm, override, by)
                 for side, arm in (("control", rollout.control), ("treatment", rollout.treatment))

@@ -7,7 +7,7 @@ from http import HTTPStatus
 from starlette.responses import JSONResponse
 
 from vllm_edit.engine.compat.engine import EngineRefusedError
-from vllm_edit.errors import Corrupt, EditError, Incompatible, NotFound, TooMany, Unavailable
+from vllm_edit.errors import Corrupt, EditError, Incompatible, NotFound, TooMany, Unavailable, Unsigned
 from vllm_edit.serving.bodies import TooLarge
 from vllm_edit.serving.caller import Forbidden, TooManyFailures, Unauthorized
 from vllm_edit.serving.fields import FieldsRefused
@@ -24,6 +24,7 @@ _STATUS = (
     (NotFound, HTTPStatus.NOT_FOUND),
     (Incompatible, HTTPStatus.CONFLICT),
     (Corrupt, HTTPStatus.INTERNAL_SERVER_ERROR),
+    (Unsigned, HTTPStatus.INTERNAL_SERVER_ERROR),
     (Unforeseen, HTTPStatus.INTERNAL_SERVER_ERROR),
     (EngineRefusedError, HTTPStatus.SERVICE_UNAVAILABLE),
     (Unavailable, HTTPStatus.SERVICE_UNAVAILABLE),
@@ -34,6 +35,7 @@ _STATUS = (
 _OURS = {
     Unavailable: "the registry or the store cannot be reached; what is served goes on, try again later",
     Corrupt: "the stored files of this patch cannot be read; the error is in the server's log",
+    Unsigned: "this patch may not be served here; the error is in the server's log",
     EngineRefusedError: "the engine did not take the adapter; try again later",
     Unforeseen: "the server failed; its operator finds the reason by this answer's id",
 }

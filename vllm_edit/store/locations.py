@@ -20,6 +20,7 @@ class _Configured(BaseSettings):
     store: str = Field(".vllm-edit", validation_alias="VLLM_EDIT_STORE")
     registry: str | None = Field(None, validation_alias="VLLM_EDIT_REGISTRY")
     state: Path | None = Field(None, validation_alias="VLLM_EDIT_STATE")
+    signers: Path | None = Field(None, validation_alias="VLLM_EDIT_SIGNERS")
 
 
 def default_url() -> str:
@@ -39,6 +40,11 @@ def registry_url(place: str, files: Files) -> str:
     if not isinstance(files, LocalFiles):
         raise EditError(f"{place} is not a local folder; set VLLM_EDIT_REGISTRY to the URL of the registry's database")
     return f"sqlite:///{(files.root / 'registry.db').absolute()}"
+
+
+def pinned_signers() -> Path | None:
+    """`$VLLM_EDIT_SIGNERS`: a list of trusted keys that replaces the store's; None if the variable is not set."""
+    return _Configured().signers
 
 
 def state_folder() -> Path:

@@ -9,6 +9,8 @@ from vllm_edit.errors import Corrupt, EditError, Incompatible
 from vllm_edit.names import split_name
 from vllm_edit.registry.registry import Registry
 from vllm_edit.store.documents import KINDS, Kind
+from vllm_edit.store.signers import read_signers
+from vllm_edit.store.signing import sealed, signatures_of
 from vllm_edit.store.site_files import SITE
 from vllm_edit.store.store import Store
 
@@ -69,12 +71,23 @@ def _document_problems(store: Store, kind: Kind) -> Iterable[str]:
 
 
 def _patch_problems(store: Store, name: str) -> Iterator[str]:
-    """At most one line for the patch's files and one for its records."""
-    for check in (store.check, store.records):
+    """At most one line each for the patch's files, its records and its signatures."""
+    for check in (store.check, store.records, partial(_check_signatures, store)):
         try:
             check(name)
         except EditError as error:
             yield str(error)
+
+
+def _check_signatures(store: Store, name: str) -> None:
+    """Raise if a patch has only signatures that do not count, or needs one: its store requires it, and it is served.
+
+    Without a list of trusted keys, signatures mean nothing.
+    """
+    signers, signatures = read_signers(store.files), signatures_of(store.files, name)
+    needed = signers.required and name in store.registry.published()
+    if needed or (signers.keys and signatures):
+        signers.check(name, sealed(store.files, name), signatures)
 
 
 def unused_in(store: Store) -> list[str]:

@@ -7,6 +7,8 @@ texts.json, pool.json, …       the base's own text, the facts that it knows, t
 patches/<patch>@<digest>/      one compiled patch each (`artefacts.folder`)
 records/<name>/<kind>-<time>.json   reports and timings, outside the digest
 reports/recompile-….json       what became of another store's patches here (`release.recompile_report`)
+signers.json                   the keys whose signatures count (`signers`), optional
+signatures/<name>/<key>.json   signatures of the patches
 registry.db                    unless VLLM_EDIT_REGISTRY names another database
 audit.json                     the head of the registry's audit (`registry.audit`)
 """
@@ -32,12 +34,14 @@ from vllm_edit.registry.registry import Registry
 from vllm_edit.store.documents import Kind, path_of, read_document, write_document
 from vllm_edit.store.locations import default_url, registry_url
 from vllm_edit.store.records import Record, add_record, read_records
+from vllm_edit.store.signing import check_signed, sign
 from vllm_edit.store.site_files import SITE, check_tensors, read_site, read_tensors, write_site, write_tensors
 
 if TYPE_CHECKING:
     import torch
 
     from vllm_edit.artefacts.compiled import CompiledPatch, Demonstration
+    from vllm_edit.artefacts.signatures import Signature, SigningKey
 
 
 class Store:
@@ -273,10 +277,12 @@ class Store:
 
         Raises:
             NotFound: no such name.
+            Unsigned: the store requires a signature, and the patch has no valid one.
             Corrupt: a file does not match its digest, or the last compile record holds no report; the message names it.
         """
         from vllm_edit.artefacts.folder import unpack
 
+        check_signed(self.files, name)
         found, records = unpack(self.manifest(name), self._reader(name)), self.records(name, "compile")
         try:
             return found.with_record(records[-1].data) if records else found
@@ -317,6 +323,7 @@ class Store:
         """
         from vllm_edit.artefacts.folder import read_demonstrations
 
+        check_signed(self.files, name)
         return read_demonstrations(self.manifest(name), self._reader(name))
 
     def unit(self, name: str, member: str) -> CompiledPatch:
@@ -331,6 +338,7 @@ class Store:
         """
         from vllm_edit.artefacts.units import read_unit
 
+        check_signed(self.files, name)
         return read_unit(name, member, self._reader(name))
 
     def adapter_files(self, name: str) -> dict[str, bytes]:
@@ -347,6 +355,7 @@ class Store:
         """
         from vllm_edit.artefacts.folder import read_adapter
 
+        check_signed(self.files, name)
         return read_adapter(self.manifest(name), self._reader(name))
 
     def adapter_folder(self, name: str, cache: str | Path | None = None) -> Path:
@@ -419,6 +428,24 @@ class Store:
         except NotFound:
             self._check_not_lost(text)
             raise
+
+    def sign(self, name: str, key: SigningKey, by: str = "") -> Signature:
+        """Sign a patch, after every byte of its files is verified.
+
+        Args:
+            name: the full name.
+            key: the private key.
+            by: who signs, for the audit.
+
+        Raises:
+            NotFound: no such name.
+            Corrupt: a file does not match its digest.
+        """
+        self.check(name)
+        with self.registry.changes.make("patch.sign", by=by) as change:
+            made = sign(self.files, name, key)
+            change.record(None, {"name": name, **made.model_dump(mode="json")})
+            return made
 
     # Records
 
@@ -524,4 +551,4 @@ def _folder(name: str) -> str:
 def _registry(place: str, files: Files, site: Callable[[], str], url: str | None = None) -> Registry:
     """Return the registry of the store at `place`. `site` reads the digest of its site; `url` names the database."""
     owner = Owner(place, site, lambda name: files.exists(f"{_folder(name)}/{MANIFEST}"))
-    return Registry(url or registry_url(place, files), Anchor(files), owner)
+    return Registry(url or registry_url(place, files), Anchor(files), owner, partial(check_signed, files))

@@ -1,0 +1,186 @@
+"""The keys whose signatures a store accepts, and whether it requires one: a file that operators can also pin."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+
+from pydantic import AwareDatetime, ValidationError
+
+from vllm_edit.artefacts.signatures import Signature, is_valid, key_id
+from vllm_edit.errors import Corrupt, EditError, NotFound, Unsigned
+from vllm_edit.files import Files
+from vllm_edit.frozen import Frozen
+from vllm_edit.names import short
+from vllm_edit.registry.registry import Registry
+from vllm_edit.store.locations import pinned_signers
+
+SIGNERS = "signers.json"
+
+
+class Signer(Frozen):
+    """A key that may sign.
+
+    Attributes:
+        public: the public key in base64.
+        who: whose key it is.
+        since: when it was trusted.
+        until: the end of its use. Signatures made before stay valid.
+        revoked: when it was revoked. All its signatures are invalid from then on.
+        why: the reason for the revocation.
+    """
+
+    public: str
+    who: str
+    since: AwareDatetime
+    until: AwareDatetime | None = None
+    revoked: AwareDatetime | None = None
+    why: str = ""
+
+    @property
+    def id(self) -> str:
+        return key_id(self.public)
+
+    def objection(self, signature: Signature, name: str, sealed: Mapping[str, bytes]) -> str:
+        """Why the signature does not count; empty if it counts."""
+        if self.revoked is not None:
+            return f"the key of {self.who} was revoked on {self.revoked:%Y-%m-%d}"
+        if self.until is not None and signature.at > self.until:
+            end = f"{self.until:%Y-%m-%d}"
+            return f"it was made on {signature.at:%Y-%m-%d}, after the end of the key of {self.who} ({end})"
+        if not is_valid(signature, self.public, name, sealed):
+            return "it does not match the patch's files"
+        return ""
+
+
+class Signers(Frozen):
+    """The keys that a store trusts.
+
+    Attributes:
+        required: refuse patches without a valid signature.
+        keys: the keys, also those that have ended or are revoked, the oldest first.
+    """
+
+    required: bool = False
+    keys: tuple[Signer, ...] = ()
+
+    def find(self, id: str) -> Signer:
+        """The key with this id, or with the only id that begins so.
+
+        Raises:
+            NotFound: there is no such key, or there are several.
+        """
+        found = [signer for signer in self.keys if id and signer.id.startswith(id)]
+        if len(found) != 1:
+            raise NotFound(f"expected the id of one key, got {id[:60]!r}; `vllm-edit signer list` shows the keys")
+        return found[0]
+
+    def trusting(self, public: str, who: str, until: datetime | None = None) -> Signers:
+        """The same with one key more.
+
+        Raises:
+            EditError: the text is no public key, or the key is known already.
+        """
+        id = key_id(public)
+        if any(signer.id == id for signer in self.keys):
+            raise EditError(f"the key {id} is in the list already; `vllm-edit signer list` shows its state")
+        new = Signer(public=public, who=who, since=datetime.now(UTC), until=until)
+        return self.model_copy(update={"keys": (*self.keys, new)})
+
+    def ending(self, id: str, at: datetime) -> Signers:
+        """The same with an end of the key's use."""
+        return self._with(self.find(id).model_copy(update={"until": at}))
+
+    def revoking(self, id: str, why: str = "") -> Signers:
+        """The same without trust in the key's signatures; a repeated call changes nothing."""
+        signer = self.find(id)
+        if signer.revoked is not None:
+            return self
+        return self._with(signer.model_copy(update={"revoked": datetime.now(UTC), "why": why}))
+
+    def check(self, name: str, sealed: Mapping[str, bytes], signatures: Sequence[Signature]) -> None:
+        """Raise unless one of the signatures counts.
+
+        Args:
+            name: the artefact's full name.
+            sealed: the bytes of its manifest and of `files.json`, by path.
+            signatures: its signatures.
+
+        Raises:
+            Unsigned: none counts; the message has the reason for each.
+        """
+        known = {signer.id: signer for signer in self.keys}
+        objections = []
+        for signature in signatures:
+            signer = known.get(signature.key)
+            objection = "the key is unknown" if signer is None else signer.objection(signature, name, sealed)
+            if not objection:
+                return
+            objections.append(f"signature of {signature.key}: {objection}")
+        reason = "; ".join(objections) or "it is not signed"
+        raise Unsigned(
+            f"{name} has no signature that its store accepts: {reason}; sign it with a trusted key: vllm-edit sign "
+            f"{short(name)} --key FILE"
+        )
+
+    def _with(self, changed: Signer) -> Signers:
+        keys = tuple(changed if signer.id == changed.id else signer for signer in self.keys)
+        return self.model_copy(update={"keys": keys})
+
+
+def read_signers(files: Files) -> Signers:
+    """Read `$VLLM_EDIT_SIGNERS`, else the store's list; without a list nothing is required.
+
+    Raises:
+        EditError: the variable names no file.
+        Corrupt: the file cannot be read.
+    """
+    pinned = pinned_signers()
+    try:
+        data = files.read(SIGNERS) if pinned is None else pinned.read_bytes()
+    except FileNotFoundError:
+        if pinned is None:
+            return Signers()
+        raise EditError(f"VLLM_EDIT_SIGNERS names {pinned}, which does not exist; restore it") from None
+    try:
+        return Signers.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise Corrupt(f"{pinned or SIGNERS}: {where} is invalid ({first['msg']}); restore it from a copy") from error
+
+
+def write_signers(files: Files, signers: Signers) -> None:
+    """Replace the store's list.
+
+    Raises:
+        EditError: `$VLLM_EDIT_SIGNERS` names another list, which an operator must change.
+    """
+    if (pinned := pinned_signers()) is not None:
+        raise EditError(f"VLLM_EDIT_SIGNERS names {pinned}: change that file, or unset it to change the store's list")
+    files.write(SIGNERS, signers.model_dump_json(indent=1).encode())
+
+
+def change_signers(
+    files: Files, registry: Registry, what: str, change: Callable[[Signers], Signers], *, why: str = "", by: str = ""
+) -> Signers:
+    """Change the store's list, with a row in the audit, and return it.
+
+    Args:
+        files: the store's files.
+        registry: the store's registry.
+        what: name of the change in the audit.
+        change: from the list to the new list; if they are equal, nothing is written.
+        why: reason for the audit.
+        by: who changes it.
+
+    Raises:
+        EditError: as `write_signers` and `change` do; nothing is changed.
+    """
+    with files.locked(SIGNERS), registry.changes.make(what, by=by, why=why) as made:
+        before = read_signers(files)
+        after = change(before)
+        if after != before:
+            made.record(before.model_dump(mode="json"), after.model_dump(mode="json"))
+            write_signers(files, after)
+        return after

@@ -1,0 +1,94 @@
+"""Signatures of stored patches: one file for each key, beside the records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from pydantic import ValidationError
+
+from vllm_edit.artefacts.checksums import CHECKSUMS, MANIFEST
+from vllm_edit.artefacts.signatures import Signature, SigningKey
+from vllm_edit.errors import Corrupt, EditError, NotFound, Unsigned
+from vllm_edit.files import Files
+from vllm_edit.names import check_name, short
+from vllm_edit.store.signers import Signers, read_signers
+
+
+def sign(files: Files, name: str, key: SigningKey) -> Signature:
+    """Sign a stored patch; a signature of the same key is replaced.
+
+    Args:
+        files: the store's files.
+        name: the patch's full name. Check the patch before: the signature says that its files are right.
+        key: the key.
+    """
+    made = key.sign(name, sealed(files, name))
+    files.write(f"{_folder(name)}/{made.key}.json", made.model_dump_json(indent=1).encode())
+    return made
+
+
+def signatures_of(files: Files, name: str) -> list[Signature]:
+    """Return the signatures of a patch, valid or not.
+
+    Raises:
+        Corrupt: a file holds no signature.
+    """
+    found = []
+    for path in files.glob(f"{_folder(name)}/*.json"):
+        try:
+            found.append(Signature.model_validate_json(files.read(path)))
+        except ValidationError as error:
+            raise Corrupt(f"{path} holds no signature; remove it, or sign again") from error
+    return found
+
+
+def check_signed(files: Files, name: str) -> None:
+    """Raise if the store requires a signature and the patch has no valid one.
+
+    Raises:
+        Unsigned: the message has the reason for each signature.
+        NotFound: there is no such patch.
+        Corrupt: a file holds no signature, or the list of keys cannot be read.
+    """
+    signers = read_signers(files)
+    if signers.required:
+        signers.check(name, sealed(files, name), signatures_of(files, name))
+
+
+def _folder(name: str) -> str:
+    return f"signatures/{check_name(name)}"
+
+
+def refuse_unsigned(files: Files, names: Iterable[str], signers: Signers) -> None:
+    """Raise if one of the patches has no signature that counts, so that nothing served is refused by surprise.
+
+    Args:
+        files: the store's files.
+        names: full names of patches.
+        signers: the list of keys that decides.
+
+    Raises:
+        EditError: one line with all names.
+    """
+    lacking = []
+    for name in sorted(names):
+        try:
+            signers.check(name, sealed(files, name), signatures_of(files, name))
+        except Unsigned:
+            lacking.append(short(name))
+    if lacking:
+        raise EditError(
+            f"{', '.join(lacking)}: served, and without a signature of a trusted key; sign first: vllm-edit sign "
+            f"{' '.join(lacking)} --key FILE"
+        )
+
+
+def sealed(files: Files, name: str) -> Mapping[str, bytes]:
+    """The files that a signature covers, by path."""
+    folder = f"patches/{check_name(name)}"
+    try:
+        return {path: files.read(f"{folder}/{path}") for path in (MANIFEST, CHECKSUMS)}
+    except FileNotFoundError:
+        if files.exists(f"{folder}/{MANIFEST}"):
+            raise Corrupt(f"{name}/{CHECKSUMS} is missing; compile the patch again or restore the file") from None
+        raise NotFound(f"no compiled patch {name}") from None
