@@ -283,6 +283,8 @@ def test_publish_and_rollback_hold_at_once_and_are_audited_with_key_name_and_rea
         tenant = "/tenants/acme"
         fields = {"patch": "city", "why": "new", "valid_until": "", "override": ""}
         published = await console.person.send(tenant, f"{tenant}/publish", fields)
+        renewed = await console.client.get(f"{CONSOLE}/servers", headers={"HX-Request": "true"})
+        assert 'class="notice"' not in renewed.text
         said = notice_of((await console.client.get(published.headers["location"])).text)
         again = await console.client.get(published.headers["location"])
         after, _ = await console.served()
