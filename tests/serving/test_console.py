@@ -207,6 +207,11 @@ def test_signing_in_continues_only_within_the_console(console: Console, asked: s
     assert run(console.stranger.sign_in(console.key, next=asked)).headers["location"] == page
 
 
+def test_a_person_with_a_session_is_not_asked_for_the_key_again(console: Console) -> None:
+    reply = run(console.person.get("/sign-in", next=f"{CONSOLE}/audit?limit=200"))
+    assert (reply.status_code, reply.headers["location"]) == (303, f"{CONSOLE}/audit?limit=200")
+
+
 def test_a_revoked_key_ends_its_sessions_at_once(console: Console) -> None:
     async def steps() -> list[int]:
         before = (await console.person.get("/tenants")).status_code
@@ -278,6 +283,8 @@ def test_publish_and_rollback_hold_at_once_and_are_audited_with_key_name_and_rea
         tenant = "/tenants/acme"
         fields = {"patch": "city", "why": "new", "valid_until": "", "override": ""}
         published = await console.person.send(tenant, f"{tenant}/publish", fields)
+        renewed = await console.client.get(f"{CONSOLE}/servers", headers={"HX-Request": "true"})
+        assert 'class="notice"' not in renewed.text
         said = notice_of((await console.client.get(published.headers["location"])).text)
         again = await console.client.get(published.headers["location"])
         after, _ = await console.served()

@@ -158,6 +158,9 @@ def test_no_page_has_a_problem_of_contrast_or_structure_light_or_dark_wide_or_na
             found[path] = axe.Axe().run(window.page)
             sizes = window.page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
             assert sizes[0] <= sizes[1], f"{path} is wider than the window"
+        window.page.evaluate("document.querySelector('h1').style.color = 'gray'")
+        window.page.evaluate("document.querySelector('h1').style.backgroundColor = 'silver'")
+        assert axe.Axe().run(window.page).violations_count == 1, "what is tested here would be found"
         window.close()
         reports = {path: result.generate_report() for path, result in found.items() if result.violations_count}
         assert reports == {}

@@ -37,6 +37,8 @@ pytestmark = pytest.mark.slow
 SECRETS = ("meadow", "City1", "acme", "globex")
 NAMES = st.sampled_from(["acme", "globex", "meadow", "meadow@0000", "spring", "nobody", "..", "", "atlas", "base"])
 OPEN = (f"{CONSOLE}/sign-in", f"{CONSOLE}/static/")
+FORMS = ("/tenants", "/publish", "/rollback", "/ramp", "/{verb}", "/sign-in", "/sign-out", "/answer")
+"""The ends of the addresses to which forms are sent."""
 
 
 class Open(Administered):
@@ -76,13 +78,19 @@ def paths() -> list[str]:
     return sorted({route.path for route in console(Holder()).routes})  # type: ignore[attr-defined]
 
 
+def filled(routes: list[str], names: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+    """The routes' paths, with names for their parameters."""
+    return st.builds(lambda path, name: re.sub(r"\{[^}]*\}", lambda _: name, path), st.sampled_from(routes), names)
+
+
 def addresses() -> st.SearchStrategy[str]:
     """Addresses of the console: its own with any names in them, and others."""
-    filled = st.builds(
-        lambda path, name: re.sub(r"\{[^}]*\}", lambda _: name, path), st.sampled_from(paths()), NAMES | texts(12)
-    )
     ending = st.sampled_from(["", "", "/", "/..", "//", "%00", "/static/../routes.py"])
-    return st.tuples(filled, ending).map("".join).filter(lambda path: path.isascii() or _is_text(path))
+    return (
+        st.tuples(filled(paths(), NAMES | texts(12)), ending)
+        .map("".join)
+        .filter(lambda path: path.isascii() or _is_text(path))
+    )
 
 
 def _is_text(path: str) -> bool:
@@ -100,25 +108,27 @@ def forms(token: str) -> st.SearchStrategy[bytes]:
 
 
 def requests(token: str) -> st.SearchStrategy[Sent]:
+    """Forms that a page could send, with any fields; and any method, address and body."""
     kinds = [
-        "application/x-www-form-urlencoded",
-        "multipart/form-data; boundary=x",
-        "multipart/form-data",
-        "text/x",
-        "",
+        b"application/x-www-form-urlencoded",
+        b"multipart/form-data; boundary=x",
+        b"multipart/form-data",
+        b"text/x",
     ]
-    headers = st.sampled_from([*kinds[:1] * 5, *kinds]).map(lambda kind: ((b"content-type", kind.encode()),))
-    query = st.dictionaries(
+    hosts = st.sampled_from([b"server", b"[", b"a:b:c", b"", b"\xff", b"evil.example/v1"])
+    queries = st.dictionaries(
         st.sampled_from(["search", "page", "against", "live", "limit", "verify", "id", "to"]), NAMES
     )
-    return st.builds(
-        lambda method, path, headers, body, query: Sent(method, path, headers, body, urlencode(query).encode()),
-        st.sampled_from(["GET", "POST", "POST", *METHODS]),
-        addresses(),
-        headers,
-        forms(token),
-        query,
-    )
+    posted = filled([route for route in paths() if route.endswith(FORMS)], NAMES)
+
+    def sent(method: str, path: str, kind: bytes, host: bytes, body: bytes, query: dict[str, str]) -> Sent:
+        return Sent(method, path, ((b"content-type", kind), (b"host", host)), body, urlencode(query).encode())
+
+    likely = st.builds(sent, st.just("POST"), posted, st.just(kinds[0]), hosts, forms(token), queries)
+    read = st.builds(sent, st.just("GET"), filled(paths(), NAMES), st.just(b""), hosts, st.just(b""), queries)
+    methods = st.sampled_from(["GET", "GET", "POST", *METHODS])
+    other = st.builds(sent, methods, addresses(), st.sampled_from(kinds), hosts, forms(token), queries)
+    return likely | read | other
 
 
 def for_each(strategy: st.SearchStrategy[Any], examples: int, check: Any) -> None:

@@ -28,7 +28,7 @@ def session_of(service: Service, headers: Headers) -> Session | None:
 def put(response: Response, asked: HTTPConnection, name: str, value: str, life_s: int) -> None:
     """Set a cookie; its browser sends it back by HTTPS only if the request came by HTTPS, also to a proxy before us."""
     forwarded = asked.headers.get("x-forwarded-proto", "").partition(",")[0].strip()
-    secure = "https" in (asked.url.scheme, forwarded)
+    secure = "https" in (asked.scope.get("scheme"), forwarded)
     response.set_cookie(name, value, max_age=life_s, path=_path(asked), secure=secure, httponly=True, samesite="strict")
 
 

@@ -71,7 +71,9 @@ class Pages:
     ) -> HTMLResponse:
         """A page. context: the template's variables besides those that all pages have."""
         nonce = nonce_of(request, self.sessions)
-        notice = self.sessions.notice(cookies.read(request.headers, cookies.NOTICE))
+        notice = None
+        if "hx-request" not in request.headers:  # a page that renews a part of itself does not show it
+            notice = self.sessions.notice(cookies.read(request.headers, cookies.NOTICE))
         new = "" if nonce else new_nonce()
         common = self._common(request, nonce or new)
         text = self._environment.get_template(template).render(**common, notice=notice, **context)
@@ -117,7 +119,7 @@ class Pages:
             return f"{root}{STATIC}/{name}?v={self._files[name].version}"
 
         caller = caller_of(request)
-        here = request.url.path.removeprefix(f"{root}{CONSOLE}").strip("/").partition("/")[0]
+        here = request.scope["path"].removeprefix(f"{root}{CONSOLE}").strip("/").partition("/")[0]
         return {
             "url": url,
             "static": static,

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from vllm_edit.registry.api_keys import authenticate
 from vllm_edit.serving.admin.authorization import CONSOLE
-from vllm_edit.serving.admin.dependencies import Who
+from vllm_edit.serving.admin.dependencies import Who, caller_of
 from vllm_edit.serving.caller import TooManyFailures
 from vllm_edit.serving.console import cookies
 from vllm_edit.serving.console.form import Form
@@ -63,7 +63,9 @@ def routes(pages: Pages) -> APIRouter:
 
     @router.get("/sign-in")
     async def form(request: Request, next: str = "") -> Response:
-        """The form; `next` is the page that was asked for."""
+        """The form; `next` is the page that was asked for. A person with a session continues there."""
+        if caller_of(request).may("admin"):
+            return pages.go(request, _below(return_address(next)))
         return pages.show(request, "sign_in.html", next=return_address(next), problem="", name="")
 
     @router.post("/sign-in")
@@ -80,7 +82,7 @@ def routes(pages: Pages) -> APIRouter:
             shown = {"next": return_address(asked.next), "problem": problem, "name": asked.name}
             return pages.show(request, "sign_in.html", HTTPStatus.UNAUTHORIZED, **shown)
         logger.info("key %s signed in to the console from %s", principal.api_key_id, peer_of(request.scope))
-        response = pages.go(request, return_address(asked.next).removeprefix(CONSOLE).removeprefix("/"))
+        response = pages.go(request, _below(return_address(asked.next)))
         session = pages.sessions.begin(principal.api_key_id, asked.name.strip())
         cookies.put(response, request, cookies.SESSION, session, LIFE_S)
         cookies.drop(response, request, cookies.VISITOR)
@@ -94,3 +96,8 @@ def routes(pages: Pages) -> APIRouter:
         return response
 
     return router
+
+
+def _below(address: str) -> str:
+    """The part of an address of the console that follows the console's own."""
+    return address.removeprefix(CONSOLE).removeprefix("/")
