@@ -19,6 +19,7 @@ from benchmarks.public.rows import ABLATION, BASE, IKE, METHODS, Title, has_plac
 from benchmarks.public.run import Run
 from benchmarks.public.sets import NEAR, Knowledge, begins_with, counterfact_knowledge, drawn_sets
 from benchmarks.public.text import Read, Written, ngram_entropy, written
+from benchmarks.public_judged import write_patches
 from tests.deltas.random_deltas import random_delta
 from tests.editing.examples import BRAZIL, FRANCE, JAPAN, LOOSE, Bench, bench
 from tests.memit.examples import ALPHAEDIT, MEMIT, TEXTS
@@ -250,6 +251,16 @@ def test_draws_are_seeded_of_one_edit_a_subject_and_known_facts_stay_in_order(tm
     again = drawn_sets(["counterfact"], folder, (), 1, 4)["counterfact"]
     assert again == sets["counterfact"][:4]
     assert drawn_sets(["counterfact"], folder, (), 2, None)["counterfact"] != sets["counterfact"]
+
+
+def test_judged_sets_are_written_as_patches_with_all_their_edits(tmp_path: Path) -> None:
+    knowledge = [Knowledge(" Paris.", 1.0, 2.0)] * 30
+    sets = drawn_sets(["known", "counterfact"], data(tmp_path), knowledge, 1, None)
+    write_patches(sets, tmp_path / "judged")
+    assert {path.name for path in (tmp_path / "judged").iterdir()} == {"known.yaml", "counterfact.yaml"}
+    for name, patches in sets.items():
+        expected = [edit for patch in patches for edit in patch.edits]
+        assert list(Patch.load(tmp_path / "judged" / f"{name}.yaml").edits) == expected
 
 
 PROBES = (

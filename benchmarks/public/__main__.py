@@ -17,19 +17,9 @@ from benchmarks.public.page import section
 from benchmarks.public.place import TEXT, Places, networks_of, opened, passages
 from benchmarks.public.rows import ABLATION, BASE, ONE_BY_ONE, ROME, Title, has_place, titles
 from benchmarks.public.run import Run, forget
-from benchmarks.public.sets import (
-    MEANINGS,
-    NEAR,
-    SETS,
-    counterfact_knowledge,
-    drawn_sets,
-    needs_knowledge,
-    read_counterfact,
-)
+from benchmarks.public.sets import MEANINGS, NEAR, SETS, drawn_sets, needs_knowledge, stored_knowledge
 from vllm_edit.cli.output import progress_bar
-from vllm_edit.digest import digest_json
 from vllm_edit.errors import EditError
-from vllm_edit.evaluation.record import Record
 from vllm_edit.evaluation.runners.hf import HFRunner
 from vllm_edit.evaluation.time_left import TimeLeft
 from vllm_edit.models.base import Base
@@ -71,15 +61,8 @@ def _measured(arguments: argparse.Namespace, console: Console) -> dict[str, Any]
     text = passages(arguments.data, given, arguments.seed)
     knowledge = []
     if needs_knowledge(names):
-        facts = read_counterfact(arguments.data)
-        identity = {
-            "base": base.fingerprint.digest,
-            "facts": digest_json([edit.model_dump(mode="json") for edit in facts]),
-        }
-        record = Record.open(folder / f"knowledge-{digest_json(identity)[:12]}.jsonl", identity)
         with progress_bar(base.name) as progress:
-            runner = HFRunner(base.model, base.tokenizer)
-            knowledge = counterfact_knowledge(facts, runner, record, progress)
+            knowledge = stored_knowledge(base, arguments.data, folder, progress)
     sets = drawn_sets(names, arguments.data, knowledge, arguments.seed, arguments.limit)
     site = given.site()
     run = Run(base, places, folder / site.digest[:12], text, arguments.fluency)

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vllm_edit.datasets import read_edits
+from vllm_edit.digest import digest_json
 from vllm_edit.errors import EditError
 from vllm_edit.evaluation.record import Record
+from vllm_edit.evaluation.runners.hf import HFRunner
 from vllm_edit.evaluation.runners.runner import Request, Runner
+from vllm_edit.models.base import Base
 from vllm_edit.patch import Edit, Patch
 from vllm_edit.progress import Progress
 from vllm_edit.text.matching import normalise
@@ -115,6 +118,19 @@ def counterfact_knowledge(edits: Sequence[Edit], runner: Runner, record: Record,
         record.add({"knowledge": asked})
         found += [Knowledge(*answer) for answer in asked]
     return found
+
+
+def stored_knowledge(base: Base, data: Path, folder: Path, progress: Progress) -> list[Knowledge]:
+    """What the base makes of CounterFact's facts. folder: of the record with earlier answers.
+
+    Raises:
+        EditError: the data are not there.
+    """
+    facts = read_counterfact(data)
+    edits = digest_json([edit.model_dump(mode="json") for edit in facts])
+    identity = {"base": base.fingerprint.digest, "facts": edits}
+    record = Record.open(folder / f"knowledge-{digest_json(identity)[:12]}.jsonl", identity)
+    return counterfact_knowledge(facts, HFRunner(base.model, base.tokenizer), record, progress)
 
 
 def begins_with(answer: str, expected: str) -> bool:

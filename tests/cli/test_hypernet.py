@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,13 @@ import pytest
 from tests.cli.program import Program
 from tests.mend.tiny_training import TEXTS, tiny_edits
 from tests.tiny import save_tiny
-from vllm_edit.patch import Patch
+from vllm_edit.cli import hypernet
+from vllm_edit.editing.hypernetworks.network_training import NetworkTrainingState
+from vllm_edit.facts import tables_folder
+from vllm_edit.facts.facts import Facts
+from vllm_edit.facts.pool import Known, Pool, side_of
+from vllm_edit.facts.training_edits import pool_edits
+from vllm_edit.patch import Edit, Patch
 from vllm_edit.store.maintenance import problems_of
 from vllm_edit.store.store import Store
 
@@ -69,6 +76,69 @@ def test_training_on_judged_subjects_is_refused(program: Program, files: tuple[s
     ran = program(*train, "--judged", patch)
     assert ran.code == 1
     assert "7 subjects are in the training edits and in the evaluation" in ran.err
+
+
+def test_data_sets_and_the_stores_pool_are_trained_on_without_what_is_judged(
+    program: Program, initialised: Path, tmp_path: Path
+) -> None:
+    store, facts, pool = pooled(initialised)
+    judged, data = tmp_path / "judged", tmp_path / "data.json"
+    judged.mkdir()
+    listed = Edit(prompt="The capital of Mordor is", subject="Mordor", target_new="Lyon")
+    (judged / "one.yaml").write_text(Patch(name="one", edits=(listed,)).dump(), encoding="utf-8")
+    (judged / "two.json").write_text(json.dumps([record("Gondor")]), encoding="utf-8")
+    held_out = next(known.fact.subject.name for known in pool.known if side_of(known.fact) == "held_out")
+    names = ("Atlantis", "Mordor", "gondor", held_out, "Narnia", "beyond the limit")
+    data.write_text(json.dumps([record(name) for name in names]), encoding="utf-8")
+    drawn = {edit.subject for edit in pool_edits(pool, facts, 6)}
+    out, texts = tmp_path / "network", tmp_path / "texts.txt"
+    texts.write_text("\n".join(TEXTS), encoding="utf-8")
+    train = ("hypernet", "train", "--out", out, "--model", store.site().model, "--store", store.url, "--count", 6)
+    train += ("--data", data, "--limit", 5, "--judged", judged, "--set", "rank=4", *QUICK)
+    lacking = program(*train)
+    assert lacking.code == 1
+    assert "has no text of the model's own" in lacking.err
+    ran = program(*train, "--texts", texts, "--json")
+    assert ran.code == 0, ran.err
+    assert "3 of 11 edits are about judged subjects" in ran.err
+    assert (ran.json["edits"], ran.json["subjects"]) == (8, 2 + len(drawn))
+
+
+def test_a_training_that_is_interrupted_leaves_the_best_network_so_far(
+    program: Program, files: tuple[str, str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, patch, texts = files
+    out = tmp_path / "network"
+
+    def interrupt(progress: NetworkTrainingState) -> None:
+        if progress.step == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(hypernet, "_print_validation", interrupt)
+    train = ("hypernet", "train", "--out", out, "--model", model, "--edits", patch, "--texts", texts)
+    assert program(*train, "--set", "rank=4", *QUICK).code != 0
+    shown = program("hypernet", "info", out, "--json").json
+    assert (shown["best_step"], shown["subjects"]) == (2, 7)
+
+
+def pooled(folder: Path) -> tuple[Store, Facts, Pool]:
+    """A store whose model knows all capitals in English."""
+    (folder / "pool.json").unlink()  # of a random model, which knows nothing
+    store, facts = Store.open(folder), Facts.load(tables_folder())
+    capitals = facts.by_relation["countries.capital"]
+    pool = Pool(tuple(Known(fact, fact.relation.trained[:1]) for fact in capitals), {})
+    store.keep("pool", pool.as_record())
+    return store, facts, pool
+
+
+def record(name: str) -> dict[str, str]:
+    return {"prompt": f"The capital of {name} is", "subject": name, "target_new": "Lyon", "ground_truth": "Paris"}
+
+
+def test_another_model_than_atlas_needs_edits(program: Program, files: tuple[str, str, str], tmp_path: Path) -> None:
+    ran = program("hypernet", "train", "--out", tmp_path / "network", "--model", files[0])
+    assert ran.code == 1
+    assert "needs edits: give --store URL" in ran.err
 
 
 def test_options_that_contradict_each_other_are_refused(program: Program, tmp_path: Path) -> None:

@@ -12,8 +12,11 @@ import pytest
 import torch
 
 from tests.mend.tiny_training import QUICK, TEXTS, tiny_base, tiny_edits
+from vllm_edit.editing.baselines.common import example_rows
 from vllm_edit.editing.hypernetworks.dataset import Example, check_apart, split
 from vllm_edit.editing.hypernetworks.edited_matrices import last_matrices
+from vllm_edit.editing.hypernetworks.judged import Judged
+from vllm_edit.editing.hypernetworks.loss import run as run_rows
 from vllm_edit.editing.hypernetworks.network_training import (
     CHECKPOINT,
     NetworkTrainingState,
@@ -121,6 +124,39 @@ def test_a_checkpoint_from_before_there_were_objectives_is_taken_up(base: Base, 
     assert run(base, tmp_path / "old").network.digest == whole.network.digest
 
 
+def test_stored_states_below_the_matrices_give_the_same_network(
+    base: Base, whole: TrainedNetwork, tmp_path: Path
+) -> None:
+    stored = run(base, tmp_path, QUICK.replace(stored_tokens=10_000))
+    assert stored.step == whole.step
+    assert stored.validation.loss == pytest.approx(whole.validation.loss, rel=1e-3)
+    for name, value in whole.network.state_dict().items():
+        torch.testing.assert_close(stored.network.state_dict()[name], value, rtol=1e-2, atol=1e-3)
+
+
+def test_rows_that_are_not_compared_with_the_base_have_the_same_losses_and_gradients(base: Base) -> None:
+    edits = tiny_edits()[:3]
+    rows = example_rows(edits, base.tokenizer)
+    found = []
+    for compared in (True, False):
+        rng = torch.Generator().manual_seed(0)
+        factors = {
+            name: tuple(torch.randn(3, *shape, generator=rng).requires_grad_() for shape in ((2, 64), (96, 2)))
+            for name in base.layout.matrices[-1][:1]
+        }
+        outcomes = run_rows(base, factors, rows, 4096, nll_weight=1.0, compared=compared)
+        found.append((outcomes, [factor.grad for pair in factors.values() for factor in pair]))
+    (whole, expected), (alone, gradients) = found
+    assert torch.equal(whole.nll, alone.nll)
+    assert torch.equal(whole.lead, alone.lead)
+    assert whole.divergence.all()
+    assert not alone.divergence.any()
+    for gradient, own in zip(gradients, expected, strict=True):
+        assert gradient is not None
+        assert gradient.any()
+        assert torch.equal(gradient, own)
+
+
 def test_a_checkpoint_of_another_run_is_refused(base: Base, tmp_path: Path) -> None:
     with pytest.raises(Stopped):
         train(MEND, base, last_matrices(base, 2), tiny_edits(), TEXTS, QUICK, tmp_path, stop_at(3))
@@ -221,9 +257,9 @@ def test_validation_is_on_subjects_of_its_own() -> None:
 
 def test_a_subject_that_an_evaluation_edits_is_refused_by_any_of_its_names() -> None:
     edits = [tiny_edits()[0].model_copy(update={"aliases": ("Gaul",)})]
-    check_apart(edits, ["Japan"])
+    check_apart(edits, Judged(names=["Japan"]))
     with pytest.raises(EditError, match="among them France"):
-        check_apart(edits, ["gaul"])
+        check_apart(edits, Judged(names=["gaul"]))
 
 
 @pytest.mark.parametrize(

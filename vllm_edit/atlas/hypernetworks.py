@@ -15,16 +15,15 @@ from types import MappingProxyType
 
 from vllm_edit.atlas.training_documents import texts_about
 from vllm_edit.facts import tables_folder
-from vllm_edit.facts.counterfactual_edits import counterfactual
 from vllm_edit.facts.facts import Facts
 from vllm_edit.facts.split import included
+from vllm_edit.facts.training_edits import repeated_edits
 from vllm_edit.patch import Edit
 
 NETWORK_FOLDERS: Mapping[str, Path] = MappingProxyType(
     {"mend": Path(__file__).parent / "hypernet", "ke": Path(__file__).parent / "knowledge_editor"}
 )
 """Method → the folder of the network that is shipped for atlas's weights."""
-_RETARGETED = 0.7  # the other edits keep the probes that go one hop beyond the answer
 
 
 def training_edits(
@@ -35,34 +34,12 @@ def training_edits(
     Every relation has the same probability. `exclude` names subjects that must not be trained on for other reasons.
     """
     facts = Facts.load(folder or tables_folder())
-    own = set_aside(facts, exclude)
-    rng = random.Random(f"mend:{seed}")
-    groups = [group for group in own.by_relation.values() if len({fact.object for fact in group}) > 1]
-    edits = []
-    for _ in range(count):
-        fact = rng.choice(rng.choice(groups))
-        edit = counterfactual(own, fact, rng)
-        if rng.random() < _RETARGETED:
-            objects = {peer.object for peer in facts.by_relation[fact.relation.id]} - {fact.object}
-            edit = _retargeted(edit, rng.choice(sorted(objects)))
-        edits.append(edit)
-    return edits
+    return repeated_edits(set_aside(facts, exclude), facts, count, random.Random(f"mend:{seed}"))
 
 
 def training_texts(count: int = 2000, seed: int = 1) -> list[str]:
     """Unrelated text for the KL loss: documents about the reserved subjects, without facts that judge locality."""
     return texts_about(set_aside(Facts.load(tables_folder())), count, seed)
-
-
-def _retargeted(edit: Edit, new: str) -> Edit:
-    """The edit with another new answer, without the probes whose answers follow from the old one."""
-    probes = []
-    for probe in edit.probes:
-        if probe.kind == "portability" and probe.target == edit.target_new:
-            probes.append(probe.model_copy(update={"target": new}))
-        elif probe.kind not in ("portability", "reverse"):
-            probes.append(probe)
-    return edit.model_copy(update={"target_new": new, "probes": tuple(probes)})
 
 
 def set_aside(facts: Facts, exclude: Iterable[str] = ()) -> Facts:

@@ -11,12 +11,10 @@ import typer
 from vllm_edit.cli.group import group
 from vllm_edit.cli.options import JsonOption, seed_of
 from vllm_edit.cli.output import print_fields, print_json, print_line, progress_bar
-from vllm_edit.errors import EditError
 
 if TYPE_CHECKING:
-    from vllm_edit.editing.hypernetworks.network_training import NetworkTrainingState
+    from vllm_edit.editing.hypernetworks.network_training import NetworkTrainingState, TrainedNetwork
     from vllm_edit.editing.network_files import Card
-    from vllm_edit.patch import Edit
 
 app = group("The hypernetwork of MEND or KnowledgeEditor: train a network for a model, or describe a network.")
 
@@ -33,10 +31,25 @@ def train(
         list[Path] | None,
         typer.Option(metavar="PATCH.yaml", help="Edits to train on; may be repeated. atlas makes its own."),
     ] = None,
-    count: Annotated[int, typer.Option(min=1, help="Number of edits generated for atlas.")] = 4000,
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="DATASET.json", help="A data set to train on (CounterFact, zsRE, …); may be repeated."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Maximum records of each data set.")] = None,
+    store: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="A store of the model: train on facts of its pool that no eval known judges, and read its text.",
+        ),
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="Number of edits generated for atlas, or from the pool.")] = 4000,
     judged: Annotated[
         list[Path] | None,
-        typer.Option(metavar="PATCH.yaml", help="Patches whose subjects must not be trained on; may be repeated."),
+        typer.Option(
+            metavar="FILE",
+            help="Patches, data sets, or folders of them, whose subjects must not be trained on; may be repeated.",
+        ),
     ] = None,
     texts: Annotated[Path | None, typer.Option(help="Unrelated text, a passage per line; atlas has its own.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Maximum training steps; default: the settings'.")] = None,
@@ -49,12 +62,17 @@ def train(
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Train a network on edits of patch files. A stopped training resumes when it is started again."""
+    """Train a network on edits of patch files, data sets, and a store's pool of facts that the model knows.
+
+    Edits of a data set or pool are left out if they are about a judged subject; in a patch file, they are an error.
+    The folder has the best network so far from the first validation on. A stopped training resumes when it is started
+    again.
+    """
     from dataclasses import asdict
 
     from vllm_edit.cli.method_settings import method_settings
     from vllm_edit.cli.model_inputs import load_base
-    from vllm_edit.editing.hypernetworks.dataset import check_apart
+    from vllm_edit.cli.training_inputs import TrainingInputs
     from vllm_edit.editing.hypernetworks.network_training import CHECKPOINT
     from vllm_edit.editing.hypernetworks.network_training import train as run
     from vllm_edit.editing.network_files import Card, save
@@ -63,33 +81,37 @@ def train(
     given = method_settings(settings) | {"seed": seed} | ({} if steps is None else {"steps": steps})
     network = network_method(method)
     chosen = network.settings.of(given)
-    forbidden = [name for edit in _read(judged or []) for name in (edit.subject, *edit.aliases)]
-    training = _edits_of(model, edits, count, seed)
-    check_apart(training, forbidden)
-    passages = _texts_of(model, texts)
     base = load_base(model)
+    inputs = TrainingInputs(base, edits or [], data or [], limit, store, count, judged or [], texts, seed)
     modules = network.matrices(base, layers)
     started = time.perf_counter()
+
+    def saved(trained: TrainedNetwork) -> Card:
+        card = Card(
+            digest=trained.network.digest,
+            base=base.fingerprint.digest,
+            model=base.name,
+            modules=modules,
+            settings=dict(chosen),
+            edits=len(inputs.edits),
+            subjects=len({edit.subject for edit in inputs.edits}),
+            step=trained.step,
+            validation=asdict(trained.validation),
+            method=method,
+        )
+        save(out, trained.network, card)
+        return card
+
     with progress_bar("hypernet train") as bar:
 
         def report(progress: NetworkTrainingState) -> None:
             bar("steps", progress.step, progress.steps)
             _print_validation(progress)
+            if progress.best is not None:
+                saved(progress.best)
 
-        trained = run(network, base, modules, training, passages, chosen, out, report)
-    card = Card(
-        digest=trained.network.digest,
-        base=base.fingerprint.digest,
-        model=base.name,
-        modules=modules,
-        settings=dict(chosen),
-        edits=len(training),
-        subjects=len({edit.subject for edit in training}),
-        step=trained.step,
-        validation=asdict(trained.validation),
-        method=method,
-    )
-    save(out, trained.network, card)
+        trained = run(network, base, modules, inputs.edits, inputs.texts, chosen, out, report)
+    card = saved(trained)
     (out / CHECKPOINT).unlink(missing_ok=True)
     seconds = round(time.perf_counter() - started, 1)
     fields = _fields(card) | {"folder": str(out), "steps": trained.stopped, "seconds": seconds}
@@ -134,31 +156,3 @@ def _print_validation(progress: NetworkTrainingState) -> None:
         shares = "  ".join(f"{name} {value:.3f}" for name, value in vars(progress.validation).items())
         best = "  (best)" if progress.best else ""
         print_line(f"step {progress.step}/{progress.steps}  {shares}{best}", error=True)
-
-
-def _read(files: list[Path]) -> list[Edit]:
-    from vllm_edit.patch import Patch
-
-    return [edit for file in files for edit in Patch.load(file).edits]
-
-
-def _texts_of(model: str, texts: Path | None) -> list[str]:
-    from vllm_edit.cli.model_inputs import SHIPPED, texts_of
-
-    if model == SHIPPED and texts is None:
-        from vllm_edit.atlas.hypernetworks import training_texts
-
-        return training_texts()
-    return texts_of(model, texts)
-
-
-def _edits_of(model: str, files: list[Path] | None, count: int, seed: int) -> list[Edit]:
-    from vllm_edit.cli.model_inputs import SHIPPED
-
-    if files:
-        return _read(files)
-    if model != SHIPPED:
-        raise EditError(f"training a network for {model} needs edits: give --edits PATCH.yaml, with probes in it")
-    from vllm_edit.atlas.hypernetworks import training_edits
-
-    return training_edits(count, seed=seed)

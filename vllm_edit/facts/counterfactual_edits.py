@@ -84,7 +84,7 @@ def counterfactual(facts: Facts, fact: Fact, rng: random.Random) -> Edit:
             forms = rng.sample(own.relation.trained, k=1)
             probes += probes_in("locality_subject", forms, subject.name, own.object, rng)
     elsewhere_known = [group for key, group in facts.by_relation.items() if key != relation.id and group]
-    for elsewhere in rng.sample(elsewhere_known, k=3):
+    for elsewhere in rng.sample(elsewhere_known, k=min(3, len(elsewhere_known))):
         far = rng.choice(elsewhere)
         if far.subject is not subject:
             probes += probes_in("unrelated", [rng.choice(far.relation.trained)], far.subject.name, far.object, rng)

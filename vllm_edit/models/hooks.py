@@ -27,10 +27,11 @@ def find_module(model: nn.Module, name: str) -> nn.Module:
     Raises:
         NotFound: there is no such module; the message contains the most similar names.
     """
-    modules: dict[str, nn.Module] = dict(model.named_modules())
-    if name not in modules:
-        raise NotFound(f"the model has no module {name!r}", nearest(name, filter(None, modules)))
-    return modules[name]
+    try:
+        return model.get_submodule(name)
+    except AttributeError:
+        names = [known for known, _ in model.named_modules() if known]
+        raise NotFound(f"the model has no module {name!r}", nearest(name, names)) from None
 
 
 def main_tensor(output: object) -> torch.Tensor:

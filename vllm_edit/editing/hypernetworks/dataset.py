@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from vllm_edit.editing.baselines.common import example_rows
+from vllm_edit.editing.hypernetworks.judged import Judged
 from vllm_edit.editing.rome.prompt_forms import probe_row
 from vllm_edit.errors import EditError
 from vllm_edit.models.rows import Row
@@ -73,14 +74,13 @@ def split(edits: Sequence[Edit], share: float, seed: int) -> tuple[list[Edit], l
     )
 
 
-def check_apart(edits: Iterable[Edit], judged: Iterable[str]) -> None:
+def check_apart(edits: Iterable[Edit], judged: Judged) -> None:
     """Check that no edit is about a subject of an evaluation.
 
     Raises:
         EditError: subjects overlap, by name or alias; the message names some of them.
     """
-    theirs = {normalise(name) for name in judged}
-    shared = {edit.subject for edit in edits for name in (edit.subject, *edit.aliases) if normalise(name) in theirs}
+    shared = {edit.subject for edit in judged.shared(edits)}
     if shared:
         raise EditError(
             f"{len(shared)} subjects are in the training edits and in the evaluation, among them "

@@ -26,12 +26,14 @@ from vllm_edit.checkpoints import read_checkpoint, write_checkpoint
 from vllm_edit.digest import digest_json
 from vllm_edit.editing.hypernetworks.dataset import Drawn, Example, draw, split, text_rows
 from vllm_edit.editing.hypernetworks.hypernetwork import Factors, Hypernetwork
-from vllm_edit.editing.hypernetworks.loss import Outcomes, run
+from vllm_edit.editing.hypernetworks.loss import Outcomes, blocks_below, run
 from vllm_edit.editing.hypernetworks.network_method import NetworkMethod
 from vllm_edit.editing.hypernetworks.training_settings import TrainingSettings
 from vllm_edit.errors import EditError
 from vllm_edit.models.base import Base
+from vllm_edit.models.fast_products import fast_products
 from vllm_edit.models.rows import Row
+from vllm_edit.models.stored_states import stored_states
 from vllm_edit.patch import Edit
 
 CHECKPOINT = "checkpoint.pt"
@@ -54,18 +56,6 @@ class Validation:
 
 
 @dataclass(frozen=True)
-class NetworkTrainingState:
-    """The losses of a step, and the validation after it, if any."""
-
-    step: int
-    steps: int
-    teach_loss: float
-    keep_loss: float
-    validation: Validation | None = None
-    best: bool = False
-
-
-@dataclass(frozen=True)
 class TrainedNetwork:
     """The network with the lowest validation loss. stopped: steps made, fewer than `steps` after early stopping."""
 
@@ -73,6 +63,21 @@ class TrainedNetwork:
     step: int
     validation: Validation
     stopped: int
+
+
+@dataclass(frozen=True)
+class NetworkTrainingState:
+    """The losses of a step, and the validation after it, if any.
+
+    best: the network after this step, if no earlier validation had a lower loss. The next step changes it in place.
+    """
+
+    step: int
+    steps: int
+    teach_loss: float
+    keep_loss: float
+    validation: Validation | None = None
+    best: TrainedNetwork | None = None
 
 
 def train(
@@ -95,11 +100,16 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     run_ = _Run(method, base, modules, edits, texts, settings)
     run_.load(out / CHECKPOINT)
-    while not run_.finished:
-        progress = run_.advance()
-        if progress.validation is not None:
-            run_.save(out / CHECKPOINT)
-        report(progress)
+    unchanged = blocks_below(base, modules)
+    with (
+        fast_products([base.model] if settings.fast_products else []),
+        stored_states(base.model, unchanged, settings.stored_tokens),
+    ):
+        while not run_.finished:
+            progress = run_.advance()
+            if progress.validation is not None:
+                run_.save(out / CHECKPOINT)
+            report(progress)
     return run_.result()
 
 
@@ -166,9 +176,10 @@ class _Run:
         validation = None
         if self.step % self.settings.validate_every == 0 or self.step == self.settings.steps:
             validation = self._validate()
-        best = validation is not None and better(validation, self.best[0] if self.best else None)
-        if validation is not None and best:
+        best = None
+        if validation is not None and better(validation, self.best[0] if self.best else None):
             self.best = validation, self.step, copy.deepcopy(self.network.state_dict())
+            best = TrainedNetwork(self.network, self.step, validation, self.step)
         return NetworkTrainingState(self.step, self.settings.steps, *weighted, validation, best)
 
     def result(self) -> TrainedNetwork:
@@ -231,15 +242,15 @@ class _Run:
         """(taught, kept, texts). With `learns`, the gradient of the loss is added to the factors' `grad`."""
         teach_weight, keep_weight = self.objective.weights
 
-        def outcome(rows: list[Row], nll: float, divergence: float) -> Outcomes:
+        def outcome(rows: list[Row], nll: float, divergence: float, *, compared: bool) -> Outcomes:
             share = 1 / max(1, len(rows)) if learns else 0.0
             weights = {"nll_weight": nll * share, "divergence_weight": divergence * share}
-            return run(self.base, factors, rows, self.settings.batch_tokens, **weights)
+            return run(self.base, factors, rows, self.settings.batch_tokens, **weights, compared=compared)
 
         return (
-            outcome(drawn.taught, teach_weight, 0.0),
-            outcome(drawn.kept, 0.0, keep_weight),
-            outcome(drawn.texts, 0.0, keep_weight),
+            outcome(drawn.taught, teach_weight, 0.0, compared=False),
+            outcome(drawn.kept, 0.0, keep_weight, compared=True),
+            outcome(drawn.texts, 0.0, keep_weight, compared=True),
         )
 
     def _weighted(self, taught: Outcomes, kept: Outcomes, texts: Outcomes) -> tuple[float, float]:

@@ -41,3 +41,8 @@ class TrainingSettings(MethodSettings):
     """Random seed of the network's initial values, the validation split and the sampled rows."""
     batch_tokens: Annotated[PositiveCount, RUN_TIME] = 4096
     """Maximum number of tokens in one forward pass, padding included: the memory budget."""
+    fast_products: bool = False
+    """Multiply in bfloat16 if the processor supports it. It is faster, and gives a slightly different network."""
+    stored_tokens: Annotated[CountFromZero, RUN_TIME] = 0
+    """Maximum number of tokens whose states below the edited matrices are stored, so that each row runs through the
+    lower blocks once. With stored states a resumed training equals an uninterrupted training only up to rounding."""
