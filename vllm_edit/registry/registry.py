@@ -245,11 +245,13 @@ class Registry:
             return publications.standing_names(connection) | set(rollouts.names_in_use(connection))
 
     def served_to(self) -> dict[str, list[str]]:
-        """Return, by name, the tenants that are served it now, including both arms of a rollout."""
+        """Return, by name, the tenants that are served it now, including all arms of their rollouts."""
+        with self._database.read() as connection:
+            governing = rollouts.governing(connection)
         served: dict[str, list[str]] = {}
         for tenant in self.tenants():
-            treatment = Arm.of(tenant.treatment).name if tenant.treatment else None
-            for name in {tenant.active, treatment} - {None}:
+            arms = (arm.name for rollout in governing.get(tenant.name, ()) for arm in rollout.served)
+            for name in {tenant.active, *arms} - {None}:
                 served.setdefault(str(name), []).append(tenant.name)
         return served
 

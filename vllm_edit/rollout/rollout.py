@@ -140,6 +140,13 @@ class Rollout:
         return self.control if side == "control" else self.treatment
 
     @property
+    def served(self) -> tuple[Arm, ...]:
+        """The arms that users of the tenant get while the rollout governs: both while it runs."""
+        if self.running:
+            return self.control, self.treatment
+        return (self.treatment,) if self.state == "promoted" else (self.control,)
+
+    @property
     def guarded(self) -> bool:
         """True while a server has to test limits or to follow a schedule."""
         return self.running and bool(self.limits or self.schedule)
