@@ -55,7 +55,12 @@ def rollout_part(found: RolloutReport, key: str) -> RolloutPart:
             if any(estimate.n for estimate in result.arms.values())
         ],
         courses=[_course(result, f"{key}-course-{place}") for place, result in enumerate(found.comparisons)],
-        tables=[_arms(found), *([_comparisons(found)] if found.comparisons else []), _shares(found)],
+        tables=[
+            _arms(found),
+            *([_comparisons(found)] if found.comparisons else []),
+            *([_limits(found)] if found.limits else []),
+            _shares(found),
+        ],
     )
 
 
@@ -67,6 +72,21 @@ def _summary(found: RolloutReport) -> Iterator[str]:
         f"part, {rollout.split / 100:g} % of them on treatment."
     )
     yield f"Control is {rollout.control}, treatment is {rollout.treatment}."
+    if rollout.audience is not None:
+        held_out = rollout.audience.holdout / 100
+        yield f"It is for the users {rollout.audience} (per cent); {held_out:g} % of all users are in no rollout."
+    if rollout.schedule is not None:
+        steps = rollout.schedule.as_record()
+        due = (
+            "its last step is reached" if steps.next_at is None else f"{steps.next:g} % from {steps.next_at:%F %T} UTC"
+        )
+        held = "" if steps.held is None else f"; limit {steps.held} holds it until the next ramp"
+        yield f"Ramp schedule {steps.steps}: {due}{held}."
+    for decision in found.decisions:
+        yield (
+            f"Limit {decision.result.limit} was exceeded on {decision.at:%F %T} UTC, and {decision.server} acted: "
+            f"{decision.result.action}. The numbers were: {decision.result.summary}."
+        )
     for result in found.comparisons:
         difference = result.difference
         if difference.mean is None:
@@ -115,6 +135,19 @@ def _comparisons(found: RolloutReport) -> HTMLTable:
         rows.append((name, "difference", "", *_cells(result.difference), result.verdict))
     columns = ("metric", "", "outcomes", "compared", "mean", "interval at every look", "treatment is")
     return HTMLTable("comparisons", columns, rows, words=2)
+
+
+def _limits(found: RolloutReport) -> HTMLTable:
+    acted = {decision.result.limit for decision in found.decisions}
+    rows = []
+    for result in found.limits:
+        control = "" if result.control is None else _cells(result.control)[1]
+        state = "acted" if result.limit in acted else "exceeded" if result.exceeded else "holds"
+        rows.append(
+            (result.limit, control, _cells(result.treatment)[1], *_cells(result.excess), f"{result.margin:g}", state)
+        )
+    columns = ("limit", "control", "treatment", "compared", "worse by", "interval at every look", "margin", "state")
+    return HTMLTable("limits that act", columns, rows)
 
 
 def _cells(estimate: Estimate) -> tuple[object, str, str]:
