@@ -133,7 +133,7 @@ def _comparisons(found: RolloutReport) -> HTMLTable:
         name = result.metric.name
         rows += [(name, side, result.outcomes[side], *_cells(result.arms[side]), "") for side in SIDES]
         rows.append((name, "difference", "", *_cells(result.difference), result.verdict))
-    columns = ("metric", "", "outcomes", "compared", "mean", "interval at every look", "treatment is")
+    columns = ("metric", "arm", "outcomes", "compared", "mean", "interval at every look", "treatment is")
     return HTMLTable("comparisons", columns, rows, words=2)
 
 
