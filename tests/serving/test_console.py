@@ -14,6 +14,7 @@ from tests.serving.browsing import CONSOLE, Person, notice_of, problem_of, token
 from tests.serving.test_admin import Administered
 from tests.serving.without_engine import Place, run, shared_app
 from vllm_edit.serving.console import cookies, sign_in
+from vllm_edit.serving.console.display import time
 from vllm_edit.serving.console.intervals import draw
 from vllm_edit.serving.console.signed_out import return_address
 from vllm_edit.serving.console.static_files import FOLDER
@@ -58,7 +59,7 @@ MEASURE = {"mode": "weights", "metric": "reliability", "protocol": "generation",
 
 
 class Console(Administered):
-    """A signed-in person, and another one who has not signed in."""
+    """A signed-in person, and a stranger, who has not signed in."""
 
     def __init__(self, folder: Path, template: Path) -> None:
         super().__init__(folder, template)
@@ -551,3 +552,23 @@ def test_a_rollout_of_a_tenant_without_a_publication_can_be_rolled_back(console:
     assert "closes the rollout" in page
     assert (status, registry.rollouts.find("first").closed) == (303, True)
     assert run(console.person.get("/tenants/globex/rollback")).status_code == 400
+
+
+def test_a_long_record_is_cut_on_a_page(console: Console) -> None:
+    name = console.store.resolve("city")
+    console.store.add_record(name, "report", {"answers": ["an answer of thousands"] * 5_000})
+    page = run(console.person.get("/patches/city")).text
+    assert "characters more" in page
+    assert len(page) < 100_000
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (None, "–"),
+        ("2026-11-30T01:02:03.5+02:00", '<time datetime="2026-11-29T23:02:03.500000+00:00">2026-11-29 23:02:03</time>'),
+        ("<soon>", "<soon>"),
+    ],
+)
+def test_times_are_in_utc(value: str | None, shown: str) -> None:
+    assert str(time(value)) == shown

@@ -43,7 +43,7 @@ PAGES = (
 
 @dataclass(frozen=True)
 class Site:
-    """A server with two tenants: one with a publication, one with a rollout. key: an administrator's."""
+    """A server with two tenants: a shop with a publication, a garage with a rollout. key: an administrator's."""
 
     url: str
     key: str

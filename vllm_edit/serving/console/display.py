@@ -13,6 +13,8 @@ from markupsafe import Markup
 from vllm_edit.names import short
 from vllm_edit.registry.servers import AcknowledgedRecord
 
+_LONGEST = 20_000  # characters of JSON on a page
+
 
 def time(value: datetime | str | None) -> Markup | str:
     """A time in UTC, to the second; `value` may be ISO text."""
@@ -40,8 +42,9 @@ def milliseconds(value: float | None) -> str:
 
 
 def pretty(value: Any) -> str:
-    """JSON with indents."""
-    return json.dumps(value, ensure_ascii=False, indent=2)
+    """JSON with indents. A long text is cut: a report may hold the answers to thousands of questions."""
+    text = json.dumps(value, ensure_ascii=False, indent=2)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} … {len(text) - _LONGEST:,} characters more"
 
 
 def followed(found: AcknowledgedRecord) -> str:

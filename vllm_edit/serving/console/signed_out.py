@@ -29,7 +29,7 @@ def signed_out(scope: Scope) -> Response:
 
 
 def return_address(asked: str) -> str:
-    """The page after signing in: the one that was asked for if it is of the console, else the console's first."""
+    """The page after signing in: the page that was asked for if it is of the console, else the console's first."""
     path = asked.partition("?")[0]
     inside = in_console(path) and asked.isascii() and asked.isprintable() and "\\" not in asked
     return asked if inside and path != SIGN_IN and len(asked) <= _LONGEST else CONSOLE
