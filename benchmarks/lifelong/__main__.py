@@ -17,7 +17,7 @@ from benchmarks.lifelong.answers import TOKENS
 from benchmarks.lifelong.batches import drawn_batches
 from benchmarks.lifelong.page import plot, section
 from benchmarks.lifelong.places import NULL_SPACE, PREFIXED, SETTINGS, TITLES, places_of, publisher_of
-from benchmarks.lifelong.run import Published, Run
+from benchmarks.lifelong.run import Published, Run, recorded
 from benchmarks.public.place import opened, passages
 from benchmarks.public.sets import read_counterfact
 from vllm_edit.cli.output import progress_bar
@@ -75,9 +75,11 @@ def _measured(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, 
         }
         own = folder / f"{protocol}-{digest_json(identity)[:12]}"
         record = Record.open(own / "record.jsonl", identity)
-        with progress_bar(TITLES[protocol]) as progress:
-            publisher = publisher_of(protocol, base, place, own, identity)
-            found[TITLES[protocol]] = run.published(publisher, record, progress)
+        if not arguments.recorded:
+            with progress_bar(TITLES[protocol]) as progress:
+                run.published(publisher_of(protocol, base, place, own, identity), record, progress)
+        if published := recorded(record, arguments.batches):
+            found[TITLES[protocol]] = published
         sites[f"{', '.join(place.site.modules)}, token `{place.site.token}`"] = None
     data = {
         "model": base.name,
@@ -113,6 +115,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--passages", type=count, default=16, help="passages read for the drift (default 16)")
     parser.add_argument("--seed", type=int, default=1, help="of the draws (default 1)")
     parser.add_argument("--folder", type=Path, default=Path("runs/lifelong"), help="what is done already")
+    parser.add_argument("--recorded", action="store_true", help="publish nothing: only what earlier runs recorded")
     parser.add_argument("--print-only", action="store_true", help="print the table and leave RESULTS.md alone")
     parser.add_argument("--fresh", action="store_true", help="forget what was done for this model and begin again")
     return parser.parse_args()
