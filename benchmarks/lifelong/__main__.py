@@ -17,8 +17,8 @@ from benchmarks.lifelong.answers import TOKENS
 from benchmarks.lifelong.batches import drawn_batches
 from benchmarks.lifelong.page import plot, section
 from benchmarks.lifelong.places import NULL_SPACE, PREFIXED, SETTINGS, TITLES, places_of, publisher_of
-from benchmarks.lifelong.run import Published, Run
-from benchmarks.public.place import opened, passages
+from benchmarks.lifelong.run import Published, Run, recorded
+from benchmarks.public.place import open_store, passages
 from benchmarks.public.sets import read_counterfact
 from vllm_edit.cli.output import progress_bar
 from vllm_edit.digest import digest_json
@@ -52,7 +52,7 @@ def _measured(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, 
         shutil.rmtree(folder, ignore_errors=True)
     facts = read_counterfact(arguments.data)
     batches = drawn_batches(facts, arguments.batches, arguments.size, arguments.seed)
-    store = opened(arguments.store or str(folder / "store"), base)
+    store = open_store(arguments.store or str(folder / "store"), base)
     text = passages(arguments.data, store, arguments.seed)[: arguments.passages]
     place_of = places_of(store, base, arguments.size, folder)
     runner = CachingRunner(HFRunner(base.model, base.tokenizer))
@@ -75,9 +75,11 @@ def _measured(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, 
         }
         own = folder / f"{protocol}-{digest_json(identity)[:12]}"
         record = Record.open(own / "record.jsonl", identity)
-        with progress_bar(TITLES[protocol]) as progress:
-            publisher = publisher_of(protocol, base, place, own, identity)
-            found[TITLES[protocol]] = run.published(publisher, record, progress)
+        if not arguments.recorded:
+            with progress_bar(TITLES[protocol]) as progress:
+                run.published(publisher_of(protocol, base, place, own, identity), record, progress)
+        if published := recorded(record, arguments.batches):
+            found[TITLES[protocol]] = published
         sites[f"{', '.join(place.site.modules)}, token `{place.site.token}`"] = None
     data = {
         "model": base.name,
@@ -113,6 +115,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--passages", type=count, default=16, help="passages read for the drift (default 16)")
     parser.add_argument("--seed", type=int, default=1, help="of the draws (default 1)")
     parser.add_argument("--folder", type=Path, default=Path("runs/lifelong"), help="what is done already")
+    parser.add_argument("--recorded", action="store_true", help="publish nothing: only what earlier runs recorded")
     parser.add_argument("--print-only", action="store_true", help="print the table and leave RESULTS.md alone")
     parser.add_argument("--fresh", action="store_true", help="forget what was done for this model and begin again")
     return parser.parse_args()

@@ -27,9 +27,9 @@ def section(data: Mapping[str, Any], found: Mapping[str, Sequence[Published]]) -
         "beyond a limit",
     )
     lines = [
-        f"{data['batches']} batches of {data['size']} edits of {data['model']}: a seeded draw of CounterFact's facts, "
-        "one of each subject. composed: every batch is compiled from the clean base, and all batches so far are solved "
-        "together. sequential: AlphaEdit's protocol; every batch is compiled on the model that the batches before it "
+        f"Up to {data['batches']} batches of {data['size']} edits of {data['model']}: a seeded draw of CounterFact's "
+        "facts, one of each subject. composed: every batch is compiled from the clean base, and all batches so far are "
+        "solved together. sequential: AlphaEdit's protocol; every batch is compiled on the model that the earlier ones "
         "edited, and their keys are preserved. All have the same few rows: the prompt as text, bare and after "
         f"{data['prefixed']} contexts. AlphaEdit's `null_space` is {data['null_space']:g}. Sites: {data['sites']}. "
         f"Free greedy answers of at most {data['tokens']} tokens through {data['engine']}.",

@@ -66,6 +66,11 @@ def milestones(batches: int) -> list[int]:
     return [number for number in (*_FIRST, *range(_EVERY, batches + 1, _EVERY)) if number <= batches]
 
 
+def recorded(record: Record, batches: int) -> list[Published]:
+    """What a record holds of the first batches."""
+    return [Published.of_record(entry) for entry in record.entries[:batches]]
+
+
 @dataclass(frozen=True)
 class Run:
     """What all protocols have in common.
@@ -80,18 +85,15 @@ class Run:
     sample: int
     seed: int
 
-    def published(self, publisher: Publisher, record: Record, progress: Progress) -> list[Published]:
-        """Publish all batches. What the record holds is not asked again."""
-        found = [Published.of_record(entry) for entry in record.entries]
+    def published(self, publisher: Publisher, record: Record, progress: Progress) -> None:
+        """Publish all batches, and record each. What the record holds is not asked again."""
         for number, batch in enumerate(self.batches):
             missed = publisher.publish(batch, progress)
-            if number < len(found):
+            if number < len(record.entries):
                 continue
             progress("asking", number, len(self.batches))
-            found.append(self._asked(number, missed, publisher.delta))
-            record.add(found[-1].as_record())
+            record.add(self._asked(number, missed, publisher.delta).as_record())
             progress("batches", number + 1, len(self.batches))
-        return found[: len(self.batches)]
 
     def _asked(self, number: int, missed: int, delta: Delta) -> Published:
         edits = [edit for batch in self.batches[: number + 1] for edit in batch.edits]

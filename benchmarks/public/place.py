@@ -106,24 +106,24 @@ def _own_site(method: str) -> bool:
     return needs is not None and SecondMoment not in needs
 
 
-def networks_of(folders: Sequence[Path]) -> dict[str, Path]:
-    """Method → the folder of its network."""
-    return {load(folder)[1].method: folder for folder in folders}
-
-
-def opened(url: str, base: Base) -> Store:
+def open_store(url: str, base: Base) -> Store:
     """The store at `url`, made with nothing but the model where there is none.
 
     Raises:
         EditError: the store is another model's, or could not be made.
     """
-    store = _opened_or_made(url, base)
-    if store.site().base.departures(base.fingerprint):
+    given = _opened(url, base)
+    if given.site().base.departures(base.fingerprint):
         raise EditError(f"{url} is a store for another base than {base.name}; name another one with --store")
-    return store
+    return given
 
 
-def _opened_or_made(url: str, base: Base) -> Store:
+def networks_of(folders: Sequence[Path]) -> dict[str, Path]:
+    """Method → the folder of its network."""
+    return {load(folder)[1].method: folder for folder in folders}
+
+
+def _opened(url: str, base: Base) -> Store:
     try:
         return Store.open(url)
     except NotFound:
