@@ -42,6 +42,6 @@ class AlphaEditSettings(MemitSettings):
 
     title: ClassVar[str] = "alphaedit"
 
-    null_space: PositiveReal = 0.1
+    null_space: PositiveReal = 0.5
     """Eigenvectors of C belong to the null space if their eigenvalue is below this value, in units of the mean
     eigenvalue."""
