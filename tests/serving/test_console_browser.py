@@ -178,7 +178,8 @@ def test_a_kill_asks_once_and_holds_and_the_page_follows_the_registry(window: Wi
             "dialog", lambda dialog: (asked.append(dialog.message), dialog.accept() if accept else dialog.dismiss())
         )
 
-    window.open("/rollouts/summer?live=0")
+    window.press(".updates a")
+    page.wait_for_url("**/rollouts/summer?live=0")
     answer(accept=False)
     window.type("#kill-why", "users complain")
     window.press("form[action$=kill] button")

@@ -2,6 +2,8 @@
 "use strict";
 
 (() => {
+  document.documentElement.classList.add("scripted"); // without scripts nothing renews itself
+
   const REFUSED = "The server did not answer. Look at the page again before you repeat this.";
 
   /** The message of an error in OpenAI's format; the text itself if it has another form. */
