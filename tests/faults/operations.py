@@ -5,6 +5,7 @@ guardrails, gc. Each has a name, by which another process can run it.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -69,8 +70,11 @@ class Operations:
         return Pipeline(store, self.bench.base, Bank()).run(patch, "rome", dict(LOOSE)).name
 
     def guard(self, store: Store, name: str, owner: str) -> None:
-        """Take the lease of guardrails as soon as nobody has it, and act on the rollout's limits."""
-        watch = Watch(owner, owner)
+        """Take the lease of guardrails as soon as nobody has it, and act on the rollout's limits.
+
+        Each process is another server, and waits until the lease of a killed process has expired.
+        """
+        watch = Watch(f"{owner}-{os.getpid()}", owner)
         while not store.registry.guard.hold(watch, seconds=0.5):
             time.sleep(0.02)
         store.registry.guard.test(name, watch)

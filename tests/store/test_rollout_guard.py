@@ -147,6 +147,20 @@ def test_only_the_first_answer_of_a_user_counts_in_the_order_of_arrival(registry
     assert registry.rollouts.report("spring").traffic["treatment"].failed > 0
 
 
+def test_servers_that_log_the_same_users_at_once_wait_for_each_other(registry: Registry) -> None:
+    running = begin(registry, "errors=kill")
+    exposures = failing(running, users=200)
+    batches = [
+        [replace(exposure, id=f"{exposure.id}-{server}") for exposure in exposures[:: 1 if server % 2 else -1]]
+        for server in range(8)
+    ]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(registry.rollouts.expose, batches))
+    found = registry.rollouts.report("spring")
+    assert found.traffic["treatment"].requests == 8 * found.traffic["treatment"].units
+    assert found.limits[0].treatment.n == found.traffic["treatment"].units
+
+
 def test_locality_probes_of_servers_kill_a_treatment_that_changes_other_answers(registry: Registry) -> None:
     begin(registry, "locality+5%=kill")
     registry.guard.hold(FIRST)

@@ -53,6 +53,8 @@ def expose(connection: Connection, found: Iterable[Exposure]) -> None:
         for exposure in found
     ]
     add_unknown(connection, exposures, rows)
+    # Servers that insert the same units wait for each other: one order for all, or they would wait in a circle.
+    firsts.sort(key=lambda row: (str(row["rollout"]), str(row["unit"])))
     add_unknown(connection, first_answers, firsts, unique=("rollout", "unit"))
 
 
