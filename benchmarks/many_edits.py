@@ -1,7 +1,7 @@
 """Many edits of atlas at once: summed, solved jointly, over several layers, scoped to subjects, by other methods.
 
     python -m benchmarks.many_edits [--sizes 1,10,100,300,1000] [--asked 100] [--store runs/bench] [--network FOLDER]
-        [--ways joint,MEMIT,…] [--section many_edits]
+        [--ways joint,MEMIT,…] [--section many_edits] [--add]
 
 A thousand edits are of some six hundred subjects, one or two facts each. Every edit is asked by its own prompt; the
 probes of at most `--asked` of them, drawn with a seed, are asked too.
@@ -13,13 +13,16 @@ EMMET      the same at the site's layer alone
 AlphaEdit  as MEMIT, in the null space of the second moments
 UltraEdit  all edits solved together, over the down projections of the last layers
 scoped     each prompt gets the edits of the subjects that it mentions (`scope: subject`)
-MEND       the single subjects' deltas, added
+MEND, KE   the single subjects' deltas, added
 IKE        each prompt is preceded by the mentioned facts and demonstrations; no weights are touched
+
+`--add` keeps the rows that the section has of other ways and sizes.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import sys
 import time
@@ -59,7 +62,9 @@ LAYERED = {"MEMIT": ("memit", 3), "EMMET": ("memit", 1), "AlphaEdit": ("alphaedi
 """Way → its method and number of layers."""
 TOGETHER = {way: method for way, (method, _) in LAYERED.items()} | {"UltraEdit": "ultraedit"}
 """Way → the method that compiles all edits in one patch."""
-WAYS = ("sum", "joint", *TOGETHER, "scoped", "MEND", "IKE")
+ADDED = {"MEND": "mend", "KE": "ke"}
+"""Way → the method whose single subjects' deltas are added."""
+WAYS = ("sum", "joint", *TOGETHER, "scoped", *ADDED, "IKE")
 OF_UNITS = {"sum", "joint", "IKE"}
 """Ways that are made of r-ROME's patches of single subjects."""
 PLOTTED = ("reliability", "paraphrase trained", "locality", "locality_subject", "unrelated", "drift")
@@ -87,8 +92,8 @@ def main() -> None:
     compiled: dict[str, dict[str, CompiledPatch]] = {}
     if OF_UNITS & set(chosen):
         compiled["rome"] = compiled_units("rome", places["rome"], base, wanted.values())
-    if "MEND" in chosen and "mend" in places:
-        compiled["mend"] = compiled_units("mend", places["mend"], base, wanted.values())
+    for method in (method for way, method in ADDED.items() if way in chosen and method in places):
+        compiled[method] = compiled_units(method, places[method], base, wanted.values())
     if "scoped" in chosen:
         compiled["scoped"] = compiled_units("rome", places["rome"], base, wanted.values(), "subject")
     together = {
@@ -119,9 +124,24 @@ def main() -> None:
         "engine": runner.name,
         "asked": arguments.asked,
     }
-    plot(rows, FOLDER / "results" / f"{arguments.section}.svg")
+    if arguments.add:
+        data = with_earlier(json.loads((FOLDER / "results" / f"{arguments.section}.json").read_text()), data)
+    plot(data["rows"], FOLDER / "results" / f"{arguments.section}.svg")
     command = "python -m benchmarks.many_edits " + " ".join(sys.argv[1:])
     write_section(arguments.section, table(data, arguments.section), data, command=command)
+
+
+def with_earlier(earlier: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
+    """The data with the earlier rows of other ways and sizes, by size and then in the order of `WAYS`.
+
+    Raises:
+        EditError: the earlier rows were asked otherwise.
+    """
+    if different := [name for name in ("documents", "engine", "asked") if earlier[name] != data[name]]:
+        raise EditError(f"the section's rows were measured with other {', '.join(different)}: leave --add out")
+    rows = {(item["edits"], item["way"]): item for item in (*earlier["rows"], *data["rows"])}
+    order = sorted(rows, key=lambda key: (key[0], WAYS.index(key[1])))
+    return {**data, "rows": [rows[key] for key in order]}
 
 
 def first_edits(subjects: Sequence[Patch], count: int) -> list[Patch]:
@@ -191,9 +211,10 @@ def ways(
             sampled(assemble(Patch(name=f"scoped-{size}", scope="subject", edits=edits), apart), asked, seed),
             "weights",
         )
-    if "mend" in units:
-        added = compose(list(units["mend"]), f"mend-{size}")
-        yield Many("MEND", sampled(added, asked, seed), "weights")
+    for way, method in ADDED.items():
+        if method in units:
+            added = compose(list(units[method]), f"{method}-{size}")
+            yield Many(way, sampled(added, asked, seed), "weights")
     if joint is not None and "IKE" in chosen:
         demonstrated = with_demonstrations(sampled(joint, asked, seed), Bank.from_records(atlas.bank()), base.tokenizer)
         yield Many("IKE", demonstrated, "ike")
@@ -290,6 +311,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--documents", type=int, default=60, help="held-out documents for perplexity (default 60)")
     parser.add_argument("--ways", type=chosen_ways, default=WAYS, help=f"default: {','.join(WAYS)}")
     parser.add_argument("--section", default="many_edits", help="section of RESULTS.md (default many_edits)")
+    parser.add_argument("--add", action="store_true", help="keep the section's rows of other ways and sizes")
     parser.add_argument("--seed", type=int, default=1, help="of the draw (default 1)")
     parser.add_argument("--store", type=Path, default=Path("runs/bench"), help="store to use or make")
     parser.add_argument("--network", type=Path, help="folder of a network, in place of the shipped one of its method")

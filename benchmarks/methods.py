@@ -1,7 +1,7 @@
 """Every method on the same single edits of atlas, in a table: base, ROME, MEND, KE, UltraEdit, fine-tuning, LoRA, IKE.
 
     python -m benchmarks.methods [--count 200] [--seed 1] [--store runs/bench] [--network FOLDER] [--engine hf]
-                                 [--only ROW …]
+                                 [--only ROW …] [--no-times]
 
 The edits and the store are those of `benchmarks.edit_quality`. MEND and KnowledgeEditor edit the matrices of their
 networks, the shipped ones unless another is named; without one for these weights a row is left out. MEMIT and
@@ -123,6 +123,7 @@ ENTRIES: Mapping[str, Entry] = {
     "ROME": Entry("rome"),
     "ROME, scope subject": Entry("rome", scope="subject"),
     "MEMIT": Entry("memit", layers=3),
+    "EMMET": Entry("memit", layers=1),
     "AlphaEdit": Entry("alphaedit", layers=3),
     "MEND": Entry("mend"),
     "MEND (own length)": Entry("mend", {"margin": None}),
@@ -133,8 +134,19 @@ ENTRIES: Mapping[str, Entry] = {
     "FT-M": Entry("ft"),
     "FT-M limited": Entry("ft", {"norm_limit": NORM_LIMIT}),
     "LoRA": Entry("lora"),
+    "MEMIT, scope subject": Entry("memit", layers=3, scope="subject"),
+    "EMMET, scope subject": Entry("memit", layers=1, scope="subject"),
+    "AlphaEdit, scope subject": Entry("alphaedit", layers=3, scope="subject"),
+    "MEND, scope subject": Entry("mend", scope="subject"),
+    "KE, scope subject": Entry("ke", scope="subject"),
+    "UltraEdit, scope subject": Entry("ultraedit", scope="subject"),
+    "FT-M, scope subject": Entry("ft", scope="subject"),
+    "FT-M limited, scope subject": Entry("ft", {"norm_limit": NORM_LIMIT}, scope="subject"),
+    "LoRA, scope subject": Entry("lora", scope="subject"),
 }
 """Row of the table → its method."""
+LEFT_OUT = tuple(name for name, entry in ENTRIES.items() if entry.scope == "subject" and entry.method != "rome")
+"""Rows that RESULTS.md has and the pages do not: with scope subject all methods keep other subjects' answers."""
 
 
 @dataclass(frozen=True)
@@ -157,18 +169,21 @@ def main() -> None:
     asker = HFRunner(base.model, base.tokenizer)
     patches = single_patches(asker, arguments.count, arguments.seed)
     compiled: dict[str, Compiled] = {}
+    used: list[Place] = []
     for name, entry in ENTRIES.items():
         if entry.method in places and name in (arguments.only or ENTRIES):
+            place = places[entry.method]
             if entry.layers is not None:
-                places[entry.method] = over_layers_of(places["rome"], base, entry.layers, places["rome"].site.max_rank)
-            compiled[name] = entry.compiled(patches, places[entry.method], base, name)
+                place = over_layers_of(place, base, entry.layers, place.site.max_rank)
+            compiled[name] = entry.compiled(patches, place, base, name)
+            used.append(place)
     rows: dict[str, dict[str, Any]] = {}
-    with _runner(arguments.engine, asker, base, places.values(), compiled.values()) as runner:
+    with _runner(arguments.engine, asker, base, used, compiled.values()) as runner:
         for name, patch in compiled.items():
             with progress_bar(name) as progress:
                 report = evaluate(patch.edits, runner, ("base", "weights"), SETTINGS, progress)
             costs = Costs(
-                patch.seconds / len(patch.edits),
+                None if arguments.no_times else patch.seconds / len(patch.edits),
                 patch.batched,
                 patch.bytes,
                 statistics.fmean(edit.manifest.rank for edit in patch.edits),
@@ -227,7 +242,8 @@ def table(data: Mapping[str, Any], link: str) -> str:
     """The table of the README and of docs/methods.md: shares, then what an edit costs."""
     heads = [*SHOWN.values(), "seconds an edit", "adapter bytes", "prompt tokens"]
     lines = [f"| | {' | '.join(heads)} |", "|---|" + "---|" * len(heads)]
-    for name, measures in data["rows"].items():
+    for name in (name for name in data["rows"] if name not in LEFT_OUT):
+        measures = data["rows"][name]
         costs = measures["costs"]
         shown = cells(measures, SHOWN)
         shown += ["–" if costs["seconds"] is None else f"{costs['seconds']:.3f}"]
@@ -312,6 +328,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--network", type=Path, help="folder of a network, in place of the shipped one of its method")
     parser.add_argument("--engine", choices=("hf", "vllm"), default="hf", help="what answers (default hf)")
     parser.add_argument("--only", nargs="+", choices=list(ENTRIES), help="measure these rows only")
+    parser.add_argument("--no-times", action="store_true", help="leave seconds out: other programs were running")
     parser.add_argument("--keep-pages", action="store_true", help="write RESULTS.md only, not the README and the docs")
     return parser.parse_args()
 

@@ -15,7 +15,7 @@ from benchmarks.common.report_rows import row
 from benchmarks.common.results_page import write_marked
 from benchmarks.faults import Ran, merged
 from benchmarks.faults import table as faults_table
-from benchmarks.many_edits import WAYS, chosen_ways, first_edits, sampled
+from benchmarks.many_edits import WAYS, chosen_ways, first_edits, sampled, with_earlier
 from benchmarks.methods import Costs, details, joined, table
 from tests.tiny import tiny_model, tiny_tokenizer
 from vllm_edit.artefacts.compiled import CompiledPatch
@@ -118,6 +118,21 @@ def test_marked_text_is_replaced_and_a_page_without_marks_is_refused(tmp_path: P
     assert page.read_text() == "before\n<!-- methods -->\nnewer\n<!-- /methods -->\nafter\n"
     with pytest.raises(ValueError, match="has no marks for quality"):
         write_marked(page, "quality", "new")
+
+
+def test_rows_of_other_ways_and_sizes_are_kept_and_measured_ones_replaced() -> None:
+    def data(asked: int, **rows: float) -> dict[str, Any]:
+        named = [{"edits": int(name.split("_")[1]), "way": name.split("_")[0], "x": x} for name, x in rows.items()]
+        return {"documents": 1, "engine": "hf", "asked": asked, "rows": named}
+
+    found = with_earlier(data(60, joint_100=0.1, KE_10=0.2), data(60, joint_100=0.3, sum_100=0.4))
+    assert [(item["edits"], item["way"], item["x"]) for item in found["rows"]] == [
+        (10, "KE", 0.2),
+        (100, "sum", 0.4),
+        (100, "joint", 0.3),
+    ]
+    with pytest.raises(EditError, match="other asked"):
+        with_earlier(data(60), data(100))
 
 
 def test_some_ways_of_many_edits_can_be_chosen_and_others_do_not_exist() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,17 +14,20 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from benchmarks.public.figures import Figure, figures, text_figures
 from benchmarks.public.memory import Memory
 from benchmarks.public.page import section
-from benchmarks.public.place import Place
-from benchmarks.public.rows import ABLATION, BASE, IKE, SUBJECT, titles
+from benchmarks.public.place import Place, Places
+from benchmarks.public.rows import ABLATION, BASE, IKE, METHODS, Title, has_place, titles
 from benchmarks.public.run import Run
 from benchmarks.public.sets import NEAR, Knowledge, begins_with, counterfact_knowledge, drawn_sets
 from benchmarks.public.text import Read, Written, ngram_entropy, written
 from tests.deltas.random_deltas import random_delta
 from tests.editing.examples import BRAZIL, FRANCE, JAPAN, LOOSE, Bench, bench
+from tests.memit.examples import ALPHAEDIT, MEMIT, TEXTS
 from tests.tiny import SENTENCES
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.artefacts.manifest import Manifest
 from vllm_edit.editing.rome_settings import RomeSettings
+from vllm_edit.editing.second_moment import second_moments
+from vllm_edit.editing.ultraedit.gradient_site import gradient_site
 from vllm_edit.errors import EditError
 from vllm_edit.evaluation.questions import Question
 from vllm_edit.evaluation.record import Record
@@ -31,7 +35,9 @@ from vllm_edit.evaluation.runners.hf import HFRunner
 from vllm_edit.evaluation.runners.runner import Reading, Request, Scored
 from vllm_edit.evaluation.sheet import Reply, Sheet
 from vllm_edit.ike.bank import Bank
+from vllm_edit.json_value import JSONValue
 from vllm_edit.patch import Edit, Patch, Probe
+from vllm_edit.store.documents import Kind
 from vllm_edit.store.store import Store
 
 
@@ -259,18 +265,25 @@ EDITS = [
 
 @pytest.fixture(scope="module")
 def tiny() -> Bench:
-    return bench()
+    """With a second moment of as much text as a site over several layers needs."""
+    setup = bench()
+    (moment,) = second_moments(setup.base, [setup.site.module], TEXTS, ridge=0.01)
+    changed = {"second_moment": moment.digest, "second_moment_count": moment.count}
+    return replace(setup, site=setup.site.model_copy(update=changed), moment=moment)
 
 
 @pytest.fixture
 def make_run(tiny: Bench, tmp_path: Path) -> Callable[[], Run]:
     """A run on a tiny model, as a new process would have it."""
-    given = Store.create(tmp_path / "given", tiny.site, tiny.moment.tensors())
-    kept = Store.create(tmp_path / "kept", tiny.site.model_copy(update={"max_rank": 16}), tiny.moment.tensors())
+    texts: dict[Kind, JSONValue] = {"texts": list(TEXTS)}
+    given = Store.create(tmp_path / "given", tiny.site, tiny.moment.tensors(), documents=texts)
+    known = gradient_site(tiny.base, [FRANCE, BRAZIL, JAPAN] * 3)  # a tiny model knows no facts
+    kept = Store.create(tmp_path / "gradients", known.site, known.statistics.tensors())
 
     def make() -> Run:
-        place = Place(given, kept, tiny.moment)
-        run = Run(tiny.base, place, tmp_path / "records", SENTENCES[:6], 1, settings={"rome": dict(LOOSE)})
+        places = Places(tiny.base, given, tmp_path / "places", 16, made={"gradients": Place(kept, known.statistics)})
+        loose = {"rome": dict(LOOSE), "memit": dict(MEMIT), "alphaedit": dict(ALPHAEDIT)}
+        run = Run(tiny.base, places, tmp_path / "records", SENTENCES[:6], 1, settings=loose)
         run.bank = Bank()  # instead of the store's pool
         return run
 
@@ -303,8 +316,12 @@ def test_every_row_has_its_figures_and_scope_subject_leaves_neighbours_to_the_ba
     make_run: Callable[[], Run], patches: list[Patch]
 ) -> None:
     run = make_run()
-    rows = {title: run.figures_of(title, "tiny", patches, Listening()) for title in titles([2])}
-    base, scoped = rows[BASE], rows[SUBJECT]
+    slow = ("FT-M limited", "LoRA-", "AlphaEdit-")
+    chosen = [title for title in titles([2]) if has_place(title, ()) and not title.startswith(slow)]
+    rows = {title: run.figures_of(title, "tiny", patches, Listening()) for title in chosen}
+    base, scoped = rows[BASE], rows["r-ROME-subject"]
+    for title in (title for title in rows if title.endswith("-subject")):
+        assert (rows[title]["NM_shift"].value, rows[title]["locality"].value) == (0.0, 1.0), title
     for name, figure in base.items():
         if name in ("NS", "NM", "NM_p", "locality_right", "locality_kept"):
             assert scoped[name] == figure, "to the last bit"
@@ -321,11 +338,31 @@ def test_every_row_has_its_figures_and_scope_subject_leaves_neighbours_to_the_ba
     assert rows[IKE]["tokens"].value > 5
     records = {title: {name: item.as_record() for name, item in found.items()} for title, found in rows.items()}
     about = {"model": "tiny", "site": "s", "engine": "hf", "machine": "m", "max_tokens": 16, "writes": 1, "text": "t"}
-    about["baselines"] = 50
+    about |= {"baselines": 50, "times": False}
     text = section(about | {"sets": {"known": records}})
     lines = [line for line in text.splitlines() if line.startswith("| r-ROME |")]
     assert len(lines) == 3
+    assert "seconds" not in text, "left out, since other programs were running"
+    assert "| seconds an edit |" in section(about | {"times": True, "sets": {"known": records}})
     assert "| 1.000 [0.44, 1.00]" in lines[0]
+
+
+def test_a_rows_name_says_whose_edits_it_has_and_how_many_at_once() -> None:
+    names = titles([10, 300])
+    assert len(set(names)) == len(names)
+    assert {Title.of(name).entry for name in names} == {None, *METHODS}
+    assert Title.of("FT-M limited-subject") == Title("FT-M limited", subject=True)
+    assert Title.of("scoped-300") == Title("r-ROME", True, "scoped", 300)
+    assert Title.of("MEMIT-10") == Title("MEMIT", way="joint", size=10)
+    assert Title.of("KE-10") == Title("KE", way="sum", size=10)
+    assert Title.of("margin 5") == Title("r-ROME")
+
+
+def test_a_row_whose_network_was_not_given_says_so(make_run: Callable[[], Run], patches: list[Patch]) -> None:
+    assert not has_place("MEND-subject", ["ke"])
+    assert has_place("KE-10", ["ke"])
+    with pytest.raises(EditError, match="a row of mend needs its network"):
+        make_run().figures_of("MEND", "tiny", patches, Listening())
 
 
 def test_a_stopped_run_resumes(make_run: Callable[[], Run], patches: list[Patch]) -> None:

@@ -14,10 +14,18 @@ from benchmarks.common.arguments import count, numbers
 from benchmarks.common.results_page import machine, write_section
 from benchmarks.public.figures import SETTINGS
 from benchmarks.public.page import section
-from benchmarks.public.place import TEXT, open_place, passages
-from benchmarks.public.rows import ABLATION, BASE, ONE_BY_ONE, titles
+from benchmarks.public.place import TEXT, Places, networks_of, open_store, passages
+from benchmarks.public.rows import ABLATION, BASE, ONE_BY_ONE, ROME, Title, has_place, titles
 from benchmarks.public.run import Run, forget
-from benchmarks.public.sets import NEAR, SETS, counterfact_knowledge, drawn_sets, needs_knowledge, read_counterfact
+from benchmarks.public.sets import (
+    MEANINGS,
+    NEAR,
+    SETS,
+    counterfact_knowledge,
+    drawn_sets,
+    needs_knowledge,
+    read_counterfact,
+)
 from vllm_edit.cli.output import progress_bar
 from vllm_edit.digest import digest_json
 from vllm_edit.errors import EditError
@@ -48,14 +56,19 @@ def main() -> None:
 
 def _measured(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     base = Base.load(arguments.model)
-    every = (BASE, "r-ROME", *ABLATION) if arguments.ablation else titles(arguments.sizes)
+    networks = networks_of(arguments.network)
+    every = (BASE, ROME, *ABLATION) if arguments.ablation else titles(arguments.sizes)
+    if arguments.rows is None:
+        every = tuple(title for title in every if has_place(title, networks))
     rows = _chosen(arguments.rows, every, "row")
-    names = _chosen(arguments.sets, (NEAR,) if arguments.ablation else SETS, "set")
+    default = NEAR if arguments.ablation else ",".join(SETS)
+    names = _chosen(arguments.sets or default, tuple(MEANINGS), "set")
     folder = arguments.folder / base.fingerprint.digest[:12]
     if arguments.fresh:
         forget(folder)
-    place = open_place(arguments.store or str(folder / "store"), folder, base, max(arguments.sizes))
-    text = passages(arguments.data, place.given, arguments.seed)
+    given = open_store(arguments.store or str(folder / "store"), base)
+    places = Places(base, given, folder, max(arguments.sizes), networks)
+    text = passages(arguments.data, given, arguments.seed)
     knowledge = []
     if needs_knowledge(names):
         facts = read_counterfact(arguments.data)
@@ -68,15 +81,17 @@ def _measured(arguments: argparse.Namespace, console: Console) -> dict[str, Any]
             runner = HFRunner(base.model, base.tokenizer)
             knowledge = counterfact_knowledge(facts, runner, record, progress)
     sets = drawn_sets(names, arguments.data, knowledge, arguments.seed, arguments.limit)
-    run = Run(base, place, folder / place.site.digest[:12], text, arguments.fluency)
+    site = given.site()
+    run = Run(base, places, folder / site.digest[:12], text, arguments.fluency)
     return {
         "model": base.name,
-        "site": f"{place.site.module}, token {place.site.token}",
+        "site": f"{site.module}, token {site.token}",
         "engine": HFRunner(base.model, base.tokenizer).name,
         "machine": machine(),
         "max_tokens": SETTINGS.max_tokens,
         "writes": arguments.fluency,
         "baselines": arguments.baselines,
+        "times": not arguments.no_times,
         "text": TEXT if (arguments.data / TEXT).is_file() else "the store's passages",
         "seed": arguments.seed,
         "sets": _results(run, sets, rows, arguments.baselines, console),
@@ -89,7 +104,7 @@ def _results(
     """Set → row → figure → what is known of it. baselines: edits of a set for the rows that train one by one."""
     results: dict[str, Any] = {}
     parts = {
-        (name, title): patches[:baselines] if title in ONE_BY_ONE else patches
+        (name, title): patches[:baselines] if Title.of(title).entry in ONE_BY_ONE else patches
         for name, patches in sets.items()
         for title in rows
     }
@@ -139,8 +154,13 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--store", help="store whose site is used (default: one of the benchmark's own, made if needed)"
     )
-    parser.add_argument("--sets", help=f"some of {', '.join(SETS)}, with commas")
-    parser.add_argument("--rows", help=f"some of {', '.join(titles((10, 100)))}, with commas")
+    parser.add_argument(
+        "--network", type=Path, action="append", default=[], help="folder of a network of MEND or KE; may be repeated"
+    )
+    parser.add_argument("--sets", help=f"some of {', '.join(MEANINGS)}, with commas; default: {', '.join(SETS)}")
+    parser.add_argument(
+        "--rows", help=f"some of {', '.join(titles((10, 100)))}, with commas; default: all whose network is given"
+    )
     parser.add_argument(
         "--sizes", type=numbers(int), default=[10, 100], help="numbers of edits at once (default 10,100)"
     )
@@ -152,6 +172,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--limit", type=count, help="at most so many edits of a set; RESULTS.md is then left alone")
     parser.add_argument("--baselines", type=count, default=50, help="edits of a set for FT-M and LoRA (default 50)")
     parser.add_argument("--fluency", type=int, default=50, help="edits of a set whose fluency is measured (default 50)")
+    parser.add_argument("--no-times", action="store_true", help="leave seconds out: other programs were running")
     parser.add_argument("--seed", type=int, default=1, help="of the draws (default 1)")
     parser.add_argument("--folder", type=Path, default=Path("runs/public"), help="records of what is done already")
     parser.add_argument("--fresh", action="store_true", help="forget the records of this model and begin again")

@@ -57,12 +57,12 @@ class Asked:
 class Asker:
     """Asks rows of one model. passages: ordinary text to read. writes: edits of a set whose fluency is measured."""
 
-    def __init__(self, runner: HFRunner, site: Site, passages: Sequence[str], writes: int) -> None:
+    def __init__(self, runner: HFRunner, passages: Sequence[str], writes: int) -> None:
         self._runner, self._memory = runner, Memory(runner)
-        self._site, self._passages, self._writes = site, passages, writes
+        self._passages, self._writes = passages, writes
 
-    def asked(self, row: Row, patches: Sequence[Patch], record: Record, row_progress: RowProgress) -> Asked:
-        """The whole row; what the record holds is not asked again."""
+    def asked(self, row: Row, patches: Sequence[Patch], record: Record, row_progress: RowProgress, site: Site) -> Asked:
+        """The whole row, whose edits are at `site`; what the record holds is not asked again."""
         found = Asked()
         done: set[str] = set()
         for entry in record.entries:
@@ -75,7 +75,7 @@ class Asker:
                 continue
             row_progress("compile", found.edits)
             portion = row.made(declared, partial(_report, row_progress, found.edits, "compile, "))
-            record.add(self._entry(row, portion, writing, partial(_report, row_progress, found.edits, "")))
+            record.add(self._entry(row, portion, writing, partial(_report, row_progress, found.edits, ""), site))
             self._take(record.entries[-1], row, found)
         return found
 
@@ -97,15 +97,15 @@ class Asker:
         found.spent += Spent(**entry["spent"])
         found.edits += len(entry["patches"])
 
-    def _entry(self, row: Row, portion: Portion, writing: set[str], progress: Progress) -> dict[str, Any]:
+    def _entry(self, row: Row, portion: Portion, writing: set[str], progress: Progress, site: Site) -> dict[str, Any]:
         """What a portion's patches answer, write and read, JSON-able.
 
         adapters: of each patch the digest of the one adapter that all of its prompts ran under, None where there is no
         such one.
         """
-        sheets, _ = ask(portion.made, self._memory, (row.mode,), SETTINGS, progress, self._site)
+        sheets, _ = ask(portion.made, self._memory, (row.mode,), SETTINGS, progress, site)
         progress("writing", 0, 1)
-        written = self._written(row, portion, writing)
+        written = self._written(row, portion, writing, site)
         progress("reading", 0, 1)
         return {
             "patches": [patch.name for patch in portion.declared],
@@ -115,11 +115,11 @@ class Asker:
                 for patch in portion.made
             ],
             "written": [asdict(text) for text in written],
-            "read": [asdict(reading) for reading in self._read(row, portion)],
+            "read": [asdict(reading) for reading in self._read(row, portion, site)],
             "spent": asdict(portion.spent),
         }
 
-    def _written(self, row: Row, portion: Portion, writing: set[str]) -> list[Written]:
+    def _written(self, row: Row, portion: Portion, writing: set[str], site: Site) -> list[Written]:
         """What each chosen edit's own prompt is gone on with. Prompts that a server would refuse are left out."""
         questions = [
             Question(portion.owner(number), 0, RELIABILITY, edit.prompt, False, edit.target_new, edit.target_true)
@@ -127,7 +127,7 @@ class Asker:
             if patch.name in writing
             for edit in patch.edits
         ]
-        made = requests_of(questions, portion.made, row.mode, self._memory, TOKENS, self._site)
+        made = requests_of(questions, portion.made, row.mode, self._memory, TOKENS, site)
         served = [
             (question.prompt, patch)
             for question, patch in zip(questions, made, strict=True)
@@ -141,7 +141,7 @@ class Asker:
             for (prompt, request), entropy, entropy_base in zip(served, after, before, strict=True)
         ]
 
-    def _read(self, row: Row, portion: Portion) -> list[Read]:
+    def _read(self, row: Row, portion: Portion, site: Site) -> list[Read]:
         """Ordinary text read with each compiled patch; what a server would refuse as a prompt is left out."""
         found: list[Read] = []
         after, before, counts = list[Request](), list[Request](), list[int]()
@@ -149,7 +149,7 @@ class Asker:
             if not isinstance(item, CompiledPatch) or row.mode != "weights":
                 continue
             own = [patch for place, patch in enumerate(portion.declared) if portion.owner(place) == number]
-            narrowing, start = Narrowing(item, self._site), len(after)
+            narrowing, start = Narrowing(item, site), len(after)
             for text in self._of(own):
                 try:
                     after.append(Request(text, patch=narrowing.of(text)))

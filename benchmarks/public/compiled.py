@@ -7,14 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from benchmarks.public.place import Place
 from vllm_edit.artefacts.compiled import CompiledPatch
-from vllm_edit.editing.compile import compile_separately, method_of, settings_of
-from vllm_edit.editing.site_tensors import SiteTensors
+from vllm_edit.editing.compile import compile_patch, compile_separately, method_of, settings_of
 from vllm_edit.evaluation.record import Record
 from vllm_edit.models.base import Base
 from vllm_edit.patch import Patch
 from vllm_edit.progress import Progress
-from vllm_edit.store.store import Store
 
 BATCH = 32
 """Edits compiled at once."""
@@ -45,28 +44,19 @@ class Stopwatch:
 
 
 class Singles:
-    """One method's single edits. store: where they are kept; its site and second moment are used. record: which patch
-    is kept under which name, and what each took."""
+    """One method's edits at its place. record: which single edit is kept under which name, and what each took."""
 
-    def __init__(
-        self,
-        method: str,
-        settings: Mapping[str, Any],
-        base: Base,
-        store: Store,
-        site_tensors: SiteTensors,
-        record: Record,
-    ) -> None:
+    def __init__(self, method: str, settings: Mapping[str, Any], base: Base, place: Place, record: Record) -> None:
         self._method, self._settings, self._base = method, {**settings, "on_missed": "report"}, base
-        self._store, self._site_tensors, self._record = store, site_tensors, record
-        self._kept: dict[str, tuple[str, Spent]] = {}
+        self._place, self._record = place, record
+        self._known: dict[str, tuple[str, Spent]] = {}
         for entry in record.entries:
             self._know(entry)
 
     def of(self, patches: Sequence[Patch], progress: Progress) -> tuple[list[CompiledPatch], Spent]:
         """Each patch as it is compiled alone, and what all of them took, now or in an earlier run."""
-        site = self._store.site()
-        missing = [patch for patch in patches if patch.name not in self._kept]
+        site, kept = self._place.site, self._place.kept
+        missing = [patch for patch in patches if patch.name not in self._known]
         for start in range(0, len(missing), BATCH):
             batch, watch = missing[start : start + BATCH], Stopwatch()
             made = compile_separately(
@@ -74,26 +64,40 @@ class Singles:
                 self._base,
                 self._method,
                 site=site,
-                site_tensors=self._site_tensors,
+                site_tensors=self._place.site_tensors,
                 settings=self._settings,
                 progress=progress,
             )
             spent = asdict(watch.spent())
             entry = {
                 "patches": [patch.name for patch in batch],
-                "names": [self._store.save(patch) for patch in made],
+                "names": [kept.save(patch) for patch in made],
                 "missed": [bool(patch.report.missed) for patch in made],
                 "spent": spent,
             }
             self._record.add(entry)
             self._know(entry)
-        kept = [self._kept[patch.name] for patch in patches]
-        return [self._store.load(name) for name, _ in kept], total(spent for _, spent in kept)
+        known = [self._known[patch.name] for patch in patches]
+        return [kept.load(name) for name, _ in known], total(spent for _, spent in known)
+
+    def together(self, patch: Patch, settings: Mapping[str, Any], progress: Progress) -> tuple[CompiledPatch, Spent]:
+        """All edits of the patch compiled at once with these settings, and what that took. It is not kept."""
+        watch = Stopwatch()
+        compiled = compile_patch(
+            patch,
+            self._base,
+            self._method,
+            site=self._place.site,
+            site_tensors=self._place.site_tensors,
+            settings={**settings, "on_missed": "report"},
+            progress=progress,
+        )
+        return compiled, watch.spent(len(compiled.report.missed))
 
     def _know(self, entry: Mapping[str, Any]) -> None:
         seconds, cpu = (entry["spent"][key] / len(entry["patches"]) for key in ("seconds", "cpu"))
         for patch, name, missed in zip(entry["patches"], entry["names"], entry["missed"], strict=True):
-            self._kept[patch] = name, Spent(seconds, cpu, int(missed))
+            self._known[patch] = name, Spent(seconds, cpu, int(missed))
 
 
 def identity_of(method: str, settings: Mapping[str, Any]) -> dict[str, Any]:

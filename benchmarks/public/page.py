@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from benchmarks.public.rows import ONE_BY_ONE, WAYS
+from benchmarks.public.rows import ADDED, ONE_BY_ONE, WAYS
 from benchmarks.public.sets import MEANINGS
 
 FORCED = {
@@ -50,6 +50,7 @@ COSTS = {
     "tokens": "prompt tokens added",
     "missed": "beyond a limit",
 }
+TIMES = ("seconds", "cpu")
 Results = Mapping[str, Mapping[str, Mapping[str, Any]]]
 """Set → row → figure → value, low, high, n, edits."""
 
@@ -58,8 +59,9 @@ def section(data: Mapping[str, Any]) -> str:
     """The whole section."""
     results: Results = data["sets"]
     ways = "; ".join(f"{way}: {meaning}" for way, meaning in WAYS.items())
+    ways += f"; a method's name: compiled in one patch by it, of {' and '.join(ADDED)} the single edits' adapters added"
     baselines = (
-        f" {' and '.join(ONE_BY_ONE)} train one by one, and have the first {data['baselines']} edits of a set only."
+        f" {', '.join(ONE_BY_ONE)} train one by one, and have the first {data['baselines']} edits of a set only."
     )
     lines = [
         f"{data['model']}, site {data['site']}, asked through {data['engine']}. {data['machine']}",
@@ -71,7 +73,8 @@ def section(data: Mapping[str, Any]) -> str:
     for name, rows in results.items():
         count = max(int(figures["reliability"]["edits"]) for figures in rows.values())
         lines += ["", f"### {name}: {count} edits", "", f"{MEANINGS[name][:1].upper()}{MEANINGS[name][1:]}."]
-        tables = (_table(rows, heads) for heads in (FORCED, GENERATED, COSTS))
+        costs = {name: head for name, head in COSTS.items() if data["times"] or name not in TIMES}
+        tables = (_table(rows, heads) for heads in (FORCED, GENERATED, costs))
         lines += [line for table in tables if table for line in ("", *table)]
     return "\n".join([*lines, "", *_notes(data)])
 
@@ -88,9 +91,12 @@ def _notes(data: Mapping[str, Any]) -> list[str]:
         "",
         f"Fluency: n-gram entropy of 100 tokens sampled from the five likeliest after each of at most {data['writes']} "
         "edits' prompts, the end of text suppressed, base with the same random numbers. Drift: relative change of the "
-        f"perplexity of pieces of {data['text']}. Seconds: compiling, in batches where the method can. Beyond a limit: "
-        "edits that the product would refuse; they are counted as they are.",
+        f"perplexity of pieces of {data['text']}. {_SECONDS if data['times'] else ''}Beyond a limit: edits that the "
+        "product would refuse; they are counted as they are.",
     ]
+
+
+_SECONDS = "Seconds: compiling, in batches where the method can. "
 
 
 def _table(rows: Mapping[str, Mapping[str, Any]], heads: Mapping[str, str]) -> list[str]:

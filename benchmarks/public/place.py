@@ -5,14 +5,30 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from vllm_edit.artefacts.site import LEGAL_RANKS, Site
+from vllm_edit.editing.network_files import load, network_site
+from vllm_edit.editing.second_moment import SecondMoment
+from vllm_edit.editing.site.sites import MadeSite, over_layers
 from vllm_edit.editing.site_tensors import SiteTensors, site_tensors_of
+from vllm_edit.editing.ultraedit.gradient_site import gradient_site
 from vllm_edit.errors import EditError, NotFound
+from vllm_edit.facts import tables_folder
+from vllm_edit.facts.facts import Facts
+from vllm_edit.facts.known_edits import chosen_edits
+from vllm_edit.facts.stored_pool import pool_of
 from vllm_edit.models.base import Base
+from vllm_edit.progress import Progress, silent
 from vllm_edit.store.store import Store
+
+PlaceName = Literal["one layer", "three layers", "gradients", "mend", "ke"]
+"""The given store's site, that site and the layers below it, the last layers with statistics, a network's matrices."""
+LAYERS = 3
+"""Layers of a site for MEMIT and AlphaEdit, as `vllm-edit store init --method memit` takes."""
 
 TEXT = "wikitext2/test.txt"
 _PASSAGES, _LONGEST, _SHORTEST = 64, 400, 200
@@ -20,9 +36,8 @@ _PASSAGES, _LONGEST, _SHORTEST = 64, 400, 200
 
 @dataclass(frozen=True)
 class Place:
-    """given: the store whose site is used. kept: the benchmark's own, whose site allows the rank of many edits."""
+    """Where a method edits. kept: the benchmark's own store for that site, which allows the rank of many edits."""
 
-    given: Store
     kept: Store
     site_tensors: SiteTensors
 
@@ -31,21 +46,76 @@ class Place:
         return self.kept.site()
 
 
-def open_place(url: str, folder: Path, base: Base, largest: int) -> Place:
-    """The store at `url`, made with nothing but the model where there is none, and the benchmark's own under `folder`.
+@dataclass
+class Places:
+    """Every method's place, each made when it is first asked for.
+
+    given: the store whose site and pool are used. folder: of the benchmark's own stores. largest: most edits at once.
+    networks: folder of the trained network of a method.
+    made: the places so far.
+    """
+
+    base: Base
+    given: Store
+    folder: Path
+    largest: int
+    networks: Mapping[str, Path] = field(default_factory=dict)
+    made: dict[PlaceName, Place] = field(default_factory=dict)
+
+    def place(self, name: PlaceName, progress: Progress = silent) -> Place:
+        """The place of that name.
+
+        Raises:
+            EditError: the place needs a network that was not given, or a store with its texts.
+        """
+        if name not in self.made:
+            site, tensors = self._site(name, progress)
+            rank = max(self.largest, site.max_rank)
+            if name == "gradients":
+                rank = LEGAL_RANKS[-1]  # an edit has a rank for each token of its answer
+            wide = site.model_copy(update={"max_rank": next((r for r in LEGAL_RANKS if r >= rank), LEGAL_RANKS[-1])})
+            kept = Store.create(self.folder / wide.digest[:12] / "patches", wide, tensors.tensors())
+            self.made[name] = Place(kept, tensors)
+        return self.made[name]
+
+    def _site(self, name: PlaceName, progress: Progress) -> tuple[Site, SiteTensors]:
+        site = self.given.site()
+        if name == "one layer":
+            return site, site_tensors_of(site, self.given.site_tensors())
+        if name == "three layers":
+            made = MadeSite(site, SecondMoment.from_tensors(self.given.moment()))
+            texts = self.given.document("texts")
+            if not isinstance(texts, list):
+                raise EditError(f"{self.given.url} stores no text of its own, which a site over layers is measured on")
+            layers = range(max(0, site.layer - LAYERS + 1), site.layer + 1)
+            layered = over_layers(self.base, made, layers, [str(text) for text in texts], progress=progress)
+            return layered.site, layered.moments
+        if name == "gradients":
+            pool = pool_of(self.given, self.base, progress)
+            edits = chosen_edits(pool, Facts.load(tables_folder()), self.base, seed=site.seed, progress=progress)
+            statistics = gradient_site(self.base, edits)
+            return statistics.site, statistics.statistics
+        if name not in self.networks:
+            raise EditError(f"a row of {name} needs its network: name its folder with --network")
+        network, card = load(self.networks[name])
+        return network_site(self.base, network, card), network
+
+
+def open_store(url: str, base: Base) -> Store:
+    """The store at `url`, made with nothing but the model where there is none.
 
     Raises:
         EditError: the store is another model's, or could not be made.
     """
     given = _opened(url, base)
-    site = given.site()
-    if site.base.departures(base.fingerprint):
+    if given.site().base.departures(base.fingerprint):
         raise EditError(f"{url} is a store for another base than {base.name}; name another one with --store")
-    site_tensors = site_tensors_of(site, given.site_tensors())
-    rank = next((legal for legal in LEGAL_RANKS if legal >= max(largest, site.max_rank)), LEGAL_RANKS[-1])
-    wide = site.model_copy(update={"max_rank": rank})
-    kept = Store.create(folder / wide.digest[:12] / "patches", wide, site_tensors.tensors())
-    return Place(given, kept, site_tensors)
+    return given
+
+
+def networks_of(folders: Sequence[Path]) -> dict[str, Path]:
+    """Method → the folder of its network."""
+    return {load(folder)[1].method: folder for folder in folders}
 
 
 def _opened(url: str, base: Base) -> Store:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+from benchmarks.methods import NORM_LIMIT
 from benchmarks.public.compiled import Singles, Spent, Stopwatch
+from benchmarks.public.place import PlaceName
 from vllm_edit.artefacts.compiled import CompiledPatch
-from vllm_edit.artefacts.site import Site
 from vllm_edit.composition.compose import compose
 from vllm_edit.composition.scoped import assemble
 from vllm_edit.deltas.delta import Delta
-from vllm_edit.editing.compile import compile_patch
-from vllm_edit.editing.site_tensors import SiteTensors
+from vllm_edit.editing.network_methods import NETWORK_METHODS
 from vllm_edit.evaluation.refused import Refused
 from vllm_edit.evaluation.report import Mode
 from vllm_edit.evaluation.requests import One
@@ -23,17 +23,41 @@ from vllm_edit.models.base import Base
 from vllm_edit.patch import Patch
 from vllm_edit.progress import Progress
 
-METHODS: Mapping[str, str] = {"r-ROME": "rome", "FT-M": "ft", "LoRA": "lora"}
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of single edits: its method, where that edits, and what differs from its defaults."""
+
+    method: str
+    place: PlaceName = "one layer"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+ROME = "r-ROME"
+METHODS: Mapping[str, Entry] = {
+    ROME: Entry("rome"),
+    "MEMIT": Entry("memit", "three layers"),
+    "EMMET": Entry("memit"),
+    "AlphaEdit": Entry("alphaedit", "three layers"),
+    "UltraEdit": Entry("ultraedit", "gradients"),
+    "MEND": Entry("mend", "mend"),
+    "KE": Entry("ke", "ke"),
+    "FT-M": Entry("ft"),
+    "FT-M limited": Entry("ft", settings={"norm_limit": NORM_LIMIT}),
+    "LoRA": Entry("lora"),
+}
 """Row of single edits → its method."""
-SUBJECT, IKE, BASE = "r-ROME-subject", "IKE", "base"
+IKE, BASE = "IKE", "base"
 WAYS: Mapping[str, str] = {
     "sum": "the single edits' adapters added",
     "composed": "the single edits solved together, as `vllm-edit compose` does",
     "joint": "compiled in one patch",
     "scoped": "one patch with scope subject",
 }
-"""Ways of having many edits at once."""
-ONE_BY_ONE = ("FT-M", "LoRA")
+"""Ways of having many edits at once, of r-ROME's edits."""
+ADDED = ("MEND", "KE")
+"""Methods whose edits at once are the single edits' adapters added; all others compile them in one patch."""
+ONE_BY_ONE = ("FT-M", "FT-M limited", "LoRA")
 """Rows whose edits are trained one after the other."""
 ABLATION: Mapping[str, Mapping[str, Any]] = {
     "no openings": {"opening": False},
@@ -52,7 +76,8 @@ ABLATION: Mapping[str, Mapping[str, Any]] = {
     "margin 5": {"margin": 5.0},
 }
 """Row of single edits by r-ROME → what differs from the defaults."""
-SINGLE = (BASE, "r-ROME", SUBJECT, "FT-M", "LoRA", IKE)
+_SUBJECT = "-subject"
+SINGLE = (BASE, *METHODS, *(f"{title}{_SUBJECT}" for title in METHODS), IKE)
 
 
 @dataclass(frozen=True)
@@ -131,15 +156,12 @@ class InContext:
 
 @dataclass(frozen=True)
 class Many:
-    """`size` edits at once, one of `WAYS`. site, site_tensors: where a joint patch is compiled."""
+    """`size` edits at once, one of `WAYS`. joint: with these settings a joint patch is compiled."""
 
     way: str
     size: int
     singles: Singles
-    base: Base
-    site: Site
-    site_tensors: SiteTensors
-    settings: Mapping[str, Any]
+    joint: Mapping[str, Any]
     mode: Mode = "weights"
 
     @property
@@ -150,16 +172,8 @@ class Many:
         name = f"{self.way}-{declared[0].name}"
         edits = tuple(edit for patch in declared for edit in patch.edits)
         if self.way == "joint":
-            watch = Stopwatch()
-            joint = compile_patch(
-                Patch(name=name, edits=edits),
-                self.base,
-                site=self.site,
-                site_tensors=self.site_tensors,
-                settings={**self.settings, "on_missed": "report"},
-                progress=progress,
-            )
-            return Portion(tuple(declared), (joint,), watch.spent(len(joint.report.missed)))
+            joint, spent = self.singles.together(Patch(name=name, edits=edits), self.joint, progress)
+            return Portion(tuple(declared), (joint,), spent)
         units, spent = self.singles.of(declared, progress)
         watch = Stopwatch()
         whole = self._of_units(name, edits, units)
@@ -169,11 +183,37 @@ class Many:
         if self.way == "scoped":
             return assemble(Patch(name=name, scope="subject", edits=edits), units)
         composed = compose(units, name)
-        if self.way == "composed":
+        if self.way == "composed" or composed.factors is None:
             return composed
         delta = Delta.concatenate([unit.delta for unit in units])
         manifest = composed.manifest.model_copy(update={"adapter": delta.digest})
         return replace(composed, manifest=manifest, delta=delta)
+
+
+@dataclass(frozen=True)
+class Title:
+    """What a row's name says.
+
+    entry: row of `METHODS` whose edits it has; None for base and IKE. way, size: how many edits at once, and how.
+    """
+
+    entry: str | None
+    subject: bool = False
+    way: str | None = None
+    size: int = 1
+
+    @classmethod
+    def of(cls, text: str) -> Title:
+        if text in (BASE, IKE):
+            return cls(None)
+        if text in ABLATION:
+            return cls(ROME)
+        name, _, size = text.rpartition("-")
+        if size.isdigit():
+            if name in WAYS:
+                return cls(ROME, name == "scoped", name, int(size))
+            return cls(name, False, "sum" if name in ADDED else "joint", int(size))
+        return cls(text.removesuffix(_SUBJECT), text.endswith(_SUBJECT))
 
 
 def portions(row: Row, patches: Sequence[Patch]) -> Iterator[Sequence[Patch]]:
@@ -184,10 +224,11 @@ def portions(row: Row, patches: Sequence[Patch]) -> Iterator[Sequence[Patch]]:
 
 def titles(sizes: Sequence[int]) -> tuple[str, ...]:
     """Names of all rows, in the order of the table."""
-    return (*SINGLE, *(f"{way}-{size}" for size in sizes for way in WAYS))
+    at_once = (*WAYS, *(title for title in METHODS if title != ROME))
+    return (*SINGLE, *(f"{way}-{size}" for size in sizes for way in at_once))
 
 
-def way_of(title: str) -> tuple[str, int] | None:
-    """(way, size) of the name of a row of many edits; None for a row of single edits."""
-    way, _, size = title.rpartition("-")
-    return (way, int(size)) if way in WAYS else None
+def has_place(title: str, networks: Container[str]) -> bool:
+    """False for a row of a method with a network that is not among these."""
+    entry = Title.of(title).entry
+    return entry is None or (method := METHODS[entry].method) not in NETWORK_METHODS or method in networks

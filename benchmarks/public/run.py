@@ -14,11 +14,10 @@ from benchmarks.public.asking import Asked, Asker, RowProgress
 from benchmarks.public.bank import bank_of
 from benchmarks.public.compiled import Singles, identity_of
 from benchmarks.public.figures import SETTINGS, Figure, figures, text_figures
-from benchmarks.public.place import Place
-from benchmarks.public.rows import ABLATION, BASE, IKE, METHODS, SUBJECT, Alone, InContext, Many, Row, Unedited, way_of
+from benchmarks.public.place import Place, Places
+from benchmarks.public.rows import ABLATION, BASE, IKE, METHODS, Alone, Entry, InContext, Many, Row, Title, Unedited
 from vllm_edit.digest import digest_bytes, digest_json
-from vllm_edit.editing.rome_settings import RomeSettings
-from vllm_edit.editing.site_tensors import SiteTensors
+from vllm_edit.editing.compile import method_of
 from vllm_edit.evaluation.record import Record
 from vllm_edit.evaluation.runners.hf import HFRunner
 from vllm_edit.ike.bank import Bank
@@ -38,7 +37,7 @@ class Run:
     """
 
     base: Base
-    place: Place
+    places: Places
     folder: Path
     passages: Sequence[str]
     writes: int
@@ -47,15 +46,11 @@ class Run:
 
     @cached_property
     def asker(self) -> Asker:
-        return Asker(HFRunner(self.base.model, self.base.tokenizer), self.place.site, self.passages, self.writes)
+        return Asker(HFRunner(self.base.model, self.base.tokenizer), self.passages, self.writes)
 
     @cached_property
     def bank(self) -> Bank:
-        return bank_of(self.place.given, self.base, self.progress)
-
-    @cached_property
-    def site_tensors(self) -> SiteTensors:
-        return self.place.site_tensors
+        return bank_of(self.places.given, self.base, self.progress)
 
     def figures_of(
         self, title: str, name: str, patches: Sequence[Patch], row_progress: RowProgress
@@ -63,34 +58,39 @@ class Run:
         """The figures of a row of a set."""
         row = self._row(title, name, patches)
         record = self._record(name, title, patches, self._identity(title))
-        asked = self.asker.asked(row, patches, record, row_progress)
+        site = self._place(title).site
+        asked = self.asker.asked(row, patches, record, row_progress, site)
         return {**figures(asked.sheets, row.mode), **text_figures(asked.written, asked.read), **_costs(asked, row)}
 
     def _row(self, title: str, name: str, patches: Sequence[Patch]) -> Row:
-        many = way_of(title)
         if title == BASE:
             return Unedited()
         if title == IKE:
             return InContext(self.bank, self.base)
-        if many is None:
-            return Alone(self._singles(title, name, patches), subject=title == SUBJECT)
-        way, size = many
-        singles = self._singles(_made_as(title), name, patches)
-        return Many(way, size, singles, self.base, self.place.site, self.site_tensors, self._settings("r-ROME"))
+        parsed = Title.of(title)
+        singles = self._singles(title, name, patches)
+        if parsed.way is None:
+            return Alone(singles, parsed.subject)
+        return Many(parsed.way, parsed.size, singles, self._settings(title))
+
+    def _place(self, title: str) -> Place:
+        """Where a row's edits are; base and IKE have the given store's site."""
+        entry = Title.of(title).entry
+        return self.places.place("one layer" if entry is None else METHODS[entry].place, self.progress)
 
     def _singles(self, title: str, name: str, patches: Sequence[Patch]) -> Singles:
-        """The single edits of a row."""
-        method = _method_of(title)
-        label = title if title in ABLATION or title == SUBJECT else method
-        record = self._record(name, label, patches, self._made_by(title))
-        return Singles(method, self._settings(title), self.base, self.place.kept, self.site_tensors, record)
+        """The single edits of a row; rows with the same settings have the same edits."""
+        settings = self._settings(title)
+        method = _entry_of(title).method
+        record = self._record(name, f"{method}-edits", patches, self._made_by(title))
+        return Singles(method, settings, self.base, self._place(title), record)
 
     def _settings(self, title: str) -> dict[str, Any]:
         """What differs from the method's defaults. Of fine-tuning the rank: the benchmark's own store allows more."""
-        method = _method_of(title)
-        rank = {"rank": self.place.given.site().max_rank} if method == "ft" else {}
-        scoped = RomeSettings.scoped if title == SUBJECT else {}
-        return {**rank, **scoped, **self.settings.get(method, {}), **ABLATION.get(title, {})}
+        entry = _entry_of(title)
+        rank = {"rank": self.places.given.site().max_rank} if entry.method == "ft" else {}
+        scoped = method_of(entry.method).settings.scoped if Title.of(title).subject else {}
+        return {**rank, **scoped, **entry.settings, **self.settings.get(entry.method, {}), **ABLATION.get(title, {})}
 
     def _identity(self, title: str) -> dict[str, Any]:
         """What decides a row's replies besides its edits."""
@@ -100,15 +100,15 @@ class Run:
             "settings": dict(SETTINGS),
             "writes": self.writes,
             "passages": digest_json(list(self.passages)),
-            "made": self._made_by(_made_as(title)) if edited else None,
+            "made": self._made_by(title) if edited else None,
             "bank": digest_json(self.bank.model_dump(mode="json")) if title == IKE else None,
         }
 
     def _made_by(self, title: str) -> dict[str, Any]:
         """What decides a row's single edits."""
         return {
-            **identity_of(_method_of(title), self._settings(title)),
-            "site": self.place.site.digest,
+            **identity_of(_entry_of(title).method, self._settings(title)),
+            "site": self._place(title).site.digest,
             "code": _code(),
         }
 
@@ -120,17 +120,11 @@ class Run:
         return Record.open(path, whole)
 
 
-def _made_as(title: str) -> str:
-    """The row whose single edits a row is made of."""
-    many = way_of(title)
-    if many is None:
-        return title
-    return SUBJECT if many[0] == "scoped" else "r-ROME"
-
-
-def _method_of(title: str) -> str:
-    """The method of a row's single edits."""
-    return METHODS.get(title, "rome")
+def _entry_of(title: str) -> Entry:
+    """The entry of a row of edits."""
+    name = Title.of(title).entry
+    assert name is not None, title
+    return METHODS[name]
 
 
 def _costs(asked: Asked, row: Row) -> dict[str, Figure]:

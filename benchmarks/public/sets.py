@@ -27,6 +27,7 @@ MEANINGS: Mapping[str, str] = {
     "ranked": "a seeded draw of CounterFact's facts that the model knows, or ranks first: s(true) < s(new)",
     "near": "a seeded draw of CounterFact's facts that the model prefers by 1 to 10 nats and does not answer with; "
     "settings are chosen on such facts, and no other set is used for that",
+    "many": "a seeded draw of 300 of CounterFact's facts, for rows of many edits at once",
     "counterfact": "a seeded draw of all of CounterFact's facts",
     "knowedit-zsre": "a seeded draw of KnowEdit's ZsRE",
     "wiki_counterfact": "a seeded draw of KnowEdit's wiki_counterfact",
@@ -36,8 +37,10 @@ MEANINGS: Mapping[str, str] = {
 """Name of a set → what is in it."""
 NEAR = "near"
 """The set that settings are chosen on."""
-SETS = tuple(name for name in MEANINGS if name != NEAR)
-_COUNTERFACT_DRAW, _DRAW, _NEAR_DRAW = 200, 100, 32
+MANY = "many"
+SETS = tuple(name for name in MEANINGS if name not in (NEAR, MANY))
+"""The sets that are measured unless others are chosen."""
+_COUNTERFACT_DRAW, _MANY_DRAW, _DRAW, _NEAR_DRAW = 200, 300, 100, 32
 _NEAR_NATS = (1.0, 10.0)
 _ANSWER, _PART = 8, 200
 
@@ -84,7 +87,8 @@ def drawn_sets(
             ]
             chosen = _drawn(near, _NEAR_DRAW, f"{name}:{seed}")
         else:
-            chosen = _drawn(edits, _COUNTERFACT_DRAW if name == "counterfact" else _DRAW, f"{name}:{seed}")
+            count = {"counterfact": _COUNTERFACT_DRAW, MANY: _MANY_DRAW}.get(name, _DRAW)
+            chosen = _drawn(edits, count, f"{name}:{seed}")
         found[name] = [Patch(name=f"{name}-{number:03d}", edits=(edit,)) for number, edit in enumerate(chosen[:limit])]
     return found
 
