@@ -25,6 +25,7 @@ from vllm_edit.editing.network_files import save
 from vllm_edit.facts import tables_folder
 from vllm_edit.models.base import Base
 from vllm_edit.patch import Edit, Gate, Patch, Probe
+from vllm_edit.registry.job_request import JobRequest
 from vllm_edit.store.documents import path_of
 from vllm_edit.store.maintenance import problems_of
 from vllm_edit.store.store import Store
@@ -53,6 +54,13 @@ COMMANDS = (
     f"compile {{patch}} --store {{store}} --model {{model}} --json {_QUICK}",
     "compile {patch} --store {store} --set {setting}",
     "compile {patch} --store {store} --method ft --set steps=1 --set on_missed=report --json",
+    "worker --drain --store {store} --bank {bank}",
+    "worker --drain --store {store} --model {model} --json",
+    "job list --limit {number} --store {store}",
+    "job show {name} --store {store}",
+    "job cancel {name} --why {text} --store {store}",
+    f"recompile --store {{store}} --to {{other}} {_QUICK}",
+    f"recompile --store {{store}} --to {{other}} --all --json {_QUICK}",
     "compose capital currency --store {store} --out {name}",
     "compose capital {name} --store {store} --damping {number} --truncate --policy last",
     f"eval {{data}} --store {{store}} --limit 2 --max-tokens 2 {_QUICK}",
@@ -221,7 +229,7 @@ _GOOD = MappingProxyType(
         "setting": "steps=1",
     }
 )
-FOLDERS = ("model", "store", "bare", "network", "editor", "facts", "patches", "trained", "accuracy")
+FOLDERS = ("model", "store", "other", "bare", "network", "editor", "facts", "patches", "trained", "accuracy")
 FILES: Mapping[str, str] = MappingProxyType(
     {
         "gguf": "model.gguf",
@@ -295,6 +303,8 @@ class Samples:
         store = folder / "store"
         run("store", "init", "--model", model, "--layer", "1", "--token", "last", "--texts", folder / FILES["texts"],
             "--store", store)  # fmt: skip
+        run("store", "init", "--model", model, "--layer", "2", "--token", "last", "--texts", folder / FILES["texts"],
+            "--store", folder / "other")  # fmt: skip
         for patch in ("capital", "currency"):
             run("compile", folder / "patches" / f"{patch}.yaml", "--store", store, *_QUICK.split())
         run("eval", folder / FILES["data"], "--store", store, "--mode", "base", "--max-tokens", "2", *_QUICK.split(),
@@ -306,6 +316,10 @@ class Samples:
             "--store", store)  # fmt: skip
         run("rollout", "ramp", "spring", "50", "--wait", "0", "--store", store)
         run("tenant", "key", "create", "acme", "--store", store)
+        opened = Store.open(store)
+        quick = {"steps": 1, "rounds": 1, "forms": ["plain"], "on_missed": "report", "batch_tokens": 512}
+        opened.registry.jobs.submit(JobRequest(patches["capital"].model_copy(update={"name": "river"}), "rome", quick))
+        opened.registry.close()
         shutil.copytree(store, folder / "bare")
         (folder / "bare" / path_of("passages")).unlink()
 

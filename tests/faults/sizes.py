@@ -32,7 +32,7 @@ SHORT = Sizes(
     requests=60,
     tenants=100,
     routed=10_000,
-    hostile_files=80,
+    hostile_files=90,
     hostile_processes=3,
 )
 FULL = Sizes(

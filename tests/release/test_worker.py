@@ -178,7 +178,6 @@ def test_a_stopped_worker_returns_its_job_which_does_not_count_as_an_attempt(pip
 def test_a_job_is_tried_again_when_the_store_could_not_be_used(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vllm_edit.release.worker._RETRY_S", 0.0)
     job, full = submit(pipeline), iter([True])
     save = pipeline.save
 
@@ -188,8 +187,33 @@ def test_a_job_is_tried_again_when_the_store_could_not_be_used(
         return save(*arguments)
 
     monkeypatch.setattr(pipeline, "save", sometimes)
+    with pytest.raises(Unavailable, match=f"job {job.id} returns to the queue: .* No space left"):
+        drained(pipeline)
+    assert pipeline.store.registry.jobs.find(job.id).error == "", "its author does not learn names of files"
     (done,) = drained(pipeline)
     assert (done.id, done.state, done.attempts) == (job.id, "done", 2)
+
+
+def test_a_worker_that_does_not_drain_waits_for_a_registry_that_is_down(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vllm_edit.release.worker._RETRY_S", 0.0)
+    submit(pipeline)
+    stop, ended, claim, down = Event(), list[Job](), Jobs.claim, iter([True, True])
+
+    def sometimes(*arguments: Any) -> Any:
+        if next(down, False):
+            raise Unavailable("the registry is down")
+        return claim(*arguments)
+
+    monkeypatch.setattr(Jobs, "claim", sometimes)
+
+    def end(job: Job) -> None:
+        ended.append(job)
+        stop.set()
+
+    Worker(pipeline, stop=stop).run(ended=end)
+    assert [job.state for job in ended] == ["done"]
 
 
 def test_a_long_step_without_progress_does_not_lose_the_job(

@@ -62,12 +62,12 @@ class Worker:
         """Work on jobs until `stop` is set.
 
         Args:
-            drain: return when no job is free.
+            drain: return when no job is free, and do not wait for a store or registry that cannot be used.
             ended: called with each job that this worker has ended.
             progress: called with (step, completed units, total units) of the current job.
 
         Raises:
-            EditError: the registry cannot be used at the start. Later the worker waits until it can be used again.
+            EditError: the registry cannot be used at the start. Later the worker waits for it, unless it drains.
         """
         registry = self._pipeline.store.registry
         generation = registry.generation()
@@ -84,6 +84,8 @@ class Worker:
                     registry.wait_for_change(generation, _LOOK_S)
                     generation = registry.generation()
             except Unavailable as error:
+                if drain:
+                    raise
                 logger.error("%s", error)
                 self._stop.wait(_RETRY_S)
 
