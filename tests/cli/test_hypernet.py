@@ -98,6 +98,9 @@ def test_data_sets_and_the_stores_pool_are_trained_on_without_what_is_judged(
     lacking = program(*train)
     assert lacking.code == 1
     assert "has no text of the model's own" in lacking.err
+    another = program(*train[:5], save_tiny("qwen2", tmp_path / "another"), *train[6:])
+    assert another.code == 1
+    assert "is not the base of" in another.err
     ran = program(*train, "--texts", texts, "--json")
     assert ran.code == 0, ran.err
     assert "3 of 11 edits are about judged subjects" in ran.err

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 from vllm_edit.cli.model_inputs import SHIPPED, texts_of
 from vllm_edit.cli.output import print_line
-from vllm_edit.errors import EditError
+from vllm_edit.errors import EditError, Incompatible
 
 if TYPE_CHECKING:
     from vllm_edit.editing.hypernetworks.judged import Judged
@@ -118,9 +118,19 @@ class TrainingInputs:
 
     @cached_property
     def _store(self) -> Store | None:
+        """The store at `url`.
+
+        Raises:
+            Incompatible: it is a store of another model.
+        """
         from vllm_edit.store.store import Store
 
-        return None if self.url is None else Store.open(self.url)
+        if self.url is None:
+            return None
+        opened = Store.open(self.url)
+        if opened.site().base.departures(self.base.fingerprint):
+            raise Incompatible(f"{self.base.name} is not the base of {opened.url}; name a store of this model")
+        return opened
 
     @cached_property
     def _pool(self) -> Pool | None:
