@@ -9,10 +9,12 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.rollout.example import failing
 from tests.serving import places
 from tests.serving.browsing import CONSOLE, Person, notice_of, problem_of, token_of
 from tests.serving.test_admin import Administered
 from tests.serving.without_engine import Place, run, shared_app
+from vllm_edit.registry.rollout_guard import Watch
 from vllm_edit.serving.console import cookies, sign_in
 from vllm_edit.serving.console.display import time
 from vllm_edit.serving.console.intervals import draw
@@ -534,6 +536,30 @@ def test_behind_a_prefix_every_address_has_it(console: Console) -> None:
             assert answer.json()["path"].endswith("/v1/completions")
 
     run(steps())
+
+
+def test_a_rollouts_page_shows_its_limits_and_what_servers_did(console: Console) -> None:
+    rollouts, guard = console.store.registry.rollouts, console.store.registry.guard
+
+    async def steps() -> tuple[str, str]:
+        asked = {"name": "spring", "tenant": "acme", "treatment": "city", "limits": ["errors=kill", "slower:2s=warn"]}
+        assert (await console.post("/rollouts", asked)).status_code == 200
+        await console.post("/rollouts/spring/ramp", {"schedule": "50% 1h, 100%"})
+        before = (await console.person.get("/rollouts/spring")).text
+        rollouts.ramp("spring", 100)
+        rollouts.expose(failing(rollouts.find("spring")))
+        watch = Watch("a", "node-a:1")
+        assert guard.hold(watch)
+        assert guard.test("spring", watch)
+        return before, (await console.person.get("/rollouts/spring")).text
+
+    before, after = run(steps())
+    assert '<dd id="schedule">50% 1h, 100%; 100 % from ' in before
+    assert '<dd id="guard">no server</dd>' in before
+    assert "limit errors=kill was exceeded, and node-a:1 acted (kill)." in after
+    assert '<dd id="schedule">' not in after
+    assert re.findall(r"<td>(holds|exceeded)</td>", before) == ["holds", "holds"]
+    assert re.findall(r"<td>(holds|exceeded)</td>", after)[0] == "exceeded"
 
 
 def test_a_rollout_of_a_tenant_without_a_publication_can_be_rolled_back(console: Console) -> None:
