@@ -102,6 +102,19 @@ def test_a_tampered_patch_is_refused_though_its_checksums_fit(store: Store, key:
     assert any(f"signature of {key.id}: it does not match" in line for line in problems_of(store))
 
 
+def test_files_that_are_replaced_after_the_check_are_noticed(
+    store: Store, key: SigningKey, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.sign(name, key)
+    config = json.loads(store.adapter_files(name)["adapter_config.json"])
+    genuine, listed = store.files.read, f"patches/{name}/files.json"
+    first = [genuine(listed)]
+    _tampered(store, name, "adapter/adapter_config.json", canonical(config | {"lora_alpha": 7}))
+    monkeypatch.setattr(store.files, "read", lambda path: first.pop() if path == listed and first else genuine(path))
+    with pytest.raises(Corrupt, match=r"adapter_config\.json does not match its digest"):
+        store.adapter_files(name)
+
+
 def test_a_tampered_manifest_is_refused(store: Store, key: SigningKey, name: str) -> None:
     store.sign(name, key)
     manifest = json.loads(store.files.read(f"patches/{name}/manifest.json"))

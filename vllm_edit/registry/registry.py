@@ -45,7 +45,7 @@ class Registry:
         url: str | URL,
         anchor: Anchor | None = None,
         owner: Owner | None = None,
-        admit: Callable[[str], None] = lambda _: None,
+        admit: Callable[[str], object] = lambda _: None,
     ) -> None:
         """Configure the registry; the first use connects and brings the schema up to date.
 

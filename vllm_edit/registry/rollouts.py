@@ -61,7 +61,7 @@ class RolloutEntryRecord(RolloutRecord):
 class Rollouts:
     """A registry's rollouts. Every step is an audited change; exposures and outcomes are a log."""
 
-    def __init__(self, database: Database, changes: Changes, admit: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(self, database: Database, changes: Changes, admit: Callable[[str], object] = lambda _: None) -> None:
         self._database, self._changes, self._admit = database, changes, admit
 
     def create(self, rollout: Rollout, *, override: str = "", why: str = "", by: str = "") -> Rollout:

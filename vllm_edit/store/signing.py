@@ -42,8 +42,11 @@ def signatures_of(files: Files, name: str) -> list[Signature]:
     return found
 
 
-def check_signed(files: Files, name: str) -> None:
+def check_signed(files: Files, name: str) -> Mapping[str, bytes]:
     """Raise if the store requires a signature and the patch has no valid one.
+
+    Returns:
+        The signed files, by path, to be used in place of a second read; empty if the store requires no signature.
 
     Raises:
         Unsigned: the message has the reason for each signature.
@@ -51,8 +54,11 @@ def check_signed(files: Files, name: str) -> None:
         Corrupt: a file holds no signature, or the list of keys cannot be read.
     """
     signers = read_signers(files)
-    if signers.required:
-        signers.check(name, sealed(files, name), signatures_of(files, name))
+    if not signers.required:
+        return {}
+    signed = sealed(files, name)
+    signers.check(name, signed, signatures_of(files, name))
+    return signed
 
 
 def _folder(name: str) -> str:

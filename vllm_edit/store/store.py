@@ -282,8 +282,8 @@ class Store:
         """
         from vllm_edit.artefacts.folder import unpack
 
-        check_signed(self.files, name)
-        found, records = unpack(self.manifest(name), self._reader(name)), self.records(name, "compile")
+        read = self._signed_reader(name)
+        found, records = unpack(read_manifest(name, read), read), self.records(name, "compile")
         try:
             return found.with_record(records[-1].data) if records else found
         except Corrupt as error:
@@ -323,8 +323,8 @@ class Store:
         """
         from vllm_edit.artefacts.folder import read_demonstrations
 
-        check_signed(self.files, name)
-        return read_demonstrations(self.manifest(name), self._reader(name))
+        read = self._signed_reader(name)
+        return read_demonstrations(read_manifest(name, read), read)
 
     def unit(self, name: str, member: str) -> CompiledPatch:
         """Read and verify one subject's compiled patch of a patch with scope subject; no other file is read.
@@ -338,8 +338,7 @@ class Store:
         """
         from vllm_edit.artefacts.units import read_unit
 
-        check_signed(self.files, name)
-        return read_unit(name, member, self._reader(name))
+        return read_unit(name, member, self._signed_reader(name))
 
     def adapter_files(self, name: str) -> dict[str, bytes]:
         """Read and verify a patch's adapter in PEFT's layout.
@@ -355,8 +354,8 @@ class Store:
         """
         from vllm_edit.artefacts.folder import read_adapter
 
-        check_signed(self.files, name)
-        return read_adapter(self.manifest(name), self._reader(name))
+        read = self._signed_reader(name)
+        return read_adapter(read_manifest(name, read), read)
 
     def adapter_folder(self, name: str, cache: str | Path | None = None) -> Path:
         """Copy a patch's verified adapter to this node, for vLLM to load. The copy stays until it is removed.
@@ -528,6 +527,17 @@ class Store:
 
     def _exists(self, name: str) -> bool:
         return self.files.exists(f"{_folder(name)}/{MANIFEST}")
+
+    def _signed_reader(self, name: str) -> Read:
+        """Like `_reader`, of a patch whose signature counts where the store requires one.
+
+        The signed files are read once, so that nobody can replace them between the check and their use.
+
+        Raises:
+            Unsigned: the store requires a signature, and the patch has no valid one.
+        """
+        signed, read = check_signed(self.files, names.check_name(name)), self._reader(name)
+        return lambda path: signed[path] if path in signed else read(path)
 
     def _reader(self, name: str) -> Read:
         """Return a reader of artefact `name`; it raises `Corrupt` or, if the whole artefact is missing, `NotFound`."""
