@@ -6,11 +6,12 @@ import threading
 from pathlib import Path
 
 import pytest
+from alembic import command
 from sqlalchemy import create_engine, text, update
 
 from tests.store.example import compiled, moment, site
 from vllm_edit.errors import EditError
-from vllm_edit.registry import tables
+from vllm_edit.registry import migrations, tables
 from vllm_edit.store import store as store_module
 from vllm_edit.store.maintenance import problems_of
 from vllm_edit.store.site_files import SITE, read_site
@@ -85,8 +86,7 @@ def test_a_schema_from_before_is_brought_up_to_date_and_claimed(tmp_path: Path) 
     store.registry.close()
     engine = create_engine(store.registry.url)
     with engine.begin() as connection:
-        connection.execute(text("ALTER TABLE generation DROP COLUMN site"))
-        connection.execute(text("UPDATE alembic_version SET version_num = '0005'"))
+        command.downgrade(migrations._config(connection), "0005")
     again = Store.open(store.url)
     assert again.names() == [name]
     again.registry.create_tenant("acme")
