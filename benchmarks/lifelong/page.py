@@ -37,7 +37,8 @@ def section(data: Mapping[str, Any], found: Mapping[str, Sequence[Published]]) -
         "At edit: the batches since the line above, each asked when it was published. So far: a seeded sample of at "
         f"most {data['sample']} of all edits. One paraphrase and one neighbour an edit; locality: the answer is what "
         f"base says. Drift: relative change of the perplexity of {data['passages']} passages. Beyond a limit: edits "
-        f"that the product would refuse, in the batches since the line above. {data['machine']}",
+        "that the product would refuse, in the batches since the line above. A protocol whose run was stopped has "
+        f"fewer lines. {data['machine']}",
         "",
         "![lifelong editing](results/lifelong.svg)",
         "",
