@@ -33,7 +33,7 @@ def test_it_is_small_and_made_for_the_shipped_weights() -> None:
 def test_it_was_trained_with_the_default_settings_on_the_data_of_mends_network() -> None:
     _, card = load(FOLDER)
     _, mend = load(NETWORK_FOLDERS["mend"])
-    assert card.settings == dict(KnowledgeEditorTrainingSettings())
+    assert KnowledgeEditorTrainingSettings(**card.settings) == KnowledgeEditorTrainingSettings()
     assert (card.edits, card.subjects) == (mend.edits, mend.subjects)
 
 
