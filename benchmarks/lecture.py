@@ -13,7 +13,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
 
 from jinja2 import Environment, FileSystemLoader
 from rich.console import Console
@@ -21,6 +20,7 @@ from rich.console import Console
 from benchmarks.common.atlas_edits import Place, open_places, over_layers_of
 from benchmarks.common.report_rows import SETTINGS
 from benchmarks.common.results_page import FOLDER, machine
+from benchmarks.common.variants import VARIANTS, Variant
 from vllm_edit import atlas
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.cli.output import progress_bar
@@ -32,7 +32,7 @@ from vllm_edit.evaluation.runners.hf import HFRunner
 from vllm_edit.ike.bank import Bank
 from vllm_edit.ike.demonstrations import with_demonstrations
 from vllm_edit.models.base import Base
-from vllm_edit.patch import Patch
+from vllm_edit.patch import Patch, Scope
 
 PATCH = FOLDER.parent / "patches" / "lecture.yaml"
 PAGE = FOLDER.parent / "docs" / "lecture.md"
@@ -47,30 +47,23 @@ KINDS = {
 """Metric → what its question asks about. One question of each is shown."""
 LONGEST = 24
 """Characters of an answer that are shown."""
-LAYERS = 3
-"""Layers of the methods for several layers."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the figure: a method with its settings, and the scope of the patch."""
+    """A row of the figure: a method, and the scope of the patch."""
 
     title: str
-    method: str
-    settings: Mapping[str, Any]
-    scope: Literal["all", "subject"] = "all"
+    variant: Variant
+    scope: Scope = "all"
 
 
+_NAMES = {"ROME": "r-ROME", "KE": "KnowledgeEditor"}
+_LEFT_OUT = ("FT-M limited",)
 ROWS = (
-    Row("r-ROME", "rome", {}),
-    Row("r-ROME, scope subject", "rome", {}, "subject"),
-    Row("MEMIT", "memit", {}),
-    Row("AlphaEdit", "alphaedit", {}),
-    Row("MEND", "mend", {}),
-    Row("KnowledgeEditor", "ke", {}),
-    Row("UltraEdit", "ultraedit", {}),
-    Row("FT-M", "ft", {}),
-    Row("LoRA", "lora", {}),
+    Row("r-ROME", VARIANTS["ROME"]),
+    Row("r-ROME, scope subject", VARIANTS["ROME"], "subject"),
+    *(Row(_NAMES.get(name, name), variant) for name, variant in VARIANTS.items() if name not in ("ROME", *_LEFT_OUT)),
 )
 
 
@@ -79,15 +72,16 @@ def main() -> None:
     console = Console()
     base = Base.load("atlas")
     places = open_places(arguments.store, None, base, console)
-    layered = over_layers_of(places["rome"], base, LAYERS, places["rome"].site.max_rank)
-    places |= {"memit": layered, "alphaedit": layered}
     patch, runner = Patch.load(PATCH), HFRunner(base.model, base.tokenizer)
     table: dict[str, list[Cell]] = {}
     questions: list[Answer] = []
     with progress_bar("lecture") as progress:
         for number, row in enumerate(ROWS):
             progress("methods", number, len(ROWS))
-            compiled = compiled_by(row, patch, places[row.method], base)
+            place = places[row.variant.method]
+            if row.variant.layers > 1:
+                place = over_layers_of(place, base, row.variant.layers, place.site.max_rank)
+            compiled = compiled_by(row, patch, place, base)
             report = evaluate(compiled, runner, ("base", "weights"), SETTINGS)
             questions = shown(report)
             table.setdefault("before", [shortened(answer, "base") for answer in questions])
@@ -103,8 +97,10 @@ def main() -> None:
 def compiled_by(row: Row, patch: Patch, place: Place, base: Base) -> CompiledPatch:
     """The patch by the row's method at its place; an edit that misses is shown as the miss that it is."""
     scoped = patch.model_copy(update={"scope": row.scope})
-    settings = {**row.settings, "on_missed": "report"}
-    return compile_patch(scoped, base, row.method, site=place.site, site_tensors=place.site_tensors, settings=settings)
+    settings = {**row.variant.settings, "on_missed": "report"}
+    return compile_patch(
+        scoped, base, row.variant.method, site=place.site, site_tensors=place.site_tensors, settings=settings
+    )
 
 
 def shown(report: Report) -> list[Answer]:

@@ -40,7 +40,7 @@ def test_a_long_answer_is_shortened() -> None:
 
 
 def test_every_method_has_a_row() -> None:
-    assert {row.method for row in ROWS} == set(METHODS)
+    assert {row.variant.method for row in ROWS} == set(METHODS)
 
 
 def test_the_page_and_the_picture_hold_every_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
