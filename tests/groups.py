@@ -15,6 +15,7 @@ GROUPS = MappingProxyType(
         "tests/serving/test_jobs_server.py": "few slots",
         "tests/serving/test_scope_server.py": "few slots",
         "tests/serving/test_guard_server.py": "few slots",
+        "tests/serving/test_shadow_server.py": "few slots",
     }
 )
 """File → its group. Any other file is a group of its own."""

@@ -14,6 +14,7 @@ from tests.store.example import compiled
 from vllm_edit.registry.rollout_guard import Watch
 from vllm_edit.rollout.assignment import assign
 from vllm_edit.rollout.outcomes import Exposure
+from vllm_edit.rollout.shadow_report import ShadowPair
 from vllm_edit.rollout.sticky import StickyKey
 from vllm_edit.store.store import Store
 
@@ -116,6 +117,44 @@ def test_lists_report_the_patch_that_a_rollout_serves(program: Program, store: S
     program("tenant", "publish", "acme", new)
     assert listed() == (new, "weights", {old: [], new: ["acme"]})
     assert "active" in program("tenant", "history", "acme").out
+
+
+def test_a_shadow_is_switched_on_and_off_and_its_answers_are_shown(
+    program: Program, store: Store, names: tuple[str, str], tmp_path: Path
+) -> None:
+    options = ("--tenant", "acme", "--treatment", names[1], "--shadow", "5%", "--json")
+    made = program("rollout", "create", "spring", *options).json
+    assert made["shadow"] == {"percent": 5.0, "texts": False}
+    text = program("rollout", "status", "spring").out
+    assert "shadow      5 % of the answers, without texts" in text
+    assert "COMPARED  SAME" not in text
+    moved = program("rollout", "shadow", "spring", "20", "--texts", "--who", "ann", "--why", "we read them")
+    assert moved.out.endswith("; the other arm repeats 20 % of the answers\n")
+    assert (store.registry.audit()[-1].what, store.registry.audit()[-1].who) == ("rollout.shadow", "ann")
+    pair = ShadowPair("edit-1", "treatment", False, True, 0.5, 0.25, 3, 4, text="Bonn\x1b[2J", shadow_text="<b>Berlin")
+    store.registry.shadows.add("spring", pair, "node-a:1")
+    store.registry.shadows.add("spring", ShadowPair("edit-2", "control", True, False), "node-a:1")
+    store.registry.shadows.lose("spring", "a", 4, 1)
+    page = tmp_path / "spring.html"
+    printed = program("rollout", "status", "spring", "--json", "--html", page).json["shadowed"]
+    assert (printed["same"]["n"], printed["greedy"]["n"], printed["dropped"], printed["failed"]) == (2, 1, 4, 1)
+    assert problems(page.read_text(encoding="utf-8")) == []
+    assert "&lt;b&gt;Berlin" in page.read_text(encoding="utf-8")
+    lines = program("rollout", "status", "spring").out.splitlines()
+    assert "dropped 4, failed 1" in lines
+    assert "answer tokens on average: control 4, treatment 3" in lines
+    assert "  treatment  'Bonn\\x1b[2J'" in lines
+    assert [line.split()[:2] for line in lines if line.startswith(("all ", "greedy "))] == [
+        ["all", "2"],
+        ["greedy", "1"],
+    ]
+    assert program("rollout", "shadow", "spring", "0").code == 0
+    assert program("rollout", "status", "spring", "--json").json["shadow"] is None
+    for wrong in ("much", "101"):
+        assert program("rollout", "shadow", "spring", wrong).code != 0
+    assert (
+        program("rollout", "create", "other", "--tenant", "acme", "--treatment", names[1], "--shadow-texts").code == 1
+    )
 
 
 def test_status_shows_arms_comparisons_and_warnings(

@@ -103,6 +103,7 @@ COMMANDS = (
     "rollout create second --tenant globex --treatment {name} --user {user} --alpha 0.1 --store {store}",
     "rollout ramp spring {number} --wait 0 --store {store}",
     "rollout pause {name} --wait 0 --store {store}",
+    "rollout shadow spring {number} --texts --wait 0 --why {text} --store {store}",
     "rollout kill spring --wait 0 --why {text} --store {store}",
     "rollout promote spring --wait 0 --store {store}",
     "rollout list --store {store}",

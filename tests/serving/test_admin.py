@@ -123,6 +123,11 @@ def test_a_patch_that_the_engine_cannot_apply_is_not_published(place: Administer
         ("/rollouts/spring/ramp", {"schedule": "10% 1h, 5%"}, 400),
         ("/rollouts", {"name": "s", "tenant": "acme", "treatment": "city", "limits": ["errors"]}, 400),
         ("/rollouts", {"name": "s", "tenant": "acme", "treatment": "city", "limits": ["solved=kill"]}, 400),
+        ("/rollouts/spring/shadow", {"percent": 101}, 400),
+        ("/rollouts/spring/shadow", {"percent": "NaN"}, 400),
+        ("/rollouts/spring/shadow", {}, 400),
+        ("/rollouts/spring/shadow", {"percent": 5}, 404),
+        ("/rollouts", {"name": "s", "tenant": "acme", "treatment": "city", "shadow_texts": True}, 400),
         ("/rollouts/spring/kill", None, 404),
         ("/rollouts/spring/explode", None, 400),
         ("/keys/0123456789ab/revoke", None, 404),
@@ -232,6 +237,27 @@ def test_a_rollout_over_http_has_limits_and_follows_a_schedule(place: Administer
         assert (decision["server"], decision["result"]["limit"]) == ("node-a:1", "errors=kill")
 
     run(steps())
+
+
+def test_a_rollout_over_http_has_a_shadow_that_is_switched(place: Administered) -> None:
+    async def steps() -> None:
+        asked = {"name": "spring", "tenant": "acme", "treatment": "city", "shadow": 5, "shadow_texts": True}
+        made = (await place.post("/rollouts", asked)).json()
+        assert made["shadow"] == {"percent": 5.0, "texts": True}
+        assert (await place.get("/rollouts/spring")).json()["shadowed"] is None
+        await place.service.watcher.refresh()
+        assert (await place.served("eve"))[0] == place.first, "clients are answered as before"
+        moved = (await place.post("/rollouts/spring/shadow", {"percent": 0.5, "why": "less load"})).json()
+        assert (moved["shadow"], moved["acknowledged"]["missing"]) == ({"percent": 0.5, "texts": False}, [])
+        assert (await place.post("/rollouts/spring/shadow", {"percent": 0})).json()["shadow"] is None
+        assert (await place.post("/rollouts/spring/shadow", {"percent": 0, "texts": True})).status_code == 400
+        await place.post("/rollouts/spring/kill")
+        assert (await place.post("/rollouts/spring/shadow", {"percent": 5})).status_code == 400
+
+    run(steps())
+    row = place.store.registry.audit("acme")[-2]
+    assert row.what == "rollout.shadow"
+    assert row.who.startswith("key ")
 
 
 def test_rollouts_over_http_run_in_ranges_beside_a_holdout(place: Administered) -> None:

@@ -15,6 +15,7 @@ from vllm_edit.rollout.arm import SIDES, Arm
 from vllm_edit.rollout.buckets import BUCKETS
 from vllm_edit.rollout.metric import Metric
 from vllm_edit.rollout.rollout import Rollout
+from vllm_edit.rollout.shadow import Shadow
 from vllm_edit.rollout.sticky import SOURCES, Stickiness
 
 LABELS = st.from_regex(r"[a-z0-9][a-z0-9._-]{0,62}", fullmatch=True)
@@ -74,6 +75,7 @@ ROLLOUTS = st.builds(
     sticky=STICKINESS,
     metrics=st.lists(METRICS, max_size=2, unique_by=lambda metric: metric.name).map(tuple),
     alpha=st.floats(1e-6, 0.5),
+    shadow=st.none() | st.builds(Shadow, st.integers(1, BUCKETS), st.booleans()),
 )
 
 SNAPSHOTS = st.builds(
@@ -83,4 +85,5 @@ SNAPSHOTS = st.builds(
     st.dictionaries(LABELS, st.lists(PUBLICATIONS, max_size=2).map(tuple), max_size=3),
     st.dictionaries(TEXTS, KEYS, max_size=3),
     st.dictionaries(LABELS, ROLLOUTS, max_size=2),
+    shadowing=st.dictionaries(LABELS, st.lists(ROLLOUTS, max_size=2).map(tuple), max_size=2),
 )

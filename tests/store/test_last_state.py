@@ -66,7 +66,7 @@ def test_the_fields_of_the_file_have_the_names_that_earlier_versions_read(tmp_pa
     last = LastState(tmp_path / "state.json")
     last.keep(state(1))
     stored = json.loads(last.path.read_text())["state"]
-    assert set(stored) == {"generation", "patches", "standing", "keys", "rollouts", "beside"}
+    assert set(stored) == {"generation", "patches", "standing", "keys", "rollouts", "beside", "shadowing"}
 
 
 def test_a_registrys_own_state_comes_back_equal(store: Store, tmp_path: Path) -> None:

@@ -65,6 +65,16 @@ def create(
             help="Only these users, in per cent, like 0..40; rollouts whose ranges do not overlap run at one time.",
         ),
     ] = None,
+    shadow: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PERCENT",
+            help="Percentage of the answers that the other arm repeats for nobody, to compare both; from now on.",
+        ),
+    ] = None,
+    shadow_texts: Annotated[
+        bool, typer.Option(help="Store both texts too, until the log of answers is deleted.")
+    ] = False,
     override: Annotated[
         str, typer.Option(metavar="REASON", help="Serve an arm that its gate did not accept; needs --who.")
     ] = "",
@@ -100,6 +110,8 @@ def create(
         limits=limit or (),
         users_range=users_range,
         probed=lambda patch: bool(keeping_questions(opened.manifest(patch).edits, chat=True)),
+        shadow=None if shadow is None else _share(shadow),
+        shadow_texts=shadow_texts,
     )
     entered = opened.registry.rollouts.create(made, override=override, why=why, by=who)
     print_json(entered.as_record()) if json else print_line(_line(entered))
@@ -186,6 +198,28 @@ def promote(
     _report(registry, registry.rollouts.promote(name, why=why, by=who), wait, json)
 
 
+@app.command()
+def shadow(
+    name: NameArgument,
+    percent: Annotated[
+        str, typer.Argument(metavar="PERCENT", help="Percentage of the answers that the other arm repeats; 0 ends it.")
+    ],
+    texts: Annotated[bool, typer.Option(help="Store both texts too, until the log of answers is deleted.")] = False,
+    why: WhyOption = "",
+    who: WhoOption = "",
+    wait: WaitOption = WAIT_S,
+    store: StoreOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Let the other arm repeat a share of the answers, after the clients have them; also before the first ramp."""
+    from vllm_edit.rollout.shadow import shadow_of
+    from vllm_edit.store.store import Store
+
+    registry = Store.open(store).registry
+    made = shadow_of(_share(percent), texts=texts)
+    _report(registry, registry.rollouts.shadow(name, made, why=why, by=who), wait, json)
+
+
 @app.command("list")
 def list_(
     tenant: Annotated[str | None, typer.Option(help="Only this tenant's.")] = None,
@@ -244,6 +278,13 @@ def _override(text: str) -> tuple[str, Side]:
     return user, "control" if side == "control" else "treatment"
 
 
+def _share(percent: str) -> float:
+    try:
+        return float(percent.removesuffix("%").strip())
+    except ValueError:
+        raise typer.BadParameter(f"expected a percentage like 5 or 5%, got {percent!r}") from None
+
+
 def _report(registry: Registry, rollout: Rollout, wait_s: float, json: bool) -> None:
     report_change(registry, wait_s, _line(rollout), asdict(rollout.as_record()), json)
 
@@ -257,7 +298,13 @@ def _line(rollout: Rollout) -> str:
         "killed": "killed" + ("; its tenant is served control" if rollout.governs else "; it decides nothing"),
         "promoted": "promoted; its tenant is served treatment",
     }
-    return f"rollout {rollout.name}: {states[rollout.state]}"
+    return f"rollout {rollout.name}: {states[rollout.state]}{_shadow(rollout)}"
+
+
+def _shadow(rollout: Rollout) -> str:
+    if not rollout.shadowing or rollout.shadow is None:
+        return ""
+    return f"; the other arm repeats {_percent(rollout.shadow.share)} of the answers"
 
 
 def _next(rollout: Rollout) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from vllm_edit.cli.output import print_fields, print_line, print_table, when
+from vllm_edit.names import shown
 from vllm_edit.rollout.arm import SIDES
 from vllm_edit.rollout.comparison import Estimate
 from vllm_edit.rollout.rollout import Rollout
 from vllm_edit.rollout.rollout_report import RolloutReport
 from vllm_edit.rollout.schedule import Schedule
+from vllm_edit.rollout.shadow_report import ShadowReport
 
 
 def print_status(found: RolloutReport) -> None:
@@ -22,6 +24,7 @@ def print_status(found: RolloutReport) -> None:
             "range": None if rollout.audience is None else f"{rollout.audience} % of the tenant's users",
             "holdout": _holdout(rollout),
             "schedule": _schedule(rollout.schedule),
+            "shadow": _shadow(rollout),
             "control": rollout.control,
             "treatment": rollout.treatment,
             "guarded by": found.watched_by if rollout.guarded else None,
@@ -49,6 +52,9 @@ def print_status(found: RolloutReport) -> None:
     if found.limits:
         print_line()
         _print_limits(found)
+    if found.shadowed is not None:
+        print_line()
+        _print_shadowed(found.shadowed)
     for warning in found.warnings:
         print_line()
         print_line(f"warning: {warning}")
@@ -68,6 +74,30 @@ def _schedule(schedule: Schedule | None) -> str | None:
     if record.next_at is None:
         return f"{record.steps}; at its last step"
     return f"{record.steps}; {record.next:g} % from {when(record.next_at)}"
+
+
+def _shadow(rollout: Rollout) -> str | None:
+    if rollout.shadow is None:
+        return None
+    texts = "with" if rollout.shadow.texts else "without"
+    until = "" if rollout.open else "; ended with the rollout"
+    return f"{rollout.shadow.share / 100:g} % of the answers, {texts} texts{until}"
+
+
+def _print_shadowed(found: ShadowReport) -> None:
+    rows = [(label, share.n, *_cells(share)) for label, share in (("all", found.same), ("greedy", found.greedy))]
+    print_table(("SHADOW", "COMPARED", "SAME", f"{100 * (1 - found.alpha):.4g} % AT EVERY LOOK"), rows)
+    full = "; enough are compared, no more are drawn" if found.full else ""
+    print_line(f"dropped {found.dropped}, failed {found.failed}{full}")
+    tokens = [f"{side} {mean:.4g}" for side, mean in found.tokens.items() if mean is not None]
+    if tokens:
+        print_line(f"answer tokens on average: {', '.join(tokens)}")
+    if found.seconds is not None and found.shadow_seconds is not None:
+        print_line(f"median duration: answers {found.seconds:.3g} s, shadows {found.shadow_seconds:.3g} s")
+    for example in found.examples:
+        print_line(f"{example.answer} (client: {example.side})")
+        print_line(f"  control    {shown(example.control)}")
+        print_line(f"  treatment  {shown(example.treatment)}")
 
 
 def _print_limits(found: RolloutReport) -> None:

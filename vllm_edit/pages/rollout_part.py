@@ -13,6 +13,7 @@ from vllm_edit.pages.html_table import HTMLTable
 from vllm_edit.rollout.arm import SIDES
 from vllm_edit.rollout.comparison import Comparison, Estimate
 from vllm_edit.rollout.rollout_report import RolloutReport
+from vllm_edit.rollout.shadow_report import ShadowReport
 from vllm_edit.text.counting import counted
 
 SIDE_COLOURS: Mapping[str, str] = MappingProxyType({side: side for side in SIDES})
@@ -59,6 +60,7 @@ def rollout_part(found: RolloutReport, key: str) -> RolloutPart:
             _arms(found),
             *([_comparisons(found)] if found.comparisons else []),
             *([_limits(found)] if found.limits else []),
+            *([] if found.shadowed is None else _shadows(found.shadowed)),
             _shares(found),
         ],
     )
@@ -82,6 +84,9 @@ def _summary(found: RolloutReport) -> Iterator[str]:
         )
         held = "" if steps.held is None else f"; limit {steps.held} holds it until the next ramp"
         yield f"Ramp schedule {steps.steps}: {due}{held}."
+    if rollout.shadow is not None:
+        texts = "with" if rollout.shadow.texts else "without"
+        yield f"The other arm repeats {rollout.shadow.share / 100:g} % of the answers, {texts} texts."
     for decision in found.decisions:
         yield (
             f"Limit {decision.result.limit} was exceeded on {decision.at:%F %T} UTC, and {decision.server} acted: "
@@ -148,6 +153,18 @@ def _limits(found: RolloutReport) -> HTMLTable:
         )
     columns = ("limit", "control", "treatment", "compared", "worse by", "interval at every look", "margin", "state")
     return HTMLTable("limits that act", columns, rows)
+
+
+def _shadows(found: ShadowReport) -> Iterator[HTMLTable]:
+    full = "; enough are compared" if found.full else ""
+    caption = f"answers that the other arm repeats the same; {found.dropped} dropped, {found.failed} failed{full}"
+    rows = [("all", *_cells(found.same)), ("temperature 0", *_cells(found.greedy))]
+    level = f"{100 * (1 - found.alpha):.4g} % interval at every look"
+    yield HTMLTable(caption, ("requests", "compared", "same", level), rows)
+    if found.examples:
+        texts = [(example.answer, example.side, example.control, example.treatment) for example in found.examples]
+        columns = ("answer", "client got", "control", "treatment")
+        yield HTMLTable("newest answers that differ", columns, texts, words=4)
 
 
 def _cells(estimate: Estimate) -> tuple[object, str, str]:

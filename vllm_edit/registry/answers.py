@@ -132,7 +132,7 @@ def sweep(connection: Connection, older_than: datetime, limit: int) -> int:
 
 
 def _row(entry: AnswerEntry) -> dict[str, object]:
-    texts = {"asked": _storable(entry.asked, _ASKED_LENGTH), "prompt": _storable(entry.prompt, PROMPT_LENGTH)}
+    texts = {"asked": storable(entry.asked, _ASKED_LENGTH), "prompt": storable(entry.prompt, PROMPT_LENGTH)}
     plain = vars(entry) | texts
     return plain | {column: None if plain[column] is None else json.dumps(plain[column]) for column in _JSON}
 
@@ -144,6 +144,6 @@ def _entry(row: Row[Any]) -> AnswerEntry:
     return AnswerEntry(**fields)
 
 
-def _storable(text: str | None, length: int) -> str | None:
+def storable(text: str | None, length: int) -> str | None:
     """Make a client's text storable in every database: no lone surrogates, no NUL, at most `length` characters."""
     return text and text[:length].encode(errors="replace").decode().replace("\0", "\ufffd")

@@ -29,6 +29,7 @@ from vllm_edit.registry.retirement import Retired
 from vllm_edit.registry.rollout_guard import RolloutGuard
 from vllm_edit.registry.rollouts import Rollouts
 from vllm_edit.registry.servers import Servers
+from vllm_edit.registry.shadows import Shadows
 from vllm_edit.registry.snapshot import Snapshot
 from vllm_edit.registry.tenants import Tenant
 from vllm_edit.registry.transactions import Change, Changes
@@ -63,6 +64,7 @@ class Registry:
         self.guard = RolloutGuard(self._database, self.changes)
         self.servers = Servers(self._database, self.changes)
         self.answers = Answers(self._database)
+        self.shadows = Shadows(self._database)
         self.jobs = Jobs(self._database, self.changes)
         self._waiting = waiting(self._database)
 

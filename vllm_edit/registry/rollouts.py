@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import TypeAdapter
 from sqlalchemy import Connection, Row, insert, select, update
@@ -16,7 +16,7 @@ from sqlalchemy.exc import IntegrityError
 
 from vllm_edit.errors import EditError, NotFound
 from vllm_edit.names import nearest, shown
-from vllm_edit.registry import exposures, limit_decisions, patches, tenants
+from vllm_edit.registry import exposures, limit_decisions, patches, shadows, tenants
 from vllm_edit.registry.database import Database
 from vllm_edit.registry.leases import GUARDRAILS, Leases
 from vllm_edit.registry.publications import publishable_until
@@ -27,13 +27,14 @@ from vllm_edit.rollout.outcomes import Exposure, metric_of
 from vllm_edit.rollout.rollout import Rollout, RolloutRecord, Verb
 from vllm_edit.rollout.rollout_report import RolloutReport, report
 from vllm_edit.rollout.schedule import Schedule
+from vllm_edit.rollout.shadow import Shadow
 
 _JSON = TypeAdapter(Rollout)
 _FIXED = TypeAdapter(dict[str, Any])
-_SCHEDULE = TypeAdapter(Schedule)
+_SCHEDULE, _SHADOW = TypeAdapter(Schedule), TypeAdapter(Shadow)
 _MOVING = ("state", "share", "closed")
 _COLUMNS = {"name", "tenant", *_MOVING}
-_OWN = {*_COLUMNS, "schedule"}
+_OWN = {*_COLUMNS, "schedule", "shadow"}
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,10 @@ class Rollouts:
     def promote(self, name: str, *, why: str = "", by: str = "") -> Rollout:
         return self._step("promote", name, Rollout.promoted, why, by)
 
+    def shadow(self, name: str, shadow: Shadow | None, *, why: str = "", by: str = "") -> Rollout:
+        """Repeat a share of the answers by the other arm from now on; None for none."""
+        return self._step("shadow", name, lambda rollout: rollout.shadowed(shadow), why, by)
+
     def find(self, name: str) -> Rollout:
         with self._database.read() as connection:
             return find(connection, name).rollout
@@ -158,12 +163,14 @@ class Rollouts:
     def report(self, name: str) -> RolloutReport:
         """Evaluate the rollout on everything logged so far. Repeated looks keep the error rate (see `sequential`)."""
         with self._database.read() as connection:
+            rollout = find(connection, name).rollout
             return report(
-                find(connection, name).rollout,
+                rollout,
                 exposures.traffic(connection, name),
                 exposures.evidence(connection, name),
                 limit_decisions.made(connection, name),
                 Leases(self._database).server(connection, GUARDRAILS),
+                shadows.compared(connection, name, rollout.alpha),
             )
 
     def _record(self, tenant: str | None, id: str, metric: str, value: float) -> bool:
@@ -171,7 +178,9 @@ class Rollouts:
             rollout = find(connection, exposures.rollout_of(connection, tenant, id)).rollout
             return exposures.record(connection, id, metric, metric_of(rollout, metric).check(value))
 
-    def _step(self, verb: Verb, name: str, step: Callable[[Rollout], Rollout], why: str, by: str) -> Rollout:
+    def _step(
+        self, verb: Verb | Literal["shadow"], name: str, step: Callable[[Rollout], Rollout], why: str, by: str
+    ) -> Rollout:
         tenant = self.find(name).tenant
         with self._changes.make(f"rollout.{verb}", tenant=tenant, by=by, why=why) as change:
             old = find(change.connection, name).rollout
@@ -189,13 +198,13 @@ def add(connection: Connection, rollout: Rollout) -> None:
         raise EditError(f"there is a rollout {rollout.name!r} already; choose another name")
     now = datetime.now(UTC)
     fixed = _JSON.dump_json(rollout, exclude=_OWN).decode()
-    moving = {column: getattr(rollout, column) for column in _COLUMNS} | {"schedule": _schedule_text(rollout)}
+    moving = {column: getattr(rollout, column) for column in _COLUMNS} | _texts(rollout)
     connection.execute(insert(rollouts).values(**moving, settings=fixed, created_at=now, changed_at=now))
 
 
 def put(connection: Connection, rollout: Rollout) -> None:
     """Update the mutable columns of an existing rollout."""
-    moved = {column: getattr(rollout, column) for column in _MOVING} | {"schedule": _schedule_text(rollout)}
+    moved = {column: getattr(rollout, column) for column in _MOVING} | _texts(rollout)
     this = rollouts.c.name == rollout.name
     connection.execute(update(rollouts).where(this).values(**moved, changed_at=datetime.now(UTC)))
 
@@ -229,6 +238,15 @@ def governing(connection: Connection) -> dict[str, tuple[Rollout, ...]]:
     found: dict[str, tuple[Rollout, ...]] = {}
     for rollout in standing(connection):
         if rollout.governs:
+            found[rollout.tenant] = (*found.get(rollout.tenant, ()), rollout)
+    return found
+
+
+def shadowing(connection: Connection) -> dict[str, tuple[Rollout, ...]]:
+    """Return, by tenant, the rollouts whose other arm repeats answers; omit tenants without such a rollout."""
+    found: dict[str, tuple[Rollout, ...]] = {}
+    for rollout in standing(connection):
+        if rollout.shadowing:
             found[rollout.tenant] = (*found.get(rollout.tenant, ()), rollout)
     return found
 
@@ -303,8 +321,13 @@ def _entry(row: Row[Any]) -> RolloutEntry:
     if schedule is not None and (row.state != "ramping" or row.share != schedule.share):
         schedule = None  # an older version of this package moved the rollout, and knows no schedules
     moving["schedule"] = schedule
+    moving["shadow"] = None if row.shadow is None else _SHADOW.validate_json(row.shadow)
     return RolloutEntry(_JSON.validate_python(fixed | moving), row.created_at, row.changed_at)
 
 
-def _schedule_text(rollout: Rollout) -> str | None:
-    return None if rollout.schedule is None else _SCHEDULE.dump_json(rollout.schedule).decode()
+def _texts(rollout: Rollout) -> dict[str, str | None]:
+    """Return the columns that are JSON and change."""
+    return {
+        "schedule": None if rollout.schedule is None else _SCHEDULE.dump_json(rollout.schedule).decode(),
+        "shadow": None if rollout.shadow is None else _SHADOW.dump_json(rollout.shadow).decode(),
+    }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Annotated
 
@@ -29,6 +29,7 @@ class Snapshot:
         api_keys: API keys by id, including revoked and expired keys (`api_keys.authenticate`).
         rollouts: The governing rollout by tenant.
         beside: Further governing rollouts of a tenant.
+        shadowing: The rollouts of a tenant whose other arm repeats answers.
     """
 
     generation: int
@@ -37,6 +38,7 @@ class Snapshot:
     api_keys: Annotated[Mapping[str, ApiKey], Field(alias="keys")]  # files of nodes that saved it call them keys
     rollouts: Mapping[str, Rollout] = field(default_factory=dict)
     beside: Mapping[str, tuple[Rollout, ...]] = field(default_factory=dict)
+    shadowing: Mapping[str, tuple[Rollout, ...]] = field(default_factory=dict)
 
     def governing(self, tenant: str) -> tuple[Rollout, ...]:
         """Return the rollouts that decide what the tenant is served."""
@@ -48,13 +50,19 @@ class Snapshot:
         """The rollouts that decide what any tenant is served."""
         return [rollout for tenant in self.rollouts for rollout in self.governing(tenant)]
 
+    @property
+    def names_shadowing(self) -> frozenset[str]:
+        """The names of all rollouts whose other arm repeats answers."""
+        return frozenset(rollout.name for found in self.shadowing.values() for rollout in found)
+
     def active(self, tenant: str, now: datetime) -> str | None:
         """Return the name published for the tenant, None for the base model; `KeyError` for an unknown tenant."""
         return self.state(tenant, now).active
 
     def state(self, tenant: str, now: datetime) -> TenantState:
         """Return the state that decides the tenant's requests; `KeyError` for an unknown tenant."""
-        return tenant_state(tenant, self.standing[tenant], self.governing(tenant), now)
+        state = tenant_state(tenant, self.standing[tenant], self.governing(tenant), now)
+        return replace(state, shadowing=self.shadowing.get(tenant, ()))
 
     def next_end(self, now: datetime) -> datetime | None:
         """Return the next expiry of an active publication: until then, only a new generation changes what is served."""
@@ -91,4 +99,5 @@ def read(connection: Connection) -> Snapshot:
         {api_key.id: api_key for api_key in api_keys.oldest_first(connection)},
         {tenant: found[0] for tenant, found in governing.items()},
         {tenant: found[1:] for tenant, found in governing.items() if len(found) > 1},
+        rollouts.shadowing(connection),
     )

@@ -145,6 +145,7 @@ servers = Table(
 
 # `settings` is JSON: what is fixed at creation (arms, salt, split, overrides, sticky keys, metrics, alpha, limits).
 # `schedule` is JSON: the ramp schedule that the rollout follows, and its present step; null without one.
+# `shadow` is JSON: the share of answers that the other arm repeats; null without one.
 rollouts = Table(
     "rollouts",
     metadata,
@@ -157,6 +158,7 @@ rollouts = Table(
     Column("created_at", UtcDateTime, nullable=False),
     Column("changed_at", UtcDateTime, nullable=False),
     Column("schedule", Text),
+    Column("shadow", Text),
     Index("rollouts_by_tenant", "tenant", "closed"),
 )
 
@@ -219,6 +221,40 @@ canaries = Table(
     Column("server", String(128), nullable=False),
     Index("canaries_by_rollout", "rollout", "number"),
     sqlite_autoincrement=True,
+)
+
+# An answer of a client, by its id, compared with the answer of the other arm. `text` is the client's; both texts are
+# null unless the rollout stores them, and are deleted with the log of answers.
+shadows = Table(
+    "shadows",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=True),
+    Column("rollout", String(63), ForeignKey("rollouts.name"), nullable=False),
+    Column("answer", String(64), nullable=False),
+    Column("side", String(16), nullable=False),
+    Column("same", Boolean, nullable=False),
+    Column("greedy", Boolean, nullable=False),
+    Column("seconds", Float),
+    Column("shadow_seconds", Float),
+    Column("tokens", Integer),
+    Column("shadow_tokens", Integer),
+    Column("text", Text),
+    Column("shadow_text", Text),
+    Column("at", UtcDateTime, nullable=False),
+    Column("server", String(128), nullable=False),
+    Index("shadows_by_rollout", "rollout", "number"),
+    Index("shadows_by_time", "at"),
+    sqlite_autoincrement=True,
+)
+
+# Answers that were drawn for a shadow and not compared: totals of each server process, `owner`.
+shadow_losses = Table(
+    "shadow_losses",
+    metadata,
+    Column("rollout", String(63), ForeignKey("rollouts.name"), primary_key=True),
+    Column("owner", String(64), primary_key=True),
+    Column("dropped", Integer, nullable=False),
+    Column("failed", Integer, nullable=False),
 )
 
 # A limit that was exceeded, and acted once. `result` is JSON: the numbers that decided.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import chain
 
@@ -11,6 +11,7 @@ from vllm_edit.json_value import JSONValue
 from vllm_edit.rollout.arm import Arm, Mode, Side
 from vllm_edit.rollout.assignment import Assignment, assign
 from vllm_edit.rollout.rollout import Rollout
+from vllm_edit.rollout.shadowed import Shadowed, shadowed
 from vllm_edit.rollout.sticky import StickyKey
 
 
@@ -24,6 +25,7 @@ class TenantState:
         rollout: The governing rollout, if any.
         valid_until: When `active` expires, if it does.
         beside: Further governing rollouts. Their audiences do not overlap, and all have the same control.
+        shadowing: Rollouts whose other arm repeats answers.
     """
 
     tenant: str
@@ -31,6 +33,7 @@ class TenantState:
     rollout: Rollout | None = None
     valid_until: datetime | None = None
     beside: tuple[Rollout, ...] = ()
+    shadowing: tuple[Rollout, ...] = ()
 
     @property
     def deciding(self) -> tuple[Rollout, ...]:
@@ -61,6 +64,7 @@ class Choice:
             (base, because nothing was requested or published), or a rollout's (`assignment.Reason`).
         arm: The rollout's side.
         assignment: Set only if the rollout alone decided; the request is then an exposure.
+        shadowed: Set if another arm may repeat the answer.
     """
 
     mode: Mode
@@ -69,6 +73,7 @@ class Choice:
     reason: str = "STATIC"
     arm: Side | None = None
     assignment: Assignment | None = None
+    shadowed: Shadowed | None = None
 
 
 def decide(
@@ -96,13 +101,20 @@ def decide(
     if state.deciding:  # rollouts beside each other have the same sources of the key
         sticky_key = state.deciding[0].sticky.sticky_key(headers, body, api_key_id)
     assignment = _assigned(state, sticky_key, now)
+    arm = state.published if assignment is None else assignment.arm
     if assignment is None:
         reason = "DEFAULT" if state.active is None else "TARGETING_MATCH"
-        return _asked(state.tenant, state.published, mode, reason)
-    arm = assignment.arm
-    if mode is not None:
-        return _asked(state.tenant, arm, mode, "STATIC")
-    return Choice(arm.mode, arm.name, state.tenant, assignment.reason, assignment.side, assignment)
+        choice = _asked(state.tenant, arm, mode, reason)
+    elif mode is not None:
+        choice = _asked(state.tenant, arm, mode, "STATIC")
+    else:
+        choice = Choice(arm.mode, arm.name, state.tenant, assignment.reason, assignment.side, assignment)
+    if mode is not None or not state.shadowing:
+        return choice
+    repeated = shadowed(
+        state.shadowing, arm, assignment, lambda one: one.sticky.sticky_key(headers, body, api_key_id), now
+    )
+    return replace(choice, shadowed=repeated)
 
 
 def _assigned(state: TenantState, sticky_key: StickyKey | None, now: datetime) -> Assignment | None:

@@ -12,6 +12,7 @@ from vllm_edit.rollout.buckets import buckets_of
 from vllm_edit.rollout.limit import parse_limit
 from vllm_edit.rollout.metric import parse_metric
 from vllm_edit.rollout.rollout import Rollout
+from vllm_edit.rollout.shadow import shadow_of
 from vllm_edit.rollout.sticky import Source, Stickiness
 
 Resolve = Callable[[str], str]
@@ -37,6 +38,8 @@ def draft(
     limits: Sequence[str] = (),
     users_range: str | None = None,
     probed: Callable[[str], bool] = lambda _: True,
+    shadow: float | None = None,
+    shadow_texts: bool = False,
 ) -> Rollout:
     """Build a rollout from user input.
 
@@ -58,6 +61,8 @@ def draft(
         users_range: Range of the users that may take part, e.g. `0..40` per cent; None for all.
         limits: Limits, e.g. `errors=kill` or `slower:2s=warn`.
         probed: Returns whether a compiled patch has locality probes.
+        shadow: Percentage of the answers that the other arm repeats; None for none.
+        shadow_texts: Whether both texts are stored.
 
     Raises:
         EditError: a part is invalid.
@@ -75,6 +80,7 @@ def draft(
         alpha=alpha,
         limits=tuple(parse_limit(text) for text in limits),
         audience=None if users_range is None else parse_range(users_range),
+        shadow=shadow_of(shadow, texts=shadow_texts),
     )
     asked = next((limit for limit in made.limits if limit.name == "locality"), None)
     if asked is not None and made.treatment.name is not None and not probed(made.treatment.name):

@@ -16,6 +16,7 @@ from vllm_edit.rollout.buckets import BUCKETS, buckets_of
 from vllm_edit.rollout.limit import Limit
 from vllm_edit.rollout.metric import Metric
 from vllm_edit.rollout.schedule import Schedule, ScheduleRecord
+from vllm_edit.rollout.shadow import Shadow, ShadowRecord
 from vllm_edit.rollout.sticky import Stickiness, StickyKey
 
 State = Literal["created", "ramping", "paused", "killed", "promoted"]
@@ -58,6 +59,7 @@ class Rollout:
         limits: What treatment may not do, and what a server does when it does.
         schedule: The shares that the rollout passes through by itself, while it follows a schedule.
         audience: The users that may take part; None for all.
+        shadow: The share of answers that the other arm repeats while the rollout is open; None for none.
     """
 
     name: str
@@ -76,6 +78,7 @@ class Rollout:
     limits: tuple[Limit, ...] = ()
     schedule: Schedule | None = None
     audience: Audience | None = None
+    shadow: Shadow | None = None
 
     def __post_init__(self) -> None:
         problems = []
@@ -119,6 +122,7 @@ class Rollout:
         shown |= {"control": str(self.control), "treatment": str(self.treatment)}
         shown |= {"share": self.share * 100 / BUCKETS, "split": self.split * 100 / BUCKETS}
         shown["schedule"] = None if self.schedule is None else self.schedule.as_record()
+        shown["shadow"] = None if self.shadow is None else self.shadow.as_record()
         return RolloutRecord(**shown)
 
     @property
@@ -150,6 +154,11 @@ class Rollout:
     def guarded(self) -> bool:
         """True while a server has to test limits or to follow a schedule."""
         return self.running and bool(self.limits or self.schedule)
+
+    @property
+    def shadowing(self) -> bool:
+        """True while answers are repeated by the other arm: also before the first ramp."""
+        return self.open and self.shadow is not None
 
     def names(self, sticky_key: StickyKey | None) -> bool:
         """True if an override names the user of the key."""
@@ -197,6 +206,13 @@ class Rollout:
             return self
         return replace(self, schedule=replace(self.schedule, held=limit))
 
+    def shadowed(self, shadow: Shadow | None) -> Self:
+        """Repeat a share of the answers by the other arm from now on; None for none."""
+        if not self.open:
+            state = f"{self.state}, and closed" if self.closed else self.state
+            raise EditError(f"cannot shadow rollout {self.name!r}: it is {state}; only an open rollout has a shadow")
+        return replace(self, shadow=shadow)
+
     def paused(self) -> Self:
         """Freeze the assignment until the next `ramp`. A schedule ends."""
         return self._moved("pause")
@@ -242,3 +258,4 @@ class RolloutRecord:
     limits: tuple[Limit, ...]
     schedule: ScheduleRecord | None
     audience: Audience | None
+    shadow: ShadowRecord | None

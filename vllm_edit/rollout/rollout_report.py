@@ -15,6 +15,7 @@ from vllm_edit.rollout.guardrails import Evidence, LimitResult, judge, warnings
 from vllm_edit.rollout.outcomes import Traffic
 from vllm_edit.rollout.rollout import Rollout, RolloutRecord
 from vllm_edit.rollout.sequential import imbalance
+from vllm_edit.rollout.shadow_report import ShadowReport
 
 QUANTILES = (0.5, 0.95)
 
@@ -31,6 +32,7 @@ class RolloutReport:
         limits: The tests of its limits.
         decisions: What servers did because of its limits, the oldest first.
         watched_by: The server (host:pid) that tests limits and follows schedules now; None if no server does.
+        shadowed: Answers that the other arm repeated; None if none was ever drawn.
     """
 
     rollout: Rollout
@@ -40,6 +42,7 @@ class RolloutReport:
     limits: tuple[LimitResult, ...] = ()
     decisions: tuple[Decision, ...] = ()
     watched_by: str | None = None
+    shadowed: ShadowReport | None = None
 
     @property
     def warnings(self) -> list[str]:
@@ -63,6 +66,7 @@ class RolloutReport:
             limit_tests=self.limits,
             decisions=self.decisions,
             watched_by=self.watched_by,
+            shadowed=self.shadowed,
         )
 
     def _arm(self, side: Side) -> ArmRecord:
@@ -101,6 +105,7 @@ class ReportRecord(RolloutRecord):
     limit_tests: tuple[LimitResult, ...]
     decisions: tuple[Decision, ...]
     watched_by: str | None
+    shadowed: ShadowReport | None
 
 
 def report(
@@ -109,6 +114,7 @@ def report(
     evidence: Evidence,
     decisions: Sequence[Decision] = (),
     watched_by: str | None = None,
+    shadowed: ShadowReport | None = None,
 ) -> RolloutReport:
     """Evaluate a rollout. Its alpha is divided evenly over its metrics (Bonferroni), so that it covers all of them.
 
@@ -118,6 +124,7 @@ def report(
         evidence: What was observed, in the order of arrival.
         decisions: What servers did because of its limits, the oldest first.
         watched_by: The server that tests limits and follows schedules now.
+        shadowed: The answers that the other arm repeated.
     """
     sides = {side: traffic.get(side, Traffic()) for side in SIDES}
     treated = sides["treatment"].units
@@ -128,4 +135,4 @@ def report(
     )
     suspected = imbalance(treated, treated + sides["control"].units, share)
     limits = judge(rollout, evidence)
-    return RolloutReport(rollout, sides, comparisons, suspected, limits, tuple(decisions), watched_by)
+    return RolloutReport(rollout, sides, comparisons, suspected, limits, tuple(decisions), watched_by, shadowed)

@@ -192,10 +192,12 @@ class AnswerLog:
             self._metrics.log_dropped.inc()
 
     async def _sweep(self) -> bool:
-        """Delete a batch of rows older than the retention; True if more remain."""
+        """Delete a batch of rows, and of texts of shadows, older than the retention; True if more remain."""
         older_than = datetime.now(UTC) - timedelta(days=self._keep_days)
         try:
-            return await self._keeping.run(self._registry.answers.sweep, older_than, _SWEPT) == _SWEPT
+            deleted = await self._keeping.run(self._registry.answers.sweep, older_than, _SWEPT)
+            forgotten = await self._keeping.run(self._registry.shadows.forget, older_than, _SWEPT)
+            return _SWEPT in (deleted, forgotten)
         except Exception as error:
             unforeseen = None if isinstance(error, _DOWN) else error
             logger.warning(

@@ -19,6 +19,7 @@ from vllm_edit.serving.scope import Scopes
 from vllm_edit.serving.server_settings import Settings
 from vllm_edit.serving.service import Service
 from vllm_edit.serving.sessions import Sessions
+from vllm_edit.serving.shadow_queue import ShadowQueue
 from vllm_edit.serving.spans import Spans
 from vllm_edit.serving.threads import Threads
 from vllm_edit.serving.watcher import SavedState, Watcher
@@ -97,6 +98,7 @@ def make_service(
         scopes=Scopes(store, site, engine.max_rank, metrics),
         prefixes=Prefixes(store, engine.max_model_len, engine.count_tokens, texts),
         answers=answers,
+        shadows=ShadowQueue(metrics),
         metrics=metrics,
         sessions=Sessions(None if settings.console_secret is None else settings.console_secret.get_secret_value()),
         spans=spans or Spans(),

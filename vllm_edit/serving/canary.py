@@ -22,18 +22,19 @@ from cachetools import LRUCache
 from vllm_edit.errors import Unavailable
 from vllm_edit.evaluation.judging import unchanged
 from vllm_edit.evaluation.questions import Question, keeping_questions
-from vllm_edit.json_value import JSONObject, JSONValue
+from vllm_edit.json_value import JSONObject
 from vllm_edit.rollout.arm import Arm
 from vllm_edit.rollout.decision import Choice
 from vllm_edit.rollout.rollout import Rollout
 from vllm_edit.serving import bodies
 from vllm_edit.serving.answer import Answer, new_id
+from vllm_edit.serving.answer_text import error_of, text_of
 from vllm_edit.serving.prepare import ready
 from vllm_edit.serving.service import Holder, Service
 
 _TOKENS = 24
 """Maximum tokens of an answer: only its first line is compared."""
-_LAST = 2**31 - 1
+LOWEST_PRIORITY = 2**31 - 1
 """vLLM serves requests with a lower number first; a client's request has 0."""
 _PATCHES, _ANSWERS = 16, 4096
 _TIMEOUT_S = 30.0
@@ -109,27 +110,9 @@ class Canary:
             adapter = await ready(service, choice, route, body, record, held, long=False)
             bodies.force(route, body, adapter or service.watcher.current.bases[0], self._salt, record.id)
             if self._prioritised:
-                body["priority"] = _LAST
+                body["priority"] = LOWEST_PRIORITY
             status, answer = await inner.post(route, body)
-        text = _text(answer)
+        text = text_of(answer)
         if status != 200 or text is None:
-            raise Unavailable(f"expected an answer to a locality probe, got status {status}: {_error(answer)}")
+            raise Unavailable(f"expected an answer to a locality probe, got status {status}: {error_of(answer)}")
         return text
-
-
-def _error(answer: JSONValue) -> str:
-    """The message of an answer that is an error."""
-    error = answer.get("error") if isinstance(answer, dict) else None
-    message = error.get("message") if isinstance(error, dict) else None
-    return message[:200] if isinstance(message, str) else "no message"
-
-
-def _text(answer: JSONValue) -> str | None:
-    """The generated text of an answer of completions or chat; None if it has none."""
-    choices = answer.get("choices") if isinstance(answer, dict) else None
-    first = choices[0] if isinstance(choices, list) and choices else None
-    if not isinstance(first, dict):
-        return None
-    message = first.get("message")
-    text = message.get("content") if isinstance(message, dict) else first.get("text")
-    return text if isinstance(text, str) else None

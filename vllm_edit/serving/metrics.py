@@ -58,6 +58,9 @@ class Metrics:
         self.canaries = Counter(
             "vllm_edit_canaries", "Locality probes that the server asked itself", ["outcome"], registry=registry
         )
+        self.shadows = Counter(
+            "vllm_edit_shadows", "Answers drawn to be repeated by a rollout's other arm", ["outcome"], registry=registry
+        )
         self.log_rows = Counter("vllm_edit_log_rows", "Answers written to the log", registry=registry)
         self.log_dropped = Counter(
             "vllm_edit_log_dropped", "Answers of which a row of the log was lost", registry=registry
@@ -78,6 +81,7 @@ class Metrics:
             (self.compositions, ("single", "composed", "refused")),
             (self.refreshes, ("changed", "failed")),
             (self.outcomes, ("recorded", "repeated")),
+            (self.shadows, ("same", "changed", "dropped", "failed")),
         ):
             for outcome in outcomes:
                 counter.labels(outcome)

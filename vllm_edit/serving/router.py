@@ -185,6 +185,8 @@ class Router:
             answer.router_seconds = usage.seconds
             service.metrics.router_seconds.observe(answer.router_seconds)
             service.metrics.requests.labels(answer.mode, answer.arm or "", answer.reason).inc()
+            copy = service.shadows.draw(choice, route, raw)
+            service.shadows.interrupt()
             service.answers.begin(answer)
             if service.settings.expose:
                 send.extra |= {"X-VLLM-Edit-Adapter": answer.adapter or model, "X-VLLM-Edit-Mode": answer.mode}
@@ -193,7 +195,7 @@ class Router:
                 send.renamed = (model, choice.tenant or model)
             span.describe(answer)
             inner, replay = replayed(span.carried(scope), receive, content)
-            seen = usage.around(replay, send)
+            seen = usage.around(replay, send if copy is None else copy.around(send))
             try:
                 await self.app(inner, *seen)
             except Exception as error:
@@ -206,6 +208,8 @@ class Router:
                 answer.end(usage)
                 span.describe(answer)
                 service.answers.finish(answer)
+                if copy is not None:
+                    service.shadows.offer(copy, answer)
 
     def _salt(self, tenant: str | None, client: JSONValue) -> str:
         """Salt of the prefix cache, HMAC(secret, tenant, client's salt): no tenant can time another's prompts."""

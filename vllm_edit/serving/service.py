@@ -22,6 +22,7 @@ from vllm_edit.serving.residency import Residency
 from vllm_edit.serving.scope import Scopes
 from vllm_edit.serving.server_settings import Settings
 from vllm_edit.serving.sessions import Sessions
+from vllm_edit.serving.shadow_queue import ShadowQueue
 from vllm_edit.serving.spans import Spans
 from vllm_edit.serving.threads import Threads
 from vllm_edit.serving.watcher import Watcher
@@ -40,6 +41,7 @@ class Service:
     scopes: Scopes
     prefixes: Prefixes
     answers: AnswerLog
+    shadows: ShadowQueue
     metrics: Metrics
     sessions: Sessions  # of the console
     spans: Spans
@@ -62,8 +64,10 @@ class Service:
             logger.error("a background task of the router died", exc_info=error)
 
     def changed(self, catalogue: Catalogue) -> None:
-        """Apply a new catalogue: remove the adapters of removed patches, and preload the wanted ones."""
+        """Apply a new catalogue: remove the adapters of removed patches, and preload the wanted ones. Drop the shadows
+        of rollouts that have none any more."""
         self.residency.follow(catalogue.names)
+        self.shadows.follow(catalogue.snapshot.names_shadowing)
         if self.residency.slots:
             self.start(asyncio.create_task(self.preload(catalogue)))
 

@@ -87,6 +87,7 @@ async def start(engine_client: AsyncLLM | None, state: State, args: Namespace) -
     from vllm_edit.serving.guard import Guard
     from vllm_edit.serving.metrics import Metrics
     from vllm_edit.serving.residency import GRACE_S
+    from vllm_edit.serving.shadow_arm import ShadowArm
     from vllm_edit.serving.spans import Spans
     from vllm_edit.store.last_state import LastState
     from vllm_edit.store.store import Store
@@ -114,6 +115,14 @@ async def start(engine_client: AsyncLLM | None, state: State, args: Namespace) -
     canary = Canary(state.vllm_edit, prioritised=engine.prioritised, chat=engine.chats)
     guard = Guard(store.registry.guard, service.watcher, canary, service.metrics, server=service.heartbeat.name)
     service.start(asyncio.create_task(guard.run()))
+    shadow_arm = ShadowArm(
+        state.vllm_edit,
+        service,
+        store.registry.shadows,
+        prioritised=engine.prioritised,
+        server=service.heartbeat.name,
+    )
+    service.start(asyncio.create_task(shadow_arm.run()))
     logger.info(
         "serving %d compiled patches of %s at %s", len(catalogue.names), settings.store, ", ".join(site.modules)
     )

@@ -107,8 +107,7 @@ class Usage:
 
     def tokens(self) -> tuple[int | None, int | None]:
         """(of the prompt, of the completion), as the answer reported them."""
-        usage = _usage(self._with_usage or (bytes(self._kept) if self._whole else b""))
-        return _count(usage, "prompt_tokens", "input_tokens"), _count(usage, "completion_tokens", "output_tokens")
+        return tokens_of(_parsed(self._with_usage or (bytes(self._kept) if self._whole else b"")))
 
     def _keep(self, body: bytes) -> None:
         if len(self._kept) + len(body) > _KEPT_BYTES:
@@ -143,15 +142,21 @@ class Usage:
         return line.startswith(b"data:") and not line.rstrip().endswith(b"[DONE]")
 
 
-def _usage(content: bytes) -> JSONValue:
-    """The `usage` of an answer or of an event; None if it has none."""
-    try:
-        answer = json.loads(content)
-    except (ValueError, RecursionError):
-        return None
+def tokens_of(answer: JSONValue) -> tuple[int | None, int | None]:
+    """(of the prompt, of the completion), as an answer or an event reports them; None where it does not."""
     if isinstance(answer, dict) and isinstance(answer.get("response"), dict):
         answer = answer["response"]
-    return answer.get("usage") if isinstance(answer, dict) else None
+    usage = answer.get("usage") if isinstance(answer, dict) else None
+    return _count(usage, "prompt_tokens", "input_tokens"), _count(usage, "completion_tokens", "output_tokens")
+
+
+def _parsed(content: bytes) -> JSONValue:
+    """The JSON; None if it is none."""
+    try:
+        answer: JSONValue = json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+    return answer
 
 
 def _count(usage: JSONValue, *names: str) -> int | None:

@@ -18,6 +18,7 @@ from vllm_edit.rollout.draft import draft
 from vllm_edit.rollout.rollout import Rollout, RolloutRecord
 from vllm_edit.rollout.rollout_report import ReportRecord
 from vllm_edit.rollout.schedule import parse_schedule
+from vllm_edit.rollout.shadow import shadow_of
 from vllm_edit.rollout.sticky import SOURCES, Source
 from vllm_edit.serving.admin.authorization import PREFIX
 from vllm_edit.serving.admin.dependencies import Because, Dependencies, who
@@ -46,6 +47,10 @@ class NewRollout(Because):
     limits: list[Annotated[str, Field(max_length=160)]] = Field(
         [], max_length=32, description="errors=kill, errors+1%=kill, slower:2s=warn, locality+5%=kill, solved=pause"
     )
+    shadow: float | None = Field(
+        None, ge=0, le=100, description="per cent of the answers that the other arm repeats, for nobody"
+    )
+    shadow_texts: bool = Field(False, description="store the texts of both, and not only whether they are the same")
     range: str | None = Field(None, max_length=64, description="per cent of the users, 0..40; default: all users")
     override: str = Field("", max_length=REASON_LENGTH)
 
@@ -55,6 +60,13 @@ class Ramp(Because):
 
     percent: float | None = Field(None, ge=0, le=100)
     schedule: str | None = Field(None, max_length=1000, description="1% 1h, 10% 1d, 50%")
+
+
+class NewShadow(Because):
+    """The share of answers that the other arm repeats; 0 for none."""
+
+    percent: float = Field(ge=0, le=100)
+    texts: bool = Field(False, description="store the texts of both")
 
 
 @dataclass(frozen=True)
@@ -102,6 +114,8 @@ def routes(dependencies: Dependencies) -> APIRouter:
             limits=asked.limits,
             users_range=asked.range,
             probed=probed,
+            shadow=asked.shadow,
+            shadow_texts=asked.shadow_texts,
         )
         entered, _ = await dependencies.change(
             dependencies.registry.rollouts.create,
@@ -121,6 +135,18 @@ def routes(dependencies: Dependencies) -> APIRouter:
     async def ramp(name: str, asked: Ramp, request: Request) -> Moved:
         """Set the percentage of users who take part, now or step by step."""
         return await ramp_rollout(dependencies, name, asked, by=who(request, asked.who))
+
+    @router.post("/{name}/shadow")
+    async def shadow(name: str, asked: NewShadow, request: Request) -> Moved:
+        """Let the other arm repeat a share of the answers after the clients have them; 0 ends it."""
+        moved, followed = await dependencies.change(
+            dependencies.registry.rollouts.shadow,
+            name,
+            shadow_of(asked.percent, texts=asked.texts),
+            why=asked.why,
+            by=who(request, asked.who),
+        )
+        return Moved.of(moved, followed)
 
     @router.post("/{name}/{verb}")
     async def step(name: str, verb: Step, request: Request, asked: Because | None = None) -> Moved:
