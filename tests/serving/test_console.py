@@ -15,6 +15,7 @@ from tests.serving.browsing import CONSOLE, Person, notice_of, problem_of, token
 from tests.serving.test_admin import Administered
 from tests.serving.without_engine import Place, run, shared_app
 from vllm_edit.registry.rollout_guard import Watch
+from vllm_edit.rollout.shadow_report import ShadowPair
 from vllm_edit.serving.console import cookies, sign_in
 from vllm_edit.serving.console.display import time
 from vllm_edit.serving.console.intervals import draw
@@ -476,6 +477,26 @@ def test_the_playground_shows_the_routers_refusal(console: Console) -> None:
     reply = run(console.person.send("/playground", "/playground/answer", fields))
     assert reply.status_code == 404
     assert "nobody" in reply.json()["error"]["message"]
+
+
+def test_a_rollouts_page_shows_its_shadow_and_escapes_its_texts(console: Console) -> None:
+    async def page() -> str:
+        return (await console.person.get("/rollouts/spring")).text
+
+    async def steps() -> tuple[str, str]:
+        await console.with_rollout()
+        without = await page()
+        await console.post("/rollouts/spring/shadow", {"percent": 5, "texts": True})
+        shadows = console.store.registry.shadows
+        shadows.add("spring", ShadowPair("edit-1", "control", False, True, text="<b>Rome", shadow_text="Paris"), "a:1")
+        shadows.lose("spring", "a", 4, 1)
+        return without, await page()
+
+    without, shown = run(steps())
+    assert "<h2>Shadow</h2>" not in without
+    assert re.search(r"The other arm repeats 5\s%\s*of the answers, with both texts stored", shown)
+    assert "4 dropped, 1 failed" in shown
+    assert "<td>&lt;b&gt;Rome</td><td>Paris</td>" in shown
 
 
 def test_a_rollout_does_not_count_the_playgrounds_answers(console: Console) -> None:

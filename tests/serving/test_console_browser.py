@@ -17,6 +17,8 @@ from vllm_edit.registry.registry import Registry
 from vllm_edit.rollout.arm import Arm
 from vllm_edit.rollout.metric import Metric
 from vllm_edit.rollout.rollout import Rollout
+from vllm_edit.rollout.shadow import Shadow
+from vllm_edit.rollout.shadow_report import ShadowPair
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -59,7 +61,9 @@ def site(few_slots: FewSlots) -> Site:
     few_slots.create_tenant(SHOP, first)
     few_slots.create_tenant(GARAGE, first)
     arms = Arm("weights", first), Arm("weights", second)
-    store.registry.rollouts.create(Rollout("summer", GARAGE, *arms, salt="pepper", metrics=(Metric("solved"),)))
+    summer = Rollout("summer", GARAGE, *arms, "pepper", metrics=(Metric("solved"),), shadow=Shadow(1, texts=True))
+    store.registry.rollouts.create(summer)
+    store.registry.shadows.add("summer", ShadowPair("edit-1", "control", False, True, text="a", shadow_text="b"), "c:1")
     store.registry.rollouts.ramp("summer", 50)
     key = few_slots.admin["Authorization"].removeprefix("Bearer ")
     return Site(few_slots.server.url, key, store.registry, first, second)

@@ -27,6 +27,7 @@ from vllm_edit.rollout.rollout import Rollout
 from vllm_edit.rollout.shadow import Shadow
 from vllm_edit.rollout.shadow_report import ShadowReport
 from vllm_edit.rollout.shadowed import Shadowed
+from vllm_edit.serving.answer import Answer
 from vllm_edit.serving.answer_text import EVENTS, text_of_body
 from vllm_edit.serving.bodies import CHAT, COMPLETIONS, RESPONSES
 from vllm_edit.serving.router import Router
@@ -34,6 +35,7 @@ from vllm_edit.serving.server_settings import Settings
 from vllm_edit.serving.shadow_arm import ShadowArm
 from vllm_edit.serving.shadow_body import is_greedy, shadow_body
 
+ALL = Shadow(10_000)
 USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
 
 
@@ -282,6 +284,21 @@ def test_a_kill_empties_the_queue_and_stops_the_running_shadow(place: Shadowing)
 
     run(steps())
     assert place.report().dropped == 4
+
+
+def test_an_answer_that_began_before_a_kill_and_ends_after_it_is_not_repeated(place: Shadowing) -> None:
+    shadows = place.service.shadows
+    choice = Choice("base", None, "acme", shadowed=Shadowed("spring", "control", Arm("ike", place.second), ALL))
+    for shadowing, waiting in (({"spring"}, 1), (frozenset(), 0)):
+        shadows.follow({"spring"})
+        copy = shadows.draw(choice, COMPLETIONS, b"{}")
+        assert copy is not None
+        shadows.follow(shadowing)
+        answer = Answer.of("edit-1", COMPLETIONS, "acme", choice)
+        answer.status, answer.ended = 200, "whole"
+        shadows.offer(copy, answer)
+        assert len(shadows) == waiting
+    assert shadows.dropped["spring"] == 2, "the first was dropped while it waited"
 
 
 def test_the_servers_end_drops_what_waits_and_counts_it(place: Shadowing) -> None:

@@ -44,6 +44,7 @@ class ShadowQueue:
         self._waiting: deque[ShadowCopy] = deque()
         self._filled = asyncio.Event()
         self._running: _Running | None = None
+        self._shadowing: Collection[str] = ()
         self.full: set[str] = set()  # rollouts that take no more
         self.dropped: Counter[str] = Counter()  # by rollout, since the server's start
         self.failed: Counter[str] = Counter()
@@ -75,7 +76,7 @@ class ShadowQueue:
         copy.answer = answer
         if not copy.answered:
             return
-        if copy.too_long:
+        if copy.too_long or copy.shadowed.rollout not in self._shadowing:
             self.drop(copy.shadowed.rollout)
             return
         if len(self._waiting) >= self._most:
@@ -111,7 +112,9 @@ class ShadowQueue:
         return not running.cancelled
 
     def follow(self, shadowing: Collection[str]) -> None:
-        """Drop the answers of all other rollouts: they are killed, or their shadow is off."""
+        """Drop the answers of all other rollouts, also those that are still running: they are killed, or their shadow
+        is off."""
+        self._shadowing = shadowing
         for copy in [copy for copy in self._waiting if copy.shadowed.rollout not in shadowing]:
             self._waiting.remove(copy)
             self.drop(copy.shadowed.rollout)
