@@ -32,6 +32,13 @@ TENANT_MAY = {
     ("POST", "/v1/edits/outcomes"),
 }
 ANYONE_MAY = {("GET", "/health"), ("GET", "/ping"), ("POST", "/ping"), ("GET", "/version")}
+CONSOLE = "/v1/edits/console"
+SIGNS_IN = {
+    ("GET", f"{CONSOLE}/sign-in"),
+    ("POST", f"{CONSOLE}/sign-in"),
+    ("GET", f"{CONSOLE}/static/{{name}}"),
+}
+"""What a browser without a session reaches of the console: the form of an administrator's key, and its style."""
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +91,9 @@ def reached(place: Place, routes: Iterable[tuple[str, str]], headers: dict[str, 
                 reply = await client.request(method, asked, json=body, headers=headers)
                 if reply.status_code == 200:
                     passed.add((method, path))
+                elif reply.status_code == 303:
+                    assert path.startswith(CONSOLE), (method, path)
+                    assert reply.headers["location"].startswith(f"{CONSOLE}/sign-in")
                 else:
                     assert reply.status_code in (401, 403, 404), (method, path, reply.text)
 
@@ -100,11 +110,15 @@ def test_every_route_of_the_real_server_is_on_a_list_or_refused(place: Keyed, vl
     assert ("POST", "/invocations") in served_routes
     more = [(method, path) for method in ("HEAD", "PUT", "DELETE", "PATCH") for _, path in served_routes]
     asked = [*served_routes, *more, ("POST", "/v1/edits"), ("GET", "/v1/edits/../edits"), ("GET", "//v1/edits")]
-    assert reached(place, asked, {}) == ANYONE_MAY.intersection(served_routes)
-    assert reached(place, asked, bearer("ve_0123456789ab_" + "x" * 43)) == ANYONE_MAY.intersection(served_routes)
-    assert reached(place, asked, place.key("acme")) == (TENANT_MAY | ANYONE_MAY).intersection(served_routes)
+    anyone = (ANYONE_MAY | SIGNS_IN).intersection(served_routes)
+    assert SIGNS_IN < anyone
+    assert reached(place, asked, {}) == anyone
+    assert reached(place, asked, bearer("ve_0123456789ab_" + "x" * 43)) == anyone
+    assert reached(place, asked, place.key("acme")) == anyone | TENANT_MAY.intersection(served_routes)
     administrators = reached(place, asked, place.key("admin"))
-    assert administrators >= admin - TENANT_MAY
+    pages = {(method, path) for method, path in admin if path.startswith(CONSOLE)}
+    assert administrators >= admin - TENANT_MAY - pages
+    assert administrators & pages == SIGNS_IN, "the console is for sessions; a key in a header opens no page"
     assert {path for _, path in administrators - ANYONE_MAY if not path.startswith("/v1/edits")} == {"/metrics"}
 
 

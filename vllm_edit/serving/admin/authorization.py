@@ -62,7 +62,8 @@ def _admitted_to_console(method: str, path: str, caller: Caller, snapshot: Snaps
     """Everybody may sign in; all other pages are for administrators. Without any admin key there is no console."""
     if not snapshot.administered:
         return False
-    open_to_all = path == SIGN_IN or (method == "GET" and path.startswith(f"{STATIC}/"))
+    signs_in = path == SIGN_IN and method in ("GET", "POST")
+    open_to_all = signs_in or (method == "GET" and path.startswith(f"{STATIC}/"))
     if not (open_to_all or caller.may("admin")):
         raise SignedOut("the console needs a session: sign in with an admin key")
     return True
