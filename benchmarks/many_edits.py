@@ -281,7 +281,9 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
                 axes.plot([x for x, _ in known], [y for _, y in known], marker=".", label=way)
             axes.set_title("perplexity drift" if name == "drift" else name)
             axes.set_xscale("log")
-            if name != "drift":
+            if name == "drift":
+                axes.set_yscale("symlog", linthresh=0.1)  # a destroyed model's is a million
+            else:
                 axes.set_ylim(-0.03, 1.03)
         figure.axes[0].legend()
         figure.supxlabel("edits at once")
