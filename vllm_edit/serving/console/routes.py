@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
+from typing import Any
+
 from fastapi import APIRouter, Request, Response
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import JSONResponse
 
 from vllm_edit.errors import NotFound
 from vllm_edit.serving.admin.dependencies import Dependencies
@@ -34,8 +39,20 @@ def console(holder: Holder) -> APIRouter:
     whole.include_router(static_files.routes(files))
     for noun in (patches, tenants, rollouts, servers, audit, answers, playground):
         whole.include_router(noun.routes(dependencies, pages))
+    whole.include_router(_description(pages, whole))
     whole.include_router(_other(pages))
     return whole
+
+
+def _description(pages: Pages, whole: APIRouter) -> APIRouter:
+    router = console_router(pages)
+
+    @router.get("/openapi.json", include_in_schema=False, response_class=JSONResponse)
+    async def description() -> dict[str, Any]:
+        """The pages and forms as OpenAPI describes them, for tools that test them."""
+        return get_openapi(title="vllm-edit console", version=version("vllm-edit"), routes=whole.routes)
+
+    return router
 
 
 def _other(pages: Pages) -> APIRouter:
