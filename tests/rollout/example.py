@@ -1,18 +1,20 @@
-"""A rollout to test with."""
+"""A rollout and a registry to test with."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+from vllm_edit.registry.registry import Registry
 from vllm_edit.rollout.arm import Arm
 from vllm_edit.rollout.assignment import assign
 from vllm_edit.rollout.outcomes import Exposure
 from vllm_edit.rollout.rollout import Rollout
 from vllm_edit.rollout.sticky import StickyKey
 
-OLD, NEW = (f"capital@{digit * 32}" for digit in "ab")
+OLD, NEW, THIRD = (f"capital@{digit * 32}" for digit in "abc")
 
 
 def rollout(percent: float | None = None, **changes: Any) -> Rollout:
@@ -36,3 +38,15 @@ def failing(running: Rollout, users: int = 60, first: int = 0) -> list[Exposure]
         )
         for number, assignment in enumerate((assign(running, key) for key in keys), first)
     ]
+
+
+def published(url: str, tenants: Sequence[str] = ("acme", "globex")) -> Registry:
+    """A registry at `url` with the accepted patches OLD, NEW and THIRD; OLD is published to the tenants."""
+    made = Registry(url)
+    for name in (OLD, NEW, THIRD):
+        made.add_patch(name)
+        made.set_status(name, "accepted")
+    for tenant in tenants:
+        made.create_tenant(tenant)
+        made.publish(tenant, OLD)
+    return made

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 import pytest
 from sqlalchemy import create_engine, text
 
-from tests.rollout.example import NEW, OLD, failing, rollout
+from tests.rollout.example import failing, published, rollout
 from vllm_edit.errors import EditError
 from vllm_edit.registry.leases import LEASE_S, LeaseLost
 from vllm_edit.registry.registry import Registry
@@ -25,12 +25,7 @@ FIRST, SECOND = Watch("a" * 32, "node-a:1"), Watch("b" * 32, "node-b:2")
 
 @pytest.fixture
 def registry(registry_url: str) -> Iterator[Registry]:
-    made = Registry(registry_url)
-    for name in (OLD, NEW):
-        made.add_patch(name)
-        made.set_status(name, "accepted")
-    made.create_tenant("acme")
-    made.publish("acme", OLD)
+    made = published(registry_url, ["acme"])
     yield made
     made.close()
 

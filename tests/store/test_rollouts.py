@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from tests.rollout.example import rollout
+from tests.rollout.example import NEW, OLD, THIRD, published, rollout
 from vllm_edit.errors import EditError, NotFound
 from vllm_edit.registry.registry import Registry
 from vllm_edit.rollout.arm import Arm
@@ -20,20 +20,13 @@ from vllm_edit.rollout.outcomes import Exposure
 from vllm_edit.rollout.rollout import Rollout
 from vllm_edit.rollout.sticky import Stickiness, StickyKey
 
-OLD, NEW, THIRD = (f"capital@{digit * 32}" for digit in "abc")
 NOW = datetime.now(UTC)
 METRICS = (Metric("solved"), Metric("rating", 1, 5))
 
 
 @pytest.fixture
 def registry(registry_url: str) -> Iterator[Registry]:
-    made = Registry(registry_url)
-    for name in (OLD, NEW, THIRD):
-        made.add_patch(name)
-        made.set_status(name, "accepted")
-    for tenant in ("acme", "globex"):
-        made.create_tenant(tenant)
-        made.publish(tenant, OLD)
+    made = published(registry_url)
     yield made
     made.close()
 

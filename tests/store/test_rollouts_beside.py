@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.rollout.example import NEW, OLD, failing, rollout
+from tests.rollout.example import NEW, OLD, THIRD, failing, published, rollout
 from vllm_edit.errors import EditError, NotFound
 from vllm_edit.registry.registry import Registry
 from vllm_edit.registry.rollout_guard import Watch
@@ -20,19 +20,12 @@ from vllm_edit.rollout.limit import parse_limit
 from vllm_edit.rollout.rollout import Rollout
 from vllm_edit.rollout.sticky import Stickiness
 
-THIRD = f"capital@{'c' * 32}"
 SUMMER = {"name": "summer", "treatment": Arm("weights", THIRD)}
 
 
 @pytest.fixture
 def registry(tmp_path: Path) -> Iterator[Registry]:
-    made = Registry(f"sqlite:///{tmp_path / 'registry.db'}")
-    for name in (OLD, NEW, THIRD):
-        made.add_patch(name)
-        made.set_status(name, "accepted")
-    for tenant in ("acme", "globex"):
-        made.create_tenant(tenant)
-        made.publish(tenant, OLD)
+    made = published(f"sqlite:///{tmp_path / 'registry.db'}")
     yield made
     made.close()
 

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from sqlalchemy import create_engine, text
 
-from tests.rollout.example import NEW, OLD, rollout
+from tests.rollout.example import NEW, published, rollout
 from vllm_edit.errors import EditError
 from vllm_edit.registry import migrations
 from vllm_edit.registry.database import Database
@@ -24,12 +24,7 @@ PAIR = ShadowPair("edit-1", "control", False, True, 0.5, 0.25, 7, 9)
 
 @pytest.fixture
 def registry(registry_url: str) -> Iterator[Registry]:
-    made = Registry(registry_url)
-    for name in (OLD, NEW):
-        made.add_patch(name)
-        made.set_status(name, "accepted")
-    made.create_tenant("acme")
-    made.publish("acme", OLD)
+    made = published(registry_url, ["acme"])
     made.rollouts.create(rollout(shadow=Shadow(500)), by="ann")
     yield made
     made.close()
