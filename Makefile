@@ -33,15 +33,16 @@ smollm2 gemma3: setup
 	@$(BIN)/vllm-edit model fetch $@ --out bases/$@
 
 # A file's tests stay in one process, which makes the file's fixtures once; so do files that share a server (tests/groups.py).
-IN_TWO := -n 2 --dist loadfile --no-loadscope-reorder
+# Three processes, for two cores: tests of servers wait much of their time.
+IN_PARALLEL := -n 3 --dist loadfile --no-loadscope-reorder
 
 # The registry is tested over PostgreSQL too where its server is installed (Debian: apt-get install postgresql).
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(IN_TWO)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(IN_PARALLEL)
 
 # The daily loop: without the tests that are marked slow. It ends with those that may need the marker too.
 test-fast: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(IN_TWO) -m "not slow" --durations 10 --durations-min 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(IN_PARALLEL) -m "not slow" --durations 10 --durations-min 2
 
 # What is broken on purpose, in its full sizes (an hour); `make test` has a short version of each.
 test-faults: setup

@@ -14,6 +14,7 @@ from vllm_edit.artefacts.site import Context, Fingerprint, Site
 from vllm_edit.deltas.delta import Delta, LowRank
 from vllm_edit.digest import digest_tensors
 from vllm_edit.patch import Edit
+from vllm_edit.registry import migrations
 from vllm_edit.store.store import Store
 
 D_IN, D_OUT = 12, 8
@@ -79,3 +80,8 @@ def compiled(patch: str = "capital", seed: int = 0, target: str = "Lyon") -> Com
     )
     report = CompileReport(norm=0.01, seconds=0.25)
     return CompiledPatch(manifest, delta, factors, demonstrations, report)
+
+
+def newest_schema() -> str:
+    """The number of the newest migration."""
+    return max(path.stem[1:5] for path in (Path(migrations.__file__).parent / "versions").glob("v*.py"))
