@@ -14,12 +14,10 @@ import hashlib
 import random
 import secrets
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 from cachetools import LRUCache
 
-from vllm_edit.errors import Unavailable
 from vllm_edit.evaluation.judging import unchanged
 from vllm_edit.evaluation.questions import Question, keeping_questions
 from vllm_edit.json_value import JSONObject
@@ -27,15 +25,11 @@ from vllm_edit.rollout.arm import Arm
 from vllm_edit.rollout.decision import Choice
 from vllm_edit.rollout.rollout import Rollout
 from vllm_edit.serving import bodies
-from vllm_edit.serving.answer import Answer, new_id
-from vllm_edit.serving.answer_text import error_of, text_of
-from vllm_edit.serving.prepare import ready
+from vllm_edit.serving.inner_request import answer_of
 from vllm_edit.serving.service import Holder, Service
 
 _TOKENS = 24
 """Maximum tokens of an answer: only its first line is compared."""
-LOWEST_PRIORITY = 2**31 - 1
-"""vLLM serves requests with a lower number first; a client's request has 0."""
 _PATCHES, _ANSWERS = 16, 4096
 _TIMEOUT_S = 30.0
 _WITHOUT_ARM = Arm("base")
@@ -95,9 +89,6 @@ class Canary:
         return self._probes[name]
 
     async def _answer(self, service: Service, question: Question, tenant: str, arm: Arm) -> str:
-        inner = self._holder.inner
-        if inner is None:
-            raise Unavailable("the server has not started yet")
         route = bodies.CHAT if question.chat else bodies.COMPLETIONS
         body: JSONObject = {"temperature": 0, "max_tokens": _TOKENS}
         if question.chat:
@@ -105,14 +96,14 @@ class Canary:
         else:
             body["prompt"] = question.prompt
         choice = Choice(arm.mode, arm.name, tenant, "CANARY")
-        record = Answer.of(new_id(), route, None, choice)
-        async with AsyncExitStack() as held:
-            adapter = await ready(service, choice, route, body, record, held, long=False)
-            bodies.force(route, body, adapter or service.watcher.current.bases[0], self._salt, record.id)
-            if self._prioritised:
-                body["priority"] = LOWEST_PRIORITY
-            status, answer = await inner.post(route, body)
-        text = text_of(answer)
-        if status != 200 or text is None:
-            raise Unavailable(f"expected an answer to a locality probe, got status {status}: {error_of(answer)}")
+        text, _ = await answer_of(
+            self._holder,
+            service,
+            choice,
+            route,
+            body,
+            salt=self._salt,
+            prioritised=self._prioritised,
+            expected="an answer to a locality probe",
+        )
         return text

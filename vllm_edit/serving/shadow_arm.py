@@ -13,19 +13,17 @@ import contextlib
 import logging
 import secrets
 import time
-from contextlib import AsyncExitStack
 from typing import Protocol
 
-from vllm_edit.errors import EditError, Unavailable
+from vllm_edit.errors import EditError
 from vllm_edit.evaluation.judging import unchanged
 from vllm_edit.rollout.arm import Arm
 from vllm_edit.rollout.decision import Choice
 from vllm_edit.rollout.shadow_report import ShadowPair
 from vllm_edit.serving import bodies
-from vllm_edit.serving.answer import Answer, new_id
-from vllm_edit.serving.answer_text import error_of, text_of, text_of_body
-from vllm_edit.serving.canary import LOWEST_PRIORITY
-from vllm_edit.serving.prepare import LONG, ready
+from vllm_edit.serving.answer_text import text_of_body
+from vllm_edit.serving.inner_request import answer_of
+from vllm_edit.serving.prepare import LONG
 from vllm_edit.serving.service import Holder, Service
 from vllm_edit.serving.shadow_body import is_greedy, shadow_body
 from vllm_edit.serving.shadow_copy import ShadowCopy
@@ -163,22 +161,19 @@ class ShadowArm:
 
     async def _ask(self, copy: ShadowCopy, body: bodies.Body) -> tuple[str, int | None]:
         """The other arm's text, and its number of tokens."""
-        inner, service, arm = self._holder.inner, self._service, copy.shadowed.other
-        if inner is None:
-            raise Unavailable("the server has not started yet")
+        arm = copy.shadowed.other
         self._refuse_to_replace(copy.shadowed.rollout, arm)
         choice = Choice(arm.mode, arm.name, copy.tenant, "SHADOW")
-        record = Answer.of(new_id(), copy.route, None, choice)
-        async with AsyncExitStack() as held:
-            adapter = await ready(service, choice, copy.route, body, record, held, long=len(copy.raw) > LONG)
-            bodies.force(copy.route, body, adapter or service.watcher.current.bases[0], self._salt, record.id)
-            body.pop("priority", None)
-            if self._prioritised:
-                body["priority"] = LOWEST_PRIORITY
-            status, answer = await inner.post(copy.route, body)
-        text = text_of(answer)
-        if status != 200 or text is None:
-            raise Unavailable(f"expected a text, got status {status}: {error_of(answer)}")
+        text, answer = await answer_of(
+            self._holder,
+            self._service,
+            choice,
+            copy.route,
+            body,
+            salt=self._salt,
+            prioritised=self._prioritised,
+            long=len(copy.raw) > LONG,
+        )
         return text, tokens_of(answer)[1]
 
     def _refuse_to_replace(self, rollout: str, arm: Arm) -> None:
