@@ -14,7 +14,7 @@ from vllm_edit.atlas.hypernetworks import NETWORK_FOLDERS
 from vllm_edit.editing.compile import METHODS
 from vllm_edit.editing.network_files import load, network_site
 from vllm_edit.editing.second_moment import SecondMoment
-from vllm_edit.editing.site.sites import MadeSite, over_layers
+from vllm_edit.editing.site.sites import MadeSite, over_depth
 from vllm_edit.editing.site_tensors import SiteTensors
 from vllm_edit.editing.ultraedit.gradient_site import gradient_site
 from vllm_edit.errors import Incompatible, NotFound
@@ -119,7 +119,7 @@ def over_layers_of(place: Place, base: Base, depth: int, rank: int) -> Place:
     """The place's site over `depth` layers, the last of them its own, with room for `rank` edits."""
     site, moment = place.site, place.site_tensors
     assert isinstance(moment, SecondMoment)
-    layered = over_layers(base, MadeSite(site, moment), range(site.layer - depth + 1, site.layer + 1), atlas.texts())
+    layered = over_depth(base, MadeSite(site, moment), depth, atlas.texts())
     tensors: SiteTensors = layered.moments if depth > 1 else moment
     return Place(layered.site.model_copy(update={"max_rank": rank}), tensors)
 

@@ -16,12 +16,13 @@ from benchmarks.common.results_page import FOLDER, machine, write_section
 from benchmarks.lifelong.answers import TOKENS
 from benchmarks.lifelong.batches import drawn_batches
 from benchmarks.lifelong.page import plot, section
-from benchmarks.lifelong.places import NULL_SPACE, PREFIXED, SETTINGS, TITLES, places_of, publisher_of
+from benchmarks.lifelong.places import PREFIXED, SETTINGS, TITLES, places_of, publisher_of
 from benchmarks.lifelong.run import Published, Run, recorded
 from benchmarks.public.place import open_store, passages
 from benchmarks.public.sets import read_counterfact
 from vllm_edit.cli.output import progress_bar
 from vllm_edit.digest import digest_json
+from vllm_edit.editing.memit.memit_settings import AlphaEditSettings
 from vllm_edit.errors import EditError
 from vllm_edit.evaluation.record import Record
 from vllm_edit.evaluation.runners.hf import HFRunner
@@ -90,7 +91,7 @@ def _measured(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, 
         "passages": len(text),
         "tokens": TOKENS,
         "prefixed": PREFIXED,
-        "null_space": NULL_SPACE,
+        "null_space": AlphaEditSettings().null_space,
         "sites": "; ".join(sites),
         "engine": runner.name,
         "machine": machine(),

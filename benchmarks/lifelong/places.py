@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common.variants import LAYERS
 from benchmarks.lifelong.protocols import Composed, Publisher, Sequential
 from vllm_edit.artefacts.site import LEGAL_RANKS, Site
 from vllm_edit.digest import digest_json
@@ -18,7 +19,7 @@ from vllm_edit.editing.memit.null_space import NullSpace
 from vllm_edit.editing.rome_settings import RomeSettings
 from vllm_edit.editing.second_moment import SecondMoment
 from vllm_edit.editing.second_moments import SecondMoments
-from vllm_edit.editing.site.sites import MadeSite, over_layers
+from vllm_edit.editing.site.sites import MadeSite, over_depth
 from vllm_edit.editing.site_tensors import SiteTensors
 from vllm_edit.errors import EditError
 from vllm_edit.models.base import Base
@@ -31,19 +32,14 @@ TITLES: Mapping[str, str] = {
     "sequential": "AlphaEdit, sequential",
 }
 """Protocol → its name in tables."""
-DEPTH = 3
-"""Layers of MEMIT's and AlphaEdit's site: that of the store, and those below it."""
 PREFIXED = 2
 """Contexts with a prefix, besides the bare prompt: each edit has three rows to train on."""
-NULL_SPACE = 0.5
-"""AlphaEdit's threshold. The default of 0.1 leaves nothing of a layer of SmolLM2 whose second moment was measured on
-little text."""
 _SHARED: Mapping[str, Any] = {"forms": ("plain",), "same_ending": 2, "on_missed": "report"}
 SETTINGS: Mapping[str, ClosedFormSettings] = {
     "rome": RomeSettings(**_SHARED),
     "memit": MemitSettings(**_SHARED),
-    "alphaedit": AlphaEditSettings(**_SHARED, null_space=NULL_SPACE),
-    "sequential": AlphaEditSettings(**_SHARED, null_space=NULL_SPACE),
+    "alphaedit": AlphaEditSettings(**_SHARED),
+    "sequential": AlphaEditSettings(**_SHARED),
 }
 """Protocol → the settings of its method: the defaults, but only the prompt as text is trained, not the chat turn, and
 few other names are read for each ending of a subject."""
@@ -57,7 +53,7 @@ class Place:
     site_tensors: SecondMoment | SecondMoments
 
 
-def places_of(store: Store, base: Base, size: int, cache: Path, depth: int = DEPTH) -> Callable[[str], Place]:
+def places_of(store: Store, base: Base, size: int, cache: Path, depth: int = LAYERS) -> Callable[[str], Place]:
     """From a protocol to its place, at the store's site. Second moments are measured once, into `cache`.
 
     size: edits of a batch, the rank that it needs.
@@ -80,8 +76,7 @@ def places_of(store: Store, base: Base, size: int, cache: Path, depth: int = DEP
             raise EditError(
                 f"{store.url} has no text for the second moments of more layers: make it with vllm-edit store init"
             )
-        layers = range(max(site.layer - depth + 1, 0), site.layer + 1)
-        made = over_layers(base, MadeSite(site, moment), layers, list(map(str, texts)), cache=cache)
+        made = over_depth(base, MadeSite(site, moment), depth, list(map(str, texts)), cache=cache)
         return Place(made.site, made.moments)
 
     return place

@@ -15,7 +15,7 @@ from vllm_edit.editing.compile import METHODS
 from vllm_edit.editing.network_files import load, network_site
 from vllm_edit.editing.network_methods import NETWORK_METHODS
 from vllm_edit.editing.second_moment import SecondMoment
-from vllm_edit.editing.site.sites import MadeSite, over_layers
+from vllm_edit.editing.site.sites import MadeSite, over_depth
 from vllm_edit.editing.site_tensors import SiteTensors, site_tensors_of
 from vllm_edit.editing.ultraedit.gradient_site import gradient_site
 from vllm_edit.editing.ultraedit.gradient_statistics import GradientStatistics
@@ -95,8 +95,7 @@ class Places:
         texts = self.given.document("texts")
         if not isinstance(texts, list):
             raise EditError(f"{self.given.url} stores no text of its own, which a site over layers is measured on")
-        layers = range(max(0, site.layer - variant.layers + 1), site.layer + 1)
-        layered = over_layers(self.base, made, layers, [str(text) for text in texts], progress=progress)
+        layered = over_depth(self.base, made, variant.layers, [str(text) for text in texts], progress=progress)
         return layered.site, layered.moments
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vllm_edit.artefacts.site import Token, check_rank
 from vllm_edit.deltas.linear import linear_shape
-from vllm_edit.editing.site.sites import LayeredSite, MadeSite, fixed_site, module_at, over_layers
+from vllm_edit.editing.site.sites import fixed_site, module_at, over_depth
 from vllm_edit.editing.site.sweep import TOKENS, choose_site
 from vllm_edit.editing.site.trials import Measurement
 from vllm_edit.errors import EditError, NotFound
@@ -127,7 +127,7 @@ def create_store(
         seed=seed,
         progress=progress,
     )
-    layered = _deep(base, made, depth, texts, progress)
+    layered = over_depth(base, made, depth, texts, progress=progress)
     store = Store.create(url, layered.site, layered.moments.tensors(), passages, documents)
     return Created(store, (), pool, why)
 
@@ -156,15 +156,9 @@ def create_by_sweep(
     )
     tried = [_plain(row.as_record()) for row in chosen.table]
     content: dict[Kind, JSONValue] = {**(documents or {}), "tried": tried}
-    layered = _deep(base, chosen.made, depth, texts, progress)
+    layered = over_depth(base, chosen.made, depth, texts, progress=progress)
     store = Store.create(url, layered.site, layered.moments.tensors(), passages, content)
     return store, chosen.table
-
-
-def _deep(base: Base, made: MadeSite, depth: int, texts: Sequence[str], progress: Progress | None) -> LayeredSite:
-    """The site over `depth` layers that end at the site's layer."""
-    last = made.site.layer
-    return over_layers(base, made, range(max(0, last - depth + 1), last + 1), texts, progress=progress)
 
 
 def opened(folder: Path, base: Base) -> Store:

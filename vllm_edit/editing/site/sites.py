@@ -143,6 +143,24 @@ def over_layers(
     return LayeredSite(made.site.model_copy(update=changed), found)
 
 
+def over_depth(
+    base: Base,
+    made: MadeSite,
+    depth: int,
+    texts: Sequence[str],
+    *,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+) -> LayeredSite:
+    """The site over `depth` layers that end at the site's layer, or over all up to it if there are fewer.
+
+    Raises:
+        EditError: as `over_layers`.
+    """
+    last = made.site.layer
+    return over_layers(base, made, range(max(0, last - depth + 1), last + 1), texts, cache=cache, progress=progress)
+
+
 def module_at(base: Base, layer: int) -> str:
     """The name of the edited module at a layer.
 
