@@ -57,6 +57,17 @@ def make_store(folder: Path, site: Site) -> Store:
     return Store.create(folder, site, MOMENT)
 
 
+def one_tenant(folder: Path, seed: int, *, published: bool) -> Path:
+    """A store in `folder` with the patch `capital` and the tenant `acme`, to which it may be published."""
+    store = make_store(folder / "store", make_site(make_model(folder / "model")))
+    name = add_patch(store, "capital", seed)
+    store.registry.create_tenant("acme")
+    if published:
+        store.registry.publish("acme", name)
+    store.registry.close()
+    return folder / "store"
+
+
 def add_patch(store: Store, patch: str, seed: int) -> str:
     """Save a random rank-1 patch, as one that its gate accepted, and return its full name."""
     return save_accepted(store, random_patch(store.site(), patch, seed))

@@ -71,12 +71,7 @@ READ_HEADERS = {"X-Session-ID", "X-Vllm-Priority", "X-data-parallel-rank"}
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("fields")
-    store = places.make_store(folder / "store", places.make_site(places.make_model(folder / "model")))
-    store.registry.create_tenant("acme")
-    store.registry.publish("acme", places.add_patch(store, "capital", 1))
-    store.registry.close()
-    return folder / "store"
+    return places.one_tenant(tmp_path_factory.mktemp("fields"), 1, published=True)
 
 
 @pytest.fixture

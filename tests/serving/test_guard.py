@@ -45,12 +45,7 @@ class Still:
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("guard")
-    store = places.make_store(folder / "template", places.make_site(places.make_model(folder / "model")))
-    places.add_patch(store, "capital", seed=0)
-    store.registry.create_tenant("acme")
-    store.registry.close()
-    return folder / "template"
+    return places.one_tenant(tmp_path_factory.mktemp("guard"), 0, published=False)
 
 
 @pytest.fixture

@@ -23,11 +23,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     folder = tmp_path_factory.mktemp("openapi")
-    template = places.make_store(folder / "template", places.make_site(places.make_model(folder / "model")))
-    template.registry.create_tenant("acme")
-    template.registry.publish("acme", places.add_patch(template, "capital", 1))
-    template.registry.close()
-    return Place(folder, folder / "template", Settings(store="here"))
+    return Place(folder, places.one_tenant(folder / "template", 1, published=True), Settings(store="here"))
 
 
 @pytest.fixture(scope="module")

@@ -87,12 +87,7 @@ def _event(body: dict[str, Any], piece: str) -> bytes:
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("shadow")
-    store = places.make_store(folder / "template", places.make_site(places.make_model(folder / "model")))
-    places.add_patch(store, "capital", seed=0)
-    store.registry.create_tenant("acme")
-    store.registry.close()
-    return folder / "template"
+    return places.one_tenant(tmp_path_factory.mktemp("shadow"), 0, published=False)
 
 
 class Shadowing(Place):

@@ -47,12 +47,7 @@ class Traced(Place):
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store whose tenant acme is served the patch `capital`."""
-    folder = tmp_path_factory.mktemp("spans")
-    store = places.make_store(folder / "store", places.make_site(places.make_model(folder / "model")))
-    store.registry.create_tenant("acme")
-    store.registry.publish("acme", places.add_patch(store, "capital", 1))
-    store.registry.close()
-    return folder / "store"
+    return places.one_tenant(tmp_path_factory.mktemp("spans"), 1, published=True)
 
 
 @pytest.fixture
