@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.common.variants import LAYERS
 from benchmarks.lifelong.protocols import Composed, Publisher, Sequential
-from vllm_edit.artefacts.site import LEGAL_RANKS, Site
+from vllm_edit.artefacts.site import Site, least_rank
 from vllm_edit.digest import digest_json
 from vllm_edit.editing.closed_form_settings import ClosedFormSettings
 from vllm_edit.editing.memit.layers import layers_of
@@ -64,7 +64,7 @@ def places_of(store: Store, base: Base, size: int, cache: Path, depth: int = LAY
     given = store.site()
     bare = [context for context in given.contexts or () if not context.prefix]
     prefixed = [context for context in given.contexts or () if context.prefix and not context.chat]
-    rank = next((legal for legal in LEGAL_RANKS if legal >= max(size, given.max_rank)), LEGAL_RANKS[-1])
+    rank = least_rank(max(size, given.max_rank))
     site = given.model_copy(update={"contexts": (*bare, *prefixed[:PREFIXED]), "max_rank": rank})
     moment = SecondMoment.from_tensors(store.moment())
 

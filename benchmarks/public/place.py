@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.common.variants import Variant
-from vllm_edit.artefacts.site import LEGAL_RANKS, Site
+from vllm_edit.artefacts.site import LEGAL_RANKS, Site, least_rank
 from vllm_edit.editing.compile import METHODS
 from vllm_edit.editing.network_files import load, network_site
 from vllm_edit.editing.network_methods import NETWORK_METHODS
@@ -72,7 +72,7 @@ class Places:
             rank = max(self.largest, site.max_rank)
             if isinstance(tensors, GradientStatistics):
                 rank = LEGAL_RANKS[-1]  # an edit has a rank for each token of its answer
-            wide = site.model_copy(update={"max_rank": next((r for r in LEGAL_RANKS if r >= rank), LEGAL_RANKS[-1])})
+            wide = site.model_copy(update={"max_rank": least_rank(rank)})
             kept = Store.create(self.folder / wide.digest[:12] / "patches", wide, tensors.tensors())
             self.made[key] = Place(kept, tensors)
         return self.made[key]

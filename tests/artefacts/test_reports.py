@@ -63,5 +63,5 @@ def test_unknown_fields_are_ignored_and_missing_fields_have_defaults() -> None:
     ("record", "where"), [([], "the record"), ({"seconds": "long"}, "seconds"), ({"edits": [{}]}, "edits.0.edit")]
 )
 def test_a_record_that_is_no_report_is_refused(record: object, where: str) -> None:
-    with pytest.raises(Corrupt, match=f"expected a CompileReport, but {where} is invalid"):
+    with pytest.raises(Corrupt, match=rf"expected a CompileReport; got another record \({where}: "):
         CompileReport.of(record)  # type: ignore[arg-type]

@@ -110,7 +110,7 @@ def test_mistakes_are_reported_in_one_line(
     for content, wanted in (
         ("[1]", "expected a report of `vllm-edit eval --json`, got list"),
         ("{", "expected a report of `vllm-edit eval --json`, which is JSON"),
-        (json.dumps({"patches": 1}), "expected a Report, but patches is invalid"),
+        (json.dumps({"patches": 1}), "expected a Report; got another record (patches: "),
     ):
         file.write_text(content)
         assert f"{file}: {wanted}" in message(file)

@@ -196,7 +196,7 @@ def test_a_report_of_an_older_or_newer_version_can_be_read(report: Report) -> No
     newer["measures"] = [measure | {"new": 1} for measure in newer["measures"]]
     found = Report.of(newer | {"unknown": [1]})
     assert found == report.model_copy(update={"sizes": {}, "methods": ()})
-    with pytest.raises(Corrupt, match=r"expected a Report, but measures\.0\.value is invalid: .*; remove it"):
+    with pytest.raises(Corrupt, match=r"expected a Report; got another record \(measures\.0\.value: .*\); remove it"):
         Report.of(record | {"measures": [record["measures"][0] | {"value": "x"}]})
 
 

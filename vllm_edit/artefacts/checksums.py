@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from vllm_edit.artefacts.manifest import Manifest
 from vllm_edit.digest import canonical, digest_bytes, intact_content, with_digest
 from vllm_edit.errors import Corrupt
+from vllm_edit.invalid import problems_of
 from vllm_edit.names import split_name
 
 MANIFEST = "manifest.json"
@@ -42,10 +43,9 @@ def read_manifest(name: str, read: Read) -> Manifest:
     try:
         manifest = Manifest.model_validate_json(data)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
+        first = problems_of(error)[0]
         raise Corrupt(
-            f"{name}/{MANIFEST} was written by another version of vllm-edit ({where}: {first['msg']}); compile again"
+            f"{name}/{MANIFEST} was written by another version of vllm-edit ({first}); compile again"
         ) from error
     if manifest.name != name:
         raise Corrupt(f"{name}/{MANIFEST} describes {manifest.name}; compile again")

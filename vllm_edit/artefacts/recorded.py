@@ -13,6 +13,7 @@ from pydantic import ConfigDict, ValidationError
 
 from vllm_edit.errors import Corrupt
 from vllm_edit.frozen import Frozen
+from vllm_edit.invalid import problems_of
 from vllm_edit.json_value import JSONObject, JSONValue
 
 
@@ -31,9 +32,8 @@ class Recorded(Frozen):
         try:
             return cls.model_validate(record)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "the record"
-            raise Corrupt(f"expected a {cls.__name__}, but {where} is invalid: {first['msg']}; remove it") from error
+            first = problems_of(error, "the record")[0]
+            raise Corrupt(f"expected a {cls.__name__}; got another record ({first}); remove it") from error
 
     def as_record(self) -> JSONObject:
         """The report as JSON values, without the fields that were not measured."""

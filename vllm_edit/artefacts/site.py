@@ -40,6 +40,11 @@ def check_rank(rank: int) -> None:
         raise EditError(f"max_rank must be one of {', '.join(map(str, LEGAL_RANKS))} (vLLM's); got {rank}")
 
 
+def least_rank(columns: int) -> int:
+    """The least of vLLM's maximum LoRA ranks that holds so many columns; the greatest of them if none does."""
+    return next((rank for rank in LEGAL_RANKS if rank >= columns), LEGAL_RANKS[-1])
+
+
 class Fingerprint(Frozen):
     """Digests of the parts that identify a base model."""
 

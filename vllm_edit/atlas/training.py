@@ -24,6 +24,7 @@ from vllm_edit.checkpoints import read_checkpoint, write_checkpoint
 from vllm_edit.digest import digest_json
 from vllm_edit.errors import EditError
 from vllm_edit.facts.facts import Facts
+from vllm_edit.invalid import problems_of
 from vllm_edit.models.base import Base
 from vllm_edit.models.causal_lm import causal_lm
 from vllm_edit.models.padding import padded
@@ -178,9 +179,7 @@ def read_accuracy(folder: Path) -> Accuracy:
     try:
         return TypeAdapter(Accuracy).validate_json(read_text(path))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise EditError(f"{path}: {where}: {first['msg']}; ask with --measure") from None
+        raise EditError(f"{path}: {problems_of(error)[0]}; ask with --measure") from None
 
 
 def _begun(start: Path, recipe: Recipe) -> tuple[PreTrainedTokenizerFast, LlamaForCausalLM]:

@@ -101,14 +101,11 @@ def _print_shadowed(found: ShadowReport) -> None:
 
 
 def _print_limits(found: RolloutReport) -> None:
-    acted = {decision.result.limit: decision for decision in found.decisions}
     rows = []
     for result in found.limits:
-        decision = acted.get(result.limit)
-        if decision is not None:
-            state = f"exceeded: {result.action} {when(decision.at)} by {decision.server}"
-        else:
-            state = "exceeded" if result.exceeded else "holds"
+        state = found.state_of(result)
+        if decision := found.decision_on(result):
+            state += f": {result.action} {when(decision.at)} by {decision.server}"
         arms = [_cells(arm)[0] if arm is not None else "" for arm in (result.control, result.treatment)]
         rows.append((result.limit, *arms, *_cells(result.excess), result.excess.n, state))
     level = f"{100 * (1 - found.limits[0].alpha):.4g} % EACH END"

@@ -13,12 +13,13 @@ import safetensors.torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
 
-from vllm_edit.artefacts.site import LEGAL_RANKS, Site
+from vllm_edit.artefacts.site import Site, check_rank
 from vllm_edit.digest import digest_tensors
 from vllm_edit.editing.hypernetworks.hypernetwork import Hypernetwork
 from vllm_edit.editing.network_methods import OLDEST, network_method
-from vllm_edit.errors import Corrupt, EditError, Incompatible, NotFound
+from vllm_edit.errors import Corrupt, Incompatible, NotFound
 from vllm_edit.frozen import Frozen
+from vllm_edit.invalid import problems_of
 from vllm_edit.json_value import JSONObject
 from vllm_edit.models.base import Base
 from vllm_edit.text.thinking import thinking_of
@@ -68,8 +69,7 @@ def load(folder: Path) -> tuple[Hypernetwork[Any], Card]:
             f"there is no network in {folder} ({error.filename} is missing): train one with `vllm-edit hypernet train`"
         ) from None
     except ValidationError as error:
-        problems = (f"{'.'.join(map(str, line['loc'])) or 'the file'}: {line['msg']}" for line in error.errors())
-        raise Corrupt(f"{folder / CARD_FILE} is not a network's card: {'; '.join(problems)}") from error
+        raise Corrupt(f"{folder / CARD_FILE} is not a network's card: {'; '.join(problems_of(error))}") from error
     except SafetensorError as error:
         raise Corrupt(f"the network in {folder} cannot be read: {error}") from error
     if (digest := digest_tensors(tensors)) != card.digest:
@@ -93,8 +93,7 @@ def network_site(
             f"{base.fingerprint.digest[:12]}: train one for this model (vllm-edit hypernet train)"
         )
     rank = MAX_RANK if max_rank is None else max_rank
-    if rank not in LEGAL_RANKS:
-        raise EditError(f"max_rank must be one of {', '.join(map(str, LEGAL_RANKS))} (vLLM's); got {rank}")
+    check_rank(rank)
     first = next(
         number
         for number, layer in enumerate(base.layout.layers)

@@ -13,6 +13,7 @@ from typing import Literal, TypeVar
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from vllm_edit.errors import EditError
+from vllm_edit.invalid import problems_of
 from vllm_edit.text.utf8 import NotUTF8, read_text
 from vllm_edit.text.yaml_document import NotYaml, YamlDocument
 
@@ -238,9 +239,7 @@ def _described(path: Path, kind: type[T], problems: list[str]) -> T | None:
         problems += [f"{path.name}: {problem}" for problem in document.given_twice]
         return TypeAdapter(kind).validate_python(document.data)
     except ValidationError as error:
-        for problem in error.errors():
-            field = ".".join(map(str, problem["loc"])) or "the file"
-            problems.append(f"{path.name}: {field}: {problem['msg']}")
+        problems += [f"{path.name}: {problem}" for problem in problems_of(error)]
     except NotUTF8 as error:
         problems.append(f"{path.name}: {error.problem}")
     except NotYaml as error:

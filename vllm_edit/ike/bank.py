@@ -9,6 +9,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vllm_edit.errors import EditError
+from vllm_edit.invalid import problems_of
 from vllm_edit.json_value import JSONValue
 from vllm_edit.patch import Edit, Patch
 from vllm_edit.text.matching import is_said, normalise
@@ -51,9 +52,7 @@ class Bank(BaseModel):
             try:
                 facts.append(Fact.model_validate(dict(record)))
             except ValidationError as error:
-                problem = error.errors()[0]
-                field = ".".join(str(part) for part in problem["loc"])
-                raise EditError(f"bank record {number}: {field}: {problem['msg']}") from None
+                raise EditError(f"bank record {number}: {problems_of(error, 'the record')[0]}") from None
         return cls(facts=tuple(facts))
 
     @classmethod

@@ -143,14 +143,11 @@ def _comparisons(found: RolloutReport) -> HTMLTable:
 
 
 def _limits(found: RolloutReport) -> HTMLTable:
-    acted = {decision.result.limit for decision in found.decisions}
     rows = []
     for result in found.limits:
         control = "" if result.control is None else _cells(result.control)[1]
-        state = "acted" if result.limit in acted else "exceeded" if result.exceeded else "holds"
-        rows.append(
-            (result.limit, control, _cells(result.treatment)[1], *_cells(result.excess), f"{result.margin:g}", state)
-        )
+        numbers = (control, _cells(result.treatment)[1], *_cells(result.excess), f"{result.margin:g}")
+        rows.append((result.limit, *numbers, found.state_of(result)))
     columns = ("limit", "control", "treatment", "compared", "worse by", "interval at every look", "margin", "state")
     return HTMLTable("limits that act", columns, rows)
 

@@ -51,6 +51,16 @@ class RolloutReport:
             found.append("no server tests the limits or follows the schedule now; start one (vllm-edit serve)")
         return found
 
+    def decision_on(self, result: LimitResult) -> Decision | None:
+        """Return what a server last did because this limit was exceeded; None if no server acted on it."""
+        return next((decision for decision in reversed(self.decisions) if decision.result.limit == result.limit), None)
+
+    def state_of(self, result: LimitResult) -> str:
+        """Return a limit's state in one word: holds, exceeded, or acted (exceeded, and a server acted on it)."""
+        if self.decision_on(result):
+            return "acted"
+        return "exceeded" if result.exceeded else "holds"
+
     def latency(self, side: Side) -> tuple[float, ...] | None:
         """Return the median and the 95 % quantile of an arm's latency in seconds; None without data."""
         seconds = self.traffic[side].seconds

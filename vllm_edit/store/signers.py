@@ -11,6 +11,7 @@ from vllm_edit.artefacts.signatures import Signature, is_valid, key_id
 from vllm_edit.errors import Corrupt, EditError, NotFound, Unsigned
 from vllm_edit.files import Files
 from vllm_edit.frozen import Frozen
+from vllm_edit.invalid import problems_of
 from vllm_edit.names import short
 from vllm_edit.registry.registry import Registry
 from vllm_edit.store.locations import pinned_signers
@@ -145,9 +146,8 @@ def read_signers(files: Files) -> Signers:
     try:
         return Signers.model_validate_json(data)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise Corrupt(f"{pinned or SIGNERS}: {where} is invalid ({first['msg']}); restore it from a copy") from error
+        first = problems_of(error)[0]
+        raise Corrupt(f"{pinned or SIGNERS} is no list of signers ({first}); restore it from a copy") from error
 
 
 def write_signers(files: Files, signers: Signers) -> None:

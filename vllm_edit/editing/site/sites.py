@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vllm_edit.artefacts.site import LEGAL_RANKS, Context, Site, Token
+from vllm_edit.artefacts.site import Context, Site, Token, check_rank
 from vllm_edit.deltas.linear import linear_shape
 from vllm_edit.editing.rome.keys import measure_outputs
 from vllm_edit.editing.second_moment import SecondMoment, second_moments
@@ -76,8 +76,7 @@ def fixed_site(
     layer = round(PUBLISHED_DEPTH * len(base.layout.layers)) if layer is None else layer
     module = module_at(base, layer)
     max_rank = MAX_RANK if max_rank is None else max_rank
-    if max_rank not in LEGAL_RANKS:
-        raise EditError(f"max_rank must be one of {', '.join(map(str, LEGAL_RANKS))} (vLLM's); got {max_rank}")
+    check_rank(max_rank)
     d_out, d_in = linear_shape(find_module(base.model, module))
     if moment is None:
         (moment,) = second_moments(base, [module], texts, cache=cache, max_tokens=max_tokens, progress=progress)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm_edit.artefacts.compiled import CompiledPatch
-from vllm_edit.artefacts.site import LEGAL_RANKS
+from vllm_edit.artefacts.site import least_rank
 from vllm_edit.engine import plugins, request_values
 from vllm_edit.engine.arguments import engine_arguments, engine_environment
 from vllm_edit.engine.compat import version
@@ -40,7 +40,7 @@ class VLLMRunner:
         # answered with the last slot's patch.
         os.environ.update(engine_environment(os.environ))
         plugins.load()
-        self._rank = next((legal for legal in LEGAL_RANKS if legal >= rank), LEGAL_RANKS[-1])
+        self._rank = least_rank(rank)
         defaults = engine_arguments(modules, self._rank, slots)
         self._engine = OfflineEngine(model=str(model), **{**asdict(defaults), **options})
         self._llm = self._engine.llm
