@@ -11,6 +11,7 @@ from vllm_edit.serving.server_settings import (
     EXPOSE,
     LOG_DAYS,
     LOG_PROMPTS,
+    MAX_ANSWERS,
     MAX_BODY,
     TENANT_HEADER,
     TRUSTED_PEERS,
@@ -71,6 +72,14 @@ def test_a_body_may_be_as_long_as_the_context_or_the_operators_limit_allows(said
 def test_an_invalid_limit_of_bodies_is_refused(said: str) -> None:
     with pytest.raises(EditError, match=rf"{MAX_BODY}: expected a whole number of MiB from 1 to 4096"):
         Settings.from_environment({MAX_BODY: said})
+
+
+def test_the_number_of_answers_in_memory_is_read_and_its_range_is_checked() -> None:
+    assert Settings.from_environment({}).max_answers == Settings(store="here").max_answers
+    assert Settings.from_environment({MAX_ANSWERS: " 500 "}).max_answers == 500
+    for said in ("0", "-1", "many", "1e3", "10000001"):
+        with pytest.raises(EditError, match=rf"{MAX_ANSWERS}: expected a whole number of answers from 1 to 10000000"):
+            Settings.from_environment({MAX_ANSWERS: said})
 
 
 def test_a_short_secret_of_the_console_is_refused_without_its_text() -> None:

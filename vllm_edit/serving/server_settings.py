@@ -25,6 +25,7 @@ LOG_DAYS = "VLLM_EDIT_LOG_DAYS"
 LOG_PROMPTS = "VLLM_EDIT_LOG_PROMPTS"
 ALLOWED_FIELDS = "VLLM_EDIT_ALLOWED_FIELDS"
 MAX_BODY = "VLLM_EDIT_MAX_BODY_MIB"
+MAX_ANSWERS = "VLLM_EDIT_MAX_ANSWERS"
 CONSOLE_SECRET = "VLLM_EDIT_CONSOLE_SECRET"
 
 _HEADER = re.compile(r"[a-z0-9-]{1,64}")
@@ -75,12 +76,19 @@ def _mebibytes(given: object) -> object:
     """Bytes; the environment's text is a number of MiB."""
     if not isinstance(given, str):
         return given
+    return _whole(given, "MiB", 1, 4096) * 2**20 if given.strip() else None
+
+
+def _answers(given: object) -> object:
+    return _whole(given, "answers", 1, 10_000_000) if isinstance(given, str) else given
+
+
+def _whole(given: str, of_what: str, least: int, most: int) -> int:
+    """Raises ValueError unless the text is a whole number in the range."""
     number = given.strip()
-    if not number:
-        return None
-    if not (number.isascii() and number.isdigit() and 1 <= int(number[:9]) <= 4096):
-        raise ValueError(f"expected a whole number of MiB from 1 to 4096, got {_shown(given)}")
-    return int(number) * 2**20
+    if not (number.isascii() and number.isdigit() and len(number) < 10 and least <= int(number) <= most):
+        raise ValueError(f"expected a whole number of {of_what} from {least} to {most}, got {_shown(given)}")
+    return int(number)
 
 
 def _secret(given: object) -> object:
@@ -158,7 +166,11 @@ class Settings(BaseSettings):
         validation_alias=CONSOLE_SECRET,
         description="signs the console's sessions, the same on all servers; None makes one for this process",
     )
-    max_answers: int = Field(10_000, description="maximum number of answers that the server holds in memory")
+    max_answers: Annotated[int, BeforeValidator(_answers)] = Field(
+        10_000,
+        validation_alias=MAX_ANSWERS,
+        description="maximum number of answers that the server holds in memory, to be found by their ids",
+    )
 
     @classmethod
     def settings_customise_sources(
