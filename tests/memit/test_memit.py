@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.editing.examples import BRAZIL, FRANCE, JAPAN, LOOSE, bench
+from tests.editing.examples import BRAZIL, FRANCE, JAPAN, LOOSE, bench, patch_of
 from tests.memit.examples import ALPHAEDIT, MEMIT, TEXTS, Layered, layered
 from tests.mend.network_sites import site_for
 from tests.mend.test_mend import network_for
@@ -18,7 +18,7 @@ from vllm_edit.composition.compose import compose
 from vllm_edit.composition.scoped import Narrowing
 from vllm_edit.deltas.apply import applied
 from vllm_edit.deltas.delta import Delta
-from vllm_edit.editing.compile import compile_patch
+from vllm_edit.editing.compile import compile_patch, compile_separately
 from vllm_edit.editing.memit import corrections
 from vllm_edit.editing.memit.edits import compile_at, compile_edits
 from vllm_edit.editing.memit.layers import layers_of
@@ -181,6 +181,29 @@ def test_patches_compiled_apart_are_composed_from_their_factors_and_both_answer(
             assert answer(llama, edit) == edit.target_new
             # The keys at the second layer are those that the member measured; only leaks to earlier tokens differ.
             assert (stream(llama, edit) - before - own).norm() < 0.25 * own.norm()
+
+
+@pytest.mark.parametrize("settings", [MEMIT, ALPHAEDIT])
+def test_patches_compiled_in_one_batch_are_those_compiled_one_by_one(llama: Layered, settings: MemitSettings) -> None:
+    patches = [patch_of(FRANCE), Patch(name="both", edits=(JAPAN, BRAZIL))]
+    place = {"site": llama.site, "site_tensors": llama.moments}
+    batched = compile_separately(patches, llama.base, settings.title, settings=settings, **place)
+    for patch, one in zip(patches, batched, strict=True):
+        alone = compile_patch(patch, llama.base, settings.title, settings=settings, **place)
+        assert (one.manifest.groups, one.manifest.columns) == (alone.manifest.groups, alone.manifest.columns)
+        for module, part in alone.delta.parts.items():
+            assert (one.delta.parts[module].dense() - part.dense()).norm() < 1e-3 * part.norm()
+
+
+def test_a_batch_names_the_missed_edits_of_all_its_patches_and_refuses_a_subject_in_two(llama: Layered) -> None:
+    place = {"site": llama.site, "site_tensors": llama.moments, "settings": MEMIT.replace(served_margin=1000.0)}
+    patches = [Patch(name=edit.subject.lower(), edits=(edit,)) for edit in EDITS]
+    with pytest.raises(UnsafeEdit) as refused:
+        compile_separately(patches, llama.base, "memit", **place)
+    assert [edit.subject in str(refused.value) for edit in EDITS] == [True] * 3
+    again = Patch(name="again", edits=(FRANCE,))
+    with pytest.raises(EditError, match="france and again both edit 'France'; compile them one after the other"):
+        compile_separately([*patches, again], llama.base, "memit", **place)
 
 
 def test_a_conflict_is_refused_and_decided_as_at_one_module(llama: Layered) -> None:

@@ -43,8 +43,13 @@ if TYPE_CHECKING:
 METHODS: Mapping[str, Method[Any]] = MappingProxyType(
     {
         "rome": Method(RomeSettings, rome.compile_edits, rome.compile_each, (SecondMoment,)),
-        "memit": Method(MemitSettings, memit.compile_edits, needs=(SecondMoment, SecondMoments)),
-        "alphaedit": Method(AlphaEditSettings, memit.compile_in_null_space, needs=(SecondMoment, SecondMoments)),
+        "memit": Method(MemitSettings, memit.compile_edits, memit.compile_each, (SecondMoment, SecondMoments)),
+        "alphaedit": Method(
+            AlphaEditSettings,
+            memit.compile_in_null_space,
+            memit.compile_each_in_null_space,
+            (SecondMoment, SecondMoments),
+        ),
         "mend": Method(MendSettings, hypernetworks.compile_edits, hypernetworks.compile_each, (MendNetwork,)),
         "ke": Method(
             KnowledgeEditorSettings, hypernetworks.compile_edits, hypernetworks.compile_each, (KnowledgeEditor,)
@@ -135,15 +140,14 @@ def compile_separately(
     settings: MethodSettings | Mapping[str, JSONValue] | None = None,
     progress: Progress | None = None,
 ) -> list[CompiledPatch]:
-    """Compile the patches independently, in one batch if the method supports it (r-ROME, MEND, KnowledgeEditor,
-    UltraEdit).
+    """Compile the patches independently, in one batch if the method supports it (all but fine-tuning and LoRA).
 
     The model is bit-identical afterwards, even after an exception (asserted).
 
     Raises:
         UnsafeEdit: an edit, named in the message, is too long for the model, missed its target or exceeds a limit.
         Incompatible: the site belongs to another base.
-        EditError: unknown method, invalid settings, or (r-ROME) two patches that edit one subject.
+        EditError: unknown method, invalid settings, or (closed-form methods) two patches that edit one subject.
     """
     chosen = method_of(method)
     values = settings_of(chosen, settings)

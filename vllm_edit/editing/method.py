@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar
 
@@ -66,3 +66,20 @@ def refuse_missed(report: CompileReport, on_missed: Literal["error", "report"]) 
     """
     if on_missed == "error" and report.problems:
         raise UnsafeEdit("\n".join(report.problems))
+
+
+def all_or_refused(makers: Iterable[Callable[[], MethodResult]]) -> list[MethodResult]:
+    """The results of several patches. All are made before any is refused.
+
+    Raises:
+        UnsafeEdit: edits exceed a limit; the message names those of all patches.
+    """
+    results, problems = list[MethodResult](), list[str]()
+    for make in makers:
+        try:
+            results.append(make())
+        except UnsafeEdit as error:
+            problems += str(error).splitlines()
+    if problems:
+        raise UnsafeEdit("\n".join(problems))
+    return results

@@ -23,8 +23,8 @@ from vllm_edit.editing.memit.layers import Layer, layers_of
 from vllm_edit.editing.memit.memit_settings import AlphaEditSettings, MemitSettings
 from vllm_edit.editing.memit.null_space import NullSpace
 from vllm_edit.editing.memit.spread import spread, updates_of
-from vllm_edit.editing.method import MethodResult, refuse_missed
-from vllm_edit.editing.rome.edits import check_rank, highest_interference
+from vllm_edit.editing.method import MethodResult, all_or_refused, refuse_missed
+from vllm_edit.editing.rome.edits import check_rank, check_ranks, edits_apart, highest_interference
 from vllm_edit.editing.rome.factors import Prepared, alone, damping_of, margin_of, passes_over, prepare
 from vllm_edit.editing.rome.residuals import Trained, train_residuals
 from vllm_edit.editing.rome.rounds import first_rows, health_of
@@ -32,7 +32,7 @@ from vllm_edit.editing.second_moment import SecondMoment
 from vllm_edit.editing.second_moments import SecondMoments
 from vllm_edit.models.base import Base
 from vllm_edit.models.hooks import find_module
-from vllm_edit.patch import Edit
+from vllm_edit.patch import Edit, Patch
 from vllm_edit.progress import Progress
 
 
@@ -66,6 +66,36 @@ def compile_in_null_space(
     return compile_at(base, layers_of(base, site, moments, metric_of), edits, settings, progress)
 
 
+def compile_each(
+    base: Base,
+    site: Site,
+    moments: SecondMoment | SecondMoments,
+    patches: Sequence[Patch],
+    settings: MemitSettings,
+    progress: Progress | None = None,
+) -> list[MethodResult]:
+    """Compile several patches independently by MEMIT. Their residuals are trained in one batch.
+
+    Raises:
+        EditError: two patches edit one subject, or as `compile_edits`.
+        UnsafeEdit: edits missed their targets or exceed a health limit; the message names all of them.
+    """
+    return compile_each_at(base, layers_of(base, site, moments, _inverse), patches, settings, progress)
+
+
+def compile_each_in_null_space(
+    base: Base,
+    site: Site,
+    moments: SecondMoment | SecondMoments,
+    patches: Sequence[Patch],
+    settings: AlphaEditSettings,
+    progress: Progress | None = None,
+) -> list[MethodResult]:
+    """`compile_each` by AlphaEdit."""
+    metric_of = partial(NullSpace.of, threshold=settings.null_space)
+    return compile_each_at(base, layers_of(base, site, moments, metric_of), patches, settings, progress)
+
+
 def _inverse(moment: SecondMoment) -> Metric:
     """C⁻¹, which a second moment applies itself."""
     return moment
@@ -91,10 +121,52 @@ def compile_at(
         UnsafeEdit, EditError: as `compile_edits`.
     """
     last = layers[-1]
-    damping = damping_of(last.site, settings)
     prepared = prepare(base, last.site, last.metric, edits, settings)
     check_rank(prepared.columns.groups, last.site)
-    trained, wanted = _trained(base, last, prepared, damping, settings, progress)
+    trained, wanted = _trained(base, last, prepared, settings, progress)
+    return _solved(base, layers, prepared, edits, trained, wanted, settings, progress)
+
+
+def compile_each_at(
+    base: Base,
+    layers: Sequence[Layer],
+    patches: Sequence[Patch],
+    settings: MemitSettings,
+    progress: Progress | None = None,
+) -> list[MethodResult]:
+    """`compile_each` at these layers: each patch is spread, checked and corrected alone."""
+    last = layers[-1]
+    edits, parts = edits_apart(patches)
+    prepared = prepare(base, last.site, last.metric, edits, settings)
+    check_ranks(prepared, parts, last.site)
+    trained, wanted = _trained(base, last, prepared, settings, progress)
+
+    def result(number: int, patch: Patch) -> MethodResult:
+        if progress:
+            progress("spreading over the layers", number, len(patches))
+        own, groups = prepared.only(parts[number]), prepared.groups_of(parts[number])
+        return _solved(base, layers, own, patch.edits, trained.only(groups), wanted[groups], settings)
+
+    return all_or_refused(partial(result, number, patch) for number, patch in enumerate(patches))
+
+
+def _solved(
+    base: Base,
+    layers: Sequence[Layer],
+    prepared: Prepared,
+    edits: Sequence[Edit],
+    trained: Trained,
+    wanted: torch.Tensor,
+    settings: MemitSettings,
+    progress: Progress | None = None,
+) -> MethodResult:
+    """The result of edits whose residuals are trained. wanted: [groups, d_out], the shift that each needs.
+
+    Raises:
+        UnsafeEdit: an edit missed its target or exceeds a health limit; the message names the edit.
+    """
+    last = layers[-1]
+    damping = damping_of(last.site, settings)
     solutions = spread(base, layers, prepared, edits, wanted, damping, settings, progress)
     corrected = correct(base, last, prepared, solutions, settings, progress)
     report = _report(base, layers, prepared, edits, trained, corrected, settings)
@@ -119,13 +191,13 @@ def compile_at(
 
 
 def _trained(
-    base: Base, last: Layer, prepared: Prepared, damping: float, settings: MemitSettings, progress: Progress | None
+    base: Base, last: Layer, prepared: Prepared, settings: MemitSettings, progress: Progress | None
 ) -> tuple[Trained, torch.Tensor]:
     """The residuals of all groups, trained as in r-ROME, through the update of each group alone at the last layer.
 
     Also the shift δ [groups, d_out] that each makes at its plain key, of which damping takes a part.
     """
-    A, columns = alone(prepared, damping), prepared.columns
+    A, columns = alone(prepared, damping_of(last.site, settings)), prepared.columns
     passes = passes_over(base, last.site, prepared, A, settings)
     rows = first_rows(prepared, margin_of(last.site, settings), settings)
     nothing = torch.zeros(len(prepared.columns.groups), last.site.d_out)

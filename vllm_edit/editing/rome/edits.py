@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import accumulate
 
 import torch
@@ -12,14 +13,14 @@ from vllm_edit.artefacts.reports import CompileReport
 from vllm_edit.artefacts.site import Site
 from vllm_edit.composition.solver import interference
 from vllm_edit.deltas.delta import Delta
-from vllm_edit.editing.method import MethodResult, refuse_missed
-from vllm_edit.editing.rome.factors import damping_of, margin_of, prepare
+from vllm_edit.editing.method import MethodResult, all_or_refused, refuse_missed
+from vllm_edit.editing.rome.factors import Prepared, damping_of, margin_of, prepare
 from vllm_edit.editing.rome.keys import Columns
 from vllm_edit.editing.rome.rounds import Solved, solve_parts
 from vllm_edit.editing.rome.served import weight_norm
 from vllm_edit.editing.rome_settings import RomeSettings
 from vllm_edit.editing.second_moment import SecondMoment
-from vllm_edit.errors import EditError, UnsafeEdit
+from vllm_edit.errors import EditError
 from vllm_edit.models.base import Base
 from vllm_edit.patch import Edit, Patch
 from vllm_edit.progress import Progress
@@ -63,6 +64,19 @@ def compile_each(
             rank than the site allows. Both are raised before training.
         UnsafeEdit: edits missed their targets or exceed a health limit; the message names all of them.
     """
+    edits, parts = edits_apart(patches)
+    prepared = prepare(base, site, moment, edits, settings)
+    check_ranks(prepared, parts, site)
+    solved = solve_parts(base, site, prepared, edits, parts, settings, progress=progress)
+    return all_or_refused(partial(_result, base, site, part, settings) for part in solved)
+
+
+def edits_apart(patches: Sequence[Patch]) -> tuple[list[Edit], list[range]]:
+    """The edits of all patches, and for each patch the numbers of its edits.
+
+    Raises:
+        EditError: two patches edit one subject, so that their edits could share a key group.
+    """
     owners: dict[str, Patch] = {}
     for patch in patches:
         for edit in patch.edits:
@@ -71,23 +85,15 @@ def compile_each(
                 raise EditError(
                     f"{owner.name} and {patch.name} both edit {edit.subject!r}; compile them one after the other"
                 )
-    edits = [edit for patch in patches for edit in patch.edits]
-    ends = list(accumulate(len(patch.edits) for patch in patches))
+    ends = accumulate(len(patch.edits) for patch in patches)
     parts = [range(end - len(patch.edits), end) for end, patch in zip(ends, patches, strict=True)]
-    prepared = prepare(base, site, moment, edits, settings)
-    for own in parts:  # a key group has one subject and therefore belongs to one patch
+    return [edit for patch in patches for edit in patch.edits], parts
+
+
+def check_ranks(prepared: Prepared, parts: Sequence[range], site: Site) -> None:
+    """`check_rank` of each part. A key group has one subject, so it belongs to one part."""
+    for own in parts:
         check_rank([group for group in prepared.columns.groups if group.edits[0] in own], site)
-    solved = solve_parts(base, site, prepared, edits, parts, settings, progress=progress)
-    results: list[MethodResult] = []
-    problems: list[str] = []
-    for part in solved:
-        try:
-            results.append(_result(base, site, part, settings))
-        except UnsafeEdit as error:
-            problems += str(error).splitlines()
-    if problems:
-        raise UnsafeEdit("\n".join(problems))
-    return results
 
 
 def check_rank(groups: Sequence[KeyGroup], site: Site) -> None:
