@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from benchmarks.public.figures import Figure, figures, text_figures
 from benchmarks.public.memory import Memory
-from benchmarks.public.page import section
+from benchmarks.public.page import section, with_earlier, without_times
 from benchmarks.public.place import Place, Places
 from benchmarks.public.rows import ABLATION, BASE, IKE, METHODS, Title, has_place, titles
 from benchmarks.public.run import Run
@@ -352,13 +353,34 @@ def test_every_row_has_its_figures_and_scope_subject_leaves_neighbours_to_the_ba
     assert rows[IKE]["tokens"].value > 5
     records = {title: {name: item.as_record() for name, item in found.items()} for title, found in rows.items()}
     about = {"model": "tiny", "site": "s", "engine": "hf", "machine": "m", "max_tokens": 16, "writes": 1, "text": "t"}
-    about |= {"baselines": 50, "times": False}
-    text = section(about | {"sets": {"known": records}})
+    about |= {"baselines": 50}
+    data = about | {"sets": {"known": records}}
+    text = section(without_times(data))
     lines = [line for line in text.splitlines() if line.startswith("| r-ROME |")]
     assert len(lines) == 3
     assert "seconds" not in text, "left out, since other programs were running"
-    assert "| seconds an edit |" in section(about | {"times": True, "sets": {"known": records}})
+    assert "| seconds an edit |" in section(data)
     assert "| 1.000 [0.44, 1.00]" in lines[0]
+
+
+def test_other_sets_and_rows_of_an_earlier_run_are_kept_in_the_order_of_all_rows() -> None:
+    conditions = ("model", "site", "engine", "max_tokens", "writes", "text", "seed")
+
+    def data(seed: int = 1, **sets: Mapping[str, int]) -> dict[str, Any]:
+        return {**dict.fromkeys(conditions, "same"), "seed": seed, "sets": sets}
+
+    first = data(known={"base": 1, "r-ROME": 1, "scoped-79": 1}, zsre={"base": 1})
+    both = with_earlier(first, data(known={"MEMIT-79": 2, "MEMIT": 2, "r-ROME": 2}, ranked={"base": 2}))
+    assert list(both["sets"]) == ["known", "ranked", "zsre"]
+    assert list(both["sets"]["known"].items()) == [
+        ("base", 1),
+        ("r-ROME", 2),
+        ("MEMIT", 2),
+        ("scoped-79", 1),
+        ("MEMIT-79", 2),
+    ]
+    with pytest.raises(EditError, match="measured with other seed: leave --add out"):
+        with_earlier(first, data(seed=2))
 
 
 def test_a_rows_name_says_whose_edits_it_has_and_how_many_at_once() -> None:

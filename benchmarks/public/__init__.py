@@ -1,6 +1,6 @@
 """A real pretrained model on the public editing data: every method on single edits, and many edits at once.
 
-    python -m benchmarks.public [--model bases/smollm2] [--limit N] [--sets …] [--rows …]
+    python -m benchmarks.public [--model bases/smollm2] [--limit N] [--sets …] [--rows …] [--add]
 
 sets.py        which edits: facts of CounterFact that the model knows, draws of CounterFact, KnowEdit and zsRE
 rows.py        which ways of having them: base, r-ROME, FT-M, LoRA, IKE; sum, joint, scoped

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,9 +12,9 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.common.arguments import count, numbers
-from benchmarks.common.results_page import machine, write_section
+from benchmarks.common.results_page import FOLDER, machine, write_section
 from benchmarks.public.figures import SETTINGS
-from benchmarks.public.page import section
+from benchmarks.public.page import section, with_earlier, without_times
 from benchmarks.public.place import TEXT, Places, networks_of, open_store, passages
 from benchmarks.public.rows import ABLATION, BASE, ONE_BY_ONE, ROME, Title, has_place, titles
 from benchmarks.public.run import Run, forget
@@ -32,12 +33,16 @@ def main() -> None:
     console = Console()
     try:
         data = _measured(arguments, console)
+        if arguments.no_times:
+            data = without_times(data)
+        name = "ablation" if arguments.ablation else "public"
+        if arguments.add:
+            data = with_earlier(json.loads((FOLDER / "results" / f"{name}.json").read_text()), data)
     except EditError as error:
         sys.exit(f"{error}")
     except KeyboardInterrupt:
         sys.exit("interrupted: the same command goes on where this one stopped")
     if arguments.limit is None:
-        name = "ablation" if arguments.ablation else "public"
         write_section(name, section(data), data, command="python -m benchmarks.public " + " ".join(sys.argv[1:]))
         return
     console.print(section(data), markup=False, soft_wrap=True)
@@ -74,7 +79,6 @@ def _measured(arguments: argparse.Namespace, console: Console) -> dict[str, Any]
         "max_tokens": SETTINGS.max_tokens,
         "writes": arguments.fluency,
         "baselines": arguments.baselines,
-        "times": not arguments.no_times,
         "text": TEXT if (arguments.data / TEXT).is_file() else "the store's passages",
         "seed": arguments.seed,
         "sets": _results(run, sets, rows, arguments.baselines, console),
@@ -156,6 +160,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--baselines", type=count, default=50, help="edits of a set for FT-M and LoRA (default 50)")
     parser.add_argument("--fluency", type=int, default=50, help="edits of a set whose fluency is measured (default 50)")
     parser.add_argument("--no-times", action="store_true", help="leave seconds out: other programs were running")
+    parser.add_argument("--add", action="store_true", help="keep the section's other sets and rows")
     parser.add_argument("--seed", type=int, default=1, help="of the draws (default 1)")
     parser.add_argument("--folder", type=Path, default=Path("runs/public"), help="records of what is done already")
     parser.add_argument("--fresh", action="store_true", help="forget the records of this model and begin again")

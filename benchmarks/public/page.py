@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from benchmarks.public.rows import ADDED, ONE_BY_ONE, WAYS
+from benchmarks.public.rows import ABLATION, ADDED, ONE_BY_ONE, WAYS, Title, titles
 from benchmarks.public.sets import MEANINGS
+from vllm_edit.errors import EditError
 
 FORCED = {
     "ES": "ES",
@@ -51,6 +52,7 @@ COSTS = {
     "missed": "beyond a limit",
 }
 TIMES = ("seconds", "cpu")
+_CONDITIONS = ("model", "site", "engine", "max_tokens", "writes", "text", "seed")
 Results = Mapping[str, Mapping[str, Mapping[str, Any]]]
 """Set → row → figure → value, low, high, n, edits."""
 
@@ -73,10 +75,37 @@ def section(data: Mapping[str, Any]) -> str:
     for name, rows in results.items():
         count = max(int(figures["reliability"]["edits"]) for figures in rows.values())
         lines += ["", f"### {name}: {count} edits", "", f"{MEANINGS[name][:1].upper()}{MEANINGS[name][1:]}."]
-        costs = {name: head for name, head in COSTS.items() if data["times"] or name not in TIMES}
-        tables = (_table(rows, heads) for heads in (FORCED, GENERATED, costs))
+        tables = (_table(rows, heads) for heads in (FORCED, GENERATED, COSTS))
         lines += [line for table in tables if table for line in ("", *table)]
     return "\n".join([*lines, "", *_notes(data)])
+
+
+def without_times(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The data without seconds, for a run beside other programs."""
+    sets = {
+        name: {
+            title: {key: figure for key, figure in figures.items() if key not in TIMES}
+            for title, figures in rows.items()
+        }
+        for name, rows in data["sets"].items()
+    }
+    return {**data, "sets": sets}
+
+
+def with_earlier(earlier: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
+    """The data with an earlier run's other sets and rows. The rows are in the order of `titles`.
+
+    Raises:
+        EditError: the earlier rows were measured otherwise.
+    """
+    if different := [name for name in _CONDITIONS if earlier[name] != data[name]]:
+        raise EditError(f"the section's rows were measured with other {', '.join(different)}: leave --add out")
+    sets = dict(earlier["sets"])
+    for name, rows in data["sets"].items():
+        both = {**sets.get(name, {}), **rows}
+        order = (*titles(sorted({Title.of(title).size for title in both})), *ABLATION)
+        sets[name] = {title: both[title] for title in sorted(both, key=order.index)}
+    return {**data, "sets": {name: sets[name] for name in MEANINGS if name in sets}}
 
 
 def _notes(data: Mapping[str, Any]) -> list[str]:
@@ -91,12 +120,18 @@ def _notes(data: Mapping[str, Any]) -> list[str]:
         "",
         f"Fluency: n-gram entropy of 100 tokens sampled from the five likeliest after each of at most {data['writes']} "
         "edits' prompts, the end of text suppressed, base with the same random numbers. Drift: relative change of the "
-        f"perplexity of pieces of {data['text']}. {_SECONDS if data['times'] else ''}Beyond a limit: edits that the "
-        "product would refuse; they are counted as they are.",
+        f"perplexity of pieces of {data['text']}. {_SECONDS if _timed(data['sets']) else ''}"
+        "Beyond a limit: edits that the product would refuse; they are counted as they are.",
     ]
 
 
-_SECONDS = "Seconds: compiling, in batches where the method can. "
+_SECONDS = (
+    "Seconds: compiling, in batches where the method can; a row without them was measured beside other programs. "
+)
+
+
+def _timed(results: Results) -> bool:
+    return any(name in figures for rows in results.values() for figures in rows.values() for name in TIMES)
 
 
 def _table(rows: Mapping[str, Mapping[str, Any]], heads: Mapping[str, str]) -> list[str]:
