@@ -72,7 +72,6 @@ program.many := many_edits
 program.lengths := network_lengths
 program.compose := compose_speed
 program.trace := tracing
-program.speed := batch_speed --whole
 program.editors := editor_speed
 program.scoped := scoped
 program.router := router_speed
@@ -80,10 +79,15 @@ program.latency := latency
 program.public := public
 program.lifelong := lifelong
 
-bench-quality bench-methods bench-many bench-lengths bench-compose bench-trace bench-speed bench-editors bench-scoped bench-router bench-latency bench-public bench-lifelong: bench-%: setup
+bench-quality bench-methods bench-many bench-lengths bench-compose bench-trace bench-editors bench-scoped bench-router bench-latency bench-public bench-lifelong: bench-%: setup
 	$(BIN)/python -m benchmarks.$(program.$*)
 
 bench-public bench-lifelong: smollm2
+
+# One thread, so that processor time can be compared; let nothing else run.
+bench-speed: smollm2
+	$(BIN)/python -m benchmarks.batch_speed --whole --threads 1
+	$(BIN)/python -m benchmarks.batch_speed --whole --threads 1 --model bases/smollm2 --store runs/smollm2 --count 100 --few 4
 
 clean:
 	rm -rf $(VENV) runs build dist *.egg-info

@@ -1,7 +1,7 @@
 """Edits per second by r-ROME: many edits in one batch against one at a time, with the same steps and results.
 
     python -m benchmarks.batch_speed [--count 24] [--seed 1] [--budgets 2048,8192] [--whole] [--store runs/bench]
-    python -m benchmarks.batch_speed --model bases/smollm2 --store runs/public/.../store --count 100 --few 8 --threads 1
+    python -m benchmarks.batch_speed --model bases/smollm2 --store runs/smollm2 --count 100 --few 4 --threads 1 --whole
     python -m benchmarks.batch_speed --shape llama-3-8b [--change layers=8] [--steps 20]
 
 Both compile the same single-edit patches in one process, with the model loaded and warm. `--budgets` are values of
@@ -29,6 +29,7 @@ from rich.console import Console
 
 from benchmarks.common.arguments import count, numbers
 from benchmarks.common.atlas_edits import open_store, single_patches
+from benchmarks.common.model_store import model_store
 from benchmarks.common.peak_memory import peak_memory
 from benchmarks.common.random_models import SHAPES, random_base, random_site
 from benchmarks.common.results_page import machine, write_section
@@ -46,7 +47,6 @@ from vllm_edit.facts.known_edits import judged_edits
 from vllm_edit.facts.stored_pool import pool_of
 from vllm_edit.models.base import Base
 from vllm_edit.patch import Patch
-from vllm_edit.store.store import Store
 
 
 @dataclass(frozen=True)
@@ -109,8 +109,9 @@ def atlas_work(store: Path, count: int, seed: int, console: Console) -> Work:
 
 
 def model_work(folder: str, url: Path, count: int, seed: int) -> Work:
-    """Single counterfactual edits of facts that the model knows, at its store's site."""
-    base, store = Base.load(folder), Store.open(url)
+    """Single counterfactual edits of facts that the model knows, at the site of its store, which is made if needed."""
+    base = Base.load(folder)
+    store = model_store(str(url), base)
     edits = judged_edits(pool_of(store, base), Facts.load(tables_folder()), base, count, seed=seed)
     bare = [edit.model_copy(update={"probes": ()}) for edit in edits]
     patches = tuple(Patch(name=f"edit-{number:03d}", edits=(edit,)) for number, edit in enumerate(bare))

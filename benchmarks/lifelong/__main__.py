@@ -12,13 +12,14 @@ from rich.console import Console
 
 from benchmarks.common.arguments import count
 from benchmarks.common.caching_runner import CachingRunner
+from benchmarks.common.model_store import model_store
 from benchmarks.common.results_page import FOLDER, machine, write_section
 from benchmarks.lifelong.answers import TOKENS
 from benchmarks.lifelong.batches import drawn_batches
 from benchmarks.lifelong.page import plot, section
 from benchmarks.lifelong.places import PREFIXED, SETTINGS, TITLES, places_of, publisher_of
 from benchmarks.lifelong.run import Published, Run, recorded
-from benchmarks.public.place import open_store, passages
+from benchmarks.public.place import passages
 from benchmarks.public.sets import read_counterfact
 from vllm_edit.cli.output import progress_bar
 from vllm_edit.digest import digest_json
@@ -53,7 +54,7 @@ def _measured(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, 
         shutil.rmtree(folder, ignore_errors=True)
     facts = read_counterfact(arguments.data)
     batches = drawn_batches(facts, arguments.batches, arguments.size, arguments.seed)
-    store = open_store(arguments.store or str(folder / "store"), base)
+    store = model_store(arguments.store or str(folder / "store"), base)
     text = passages(arguments.data, store, arguments.seed)[: arguments.passages]
     place_of = places_of(store, base, arguments.size, folder)
     runner = CachingRunner(HFRunner(base.model, base.tokenizer))

@@ -12,10 +12,11 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.common.arguments import count, numbers
+from benchmarks.common.model_store import model_store
 from benchmarks.common.results_page import FOLDER, machine, write_section
 from benchmarks.public.figures import SETTINGS
 from benchmarks.public.page import section, with_earlier, without_times
-from benchmarks.public.place import TEXT, Places, networks_of, open_store, passages
+from benchmarks.public.place import TEXT, Places, networks_of, passages
 from benchmarks.public.rows import ABLATION, BASE, ONE_BY_ONE, ROME, Title, has_place, titles
 from benchmarks.public.run import Run, forget
 from benchmarks.public.sets import MEANINGS, NEAR, SETS, drawn_sets, needs_knowledge, stored_knowledge
@@ -61,7 +62,7 @@ def _measured(arguments: argparse.Namespace, console: Console) -> dict[str, Any]
     folder = arguments.folder / base.fingerprint.digest[:12]
     if arguments.fresh:
         forget(folder)
-    given = open_store(arguments.store or str(folder / "store"), base)
+    given = model_store(arguments.store or str(folder / "store"), base)
     places = Places(base, given, folder, max(arguments.sizes), networks)
     text = passages(arguments.data, given, arguments.seed)
     knowledge = []

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import random
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +17,7 @@ from vllm_edit.editing.site.sites import MadeSite, over_depth
 from vllm_edit.editing.site_tensors import SiteTensors, site_tensors_of
 from vllm_edit.editing.ultraedit.gradient_site import gradient_site
 from vllm_edit.editing.ultraedit.gradient_statistics import GradientStatistics
-from vllm_edit.errors import EditError, NotFound
+from vllm_edit.errors import EditError
 from vllm_edit.facts import tables_folder
 from vllm_edit.facts.facts import Facts
 from vllm_edit.facts.known_edits import chosen_edits
@@ -105,31 +103,9 @@ def _own_site(method: str) -> bool:
     return needs is not None and SecondMoment not in needs
 
 
-def open_store(url: str, base: Base) -> Store:
-    """The store at `url`, made with nothing but the model where there is none.
-
-    Raises:
-        EditError: the store is another model's, or could not be made.
-    """
-    given = _opened(url, base)
-    if given.site().base.departures(base.fingerprint):
-        raise EditError(f"{url} is a store for another base than {base.name}; name another one with --store")
-    return given
-
-
 def networks_of(folders: Sequence[Path]) -> dict[str, Path]:
     """Method → the folder of its network."""
     return {load(folder)[1].method: folder for folder in folders}
-
-
-def _opened(url: str, base: Base) -> Store:
-    try:
-        return Store.open(url)
-    except NotFound:
-        command = [sys.executable, "-m", "vllm_edit.cli", "store", "init", "--model", str(base.folder), "--store", url]
-        if subprocess.run(command, check=False).returncode:
-            raise EditError(f"no store could be made in {url}: `{' '.join(command[2:])}` says why") from None
-        return Store.open(url)
 
 
 def passages(data: Path, store: Store, seed: int) -> list[str]:
