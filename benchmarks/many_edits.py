@@ -12,6 +12,7 @@ MEMIT      all edits compiled together over the site's layer and the two below i
 EMMET      the same at the site's layer alone
 AlphaEdit  as MEMIT, in the null space of the second moments
 UltraEdit  all edits solved together, over the down projections of the last layers
+FT-M, LoRA trained on all edits together at the site's module; `FT-M limited` with a norm limit
 scoped     each prompt gets the edits of the subjects that it mentions (`scope: subject`)
 MEND, KE   the single subjects' deltas, added
 IKE        each prompt is preceded by the mentioned facts and demonstrations; no weights are touched
@@ -59,7 +60,7 @@ from vllm_edit.patch import Patch, Scope
 
 DOCUMENTS_SEED = 2
 """Neither training's nor that of the documents that C is measured on."""
-TOGETHER = {way: VARIANTS[way] for way in ("MEMIT", "EMMET", "AlphaEdit", "UltraEdit")}
+TOGETHER = {way: VARIANTS[way] for way in ("MEMIT", "EMMET", "AlphaEdit", "UltraEdit", "FT-M", "FT-M limited", "LoRA")}
 """Way → the method that compiles all edits in one patch."""
 ADDED = {way: VARIANTS[way].method for way in ("MEND", "KE")}
 """Way → the method whose single subjects' deltas are added."""
@@ -201,7 +202,8 @@ def ways(
     if joint is not None and "joint" in chosen:
         yield Many("joint", sampled(joint, asked, seed), "weights")
     for way, place in together.items():
-        compiled = compiled_together(way, Patch(name=f"{way.lower()}-{size}", edits=edits), place, base)
+        patch = Patch(name=f"{way.lower().replace(' ', '-')}-{size}", edits=edits)
+        compiled = compiled_together(way, patch, place, base)
         yield Many(way, sampled(compiled, asked, seed), "weights")
     if "scoped" in units:
         apart = list(units["scoped"])
@@ -229,7 +231,7 @@ def compiled_together(way: str, patch: Patch, place: Place, base: Base) -> Compi
             TOGETHER[way].method,
             site=place.site,
             site_tensors=place.site_tensors,
-            settings={"on_missed": "report"},
+            settings={**TOGETHER[way].settings, "on_missed": "report"},
             progress=progress,
         )
     seconds, missed = time.perf_counter() - started, len(compiled.report.missed)
@@ -275,10 +277,17 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         figure = Figure(figsize=(9, 5), layout="constrained")
         for place, name in enumerate(PLOTTED):
             axes = figure.add_subplot(2, 3, place + 1)
-            for way in dict.fromkeys(item["way"] for item in rows):
+            for number, way in enumerate(dict.fromkeys(item["way"] for item in rows)):
                 points = [(item["edits"], _value(item, name)) for item in rows if item["way"] == way]
                 known = [(edits, value) for edits, value in points if value is not None]
-                axes.plot([x for x, _ in known], [y for _, y in known], marker=".", label=way)
+                axes.plot(
+                    [x for x, _ in known],
+                    [y for _, y in known],
+                    marker=".",
+                    label=way,
+                    color=f"C{number % 10}",
+                    linestyle="-" if number < 10 else "--",
+                )
             axes.set_title("perplexity drift" if name == "drift" else name)
             axes.set_xscale("log")
             if name == "drift":
