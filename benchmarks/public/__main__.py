@@ -17,7 +17,7 @@ from benchmarks.common.results_page import FOLDER, machine, write_section
 from benchmarks.public.figures import SETTINGS
 from benchmarks.public.page import section, with_earlier, without_times
 from benchmarks.public.place import TEXT, Places, networks_of, passages
-from benchmarks.public.rows import ABLATION, BASE, ONE_BY_ONE, ROME, Title, has_place, titles
+from benchmarks.public.rows import ABLATION, BASE, ROME, SLOW, Title, has_place, titles
 from benchmarks.public.run import Run, forget
 from benchmarks.public.sets import MEANINGS, NEAR, SETS, drawn_sets, needs_knowledge, stored_knowledge
 from vllm_edit.cli.output import progress_bar
@@ -89,10 +89,10 @@ def _measured(arguments: argparse.Namespace, console: Console) -> dict[str, Any]
 def _results(
     run: Run, sets: Mapping[str, Sequence[Patch]], rows: Sequence[str], baselines: int, console: Console
 ) -> dict[str, Any]:
-    """Set → row → figure → what is known of it. baselines: edits of a set for the rows that train one by one."""
+    """Set → row → figure → what is known of it. baselines: edits of a set for the slow rows."""
     results: dict[str, Any] = {}
     parts = {
-        (name, title): patches[:baselines] if Title.of(title).entry in ONE_BY_ONE else patches
+        (name, title): patches[:baselines] if (Title.of(title).entry or title) in SLOW else patches
         for name, patches in sets.items()
         for title in rows
     }
@@ -158,7 +158,9 @@ def _arguments() -> argparse.Namespace:
         help=f"r-ROME, and r-ROME with one thing changed ({', '.join(ABLATION)}), on a set of their own",
     )
     parser.add_argument("--limit", type=count, help="at most so many edits of a set; RESULTS.md is then left alone")
-    parser.add_argument("--baselines", type=count, default=50, help="edits of a set for FT-M and LoRA (default 50)")
+    parser.add_argument(
+        "--baselines", type=count, default=50, help=f"edits of a set for {', '.join(SLOW)} (default 50)"
+    )
     parser.add_argument("--fluency", type=int, default=50, help="edits of a set whose fluency is measured (default 50)")
     parser.add_argument("--no-times", action="store_true", help="leave seconds out: other programs were running")
     parser.add_argument("--add", action="store_true", help="keep the section's other sets and rows")

@@ -35,8 +35,8 @@ WAYS: Mapping[str, str] = {
 """Ways of having many edits at once, of r-ROME's edits."""
 ADDED = ("MEND", "KE")
 """Methods whose edits at once are the single edits' adapters added; all others compile them in one patch."""
-ONE_BY_ONE = ("FT-M", "FT-M limited", "LoRA")
-"""Rows whose edits are trained one after the other."""
+SLOW = ("FT-M", "FT-M limited", "LoRA", IKE)
+"""Rows of few edits: they are trained one after the other, or asked behind a thousand tokens."""
 ABLATION: Mapping[str, Mapping[str, Any]] = {
     "no openings": {"opening": False},
     "no same endings": {"same_ending": 0},
