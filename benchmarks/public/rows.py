@@ -47,6 +47,7 @@ ABLATION: Mapping[str, Mapping[str, Any]] = {
     "text rows at first": {"first_rows": "text"},
     "all rows at first": {"first_rows": "all"},
     "all rows, longer steps": {"first_rows": "all", "learning_rate": 0.2, "norm_penalty": 0.001},
+    "longer steps, shortened": {"learning_rate": 0.2, "shortening": 3},
     "whole rows": {"whole_rows": True},
     "float32 products": {"fast_products": False},
     "λ = 0": {"damping": 0.0},

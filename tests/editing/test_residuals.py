@@ -4,6 +4,7 @@ clamped."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -49,6 +50,35 @@ def test_training_stops_at_the_margin_and_greedy_decoding_then_gives_the_target(
         with low_rank_forward(module, A, B):
             after = greedy(setup.base.model, [row], 1, LOOSE.batch_tokens)[0].answer
         assert (before != row.answer, after) == (True, row.answer)
+
+
+def test_a_trained_residual_is_shortened_until_a_margin_is_just_kept() -> None:
+    setup = bench()
+    long = LOOSE.replace(learning_rate=0.5, margin=3.0)
+    before, after = (trained(setup, EDITS, long.replace(shortening=count)) for count in (0, 5))
+    assert before.trained.steps == after.trained.steps
+    assert after.trained.reached == (True, True, True)
+    factors = after.factors.residuals.norm(dim=1) / before.factors.residuals.norm(dim=1)
+    assert all(0.5 < factor < 0.99 for factor in factors.tolist())
+    torch.testing.assert_close(after.factors.residuals, factors[:, None] * before.factors.residuals)
+    # The reported margins are those of the shortened residuals. A bisection shorter, a row would miss its margin.
+    leads_now = leads_alone(setup, after, after.prepared.taught)
+    torch.testing.assert_close(leads_now.amin(), torch.tensor(min(after.trained.margins)))
+    shorter = replace(after.trained, residuals=after.factors.residuals * (1 - 2**-6 / factors[:, None]))
+    missing = leads_alone(setup, replace(after, trained=shorter), after.prepared.taught) < 3.0
+    assert {row.group for row, missed in zip(after.prepared.taught, missing.tolist(), strict=True) if missed} == {
+        0,
+        1,
+        2,
+    }
+
+
+def test_a_residual_that_misses_its_margin_is_not_shortened() -> None:
+    setup = bench()
+    beyond = LOOSE.replace(margin=1e6, steps=4)
+    found = [trained(setup, [FRANCE], beyond.replace(shortening=count)) for count in (0, 3)]
+    assert found[0].trained.reached == (False,)
+    assert torch.equal(found[0].factors.residuals, found[1].factors.residuals)
 
 
 def test_a_residual_never_leaves_the_ball_around_zero() -> None:

@@ -82,6 +82,9 @@ class ClosedFormSettings(MethodSettings):
     """Maximum number of rounds of training and checking; the next round also trains on rows that failed the check."""
     learning_rate: PositiveReal = 0.1
     """Initial and maximum step length, in units of the residual stream's norm at the site."""
+    shortening: CountFromZero = 0
+    """Number of bisections that shorten a trained δ: they look for its smallest multiple, at least a half, with which
+    every row keeps its margin. 0: none. With 3, and `learning_rate` 0.2, an edit is cheaper (docs/methods.md)."""
     first_rows: Literal["bare", "text", "all"] = "bare"
     """Rows of the first round; other rows are added if they fail a check. bare: the prompt, as text and as a chat turn.
     text: also the contexts of plain text. all: also chat contexts and other forms."""

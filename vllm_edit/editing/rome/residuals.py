@@ -16,6 +16,9 @@ by equal amounts in its first steps. It then needs a longer δ for the same marg
 (docs/methods.md has the figures). A group is finished, and leaves the batch, when each of its rows reaches its margin:
 the lead of every answer token over its best rival, in nats. Training multiplies in bfloat16 if the processor supports
 it (`models.fast_products`); the result is checked in the model's own precision (`editing.rome.rounds`).
+
+The last step usually passes the margins. With `shortening`, δ is then multiplied by the smallest factor, found by
+bisection, with which every row keeps its margin. So a step can be long, which needs fewer steps, without a longer δ.
 """
 
 from __future__ import annotations
@@ -39,6 +42,8 @@ T = TypeVar("T")
 
 _LONGER = 1.2
 """Factor by which the step length grows after the loss fell."""
+_SHORTEST = 0.5
+"""Smallest factor by which a trained δ is shortened."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +159,7 @@ def train_residuals(
             length = torch.tensor([lengths[group] for group in active], device=device)[:, None]
             moved = theta[active] - length * nn.functional.normalize(gradient[active])
             theta[active] = _clamped(moved, settings.clamp)
+        best = _shortened(run, best, settings.shortening)
     return Trained(
         residuals=fixed + unit * torch.stack([state.theta for state in best]) if count else fixed,
         steps=tuple(state.step for state in best),
@@ -161,6 +167,23 @@ def train_residuals(
         losses=tuple(state.loss for state in best),
         reached=tuple(state.slack >= 0 for state in best),
     )
+
+
+def _shortened(run: _Run, best: Sequence[_Best], bisections: int) -> list[_Best]:
+    """The groups that reached their margins with the shortest multiple of θ that still does; the others unchanged."""
+    found = list(best)
+    done = [group for group in run.groups if best[group].slack >= 0]
+    least, most = dict.fromkeys(done, _SHORTEST), dict.fromkeys(done, 1.0)
+    for _ in range(bisections if done else 0):
+        middle = {group: (least[group] + most[group]) / 2 for group in done}
+        tried = torch.stack([middle.get(group, 1.0) * state.theta for group, state in enumerate(best)])
+        for group, (slack, margin) in run.leads(done, tried).items():
+            if slack >= 0:
+                most[group] = middle[group]
+                found[group] = replace(best[group], theta=tried[group], slack=slack, margin=margin)
+            else:
+                least[group] = middle[group]
+    return found
 
 
 class _Run:
@@ -184,30 +207,38 @@ class _Run:
         self.share = torch.where(teaches, 1 / taught[self.group_of], settings.kl_factor / preserved[self.group_of])
         self.wanted = torch.tensor([wanted.get(row, torch.inf) for row in range(len(passes.rows))], device=device)
         self.rows = list(wanted)
+        self.groups = sorted({passes.rows[row].group for row in wanted})
+
+    def leads(self, active: Sequence[int], theta: torch.Tensor) -> dict[int, tuple[float, float]]:
+        """Active group → (slack, smallest margin), without gradients. theta: [groups, d_out]."""
+        reach = _Reach.of(self)
+        with torch.no_grad():
+            for scored in self.passes.run(self._rows_of(active), self.fixed + self.unit * theta.to(self.fixed)):
+                reach.add(scored)
+        return reach.by_group(active)
+
+    def _rows_of(self, groups: Sequence[int]) -> list[int]:
+        alive = set(groups)
+        return [index for index in self.rows if self.passes.rows[index].group in alive]
 
     def losses(
         self, active: list[int], theta: torch.Tensor
     ) -> tuple[dict[int, tuple[float, float, float]], torch.Tensor]:
         """Active group → (slack, smallest margin, loss), and the gradient of the losses by theta, [groups, d_out]."""
         losses = self.settings.norm_penalty * theta.square().mean(dim=1)  # [groups]
-        margins, slacks = torch.full_like(losses, torch.inf), torch.full_like(losses, torch.inf)
-        alive = set(active)
-        indices = [index for index in self.rows if self.passes.rows[index].group in alive]
+        reach = _Reach.of(self)
         # A leaf tensor, so that the graph of each pass is differentiated and freed before the next pass.
         residuals = (self.fixed + self.unit * theta).requires_grad_()
-        for scored in self.passes.run(indices, residuals):
+        for scored in self.passes.run(self._rows_of(active), residuals):
             groups = self.group_of[scored.rows]
             loss = (scored.nll + self._divergence(scored)) * self.share[scored.rows]  # [k]
             loss.sum().backward()  # type: ignore[no-untyped-call]
             losses.index_add_(0, groups, loss.detach())
-            margins.scatter_reduce_(0, groups, scored.lead, "amin")
-            slacks.scatter_reduce_(0, groups, scored.lead - self.wanted[scored.rows], "amin")
+            reach.add(scored)
         gradient = 2 * self.settings.norm_penalty * theta / theta.shape[1]
         if residuals.grad is not None:
             gradient = gradient + self.unit * residuals.grad
-        return {
-            group: (slacks[group].item(), margins[group].item(), losses[group].item()) for group in active
-        }, gradient
+        return {group: (*found, losses[group].item()) for group, found in reach.by_group(active).items()}, gradient
 
     def _divergence(self, scored: Scored) -> torch.Tensor:
         """KL(base ‖ edited) [k]; 0 for rows with an answer."""
@@ -219,6 +250,30 @@ class _Run:
         edited = scored.following.log_softmax(-1)
         lines = torch.tensor([place[index] for index in scored.alone], device=scored.rows.device)
         return result.index_put((lines,), (base.exp() * (base - edited)).sum(-1))
+
+
+@dataclass(frozen=True)
+class _Reach:
+    """How far rows have come. margins, slacks: [groups], the smallest lead, and lead minus required margin, in nats."""
+
+    run: _Run
+    margins: torch.Tensor
+    slacks: torch.Tensor
+
+    @classmethod
+    def of(cls, run: _Run) -> _Reach:
+        """Before any row."""
+        count = len(run.passes.A)
+        return cls(run, *torch.full((2, count), torch.inf, device=run.wanted.device))
+
+    def add(self, scored: Scored) -> None:
+        groups = self.run.group_of[scored.rows]
+        self.margins.scatter_reduce_(0, groups, scored.lead, "amin")
+        self.slacks.scatter_reduce_(0, groups, scored.lead - self.run.wanted[scored.rows], "amin")
+
+    def by_group(self, groups: Sequence[int]) -> dict[int, tuple[float, float]]:
+        """Group → (slack, smallest margin)."""
+        return {group: (self.slacks[group].item(), self.margins[group].item()) for group in groups}
 
 
 def _clamped(theta: torch.Tensor, clamp: float) -> torch.Tensor:
