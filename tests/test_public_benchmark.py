@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from benchmarks.public.figures import Figure, figures, text_figures
 from benchmarks.public.memory import Memory
-from benchmarks.public.page import section, with_earlier, without_times
+from benchmarks.public.page import overview, section, with_earlier, without_times
 from benchmarks.public.place import Place, Places
 from benchmarks.public.rows import ABLATION, BASE, IKE, METHODS, Title, has_place, titles
 from benchmarks.public.run import Run
@@ -361,6 +361,8 @@ def test_every_row_has_its_figures_and_scope_subject_leaves_neighbours_to_the_ba
     assert "seconds" not in text, "left out, since other programs were running"
     assert "| seconds an edit |" in section(data)
     assert "| 1.000 [0.44, 1.00]" in lines[0]
+    (row,) = [line for line in overview(data).splitlines() if line.startswith("| r-ROME |")]
+    assert row.startswith("| r-ROME | 3 | 1.000 | ")
 
 
 def test_other_sets_and_rows_of_an_earlier_run_are_kept_in_the_order_of_all_rows() -> None:

@@ -13,9 +13,9 @@ from rich.console import Console
 
 from benchmarks.common.arguments import count, numbers
 from benchmarks.common.model_store import model_store
-from benchmarks.common.results_page import FOLDER, machine, write_section
+from benchmarks.common.results_page import FOLDER, machine, write_marked, write_section
 from benchmarks.public.figures import SETTINGS
-from benchmarks.public.page import section, with_earlier, without_times
+from benchmarks.public.page import OVERVIEW_SET, overview, section, with_earlier, without_times
 from benchmarks.public.place import TEXT, Places, networks_of, passages
 from benchmarks.public.rows import ABLATION, BASE, ROME, SLOW, Title, has_place, titles
 from benchmarks.public.run import Run, forget
@@ -45,6 +45,8 @@ def main() -> None:
         sys.exit("interrupted: the same command goes on where this one stopped")
     if arguments.limit is None:
         write_section(name, section(data), data, command="python -m benchmarks.public " + " ".join(sys.argv[1:]))
+        if not arguments.ablation and OVERVIEW_SET in data["sets"]:
+            write_marked(FOLDER.parent / "docs" / "methods.md", "public", overview(data))
         return
     console.print(section(data), markup=False, soft_wrap=True)
     console.print("RESULTS.md is written by a run without --limit only")

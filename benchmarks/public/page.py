@@ -51,6 +51,20 @@ COSTS = {
     "tokens": "prompt tokens added",
     "missed": "beyond a limit",
 }
+OVERVIEW_SET = "known"
+OVERVIEW = {
+    "edits": "edits",
+    "ES": "ES",
+    "PS": "PS",
+    "NS": "NS",
+    "NM_shift": "NM − base, nats",
+    "reliability": "reliability",
+    "reliability_chat": "… chat",
+    "paraphrase": "paraphrase",
+    "locality": "neighbours unchanged",
+    "drift": "drift",
+}
+"""Figure → heading of the overview."""
 TIMES = ("seconds", "cpu")
 _CONDITIONS = ("model", "site", "engine", "max_tokens", "writes", "text", "seed")
 Results = Mapping[str, Mapping[str, Mapping[str, Any]]]
@@ -76,6 +90,24 @@ def section(data: Mapping[str, Any]) -> str:
         tables = (_table(rows, heads) for heads in (FORCED, GENERATED, COSTS))
         lines += [line for table in tables if table for line in ("", *table)]
     return "\n".join([*lines, "", *_notes(data)])
+
+
+def overview(data: Mapping[str, Any]) -> str:
+    """The table of docs/methods.md: a few figures of the set `known`, without intervals."""
+    rows = data["sets"][OVERVIEW_SET]
+    lines = ["| | " + " | ".join(OVERVIEW.values()) + " |", "|---|" + "---|" * len(OVERVIEW)]
+    for title, figures in rows.items():
+        cells = [_value(name, figures[name]["value"]) if name in figures else "–" for name in OVERVIEW]
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"{data['model']}: {MEANINGS[OVERVIEW_SET]}. -subject: with scope subject; rows with a number: so many edits "
+            "at once. Drift: of the perplexity of ordinary text. `make bench-public`; what the columns mean, intervals and all other columns "
+            "in [RESULTS.md](../benchmarks/RESULTS.md).",
+        ]
+    )
 
 
 def without_times(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -146,11 +178,15 @@ def _table(rows: Mapping[str, Mapping[str, Any]], heads: Mapping[str, str]) -> l
 
 def _cell(name: str, figure: Mapping[str, Any]) -> str:
     value, low, high = (figure[key] for key in ("value", "low", "high"))
-    shown = f"{value:.3f}" if name not in _UNITS else _UNITS[name](value)
+    shown = _value(name, value)
     if low is None:
         return shown
     low, high = (f"{end:.2f}" if name not in _UNITS else _UNITS[name](end) for end in (low, high))
     return f"{shown} [{low}, {high}]"
+
+
+def _value(name: str, value: float) -> str:
+    return f"{value:.3f}" if name not in _UNITS else _UNITS[name](value)
 
 
 _UNITS: Mapping[str, Callable[[float], str]] = {
