@@ -134,7 +134,7 @@ def train_residuals(
     lengths, before = [longest] * count, [torch.inf] * count
     best = [_Best(row) for row in first]
     run = _Run(passes, wanted, fixed.to(device), unit, settings)
-    active = sorted({passes.rows[row].group for row in wanted})
+    active = run.groups
     total = len(active)
     with ExitStack() as stack:
         stack.enter_context(frozen(passes.model))
@@ -209,18 +209,6 @@ class _Run:
         self.rows = list(wanted)
         self.groups = sorted({passes.rows[row].group for row in wanted})
 
-    def leads(self, active: Sequence[int], theta: torch.Tensor) -> dict[int, tuple[float, float]]:
-        """Active group → (slack, smallest margin), without gradients. theta: [groups, d_out]."""
-        reach = _Reach.of(self)
-        with torch.no_grad():
-            for scored in self.passes.run(self._rows_of(active), self.fixed + self.unit * theta.to(self.fixed)):
-                reach.add(scored)
-        return reach.by_group(active)
-
-    def _rows_of(self, groups: Sequence[int]) -> list[int]:
-        alive = set(groups)
-        return [index for index in self.rows if self.passes.rows[index].group in alive]
-
     def losses(
         self, active: list[int], theta: torch.Tensor
     ) -> tuple[dict[int, tuple[float, float, float]], torch.Tensor]:
@@ -239,6 +227,18 @@ class _Run:
         if residuals.grad is not None:
             gradient = gradient + self.unit * residuals.grad
         return {group: (*found, losses[group].item()) for group, found in reach.by_group(active).items()}, gradient
+
+    def leads(self, active: Sequence[int], theta: torch.Tensor) -> dict[int, tuple[float, float]]:
+        """Active group → (slack, smallest margin), without gradients. theta: [groups, d_out]."""
+        reach = _Reach.of(self)
+        with torch.no_grad():
+            for scored in self.passes.run(self._rows_of(active), self.fixed + self.unit * theta.to(self.fixed)):
+                reach.add(scored)
+        return reach.by_group(active)
+
+    def _rows_of(self, groups: Sequence[int]) -> list[int]:
+        alive = set(groups)
+        return [index for index in self.rows if self.passes.rows[index].group in alive]
 
     def _divergence(self, scored: Scored) -> torch.Tensor:
         """KL(base ‖ edited) [k]; 0 for rows with an answer."""
