@@ -330,9 +330,9 @@ def _marked(text: str, mark: str) -> str | None:
 
 
 def _settings_table(settings: type[MethodSettings]) -> str:
-    """Name, default and description of every field of a settings class, in their order."""
+    """Name, default and description of every field of a settings class, those that change no result at the end."""
     rows = ["| setting | default | |", "|---|---|---|"]
-    for name, field in settings.model_fields.items():
+    for name, field in sorted(settings.model_fields.items(), key=lambda item: bool(item[1].exclude)):
         assert field.description, f"{name} has no docstring"
         description = " ".join(field.description.split()).replace("|", "\\|")
         missing = "site's" if "None takes the site's" in description else "none"

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
-from vllm_edit.editing.method_settings import RUN_TIME, MethodSettings
+from vllm_edit.editing.method_settings import CompileSettings
 from vllm_edit.json_value import JSONObject, JSONValue
 from vllm_edit.settings import (
     CountFromZero,
@@ -36,7 +36,7 @@ def _with_place(text: str) -> str:
     return text
 
 
-class ClosedFormSettings(MethodSettings):
+class ClosedFormSettings(CompileSettings):
     """Settings that closed-form methods share. All quantities are relative, so that the defaults fit every model."""
 
     scoped: ClassVar[Mapping[str, JSONValue]] = MappingProxyType(
@@ -115,13 +115,6 @@ class ClosedFormSettings(MethodSettings):
     """Minimum k̄ᵀC⁻¹k̄ / d_in. Below it, the key resembles those of ordinary text, and the edit would act on all text."""
     most_norm: PositiveReal = 1.0
     """Maximum ‖ΔW‖ / ‖W‖ (Frobenius) of one key group's part of the update."""
-
-    # Run time: not part of the identity.
-    batch_tokens: Annotated[PositiveCount, RUN_TIME] = 8192
-    """Maximum number of tokens in one forward pass, padding included: the memory budget. Not part of the identity."""
-    on_missed: Annotated[Literal["error", "report"], RUN_TIME] = "error"
-    """Handling of an edit that exceeds a health limit: raise UnsafeEdit, or add a line to the report. Not part of the
-    identity."""
 
     def identity(self, damping: float, margin: float) -> JSONObject:
         """The JSON-serialisable settings that identify a compiled patch, with the λ and the margin that were used."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import ClassVar, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field
 
 from vllm_edit.json_value import JSONObject, JSONValue
 from vllm_edit.patch import Scope
-from vllm_edit.settings import Settings
+from vllm_edit.settings import PositiveCount, Settings
 
 RUN_TIME = Field(exclude=True)
 """Marks a setting that does not affect the result."""
@@ -37,3 +37,13 @@ class MethodSettings(Settings):
     def lasting(self) -> JSONObject:
         """All settings except the run-time settings, by name."""
         return {name: value for name, value in self if not type(self).model_fields[name].exclude}
+
+
+class CompileSettings(MethodSettings):
+    """Settings of compiling edits, whatever the method."""
+
+    batch_tokens: Annotated[PositiveCount, RUN_TIME] = 8192
+    """Maximum number of tokens in one forward pass, padding included: the memory budget. Not part of the identity."""
+    on_missed: Annotated[Literal["error", "report"], RUN_TIME] = "error"
+    """Handling of an edit that misses its target or exceeds a limit: raise UnsafeEdit, or add a line to the report. Not
+    part of the identity."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 import torch
 from torch import nn
@@ -18,7 +18,7 @@ from vllm_edit.artefacts.site import Site
 from vllm_edit.deltas.delta import Delta
 from vllm_edit.deltas.linear import linear_weight
 from vllm_edit.editing.method import refuse_missed
-from vllm_edit.editing.method_settings import RUN_TIME, MethodSettings
+from vllm_edit.editing.method_settings import CompileSettings
 from vllm_edit.errors import EditError
 from vllm_edit.json_value import JSONObject
 from vllm_edit.models.base import Base
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from vllm_edit.models.causal_lm import CausalLM
 
 
-class ExampleSettings(MethodSettings):
+class ExampleSettings(CompileSettings):
     """Settings of training on one example and of the check afterwards."""
 
     advice: ClassVar[str]
@@ -57,10 +57,6 @@ class ExampleSettings(MethodSettings):
     """Rank of the delta; None takes the site's maximum."""
     served_margin: Real = 0.1
     """Minimum lead of the target in nats after the edit's prompt, under the delta as saved."""
-    batch_tokens: Annotated[PositiveCount, RUN_TIME] = 8192
-    """Maximum number of tokens in one forward pass, padding included: the memory budget. Not part of the identity."""
-    on_missed: Annotated[Literal["error", "report"], RUN_TIME] = "error"
-    """Handling of a missed target: raise UnsafeEdit, or add a line to the report. Not part of the identity."""
 
     def identity(self, rank: int) -> JSONObject:
         """The JSON-serialisable settings that identify a compiled patch, with the rank that was used."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar
 
-from vllm_edit.editing.method_settings import RUN_TIME, MethodSettings
+from vllm_edit.editing.method_settings import CompileSettings
 from vllm_edit.json_value import JSONObject
-from vllm_edit.settings import PositiveCount, Real
+from vllm_edit.settings import Real
 
 
-class NetworkEditSettings(MethodSettings):
+class NetworkEditSettings(CompileSettings):
     """Settings of compiling edits with a trained network."""
 
     advice: ClassVar[str] = "train the network longer, on edits like this one, or compile it apart from the others"
@@ -19,11 +19,6 @@ class NetworkEditSettings(MethodSettings):
     scaled by the smallest of the tried scales that reaches this lead. None: the network's own length, as published."""
     served_margin: Real = 0.0
     """Minimum lead of the target in nats after the edit's prompt, under the whole delta as saved."""
-    batch_tokens: Annotated[PositiveCount, RUN_TIME] = 8192
-    """Maximum number of tokens in one forward pass, padding included: the memory budget. Not part of the identity."""
-    on_missed: Annotated[Literal["error", "report"], RUN_TIME] = "error"
-    """Handling of an edit that misses its target: raise UnsafeEdit, or add a line to the report. Not part of the
-    identity."""
 
     def identity(self, network: str) -> JSONObject:
         """The JSON-serialisable settings that identify a compiled patch, with the network's digest."""

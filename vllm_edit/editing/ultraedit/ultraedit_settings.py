@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar
 
-from vllm_edit.editing.method_settings import RUN_TIME, MethodSettings
+from vllm_edit.editing.method_settings import CompileSettings
 from vllm_edit.json_value import JSONObject
-from vllm_edit.settings import PositiveCount, PositiveReal, Real
+from vllm_edit.settings import PositiveReal, Real
 
 
-class UltraEditSettings(MethodSettings):
+class UltraEditSettings(CompileSettings):
     """Settings of compiling edits with UltraEdit. Quantities are relative, so that the defaults fit every model."""
 
     title: ClassVar[str] = "ultraedit"
@@ -29,11 +29,6 @@ class UltraEditSettings(MethodSettings):
     published."""
     served_margin: Real = 0.0
     """Minimum lead of the target in nats after the edit's prompt, under the whole delta as saved."""
-    batch_tokens: Annotated[PositiveCount, RUN_TIME] = 8192
-    """Maximum number of tokens in one forward pass, padding included: the memory budget. Not part of the identity."""
-    on_missed: Annotated[Literal["error", "report"], RUN_TIME] = "error"
-    """Handling of an edit that misses its target: raise UnsafeEdit, or add a line to the report. Not part of the
-    identity."""
 
     def identity(self, statistics: str) -> JSONObject:
         """The JSON-serialisable settings that identify a compiled patch, with the statistics' digest."""
