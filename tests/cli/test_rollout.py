@@ -253,7 +253,7 @@ def test_status_shows_limits_their_numbers_and_what_they_did(
     text = program("rollout", "status", "spring").out
     assert "state       killed" in text
     [errors] = [line for line in text.splitlines() if line.startswith("errors=kill")]
-    assert "exceeded: kill 20" in errors
+    assert "acted: kill 20" in errors
     assert errors.endswith("by node-a:1")
     record = program("rollout", "status", "spring", "--json").json
     assert [test["limit"] for test in record["limit_tests"]] == ["errors=kill", "slower:2s+0.01=warn"]
