@@ -1,4 +1,6 @@
-"""Edits per second by r-ROME: many edits in one batch against one at a time, with the same steps and results.
+"""Edits per second by r-ROME: many edits in one batch against one at a time.
+
+In float32 both take the same steps. With bfloat16 products the rounding depends on the batch, and the steps differ.
 
     python -m benchmarks.batch_speed [--count 24] [--seed 1] [--budgets 2048,8192] [--whole] [--store runs/bench]
     python -m benchmarks.batch_speed --model bases/smollm2 --store runs/smollm2 --count 100 --few 4 --threads 1 --whole

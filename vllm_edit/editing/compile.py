@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -20,7 +22,7 @@ from vllm_edit.editing.memit import edits as memit
 from vllm_edit.editing.memit.memit_settings import AlphaEditSettings, MemitSettings
 from vllm_edit.editing.mend.mend_settings import MendSettings
 from vllm_edit.editing.mend.network import MendNetwork
-from vllm_edit.editing.method import Method, MethodResult
+from vllm_edit.editing.method import Method, MethodResult, all_or_refused
 from vllm_edit.editing.method_settings import MethodSettings
 from vllm_edit.editing.rome import edits as rome
 from vllm_edit.editing.rome_settings import RomeSettings
@@ -30,7 +32,7 @@ from vllm_edit.editing.site_tensors import SiteTensors, site_tensors_of
 from vllm_edit.editing.ultraedit import edits as ultraedit
 from vllm_edit.editing.ultraedit.gradient_statistics import GradientStatistics
 from vllm_edit.editing.ultraedit.ultraedit_settings import UltraEditSettings
-from vllm_edit.errors import EditError, Incompatible, UnsafeEdit
+from vllm_edit.errors import EditError, Incompatible
 from vllm_edit.json_value import JSONValue
 from vllm_edit.models.base import Base, unchanged
 from vllm_edit.models.lengths import check_edits
@@ -186,19 +188,15 @@ def _compile_scoped(
         Patch(name=patch.name, gate=patch.gate, edits=tuple(patch.edits[number] for number in own))
         for own in by_subject(patch.edits)
     ]
-    units: list[CompiledPatch] = []
-    problems: list[str] = []
-    for start in range(0, len(subjects), BATCH):
-        batch = subjects[start : start + BATCH]
+
+    def batch(start: int) -> list[CompiledPatch]:
         if progress:
             progress("compiling subjects", start, len(subjects))
-        try:
-            units += compile_separately(batch, base, method, site=site, site_tensors=site_tensors, settings=settings)
-        except UnsafeEdit as error:
-            problems += str(error).splitlines()
-    if problems:
-        raise UnsafeEdit("\n".join(problems))
-    return assemble(patch, units)
+        some = subjects[start : start + BATCH]
+        return compile_separately(some, base, method, site=site, site_tensors=site_tensors, settings=settings)
+
+    units = all_or_refused(partial(batch, start) for start in range(0, len(subjects), BATCH))
+    return assemble(patch, list(chain.from_iterable(units)))
 
 
 def method_of(name: str) -> Method[Any]:

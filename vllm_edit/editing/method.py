@@ -36,6 +36,7 @@ class MethodResult:
     report: CompileReport = field(default_factory=CompileReport)
 
 
+R = TypeVar("R")
 S = TypeVar("S", bound=MethodSettings)
 Compile = Callable[[Base, Site, Any, Sequence[Edit], S, Progress | None], MethodResult]
 """Compiles all edits of a patch together, with the site's data (`Method.needs`). It must not change the base, even if
@@ -68,13 +69,13 @@ def refuse_missed(report: CompileReport, on_missed: Literal["error", "report"]) 
         raise UnsafeEdit("\n".join(report.problems))
 
 
-def all_or_refused(makers: Iterable[Callable[[], MethodResult]]) -> list[MethodResult]:
+def all_or_refused(makers: Iterable[Callable[[], R]]) -> list[R]:
     """The results of several patches. All are made before any is refused.
 
     Raises:
         UnsafeEdit: edits exceed a limit; the message names those of all patches.
     """
-    results, problems = list[MethodResult](), list[str]()
+    results, problems = list[R](), list[str]()
     for make in makers:
         try:
             results.append(make())

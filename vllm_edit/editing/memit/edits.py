@@ -62,8 +62,7 @@ def compile_in_null_space(
     progress: Progress | None = None,
 ) -> MethodResult:
     """AlphaEdit: as `compile_edits`, with the projector on the null space of C in place of C⁻¹ (`null_space`)."""
-    metric_of = partial(NullSpace.of, threshold=settings.null_space)
-    return compile_at(base, layers_of(base, site, moments, metric_of), edits, settings, progress)
+    return compile_at(base, _layers_in_null_space(base, site, moments, settings), edits, settings, progress)
 
 
 def compile_each(
@@ -92,8 +91,13 @@ def compile_each_in_null_space(
     progress: Progress | None = None,
 ) -> list[MethodResult]:
     """`compile_each` by AlphaEdit."""
-    metric_of = partial(NullSpace.of, threshold=settings.null_space)
-    return compile_each_at(base, layers_of(base, site, moments, metric_of), patches, settings, progress)
+    return compile_each_at(base, _layers_in_null_space(base, site, moments, settings), patches, settings, progress)
+
+
+def _layers_in_null_space(
+    base: Base, site: Site, moments: SecondMoment | SecondMoments, settings: AlphaEditSettings
+) -> tuple[Layer, ...]:
+    return layers_of(base, site, moments, partial(NullSpace.of, threshold=settings.null_space))
 
 
 def _inverse(moment: SecondMoment) -> Metric:
