@@ -30,6 +30,7 @@ MEANINGS: Mapping[str, str] = {
     "ranked": "a seeded draw of CounterFact's facts that the model knows, or ranks first: s(true) < s(new)",
     "near": "a seeded draw of CounterFact's facts that the model prefers by 1 to 10 nats and does not answer with; "
     "settings are chosen on such facts, and no other set is used for that",
+    "nearby": "120 other such facts, for settings that `near` cannot tell apart; none of them is in another set",
     "many": "a seeded draw of 300 of CounterFact's facts, for rows of many edits at once",
     "counterfact": "a seeded draw of all of CounterFact's facts",
     "knowedit-zsre": "a seeded draw of KnowEdit's ZsRE",
@@ -40,10 +41,11 @@ MEANINGS: Mapping[str, str] = {
 """Name of a set → what is in it."""
 NEAR = "near"
 """The set that settings are chosen on."""
+NEARBY = "nearby"
 MANY = "many"
-SETS = tuple(name for name in MEANINGS if name not in (NEAR, MANY))
+SETS = tuple(name for name in MEANINGS if name not in (NEAR, NEARBY, MANY))
 """The sets that are measured unless others are chosen."""
-_COUNTERFACT_DRAW, _MANY_DRAW, _DRAW, _NEAR_DRAW = 200, 300, 100, 32
+_COUNTERFACT_DRAW, _MANY_DRAW, _DRAW, _NEAR_DRAW, _NEARBY_DRAW = 200, 300, 100, 32, 120
 _NEAR_NATS = (1.0, 10.0)
 _ANSWER, _PART = 8, 200
 
@@ -76,28 +78,38 @@ def drawn_sets(
     found: dict[str, list[Patch]] = {}
     for name in names:
         edits = read_edits(folder / (_OTHERS.get(name) or COUNTERFACT))
-        if name == "known":
-            chosen = apart([edit for edit, known in zip(edits, knowledge, strict=True) if known.knows(edit)])
-        elif name == "ranked":
-            held = [edit for edit, known in zip(edits, knowledge, strict=True) if known.knows(edit) or known.ranks]
-            chosen = _drawn(held, _COUNTERFACT_DRAW, f"{name}:{seed}")
-        elif name == NEAR:
-            least, most = _NEAR_NATS
-            near = [
-                edit
-                for edit, known in zip(edits, knowledge, strict=True)
-                if least < known.new - known.true < most and not known.knows(edit)
-            ]
-            chosen = _drawn(near, _NEAR_DRAW, f"{name}:{seed}")
-        else:
-            count = {"counterfact": _COUNTERFACT_DRAW, MANY: _MANY_DRAW}.get(name, _DRAW)
-            chosen = _drawn(edits, count, f"{name}:{seed}")
-        found[name] = [Patch(name=f"{name}-{number:03d}", edits=(edit,)) for number, edit in enumerate(chosen[:limit])]
+        chosen = _chosen(name, edits, knowledge, seed)[:limit]
+        found[name] = [Patch(name=f"{name}-{number:03d}", edits=(edit,)) for number, edit in enumerate(chosen)]
     return found
 
 
+def _chosen(name: str, edits: Sequence[Edit], knowledge: Sequence[Knowledge], seed: int) -> list[Edit]:
+    """The edits of a set. edits: all edits of its file. knowledge: what the base makes of them, or nothing."""
+    if name == "known":
+        return apart([edit for edit, known in zip(edits, knowledge, strict=True) if known.knows(edit)])
+    if name == "ranked":
+        held = [edit for edit, known in zip(edits, knowledge, strict=True) if known.knows(edit) or known.ranks]
+        return _drawn(held, _COUNTERFACT_DRAW, f"{name}:{seed}")
+    if name in (NEAR, NEARBY):
+        least, most = _NEAR_NATS
+        near = [
+            edit
+            for edit, known in zip(edits, knowledge, strict=True)
+            if least < known.new - known.true < most and not known.knows(edit)
+        ]
+        drawn = _drawn(near, len(near), f"{NEAR}:{seed}")
+        if name == NEAR:
+            return drawn[:_NEAR_DRAW]
+        judging = {
+            edit.prompt for other in ("ranked", "counterfact", MANY) for edit in _chosen(other, edits, knowledge, seed)
+        }
+        return [edit for edit in drawn[_NEAR_DRAW:] if edit.prompt not in judging][:_NEARBY_DRAW]
+    count = {"counterfact": _COUNTERFACT_DRAW, MANY: _MANY_DRAW}.get(name, _DRAW)
+    return _drawn(edits, count, f"{name}:{seed}")
+
+
 def needs_knowledge(names: Sequence[str]) -> bool:
-    return bool({"known", "ranked", NEAR} & set(names))
+    return bool({"known", "ranked", NEAR, NEARBY} & set(names))
 
 
 def counterfact_knowledge(edits: Sequence[Edit], runner: Runner, record: Record, progress: Progress) -> list[Knowledge]:
