@@ -46,10 +46,10 @@ ABLATION: Mapping[str, Mapping[str, Any]] = {
     "plain form only": {"forms": ("plain",)},
     "text rows at first": {"first_rows": "text"},
     "all rows at first": {"first_rows": "all"},
-    "all rows, longer steps": {"first_rows": "all", "learning_rate": 0.2, "norm_penalty": 0.001},
+    "all rows with longer steps": {"first_rows": "all", "learning_rate": 0.2, "norm_penalty": 0.001},
     "longer steps": {"learning_rate": 0.2},
-    "longer steps, shortened": {"learning_rate": 0.2, "shortening": 3},
-    "all rows, longer steps, shortened": {
+    "longer steps with shortening": {"learning_rate": 0.2, "shortening": 3},
+    "all rows with longer steps and shortening": {
         "first_rows": "all",
         "learning_rate": 0.2,
         "norm_penalty": 0.001,
