@@ -18,7 +18,7 @@ from benchmarks.public.page import overview, section, with_earlier, without_time
 from benchmarks.public.place import Place, Places
 from benchmarks.public.rows import ABLATION, BASE, IKE, METHODS, Title, has_place, titles
 from benchmarks.public.run import Run
-from benchmarks.public.sets import NEAR, Knowledge, begins_with, counterfact_knowledge, drawn_sets
+from benchmarks.public.sets import MANY, NEAR, NEARBY, Knowledge, begins_with, counterfact_knowledge, drawn_sets
 from benchmarks.public.text import Read, Written, ngram_entropy, written
 from benchmarks.public_judged import write_patches
 from tests.deltas.random_deltas import random_delta
@@ -221,12 +221,12 @@ def test_nothing_is_asked_twice_under_one_adapter(llama: PreTrainedModel, tokeni
     assert memory.score([(requests[0], "Paris")] * 2)[0] == counting.score([(requests[0], "Paris")])[0]
 
 
-def data(folder: Path, count: int = 30) -> Path:
-    """A folder with a CounterFact of `count` facts about ten subjects."""
+def data(folder: Path, count: int = 30, subjects: int = 10) -> Path:
+    """A folder with a CounterFact of `count` facts about as many subjects as are given."""
     records = [
         {
-            "prompt": f"The home of Subject{n % 10} is", "subject": f"Subject{n % 10}", "target_new": "Rome",
-            "ground_truth": "Paris", "rephrase_prompt": f"Subject{n % 10} lives in",
+            "prompt": f"The home of Subject{n % subjects} is", "subject": f"Subject{n % subjects}",
+            "target_new": "Rome", "ground_truth": "Paris", "rephrase_prompt": f"Subject{n % subjects} lives in",
             "locality_prompt": f"The home of Other{n} is", "locality_ground_truth": "Paris",
         }
         for n in range(count)
@@ -252,6 +252,17 @@ def test_draws_are_seeded_of_one_edit_a_subject_and_known_facts_stay_in_order(tm
     again = drawn_sets(["counterfact"], folder, (), 1, 4)["counterfact"]
     assert again == sets["counterfact"][:4]
     assert drawn_sets(["counterfact"], folder, (), 2, None)["counterfact"] != sets["counterfact"]
+
+
+def test_the_larger_set_that_settings_are_chosen_on_shares_no_edit_with_another_set(tmp_path: Path) -> None:
+    knowledge = [Knowledge(" Paris." if n % 10 == 0 else "It is", 1.0, 3.0) for n in range(900)]
+    sets = drawn_sets(
+        ["known", "ranked", "counterfact", NEAR, NEARBY, MANY], data(tmp_path, 900, 900), knowledge, 1, None
+    )
+    subjects = {name: {patch.edits[0].subject for patch in patches} for name, patches in sets.items()}
+    assert len(subjects[NEARBY]) == 120
+    for name in set(subjects) - {NEARBY}:
+        assert not subjects[NEARBY] & subjects[name], name
 
 
 def test_judged_sets_are_written_as_patches_with_all_their_edits(tmp_path: Path) -> None:
