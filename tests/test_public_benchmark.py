@@ -16,7 +16,7 @@ from benchmarks.public.figures import Figure, figures, text_figures
 from benchmarks.public.memory import Memory
 from benchmarks.public.page import overview, section, with_earlier, without_times
 from benchmarks.public.place import Place, Places
-from benchmarks.public.rows import ABLATION, BASE, IKE, METHODS, Title, has_place, titles
+from benchmarks.public.rows import ABLATION, BASE, IKE, METHODS, SUBJECT_ABLATION, Title, has_place, titles
 from benchmarks.public.run import Run
 from benchmarks.public.sets import MANY, NEAR, NEARBY, Knowledge, begins_with, counterfact_knowledge, drawn_sets
 from benchmarks.public.text import Read, Written, ngram_entropy, written
@@ -446,6 +446,10 @@ def test_a_row_of_the_ablation_differs_from_the_default_as_its_name_says(
     assert changed == {"no rows to keep": {"kl_factor"}, "margin 5": {"margin"}}
     for different in ABLATION.values():
         assert RomeSettings(**different) != RomeSettings()
+    scoped = dict(RomeSettings.scoped)
+    for title, different in SUBJECT_ABLATION.items():
+        assert Title.of(title).subject, title
+        assert RomeSettings(**{**scoped, **different}) != RomeSettings(**scoped)
 
 
 def test_public_files_are_read_without_a_crash() -> None:

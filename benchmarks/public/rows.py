@@ -62,8 +62,22 @@ ABLATION: Mapping[str, Mapping[str, Any]] = {
     "margin 5": {"margin": 5.0},
 }
 """Row of single edits by r-ROME → what differs from the defaults."""
-_SUBJECT = "-subject"
-SINGLE = (BASE, *METHODS, *(f"{title}{_SUBJECT}" for title in METHODS), IKE)
+SUBJECT_ABLATION: Mapping[str, Mapping[str, Any]] = {
+    "subject with the defaults of scope all": {
+        "margin": None,
+        "context_margin": 1.0,
+        "learning_rate": 0.1,
+        "norm_penalty": 0.01,
+        "first_rows": "bare",
+        "same_ending": 8,
+    },
+    "subject with margin 6": {"margin": 6.0, "context_margin": 4.0},
+    "subject with margin 6 and longer steps": {"margin": 6.0, "context_margin": 4.0, "learning_rate": 0.4},
+    "subject with shortening": {"shortening": 3},
+}
+"""Row of single edits by r-ROME with scope subject → what differs from that scope's defaults."""
+SUBJECT = "-subject"
+SINGLE = (BASE, *METHODS, *(f"{title}{SUBJECT}" for title in METHODS), IKE)
 
 
 @dataclass(frozen=True)
@@ -192,14 +206,14 @@ class Title:
     def of(cls, text: str) -> Title:
         if text in (BASE, IKE):
             return cls(None)
-        if text in ABLATION:
-            return cls(ROME)
+        if text in ABLATION or text in SUBJECT_ABLATION:
+            return cls(ROME, text in SUBJECT_ABLATION)
         name, _, size = text.rpartition("-")
         if size.isdigit():
             if name in WAYS:
                 return cls(ROME, name == "scoped", name, int(size))
             return cls(name, False, "sum" if name in ADDED else "joint", int(size))
-        return cls(text.removesuffix(_SUBJECT), text.endswith(_SUBJECT))
+        return cls(text.removesuffix(SUBJECT), text.endswith(SUBJECT))
 
 
 def portions(row: Row, patches: Sequence[Patch]) -> Iterator[Sequence[Patch]]:

@@ -16,7 +16,20 @@ from benchmarks.public.bank import bank_of
 from benchmarks.public.compiled import Singles, identity_of
 from benchmarks.public.figures import SETTINGS, Figure, figures, text_figures
 from benchmarks.public.place import Place, Places
-from benchmarks.public.rows import ABLATION, BASE, IKE, METHODS, ROME, Alone, InContext, Many, Row, Title, Unedited
+from benchmarks.public.rows import (
+    ABLATION,
+    BASE,
+    IKE,
+    METHODS,
+    ROME,
+    SUBJECT_ABLATION,
+    Alone,
+    InContext,
+    Many,
+    Row,
+    Title,
+    Unedited,
+)
 from vllm_edit.digest import digest_bytes, digest_json
 from vllm_edit.editing.compile import method_of
 from vllm_edit.evaluation.record import Record
@@ -95,7 +108,7 @@ class Run:
             **scoped,
             **variant.settings,
             **self.settings.get(variant.method, {}),
-            **ABLATION.get(title, {}),
+            **(ABLATION | SUBJECT_ABLATION).get(title, {}),
         }
 
     def _identity(self, title: str) -> dict[str, Any]:
