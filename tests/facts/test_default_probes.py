@@ -57,6 +57,19 @@ def test_neighbours_are_held_out_facts_of_the_relation_and_others_where_there_is
     assert default_probes(pool, facts, [FRANCE, chief]) == added
 
 
+def test_names_that_end_as_the_subject_are_asked_first(facts: Facts, pool: Pool) -> None:
+    tower = Edit(prompt="Radio Tower stands in", subject="Radio Tower", target_new="Ulm", relation="landmarks.city")
+    subjects = {known.prompt: known.fact.subject.name for known in pool.known}
+    (added,) = default_probes(pool, facts, [tower])
+    ends = [subjects[probe.prompt].endswith(" Tower") for probe in added]
+    assert len(added) == 8
+    assert ends[:4] == [True] * 4
+    assert {probe.kind for probe in added} == {"locality"}
+    unknown = tower.model_copy(update={"relation": None})
+    (elsewhere,) = default_probes(pool, facts, [unknown])
+    assert [probe.kind for probe in elsewhere] == ["locality"] * 4 + ["unrelated"] * 4
+
+
 def test_declared_probes_are_left_at_that_and_a_large_patch_has_few(facts: Facts, pool: Pool) -> None:
     declared = FRANCE.model_copy(update={"probes": (Probe(kind="locality", prompt="The capital of Japan is"),)})
     only = FRANCE.model_copy(update={"probes": (Probe(kind="paraphrase", prompt="France has the capital"),)})

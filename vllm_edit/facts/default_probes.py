@@ -19,14 +19,17 @@ from vllm_edit.text.subjects import Subjects
 _OF_EDIT, _OF_PATCH = 8, 64
 """Maximum probes per edit and per patch; in a patch with many edits only some get probes."""
 _LEAST_NEIGHBOURS = 2
+_ALIKE = 4
+"""Maximum probes per edit about subjects whose name ends as the edit's."""
 
 
 def default_probes(pool: Pool, facts: Facts, edits: Sequence[Edit]) -> list[tuple[Probe, ...]]:
     """For each edit the probes to add; none if it declares keeping probes.
 
-    Known facts of the edit's relation, if a table has it, as `locality`; else known facts of any relation, as
-    `unrelated`. No probe mentions a subject of the edits. All are from the held-out side, on
-    which nothing was chosen.
+    First known facts about subjects whose name has the last word of the edit's subject ("Tokyo Tower" for "Eiffel
+    Tower"), of any relation, as `locality`: an edit at the subject's last token changes these first. Then known facts
+    of the edit's relation, if a table has it, as `locality`; else known facts of any relation, as `unrelated`. No probe
+    mentions a subject of the edits. All are from the held-out side, on which nothing was chosen.
     """
     lacking = [index for index, edit in enumerate(edits) if not any(p.kind in LOCALITY_KINDS for p in edit.probes)]
     probed = {*lacking[:: max(1, ceil(len(lacking) * _OF_EDIT / _OF_PATCH))]}
@@ -60,9 +63,23 @@ def relation_of(facts: Facts, edit: Edit) -> Relation | None:
 
 
 def _of_edit(free: Sequence[Known], facts: Facts, edit: Edit) -> list[Probe]:
-    relation = relation_of(facts, edit)
-    neighbours = [known for known in free if relation and known.fact.relation.id == relation.id]
+    drawing = random.Random(f"{edit.subject}:{edit.prompt}")
+    relation, ending = relation_of(facts, edit), _ending(edit.subject)
+    alike = [known for known in free if ending and _ending(known.fact.subject.name) == ending]
+    alike = drawing.sample(alike, min(_ALIKE, len(alike)))
+    others = [known for known in free if known not in alike]
+    neighbours = [known for known in others if relation and known.fact.relation.id == relation.id]
     kind: ProbeKind = "locality" if len(neighbours) >= _LEAST_NEIGHBOURS else "unrelated"
-    some = neighbours if kind == "locality" else list(free)
-    chosen = random.Random(f"{edit.subject}:{edit.prompt}").sample(some, min(_OF_EDIT, len(some)))
-    return [Probe(kind=kind, prompt=known.prompt, target=known.fact.object, tag=DEFAULT) for known in chosen]
+    some = neighbours if kind == "locality" else others
+    chosen = drawing.sample(some, min(_OF_EDIT - len(alike), len(some)))
+    kinds: list[tuple[ProbeKind, list[Known]]] = [("locality", alike), (kind, chosen)]
+    return [
+        Probe(kind=kind, prompt=known.prompt, target=known.fact.object, tag=DEFAULT)
+        for kind, group in kinds
+        for known in group
+    ]
+
+
+def _ending(name: str) -> str:
+    """The last of a name's words, normalised; empty for a name of one word."""
+    return normalise(name).rpartition(" ")[2] if " " in normalise(name) else ""
