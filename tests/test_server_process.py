@@ -41,6 +41,16 @@ def test_the_server_is_up_within_the_block_and_gone_after_it(tmp_path: Path) -> 
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_a_server_starts_while_the_block_runs_and_is_gone_after_it(tmp_path: Path) -> None:
+    with ServerProcess(COMMAND, tmp_path / "log").starting() as server:
+        server.wait()
+        assert answers(server.url)
+    assert not answers(server.url)
+    with ServerProcess(COMMAND, tmp_path / "log").starting() as early:
+        url = early.url
+    assert not answers(url), "it was never waited for"
+
+
 def test_a_program_that_is_terminated_takes_its_server_along(tmp_path: Path) -> None:
     program = (
         "import sys, time; from pathlib import Path; from vllm_edit.demo.process import ServerProcess\n"

@@ -7,7 +7,8 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -32,6 +33,42 @@ class ServerProcess:
         self._before: Any = signal.SIG_DFL
 
     def __enter__(self) -> Self:
+        self._start()
+        try:
+            self.wait()
+        except BaseException:
+            self._stop()
+            raise
+        return self
+
+    @contextmanager
+    def starting(self) -> Iterator[Self]:
+        """Start the server, and stop it on exit. Call `wait` before the first request."""
+        self._start()
+        try:
+            yield self
+        finally:
+            self._stop()
+
+    def wait(self) -> None:
+        """Wait until the server is ready.
+
+        Raises:
+            EditError: it ended, or is not ready in time; the message has the end of its log.
+        """
+        deadline = time.monotonic() + self.patience
+        while time.monotonic() < deadline:
+            assert self._process is not None
+            if self._process.poll() is not None:
+                raise EditError(f"the server did not start (exit {self._process.returncode}); {self._tail()}")
+            try:
+                if httpx.get(f"{self.url}/health", timeout=2).status_code == 200:
+                    return
+            except httpx.TransportError:
+                time.sleep(0.25)
+        raise EditError(f"the server was not ready after {self.patience:.0f} s; {self._tail()}")
+
+    def _start(self) -> None:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("wb") as stream:
             self._process = subprocess.Popen(
@@ -43,12 +80,6 @@ class ServerProcess:
             )
         # A terminated program must also stop its server: as SystemExit, the signal passes through `__exit__`.
         self._before = signal.signal(signal.SIGTERM, _exit)
-        try:
-            self._wait()
-        except BaseException:
-            self._stop()
-            raise
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
@@ -66,19 +97,6 @@ class ServerProcess:
         assert self._process is not None
         os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
-
-    def _wait(self) -> None:
-        deadline = time.monotonic() + self.patience
-        while time.monotonic() < deadline:
-            assert self._process is not None
-            if self._process.poll() is not None:
-                raise EditError(f"the server did not start (exit {self._process.returncode}); {self._tail()}")
-            try:
-                if httpx.get(f"{self.url}/health", timeout=2).status_code == 200:
-                    return
-            except httpx.TransportError:
-                time.sleep(0.25)
-        raise EditError(f"the server was not ready after {self.patience:.0f} s; {self._tail()}")
 
     def _tail(self) -> str:
         last = self.log.read_text(errors="replace").strip().splitlines()[-15:]

@@ -30,7 +30,7 @@ from vllm_edit.rollout.arm import Arm
 from vllm_edit.rollout.rollout import Rollout
 from vllm_edit.store.store import Store
 
-_USERS = 32
+_USERS = 20
 _PATIENCE_S = 10
 
 
@@ -49,15 +49,17 @@ class Demo:
         patches = self._patches
         base = self._base()
         pipeline = Pipeline(store := self._store(base), base, self.bank_of(store))
-        outcomes = self._compile(pipeline, patches)
-        for tenant, patch in self.plan.tenants.items():
-            if tenant not in {known.name for known in store.registry.tenants()}:
-                store.registry.create_tenant(tenant)
-            store.registry.publish(tenant, outcomes[patch].name, why="demo")
-        chosen = self.plan.measured or tuple(outcomes)
-        self._evaluate(base, [outcome for patch, outcome in outcomes.items() if outcome.accepted and patch in chosen])
-        self._step("Starting stock vLLM's OpenAI server (some 30 s) ...")
-        with LocalServer(store.url, self.folder / "server.log") as server:
+        self._step(f"vllm-edit serve: stock vLLM's OpenAI server starts in the background; see {self._log}")
+        with LocalServer(store.url, self._log).starting() as server:
+            outcomes = self._compile(pipeline, patches)
+            for tenant, patch in self.plan.tenants.items():
+                if tenant not in {known.name for known in store.registry.tenants()}:
+                    store.registry.create_tenant(tenant)
+                store.registry.publish(tenant, outcomes[patch].name, why="demo")
+            chosen = self.plan.measured or tuple(outcomes)
+            accepted = [outcome for patch, outcome in outcomes.items() if outcome.accepted and patch in chosen]
+            self._evaluate(base, accepted)
+            server.wait()
             self._ask(server)
             changed = self._publish_and_take_back(server, pipeline)
             self._roll_out(server, store.registry, changed)
@@ -65,6 +67,10 @@ class Demo:
 
     def _step(self, text: str) -> None:
         self.console.print(f"\n[bold]{escape(text)}[/bold]")
+
+    @property
+    def _log(self) -> Path:
+        return self.folder / "server.log"
 
     @cached_property
     def _patches(self) -> dict[str, Patch]:
