@@ -19,7 +19,10 @@ from vllm_edit.patch import Edit, Patch, Scope
 
 TEXTS = [text for text in SENTENCES for _ in range(4)]
 """Ten vectors for each input of a tiny module, the number that a second moment needs."""
-_NAMES = ("fast_products", "whole_words", "forms", "ending", "opening", "same_ending", "most_norm", "steps", "margin")
+_NAMES = (
+    *("fast_products", "whole_words", "forms", "ending", "opening", "same_ending", "most_norm", "steps", "margin"),
+    *("learning_rate", "shortening"),
+)
 _SHARED: dict[str, Any] = {name: getattr(LOOSE, name) for name in _NAMES}
 MEMIT = MemitSettings(**_SHARED, damping=0.1)
 ALPHAEDIT = AlphaEditSettings(**_SHARED, damping=0.1, null_space=0.2)
