@@ -137,6 +137,28 @@ def test_ikes_bank_holds_known_facts_that_nothing_is_judged_on(
     assert {demonstration.kind for demonstration in made} == {"copy", "update", "retain", "fact"}
 
 
-def test_only_many_edits_are_recorded(program: Program, model: Path, tmp_path: Path) -> None:
-    ran = program("eval", "capital", "--record", tmp_path / "record.jsonl", "--store", tmp_path / "s")
+@pytest.mark.parametrize(
+    ("target", "given", "flag"),
+    [
+        ("capital", ("--record", "record.jsonl"), "--record"),
+        ("capital", ("--limit", "1"), "--limit"),
+        ("capital", ("--seed", "3"), "--seed"),
+        ("capital", ("--method", "ft"), "--method"),
+        ("capital", ("--set", "steps=4"), "--set"),
+        ("capital", ("--bank", "bank.yaml"), "--bank"),
+        ("capital.yaml", ("--limit", "1"), "--limit"),
+        ("capital.json", ("--seed", "3"), "--seed"),
+    ],
+)  # fmt: skip
+def test_an_option_that_the_target_does_not_use_is_refused(
+    program: Program, tmp_path: Path, target: str, given: tuple[str, str], flag: str
+) -> None:
+    ran = program("eval", target, *given, "--store", tmp_path / "s")
     assert ran.code == 2
+    assert f"Invalid value for {flag}" in ran.err
+
+
+def test_a_record_in_a_folder_that_does_not_exist_is_refused(program: Program, tmp_path: Path) -> None:
+    ran = program("eval", "known", "--record", tmp_path / "none" / "r.jsonl", "--store", tmp_path / "s")
+    assert (ran.code, "there is no folder" in ran.err) == (1, True)
+    assert not (tmp_path / "none").exists()

@@ -31,3 +31,13 @@ def test_a_record_of_something_else_is_reported(tmp_path: Path) -> None:
         Record.open(path, {"site": "b"})
     assert Record.open(path, {"site": "a"}).entries == [{"patches": []}]
     assert json.loads(path.read_text(encoding="utf-8").splitlines()[0])["measures"]["site"] == "a"
+
+
+def test_a_record_that_another_process_wrote_to_is_not_written_further(tmp_path: Path) -> None:
+    path = tmp_path / "record.jsonl"
+    first, second = (Record.open(path, {"site": "a"}) for _ in range(2))
+    first.add({"number": 1})
+    with pytest.raises(EditError, match="another process writes to the record"):
+        second.add({"number": 1})
+    first.add({"number": 2})
+    assert Record.open(path, {"site": "a"}).entries == [{"number": 1}, {"number": 2}]

@@ -34,9 +34,11 @@ if TYPE_CHECKING:
 KNOWN = "known"
 """The target that draws facts from the store's pool. A compiled patch of this name is `known@…`."""
 _KNOWN = 32
+_DECLARED = (".yaml", ".yml")
 
 
 def eval(
+    context: typer.Context,
     target: Annotated[
         str,
         typer.Argument(
@@ -86,8 +88,7 @@ def eval(
 
     modes, chosen = _modes(mode), method_settings(settings)
     many = target == KNOWN or is_data_set(target)
-    if record is not None and not many:
-        raise typer.BadParameter("only many edits, of a data set or known, are recorded", param_hint="--record")
+    _check_used(context, target, many)
     from vllm_edit.evaluation.evaluation_settings import EvaluationSettings
     from vllm_edit.evaluation.table import table
     from vllm_edit.pages.page import check_page
@@ -96,6 +97,8 @@ def eval(
 
     if html is not None:
         check_page(html)
+    if record is not None and not record.parent.is_dir():
+        raise EditError(f"there is no folder {record.parent} for the record {record.name}")
 
     opened = Store.open(store)
     wanted = EvaluationSettings(max_tokens=max_tokens, answers=True)
@@ -121,6 +124,28 @@ def eval(
         wide_console().print(table(shown))
 
 
+def _check_used(context: typer.Context, target: str, many: bool) -> None:
+    """Refuse options that the user gave and that this target does not use.
+
+    Raises:
+        BadParameter: the first such option, with the reason.
+    """
+    stored = not many and Path(target).suffix not in _DECLARED
+    unused = {
+        "record": None if many else "only many edits, of a data set or known, are recorded",
+        "limit": None if many else "one patch is measured with all its edits",
+        "seed": None if target == KNOWN else "it draws the facts of known, and no other target is drawn",
+        **dict.fromkeys(
+            ("method", "settings", "bank"), f"{target} is compiled already; name its PATCH.yaml" if stored else None
+        ),
+    }
+    flags = {"settings": "--set"}
+    for name, reason in unused.items():
+        source = context.get_parameter_source(name)
+        if reason is not None and source is not None and source.name == "COMMANDLINE":
+            raise typer.BadParameter(reason, param_hint=flags.get(name, f"--{name}"))
+
+
 def _modes(text: str) -> list[Mode]:
     from vllm_edit.evaluation.report import MODES
 
@@ -135,14 +160,19 @@ class _Compiling:
     """Compiles declared patches with the store's base model, which is loaded at its first use."""
 
     def __init__(self, store: Store, model: str | None, method: str, settings: JSONObject, bank: Path | None) -> None:
-        self.store, self.model, self.method, self.settings = store, model or store.site().model, method, settings
+        self.store, self._model, self.method, self.settings = store, model, method, settings
         self._bank_file = bank
+
+    @property
+    def model(self) -> str:
+        """Where the base model is."""
+        return self._model or self.store.site().model
 
     @cached_property
     def base(self) -> Base:
-        from vllm_edit.cli.model_inputs import load_base
+        from vllm_edit.cli.model_inputs import base_of
 
-        return load_base(self.model)
+        return base_of(self.store, self._model)
 
     @cached_property
     def bank(self) -> Bank:
@@ -201,7 +231,7 @@ def _of_one(
     from vllm_edit.patch import Patch
 
     store = compiling.store
-    if Path(target).suffix in (".yaml", ".yml"):
+    if Path(target).suffix in _DECLARED:
         (measured,) = compiling([Patch.load(target)], progress)
         if isinstance(measured, Refused):
             raise _nothing({measured.name: measured.reason})

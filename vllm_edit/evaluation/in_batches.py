@@ -23,8 +23,8 @@ from vllm_edit.json_value import JSONObject, JSONValue
 from vllm_edit.patch import Patch
 from vllm_edit.progress import Progress, silent
 
-BATCH = 32
-"""Patches per batch: enough to fill a model's batches, few enough to repeat after an interruption."""
+BATCH = 8
+"""Patches per batch: with their probes enough to fill a model's batches, few enough to repeat after an interruption."""
 Attempt = Callable[[Sequence[Patch], Progress], Sequence[One]]
 """Compiles declared patches: each compiled or refused, in their order. Not called for mode base alone."""
 

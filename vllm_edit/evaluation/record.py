@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vllm_edit.errors import EditError
+from vllm_edit.files import file_lock
 from vllm_edit.json_value import JSONObject, JSONValue
 
 _OF, _FORM = "measures", 1
@@ -21,8 +22,9 @@ _OF, _FORM = "measures", 1
 class Record:
     """A record in a file; `entries` holds its entries in the order of writing."""
 
-    def __init__(self, path: Path, entries: list[JSONObject]) -> None:
-        self.path, self.entries = path, entries
+    def __init__(self, path: Path, entries: list[JSONObject], length: int = 0) -> None:
+        """length: bytes of the file that this record has read or written."""
+        self.path, self.entries, self._length = path, entries, length
 
     @classmethod
     def open(cls, path: str | Path, identity: Mapping[str, JSONValue]) -> Record:
@@ -54,7 +56,7 @@ class Record:
                 f"{path} is the record of another evaluation, which differs in {', '.join(differ)}: name another file, "
                 "or remove this one"
             )
-        record = cls(path, entries)
+        record = cls(path, entries, len(whole) + 1 if lines else 0)
         if not lines:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(b"")
@@ -65,12 +67,22 @@ class Record:
         return record
 
     def add(self, entry: Mapping[str, JSONValue]) -> None:
-        """Append an entry; it is on disk when this returns."""
+        """Append an entry; it is on disk when this returns.
+
+        Raises:
+            EditError: another process wrote to the file since this record was opened.
+        """
         self._write(entry)
         self.entries.append(dict(entry))
 
     def _write(self, entry: Mapping[str, JSONValue]) -> None:
-        with self.path.open("ab") as file:
-            file.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
+        lock = file_lock(self.path.with_name(f"{self.path.name}.lock"))
+        with lock, self.path.open("ab") as file:
+            if file.tell() != self._length:
+                raise EditError(
+                    f"another process writes to the record {self.path}: wait until it has finished, then run the same "
+                    "command again; everything in the file is kept"
+                )
+            self._length += file.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
