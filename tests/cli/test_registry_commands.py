@@ -12,6 +12,7 @@ import pytest
 from tests.cli.program import Program
 from tests.store.example import compiled
 from vllm_edit.registry.api_keys import authenticate
+from vllm_edit.serving.served_model import served_model
 from vllm_edit.store.store import Store
 
 
@@ -59,6 +60,26 @@ def test_keys_are_revoked_by_their_ids(program: Program, store: Store, tenant: s
     ):
         ran = program(*arguments)
         assert (ran.code, ran.err.count("\n")) == (1, 1)
+
+
+def test_a_leaked_key_is_revoked_as_it_is_and_no_message_repeats_its_secret(
+    program: Program, store: Store, tenant: str
+) -> None:
+    made = program("tenant", "key", "create", tenant, "--json").json
+    for words in (("key", "revoke"), ("tenant", "key", "revoke", tenant)):
+        damaged = program(*words, made["key"][:-1])
+        assert damaged.code == 1
+        assert made["key"][20:-1] not in damaged.err
+    assert program("key", "revoke", made["key"], "--json").json["id"] == made["id"]
+    again = program("key", "revoke", made["key"])
+    assert (again.code, made["key"] in again.err) == (1, False)
+    assert whose(store, made["key"]) is None
+
+
+def test_no_tenant_has_the_base_models_name(program: Program, store: Store) -> None:
+    ran = program("tenant", "create", served_model(store.site().model)[1])
+    assert (ran.code, "the base model's name" in ran.err) == (1, True)
+    assert store.registry.tenants() == []
 
 
 def test_an_administrators_key_is_asked_for_by_name(program: Program, store: Store) -> None:

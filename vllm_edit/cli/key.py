@@ -40,7 +40,7 @@ def list_(store: StoreOption = None, json: JsonOption = False) -> None:
 
 @app.command()
 def revoke(
-    key: Annotated[str, typer.Argument(metavar="ID", help="The key's id, as in `list`.")],
+    key: Annotated[str, typer.Argument(metavar="ID", help="The key's id, as in `list`, or the whole key.")],
     why: WhyOption = "",
     who: WhoOption = "",
     wait: WaitOption = WAIT_S,

@@ -33,9 +33,12 @@ app.add_typer(key_app, name="key")
 @app.command()
 def create(name: TenantArgument, who: WhoOption = "", store: StoreOption = None, json: JsonOption = False) -> None:
     """Create a tenant; it is served the base model until its first publication."""
+    from vllm_edit.serving.served_model import check_not_a_base, served_model
     from vllm_edit.store.store import Store
 
-    tenant = Store.open(store).registry.create_tenant(name, by=who)
+    opened = Store.open(store)
+    check_not_a_base(name, served_model(opened.site().model))
+    tenant = opened.registry.create_tenant(name, by=who)
     print_json(asdict(tenant)) if json else print_line(f"tenant {name} created")
 
 

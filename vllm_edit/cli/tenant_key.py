@@ -55,7 +55,7 @@ def list_(tenant: TenantArgument, store: StoreOption = None, json: JsonOption = 
 @app.command()
 def revoke(
     tenant: TenantArgument,
-    key: Annotated[str, typer.Argument(metavar="ID", help="The key's id, as in `list`.")],
+    key: Annotated[str, typer.Argument(metavar="ID", help="The key's id, as in `list`, or the whole key.")],
     why: WhyOption = "",
     who: WhoOption = "",
     wait: WaitOption = WAIT_S,

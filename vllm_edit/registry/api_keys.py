@@ -141,11 +141,18 @@ def add(
     return NewApiKey(find(connection, id), presented)
 
 
-def find(connection: Connection, id: str) -> ApiKey:
-    named = is_id(id)
-    row = connection.execute(select(tables.api_keys).where(tables.api_keys.c.id == id)).first() if named else None
+def find(connection: Connection, named: str) -> ApiKey:
+    """Return the key of this id. A whole key, as it leaks into logs, is read as its id.
+
+    Raises:
+        NotFound: there is none. The message has no part of a secret.
+    """
+    whole = _FORM.fullmatch(named)
+    id = whole[1] if whole else named
+    row = connection.execute(select(tables.api_keys).where(tables.api_keys.c.id == id)).first() if is_id(id) else None
     if row is None:
-        raise NotFound(f"no key {shown(id)}; `vllm-edit key list` lists the ids")
+        described = "with this id" if named.startswith("ve_") else shown(named)
+        raise NotFound(f"no key {described}; `vllm-edit key list` lists the ids")
     return _entry(row)
 
 

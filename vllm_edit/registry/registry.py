@@ -329,15 +329,15 @@ class Registry:
             return [found for found in api_keys.oldest_first(connection) if tenant in (None, found.tenant)]
 
     def revoke_api_key(self, id: str, tenant: str | None = None, why: str = "", by: str = "") -> ApiKey:
-        """Revoke an API key permanently; with `tenant`, only if it is that tenant's."""
+        """Revoke an API key permanently; with `tenant`, only if it is that tenant's. `id`: its id, or the whole key."""
         with self._database.read() as connection:
             key = api_keys.find(connection, id)
         if tenant not in (None, key.tenant):
             raise EditError(
-                f"key {id} does not belong to tenant {shown(str(tenant))}; `vllm-edit key list` shows its tenant"
+                f"key {key.id} does not belong to tenant {shown(str(tenant))}; `vllm-edit key list` shows its tenant"
             )
         with self.changes.make("key.revoke", tenant=key.tenant, by=by, why=why) as change:
-            revoked = api_keys.revoke(change.connection, id, by=change.who, why=why)
+            revoked = api_keys.revoke(change.connection, key.id, by=change.who, why=why)
             change.record(key.info, revoked.info)
             return revoked
 

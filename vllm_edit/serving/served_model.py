@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
+from vllm_edit.errors import EditError
 from vllm_edit.shipped import weights_folder
 
 
@@ -13,3 +15,9 @@ def served_model(named: str) -> tuple[str, str]:
         return str(weights_folder()), "atlas"
     folder = Path(named)
     return (str(folder.resolve()), folder.resolve().name) if folder.is_dir() else (named, named)
+
+
+def check_not_a_base(tenant: str, base_names: Collection[str]) -> None:
+    """Raise `EditError` if a new tenant would have one of the base model's names in requests."""
+    if tenant in base_names:
+        raise EditError(f"{tenant} is the base model's name in requests, so no tenant can have it; choose another name")

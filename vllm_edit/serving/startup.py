@@ -132,7 +132,8 @@ def check_names(snapshot: Snapshot, base_names: Collection[str]) -> None:
     """Raise `Incompatible` if a tenant has one of the base model's served names."""
     hidden = sorted(set(snapshot.standing).intersection(base_names))
     _raise(
-        [f"tenant {name} has the base model's served name" for name in hidden], "ambiguous names; serve under another"
+        [f"tenant {name} has the base model's served name" for name in hidden],
+        "ambiguous names; serve the base under another name (--served-model-name NAME)",
     )
 
 

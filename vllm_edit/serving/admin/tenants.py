@@ -16,6 +16,7 @@ from vllm_edit.serving.admin.api_keys import NewApiKeyInfo
 from vllm_edit.serving.admin.authorization import PREFIX
 from vllm_edit.serving.admin.dependencies import Because, Body, Dependencies, End, Reference, Who, who
 from vllm_edit.serving.admin.validation import ValidatedRoute
+from vllm_edit.serving.served_model import check_not_a_base
 
 
 class NewTenant(Body):
@@ -118,7 +119,8 @@ def routes(dependencies: Dependencies) -> APIRouter:
 
 
 async def create_tenant(dependencies: Dependencies, asked: NewTenant, by: str) -> Tenant:
-    """Create a tenant, and wait for the servers."""
+    """Create a tenant, and wait for the servers. It must not have one of the base model's names."""
+    check_not_a_base(asked.name, dependencies.service.watcher.current.bases)
     made, _ = await dependencies.change(dependencies.registry.create_tenant, asked.name, by=by)
     return made
 
