@@ -62,8 +62,10 @@ def open_files(url: str) -> Files:
     """Files at a local path or an fsspec URL (`s3://…`, `memory://…`).
 
     Raises:
-        EditError: the URL's scheme is unknown, or its driver is not installed.
+        EditError: the URL is empty, its scheme is unknown, or its driver is not installed.
     """
+    if not url.strip():
+        raise EditError("the store's name is empty: expected a folder or a URL")
     try:
         filesystem, root = fsspec.core.url_to_fs(url)
     except (ValueError, ImportError, TypeError, OSError) as error:  # the last two: a driver without its arguments

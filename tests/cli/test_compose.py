@@ -91,6 +91,13 @@ def test_patches_become_one_stored_and_gated_patch(program: Program, store: Stor
     assert shown[-1].split()[-1] == f"{pair['cosine']:.3f}"
 
 
+def test_one_patch_alone_needs_a_name_for_the_result(program: Program, store: Store) -> None:
+    before = store.names()
+    ran = program("compose", "shared", "shared")
+    assert (ran.code, "--out" in ran.err) == (1, True)
+    assert store.names() == before
+
+
 def test_above_the_sites_rank_it_is_refused_by_default(program: Program, store: Store) -> None:
     ran = program("compose", "shared", "other")
     assert (ran.code, ran.err.count("\n")) == (1, 1)

@@ -50,6 +50,25 @@ def test_a_base_that_cannot_be_edited(
     assert not (tmp_path / "store").exists()
 
 
+def test_texts_that_are_too_short_are_refused_before_the_model_is_asked_anything(
+    program: Program, tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vllm_edit.release.swept_store.ask_pool", lambda *_: pytest.fail("the model was asked"))
+    (tmp_path / "texts.txt").write_text("One short line.\n" * 3)
+    for layer in ((), ("--layer", 1)):
+        ran = program(
+            "store", "init", "--model", whole, *layer, "--texts", tmp_path / "texts.txt", "--store", tmp_path / "store"
+        )
+        assert (ran.code, "give more text" in ran.err) == (1, True), ran.err
+        assert not (tmp_path / "store").exists()
+
+
+def test_an_empty_name_of_a_store_is_refused(program: Program, whole: Path) -> None:
+    for words in (("store", "init", "--model", whole, "--layer", 1), ("list",)):
+        ran = program(*words, "--store", "")
+        assert (ran.code, "the store's name is empty" in ran.err) == (1, True), ran.err
+
+
 @pytest.mark.parametrize("method", [("--layer", 1), ("--method", "mend", "--network", NETWORK_FOLDERS["mend"])])
 def test_a_base_that_vllm_has_no_lora_for(
     program: Program, tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, method: tuple[object, ...]

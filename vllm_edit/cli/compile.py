@@ -39,7 +39,7 @@ def compile_(
     exit 1.
     """
     patches, chosen = _read(files), method_settings(settings)
-    from vllm_edit.cli.model_inputs import bank_of, load_base
+    from vllm_edit.cli.model_inputs import bank_of, base_of
     from vllm_edit.evaluation.refused import Refused
     from vllm_edit.release.pipeline import Pipeline
     from vllm_edit.store.store import Store
@@ -51,7 +51,7 @@ def compile_(
         signing = SigningKey.load(key)
     named = method_in(store, method, chosen)
     opened = Store.open(store)
-    pipeline = Pipeline(opened, load_base(model or opened.site().model), bank_of(opened, bank))
+    pipeline = Pipeline(opened, base_of(opened, model), bank_of(opened, bank))
     done: list[JSONObject] = []
     problems: list[str] = []
     with progress_bar(patches[0].name if len(patches) == 1 else f"{len(patches)} patches") as progress:

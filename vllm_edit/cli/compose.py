@@ -9,6 +9,7 @@ import typer
 
 from vllm_edit.cli.options import JsonOption, ModelOption, StoreOption
 from vllm_edit.cli.output import print_error, print_json, print_line, print_table, progress_bar
+from vllm_edit.errors import EditError
 from vllm_edit.json_value import JSONObject
 from vllm_edit.text.quoting import change, quoted
 
@@ -53,17 +54,22 @@ def compose(
     from vllm_edit.store.store import Store
 
     opened = Store.open(store)
-    members = [opened.load(opened.resolve(name)) for name in names]
+    resolved = [opened.resolve(name) for name in names]
+    if len(set(resolved)) == 1 and out is None:
+        raise EditError(
+            f"one patch alone would take its own name, {names[0]}: name two patches or more, or the result with --out"
+        )
+    members = [opened.load(name) for name in resolved]
     started = time.perf_counter()
     made = composed(members, out, site=opened.site(), policy=policy, truncate=truncate, damping=damping)
     seconds = time.perf_counter() - started
     made = with_members_demonstrations(made, sorted(members, key=lambda member: member.name))
 
-    from vllm_edit.cli.model_inputs import load_base  # only now: a composition that algebra refuses needs no model
+    from vllm_edit.cli.model_inputs import base_of  # only now: a composition that algebra refuses needs no model
     from vllm_edit.ike.bank import Bank
     from vllm_edit.release.pipeline import Pipeline
 
-    pipeline = Pipeline(opened, load_base(model or opened.site().model), Bank())
+    pipeline = Pipeline(opened, base_of(opened, model), Bank())
     with progress_bar(made.manifest.patch) as progress:
         outcome = pipeline.judge(made, seconds, progress)
     if json:

@@ -30,6 +30,18 @@ def load_base(model: str) -> Base:
         logging.enable_progress_bar()
 
 
+def base_of(store: Store, model: str | None) -> Base:
+    """Load the store's base model, from `model` if it is given.
+
+    Raises:
+        EditError: the model is no longer where the store was made, or another problem of loading.
+    """
+    made_at = store.site().model
+    if model is None and Path(made_at).is_absolute() and not Path(made_at).is_dir():
+        raise EditError(f"the store's base model is no longer at {made_at}: name its folder with --model")
+    return load_base(model or made_at)
+
+
 def texts_of(model: str, file: Path | None) -> list[str]:
     """Return ordinary text in the model's languages, for second moments."""
     if file is not None:

@@ -45,11 +45,11 @@ def recompile(
     named = method_in(new, method, chosen)
     names = old.names()
     new.registry.generation()  # fails before a model is loaded if it is another store's
-    from vllm_edit.cli.model_inputs import bank_of, load_base
+    from vllm_edit.cli.model_inputs import bank_of, base_of
     from vllm_edit.release.pipeline import Pipeline
     from vllm_edit.release.recompile import Recompilation
 
-    pipeline = Pipeline(new, load_base(model or new.site().model), bank_of(new, bank))
+    pipeline = Pipeline(new, base_of(new, model), bank_of(new, bank))
     recompilation = Recompilation(old, pipeline, named, chosen)
     wanted = names if everything else recompilation.published()
     with progress_bar(f"{len(wanted)} patches") as progress:

@@ -31,13 +31,13 @@ def worker(
 
     SIGTERM and Ctrl-C return the current job to the queue. Several workers may share a queue.
     """
-    from vllm_edit.cli.model_inputs import bank_of, load_base
+    from vllm_edit.cli.model_inputs import bank_of, base_of
     from vllm_edit.release.pipeline import Pipeline
     from vllm_edit.release.worker import Worker
     from vllm_edit.store.store import Store
 
     opened = Store.open(store)
-    pipeline = Pipeline(opened, load_base(model or opened.site().model), bank_of(opened, bank))
+    pipeline = Pipeline(opened, base_of(opened, model), bank_of(opened, bank))
     stop = Event()
     made = Worker(pipeline, lease_s=lease, stop=stop)
     print_line(f"worker {made.holder.rpartition(':')[0]} waits for jobs of {opened.url}", error=True)

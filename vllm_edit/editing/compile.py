@@ -121,7 +121,10 @@ def compile_patch(
     check_base(base, site)
     check_site_tensors(method, site_tensors)
     if patch.base not in (None, base.name, site.model, Path(site.model).name):
-        raise Incompatible(f"patch {patch.name} was written for base {patch.base!r}; this store's is {site.model!r}")
+        raise Incompatible(
+            f"patch {patch.name} was written for base {patch.base!r}; this store's is {site.model!r}; use a store of "
+            "that base, or change or remove the field `base`"
+        )
     check_edits(base, patch.edits, site.contexts or ())
     if patch.scope == "subject":
         return _compile_scoped(

@@ -146,17 +146,32 @@ def second_moments(
     for module in modules:
         d_in = missing.get(module) or len(found[module].matrix)
         there = count if module in missing else found[module].count
-        if there < (needed := int(minimum_ratio * d_in)):
-            raise EditError(
-                f"the second moment of {module} needs at least {needed} vectors ({minimum_ratio:g} times its {d_in} "
-                f"inputs); the {len(chosen)} texts have {there} tokens: give more text"
-            )
+        _check_count(there, len(chosen), module, d_in, minimum_ratio)
     for group in _fitting(missing):
         for module, matrix in _accumulate(base, group, rows, batch_tokens, progress).items():
             found[module] = SecondMoment(matrix, count)
             if cache:
                 _write(paths[module], found[module])
     return [found[module].with_ridge(ridge) for module in modules]
+
+
+def check_texts(base: Base, module: str, texts: Sequence[str], minimum_ratio: float = 10) -> None:
+    """Check that the texts suffice for the module's second moment, without a pass of the model.
+
+    Raises:
+        EditError: the texts have fewer than `minimum_ratio` · d_in tokens.
+    """
+    d_in = linear_shape(find_module(base.model, module))[1]
+    rows = _token_rows(base.tokenizer, texts, _longest(base), int(minimum_ratio * d_in))
+    _check_count(sum(map(len, rows)), len(texts), module, d_in, minimum_ratio)
+
+
+def _check_count(there: int, texts: int, module: str, d_in: int, minimum_ratio: float) -> None:
+    if there < (needed := int(minimum_ratio * d_in)):
+        raise EditError(
+            f"the second moment of {module} needs at least {needed} vectors ({minimum_ratio:g} times its {d_in} "
+            f"inputs); the {texts} texts have {there} tokens: give more text"
+        )
 
 
 def _fitting(widths: Mapping[str, int]) -> Iterator[dict[str, int]]:

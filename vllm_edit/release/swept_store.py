@@ -9,6 +9,7 @@ from pathlib import Path
 
 from vllm_edit.artefacts.site import Token, check_rank
 from vllm_edit.deltas.linear import linear_shape
+from vllm_edit.editing.second_moment import check_texts
 from vllm_edit.editing.site.sites import fixed_site, module_at, over_depth
 from vllm_edit.editing.site.sweep import TOKENS, choose_site
 from vllm_edit.editing.site.trials import Measurement
@@ -82,14 +83,18 @@ def create_store(
             if there are fewer; several are for MEMIT and AlphaEdit.
 
     Raises:
-        EditError: the model has no such layer, vLLM does not support the rank, or the model writes no text.
+        EditError: the model has no such layer, vLLM does not support the rank, the texts are too short, or the model
+            writes no text.
     """
     if layer is not None:
         module_at(base, layer)  # refuse now, not after minutes of work
     if max_rank is not None:
         check_rank(max_rank)
     documents: dict[Kind, JSONValue] = {}
-    if texts is None:
+    if texts is not None:
+        narrowest = min(base.layout.down, key=lambda module: linear_shape(find_module(base.model, module))[1])
+        check_texts(base, narrowest if layer is None else module_at(base, layer), texts)
+    else:
         written = write_texts(base, _vectors(base), seed=seed, progress=progress)
         passages, texts = hold_out(written, seed)
         documents["texts"] = texts
