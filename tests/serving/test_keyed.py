@@ -222,6 +222,13 @@ def test_a_key_that_is_revoked_while_its_body_comes_does_not_count(place: Keyed,
     assert run(steps()) == (401, ["acme", "globex"])
 
 
+def test_no_tenant_is_created_with_one_of_the_base_models_names(place: Keyed) -> None:
+    reply = run(place.client.post("/v1/edits/tenants", json={"name": "atlas"}, headers=place.key("admin")))
+    assert reply.status_code == 400
+    assert "the base model's name" in reply.json()["error"]["message"]
+    assert [tenant.name for tenant in place.store.registry.tenants()] == ["acme", "globex"]
+
+
 @pytest.fixture
 def gateway(tmp_path: Path, template: Path) -> Keyed:
     settings = Settings.from_environment({TENANT_HEADER: "X-Tenant", TRUSTED_PEERS: "10.1.0.0/16,127.0.0.1"})
