@@ -72,7 +72,7 @@ REAL = Plan(
         Question("The capital of Germany is"),
         Question("Which language is spoken in France?", chat=True),
     ),
-    by_prompt=("north", "south"),
+    by_prompt=("north",),
     changed="north",
     new_answer="Toulouse",
     measured=("north", "south"),
