@@ -29,7 +29,7 @@ MEANINGS: Mapping[str, str] = {
     "known": "all facts of CounterFact's 2,000 that the model knows: its greedy 8 tokens begin with the true object",
     "ranked": "a seeded draw of CounterFact's facts that the model knows, or ranks first: s(true) < s(new)",
     "near": "a seeded draw of CounterFact's facts that the model prefers by 1 to 10 nats and does not answer with; "
-    "settings are chosen on such facts, and no other set is used for that",
+    "settings are chosen on these facts and on those of `nearby`, and on no others",
     "nearby": "120 other such facts, for settings that `near` cannot tell apart; none of them is in another set",
     "many": "a seeded draw of 300 of CounterFact's facts, for rows of many edits at once",
     "counterfact": "a seeded draw of all of CounterFact's facts",
