@@ -189,11 +189,13 @@ def _value(name: str, value: float) -> str:
     return f"{value:.3f}" if name not in _UNITS else _UNITS[name](value)
 
 
+_LARGE_DRIFT = 10.0
+"""Growth of the perplexity from which on its factor is written instead of per cent."""
 _UNITS: Mapping[str, Callable[[float], str]] = {
     **dict.fromkeys(("NS_shift", "EM", "PM", "NM", "NM_shift", "EM_p", "PM_p", "NM_p"), "{:+.2f}".format),
     "fluency": lambda value: f"{100 * value:.1f}",
     "fluency_shift": lambda value: f"{100 * value:+.1f}",
-    "drift": "{:+.2%}".format,
+    "drift": lambda value: f"{value:+.2%}" if value < _LARGE_DRIFT else f"× {1 + value:,.0f}",
     **dict.fromkeys(("seconds", "cpu"), "{:.2f}".format),
     **dict.fromkeys(("edits", "tokens", "missed"), "{:.0f}".format),
 }
