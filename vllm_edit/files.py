@@ -298,6 +298,12 @@ def move_into_place(temporary: Path, target: Path) -> None:
     sync_folder(target.parent)
 
 
+def check_folder_of(path: Path) -> None:
+    """Raise `EditError` if the folder into which a file would be written does not exist."""
+    if not path.parent.is_dir():
+        raise EditError(f"there is no folder {path.parent} to write {path.name} into")
+
+
 def make_folder(folder: Path) -> None:
     """Create a folder durably: it and its parents are fsynced, so that it survives a power failure."""
     if folder.is_dir():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vllm_edit.errors import EditError
+from vllm_edit.files import check_folder_of
 
 FORMATS = (".png", ".svg")
 
@@ -17,8 +18,7 @@ def check_drawable(path: Path) -> None:
     """
     if path.suffix.lower() not in FORMATS:
         raise EditError(f"expected a picture named *{' or *'.join(FORMATS)}; got {path}")
-    if not path.parent.is_dir():
-        raise EditError(f"there is no folder {path.parent} to write {path.name} into")
+    check_folder_of(path)
     check_library("a picture")
 
 

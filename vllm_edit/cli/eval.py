@@ -91,14 +91,15 @@ def eval(
     _check_used(context, target, many)
     from vllm_edit.evaluation.evaluation_settings import EvaluationSettings
     from vllm_edit.evaluation.table import table
+    from vllm_edit.files import check_folder_of
     from vllm_edit.pages.page import check_page
     from vllm_edit.pages.report_pages import evaluation_page
     from vllm_edit.store.store import Store
 
     if html is not None:
         check_page(html)
-    if record is not None and not record.parent.is_dir():
-        raise EditError(f"there is no folder {record.parent} for the record {record.name}")
+    if record is not None:
+        check_folder_of(record)
 
     opened = Store.open(store)
     wanted = EvaluationSettings(max_tokens=max_tokens, answers=True)

@@ -72,14 +72,14 @@ def _of_edit(free: Sequence[Known], facts: Facts, edit: Edit) -> list[Probe]:
     kind: ProbeKind = "locality" if len(neighbours) >= _LEAST_NEIGHBOURS else "unrelated"
     some = neighbours if kind == "locality" else others
     chosen = drawing.sample(some, min(_OF_EDIT - len(alike), len(some)))
-    kinds: list[tuple[ProbeKind, list[Known]]] = [("locality", alike), (kind, chosen)]
-    return [
-        Probe(kind=kind, prompt=known.prompt, target=known.fact.object, tag=DEFAULT)
-        for kind, group in kinds
-        for known in group
-    ]
+    return _probes("locality", alike) + _probes(kind, chosen)
+
+
+def _probes(kind: ProbeKind, some: Sequence[Known]) -> list[Probe]:
+    return [Probe(kind=kind, prompt=known.prompt, target=known.fact.object, tag=DEFAULT) for known in some]
 
 
 def _ending(name: str) -> str:
     """The last of a name's words, normalised; empty for a name of one word."""
-    return normalise(name).rpartition(" ")[2] if " " in normalise(name) else ""
+    before, _, last = normalise(name).rpartition(" ")
+    return last if before else ""

@@ -7,6 +7,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from vllm_edit.errors import EditError
+from vllm_edit.files import check_folder_of
 from vllm_edit.pictures import check_library
 from vllm_edit.text.printable import printable
 
@@ -35,8 +36,7 @@ def check_page(path: Path) -> None:
     Raises:
         EditError: a missing folder, a path that is a folder, or no matplotlib.
     """
-    if not path.parent.is_dir():
-        raise EditError(f"there is no folder {path.parent} to write {path.name} into")
+    check_folder_of(path)
     if path.is_dir():
         raise EditError(f"expected a file to write the page into, got the folder {path}: name a file, as page.html")
     check_library("a page")
