@@ -17,7 +17,7 @@ from benchmarks.common.results_page import FOLDER, machine, write_marked, write_
 from benchmarks.public.figures import SETTINGS
 from benchmarks.public.page import OVERVIEW_SET, overview, section, with_earlier, without_times
 from benchmarks.public.place import TEXT, Places, networks_of, passages
-from benchmarks.public.rows import ABLATION, BASE, ROME, SLOW, SUBJECT, SUBJECT_ABLATION, Title, has_place, titles
+from benchmarks.public.rows import ABLATIONS, BASE, ROME, SLOW, SUBJECT, Title, has_place, titles
 from benchmarks.public.run import Run, forget
 from benchmarks.public.sets import MEANINGS, NEAR, SETS, drawn_sets, needs_knowledge, stored_knowledge
 from vllm_edit.cli.output import progress_bar
@@ -55,11 +55,7 @@ def main() -> None:
 def _measured(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     base = Base.load(arguments.model)
     networks = networks_of(arguments.network)
-    every = (
-        (BASE, ROME, *ABLATION, f"{ROME}{SUBJECT}", *SUBJECT_ABLATION)
-        if arguments.ablation
-        else titles(arguments.sizes)
-    )
+    every = (BASE, ROME, f"{ROME}{SUBJECT}", *ABLATIONS) if arguments.ablation else titles(arguments.sizes)
     if arguments.rows is None:
         every = tuple(title for title in every if has_place(title, networks))
     rows = _chosen(arguments.rows, every, "row")
@@ -161,7 +157,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--ablation",
         action="store_true",
-        help=f"r-ROME, and r-ROME with one thing changed ({', '.join(ABLATION)}), on a set of their own",
+        help=f"r-ROME, and r-ROME with one thing changed ({', '.join(ABLATIONS)}), on a set of their own",
     )
     parser.add_argument("--limit", type=count, help="at most so many edits of a set; RESULTS.md is then left alone")
     parser.add_argument(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from benchmarks.public.rows import ABLATION, ADDED, SLOW, SUBJECT_ABLATION, WAYS, Title, titles
+from benchmarks.public.rows import ABLATIONS, ADDED, SLOW, WAYS, Title, titles
 from benchmarks.public.sets import MEANINGS
 from vllm_edit.errors import EditError
 
@@ -133,7 +133,7 @@ def with_earlier(earlier: Mapping[str, Any], data: Mapping[str, Any]) -> dict[st
     sets = dict(earlier["sets"])
     for name, rows in data["sets"].items():
         both = {**sets.get(name, {}), **rows}
-        order = (*titles(sorted({Title.of(title).size for title in both})), *ABLATION, *SUBJECT_ABLATION)
+        order = (*titles(sorted({Title.of(title).size for title in both})), *ABLATIONS)
         sets[name] = {title: both[title] for title in sorted(both, key=order.index)}
     return {**data, "sets": {name: sets[name] for name in MEANINGS if name in sets}}
 

@@ -76,6 +76,8 @@ SUBJECT_ABLATION: Mapping[str, Mapping[str, Any]] = {
     "subject with shortening": {"shortening": 3},
 }
 """Row of single edits by r-ROME with scope subject → what differs from that scope's defaults."""
+ABLATIONS: Mapping[str, Mapping[str, Any]] = {**ABLATION, **SUBJECT_ABLATION}
+"""The rows of both, in the order of the table."""
 SUBJECT = "-subject"
 SINGLE = (BASE, *METHODS, *(f"{title}{SUBJECT}" for title in METHODS), IKE)
 
@@ -206,7 +208,7 @@ class Title:
     def of(cls, text: str) -> Title:
         if text in (BASE, IKE):
             return cls(None)
-        if text in ABLATION or text in SUBJECT_ABLATION:
+        if text in ABLATIONS:
             return cls(ROME, text in SUBJECT_ABLATION)
         name, _, size = text.rpartition("-")
         if size.isdigit():

@@ -17,12 +17,11 @@ from benchmarks.public.compiled import Singles, identity_of
 from benchmarks.public.figures import SETTINGS, Figure, figures, text_figures
 from benchmarks.public.place import Place, Places
 from benchmarks.public.rows import (
-    ABLATION,
+    ABLATIONS,
     BASE,
     IKE,
     METHODS,
     ROME,
-    SUBJECT_ABLATION,
     Alone,
     InContext,
     Many,
@@ -108,7 +107,7 @@ class Run:
             **scoped,
             **variant.settings,
             **self.settings.get(variant.method, {}),
-            **(ABLATION | SUBJECT_ABLATION).get(title, {}),
+            **ABLATIONS.get(title, {}),
         }
 
     def _identity(self, title: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from vllm_edit.facts.facts import Facts, Relation
 from vllm_edit.facts.pool import Known, Pool
 from vllm_edit.patch import LOCALITY_KINDS, Edit, Probe, ProbeKind
 from vllm_edit.text.matching import normalise
+from vllm_edit.text.name_words import last_word
 from vllm_edit.text.subjects import Subjects
 
 _OF_EDIT, _OF_PATCH = 8, 64
@@ -64,8 +65,8 @@ def relation_of(facts: Facts, edit: Edit) -> Relation | None:
 
 def _of_edit(free: Sequence[Known], facts: Facts, edit: Edit) -> list[Probe]:
     drawing = random.Random(f"{edit.subject}:{edit.prompt}")
-    relation, ending = relation_of(facts, edit), _ending(edit.subject)
-    alike = [known for known in free if ending and _ending(known.fact.subject.name) == ending]
+    relation, ending = relation_of(facts, edit), last_word(edit.subject)
+    alike = [known for known in free if ending and last_word(known.fact.subject.name) == ending]
     alike = drawing.sample(alike, min(_ALIKE, len(alike)))
     others = [known for known in free if known not in alike]
     neighbours = [known for known in others if relation and known.fact.relation.id == relation.id]
@@ -77,9 +78,3 @@ def _of_edit(free: Sequence[Known], facts: Facts, edit: Edit) -> list[Probe]:
 
 def _probes(kind: ProbeKind, some: Sequence[Known]) -> list[Probe]:
     return [Probe(kind=kind, prompt=known.prompt, target=known.fact.object, tag=DEFAULT) for known in some]
-
-
-def _ending(name: str) -> str:
-    """The last of a name's words, normalised; empty for a name of one word."""
-    before, _, last = normalise(name).rpartition(" ")
-    return last if before else ""

@@ -10,7 +10,6 @@ keys are also measured.
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,7 @@ from vllm_edit.artefacts.site import Context
 from vllm_edit.composition.solver import OPENING
 from vllm_edit.editing.rome.prompt_forms import Form, named_otherwise
 from vllm_edit.patch import Edit
+from vllm_edit.text.name_words import separators
 from vllm_edit.text.prompts import ids_after
 
 if TYPE_CHECKING:
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 _OPENINGS = ("{}", "{}'s")
 _FREQUENT = 512  # tokenizers list tokens by frequency, so these are the most frequent names
 _LEAST_LETTERS = 4
-_BREAK = re.compile(r"(?<=\w)[\s-](?=\w)")
-"""Separator between two words of a name: a space or a hyphen."""
 
 
 def opening_forms(edit: Edit) -> list[Form]:
@@ -45,7 +43,7 @@ def same_ending(edit: Edit, names: Sequence[str]) -> list[list[Form]]:
     The endings are the last word, and all words except the first. A one-word name has no ending. An ending that an
     alias shares is omitted, because a key cannot be both edited and preserved.
     """
-    subject, breaks = edit.subject, [found.start() for found in _BREAK.finditer(edit.subject)]
+    subject, breaks = edit.subject, separators(edit.subject)
     found = []
     for place in dict.fromkeys((breaks[-1], breaks[0])) if breaks else ():
         if any(alias.endswith(subject[place + 1 :]) for alias in edit.aliases):
