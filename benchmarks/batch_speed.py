@@ -38,6 +38,7 @@ from benchmarks.common.results_page import machine, write_section
 from vllm_edit import atlas
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.editing.compile import compile_patch, compile_separately
+from vllm_edit.editing.rome.health import EditHealth
 from vllm_edit.editing.rome_settings import RomeSettings
 from vllm_edit.editing.second_moment import SecondMoment
 from vllm_edit.editing.site.sites import MadeSite
@@ -169,6 +170,13 @@ def _one_by_one(
     return name, len(patches), lambda: [_alone(work, patch) for patch in patches]
 
 
+def _steps(patch: CompiledPatch) -> int:
+    """Training steps of the patch's first edit."""
+    report = patch.report.edits[0]
+    assert isinstance(report, EditHealth)
+    return report.steps
+
+
 def sameness(alone: Sequence[CompiledPatch], batched: Sequence[CompiledPatch]) -> dict[str, Any]:
     """Whether both ways did the same: steps of every edit, edits that missed, and the largest relative change of ΔW.
 
@@ -179,7 +187,7 @@ def sameness(alone: Sequence[CompiledPatch], batched: Sequence[CompiledPatch]) -
         for module, part in patch.delta.parts.items():
             dense = part.dense()
             changes.append(float((dense - other.delta.parts[module].dense()).norm() / dense.norm()))
-    steps = [[item.report.edits[0].steps for item in made] for made in (alone, batched)]
+    steps = [[_steps(item) for item in made] for made in (alone, batched)]
     missed = [sum(len(item.report.missed) for item in made) for made in (alone, batched)]
     return {
         "same_steps": sum(map(int.__eq__, *steps)) / min(map(len, steps)),

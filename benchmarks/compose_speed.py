@@ -142,7 +142,7 @@ def gram_products(
         exact = System.of(K, W, groups)
         product = (K @ W.T).double()
         rounded = System(K, W, (product + product.T) / 2, exact.groups, exact.shares)
-        errors = {}
+        errors: dict[str, float | None] = {}
         for precision, system in (("float64", exact), ("float32", rounded)):
             if torch.linalg.cholesky_ex(system.gram).info.item():
                 errors[precision] = None

@@ -82,6 +82,7 @@ def main() -> None:
                 report = evaluate(composed, runner, ("base", "weights"), SETTINGS)
                 rows[name] = row(report, "weights")
                 together[name] = report
+    assert base.folder is not None
     runner_of = VLLMRunner(base.folder, site.modules, site.max_rank, slots=site.slots, max_model_len=512)
     with runner_of as engine, progress_bar("asking") as progress:
         report = evaluate(compiled, engine, ("base", "weights", "ike"), SETTINGS, progress)
@@ -125,7 +126,13 @@ def _by_relation(report: Report) -> dict[str, dict[str, float]]:
 def _misses(report: Report) -> list[dict[str, Any]]:
     """Every changing prompt that was not answered with the target, and every keeping prompt that moved."""
     return [
-        {"metric": a.metric, "prompt": a.prompt, "chat": a.chat, "expected": a.expected, **a.texts}
+        {
+            "metric": a.metric,
+            "prompt": a.prompt,
+            "chat": a.chat,
+            "expected": a.expected,
+            **{str(mode): text for mode, text in a.texts.items()},
+        }
         for a in report.answers or ()
         if not a.right["weights"] and a.metric != "reverse"
     ]

@@ -28,6 +28,7 @@ from vllm_edit.atlas.hypernetworks import NETWORK_FOLDERS
 from vllm_edit.cli.output import progress_bar
 from vllm_edit.editing.compile import compile_separately
 from vllm_edit.editing.knowledge_editor.editor_network import KnowledgeEditor
+from vllm_edit.editing.knowledge_editor.gradient_gate import GradientGate
 from vllm_edit.editing.network_files import load, network_site
 from vllm_edit.evaluation.evaluate import evaluate
 from vllm_edit.evaluation.runners.hf import HFRunner
@@ -48,6 +49,8 @@ def main() -> None:
     arguments = _arguments()
     base = Base.load("atlas")
     network, card = load(arguments.network or NETWORK_FOLDERS["ke"])
+    if not isinstance(network, KnowledgeEditor):
+        raise SystemExit(f"--network must name a network of KnowledgeEditor; got one of {card.method}")
     site = network_site(base, network, card)
     runner = HFRunner(base.model, base.tokenizer)
     judged = {patch.edits[0].subject for patch in single_patches(runner, JUDGED_COUNT, JUDGED_SEED)}
@@ -82,15 +85,17 @@ def without(network: KnowledgeEditor, parts: Sequence[str]) -> KnowledgeEditor:
         reduced.encoder.register_forward_hook(lambda module, args, encoded: (encoded[0].roll(-1, 0), encoded[1]))
     with torch.no_grad():
         for gate in reduced.gates:
+            assert isinstance(gate, GradientGate)
             widths = [gate.d_out, gate.d_in, gate.d_out, gate.d_in]
-            alpha, gamma, b, d = (
-                (weight, bias)
-                for weight, bias in zip(
-                    gate.edit.output.weight.split(widths), gate.edit.output.bias.split(widths), strict=True
-                )
-            )
+            edit = gate.edit.output
+            alpha, gamma, b, d = zip(torch.split(edit.weight, widths), torch.split(edit.bias, widths), strict=True)
             own = (gate.token_strength.output.weight, gate.token_strength.output.bias)
-            outputs = {"strengths": [own], "gate": [alpha, gamma], "shift": [b, d], "text": []}
+            outputs: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {
+                "strengths": [own],
+                "gate": [alpha, gamma],
+                "shift": [b, d],
+                "text": [],
+            }
             for part in parts:
                 for weight, bias in outputs[part]:
                     weight.zero_()

@@ -62,7 +62,7 @@ def main() -> None:
             )
             seconds = (time.perf_counter() - started) / len(patches)
             report = evaluate(compiled, runner, ("base", "weights"), SETTINGS, progress)
-        scales = sorted(patch.report.scales[0] for patch in compiled)
+        scales = sorted(scale for patch in compiled for scale in patch.report.scales or ())
         quartiles = statistics.quantiles(scales, n=4)
         rows.append({"margin": margin, "seconds": seconds, "scales": quartiles, **row(report, "weights")})
     data = {"edits": len(patches), "engine": runner.name, "machine": machine(), "rows": rows}

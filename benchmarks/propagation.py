@@ -96,8 +96,8 @@ def prepared(folder: Path) -> tuple[Store, list[str], str, str]:
     store.registry.create_tenant("shop")
     for name in names:
         store.registry.publish("shop", name, override="a benchmark", by="benchmark")
-    keys = (store.registry.create_api_key(tenant).presented for tenant in (None, "shop"))
-    return store, names, *keys
+    admin, shop = (store.registry.create_api_key(tenant).presented for tenant in (None, "shop"))
+    return store, names, admin, shop
 
 
 def _over_http(url: str, admin: str, names: list[str]) -> Change:

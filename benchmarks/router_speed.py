@@ -150,7 +150,7 @@ class NoEngine:
     """Takes adapters and forgets them."""
 
     base_names = ("base",)
-    max_rank, max_model_len = 16, 512
+    max_rank, max_model_len, max_prompts = 16, 512, 64
     slots, capacity = 0, 4096
 
     def count_tokens(self, text: str) -> int:

@@ -92,7 +92,7 @@ def main() -> None:
         "rank": store.site().max_rank,
         "slots": store.site().slots,
         "seconds_compiling": seconds,
-        "kept_energy": patches["truncated"].algebra.kept_energy,
+        "kept_energy": algebra.kept_energy if (algebra := patches["truncated"].algebra) else 1.0,
         "few": len(patches["few-all"].manifest.edits),
         "asked": arguments.asked,
         "reliability_lost": lost,
@@ -113,9 +113,15 @@ def compiled_once(
     wanted = tuple(edit for patch in subjects for edit in patch.edits)
     for name in store.names():
         if name.startswith("scoped@") and store.manifest(name).edits == wanted and store.records(name, SECONDS):
-            return store.load(name).units, float(store.records(name, SECONDS)[-1].data["seconds"])
+            return store.load(name).units, _recorded_seconds(store, name)
     started = time.perf_counter()
     return compiled_alone(subjects, place, base), time.perf_counter() - started
+
+
+def _recorded_seconds(store: Store, name: str) -> float:
+    """Seconds that an earlier run took to compile the patch."""
+    data: Mapping[str, Any] = store.records(name, SECONDS)[-1].data
+    return float(data["seconds"])
 
 
 def patches_of(units: Sequence[CompiledPatch], store: Store) -> dict[str, CompiledPatch]:

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
@@ -93,9 +94,9 @@ def _markdown(found: AverageEffects, single: AverageEffects, site: Site, seconds
     return "\n".join(lines)
 
 
-def _record(found: AverageEffects) -> dict[str, object]:
+def _record(found: AverageEffects) -> dict[str, Any]:
     """The averages; of single prompts only what is no matrix."""
-    record = found.as_record()
+    record: dict[str, Any] = found.as_record()
     heads = ("subject", "prompt", "answer", "believed", "clean", "corrupted")
     return record | {"prompts": [{key: prompt[key] for key in heads} for prompt in record["prompts"]]}
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 from vllm_edit.artefacts.site import Context
 from vllm_edit.deltas.linear import linear_shape
@@ -59,7 +59,7 @@ def random_base(name: str, shape: Shape) -> Base:
     Raises:
         SystemExit: the vocabulary does not hold the tokenizer's tokens.
     """
-    tokenizer = AutoTokenizer.from_pretrained(weights_folder(), local_files_only=True)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(weights_folder(), local_files_only=True)
     if shape.vocabulary < len(tokenizer):
         raise SystemExit(f"the shape's vocabulary must be at least {len(tokenizer)}; got {shape.vocabulary}")
     config = LlamaConfig(

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 from transformers import PreTrainedTokenizerFast
 
-from vllm_edit.evaluation.runners.runner import Request, Scored
+from vllm_edit.evaluation.runners.runner import Reading, Request, Scored
 
 _AT_ONCE = 48
 _TRIES = 4
@@ -45,6 +45,9 @@ class ServerRunner:
 
     def score(self, requests: Sequence[tuple[Request, str]]) -> list[Scored]:
         raise NotImplementedError("a server answers freely; force answers with another runner")
+
+    def read(self, requests: Sequence[Request]) -> list[Reading]:
+        raise NotImplementedError("a server answers freely; read texts with another runner")
 
     def ask(self, asked: Sequence[tuple[str, str, bool]], max_tokens: int) -> list[Reply]:
         """(model, prompt, chat) → reply, many at once, in their order."""

@@ -65,7 +65,8 @@ class Asker:
         """The whole row, whose edits are at `site`; what the record holds is not asked again."""
         found = Asked()
         done: set[str] = set()
-        for entry in record.entries:
+        earlier: Sequence[Mapping[str, Any]] = record.entries
+        for entry in earlier:
             self._take(entry, row, found)
             done |= set(entry["patches"])
         row_progress.recorded(found.edits)

@@ -69,7 +69,7 @@ class Singles:
                 progress=progress,
             )
             spent = asdict(watch.spent())
-            entry = {
+            entry: dict[str, Any] = {
                 "patches": [patch.name for patch in batch],
                 "names": [kept.save(patch) for patch in made],
                 "missed": [bool(patch.report.missed) for patch in made],

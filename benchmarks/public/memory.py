@@ -40,7 +40,7 @@ class Memory:
         keys = [(what, key_of(request)) for request in requests]
         return self._recalled(keys, lambda new: ask([requests[place] for place in new]))
 
-    def learn(self, sheet: Sheet, mode: Mode, adapter: str | None, max_tokens: int) -> None:
+    def learn(self, sheet: Sheet, mode: Mode, adapter: str | None, max_tokens: int | None) -> None:
         """Take what a sheet of an earlier run says of a mode whose prompts all ran under `adapter`."""
         for question, reply in zip(sheet.questions, sheet.replies[mode], strict=True):
             key = (question.prompt, question.chat, adapter)

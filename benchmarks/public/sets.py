@@ -6,6 +6,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vllm_edit.datasets import read_edits
 from vllm_edit.digest import digest_json
@@ -114,7 +115,8 @@ def needs_knowledge(names: Sequence[str]) -> bool:
 
 def counterfact_knowledge(edits: Sequence[Edit], runner: Runner, record: Record, progress: Progress) -> list[Knowledge]:
     """What the base makes of every edit's fact. record: keeps it, and brings what an earlier run found."""
-    found = [Knowledge(*known) for entry in record.entries for known in entry["knowledge"]]
+    earlier: Sequence[Mapping[str, Any]] = record.entries
+    found = [Knowledge(*known) for entry in earlier for known in entry["knowledge"]]
     while len(found) < len(edits):
         progress("asking what the base knows", len(found), len(edits))
         part = edits[len(found) : len(found) + _PART]

@@ -97,11 +97,11 @@ def written(runner: HFRunner, requests: Sequence[Request], tokens: int = TOKENS,
                 logits_processor=LogitsProcessorList([draw]),
             )
         for row, line in zip(rows, out[:, given.shape[1] :].tolist(), strict=True):
-            texts[row] = tokenizer.decode(line, skip_special_tokens=True)
+            texts[row] = str(tokenizer.decode(line, skip_special_tokens=True))
     return texts
 
 
-class _Draw(LogitsProcessor):  # type: ignore[misc]
+class _Draw(LogitsProcessor):
     """Makes greedy decoding sample: of the k likeliest tokens the one of the greatest p / noise, exponential noise."""
 
     def __init__(self, seeds: Sequence[int], tokens: int, top_k: int, banned: Sequence[int]) -> None:
