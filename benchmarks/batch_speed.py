@@ -9,7 +9,7 @@ In float32 both take the same steps. With bfloat16 products the rounding depends
 Both compile the same single-edit patches in one process, with the model loaded and warm. `--budgets` are values of
 `RomeSettings.batch_tokens`, the memory budget; peak memory is beside each. CPU seconds are beside wall-clock
 seconds, since a machine may have other work. `--few` takes only the first edits for what is done one at a time.
-`--whole` takes the means of speed away, one after the other, down to every block run on every token of every row in
+`--whole` switches the optimisations off, one more each time, until every block runs on every token of every row in
 every step, as the method's published code does. `--model` is a pretrained model with its store: counterfactual edits of
 facts that it knows. `--shape` takes a model with random weights (bfloat16 on a GPU, float32
 without one) whose edits all take `--steps` steps: a random model has nothing to reach.
@@ -135,7 +135,7 @@ def compare(
     work: Work, budgets: Sequence[int], console: Console, whole: bool = False, few: int | None = None
 ) -> tuple[list[Measured], list[Sequence[CompiledPatch]]]:
     """One at a time, under the default budget; then batched under each of `budgets`; then, with `whole`, one at a time
-    without one more means of speed each time. few: patches of what is done one at a time; default all."""
+    with the optimisations switched off, one more each time. few: patches of what is done one at a time; default all."""
     some = work.patches[: few or len(work.patches)]
     ways: list[tuple[str, int, Callable[[], Sequence[CompiledPatch]]]] = [_one_by_one("one at a time", work, some)]
     for budget in budgets:
@@ -232,7 +232,7 @@ def _markdown(work: Work, table: Sequence[Measured], compiled: Sequence[Sequence
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--count", type=count, default=24, help="edits (default 24)")
-    parser.add_argument("--seed", type=int, default=1, help="of the draw (default 1)")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the draw (default 1)")
     parser.add_argument(
         "--budgets",
         type=numbers(int),
@@ -243,11 +243,15 @@ def _arguments() -> argparse.Namespace:
         "--store", type=Path, default=Path("runs/bench"), help="atlas's store to use or make, or --model's"
     )
     parser.add_argument("--few", type=count, help="edits of what is done one at a time (default all)")
-    parser.add_argument("--whole", action="store_true", help="also without one more means of speed each time")
+    parser.add_argument(
+        "--whole", action="store_true", help="also measure with the optimisations switched off, one more each time"
+    )
     parser.add_argument("--model", help="a pretrained model's folder instead of atlas")
     parser.add_argument("--threads", type=count, help="processor threads (default torch's)")
     parser.add_argument("--shape", choices=sorted(SHAPES), help="a model with random weights instead of atlas")
-    parser.add_argument("--change", action="append", default=[], metavar="FIELD=N", help="of the shape; repeatable")
+    parser.add_argument(
+        "--change", action="append", default=[], metavar="FIELD=N", help="one field of the shape; repeatable"
+    )
     parser.add_argument("--steps", type=int, default=20, help="steps of every edit with --shape (default 20)")
     return parser.parse_args()
 

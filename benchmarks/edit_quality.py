@@ -178,7 +178,7 @@ def _markdown(
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--count", type=int, default=200, help="single edits (default 200)")
-    parser.add_argument("--seed", type=int, default=1, help="of the draw (default 1)")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the draw (default 1)")
     parser.add_argument("--method", choices=("rome", "memit", "alphaedit"), default="rome", help="default rome")
     parser.add_argument("--store", type=Path, default=Path("runs/bench"), help="store to use or make")
     return parser.parse_args()

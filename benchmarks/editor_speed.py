@@ -140,7 +140,9 @@ def _markdown(base: Base, once: Mapping[str, float], costs: Sequence[Cost], coun
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--shape", choices=sorted(SHAPES), default="llama-3-8b", help="default llama-3-8b")
-    parser.add_argument("--change", action="append", default=[], metavar="FIELD=N", help="of the shape; repeatable")
+    parser.add_argument(
+        "--change", action="append", default=[], metavar="FIELD=N", help="one field of the shape; repeatable"
+    )
     parser.add_argument("--count", type=count, default=4, help="edits by each method (default 4)")
     parser.add_argument("--steps", type=int, default=20, help="of r-ROME (default 20)")
     return parser.parse_args()

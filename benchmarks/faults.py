@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def merged(last: Sequence[Ran], new: Sequence[Ran]) -> list[Ran]:
-    """What ran last, each in its place, but what ran now as it ran now."""
+    """The results of the last runs, in their order; a test that ran now has its new result."""
     newest = {(run.test, run.case): run for run in (*last, *new)}
     return list(newest.values())
 

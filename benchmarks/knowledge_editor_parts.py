@@ -122,7 +122,7 @@ def table(data: Mapping[str, Any]) -> str:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--count", type=int, default=60, help="most edits (default 60)")
-    parser.add_argument("--seed", type=int, default=5, help="of the draw (default 5)")
+    parser.add_argument("--seed", type=int, default=5, help="seed of the draw (default 5)")
     parser.add_argument("--network", type=Path, help="folder of a network (default: the shipped one)")
     return parser.parse_args()
 

@@ -322,7 +322,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--ways", type=chosen_ways, default=WAYS, help=f"default: {','.join(WAYS)}")
     parser.add_argument("--section", default="many_edits", help="section of RESULTS.md (default many_edits)")
     parser.add_argument("--add", action="store_true", help="keep the section's rows of other ways and sizes")
-    parser.add_argument("--seed", type=int, default=1, help="of the draw (default 1)")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the draw (default 1)")
     parser.add_argument("--store", type=Path, default=Path("runs/bench"), help="store to use or make")
     parser.add_argument("--network", type=Path, help="folder of a network, in place of the shipped one of its method")
     return parser.parse_args()

@@ -288,7 +288,7 @@ def _batched(rows: Mapping[str, Any]) -> str:
     timed = [name for name in rows if rows[name]["costs"]["seconds"] is not None]
     together = [name for name in timed if rows[name]["costs"]["batched"]]
     alone = [name for name in timed if name not in together]
-    return f"{', '.join(together)} in one batch, {', '.join(alone)} one edit after the other"
+    return f"in one batch for {'; '.join(together)}; one edit after the other for {'; '.join(alone)}"
 
 
 def _tokens(report: Report, mode: Mode) -> float:
@@ -312,7 +312,7 @@ def _runner(
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--count", type=int, default=200, help="single edits (default 200)")
-    parser.add_argument("--seed", type=int, default=1, help="of the draw (default 1)")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the draw (default 1)")
     parser.add_argument("--store", type=Path, default=Path("runs/bench"), help="store to use or make")
     parser.add_argument("--network", type=Path, help="folder of a network, in place of the shipped one of its method")
     parser.add_argument("--engine", choices=("hf", "vllm"), default="hf", help="what answers (default hf)")

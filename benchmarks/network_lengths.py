@@ -91,10 +91,10 @@ def table(data: Mapping[str, Any]) -> str:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("--method", choices=sorted(NETWORK_FOLDERS), default="mend", help="of the network")
+    parser.add_argument("--method", choices=sorted(NETWORK_FOLDERS), default="mend", help="method of the network")
     parser.add_argument("--margins", type=numbers(float), default=[1, 2, 3, 4], help="in nats (default 1,2,3,4)")
     parser.add_argument("--count", type=int, default=200, help="edits drawn (default 200)")
-    parser.add_argument("--seed", type=int, default=5, help="of the draw (default 5)")
+    parser.add_argument("--seed", type=int, default=5, help="seed of the draw (default 5)")
     parser.add_argument("--network", type=Path, help="folder of a network (default: the method's shipped one)")
     return parser.parse_args()
 

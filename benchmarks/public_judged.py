@@ -25,7 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="what the benchmark on public data judges, as patch files")
     parser.add_argument("--model", default="bases/smollm2", help="folder of the model (default bases/smollm2)")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of the public editing data")
-    parser.add_argument("--seed", type=int, default=1, help="of the draws (default 1)")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the draws (default 1)")
     parser.add_argument("--folder", type=Path, default=Path("runs/public"), help="records of the benchmark")
     parser.add_argument("--out", type=Path, default=Path("runs/judged"), help="folder of the patch files")
     arguments = parser.parse_args()

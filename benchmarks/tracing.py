@@ -104,7 +104,7 @@ def _record(found: AverageEffects) -> dict[str, Any]:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--count", type=int, default=40, help="drawn edits beside the ten of world.yaml (default 40)")
-    parser.add_argument("--seed", type=int, default=1, help="of the draw (default 1)")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the draw (default 1)")
     parser.add_argument("--samples", type=int, default=10, help="noise samples for each prompt (default 10)")
     parser.add_argument("--store", type=Path, default=Path("runs/bench"), help="store whose site is compared")
     return parser.parse_args()

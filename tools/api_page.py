@@ -33,7 +33,9 @@ TITLES = {
 
 def interface() -> dict[str, Any]:
     """The public names and griffe's objects for them, in the order of `__all__`."""
-    package = griffe.load("vllm_edit", search_paths=[ROOT], docstring_parser="google")
+    package = griffe.load(
+        "vllm_edit", search_paths=[ROOT], docstring_parser="google", docstring_options={"returns_multiple_items": False}
+    )
     return {name: package[name].final_target for name in vllm_edit.__all__}
 
 

@@ -107,8 +107,9 @@ class Probe(_Declared):
 
 
 Fact = tuple[str, str, str]
-"""(name of the subject, "relation" or "prompt", the relation, or the prompt without its subject), in one spelling; and
-the whole prompt of no name, since it has one answer whatever its subject is taken to be."""
+"""One way to write a fact, in one spelling: (a name of the subject, "relation", the relation), (a name of the subject,
+"prompt", the prompt without the subject), or ("", "prompt", the whole prompt). The last form has no name, because a
+prompt has one answer, whichever subject the edit names."""
 
 
 class Edit(_Declared):
@@ -353,7 +354,7 @@ def _not_judged(edits: Sequence[Edit]) -> Iterator[tuple[int, str]]:
             if other := old.get(normalise(alias)):
                 yield (
                     number,
-                    f"{alias!r} of target_new_aliases is the answer now as well ({other!r}): it is only one of them",
+                    f"{alias!r} of target_new_aliases is also the current answer ({other!r}): remove one of the two",
                 )
 
 

@@ -11,7 +11,7 @@ N = TypeVar("N", int, float)
 
 
 def numbers(kind: type[N]) -> Callable[[str], list[N]]:
-    """What argparse reads such an option with: positive numbers of a kind, at least one, between commas."""
+    """Return argparse's parser of such an option: one or more positive numbers, separated by commas."""
 
     def read(text: str) -> list[N]:
         try:

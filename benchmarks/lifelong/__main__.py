@@ -115,7 +115,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--protocols", type=_protocols, default=list(TITLES), help=f"default: {','.join(TITLES)}")
     parser.add_argument("--asked", type=count, default=60, help="edits asked at a milestone (default 60)")
     parser.add_argument("--passages", type=count, default=16, help="passages read for the drift (default 16)")
-    parser.add_argument("--seed", type=int, default=1, help="of the draws (default 1)")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the draws (default 1)")
     parser.add_argument("--folder", type=Path, default=Path("runs/lifelong"), help="what is done already")
     parser.add_argument("--recorded", action="store_true", help="publish nothing: only what earlier runs recorded")
     parser.add_argument("--print-only", action="store_true", help="print the table and leave RESULTS.md alone")

@@ -166,7 +166,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--fluency", type=int, default=50, help="edits of a set whose fluency is measured (default 50)")
     parser.add_argument("--no-times", action="store_true", help="leave seconds out: other programs were running")
     parser.add_argument("--add", action="store_true", help="keep the section's other sets and rows")
-    parser.add_argument("--seed", type=int, default=1, help="of the draws (default 1)")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the draws (default 1)")
     parser.add_argument("--folder", type=Path, default=Path("runs/public"), help="records of what is done already")
     parser.add_argument("--fresh", action="store_true", help="forget the records of this model and begin again")
     return parser.parse_args()

@@ -121,7 +121,10 @@ class Asker:
         }
 
     def _written(self, row: Row, portion: Portion, writing: set[str], site: Site) -> list[Written]:
-        """What each chosen edit's own prompt is gone on with. Prompts that a server would refuse are left out."""
+        """The texts with which the model continues each chosen edit's own prompt.
+
+        Prompts that a server would refuse are left out.
+        """
         questions = [
             Question(portion.owner(number), 0, RELIABILITY, edit.prompt, False, edit.target_new, edit.target_true)
             for number, patch in enumerate(portion.declared)

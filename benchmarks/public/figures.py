@@ -74,8 +74,11 @@ def _magnitudes(sheets: Sequence[Sheet], mode: Mode) -> list[Outcome]:
 
 
 def _of_base_knowledge(sheets: Sequence[Sheet], mode: Mode) -> list[Outcome]:
-    """paraphrase_old: a paraphrase gets the old answer; paraphrase_elicited: those that get it from base, the new
-    <keeping metric>_kept: what base answers rightly still is.
+    """The answers that depend on what base answers.
+
+    paraphrase_old: a paraphrase gets the old answer. paraphrase_elicited: of the paraphrases to which base gives the
+    old answer, those that get the new one. <keeping metric>_kept: of the questions that base answers rightly, those
+    that are still answered rightly.
     """
     outcomes: list[Outcome] = []
     for question, replies in with_numbers(sheets):
@@ -105,8 +108,11 @@ def _mean(outcomes: Sequence[Outcome]) -> Figure:
 
 
 def text_figures(texts: Sequence[Written], readings: Sequence[Read]) -> dict[str, Figure]:
-    """fluency: mean n-gram entropy of what was written; fluency_shift: less that of what base wrote by the same random
-    numbers. drift: relative change of perplexity over all that was read, its interval over the patches that read it.
+    """The figures of texts.
+
+    fluency: mean n-gram entropy of the written texts. fluency_shift: the same minus that of base's texts, which were
+    sampled with the same random numbers. drift: relative change of the perplexity of all texts that were read; its
+    interval is over the patches.
     """
     found: dict[str, Figure] = {}
     if texts:

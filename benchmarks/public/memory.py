@@ -36,7 +36,7 @@ class Memory:
     def remembered(
         self, requests: Sequence[Request], what: Hashable, ask: Callable[[list[Request]], Sequence[T]]
     ) -> list[T]:
-        """What `ask` answers to each request, asked only of those that it was never asked of."""
+        """The answers of `ask` to the requests; a request that was asked before is not asked again."""
         keys = [(what, key_of(request)) for request in requests]
         return self._recalled(keys, lambda new: ask([requests[place] for place in new]))
 

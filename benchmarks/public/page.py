@@ -103,9 +103,9 @@ def overview(data: Mapping[str, Any]) -> str:
         [
             *lines,
             "",
-            f"{data['model']}: {MEANINGS[OVERVIEW_SET]}. -subject: with scope subject; rows with a number: so many "
-            "edits at once. Drift: of the perplexity of ordinary text. `make bench-public`; what the columns mean, "
-            "intervals and all other columns in [RESULTS.md](../benchmarks/RESULTS.md).",
+            f"{data['model']}: {MEANINGS[OVERVIEW_SET]}. -subject: with scope subject. Rows with a number: that "
+            "many edits at once. Drift: relative change of the perplexity of ordinary text. `make bench-public`; what "
+            "the columns mean, intervals and all other columns in [RESULTS.md](../benchmarks/RESULTS.md).",
         ]
     )
 

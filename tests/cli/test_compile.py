@@ -71,7 +71,7 @@ def test_a_patch_file_becomes_a_stored_patch(program: Program, model: Path, text
     automatic = program("compile", file, "--method", "auto", "--store", url, *FORCED)
     assert automatic.out.startswith(f"{done['name']}  accepted, "), "the method of a site of one module is rome"
     limits = "locality; unrelated"
-    assert printed.out.endswith(f", not judged for want of probes: {limits}\n")
+    assert printed.out.endswith(f", not judged, because probes are missing: {limits}\n")
     assert done["not_judged"] == limits
     shown = program("show", done["name"], "--store", url).out
     assert [line.split(maxsplit=2)[2] for line in shown.splitlines() if line.startswith("not judged")] == [limits]

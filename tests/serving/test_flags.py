@@ -1,4 +1,4 @@
-"""The effect of every vLLM setting on a base is known; a setting that makes another model is refused by name."""
+"""The effect of every vLLM setting on a base is known; a setting that changes the base model is refused by name."""
 
 from __future__ import annotations
 

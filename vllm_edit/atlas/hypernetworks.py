@@ -1,8 +1,8 @@
 """Training edits and texts of atlas's hypernetworks, about subjects that no evaluation edits; the shipped networks.
 
-A fifth of all subjects is reserved for choices (`edits.py`); evaluations draw from the others. Training uses that
-fifth, also for probes and texts. Only new answers come from the whole tables: a fifth of a relation's objects is not
-enough to learn to write any object.
+A fifth of all subjects is reserved for choices (`facts/counterfactual_edits.py`); evaluations draw from the others.
+Training uses that fifth, also for probes and texts. Only new answers come from the whole tables: a fifth of a
+relation's objects is not enough to learn to write any object.
 """
 
 from __future__ import annotations

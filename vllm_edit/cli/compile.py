@@ -96,5 +96,5 @@ def _line(outcome: Outcome) -> str:
     if report.norm is not None:
         parts.append(f"‖ΔW‖/‖W‖ {report.norm:.3f}")
     if outcome.not_judged:
-        parts.append(f"not judged for want of probes: {outcome.not_judged}")
+        parts.append(f"not judged, because probes are missing: {outcome.not_judged}")
     return f"{outcome.name}  {', '.join(parts)}"

@@ -57,7 +57,8 @@ def compose(
     resolved = [opened.resolve(name) for name in names]
     if len(set(resolved)) == 1 and out is None:
         raise EditError(
-            f"one patch alone would take its own name, {names[0]}: name two patches or more, or the result with --out"
+            f"a composition of one patch would get the patch's own name, {names[0]}: give two patches or more, or "
+            "another name with --out"
         )
     members = [opened.load(name) for name in resolved]
     started = time.perf_counter()
@@ -113,11 +114,11 @@ def _print(outcome: Outcome, algebra: CompositionReport) -> None:
     if algebra.kept_energy < 1:
         parts.append(f"truncated, {algebra.kept_energy:.2%} of the energy kept")
     if outcome.not_judged:
-        parts.append(f"not judged for want of probes: {outcome.not_judged}")
+        parts.append(f"not judged, because probes are missing: {outcome.not_judged}")
     print_line(f"{outcome.name}  {', '.join(parts)}")
     for conflict in decided_conflicts(manifest):
         print_line(
-            f"{change(conflict.prompt, conflict.target)} of {short(conflict.left_out)} left: "
+            f"{change(conflict.prompt, conflict.target)} of {short(conflict.left_out)} is left out: "
             f"{short(conflict.winner)} says {quoted(conflict.kept_target)}"
         )
     if shown := algebra.interference[:_SHOWN_PAIRS]:

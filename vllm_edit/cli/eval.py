@@ -135,7 +135,7 @@ def _check_used(context: typer.Context, target: str, many: bool) -> None:
     unused = {
         "record": None if many else "only many edits, of a data set or known, are recorded",
         "limit": None if many else "one patch is measured with all its edits",
-        "seed": None if target == KNOWN else "it draws the facts of known, and no other target is drawn",
+        "seed": None if target == KNOWN else "only the facts of known are drawn at random",
         **dict.fromkeys(
             ("method", "settings", "bank"), f"{target} is compiled already; name its PATCH.yaml" if stored else None
         ),

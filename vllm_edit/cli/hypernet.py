@@ -26,7 +26,7 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder for the network, and for checkpoints on the way.")],
     model: Annotated[str, typer.Option(help="atlas (shipped), a model folder, or a hub id.")] = "atlas",
     method: MethodOption = "mend",
-    layers: Annotated[int, typer.Option(min=1, help="Edit matrices of this many last layers.")] = 3,
+    layers: Annotated[int, typer.Option(min=1, help="Number of last layers whose matrices are edited.")] = 3,
     edits: Annotated[
         list[Path] | None,
         typer.Option(metavar="PATCH.yaml", help="Edits to train on; may be repeated. atlas makes its own."),
@@ -40,7 +40,7 @@ def train(
         str | None,
         typer.Option(
             metavar="URL",
-            help="A store of the model: train on facts of its pool that no eval known judges, and read its text.",
+            help="A store of the model: train on facts of its pool that `eval known` does not judge, and on its text.",
         ),
     ] = None,
     count: Annotated[int, typer.Option(min=1, help="Number of edits generated for atlas, or from the pool.")] = 4000,

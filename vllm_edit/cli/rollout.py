@@ -62,14 +62,14 @@ def create(
         typer.Option(
             "--range",
             metavar="LOW..HIGH",
-            help="Only these users, in per cent, like 0..40; rollouts whose ranges do not overlap run at one time.",
+            help="Only these users, in per cent, like 0..40. Rollouts can run together if their ranges do not overlap.",
         ),
     ] = None,
     shadow: Annotated[
         str | None,
         typer.Option(
             metavar="PERCENT",
-            help="Percentage of the answers that the other arm repeats for nobody, to compare both; from now on.",
+            help="Percentage of the requests that the other arm answers once more, only to compare both answers.",
         ),
     ] = None,
     shadow_texts: Annotated[

@@ -28,11 +28,11 @@ class TrainingInputs:
         patches: patch files.
         data: data sets.
         limit: maximum number of records of each data set; None for all.
-        url: of a store of the model, whose pool and text are used.
+        url: a store of the model, whose pool and text are used.
         count: number of edits of the pool, or of atlas's own.
         judged: files and folders of what evaluations edit.
         given_texts: a file with a passage per line.
-        seed: of the edits of the pool, or of atlas's own.
+        seed: random seed of the edits of the pool, or of atlas's own.
     """
 
     base: Base

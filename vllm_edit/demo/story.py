@@ -29,6 +29,7 @@ from vllm_edit.release.swept_store import opened
 from vllm_edit.rollout.arm import Arm
 from vllm_edit.rollout.rollout import Rollout
 from vllm_edit.store.store import Store
+from vllm_edit.text.counting import counted
 
 _USERS = 20
 _PATIENCE_S = 10
@@ -215,7 +216,7 @@ class Demo:
         served = [reply.adapter for reply in server.ask(asked, tokens=4)]
         if others := {str(name) for name in served} - arms.keys():
             raise EditError(f"{when}: {', '.join(others)} answered, where {' or '.join(arms)} should")
-        counts = ", ".join(f"{served.count(name)} users by {version}" for name, version in arms.items())
+        counts = ", ".join(f"{counted(served.count(name), 'user')} by {version}" for name, version in arms.items())
         self.console.print(f"{when}: {counts}")
 
     @property

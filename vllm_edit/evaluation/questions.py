@@ -95,7 +95,7 @@ def questions_of(edits: Sequence[Edit], patch: int, *, split: Split | None = "ga
 
 
 def keeping_questions(edits: Sequence[Edit], *, chat: bool) -> list[Question]:
-    """The locality probes of one patch, of both splits: questions whose answer must stay the same as base's."""
+    """The keeping probes of one patch, of both splits, as questions: their answers must stay the same as base's."""
     return [question for question in questions_of(edits, 0, split=None, chat=chat) if question.keeps]
 
 

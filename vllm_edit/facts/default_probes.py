@@ -27,10 +27,11 @@ _ALIKE = 4
 def default_probes(pool: Pool, facts: Facts, edits: Sequence[Edit]) -> list[tuple[Probe, ...]]:
     """For each edit the probes to add; none if it declares keeping probes.
 
-    First known facts about subjects whose name has the last word of the edit's subject ("Tokyo Tower" for "Eiffel
-    Tower"), of any relation, as `locality`: an edit at the subject's last token changes these first. Then known facts
-    of the edit's relation, if a table has it, as `locality`; else known facts of any relation, as `unrelated`. No probe
-    mentions a subject of the edits. All are from the held-out side, on which nothing was chosen.
+    Known facts about subjects whose name has the last word of the edit's subject come first ("Tokyo Tower" for "Eiffel
+    Tower"). They are of any relation and get the kind `locality`: an edit at the subject's last token changes these
+    first. Then come known facts of the edit's relation, if a table has it, as `locality`, else known facts of any
+    relation, as `unrelated`. No probe mentions a subject of the edits. All are from the held-out side, on which nothing
+    was chosen.
     """
     lacking = [index for index, edit in enumerate(edits) if not any(p.kind in LOCALITY_KINDS for p in edit.probes)]
     probed = {*lacking[:: max(1, ceil(len(lacking) * _OF_EDIT / _OF_PATCH))]}

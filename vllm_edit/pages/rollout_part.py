@@ -100,8 +100,8 @@ def _summary(found: RolloutReport) -> Iterator[str]:
         verdict = "not decided" if result.verdict == "open" else f"{result.verdict} on treatment"
         since = "" if result.decided_at is None else f", decided after {counted(result.decided_at, 'comparison')}"
         yield (
-            f"On {result.metric.name} ({result.metric.better} is better), it is {verdict}{since}: treatment minus "
-            f"control is {difference.mean:.4g}, {100 * (1 - result.alpha):.4g} % interval at every look "
+            f"On {result.metric.name} ({result.metric.better} is better), the verdict is: {verdict}{since}. Treatment "
+            f"minus control is {difference.mean:.4g}, {100 * (1 - result.alpha):.4g} % interval at every look "
             f"{difference.low:.4g} to {difference.high:.4g}."
         )
 

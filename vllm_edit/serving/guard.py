@@ -29,8 +29,8 @@ EVERY_S = 2.0
 """Rest between two looks, each of which renews the lease."""
 
 REST = 20.0
-"""After a test of limits, no test for so many times its duration, so that many users cost few per cent of a core."""
-_MOST_S = 30.0  # of that rest
+"""Pause after a test of limits, as a multiple of the test's duration: tests then take a few per cent of a core."""
+_MOST_S = 30.0  # maximum of this pause
 
 
 class Probing(Protocol):

@@ -33,7 +33,7 @@ async def answer_of(
 
     Args:
         choice: What answers.
-        salt: Of the prefix cache.
+        salt: Salt of the prefix cache.
         prioritised: The engine schedules by priority; else vLLM refuses a priority.
         expected: What an answer without a text should have been, for the error.
         long: The body is read in a thread.

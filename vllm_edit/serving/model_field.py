@@ -152,7 +152,7 @@ def _parsed(model: str) -> tuple[str | None, Mode | None]:
     """(reference, mode) of a `model` field; the reference is None if the field has an invalid form."""
     if len(model) > MAX_LENGTH or not model.isprintable():
         raise EditError(
-            f"model is not an alias: expected at most {MAX_LENGTH} printable characters, got {names.shown(model)} "
+            f"model is not a valid name: expected at most {MAX_LENGTH} printable characters, got {names.shown(model)} "
             f"({len(model)}); use a tenant, a patch, patch@digest or one of those with :ike, :weights or :base"
         )
     match = _MODE_SUFFIX.fullmatch(model)

@@ -265,7 +265,7 @@ def applicable(manifest: Manifest, site: Site, max_rank: int) -> None:
     if manifest.rank > max_rank:
         reasons.append(
             f"its rank {manifest.rank} exceeds this engine's max_lora_rank {max_rank}; restart with a larger "
-            "--max-lora-rank or compile with fewer columns"
+            "--max-lora-rank, or split the patch"
         )
     if reasons:
         raise Incompatible(f"{manifest.name} cannot be applied here: {'; '.join(reasons)}")

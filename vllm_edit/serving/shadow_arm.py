@@ -61,7 +61,7 @@ class ShadowArm:
         self._prioritised, self._server, self._rest_s = prioritised, server, rest_s
         self._queue = service.shadows
         self._owner = secrets.token_hex(16)
-        self._salt = secrets.token_hex(16)  # of the prefix cache: no client's prompt is found in it, and none finds its
+        self._salt = secrets.token_hex(16)  # of the prefix cache: shadows and clients share no prefix
         self._threads = Threads(1)
         self._written: dict[str, tuple[int, int]] = {}
         self._without_place: set[str] = set()  # rollouts for which that is logged

@@ -13,8 +13,9 @@ _OF_TEXT = ("text", "input_text", "output_text", "refusal")
 def shadow_body(route: str, raw: bytes) -> Body | None:
     """The body of a request that is repeated, not streamed; None for a request that is not.
 
-    Only one prompt with one answer is repeated: more cost more. Nothing is that reaches beyond this server a second
-    time: a part that may be an address (a picture), a tool that a server calls itself.
+    Only a request with one prompt and one answer is repeated, because more would cost more. A request is not repeated
+    if it would reach beyond this server a second time: by a part that may be an address (a picture), or by a tool that
+    a server calls itself.
     """
     body = json.loads(raw)
     if not isinstance(body, dict) or _many(body) or _reaching(route, body):

@@ -142,7 +142,7 @@ def _common(variant: str) -> str:
 
 
 def _at_length(character: str) -> str:
-    """A character that case folding makes several of, as those: ß as ss. The Turkish İ is an I."""
+    """The characters into which case folding turns one character: ß gives ss. The Turkish İ gives I."""
     if character == "İ":
         return "I"
     return character.casefold().upper() if character.isupper() else character.casefold()

@@ -132,7 +132,7 @@ def over_layers(
     if len(modules) > 1 and any(base.layout.renormed[layer] for layer in layers):
         raise EditError(
             f"{base.name} normalises the output of its MLPs, so a residual cannot be spread over several layers; "
-            f"give one layer (--layers {made.site.layer})"
+            f"give one layer (--layer {made.site.layer})"
         )
     moments = second_moments(base, modules[:-1], texts, ridge=made.moment.ridge, cache=cache, progress=progress)
     found = SecondMoments(dict(zip(modules, [*moments, made.moment], strict=True)))

@@ -31,8 +31,8 @@ _TEMPLATE = "the site was fixed with the template of the model's folder as it is
 _CONFIG = "the site was fixed for the config of the model's folder"
 _TOKENIZER = "the site was fixed with the model's own tokenizer"
 _WEIGHTS = "the site was fixed for the weights of the model's folder"
-_GENERATION = "the gates answered by the model's own generation_config.json"
-_QUANTISED = "quantising makes another model of the site's base"
+_GENERATION = "the gates were measured with the model's own generation_config.json"
+_QUANTISED = "quantising changes the site's base model"
 _CODE = "the site was fixed without the folder's own code"
 
 REFUSED: Mapping[str, Refused] = {

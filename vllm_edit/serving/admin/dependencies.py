@@ -44,7 +44,7 @@ End = Annotated[AwareDatetime, AfterValidator(_in_utc)]
 Why = Annotated[str, Field(max_length=REASON_LENGTH, description="why, for the audit")]
 Who = Annotated[
     str,
-    Field(max_length=LABEL_LENGTH // 2, description="whose decision it is, behind the key's id"),
+    Field(max_length=LABEL_LENGTH // 2, description="who decided it; the audit shows this name after the key's id"),
     AfterValidator(_one_line),
 ]
 Reference = Annotated[str, Field(max_length=160, description="patch, patch@digest or the beginning of its digest")]

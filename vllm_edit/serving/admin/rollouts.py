@@ -48,7 +48,10 @@ class NewRollout(Because):
         [], max_length=32, description="errors=kill, errors+1%=kill, slower:2s=warn, locality+5%=kill, solved=pause"
     )
     shadow: float | None = Field(
-        None, ge=0, le=100, description="per cent of the answers that the other arm repeats, for nobody"
+        None,
+        ge=0,
+        le=100,
+        description="per cent of the requests that the other arm answers once more, only to compare both",
     )
     shadow_texts: bool = Field(False, description="store the texts of both, and not only whether they are the same")
     range: str | None = Field(None, max_length=64, description="per cent of the users, 0..40; default: all users")

@@ -29,7 +29,7 @@ from vllm_edit.serving.sessions import LIFE_S
 logger = logging.getLogger(__name__)
 
 FAILED_S = 0.5  # a failed sign-in's wait, one failure after another
-_QUEUE_S = 10.0  # of failures that wait; further ones are refused at once
+_QUEUE_S = 10.0  # maximum wait of a failed sign-in; further failures are refused at once
 
 
 class SignIn(Form):
