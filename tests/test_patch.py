@@ -272,11 +272,11 @@ FRANCE = "prompt: The capital of France is, subject: France, target_new: %s"
         (FRANCE % "Lyon, probes: [{kind: locality, prompt: x, target: '...'}]", "the answer '...' is"),
         (
             FRANCE % "Lyon, target_new_aliases: [PARIS], target_true: Paris",
-            "'PARIS' of target_new_aliases is the answer",
+            "'PARIS' of target_new_aliases is also the current",
         ),
         (
             FRANCE % "Lyon, target_new_aliases: [the City], target_true: Paris, target_true_aliases: [City]",
-            "'the City' of target_new_aliases is the answer now as well ('City')",
+            "'the City' of target_new_aliases is also the current answer ('City')",
         ),
         ('prompt: "The capital of \\u200b is", subject: "\\u200b", target_new: Lyon', "no text can mention the name"),
     ],

@@ -249,20 +249,23 @@ def test_draws_are_seeded_of_one_edit_a_subject_and_known_facts_stay_in_order(tm
     near = drawn_sets([NEAR], folder, leads, 1, None)[NEAR]
     found = sorted(patch.edits[0].subject for patch in near)
     assert found == [f"Subject{n}" for n in (2, 4, 5, 6, 7, 8, 9)], "1 to 10 nats, and not known"
-    again = drawn_sets(["counterfact"], folder, (), 1, 4)["counterfact"]
+    again = drawn_sets(["counterfact"], folder, knowledge, 1, 4)["counterfact"]
     assert again == sets["counterfact"][:4]
-    assert drawn_sets(["counterfact"], folder, (), 2, None)["counterfact"] != sets["counterfact"]
+    assert drawn_sets(["counterfact"], folder, knowledge, 2, None)["counterfact"] != sets["counterfact"]
 
 
-def test_the_larger_set_that_settings_are_chosen_on_shares_no_edit_with_another_set(tmp_path: Path) -> None:
+def test_sets_that_settings_are_chosen_on_share_no_edit_with_another_set(tmp_path: Path) -> None:
     knowledge = [Knowledge(" Paris." if n % 10 == 0 else "It is", 1.0, 3.0) for n in range(900)]
     sets = drawn_sets(
         ["known", "ranked", "counterfact", NEAR, NEARBY, MANY], data(tmp_path, 900, 900), knowledge, 1, None
     )
     subjects = {name: {patch.edits[0].subject for patch in patches} for name, patches in sets.items()}
-    assert len(subjects[NEARBY]) == 120
-    for name in set(subjects) - {NEARBY}:
-        assert not subjects[NEARBY] & subjects[name], name
+    assert {name: len(some) for name, some in subjects.items()} == {
+        "known": 90, "ranked": 200, "counterfact": 200, NEAR: 32, NEARBY: 120, MANY: 300
+    }  # fmt: skip
+    for chosen_on in (NEAR, NEARBY):
+        for name in set(subjects) - {chosen_on}:
+            assert not subjects[chosen_on] & subjects[name], (chosen_on, name)
 
 
 def test_judged_sets_are_written_as_patches_with_all_their_edits(tmp_path: Path) -> None:
@@ -374,6 +377,7 @@ def test_every_row_has_its_figures_and_scope_subject_leaves_neighbours_to_the_ba
     assert "| 1.000 [0.44, 1.00]" in lines[0]
     (row,) = [line for line in overview(data).splitlines() if line.startswith("| r-ROME |")]
     assert row.startswith("| r-ROME | 3 | 1.000 | ")
+    assert "| NS | NS − base |" in overview(data), "rows of fewer edits compare with base on their own edits"
 
 
 def test_other_sets_and_rows_of_an_earlier_run_are_kept_in_the_order_of_all_rows() -> None:

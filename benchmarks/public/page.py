@@ -57,6 +57,7 @@ OVERVIEW = {
     "ES": "ES",
     "PS": "PS",
     "NS": "NS",
+    "NS_shift": "NS − base",
     "NM_shift": "NM − base, nats",
     "reliability": "reliability",
     "reliability_chat": "… chat",
@@ -104,8 +105,9 @@ def overview(data: Mapping[str, Any]) -> str:
             *lines,
             "",
             f"{data['model']}: {MEANINGS[OVERVIEW_SET]}. -subject: with scope subject. Rows with a number: that "
-            "many edits at once. Drift: relative change of the perplexity of ordinary text. `make bench-public`; what "
-            "the columns mean, intervals and all other columns in [RESULTS.md](../benchmarks/RESULTS.md).",
+            "many edits at once. Differences from base are paired: a row of fewer edits compares with base on its own "
+            "edits. Drift: relative change of the perplexity of ordinary text. `make bench-public`; what the columns "
+            "mean, intervals and all other columns in [RESULTS.md](../benchmarks/RESULTS.md).",
         ]
     )
 

@@ -30,8 +30,8 @@ MEANINGS: Mapping[str, str] = {
     "known": "all facts of CounterFact's 2,000 that the model knows: its greedy 8 tokens begin with the true object",
     "ranked": "a seeded draw of CounterFact's facts that the model knows, or ranks first: s(true) < s(new)",
     "near": "a seeded draw of CounterFact's facts that the model prefers by 1 to 10 nats and does not answer with; "
-    "settings are chosen on these facts and on those of `nearby`, and on no others",
-    "nearby": "120 other such facts, for settings that `near` cannot tell apart; none of them is in another set",
+    "settings are chosen on these facts and on those of `nearby`; no other set has them",
+    "nearby": "120 other such facts, for settings that `near` cannot tell apart; no other set has them",
     "many": "a seeded draw of 300 of CounterFact's facts, for rows of many edits at once",
     "counterfact": "a seeded draw of all of CounterFact's facts",
     "knowedit-zsre": "a seeded draw of KnowEdit's ZsRE",
@@ -46,7 +46,9 @@ NEARBY = "nearby"
 MANY = "many"
 SETS = tuple(name for name in MEANINGS if name not in (NEAR, NEARBY, MANY))
 """The sets that are measured unless others are chosen."""
-_COUNTERFACT_DRAW, _MANY_DRAW, _DRAW, _NEAR_DRAW, _NEARBY_DRAW = 200, 300, 100, 32, 120
+_JUDGING: Mapping[str, int] = {"ranked": 200, "counterfact": 200, MANY: 300}
+"""Sets drawn from CounterFact's facts that judge settings → number of edits. None has an edit of `near` or `nearby`."""
+_DRAW, _NEAR_DRAW, _NEARBY_DRAW = 100, 32, 120
 _NEAR_NATS = (1.0, 10.0)
 _ANSWER, _PART = 8, 200
 
@@ -88,29 +90,40 @@ def _chosen(name: str, edits: Sequence[Edit], knowledge: Sequence[Knowledge], se
     """The edits of a set. edits: all edits of its file. knowledge: what the base makes of them, or nothing."""
     if name == "known":
         return apart([edit for edit, known in zip(edits, knowledge, strict=True) if known.knows(edit)])
-    if name == "ranked":
-        held = [edit for edit, known in zip(edits, knowledge, strict=True) if known.knows(edit) or known.ranks]
-        return _drawn(held, _COUNTERFACT_DRAW, f"{name}:{seed}")
     if name in (NEAR, NEARBY):
-        least, most = _NEAR_NATS
-        near = [
-            edit
-            for edit, known in zip(edits, knowledge, strict=True)
-            if least < known.new - known.true < most and not known.knows(edit)
-        ]
-        drawn = _drawn(near, len(near), f"{NEAR}:{seed}")
-        if name == NEAR:
-            return drawn[:_NEAR_DRAW]
-        judging = {
-            edit.prompt for other in ("ranked", "counterfact", MANY) for edit in _chosen(other, edits, knowledge, seed)
-        }
-        return [edit for edit in drawn[_NEAR_DRAW:] if edit.prompt not in judging][:_NEARBY_DRAW]
-    count = {"counterfact": _COUNTERFACT_DRAW, MANY: _MANY_DRAW}.get(name, _DRAW)
-    return _drawn(edits, count, f"{name}:{seed}")
+        return _for_settings(edits, knowledge, seed)[name]
+    if name not in _JUDGING:
+        return _drawn(edits, _DRAW, f"{name}:{seed}")
+    used = {edit.prompt for some in _for_settings(edits, knowledge, seed).values() for edit in some}
+    drawn = _judging_order(name, edits, knowledge, seed)
+    return [edit for edit in drawn if edit.prompt not in used][: _JUDGING[name]]
+
+
+def _for_settings(edits: Sequence[Edit], knowledge: Sequence[Knowledge], seed: int) -> dict[str, list[Edit]]:
+    """The two sets that settings are chosen on. `nearby` was drawn after `near` and the first draws that judge."""
+    least, most = _NEAR_NATS
+    near = [
+        edit
+        for edit, known in zip(edits, knowledge, strict=True)
+        if least < known.new - known.true < most and not known.knows(edit)
+    ]
+    drawn = _drawn(near, len(near), f"{NEAR}:{seed}")
+    judging = {
+        edit.prompt for name, count in _JUDGING.items() for edit in _judging_order(name, edits, knowledge, seed)[:count]
+    }
+    later = [edit for edit in drawn[_NEAR_DRAW:] if edit.prompt not in judging]
+    return {NEAR: drawn[:_NEAR_DRAW], NEARBY: later[:_NEARBY_DRAW]}
+
+
+def _judging_order(name: str, edits: Sequence[Edit], knowledge: Sequence[Knowledge], seed: int) -> list[Edit]:
+    """All edits that may be in a judging set of CounterFact's facts, in drawn order."""
+    if name == "ranked":
+        edits = [edit for edit, known in zip(edits, knowledge, strict=True) if known.knows(edit) or known.ranks]
+    return _drawn(edits, len(edits), f"{name}:{seed}")
 
 
 def needs_knowledge(names: Sequence[str]) -> bool:
-    return bool({"known", "ranked", NEAR, NEARBY} & set(names))
+    return bool({"known", NEAR, NEARBY, *_JUDGING} & set(names))
 
 
 def counterfact_knowledge(edits: Sequence[Edit], runner: Runner, record: Record, progress: Progress) -> list[Knowledge]:
