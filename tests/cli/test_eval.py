@@ -167,14 +167,18 @@ def test_settings_of_the_method_are_taken(program: Program, url: Path, tmp_path:
 
 
 def test_mistakes_are_reported_in_one_line(program: Program, store: Store, tmp_path: Path) -> None:
+    (tmp_path / "data.json").write_text("[{}]")
     for arguments, message in [
         (("capital", "--mode", "weight"), "expected modes among base, weights, ike"),
         (("absent",), "no compiled patch 'absent'"),
         (("capital", "--html", tmp_path / "absent" / "page.html"), "there is no folder"),
         (("capital", "--html", tmp_path), "expected a file to write the page into"),
+        (("capital", "--html", tmp_path / "data.json"), "expected a page named *.html or *.htm; got"),
+        ((tmp_path / "data.json", "--record", tmp_path / "data.json"), "names the data set"),
         ((tmp_path / "absent.yaml",), "no such file"),
         ((tmp_path / "absent.json",), "expected a JSON data set"),
     ]:
         ran = program("eval", *arguments)
         assert (ran.code, ran.err.count("\n")) == (1, 1), ran.err
         assert message in ran.err
+    assert (tmp_path / "data.json").read_text() == "[{}]"

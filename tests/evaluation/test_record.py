@@ -13,7 +13,7 @@ from vllm_edit.evaluation.record import Record
 
 @pytest.mark.parametrize(
     "content",
-    [b"3\n", b"[]\n", b'{"measures": 3}\n', b'{"measures": null}\n', b'"x"\n', b"[" * 100_000 + b"\n", b"\xff\xfe\n"],
+    [b"3\n", b"[]\n", b'{"measures": 3}\n', b'{"measures": null}\n', b'"x"\n', b"[" * 100_000 + b"\n", b"\xff\xfe\n", b"\n"],
 )
 def test_a_file_that_is_not_a_record_is_reported(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "record.jsonl"
@@ -22,6 +22,19 @@ def test_a_file_that_is_not_a_record_is_reported(tmp_path: Path, content: bytes)
         Record.open(path, {"site": "a"})
     assert "\n" not in str(refused.value)
     assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b'[{"prompt": "The capital of France is"}]', b"my only notes", b" ", b'{"measures":{"site":"a","form":1}}'],
+)
+def test_a_file_of_one_line_without_its_end_is_not_replaced(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "data.json"
+    path.write_bytes(content)
+    with pytest.raises(EditError, match=r"data\.json: expected the record of an evaluation"):
+        Record.open(path, {"site": "a"})
+    assert path.read_bytes() == content
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_record_of_something_else_is_reported(tmp_path: Path) -> None:

@@ -100,6 +100,7 @@ def eval(
         check_page(html)
     if record is not None:
         check_folder_of(record)
+        _check_apart(record, target)
 
     opened = Store.open(store)
     wanted = EvaluationSettings(max_tokens=max_tokens, answers=True)
@@ -145,6 +146,13 @@ def _check_used(context: typer.Context, target: str, many: bool) -> None:
         source = context.get_parameter_source(name)
         if reason is not None and source is not None and source.name == "COMMANDLINE":
             raise typer.BadParameter(reason, param_hint=flags.get(name, f"--{name}"))
+
+
+def _check_apart(record: Path, target: str) -> None:
+    """Raise `EditError` if the record would be written into the data set itself."""
+    data = Path(target)
+    if data.exists() and record.exists() and record.samefile(data):
+        raise EditError(f"--record names the data set {target} itself; name another file")
 
 
 def _modes(text: str) -> list[Mode]:

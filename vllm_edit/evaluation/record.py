@@ -43,10 +43,17 @@ class Record:
             content = path.read_bytes()
         except FileNotFoundError:
             content = b""
-        whole, _, torn = content.rpartition(b"\n")
-        lines = whole.splitlines() if whole else []
+        whole, end, torn = content.rpartition(b"\n")
+        if not end and _line({_OF: wanted}).startswith(content):  # new, empty, or killed within the first line
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"")
+            record = cls(path, [])
+            record._write({_OF: wanted})
+            return record
         try:
-            first, *entries = [json.loads(line) for line in lines] or [{_OF: wanted}]
+            if not end:
+                raise ValueError("its first line has no end")
+            first, *entries = [json.loads(line) for line in whole.splitlines()]
             found = dict(first[_OF])
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise EditError(f"{path}: expected the record of an evaluation ({error!r}); name another file") from None
@@ -56,15 +63,10 @@ class Record:
                 f"{path} is the record of another evaluation, which differs in {', '.join(differ)}: name another file, "
                 "or remove this one"
             )
-        record = cls(path, entries, len(whole) + 1 if lines else 0)
-        if not lines:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(b"")
-            record._write(first)
-        elif torn:
+        if torn:
             with path.open("r+b") as file:
                 file.truncate(len(whole) + 1)
-        return record
+        return cls(path, entries, len(whole) + 1)
 
     def add(self, entry: Mapping[str, JSONValue]) -> None:
         """Append an entry; it is on disk when this returns.
@@ -83,6 +85,10 @@ class Record:
                     f"another process writes to the record {self.path}: wait until it has finished, then run the same "
                     "command again; everything in the file is kept"
                 )
-            self._length += file.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
+            self._length += file.write(_line(entry))
             file.flush()
             os.fsync(file.fileno())
+
+
+def _line(entry: Mapping[str, JSONValue]) -> bytes:
+    return json.dumps(entry, ensure_ascii=False).encode() + b"\n"

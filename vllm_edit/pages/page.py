@@ -12,6 +12,10 @@ from vllm_edit.pictures import check_library
 from vllm_edit.text.printable import printable
 
 
+SUFFIXES = (".html", ".htm")
+"""Suffixes of pages. Another suffix is refused, so that no patch or data set is replaced by mistake."""
+
+
 def render(template: str, **values: object) -> str:
     """Fill a template of `templates/`. Every value is escaped, and control characters are shown as escapes.
 
@@ -34,9 +38,11 @@ def check_page(path: Path) -> None:
     """Raise before anything is computed if a page could not be written afterwards.
 
     Raises:
-        EditError: a missing folder, a path that is a folder, or no matplotlib.
+        EditError: another suffix than those of a page, a missing folder, a path that is a folder, or no matplotlib.
     """
     check_folder_of(path)
     if path.is_dir():
         raise EditError(f"expected a file to write the page into, got the folder {path}: name a file, as page.html")
+    if path.suffix.lower() not in SUFFIXES:
+        raise EditError(f"expected a page named *{' or *'.join(SUFFIXES)}; got {path}")
     check_library("a page")
