@@ -63,11 +63,17 @@ def is_answer_id(text: str) -> bool:
 
 
 def check_note(text: str, what: str, limit: int) -> str:
-    """Return a person's text about a change (who, why) if every database can store it; else raise `EditError`."""
+    """Return a person's text about a change (who, why) without spaces around it; it may be empty, but not blank.
+
+    Raises:
+        EditError: it is blank, too long, or has characters that no database can store.
+    """
     unprintable = any(unicodedata.category(character) in _UNPRINTABLE and character not in "\n\t" for character in text)
     if len(text) > limit or unprintable:
         raise EditError(f"expected {what} of at most {limit} printable characters, got {shown(text)} ({len(text)})")
-    return text
+    if text and not text.strip():
+        raise EditError(f"expected {what}, got only spaces; write it, or leave it out")
+    return text.strip()
 
 
 def is_one_line(text: str) -> bool:

@@ -107,6 +107,24 @@ def test_a_rejected_patch_is_published_only_by_override(registry: Registry) -> N
         registry.set_status(A, "fine")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("blank", [" ", "\t\n", "\u00a0"])
+def test_a_blank_reason_or_name_overrides_no_gate(registry: Registry, blank: str) -> None:
+    registry.set_status(A, "rejected")
+    before = registry.audit()
+    for given in (
+        {"override": blank, "by": "ann"},
+        {"override": "they insist", "by": blank},
+        {"override": blank, "by": "ann", "why": "they insist"},
+        {"override": "they insist", "by": "ann", "why": blank},
+    ):
+        with pytest.raises(EditError, match="got only spaces; write it, or leave it out"):
+            registry.publish("acme", A, **given)
+    assert (registry.active("acme"), registry.audit()) == (None, before)
+    registry.publish("acme", A, override=f"{blank}they insist{blank}", by=f" ann{blank}")
+    (published,) = registry.history("acme")
+    assert (published.why, published.by) == ("they insist", "ann")
+
+
 def test_tenants_do_not_share_what_they_are_served(registry: Registry) -> None:
     registry.create_tenant("globex")
     registry.publish("acme", A)

@@ -155,6 +155,9 @@ def test_an_arm_must_have_passed_its_gate_and_stays_while_it_is_needed(registry:
         steps.create(rollout())
     with pytest.raises(EditError, match="needs a name"):
         steps.create(rollout(), override="they insist")
+    for blank in ({"override": " ", "by": "ann", "why": "new"}, {"override": "they insist", "by": " "}):
+        with pytest.raises(EditError, match="got only spaces"):
+            steps.create(rollout(), **blank)
     steps.create(rollout(), override="they insist", by="ann")
     assert "they insist" in registry.audit("acme")[-1].new
     assert not registry.retired.add(registry.patch(NEW))

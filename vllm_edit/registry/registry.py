@@ -14,7 +14,7 @@ from typing import get_args
 from sqlalchemy import URL, Connection
 
 from vllm_edit.errors import EditError
-from vllm_edit.names import LABEL_LENGTH, check_note, shown
+from vllm_edit.names import LABEL_LENGTH, REASON_LENGTH, check_note, shown
 from vllm_edit.registry import api_keys, audit, patches, publications, rollouts, snapshot, tenants
 from vllm_edit.registry.answers import Answers
 from vllm_edit.registry.api_keys import ADMIN_RIGHTS, AUTHOR_RIGHTS, TENANT_RIGHTS, ApiKey, NewApiKey, Right
@@ -189,6 +189,7 @@ class Registry:
             EditError: the patch is not accepted and there is no override, it has expired, or a rollout is running.
             Unsigned: the store requires a signature, and the patch has no valid one.
         """
+        override = check_note(override, "a reason for the override", REASON_LENGTH)
         with self.changes.make("tenant.publish", tenant=tenant, by=by, why=why or override) as change:
             tenants.require(change.connection, tenant)
             rollouts.refuse_running(change.connection, tenant)
@@ -231,7 +232,7 @@ class Registry:
             if governed and to in (None, before and before.name):
                 after = before
             else:
-                after = publications.take_back(change.connection, tenant, to, why=why, by=change.who)
+                after = publications.take_back(change.connection, tenant, to, why=change.why, by=change.who)
             change.record(_active(before), _active(after) | ({"closes": closed} if closed else {}))
             return None if after is None else after.name
 
@@ -307,7 +308,7 @@ class Registry:
             expires_at: When the key expires.
             by: Who creates it, for the audit.
         """
-        check_note(label, "a label", LABEL_LENGTH)
+        label = check_note(label, "a label", LABEL_LENGTH)
         if expires_at is not None and (expires_at.tzinfo is None or expires_at <= datetime.now(UTC)):
             raise EditError(f"expected a future time with a zone, like 2100-01-31T12:00:00Z, got {expires_at}")
         rights: tuple[Right, ...] = tuple(right for right in TENANT_RIGHTS if base or right != "base")
@@ -337,7 +338,7 @@ class Registry:
                 f"key {key.id} does not belong to tenant {shown(str(tenant))}; `vllm-edit key list` shows its tenant"
             )
         with self.changes.make("key.revoke", tenant=key.tenant, by=by, why=why) as change:
-            revoked = api_keys.revoke(change.connection, key.id, by=change.who, why=why)
+            revoked = api_keys.revoke(change.connection, key.id, by=change.who, why=change.why)
             change.record(key.info, revoked.info)
             return revoked
 

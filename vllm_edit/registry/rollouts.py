@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Row, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from vllm_edit.errors import EditError, NotFound
-from vllm_edit.names import nearest, shown
+from vllm_edit.names import REASON_LENGTH, check_note, nearest, shown
 from vllm_edit.registry import exposures, limit_decisions, patches, shadows, tenants
 from vllm_edit.registry.database import Database
 from vllm_edit.registry.leases import GUARDRAILS, Leases
@@ -78,6 +78,7 @@ class Rollouts:
             EditError: the name is taken, the tenant has an open rollout, or an arm may not be served.
             Unsigned: the store requires a signature, and an arm's patch has no valid one.
         """
+        override = check_note(override, "a reason for the override", REASON_LENGTH)
         with self._changes.make("rollout.create", tenant=rollout.tenant, by=by, why=why or override) as change:
             connection = change.connection
             tenants.require(connection, rollout.tenant)

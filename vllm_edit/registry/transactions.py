@@ -53,7 +53,7 @@ class Changes:
             why: Reason for the audit.
         """
         who = check_note(by or _process_user(), "a name of who does it", LABEL_LENGTH)
-        check_note(why, "a reason", REASON_LENGTH)
+        why = check_note(why, "a reason", REASON_LENGTH)
         head = None
         with self._database.change() as connection:
             if self._owner is not None:

@@ -11,7 +11,7 @@ from fastapi import Request
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
 from vllm_edit.errors import EditError, NotFound, Unavailable
-from vllm_edit.names import LABEL_LENGTH, REASON_LENGTH, is_one_line
+from vllm_edit.names import LABEL_LENGTH, REASON_LENGTH, check_note, is_one_line
 from vllm_edit.registry.registry import Registry
 from vllm_edit.registry.servers import AcknowledgedRecord
 from vllm_edit.serving.admin.authorization import CALLER
@@ -108,6 +108,11 @@ def caller_of(request: Request) -> Caller:
 
 
 def who(request: Request, said: str = "") -> str:
-    """The author for the audit log: the authenticated key, then the name that the body gives, if any."""
+    """The author for the audit log: the authenticated key, then the name that the body gives, if any.
+
+    Raises:
+        EditError: the name is blank.
+    """
     author = f"key {caller_of(request).api_key_id}"
+    said = check_note(said, "a name of who does it", LABEL_LENGTH)
     return f"{author} ({said})" if said else author
