@@ -66,10 +66,22 @@ def test_a_patch_file_becomes_a_stored_patch(program: Program, model: Path, text
     assert problems_of(stored) == []
     assert (done["status"], stored.entry(done["name"]).status) == ("accepted", "accepted")
     assert [record.kind for record in stored.records(done["name"])] == ["compile", "gate"]
+    assert ran.json["signed"] is None
     printed = program("compile", file, "--store", url, *FORCED)
     assert printed.out.startswith(f"{done['name']}  accepted, rank 1, 1 edits, "), "compiling again gives the same name"
     automatic = program("compile", file, "--method", "auto", "--store", url, *FORCED)
     assert automatic.out.startswith(f"{done['name']}  accepted, "), "the method of a site of one module is rome"
+    key = program("signer", "create", tmp_path / "ann.key", "--json").json
+    unknown = program("compile", file, "--sign", tmp_path / "ann.key", "--store", url, *FORCED).out.splitlines()
+    assert unknown[1:] == [
+        f"note: no list of keys trusts {key['id']} yet: vllm-edit signer trust {key['public']} --name …"
+    ]
+    program("signer", "trust", key["public"], "--name", "ann", "--store", url)
+    trusted = program("compile", file, "--sign", tmp_path / "ann.key", "--store", url, "--json", *FORCED)
+    assert trusted.json["signed"] == {"key": key["id"], "trusted": True}
+    program("signer", "revoke", key["id"], "--why", "lost", "--store", url)
+    revoked = program("compile", file, "--sign", tmp_path / "ann.key", "--store", url, *FORCED)
+    assert (revoked.code, revoked.out, "was revoked on" in revoked.err) == (1, "", True)
     limits = "locality; unrelated"
     assert printed.out.endswith(f", not judged, because probes are missing: {limits}\n")
     assert done["not_judged"] == limits

@@ -39,6 +39,8 @@ def test_a_key_is_made_trusted_used_ended_and_revoked(program: Program, store: S
     assert program("tenant", "publish", "acme", second, "--wait", 0).code == 0
     assert "until" in program("signer", "end", made["id"][:6]).out
     assert "revoked" in program("signer", "revoke", made["id"], "--why", "stolen", "--who", "bob").out
+    late = program("sign", name, "--key", file, "--json")
+    assert (late.code, late.out, "would not count: the key of ann was revoked on" in late.err) == (1, "", True)
     assert program("verify").code == 1
     assert program("signer", "require", "--off", "--json").json["required"] is False
     assert program("signer", "list", "--json").json["keys"][0]["why"] == "stolen"
@@ -56,6 +58,7 @@ def test_mistakes_are_reported_in_one_line(
         (("sign", "capital", "--key", tmp_path / "absent.key"), "No such file"),
         (("signer", "trust", "abc", "--name", "ann"), "expected a public ed25519 key"),
         (("signer", "revoke", "abc"), "expected the id of one key"),
+        (("signer", "require"), "no key is trusted"),
         (("signer", "create", tmp_path / "no" / "ann.key"), "No such file"),
     ]:
         ran = program(*arguments)

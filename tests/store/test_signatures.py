@@ -19,6 +19,7 @@ from vllm_edit.rollout.arm import Arm
 from vllm_edit.rollout.rollout import Rollout
 from vllm_edit.store.maintenance import problems_of
 from vllm_edit.store.signers import SIGNERS, Signers, change_signers, read_signers
+from vllm_edit.store.signing import sign
 from vllm_edit.store.store import Store
 
 NOW = datetime.now(UTC)
@@ -158,7 +159,9 @@ def test_signatures_from_before_the_end_of_a_key_stay_valid_and_later_ones_do_no
     store.sign(name, key)
     later = store.save(compiled(seed=1))
     change(store, lambda signers: signers.ending(key.id, datetime.now(UTC)))
-    store.sign(later, key)
+    with pytest.raises(EditError, match=f"a signature of {key.id} would not count: .* after the end of the key of ann"):
+        store.sign(later, key)
+    sign(store.files, later, key)  # as another program could
     assert store.load(name).name == name
     with pytest.raises(Unsigned, match=r"it was made on .*, after the end of the key of ann"):
         store.load(later)
@@ -172,6 +175,12 @@ def test_no_signature_of_a_revoked_key_counts_and_a_new_key_replaces_it(
     assert change(store, lambda signers: signers.revoking(key.id, "again")) == first
     with pytest.raises(Unsigned, match="the key of ann was revoked on"):
         store.load(name)
+    before = store.registry.audit()
+    with pytest.raises(EditError, match="would not count: the key of ann was revoked on .* sign with another key"):
+        store.sign(name, key)
+    with pytest.raises(EditError, match="the key of ann was revoked on .* trust a new key in its place"):
+        change(store, lambda signers: signers.ending(key.id, NOW))
+    assert store.registry.audit() == before
     assert f"{name} has no signature that its store accepts" in "".join(problems_of(store))
     new = SigningKey.create(tmp_path / "new.key")
     change(store, lambda signers: signers.trusting(new.public, "ann"))
@@ -194,6 +203,19 @@ def test_changes_and_signatures_are_in_the_audit(store: Store, key: SigningKey, 
     assert rows["patch.sign"].who == "ann"
     assert key.id in str(rows["patch.sign"].new)
     assert json.loads(rows["signer.trust"].new)["required"] is True
+
+
+def test_signatures_are_required_only_where_one_can_count(store: Store, key: SigningKey, name: str) -> None:
+    for cannot in (Signers(), read_signers(store.files).revoking(key.id)):
+        with pytest.raises(EditError, match="no key is trusted, .* trust one first: vllm-edit signer trust PUBLIC"):
+            cannot.requiring()
+    assert read_signers(store.files).ending(key.id, NOW).requiring().required, "its earlier signatures count"
+
+
+@pytest.mark.parametrize("blank", ["", " "])
+def test_a_key_is_trusted_under_a_name(key: SigningKey, blank: str) -> None:
+    with pytest.raises(EditError, match="expected a name of whose key it is, got"):
+        Signers().trusting(key.public, blank)
 
 
 def test_a_pinned_list_replaces_the_stores(

@@ -10,6 +10,7 @@ import typer
 from vllm_edit.cli.method_settings import method_in, method_settings
 from vllm_edit.cli.options import BankOption, JsonOption, ModelOption, SetOption, StoreOption
 from vllm_edit.cli.output import print_error, print_json, print_line, progress_bar
+from vllm_edit.cli.sign import is_trusted, not_trusted
 from vllm_edit.errors import EditError, PatchError
 from vllm_edit.json_value import JSONObject
 
@@ -44,13 +45,15 @@ def compile_(
     from vllm_edit.release.pipeline import Pipeline
     from vllm_edit.store.store import Store
 
-    signing = None
+    signing, trusted = None, True
     if key is not None:
         from vllm_edit.artefacts.signatures import SigningKey
 
         signing = SigningKey.load(key)
     named = method_in(store, method, chosen)
     opened = Store.open(store)
+    if signing is not None:
+        trusted = is_trusted(opened, signing)
     pipeline = Pipeline(opened, base_of(opened, model), bank_of(opened, bank))
     done: list[JSONObject] = []
     problems: list[str] = []
@@ -66,7 +69,10 @@ def compile_(
             if not json:
                 print_line(_line(result))
     if json:
-        print_json({"compiled": done, "problems": problems})
+        signed = None if signing is None else {"key": signing.id, "trusted": trusted}
+        print_json({"compiled": done, "problems": problems, "signed": signed})
+    elif done and signing is not None and not trusted:
+        print_line(not_trusted(signing))
     print_error("\n".join(problems))
     if problems:
         raise typer.Exit(1)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vllm_edit.cli.options import JsonOption, StoreOption, WhoOption
 from vllm_edit.cli.output import print_json, print_line
+
+if TYPE_CHECKING:
+    from vllm_edit.artefacts.signatures import SigningKey
+    from vllm_edit.store.store import Store
 
 
 def sign(
@@ -20,18 +24,33 @@ def sign(
 ) -> None:
     """Sign compiled patches, after every byte of their files is verified."""
     from vllm_edit.artefacts.signatures import SigningKey
-    from vllm_edit.store.signers import read_signers
     from vllm_edit.store.store import Store
 
     opened, signing = Store.open(store), SigningKey.load(key)
+    trusted = is_trusted(opened, signing)
     signed = [opened.resolve(name) for name in names]
     for name in signed:
         opened.sign(name, signing, by=who)
-    trusted = any(signer.id == signing.id for signer in read_signers(opened.files).keys)
     if json:
         print_json({"key": signing.id, "trusted": trusted, "signed": signed})
         return
     for name in signed:
         print_line(f"{name} signed by {signing.id}")
     if not trusted:
-        print_line(f"note: no list of keys trusts {signing.id} yet: vllm-edit signer trust {signing.public} --name …")
+        print_line(not_trusted(signing))
+
+
+def is_trusted(store: Store, key: SigningKey) -> bool:
+    """True if the store trusts the key, so that its signatures count.
+
+    Raises:
+        EditError: the key is revoked or has ended.
+    """
+    from vllm_edit.store.signers import read_signers
+
+    return read_signers(store.files).trusts(key.id)
+
+
+def not_trusted(key: SigningKey) -> str:
+    """Return a note: signatures of the key do not count before the store trusts it."""
+    return f"note: no list of keys trusts {key.id} yet: vllm-edit signer trust {key.public} --name …"

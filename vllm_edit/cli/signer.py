@@ -91,9 +91,11 @@ def require(
     opened = Store.open(store)
 
     def required(signers: Signers) -> Signers:
-        if not off:
-            refuse_unsigned(opened.files, opened.registry.published(), signers)
-        return signers.model_copy(update={"required": not off})
+        if off:
+            return signers.model_copy(update={"required": False})
+        wanted = signers.requiring()
+        refuse_unsigned(opened.files, opened.registry.published(), signers)
+        return wanted
 
     _change("signer.require", store, required, why, who, json)
 

@@ -12,7 +12,7 @@ from vllm_edit.errors import Corrupt, EditError, NotFound, Unsigned
 from vllm_edit.files import Files
 from vllm_edit.frozen import Frozen
 from vllm_edit.invalid import problems_of
-from vllm_edit.names import short
+from vllm_edit.names import LABEL_LENGTH, check_note, short
 from vllm_edit.registry.registry import Registry
 from vllm_edit.store.locations import pinned_signers
 
@@ -44,13 +44,18 @@ class Signer(Frozen):
 
     def objection(self, signature: Signature, name: str, sealed: Mapping[str, bytes]) -> str:
         """Why the signature does not count; empty if it counts."""
-        if self.revoked is not None:
-            return f"the key of {self.who} was revoked on {self.revoked:%Y-%m-%d}"
-        if self.until is not None and signature.at > self.until:
-            end = f"{self.until:%Y-%m-%d}"
-            return f"it was made on {signature.at:%Y-%m-%d}, after the end of the key of {self.who} ({end})"
+        if closed := self.closed(signature.at):
+            return closed
         if not is_valid(signature, self.public, name, sealed):
             return "it does not match the patch's files"
+        return ""
+
+    def closed(self, at: datetime) -> str:
+        """Why no signature that the key made at this time counts; empty if it can count."""
+        if self.revoked is not None:
+            return f"the key of {self.who} was revoked on {self.revoked:%Y-%m-%d}"
+        if self.until is not None and at > self.until:
+            return f"it was made on {at:%Y-%m-%d}, after the end of the key of {self.who} ({self.until:%Y-%m-%d})"
         return ""
 
 
@@ -80,17 +85,30 @@ class Signers(Frozen):
         """The same with one key more.
 
         Raises:
-            EditError: the text is no public key, or the key is known already.
+            EditError: the text is no public key, the key is known already, or the name is empty.
         """
         id = key_id(public)
+        who = check_note(who, "a name of whose key it is", LABEL_LENGTH)
+        if not who:
+            raise EditError("expected a name of whose key it is, got none; give it with --name")
         if any(signer.id == id for signer in self.keys):
             raise EditError(f"the key {id} is in the list already; `vllm-edit signer list` shows its state")
         new = Signer(public=public, who=who, since=datetime.now(UTC), until=until)
         return self.model_copy(update={"keys": (*self.keys, new)})
 
     def ending(self, id: str, at: datetime) -> Signers:
-        """The same with an end of the key's use."""
-        return self._with(self.find(id).model_copy(update={"until": at}))
+        """The same with an end of the key's use.
+
+        Raises:
+            EditError: the key is revoked.
+        """
+        signer = self.find(id)
+        if signer.revoked is not None:
+            raise EditError(
+                f"{signer.closed(at)}, so none of its signatures counts, whenever it ends; trust a new key in its place: "
+                "vllm-edit signer trust PUBLIC --name NAME"
+            )
+        return self._with(signer.model_copy(update={"until": at}))
 
     def revoking(self, id: str, why: str = "") -> Signers:
         """The same without trust in the key's signatures; a repeated call changes nothing."""
@@ -98,6 +116,35 @@ class Signers(Frozen):
         if signer.revoked is not None:
             return self
         return self._with(signer.model_copy(update={"revoked": datetime.now(UTC), "why": why}))
+
+    def requiring(self) -> Signers:
+        """The same with a required signature.
+
+        Raises:
+            EditError: no signature could count, because each key is revoked or there is none.
+        """
+        if all(signer.revoked is not None for signer in self.keys):
+            raise EditError(
+                "no key is trusted, so no patch could have a valid signature; trust one first: vllm-edit signer trust "
+                "PUBLIC --name NAME"
+            )
+        return self.model_copy(update={"required": True})
+
+    def trusts(self, key: str) -> bool:
+        """True if the key with this id is in the list, so that a signature which it makes now counts.
+
+        Raises:
+            EditError: the key is revoked or has ended, so that a signature which it makes now cannot count.
+        """
+        signer = next((signer for signer in self.keys if signer.id == key), None)
+        if signer is None:
+            return False
+        if closed := signer.closed(datetime.now(UTC)):
+            raise EditError(
+                f"a signature of {key} would not count: {closed}; sign with another key, `vllm-edit signer list` shows "
+                "which are trusted"
+            )
+        return True
 
     def check(self, name: str, sealed: Mapping[str, bytes], signatures: Sequence[Signature]) -> None:
         """Raise unless one of the signatures counts.

@@ -34,6 +34,7 @@ from vllm_edit.registry.registry import Registry
 from vllm_edit.store.documents import Kind, path_of, read_document, write_document
 from vllm_edit.store.locations import default_url, registry_url
 from vllm_edit.store.records import Record, add_record, read_records
+from vllm_edit.store.signers import read_signers
 from vllm_edit.store.signing import check_signed, sign
 from vllm_edit.store.site_files import SITE, check_tensors, read_site, read_tensors, write_site, write_tensors
 
@@ -439,7 +440,9 @@ class Store:
         Raises:
             NotFound: no such name.
             Corrupt: a file does not match its digest.
+            EditError: the store's list says that the key is revoked or has ended.
         """
+        read_signers(self.files).trusts(key.id)
         self.check(name)
         with self.registry.changes.make("patch.sign", by=by) as change:
             made = sign(self.files, name, key)
