@@ -60,6 +60,9 @@ def test_a_rollout_is_led_from_create_to_kill(program: Program, store: Store, na
     assert printed == "rollout spring: killed; its tenant is served control\n"
     [listed] = program("rollout", "list", "--json").json
     assert (listed["name"], listed["state"], listed["share"]) == ("spring", "killed", 12.5)
+    shown = program("audit", "show").out
+    assert f"name spring, ramping at 12.5 %, treatment {names[1]}:ike" in shown
+    assert "name spring, killed at 12.5 %" in shown
     header, row = program("rollout", "list", "--tenant", "acme").out.splitlines()
     assert header.split()[:3] == ["NAME", "TENANT", "STATE"]
     assert row.split()[:3] == ["spring", "acme", "killed"]

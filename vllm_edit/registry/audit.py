@@ -260,6 +260,10 @@ def _brief(new: JsonValue) -> str:
     if not isinstance(new, dict):
         return "" if new is None else str(new)
     parts = [f"{key} {new[key]}" for key in ("name", "active", "status", "id", "valid_until") if new.get(key)]
+    if "treatment" in new:  # a rollout
+        share = new.get("share")
+        shown = f"{share:g} %" if isinstance(share, (int, float)) else str(share)  # text: tampered with
+        parts += [f"{new.get('state')} at {shown}", f"treatment {new['treatment']}"]
     if "active" in new and new["active"] is None:
         parts.append("base")
     return ", ".join(parts)
