@@ -99,6 +99,17 @@ def test_a_publication_and_a_key_expire_at_their_time(program: Program, store: S
         assert program("tenant", "publish", tenant, "capital", "--until", wrong).code == 2
 
 
+def test_publishing_what_is_active_says_that_nothing_changed(program: Program, store: Store, tenant: str) -> None:
+    publish = ("tenant", "publish", tenant, "capital", "--wait", 0)
+    assert program(*publish, "--json").json["changed"] is True
+    rows = store.registry.audit()
+    again = program(*publish, "--why", "I insist", "--who", "ann")
+    assert again.out.endswith(" already: nothing changed, and no reason or name is recorded\n")
+    assert program(*publish, "--json").json["changed"] is False
+    assert store.registry.audit() == rows
+    assert program(*publish, "--until", "2h", "--json").json["changed"] is True
+
+
 def test_the_audit_is_shown_and_verified(program: Program, store: Store, tenant: str) -> None:
     program("tenant", "publish", tenant, "capital", "--why", "asked\nfor", "--who", "ann")
     shown = program("audit", "show", "--tenant", tenant, "--json").json

@@ -24,7 +24,6 @@ from vllm_edit.cli.tenant_key import app as key_app
 
 if TYPE_CHECKING:
     from vllm_edit.registry.publications import Publication
-    from vllm_edit.store.store import Store
 
 app = group("Tenants, and the patches that they are served.")
 app.add_typer(key_app, name="key")
@@ -85,10 +84,14 @@ def publish(
     if override and not who:
         raise typer.BadParameter("--override needs the name of who decides: add --who")
     opened = Store.open(store)
-    active = opened.registry.publish(
-        tenant, opened.resolve(name), why=why, override=override, by=who, valid_until=until
-    )
-    _report(opened, tenant, active, wait, json)
+    registry, full = opened.registry, opened.resolve(name)
+    before = registry.audit(tenant, newest=1)
+    active = registry.publish(tenant, full, why=why, override=override, by=who, valid_until=until)
+    changed = registry.audit(tenant, newest=1) != before
+    line = f"tenant {tenant} is served {active}"
+    if not changed:
+        line += " already: nothing changed, and no reason or name is recorded"
+    report_change(registry, wait, line, {"tenant": tenant, "active": active, "changed": changed}, json)
 
 
 @app.command()
@@ -109,7 +112,8 @@ def rollback(
     opened = Store.open(store)
     target = None if to is None else opened.resolve(to)
     active = opened.registry.rollback(tenant, to=target, why=why, by=who)
-    _report(opened, tenant, active, wait, json)
+    line = f"tenant {tenant} is served {active or 'the base model'}"
+    report_change(opened.registry, wait, line, {"tenant": tenant, "active": active}, json)
 
 
 @app.command()
@@ -154,11 +158,6 @@ def history(tenant: TenantArgument, store: StoreOption = None, json: JsonOption 
         until = when(entry.valid_until) if entry.valid_until else ""
         rows.append((when(entry.at), short(entry.name), state, until, entry.by, why))
     print_table(("AT", "NAME", "STATE", "UNTIL", "BY", "WHY"), rows)
-
-
-def _report(store: Store, tenant: str, active: str | None, wait_s: float, json: bool) -> None:
-    line = f"tenant {tenant} is served {active or 'the base model'}"
-    report_change(store.registry, wait_s, line, {"tenant": tenant, "active": active}, json)
 
 
 def _as_json(publication: Publication) -> dict[str, object]:
