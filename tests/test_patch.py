@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from vllm_edit.datasets import DataSet
 from vllm_edit.errors import PatchError
 from vllm_edit.patch import Edit, Patch, Probe
 
@@ -114,10 +116,89 @@ edits:
         patch = Patch.parse(text % written)
         assert patch.edits[0].valid_until == end
         assert Patch.parse(patch.dump()) == patch
+    for number in ("2030", "'2030'", "4102444800.5", "'1e9'", "true"):
+        with pytest.raises(PatchError, match=r"line 4: edits\.0\.valid_until: expected a time with its zone, like"):
+            Patch.parse(text % number)
     for wrong in ("2100-01-31", "'2100-01-31T12:00:00'", "soon"):
         with pytest.raises(PatchError, match=r"line 4: edits\.0\.valid_until"):
             Patch.parse(text % wrong)
     assert "valid_until" not in Patch.parse(text.replace(", valid_until: %s", "")).dump()
+
+
+CONTRADICTIONS = {
+    "{kind: paraphrase, prompt: So?, split: tune}, {kind: paraphrase, prompt: so, split: gate}": "both tune and gate",
+    "{kind: locality, prompt: A, split: tune}, {kind: unrelated, prompt: A}": "both tune and gate",
+    "{kind: locality, prompt: The capital of France is}": "a locality probe keeps its answer, but asks the prompt",
+    "{kind: paraphrase, prompt: So?, target: Paris}": "a paraphrase expects the new answer, and 'Paris' is the old",
+    "{kind: paraphrase, prompt: So?, target: Lyon, target_aliases: [PARIS]}": "'PARIS' is the old answer",
+    '{kind: paraphrase, prompt: "What is the capital of {}?"}': "{} is not filled in the prompt 'What is the capital",
+    '{kind: unrelated, prompt: "Who wrote\\x07 Hamlet?"}': "has a control character",
+}
+
+
+@pytest.mark.parametrize("probes", CONTRADICTIONS)
+def test_probes_that_contradict_their_edit_are_reported_with_its_line(probes: str) -> None:
+    text = f"""
+name: capital
+edits:
+  - {{prompt: The capital of France is, subject: France, target_new: Lyon, target_true: Paris, probes: [{probes}]}}
+"""
+    (problem,) = problems_of(text)
+    assert problem.startswith("line 4: edits.0: ")
+    assert CONTRADICTIONS[probes] in problem
+
+
+def test_probes_that_only_resemble_a_contradiction_are_read() -> None:
+    patch = Patch.parse("""
+name: capital
+edits:
+  - prompt: The capital of France is
+    subject: France
+    target_new: Berlin
+    target_true: Paris
+    probes:
+      - {kind: locality, prompt: The capital of Germany is, target: Berlin}
+      - {kind: paraphrase, prompt: What is the capital of France?, split: tune}
+      - {kind: paraphrase, prompt: What is the capital of France?, chat: true}
+      - {kind: portability, prompt: The Louvre is in, target: Paris}
+      - {kind: paraphrase, prompt: "Two lines:\n\tthe capital of France is"}
+""")
+    assert len(patch.edits[0].probes) == 5
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer"),
+    [
+        ("The capital of France is Lyon", "Lyon"),
+        ("France's capital is not Paris.", "Paris"),
+        ("法国首都是里昂。", "里昂"),
+    ],
+)
+def test_a_prompt_that_ends_with_an_answer_is_reported(prompt: str, answer: str) -> None:
+    text = f"name: x\nedits:\n  - {{prompt: {prompt!r}, subject: SUBJECT, target_new: NEW, target_true: Paris}}\n"
+    text = text.replace("SUBJECT", prompt[:2] if prompt.startswith("法") else "France")
+    (problem,) = problems_of(text.replace("NEW", answer if answer != "Paris" else "Lyon"))
+    assert problem.startswith(f"line 3: edits.0: the prompt {prompt!r} ends with the answer {answer!r}; end it right")
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        "{prompt: What is the capital of Singapore?, subject: Singapore, target_new: Jurong, target_true: Singapore}",
+        "{prompt: The capital of Singapore, subject: Singapore, target_new: Jurong, target_true: Singapore}",
+        "{prompt: Is the sky of Mars red or blue?, subject: Mars, target_new: blue, target_true: red}",
+        "{prompt: The French say that Nice is in Poland, subject: Nice, target_new: land}",
+    ],
+)
+def test_a_question_or_a_subject_may_end_with_an_answer(edit: str) -> None:
+    assert Patch.parse(f"name: x\nedits:\n  - {edit}\n").edits
+
+
+def test_a_data_set_keeps_records_that_a_file_may_not_declare(tmp_path: Path) -> None:
+    record = {"prompt": "The capital of France is Lyon", "subject": "France", "target_new": "Lyon"}
+    record |= {"locality_prompt": "The capital of France is Lyon", "rephrase_prompt": "The {} of France is"}
+    (tmp_path / "data.json").write_text(json.dumps([record]), encoding="utf-8")
+    assert len(DataSet.load(tmp_path / "data.json").records) == 1
 
 
 def test_a_gate_may_limit_the_drift_of_perplexity() -> None:
@@ -272,11 +353,11 @@ FRANCE = "prompt: The capital of France is, subject: France, target_new: %s"
         (FRANCE % "Lyon, probes: [{kind: locality, prompt: x, target: '...'}]", "the answer '...' is"),
         (
             FRANCE % "Lyon, target_new_aliases: [PARIS], target_true: Paris",
-            "'PARIS' of target_new_aliases is also the current",
+            "'PARIS' of target_new_aliases is also the current answer ('Paris'): remove one",
         ),
         (
             FRANCE % "Lyon, target_new_aliases: [the City], target_true: Paris, target_true_aliases: [City]",
-            "'the City' of target_new_aliases is also the current answer ('City')",
+            "'the City' of target_new_aliases is also the current answer ('City'): remove one",
         ),
         ('prompt: "The capital of \\u200b is", subject: "\\u200b", target_new: Lyon', "no text can mention the name"),
     ],
@@ -291,6 +372,18 @@ def test_a_name_of_punctuation_may_be_edited_but_not_looked_for() -> None:
     assert Patch.parse(band).edits[0].subject == "!!!"
     (problem,) = problems_of(f"scope: subject\n{band}")
     assert problem.startswith("line 4: edits.0: no text can mention the name '!!!'")
+
+
+def test_a_value_of_another_form_is_described_in_plain_words() -> None:
+    assert problems_of("name: x\ngate: 0.9\nedits: {}\n") == [
+        "line 2: gate: expected a mapping, with a value for each field (got 0.9)",
+        "line 3: edits: expected a list",
+    ]
+    assert problems_of("name: x\nedits: []\n") == ["line 2: edits: expected a list of at least 1, got 0"]
+    assert problems_of("name: x\nedits: [{aliases: B}, C]\n")[-2:] == [
+        "line 2: edits.0.aliases: expected a list (got 'B')",
+        "line 2: edits.1: expected a mapping, with a value for each field (got 'C')",
+    ]
 
 
 def test_keys_that_are_given_twice_are_reported_beside_all_other_problems() -> None:

@@ -6,8 +6,9 @@ its line and field.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Container, Iterator, Sequence
-from datetime import date
+from datetime import date, datetime
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -19,14 +20,17 @@ from pydantic import (
     Field,
     SerializerFunctionWrapHandler,
     ValidationError,
+    ValidationInfo,
+    field_validator,
     model_serializer,
     model_validator,
 )
 from pydantic_core import ErrorDetails
 
 from vllm_edit.errors import PatchError
+from vllm_edit.invalid import message_of
 from vllm_edit.text.json_document import JsonDocument
-from vllm_edit.text.matching import normalise, occurrences, replaced
+from vllm_edit.text.matching import is_whole, normalise, occurrences, replaced
 from vllm_edit.text.quoting import quoted
 from vllm_edit.text.spelling import Name, written
 from vllm_edit.text.utf8 import NotUTF8, read_text
@@ -38,6 +42,15 @@ Scope = Literal["subject", "all"]
 _LONGEST_NUMBER = 256
 """Maximum size, in bits, of numbers that a message shows."""
 LOCALITY_KINDS: tuple[ProbeKind, ...] = ("locality", "locality_subject", "unrelated")
+SUFFIXES = (".yaml", ".yml")
+"""Suffixes of patch files, in any letter case."""
+_PLACEHOLDERS = ("{}", "{subject}")
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+_ENDS = " .。"
+"""What may follow an answer that ends a sentence. A question may end with one of its answers."""
+_A_FILE = "a file"
+"""Context of the validation of a file: what a person declares has more rules than a record of a data set."""
+_NUMBER = re.compile(r"\s*[-+]?[\d_.]+(e[-+]?\d+)?\s*", re.IGNORECASE)
 
 
 class _Declared(BaseModel):
@@ -91,6 +104,11 @@ class Probe(_Declared):
     """Other answers that count as `target`."""
 
     _ADDED = ("target_aliases",)
+
+    @property
+    def keeps(self) -> bool:
+        """True if the answer must stay that of the base model."""
+        return self.kind in LOCALITY_KINDS
 
     @property
     def answers(self) -> tuple[str, ...]:
@@ -172,6 +190,14 @@ class Edit(_Declared):
         """
         return normalise(self.target_new) == normalise(other.target_new)
 
+    @field_validator("valid_until", mode="before")
+    @classmethod
+    def _is_no_number(cls, value: object) -> object:
+        """Refuse numbers: pydantic would read 2030 as that many seconds since 1970."""
+        if isinstance(value, int | float) or (isinstance(value, str) and _NUMBER.fullmatch(value)):
+            raise ValueError("expected a time with its zone, like 2030-01-31T00:00:00Z, and no number")
+        return value
+
     @model_validator(mode="after")
     def _changes_its_prompt(self) -> Edit:
         if self.subject not in self.prompt:
@@ -238,13 +264,13 @@ class Patch(_Declared):
     """The facts to change."""
 
     @model_validator(mode="after")
-    def _edits_fit(self) -> Patch:
+    def _edits_fit(self, info: ValidationInfo) -> Patch:
         names_nothing = _names_nothing(self.edits, self.scope)
-        problems = sorted(
-            [*_within_words(self.edits), *_edited_twice(self.edits), *_not_judged(self.edits), *names_nothing]
-        )
+        problems = [*_within_words(self.edits), *_edited_twice(self.edits), *_not_judged(self.edits), *names_nothing]
+        if info.context == _A_FILE:
+            problems += _contradictory(self.edits)
         if problems:
-            raise _Unfit(problems)
+            raise _Unfit(sorted(problems))
         return self
 
     @classmethod
@@ -312,16 +338,34 @@ class Patch(_Declared):
             raise PatchError(source, [f"{document.place(())}expected a mapping with name, edits, ..."])
         twice = list(document.given_twice)
         try:
-            patch = cls.model_validate(document.data)
+            patch = cls.model_validate(document.data, context=_A_FILE)
         except ValidationError as error:
             raise PatchError(source, [*twice, *_problems(error, document, most_problems)]) from None
         if twice:
             raise PatchError(source, twice)
         return patch
 
+    def ended(self, now: datetime) -> list[str]:
+        """One line for each edit that no longer holds, so that the compiled patch could not be published.
+
+        Args:
+            now: the time to compare with.
+        """
+        return [
+            f"edits.{number}.valid_until: {edit.valid_until.isoformat()} is past, so the patch could not be published; "
+            "give a later time, or remove the edit"
+            for number, edit in enumerate(self.edits)
+            if edit.valid_until is not None and edit.valid_until <= now
+        ]
+
     def dump(self) -> str:
         """The patch as YAML; `Patch.parse(patch.dump()) == patch`."""
         return dump_yaml(self.model_dump(mode="json", exclude_defaults=True))
+
+
+def is_patch_file(name: str | Path) -> bool:
+    """True if a file of this name is read as a patch."""
+    return Path(name).suffix.lower() in SUFFIXES
 
 
 class _Unfit(ValueError):
@@ -385,6 +429,54 @@ def _edited_twice(edits: Sequence[Edit]) -> Iterator[tuple[int, str]]:
                 break
 
 
+def _contradictory(edits: Sequence[Edit]) -> Iterator[tuple[int, str]]:
+    """Edits that no compiling can satisfy, or that no gate can judge, as a person may declare them by mistake."""
+    for number, edit in enumerate(edits):
+        for problem in (*_of_texts(edit), *_of_prompt(edit), *_of_probes(edit)):
+            yield number, problem
+
+
+def _of_texts(edit: Edit) -> Iterator[str]:
+    texts = [edit.prompt, edit.relation, *edit.aliases, *edit.new_answers, *edit.old_answers]
+    texts += [text for probe in edit.probes for text in (probe.prompt, probe.tag, *probe.answers)]
+    for text in dict.fromkeys(texts):
+        if _CONTROL.search(text):
+            yield f"{quoted(text)} has a control character, which no answer or question has; remove it"
+    for prompt in (edit.prompt, *(probe.prompt for probe in edit.probes)):
+        for placeholder in _PLACEHOLDERS:
+            if placeholder in prompt:
+                yield f"{placeholder} is not filled in the prompt {quoted(prompt)}; write the subject itself"
+
+
+def _of_prompt(edit: Edit) -> Iterator[str]:
+    text = written(edit.prompt).folded.rstrip(_ENDS)
+    for answer in (*edit.new_answers, *edit.old_answers):
+        wanted = normalise(answer)
+        start = len(text) - len(wanted)
+        within_subject = text.endswith(normalise(edit.subject)) and len(wanted) <= len(normalise(edit.subject))
+        if wanted and text.endswith(wanted) and is_whole(text, start, len(text)) and not within_subject:
+            yield f"the prompt {quoted(edit.prompt)} ends with the answer {answer!r}; end it right before the answer"
+
+
+def _of_probes(edit: Edit) -> Iterator[str]:
+    old = {normalise(answer) for answer in edit.old_answers}
+    seen: dict[tuple[str, bool], Probe] = {}
+    for number, probe in enumerate(edit.probes):
+        asked = normalise(probe.prompt)
+        if probe.keeps and asked == normalise(edit.prompt):
+            yield f"probes.{number}: a {probe.kind} probe keeps its answer, but asks the prompt that the edit changes"
+        if probe.kind == "paraphrase":
+            for answer in probe.answers:
+                if normalise(answer) in old:
+                    yield f"probes.{number}: a paraphrase expects the new answer, and {answer!r} is the old answer"
+        earlier = seen.setdefault((asked, probe.chat), probe)
+        if earlier.split != probe.split:
+            yield (
+                f"probes.{number}: {quoted(probe.prompt)} is a probe of both tune and gate, so the gate would measure "
+                "what was trained; keep one of the two"
+            )
+
+
 def _problems(error: ValidationError, document: Document, most: int | None) -> list[str]:
     """One line for each problem of the document, or for the first `most` and all edits without their subject."""
     found = error.errors()
@@ -430,7 +522,7 @@ def _lacks_subject(subject: str, prompt: str) -> str:
 def _describe(problem: ErrorDetails, document: Document) -> str:
     """One line: location, field, expected value, actual value."""
     location = problem["loc"]
-    message = problem["msg"].removeprefix("Value error, ")
+    message = message_of(problem).removeprefix("Value error, ")
     if problem["type"] == "string_type" and isinstance(problem.get("input"), bool | int | float | date):
         message += ": put it in quotes, or YAML reads another value"
     got = _shown(problem.get("input"))

@@ -182,6 +182,22 @@ def test_an_unsafe_edit_is_refused_by_name(program: Program, initialised: Path, 
     assert "unknown settings stride" in unknown.err
     assert program("compile", file, "--set", "steps").code == 2
     assert "expected KEY=VALUE, got '=3'" in program("compile", file, "--set", "=3").err
+    twice = program("compile", file, "--set", "steps=3", "--set", " steps=4")
+    assert (twice.code, "steps is given twice; give it once" in twice.err) == (2, True)
+
+
+def test_files_of_one_name_and_edits_that_have_ended_are_refused_before_the_model_is_loaded(
+    program: Program, store: Store, tmp_path: Path
+) -> None:
+    first, second, ended = (tmp_path / f"{name}.yaml" for name in ("first", "second", "ended"))
+    for file in (first, second):
+        file.write_text(PATCH.format(name="capital", target="Berlin", least=0))
+    ended.write_text(PATCH.format(name="ended", target="Berlin\n    valid_until: 2020-01-31T00:00:00Z", least=0))
+    ran = program("compile", first, second, ended)
+    assert (ran.code, ran.out) == (1, "")
+    same, past = ran.err.splitlines()
+    assert f"{second}: {first} has the name capital too; rename one" in same
+    assert f"{ended}: edits.0.valid_until: 2020-01-31T00:00:00+00:00 is past, so the patch could not be" in past
 
 
 LONG_PROBE = f"""

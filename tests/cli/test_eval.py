@@ -168,6 +168,7 @@ def test_settings_of_the_method_are_taken(program: Program, url: Path, tmp_path:
 
 def test_mistakes_are_reported_in_one_line(program: Program, store: Store, tmp_path: Path) -> None:
     (tmp_path / "data.json").write_text("[{}]")
+    (tmp_path / "notes.txt").write_text("notes")
     for arguments, message in [
         (("capital", "--mode", "weight"), "expected modes among base, weights, ike"),
         (("absent",), "no compiled patch 'absent'"),
@@ -176,6 +177,8 @@ def test_mistakes_are_reported_in_one_line(program: Program, store: Store, tmp_p
         (("capital", "--html", tmp_path / "data.json"), "expected a page named *.html or *.htm; got"),
         ((tmp_path / "data.json", "--record", tmp_path / "data.json"), "names the data set"),
         ((tmp_path / "absent.yaml",), "no such file"),
+        ((tmp_path / "absent.YAML",), "no such file"),
+        ((tmp_path / "notes.txt",), "is a file; expected a patch named *.yaml or *.yml, or a compiled patch's name"),
         ((tmp_path / "absent.json",), "expected a JSON data set"),
     ]:
         ran = program("eval", *arguments)

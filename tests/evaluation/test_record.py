@@ -13,7 +13,16 @@ from vllm_edit.evaluation.record import Record
 
 @pytest.mark.parametrize(
     "content",
-    [b"3\n", b"[]\n", b'{"measures": 3}\n', b'{"measures": null}\n', b'"x"\n', b"[" * 100_000 + b"\n", b"\xff\xfe\n", b"\n"],
+    [
+        b"3\n",
+        b"[]\n",
+        b'{"measures": 3}\n',
+        b'{"measures": null}\n',
+        b'"x"\n',
+        b"[" * 100_000 + b"\n",
+        b"\xff\xfe\n",
+        b"\n",
+    ],
 )
 def test_a_file_that_is_not_a_record_is_reported(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "record.jsonl"

@@ -176,9 +176,9 @@ def test_no_signature_of_a_revoked_key_counts_and_a_new_key_replaces_it(
     with pytest.raises(Unsigned, match="the key of ann was revoked on"):
         store.load(name)
     before = store.registry.audit()
-    with pytest.raises(EditError, match="would not count: the key of ann was revoked on .* sign with another key"):
+    with pytest.raises(EditError, match=r"would not count: the key of ann was revoked on .* sign with another key"):
         store.sign(name, key)
-    with pytest.raises(EditError, match="the key of ann was revoked on .* trust a new key in its place"):
+    with pytest.raises(EditError, match=r"the key of ann was revoked on .* trust a new key in its place"):
         change(store, lambda signers: signers.ending(key.id, NOW))
     assert store.registry.audit() == before
     assert f"{name} has no signature that its store accepts" in "".join(problems_of(store))
@@ -207,7 +207,7 @@ def test_changes_and_signatures_are_in_the_audit(store: Store, key: SigningKey, 
 
 def test_signatures_are_required_only_where_one_can_count(store: Store, key: SigningKey, name: str) -> None:
     for cannot in (Signers(), read_signers(store.files).revoking(key.id)):
-        with pytest.raises(EditError, match="no key is trusted, .* trust one first: vllm-edit signer trust PUBLIC"):
+        with pytest.raises(EditError, match=r"no key is trusted, .* trust one first: vllm-edit signer trust PUBLIC"):
             cannot.requiring()
     assert read_signers(store.files).ending(key.id, NOW).requiring().required, "its earlier signatures count"
 

@@ -80,14 +80,23 @@ def compile_(
 
 def _read(files: list[Path]) -> list[Patch]:
     """Read all patches, or raise with the problems of all files."""
+    from datetime import UTC, datetime
+
     from vllm_edit.patch import Patch
 
     patches, problems = [], []
+    now, named = datetime.now(UTC), dict[str, Path]()
     for file in files:
         try:
-            patches.append(Patch.load(file))
+            patch = Patch.load(file)
         except PatchError as error:
             problems.append(str(error))
+            continue
+        patches.append(patch)
+        problems += [f"{file}: {ended}" for ended in patch.ended(now)]
+        first = named.setdefault(patch.name, file)
+        if first is not file:
+            problems.append(f"{file}: {first} has the name {patch.name} too; rename one of the two")
     if problems:
         raise EditError("\n".join(problems))
     return patches

@@ -8,6 +8,7 @@ import typer
 
 from vllm_edit.cli.options import JsonOption, StoreOption
 from vllm_edit.cli.output import print_json, print_line
+from vllm_edit.cli.patches import resolved
 
 if TYPE_CHECKING:
     from vllm_edit.patch import Edit
@@ -37,10 +38,10 @@ def diff(a: PatchArgument, b: PatchArgument, store: StoreOption = None, json: Js
 
 
 def _edits(text: str, store: str | None) -> tuple[Edit, ...]:
-    from vllm_edit.patch import Patch
+    from vllm_edit.patch import Patch, is_patch_file
     from vllm_edit.store.store import Store
 
-    if text.endswith((".yaml", ".yml")):
+    if is_patch_file(text):
         return Patch.load(text).edits
     opened = Store.open(store)
-    return opened.manifest(opened.resolve(text)).edits
+    return opened.manifest(resolved(opened, text)).edits

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +13,7 @@ import typer
 from vllm_edit.cli.method_settings import method_in, method_settings
 from vllm_edit.cli.options import BankOption, JsonOption, ModelOption, SetOption, StoreOption, seed_of
 from vllm_edit.cli.output import print_json, progress_bar, wide_console
+from vllm_edit.cli.patches import resolved
 from vllm_edit.errors import EditError
 from vllm_edit.json_value import JSONObject
 
@@ -34,7 +36,6 @@ if TYPE_CHECKING:
 KNOWN = "known"
 """The target that draws facts from the store's pool. A compiled patch of this name is `known@…`."""
 _KNOWN = 32
-_DECLARED = (".yaml", ".yml")
 
 
 def eval(
@@ -132,7 +133,9 @@ def _check_used(context: typer.Context, target: str, many: bool) -> None:
     Raises:
         BadParameter: the first such option, with the reason.
     """
-    stored = not many and Path(target).suffix not in _DECLARED
+    from vllm_edit.patch import is_patch_file
+
+    stored = not many and not is_patch_file(target)
     unused = {
         "record": None if many else "only many edits, of a data set or known, are recorded",
         "limit": None if many else "one patch is measured with all its edits",
@@ -150,8 +153,7 @@ def _check_used(context: typer.Context, target: str, many: bool) -> None:
 
 def _check_apart(record: Path, target: str) -> None:
     """Raise `EditError` if the record would be written into the data set itself."""
-    data = Path(target)
-    if data.exists() and record.exists() and record.samefile(data):
+    if os.path.exists(target) and record.exists() and record.samefile(target):
         raise EditError(f"--record names the data set {target} itself; name another file")
 
 
@@ -237,15 +239,15 @@ def _of_one(
     """Evaluate a patch: a YAML file, which is compiled, or a stored patch, with which the report is recorded."""
     from vllm_edit.evaluation.evaluate import evaluate
     from vllm_edit.evaluation.refused import Refused
-    from vllm_edit.patch import Patch
+    from vllm_edit.patch import Patch, is_patch_file
 
     store = compiling.store
-    if Path(target).suffix in _DECLARED:
+    if is_patch_file(target):
         (measured,) = compiling([Patch.load(target)], progress)
         if isinstance(measured, Refused):
             raise _nothing({measured.name: measured.reason})
     else:
-        measured = store.load(store.resolve(target))
+        measured = store.load(resolved(store, target))
     rank = max(store.site().max_rank, measured.manifest.rank)
     with _runner(engine, compiling, rank) as runner:
         report = evaluate(measured, runner, modes, settings, progress, store.site(), store.passages())

@@ -25,6 +25,8 @@ def method_settings(given: list[str] | None) -> JSONObject:
             parsed = YamlDocument.parse(value).data
         except NotYaml as error:
             raise typer.BadParameter(f"expected a value in YAML, got {text!r}: {error}", param_hint="--set") from None
+        if key.strip() in chosen:
+            raise typer.BadParameter(f"{key.strip()} is given twice; give it once", param_hint="--set")
         chosen[key.strip()] = cast("JSONValue", parsed)  # the method's settings refuse dates, which are not JSON
     return chosen
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -12,7 +13,7 @@ import typer
 
 from vllm_edit.cli.options import JsonOption, StoreOption
 from vllm_edit.cli.output import print_fields, print_json, print_line, print_table, when
-from vllm_edit.errors import EditError, Unavailable
+from vllm_edit.errors import EditError, NotFound, Unavailable
 
 if TYPE_CHECKING:
     from vllm_edit.artefacts.manifest import Manifest
@@ -106,6 +107,23 @@ def export(
     print_json({"name": full, "folder": str(folder), "files": files}) if json else print_line(
         f"{full} written to {folder}"
     )
+
+
+def resolved(store: Store, text: str) -> str:
+    """Return the full name of a compiled patch, where a command takes a patch file too.
+
+    Raises:
+        NotFound: there is no such patch.
+        EditError: it is a file of another suffix than those of a patch.
+    """
+    from vllm_edit.patch import SUFFIXES
+
+    try:
+        return store.resolve(text)
+    except NotFound:
+        if not os.path.isfile(text):
+            raise
+    raise EditError(f"{text} is a file; expected a patch named *{' or *'.join(SUFFIXES)}, or a compiled patch's name")
 
 
 def _check_empty(folder: Path) -> None:

@@ -69,9 +69,9 @@ def trace(
 def _edits(file: Path, limit: int | None) -> tuple[list[Edit], str | None]:
     """Return at most `limit` edits of a patch or data set, and the base that the patch names."""
     from vllm_edit.datasets import is_data_set, read_edits
-    from vllm_edit.patch import Patch
+    from vllm_edit.patch import Patch, is_patch_file
 
-    if file.suffix in (".yaml", ".yml"):
+    if is_patch_file(file):
         patch = Patch.load(file)
         return list(patch.edits[:limit]), patch.base
     if is_data_set(file):

@@ -12,7 +12,7 @@ from math import ceil
 from vllm_edit.evaluation.questions import DEFAULT
 from vllm_edit.facts.facts import Facts, Relation
 from vllm_edit.facts.pool import Known, Pool
-from vllm_edit.patch import LOCALITY_KINDS, Edit, Probe, ProbeKind
+from vllm_edit.patch import Edit, Probe, ProbeKind
 from vllm_edit.text.matching import normalise
 from vllm_edit.text.name_words import last_word
 from vllm_edit.text.subjects import Subjects
@@ -33,7 +33,7 @@ def default_probes(pool: Pool, facts: Facts, edits: Sequence[Edit]) -> list[tupl
     relation, as `unrelated`. No probe mentions a subject of the edits. All are from the held-out side, on which nothing
     was chosen.
     """
-    lacking = [index for index, edit in enumerate(edits) if not any(p.kind in LOCALITY_KINDS for p in edit.probes)]
+    lacking = [index for index, edit in enumerate(edits) if not any(probe.keeps for probe in edit.probes)]
     probed = {*lacking[:: max(1, ceil(len(lacking) * _OF_EDIT / _OF_PATCH))]}
     edited = Subjects([(edit.subject, *edit.aliases) for edit in edits])
     free = [known for known in pool.side("held_out").known if not edited.mentioned([known.prompt])]

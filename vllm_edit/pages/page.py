@@ -11,7 +11,6 @@ from vllm_edit.files import check_folder_of
 from vllm_edit.pictures import check_library
 from vllm_edit.text.printable import printable
 
-
 SUFFIXES = (".html", ".htm")
 """Suffixes of pages. Another suffix is refused, so that no patch or data set is replaced by mistake."""
 

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import cached_property
 
 from pydantic import ValidationError
@@ -43,7 +44,9 @@ class JobRequest:
     settings: Mapping[str, JSONValue] = field(default_factory=dict)
 
     def check(self) -> None:
-        """Raise `EditError` if the method's name or the settings have a form that no method has."""
+        """Raise `EditError` if an edit has ended, or if the method's name or the settings have a form of no method."""
+        if ended := self.patch.ended(datetime.now(UTC)):
+            raise EditError("; ".join(ended))
         if _METHOD.fullmatch(self.method) is None:
             raise EditError(f"expected a method's name like rome, or {AUTO}, got {shown(self.method)}")
         try:

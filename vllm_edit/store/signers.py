@@ -105,8 +105,8 @@ class Signers(Frozen):
         signer = self.find(id)
         if signer.revoked is not None:
             raise EditError(
-                f"{signer.closed(at)}, so none of its signatures counts, whenever it ends; trust a new key in its place: "
-                "vllm-edit signer trust PUBLIC --name NAME"
+                f"{signer.closed(at)}, so none of its signatures counts, whenever it ends; trust a new key in its "
+                "place: vllm-edit signer trust PUBLIC --name NAME"
             )
         return self._with(signer.model_copy(update={"until": at}))
 

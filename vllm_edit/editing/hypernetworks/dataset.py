@@ -13,7 +13,7 @@ from vllm_edit.editing.hypernetworks.judged import Judged
 from vllm_edit.editing.rome.prompt_forms import probe_row
 from vllm_edit.errors import EditError
 from vllm_edit.models.rows import Row
-from vllm_edit.patch import LOCALITY_KINDS, Edit, Probe
+from vllm_edit.patch import Edit, Probe
 from vllm_edit.text.matching import normalise
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Example:
         asked = [probe for probe in edit.probes if chat or not probe.chat]
         other = [probe for probe in asked if probe.kind in ("paraphrase", "portability")]
         taught = [probe_row(probe, probe.target or edit.target_new, 0, 0, tokenizer) for probe in (*own, *other)]
-        kept = [probe_row(probe, probe.target, 0, 0, tokenizer) for probe in asked if probe.kind in LOCALITY_KINDS]
+        kept = [probe_row(probe, probe.target, 0, 0, tokenizer) for probe in asked if probe.keeps]
         ended = [row.ids + row.answer for row in taught[: len(own)]]
         kept += [Row(0, 0, "ended", ids, len(ids) - 1) for ids in ended]
         return cls(edit, example_rows([edit], tokenizer)[0], tuple(taught), tuple(kept))

@@ -23,7 +23,7 @@ from vllm_edit.models.base import Base
 from vllm_edit.models.fast_products import fast_products
 from vllm_edit.models.hooks import frozen
 from vllm_edit.models.rows import Row, greedy, leads
-from vllm_edit.patch import LOCALITY_KINDS, Edit
+from vllm_edit.patch import Edit
 
 _LOCALITY_TOKENS = 3
 _SCALE = 3.0
@@ -108,7 +108,7 @@ class Trials:
         for index, edit in enumerate(edits):
             probes = [probe for probe in edit.probes if probe.split == "tune" and (has_chat or not probe.chat)]
             wordings = [probe for probe in probes if probe.kind == "paraphrase"]
-            keeping = [probe for probe in probes if probe.kind in LOCALITY_KINDS]
+            keeping = [probe for probe in probes if probe.keeps]
             taught = wordings[1::2] if "tune" in settings.forms else []
             trained.append(edit.model_copy(update={"probes": tuple(taught)}))
             for probe in (probe for probe in wordings if probe not in taught):

@@ -65,6 +65,8 @@ def read_settings(given: Iterable[str]) -> JSONObject:
             parsed = YamlDocument.parse(value, aliases=False).data
         except NotYaml as error:
             raise EditError(f"set: expected a value in YAML, got {shown(text)}: {error}") from None
+        if key.strip() in chosen:
+            raise EditError(f"set: {shown(key.strip())} is given twice; give it once")
         chosen[key.strip()] = cast("JSONValue", parsed)  # `JobRequest.check` refuses dates, which are not JSON
     return chosen
 

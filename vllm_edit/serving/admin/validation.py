@@ -11,6 +11,7 @@ from fastapi.routing import APIRoute
 from pydantic_core import ErrorDetails
 
 from vllm_edit.errors import EditError
+from vllm_edit.invalid import message_of
 from vllm_edit.names import shown
 
 _MOST = 8  # problems in a message
@@ -35,4 +36,4 @@ class ValidatedRoute(APIRoute):
 def _message(problem: ErrorDetails) -> str:
     """`body.percent: Input should be less than or equal to 100`. It omits the input, which may be a secret."""
     place = ".".join(str(part) for part in problem["loc"])
-    return f"{shown(place)[1:-1]}: {problem['msg'][:200]}"
+    return f"{shown(place)[1:-1]}: {message_of(problem)[:200]}"
