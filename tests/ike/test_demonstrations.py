@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -141,6 +142,34 @@ def test_a_record_that_is_not_a_fact_is_named() -> None:
     assert Bank.from_records([good]).facts[0].paraphrases == ("x",)
     with pytest.raises(EditError, match="bank record 1: object"):
         Bank.from_records([good, {"prompt": "A is", "subject": "A", "relation": "r"}])
+
+
+def test_every_problem_of_a_bank_file_is_reported_with_its_line(tmp_path: Path) -> None:
+    file = tmp_path / "bank.yaml"
+    file.write_text("""
+- {prompt: A is, subject: A, relation: r, object: b, paraphases: [x]}
+- {prompt: A is, subject: A, relation: r}
+- {prompt: A is, subject: A, relation: r, object: b, paraphrases: x}
+- A is b
+""")
+    with pytest.raises(EditError) as refused:
+        Bank.load(file)
+    assert str(refused.value).splitlines() == [
+        f"{file}: line 2: 0.paraphases: Extra inputs are not permitted",
+        f"{file}: line 3: 1.object: Field required",
+        f"{file}: line 4: 2.paraphrases: expected a list",
+        f"{file}: line 5: 3: expected a mapping, with a value for each field",
+    ]
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "name: x\nedits:\n  - {prompt: The capital of France is, subject: France, target_new: Lyon}\n"]
+)
+def test_a_bank_file_without_a_fact_is_refused(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "bank.yaml"
+    file.write_text(text)
+    with pytest.raises(EditError, match="it has no fact; expected a list of records with prompt, subject, relation"):
+        Bank.load(file)
 
 
 def test_a_bank_file_is_a_list_of_records_or_a_patch(tmp_path, patch: Patch) -> None:  # type: ignore[no-untyped-def]

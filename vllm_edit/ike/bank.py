@@ -9,12 +9,12 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vllm_edit.errors import EditError
-from vllm_edit.invalid import problems_of
+from vllm_edit.invalid import message_of, problems_of
 from vllm_edit.json_value import JSONValue
 from vllm_edit.patch import Edit, Patch
 from vllm_edit.text.matching import is_said, normalise
 from vllm_edit.text.utf8 import read_text
-from vllm_edit.text.yaml_document import YamlDocument
+from vllm_edit.text.yaml_document import YamlDocument, field
 
 
 class Fact(BaseModel):
@@ -63,7 +63,7 @@ class Bank(BaseModel):
             path: a list of records (see `from_records`), or a patch file (see `from_patch`).
 
         Raises:
-            EditError: the file cannot be read, or is neither.
+            EditError: the file cannot be read, is neither, or has no fact; one line for each bad field of a record.
         """
         path = Path(path)
         try:
@@ -73,9 +73,13 @@ class Bank(BaseModel):
         if document.given_twice:
             raise EditError("\n".join(f"{path}: {problem}" for problem in document.given_twice))
         data = document.data
-        if isinstance(data, list) and all(isinstance(record, dict) for record in data):
-            return cls.from_records(data)
-        return cls.from_patch(Patch.load(path))
+        bank = cls(facts=_facts(path, document, data)) if isinstance(data, list) else cls.from_patch(Patch.load(path))
+        if not bank.facts:
+            raise EditError(
+                f"{path}: it has no fact; expected a list of records with prompt, subject, relation and object, or a "
+                "patch with target_true"
+            )
+        return bank
 
     @classmethod
     def from_patch(cls, patch: Patch) -> Bank:
@@ -132,8 +136,23 @@ class Bank(BaseModel):
         return _grouped(self.facts, "subject")
 
 
-def _grouped(facts: Sequence[Fact], field: str) -> dict[str, tuple[Fact, ...]]:
+def _facts(path: Path, document: YamlDocument, records: Sequence[object]) -> tuple[Fact, ...]:
+    """The facts of a file, which has no other fields; raise `EditError` with all its problems."""
+    facts, problems = list[Fact](), list[str]()
+    for number, record in enumerate(records):
+        try:
+            facts.append(Fact.model_validate(record, extra="forbid"))
+        except ValidationError as error:
+            for problem in error.errors():
+                at = (number, *problem["loc"])
+                problems.append(f"{path}: {document.place(at)}{field(at)}: {message_of(problem)}")
+    if problems:
+        raise EditError("\n".join(problems))
+    return tuple(facts)
+
+
+def _grouped(facts: Sequence[Fact], by: str) -> dict[str, tuple[Fact, ...]]:
     groups: dict[str, list[Fact]] = {}
     for fact in facts:
-        groups.setdefault(getattr(fact, field), []).append(fact)
+        groups.setdefault(getattr(fact, by), []).append(fact)
     return {key: tuple(group) for key, group in groups.items()}
