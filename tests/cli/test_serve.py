@@ -91,6 +91,18 @@ def test_another_base(serve: Serve, tmp_path: Path, model: Path, file: str, mess
     assert message in serve.refused(folder)
 
 
+def test_flags_refuses_another_base_as_serve_does_but_the_model_may_be_on_another_machine(
+    serve: Serve, program: Program, store: Store, tmp_path: Path
+) -> None:
+    other = places.save_tiny("llama", tmp_path / "seed", seed=1)
+    for named in (other, "no/such/folder"):
+        ran = program("flags", named, "--store", store.url)
+        assert (ran.code, ran.out, ran.err.strip()) == (1, "", serve.refused(named))
+    assert program("flags", "--store", store.url).code == 0
+    elsewhere = tmp_path / "elsewhere"
+    assert str(elsewhere) in program("flags", elsewhere, "--store", store.url).out
+
+
 def test_a_model_that_is_not_whole(serve: Serve, tmp_path: Path, model: Path) -> None:
     folder = shutil.copytree(model, tmp_path / "cut")
     weights = (folder / "model.safetensors").read_bytes()

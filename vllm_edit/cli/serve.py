@@ -41,8 +41,16 @@ def flags(
     allow_open: AllowOpen = False,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
-    """Print the command that `serve` would start: environment, model and engine flags, for stock `vllm serve`."""
-    chosen = _profile(_opened(store), context.args, allow_open)
+    """Print the command that `serve` would start: environment, model and engine flags, for stock `vllm serve`.
+
+    A model on this machine must be the store's base. The command may be for another machine, where the model is.
+    """
+    from vllm_edit.serving.preflight import check_base
+
+    opened = _opened(store)
+    chosen = _profile(opened, context.args, allow_open)
+    if os.path.isdir(chosen.model) or not os.path.isabs(chosen.model):
+        check_base(opened, chosen)
     if as_json:
         print_json({"model": chosen.model, "flags": chosen.flags, "environment": chosen.environment})
         return

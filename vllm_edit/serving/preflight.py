@@ -36,8 +36,21 @@ def check_start(store: Store, profile: Profile) -> Path | None:
     environment = {**os.environ, **profile.environment}
     Settings.from_environment(environment)
     startup.check_environment(environment, profile.command())
-    given = flags.named(profile.flags)
-    folder = _folder(profile.model, given.get("revision"))
+    folder = check_base(store, profile)
+    startup.check_names(_state(store), flags.named(profile.flags).get("served_model_name", ()))
+    return folder
+
+
+def check_base(store: Store, profile: Profile) -> Path | None:
+    """Check that the model which `profile` serves is whole, and is the store's base.
+
+    Returns:
+        The served model's folder; None if the model is not downloaded yet, and so cannot be checked.
+
+    Raises:
+        Incompatible: the model is another one, or does not exist.
+    """
+    folder = _folder(profile.model, flags.named(profile.flags).get("revision"))
     if folder is not None:
         Checkpoint(folder).check_whole()
         Checkpoint(folder).check_served()
@@ -47,7 +60,6 @@ def check_start(store: Store, profile: Profile) -> Path | None:
         if problems := base.problems(served):
             differences = "; ".join(f"the served model's {problem}" for problem in problems)
             raise Incompatible(f"{profile.model} is not the base of {store.url}: {differences}")
-    startup.check_names(_state(store), given.get("served_model_name", ()))
     return folder
 
 
