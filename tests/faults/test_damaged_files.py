@@ -186,6 +186,7 @@ def test_an_empty_database_in_a_registrys_place_is_refused(store: Store) -> None
         with pytest.raises(EditError, match=r"registry\.db is empty, but audit\.json records 8 changes"):
             opened.registry.tenants()
         opened.registry.close()
+        assert not list(Path(store.url).glob("registry.db*")), "what was refused is not made either"
     (Path(store.url) / ANCHOR).unlink()
     opened = Store.open(store.url)
     assert opened.registry.tenants() == [], "a new one was meant"

@@ -43,6 +43,15 @@ def test_a_registry_without_a_free_connection_says_so_in_one_line(busy: Registry
     assert "QueuePool" not in str(refused.value)
 
 
+def test_a_folder_that_is_not_writable_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Registry(f"sqlite:///{tmp_path}")  # SQLite cannot open a folder, nor a database in a folder of others
+    monkeypatch.setattr("os.access", lambda path, _: Path(path) != tmp_path.parent)  # root may write everywhere
+    with pytest.raises(Unavailable, match=r"its folder .* is not writable, .* copy the store to a folder") as refused:
+        made.tenants()
+    assert "\n" not in str(refused.value)
+    made.close()
+
+
 def test_a_server_follows_and_is_heard_of_while_no_other_connection_is_free(busy: Registry) -> None:
     generation = busy.generation()
     assert busy.wait_for_change(generation - 1, 0)

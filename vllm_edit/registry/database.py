@@ -209,8 +209,18 @@ class Database:
             raise self._cannot_be_used(error.orig) from error
 
     def _cannot_be_used(self, why: object) -> Unavailable:
-        full = "; its disk is full" if self._without_room() else ""
+        full = "; its disk is full" if self._without_room() else self._of_its_folder()
         return Unavailable(f"the registry {self} cannot be used: {' '.join(str(why).split())}{full}")
+
+    def _of_its_folder(self) -> str:
+        """What to do if the folder of an SQLite file is not writable; SQLite only says that it cannot open the file."""
+        folder = Path(self.url.database or "").parent
+        if not self.sqlite or not folder.is_dir() or os.access(folder, os.W_OK):
+            return ""
+        return (
+            f"; its folder {folder} is not writable, and SQLite writes there to read too: make it writable, or copy "
+            "the store to a folder that is"
+        )
 
     def _without_room(self) -> bool:
         """True if the disk of an SQLite file is full. SQLite then reports only "disk I/O error" in some cases."""
@@ -254,6 +264,8 @@ class Database:
 
     def _migrate(self) -> None:
         """Bring the schema up to date. Only migrations are serialized: a check of the schema never waits for one."""
+        if self._is_missing():
+            self._before_new()  # SQLite creates the file when it connects, so the refusal must come first
         with self._reader.begin() as connection:
             current = migrations.is_current(connection)
             if current:
@@ -268,6 +280,11 @@ class Database:
                 migrations.upgrade(connection)
                 self._check(connection)
         self._migrated = True
+
+    def _is_missing(self) -> bool:
+        """True if the database is an SQLite file, named by its path, that does not exist yet."""
+        file = self.url.database or ""
+        return self.sqlite and not file.startswith("file:") and not os.path.exists(file)
 
 
 def add_unknown(
