@@ -158,3 +158,10 @@ def test_any_text_is_printed_whatever_the_terminals_encoding(store: Store) -> No
     assert "für \\u6cd5\\u570b".encode("latin-1") in listed.stdout
     as_json = subprocess.run([*PROGRAM, "key", "list", "--json"], capture_output=True, env=environment, timeout=300)
     assert re.search(rb'"label": "f\\u00fcr \\u6cd5\\u570b', as_json.stdout)
+
+
+def test_with_a_closed_stderr_no_error_goes_to_stdout(tmp_path: Path) -> None:
+    for words in (("list", "--json"), ("--debug", "list", "--json")):
+        command = ["sh", "-c", 'exec "$@" 2>&-', "sh", *PROGRAM, *words, "--store", str(tmp_path / "absent")]
+        ran = subprocess.run(command, stdout=subprocess.PIPE, timeout=300)
+        assert (ran.returncode, ran.stdout) == (1, b"")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib.metadata import version
 from io import TextIOWrapper
@@ -90,6 +91,8 @@ def _root(
 
 def run() -> None:
     """Run the command line, and exit with one of the codes of `ending`."""
+    if sys.stderr is None:  # closed; `print` would write to stdout instead
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # until the process ends
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # make any text printable in any terminal encoding
             stream.reconfigure(errors="backslashreplace")
