@@ -16,6 +16,7 @@ import pytest
 from tests.serving import places
 from tests.serving.vllm_surface import VLLMSurface
 from tests.serving.without_engine import Place, bearer, run
+from vllm_edit.engine.compat import worker_limits
 from vllm_edit.errors import EditError
 from vllm_edit.registry.answers import AnswerEntry
 from vllm_edit.rollout.arm import Arm
@@ -222,11 +223,55 @@ def test_the_documentation_names_the_withheld_fields() -> None:
     assert set(re.findall(r"`([a-z_]+)`", section)) >= WITHHELD
 
 
+MOST_ENTRIES: tuple[tuple[str, Any, Any], ...] = (
+    ("allowed_token_ids", [*range(1024)], [*range(1025)]),
+    ("logit_bias", {str(id): 1 for id in range(1024)}, {str(id): 1 for id in range(1025)}),
+    ("stop_token_ids", [*range(100)], [*range(101)]),
+    ("bad_words", ["seven b"] * 64, ["seven b"] * 65),
+    ("bad_words", ["b" * 511], ["b" * 512]),
+    ("bad_words", ["\ufdfa" * 15], ["\ufdfa" * 16]),  # one character; NFKC writes 33 bytes
+)
+
+
+@pytest.mark.parametrize("route", ALLOWED)
+@pytest.mark.parametrize(("field", "most", "more"), MOST_ENTRIES)
+def test_more_entries_than_a_worker_holds_are_refused_from_everyone(
+    place: Place, route: str, field: str, most: Any, more: Any
+) -> None:
+    assert run(place.ask("acme", route, input="Who?", **{field: most})).status_code == 200
+    reply = run(place.ask("acme", route, input="Who?", **{field: more}))
+    assert (reply.status_code, reply.json()["error"]["message"].startswith(field)) == (400, True)
+
+
+def test_the_limit_of_bad_words_is_half_of_the_workers_own(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_MAX_BAD_WORDS_TOTAL_TOKENS", "20")
+    assert run(place.ask("acme", bad_words=["b" * 9])).status_code == 200
+    assert run(place.ask("acme", bad_words=["b" * 10])).status_code == 400
+
+
+def test_the_limits_are_those_of_the_installed_vllms_workers() -> None:
+    found = find_spec("vllm")
+    if found is None or found.origin is None:
+        pytest.skip("vLLM is not installed")
+    root = Path(found.origin).parent
+    source = (root / "v1" / "worker" / "gpu" / "sample" / "logit_bias.py").read_text()
+    limits = dict(re.findall(r"^(MAX_NUM_\w+) = (\d+)$", source, re.MULTILINE))
+    assert limits == {
+        "MAX_NUM_ALLOWED_TOKEN_IDS": str(worker_limits.MOST_ALLOWED_TOKEN_IDS),
+        "MAX_NUM_LOGIT_BIAS_TOKENS": str(worker_limits.MOST_LOGIT_BIASES),
+        "MAX_NUM_STOP_TOKEN_IDS": str(worker_limits.MOST_STOP_TOKEN_IDS),
+    }
+    default = f'"{worker_limits.BAD_WORD_TOKENS}", "{worker_limits.MOST_BAD_WORD_TOKENS}"'
+    assert default in (root / "envs.py").read_text()
+
+
 REFUSED_BODIES: tuple[tuple[str, dict[str, Any]], ...] = (
     (COMPLETIONS, {"priority": 1}),
     (CHAT, {"chat_template_kwargs": {"documents": []}}),
     (COMPLETIONS, {"structured_outputs": 1}),
     (COMPLETIONS, {"seed": 2**64}),
+    (COMPLETIONS, {"repetition_detection": {"max_pattern_size": 2**64}}),
+    (CHAT, {"stop_token_ids": [*range(101)]}),
     (RESPONSES, {"input": "Who?", "previous_response_id": "x"}),
     (COMPLETIONS, {"prompt": ["Who?"] * 65}),
     (COMPLETIONS, {"prompt": "half \ud83d"}),

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from vllm_edit.errors import EditError
 from vllm_edit.json_value import JSONObject, JSONValue
 from vllm_edit.names import shown
+from vllm_edit.serving.sampling_limits import refuse_too_many_entries
 
 COMPLETIONS, CHAT, RESPONSES = "/v1/completions", "/v1/chat/completions", "/v1/responses"
 
@@ -56,8 +57,9 @@ def refuse(route: str, body: Body) -> None:
     constraint = body.get("structured_outputs")
     if constraint is not None and not isinstance(constraint, dict):
         raise EditError(f"structured_outputs must be an object, got {type(constraint).__name__}")
-    if wide := [name for name, value in body.items() if isinstance(value, int) and value.bit_length() > _BITS]:
-        raise EditError(f"{shown(wide[0])} is a number that does not fit into 64 bits; send a smaller one")
+    if (wide := _wide(body)) is not None:
+        raise EditError(f"{shown(wide)} is a number that does not fit into 64 bits; send a smaller one")
+    refuse_too_many_entries(body)
     # vLLM applies an adapter to a base request if a part's type is the adapter's name (its default multimodal LoRAs).
     for part in parts(body.get("messages")):
         kind = part.get("type")
@@ -142,6 +144,17 @@ def answer_tokens(body: Body, default: int) -> int:
         if isinstance(value, int) and not isinstance(value, bool):
             return value
     return default
+
+
+def _wide(body: Body) -> str | None:
+    """The first number that vLLM cannot send to its engine: a field, or a value of a field's object. Deeper numbers
+    stay in vLLM's server, as text: the schema of a tool may have any."""
+    for name, value in body.items():
+        values = {f"{name}.{key}": inner for key, inner in value.items()} if isinstance(value, dict) else {name: value}
+        for path, number in values.items():
+            if isinstance(number, int) and number.bit_length() > _BITS:
+                return path
+    return None
 
 
 def _wrap_prompt(prompt: JSONValue, wrap: Wrap) -> str | list[str]:
