@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.rollout.example import rollout
 from tests.serving.snapshots import NOW, publication, snapshot
-from vllm_edit.errors import EditError, NotFound
+from vllm_edit.errors import EditError, Incompatible, NotFound
 from vllm_edit.rollout.decision import Choice
 from vllm_edit.serving.caller import ANYONE, Caller, Forbidden
 from vllm_edit.serving.model_field import Asking, Catalogue
@@ -145,6 +145,17 @@ def test_base_needs_its_right_by_whatever_name() -> None:
             CATALOGUE.resolve(model, bound("x", "serve"))
     assert CATALOGUE.listed(bound("x", "serve")) == ["x", OTHER, OLD]
     assert CATALOGUE.listed(bound("x")) == ["atlas", "x", OTHER, OLD]
+
+
+def test_a_name_of_both_a_tenant_and_the_base_is_refused_to_whom_it_may_mean_both() -> None:
+    catalogue = Catalogue(("atlas", "x"), CATALOGUE.snapshot)
+    for asking in (OPEN, bound("x")):
+        with pytest.raises(Incompatible, match="'x' is both a tenant and the base model; ask for x:weights"):
+            catalogue.resolve("x", asking)
+        assert catalogue.resolve("x:weights", asking).adapter == OTHER
+        assert catalogue.resolve("x:base", asking).mode == "base"
+    assert catalogue.resolve(None, bound("x")).adapter == OTHER
+    assert catalogue.resolve("x", bound("acme")) == Choice("base", None, "acme", "DEFAULT"), "no tenant is revealed"
 
 
 def test_an_expired_publication_is_served_and_named_no_more() -> None:

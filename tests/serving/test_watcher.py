@@ -87,6 +87,21 @@ def asked(model: str | None) -> Callable[[Watched], Awaitable[Any]]:
     return lambda watched: watched.watcher.resolve(model, Asking(ANYONE, datetime.now(UTC)))
 
 
+def test_a_new_tenant_with_the_bases_name_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    watched = Watched(tmp_path)
+
+    async def steps() -> None:
+        await watched.watcher.first()
+        for generation in (2, 3):
+            standing = {"atlas": [publication("atlas", OLD)]}
+            watched.registry.state = replace(snapshot((OLD,), standing), generation=generation)
+            await watched.watcher.refresh()
+
+    run(steps())
+    logged = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert [message.partition(",")[0] for message in logged] == ["tenant atlas has the base model's served name"]
+
+
 def test_a_change_is_stored_on_the_node_then_applied_then_reported(tmp_path: Path) -> None:
     watched = Watched(tmp_path)
     run(watched.watcher.first())

@@ -20,7 +20,7 @@ from functools import cached_property
 from typing import get_args
 
 from vllm_edit import names
-from vllm_edit.errors import EditError, NotFound
+from vllm_edit.errors import EditError, Incompatible, NotFound
 from vllm_edit.json_value import JSONValue
 from vllm_edit.registry.snapshot import Snapshot
 from vllm_edit.rollout.arm import Arm, Mode
@@ -77,6 +77,11 @@ class Catalogue:
     def names(self) -> frozenset[str]:
         return frozenset(self.newest_first)
 
+    @cached_property
+    def ambiguous(self) -> tuple[str, ...]:
+        """Tenants that have one of the base model's served names."""
+        return tuple(sorted(set(self.snapshot.standing).intersection(self.bases)))
+
     def served(self, now: datetime) -> dict[str, Arm]:
         """Tenant → its arm for requests that name no user: its rollout's, else its active publication."""
         return {tenant: self.snapshot.state(tenant, now).served(now) for tenant in self.snapshot.standing}
@@ -95,6 +100,7 @@ class Catalogue:
             EditError: an invalid alias (too long, control characters), or an ambiguous prefix of a digest.
             NotFound: the caller can reach nothing of that name; `nearest` holds the closest names.
             Forbidden: the caller asks for the base model without that right.
+            Incompatible: the name is the base model's, and a tenant's that the caller can reach.
         """
         tenant = asking.caller.tenant
         if not model and tenant is not None:
@@ -102,6 +108,11 @@ class Catalogue:
         if not model:
             return Choice("base", reason="DEFAULT")
         reference, mode = _parsed(model)
+        if model in self.ambiguous and tenant in (None, model):
+            raise Incompatible(
+                f"{names.shown(model)} is both a tenant and the base model; ask for {model}:weights, {model}:ike or "
+                f"{model}:base, or have the operator serve the base under another name (--served-model-name NAME)"
+            )
         if model in self.bases or (reference in self.bases and mode == "base"):
             asking.caller.require("base", "ask for the base model")
             return Choice("base", tenant=tenant, reason="DEFAULT")

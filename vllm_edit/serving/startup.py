@@ -130,9 +130,10 @@ async def start(engine_client: AsyncLLM | None, state: State, args: Namespace) -
 
 def check_names(snapshot: Snapshot, base_names: Collection[str]) -> None:
     """Raise `Incompatible` if a tenant has one of the base model's served names."""
-    hidden = sorted(set(snapshot.standing).intersection(base_names))
+    from vllm_edit.serving.model_field import Catalogue
+
     _raise(
-        [f"tenant {name} has the base model's served name" for name in hidden],
+        [f"tenant {name} has the base model's served name" for name in Catalogue(tuple(base_names), snapshot).ambiguous],
         "ambiguous names; serve the base under another name (--served-model-name NAME)",
     )
 

@@ -152,6 +152,12 @@ class Watcher:
             self._on_change(self.current)
 
     def _put(self, catalogue: Catalogue) -> None:
+        if catalogue.ambiguous and catalogue.ambiguous != self.current.ambiguous:
+            logger.error(
+                "tenant %s has the base model's served name, so requests for it are refused; serve the base under "
+                "another name (--served-model-name NAME)",
+                ", ".join(catalogue.ambiguous),
+            )
         self.current, self._ends = catalogue, catalogue.snapshot.next_end(datetime.now(UTC))
         self._metrics.generation.set(catalogue.generation)
         self._metrics.count_patches(catalogue.snapshot)
