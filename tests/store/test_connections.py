@@ -83,6 +83,31 @@ def test_an_option_of_the_url_that_the_driver_does_not_know_is_reported_in_one_l
         Registry(f"postgresql://ann@/registry?host={tmp_path}&colour=red").generation()
 
 
+@pytest.mark.parametrize(
+    ("url", "password"),
+    [
+        ("postgresql://ann:s3cret@db/registry", "s3cret"),
+        ("postgresql://ann@db/registry?password=s3cret", "s3cret"),
+        ("postgresql://ann:old@db/registry?password=older&password=s3cret", "s3cret"),
+        ("postgresql://ann@db/registry?sslpassword=s3cret&sslmode=require", None),
+    ],
+)
+def test_no_password_of_the_url_is_shown(url: str, password: str | None) -> None:
+    database = Database(url)
+    assert "s3cret" not in str(database)
+    assert database.url.password == password
+    assert ("sslpassword" in str(database)) == ("sslpassword" in url)
+    _, options = database._engine.dialect.create_connect_args(database.url)
+    assert "s3cret" in (options.get("password"), options.get("sslpassword"))
+
+
+def test_the_password_of_a_query_is_in_no_message(tmp_path: Path) -> None:
+    registry = Registry(f"postgresql://ann@/registry?host={tmp_path}&password=s3cret&sslpassword=s3cret")
+    with pytest.raises(Unavailable, match="cannot be used") as refused:
+        registry.generation()
+    assert "s3cret" not in str(refused.value)
+
+
 @pytest.mark.slow
 def test_dropped_tables_are_reported_in_one_line(cluster: postgres.Cluster) -> None:
     registry = Registry(make_url(cluster.new_database()))

@@ -171,6 +171,8 @@ def test_each_store_and_registry_has_a_place_of_its_own(tmp_path: Path, monkeypa
     assert shared != first
     monkeypatch.setenv("VLLM_EDIT_REGISTRY", "postgresql://ann:changed@db/registry")
     assert LastState.of(Store.open("a")).path == shared, "a new password makes no other registry"
+    monkeypatch.setenv("VLLM_EDIT_REGISTRY", "postgresql://ann@db/registry?password=changed")
+    assert LastState.of(Store.open("a")).path == shared, "wherever the password is written"
 
 
 def test_the_default_place_is_the_users_state_folder(

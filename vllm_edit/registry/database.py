@@ -82,6 +82,7 @@ _PATIENCE = {
 # An abandoned lock or an endless statement must not block changes.
 _OVERTIME = f"-c lock_timeout={_BUSY_TIMEOUT_S}s -c statement_timeout={_STATEMENT_TIMEOUT_S}s"
 _CHANNEL = "vllm_edit_registry"  # PostgreSQL's notification channel, in this database only
+_SECRETS = ("sslpassword", "oauth_client_secret")  # options of libpq that have no place of their own in a URL
 # Numbers of PostgreSQL's advisory locks: the first serializes migrations, the second is the lock of `alone`.
 _MIGRATING, _ALONE = 0x766C6C6D, 0x766C6C6E
 
@@ -123,8 +124,8 @@ class Database:
             event.listen(self._engine, "begin", _begin_sqlite)
 
     def __str__(self) -> str:
-        """The URL with its password hidden."""
-        return self.url.render_as_string(hide_password=True)
+        """The URL with its passwords hidden."""
+        return without_secrets(self.url)
 
     @property
     def clock(self) -> ColumnElement[float]:
@@ -300,8 +301,15 @@ def add_unknown(
         connection.execute(insert(table).on_conflict_do_nothing(index_elements=elements), rows)
 
 
+def without_secrets(url: URL) -> str:
+    """The URL as messages show it, with its passwords hidden."""
+    hidden = {option: "hidden" for option in _SECRETS if option in url.query}
+    return url.update_query_dict(hidden).render_as_string(hide_password=True)
+
+
 def _checked(url: str | URL) -> URL:
-    """Set the driver that this package installs; raise `EditError` for an unsupported database."""
+    """Set the driver that this package installs, and the password in its own place; raise `EditError` for an
+    unsupported database."""
     expected = "expected the URL of the registry's database, sqlite:///FILE or postgresql://USER@HOST/DATABASE"
     try:
         made = make_url(url)
@@ -309,7 +317,10 @@ def _checked(url: str | URL) -> URL:
         raise EditError(f"{expected}, got an invalid URL") from None  # not shown: it may hold a password
     backend = made.get_backend_name()
     if backend == "postgresql":
-        return made.set(drivername="postgresql+psycopg")
+        made = made.set(drivername="postgresql+psycopg")
+        if given := made.normalized_query.get("password"):  # libpq's other spelling, which SQLAlchemy would show
+            made = made.difference_update_query(["password"]).set(password=given[-1])
+        return made
     if backend != "sqlite":
         raise EditError(f"{expected}, got a URL for {backend}")
     if made.database in (None, "", ":memory:"):
@@ -329,7 +340,7 @@ def _engine(url: URL, sqlite: bool) -> Engine:
             return create_engine(url, connect_args={**_PATIENCE, "options": _options(url)}, pool_pre_ping=True, **pool)
     except (SAWarning, ArgumentError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())
-        raise EditError(f"the registry {url} has an invalid option: {reason}; remove it") from error
+        raise EditError(f"the registry {without_secrets(url)} has an invalid option: {reason}; remove it") from error
     except ModuleNotFoundError as error:
         raise EditError(f"a registry in PostgreSQL needs {error.name}: install vllm-edit[postgres]") from error
 

@@ -14,6 +14,7 @@ from sqlalchemy import Connection, select, update
 
 from vllm_edit.errors import Corrupt, Incompatible
 from vllm_edit.registry import tables
+from vllm_edit.registry.database import without_secrets
 
 
 class Owner:
@@ -37,7 +38,7 @@ class Owner:
             known = "of its patches"
         if known not in (None, self._site):
             raise Incompatible(
-                f"the registry {connection.engine.url.render_as_string(hide_password=True)} belongs to another store, "
+                f"the registry {without_secrets(connection.engine.url)} belongs to another store, "
                 f"with site {known}; {self._place} has site {self._site}. Each store needs its own registry: "
                 "set VLLM_EDIT_REGISTRY to this store's, or unset it"
             )

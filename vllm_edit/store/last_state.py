@@ -17,6 +17,7 @@ from vllm_edit.digest import canonical, digest_bytes, intact_content, with_diges
 from vllm_edit.errors import Corrupt, EditError, Unavailable
 from vllm_edit.files import LocalFiles, file_lock, replacing
 from vllm_edit.json_value import JSONObject
+from vllm_edit.registry.database import without_secrets
 from vllm_edit.registry.snapshot import Snapshot
 from vllm_edit.store.locations import state_folder
 
@@ -45,7 +46,7 @@ class LastState:
         """Return the default file on this node, separate for each pair of store and registry."""
         files = store.files
         place = str(files.root.resolve()) if isinstance(files, LocalFiles) else store.url
-        registry = store.registry.url.render_as_string(hide_password=True)  # independent of the password
+        registry = without_secrets(store.registry.url)  # independent of the password
         return cls(state_folder() / f"{digest_bytes(place.encode(), registry.encode())}.json")
 
     def __repr__(self) -> str:
