@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from tests.editing.examples import FRANCE, JAPAN, LOOSE, bench
-from vllm_edit.errors import Incompatible, Unavailable
+from vllm_edit.artefacts.signatures import SigningKey
+from vllm_edit.errors import Incompatible, Unavailable, Unsigned
 from vllm_edit.ike.bank import Bank
 from vllm_edit.patch import Gate, Patch
 from vllm_edit.registry.job_request import JobRequest
@@ -19,6 +20,7 @@ from vllm_edit.registry.jobs import Job, Jobs
 from vllm_edit.registry.registry import Registry
 from vllm_edit.release.pipeline import Pipeline
 from vllm_edit.release.worker import Worker
+from vllm_edit.store.signers import Signers, change_signers
 from vllm_edit.store.store import Store
 
 ANY = Gate(reliability=0, locality=0, unrelated=0)
@@ -139,6 +141,26 @@ def test_a_job_whose_worker_dies_is_done_once(pipeline: Pipeline, monkeypatch: p
     assert {what: audited(pipeline, what) for what in ("patch.save", "patch.judge", "job.finish")} == {
         "patch.save": 1, "patch.judge": 1, "job.finish": 1}  # fmt: skip
     assert pipeline.store.registry.verify_audit().problems == ()
+
+
+def test_a_resumed_job_is_finished_in_a_store_that_requires_signatures(
+    pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = pipeline.store
+    key = SigningKey.create(tmp_path / "key.pem")
+    required = Signers().trusting(key.public, "ann").model_copy(update={"required": True})
+    change_signers(store.files, store.registry, "signer.require", lambda _: required)
+    submit(pipeline)
+    with monkeypatch.context() as patched:
+        patched.setattr(Jobs, "release", lambda *_, **__: None)
+        patched.setattr(Registry, "add_patch", _dying(Registry.add_patch, after=True))
+        with pytest.raises(Killed):
+            drained(pipeline, lease_s=0.05)
+    Event().wait(0.1)
+    (job,) = drained(pipeline)
+    assert (job.state, job.attempts) == ("done", 2)
+    with pytest.raises(Unsigned):
+        store.load(str(job.name))
 
 
 def _dying(function: Callable[..., Any], after: bool) -> Callable[..., Any]:

@@ -145,7 +145,7 @@ class Worker:
         """The outcome of the patch that an earlier attempt of the job has saved; None if it did not."""
         store = self._pipeline.store
         try:
-            entry, compiled = store.entry(name), store.load(name)
+            entry, compiled = store.entry(name), store.load(name, signed=False)
         except NotFound:
             return None
         seconds = compiled.report.seconds or 0.0
