@@ -139,6 +139,26 @@ def test_adapters_of_a_removed_patch_leave_when_their_last_request_has_ended(tmp
     assert {path.name for path in Path(place.folder.name).iterdir()} == {second}
 
 
+def test_an_adapter_that_a_newer_version_uses_belongs_to_it_once_the_older_is_removed(
+    tmp_path: Path, template: Path
+) -> None:
+    place = place_of(tmp_path, template)
+    names = {name.partition("@")[0]: name for name in place.store.names()}
+    older, newer, shared = names["patch0"], names["patch1"], names["patch2"]
+    residency = place.service.residency
+
+    async def steps() -> None:
+        async with residency.lease(shared, patch=older), residency.lease(shared, patch=newer):
+            residency.follow({newer})
+            assert not residency.drained, "a request of the older version runs"
+        async with residency.lease(shared, patch=newer):
+            assert residency.drained
+        assert await settled(place) == ["patch2"]
+        assert residency.drained
+
+    run(steps())
+
+
 def test_a_patch_that_is_removed_while_it_is_loaded_ahead_leaves_again(tmp_path: Path, template: Path) -> None:
     place = place_of(tmp_path, template, capacity=8)
     residency, name = place.service.residency, place.store.resolve("patch0")

@@ -21,7 +21,7 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Container, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -58,7 +58,10 @@ class AdapterEngine(Protocol):
 
 @dataclass(frozen=True)
 class Resident:
-    """An adapter in the engine: that of a whole compiled patch, or of the part that a request mentions."""
+    """An adapter in the engine: that of a whole compiled patch, or of the part that a request mentions.
+
+    patch: an existing compiled patch that uses it; several versions of a patch may share a part.
+    """
 
     number: int
     path: Path
@@ -174,6 +177,9 @@ class Residency:
                 await asyncio.shield(self._leaving[name])  # load only after the removal, or the engine loses it
             else:
                 await self._loading.run(name, lambda: self._loaded(name, source or self._store, of))
+        resident = self._resident[name]
+        if resident.patch not in self._existing:  # two versions of a patch share the adapter, and the first was removed
+            self._resident[name] = replace(resident, patch=of)
 
     @contextlib.contextmanager
     def using(self, patch: str) -> Iterator[None]:
