@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from tests.rollout.example import failing
 from tests.serving import places
 from tests.serving.without_engine import Place, bearer, run
 from vllm_edit.errors import Unavailable
+from vllm_edit.registry.api_keys import authenticate
 from vllm_edit.registry.rollout_guard import Watch
 from vllm_edit.serving.server_settings import Settings
 
@@ -403,3 +406,23 @@ def test_a_change_is_not_reported_as_failed_if_the_registry_goes_down_after_it(
     assert reply.status_code == 503
     assert "the change is made, do not repeat it" in reply.json()["error"]["message"]
     assert place.store.registry.active("acme") == place.first
+
+
+@pytest.mark.parametrize("path", ["/keys", "/tenants/acme/keys"])
+def test_a_new_key_is_returned_if_the_registry_goes_down_after_it(
+    place: Administered, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    """Nobody could read its secret again."""
+
+    async def steps() -> httpx.Response:
+        def down() -> int:
+            raise OperationalError("", {}, Exception("the registry is down"))
+
+        monkeypatch.setattr(place.store.registry, "generation", down)
+        return await place.post(path, {"label": "shop"})
+
+    reply = run(steps())
+    assert reply.status_code == 200
+    principal = authenticate(place.store.registry.snapshot().api_keys, reply.json()["key"], datetime.now(UTC))
+    assert principal is not None
+    assert principal.api_key_id == reply.json()["id"]

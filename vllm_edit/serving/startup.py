@@ -133,7 +133,10 @@ def check_names(snapshot: Snapshot, base_names: Collection[str]) -> None:
     from vllm_edit.serving.model_field import Catalogue
 
     _raise(
-        [f"tenant {name} has the base model's served name" for name in Catalogue(tuple(base_names), snapshot).ambiguous],
+        [
+            f"tenant {name} has the base model's served name"
+            for name in Catalogue(tuple(base_names), snapshot).ambiguous
+        ],
         "ambiguous names; serve the base under another name (--served-model-name NAME)",
     )
 

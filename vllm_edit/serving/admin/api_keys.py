@@ -51,12 +51,8 @@ def routes(dependencies: Dependencies) -> APIRouter:
     @router.post("")
     async def create(asked: NewAdminKey, request: Request) -> NewApiKeyInfo:
         """Create an admin key. The response shows the secret, as `key`, only once."""
-        made, _ = await dependencies.change(
-            dependencies.registry.create_api_key,
-            None,
-            label=asked.label,
-            expires_at=asked.expires_at,
-            by=who(request, asked.who),
+        made = await dependencies.create_api_key(
+            None, label=asked.label, expires_at=asked.expires_at, by=who(request, asked.who)
         )
         return NewApiKeyInfo.of(made)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -10,14 +11,18 @@ from typing import Annotated, ParamSpec, TypeVar
 from fastapi import Request
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
-from vllm_edit.errors import EditError, NotFound, Unavailable
+from vllm_edit.errors import NotFound, Unavailable
 from vllm_edit.names import LABEL_LENGTH, REASON_LENGTH, check_note, is_one_line
+from vllm_edit.registry.api_keys import NewApiKey
 from vllm_edit.registry.registry import Registry
 from vllm_edit.registry.servers import AcknowledgedRecord
 from vllm_edit.serving.admin.authorization import CALLER
 from vllm_edit.serving.caller import Caller
 from vllm_edit.serving.service import Holder, Service
 from vllm_edit.serving.threads import Threads
+from vllm_edit.serving.watcher import FAILURES
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -97,9 +102,36 @@ class Dependencies:
         made = await self.read(work, *arguments, **named)
         try:
             return made, (await self.service.followed(FOLLOW_S)).as_record()
-        except EditError as error:
+        except FAILURES as error:
             message = "the change is made, do not repeat it; which servers follow it is not known"
             raise Unavailable(f"{message}: {error}") from error
+
+    async def create_api_key(
+        self,
+        tenant: str | None,
+        *,
+        by: str,
+        label: str,
+        expires_at: datetime | None,
+        base: bool = True,
+        author: bool = False,
+    ) -> NewApiKey:
+        """Create a key, and wait for the servers. Its secret exists only here, so it is returned also if the registry
+        went down after the change."""
+        made = await self.read(
+            self.registry.create_api_key,
+            tenant,
+            base=base,
+            author=author,
+            label=label,
+            expires_at=expires_at,
+            by=by,
+        )
+        try:
+            await self.service.followed(FOLLOW_S)
+        except FAILURES as error:
+            logger.warning("key %s is made; which servers follow it is not known: %s", made.api_key.id, error)
+        return made
 
 
 def caller_of(request: Request) -> Caller:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
@@ -103,14 +101,12 @@ def routes(dependencies: Dependencies) -> APIRouter:
     @router.post("/{tenant}/keys")
     async def create_key(tenant: str, asked: NewTenantKey, request: Request) -> NewApiKeyInfo:
         """Create a key. The response shows the secret, as `key`, only once."""
-        expires_at: datetime | None = asked.expires_at
-        made, _ = await dependencies.change(
-            dependencies.registry.create_api_key,
+        made = await dependencies.create_api_key(
             tenant,
             base=asked.base,
             author=asked.author,
             label=asked.label,
-            expires_at=expires_at,
+            expires_at=asked.expires_at,
             by=who(request, asked.who),
         )
         return NewApiKeyInfo.of(made)
