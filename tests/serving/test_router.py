@@ -107,6 +107,7 @@ def test_an_error_behind_the_router_is_an_answer_with_an_id_and_a_row(
     answer = place.service.answers.get(reply.headers["X-VLLM-Edit-Id"])
     assert answer is not None
     assert (answer.status, answer.failed) == (500, True)
+    assert place.service.metrics.failed._value.get() == 1
 
 
 def test_an_error_of_an_admin_route_has_an_id(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,6 +126,7 @@ def test_an_error_within_an_answer_breaks_it_off(place: Place, monkeypatch: pyte
         run(through_the_router(place, monkeypatch, "/v1/completions", begun=True))
     (answer,) = place.service.answers._answers.values()
     assert (answer.status, answer.ended) == (200, "broken")
+    assert place.service.metrics.failed._value.get() == 1
 
 
 def test_exposed_headers_say_adapter_and_mode(tmp_path: Path, template: Path) -> None:

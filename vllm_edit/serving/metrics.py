@@ -23,6 +23,11 @@ class Metrics:
             "vllm_edit_requests", "Requests passed to the engine", ["mode", "arm", "reason"], registry=registry
         )
         self.refused = Counter("vllm_edit_refused", "Requests refused by the router", ["status"], registry=registry)
+        self.failed = Counter(
+            "vllm_edit_failed",
+            "Requests passed to the engine that ended with its error, or broke off",
+            registry=registry,
+        )
         self.loads = Counter("vllm_edit_adapter_loads", "Adapters put into the engine", ["outcome"], registry=registry)
         self.load_seconds = Histogram(
             "vllm_edit_adapter_load_seconds", "Copy, verify and load one adapter", buckets=_SECONDS, registry=registry

@@ -206,6 +206,8 @@ class Router:
                 await refusal(status_of(unforeseen), said)(inner, nothing, seen[1])
             finally:  # also when the client disconnects or the answer is interrupted
                 answer.end(usage)
+                if answer.failed:
+                    service.metrics.failed.inc()
                 span.describe(answer)
                 service.answers.finish(answer)
                 if copy is not None:
