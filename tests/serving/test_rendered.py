@@ -28,6 +28,7 @@ FUNCTION = {"name": "f", "arguments": '{"city": "\\u53f0\\u5317"}'}
         (RESPONSES, {"input": [{"content": [{"type": "output_text", "text": "a"}]}]}, ["a"]),
         (RESPONSES, {"input": [{"type": "reasoning", "content": [{"type": "reasoning_text", "text": "a"}]}]}, ["a"]),
         (CHAT, {"messages": [{"name": "n", "content": "a", "reasoning": "r", "refusal": "x"}]}, ["a\nn\nx\nr"]),
+        (CHAT, {"messages": [{"content": [{"type": "thinking", "thinking": "t"}, {"text": "a"}]}]}, ["t\na"]),
         (RESPONSES, {"input": [{"type": "function_call_output", "output": "o"}]}, ["o"]),
         (RESPONSES, {"input": [{"type": "function_call", **FUNCTION}]}, ['f\n{\n    "city": "台北"\n}']),
         (CHAT, {}, [""]),

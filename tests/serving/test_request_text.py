@@ -43,6 +43,11 @@ def decode(ids: Any) -> str:
         ("/v1/chat/completions", {}, [""]),
         (
             "/v1/chat/completions",
+            {"messages": [{"role": "assistant", "content": [{"type": "thinking", "thinking": "Rome?", "closed": True}]}]},
+            ["Rome?"],
+        ),
+        (
+            "/v1/chat/completions",
             {"messages": [], "chat_template_kwargs": {"bos_token": "Rome ", "think": False, "of": [{"a": "Oslo"}]}},
             ["Rome ", "Oslo"],
         ),

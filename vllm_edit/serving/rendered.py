@@ -41,7 +41,7 @@ def _strings(content: JSONValue) -> Iterator[str]:
         if isinstance(part, str):
             yield part
         elif isinstance(part, dict):
-            yield from (part[key] for key in ("text", "refusal") if isinstance(part.get(key), str))
+            yield from (part[key] for key in ("text", "refusal", "thinking") if isinstance(part.get(key), str))
 
 
 def _json(value: JSONValue) -> str:

@@ -25,7 +25,7 @@ Decode = Callable[[Sequence[int]], str]
 # Keys of turns and items with text, directly or nested. Other keys hold ids, roles, types and binary data.
 _WITH_TEXT = frozenset(
     {"content", "text", "refusal", "reasoning", "reasoning_content", "summary", "tool_calls", "function"}
-    | {"function_call"}
+    | {"function_call", "thinking"}
 )
 _ESCAPES = re.compile(r"(?:\\u[0-9a-fA-F]{4})+")
 _TOOLS = frozenset({"tool", "function"})
