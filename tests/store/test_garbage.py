@@ -76,6 +76,18 @@ def test_gc_leaves_the_members_of_a_composition_that_stays(store: Store) -> None
     assert gc(store).removed == ()
 
 
+def test_gc_leaves_the_members_of_a_composition_within_a_composition(store: Store) -> None:
+    def composed(patch: str, member: str, seed: int) -> str:
+        full = compiled(patch=patch, seed=seed)
+        composition = full.manifest.model_copy(update={"kind": "composition", "members": (member,)})
+        return store.save(replace(full, manifest=composition))
+
+    member, _newer = store.save(compiled()), store.save(compiled(seed=1))
+    inner, _newer_inner = composed("inner", member, 2), store.save(compiled(patch="inner", seed=3))
+    composed("outer", inner, 4)
+    assert gc(store).removed == ()
+
+
 def test_files_stay_until_every_live_server_has_drained_them(store: Store, names: list[str]) -> None:
     second, first, newest = names  # the newer one is retired first
     beat(store, "a", drained=10**6)

@@ -99,7 +99,8 @@ def unused_in(store: Store) -> list[str]:
     newest: dict[str, str] = {}
     for name in stored:
         newest.setdefault(split_name(name)[0], name)
-    keep = {*newest.values(), *store.registry.published()}
-    for name in [name for name in stored if name in keep]:
-        keep.update(store.manifest(name).members)
+    keep, added = set[str](), {*newest.values(), *store.registry.published()}
+    while added:  # a member may be a composition too
+        keep |= added
+        added = {member for name in added.intersection(stored) for member in store.manifest(name).members} - keep
     return [name for name in stored if name not in keep]
