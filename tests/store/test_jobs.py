@@ -171,6 +171,17 @@ def test_an_equal_request_is_the_same_job_until_it_ends(registry: Registry) -> N
     assert rows(registry).count("job.submit") == 4
 
 
+def test_a_submission_that_queues_nothing_is_no_change(registry: Registry) -> None:
+    """Every server reads the registry again after a change."""
+    for number in range(MOST_OPEN):
+        registry.jobs.submit(request(f"patch{number}"), tenant="acme", author="0123")
+    generation = registry.generation()
+    registry.jobs.submit(request("patch0"), tenant="acme", author="0123")
+    with pytest.raises(TooMany):
+        registry.jobs.submit(request("more"), tenant="acme", author="0123")
+    assert registry.generation() == generation
+
+
 def test_equal_requests_of_two_tenants_are_two_jobs(registry: Registry) -> None:
     first = registry.jobs.submit(request())
     with pytest.raises(EditError, match="is taken"):

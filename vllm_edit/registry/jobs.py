@@ -131,6 +131,10 @@ class Jobs:
             EditError: the request is invalid, or a patch of this name exists that the tenant did not submit.
         """
         request.check()
+        with self._database.read() as connection:  # a change takes the lock of all writers, and every server reads it
+            if (known := _same(connection, request, tenant)) is not None:
+                return known
+            _check_room(connection, author)
         with self._changes.make("job.submit", tenant=tenant, by=by, why=why) as change:
             connection = change.connection
             if tenant is not None:
