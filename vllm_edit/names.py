@@ -20,7 +20,6 @@ _SHOWN = 80  # characters of a stranger's text repeated in a message
 _LABEL = r"[a-z0-9][a-z0-9._-]{0,62}"
 _NAME = re.compile(rf"{_LABEL}@[0-9a-f]{{{DIGEST_LENGTH}}}")
 _REFERENCE = re.compile(rf"({_LABEL})(?:@([0-9a-f]{{{MINIMUM_PREFIX},{DIGEST_LENGTH}}}))?")
-_TENANT = re.compile(_LABEL)
 _UNPRINTABLE = ("Cc", "Cs")  # control characters, and halves of a surrogate pair: no text in UTF-8
 _NO_LINE = (*_UNPRINTABLE, "Cf", "Zl", "Zp")  # besides, what reorders or hides text, and other ends of a line
 _KIND = re.compile(r"[a-z0-9][a-z0-9_]{0,31}")
@@ -36,7 +35,7 @@ def check_name(name: str) -> str:
 
 def check_patch(name: str) -> str:
     """Return `name` if it is a valid name of a patch or composition; else raise `EditError`."""
-    if re.fullmatch(_LABEL, name) is None:
+    if not is_label(name):
         raise EditError(
             f"expected a patch's name of lower-case letters, digits, '.', '_' and '-' (at most 63), got {shown(name)}"
         )
@@ -44,7 +43,7 @@ def check_patch(name: str) -> str:
 
 
 def check_tenant(name: str) -> str:
-    if _TENANT.fullmatch(name) is None:
+    if not is_label(name):
         raise EditError(
             f"expected a tenant's name of lower-case letters, digits, '.', '_' and '-' (at most 63), got {shown(name)}"
         )
@@ -55,6 +54,11 @@ def check_kind(kind: str) -> str:
     if _KIND.fullmatch(kind) is None:
         raise EditError(f"expected a record's kind like 'compile' or 'gate', got {shown(kind)}")
     return kind
+
+
+def is_label(text: str) -> bool:
+    """True if a patch, a tenant or a rollout could have this name, so that a query is worthwhile."""
+    return re.fullmatch(_LABEL, text) is not None
 
 
 def is_answer_id(text: str) -> bool:

@@ -43,7 +43,11 @@ def decode(ids: Any) -> str:
         ("/v1/chat/completions", {}, [""]),
         (
             "/v1/chat/completions",
-            {"messages": [{"role": "assistant", "content": [{"type": "thinking", "thinking": "Rome?", "closed": True}]}]},
+            {
+                "messages": [
+                    {"role": "assistant", "content": [{"type": "thinking", "thinking": "Rome?"}]}
+                ]
+            },
             ["Rome?"],
         ),
         (

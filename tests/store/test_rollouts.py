@@ -59,6 +59,14 @@ def test_a_rollout_is_stored_as_it_was_made(registry: Registry) -> None:
         registry.rollouts.find("sprong")
 
 
+@pytest.mark.parametrize("name", ["spring\0", "Spring", "s" * 64, ""])
+def test_a_name_that_no_rollout_can_have_is_not_found_in_any_database(registry: Registry, name: str) -> None:
+    registry.rollouts.create(rollout())
+    for read in (registry.rollouts.find, registry.rollouts.report, registry.rollouts.kill):
+        with pytest.raises(NotFound, match="no rollout"):
+            read(name)
+
+
 def test_every_step_is_a_change_with_its_row_of_the_audit(registry: Registry) -> None:
     steps = registry.rollouts
     steps.create(rollout(), by="ann", why="try it")

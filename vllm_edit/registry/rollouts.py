@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Row, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from vllm_edit.errors import EditError, NotFound
-from vllm_edit.names import REASON_LENGTH, check_note, nearest, shown
+from vllm_edit.names import REASON_LENGTH, check_note, is_label, nearest, shown
 from vllm_edit.registry import exposures, limit_decisions, patches, shadows, tenants
 from vllm_edit.registry.database import Database
 from vllm_edit.registry.leases import GUARDRAILS, Leases
@@ -212,7 +212,7 @@ def put(connection: Connection, rollout: Rollout) -> None:
 
 def find(connection: Connection, name: str) -> RolloutEntry:
     """Return the rollout; raise `NotFound` with the nearest names if there is none."""
-    row = connection.execute(select(rollouts).where(rollouts.c.name == name)).first()
+    row = connection.execute(select(rollouts).where(rollouts.c.name == name)).first() if is_label(name) else None
     if row is None:
         names = connection.execute(select(rollouts.c.name)).scalars()
         raise NotFound(f"no rollout {shown(name)}", nearest(name, names))

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Literal, Self, get_args
 
 from vllm_edit.errors import EditError
-from vllm_edit.names import check_tenant, shown
+from vllm_edit.names import check_tenant, is_label, shown
 from vllm_edit.rollout.arm import SIDES, Arm, Side
 from vllm_edit.rollout.audience import Audience
 from vllm_edit.rollout.buckets import BUCKETS, buckets_of
@@ -30,7 +30,6 @@ _ALLOWED: Mapping[State, tuple[Verb, ...]] = {
     "promoted": ("kill",),
     "killed": ("kill",),  # a repeated kill succeeds
 }
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _SALT = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -82,7 +81,7 @@ class Rollout:
 
     def __post_init__(self) -> None:
         problems = []
-        if _NAME.fullmatch(self.name) is None:
+        if not is_label(self.name):
             problems.append(f"name: expected lower-case letters, digits, '.', '_' and '-'; got {shown(self.name)}")
         if _SALT.fullmatch(self.salt) is None:
             problems.append(f"salt: expected 1 to 64 letters, digits, '_' and '-'; got {shown(self.salt)}")
