@@ -67,6 +67,21 @@ def test_a_name_that_no_rollout_can_have_is_not_found_in_any_database(registry: 
             read(name)
 
 
+def test_signatures_are_read_before_the_change_so_that_no_other_change_waits(registry_url: str) -> None:
+    def admit(name: str) -> None:
+        checked.append(name)
+        other.create_tenant(f"tenant{len(checked)}")  # would wait for the lock of the change, and fail
+
+    checked: list[str] = []
+    other = published(registry_url)
+    registry = Registry(registry_url, admit=admit)
+    registry.publish("acme", NEW)
+    registry.rollouts.create(rollout(control=Arm("weights", NEW), treatment=Arm("weights", OLD)))
+    assert checked == [NEW, NEW, OLD]
+    for made in (registry, other):
+        made.close()
+
+
 def test_every_step_is_a_change_with_its_row_of_the_audit(registry: Registry) -> None:
     steps = registry.rollouts
     steps.create(rollout(), by="ann", why="try it")

@@ -16,6 +16,7 @@ from sqlalchemy import URL, Connection
 from vllm_edit.errors import EditError
 from vllm_edit.names import LABEL_LENGTH, REASON_LENGTH, check_note, shown
 from vllm_edit.registry import api_keys, audit, patches, publications, rollouts, snapshot, tenants
+from vllm_edit.registry.admission import Admission
 from vllm_edit.registry.answers import Answers
 from vllm_edit.registry.api_keys import ADMIN_RIGHTS, AUTHOR_RIGHTS, TENANT_RIGHTS, ApiKey, NewApiKey, Right
 from vllm_edit.registry.audit import ANCHOR, EMPTY, Anchor, AuditEntry, Verified
@@ -56,10 +57,11 @@ class Registry:
             owner: The store; the first use raises `Incompatible` if the registry belongs to another store.
             admit: Raises if a patch may not be published, whatever its gate says: its signature is missing.
         """
-        self._anchor, self._owner, self._admit = anchor, owner, admit
+        self._anchor, self._owner = anchor, owner
         self._database = Database(url, self._refuse_to_begin, check=self._check_owner)
         self.changes = Changes(self._database, anchor, owner)
-        self.rollouts = Rollouts(self._database, self.changes, admit)
+        self._admission = Admission(self._database, admit)
+        self.rollouts = Rollouts(self._database, self.changes, self._admission)
         self.retired = Retired(self._database, self.changes)
         self.guard = RolloutGuard(self._database, self.changes)
         self.servers = Servers(self._database, self.changes)
@@ -190,11 +192,11 @@ class Registry:
             Unsigned: the store requires a signature, and the patch has no valid one.
         """
         override = check_note(override, "a reason for the override", REASON_LENGTH)
+        self._admission.check(tenant, [name])
         with self.changes.make("tenant.publish", tenant=tenant, by=by, why=why or override) as change:
             tenants.require(change.connection, tenant)
             rollouts.refuse_running(change.connection, tenant)
             entry = patches.find(change.connection, name)
-            self._admit(name)
             ends = publishable_until(entry, override=override, by=by, valid_until=valid_until)
             active = publications.active(change.connection, tenant)
             closed = rollouts.close(change.connection, tenant)

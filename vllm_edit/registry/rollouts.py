@@ -17,6 +17,7 @@ from sqlalchemy.exc import IntegrityError
 from vllm_edit.errors import EditError, NotFound
 from vllm_edit.names import REASON_LENGTH, check_note, is_label, nearest, shown
 from vllm_edit.registry import exposures, limit_decisions, patches, shadows, tenants
+from vllm_edit.registry.admission import Admission
 from vllm_edit.registry.database import Database
 from vllm_edit.registry.leases import GUARDRAILS, Leases
 from vllm_edit.registry.publications import publishable_until
@@ -62,8 +63,8 @@ class RolloutEntryRecord(RolloutRecord):
 class Rollouts:
     """A registry's rollouts. Every step is an audited change; exposures and outcomes are a log."""
 
-    def __init__(self, database: Database, changes: Changes, admit: Callable[[str], object] = lambda _: None) -> None:
-        self._database, self._changes, self._admit = database, changes, admit
+    def __init__(self, database: Database, changes: Changes, admission: Admission) -> None:
+        self._database, self._changes, self._admission = database, changes, admission
 
     def create(self, rollout: Rollout, *, override: str = "", why: str = "", by: str = "") -> Rollout:
         """Insert a rollout, and return it with the expiry of its arms. It serves nobody before its first ramp.
@@ -79,6 +80,8 @@ class Rollouts:
             Unsigned: the store requires a signature, and an arm's patch has no valid one.
         """
         override = check_note(override, "a reason for the override", REASON_LENGTH)
+        names = [arm.name for arm in (rollout.control, rollout.treatment) if arm.name is not None]
+        self._admission.check(rollout.tenant, names)
         with self._changes.make("rollout.create", tenant=rollout.tenant, by=by, why=why or override) as change:
             connection = change.connection
             tenants.require(connection, rollout.tenant)
@@ -86,9 +89,6 @@ class Rollouts:
             for other in standing(connection, rollout.tenant):
                 if other.open and (problems := rollout.problems_beside(other)):
                     raise EditError("\n".join(problems))
-            for arm in (rollout.control, rollout.treatment):
-                if arm.name is not None:
-                    self._admit(arm.name)
             arms = {
                 side: _servable(connection, rollout.tenant, arm, override, by)
                 for side, arm in (("control", rollout.control), ("treatment", rollout.treatment))
