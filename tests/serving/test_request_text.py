@@ -43,11 +43,7 @@ def decode(ids: Any) -> str:
         ("/v1/chat/completions", {}, [""]),
         (
             "/v1/chat/completions",
-            {
-                "messages": [
-                    {"role": "assistant", "content": [{"type": "thinking", "thinking": "Rome?"}]}
-                ]
-            },
+            {"messages": [{"role": "assistant", "content": [{"type": "thinking", "thinking": "Rome?"}]}]},
             ["Rome?"],
         ),
         (

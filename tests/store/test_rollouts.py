@@ -8,9 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from sqlalchemy import create_engine, text
 
 from tests.rollout.example import NEW, OLD, THIRD, published, rollout
 from vllm_edit.errors import EditError, NotFound
+from vllm_edit.registry import migrations
 from vllm_edit.registry.registry import Registry
 from vllm_edit.rollout.arm import Arm
 from vllm_edit.rollout.assignment import assign
@@ -288,6 +290,23 @@ def _exposed(registry: Registry, users: int = 40, requests: int = 80, percent: f
         for i in range(requests)
     )
     return running
+
+
+def test_first_answers_have_more_numbers_than_32_bits_hold(registry_url: str) -> None:
+    """On PostgreSQL every answer uses one up, and after the last one no server could log answers any more."""
+    engine = create_engine(registry_url)
+    with engine.begin() as connection:
+        migrations.upgrade(connection, "0010")
+        if connection.dialect.name == "postgresql":
+            connection.execute(text("select setval('first_answers_number_seq', 2147483646)"))
+    registry = published(registry_url)
+    _exposed(registry, users=3, requests=9)
+    found = registry.rollouts.report("spring")
+    assert sum(traffic.requests for traffic in found.traffic.values()) == 9
+    with engine.connect() as connection:
+        seconds = connection.execute(text("select seconds from first_answers order by number")).scalars().all()
+    assert sorted(seconds) == [0.0, 0.01, 0.02]
+    registry.close()
 
 
 def test_a_report_counts_the_compared_questions(registry: Registry) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from sqlalchemy import (
+    BigInteger,
     Boolean,
     Column,
     DateTime,
@@ -194,11 +195,11 @@ outcomes = Table(
 )
 
 # The first compared answer of each unit. `number` is the order of arrival: rows are only added, so that a test that
-# looks again sees the same beginning.
+# looks again sees the same beginning. On PostgreSQL a later answer of a known unit uses up a number too.
 first_answers = Table(
     "first_answers",
     metadata,
-    Column("number", Integer, primary_key=True, autoincrement=True),
+    Column("number", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
     Column("rollout", String(63), ForeignKey("rollouts.name"), nullable=False),
     Column("unit", String(32), nullable=False),
     Column("side", String(16), nullable=False),
