@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -192,7 +193,7 @@ def test_both_texts_are_stored_if_they_are_asked_for(place: Shadowing, route: st
 
 @pytest.mark.parametrize("swallows", [False, True])
 def test_the_next_client_has_its_answer_while_a_shadow_runs_and_the_shadow_is_dropped(
-    place: Shadowing, swallows: bool
+    place: Shadowing, swallows: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     place.begin()
     place.engine.swallows = swallows  # some of vLLM's routes answer a cancelled request
@@ -207,6 +208,8 @@ def test_the_next_client_has_its_answer_while_a_shadow_runs_and_the_shadow_is_dr
             await until(lambda: len(place.engine.asked) == 4)
 
     run(steps())
+    gc.collect()
+    assert "never retrieved" not in caplog.text, "the error of an interrupted shadow is nobody's"
     assert place.engine.cancelled == 2, "the first by a client, the second by the server's end"
     assert (place.count("failed"), place.count("dropped")) == (0, 2)
     assert place.report().dropped == 2

@@ -27,6 +27,7 @@ from vllm_edit.serving.prepare import LONG
 from vllm_edit.serving.service import Holder, Service
 from vllm_edit.serving.shadow_body import is_greedy, shadow_body
 from vllm_edit.serving.shadow_copy import ShadowCopy
+from vllm_edit.serving.single_flight import retrieve_error
 from vllm_edit.serving.threads import Threads
 from vllm_edit.serving.usage import tokens_of
 from vllm_edit.serving.watcher import FAILURES
@@ -100,6 +101,7 @@ class ShadowArm:
             self._queue.drop(rollout)
             return
         task = asyncio.create_task(self._pair(copy))
+        task.add_done_callback(retrieve_error)  # of a task that is interrupted, nobody asks for it
         if not await self._queue.run(copy, task, interruptible=not self._prioritised):
             return
         error = task.exception()

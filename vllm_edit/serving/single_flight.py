@@ -18,7 +18,7 @@ class SingleFlight(Generic[T]):
         task = self._running.get(key)
         if task is None:
             task = self._running[key] = asyncio.create_task(self._until_done(key, work))
-            task.add_done_callback(_retrieve_error)
+            task.add_done_callback(retrieve_error)
         return await asyncio.shield(task)  # a client's disconnect must not cancel work that others wait for
 
     async def _until_done(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
@@ -28,7 +28,7 @@ class SingleFlight(Generic[T]):
             del self._running[key]  # here, not in a done-callback, so that waiters never busy-loop
 
 
-def _retrieve_error(task: asyncio.Task[T]) -> None:
-    """Retrieve the task's error, in case every waiter has been cancelled; asyncio would log it otherwise."""
+def retrieve_error(task: asyncio.Task[T]) -> None:
+    """Retrieve the task's error, in case every waiter has been cancelled or does not want it; asyncio would log it otherwise."""
     if not task.cancelled():
         task.exception()
