@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jsonschema
 import pytest
@@ -28,6 +28,8 @@ from vllm_edit.editing.method_settings import MethodSettings
 from vllm_edit.errors import PatchError
 from vllm_edit.ike.bank import Bank
 from vllm_edit.patch import Patch
+from vllm_edit.rollout.limit import Action
+from vllm_edit.rollout.rollout import Verb
 from vllm_edit.text.yaml_document import YamlDocument
 
 ROOT = Path(__file__).parents[1]
@@ -299,6 +301,22 @@ def test_environment_variables_are_documented_and_exist() -> None:
     read = {name for text in sources for name in re.findall(r"[\"'](VLLM_EDIT_[A-Z_]+)[\"']", text)}
     documented = {name for page in PAGES for name in re.findall(r"VLLM_EDIT_[A-Z_]+", page.read_text(encoding="utf-8"))}
     assert documented == read
+
+
+def test_the_kinds_of_change_in_the_audit_are_documented() -> None:
+    """A kind is the first argument of the call that makes the change."""
+    made = r"(?:\bmake|_change)\(\s*f?\"((?:patch|tenant|key|signer|rollout|job|server)\.[a-z{}]+)\""
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "vllm_edit").rglob("*.py")]
+    found = {kind for text in sources for kind in re.findall(made, text)}
+    steps = {f"rollout.{step}" for step in (*get_args(Verb), *get_args(Action), "shadow")}
+    known = {kind for kind in found if "{" not in kind} | steps | {"job.finish", "job.fail"}
+    page = (ROOT / "docs" / "registry.md").read_text(encoding="utf-8")
+    listed = page.partition("The kinds of change are")[2].partition("A step that")[0]
+    subject, documented = "", set()
+    for named in re.findall(r"`([a-z]*)\.([a-z]+)`", listed):
+        subject = named[0] or subject
+        documented.add(f"{subject}.{named[1]}")
+    assert documented == known
 
 
 def test_metrics_in_the_docs_are_those_that_are_exposed() -> None:
