@@ -29,6 +29,6 @@ class SingleFlight(Generic[T]):
 
 
 def retrieve_error(task: asyncio.Task[T]) -> None:
-    """Retrieve the task's error, in case every waiter has been cancelled or does not want it; asyncio would log it otherwise."""
+    """Retrieve the task's error, in case nobody waits for it any more; asyncio would log it otherwise."""
     if not task.cancelled():
         task.exception()
