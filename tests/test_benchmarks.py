@@ -106,7 +106,7 @@ def test_tables_show_every_row_with_its_costs_and_missing_measurements() -> None
     assert shown[2][-3:] == ["0.250", "4,000", "0 |"]
     assert shown[3][-3:] == ["0.125", "–", "431 |"]
     assert shown[4][:2] == ["| questions", "9"]
-    assert "ROME in one batch, IKE one edit after the other" in table(data, "R.md")
+    assert "in one batch for ROME; one edit after the other for IKE" in table(data, "R.md")
     assert "| ROME | 0.500 [0.25, 0.75] |" in details(data)
 
 
