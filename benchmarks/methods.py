@@ -61,6 +61,11 @@ SHOWN = {
 }
 """Column of `measured` → its heading in the README's table."""
 RESULTS = FOLDER / "results" / "methods.json"
+NETWORKS = (
+    "MEND's and KE's networks were trained on the held-out forms of other subjects. 159 of the 800 locality questions, "
+    "30 of the 142 of the same old answer and 117 of the 600 unrelated ones were preserved prompts in their training."
+)
+"""What the shipped networks saw of the default draw's questions; `training_edits` leaves both out."""
 PAGES = {"README.md": "benchmarks/RESULTS.md", "docs/methods.md": "../benchmarks/RESULTS.md"}
 """Page with the table → its link to all numbers."""
 
@@ -245,7 +250,7 @@ def table(data: Mapping[str, Any], link: str) -> str:
         "greedy generation; locality: answers unchanged from base, where neighbours with the same old answer "
         "(CounterFact's choice) have a column of their own; `vllm-edit eval` counts both kinds as locality. Seconds: "
         f"{_batched(data['rows'])}. Bytes: the PEFT files in float32. `make bench-methods`; intervals and all columns "
-        f"in [RESULTS.md]({link})."
+        f"in [RESULTS.md]({link}). {NETWORKS}"
     )
     return "\n".join([*lines, "", note])
 
@@ -269,6 +274,7 @@ def details(data: Mapping[str, Any]) -> str:
         "",
         f"Missed: edits whose target does not lead by the method's margin. Seconds: {_batched(data['rows'])}.",
     ]
+    lines.append(NETWORKS)
     if alone := data.get("alone"):
         lines.append(
             f"Measured apart from the other rows, with the same answers of base (`--only`): {', '.join(alone)}."

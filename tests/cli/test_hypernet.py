@@ -8,15 +8,16 @@ from pathlib import Path
 import pytest
 
 from tests.cli.program import Program
-from tests.mend.tiny_training import TEXTS, tiny_edits
+from tests.mend.tiny_training import TEXTS, tiny_base, tiny_edits
 from tests.tiny import save_tiny
 from vllm_edit.cli import hypernet
+from vllm_edit.cli.training_inputs import TrainingInputs
 from vllm_edit.editing.hypernetworks.network_training import NetworkTrainingState
 from vllm_edit.facts import tables_folder
 from vllm_edit.facts.facts import Facts
 from vllm_edit.facts.pool import Known, Pool, side_of
 from vllm_edit.facts.training_edits import pool_edits
-from vllm_edit.patch import Edit, Patch
+from vllm_edit.patch import Edit, Patch, Probe
 from vllm_edit.store.maintenance import problems_of
 from vllm_edit.store.store import Store
 
@@ -76,6 +77,18 @@ def test_training_on_judged_subjects_is_refused(program: Program, files: tuple[s
     ran = program(*train, "--judged", patch)
     assert ran.code == 1
     assert "7 subjects are in the training edits and in the evaluation" in ran.err
+
+
+def test_of_patch_files_neither_gate_probes_nor_judged_prompts_are_trained_on(tmp_path: Path) -> None:
+    kept, judged = (Probe(kind="locality", prompt=f"The capital of {name} is", split="tune") for name in ("Oz", "Ur"))
+    probes = (kept, judged, Probe(kind="paraphrase", prompt="Where does Nod rule from?"))
+    edits = Edit(prompt="The capital of Nod is", subject="Nod", target_new="Lyon", probes=probes)
+    other = Edit(prompt="The capital of Mordor is", subject="Mordor", target_new="Lyon", probes=(judged,))
+    for name, edit in (("edits", edits), ("judged", other)):
+        (tmp_path / f"{name}.yaml").write_text(Patch(name=name, edits=(edit,)).dump(), encoding="utf-8")
+    files = [tmp_path / "edits.yaml"], [], None, None, 1, [tmp_path / "judged.yaml"]
+    (found,) = TrainingInputs(tiny_base(), *files, None, 0).edits
+    assert found.probes == (kept,)
 
 
 def test_data_sets_and_the_stores_pool_are_trained_on_without_what_is_judged(

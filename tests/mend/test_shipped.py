@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from vllm_edit.atlas.hypernetworks import NETWORK_FOLDERS, training_edits
+from benchmarks.network_lengths import JUDGED_COUNT, JUDGED_SEED
+from vllm_edit.atlas.hypernetworks import NETWORK_FOLDERS, judged, training_edits
 from vllm_edit.editing.compile import compile_separately
 from vllm_edit.editing.network_files import load, network_site
 from vllm_edit.evaluation.evaluate import EvaluationSettings, evaluate
@@ -46,6 +47,15 @@ def test_no_subject_that_an_evaluation_may_edit_is_in_the_training_edits_or_thei
     asked = {probe.prompt for edit in edits for probe in edit.probes if probe.kind in ("locality", "unrelated")}
     forms = {form.fill(s.name) for s in judged for fact in s.facts.values() for form in fact.relation.trained}
     assert not asked & forms
+
+
+def test_no_question_of_the_comparison_is_a_preserved_prompt(facts: Facts) -> None:
+    drawn = draw_edits(facts, JUDGED_COUNT + JUDGED_COUNT // 4, seed=JUDGED_SEED)
+    asked = {normalise(probe.prompt) for edit in drawn for probe in edit.probes}
+    assert asked <= {normalise(probe.prompt) for edit in judged().edits for probe in edit.probes}
+    kept = {normalise(probe.prompt) for edit in training_edits(1000) for probe in edit.probes}
+    assert len(kept) > 1000
+    assert not kept & asked
 
 
 def test_a_new_answer_may_be_any_object_of_the_relation_and_its_probes_follow_it(facts: Facts) -> None:

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.example_edit import MOVE
 from tests.mend.tiny_training import QUICK, TEXTS, tiny_base, tiny_edits
 from vllm_edit.editing.baselines.common import example_rows
-from vllm_edit.editing.hypernetworks.dataset import Example, check_apart, split
+from vllm_edit.editing.hypernetworks.dataset import Example, check_apart, only_tune_probes, split, without_held_out
 from vllm_edit.editing.hypernetworks.edited_matrices import last_matrices
 from vllm_edit.editing.hypernetworks.judged import Judged
 from vllm_edit.editing.hypernetworks.loss import run as run_rows
@@ -245,6 +246,20 @@ def test_the_outer_loss_is_on_rephrasings_and_on_preserved_prompts(base: Base) -
     kept = [base.tokenizer.decode([*row.ids, *row.answer]) for row in example.kept]
     assert any("capital of Japan is Rome" in text for text in kept)
     assert any(text.endswith("capital of France is Paris") for text in kept)  # the text after the new answer
+
+
+def test_held_out_wordings_are_neither_trained_nor_validated_on(base: Base, tmp_path: Path) -> None:
+    held = Probe(kind="paraphrase", prompt="As its capital, the place has chosen", tag="held_out")
+    edits = [edit.model_copy(update={"probes": (*edit.probes, held)}) for edit in tiny_edits()]
+    assert without_held_out(edits) == tiny_edits()
+    with_tag = train(MEND, base, last_matrices(base, 2), edits, TEXTS, QUICK, tmp_path / "tagged")
+    assert with_tag.network.digest == run(base, tmp_path / "plain").network.digest
+
+
+def test_of_a_patch_file_only_tune_probes_are_trained_on() -> None:
+    (edit,) = only_tune_probes([MOVE])
+    assert [probe.prompt for probe in edit.probes] == ["France?"]
+    assert edit.model_copy(update={"probes": MOVE.probes}) == MOVE
 
 
 def test_validation_is_on_subjects_of_its_own() -> None:

@@ -29,7 +29,10 @@ def train(
     layers: Annotated[int, typer.Option(min=1, help="Number of last layers whose matrices are edited.")] = 3,
     edits: Annotated[
         list[Path] | None,
-        typer.Option(metavar="PATCH.yaml", help="Edits to train on; may be repeated. atlas makes its own."),
+        typer.Option(
+            metavar="PATCH.yaml",
+            help="Edits to train on, with their `tune` probes; may be repeated. atlas makes its own.",
+        ),
     ] = None,
     data: Annotated[
         list[Path] | None,

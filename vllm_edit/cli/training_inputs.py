@@ -49,11 +49,13 @@ class TrainingInputs:
     def edits(self) -> list[Edit]:
         """All training edits: of patch files, then of data sets, then of the pool.
 
+        Gate probes of patch files, and probes that ask a judged prompt or mention a judged subject, are left out.
+
         Raises:
             EditError: a patch file edits a judged subject, a file is unreadable, or there is no source of edits.
         """
         from vllm_edit.datasets import read_edits
-        from vllm_edit.editing.hypernetworks.dataset import check_apart
+        from vllm_edit.editing.hypernetworks.dataset import check_apart, only_tune_probes
         from vllm_edit.facts import tables_folder
         from vllm_edit.facts.facts import Facts
         from vllm_edit.facts.training_edits import pool_edits
@@ -63,9 +65,16 @@ class TrainingInputs:
         if not (self.patches or self.data or self.url):
             edits = self._own
             check_apart(edits, forbidden)
-            return edits
-        listed = [edit for file in self.patches for edit in Patch.load(file).edits]
-        check_apart(listed, forbidden)
+            return forbidden.apart(edits)
+        declared = [edit for file in self.patches for edit in Patch.load(file).edits]
+        check_apart(declared, forbidden)
+        listed = only_tune_probes(declared)
+        if gated := sum(len(edit.probes) for edit in declared) - sum(len(edit.probes) for edit in listed):
+            print_line(
+                f"note: {gated} probes of patch files are for gates and are left out; `split: tune` in a patch file "
+                "makes a probe one to train on",
+                error=True,
+            )
         found = [edit for file in self.data for edit in read_edits(file, self.limit)]
         if self._pool is not None:
             found += pool_edits(self._pool, Facts.load(tables_folder()), self.count, seed=self.seed)
@@ -75,7 +84,7 @@ class TrainingInputs:
                 f"note: {len(found) - len(apart)} of {len(found)} edits are about judged subjects and are left out",
                 error=True,
             )
-        return [*listed, *apart]
+        return [*forbidden.apart(listed), *apart]
 
     @cached_property
     def texts(self) -> list[str]:
@@ -101,7 +110,7 @@ class TrainingInputs:
         if self.base.name != SHIPPED:
             raise EditError(
                 f"training a network for {self.base.name} needs edits: give --store URL (a store of the model, with "
-                "its pool of facts), --data DATASET.json, or --edits PATCH.yaml with probes in it"
+                "its pool of facts), --data DATASET.json, or --edits PATCH.yaml with `tune` probes in it"
             )
         from vllm_edit.atlas.hypernetworks import training_edits
 

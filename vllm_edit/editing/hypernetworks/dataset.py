@@ -4,7 +4,7 @@ fact) and rows to preserve (facts that the edit must not change)."""
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 _TEXT_TOKENS = 24
+_HELD_OUT = "held_out"
+"""Tag of probes in wordings that evaluations report as not seen in training."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,20 @@ def split(edits: Sequence[Edit], share: float, seed: int) -> tuple[list[Edit], l
         [edit for edit in edits if normalise(edit.subject) not in held],
         [edit for edit in edits if normalise(edit.subject) in held],
     )
+
+
+def without_held_out(edits: Iterable[Edit]) -> list[Edit]:
+    """The edits without their probes in held-out wordings (tag `held_out`)."""
+    return _with_probes(edits, lambda probe: probe.tag != _HELD_OUT)
+
+
+def only_tune_probes(edits: Iterable[Edit]) -> list[Edit]:
+    """The edits of patch files without their gate probes: only gates and reports may see these."""
+    return _with_probes(edits, lambda probe: probe.split == "tune")
+
+
+def _with_probes(edits: Iterable[Edit], stays: Callable[[Probe], bool]) -> list[Edit]:
+    return [edit.model_copy(update={"probes": tuple(filter(stays, edit.probes))}) for edit in edits]
 
 
 def check_apart(edits: Iterable[Edit], judged: Judged) -> None:

@@ -24,7 +24,7 @@ import torch
 
 from vllm_edit.checkpoints import read_checkpoint, write_checkpoint
 from vllm_edit.digest import digest_json
-from vllm_edit.editing.hypernetworks.dataset import Drawn, Example, draw, split, text_rows
+from vllm_edit.editing.hypernetworks.dataset import Drawn, Example, draw, split, text_rows, without_held_out
 from vllm_edit.editing.hypernetworks.hypernetwork import Factors, Hypernetwork
 from vllm_edit.editing.hypernetworks.loss import Outcomes, blocks_below, run
 from vllm_edit.editing.hypernetworks.network_method import NetworkMethod
@@ -92,7 +92,8 @@ def train(
 ) -> TrainedNetwork:
     """Train a network for the matrices `modules` of `base`; resume from the checkpoint in `out`, if there is one.
 
-    The same arguments give the same network, even after an interruption. The base is not changed.
+    The same arguments give the same network, even after an interruption. The base is not changed. Probes tagged
+    `held_out` are neither trained nor validated on.
 
     Raises:
         EditError: the checkpoint belongs to other data, another base or other settings; or there are too few edits.
@@ -126,6 +127,7 @@ class _Run:
         settings: TrainingSettings,
     ) -> None:
         self.base, self.settings = base, settings
+        edits = without_held_out(edits)
         training, held = split(edits, settings.validation, settings.seed)
         self.training = training
         self._examples: dict[int, Example] = {}
