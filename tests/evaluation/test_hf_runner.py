@@ -32,7 +32,7 @@ def continue_alone(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, r
             ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
             if ids[-1] == tokenizer.eos_token_id:
                 break
-    return answer_text(tokenizer, ids[start:])
+    return answer_text(tokenizer, ids[start:], ())
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "gemma2", "gptj"])
@@ -129,14 +129,25 @@ def test_a_greedy_answer_forced_back_is_all_argmax(llama: PreTrainedModel, token
     pytest.fail("no prompt gave a first token that survives decoding; choose other prompts")
 
 
-def test_an_answer_ends_at_the_first_special_token(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_an_answer_ends_at_the_first_end_or_named_special_token(tokenizer: PreTrainedTokenizerFast) -> None:
     ids = tokenizer("Rome<|end|>Paris", add_special_tokens=False)["input_ids"]
     end = tokenizer.convert_tokens_to_ids("<|end|>")
     assert end in ids
-    if end in tokenizer.all_special_ids:
-        assert answer_text(tokenizer, ids) == "Rome"
-    assert answer_text(tokenizer, [*ids[:1], tokenizer.eos_token_id, *ids]) == tokenizer.decode(ids[:1])
-    assert answer_text(tokenizer, []) == ""
+    assert answer_text(tokenizer, ids, [end]) == "Rome"
+    assert answer_text(tokenizer, [*ids[:1], tokenizer.eos_token_id, *ids], ()) == tokenizer.decode(ids[:1])
+    assert answer_text(tokenizer, [], [end]) == ""
+
+
+def test_an_answer_does_not_have_the_token_that_ended_it(tokenizer: PreTrainedTokenizerFast) -> None:
+    model = tiny_model("llama", tokenizer)
+    request = Request("The capital of France is")
+    with torch.no_grad():
+        ids = prompt_ids(tokenizer, request.prompt)
+        for _ in range(2):
+            ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+    assert ids[-1] not in {ids[-2], *tokenizer.all_special_ids}
+    model.generation_config.eos_token_id = [ids[-1], int(tokenizer.eos_token_id)]
+    assert HFRunner(model, tokenizer).generate([request], 8) == [tokenizer.decode(ids[-2:-1])]
 
 
 def test_no_requests_give_no_answers(llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:

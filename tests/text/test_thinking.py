@@ -90,7 +90,7 @@ def test_an_answer_does_not_end_at_a_mark_of_thinking_that_is_a_special_token(
     own = copy.deepcopy(tokenizer)
     own.add_special_tokens({"additional_special_tokens": ["[THINK]", "[/THINK]"]})
     ids = own("[THINK]Rome?[/THINK]Paris", add_special_tokens=False)["input_ids"]
-    said = answer_text(own, [*ids, own.eos_token_id, *ids])
+    said = answer_text(own, [*ids, own.eos_token_id, *ids], ())
     assert said == "[THINK]Rome?[/THINK]Paris"
     assert first_line(said) == "Paris"
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from vllm_edit.evaluation.runners.runner import answer_text
 from vllm_edit.facts.facts import Facts
 from vllm_edit.ike.template import fact_text, query
-from vllm_edit.models.greedy import continued
+from vllm_edit.models.greedy import continued, end_ids
 from vllm_edit.text.matching import position
 from vllm_edit.text.prompts import prompt_ids
 
@@ -138,4 +138,5 @@ def generate(
     """Greedy continuations, cut at the end of the turn."""
     model.eval()
     encoded = [prompt_ids(tokenizer, question.prompt, question.chat) for question in asked]
-    return [answer_text(tokenizer, ids) for ids in continued(model, tokenizer, encoded, tokens, batch, progress)]
+    ends = end_ids(model, tokenizer)
+    return [answer_text(tokenizer, ids, ends) for ids in continued(model, tokenizer, encoded, tokens, batch, progress)]

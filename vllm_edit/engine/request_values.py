@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ if TYPE_CHECKING:  # other packages take vLLM's types from here
     from vllm.inputs import TokensPrompt as TokensPrompt
     from vllm.logprobs import Logprob as Logprob
     from vllm.lora.request import LoRARequest as LoRARequest
+    from vllm.outputs import CompletionOutput as CompletionOutput
     from vllm.outputs import RequestOutput as RequestOutput
     from vllm.sampling_params import SamplingParams as SamplingParams
 
@@ -43,6 +45,11 @@ def adapter(name: str, number: int, folder: str | Path) -> LoRARequest:
     from vllm.lora.request import LoRARequest
 
     return LoRARequest(name, number, str(folder))
+
+
+def ends_of(answer: CompletionOutput) -> Sequence[int]:
+    """The id at which vLLM stopped, which is the answer's last token; none if the answer was cut at its limit."""
+    return answer.token_ids[-1:] if answer.finish_reason == "stop" else ()
 
 
 def read_tokens(output: RequestOutput) -> list[Logprob]:

@@ -13,7 +13,7 @@ from vllm_edit.evaluation.runners.batching import together
 from vllm_edit.evaluation.runners.runner import Reading, Request, Scored, answer_text, check_lengths, pieces_of
 from vllm_edit.models.causal_lm import causal_lm
 from vllm_edit.models.forced import Forced, shared_texts, token_scores
-from vllm_edit.models.greedy import continuations, pad_id
+from vllm_edit.models.greedy import continuations, end_ids, pad_id
 from vllm_edit.models.lengths import positions_of
 from vllm_edit.models.shared_prefix import shares
 from vllm_edit.text.prompts import answer_ids, prompt_ids
@@ -74,7 +74,7 @@ class HFRunner:
         """
         ids = [prompt_ids(self.tokenizer, request.prompt, request.chat) for request in requests]
         check_lengths(positions_of(self.model), requests, [len(row) + max_tokens - 1 for row in ids])
-        answers = [""] * len(requests)
+        answers, ends = [""] * len(requests), end_ids(self.model, self.tokenizer)
         owners = [request.patch for request in requests]
         own = self._own([len(row) - 1 for row in ids], max_tokens)
         for batch in together(ids, owners, self.batch, own=own):
@@ -82,7 +82,7 @@ class HFRunner:
                 prompts = [ids[row] for row in batch.rows]
                 found = continuations(self.model, self.tokenizer, prompts, max_tokens, batch.shared)
             for row, answer in zip(batch.rows, found, strict=True):
-                answers[row] = answer_text(self.tokenizer, answer)
+                answers[row] = answer_text(self.tokenizer, answer, ends)
         return answers
 
     def score(self, requests: Sequence[tuple[Request, str]]) -> list[Scored]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -81,12 +81,13 @@ def pieces_of(tokenizer: PreTrainedTokenizerFast, request: Request, longest: int
     return [piece for piece in pieces if len(piece) > 1]
 
 
-def answer_text(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]) -> str:
-    """The text of generated ids up to the first special token: end of text or end of turn.
+def answer_text(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int], ends: Iterable[int]) -> str:
+    """The text of generated ids up to the first end: an id of `ends`, or a special token that the tokenizer names.
 
+    `ends` are the ids at which generation stops. The token that ends a turn often has no name in the tokenizer.
     Thinking marks do not end the text.
     """
     tokens = zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True)
-    special = {number for number, token in tokens if not is_mark(token)}
-    end = next((place for place, token in enumerate(ids) if token in special), len(ids))
+    last = {*ends, *(number for number, token in tokens if not is_mark(token))}
+    end = next((place for place, token in enumerate(ids) if token in last), len(ids))
     return str(tokenizer.decode(list(ids[:end])))

@@ -75,7 +75,8 @@ class VLLMRunner:
         check_lengths(self.context, requests, [len(ids) + max_tokens - 1 for ids in prompts])
         penalties = asdict(Penalties.of(self._llm.get_default_sampling_params()))
         outputs = self._run(prompts, requests, request_values.greedy(max_tokens, **penalties))
-        return [answer_text(self.tokenizer, output.outputs[0].token_ids) for output in outputs]
+        found = (output.outputs[0] for output in outputs)
+        return [answer_text(self.tokenizer, one.token_ids, request_values.ends_of(one)) for one in found]
 
     def score(self, requests: Sequence[tuple[Request, str]]) -> list[Scored]:
         """Through `prompt_logprobs`: the answer is a part of the prompt, and the one token generated is ignored."""
