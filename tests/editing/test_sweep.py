@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from vllm_edit.editing.site.sites import fixed_site
 from vllm_edit.editing.site.sweep import MARGINS, choose_site
 from vllm_edit.errors import EditError, Unsolvable
 from vllm_edit.models.base import Base
-from vllm_edit.patch import Edit, Probe
+from vllm_edit.patch import Edit, Probe, ProbeKind
 
 TEXTS = SENTENCES * 5
 
@@ -36,6 +37,10 @@ def probed(edit: Edit, *, split: str = "tune") -> Edit:
         Probe(kind="locality", prompt="Apple was founded by", split=split),
     )
     return edit.model_copy(update={"probes": probes})
+
+
+def with_only(kind: ProbeKind, edit: Edit) -> Edit:
+    return edit.model_copy(update={"probes": tuple(probed(edit).probes_of(kind))})
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -164,6 +169,25 @@ def test_a_layer_that_does_not_exist_is_refused_before_anything_is_measured() ->
 def test_a_sweep_without_probes_to_measure_by_is_refused() -> None:
     with pytest.raises(EditError, match="`tune` paraphrase and locality probes"):
         choose_site(base_of("llama"), [FRANCE, probed(JAPAN, split="gate")], TEXTS, contexts=(Context(),))
+
+
+def test_a_sweep_measures_first_by_edits_that_have_both_kinds_of_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = base_of("llama")
+    reworded, kept = ([with_only(kind, edit) for edit in (FRANCE, JAPAN)] for kind in ("paraphrase", "locality"))
+    with pytest.raises(EditError, match="both at one edit; got 4 edits, 2 with paraphrases and 2 with locality probes"):
+        choose_site(base, [*reworded, *kept], TEXTS, contexts=(Context(),))
+    monkeypatch.setattr(sweep, "_SCREENED", 1)
+    monkeypatch.setattr(sweep, "_FINAL_EDITS", 2)
+    choice = choose_site(
+        base,
+        [reworded[1], probed(BRAZIL)],
+        TEXTS,
+        layers=[0],
+        contexts=(Context(),),
+        dampings=(0.1,),
+        settings=LOOSE.replace(steps=2, on_missed="report"),
+    )
+    assert all(math.isfinite(row.score) for row in choice.table)
 
 
 def test_a_fixed_site_takes_the_published_depth_and_measures_the_streams_scale() -> None:

@@ -116,7 +116,7 @@ def choose_site(
         cache: folder for second moments.
 
     Raises:
-        EditError: the edits have no `tune` probes.
+        EditError: no edit has both a paraphrase and a locality probe for `tune`.
         UnsafeEdit: an edit is longer than the model's context.
         Unsolvable: the edits cannot be solved together with any of the dampings.
     """
@@ -156,7 +156,7 @@ def choose_site(
         ]
 
     with unchanged(base):
-        trials = Trials.of(base, edits[:_FINAL_EDITS], settings)
+        trials = Trials.of(base, edits, _FINAL_EDITS, settings)
         hurried = settings.replace(
             forms=("plain",),
             steps=min(settings.steps, _FIRST_STEPS),

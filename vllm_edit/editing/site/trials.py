@@ -23,7 +23,7 @@ from vllm_edit.models.base import Base
 from vllm_edit.models.fast_products import fast_products
 from vllm_edit.models.hooks import frozen
 from vllm_edit.models.rows import Row, greedy, leads
-from vllm_edit.patch import Edit
+from vllm_edit.patch import Edit, Probe
 
 _LOCALITY_TOKENS = 3
 _SCALE = 3.0
@@ -102,13 +102,24 @@ class Trials:
     settings: RomeSettings
 
     @classmethod
-    def of(cls, base: Base, edits: Sequence[Edit], settings: RomeSettings) -> Trials:
-        trained, paraphrases, localities = [], list[Row](), list[Row]()
+    def of(cls, base: Base, edits: Sequence[Edit], count: int, settings: RomeSettings) -> Trials:
+        """The trials of `count` edits, those first that have both kinds of measuring probes.
+
+        Raises:
+            EditError: no edit has both kinds.
+        """
         has_chat = bool(getattr(base.tokenizer, "chat_template", None))
-        for index, edit in enumerate(edits):
-            probes = [probe for probe in edit.probes if probe.split == "tune" and (has_chat or not probe.chat)]
-            wordings = [probe for probe in probes if probe.kind == "paraphrase"]
-            keeping = [probe for probe in probes if probe.keeps]
+        measuring = [_measuring(edit, has_chat) for edit in edits]
+        if not any(wordings and keeping for wordings, keeping in measuring):
+            raise EditError(
+                "the sweep needs edits with `tune` paraphrase and locality probes, both at one edit; got "
+                f"{len(edits)} edits, {sum(bool(some) for some, _ in measuring)} with paraphrases and "
+                f"{sum(bool(some) for _, some in measuring)} with locality probes: add a probe of the missing kind"
+            )
+        order = sorted(range(len(edits)), key=lambda number: not all(measuring[number]))[:count]
+        trained, paraphrases, localities = [], list[Row](), list[Row]()
+        for index, number in enumerate(order):
+            edit, (wordings, keeping) = edits[number], measuring[number]
             taught = wordings[1::2] if "tune" in settings.forms else []
             trained.append(edit.model_copy(update={"probes": tuple(taught)}))
             for probe in (probe for probe in wordings if probe not in taught):
@@ -117,11 +128,6 @@ class Trials:
                 paraphrases.append(replace(row, form=_IN_CHAT) if probe.chat else row)
             for probe in keeping:
                 localities.append(probe_row(probe, probe.target, index, index, base.tokenizer))
-        if not paraphrases or not localities:
-            raise EditError(
-                "the sweep needs edits with `tune` paraphrase and locality probes; "
-                f"got {len(edits)} edits with {len(paraphrases)} and {len(localities)} of these probes"
-            )
         with frozen(base.model), _roughly(base, settings):
             answered = _as_base_answers(base, localities, settings.batch_tokens)
             before = leads(base.model, answered, settings.batch_tokens)
@@ -243,6 +249,15 @@ def _roughly(base: Base, settings: RomeSettings) -> Iterator[None]:
     only need scores."""
     with fast_products([base.model] if settings.fast_products else []):
         yield
+
+
+def _measuring(edit: Edit, has_chat: bool) -> tuple[list[Probe], list[Probe]]:
+    """The edit's `tune` paraphrases and `tune` locality probes that the model can be asked."""
+    probes = [probe for probe in edit.probes if probe.split == "tune" and (has_chat or not probe.chat)]
+    return (
+        [probe for probe in probes if probe.kind == "paraphrase"],
+        [probe for probe in probes if probe.keeps],
+    )
 
 
 def _share(found: torch.Tensor) -> float:
