@@ -109,7 +109,13 @@ def test_running_statistics_are_those_of_all_vectors_and_rest_outside_training()
         normalise.update(block)
     expected = (vectors - vectors.mean(0)) / vectors.std(0)
     assert torch.allclose(normalise(vectors)[:, :3], expected[:, :3], rtol=1e-3, atol=1e-3)
-    assert not normalise(vectors)[:, 3].abs().max() > 1e-3
+    assert not normalise(vectors)[:, 3].any()
+    moved = (vectors + torch.tensor([0.0, 0.0, 0.0, 1.0])).requires_grad_()
+    for found in (normalise(moved), normalise.scaled(moved)):
+        assert not found[:, 3].any()
+        found.sum().backward()
+    assert moved.grad is not None
+    assert moved.grad.isfinite().all()
     before = {name: value.clone() for name, value in normalise.state_dict().items()}
     normalise.eval()
     normalise.update(vectors * 100)

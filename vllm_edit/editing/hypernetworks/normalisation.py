@@ -9,7 +9,8 @@ from torch import nn
 class Normalisation(nn.Module):
     """x̂ = (x − μ) / σ per feature (MEND, arXiv 2110.11309, §3.2), with μ and σ over all vectors given to `update`.
 
-    With fewer than two vectors, the output equals the input. A feature with zero variance becomes zero.
+    With fewer than two vectors, the output equals the input. A feature without variance in these vectors becomes zero,
+    whatever its value is later.
     """
 
     count: torch.Tensor
@@ -51,4 +52,5 @@ class Normalisation(nn.Module):
         deviation = (self.squares / (self.count - 1)).sqrt()
         # Relative to the mean deviation: gradients are small, so an absolute constant could dominate.
         floor = 1e-6 * deviation.mean().clamp_min(torch.finfo(torch.float32).tiny)
-        return vectors / (deviation + floor).to(vectors.dtype)
+        divisor = torch.where(deviation > floor, deviation + floor, torch.inf)
+        return vectors / divisor.to(vectors.dtype)
