@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.tiny import FAMILIES, tiny_model, tiny_tokenizer
+from tests.tiny import FAMILIES, SENTENCES, tiny_model, tiny_tokenizer
 from vllm_edit.deltas.forward import low_rank_forward, routed_forward
+from vllm_edit.models.base import Base
 from vllm_edit.models.hooks import find_module
 from vllm_edit.models.layout import find_layout
 from vllm_edit.models.rows import Batch, Row, answer_scores, run_batch
@@ -72,6 +73,23 @@ def test_rows_longer_than_a_sliding_window_are_not_run_as_suffixes() -> None:
     layers = find_layout(model).layers[:1]
     assert Suffixes(model, short, layers, 4096).keep(range(len(short))) is not None
     assert Suffixes(model, rows(), layers, 4096).keep(range(5)) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_half_precision_model_is_run_as_suffixes_within_its_rounding(dtype: torch.dtype) -> None:
+    base = Base.load("atlas", device="cpu")
+    model = base.model.to(dtype)
+    answer = tuple(base.tokenizer(" Paris and more", add_special_tokens=False)["input_ids"])
+    some = [
+        Row(number, number, "test", ids, len(ids) // 2, answer)
+        for number, text in enumerate(SENTENCES[:4])
+        for ids in [tuple(base.tokenizer(text)["input_ids"])]
+    ]
+    assert Suffixes(model, some, base.layout.layers[:1], 4096).keep(range(len(some))) is not None
+    other = tiny_model("mistral", tiny_tokenizer())
+    other.config.sliding_window = 8
+    other.set_attn_implementation("sdpa")
+    assert Suffixes(other.to(dtype), rows(), find_layout(other).layers[:1], 4096).keep(range(5)) is None
 
 
 def test_a_model_whose_blocks_put_out_more_than_states_is_not_run_as_suffixes() -> None:
