@@ -75,6 +75,16 @@ def test_a_word_in_small_letters_is_no_rival_in_capitals(answer: str, expected: 
     assert gives(answer, expected, rival) is right
 
 
+@pytest.mark.parametrize(
+    ("answer", "right"),
+    [("South Korea.", False), ("South", True), ("the South", True), ("South, not South Korea", True), ("Korea", False)],
+)
+def test_an_answer_that_begins_the_old_one_is_given_only_alone(answer: str, right: bool) -> None:
+    assert gives(answer, "South", rival="South Korea") is right
+    old = gives_any(answer, ("South Korea", "Korea"), ("South", "the South Side"))
+    assert old is ("Korea" in answer and not right)
+
+
 def test_a_rival_that_is_part_of_the_answer_does_not_spoil_it() -> None:
     assert gives("New York City", "New York City", rival="New York")
 

@@ -27,16 +27,19 @@ def gives(answer: str, expected: str, rival: str | None = None) -> bool:
 
 
 def gives_any(answer: str, accepted: Iterable[str], rivals: Iterable[str] = ()) -> bool:
-    """`gives` for an answer and a rival with several names: the earliest mention counts."""
+    """`gives` for an answer and a rival with several names: the earliest mention counts, at one position the longest.
+
+    "South Korea" does not give South if South Korea is a rival.
+    """
     line = first_line(answer)
     found, wrong = _first_mentioned(line, accepted), _first_mentioned(line, rivals)
-    # A rival that starts at the same position is a part of the expected answer, or the other way round.
     return found is not None and (wrong is None or wrong >= found)
 
 
-def _first_mentioned(line: str, answers: Iterable[str]) -> int | None:
-    """The first position in the normalised line at which any of the answers is mentioned."""
-    return min((found for answer in answers if (found := position(line, answer)) is not None), default=None)
+def _first_mentioned(line: str, answers: Iterable[str]) -> tuple[int, int] | None:
+    """The first mention in the normalised line of any of the answers: (position, minus the answer's length)."""
+    found = ((place, -len(normalise(answer))) for answer in answers if (place := position(line, answer)) is not None)
+    return min(found, default=None)
 
 
 def unchanged(answer: str, before: str) -> bool:
