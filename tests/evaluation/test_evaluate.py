@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -12,7 +14,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from tests.evaluation.conftest import Compile
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.errors import Corrupt, EditError
+from vllm_edit.evaluation import asking
 from vllm_edit.evaluation.evaluate import EvaluationSettings, evaluate, run_gate
+from vllm_edit.evaluation.in_batches import together
 from vllm_edit.evaluation.judging import unchanged
 from vllm_edit.evaluation.refused import Refused
 from vllm_edit.evaluation.report import Measure, Report
@@ -73,6 +77,29 @@ class _Counting(HFRunner):
     def generate(self, requests: Sequence[Request], max_tokens: int) -> list[str]:
         self.asked = {**getattr(self, "asked", {}), **{request.prompt: max_tokens for request in requests}}
         return super().generate(requests, max_tokens)
+
+
+def test_seconds_are_those_of_the_answers_that_were_asked_for(
+    compiled: CompiledPatch, runner: HFRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, own = [0], runner.generate
+
+    def generate(requests: Sequence[Request], max_tokens: int) -> list[str]:
+        clock[0] += len(requests)  # a second an answer
+        return own(requests, max_tokens)
+
+    monkeypatch.setattr(runner, "generate", generate)
+    monkeypatch.setattr(asking, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    manifest = compiled.manifest.model_copy(update={"scope": "subject", "members": ("a", "b")})
+    scoped = replace(compiled, manifest=manifest)
+    settings = EvaluationSettings(max_tokens=2, latency=0, teacher_forced=False)
+    base, ike = evaluate(scoped, runner, ("base", "ike"), settings).costs
+    assert (base.answers, base.asked, base.seconds_per_answer) == (10, 10, 1.0)
+    assert (ike.answers, ike.seconds_per_answer) == (10, 1.0)
+    assert ike.asked is not None
+    assert 0 < ike.asked < 10
+    (merged,) = together([ike, ike.model_copy(update={"asked": 0, "seconds_per_answer": 0.0})])
+    assert (merged.answers, merged.asked, merged.seconds_per_answer) == (20, ike.asked, 1.0)
 
 
 def test_a_gate_and_an_evaluation_read_as_many_tokens_as_an_accepted_answer_has(

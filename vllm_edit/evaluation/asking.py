@@ -117,9 +117,10 @@ def _replies(
             mode=mode,
             answers=len(served),
             tokens_added=statistics.fmean(reply.tokens_added for reply in served),
-            seconds_per_answer=seconds / len(served),
+            seconds_per_answer=seconds / len(rows) if rows else 0.0,
             latency_s=latency,
             latency_n=count,
+            asked=len(rows),
         )
     return [found.get(row, Reply()) for row in range(len(questions))], cost
 

@@ -115,22 +115,23 @@ def identity(
 
 
 def together(costs: Iterable[Cost]) -> list[Cost]:
-    """Merge costs by mode: means over all answers, and the first measured latency."""
+    """Merge costs by mode: means over all answers, seconds over those asked for, and the first measured latency."""
     by_mode: dict[Mode, list[Cost]] = {}
     for cost in costs:
         by_mode.setdefault(cost.mode, []).append(cost)
     merged = []
     for mode, parts in by_mode.items():
-        answers = sum(part.answers for part in parts)
+        answers, asked = sum(part.answers for part in parts), sum(part.timed for part in parts)
         timed = next((part for part in parts if part.latency_n), parts[0])
         merged.append(
             Cost(
                 mode=mode,
                 answers=answers,
                 tokens_added=sum(part.tokens_added * part.answers for part in parts) / answers,
-                seconds_per_answer=sum(part.seconds_per_answer * part.answers for part in parts) / answers,
+                seconds_per_answer=sum(part.seconds_per_answer * part.timed for part in parts) / max(1, asked),
                 latency_s=timed.latency_s,
                 latency_n=timed.latency_n,
+                asked=asked,
             )
         )
     return merged

@@ -51,9 +51,11 @@ class Cost(Recorded):
     """The cost of a mode.
 
     Attributes:
+        answers: number of answers. An answer of a mode that is base's own, to the same request, is taken from base.
         tokens_added: mean number of tokens that the mode adds to a prompt.
-        seconds_per_answer: mean in the batches of this evaluation.
+        seconds_per_answer: mean over the answers that the engine was `asked` for, in the batches of this evaluation.
         latency_s: median seconds of `latency_n` single requests, after a warm-up.
+        asked: number of answers that were not taken from base. None in an older report, whose seconds are over all.
     """
 
     mode: Mode
@@ -62,6 +64,12 @@ class Cost(Recorded):
     seconds_per_answer: float
     latency_s: float | None = None
     latency_n: int = 0
+    asked: int | None = None
+
+    @property
+    def timed(self) -> int:
+        """Number of answers over which `seconds_per_answer` is the mean."""
+        return self.answers if self.asked is None else self.asked
 
 
 class Drift(Recorded):
