@@ -115,6 +115,17 @@ def test_a_missed_target_is_refused_by_name_or_reported(llama: Bench, method: st
 
 
 @BOTH
+def test_a_patch_with_scope_subject_is_refused_with_the_missed_targets_of_all_subjects(
+    llama: Bench, method: str
+) -> None:
+    scoped = patch_of(FRANCE, JAPAN).model_copy(update={"scope": "subject"})
+    settings = SETTINGS[method].replace(steps=1)
+    with unchanged(llama.base), pytest.raises(UnsafeEdit) as refused:
+        compile_patch(scoped, llama.base, method, site=llama.site, site_tensors=llama.moment, settings=settings)
+    assert all(edit.prompt in str(refused.value) for edit in (FRANCE, JAPAN))
+
+
+@BOTH
 def test_training_stops_below_the_stop_loss_and_not_before(llama: Bench, method: str) -> None:
     early = compiled(llama, method, FRANCE, stop_loss=1.0).report
     full = compiled(llama, method, FRANCE, stop_loss=0.0).report

@@ -216,6 +216,10 @@ def test_an_edit_that_misses_is_refused_by_name_or_reported() -> None:
         compile_patch(patch_of(0), base, "mend", site=site, site_tensors=network)
     reported = compile_patch(patch_of(0), base, "mend", site=site, site_tensors=network, settings=LOOSE)
     assert reported.report.missed == (0,)
+    scoped = patch_of(0, 2).model_copy(update={"scope": "subject"})
+    with pytest.raises(UnsafeEdit) as refused:
+        compile_patch(scoped, base, "mend", site=site, site_tensors=network)
+    assert [edit.prompt in str(refused.value) for edit in scoped.edits] == [True, True]
 
 
 def test_methods_and_sites_that_do_not_fit_are_refused(tmp_path: Path) -> None:

@@ -62,6 +62,10 @@ def test_the_base_is_bit_identical_and_a_stored_patch_is_the_compiled_patch(tmp_
     assert problems_of(store) == []
     with pytest.raises(UnsafeEdit, match="compile it apart from the others"):
         compile_patch(patch_of(*judged()), base, "ultraedit", store=store, settings={"served_margin": 1e3})
+    scoped = patch_of(*judged()).model_copy(update={"scope": "subject"})
+    with pytest.raises(UnsafeEdit) as refused:
+        compile_patch(scoped, base, "ultraedit", store=store, settings={"served_margin": 1e3})
+    assert all(edit.prompt in str(refused.value) for edit in judged())
     assert base.state_digest() == before
 
 

@@ -164,11 +164,13 @@ def compile_separately(
         if chosen.compile_each is not None:
             results = chosen.compile_each(base, site, site_tensors, patches, values, progress)
         else:
-            results = list[MethodResult]()
-            for patch in patches:
-                results.append(chosen.compile(base, site, site_tensors, patch.edits, values, None))
+
+            def result(number: int, patch: Patch) -> MethodResult:
                 if progress:
-                    progress("compiling", len(results), len(patches))
+                    progress("compiling", number, len(patches))
+                return chosen.compile(base, site, site_tensors, patch.edits, values, None)
+
+            results = all_or_refused(partial(result, number, patch) for number, patch in enumerate(patches))
     return [_compiled_of(patch, method, base, site, result) for patch, result in zip(patches, results, strict=True)]
 
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -23,7 +25,7 @@ from vllm_edit.editing.baselines.common import RecheckSettings, example_rows, fo
 from vllm_edit.editing.hypernetworks.compile_settings import NetworkEditSettings
 from vllm_edit.editing.hypernetworks.hypernetwork import Hypernetwork
 from vllm_edit.editing.hypernetworks.line_search import least_scales
-from vllm_edit.editing.method import MethodResult
+from vllm_edit.editing.method import MethodResult, all_or_refused
 from vllm_edit.errors import Incompatible
 from vllm_edit.json_value import JSONObject
 from vllm_edit.models.base import Base
@@ -93,17 +95,28 @@ def compile_each(
     settings: NetworkEditSettings,
     progress: Progress | None = None,
 ) -> list[MethodResult]:
-    """Compile several patches independently; their gradients are computed in one batch."""
+    """Compile several patches independently; their gradients are computed in one batch.
+
+    Raises:
+        UnsafeEdit: edits missed their targets; the message names those of all patches.
+        Incompatible: the network was trained for other matrices.
+    """
     _prepare(base, network)
     made = edit_deltas(base, network, [edit for patch in patches for edit in patch.edits], settings)
-    results, start = [], 0
-    for patch in patches:
-        own = slice(start, start + len(patch.edits))
-        start = own.stop
-        results.append(_judged(base, site, network, patch.edits, made[own], settings))
+    parts = parts_of([patch.edits for patch in patches])
+
+    def result(number: int, patch: Patch) -> MethodResult:
         if progress:
-            progress("re-checking", len(results), len(patches))
-    return results
+            progress("re-checking", number, len(patches))
+        return _judged(base, site, network, patch.edits, made[parts[number]], settings)
+
+    return all_or_refused(partial(result, number, patch) for number, patch in enumerate(patches))
+
+
+def parts_of(patches: Sequence[Sequence[Edit]]) -> list[slice]:
+    """Where the edits of each patch are in the list of all edits."""
+    ends = list(accumulate(map(len, patches)))
+    return [slice(end - len(edits), end) for edits, end in zip(patches, ends, strict=True)]
 
 
 def checked(

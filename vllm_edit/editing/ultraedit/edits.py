@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -16,9 +17,9 @@ from vllm_edit.deltas.delta import Delta
 from vllm_edit.deltas.linear import linear_shape, linear_weight
 from vllm_edit.deltas.low_rank import LowRank
 from vllm_edit.editing.baselines.common import form_rows
-from vllm_edit.editing.hypernetworks.edits import checked
+from vllm_edit.editing.hypernetworks.edits import checked, parts_of
 from vllm_edit.editing.hypernetworks.line_search import least_scales
-from vllm_edit.editing.method import MethodResult
+from vllm_edit.editing.method import MethodResult, all_or_refused
 from vllm_edit.editing.ultraedit.answer_gradients import answer_gradients
 from vllm_edit.editing.ultraedit.gradient_statistics import GradientStatistics
 from vllm_edit.editing.ultraedit.least_squares import solved, values_of
@@ -79,7 +80,12 @@ def compile_each(
     settings: UltraEditSettings,
     progress: Progress | None = None,
 ) -> list[MethodResult]:
-    """Compile several patches independently; their gradients and lengths are computed in one batch."""
+    """Compile several patches independently; their gradients and lengths are computed in one batch.
+
+    Raises:
+        UnsafeEdit: edits missed their targets; the message names those of all patches.
+        Incompatible: the statistics are of other matrices.
+    """
     return _separate(base, site, statistics, [patch.edits for patch in patches], settings, progress)
 
 
@@ -98,15 +104,16 @@ def _separate(
     statistics.to(base.device)
     tokens, scales = tokens_of(base, statistics, [edit for edits in patches for edit in edits], settings)
     identity = settings.identity(statistics.digest)
-    results, start = list[MethodResult](), 0
-    for edits in patches:
-        own = slice(start, start + len(edits))
-        start = own.stop
-        delta = Delta({name: part.update(own) for name, part in tokens.items()})
-        results.append(checked(base, site, edits, delta, scales[own], settings, identity))
+    parts = parts_of(patches)
+
+    def result(number: int, edits: Sequence[Edit]) -> MethodResult:
         if progress:
-            progress("re-checking", len(results), len(patches))
-    return results
+            progress("re-checking", number, len(patches))
+        own = parts[number]
+        delta = Delta({name: part.update(own) for name, part in tokens.items()})
+        return checked(base, site, edits, delta, scales[own], settings, identity)
+
+    return all_or_refused(partial(result, number, edits) for number, edits in enumerate(patches))
 
 
 def tokens_of(
