@@ -85,12 +85,12 @@ def test_numbers_on_a_command_line_are_positive_and_between_commas() -> None:
             numbers(float)(wrong)
 
 
-def test_a_row_takes_each_tag_apart_and_its_interval_counts_edits() -> None:
+def test_a_row_takes_each_tag_apart_and_averages_over_the_probes_of_an_edit_then_over_edits() -> None:
     answers = [answer(0, "locality", "", True), answer(0, "locality", "", False), answer(1, "locality", "", True)]
     found = row(report([*answers, answer(1, "locality", "same_object", False)]), "weights")
     assert set(found) == {"locality", "locality same_object"}
-    low, high = wilson(2 / 3, 2)
-    assert found["locality"] == {"share": 2 / 3, "low": low, "high": high, "n": 3}
+    low, high = wilson(0.75, 2)
+    assert found["locality"] == {"share": 0.75, "low": low, "high": high, "n": 3}  # (1/2 + 1) / 2
 
 
 def test_tables_show_every_row_with_its_costs_and_missing_measurements() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -29,16 +30,20 @@ SETTINGS = EvaluationSettings(teacher_forced=False, latency=0, answers=True)
 
 
 def row(report: Report, mode: Mode) -> dict[str, Any]:
-    """Metric → share over probes, their count, and a 95 % Wilson interval in which an edit counts as one observation.
+    """Metric → share, number of probes, and a 95 % Wilson interval in which an edit counts as one observation.
 
-    The keeping metrics count answers that are what base says.
+    The share is the mean over an edit's probes, then over edits. The keeping metrics count answers that are what base
+    says.
     """
     shown: dict[str, Any] = {}
     for name, (metric, tag) in zip(NAMES, COLUMNS, strict=True):
         answers = selected(report, metric, tag)
         if answers:
-            share = sum(answer.right[mode] for answer in answers) / len(answers)
-            low, high = wilson(share, len({(answer.patch, answer.edit) for answer in answers}))
+            cases: dict[tuple[str, int], list[bool]] = {}
+            for answer in answers:
+                cases.setdefault((answer.patch, answer.edit), []).append(answer.right[mode])
+            share = statistics.fmean(statistics.fmean(right) for right in cases.values())
+            low, high = wilson(share, len(cases))
             shown[name] = {"share": share, "low": low, "high": high, "n": len(answers)}
     return shown
 
