@@ -30,6 +30,7 @@ from vllm_edit.composition.solver import System, as_saved, constraint_error, sol
 from vllm_edit.deltas.delta import Delta
 from vllm_edit.deltas.low_rank import LowRank
 from vllm_edit.digest import digest_tensors
+from vllm_edit.errors import Unsolvable
 from vllm_edit.patch import Edit
 
 MODULE = "model.layers.5.mlp.down_proj"
@@ -144,10 +145,10 @@ def gram_products(
         rounded = System(K, W, (product + product.T) / 2, exact.groups, exact.shares)
         errors: dict[str, float | None] = {}
         for precision, system in (("float64", exact), ("float32", rounded)):
-            if torch.linalg.cholesky_ex(system.gram).info.item():
+            try:
+                errors[precision] = float(constraint_error(exact, residuals, solve(system, residuals)).max())
+            except Unsolvable:
                 errors[precision] = None
-                continue
-            errors[precision] = float(constraint_error(exact, residuals, solve(system, residuals)).max())
         difference = float((rounded.gram - exact.gram).abs().max() / exact.gram.abs().max())
         found[name] = {"difference": difference, "constraint_error": errors}
     found["seconds"] = {

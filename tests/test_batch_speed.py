@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import io
+import sys
+import time
+from dataclasses import replace
 
 import pytest
+import torch
 from rich.console import Console
 
-from benchmarks.batch_speed import compare, sameness, shaped_work
+from benchmarks.batch_speed import as_markdown, compare, sameness, shaped_work
+from benchmarks.common.peak_memory import peak_memory
+from benchmarks.compose_speed import draw, gram_products
 from benchmarks.editor_speed import measure
 
 TINY = ("hidden=64", "layers=3", "d_ff=96", "heads=2", "kv_heads=2", "vocabulary=16384")
@@ -32,6 +38,33 @@ def test_both_ways_take_the_same_steps_to_the_same_updates_on_a_random_model_of_
     assert sameness(alone, forms)["largest_relative_change"] > 0.02
     assert sameness(forms, tokens)["largest_relative_change"] > 0.02
     assert work.base.state_digest() == before
+    few = as_markdown(work, [replace(table[0], edits=1), *table[1:]], compiled).splitlines()
+    ratios = [line.split(" | ")[4:6] for line in few if line.startswith(("| one", "| batched"))]
+    assert ratios == [["1.00", "1.00"], ["–", "–"], ["–", "–"]]  # other edits than those done one at a time
+    assert "–" not in as_markdown(work, table, compiled)
+
+
+@pytest.mark.skipif(sys.platform != "linux" or torch.cuda.is_available(), reason="reads this process's memory")
+def test_memory_that_earlier_work_freed_counts_in_the_peak() -> None:
+    def fill() -> list[torch.Tensor]:
+        return [torch.zeros(2**14) for _ in range(1000)]  # 64 KiB each
+
+    earlier = fill()
+    last = torch.zeros(2**14)  # so that the allocator keeps what is below it
+    del earlier
+    with peak_memory() as memory:
+        held = fill()
+        time.sleep(0.05)
+        assert memory() > 40
+    assert len(held) == 1000
+    assert last.numel()
+
+
+def test_keys_that_all_but_coincide_have_no_solution_and_others_meet_their_constraints() -> None:
+    found = gram_products(*draw(8, 64, 16), repeats=1, console=Console(file=io.StringIO()))
+    assert found["nearly coinciding"]["constraint_error"]["float32"] is None
+    assert found["apart"]["constraint_error"]["float64"] < 1e-6
+    assert found["seconds"]["float64"]["median"] >= 0
 
 
 @pytest.mark.parametrize("change", ["width=64", "layers", "layers=two", "layers=0", "layers=-1", "=3"])
