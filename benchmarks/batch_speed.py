@@ -94,7 +94,7 @@ def main() -> None:
         work = atlas_work(arguments.store, arguments.count, arguments.seed, console)
     few = arguments.few or arguments.count
     table, compiled = compare(work, arguments.budgets, console, whole=arguments.whole, few=few)
-    text = _markdown(work, table, compiled)
+    text = as_markdown(work, table, compiled)
     console.print(text)
     of_model = Path(arguments.model).name if arguments.model else None
     name = "_".join(["batch_speed", *filter(None, [arguments.shape or of_model])])
@@ -208,7 +208,8 @@ def _batched(work: Work, budget: int) -> Sequence[CompiledPatch]:
     )
 
 
-def _markdown(work: Work, table: Sequence[Measured], compiled: Sequence[Sequence[CompiledPatch]]) -> str:
+def as_markdown(work: Work, table: Sequence[Measured], compiled: Sequence[Sequence[CompiledPatch]]) -> str:
+    """The section of RESULTS.md. Ways that compiled other edits than the first have no ratio to it."""
     found, alone = sameness(*compiled[:2]), table[0]
     lines = [
         f"{len(work.patches)} edits of {work.base.name} ({alone.edits} of them one at a time) at "
@@ -222,9 +223,10 @@ def _markdown(work: Work, table: Sequence[Measured], compiled: Sequence[Sequence
         "|---|---|---|---|---|---|---|",
     ]
     for row in table:
+        ratios = f"{row.rate / alone.rate:.2f} | {alone.cpu_per_edit / row.cpu_per_edit:.2f}"
         lines.append(
             f"| {row.name} | {row.rate:.2f} | {row.seconds / row.edits:.3f} | {row.cpu_per_edit:.3f} | "
-            f"{row.rate / alone.rate:.2f} | {alone.cpu_per_edit / row.cpu_per_edit:.2f} | {row.memory:.0f} |"
+            f"{ratios if row.edits == alone.edits else '– | –'} | {row.memory:.0f} |"
         )
     return "\n".join(lines)
 
