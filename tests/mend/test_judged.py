@@ -35,3 +35,10 @@ def test_without_anything_judged_edits_are_the_same() -> None:
     edits = [edit("Chile", locality("Madrid is in Spain"))]
     assert Judged().apart(edits) == edits
     assert Judged().shared(edits) == []
+
+
+def test_texts_in_which_a_judged_prompt_occurs_are_left_out() -> None:
+    judged = Judged([edit("Spain", locality("Where is Italy?"))])
+    texts = ["Italy has a capital.", "I ask: where is Italy?\nIn Europe.", "Where it is"]
+    assert list(judged.without(texts)) == [texts[0], texts[2]]
+    assert list(Judged().without(texts)) == texts

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.network_lengths import JUDGED_COUNT, JUDGED_SEED
-from vllm_edit.atlas.hypernetworks import NETWORK_FOLDERS, judged, training_edits
+from vllm_edit.atlas.hypernetworks import NETWORK_FOLDERS, judged, training_edits, training_texts
 from vllm_edit.editing.compile import compile_separately
 from vllm_edit.editing.network_files import load, network_site
 from vllm_edit.evaluation.evaluate import EvaluationSettings, evaluate
@@ -49,13 +49,16 @@ def test_no_subject_that_an_evaluation_may_edit_is_in_the_training_edits_or_thei
     assert not asked & forms
 
 
-def test_no_question_of_the_comparison_is_a_preserved_prompt(facts: Facts) -> None:
+def test_no_question_of_the_comparison_is_a_preserved_prompt_or_in_the_texts(facts: Facts) -> None:
     drawn = draw_edits(facts, JUDGED_COUNT + JUDGED_COUNT // 4, seed=JUDGED_SEED)
     asked = {normalise(probe.prompt) for edit in drawn for probe in edit.probes}
     assert asked <= {normalise(probe.prompt) for edit in judged().edits for probe in edit.probes}
     kept = {normalise(probe.prompt) for edit in training_edits(1000) for probe in edit.probes}
     assert len(kept) > 1000
     assert not kept & asked
+    texts = training_texts(100)
+    assert len(texts) == 100
+    assert not [text for text in texts if any(prompt in normalise(text) for prompt in asked)]
 
 
 def test_a_new_answer_may_be_any_object_of_the_relation_and_its_probes_follow_it(facts: Facts) -> None:

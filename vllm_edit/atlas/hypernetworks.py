@@ -12,6 +12,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 
@@ -53,8 +54,9 @@ def judged() -> Judged:
 
 
 def training_texts(count: int = 2000, seed: int = 1) -> list[str]:
-    """Unrelated text for the KL loss: documents about the reserved subjects, without facts that judge locality."""
-    return texts_about(set_aside(Facts.load(tables_folder())), count, seed)
+    """Unrelated text for the KL loss: documents about the reserved subjects, without the questions of `judged`."""
+    drawn = texts_about(set_aside(Facts.load(tables_folder())), 2 * count, seed)
+    return list(islice(judged().without(drawn), count))
 
 
 def set_aside(facts: Facts, exclude: Iterable[str] = ()) -> Facts:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from vllm_edit.patch import Edit
@@ -39,6 +39,13 @@ class Judged:
         """`edits` without those about a judged subject, and without probes that mention the subject of a judged edit or
         ask a judged prompt."""
         return [self._without_probes(edit) for edit in edits if not self._is_about(edit)]
+
+    def without(self, texts: Iterable[str]) -> Iterator[str]:
+        """`texts` without those in which a judged prompt occurs."""
+        for text in texts:
+            read = normalise(text)
+            if not any(prompt in read for prompt in self._prompts):
+                yield text
 
     def _is_about(self, edit: Edit) -> bool:
         return any(normalise(name) in self._subjects for name in (edit.subject, *edit.aliases))
