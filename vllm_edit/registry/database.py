@@ -283,9 +283,9 @@ class Database:
         self._migrated = True
 
     def _is_missing(self) -> bool:
-        """True if the database is an SQLite file, named by its path, that does not exist yet."""
+        """True if the database is an SQLite file, named by its path, that SQLite would create in an existing folder."""
         file = self.url.database or ""
-        return self.sqlite and not file.startswith("file:") and not os.path.exists(file)
+        return self.sqlite and not file.startswith("file:") and not os.path.exists(file) and Path(file).parent.is_dir()
 
 
 def add_unknown(
