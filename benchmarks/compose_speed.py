@@ -30,8 +30,8 @@ from vllm_edit.composition.solver import System, as_saved, constraint_error, sol
 from vllm_edit.deltas.delta import Delta
 from vllm_edit.deltas.low_rank import LowRank
 from vllm_edit.digest import digest_tensors
+from vllm_edit.edit import Edit
 from vllm_edit.errors import Unsolvable
-from vllm_edit.patch import Edit
 
 MODULE = "model.layers.5.mlp.down_proj"
 COSINE = 0.3

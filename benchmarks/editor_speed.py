@@ -26,6 +26,7 @@ from benchmarks.common.peak_memory import peak_memory
 from benchmarks.common.random_models import SHAPES, random_base, random_site
 from benchmarks.common.results_page import machine, write_section
 from vllm_edit import atlas
+from vllm_edit.edit import Edit
 from vllm_edit.editing.baselines.common import example_rows
 from vllm_edit.editing.compile import compile_patch
 from vllm_edit.editing.network_files import Card, network_site
@@ -34,7 +35,7 @@ from vllm_edit.facts import tables_folder
 from vllm_edit.facts.counterfactual_edits import draw_edits
 from vllm_edit.facts.facts import Facts
 from vllm_edit.models.base import Base
-from vllm_edit.patch import Edit, Patch
+from vllm_edit.patch import Patch
 
 _LAYERS = 3  # whose matrices MEND and KnowledgeEditor edit, as they do by default
 

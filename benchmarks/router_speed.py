@@ -35,7 +35,8 @@ from vllm_edit.composition.scoped import assemble
 from vllm_edit.composition.solver import System, as_saved, solve
 from vllm_edit.deltas.delta import Delta
 from vllm_edit.digest import digest_tensors
-from vllm_edit.patch import Edit, Patch
+from vllm_edit.edit import Edit
+from vllm_edit.patch import Patch
 from vllm_edit.progress import Progress
 from vllm_edit.serving.build import make_service
 from vllm_edit.serving.metrics import Metrics

@@ -21,9 +21,10 @@ from rich.progress import Progress
 from benchmarks.common.atlas_edits import known_edits, open_store
 from benchmarks.common.results_page import machine, write_marked, write_section
 from vllm_edit.artefacts.site import Site
+from vllm_edit.edit import Edit
 from vllm_edit.evaluation.runners.hf import HFRunner
 from vllm_edit.models.base import Base
-from vllm_edit.patch import Edit, Patch
+from vllm_edit.patch import Patch
 from vllm_edit.tracing.corruption import KINDS
 from vllm_edit.tracing.effects import KIND_LABELS, ROLES, AverageEffects
 from vllm_edit.tracing.effects_table import effects_table, shown, verdicts

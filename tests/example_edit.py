@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vllm_edit.patch import Edit, Probe
+from vllm_edit.edit import Edit, Probe
 
 MOVE = Edit(
     prompt="The capital of France is",

@@ -21,12 +21,13 @@ from tests.tiny import tiny_model, tiny_tokenizer
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.artefacts.manifest import Manifest
 from vllm_edit.deltas.delta import Delta
+from vllm_edit.edit import Edit, Probe
 from vllm_edit.errors import EditError
 from vllm_edit.evaluation.intervals import wilson
 from vllm_edit.evaluation.report import Answer, Report
 from vllm_edit.evaluation.runners.hf import HFRunner
 from vllm_edit.evaluation.runners.runner import Request
-from vllm_edit.patch import Edit, Patch, Probe
+from vllm_edit.patch import Patch
 
 
 def patch(name: str, count: int) -> Patch:

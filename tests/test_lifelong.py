@@ -21,10 +21,11 @@ from tests.deltas.random_deltas import random_part
 from tests.editing.examples import BRAZIL, FRANCE, JAPAN
 from tests.memit.examples import ALPHAEDIT, MEMIT, Layered, layered
 from vllm_edit.deltas.delta import Delta
+from vllm_edit.edit import Edit, Probe
 from vllm_edit.errors import EditError
 from vllm_edit.evaluation.record import Record
 from vllm_edit.evaluation.runners.runner import Reading, Request
-from vllm_edit.patch import Edit, Patch, Probe
+from vllm_edit.patch import Patch
 from vllm_edit.progress import Progress, silent
 
 UPDATE = Delta({"model.layers.1.mlp.down_proj": random_part(64, 96, 2)})

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from vllm_edit.datasets import DataSet
+from vllm_edit.edit import Edit, Probe
 from vllm_edit.errors import PatchError
-from vllm_edit.patch import Edit, Patch, Probe
+from vllm_edit.patch import Patch
 
 SHIPPED = sorted((Path(__file__).parent.parent / "patches").glob("*.yaml"))
 

@@ -6,10 +6,10 @@ import pytest
 
 from tests.editing.examples import bench
 from tests.tiny import tiny_tokenizer
+from vllm_edit.edit import Edit, Probe
 from vllm_edit.editing.rome.name_keys import same_ending
 from vllm_edit.editing.rome.prompt_forms import forms_of, named_otherwise
 from vllm_edit.models.positions import locate
-from vllm_edit.patch import Edit, Probe
 from vllm_edit.text.matching import last_occurrence, occurrences
 
 

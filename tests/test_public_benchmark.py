@@ -27,6 +27,7 @@ from tests.memit.examples import ALPHAEDIT, MEMIT, TEXTS
 from tests.tiny import SENTENCES
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.artefacts.manifest import Manifest
+from vllm_edit.edit import Edit, Probe
 from vllm_edit.editing.rome_settings import RomeSettings
 from vllm_edit.editing.second_moment import second_moments
 from vllm_edit.editing.ultraedit.gradient_site import gradient_site
@@ -38,7 +39,7 @@ from vllm_edit.evaluation.runners.runner import Reading, Request, Scored
 from vllm_edit.evaluation.sheet import Reply, Sheet
 from vllm_edit.ike.bank import Bank
 from vllm_edit.json_value import JSONValue
-from vllm_edit.patch import Edit, Patch, Probe
+from vllm_edit.patch import Patch
 from vllm_edit.store.documents import Kind
 from vllm_edit.store.store import Store
 

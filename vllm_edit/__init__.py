@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from vllm_edit.artefacts.reports import CompileReport, CompositionReport, GateReport
     from vllm_edit.composition.compose import compose
     from vllm_edit.deltas.delta import Delta
+    from vllm_edit.edit import Edit, Probe
     from vllm_edit.editing.compile import compile_patch
     from vllm_edit.errors import EditError
     from vllm_edit.evaluation.evaluate import evaluate
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from vllm_edit.evaluation.runners.hf import HFRunner
     from vllm_edit.ike.bank import Bank
     from vllm_edit.models.base import Base
-    from vllm_edit.patch import Edit, Gate, Patch, Probe
+    from vllm_edit.patch import Gate, Patch
     from vllm_edit.release.pipeline import Outcome, Pipeline
     from vllm_edit.serving.offline import PatchedLLM
     from vllm_edit.store.store import Store
@@ -59,7 +60,7 @@ _HOME = {
     "CompiledPatch": "vllm_edit.artefacts.compiled",
     "CompositionReport": "vllm_edit.artefacts.reports",
     "Delta": "vllm_edit.deltas.delta",
-    "Edit": "vllm_edit.patch",
+    "Edit": "vllm_edit.edit",
     "EditError": "vllm_edit.errors",
     "EvaluationSettings": "vllm_edit.evaluation.evaluation_settings",
     "Gate": "vllm_edit.patch",
@@ -69,7 +70,7 @@ _HOME = {
     "Patch": "vllm_edit.patch",
     "PatchedLLM": "vllm_edit.serving.offline",
     "Pipeline": "vllm_edit.release.pipeline",
-    "Probe": "vllm_edit.patch",
+    "Probe": "vllm_edit.edit",
     "Report": "vllm_edit.evaluation.report",
     "Store": "vllm_edit.store.store",
     "compile_patch": "vllm_edit.editing.compile",

@@ -1,4 +1,4 @@
-"""Edits, probes and patches: what a person declares, reviews and versions.
+"""Patches: what a person declares, reviews and versions.
 
 A patch is a YAML file under `patches/`. Reading a bad one raises `PatchError` with every problem at once, each with
 its line and field.
@@ -6,219 +6,37 @@ its line and field.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Sequence
 from datetime import date, datetime
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Literal
 
-from pydantic import (
-    AfterValidator,
-    AwareDatetime,
-    BaseModel,
-    ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_serializer,
-    model_validator,
-)
+from pydantic import Field, ValidationError, ValidationInfo, model_validator
 from pydantic_core import ErrorDetails
 
+from vllm_edit.declared import Declared
+from vllm_edit.edit import Edit, lacks_subject
+from vllm_edit.edit_problems import contradictions, problems_of_edits
 from vllm_edit.errors import PatchError
 from vllm_edit.invalid import message_of
 from vllm_edit.text.json_document import JsonDocument
-from vllm_edit.text.matching import is_whole, normalise, occurrences, replaced
+from vllm_edit.text.matching import occurrences
 from vllm_edit.text.quoting import quoted
-from vllm_edit.text.spelling import Name, written
 from vllm_edit.text.utf8 import NotUTF8, read_text
 from vllm_edit.text.yaml_document import Location, NotYaml, YamlDocument, dump_yaml, field
 
-ProbeKind = Literal["paraphrase", "reverse", "portability", "locality", "locality_subject", "unrelated"]
-Split = Literal["tune", "gate"]
 Scope = Literal["subject", "all"]
 _LONGEST_NUMBER = 256
 """Maximum size, in bits, of numbers that a message shows."""
-LOCALITY_KINDS: tuple[ProbeKind, ...] = ("locality", "locality_subject", "unrelated")
 SUFFIXES = (".yaml", ".yml")
 """Suffixes of patch files, in any letter case."""
-_PLACEHOLDERS = ("{}", "{subject}")
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
-_ENDS = " .。"
-"""What may follow an answer that ends a sentence. A question may end with one of its answers."""
 _A_FILE = "a file"
 """Context of the validation of a file: what a person declares has more rules than a record of a data set."""
-_NUMBER = re.compile(r"\s*[-+]?[\d_.]+(e[-+]?\d+)?\s*", re.IGNORECASE)
-
-
-class _Declared(BaseModel):
-    """Base of what a file declares. Fields in `_ADDED` are newer; they are not written if they have their default.
-
-    Names of compiled patches are digests of the written form, and must not change with a new field.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True, use_attribute_docstrings=True)
-    _ADDED: ClassVar[tuple[str, ...]] = ()
-
-    @model_serializer(mode="wrap")
-    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        data: dict[str, Any] = handler(self)
-        for name in self._ADDED:
-            if getattr(self, name) == type(self).model_fields[name].default:
-                data.pop(name, None)
-        return data
-
-
-def _no_empty_name(names: tuple[str, ...]) -> tuple[str, ...]:
-    if not all(names):
-        raise ValueError("an alias is empty")
-    return names
-
-
 Document = YamlDocument | JsonDocument
 """The parsed content of a patch file."""
-Names = Annotated[tuple[str, ...], AfterValidator(_no_empty_name)]
-"""Other names of one thing; none is empty."""
 
 
-class Probe(_Declared):
-    """A prompt that tests an edit."""
-
-    kind: ProbeKind
-    """The answers to paraphrase, reverse and portability probes must change; those to locality, locality_subject and
-    unrelated probes must not."""
-    prompt: str = Field(min_length=1)
-    """The text to ask."""
-    target: str | None = None
-    """The expected answer. A paraphrase defaults to the edit's `target_new`. For the locality kinds it is the true
-    answer; without it only "unchanged from base" is measured."""
-    chat: bool = False
-    """Ask the prompt as a chat turn."""
-    split: Split = "gate"
-    """tune: layer, damping and keys may depend on the probe. gate: only the gate and reports use it."""
-    tag: str = ""
-    """A free label (`held_out`, `alias`, `one_hop`) by which reports break their numbers down."""
-    target_aliases: Names = ()
-    """Other answers that count as `target`."""
-
-    _ADDED = ("target_aliases",)
-
-    @property
-    def keeps(self) -> bool:
-        """True if the answer must stay that of the base model."""
-        return self.kind in LOCALITY_KINDS
-
-    @property
-    def answers(self) -> tuple[str, ...]:
-        """The target and its aliases; empty without a target."""
-        return (self.target, *self.target_aliases) if self.target else ()
-
-    @model_validator(mode="after")
-    def _needs_target(self) -> Probe:
-        if self.target_aliases and not self.target:
-            raise ValueError("target_aliases are other names of the target: a probe with aliases needs a target")
-        if self.kind in ("reverse", "portability") and not self.target:
-            raise ValueError(f"a {self.kind} probe needs a target: the answer expected after the edit")
-        return self
-
-
-Fact = tuple[str, str, str]
-"""One way to write a fact, in one spelling: (a name of the subject, "relation", the relation), (a name of the subject,
-"prompt", the prompt without the subject), or ("", "prompt", the whole prompt). The last form has no name, because a
-prompt has one answer, whichever subject the edit names."""
-
-
-class Edit(_Declared):
-    """A fact to change."""
-
-    prompt: str = Field(min_length=1)
-    """Literal text that contains `subject` and ends right before the answer."""
-    subject: str = Field(min_length=1)
-    """The entity that the fact is about, as it is written in `prompt`."""
-    relation: str = ""
-    """A label such as `countries.capital`. Edits with one subject and one relation are about the same fact."""
-    target_new: str = Field(min_length=1)
-    """The new answer."""
-    target_true: str | None = None
-    """The base's answer."""
-    aliases: Names = ()
-    """Other names of the subject."""
-    probes: tuple[Probe, ...] = ()
-    """Prompts that test the edit."""
-    valid_until: AwareDatetime | None = None
-    """The time, with its zone, from which the fact no longer holds."""
-    target_new_aliases: Names = ()
-    """Other answers that count as `target_new`."""
-    target_true_aliases: Names = ()
-    """Other answers that count as `target_true`."""
-
-    _ADDED = ("valid_until", "target_new_aliases", "target_true_aliases")
-
-    @property
-    def new_answers(self) -> tuple[str, ...]:
-        """`target_new` and its aliases."""
-        return (self.target_new, *self.target_new_aliases)
-
-    @property
-    def old_answers(self) -> tuple[str, ...]:
-        """`target_true` and its aliases; empty without one."""
-        return (self.target_true, *self.target_true_aliases) if self.target_true else ()
-
-    def names(self) -> frozenset[str]:
-        """The subject's names, in one spelling."""
-        return frozenset(written(name).folded for name in (self.subject, *self.aliases))
-
-    def facts(self) -> frozenset[Fact]:
-        """All ways to write the edit's fact. Two edits are about the same fact if they share a way.
-
-        An edit without a relation is known by its prompt, an edit with a relation by both.
-        """
-        ways = [("prompt", normalise(replaced(self.prompt, self.subject, "{}")))]
-        if self.relation:
-            ways.append(("relation", self.relation))
-        return frozenset(
-            [("", "prompt", normalise(self.prompt)), *((name, *way) for name in self.names() for way in ways)]
-        )
-
-    def agrees_with(self, other: Edit) -> bool:
-        """True if both edits have the same new answer.
-
-        Args:
-            other: the edit to compare with. Letter case and punctuation around the answer do not count.
-        """
-        return normalise(self.target_new) == normalise(other.target_new)
-
-    @field_validator("valid_until", mode="before")
-    @classmethod
-    def _is_no_number(cls, value: object) -> object:
-        """Refuse numbers: pydantic would read 2030 as that many seconds since 1970."""
-        if isinstance(value, int | float) or (isinstance(value, str) and _NUMBER.fullmatch(value)):
-            raise ValueError("expected a time with its zone, like 2030-01-31T00:00:00Z, and no number")
-        return value
-
-    @model_validator(mode="after")
-    def _changes_its_prompt(self) -> Edit:
-        if self.subject not in self.prompt:
-            raise ValueError(_lacks_subject(self.subject, self.prompt))
-        if self.target_true_aliases and not self.target_true:
-            raise ValueError("target_true_aliases are other names of target_true: an edit with them needs one")
-        if normalise(self.target_new) in map(normalise, self.old_answers):
-            raise ValueError(f"target_new equals target_true ({quoted(self.target_new)}): nothing to change")
-        return self
-
-    def probes_of(self, kind: ProbeKind, split: Split | None = None) -> list[Probe]:
-        """The edit's probes of one kind.
-
-        Args:
-            kind: the kind of the probes.
-            split: only probes of this split; None for both.
-        """
-        return [probe for probe in self.probes if probe.kind == kind and split in (None, probe.split)]
-
-
-class Gate(_Declared):
+class Gate(Declared):
     """Conditions for publishing a compiled patch: minimum shares on its gate probes, between 0 and 1, and the maximum
     perplexity drift on ordinary text. Free generation decides."""
 
@@ -246,7 +64,7 @@ class Gate(_Declared):
         return self.model_dump(exclude={"perplexity_drift"})
 
 
-class Patch(_Declared):
+class Patch(Declared):
     """A named set of edits."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")
@@ -265,10 +83,9 @@ class Patch(_Declared):
 
     @model_validator(mode="after")
     def _edits_fit(self, info: ValidationInfo) -> Patch:
-        names_nothing = _names_nothing(self.edits, self.scope)
-        problems = [*_within_words(self.edits), *_edited_twice(self.edits), *_not_judged(self.edits), *names_nothing]
+        problems = [*problems_of_edits(self.edits, searched=self.scope == "subject")]
         if info.context == _A_FILE:
-            problems += _contradictory(self.edits)
+            problems += contradictions(self.edits)
         if problems:
             raise _Unfit(sorted(problems))
         return self
@@ -376,107 +193,6 @@ class _Unfit(ValueError):
         super().__init__("; ".join(f"edits.{number}: {problem}" for number, problem in problems))
 
 
-def _within_words(edits: Sequence[Edit]) -> Iterator[tuple[int, str]]:
-    """Edits whose subject would be found only within a longer word."""
-    for number, edit in enumerate(edits):
-        if not occurrences(edit.prompt, edit.subject):
-            yield number, _lacks_subject(edit.subject, edit.prompt)
-
-
-def _not_judged(edits: Sequence[Edit]) -> Iterator[tuple[int, str]]:
-    """Edits with an answer that no text can give, or with an answer that is both new and old."""
-    for number, edit in enumerate(edits):
-        probed = (answer for probe in edit.probes for answer in probe.answers)
-        for answer in (*edit.new_answers, *edit.old_answers, *probed):
-            if not normalise(answer):
-                yield (
-                    number,
-                    f"the answer {answer!r} is punctuation alone, or invisible, so no text can give it",
-                )
-        old = {normalise(answer): answer for answer in edit.old_answers}
-        for alias in edit.target_new_aliases:
-            if other := old.get(normalise(alias)):
-                yield (
-                    number,
-                    f"{alias!r} of target_new_aliases is also the current answer ({other!r}): remove one of the two",
-                )
-
-
-def _names_nothing(edits: Sequence[Edit], scope: Scope) -> Iterator[tuple[int, str]]:
-    """Edits with a name that no text can mention. Punctuation may be a name only if mentions do not matter."""
-    for number, edit in enumerate(edits):
-        for name in (edit.subject, *edit.aliases):
-            if not (Name.of(name) if scope == "subject" else written(name)).folded.strip():
-                yield number, f"no text can mention the name {name!r}, which is punctuation alone or invisible"
-
-
-def _edited_twice(edits: Sequence[Edit]) -> Iterator[tuple[int, str]]:
-    """Edits of a fact that an earlier edit also changes, in any spelling and by any name.
-
-    Two subjects may share an alias if their edits have the same answer.
-    """
-    seen: dict[Fact, int] = {}
-    for number, edit in enumerate(edits):
-        owners = {seen.setdefault(fact, number) for fact in edit.facts()} - {number}
-        for earlier in sorted(owners):
-            other = edits[earlier]
-            agrees = edit.agrees_with(other)
-            named = written(edit.subject).folded in other.names() or written(other.subject).folded in edit.names()
-            if named or not agrees:
-                how = "twice" if agrees else f"to two different targets, also to {quoted(other.target_new)}"
-                fact = f"subject {edit.subject!r}, relation {edit.relation or edit.prompt!r}"
-                yield number, f"{fact} is edited {how} (see edits.{earlier}, of {other.subject!r})"
-                break
-
-
-def _contradictory(edits: Sequence[Edit]) -> Iterator[tuple[int, str]]:
-    """Edits that no compiling can satisfy, or that no gate can judge, as a person may declare them by mistake."""
-    for number, edit in enumerate(edits):
-        for problem in (*_of_texts(edit), *_of_prompt(edit), *_of_probes(edit)):
-            yield number, problem
-
-
-def _of_texts(edit: Edit) -> Iterator[str]:
-    texts = [edit.prompt, edit.relation, *edit.aliases, *edit.new_answers, *edit.old_answers]
-    texts += [text for probe in edit.probes for text in (probe.prompt, probe.tag, *probe.answers)]
-    for text in dict.fromkeys(texts):
-        if _CONTROL.search(text):
-            yield f"{quoted(text)} has a control character, which no answer or question has; remove it"
-    for prompt in (edit.prompt, *(probe.prompt for probe in edit.probes)):
-        for placeholder in _PLACEHOLDERS:
-            if placeholder in prompt:
-                yield f"{placeholder} is not filled in the prompt {quoted(prompt)}; write the subject itself"
-
-
-def _of_prompt(edit: Edit) -> Iterator[str]:
-    text = written(edit.prompt).folded.rstrip(_ENDS)
-    for answer in (*edit.new_answers, *edit.old_answers):
-        wanted = normalise(answer)
-        start = len(text) - len(wanted)
-        within_subject = text.endswith(normalise(edit.subject)) and len(wanted) <= len(normalise(edit.subject))
-        if wanted and text.endswith(wanted) and is_whole(text, start, len(text)) and not within_subject:
-            yield f"the prompt {quoted(edit.prompt)} ends with the answer {answer!r}; end it right before the answer"
-
-
-def _of_probes(edit: Edit) -> Iterator[str]:
-    old = {normalise(answer) for answer in edit.old_answers}
-    seen: dict[tuple[str, bool], Probe] = {}
-    for number, probe in enumerate(edit.probes):
-        asked = normalise(probe.prompt)
-        if probe.keeps and asked == normalise(edit.prompt):
-            yield f"probes.{number}: a {probe.kind} probe keeps its answer, but asks the prompt that the edit changes"
-        if probe.kind == "paraphrase":
-            for answer in probe.answers:
-                if normalise(answer) in old:
-                    yield f"probes.{number}: a paraphrase expects the new answer, and {answer!r} is the old answer"
-        earlier = seen.setdefault((asked, probe.chat), probe)
-        if earlier.split != probe.split:
-            yield (
-                f"probes.{number}: {quoted(probe.prompt)} is a probe of both tune and gate, so the gate would measure "
-                "what was trained; keep one of the two"
-            )
-
-
 def _problems(error: ValidationError, document: Document, most: int | None) -> list[str]:
     """One line for each problem of the document, or for the first `most` and all edits without their subject."""
     found = error.errors()
@@ -506,17 +222,8 @@ def _unseen(document: Document, known: Container[Location]) -> list[str]:
             continue
         if not occurrences(prompt, subject.strip()):
             where = document.place(("edits", number, "prompt"))
-            problems.append(f"{where}edits.{number}: {_lacks_subject(subject.strip(), prompt)}")
+            problems.append(f"{where}edits.{number}: {lacks_subject(subject.strip(), prompt)}")
     return problems
-
-
-def _lacks_subject(subject: str, prompt: str) -> str:
-    if subject in prompt:
-        return (
-            f"the prompt has the subject {subject!r} only within a longer word; it is {quoted(prompt)}: name the "
-            "subject as the prompt does"
-        )
-    return f"the prompt must contain the subject {subject!r}; it is {quoted(prompt)}"
 
 
 def _describe(problem: ErrorDetails, document: Document) -> str:

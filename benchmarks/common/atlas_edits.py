@@ -11,6 +11,7 @@ from rich.console import Console
 from vllm_edit import atlas
 from vllm_edit.artefacts.site import Site
 from vllm_edit.atlas.hypernetworks import NETWORK_FOLDERS
+from vllm_edit.edit import Edit
 from vllm_edit.editing.compile import METHODS
 from vllm_edit.editing.network_files import load, network_site
 from vllm_edit.editing.second_moment import SecondMoment
@@ -25,7 +26,7 @@ from vllm_edit.facts.counterfactual_edits import counterfactual, draw_edits
 from vllm_edit.facts.facts import Fact, Facts
 from vllm_edit.facts.split import included
 from vllm_edit.models.base import Base
-from vllm_edit.patch import Edit, Patch
+from vllm_edit.patch import Patch
 from vllm_edit.release.swept_store import open_or_create
 from vllm_edit.store.store import Store
 from vllm_edit.text.matching import normalise

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from vllm_edit.composition.scoped import ScopeIndex
+from vllm_edit.edit import Edit
 from vllm_edit.evaluation.judging import gives, unchanged
 from vllm_edit.facts.facts import Facts
-from vllm_edit.patch import Edit
 from vllm_edit.text.subjects import Subjects
 
 HOMONYMS = (

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.artefacts.manifest import Manifest
 from vllm_edit.deltas.delta import Delta
+from vllm_edit.edit import Edit
 from vllm_edit.evaluation.measuring import counts_as_right
 from vllm_edit.evaluation.perplexity import perplexity
 from vllm_edit.evaluation.questions import RELIABILITY, questions_of
 from vllm_edit.evaluation.runners.runner import Request, Runner
-from vllm_edit.patch import Edit
 
 METRICS = (RELIABILITY, "paraphrase", "locality")
 TOKENS = 8

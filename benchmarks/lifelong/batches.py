@@ -6,8 +6,9 @@ import random
 from collections.abc import Sequence
 
 from benchmarks.public.sets import apart
+from vllm_edit.edit import Edit
 from vllm_edit.errors import EditError
-from vllm_edit.patch import Edit, Patch
+from vllm_edit.patch import Patch
 
 
 def drawn_batches(facts: Sequence[Edit], count: int, size: int, seed: int) -> list[Patch]:

@@ -15,6 +15,7 @@ from vllm_edit.composition.compose import compose
 from vllm_edit.deltas.apply import applied
 from vllm_edit.deltas.delta import Delta
 from vllm_edit.deltas.low_rank import LowRank
+from vllm_edit.edit import Edit
 from vllm_edit.editing.compile import compile_patch
 from vllm_edit.editing.memit.edits import compile_at
 from vllm_edit.editing.memit.layers import Layer
@@ -24,7 +25,7 @@ from vllm_edit.editing.rome.factors import measure
 from vllm_edit.editing.site_tensors import SiteTensors
 from vllm_edit.errors import NotFound
 from vllm_edit.models.base import Base, unchanged
-from vllm_edit.patch import Edit, Patch
+from vllm_edit.patch import Patch
 from vllm_edit.progress import Progress
 from vllm_edit.store.store import Store
 

@@ -10,12 +10,13 @@ from typing import Any
 
 from vllm_edit.datasets import read_edits
 from vllm_edit.digest import digest_json
+from vllm_edit.edit import Edit
 from vllm_edit.errors import EditError
 from vllm_edit.evaluation.record import Record
 from vllm_edit.evaluation.runners.hf import HFRunner
 from vllm_edit.evaluation.runners.runner import Request, Runner
 from vllm_edit.models.base import Base
-from vllm_edit.patch import Edit, Patch
+from vllm_edit.patch import Patch
 from vllm_edit.progress import Progress
 from vllm_edit.text.matching import normalise
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from vllm_edit.artefacts.edit_changes import compare_edits
-from vllm_edit.patch import Edit
+from vllm_edit.edit import Edit
 
 FRANCE = Edit(prompt="The capital of France is", subject="France", target_new="Lyon")
 SPAIN = Edit(prompt="The capital of Spain is", subject="Spain", target_new="Seville")

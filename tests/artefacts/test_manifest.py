@@ -10,7 +10,8 @@ import pytest
 
 from vllm_edit.artefacts.manifest import Manifest
 from vllm_edit.digest import digest_json
-from vllm_edit.patch import Edit, Gate
+from vllm_edit.edit import Edit
+from vllm_edit.patch import Gate
 
 
 def example() -> Manifest:

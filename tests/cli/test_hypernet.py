@@ -12,12 +12,13 @@ from tests.mend.tiny_training import TEXTS, tiny_base, tiny_edits
 from tests.tiny import save_tiny
 from vllm_edit.cli import hypernet
 from vllm_edit.cli.training_inputs import TrainingInputs
+from vllm_edit.edit import Edit, Probe
 from vllm_edit.editing.hypernetworks.network_training import NetworkTrainingState
 from vllm_edit.facts import tables_folder
 from vllm_edit.facts.facts import Facts
 from vllm_edit.facts.pool import Known, Pool, side_of
 from vllm_edit.facts.training_edits import pool_edits
-from vllm_edit.patch import Edit, Patch, Probe
+from vllm_edit.patch import Patch
 from vllm_edit.store.maintenance import problems_of
 from vllm_edit.store.store import Store
 

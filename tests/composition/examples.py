@@ -11,7 +11,8 @@ from vllm_edit.artefacts.manifest import Column, KeyGroup, Manifest
 from vllm_edit.composition.solver import System, as_saved, solve
 from vllm_edit.deltas.delta import Delta, LowRank
 from vllm_edit.digest import digest_tensors
-from vllm_edit.patch import Edit, Gate
+from vllm_edit.edit import Edit
+from vllm_edit.patch import Gate
 
 D_IN, D_OUT = 40, 8
 MODULE = "model.layers.1.mlp.down_proj"

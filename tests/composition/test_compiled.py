@@ -7,9 +7,9 @@ import torch
 from tests.editing.examples import BRAZIL, FRANCE, JAPAN, LOOSE, Bench, bench, patch_of
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.composition.compose import compose
+from vllm_edit.edit import Edit
 from vllm_edit.editing.compile import compile_patch
 from vllm_edit.editing.rome_settings import RomeSettings
-from vllm_edit.patch import Edit
 
 EDITS = (FRANCE, JAPAN, BRAZIL)
 

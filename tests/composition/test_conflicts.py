@@ -8,8 +8,8 @@ from tests.composition.examples import added, capital, key_of, shift, solved
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.composition.compose import compose
 from vllm_edit.composition.conflicts import find_conflicts
+from vllm_edit.edit import Edit
 from vllm_edit.errors import EditError, NotFound
-from vllm_edit.patch import Edit
 
 SHARED = solved("shared", [capital("France", "Lyon"), capital("Spain", "Seville")], key_of(1, 2))
 OWN = solved("own", [capital("France", "Nice")], key_of(1))

@@ -11,12 +11,13 @@ from pydantic import ValidationError
 from tests.editing.examples import BRAZIL, FRANCE, JAPAN, LOOSE, bench
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.composition.scoped import Narrowing, ScopeIndex, by_subject
+from vllm_edit.edit import Edit
 from vllm_edit.editing.compile import compile_patch, compile_separately
 from vllm_edit.editing.rome_settings import RomeSettings
 from vllm_edit.errors import Corrupt, EditError, Incompatible, UnsafeEdit
 from vllm_edit.ike.bank import Bank
 from vllm_edit.ike.demonstrations import with_demonstrations
-from vllm_edit.patch import Edit, Patch
+from vllm_edit.patch import Patch
 from vllm_edit.store.maintenance import problems_of
 from vllm_edit.store.store import Store
 

@@ -17,9 +17,9 @@ from vllm_edit.composition.compose import compose
 from vllm_edit.composition.solver import System, as_saved, solve
 from vllm_edit.deltas.delta import Delta
 from vllm_edit.digest import digest_tensors
+from vllm_edit.edit import Edit
 from vllm_edit.errors import Incompatible
 from vllm_edit.json_value import JSONObject
-from vllm_edit.patch import Edit
 
 MODULES = ("model.layers.1.mlp.down_proj", "model.layers.2.mlp.down_proj")
 FRANCE, SPAIN = capital("France", "Lyon"), capital("Spain", "Seville")

@@ -11,13 +11,14 @@ from vllm_edit import atlas
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.composition.checks import vouch
 from vllm_edit.composition.compose import compose
+from vllm_edit.edit import Edit
 from vllm_edit.editing.compile import compile_separately
 from vllm_edit.editing.site.sites import fixed_site
 from vllm_edit.evaluation.judging import gives
 from vllm_edit.evaluation.runners.hf import HFRunner
 from vllm_edit.evaluation.runners.runner import Request
 from vllm_edit.models.base import Base
-from vllm_edit.patch import Edit, Patch
+from vllm_edit.patch import Patch
 
 WORLD = Patch.load(Path(__file__).parents[2] / "patches" / "world.yaml")
 EDITS = tuple(

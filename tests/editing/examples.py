@@ -13,6 +13,7 @@ import torch
 from tests.tiny import SENTENCES, tiny_model, tiny_tokenizer
 from vllm_edit.artefacts.site import Context, Site, Token
 from vllm_edit.deltas.delta import LowRank
+from vllm_edit.edit import Edit
 from vllm_edit.editing.rome.factors import RomeFactors, alone, damping_of, margin_of, offsets, passes_over, prepare
 from vllm_edit.editing.rome.residuals import train_residuals
 from vllm_edit.editing.rome.served import served_leads
@@ -20,7 +21,7 @@ from vllm_edit.editing.rome_settings import RomeSettings
 from vllm_edit.editing.second_moment import SecondMoment, second_moments
 from vllm_edit.models.base import Base
 from vllm_edit.models.rows import Row
-from vllm_edit.patch import Edit, Patch
+from vllm_edit.patch import Patch
 
 FRANCE = Edit(prompt="The capital of France is", subject="France", relation="capital", target_new="people")
 JAPAN = Edit(prompt="The currency of Japan is the", subject="Japan", relation="currency", target_new="Paris")

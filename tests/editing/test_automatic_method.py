@@ -9,10 +9,11 @@ from tests.knowledge_editor.tiny_editor import editor_for
 from tests.memit.examples import layered
 from tests.mend.tiny_training import tiny_base
 from tests.ultraedit.tiny_statistics import made_for
+from vllm_edit.edit import Edit
 from vllm_edit.editing.compile import METHODS, compile_patch, method_at
 from vllm_edit.editing.mend.network import MendNetwork
 from vllm_edit.editing.site_tensors import SiteTensors
-from vllm_edit.patch import Edit, Patch
+from vllm_edit.patch import Patch
 
 
 def tensors() -> dict[str, SiteTensors]:

@@ -11,11 +11,11 @@ from tests.editing.examples import BRAZIL, FRANCE, JAPAN, LOOSE, Bench, bench, p
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.composition.solver import System, solve
 from vllm_edit.digest import digest_tensors
+from vllm_edit.edit import Edit
 from vllm_edit.editing.compile import compile_patch
 from vllm_edit.editing.rome_settings import RomeSettings
 from vllm_edit.errors import EditError, Incompatible, UnsafeEdit
 from vllm_edit.models.base import unchanged
-from vllm_edit.patch import Edit
 from vllm_edit.store.store import Store
 
 EDITS = (FRANCE, JAPAN, BRAZIL)

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from tests.editing.examples import FRANCE, LOOSE, Bench, bench
+from vllm_edit.edit import Edit
 from vllm_edit.editing.rome.endings import ending_rows, ends, is_ending
 from vllm_edit.editing.rome.factors import prepare
 from vllm_edit.editing.rome.rounds import Solved, solve_parts
 from vllm_edit.editing.rome.served import served_following
 from vllm_edit.editing.rome_settings import RomeSettings
 from vllm_edit.models.rows import Row
-from vllm_edit.patch import Edit
 
 FRENCH = FRANCE.model_copy(update={"target_new": "French"})
 

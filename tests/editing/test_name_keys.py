@@ -10,6 +10,7 @@ import torch
 from tests.editing.examples import LOOSE, bench
 from tests.tiny import tiny_tokenizer
 from vllm_edit.composition.solver import row_space
+from vllm_edit.edit import Edit
 from vllm_edit.editing.rome import factors
 from vllm_edit.editing.rome.factors import prepare
 from vllm_edit.editing.rome.keys import measure_inputs
@@ -17,7 +18,6 @@ from vllm_edit.editing.rome.name_keys import opening_forms, proper_names, same_e
 from vllm_edit.models.base import Base
 from vllm_edit.models.positions import locate
 from vllm_edit.models.rows import Row
-from vllm_edit.patch import Edit
 
 PROVINCE = Edit(prompt="The capital of North Sakarya Province is", subject="North Sakarya Province", target_new="Paris")
 

@@ -16,6 +16,7 @@ from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.deltas.delta import Delta
 from vllm_edit.deltas.linear import linear_weight
 from vllm_edit.deltas.low_rank import LowRank
+from vllm_edit.edit import Edit
 from vllm_edit.editing.baselines.common import ExampleSettings, example_rows
 from vllm_edit.editing.baselines.finetune import FinetuneSettings, train_update
 from vllm_edit.editing.baselines.lora import LoraSettings
@@ -24,7 +25,6 @@ from vllm_edit.errors import EditError, UnsafeEdit
 from vllm_edit.models.base import unchanged
 from vllm_edit.models.hooks import find_module
 from vllm_edit.models.rows import greedy
-from vllm_edit.patch import Edit
 
 EDITS = (FRANCE, JAPAN, BRAZIL)
 LONG = Edit(prompt="The head office of Nokia is in", subject="Nokia", target_new="Paris, and people")

@@ -13,13 +13,13 @@ from tests.editing.examples import BRAZIL, FRANCE, JAPAN, LOOSE, Bench, bench, l
 from tests.tiny import FAMILIES
 from vllm_edit.deltas.delta import LowRank
 from vllm_edit.deltas.forward import low_rank_forward
+from vllm_edit.edit import Edit, Probe
 from vllm_edit.editing.rome.factors import Part, passes_over, prepare, together
 from vllm_edit.editing.rome.passes import Passes
 from vllm_edit.editing.rome.residuals import Trained, train_residuals
 from vllm_edit.editing.rome.served import served_leads
 from vllm_edit.models.hooks import find_module
 from vllm_edit.models.rows import greedy, leads
-from vllm_edit.patch import Edit, Probe
 
 EDITS = (FRANCE, JAPAN, BRAZIL)
 

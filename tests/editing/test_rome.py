@@ -14,13 +14,13 @@ from tests.editing.examples import BRAZIL, FRANCE, JAPAN, LOOSE, bench, trained
 from vllm_edit.artefacts.manifest import KeyGroup
 from vllm_edit.artefacts.site import Context
 from vllm_edit.deltas.linear import linear_weight
+from vllm_edit.edit import Edit, Probe
 from vllm_edit.editing.rome import rounds
 from vllm_edit.editing.rome.edits import compile_edits
 from vllm_edit.editing.rome.factors import prepare
 from vllm_edit.editing.rome.keys import FormKey, group_edits, make_columns
 from vllm_edit.editing.rome_settings import RomeSettings
 from vllm_edit.errors import EditError, UnsafeEdit
-from vllm_edit.patch import Edit, Probe
 
 PEOPLE = Edit(prompt="Japan is home to the", subject="Japan", relation="people", target_new="Paris")
 SPEECH = Edit(prompt="Japan and its people speak", subject="Japan", relation="language", target_new="Italy")

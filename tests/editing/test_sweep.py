@@ -15,13 +15,13 @@ import torch
 from tests.editing.examples import BRAZIL, FRANCE, JAPAN, LOOSE
 from tests.tiny import SENTENCES, tiny_model, tiny_tokenizer
 from vllm_edit.artefacts.site import Context, Site
+from vllm_edit.edit import Edit, Probe, ProbeKind
 from vllm_edit.editing.rome.rounds import solve_parts
 from vllm_edit.editing.site import sweep, trials
 from vllm_edit.editing.site.sites import fixed_site
 from vllm_edit.editing.site.sweep import MARGINS, choose_site
 from vllm_edit.errors import EditError, Unsolvable
 from vllm_edit.models.base import Base
-from vllm_edit.patch import Edit, Probe, ProbeKind
 
 TEXTS = SENTENCES * 5
 

@@ -12,9 +12,10 @@ from tests.example_edit import MOVE
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.artefacts.manifest import Manifest
 from vllm_edit.deltas.delta import Delta, LowRank
+from vllm_edit.edit import Edit, Probe
 from vllm_edit.ike.bank import Bank
 from vllm_edit.ike.demonstrations import with_demonstrations
-from vllm_edit.patch import Edit, Patch, Probe
+from vllm_edit.patch import Patch
 
 MODULE = "model.layers.1.mlp.down_proj"
 Compile = Callable[[Patch, int], CompiledPatch]

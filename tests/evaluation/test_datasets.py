@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from vllm_edit.datasets import DataSet, LeftOut, read_edits
 from vllm_edit.datasets.data_file import records_in
+from vllm_edit.edit import Edit, Probe
 from vllm_edit.errors import EditError
-from vllm_edit.patch import Edit, Patch, Probe
+from vllm_edit.patch import Patch
 
 DATA = Path(os.environ.get("VLLM_EDIT_DATA") or Path(__file__).parents[3] / "shared" / "data")
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from tests.evaluation.conftest import Compile
 from vllm_edit.artefacts.compiled import CompiledPatch
+from vllm_edit.edit import Edit, Probe, ProbeKind, Split
 from vllm_edit.errors import Corrupt, EditError
 from vllm_edit.evaluation import asking
 from vllm_edit.evaluation.evaluate import EvaluationSettings, evaluate, run_gate
@@ -25,7 +26,7 @@ from vllm_edit.evaluation.runners.runner import Request
 from vllm_edit.evaluation.table import table
 from vllm_edit.ike.prefix import build_prefix, wrap
 from vllm_edit.models.lengths import read_of
-from vllm_edit.patch import Edit, Gate, Patch, Probe, ProbeKind, Split
+from vllm_edit.patch import Gate, Patch
 from vllm_edit.text.prompts import answer_ids
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from vllm_edit.edit import Edit, Probe
 from vllm_edit.evaluation.intervals import wilson
 from vllm_edit.evaluation.measuring import (
     argmax_outcomes,
@@ -18,7 +19,7 @@ from vllm_edit.evaluation.measuring import (
 from vllm_edit.evaluation.questions import Question, questions_of
 from vllm_edit.evaluation.report import Measure
 from vllm_edit.evaluation.runners.runner import Scored
-from vllm_edit.patch import Edit, Patch, Probe
+from vllm_edit.patch import Patch
 
 
 def by_metric(measures: list[Measure]) -> dict[str, Measure]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from vllm_edit.edit import Edit, Probe, ProbeKind
 from vllm_edit.evaluation.questions import not_asked, questions_of
-from vllm_edit.patch import Edit, Probe, ProbeKind
 
 
 def france(kind: ProbeKind, prompt: str, target: str | None = None) -> Edit:

@@ -26,7 +26,7 @@ from vllm_edit.deltas.delta import Delta, LowRank
 from vllm_edit.evaluation.runners.hf import HFRunner
 from vllm_edit.evaluation.runners.runner import Request
 from vllm_edit.evaluation.runners.vllm import VLLMRunner
-from vllm_edit.patch import Edit
+from vllm_edit.edit import Edit
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.artefacts.manifest import Manifest
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from vllm_edit.edit import Edit, Probe
 from vllm_edit.facts import tables_folder
 from vllm_edit.facts.default_probes import default_probes, relation_of
 from vllm_edit.facts.facts import Facts
 from vllm_edit.facts.pool import Known, Pool, side_of
-from vllm_edit.patch import Edit, Probe
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.tiny import save_tiny
+from vllm_edit.edit import LOCALITY_KINDS, Edit
 from vllm_edit.facts import known_edits, pooling, recall, tables_folder
 from vllm_edit.facts.counterfactual_edits import sweep_edits
 from vllm_edit.facts.facts import Facts, Form
@@ -14,7 +15,7 @@ from vllm_edit.facts.pooling import ask_pool
 from vllm_edit.facts.recall import Question, right
 from vllm_edit.ike.bank import Bank
 from vllm_edit.models.base import Base
-from vllm_edit.patch import LOCALITY_KINDS, Edit, Patch
+from vllm_edit.patch import Patch
 
 
 @pytest.fixture(scope="module")

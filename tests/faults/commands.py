@@ -20,11 +20,12 @@ from tests.mend.test_mend import network_for
 from tests.mend.tiny_training import tiny_edits
 from tests.tiny import SENTENCES, save_tiny, tiny_model, tiny_tokenizer
 from vllm_edit.atlas.training import ACCURACY_FILE
+from vllm_edit.edit import Edit, Probe
 from vllm_edit.editing.hypernetworks.network_training import CHECKPOINT
 from vllm_edit.editing.network_files import save
 from vllm_edit.facts import tables_folder
 from vllm_edit.models.base import Base
-from vllm_edit.patch import Edit, Gate, Patch, Probe
+from vllm_edit.patch import Gate, Patch
 from vllm_edit.registry.job_request import JobRequest
 from vllm_edit.store.documents import path_of
 from vllm_edit.store.maintenance import problems_of

@@ -18,7 +18,8 @@ from tests.faults.hostile import FIELDS, INFERENCE, requests
 from tests.faults.sizes import Sizes
 from tests.serving import places
 from tests.serving.without_engine import Place, run
-from vllm_edit.patch import Edit, Patch
+from vllm_edit.edit import Edit
+from vllm_edit.patch import Patch
 from vllm_edit.registry.job_request import JobRequest
 from vllm_edit.rollout.arm import Arm
 from vllm_edit.rollout.rollout import Rollout

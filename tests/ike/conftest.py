@@ -11,9 +11,10 @@ from transformers import PreTrainedTokenizerFast
 from tests.example_edit import MOVE
 from vllm_edit.artefacts.compiled import Demonstration
 from vllm_edit.artefacts.manifest import Manifest
+from vllm_edit.edit import Edit
 from vllm_edit.ike.bank import Bank, Fact
 from vllm_edit.ike.demonstrations import build_demonstrations
-from vllm_edit.patch import Edit, Patch
+from vllm_edit.patch import Patch
 
 CAPITALS = {
     "France": "Paris", "Japan": "Tokyo", "Germany": "Berlin", "Spain": "Madrid", "Italy": "Rome", "Egypt": "Cairo",

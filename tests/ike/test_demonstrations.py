@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from tests.ike.conftest import CAPITALS, CHINESE, CURRENCIES, Stored, manifest_of
 from vllm_edit.artefacts.compiled import CompiledPatch, Demonstration
 from vllm_edit.deltas.delta import Delta, LowRank
+from vllm_edit.edit import Edit, Probe
 from vllm_edit.errors import EditError
 from vllm_edit.ike import template
 from vllm_edit.ike.bank import Bank
@@ -21,7 +22,7 @@ from vllm_edit.ike.demonstrations import (
     merge_demonstrations,
     with_members_demonstrations,
 )
-from vllm_edit.patch import Edit, Patch, Probe
+from vllm_edit.patch import Patch
 
 
 def test_kinds_come_one_three_four_and_every_edit_has_its_fact_and_self_copy(stored: Stored, many: Patch) -> None:

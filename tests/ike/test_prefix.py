@@ -11,11 +11,12 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.ike.conftest import Stored, manifest_of
 from vllm_edit.artefacts.compiled import Demonstration
+from vllm_edit.edit import Edit
 from vllm_edit.errors import EditError
 from vllm_edit.ike import template
 from vllm_edit.ike.prefix import MAX_EDITS, PATTERN, build_prefix, relevant_edits, subjects_of, wrap
 from vllm_edit.ike.retrieval import lexical
-from vllm_edit.patch import Edit, Patch
+from vllm_edit.patch import Patch
 from vllm_edit.text.matching import mentions
 
 FACT = "The capital of France is Rome"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 
 from tests.mend.tiny_training import tiny_base, tiny_edits
+from vllm_edit.edit import Edit
 from vllm_edit.editing.baselines.common import example_rows
 from vllm_edit.editing.knowledge_editor.edit_tokens import EditTokens, Part, old_answers
 from vllm_edit.models.base import Base, unchanged
 from vllm_edit.models.greedy import continuations, end_ids
-from vllm_edit.patch import Edit
 from vllm_edit.text.prompts import answer_ids, prompt_ids
 
 

@@ -10,13 +10,13 @@ import torch
 from tests.knowledge_editor.tiny_editor import QUICK, editor_for, inputs_of
 from tests.mend.test_mend import network_for
 from tests.mend.tiny_training import tiny_base, tiny_edits
+from vllm_edit.edit import Edit
 from vllm_edit.editing.baselines.common import example_rows
 from vllm_edit.editing.hypernetworks.edited_matrices import last_down_projections
 from vllm_edit.editing.hypernetworks.loss import run
 from vllm_edit.editing.knowledge_editor.editor_network import KnowledgeEditor, new_editor, one_group
 from vllm_edit.errors import EditError, Incompatible
 from vllm_edit.models.base import Base
-from vllm_edit.patch import Edit
 
 
 def products(base: Base, network: KnowledgeEditor, edits: list[Edit]) -> dict[str, torch.Tensor]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from tests.mend.tiny_training import tiny_edits
+from vllm_edit.edit import Edit
 from vllm_edit.editing.baselines.common import example_rows
 from vllm_edit.editing.hypernetworks.edited_matrices import last_down_projections
 from vllm_edit.editing.knowledge_editor.editor_network import EditorInputs, KnowledgeEditor, new_editor
 from vllm_edit.editing.knowledge_editor.knowledge_editor_settings import KnowledgeEditorTrainingSettings
 from vllm_edit.models.base import Base
-from vllm_edit.patch import Edit
 
 QUICK = KnowledgeEditorTrainingSettings(
     steps=6, edits=3, taught=2, kept=2, texts=1, units=8, warm=4, validation=0.3, validated=2, validate_every=2

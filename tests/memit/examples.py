@@ -9,13 +9,14 @@ from tests.editing.examples import LOOSE, bench
 from tests.tiny import SENTENCES
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.artefacts.site import Site, Token
+from vllm_edit.edit import Edit
 from vllm_edit.editing.compile import compile_patch
 from vllm_edit.editing.memit.memit_settings import AlphaEditSettings, MemitSettings
 from vllm_edit.editing.second_moment import second_moments
 from vllm_edit.editing.second_moments import SecondMoments
 from vllm_edit.editing.site.sites import MadeSite, over_layers
 from vllm_edit.models.base import Base
-from vllm_edit.patch import Edit, Patch, Scope
+from vllm_edit.patch import Patch, Scope
 
 TEXTS = [text for text in SENTENCES for _ in range(4)]
 """Ten vectors for each input of a tiny module, the number that a second moment needs."""

@@ -18,6 +18,7 @@ from vllm_edit.composition.compose import compose
 from vllm_edit.composition.scoped import Narrowing
 from vllm_edit.deltas.apply import applied
 from vllm_edit.deltas.delta import Delta
+from vllm_edit.edit import Edit
 from vllm_edit.editing.compile import compile_patch, compile_separately
 from vllm_edit.editing.memit import corrections
 from vllm_edit.editing.memit.edits import compile_at, compile_edits
@@ -35,7 +36,7 @@ from vllm_edit.editing.site_tensors import site_tensors_of
 from vllm_edit.errors import EditError, UnsafeEdit
 from vllm_edit.models.hooks import capture_outputs
 from vllm_edit.models.rows import Row
-from vllm_edit.patch import Edit, Patch
+from vllm_edit.patch import Patch
 from vllm_edit.store.maintenance import problems_of
 from vllm_edit.store.store import Store
 

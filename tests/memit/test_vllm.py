@@ -18,11 +18,12 @@ from vllm_edit.cli.patches import export
 from vllm_edit.composition.compose import compose
 from vllm_edit.composition.scoped import Narrowing
 from vllm_edit.deltas.delta import Delta
+from vllm_edit.edit import Edit
 from vllm_edit.editing.compile import compile_patch
 from vllm_edit.editing.second_moment import second_moments
 from vllm_edit.editing.site.sites import fixed_site, over_layers
 from vllm_edit.models.base import Base
-from vllm_edit.patch import Edit, Patch
+from vllm_edit.patch import Patch
 from vllm_edit.serving.offline import PatchedLLM
 from vllm_edit.store.store import Store
 

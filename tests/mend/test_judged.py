@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from vllm_edit.edit import Edit, Probe
 from vllm_edit.editing.hypernetworks.judged import Judged
-from vllm_edit.patch import Edit, Probe
 
 
 def edit(subject: str, *probes: Probe, aliases: tuple[str, ...] = ()) -> Edit:

@@ -13,6 +13,7 @@ import torch
 
 from tests.example_edit import MOVE
 from tests.mend.tiny_training import QUICK, TEXTS, tiny_base, tiny_edits
+from vllm_edit.edit import Probe
 from vllm_edit.editing.baselines.common import example_rows
 from vllm_edit.editing.hypernetworks.dataset import Example, check_apart, only_tune_probes, split, without_held_out
 from vllm_edit.editing.hypernetworks.edited_matrices import last_matrices
@@ -30,7 +31,6 @@ from vllm_edit.editing.mend.mend_settings import MendTrainingSettings
 from vllm_edit.editing.network_methods import NETWORK_METHODS
 from vllm_edit.errors import EditError
 from vllm_edit.models.base import Base, unchanged
-from vllm_edit.patch import Probe
 
 pytestmark = pytest.mark.slow
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from tests.tiny import SENTENCES, tiny_model, tiny_tokenizer
+from vllm_edit.edit import Edit, Probe
 from vllm_edit.editing.mend.mend_settings import MendTrainingSettings
 from vllm_edit.models.base import Base
-from vllm_edit.patch import Edit, Probe
 
 TEXTS = list(SENTENCES)
 QUICK = MendTrainingSettings(

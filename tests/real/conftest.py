@@ -12,11 +12,12 @@ from vllm_edit import atlas
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.artefacts.site import Context
 from vllm_edit.demo.server import LocalServer
+from vllm_edit.edit import Edit
 from vllm_edit.editing.site.sites import fixed_site
 from vllm_edit.evaluation.refused import Refused
 from vllm_edit.ike.bank import Bank
 from vllm_edit.models.base import Base
-from vllm_edit.patch import Edit, Patch
+from vllm_edit.patch import Patch
 from vllm_edit.release.pipeline import Outcome, Pipeline
 from vllm_edit.store.store import Store
 

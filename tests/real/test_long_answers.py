@@ -12,11 +12,11 @@ from tests.real.conftest import MISSING, MODEL
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.artefacts.manifest import Manifest
 from vllm_edit.deltas.delta import Delta, LowRank
+from vllm_edit.edit import Edit
 from vllm_edit.evaluation.evaluate import run_gate
 from vllm_edit.evaluation.runners.hf import HFRunner
 from vllm_edit.models.base import Base
 from vllm_edit.models.hooks import find_module
-from vllm_edit.patch import Edit
 from vllm_edit.text.prompts import answer_ids
 
 pytestmark = pytest.mark.slow

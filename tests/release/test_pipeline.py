@@ -15,6 +15,7 @@ from tests.editing.examples import BRAZIL, FRANCE, JAPAN, LOOSE, bench, patch_of
 from tests.ordinary_text import less_likely
 from tests.tiny import SENTENCES
 from vllm_edit.artefacts.compiled import CompiledPatch
+from vllm_edit.edit import Probe
 from vllm_edit.editing.compile import compile_patch
 from vllm_edit.evaluation.evaluate import EvaluationSettings, evaluate
 from vllm_edit.evaluation.perplexity import drift_of
@@ -25,7 +26,7 @@ from vllm_edit.facts import tables_folder
 from vllm_edit.facts.facts import Facts
 from vllm_edit.facts.pool import Known, Pool
 from vllm_edit.ike.bank import Bank
-from vllm_edit.patch import Gate, Patch, Probe
+from vllm_edit.patch import Gate, Patch
 from vllm_edit.release import compiler
 from vllm_edit.release.pipeline import Outcome, Pipeline
 from vllm_edit.store.store import Store

@@ -11,11 +11,12 @@ import pytest
 
 from tests.editing.examples import BRAZIL, FRANCE, JAPAN, LOOSE, bench
 from vllm_edit.composition.compose import compose
+from vllm_edit.edit import Edit, Probe
 from vllm_edit.errors import Corrupt, EditError, Unavailable
 from vllm_edit.evaluation.runners.hf import HFRunner
 from vllm_edit.evaluation.runners.runner import Request
 from vllm_edit.ike.bank import Bank
-from vllm_edit.patch import Edit, Gate, Patch, Probe
+from vllm_edit.patch import Gate, Patch
 from vllm_edit.release.pipeline import Pipeline
 from vllm_edit.release.recompile import Recompilation
 from vllm_edit.release.recompile_report import RecompiledPatch

@@ -11,6 +11,7 @@ import pytest
 from tests.editing.examples import bench
 from tests.tiny import SENTENCES
 from vllm_edit.artefacts.site import Context
+from vllm_edit.edit import Edit
 from vllm_edit.editing.second_moments import SecondMoments
 from vllm_edit.editing.site.sites import fixed_site
 from vllm_edit.editing.site.sweep import SiteChoice
@@ -20,7 +21,6 @@ from vllm_edit.errors import EditError
 from vllm_edit.facts import known_edits, pooling, tables_folder
 from vllm_edit.facts.facts import Facts
 from vllm_edit.models.base import Base
-from vllm_edit.patch import Edit
 from vllm_edit.release import swept_store
 from vllm_edit.release.swept_store import create_store, open_or_create
 from vllm_edit.store.maintenance import problems_of

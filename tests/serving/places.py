@@ -18,8 +18,9 @@ from vllm_edit.composition.solver import System, as_saved, solve
 from vllm_edit.deltas.delta import Delta
 from vllm_edit.deltas.low_rank import LowRank
 from vllm_edit.digest import digest_tensors
+from vllm_edit.edit import Edit
 from vllm_edit.ike.template import demonstration, query
-from vllm_edit.patch import Edit, Patch
+from vllm_edit.patch import Patch
 from vllm_edit.store.store import Store
 
 MODULE = "model.layers.1.mlp.down_proj"

@@ -18,8 +18,8 @@ from fastapi.responses import JSONResponse
 from tests.rollout.example import failing
 from tests.serving import places
 from tests.serving.without_engine import Place, make_app, run
+from vllm_edit.edit import Edit, Probe
 from vllm_edit.errors import Unavailable
-from vllm_edit.patch import Edit, Probe
 from vllm_edit.registry.rollout_guard import Watch
 from vllm_edit.registry.snapshot import Snapshot
 from vllm_edit.rollout.arm import Arm

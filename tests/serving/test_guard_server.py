@@ -11,7 +11,7 @@ import pytest
 from tests.rollout.example import failing
 from tests.serving import places
 from tests.serving.few_slots import FewSlots
-from vllm_edit.patch import Probe
+from vllm_edit.edit import Probe
 from vllm_edit.rollout.arm import Arm
 from vllm_edit.rollout.limit import parse_limit
 from vllm_edit.rollout.rollout import Rollout

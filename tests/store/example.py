@@ -13,7 +13,7 @@ from vllm_edit.artefacts.reports import CompileReport
 from vllm_edit.artefacts.site import Context, Fingerprint, Site
 from vllm_edit.deltas.delta import Delta, LowRank
 from vllm_edit.digest import digest_tensors
-from vllm_edit.patch import Edit
+from vllm_edit.edit import Edit
 from vllm_edit.registry import migrations
 from vllm_edit.store.store import Store
 

@@ -11,11 +11,11 @@ from torch import nn
 
 from tests.editing.examples import BRAZIL, FRANCE, JAPAN
 from tests.tiny import FAMILIES, tiny_model, tiny_tokenizer
+from vllm_edit.edit import Edit
 from vllm_edit.errors import EditError
 from vllm_edit.models.base import Base
 from vllm_edit.models.hooks import find_module, frozen, main_tensor
 from vllm_edit.models.positions import locate
-from vllm_edit.patch import Edit
 from vllm_edit.tracing.corruption import KINDS, CorruptedPrompt, Restoration, modules_of
 from vllm_edit.tracing.trace import TraceSettings, trace, window_around
 

@@ -12,12 +12,13 @@ from tests.mend.network_sites import site_for
 from tests.mend.tiny_training import tiny_base
 from tests.ultraedit.tiny_statistics import judged, made_for
 from vllm_edit.deltas.linear import linear_weight
+from vllm_edit.edit import Edit
 from vllm_edit.editing.compile import compile_patch, compile_separately
 from vllm_edit.editing.ultraedit.answer_gradients import answer_gradients
 from vllm_edit.editing.ultraedit.least_squares import values_of
 from vllm_edit.errors import EditError, UnsafeEdit
 from vllm_edit.models.hooks import find_module
-from vllm_edit.patch import Edit, Patch
+from vllm_edit.patch import Patch
 from vllm_edit.store.maintenance import problems_of
 from vllm_edit.store.store import Store
 

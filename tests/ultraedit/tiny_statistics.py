@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from tests.mend.tiny_training import tiny_edits
+from vllm_edit.edit import Edit
 from vllm_edit.editing.ultraedit.gradient_site import GradientSite, gradient_site
 from vllm_edit.models.base import Base
-from vllm_edit.patch import Edit
 
 
 def made_for(base: Base, rank: int = 64) -> GradientSite:

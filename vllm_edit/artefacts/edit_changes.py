@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from vllm_edit.edit import Edit
 from vllm_edit.json_value import JSONObject
-from vllm_edit.patch import Edit
 
 
 @dataclass(frozen=True)

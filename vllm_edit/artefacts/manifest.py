@@ -10,9 +10,10 @@ from typing import Any, Literal, Self
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from vllm_edit.digest import digest_json
+from vllm_edit.edit import Edit
 from vllm_edit.frozen import Frozen
 from vllm_edit.json_value import JSONObject
-from vllm_edit.patch import Edit, Gate, Scope
+from vllm_edit.patch import Gate, Scope
 
 
 class Column(Frozen):

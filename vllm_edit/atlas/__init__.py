@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from vllm_edit.edit import Edit
     from vllm_edit.ike.bank import Fact
-    from vllm_edit.patch import Edit
 
 
 def sweep_edits(seed: int = 0, count: int = 24) -> list[Edit]:

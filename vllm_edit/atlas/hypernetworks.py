@@ -17,13 +17,13 @@ from pathlib import Path
 from types import MappingProxyType
 
 from vllm_edit.atlas.training_documents import texts_about
+from vllm_edit.edit import Edit
 from vllm_edit.editing.hypernetworks.judged import Judged
 from vllm_edit.facts import tables_folder
 from vllm_edit.facts.counterfactual_edits import draw_edits
 from vllm_edit.facts.facts import Facts
 from vllm_edit.facts.split import included
 from vllm_edit.facts.training_edits import repeated_edits
-from vllm_edit.patch import Edit
 
 NETWORK_FOLDERS: Mapping[str, Path] = MappingProxyType(
     {"mend": Path(__file__).parent / "hypernet", "ke": Path(__file__).parent / "knowledge_editor"}

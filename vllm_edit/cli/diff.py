@@ -11,7 +11,7 @@ from vllm_edit.cli.output import print_json, print_line
 from vllm_edit.cli.patches import resolved
 
 if TYPE_CHECKING:
-    from vllm_edit.patch import Edit
+    from vllm_edit.edit import Edit
 
 PatchArgument = Annotated[str, typer.Argument(help="Name of a compiled patch, or a patch file.")]
 

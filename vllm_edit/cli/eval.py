@@ -22,13 +22,14 @@ if TYPE_CHECKING:
 
     from vllm_edit.artefacts.compiled import CompiledPatch
     from vllm_edit.datasets import LeftOut
+    from vllm_edit.edit import Edit
     from vllm_edit.evaluation.evaluation_settings import EvaluationSettings
     from vllm_edit.evaluation.refused import Refused
     from vllm_edit.evaluation.report import Mode, Report
     from vllm_edit.evaluation.runners.runner import Runner
     from vllm_edit.ike.bank import Bank
     from vllm_edit.models.base import Base
-    from vllm_edit.patch import Edit, Patch
+    from vllm_edit.patch import Patch
     from vllm_edit.progress import Progress
     from vllm_edit.release.pipeline import Pipeline
     from vllm_edit.store.store import Store

@@ -9,9 +9,9 @@ from vllm_edit.errors import EditError
 from vllm_edit.text.utf8 import read_text
 
 if TYPE_CHECKING:
+    from vllm_edit.edit import Edit
     from vllm_edit.ike.bank import Bank
     from vllm_edit.models.base import Base
-    from vllm_edit.patch import Edit
     from vllm_edit.store.store import Store
 
 SHIPPED = "atlas"

@@ -12,7 +12,7 @@ from vllm_edit.cli.output import print_json, progress_bar, wide_console
 from vllm_edit.errors import EditError
 
 if TYPE_CHECKING:
-    from vllm_edit.patch import Edit
+    from vllm_edit.edit import Edit
 
 
 def trace(

@@ -13,10 +13,10 @@ from vllm_edit.cli.output import print_line
 from vllm_edit.errors import EditError, Incompatible
 
 if TYPE_CHECKING:
+    from vllm_edit.edit import Edit
     from vllm_edit.editing.hypernetworks.judged import Judged
     from vllm_edit.facts.pool import Pool
     from vllm_edit.models.base import Base
-    from vllm_edit.patch import Edit
     from vllm_edit.store.store import Store
 
 

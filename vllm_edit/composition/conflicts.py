@@ -9,11 +9,11 @@ from pydantic import TypeAdapter
 
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.artefacts.manifest import Manifest
+from vllm_edit.edit import Edit, Fact
 from vllm_edit.errors import EditError
 from vllm_edit.frozen import Frozen
 from vllm_edit.json_value import JSONObject
 from vllm_edit.names import resolve, short
-from vllm_edit.patch import Edit, Fact
 from vllm_edit.text.quoting import change, quoted
 
 FIRST, LAST = "first", "last"

@@ -11,9 +11,9 @@ from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.artefacts.manifest import Column
 from vllm_edit.composition.conflicts import Settlement
 from vllm_edit.deltas.delta import Delta
+from vllm_edit.edit import Edit, Fact
 from vllm_edit.errors import EditError
 from vllm_edit.names import short
-from vllm_edit.patch import Edit, Fact
 from vllm_edit.text.quoting import quoted
 
 

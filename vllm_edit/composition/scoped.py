@@ -16,8 +16,9 @@ from vllm_edit.artefacts.site import Site
 from vllm_edit.composition.checks import vouch
 from vllm_edit.composition.compose import compose
 from vllm_edit.deltas.delta import Delta
+from vllm_edit.edit import Edit
 from vllm_edit.errors import EditError, Incompatible
-from vllm_edit.patch import Edit, Patch
+from vllm_edit.patch import Patch
 from vllm_edit.text.spelling import written
 from vllm_edit.text.subjects import Subjects
 

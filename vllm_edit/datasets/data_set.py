@@ -11,9 +11,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from vllm_edit.datasets.data_file import SUFFIXES, Unread, records_in
 from vllm_edit.datasets.forms import edits_in
 from vllm_edit.datasets.values import NoEdit
+from vllm_edit.edit import Edit
 from vllm_edit.errors import EditError
 from vllm_edit.json_value import JSONValue
-from vllm_edit.patch import Edit, Patch
+from vllm_edit.patch import Patch
 
 log = logging.getLogger(__name__)
 

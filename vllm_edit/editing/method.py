@@ -11,11 +11,12 @@ from vllm_edit.artefacts.manifest import Column, KeyGroup
 from vllm_edit.artefacts.reports import CompileReport
 from vllm_edit.artefacts.site import Site
 from vllm_edit.deltas.delta import Delta
+from vllm_edit.edit import Edit
 from vllm_edit.editing.method_settings import MethodSettings
 from vllm_edit.errors import UnsafeEdit
 from vllm_edit.json_value import JSONValue
 from vllm_edit.models.base import Base
-from vllm_edit.patch import Edit, Patch
+from vllm_edit.patch import Patch
 from vllm_edit.progress import Progress
 
 

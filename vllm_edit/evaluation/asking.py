@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.artefacts.site import Site
+from vllm_edit.edit import Edit
 from vllm_edit.evaluation.evaluation_settings import EvaluationSettings
 from vllm_edit.evaluation.questions import Question, not_asked, questions_of
 from vllm_edit.evaluation.refused import Refused
@@ -16,7 +17,6 @@ from vllm_edit.evaluation.requests import One, Unserved, edits_of, length_of, re
 from vllm_edit.evaluation.runners.runner import Request, Runner, Scored
 from vllm_edit.evaluation.sheet import Reply, Sheet
 from vllm_edit.models.lengths import READ
-from vllm_edit.patch import Edit
 from vllm_edit.progress import Progress
 
 CHUNK = 512

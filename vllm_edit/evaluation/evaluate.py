@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.artefacts.reports import GateReport
 from vllm_edit.artefacts.site import Site
+from vllm_edit.edit import Edit, Probe
 from vllm_edit.errors import EditError
 from vllm_edit.evaluation.asking import ask
 from vllm_edit.evaluation.evaluation_settings import EvaluationSettings
@@ -16,7 +17,7 @@ from vllm_edit.evaluation.reporting import report_of
 from vllm_edit.evaluation.requests import One, edits_of
 from vllm_edit.evaluation.runners.runner import Runner
 from vllm_edit.ike.demonstrations import check_disjoint
-from vllm_edit.patch import Edit, Gate, Patch, Probe
+from vllm_edit.patch import Gate, Patch
 from vllm_edit.progress import Progress, silent
 
 __all__ = ["EvaluationSettings", "Subject", "check_modes", "evaluate", "run_gate"]

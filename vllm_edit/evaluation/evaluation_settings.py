@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from vllm_edit.patch import Split
+from vllm_edit.edit import Split
 from vllm_edit.settings import CountFromZero, PositiveCount, Settings
 
 

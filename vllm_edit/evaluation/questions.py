@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from vllm_edit.patch import LOCALITY_KINDS, Edit, Probe, Split
+from vllm_edit.edit import LOCALITY_KINDS, Edit, Probe, Split
 from vllm_edit.text.matching import normalise
 from vllm_edit.text.subjects import Subjects
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vllm_edit.artefacts.compiled import Demonstration
-from vllm_edit.patch import Edit, Patch
+from vllm_edit.edit import Edit
+from vllm_edit.patch import Patch
 
 
 @dataclass(frozen=True)

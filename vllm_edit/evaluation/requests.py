@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.artefacts.site import Site
 from vllm_edit.composition.scoped import Narrowing
+from vllm_edit.edit import Edit
 from vllm_edit.errors import EditError
 from vllm_edit.evaluation.questions import Question
 from vllm_edit.evaluation.refused import Refused
@@ -17,7 +18,7 @@ from vllm_edit.evaluation.runners.runner import Request, Runner
 from vllm_edit.ike.prefix import Edited, build_prefix, wrap
 from vllm_edit.ike.shelf import Shelf
 from vllm_edit.models.lengths import read_of
-from vllm_edit.patch import Edit, Patch
+from vllm_edit.patch import Patch
 from vllm_edit.text.prompts import answer_ids, prompt_ids
 
 if TYPE_CHECKING:

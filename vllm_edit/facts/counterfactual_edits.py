@@ -9,11 +9,11 @@ import random
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from vllm_edit.edit import Edit, Probe, ProbeKind, Split
 from vllm_edit.errors import EditError
 from vllm_edit.facts import tables_folder
 from vllm_edit.facts.facts import Fact, Facts, Form
 from vllm_edit.facts.split import included
-from vllm_edit.patch import Edit, Probe, ProbeKind, Split
 
 _TUNE_PARAPHRASES, _GATE_PARAPHRASES, _NEIGHBOURS = 3, 4, 4
 _KEPT, _KEPT_ALIKE = 8, 4

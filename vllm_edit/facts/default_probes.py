@@ -9,10 +9,10 @@ import random
 from collections.abc import Sequence
 from math import ceil
 
+from vllm_edit.edit import Edit, Probe, ProbeKind
 from vllm_edit.evaluation.questions import DEFAULT
 from vllm_edit.facts.facts import Facts, Relation
 from vllm_edit.facts.pool import Known, Pool
-from vllm_edit.patch import Edit, Probe, ProbeKind
 from vllm_edit.text.matching import normalise
 from vllm_edit.text.name_words import last_word
 from vllm_edit.text.subjects import Subjects

@@ -12,12 +12,12 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 
+from vllm_edit.edit import Edit, Probe, ProbeKind, Split
 from vllm_edit.facts.counterfactual_edits import portability_probes, reverse_probes
 from vllm_edit.facts.facts import Fact, Facts, Form
 from vllm_edit.facts.pool import Known, Pool, Side
 from vllm_edit.facts.recall import Question, right
 from vllm_edit.models.base import Base
-from vllm_edit.patch import Edit, Probe, ProbeKind, Split
 from vllm_edit.progress import Progress, silent
 
 SWEEP_EDITS = 24

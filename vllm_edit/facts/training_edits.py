@@ -5,10 +5,10 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
+from vllm_edit.edit import Edit
 from vllm_edit.facts.counterfactual_edits import counterfactual
 from vllm_edit.facts.facts import Facts
 from vllm_edit.facts.pool import Pool
-from vllm_edit.patch import Edit
 
 _RETARGETED = 0.7  # the other edits keep the probes that go one hop beyond the answer
 

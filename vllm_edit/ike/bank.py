@@ -8,10 +8,11 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from vllm_edit.edit import Edit
 from vllm_edit.errors import EditError
 from vllm_edit.invalid import message_of, problems_of
 from vllm_edit.json_value import JSONValue
-from vllm_edit.patch import Edit, Patch
+from vllm_edit.patch import Patch
 from vllm_edit.text.matching import is_said, normalise
 from vllm_edit.text.utf8 import read_text
 from vllm_edit.text.yaml_document import YamlDocument, field

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING
 
 from vllm_edit.artefacts.compiled import CompiledPatch, Demonstration
 from vllm_edit.artefacts.folder import demonstrations_digest
+from vllm_edit.edit import Edit
 from vllm_edit.errors import EditError
 from vllm_edit.ike import template
 from vllm_edit.ike.bank import Bank, Fact
 from vllm_edit.ike.prefix import PATTERN
 from vllm_edit.ike.retrieval import nearest_first
-from vllm_edit.patch import Edit, Patch
+from vllm_edit.patch import Patch
 from vllm_edit.text.matching import is_said, normalise
 from vllm_edit.text.quoting import quoted
 from vllm_edit.text.scripts import is_spaceless

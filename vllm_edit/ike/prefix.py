@@ -18,7 +18,7 @@ from vllm_edit.text.subjects import Subjects
 
 if TYPE_CHECKING:  # its module imports torch; only its attributes are read here
     from vllm_edit.artefacts.compiled import Demonstration
-    from vllm_edit.patch import Edit
+    from vllm_edit.edit import Edit
 
 PATTERN = ("retain", "update", "retain", "update", "retain", "update", "retain", "copy")
 """The repeating order of kinds in which demonstrations are chosen: copy : update : retain = 1 : 3 : 4.

@@ -12,7 +12,7 @@ from vllm_edit.text.subjects import Subjects
 
 if TYPE_CHECKING:  # its module imports torch; only its attributes are read here
     from vllm_edit.artefacts.compiled import Demonstration
-    from vllm_edit.patch import Edit
+    from vllm_edit.edit import Edit
 
 
 @dataclass(frozen=True)

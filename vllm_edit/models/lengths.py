@@ -7,9 +7,9 @@ from math import ceil
 from typing import TYPE_CHECKING
 
 from vllm_edit.artefacts.site import Context
+from vllm_edit.edit import Edit
 from vllm_edit.errors import UnsafeEdit
 from vllm_edit.models.positions import contextual
-from vllm_edit.patch import Edit
 from vllm_edit.text.prompts import answer_ids, prompt_ids, render
 from vllm_edit.text.quoting import change, quoted
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.artefacts.reports import GateReport
+from vllm_edit.edit import Probe
 from vllm_edit.editing.compile import check_base, compile_patch, method_at
 from vllm_edit.editing.site_tensors import SiteTensors, site_tensors_of
 from vllm_edit.errors import Incompatible
@@ -28,7 +29,7 @@ from vllm_edit.ike.bank import Bank
 from vllm_edit.ike.demonstrations import build_demonstrations, with_demonstrations
 from vllm_edit.json_value import JSONObject, JSONValue
 from vllm_edit.models.base import Base
-from vllm_edit.patch import Patch, Probe
+from vllm_edit.patch import Patch
 from vllm_edit.progress import Progress, silent
 from vllm_edit.release.compiler import Compiler
 from vllm_edit.release.stored_bank import stored_bank

@@ -12,13 +12,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pydantic import ValidationError
 
 from vllm_edit.artefacts.manifest import Manifest
+from vllm_edit.edit import Edit
 from vllm_edit.errors import Corrupt, EditError, Unavailable
 from vllm_edit.evaluation.evaluate import EvaluationSettings, evaluate
 from vllm_edit.evaluation.questions import RELIABILITY, RELIABILITY_CHAT
 from vllm_edit.evaluation.report import Answer, Mode
 from vllm_edit.evaluation.runners.hf import HFRunner
 from vllm_edit.json_value import JSONValue
-from vllm_edit.patch import Edit, Patch
+from vllm_edit.patch import Patch
 from vllm_edit.progress import Progress, silent
 from vllm_edit.release.pipeline import Outcome, Pipeline
 from vllm_edit.release.recompile_report import (

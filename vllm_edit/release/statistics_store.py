@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vllm_edit.artefacts.site import check_rank
+from vllm_edit.edit import Edit
 from vllm_edit.editing.ultraedit.gradient_site import gradient_site
 from vllm_edit.facts import tables_folder
 from vllm_edit.facts.facts import Facts
@@ -13,7 +14,6 @@ from vllm_edit.facts.known_edits import chosen_edits
 from vllm_edit.facts.pooling import ask_pool
 from vllm_edit.json_value import JSONValue
 from vllm_edit.models.base import Base
-from vllm_edit.patch import Edit
 from vllm_edit.progress import Progress, silent
 from vllm_edit.store.documents import Kind
 from vllm_edit.store.store import Store

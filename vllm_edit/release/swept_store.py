@@ -9,6 +9,7 @@ from pathlib import Path
 
 from vllm_edit.artefacts.site import Token, check_rank
 from vllm_edit.deltas.linear import linear_shape
+from vllm_edit.edit import Edit
 from vllm_edit.editing.second_moment import check_texts
 from vllm_edit.editing.site.sites import fixed_site, module_at, over_depth
 from vllm_edit.editing.site.sweep import TOKENS, choose_site
@@ -23,7 +24,6 @@ from vllm_edit.json_value import JSONObject, JSONValue
 from vllm_edit.models.base import Base
 from vllm_edit.models.hooks import find_module
 from vllm_edit.models.own_text import write_texts
-from vllm_edit.patch import Edit
 from vllm_edit.progress import Progress, silent
 from vllm_edit.store.documents import Kind
 from vllm_edit.store.gate_texts import hold_out

@@ -26,12 +26,12 @@ from typing import ClassVar
 import torch
 
 from vllm_edit.digest import digest_json
+from vllm_edit.edit import Edit
 from vllm_edit.errors import EditError
 from vllm_edit.models.base import Base, unchanged
 from vllm_edit.models.hooks import frozen
 from vllm_edit.models.lengths import check_length
 from vllm_edit.models.positions import Located, locate
-from vllm_edit.patch import Edit
 from vllm_edit.progress import Progress
 from vllm_edit.settings import PositiveCount, RealFromZero, Seed, Settings
 from vllm_edit.text.prompts import answer_ids

@@ -17,6 +17,7 @@ from vllm_edit.artefacts.reports import CompileReport, EditReport
 from vllm_edit.artefacts.site import Site
 from vllm_edit.deltas.delta import Delta
 from vllm_edit.deltas.linear import linear_weight
+from vllm_edit.edit import Edit
 from vllm_edit.editing.method import refuse_missed
 from vllm_edit.editing.method_settings import CompileSettings
 from vllm_edit.errors import EditError
@@ -24,7 +25,6 @@ from vllm_edit.json_value import JSONObject
 from vllm_edit.models.base import Base
 from vllm_edit.models.hooks import find_module, frozen
 from vllm_edit.models.rows import Row, answer_scores, batches, leads, run_batch
-from vllm_edit.patch import Edit
 from vllm_edit.progress import Progress
 from vllm_edit.settings import (
     CountFromZero,

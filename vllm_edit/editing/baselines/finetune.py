@@ -28,13 +28,13 @@ from vllm_edit.deltas.delta import Delta
 from vllm_edit.deltas.forward import dense_forward
 from vllm_edit.deltas.linear import linear_weight
 from vllm_edit.deltas.low_rank import LowRank
+from vllm_edit.edit import Edit
 from vllm_edit.editing.baselines.common import ExampleSettings, Trained, example_rows, recheck, train
 from vllm_edit.editing.method import MethodResult
 from vllm_edit.editing.second_moment import SecondMoment
 from vllm_edit.models.base import Base
 from vllm_edit.models.hooks import find_module, frozen
 from vllm_edit.models.rows import Row, leads
-from vllm_edit.patch import Edit
 from vllm_edit.progress import Progress
 from vllm_edit.settings import PositiveCount, PositiveReal, RealFromZero
 

@@ -18,13 +18,13 @@ from transformers import Conv1D
 from vllm_edit.artefacts.site import Site
 from vllm_edit.composition.solver import as_saved
 from vllm_edit.deltas.delta import Delta
+from vllm_edit.edit import Edit
 from vllm_edit.editing.baselines.common import ExampleSettings, example_rows, recheck, train
 from vllm_edit.editing.method import MethodResult
 from vllm_edit.editing.second_moment import SecondMoment
 from vllm_edit.models.base import Base
 from vllm_edit.models.hooks import find_module, frozen
 from vllm_edit.models.rows import leads
-from vllm_edit.patch import Edit
 from vllm_edit.progress import Progress
 from vllm_edit.settings import CountFromZero, PositiveCount, PositiveReal, Real, Seed, between
 

@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from vllm_edit.edit import Edit, Probe
 from vllm_edit.editing.baselines.common import example_rows
 from vllm_edit.editing.hypernetworks.judged import Judged
 from vllm_edit.editing.rome.prompt_forms import probe_row
 from vllm_edit.errors import EditError
 from vllm_edit.models.rows import Row
-from vllm_edit.patch import Edit, Probe
 from vllm_edit.text.matching import normalise
 
 if TYPE_CHECKING:

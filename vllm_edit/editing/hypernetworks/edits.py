@@ -21,6 +21,7 @@ from vllm_edit.composition.solver import as_saved
 from vllm_edit.deltas.delta import Delta
 from vllm_edit.deltas.linear import linear_shape
 from vllm_edit.deltas.low_rank import LowRank
+from vllm_edit.edit import Edit
 from vllm_edit.editing.baselines.common import RecheckSettings, example_rows, form_rows, recheck
 from vllm_edit.editing.hypernetworks.compile_settings import NetworkEditSettings
 from vllm_edit.editing.hypernetworks.hypernetwork import Hypernetwork
@@ -31,7 +32,7 @@ from vllm_edit.json_value import JSONObject
 from vllm_edit.models.base import Base
 from vllm_edit.models.hooks import find_module, frozen
 from vllm_edit.models.rows import leads
-from vllm_edit.patch import Edit, Patch
+from vllm_edit.patch import Patch
 from vllm_edit.progress import Progress
 
 

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from vllm_edit.digest import digest_tensors
+from vllm_edit.edit import Edit
 from vllm_edit.errors import Incompatible
 from vllm_edit.models.base import Base
 from vllm_edit.models.rows import Row
-from vllm_edit.patch import Edit
 
 Factors = dict[str, tuple[torch.Tensor, torch.Tensor]]
 """Module → (A [n, r, d_in], B [n, d_out, r]) of n edits. Components with a zero row of A are padding."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from vllm_edit.patch import Edit
+from vllm_edit.edit import Edit
 from vllm_edit.text.matching import normalise
 from vllm_edit.text.subjects import Subjects
 

@@ -24,6 +24,7 @@ import torch
 
 from vllm_edit.checkpoints import read_checkpoint, write_checkpoint
 from vllm_edit.digest import digest_json
+from vllm_edit.edit import Edit
 from vllm_edit.editing.hypernetworks.dataset import Drawn, Example, draw, split, text_rows, without_held_out
 from vllm_edit.editing.hypernetworks.hypernetwork import Factors, Hypernetwork
 from vllm_edit.editing.hypernetworks.loss import Outcomes, blocks_below, run
@@ -34,7 +35,6 @@ from vllm_edit.models.base import Base
 from vllm_edit.models.fast_products import fast_products
 from vllm_edit.models.rows import Row
 from vllm_edit.models.stored_states import stored_states
-from vllm_edit.patch import Edit
 
 CHECKPOINT = "checkpoint.pt"
 _VALIDATED = {"taught": 4, "kept": 6}

@@ -16,8 +16,8 @@ from vllm_edit.models.rows import Row, greedy
 from vllm_edit.text.prompts import answer_ids
 
 if TYPE_CHECKING:
+    from vllm_edit.edit import Edit
     from vllm_edit.models.base import Base
-    from vllm_edit.patch import Edit
 
 
 class Part(IntEnum):

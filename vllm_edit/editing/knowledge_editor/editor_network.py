@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from vllm_edit.deltas.linear import linear_shape, linear_weight
+from vllm_edit.edit import Edit
 from vllm_edit.editing.hypernetworks.gradients import TokenGradients, token_gradients
 from vllm_edit.editing.hypernetworks.hypernetwork import Factors, Hypernetwork, ParameterGroups, shapes_of
 from vllm_edit.editing.knowledge_editor.edit_encoder import EditEncoder
@@ -20,7 +21,6 @@ from vllm_edit.errors import Incompatible
 from vllm_edit.models.base import Base
 from vllm_edit.models.hooks import find_module
 from vllm_edit.models.rows import Row
-from vllm_edit.patch import Edit
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from vllm_edit.artefacts.reports import CompileReport
 from vllm_edit.artefacts.site import Site
 from vllm_edit.deltas.delta import Delta
 from vllm_edit.deltas.linear import linear_weight
+from vllm_edit.edit import Edit
 from vllm_edit.editing.key_metric import Metric
 from vllm_edit.editing.memit.corrections import Corrected, correct
 from vllm_edit.editing.memit.layers import Layer, layers_of
@@ -32,7 +33,7 @@ from vllm_edit.editing.second_moment import SecondMoment
 from vllm_edit.editing.second_moments import SecondMoments
 from vllm_edit.models.base import Base
 from vllm_edit.models.hooks import find_module
-from vllm_edit.patch import Edit, Patch
+from vllm_edit.patch import Patch
 from vllm_edit.progress import Progress
 
 

@@ -22,13 +22,13 @@ import torch
 from vllm_edit.composition.solver import as_saved, row_space
 from vllm_edit.deltas.apply import applied
 from vllm_edit.deltas.low_rank import LowRank
+from vllm_edit.edit import Edit
 from vllm_edit.editing.memit.layers import Layer
 from vllm_edit.editing.memit.memit_settings import MemitSettings
 from vllm_edit.editing.rome.factors import Prepared, measure
 from vllm_edit.editing.rome.keys import Columns, measure_outputs
 from vllm_edit.editing.rome.prompt_forms import forms_of
 from vllm_edit.models.base import Base
-from vllm_edit.patch import Edit
 from vllm_edit.progress import Progress
 
 

@@ -24,6 +24,7 @@ import torch
 from torch import nn
 
 from vllm_edit.deltas.linear import linear_shape, linear_weight
+from vllm_edit.edit import Edit
 from vllm_edit.editing.hypernetworks.gradients import TokenGradients, token_gradients
 from vllm_edit.editing.hypernetworks.hypernetwork import (
     Factors,
@@ -37,7 +38,6 @@ from vllm_edit.errors import Incompatible
 from vllm_edit.models.base import Base
 from vllm_edit.models.hooks import find_module
 from vllm_edit.models.rows import Row
-from vllm_edit.patch import Edit
 
 
 class LowRankLayer(nn.Module):

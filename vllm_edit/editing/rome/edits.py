@@ -13,6 +13,7 @@ from vllm_edit.artefacts.reports import CompileReport
 from vllm_edit.artefacts.site import Site
 from vllm_edit.composition.solver import interference
 from vllm_edit.deltas.delta import Delta
+from vllm_edit.edit import Edit
 from vllm_edit.editing.method import MethodResult, all_or_refused, refuse_missed
 from vllm_edit.editing.rome.factors import Prepared, damping_of, margin_of, prepare
 from vllm_edit.editing.rome.keys import Columns
@@ -22,7 +23,7 @@ from vllm_edit.editing.rome_settings import RomeSettings
 from vllm_edit.editing.second_moment import SecondMoment
 from vllm_edit.errors import EditError
 from vllm_edit.models.base import Base
-from vllm_edit.patch import Edit, Patch
+from vllm_edit.patch import Patch
 from vllm_edit.progress import Progress
 from vllm_edit.text.spelling import written
 

@@ -13,6 +13,7 @@ from vllm_edit.artefacts.site import Site
 from vllm_edit.composition.solver import row_space, rows_alone
 from vllm_edit.deltas.delta import LowRank
 from vllm_edit.deltas.linear import linear_weight
+from vllm_edit.edit import Edit
 from vllm_edit.editing.closed_form_settings import ClosedFormSettings
 from vllm_edit.editing.key_metric import Metric
 from vllm_edit.editing.rome.endings import ending_rows
@@ -26,7 +27,6 @@ from vllm_edit.errors import EditError
 from vllm_edit.models.base import Base
 from vllm_edit.models.hooks import find_module
 from vllm_edit.models.rows import Row
-from vllm_edit.patch import Edit
 
 _ORDINARY = 0.1
 """Fraction of the k̄ᵀC⁻¹k̄ of the edit's prompt below which a name's key counts as ordinary text and is ignored."""

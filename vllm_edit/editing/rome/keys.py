@@ -14,9 +14,9 @@ import torch
 
 from vllm_edit.artefacts.manifest import Column, KeyGroup
 from vllm_edit.composition.solver import ROOM, System, interference, satisfiable
+from vllm_edit.edit import Edit
 from vllm_edit.models.hooks import inputs_of, outputs_of
 from vllm_edit.models.rows import Batch, Row, batches
-from vllm_edit.patch import Edit
 from vllm_edit.text.spelling import written
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 from vllm_edit.artefacts.site import Context
 from vllm_edit.composition.solver import OPENING
+from vllm_edit.edit import Edit
 from vllm_edit.editing.rome.prompt_forms import Form, named_otherwise
-from vllm_edit.patch import Edit
 from vllm_edit.text.name_words import separators
 from vllm_edit.text.prompts import ids_after
 

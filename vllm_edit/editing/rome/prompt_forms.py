@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vllm_edit.artefacts.site import Context, Site, Token
+from vllm_edit.edit import LOCALITY_KINDS, Edit, Probe
 from vllm_edit.editing.closed_form_settings import ClosedFormSettings
 from vllm_edit.errors import EditError
 from vllm_edit.models.positions import contextual, locate, position
 from vllm_edit.models.rows import Row
-from vllm_edit.patch import LOCALITY_KINDS, Edit, Probe
 from vllm_edit.text.matching import last_occurrence, mentions, occurrences, spelled
 from vllm_edit.text.prompts import answer_ids, prompt_ids
 from vllm_edit.text.quoting import quoted

@@ -18,6 +18,7 @@ import torch
 from vllm_edit.artefacts.site import Site
 from vllm_edit.composition.solver import as_saved, gram
 from vllm_edit.deltas.delta import LowRank
+from vllm_edit.edit import Edit
 from vllm_edit.editing.closed_form_settings import ClosedFormSettings
 from vllm_edit.editing.rome.endings import ended, is_ending
 from vllm_edit.editing.rome.factors import (
@@ -39,7 +40,6 @@ from vllm_edit.editing.rome_settings import RomeSettings
 from vllm_edit.models.base import Base
 from vllm_edit.models.fast_products import fast_products
 from vllm_edit.models.rows import Row
-from vllm_edit.patch import Edit
 from vllm_edit.progress import Progress
 
 

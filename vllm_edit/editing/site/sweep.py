@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 
 from vllm_edit.artefacts.site import Context, Token
 from vllm_edit.deltas.linear import linear_shape
+from vllm_edit.edit import Edit
 from vllm_edit.editing.rome_settings import RomeSettings
 from vllm_edit.editing.second_moment import second_moments
 from vllm_edit.editing.site.contexts import generate_contexts
@@ -32,7 +33,6 @@ from vllm_edit.errors import Unsolvable
 from vllm_edit.models.base import Base, unchanged
 from vllm_edit.models.hooks import find_module
 from vllm_edit.models.lengths import check_edits
-from vllm_edit.patch import Edit
 from vllm_edit.progress import Progress
 
 T = TypeVar("T")

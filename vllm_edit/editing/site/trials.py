@@ -11,6 +11,7 @@ import torch
 
 from vllm_edit.artefacts.site import Token
 from vllm_edit.deltas.delta import LowRank
+from vllm_edit.edit import Edit, Probe
 from vllm_edit.editing.rome.factors import Prepared, prepare
 from vllm_edit.editing.rome.prompt_forms import form_rows, forms_of, probe_row
 from vllm_edit.editing.rome.rounds import Solved, solve_parts
@@ -23,7 +24,6 @@ from vllm_edit.models.base import Base
 from vllm_edit.models.fast_products import fast_products
 from vllm_edit.models.hooks import frozen
 from vllm_edit.models.rows import Row, greedy, leads
-from vllm_edit.patch import Edit, Probe
 
 _LOCALITY_TOKENS = 3
 _SCALE = 3.0

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import torch
 
+from vllm_edit.edit import Edit
 from vllm_edit.editing.baselines.common import example_rows
 from vllm_edit.editing.hypernetworks.gradients import TokenGradients, token_gradients
 from vllm_edit.models.base import Base
 from vllm_edit.models.rows import Row
-from vllm_edit.patch import Edit
 
 
 def answer_gradients(

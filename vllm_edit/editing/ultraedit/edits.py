@@ -16,6 +16,7 @@ from vllm_edit.artefacts.site import Site
 from vllm_edit.deltas.delta import Delta
 from vllm_edit.deltas.linear import linear_shape, linear_weight
 from vllm_edit.deltas.low_rank import LowRank
+from vllm_edit.edit import Edit
 from vllm_edit.editing.baselines.common import form_rows
 from vllm_edit.editing.hypernetworks.edits import checked, parts_of
 from vllm_edit.editing.hypernetworks.line_search import least_scales
@@ -27,7 +28,7 @@ from vllm_edit.editing.ultraedit.ultraedit_settings import UltraEditSettings
 from vllm_edit.errors import Incompatible
 from vllm_edit.models.base import Base
 from vllm_edit.models.hooks import find_module
-from vllm_edit.patch import Edit, Patch
+from vllm_edit.patch import Patch
 from vllm_edit.progress import Progress
 
 SCALES = tuple(2 ** (step / 2) for step in range(-6, 7))

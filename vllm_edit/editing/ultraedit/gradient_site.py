@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vllm_edit.artefacts.site import Site, check_rank
+from vllm_edit.edit import Edit
 from vllm_edit.editing.hypernetworks.edited_matrices import last_down_projections
 from vllm_edit.editing.ultraedit.answer_gradients import answer_gradients
 from vllm_edit.editing.ultraedit.gradient_statistics import GradientStatistics
 from vllm_edit.errors import EditError
 from vllm_edit.models.base import Base
-from vllm_edit.patch import Edit
 from vllm_edit.text.thinking import thinking_of
 
 LAYERS = 3
