@@ -190,6 +190,8 @@ def main() -> None:
             rows["IKE"] = _in_prompts(compiled["ROME"].edits, base, runner)
         engine = runner.name
     data = {"edits": len(patches), "engine": engine, "machine": machine(), "rows": rows}
+    if arguments.no_times and RESULTS.exists():
+        data = with_seconds(json.loads(RESULTS.read_text()), data)
     if arguments.only:
         data = joined(json.loads(RESULTS.read_text()), data)
     console.print(details(data))
@@ -198,6 +200,15 @@ def main() -> None:
     if not arguments.keep_pages:
         for page, link in PAGES.items():
             write_marked(FOLDER.parent / page, "methods", table(data, link))
+
+
+def with_seconds(earlier: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
+    """The data with the seconds of an earlier run, for a run beside other programs."""
+    rows = {name: {**found, "costs": dict(found["costs"])} for name, found in data["rows"].items()}
+    kept = [name for name in rows if name in earlier["rows"] and earlier["rows"][name]["costs"]["seconds"] is not None]
+    for name in kept:
+        rows[name]["costs"]["seconds"] = earlier["rows"][name]["costs"]["seconds"]
+    return {**data, "rows": rows, "timed_before": kept}
 
 
 def joined(earlier: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
@@ -213,11 +224,13 @@ def joined(earlier: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any
         )
     rows = {**earlier["rows"], **data["rows"]}
     alone = {*earlier.get("alone", ()), *data["rows"]} - {"base"}
+    before = {*earlier.get("timed_before", ())} - {*data["rows"]} | {*data.get("timed_before", ())}
     ordered = [name for name in ("base", *ENTRIES, "IKE") if name in rows]
     return {
         **earlier,
         "rows": {name: rows[name] for name in ordered},
         "alone": [name for name in ordered if name in alone],
+        "timed_before": [name for name in ordered if name in before],
     }
 
 
@@ -275,6 +288,8 @@ def details(data: Mapping[str, Any]) -> str:
         f"Missed: edits whose target does not lead by the method's margin. Seconds: {_batched(data['rows'])}.",
     ]
     lines.append(NETWORKS)
+    if before := data.get("timed_before"):
+        lines.append(f"Seconds of an earlier run, without other programs: {'; '.join(before)}.")
     if alone := data.get("alone"):
         lines.append(
             f"Measured apart from the other rows, with the same answers of base (`--only`): {', '.join(alone)}."
@@ -323,7 +338,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--network", type=Path, help="folder of a network, in place of the shipped one of its method")
     parser.add_argument("--engine", choices=("hf", "vllm"), default="hf", help="what answers (default hf)")
     parser.add_argument("--only", nargs="+", choices=list(ENTRIES), help="measure these rows only")
-    parser.add_argument("--no-times", action="store_true", help="leave seconds out: other programs were running")
+    parser.add_argument(
+        "--no-times", action="store_true", help="keep the seconds of an earlier run: other programs are running"
+    )
     parser.add_argument("--keep-pages", action="store_true", help="write RESULTS.md only, not the README and the docs")
     return parser.parse_args()
 

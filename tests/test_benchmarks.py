@@ -16,7 +16,7 @@ from benchmarks.common.results_page import write_marked
 from benchmarks.faults import Ran, merged
 from benchmarks.faults import table as faults_table
 from benchmarks.many_edits import WAYS, chosen_ways, first_edits, sampled, with_earlier
-from benchmarks.methods import Costs, details, joined, table
+from benchmarks.methods import Costs, details, joined, table, with_seconds
 from tests.tiny import tiny_model, tiny_tokenizer
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.artefacts.manifest import Manifest
@@ -206,6 +206,15 @@ def test_faults_that_did_not_run_again_stay_as_they_ran_last() -> None:
     ]
     again, new = Ran("test_it_is_whole", "sqlite", 9.0), Ran("test_churn", "", 5.0)
     assert merged(last, [again, new]) == [again, *last[1:], new]
+
+
+def test_beside_other_programs_rows_keep_the_seconds_of_an_earlier_run() -> None:
+    def rows(**seconds: float | None) -> dict[str, Any]:
+        return {"rows": {name: {"n": 1, "costs": {"seconds": found, "rank": 1}} for name, found in seconds.items()}}
+
+    found = with_seconds(rows(ROME=0.5, KE=None), rows(ROME=None, KE=None, MEND=None))
+    assert [row["costs"]["seconds"] for row in found["rows"].values()] == [0.5, None, None]
+    assert found["timed_before"] == ["ROME"]
 
 
 def test_rows_that_were_measured_alone_join_those_of_the_same_edits_in_the_order_of_the_table() -> None:
