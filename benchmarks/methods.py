@@ -61,11 +61,6 @@ SHOWN = {
 }
 """Column of `measured` → its heading in the README's table."""
 RESULTS = FOLDER / "results" / "methods.json"
-NETWORKS = (
-    "MEND's and KE's networks were trained on the held-out forms of other subjects. 159 of the 800 locality questions, "
-    "30 of the 142 of the same old answer and 117 of the 600 unrelated ones were preserved prompts in their training."
-)
-"""What the shipped networks saw of the default draw's questions; `training_edits` leaves both out."""
 PAGES = {"README.md": "benchmarks/RESULTS.md", "docs/methods.md": "../benchmarks/RESULTS.md"}
 """Page with the table → its link to all numbers."""
 
@@ -263,7 +258,7 @@ def table(data: Mapping[str, Any], link: str) -> str:
         "greedy generation; locality: answers unchanged from base, where neighbours with the same old answer "
         "(CounterFact's choice) have a column of their own; `vllm-edit eval` counts both kinds as locality. Seconds: "
         f"{_batched(data['rows'])}. Bytes: the PEFT files in float32. `make bench-methods`; intervals and all columns "
-        f"in [RESULTS.md]({link}). {NETWORKS}"
+        f"in [RESULTS.md]({link})."
     )
     return "\n".join([*lines, "", note])
 
@@ -287,7 +282,6 @@ def details(data: Mapping[str, Any]) -> str:
         "",
         f"Missed: edits whose target does not lead by the method's margin. Seconds: {_batched(data['rows'])}.",
     ]
-    lines.append(NETWORKS)
     if before := data.get("timed_before"):
         lines.append(f"Seconds of an earlier run, without other programs: {'; '.join(before)}.")
     if alone := data.get("alone"):
