@@ -164,13 +164,8 @@ def compile_separately(
         if chosen.compile_each is not None:
             results = chosen.compile_each(base, site, site_tensors, patches, values, progress)
         else:
-
-            def result(number: int, patch: Patch) -> MethodResult:
-                if progress:
-                    progress("compiling", number, len(patches))
-                return chosen.compile(base, site, site_tensors, patch.edits, values, None)
-
-            results = all_or_refused(partial(result, number, patch) for number, patch in enumerate(patches))
+            makers = [partial(chosen.compile, base, site, site_tensors, patch.edits, values, None) for patch in patches]
+            results = all_or_refused(makers, "compiling", progress)
     return [_compiled_of(patch, method, base, site, result) for patch, result in zip(patches, results, strict=True)]
 
 
@@ -200,7 +195,7 @@ def _compile_scoped(
         some = subjects[start : start + BATCH]
         return compile_separately(some, base, method, site=site, site_tensors=site_tensors, settings=settings)
 
-    units = all_or_refused(partial(batch, start) for start in range(0, len(subjects), BATCH))
+    units = all_or_refused([partial(batch, start) for start in range(0, len(subjects), BATCH)])
     return assemble(patch, list(chain.from_iterable(units)))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar
 
@@ -70,18 +70,25 @@ def refuse_missed(report: CompileReport, on_missed: Literal["error", "report"]) 
         raise UnsafeEdit("\n".join(report.problems))
 
 
-def all_or_refused(makers: Iterable[Callable[[], R]]) -> list[R]:
+def all_or_refused(makers: Sequence[Callable[[], R]], step: str = "", progress: Progress | None = None) -> list[R]:
     """The results of several patches. All are made before any is refused.
+
+    Args:
+        makers: make a result each.
+        step: name of the work, for the progress.
+        progress: called with (step, finished makers, all makers).
 
     Raises:
         UnsafeEdit: edits exceed a limit; the message names those of all patches.
     """
     results, problems = list[R](), list[str]()
-    for make in makers:
+    for number, make in enumerate(makers, 1):
         try:
             results.append(make())
         except UnsafeEdit as error:
             problems += str(error).splitlines()
+        if progress:
+            progress(step, number, len(makers))
     if problems:
         raise UnsafeEdit("\n".join(problems))
     return results

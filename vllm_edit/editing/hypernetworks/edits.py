@@ -105,13 +105,11 @@ def compile_each(
     _prepare(base, network)
     made = edit_deltas(base, network, [edit for patch in patches for edit in patch.edits], settings)
     parts = parts_of([patch.edits for patch in patches])
-
-    def result(number: int, patch: Patch) -> MethodResult:
-        if progress:
-            progress("re-checking", number, len(patches))
-        return _judged(base, site, network, patch.edits, made[parts[number]], settings)
-
-    return all_or_refused(partial(result, number, patch) for number, patch in enumerate(patches))
+    makers = [
+        partial(_judged, base, site, network, patch.edits, made[part], settings)
+        for patch, part in zip(patches, parts, strict=True)
+    ]
+    return all_or_refused(makers, "re-checking", progress)
 
 
 def parts_of(patches: Sequence[Sequence[Edit]]) -> list[slice]:

@@ -146,13 +146,12 @@ def compile_each_at(
     check_ranks(prepared, parts, last.site)
     trained, wanted = _trained(base, last, prepared, settings, progress)
 
-    def result(number: int, patch: Patch) -> MethodResult:
-        if progress:
-            progress("spreading over the layers", number, len(patches))
-        own, groups = prepared.only(parts[number]), prepared.groups_of(parts[number])
+    def result(patch: Patch, part: Sequence[int]) -> MethodResult:
+        own, groups = prepared.only(part), prepared.groups_of(part)
         return _solved(base, layers, own, patch.edits, trained.only(groups), wanted[groups], settings)
 
-    return all_or_refused(partial(result, number, patch) for number, patch in enumerate(patches))
+    makers = [partial(result, patch, part) for patch, part in zip(patches, parts, strict=True)]
+    return all_or_refused(makers, "spreading over the layers", progress)
 
 
 def _solved(

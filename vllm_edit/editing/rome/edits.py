@@ -69,7 +69,7 @@ def compile_each(
     prepared = prepare(base, site, moment, edits, settings)
     check_ranks(prepared, parts, site)
     solved = solve_parts(base, site, prepared, edits, parts, settings, progress=progress)
-    return all_or_refused(partial(_result, base, site, part, settings) for part in solved)
+    return all_or_refused([partial(_result, base, site, part, settings) for part in solved])
 
 
 def edits_apart(patches: Sequence[Patch]) -> tuple[list[Edit], list[range]]:

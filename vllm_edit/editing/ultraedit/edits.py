@@ -105,16 +105,13 @@ def _separate(
     statistics.to(base.device)
     tokens, scales = tokens_of(base, statistics, [edit for edits in patches for edit in edits], settings)
     identity = settings.identity(statistics.digest)
-    parts = parts_of(patches)
 
-    def result(number: int, edits: Sequence[Edit]) -> MethodResult:
-        if progress:
-            progress("re-checking", number, len(patches))
-        own = parts[number]
+    def result(edits: Sequence[Edit], own: slice) -> MethodResult:
         delta = Delta({name: part.update(own) for name, part in tokens.items()})
         return checked(base, site, edits, delta, scales[own], settings, identity)
 
-    return all_or_refused(partial(result, number, edits) for number, edits in enumerate(patches))
+    makers = [partial(result, edits, own) for edits, own in zip(patches, parts_of(patches), strict=True)]
+    return all_or_refused(makers, "re-checking", progress)
 
 
 def tokens_of(
