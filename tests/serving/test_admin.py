@@ -83,6 +83,14 @@ def test_publish_and_rollback_hold_for_the_next_request_and_name_the_servers_tha
     ]
 
 
+def test_publishing_what_is_served_already_says_that_nothing_changed(place: Administered) -> None:
+    async def steps() -> list[Any]:
+        return [(await place.post("/tenants/acme/publish", {"patch": "city", "why": why})).json() for why in "ab"]
+
+    assert [answer["changed"] for answer in run(steps())] == [True, False]
+    assert [row.why for row in place.store.registry.audit("acme", 1)] == ["a"], "the second reason is not recorded"
+
+
 def test_a_patch_that_was_just_compiled_can_be_published(place: Administered) -> None:
     new = places.add_patch(place.store, "river", 5)
     assert run(place.post("/tenants/acme/publish", {"patch": "river"})).json()["active"] == new

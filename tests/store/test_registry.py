@@ -46,7 +46,7 @@ def registry(registry_url: str) -> Iterator[Registry]:
 def test_publishing_and_rolling_back_walk_the_history(registry: Registry) -> None:
     assert registry.active("acme") is None
     for name in (A, B, C):
-        assert registry.publish("acme", name, why=f"try {name[-1]}", by="ann") == name
+        assert registry.publish("acme", name, why=f"try {name[-1]}", by="ann")
         assert registry.active("acme") == name
     assert registry.rollback("acme", why="wrong", by="bob") == B
     assert registry.rollback("acme") == A
@@ -54,7 +54,8 @@ def test_publishing_and_rolling_back_walk_the_history(registry: Registry) -> Non
     newest, *_, oldest = registry.history("acme")
     assert (newest.name, newest.rolled_back, newest.rolled_back_by, newest.rolled_back_why) == (C, True, "bob", "wrong")
     assert (oldest.name, oldest.rolled_back, oldest.by, oldest.why) == (A, False, "ann", "try a")
-    assert registry.publish("acme", C) == C
+    assert registry.publish("acme", C)
+    assert not registry.publish("acme", C, why="again"), "it was served C already"
     assert registry.rollback("acme") == A, "what was rolled back is not gone back to"
     assert registry.rollback("acme") is None, "before the first publication there was base"
     assert registry.active("acme") is None
@@ -272,7 +273,7 @@ def test_a_publication_expires_and_the_publication_before_is_served(registry: Re
             registry.publish("acme", C, valid_until=past)
     assert registry.rollback("acme") == A
     assert registry.active("acme", soon) == A
-    assert registry.publish("acme", A) == A
+    assert registry.publish("acme", A)
     assert registry.tenants()[0].valid_until is None, "publishing it again without an end takes the end away"
 
 

@@ -85,13 +85,11 @@ def publish(
         raise typer.BadParameter("--override needs the name of who decides: add --who")
     opened = Store.open(store)
     registry, full = opened.registry, opened.resolve(name)
-    before = registry.audit(tenant, newest=1)
-    active = registry.publish(tenant, full, why=why, override=override, by=who, valid_until=until)
-    changed = registry.audit(tenant, newest=1) != before
-    line = f"tenant {tenant} is served {active}"
+    changed = registry.publish(tenant, full, why=why, override=override, by=who, valid_until=until)
+    line = f"tenant {tenant} is served {full}"
     if not changed:
         line += " already: nothing changed, and no reason or name is recorded"
-    report_change(registry, wait, line, {"tenant": tenant, "active": active, "changed": changed}, json)
+    report_change(registry, wait, line, {"tenant": tenant, "active": full, "changed": changed}, json)
 
 
 @app.command()

@@ -176,8 +176,8 @@ class Registry:
         override: str = "",
         by: str = "",
         valid_until: datetime | None = None,
-    ) -> str:
-        """Serve `name` to the tenant from now on, and return it. If it is active already, nothing changes.
+    ) -> bool:
+        """Serve `name` to the tenant from now on. Return False if it is active already: then nothing changes.
 
         Args:
             tenant: The tenant.
@@ -216,7 +216,7 @@ class Registry:
                 gate = {"status": entry.status, "reason": entry.reason, "override": override if overridden else ""}
                 new = {"active": name, "valid_until": ends, "gate": gate}
                 change.record(_active(active), new | ({"closes": closed} if closed else {}))
-            return name
+            return change.recorded is not None
 
     def rollback(self, tenant: str, to: str | None = None, why: str = "", by: str = "") -> str | None:
         """Serve the tenant its previous publication, or the earlier `to`, and return that name; None: the base model.

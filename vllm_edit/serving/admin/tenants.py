@@ -37,10 +37,14 @@ class Holdout(Because):
 
 
 class Active(BaseModel):
-    """The tenant's active patch, and the servers that have applied the change."""
+    """The tenant's active patch, and the servers that have applied the change.
+
+    changed: false if the patch was published already; then no reason or name is recorded.
+    """
 
     tenant: str
     active: str | None
+    changed: bool
     acknowledged: AcknowledgedRecord
 
 
@@ -126,7 +130,7 @@ async def publish_patch(dependencies: Dependencies, tenant: str, asked: Publish,
     name = await dependencies.read(dependencies.service.store.resolve, asked.patch)
     await dependencies.service.watcher.refresh()  # it may have been compiled a moment ago
     await dependencies.service.prepare(name)
-    active, followed = await dependencies.change(
+    changed, followed = await dependencies.change(
         dependencies.registry.publish,
         tenant,
         name,
@@ -135,11 +139,11 @@ async def publish_patch(dependencies: Dependencies, tenant: str, asked: Publish,
         by=by,
         valid_until=asked.valid_until,
     )
-    return Active(tenant=tenant, active=active, acknowledged=followed)
+    return Active(tenant=tenant, active=name, changed=changed, acknowledged=followed)
 
 
 async def roll_back(dependencies: Dependencies, tenant: str, asked: Rollback, by: str) -> Active:
     """Return the tenant to an earlier publication, and wait for the servers."""
     target = None if asked.to is None else await dependencies.read(dependencies.service.store.resolve, asked.to)
     active, followed = await dependencies.change(dependencies.registry.rollback, tenant, target, asked.why, by=by)
-    return Active(tenant=tenant, active=active, acknowledged=followed)
+    return Active(tenant=tenant, active=active, changed=True, acknowledged=followed)

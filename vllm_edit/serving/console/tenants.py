@@ -83,7 +83,8 @@ def routes(dependencies: Dependencies, pages: Pages) -> APIRouter:
     async def publish(tenant: str, asked: Annotated[PublishForm, FromForm()], request: Request) -> Response:
         done = await publish_patch(dependencies, tenant, asked, by=pages.by(request))
         served_now = short(done.active) if done.active else "the base model"
-        notice = f"{tenant} is served {served_now}: {followed(done.acknowledged)}"
+        already = "" if done.changed else " already; nothing changed"
+        notice = f"{tenant} is served {served_now}{already}: {followed(done.acknowledged)}"
         return pages.go(request, f"tenants/{tenant}", notice)
 
     @router.get("/tenants/{tenant}/rollback")
