@@ -171,6 +171,7 @@ def test_flags_wrap_exactly_the_site_and_the_users_come_last(site: Site) -> None
         ["--max-lora-rank", "1"],
         ["--max-lora-rank=1"],
         ["--api-server-count", "2"],
+        ["--pipeline-parallel-size", "2"],
         ["--host", "0.0.0.0"],
         ["--quantization", "fp8"],
         ["--grpc"],

@@ -96,6 +96,9 @@ def _check(
     count = _first(given, "api_server_count")
     if count is not None and count != "1":
         problems.append(f"--api-server-count {count}: the router needs exactly one API server")
+    stages = _first(given, "pipeline_parallel_size")
+    if stages is not None and stages != "1":
+        problems.append(f"--pipeline-parallel-size {stages}: it cannot wrap one layer only; use --tensor-parallel-size")
     host = _first(given, "host")
     single = _first(given, "api_key") is not None or bool(os.environ.get("VLLM_API_KEY"))
     if keyed and single:
