@@ -25,6 +25,7 @@ import httpx
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
+from benchmarks.common.percentiles import percentile
 from benchmarks.common.results_page import machine, write_section
 from vllm_edit import atlas
 from vllm_edit.demo.process import ServerProcess
@@ -169,9 +170,9 @@ def _row(arm: str, concurrency: int, samples: dict[tuple[str, int], list[Timed]]
         plain = [getattr(sample, of) for sample in samples["plain", concurrency]]
         return {
             "median_ms": 1000 * statistics.median(own),
-            "p99_ms": 1000 * _p99(own),
+            "p99_ms": 1000 * percentile(own, 99),
             "median_ratio": statistics.median(own) / statistics.median(plain),
-            "p99_ratio": _p99(own) / _p99(plain),
+            "p99_ratio": percentile(own, 99) / percentile(plain, 99),
         }
 
     n = len(samples[arm, concurrency])
@@ -182,11 +183,6 @@ def _row(arm: str, concurrency: int, samples: dict[tuple[str, int], list[Timed]]
         "first_token": quantiles_of("first"),
         "request": quantiles_of("whole"),
     }
-
-
-def _p99(values: Sequence[float]) -> float:
-    """The smallest value that 99 % of the values do not exceed."""
-    return sorted(values)[-(-99 * len(values) // 100) - 1]
 
 
 def _markdown(rows: Sequence[dict[str, Any]], arguments: argparse.Namespace, name: str) -> str:

@@ -35,10 +35,17 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.common.arguments import numbers
-from benchmarks.common.atlas_edits import Place, known_subjects, open_places, over_layers_of
+from benchmarks.common.atlas_edits import (
+    FactName,
+    Place,
+    facts_by_prompt,
+    known_subjects,
+    open_places,
+    over_layers_of,
+)
 from benchmarks.common.caching_runner import CachingRunner
 from benchmarks.common.report_rows import NAMES, SETTINGS, cells, row
-from benchmarks.common.results_page import FOLDER, machine, write_section
+from benchmarks.common.results_page import FOLDER, commit, machine, write_section
 from benchmarks.common.variants import VARIANTS
 from vllm_edit import atlas
 from vllm_edit.artefacts.compiled import CompiledPatch
@@ -48,6 +55,7 @@ from vllm_edit.cli.output import progress_bar
 from vllm_edit.composition.compose import compose
 from vllm_edit.composition.scoped import assemble
 from vllm_edit.deltas.delta import Delta
+from vllm_edit.edit import Edit, Probe
 from vllm_edit.editing.compile import BATCH, compile_patch, compile_separately, method_of, settings_of
 from vllm_edit.errors import EditError
 from vllm_edit.evaluation.evaluate import evaluate
@@ -72,11 +80,16 @@ PLOTTED = ("reliability", "paraphrase trained", "locality", "locality_subject", 
 
 @dataclass(frozen=True)
 class Many:
-    """The same n edits by one way of having them all."""
+    """The same n edits by one way of having them all.
+
+    compiling: seconds, where all edits are compiled together. missed: edits that exceed a limit then.
+    """
 
     way: str
     patch: CompiledPatch
     mode: Mode
+    compiling: float | None = None
+    missed: int | None = None
 
 
 def main() -> None:
@@ -115,7 +128,8 @@ def main() -> None:
             with progress_bar(f"{many.way}, {size}") as progress:
                 report = evaluate(many.patch, runner, ("base", many.mode), SETTINGS, progress, passages=documents)
             row_of = row(report, many.mode) | {"drift": None if report.drift is None else report.drift.value}
-            rows.append({"way": many.way, "edits": size, "seconds": time.perf_counter() - started, **row_of})
+            costs = {"asking": time.perf_counter() - started, "compiling": many.compiling, "missed": many.missed}
+            rows.append({"way": many.way, "edits": size, "commit": commit(), **costs, **row_of})
             console.print(_line(rows[-1]))
     data = {
         "documents": arguments.documents,
@@ -203,8 +217,10 @@ def ways(
         yield Many("joint", sampled(joint, asked, seed), "weights")
     for way, place in together.items():
         patch = Patch(name=f"{way.lower().replace(' ', '-')}-{size}", edits=edits)
+        started = time.perf_counter()
         compiled = compiled_together(way, patch, place, base)
-        yield Many(way, sampled(compiled, asked, seed), "weights")
+        seconds, missed = time.perf_counter() - started, len(compiled.report.missed)
+        yield Many(way, sampled(compiled, asked, seed), "weights", seconds, missed)
     if "scoped" in units:
         apart = list(units["scoped"])
         yield Many(
@@ -222,10 +238,9 @@ def ways(
 
 
 def compiled_together(way: str, patch: Patch, place: Place, base: Base) -> CompiledPatch:
-    """All edits of a patch compiled in one batch; missed ones are kept, and counted in a line."""
-    started = time.perf_counter()
+    """All edits of a patch compiled in one batch; missed ones are kept."""
     with progress_bar(way) as progress:
-        compiled = compile_patch(
+        return compile_patch(
             patch,
             base,
             TOGETHER[way].method,
@@ -234,18 +249,30 @@ def compiled_together(way: str, patch: Patch, place: Place, base: Base) -> Compi
             settings={**TOGETHER[way].settings, "on_missed": "report"},
             progress=progress,
         )
-    seconds, missed = time.perf_counter() - started, len(compiled.report.missed)
-    Console().print(f"{way}: {len(patch.edits)} edits compiled in {seconds:.0f} s, {missed} exceed a limit")
-    return compiled
 
 
 def sampled(compiled: CompiledPatch, asked: int, seed: int) -> CompiledPatch:
-    """The same patch with the probes of at most `asked` of its edits; the others are asked by their own prompt only."""
-    edits = compiled.manifest.edits
+    """The same patch with the probes of at most `asked` of its edits; the others are asked by their own prompt only.
+
+    A keeping probe is left out if the patch has a `tune` probe about the same fact, in whatever words: closed-form
+    methods preserve the key of a `tune` probe, so such a question would not judge them.
+    """
+    edits = without_preserved(compiled.manifest.edits, facts_by_prompt())
     # By prompt: every way has the same edits, each in an order of its own.
     kept = set(random.Random(seed).sample(sorted(edit.prompt for edit in edits), k=min(asked, len(edits))))
     shown = tuple(e if e.prompt in kept else e.model_copy(update={"probes": ()}) for e in edits)
     return replace(compiled, manifest=compiled.manifest.model_copy(update={"edits": shown}))
+
+
+def without_preserved(edits: Sequence[Edit], facts: Mapping[str, FactName]) -> tuple[Edit, ...]:
+    """The edits without the `gate` keeping probes about a fact that a `tune` keeping probe of any edit asks for."""
+    probes = [probe for edit in edits for probe in edit.probes if probe.keeps]
+    preserved = {facts.get(probe.prompt) for probe in probes if probe.split == "tune"} - {None}
+
+    def judges(probe: Probe) -> bool:
+        return not probe.keeps or probe.split == "tune" or facts.get(probe.prompt) not in preserved
+
+    return tuple(edit.model_copy(update={"probes": tuple(filter(judges, edit.probes))}) for edit in edits)
 
 
 def table(data: Mapping[str, Any], section: str) -> str:
@@ -253,18 +280,22 @@ def table(data: Mapping[str, Any], section: str) -> str:
     lines = [
         f"Asked through {data['engine']}. Every edit by its own prompt, the probes of at most {data['asked']} edits. "
         f"Drift: relative change of the perplexity of {data['documents']} held-out documents; at 1,000 edits nearly "
-        "all of them name an edited subject, so it counts intended changes too. Keeping probes that another edit "
-        f"changes are not asked: the last column says how many locality questions were left. {data['machine']}",
+        "all of them name an edited subject, so it counts intended changes too. Keeping probes are not asked if "
+        "another edit changes them, or if they are about a fact that the patch is told to preserve: a column says how "
+        f"many locality questions were left. Measured at: the commit of the code. {data['machine']}",
         "",
         f"![many edits](results/{section}.svg)",
         "",
-        f"| edits | | {' | '.join(NAMES)} | drift | locality questions |",
-        "|---|---|" + "---|" * (len(NAMES) + 2),
+        f"| edits | | {' | '.join(NAMES)} | drift | missed | seconds to compile | locality questions | measured at |",
+        "|---|---|" + "---|" * (len(NAMES) + 5),
     ]
     for item in data["rows"]:
         drift = "–" if item["drift"] is None else f"{item['drift']:+.1%}"
         asked = item["locality"]["n"] if "locality" in item else "–"
-        lines.append(f"| {item['edits']} | {item['way']} | {' | '.join(cells(item))} | {drift} | {asked} |")
+        missed = "–" if item["missed"] is None else item["missed"]
+        seconds = "–" if item["compiling"] is None else f"{item['compiling']:.0f}"
+        costs = f"{drift} | {missed} | {seconds} | {asked} | {item['commit']}"
+        lines.append(f"| {item['edits']} | {item['way']} | {' | '.join(cells(item))} | {costs} |")
     return "\n".join(lines)
 
 
@@ -311,7 +342,7 @@ def _with_delta(compiled: CompiledPatch, delta: Delta) -> CompiledPatch:
 
 def _line(one: Mapping[str, Any]) -> str:
     shown = [f"{name} {value:.3f}" for name in PLOTTED if (value := _value(one, name)) is not None]
-    return f"{one['edits']} edits, {one['way']}: {', '.join(shown)} ({one['seconds']:.0f} s)"
+    return f"{one['edits']} edits, {one['way']}: {', '.join(shown)} ({one['asking']:.0f} s)"
 
 
 def _arguments() -> argparse.Namespace:

@@ -26,6 +26,7 @@ import torch
 from prometheus_client import CollectorRegistry
 from rich.console import Console
 
+from benchmarks.common.percentiles import percentile
 from benchmarks.common.results_page import machine, write_section
 from vllm_edit.artefacts.compiled import CompiledPatch, Factors
 from vllm_edit.artefacts.manifest import Column, KeyGroup, Manifest
@@ -259,8 +260,7 @@ def _of_rounds(seconds: Sequence[float]) -> dict[str, float]:
 
 
 def _percentiles(seconds: Sequence[float]) -> dict[str, float]:
-    cuts = statistics.quantiles(seconds, n=100)
-    return {"p50_ms": 1000 * cuts[49], "p99_ms": 1000 * cuts[98]}
+    return {f"p{percent}_ms": 1000 * percentile(seconds, percent) for percent in (50, 99)}
 
 
 def table(data: dict[str, Any]) -> str:

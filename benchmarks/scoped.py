@@ -26,6 +26,7 @@ from rich.console import Console
 from benchmarks.common import scope_prompts
 from benchmarks.common.atlas_edits import Place, known_subjects, open_store
 from benchmarks.common.caching_runner import CachingRunner
+from benchmarks.common.percentiles import percentile
 from benchmarks.common.report_rows import NAMES, SETTINGS, cells, row
 from benchmarks.common.results_page import machine, write_section
 from benchmarks.common.server_runner import ServerRunner
@@ -250,7 +251,7 @@ def _pairs(
 
 def _at(seconds: Sequence[float], percent: int) -> float | None:
     """A percentile in milliseconds."""
-    return 1000 * statistics.quantiles(seconds, n=100)[percent - 1] if len(seconds) > 1 else None
+    return 1000 * percentile(seconds, percent) if seconds else None
 
 
 def sizes(store: Store, name: str) -> dict[str, float]:

@@ -11,11 +11,12 @@ import pytest
 
 from benchmarks.common.arguments import numbers
 from benchmarks.common.caching_runner import CachingRunner
+from benchmarks.common.percentiles import percentile
 from benchmarks.common.report_rows import row
 from benchmarks.common.results_page import write_marked
 from benchmarks.faults import Ran, merged
 from benchmarks.faults import table as faults_table
-from benchmarks.many_edits import WAYS, chosen_ways, first_edits, sampled, with_earlier
+from benchmarks.many_edits import WAYS, chosen_ways, first_edits, sampled, with_earlier, without_preserved
 from benchmarks.methods import Costs, details, joined, table, with_seconds
 from tests.tiny import tiny_model, tiny_tokenizer
 from vllm_edit.artefacts.compiled import CompiledPatch
@@ -227,3 +228,27 @@ def test_rows_that_were_measured_alone_join_those_of_the_same_edits_in_the_order
     for other in ({"edits": 3}, {"engine": "f"}, {"rows": {"base": {"n": 2}}}):
         with pytest.raises(SystemExit, match="measure all rows"):
             joined(earlier, {**earlier, "rows": {"base": {"n": 1}}, **other})
+
+
+def test_questions_about_a_fact_that_a_patch_preserves_do_not_judge_it() -> None:
+    def probe(kind: str, prompt: str, split: str) -> Probe:
+        return Probe(kind=kind, prompt=prompt, target="x", split=split)
+
+    kept = probe("locality", "The capital of Peru is", "tune")
+    other = probe("locality", "Peru has its capital in", "gate")
+    far, reworded = probe("unrelated", "The moon orbits the", "gate"), probe("paraphrase", "Peru's capital:", "gate")
+    edit = Edit(prompt="a b", subject="a", target_new="c", probes=(far, other, reworded))
+    preserving = Edit(prompt="d e", subject="d", target_new="f", probes=(kept,))
+    facts = {one.prompt: ("capital", "Peru") for one in (kept, other, reworded)}
+    assert without_preserved([edit, preserving], facts) == (
+        edit.model_copy(update={"probes": (far, reworded)}),
+        preserving,
+    )
+
+
+def test_a_percentile_is_one_of_the_values_and_never_above_the_greatest() -> None:
+    assert [percentile(list(range(1, 31)), percent) for percent in (50, 90, 99)] == [15, 27, 30]
+    assert percentile([3.0], 99) == 3.0
+    assert percentile(list(range(1, 1001)), 99) == 990
+    with pytest.raises(ValueError, match="at least one value"):
+        percentile([], 50)

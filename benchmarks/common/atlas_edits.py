@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +31,18 @@ from vllm_edit.patch import Patch
 from vllm_edit.release.swept_store import open_or_create
 from vllm_edit.store.store import Store
 from vllm_edit.text.matching import normalise
+
+FactName = tuple[str, str]
+"""A fact's relation and subject."""
+
+
+def facts_by_prompt() -> Mapping[str, FactName]:
+    """Each question that the tables can ask → its fact, whatever the wording."""
+    return {
+        form.fill(fact.subject.name): (fact.relation.id, fact.subject.name)
+        for fact in Facts.load(tables_folder())
+        for form in (*fact.relation.trained, *fact.relation.held_out)
+    }
 
 
 def single_patches(runner: Runner, count: int, seed: int) -> list[Patch]:

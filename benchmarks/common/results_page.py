@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import re
+import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,15 @@ def machine() -> str:
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU used"
     return f"Machine: {os.cpu_count()} cores, {platform.machine()}, {gpu}; {', '.join(_versions())}."
+
+
+def commit() -> str:
+    """The commit of the code that runs, with a plus sign if files differ from it; "unknown" outside of a clone."""
+    try:
+        found = _git("rev-parse", "--short", "HEAD")
+        return found + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
 
 
 def write_section(name: str, text: str, data: dict[str, Any], command: str) -> None:
@@ -42,6 +52,11 @@ def write_marked(page: Path, mark: str, text: str) -> None:
     if not (opened and closed):
         raise ValueError(f"{page} has no marks for {mark}: put <!-- {mark} --> and <!-- /{mark} --> where it belongs")
     page.write_text(f"{before}{opened}{text}\n{closed}{after}", encoding="utf-8")
+
+
+def _git(*arguments: str) -> str:
+    ran = subprocess.run(["git", *arguments], cwd=FOLDER, check=True, capture_output=True, text=True)
+    return ran.stdout.strip()
 
 
 def _versions() -> list[str]:
