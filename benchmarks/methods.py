@@ -126,7 +126,7 @@ class Entry:
 OTHER_SETTINGS: Mapping[str, Variant] = {
     "MEND (own length)": Variant("mend", settings={"margin": None}),
     "KE (own length)": Variant("ke", settings={"margin": None}),
-    "UltraEdit (published)": Variant("ultraedit", settings={"margin": None, "centred": True}),
+    "UltraEdit (one length)": Variant("ultraedit", settings={"margin": None, "centred": True}),
 }
 ENTRIES: Mapping[str, Entry] = {
     **{name: Entry(variant) for name, variant in (*VARIANTS.items(), *OTHER_SETTINGS.items())},

@@ -13,6 +13,7 @@ truncated  all edits solved together and truncated to the site's rank, with scop
 from __future__ import annotations
 
 import argparse
+import random
 import statistics
 import sys
 import time
@@ -37,6 +38,7 @@ from vllm_edit.composition.compose import compose
 from vllm_edit.composition.scoped import ScopeIndex, assemble
 from vllm_edit.demo.server import LocalServer
 from vllm_edit.editing.compile import BATCH, compile_separately
+from vllm_edit.editing.rome_settings import RomeSettings
 from vllm_edit.editing.second_moment import SecondMoment
 from vllm_edit.evaluation.evaluate import evaluate
 from vllm_edit.evaluation.report import Report
@@ -112,11 +114,18 @@ def compiled_once(
 ) -> tuple[Sequence[CompiledPatch], float]:
     """The subjects' units and the seconds that compiling took: from the store, where an earlier run left them there."""
     wanted = tuple(edit for patch in subjects for edit in patch.edits)
+    settings = _settings().lasting()
     for name in store.names():
-        if name.startswith("scoped@") and store.manifest(name).edits == wanted and store.records(name, SECONDS):
+        stored = store.manifest(name) if name.startswith("scoped@") else None
+        if stored and stored.edits == wanted and stored.settings == settings and store.records(name, SECONDS):
             return store.load(name).units, _recorded_seconds(store, name)
     started = time.perf_counter()
     return compiled_alone(subjects, place, base), time.perf_counter() - started
+
+
+def _settings() -> RomeSettings:
+    """The defaults of `scope: subject`; an edit that misses is kept."""
+    return RomeSettings.of({"on_missed": "report"}, "subject")
 
 
 def _recorded_seconds(store: Store, name: str) -> float:
@@ -174,7 +183,7 @@ def compiled_alone(patches: Sequence[Patch], place: Place, base: Base) -> list[C
                 base,
                 site=place.site,
                 site_tensors=place.site_tensors,
-                settings={"on_missed": "report"},
+                settings=_settings(),
             )
     return made
 
@@ -182,10 +191,10 @@ def compiled_alone(patches: Sequence[Patch], place: Place, base: Base) -> list[C
 def _report(name: str, patches: Sequence[CompiledPatch], runner: Runner, arguments: argparse.Namespace) -> Report:
     """The evaluation of patches that are each asked alone, with the probes of at most `--asked` edits in all."""
     share = -(-arguments.asked // len(patches))
-    step = max(1, len(patches) * share // arguments.asked)
-    chosen = [
-        sampled(patch, share if number % step == 0 else 0, arguments.seed) for number, patch in enumerate(patches)
-    ]
+    whole = set(
+        random.Random(arguments.seed).sample(range(len(patches)), k=min(len(patches), arguments.asked // share))
+    )
+    chosen = [sampled(patch, share if number in whole else 0, arguments.seed) for number, patch in enumerate(patches)]
     with progress_bar(name) as progress:
         return evaluate(chosen, runner, ("base", "weights"), SETTINGS, progress)
 

@@ -60,11 +60,11 @@ def test_memory_that_earlier_work_freed_counts_in_the_peak() -> None:
     assert last.numel()
 
 
-def test_keys_that_all_but_coincide_have_no_solution_and_others_meet_their_constraints() -> None:
+def test_products_in_float32_miss_the_constraints_of_keys_that_nearly_coincide() -> None:
     found = gram_products(*draw(8, 64, 16), repeats=1, console=Console(file=io.StringIO()))
-    assert found["nearly coinciding"]["constraint_error"]["float32"] is None
-    assert found["apart"]["constraint_error"]["float64"] < 1e-6
-    assert found["seconds"]["float64"]["median"] >= 0
+    nearly, apart = (found[keys]["constraint_error"] for keys in ("nearly coinciding", "apart"))
+    assert apart["float64"] < 1e-6
+    assert nearly["float32"] > 10 * nearly["float64"] > 0
 
 
 @pytest.mark.parametrize("change", ["width=64", "layers", "layers=two", "layers=0", "layers=-1", "=3"])

@@ -157,6 +157,16 @@ def test_the_prefix_depends_on_the_prompt_and_the_patch_alone(
     assert len(set(texts)) == 3
     greedy = runner.generate(requests[:1], 12)
     assert texts[:1] != greedy, "sampled"
+    assert written(runner, requests[:1], tokens=12, questions={"Rome is": "Paris is"}) != texts[:1], "other numbers"
+    assert written(runner, requests[:1], tokens=12, questions={"Rome is": "Rome is"}) == texts[:1]
+
+
+def test_a_portion_that_a_record_holds_twice_counts_once(make_run: Callable[[], Run], patches: list[Patch]) -> None:
+    once = make_run().figures_of(BASE, "tiny", patches, Listening())
+    (record,) = [path for path in make_run().folder.glob("tiny-base-*.jsonl")]
+    lines = record.read_text().splitlines()
+    record.write_text("\n".join([*lines, *lines[1:]]) + "\n")
+    assert make_run().figures_of(BASE, "tiny", patches, Listening()) == once
 
 
 def test_a_known_fact_is_one_whose_answer_begins_with_its_object() -> None:

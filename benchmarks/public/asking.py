@@ -67,6 +67,8 @@ class Asker:
         done: set[str] = set()
         earlier: Sequence[Mapping[str, Any]] = record.entries
         for entry in earlier:
+            if done.issuperset(entry["patches"]):
+                continue  # two processes wrote this record at once
             self._take(entry, row, found)
             done |= set(entry["patches"])
         row_progress.recorded(found.edits)
@@ -137,7 +139,8 @@ class Asker:
             for question, patch in zip(questions, made, strict=True)
             if isinstance(patch, Request)
         ]
-        write = partial(entropies, self._runner)
+        own = {request.prompt: prompt for prompt, request in served}
+        write = partial(entropies, self._runner, own)
         before = self._memory.remembered([Request(prompt) for prompt, _ in served], _ENTROPY, write)
         after = self._memory.remembered([request for _, request in served], _ENTROPY, write)
         return [

@@ -38,8 +38,8 @@ from vllm_edit.models.base import Base
 from vllm_edit.patch import Patch
 from vllm_edit.progress import Progress, silent
 
-_CODE = ("editing", "composition")
-"""Packages whose code decides what an edit is: their digest is part of what a record is of."""
+_CODE = ("composition", "deltas", "editing", "evaluation", "ike", "models", "text")
+"""Packages whose code decides edits and replies. Their digest, with the benchmark's own, is part of a record's name."""
 
 
 @dataclass
@@ -120,6 +120,7 @@ class Run:
             "passages": digest_json(list(self.passages)),
             "made": self._made_by(title) if edited else None,
             "bank": digest_json(self.bank.model_dump(mode="json")) if title == IKE else None,
+            "code": _code(),
         }
 
     def _made_by(self, title: str) -> dict[str, Any]:
@@ -160,10 +161,11 @@ def _costs(asked: Asked, row: Row) -> dict[str, Figure]:
 
 
 def _code() -> str:
-    """Digest of the code that edits are compiled by."""
-    root = Path(vllm_edit.__file__).parent
-    files = [path for package in _CODE for path in sorted((root / package).rglob("*.py"))]
-    return digest_bytes(*(part for path in files for part in (str(path.relative_to(root)).encode(), path.read_bytes())))
+    """Digest of the code that edits are compiled by, asked and counted."""
+    root, own = Path(vllm_edit.__file__).parent, Path(__file__).parent
+    folders = [*(root / package for package in _CODE), own]
+    files = [path for folder in folders for path in sorted(folder.rglob("*.py"))]
+    return digest_bytes(*(part for path in files for part in (path.name.encode(), path.read_bytes())))
 
 
 def forget(folder: Path) -> None:

@@ -28,7 +28,8 @@ _OTHERS = {
     "zsre": "zsre/zsre_mend-500.json",
 }
 MEANINGS: Mapping[str, str] = {
-    "known": "all facts of CounterFact's 2,000 that the model knows: its greedy 8 tokens begin with the true object",
+    "known": "all facts of CounterFact's 2,000 that the model knows: its greedy 8 tokens begin with the true object; "
+    "r-ROME's default step length was kept because of its figures here",
     "ranked": "a seeded draw of CounterFact's facts that the model knows, or ranks first: s(true) < s(new)",
     "near": "a seeded draw of CounterFact's facts that the model prefers by 1 to 10 nats and does not answer with; "
     "settings are chosen on these facts and on those of `nearby`; no other set has them",

@@ -6,7 +6,7 @@ import math
 import re
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -67,17 +67,27 @@ def _entropy(words: Sequence[str], n: int) -> float:
     return -sum(count / total * math.log2(count / total) for count in counts.values())
 
 
-def entropies(runner: HFRunner, requests: Sequence[Request], tokens: int = TOKENS, top_k: int = TOP_K) -> list[float]:
-    """`ngram_entropy` of what is written after each request's prompt."""
-    return [ngram_entropy(text) for text in written(runner, requests, tokens, top_k)]
+def entropies(runner: HFRunner, questions: Mapping[str, str], requests: Sequence[Request]) -> list[float]:
+    """`ngram_entropy` of what is written after each request's prompt. questions: as in `written`."""
+    return [ngram_entropy(text) for text in written(runner, requests, questions=questions)]
 
 
-def written(runner: HFRunner, requests: Sequence[Request], tokens: int = TOKENS, top_k: int = TOP_K) -> list[str]:
+def written(
+    runner: HFRunner,
+    requests: Sequence[Request],
+    tokens: int = TOKENS,
+    top_k: int = TOP_K,
+    questions: Mapping[str, str] | None = None,
+) -> list[str]:
     """`tokens` sampled tokens after each request's prompt, one of the `top_k` likeliest each time.
 
-    The random numbers are the prompt's own, whatever stands beside it in a batch: base and edited model draw with the
-    same ones. No text ends before its last token, so that lengths do not differ.
+    The random numbers are the question's own, whatever stands beside it in a batch: base, edited model and IKE draw
+    with the same ones. No text ends before its last token, so that lengths do not differ.
+
+    Args:
+        questions: a request's prompt → its question, where something stands before the question (IKE's demonstrations).
     """
+    own = questions or {}
     model, tokenizer = runner.model, runner.tokenizer
     ids = [prompt_ids(tokenizer, request.prompt, request.chat) for request in requests]
     owners = [request.patch for request in requests]
@@ -86,7 +96,8 @@ def written(runner: HFRunner, requests: Sequence[Request], tokens: int = TOKENS,
     for batch in together(ids, owners, runner.batch):
         rows = batch.rows
         given, mask = padded([ids[row] for row in rows], pad_id(model, tokenizer), left=True)
-        seeds = [zlib.crc32(requests[row].prompt.encode()) for row in rows]
+        asked = [requests[row].prompt for row in rows]
+        seeds = [zlib.crc32(own.get(prompt, prompt).encode()) for prompt in asked]
         draw = _Draw(seeds, tokens, top_k, end_ids(model, tokenizer))
         patches = [owners[row] for row in rows]
         with applied_by_row(model, [patch.delta if patch else None for patch in patches]):

@@ -4,7 +4,8 @@ A fifth of all subjects is reserved for choices (`facts/counterfactual_edits.py`
 Training uses that fifth, also for probes and texts. Only new answers come from the whole tables: a fifth of a
 relation's objects is not enough to learn to write any object.
 
-An evaluation's locality questions are about all subjects. Those that the benchmarks ask are not preserved in training.
+An evaluation's locality questions are about all subjects. Those that the comparison of methods and the choice of the
+margin ask are not preserved in training (`judged`). `benchmarks.many_edits` draws others, and training preserves some.
 """
 
 from __future__ import annotations
