@@ -191,9 +191,8 @@ def compiled_alone(patches: Sequence[Patch], place: Place, base: Base) -> list[C
 def _report(name: str, patches: Sequence[CompiledPatch], runner: Runner, arguments: argparse.Namespace) -> Report:
     """The evaluation of patches that are each asked alone, with the probes of at most `--asked` edits in all."""
     share = -(-arguments.asked // len(patches))
-    whole = set(
-        random.Random(arguments.seed).sample(range(len(patches)), k=min(len(patches), arguments.asked // share))
-    )
+    count = min(len(patches), arguments.asked // share)
+    whole = set(random.Random(arguments.seed).sample(range(len(patches)), k=count))
     chosen = [sampled(patch, share if number in whole else 0, arguments.seed) for number, patch in enumerate(patches)]
     with progress_bar(name) as progress:
         return evaluate(chosen, runner, ("base", "weights"), SETTINGS, progress)
