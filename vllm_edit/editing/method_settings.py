@@ -42,7 +42,7 @@ class MethodSettings(Settings):
 class CompileSettings(MethodSettings):
     """Settings of compiling edits, whatever the method."""
 
-    batch_tokens: Annotated[PositiveCount, RUN_TIME] = 8192
+    batch_tokens: Annotated[PositiveCount, RUN_TIME] = 2048
     """Maximum number of tokens in one forward pass, padding included: the memory budget. Not part of the identity."""
     on_missed: Annotated[Literal["error", "report"], RUN_TIME] = "error"
     """Handling of an edit that misses its target or exceeds a limit: raise UnsafeEdit, or add a line to the report. Not
