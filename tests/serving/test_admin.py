@@ -300,7 +300,7 @@ def test_the_next_rollouts_control_and_the_listing_show_the_patch_that_the_tenan
         await place.post("/rollouts/spring/ramp", {"percent": 1})
         await place.post("/rollouts/spring/promote")
         [answered] = (await place.get("")).json()["tenants"]
-        assert answered == {"tenant": "acme", "active": place.second, "rollout": "spring"}
+        assert answered == {"tenant": "acme", "active": place.second, "rollout": "spring", "beside": []}
         [tenant] = (await place.get("/tenants")).json()
         assert (tenant["active"], tenant["mode"], tenant["rollout"]) == (place.second, "ike", "spring")
         made = await place.post("/rollouts", {"name": "summer", "tenant": "acme", "treatment": "capital"})
