@@ -442,7 +442,7 @@ class Store:
             NotFound: no such name.
             Corrupt: a file does not match its digest.
             EditError: the store's list says that the key is revoked or has ended.
-            Unavailable: as `signing.sign` does.
+            Unavailable: the registry or the file cannot be written; repeat the call.
         """
         read_signers(self.files).trusts(key.id)
         self.check(name)

@@ -147,8 +147,9 @@ def _listing(dependencies: Dependencies, now: datetime) -> Listing:
 
 
 def _served(state: TenantState, now: datetime) -> Served:
-    rollout, *beside = [rollout.name for rollout in state.deciding] or [None]
-    return Served(tenant=state.tenant, active=state.served(now).name, rollout=rollout, beside=tuple(beside))
+    names = [rollout.name for rollout in state.deciding]
+    rollout = names[0] if names else None
+    return Served(tenant=state.tenant, active=state.served(now).name, rollout=rollout, beside=tuple(names[1:]))
 
 
 def patch_info(dependencies: Dependencies, name: str) -> PatchInfo:
