@@ -11,7 +11,9 @@ from tests.cli.program import Program
 from tests.pages.examples import problems
 from tests.rollout.example import failing
 from tests.store.example import compiled
+from vllm_edit.registry.registry import Registry
 from vllm_edit.registry.rollout_guard import Watch
+from vllm_edit.rollout.arm import Arm
 from vllm_edit.rollout.assignment import assign
 from vllm_edit.rollout.outcomes import Exposure
 from vllm_edit.rollout.shadow_report import ShadowPair
@@ -93,6 +95,22 @@ def test_the_default_control_is_the_patch_that_the_tenant_is_served(
     program("rollout", "kill", "r4")
     program("rollout", "create", "r5", "--tenant", "acme", "--treatment", old)
     assert store.registry.rollouts.find("r5").control.name == third, "a killed rollout's control, not what is published"
+
+
+def test_a_patch_that_is_published_while_a_rollout_is_created_is_its_control(
+    program: Program, store: Store, names: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = names
+    third = store.save(compiled(seed=2))
+    store.registry.set_status(third, "accepted")
+
+    def then_publish(registry: Registry, tenant: str) -> Arm:
+        registry.publish(tenant, new)
+        return Arm("weights", old)
+
+    monkeypatch.setattr(Registry, "served", then_publish)
+    made = program("rollout", "create", "r1", "--tenant", "acme", "--treatment", third, "--json").json
+    assert made["control"] == new
 
 
 def test_lists_report_the_patch_that_a_rollout_serves(program: Program, store: Store, names: tuple[str, str]) -> None:

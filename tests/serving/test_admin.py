@@ -17,6 +17,7 @@ from tests.serving.without_engine import Place, bearer, run
 from vllm_edit.errors import Unavailable
 from vllm_edit.registry.api_keys import authenticate
 from vllm_edit.registry.rollout_guard import Watch
+from vllm_edit.rollout.arm import Arm
 from vllm_edit.serving.server_settings import Settings
 
 
@@ -292,6 +293,20 @@ def test_rollouts_over_http_run_in_ranges_beside_a_holdout(place: Administered) 
     run(steps())
 
 
+def test_a_patch_that_is_published_while_a_rollout_is_created_is_its_control(
+    place: Administered, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = place.service.store.registry
+
+    def then_publish(tenant: str) -> Arm:
+        registry.publish(tenant, place.second, override="urgent", by="ann")
+        return Arm("weights", place.first)
+
+    monkeypatch.setattr(registry, "served", then_publish)
+    made = run(place.post("/rollouts", {"name": "spring", "tenant": "acme", "treatment": "base"}))
+    assert made.json()["control"] == place.second
+
+
 def test_the_next_rollouts_control_and_the_listing_show_the_patch_that_the_tenant_is_served(
     place: Administered,
 ) -> None:
@@ -300,7 +315,7 @@ def test_the_next_rollouts_control_and_the_listing_show_the_patch_that_the_tenan
         await place.post("/rollouts/spring/ramp", {"percent": 1})
         await place.post("/rollouts/spring/promote")
         [answered] = (await place.get("")).json()["tenants"]
-        assert answered == {"tenant": "acme", "active": place.second, "rollout": "spring"}
+        assert answered == {"tenant": "acme", "active": place.second, "rollout": "spring", "beside": []}
         [tenant] = (await place.get("/tenants")).json()
         assert (tenant["active"], tenant["mode"], tenant["rollout"]) == (place.second, "ike", "spring")
         made = await place.post("/rollouts", {"name": "summer", "tenant": "acme", "treatment": "capital"})

@@ -15,6 +15,9 @@ from tests.serving.browsing import CONSOLE, Person, notice_of, problem_of, token
 from tests.serving.test_admin import Administered
 from tests.serving.without_engine import Place, run, shared_app
 from vllm_edit.registry.rollout_guard import Watch
+from vllm_edit.rollout.arm import Arm
+from vllm_edit.rollout.audience import parse_range
+from vllm_edit.rollout.rollout import Rollout
 from vllm_edit.rollout.shadow_report import ShadowPair
 from vllm_edit.serving.console import cookies, sign_in
 from vllm_edit.serving.console.display import time
@@ -599,6 +602,39 @@ def test_a_rollout_of_a_tenant_without_a_publication_can_be_rolled_back(console:
     assert "closes the rollout" in page
     assert (status, registry.rollouts.find("first").closed) == (303, True)
     assert run(console.person.get("/tenants/globex/rollback")).status_code == 400
+
+
+def test_rollouts_beside_each_other_are_all_shown(console: Console) -> None:
+    """spring is killed, summer and winter run, autumn was never ramped."""
+    rollouts, city = console.store.registry.rollouts, console.store.resolve("city")
+    control = console.store.registry.served("acme")
+
+    def create(name: str, users: str) -> None:
+        arms = {"control": control, "treatment": Arm("weights", city)}
+        rollouts.create(Rollout(name, "acme", **arms, salt="pepper", audience=parse_range(users)))
+
+    for name, users in (("spring", "0..40"), ("summer", "40..70"), ("winter", "70..100")):
+        create(name, users)
+        rollouts.ramp(name, 100)
+    rollouts.kill("spring")
+    create("autumn", "0..40")
+    run(console.service.watcher.refresh())
+
+    async def names(page: str) -> list[str]:
+        """The rollouts that the page names, in order."""
+        shown = (await console.person.get(page)).text
+        return re.findall("spring|summer|autumn|winter", re.sub('href="[^"]*"', "", shown))
+
+    async def steps() -> None:
+        for page in ("/patches/city", "/tenants", "/tenants/acme"):
+            assert await names(page) == ["summer", "winter"], page
+        assert await names("/tenants/acme/rollback") == ["autumn", "winter", "summer", "spring"]
+        [tenant] = (await console.get("")).json()["tenants"]
+        assert (tenant["rollout"], tenant["beside"]) == ("summer", ["winter"])
+        await console.person.send("/tenants/acme/rollback", "/tenants/acme/rollback", {"to": ""})
+
+    run(steps())
+    assert all(entry.rollout.closed for entry in rollouts.newest_first("acme")), "as the page said"
 
 
 def test_a_long_record_is_cut_on_a_page(console: Console) -> None:

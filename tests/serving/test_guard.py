@@ -20,9 +20,12 @@ from tests.serving import places
 from tests.serving.without_engine import Place, make_app, run
 from vllm_edit.edit import Edit, Probe
 from vllm_edit.errors import Unavailable
+from vllm_edit.registry import rollout_guard
+from vllm_edit.registry.leases import LeaseLost
 from vllm_edit.registry.rollout_guard import Watch
 from vllm_edit.registry.snapshot import Snapshot
 from vllm_edit.rollout.arm import Arm
+from vllm_edit.rollout.guardrails import Evidence, judge
 from vllm_edit.rollout.limit import parse_limit
 from vllm_edit.rollout.rollout import Rollout
 from vllm_edit.rollout.schedule import parse_schedule
@@ -165,17 +168,53 @@ def test_a_rollout_that_cannot_be_tested_does_not_keep_others_from_it(
 
 def test_a_treatment_that_has_ended_is_not_asked(place: Place) -> None:
     running = begin(place, "locality+5%=kill")
+    ended = replace(running, treatment=replace(running.treatment, valid_until=datetime.now(UTC)))
     engine = Engine()
     guard = guard_of(place, canary_of(place, engine))
 
     async def steps() -> None:
-        await guard.look()
-        await guard._guard(replace(running, treatment=replace(running.treatment, valid_until=datetime.now(UTC))))
-        await asyncio.sleep(0.1)
+        for rollout in (running, ended):
+            await guard._guard_all([rollout])
+            await asyncio.sleep(0.1)
         await guard.close()
 
     run(steps())
     assert len(engine.asked) == 2, "base and treatment, once"
+
+
+class Slow:
+    """A canary that is asked one probe at a time, and writes down whose."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.idle = True
+
+    async def ask(self, rollout: Rollout) -> Probed | None:
+        self.asked.append(rollout.name)
+        self.idle = False
+        await asyncio.sleep(0.05)
+        self.idle = True
+        return None
+
+
+def test_rollouts_take_turns_with_their_probes(place: Place) -> None:
+    running = begin(place, "locality+5%=kill")
+    rollouts = [replace(running, name=name) for name in ("spring", "autumn", "winter")]
+    without = replace(running, name="summer", limits=())
+    canary = Slow()
+    guard = guard_of(place, canary)
+
+    async def steps() -> None:
+        for _ in range(6):
+            for _ in range(2):  # the second finds the engine busy
+                guard._ask_next([*rollouts, without])
+                await asyncio.sleep(0)
+            while not canary.idle:
+                await asyncio.sleep(0.01)
+        await guard.close()
+
+    run(steps())
+    assert canary.asked == ["autumn", "spring", "winter"] * 2
 
 
 def test_a_long_test_is_followed_by_a_rest_of_its_rollout_only(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,6 +233,44 @@ def test_a_long_test_is_followed_by_a_rest_of_its_rollout_only(place: Place, mon
 
     run(steps())
     assert tested == ["spring", "summer"]
+
+
+def test_a_limit_acts_also_if_its_test_takes_longer_than_the_lease(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry, taken = place.store.registry, list[bool]()
+    registry.rollouts.expose(failing(begin(place, "errors=kill")))
+    hold = registry.guard.hold
+    monkeypatch.setattr(registry.guard, "hold", lambda watch: hold(watch, 1.0))
+
+    def slowly(rollout: Rollout, evidence: Evidence) -> Any:
+        time.sleep(2.0)
+        taken.append(hold(OTHER))
+        return judge(rollout, evidence)
+
+    monkeypatch.setattr(rollout_guard, "judge", slowly)
+    run(guard_of(place).look())
+    assert taken == [False], "no other server begins the same test"
+    assert registry.rollouts.find("spring").state == "killed"
+
+
+def test_a_lost_lease_is_logged_and_followed_by_a_rest(
+    place: Place, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    begin(place, "errors=kill")
+    registry, tested = place.store.registry, list[str]()
+
+    def lost(name: str, watch: Watch) -> Any:
+        tested.append(name)
+        time.sleep(0.01)
+        raise LeaseLost("the lease guardrails has expired")
+
+    monkeypatch.setattr(registry.guard, "test", lost)
+    guard = Guard(registry.guard, place.service.watcher, Still(), place.service.metrics, server="node-a:1", rest=1e9)
+    for _ in range(3):
+        run(guard.look())
+    assert tested == ["spring"]
+    assert "rollout spring: this server did not act: the lease guardrails has expired" in caplog.text
 
 
 def test_a_server_follows_a_schedule(place: Place) -> None:

@@ -13,7 +13,7 @@ from vllm_edit.errors import EditError, NotFound, TooMany
 from vllm_edit.patch import Patch
 from vllm_edit.registry import migrations
 from vllm_edit.registry.job_request import JobRequest
-from vllm_edit.registry.jobs import MOST_ATTEMPTS, MOST_OPEN, Claim, JobLost
+from vllm_edit.registry.jobs import LONGEST_LEASE_S, MOST_ATTEMPTS, MOST_OPEN, Claim, JobLost
 from vllm_edit.registry.registry import Registry
 
 GONE_S = -1.0
@@ -106,6 +106,20 @@ def test_a_heartbeat_extends_the_lease(registry: Registry) -> None:
     alive = Claim(claim.job, claim.request, claim.holder, 60.0)
     assert registry.jobs.beat(alive)
     assert registry.jobs.claim("vm:2:b") is None
+
+
+def test_a_dead_workers_job_is_started_again_also_after_the_databases_clock_was_set_back(registry: Registry) -> None:
+    job = registry.jobs.submit(request())
+    claimed(registry, "vm:1:a", LONGEST_LEASE_S)
+    assert registry.jobs.claim("vm:2:b") is None
+    with create_engine(registry.url).begin() as connection:
+        connection.execute(text("update jobs set lease = lease + 7200"))  # two hours back
+    assert claimed(registry, "vm:2:b").job.id == job.id
+
+
+def test_a_lease_that_is_too_long_is_refused(registry: Registry) -> None:
+    with pytest.raises(EditError, match="expected a lease of at most 3600 seconds, got 3601"):
+        registry.jobs.claim("vm:1:a", 3601)
 
 
 def test_a_job_whose_worker_always_dies_fails_and_the_next_is_claimed(registry: Registry) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import URL, create_engine, inspect, make_url, text
+from sqlalchemy import URL, create_engine, inspect, make_url, text, update
 
 from tests import postgres
 from tests.store.example import newest_schema
@@ -183,6 +183,19 @@ def test_a_retired_patch_cannot_be_used_and_saving_it_again_restores_it(registry
     assert registry.add_patch(A) == dataclasses.replace(before, saved_at=registry.patch(A).saved_at)
     assert registry.retired.since() == {}
     assert not registry.retired.add(before), "it was saved since"
+
+
+def test_the_last_saved_patch_is_the_newest_also_after_one_of_a_machine_whose_clock_is_ahead(
+    registry: Registry,
+) -> None:
+    ahead = datetime.now(UTC) + timedelta(hours=1)
+    with create_engine(registry.url).begin() as connection:
+        connection.execute(update(tables.patches).where(tables.patches.c.name == C).values(saved_at=ahead))
+    for name in (B, A):
+        saved = registry.add_patch(name)
+        assert saved.saved_at > ahead
+        assert registry.patches()[0] == saved
+    assert [entry.name for entry in registry.patches()] == [A, B, C]
 
 
 def test_a_patch_is_removed_with_its_files_only_while_it_is_retired(registry: Registry) -> None:

@@ -11,8 +11,11 @@ from datetime import datetime, timedelta
 import pytest
 from sqlalchemy import create_engine, text
 
+from tests.postgres import Cluster
 from tests.rollout.example import failing, published, rollout
 from vllm_edit.errors import EditError
+from vllm_edit.registry import exposures
+from vllm_edit.registry.database import Database
 from vllm_edit.registry.leases import LEASE_S, LeaseLost
 from vllm_edit.registry.registry import Registry
 from vllm_edit.registry.rollout_guard import Watch
@@ -230,6 +233,21 @@ def test_a_lease_ends_also_after_the_databases_clock_was_set_back(registry: Regi
     registry.guard.hold(FIRST)
     let_time_pass(registry, -3600)
     assert registry.guard.hold(SECOND)
+
+
+@pytest.mark.slow
+def test_an_answer_that_is_committed_late_is_something_new_to_test(cluster: Cluster) -> None:
+    url = cluster.new_database()
+    registry, other = published(url, ["acme"]), Database(url)
+    running = begin(registry, "errors=kill")
+    with other.log() as slow:
+        exposures.expose(slow, failing(running, users=1))
+        registry.rollouts.expose(failing(running, users=1, first=1))
+        before = registry.guard.mark()
+    assert registry.guard.mark() != before
+    assert registry.guard.mark() == registry.guard.mark()
+    registry.close()
+    other.close()
 
 
 def test_a_person_kills_while_a_dead_server_has_the_lease(registry: Registry) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -225,6 +226,23 @@ def test_an_arm_that_is_served_already_needs_no_second_override(registry: Regist
     steps.promote("spring")
     made = steps.create(rollout(name="summer", control=registry.served("acme"), treatment=Arm("weights", THIRD)))
     assert made.control == Arm("weights", NEW, end)
+
+
+def test_a_default_control_is_what_is_served_when_the_rollout_is_created(registry: Registry) -> None:
+    drafted = rollout(control=registry.served("acme"), treatment=Arm("weights", THIRD))
+    registry.publish("acme", NEW)
+    made = registry.rollouts.create(drafted, control_served=True)
+    assert made.control == registry.rollouts.find("spring").control == Arm("weights", NEW)
+    chosen = replace(drafted, name="summer", tenant="globex", control=Arm("weights", NEW))
+    assert registry.rollouts.create(chosen).control == chosen.control, "a person may choose another"
+
+
+def test_a_rollout_to_what_was_published_meanwhile_is_refused(registry: Registry) -> None:
+    drafted = rollout(control=registry.served("acme"), treatment=Arm("weights", THIRD))
+    registry.publish("acme", THIRD)
+    with pytest.raises(EditError, match="control and treatment are both capital@c"):
+        registry.rollouts.create(drafted, control_served=True)
+    assert registry.rollouts.newest_first() == []
 
 
 def test_a_kill_closes_the_rollout_that_was_made_to_follow_the_killed_one(registry: Registry) -> None:

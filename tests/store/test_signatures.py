@@ -14,12 +14,14 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from tests.store.example import compiled, new_store
 from vllm_edit.artefacts.signatures import SigningKey, key_id
 from vllm_edit.digest import canonical, digest_bytes, with_digest
-from vllm_edit.errors import Corrupt, EditError, NotFound, Unsigned
+from vllm_edit.errors import Corrupt, EditError, NotFound, Unavailable, Unsigned
+from vllm_edit.names import short
+from vllm_edit.registry import audit
 from vllm_edit.rollout.arm import Arm
 from vllm_edit.rollout.rollout import Rollout
 from vllm_edit.store.maintenance import problems_of
 from vllm_edit.store.signers import SIGNERS, Signers, change_signers, read_signers
-from vllm_edit.store.signing import sign
+from vllm_edit.store.signing import put, sealed, signatures_of
 from vllm_edit.store.store import Store
 
 NOW = datetime.now(UTC)
@@ -161,7 +163,7 @@ def test_signatures_from_before_the_end_of_a_key_stay_valid_and_later_ones_do_no
     change(store, lambda signers: signers.ending(key.id, datetime.now(UTC)))
     with pytest.raises(EditError, match=f"a signature of {key.id} would not count: .* after the end of the key of ann"):
         store.sign(later, key)
-    sign(store.files, later, key)  # as another program could
+    put(store.files, later, key.sign(later, sealed(store.files, later)))  # as another program could
     assert store.load(name).name == name
     with pytest.raises(Unsigned, match=r"it was made on .*, after the end of the key of ann"):
         store.load(later)
@@ -203,6 +205,78 @@ def test_changes_and_signatures_are_in_the_audit(store: Store, key: SigningKey, 
     assert rows["patch.sign"].who == "ann"
     assert key.id in str(rows["patch.sign"].new)
     assert json.loads(rows["signer.trust"].new)["required"] is True
+
+
+def test_nothing_is_trusted_before_its_row_of_the_audit_is_committed(
+    store: Store, key: SigningKey, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, rows = read_signers(store.files), store.registry.audit()
+
+    def fail(*_: object, **__: object) -> None:
+        raise Unavailable("the registry is down")
+
+    monkeypatch.setattr(audit, "append", fail)
+    with pytest.raises(Unavailable, match="the registry is down"):
+        change(store, lambda signers: signers.revoking(key.id))
+    with pytest.raises(Unavailable, match="the registry is down"):
+        store.sign(name, key)
+    assert read_signers(store.files) == before
+    assert signatures_of(store.files, name) == []
+    assert store.registry.audit() == rows
+
+
+def test_a_change_whose_file_was_not_written_is_reported_and_repaired_by_repeating_it(
+    store: Store, key: SigningKey, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.sign(name, key)
+
+    def fail(path: str, _: bytes) -> None:
+        raise Unavailable(f"{path} cannot be written: the disk is full; fix that and try again")
+
+    with monkeypatch.context() as full:
+        full.setattr(store.files, "write", fail)
+        with pytest.raises(Unavailable, match="the audit has the change already and the list does not: repeat it"):
+            change(store, lambda signers: signers.revoking(key.id, "stolen"))
+    last = store.registry.audit()[-1]
+    assert store.load(name).name == name, "the file still trusts the key"
+    [problem] = problems_of(store)
+    assert problem.startswith(f"signers.json differs from row {last.number} of the audit ({last.at}, signer.trust by ")
+    assert "repeat that command if it was interrupted" in problem
+    change(store, lambda signers: signers.revoking(key.id, "stolen"))
+    assert not [line for line in problems_of(store) if "signers.json" in line]
+
+
+def test_a_signature_that_the_audit_has_and_the_patch_has_not_is_reported_and_repaired_by_signing_again(
+    store: Store, key: SigningKey, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: str, _: bytes) -> None:
+        raise Unavailable(f"{path} cannot be written: the disk is full; fix that and try again")
+
+    with monkeypatch.context() as full:
+        full.setattr(store.files, "write", fail)
+        with pytest.raises(Unavailable, match="the audit has the signature already and the patch does not: sign again"):
+            store.sign(name, key)
+    assert problems_of(store) == [
+        f"{name} has lost the signature of {key.id} that the audit has; sign it again: vllm-edit sign "
+        f"{short(name)} --key FILE"
+    ]
+    store.sign(name, key)
+    assert problems_of(store) == []
+
+
+def test_a_list_that_was_changed_past_the_audit_is_a_problem(store: Store, key: SigningKey, name: str) -> None:
+    genuine = store.files.read(SIGNERS)
+    store.files.write(SIGNERS, Signers().model_dump_json().encode())
+    [problem] = problems_of(store)
+    assert "signers.json differs from row" in problem
+    store.files.write(SIGNERS, genuine)
+    assert problems_of(store) == []
+
+
+def test_a_list_that_the_audit_never_had_is_a_problem(store: Store, key: SigningKey) -> None:
+    store.files.write(SIGNERS, Signers().trusting(key.public, "eve").model_dump_json().encode())
+    [problem] = problems_of(store)
+    assert problem.startswith("signers.json lists keys, but the audit has no change of it")
 
 
 def test_signatures_are_required_only_where_one_can_count(store: Store, key: SigningKey, name: str) -> None:

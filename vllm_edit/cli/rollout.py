@@ -113,7 +113,7 @@ def create(
         shadow=None if shadow is None else _share(shadow),
         shadow_texts=shadow_texts,
     )
-    entered = opened.registry.rollouts.create(made, override=override, why=why, by=who)
+    entered = opened.registry.rollouts.create(made, control_served=control is None, override=override, why=why, by=who)
     print_json(entered.as_record()) if json else print_line(_line(entered))
 
 

@@ -146,8 +146,8 @@ def history(tenant: TenantArgument, store: StoreOption = None, json: JsonOption 
         print_json([_as_json(publication) for publication in publications])
         return
     now = datetime.now(UTC)
-    active, rollout = served(publications, now), registry.state(tenant).rollout
-    in_force = "active" if rollout is None else f"behind rollout {rollout.name}"
+    active, deciding = served(publications, now), registry.state(tenant).deciding
+    in_force = f"behind rollout {', '.join(rollout.name for rollout in deciding)}" if deciding else "active"
     rows = []
     for entry in publications:
         ended = "ended" if entry.ended(now) else ""

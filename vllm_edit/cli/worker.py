@@ -22,7 +22,9 @@ def worker(
     drain: Annotated[bool, typer.Option("--drain", help="Exit when no job is waiting.")] = False,
     lease: Annotated[
         float,
-        typer.Option(min=1, metavar="SECONDS", help="Silence after which another worker may take over the job."),
+        typer.Option(
+            min=1, max=3600, metavar="SECONDS", help="Silence after which another worker may take over the job."
+        ),
     ] = 30.0,
     store: StoreOption = None,
     json: JsonOption = False,

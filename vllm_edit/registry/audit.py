@@ -120,12 +120,23 @@ def append(
     return Head(row.number, row.digest)
 
 
-def in_order(connection: Connection, tenant: str | None = None, newest: int | None = None) -> list[AuditEntry]:
-    """Return the rows, oldest first: all, those of `tenant`, or the last `newest` of them."""
+def in_order(
+    connection: Connection, tenant: str | None = None, newest: int | None = None, what: str = ""
+) -> list[AuditEntry]:
+    """Return the rows, oldest first: all, those of `tenant`, or the last `newest` of them.
+
+    Args:
+        connection: the connection.
+        tenant: only rows of this tenant.
+        newest: only the last so many rows.
+        what: only changes whose names begin so.
+    """
     number = tables.audit.c.number
     wanted = select(tables.audit).order_by(number.desc()).limit(newest)
     if tenant is not None:
         wanted = wanted.where(tables.audit.c.tenant == tenant)
+    if what:
+        wanted = wanted.where(tables.audit.c.what.startswith(what, autoescape=True))
     found = [AuditEntry(**row._mapping) for row in connection.execute(wanted)]
     return found[::-1]
 

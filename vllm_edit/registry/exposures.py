@@ -18,6 +18,7 @@ from vllm_edit.rollout.arm import SIDES, Side
 from vllm_edit.rollout.guardrails import Evidence
 from vllm_edit.rollout.outcomes import Exposure, FirstAnswer, Observed, Traffic, UnknownAnswer
 
+_RECENT = 10_000  # numbers in which a row that is committed late is noticed: far more than open transactions hold
 _LATENCIES = 10_000  # an arm's newest latencies, from which its quantiles are computed
 
 
@@ -131,9 +132,16 @@ def evidence(connection: Connection, rollout: str) -> Evidence:
 
 
 def mark(connection: Connection) -> tuple[int, ...]:
-    """Return numbers that change whenever the `evidence` of any rollout changes, at the cost of three look-ups."""
-    numbers = (first_answers.c.number, canaries.c.number, outcomes.c.number)
-    return tuple(connection.execute(select(func.max(number))).scalar() or 0 for number in numbers)
+    """Return numbers that change whenever the `evidence` of any rollout changes, at the cost of six look-ups.
+
+    On PostgreSQL a row may be committed after a row with a higher number. So each table's last rows are counted too.
+    """
+    found = []
+    for number in (first_answers.c.number, canaries.c.number, outcomes.c.number):
+        last = connection.execute(select(func.max(number))).scalar() or 0
+        recent = select(func.count()).where(number > last - _RECENT)
+        found += [last, connection.execute(recent).scalar_one()]
+    return tuple(found)
 
 
 def add_canary(connection: Connection, rollout: str, probe: str, *, changed: bool, server: str) -> None:

@@ -35,6 +35,8 @@ OPEN: tuple[State, ...] = ("queued", "running")
 """States of a job that has not ended."""
 
 LEASE_S = 30.0
+LONGEST_LEASE_S = 3600.0
+"""No lease ends later than this, unless the database's clock was set back: the job is then free."""
 MOST_ATTEMPTS = 3
 """Number of times that a job is started: its worker may have died because of it."""
 MOST_OPEN = 16
@@ -218,8 +220,13 @@ class Jobs:
 
         Args:
             holder: identifies the worker's process, `host:pid:…`.
-            lease_s: seconds until another worker may claim the job, without a heartbeat.
+            lease_s: seconds until another worker may claim the job, without a heartbeat; at most `LONGEST_LEASE_S`.
+
+        Raises:
+            EditError: the lease is too long.
         """
+        if lease_s > LONGEST_LEASE_S:
+            raise EditError(f"expected a lease of at most {LONGEST_LEASE_S:g} seconds, got {lease_s:g}")
         while (free := self._oldest_free()) is not None:
             job, text = free
             if job.attempts >= MOST_ATTEMPTS:
@@ -289,7 +296,9 @@ class Jobs:
     @property
     def _free(self) -> ColumnElement[bool]:
         """True for a job that is queued, or whose worker is silent."""
-        return or_(jobs.c.state == "queued", and_(jobs.c.state == "running", jobs.c.lease < self._database.clock))
+        clock, lease = self._database.clock, jobs.c.lease
+        silent = or_(lease < clock, lease > clock + LONGEST_LEASE_S + 1)  # the last: the clock was set back
+        return or_(jobs.c.state == "queued", and_(jobs.c.state == "running", silent))
 
     def _oldest_free(self) -> tuple[Job, str] | None:
         """The oldest free job with its request. A read takes no lock, so idle workers disturb nobody."""

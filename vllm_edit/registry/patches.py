@@ -7,10 +7,10 @@ Each function runs in its caller's transaction. Retired patches (pending removal
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
-from sqlalchemy import Connection, Row, delete, insert, select, update
+from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
 from vllm_edit.errors import NotFound
 from vllm_edit.names import check_name, nearest, short, shown, split_name
@@ -40,10 +40,17 @@ class PatchEntry:
 
 
 def add(connection: Connection, name: str, valid_until: datetime | None) -> PatchEntry:
-    """Insert a patch, or mark a known patch as saved again, which ends its retirement."""
+    """Insert a patch, or mark a known patch as saved again, which ends its retirement.
+
+    Its time is after that of every other patch, so that it is the newest also if the clock of the machine that saved
+    another is ahead.
+    """
     patch, digest = split_name(name)
+    newest: datetime | None = connection.execute(select(func.max(tables.patches.c.saved_at))).scalar()
+    now = datetime.now(UTC)
+    saved_at = now if newest is None else max(now, newest + timedelta(microseconds=1))
     this = tables.patches.c.name == name
-    fields = {"saved_at": datetime.now(UTC), "valid_until": valid_until, "retired": None}
+    fields = {"saved_at": saved_at, "valid_until": valid_until, "retired": None}
     again = connection.execute(update(tables.patches).where(this).values(**fields))
     if not again.rowcount:
         row = {"name": name, "patch": patch, "digest": digest, **fields}

@@ -363,12 +363,21 @@ class Registry:
         with self._database.read(following=True) as connection:
             return snapshot.read(connection)
 
-    def audit(self, tenant: str | None = None, newest: int | None = None) -> list[AuditEntry]:
-        """Return the audit's rows, oldest first: all, those of `tenant`, or the last `newest` of them."""
+    def audit(self, tenant: str | None = None, newest: int | None = None, what: str = "") -> list[AuditEntry]:
+        """Return the audit's rows, oldest first: all, those of `tenant`, or the last `newest` of them.
+
+        Args:
+            tenant: only rows of this tenant.
+            newest: only the last so many rows.
+            what: only changes whose names begin so, like `signer.`.
+
+        Raises:
+            NotFound: there is no such tenant.
+        """
         with self._database.read() as connection:
             if tenant is not None:
                 tenants.require(connection, tenant)
-            return audit.in_order(connection, tenant, newest)
+            return audit.in_order(connection, tenant, newest, what)
 
     def problems(self) -> Iterator[str]:
         """Yield the problems of the database and its audit, one line each.

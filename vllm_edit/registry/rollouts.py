@@ -66,17 +66,22 @@ class Rollouts:
     def __init__(self, database: Database, changes: Changes, admission: Admission) -> None:
         self._database, self._changes, self._admission = database, changes, admission
 
-    def create(self, rollout: Rollout, *, override: str = "", why: str = "", by: str = "") -> Rollout:
+    def create(
+        self, rollout: Rollout, *, control_served: bool = False, override: str = "", why: str = "", by: str = ""
+    ) -> Rollout:
         """Insert a rollout, and return it with the expiry of its arms. It serves nobody before its first ramp.
 
         Args:
             rollout: The rollout.
+            control_served: Replace its control by what the tenant is served at this change. Nobody then gets back what
+                was served when the rollout was drafted.
             override: Reason to serve an arm that its gate did not accept; requires `by`.
             why: Reason for the audit.
             by: Who creates it.
 
         Raises:
-            EditError: the name is taken, the tenant has an open rollout, or an arm may not be served.
+            EditError: the name is taken, the tenant has an open rollout, an arm may not be served, or the tenant is
+                served the treatment already.
             Unsigned: the store requires a signature, and an arm's patch has no valid one.
         """
         override = check_note(override, "a reason for the override", REASON_LENGTH)
@@ -85,6 +90,9 @@ class Rollouts:
         with self._changes.make("rollout.create", tenant=rollout.tenant, by=by, why=why or override) as change:
             connection = change.connection
             tenants.require(connection, rollout.tenant)
+            if control_served:
+                state = tenants.state(connection, rollout.tenant, governing(connection))
+                rollout = replace(rollout, control=state.served(datetime.now(UTC)))
             rollout = replace(rollout, audience=tenants.audience(connection, rollout.tenant, rollout.audience))
             for other in standing(connection, rollout.tenant):
                 if other.open and (problems := rollout.problems_beside(other)):

@@ -195,7 +195,8 @@ outcomes = Table(
 )
 
 # The first compared answer of each unit. `number` is the order of arrival: rows are only added, so that a test that
-# looks again sees the same beginning. On PostgreSQL a later answer of a known unit uses up a number too.
+# looks again sees the same beginning. On PostgreSQL a later answer of a known unit uses up a number too; and of two
+# servers that write at one time, the one with the lower numbers may commit last, so its rows appear before known ones.
 first_answers = Table(
     "first_answers",
     metadata,

@@ -49,7 +49,8 @@ def draft(
         resolve: Resolves names of patches.
         served: Returns what a tenant is served now, the default control.
         treatment: Treatment arm, e.g. `capital`, `capital:ike` or `base`.
-        control: Control arm; None for `served(tenant)`.
+        control: Control arm; None for `served(tenant)`. Create the rollout with `control_served` then, because another
+            patch may be published meanwhile.
         split: Percentage on treatment, of the sticky keys that take part.
         metrics: Metrics, e.g. `solved` or `rating:1..5`.
         users: Users that are always on one side.

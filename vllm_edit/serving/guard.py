@@ -12,6 +12,7 @@ import contextlib
 import logging
 import secrets
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Protocol
 
@@ -26,7 +27,7 @@ from vllm_edit.serving.watcher import FAILURES, Watcher
 logger = logging.getLogger(__name__)
 
 EVERY_S = 2.0
-"""Rest between two looks, each of which renews the lease."""
+"""Rest between two looks. A look renews the lease when it begins, and as often while it lasts."""
 
 REST = 20.0
 """Pause after a test of limits, as a multiple of the test's duration: tests then take a few per cent of a core."""
@@ -58,12 +59,13 @@ class Guard:
         self._registry, self._watcher, self._canary, self._metrics = registry, watcher, canary, metrics
         self._every_s, self._rest = every_s, rest
         self._watch = Watch(secrets.token_hex(16), server)
-        self._threads = Threads(1)
+        self._threads, self._renewing = Threads(1), Threads(1)
         self._holds = False
         self._seen: dict[str, tuple[int, ...]] = {}  # rollout → the evidence that its limits were last tested on
         self._probing: asyncio.Task[None] | None = None
         self._failing = False
         self._rested_at: dict[str, float] = {}  # rollout → the earliest time of its next test
+        self._probed = ""  # the rollout whose probe was asked last
 
     async def run(self) -> None:
         """Look again and again; never returns."""
@@ -88,18 +90,11 @@ class Guard:
         if not self._holds:
             self._seen.clear()
             return
-        failed: Exception | None = None
-        for rollout in guarded:
-            try:
-                await self._guard(rollout)
-            except LeaseLost:
-                self._holds = False
-                self._seen.clear()
-                break
-            except Exception as error:  # a rollout that cannot be tested must not keep the others from it
-                failed = failed or error
-        if failed is not None:
-            raise failed
+        renewing = asyncio.create_task(self._renew())
+        try:
+            await self._guard_all(guarded)
+        finally:
+            renewing.cancel()
 
     async def close(self) -> None:
         """Give the lease back. The registry may be down."""
@@ -111,6 +106,29 @@ class Guard:
         self._holds = False
         self._seen.clear()
 
+    async def _renew(self) -> None:
+        """Keep the lease during a look, whose tests may take longer than the lease lasts. The caller cancels it."""
+        while True:
+            await asyncio.sleep(self._every_s)
+            with contextlib.suppress(*FAILURES):  # if the lease is lost, the next action raises `LeaseLost`
+                await self._renewing.run(self._registry.hold, self._watch)
+
+    async def _guard_all(self, guarded: Sequence[Rollout]) -> None:
+        failed: Exception | None = None
+        for rollout in guarded:
+            try:
+                await self._guard(rollout)
+            except LeaseLost as error:
+                logger.warning("rollout %s: this server did not act: %s", rollout.name, error)
+                self._holds = False
+                self._seen.clear()
+                return
+            except Exception as error:  # a rollout that cannot be tested must not keep the others from it
+                failed = failed or error
+        self._ask_next(guarded)
+        if failed is not None:
+            raise failed
+
     async def _guard(self, rollout: Rollout) -> None:
         if rollout.limits:
             mark = await self._threads.run(self._registry.mark)
@@ -121,17 +139,33 @@ class Guard:
             moved = await self._threads.run(self._registry.advance, rollout.name, self._watch)
             if moved is not None:
                 logger.info("rollout %s: %g %% of the users take part", rollout.name, moved.share / 100)
-        asked = any(limit.name == "locality" for limit in rollout.limits)
-        if asked and not rollout.treatment.ended(datetime.now(UTC)) and self._canary.idle:
-            # Beside the looks: a slow engine must not delay an action.
-            self._probing = asyncio.create_task(self._probe(rollout))
 
     async def _test(self, rollout: Rollout) -> None:
         begun = time.monotonic()
-        for decision in await self._threads.run(self._registry.test, rollout.name, self._watch):
-            logger.warning("rollout %s: %s: %s", rollout.name, decision.result.limit, decision.result.summary)
-        ended = time.monotonic()
-        self._rested_at[rollout.name] = ended + min(self._rest * (ended - begun), _MOST_S)
+        try:
+            for decision in await self._threads.run(self._registry.test, rollout.name, self._watch):
+                logger.warning("rollout %s: %s: %s", rollout.name, decision.result.limit, decision.result.summary)
+        finally:  # also after a failure: the same test would fail again
+            ended = time.monotonic()
+            self._rested_at[rollout.name] = ended + min(self._rest * (ended - begun), _MOST_S)
+
+    def _ask_next(self, guarded: Sequence[Rollout]) -> None:
+        """Start a probe of the next rollout in turn. It runs beside the looks: a slow engine must not delay an action.
+
+        The engine is asked one probe at a time, so rollouts take turns, by their names.
+        """
+        if not self._canary.idle:
+            return
+        now = datetime.now(UTC)
+        asked = [
+            rollout
+            for rollout in guarded
+            if any(limit.name == "locality" for limit in rollout.limits) and not rollout.treatment.ended(now)
+        ]
+        if asked:
+            turn = min(asked, key=lambda rollout: (rollout.name <= self._probed, rollout.name))
+            self._probed = turn.name
+            self._probing = asyncio.create_task(self._probe(turn))
 
     async def _probe(self, rollout: Rollout) -> None:
         try:

@@ -9,8 +9,8 @@ from vllm_edit.errors import Corrupt, EditError, Incompatible
 from vllm_edit.names import split_name
 from vllm_edit.registry.registry import Registry
 from vllm_edit.store.documents import KINDS, Kind
-from vllm_edit.store.signers import read_signers
-from vllm_edit.store.signing import sealed, signatures_of
+from vllm_edit.store.signers import difference, read_signers
+from vllm_edit.store.signing import lost, sealed, signatures_of
 from vllm_edit.store.site_files import SITE
 from vllm_edit.store.store import Store
 
@@ -18,8 +18,8 @@ from vllm_edit.store.store import Store
 def problems_of(store: Store) -> list[str]:
     """Find every problem, one line each; an intact store has none.
 
-    Problems are files that do not match their digests or each other, registry entries whose files are missing, and
-    damage of the registry and its audit.
+    Problems are files that do not match their digests or each other, registry entries whose files are missing, damage
+    of the registry and its audit, and a list of signers or signatures that differ from the audit.
     """
     try:
         stored = store.names()
@@ -41,6 +41,8 @@ def _problems(store: Store, registry: Registry, stored: Sequence[str]) -> list[s
         partial(_site_problems, store, stored),
         *(partial(_document_problems, store, kind) for kind in KINDS),
         registry.problems,
+        partial(_signer_problems, store, registry),
+        partial(lost, store.files, registry, stored),
         *(partial(_patch_problems, store, name) for name in stored),
     ]
     problems: list[str] = []
@@ -63,6 +65,11 @@ def _site_problems(store: Store, stored: Iterable[str]) -> Iterator[str]:
         if compiled_at != site:
             yield f"{name} was compiled at site {compiled_at}, but {SITE} holds {site}: one is from another store"
     store.site_tensors()
+
+
+def _signer_problems(store: Store, registry: Registry) -> Iterator[str]:
+    if problem := difference(store.files, registry):
+        yield problem
 
 
 def _document_problems(store: Store, kind: Kind) -> Iterable[str]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 
 from pydantic import AwareDatetime, ValidationError
 
 from vllm_edit.artefacts.signatures import Signature, is_valid, key_id
-from vllm_edit.errors import Corrupt, EditError, NotFound, Unsigned
+from vllm_edit.errors import Corrupt, EditError, NotFound, Unavailable, Unsigned
 from vllm_edit.files import Files
 from vllm_edit.frozen import Frozen
 from vllm_edit.invalid import problems_of
@@ -190,28 +191,16 @@ def read_signers(files: Files) -> Signers:
         if pinned is None:
             return Signers()
         raise EditError(f"VLLM_EDIT_SIGNERS names {pinned}, which does not exist; restore it") from None
-    try:
-        return Signers.model_validate_json(data)
-    except ValidationError as error:
-        first = problems_of(error)[0]
-        raise Corrupt(f"{pinned or SIGNERS} is no list of signers ({first}); restore it from a copy") from error
-
-
-def write_signers(files: Files, signers: Signers) -> None:
-    """Replace the store's list.
-
-    Raises:
-        EditError: `$VLLM_EDIT_SIGNERS` names another list, which an operator must change.
-    """
-    if (pinned := pinned_signers()) is not None:
-        raise EditError(f"VLLM_EDIT_SIGNERS names {pinned}: change that file, or unset it to change the store's list")
-    files.write(SIGNERS, signers.model_dump_json(indent=1).encode())
+    return _parsed(data, str(pinned or SIGNERS))
 
 
 def change_signers(
     files: Files, registry: Registry, what: str, change: Callable[[Signers], Signers], *, why: str = "", by: str = ""
 ) -> Signers:
     """Change the store's list, with a row in the audit, and return it.
+
+    The file is written after the row is committed, so that no key is trusted without a row. If the process dies in
+    between, the same call changes the list, and `difference` reports it until then.
 
     Args:
         files: the store's files.
@@ -222,12 +211,69 @@ def change_signers(
         by: who changes it.
 
     Raises:
-        EditError: as `write_signers` and `change` do; nothing is changed.
+        EditError: `$VLLM_EDIT_SIGNERS` names another list, which an operator must change, or `change` raises it;
+            nothing is changed.
+        Unavailable: the registry cannot be used, and nothing is changed; or the file cannot be written, and the message
+            says that the audit has the change already.
     """
-    with files.locked(SIGNERS), registry.changes.make(what, by=by, why=why) as made:
-        before = read_signers(files)
-        after = change(before)
+    if (pinned := pinned_signers()) is not None:
+        raise EditError(f"VLLM_EDIT_SIGNERS names {pinned}: change that file, or unset it to change the store's list")
+    with files.locked(SIGNERS):
+        with registry.changes.make(what, by=by, why=why) as made:
+            before = read_signers(files)
+            after = change(before)
+            if after != before:
+                made.record(before.model_dump(mode="json"), after.model_dump(mode="json"))
         if after != before:
-            made.record(before.model_dump(mode="json"), after.model_dump(mode="json"))
-            write_signers(files, after)
+            try:
+                files.write(SIGNERS, after.model_dump_json(indent=1).encode())
+            except Unavailable as error:
+                raise Unavailable(
+                    f"{error}; the audit has the change already and the list does not: repeat it"
+                ) from error
         return after
+
+
+def difference(files: Files, registry: Registry) -> str:
+    """How the store's own list differs from the last change in the audit, and what to do; empty if they are equal.
+
+    A list that is pinned by `$VLLM_EDIT_SIGNERS` is not compared.
+
+    Raises:
+        Corrupt: the file, or the row of the audit, holds no list.
+    """
+    if not (found := _difference(files, registry)):
+        return ""
+    with suppress(Unavailable), files.locked(SIGNERS):  # wait for a change that has still to write the file
+        return _difference(files, registry)
+    return found  # of a read-only store, which cannot be locked
+
+
+def _difference(files: Files, registry: Registry) -> str:
+    changed = registry.audit(what="signer.", newest=1)
+    recorded = _parsed(changed[0].new.encode(), f"row {changed[0].number} of the audit") if changed else Signers()
+    try:
+        stored = _parsed(files.read(SIGNERS), SIGNERS)
+    except FileNotFoundError:
+        stored = Signers()
+    if stored == recorded:
+        return ""
+    if not changed:
+        return (
+            f"{SIGNERS} lists keys, but the audit has no change of it: find out who wrote it, and remove it if unsure"
+        )
+    row = changed[0]
+    return (
+        f"{SIGNERS} differs from row {row.number} of the audit ({row.at}, {row.what} by {row.who}): repeat that "
+        "command if it was interrupted; else restore the file from a copy, or from that row's `new` (vllm-edit audit "
+        "show --json)"
+    )
+
+
+def _parsed(data: bytes, place: str) -> Signers:
+    """The list in `data`. `place`: where it is, for messages."""
+    try:
+        return Signers.model_validate_json(data)
+    except ValidationError as error:
+        first = problems_of(error)[0]
+        raise Corrupt(f"{place} is no list of signers ({first}); restore it from a copy") from error

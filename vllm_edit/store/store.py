@@ -442,13 +442,11 @@ class Store:
             NotFound: no such name.
             Corrupt: a file does not match its digest.
             EditError: the store's list says that the key is revoked or has ended.
+            Unavailable: the registry or the file cannot be written; repeat the call.
         """
         read_signers(self.files).trusts(key.id)
         self.check(name)
-        with self.registry.changes.make("patch.sign", by=by) as change:
-            made = sign(self.files, name, key)
-            change.record(None, {"name": name, **made.model_dump(mode="json")})
-            return made
+        return sign(self.files, self.registry, name, key, by)
 
     # Records
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field, JsonValue
 from vllm_edit.artefacts.manifest import Manifest
 from vllm_edit.registry.answers import AnswerEntry
 from vllm_edit.registry.patches import PatchEntry
+from vllm_edit.rollout.decision import TenantState
 from vllm_edit.serving.admin.authorization import PREFIX
 from vllm_edit.serving.admin.dependencies import Body, Dependencies, Who, who
 from vllm_edit.serving.admin.validation import ValidatedRoute
@@ -19,11 +20,15 @@ from vllm_edit.store.maintenance import problems_of
 
 
 class Served(BaseModel):
-    """The patch served to a tenant's requests that name no user, and the rollout that decides it, if any."""
+    """The patch served to a tenant's requests that name no user, and the rollout that decides it, if any.
+
+    beside: further rollouts that decide, for other users.
+    """
 
     tenant: str
     active: str | None
     rollout: str | None = None
+    beside: tuple[str, ...] = ()
 
 
 class Loaded(BaseModel):
@@ -129,11 +134,8 @@ def routes(dependencies: Dependencies) -> APIRouter:
 def _listing(dependencies: Dependencies, now: datetime) -> Listing:
     service, catalogue = dependencies.service, dependencies.service.watcher.current
     resident, site = service.residency.names, service.residency.site
-    rollouts = catalogue.snapshot.rollouts
-    tenants = [
-        Served(tenant=name, active=arm.name, rollout=rollouts[name].name if name in rollouts else None)
-        for name, arm in sorted(catalogue.served(now).items())
-    ]
+    snapshot = catalogue.snapshot
+    tenants = [_served(snapshot.state(tenant, now), now) for tenant in sorted(snapshot.standing)]
     return Listing(
         base=catalogue.bases[0],
         site=SiteInfo(digest=site.digest, modules=site.modules, token=site.token, max_rank=site.max_rank),
@@ -142,6 +144,12 @@ def _listing(dependencies: Dependencies, now: datetime) -> Listing:
         tenants=tenants,
         generation=catalogue.generation,
     )
+
+
+def _served(state: TenantState, now: datetime) -> Served:
+    names = [rollout.name for rollout in state.deciding]
+    rollout = names[0] if names else None
+    return Served(tenant=state.tenant, active=state.served(now).name, rollout=rollout, beside=tuple(names[1:]))
 
 
 def patch_info(dependencies: Dependencies, name: str) -> PatchInfo:

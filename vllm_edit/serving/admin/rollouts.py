@@ -123,6 +123,7 @@ def routes(dependencies: Dependencies) -> APIRouter:
         entered, _ = await dependencies.change(
             dependencies.registry.rollouts.create,
             made,
+            control_served=asked.control is None,
             override=asked.override,
             why=asked.why,
             by=who(request, asked.who),

@@ -116,7 +116,7 @@ def _rows(entries: Iterable[PatchEntry], catalogue: Catalogue, resident: Iterabl
 def _arms(catalogue: Catalogue) -> Mapping[str, list[str]]:
     """Patch → the arms of running rollouts that serve it."""
     found: dict[str, list[str]] = {}
-    for rollout in catalogue.snapshot.rollouts.values():
+    for rollout in catalogue.snapshot.all_governing:
         for side, arm in (("control", rollout.control), ("treatment", rollout.treatment)):
             if rollout.running and arm.name is not None:
                 found.setdefault(arm.name, []).append(f"{rollout.name} ({side})")

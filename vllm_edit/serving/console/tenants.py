@@ -74,7 +74,7 @@ def routes(dependencies: Dependencies, pages: Pages) -> APIRouter:
             history=history,
             current=served(history, now),
             arm=state.served(now),
-            rollout=state.rollout,
+            rollouts=state.deciding,
             now=now,
             names=dependencies.service.watcher.current.newest_first,
         )
@@ -92,6 +92,7 @@ def routes(dependencies: Dependencies, pages: Pages) -> APIRouter:
         """Ask before a rollback: what the tenant is served now, and what after it."""
         history = await dependencies.read(dependencies.registry.history, tenant)
         state = await dependencies.read(dependencies.registry.state, tenant)
+        entries = await dependencies.read(dependencies.registry.rollouts.newest_first, tenant)
         now = datetime.now(UTC)
         standing = [entry for entry in history if not (entry.rolled_back or entry.ended(now))]
         governed = state.rollout is not None
@@ -107,7 +108,7 @@ def routes(dependencies: Dependencies, pages: Pages) -> APIRouter:
             "rollback.html",
             tenant=tenant,
             arm=state.served(now),
-            rollout=state.rollout,
+            rollouts=[entry.rollout for entry in entries if not entry.rollout.closed],
             to=to,
             after=after,
         )
