@@ -42,7 +42,7 @@ def test_every_value_of_the_report_is_on_the_page() -> None:
     text = Parsed.of(rollout_page(made)).text
     result, unrated = made.comparisons
     assert (result.verdict, unrated.verdict) == ("worse", "open")
-    assert f"decided after {result.decided_at} comparisons" in text
+    assert f"decided after {result.decided_at} users" in text
     assert f"{result.difference.mean:.4g}, 97.5 % interval at every look {result.difference.low:.4g}" in text
     assert "On rating, nothing is compared yet." in text
     assert "12.5 % of the users take part, 50 % of them on treatment" in text
@@ -60,9 +60,9 @@ def test_every_value_of_the_report_is_on_the_page() -> None:
 def test_the_course_and_the_means_are_drawn_for_each_metric() -> None:
     page = rollout_page(found(200))
     shown = dict(re.findall(r"<desc id=\"([\w-]+)\">([^<]*)</desc>", page))
-    assert shown["rollout-course-0-text"].startswith("comparisons: -1 (")
+    assert shown["rollout-course-0-text"].startswith("users of both arms: -1 (")
     assert shown["rollout-course-0-text"].endswith(f"decided after {found(200).comparisons[0].decided_at}")
-    assert shown["rollout-course-1-text"] == "comparisons: nothing is compared yet"
+    assert shown["rollout-course-1-text"] == "users of both arms: nothing is compared yet"
     assert shown["rollout-mean-0-text"].startswith("control: 1 (")
 
 

@@ -1,4 +1,4 @@
-"""Treatment against control from recorded outcomes: verdicts, blocks, reports, pictures."""
+"""Treatment against control from recorded outcomes: verdicts, reports, pictures."""
 
 from __future__ import annotations
 
@@ -57,17 +57,29 @@ def test_a_verdict_knows_which_way_is_better(control: float, treatment: float, b
         assert arm.low <= rate <= arm.high
 
 
-@pytest.mark.parametrize(("split", "rarer"), [(1_000, "treatment"), (9_000, "control")])
-def test_an_uneven_split_compares_one_with_the_mean_of_many(split: int, rarer: Side) -> None:
+@pytest.mark.parametrize("split", [1_000, 3_000, 9_000])
+def test_every_user_counts_once_at_every_split(split: int) -> None:
     outcomes = _outcomes(20_000, 0.4, 0.5, split=split / 10_000)
     found = compare(SOLVED, outcomes, split, 0.05)
-    of_rarer = sum(outcome.side == rarer for outcome in outcomes)
-    assert of_rarer * 0.95 < found.difference.n <= of_rarer
+    assert found.difference.n == len(outcomes) == found.arms["control"].n + found.arms["treatment"].n
+    assert all(len(part) == len(outcomes) for part in found.path)
     assert found.verdict == "better"
-    # One against one, as many blocks are less certain: the mean of nine has a ninth of the variance.
-    pairs = compare(SOLVED, outcomes, 5_000, 0.05)
-    width = [item.difference.high - item.difference.low for item in (found, pairs)]  # type: ignore[operator]
-    assert width[0] < 0.85 * width[1]
+    assert found.decided_at is not None
+    assert found.path[1][found.decided_at - 1] > 0 >= found.path[1][found.decided_at - 2]
+    assert found.difference.low is not None
+    assert found.difference.high is not None
+    assert found.difference.low <= 0.1 <= found.difference.high
+
+
+@pytest.mark.parametrize("split", [5_000, 3_000, 6_000])
+def test_an_incident_that_both_arms_share_gives_no_verdict(split: int) -> None:
+    """All of 200 users in a row fail, on both arms; before and after that hardly anyone does."""
+    for seed in range(5):
+        before, incident, after = (
+            _outcomes(n, rate, rate, seed + 10 * part, split / 10_000)
+            for part, (n, rate) in enumerate(((2_000, 0.02), (200, 1.0), (1_800, 0.02)))
+        )
+        assert compare(Metric("failed"), [*before, *incident, *after], split, 0.05).verdict == "open"
 
 
 def test_a_verdict_once_reached_stays() -> None:
@@ -78,9 +90,10 @@ def test_a_verdict_once_reached_stays() -> None:
 
 
 def test_nothing_observed_is_no_verdict() -> None:
-    for observed in ([], [Observed("control", 1.0)]):
-        found = compare(SOLVED, observed, 5_000, 0.05)
-        assert (found.verdict, found.difference.n, found.difference.mean) == ("open", 0, None)
+    found = compare(SOLVED, [], 5_000, 0.05)
+    assert (found.verdict, found.difference.n, found.difference.mean) == ("open", 0, None)
+    found = compare(SOLVED, [Observed("control", 1.0)], 5_000, 0.05)
+    assert (found.verdict, found.difference.n, found.difference.low, found.difference.high) == ("open", 1, -1.0, 1.0)
 
 
 def _report(n: int = 2_000, treatment: float = 0.3) -> RolloutReport:

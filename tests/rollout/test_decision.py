@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.rollout.example import NEW, OLD, rollout
+from tests.rollout.example import NEW, OLD, THIRD, rollout
 from vllm_edit.errors import EditError
 from vllm_edit.rollout.arm import Arm
 from vllm_edit.rollout.decision import TenantState, decide
@@ -71,6 +71,28 @@ def test_an_expired_arm_is_replaced_by_the_published_patch() -> None:
         promoted = rollout(50, treatment=Arm("weights", NEW, end)).promoted()
         made = decide(TenantState("acme", OLD, promoted), {}, {}, NOW)
         assert (made.adapter, made.reason, made.assignment is None) == (adapter, reason, end == earlier)
+
+
+@pytest.mark.parametrize("side", ["control", "treatment"])
+def test_an_arm_that_expires_ends_the_comparison_for_both_arms(side: str) -> None:
+    """If the other arm's users were still exposed, the numbers of users would not fit the split."""
+    end = NOW + timedelta(days=1)
+    name = {"control": OLD, "treatment": NEW}[side]
+    state = TenantState("acme", THIRD, rollout(100, **{side: Arm("weights", name, end)}))
+    users = [{"x-user-id": str(number)} for number in range(20)]
+    before = [decide(state, user, {}, end - timedelta(seconds=1)) for user in users]
+    assert {made.arm for made in before} == {"control", "treatment"}
+    assert all(made.assignment is not None for made in before)
+    for user in (*users, {}):
+        made = decide(state, user, {}, end)
+        assert (made.adapter, made.reason, made.arm, made.assignment) == (THIRD, "TARGETING_MATCH", None, None)
+    assert state.served(end).name == THIRD
+
+
+def test_an_expired_arm_that_nobody_gets_does_not_matter() -> None:
+    killed = rollout(50, treatment=Arm("weights", NEW, NOW)).killed()
+    made = decide(TenantState("acme", THIRD, killed), HEADERS, {}, NOW)
+    assert (made.adapter, made.reason) == (OLD, "DISABLED")
 
 
 def test_arms_may_differ_in_mode() -> None:

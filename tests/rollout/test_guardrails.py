@@ -115,28 +115,41 @@ def test_a_limit_once_exceeded_stays_exceeded() -> None:
 
 @pytest.mark.parametrize("rate", [0.5, 0.05])
 def test_a_harmless_treatment_is_hardly_ever_stopped(rate: float) -> None:
-    """3,000 rollouts of equal arms, three limits each, looked at after every pair of users."""
-    simulation = Simulation(runs=3_000, users=400, limits=3, control=rate, treatment=rate, alpha=0.05)
+    """3,000 rollouts of equal arms, three limits each, looked at after every user."""
+    simulation = Simulation(runs=3_000, users=800, limits=3, control=rate, treatment=rate, alpha=0.05)
     stopped = np.isfinite(first_looks(simulation, seed=1))
     assert stopped.mean() <= 0.05
 
 
+@pytest.mark.parametrize("split", [5_000, 3_000, 6_000])
+def test_an_incident_that_both_arms_share_exceeds_no_limit(split: int) -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        answers = [
+            FirstAnswer(
+                "treatment" if treated < split else "control", bool(drawn < 0.02) or 2_000 <= i < 2_200, False, 1
+            )
+            for i, (treated, drawn) in enumerate(zip(rng.integers(0, 10_000, 4_000), rng.random(4_000), strict=True))
+        ]
+        [result] = _judged(["errors=kill"], Evidence(answers), split=split)
+        assert not result.exceeded
+
+
 def test_the_simulation_notices_a_test_that_looks_too_often() -> None:
     """The check above can fail: at many times the level, more rollouts are stopped than 5 %."""
-    simulation = Simulation(runs=500, users=400, limits=3, control=0.5, treatment=0.5, alpha=0.05)
+    simulation = Simulation(runs=500, users=800, limits=3, control=0.5, treatment=0.5, alpha=0.05)
     loose = np.isfinite(first_looks(simulation, seed=1, level=0.49))
     assert loose.mean() > 0.05
 
 
 def test_the_simulation_asks_the_function_that_servers_ask() -> None:
-    """One simulated rollout, tested by `judge` on its users in order, is stopped at the same comparison."""
-    simulation = Simulation(runs=1, users=300, limits=1, control=0.1, treatment=0.5, alpha=0.05)
+    """One simulated rollout, tested by `judge` on its users in order, is stopped at the same user."""
+    simulation = Simulation(runs=1, users=600, limits=1, control=0.1, treatment=0.5, alpha=0.05)
     [look] = first_looks(simulation, seed=3)
-    control, treatment = simulation.drawn(3)[0]  # [2, users]
+    treated, [failed] = simulation.drawn(3)
     answers = [
-        FirstAnswer(side, bool(hit), False, 1.0)
-        for pair in zip(control[0], treatment[0], strict=True)
-        for side, hit in zip(SIDES, pair, strict=True)
+        FirstAnswer("treatment" if on_treatment else "control", bool(hit), False, 1.0)
+        for on_treatment, hit in zip(treated[0], failed[0], strict=True)
     ]
     [result] = _judged(["errors=kill"], Evidence(answers))
     assert result.exceeded_at == look
@@ -144,6 +157,6 @@ def test_the_simulation_asks_the_function_that_servers_ask() -> None:
 
 def test_a_worse_treatment_is_stopped_the_sooner_the_worse_it_is() -> None:
     small, large = (
-        np.median(first_looks(Simulation(200, 3_000, 1, 0.02, treatment, 0.05), seed=2)) for treatment in (0.08, 0.3)
+        np.median(first_looks(Simulation(200, 6_000, 1, 0.02, treatment, 0.05), seed=2)) for treatment in (0.08, 0.3)
     )
-    assert large < small < 3_000
+    assert large < small < 6_000

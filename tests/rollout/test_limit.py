@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.rollout.example import rollout
+from tests.rollout.example import NEW, OLD, rollout
 from vllm_edit.errors import EditError
 from vllm_edit.rollout.arm import Arm
 from vllm_edit.rollout.limit import ACTIONS, MEASURES, Limit, parse_limit
@@ -185,3 +185,12 @@ def test_a_person_who_pauses_kills_or_promotes_ends_the_schedule() -> None:
     for moved in (made.paused(), made.killed(), made.promoted()):
         assert moved.schedule is None
         assert moved.advanced(later) == moved
+
+
+def test_a_schedule_takes_no_step_after_an_arm_has_expired() -> None:
+    end = NOW + timedelta(days=1)
+    for side, name in (("control", OLD), ("treatment", NEW)):
+        made = rollout(**{side: Arm("weights", name, end)}).scheduled(parse_schedule("1% 1h, 10% 1h, 50%"), NOW)
+        moved = made.advanced(end - timedelta(seconds=1))
+        assert moved.share == 1_000
+        assert moved.advanced(end + timedelta(days=1)) == moved

@@ -1,11 +1,14 @@
-"""The report of a rollout: what became of each limit."""
+"""The report of a rollout: what became of each limit, and arms that expired."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
-from tests.rollout.example import rollout
+import pytest
+
+from tests.rollout.example import NEW, OLD, rollout
+from vllm_edit.rollout.arm import Arm, Side
 from vllm_edit.rollout.decided import Decision
 from vllm_edit.rollout.guardrails import Evidence, judge
 from vllm_edit.rollout.limit import parse_limit
@@ -30,3 +33,15 @@ def test_a_limit_holds_is_exceeded_or_was_acted_on_and_the_latest_action_counts(
     assert decision is not None
     assert decision.at == times[1]
     assert acted.decision_on(holds) is None
+
+
+@pytest.mark.parametrize("side", ["control", "treatment"])
+def test_an_expired_arm_is_a_warning_with_its_name_and_time(side: Side) -> None:
+    end = datetime(2026, 5, 4, 7, tzinfo=UTC)
+    arm = Arm("weights", {"control": OLD, "treatment": NEW}[side], end)
+    made = rollout(50, **{side: arm})
+    assert report(made, {}, Evidence(), now=end - timedelta(seconds=1)).warnings == []
+    [warning] = report(made, {}, Evidence(), now=end).warnings
+    assert warning.startswith(f"{side} {arm.short} expired at 2026-05-04 07:00:00 UTC")
+    assert report(made.killed(), {}, Evidence(), now=end).warnings == []
+    assert report(rollout(**{side: arm}), {}, Evidence(), now=end).warnings == [], "it serves nobody yet"

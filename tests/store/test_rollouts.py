@@ -283,6 +283,17 @@ def test_an_expired_arm_is_removed(registry: Registry) -> None:
     assert registry.served("acme").name == OLD
 
 
+def test_a_report_warns_of_an_arm_that_expired(registry: Registry) -> None:
+    end = datetime.now(UTC) + timedelta(seconds=0.5)
+    registry.add_patch(NEW, valid_until=end)
+    registry.rollouts.create(rollout())
+    registry.rollouts.ramp("spring", 100)
+    while datetime.now(UTC) < end:
+        time.sleep(0.05)
+    [warning] = registry.rollouts.report("spring").warnings
+    assert warning.startswith(f"treatment {Arm('weights', NEW).short} expired at {end:%F %T} UTC")
+
+
 # Exposures and outcomes
 
 

@@ -47,7 +47,7 @@ def print_status(found: RolloutReport) -> None:
         difference = ("difference", "", result.difference.n, *_cells(result.difference))
         level = f"{100 * (1 - result.alpha):.4g} % AT EVERY LOOK"
         print_table(("", "OUTCOMES", "COMPARED", "MEAN", level), [*lines, difference])
-        since = "" if result.decided_at is None else f", decided after {result.decided_at} comparisons"
+        since = "" if result.decided_at is None else f", decided after {result.decided_at} users"
         print_line(f"treatment: {result.verdict}{since}")
     if found.limits:
         print_line()

@@ -98,7 +98,7 @@ def _summary(found: RolloutReport) -> Iterator[str]:
             yield f"On {result.metric.name}, nothing is compared yet."
             continue
         verdict = "not decided" if result.verdict == "open" else f"{result.verdict} on treatment"
-        since = "" if result.decided_at is None else f", decided after {counted(result.decided_at, 'comparison')}"
+        since = "" if result.decided_at is None else f", decided after {counted(result.decided_at, 'user')}"
         yield (
             f"On {result.metric.name} ({result.metric.better} is better), the verdict is: {verdict}{since}. Treatment "
             f"minus control is {difference.mean:.4g}, {100 * (1 - result.alpha):.4g} % interval at every look "
@@ -119,7 +119,7 @@ def _means(result: Comparison, key: str) -> Markup:
 def _course(result: Comparison, key: str) -> Markup:
     estimate, lower, upper = (part.tolist() for part in result.path)
     title = f"{result.metric.name}: treatment − control"
-    return course(key, title, "comparisons", (estimate, lower, upper), result.decided_at)
+    return course(key, title, "users of both arms", (estimate, lower, upper), result.decided_at)
 
 
 def _arms(found: RolloutReport) -> HTMLTable:

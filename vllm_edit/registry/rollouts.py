@@ -180,6 +180,7 @@ class Rollouts:
                 limit_decisions.made(connection, name),
                 Leases(self._database).server(connection, GUARDRAILS),
                 shadows.compared(connection, name, rollout.alpha),
+                self._database.now(connection),
             )
 
     def _record(self, tenant: str | None, id: str, metric: str, value: float) -> bool:

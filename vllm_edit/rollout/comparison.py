@@ -10,6 +10,7 @@ import numpy as np
 
 from vllm_edit.rollout.arm import Side
 from vllm_edit.rollout.buckets import BUCKETS
+from vllm_edit.rollout.difference import difference_sequence
 from vllm_edit.rollout.metric import Metric
 from vllm_edit.rollout.outcomes import Observed
 from vllm_edit.rollout.sequential import Array, confidence_sequence
@@ -36,9 +37,10 @@ class Summary:
         alpha: Error probability of the intervals.
         outcomes: Number of all reported outcomes, by side.
         arms: Means over units, by side.
-        difference: Treatment minus control, over blocks.
+        difference: Treatment minus control, over the units of both sides.
         verdict: Verdict on treatment.
-        decided_at: Number of the first block whose interval excludes zero; None if there is none.
+        decided_at: Number of the first unit, of both sides, after which the interval excludes zero; None if there is
+            none.
     """
 
     metric: Metric
@@ -52,7 +54,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Comparison(Summary):
-    """A comparison with its course. `path`: (estimate, lower, upper) after each block, each [blocks]."""
+    """A comparison with its course. `path`: (estimate, lower, upper) after each unit of both sides, each [units]."""
 
     path: tuple[Array, Array, Array]
 
@@ -65,48 +67,29 @@ class Comparison(Summary):
 def compare(metric: Metric, observed: Sequence[Observed], split: int, alpha: float) -> Comparison:
     """Compare the sides on the units' first outcomes, in the order of arrival.
 
-    Each unit counts once, since outcomes of one user are dependent. Block k pairs the k-th outcome of the rarer side
-    with the mean of the next m outcomes of the other side (m follows from the intended split):
-    Xₖ = Yₖ(treatment) − Yₖ(control). If the arms are equal, the probability that the confidence sequence of E[X] ever
-    excludes zero is at most alpha. Pairing needs half as many users as a comparison of two intervals, and drift that
-    affects both arms cancels. Outcomes beyond the last full block wait for their counterpart.
+    Each unit counts once, since outcomes of one user are dependent. The difference of the arms has one observation for
+    each unit of either side (`difference.unit_differences`). If the arms are equal, the probability that the interval
+    ever excludes zero is at most alpha, also if outcomes drift: drift that both arms share cancels within each
+    observation. One sequence of differences needs half as many units as a comparison of the arms' own intervals.
 
     Args:
         metric: The metric, with its range.
-        observed: The first outcome of each unit.
+        observed: The first outcome of each unit, in the order of arrival.
         split: Buckets (of 10,000) on treatment.
         alpha: Error probability.
     """
-    values = {
-        side: np.array([outcome.value for outcome in observed if outcome.side == side], dtype=np.float64)
-        for side in ("control", "treatment")
-    }
-    treated, control = _block_sizes(split)
-    blocks = min(len(values["treatment"]) // treated, len(values["control"]) // control)
-    differences = _means(values["treatment"], treated, blocks) - _means(values["control"], control, blocks)
-    width = metric.high - metric.low
-    path = confidence_sequence(differences, -width, width, alpha)
+    values = np.array([outcome.value for outcome in observed], dtype=np.float64)
+    treated = np.array([outcome.side == "treatment" for outcome in observed], dtype=np.bool_)
+    path = difference_sequence(values, treated, metric.low, metric.high, split / BUCKETS, alpha)
     decided_at, verdict = _decided(path, metric)
     counts: dict[Side, int] = {"control": 0, "treatment": 0}
     for outcome in observed:
         counts[outcome.side] += outcome.count
-    arms: dict[Side, Estimate] = {
-        side: last_estimate(confidence_sequence(values[side], metric.low, metric.high, alpha), len(values[side]))
-        for side in counts
-    }
-    return Comparison(metric, alpha, counts, arms, last_estimate(path, blocks), verdict, decided_at, path)
-
-
-def _block_sizes(split: int) -> tuple[int, int]:
-    """Return (treatments, controls) of a block: 1 of the rarer side, and the rounded ratio for the other."""
-    ratio = (BUCKETS - split) / split
-    return (1, round(ratio)) if ratio >= 1 else (round(1 / ratio), 1)
-
-
-def _means(values: Array, size: int, blocks: int) -> Array:
-    """Return the means [blocks] of `size` consecutive values each."""
-    means: Array = values[: blocks * size].reshape(blocks, size).mean(axis=1)
-    return means
+    arms: dict[Side, Estimate] = {}
+    for side in counts:
+        of_side = values[treated == (side == "treatment")]
+        arms[side] = last_estimate(confidence_sequence(of_side, metric.low, metric.high, alpha), len(of_side))
+    return Comparison(metric, alpha, counts, arms, last_estimate(path, len(values)), verdict, decided_at, path)
 
 
 def _decided(path: tuple[Array, Array, Array], metric: Metric) -> tuple[int | None, Verdict]:

@@ -119,14 +119,18 @@ def decide(
 
 def _assigned(state: TenantState, sticky_key: StickyKey | None, now: datetime) -> Assignment | None:
     """Return the assignment of the key by the rollout that names it, else by the rollout that admits it, else by the
-    first, which serves it control; None if the publication decides."""
+    first, which serves it control; None if the publication decides.
+
+    An expired arm ends the comparison for both sides: if only its own users had no exposures any more, the numbers of
+    users would not fit the split.
+    """
     deciding = [rollout for rollout in state.deciding if rollout.governs]
     if not deciding:
         return None
     named = (rollout for rollout in deciding if rollout.names(sticky_key))
     admitting = (rollout for rollout in deciding if len(deciding) > 1 and rollout.admits(sticky_key))
-    assignment = assign(next(chain(named, admitting), deciding[0]), sticky_key)
-    return None if assignment.arm.ended(now) else assignment
+    rollout = next(chain(named, admitting), deciding[0])
+    return None if rollout.expired(now) else assign(rollout, sticky_key)
 
 
 def _asked(tenant: str, arm: Arm, mode: Mode | None, reason: str) -> Choice:

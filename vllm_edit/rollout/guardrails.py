@@ -1,9 +1,10 @@
 """Guardrails: tests of a rollout's limits, and warnings that it should be stopped.
 
-Each limit is a one-sided test of the hypothesis that treatment is worse than control by at most the limit's margin. It
-rejects when the lower end of the confidence sequence of the excess is above the margin (`sequential`; the comparison of
-the arms is `comparison.compare`). With k limits each test has level alpha / k (Bonferroni), so the probability that any
-limit of a harmless treatment is ever exceeded is at most the rollout's alpha, however often servers look.
+Each limit is a one-sided test of the hypothesis that treatment is at no time worse than control by more than the
+limit's margin. It rejects when the lower end of the confidence sequence of the excess is above the margin
+(`sequential`; the comparison of the arms is `comparison.compare`). With k limits each test has level alpha / k
+(Bonferroni), so the probability that any limit of a harmless treatment is ever exceeded is at most the rollout's alpha,
+however often servers look.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ class LimitResult:
         treatment: Treatment's mean over users; for `locality` over probes.
         control: Control's mean; None for `locality`, which compares with the base's answers.
         excess: By how much treatment is worse. It is above `low` with probability 1 - alpha at every look.
-        exceeded_at: Number of the first comparison with `low` above the margin; None if there is none.
+        exceeded_at: Number of the first user, of both sides, with `low` above the margin; for `locality` of the first
+            probe. None if there is none.
     """
 
     limit: str
@@ -136,8 +138,7 @@ def _shown(estimate: Estimate) -> str:
 def warnings(comparisons: Sequence[Comparison], imbalance: float, limits: Sequence[LimitResult] = ()) -> list[str]:
     """Return the reasons for a kill, one line each."""
     found = [
-        f"treatment is worse on {comparison.metric.name}, decided after {comparison.decided_at} comparisons: "
-        "consider a kill"
+        f"treatment is worse on {comparison.metric.name}, decided after {comparison.decided_at} users: consider a kill"
         for comparison in comparisons
         if comparison.verdict == "worse"
     ]

@@ -38,7 +38,7 @@ def draw(found: RolloutReport, path: Path) -> None:
                 axes.axvline(result.decided_at, color="black", linewidth=0.6, linestyle=":")
             axes.set_ylabel(result.metric.name)
             axes.set_title(f"{result.metric.name}: {result.verdict} ({result.metric.better} is better)")
-        axes.set_xlabel("comparisons")
+        axes.set_xlabel("users of both arms")
         figure.suptitle(f"{found.rollout.name}: treatment minus control, intervals valid at every look")
         metadata = {"Date": None} if path.suffix.lower() == ".svg" else {"Software": None}
         figure.savefig(path, dpi=150, metadata=metadata)

@@ -149,6 +149,10 @@ class Rollout:
             return self.control, self.treatment
         return (self.treatment,) if self.state == "promoted" else (self.control,)
 
+    def expired(self, now: datetime) -> tuple[Side, ...]:
+        """Return the sides whose arm has expired, of the arms that users of the tenant get."""
+        return tuple(side for side in SIDES if self.arm(side) in self.served and self.arm(side).ended(now))
+
     @property
     def guarded(self) -> bool:
         """True while a server has to test limits or to follow a schedule."""
@@ -193,8 +197,8 @@ class Rollout:
         return replace(self._moved("ramp", share=begun.share), schedule=begun)
 
     def advanced(self, now: datetime) -> Self:
-        """Take the schedule's next step if it is due; a paused rollout stays as it is."""
-        if self.state != "ramping" or self.schedule is None or not self.schedule.due(now):
+        """Take the schedule's next step if it is due. A paused rollout, or one with an expired arm, stays as it is."""
+        if self.state != "ramping" or self.schedule is None or not self.schedule.due(now) or self.expired(now):
             return self
         later = self.schedule.advanced(now)
         return replace(self, share=later.share, schedule=later)

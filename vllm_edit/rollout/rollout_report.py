@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 import numpy as np
 
@@ -33,6 +34,7 @@ class RolloutReport:
         decisions: What servers did because of its limits, the oldest first.
         watched_by: The server (host:pid) that tests limits and follows schedules now; None if no server does.
         shadowed: Answers that the other arm repeated; None if none was ever drawn.
+        expired: The sides whose arm has expired while two arms should be served.
     """
 
     rollout: Rollout
@@ -43,10 +45,17 @@ class RolloutReport:
     decisions: tuple[Decision, ...] = ()
     watched_by: str | None = None
     shadowed: ShadowReport | None = None
+    expired: tuple[Side, ...] = ()
 
     @property
     def warnings(self) -> list[str]:
         found = warnings(self.comparisons, self.imbalance, self.limits)
+        for side in self.expired:
+            arm = self.rollout.arm(side)
+            found.append(
+                f"{side} {arm.short} expired at {arm.valid_until:%F %T} UTC: all users get the published patch, "
+                "nothing is compared any more, and no schedule advances; kill the rollout"
+            )
         if self.rollout.guarded and self.watched_by is None:
             found.append("no server tests the limits or follows the schedule now; start one (vllm-edit serve)")
         return found
@@ -125,6 +134,7 @@ def report(
     decisions: Sequence[Decision] = (),
     watched_by: str | None = None,
     shadowed: ShadowReport | None = None,
+    now: datetime | None = None,
 ) -> RolloutReport:
     """Evaluate a rollout. Its alpha is divided evenly over its metrics (Bonferroni), so that it covers all of them.
 
@@ -135,6 +145,7 @@ def report(
         decisions: What servers did because of its limits, the oldest first.
         watched_by: The server that tests limits and follows schedules now.
         shadowed: The answers that the other arm repeated.
+        now: The time at which arms may have expired; None for a report that leaves this out.
     """
     sides = {side: traffic.get(side, Traffic()) for side in SIDES}
     treated = sides["treatment"].units
@@ -145,4 +156,7 @@ def report(
     )
     suspected = imbalance(treated, treated + sides["control"].units, share)
     limits = judge(rollout, evidence)
-    return RolloutReport(rollout, sides, comparisons, suspected, limits, tuple(decisions), watched_by, shadowed)
+    expired = rollout.expired(now) if rollout.running and now is not None else ()
+    return RolloutReport(
+        rollout, sides, comparisons, suspected, limits, tuple(decisions), watched_by, shadowed, expired
+    )

@@ -35,14 +35,15 @@ def confidence_sequence(observed: Array, low: float, high: float, alpha: float) 
     Assumption: every observation has the same mean μ given those before it (independent and identically distributed
     is enough). Each observation multiplies exp(Σ λᵢ(Xᵢ − μ) − (Xᵢ − X̂ᵢ)² ψ) by 1 in expectation at most (Fan, Grama,
     Liu 2015), so by Ville's inequality it ever exceeds 2/α with probability at most α/2; likewise for the other side.
+    If the means given the past differ, μᵢ, the same holds with λᵢ(Xᵢ − μᵢ): the interval is then of Σ λᵢμᵢ / Σ λᵢ.
     """
     n = observed.shape[-1]
     index = np.arange(1, n + 1)
     centre, width = (low + high) / 2, high - low
     means = (centre + np.cumsum(observed, axis=-1)) / (index + 1)  # the middle of the range is one prior observation
-    estimates = _before(means, centre)
+    estimates = before(means, centre)
     surprises = (observed - estimates) ** 2
-    variances = _before((width**2 / 4 + np.cumsum(surprises, axis=-1)) / (index + 1), width**2 / 4)
+    variances = before((width**2 / 4 + np.cumsum(surprises, axis=-1)) / (index + 1), width**2 / 4)
     bounds = np.maximum(high - estimates, estimates - low)
     level = math.log(2 / alpha)
     bets = np.minimum(np.sqrt(2 * level / (variances * index * np.log1p(index))), _BOLDEST / bounds)
@@ -53,7 +54,7 @@ def confidence_sequence(observed: Array, low: float, high: float, alpha: float) 
     return estimate, np.maximum(estimate - radius, low), np.minimum(estimate + radius, high)
 
 
-def _before(running: Array, first: float) -> Array:
+def before(running: Array, first: float) -> Array:
     """Return `running` [..., n] shifted by one: its value before each observation."""
     begun = np.full_like(running[..., :1], first)
     return np.concatenate([begun, running[..., :-1]], axis=-1)
