@@ -23,6 +23,10 @@ class Unsolvable(EditError):
     """Edits cannot be solved together with this damping: their keys are linearly dependent."""
 
 
+class Unanswerable(EditError):
+    """A request that nothing could answer: vLLM refuses it too, with any patch, in any mode and of the base model."""
+
+
 class NotFound(EditError):
     """No such artefact, patch or tenant; `nearest` holds the closest names that exist."""
 

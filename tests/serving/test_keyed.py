@@ -20,7 +20,10 @@ from tests.serving import places
 from tests.serving.vllm_surface import VLLMSurface
 from tests.serving.without_engine import Place, bearer, run
 from vllm_edit.rollout.arm import Arm
+from vllm_edit.rollout.assignment import assign
 from vllm_edit.rollout.rollout import Rollout
+from vllm_edit.rollout.sticky import StickyKey
+from vllm_edit.serving.bodies import CHAT, COMPLETIONS, RESPONSES
 from vllm_edit.serving.router import Router
 from vllm_edit.serving.server_settings import TENANT_HEADER, TRUSTED_PEERS, Settings
 
@@ -336,6 +339,59 @@ def test_a_request_that_no_arm_could_answer_is_no_arms_failure(place: Keyed) -> 
 
     assert run(steps()) == 400
     assert sum(arm.requests for arm in registry.rollouts.report("spring").traffic.values()) == 0
+
+
+NOTHING_ANSWERS: tuple[tuple[str, dict[str, Any]], ...] = (
+    (COMPLETIONS, {}),
+    (COMPLETIONS, {"prompt": None}),
+    (COMPLETIONS, {"prompt": 7}),
+    (COMPLETIONS, {"prompt": []}),
+    (COMPLETIONS, {"prompt": ["Who?", 7]}),
+    (COMPLETIONS, {"prompt": "word " * 256}),
+    (COMPLETIONS, {"prompt": "word " * 2**15}),
+    (COMPLETIONS, {"prompt": "Who?", "max_tokens": 257}),
+    (CHAT, {}),
+    (CHAT, {"messages": "Who?"}),
+    (CHAT, {"messages": ["Who?"]}),
+    (CHAT, {"messages": [{"role": "user", "content": "word " * 256}]}),
+    (RESPONSES, {}),
+    (RESPONSES, {"input": 7}),
+)
+ONLY_IKE_REFUSES: tuple[tuple[str, dict[str, Any]], ...] = (
+    (COMPLETIONS, {"prompt": [7, 8]}),
+    (COMPLETIONS, {"prompt": [[7, 8], [9]]}),
+    (COMPLETIONS, {"prompt": "word " * 240}),
+    (COMPLETIONS, {"prompt": "Who?", "max_tokens": 256}),
+    (COMPLETIONS, {"prompt": "Who?", "echo": True}),
+    (CHAT, {"messages": [{"role": "system", "content": "Be brief."}]}),
+)
+
+
+@pytest.mark.parametrize(
+    ("route", "body", "failed"),
+    [*((*given, False) for given in NOTHING_ANSWERS), *((*given, True) for given in ONLY_IKE_REFUSES)],
+)
+def test_a_prompt_that_nothing_could_answer_is_no_failure_of_an_ike_arm(
+    place: Keyed, route: str, body: dict[str, Any], failed: bool
+) -> None:
+    """vLLM refuses it on the other arm too, and its 400 is no failure. Both arms keep their users."""
+    registry = place.store.registry
+    arms = Arm("base"), Arm("ike", place.full["river"])
+    registry.rollouts.create(Rollout("spring", "acme", *arms, salt="pepper"))
+    running = registry.rollouts.ramp("spring", 100)
+    user = next(user for user in map(str, range(100)) if assign(running, StickyKey("user", user)).side == "treatment")
+
+    async def steps() -> tuple[int, str]:
+        await place.service.watcher.refresh()
+        headers = {**place.key("acme"), "X-User-Id": user}
+        reply = await place.client.post(route, json={"model": "acme", **body}, headers=headers)
+        entry = await place.service.answers.find(reply.headers["x-vllm-edit-id"])
+        await place.service.answers.flush()
+        return reply.status_code, str(entry.ended)
+
+    assert run(steps()) == (400, "refused")
+    treatment = registry.rollouts.report("spring").traffic["treatment"]
+    assert (treatment.requests, treatment.units, treatment.failed) == (1, 1, failed)
 
 
 def test_outcomes_that_wait_for_the_registry_hold_up_no_request(place: Keyed, monkeypatch: pytest.MonkeyPatch) -> None:

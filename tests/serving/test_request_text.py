@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from vllm_edit.errors import EditError
+from vllm_edit.errors import EditError, Unanswerable
 from vllm_edit.serving.request_text import request_texts
 
 
@@ -100,10 +100,11 @@ def test_the_json_of_tools_is_decoded(route: str, turn: dict[str, Any], expected
 
 @pytest.mark.parametrize("prompt", [None, [], 7, True, [True], ["a", 7], [[]], {"a": 1}])
 def test_a_prompt_in_which_nothing_can_be_found_is_refused(prompt: Any) -> None:
-    with pytest.raises(EditError, match="token ids"):
+    with pytest.raises(Unanswerable, match="token ids"):
         request_texts("/v1/completions", {"prompt": prompt}, decode)
 
 
 def test_embeddings_are_refused_even_beside_a_prompt() -> None:
-    with pytest.raises(EditError, match="embeddings"):
+    with pytest.raises(EditError, match="embeddings") as refused:
         request_texts("/v1/completions", {"prompt": "a", "prompt_embeds": "AAAA"}, decode)
+    assert not isinstance(refused.value, Unanswerable), "an arm with scope all answers it"

@@ -19,7 +19,7 @@ from starlette.responses import StreamingResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from vllm_edit.engine.compat.engine import EngineRefusedError
-from vllm_edit.errors import EditError
+from vllm_edit.errors import Unanswerable
 from vllm_edit.serving.admin.api import api
 from vllm_edit.serving.build import make_service
 from vllm_edit.serving.console.routes import console
@@ -66,7 +66,7 @@ class Slots:
         try:
             return "".join(map(chr, ids))
         except (ValueError, OverflowError) as error:
-            raise EditError(f"no token id: {error}") from error
+            raise Unanswerable(f"no token id: {error}") from error
 
     async def remove(self, name: str, number: int) -> None:
         await asyncio.sleep(0.01)

@@ -6,10 +6,12 @@ import secrets
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+from vllm_edit.errors import EditError, Unanswerable
 from vllm_edit.registry.answers import AnswerEntry
 from vllm_edit.rollout.assignment import Assignment
 from vllm_edit.rollout.decision import Choice
 from vllm_edit.rollout.outcomes import Exposure
+from vllm_edit.serving.error_responses import status_of
 from vllm_edit.serving.model_field import NO_SUBJECT
 from vllm_edit.serving.scope import Narrowed
 from vllm_edit.serving.usage import Ended, Usage
@@ -25,7 +27,7 @@ class Answer:
     """The data of an `AnswerEntry`, under the same field names.
 
     assignment: set if a rollout alone decided, which makes the answer an exposure. prompt: set if prompts are logged.
-    cut: it ended at its maximum number of tokens.
+    cut: it ended at its maximum number of tokens. unanswerable: no arm could have answered the request.
     """
 
     id: str
@@ -52,6 +54,7 @@ class Answer:
     seconds: float | None = None
     first_token_seconds: float | None = None
     cut: bool = False
+    unanswerable: bool = False
     at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     @classmethod
@@ -94,18 +97,23 @@ class Answer:
         self.first_token_seconds, self.cut = usage.first_token_seconds, usage.cut
         self.prompt_tokens, self.completion_tokens = usage.tokens()
 
-    def refuse(self, status: int, seconds: float) -> None:
-        """Record that the router refused the request, because the choice could not be applied."""
-        self.status, self.ended, self.router_seconds = int(status), "refused", seconds
+    def refuse(self, error: EditError, seconds: float) -> None:
+        """Record that the router refused the request, because the choice could not be applied, or no arm could."""
+        self.status, self.ended, self.router_seconds = int(status_of(error)), "refused", seconds
+        self.unanswerable = isinstance(error, Unanswerable)
 
     @property
     def failed(self) -> bool:
-        """True if the server or the arm failed. A client's disconnect is not a failure."""
+        """True if the server or the arm failed. A client's disconnect is not a failure, and neither is a request that
+        no arm could answer: on an arm where vLLM refuses it, its 400 is none."""
+        if self.unanswerable:
+            return False
         return self.ended in ("broken", "refused") or (self.status is not None and self.status >= 500)
 
     def entry(self, server: str) -> AnswerEntry:
         """The answer's current state, for the log."""
-        fields = {name: value for name, value in vars(self).items() if name not in ("assignment", "cut")}
+        unstored = ("assignment", "cut", "unanswerable")
+        fields = {name: value for name, value in vars(self).items() if name not in unstored}
         rollout = None if self.assignment is None else self.assignment.rollout
         return AnswerEntry(**fields, rollout=rollout, server=server)
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from typing import TypeGuard
 
-from vllm_edit.errors import EditError
+from vllm_edit.errors import EditError, Unanswerable
 from vllm_edit.json_value import JSONObject, JSONValue
 from vllm_edit.names import shown
 from vllm_edit.serving.sampling_limits import refuse_too_many_entries
@@ -83,14 +84,14 @@ def refuse_revealing(body: Body) -> None:
 
 
 def refuse_too_many_ids(body: Body, context: int) -> None:
-    """Raise `EditError` if a prompt has more token ids than the model's context, unless the body truncates it."""
+    """Raise `Unanswerable` if a prompt has more token ids than the model's context, unless the body truncates it."""
     prompt = body.get("prompt")
     if not isinstance(prompt, list) or body.get("truncate_prompt_tokens") is not None:
         return
     lists = [ids for ids in (prompt, *prompt) if isinstance(ids, list) and ids and isinstance(ids[0], int)]
     longest = max(map(len, lists), default=0)
     if longest > context:
-        raise EditError(f"a prompt has {longest} token ids, the model reads at most {context}; send fewer")
+        raise Unanswerable(f"a prompt has {longest} token ids, the model reads at most {context}; send fewer")
 
 
 def refuse_too_many(body: Body, context: int, most_prompts: int) -> None:
@@ -117,6 +118,7 @@ def insert(route: str, body: Body, wrap: Wrap) -> None:
 
     Raises:
         EditError: the body has no text for it (token ids, no user turn).
+        Unanswerable: the body has no prompt at all, or none in the form that the route requires.
     """
     if route == COMPLETIONS:
         body["prompt"] = _wrap_prompt(body.get("prompt"), wrap)
@@ -162,11 +164,17 @@ def _wrap_prompt(prompt: JSONValue, wrap: Wrap) -> str | list[str]:
         return wrap(prompt)
     if isinstance(prompt, list) and prompt and all(isinstance(item, str) for item in prompt):
         return [wrap(item) for item in prompt]
-    raise EditError("mode ike needs prompts as text: expected a string or a list of strings, not token ids")
+    if isinstance(prompt, list) and prompt and all(map(is_ids, prompt if isinstance(prompt[0], list) else [prompt])):
+        raise EditError("mode ike needs prompts as text: expected a string or a list of strings, not token ids")
+    raise Unanswerable(
+        "mode ike needs prompts as text: expected a string or a list of strings, not an empty or another value"
+    )
 
 
 def _last_user(turns: JSONValue, field: str) -> Body:
-    for turn in reversed(turns if isinstance(turns, list) else []):
+    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+        raise Unanswerable(f"mode ike needs a user turn in {field}: expected a list of turns, not another value")
+    for turn in reversed(turns):
         if isinstance(turn, dict) and turn.get("role") == "user":
             return turn
     raise EditError(f"mode ike needs a user turn in {field}; there is none")
@@ -190,6 +198,11 @@ def _text_parts(content: JSONValue) -> Iterator[tuple[Body, str]]:
     for part in content if isinstance(content, list) else []:
         if isinstance(part, dict) and part.get("type") in _TEXT_PARTS and isinstance(text := part.get("text"), str):
             yield part, text
+
+
+def is_ids(prompt: JSONValue) -> TypeGuard[list[int]]:
+    """True for a prompt of token ids."""
+    return isinstance(prompt, list) and bool(prompt) and all(type(item) is int for item in prompt)
 
 
 def parts(turns: JSONValue) -> Iterator[Body]:

@@ -11,7 +11,7 @@ from cachetools import LRUCache
 
 from vllm_edit.artefacts.compiled import Demonstration
 from vllm_edit.artefacts.manifest import Manifest
-from vllm_edit.errors import EditError
+from vllm_edit.errors import EditError, Unanswerable
 from vllm_edit.ike.prefix import build_prefix, wrap
 from vllm_edit.ike.shelf import Shelf
 from vllm_edit.serving import bodies
@@ -70,6 +70,7 @@ class Prefixes:
 
         Raises:
             EditError: the request would reveal the prefix, has no text, or leaves no room for a prefix.
+            Unanswerable: it has no prompt, or prompt or answer alone fill the model's context.
         """
         bodies.refuse_revealing(body)
         insert = partial(self._insert, await self._bank(name), route, body, named)
@@ -97,17 +98,23 @@ class Prefixes:
     def _budget(self, route: str, body: bodies.Body) -> int:
         texts = rendered(route, body)
         together = max if route == bodies.COMPLETIONS else sum
-        if together([0, *map(_least_tokens, texts)]) > self._context:  # counting these would take seconds
-            left = 0
-        else:
-            used = together([0, *(self._count(text) + _PER_TURN for text in texts)]) + _TOOLS * bool(body.get("tools"))
+        least = together([0, *map(_least_tokens, texts)])
+        if least <= self._context:  # counting longer ones would take seconds
+            counts = [self._count(text) for text in texts]
+            least = together([0, *counts])
+            used = together([0, *(count + _PER_TURN for count in counts)]) + _TOOLS * bool(body.get("tools"))
             left = self._context - used - bodies.answer_tokens(body, _ANSWER)
-        if left <= 0:
-            raise EditError(
-                f"mode ike needs room for its prefix: prompt and answer take all {self._context} tokens of the model; "
-                "shorten them or use mode weights"
+            if left > 0:
+                return left
+        if least >= self._context or bodies.answer_tokens(body, 0) > self._context:  # refused without a prefix too
+            raise Unanswerable(
+                f"mode ike needs room for its prefix: prompt or answer alone take all {self._context} tokens of the "
+                "model; shorten them"
             )
-        return left
+        raise EditError(
+            f"mode ike needs room for its prefix: prompt and answer take all {self._context} tokens of the model; "
+            "shorten them or use mode weights"
+        )
 
     async def _bank(self, name: str) -> Bank:
         bank = self._banks.get(name)

@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeGuard
 
-from vllm_edit.errors import EditError
+from vllm_edit.errors import EditError, Unanswerable
 from vllm_edit.json_value import JSONValue
-from vllm_edit.serving.bodies import CHAT, COMPLETIONS, Body, decoded
+from vllm_edit.serving.bodies import CHAT, COMPLETIONS, Body, decoded, is_ids
 
 Decode = Callable[[Sequence[int]], str]
-"""Maps token ids to text; raises `EditError` for ids that the tokenizer does not have."""
+"""Maps token ids to text; raises `Unanswerable` for ids that the tokenizer does not have."""
 
 # Keys of turns and items with text, directly or nested. Other keys hold ids, roles, types and binary data.
 _WITH_TEXT = frozenset(
@@ -37,6 +36,7 @@ def request_texts(route: str, body: Body, decode: Decode) -> list[str]:
 
     Raises:
         EditError: the prompt has no text, such as embeddings.
+        Unanswerable: there is no prompt, it is of no form that vLLM reads, or holds ids that are none.
     """
     if route == COMPLETIONS:
         return [*_prompts(body, decode), *_strings(body.get("suffix"))]
@@ -57,21 +57,18 @@ def _values(value: JSONValue) -> Iterator[str]:
 
 def _prompts(body: Body, decode: Decode) -> list[str]:
     prompt = body.get("prompt")
-    if body.get("prompt_embeds") is None:
-        if isinstance(prompt, str):
-            return [prompt]
-        if _is_ids(prompt):
-            return [decode(prompt)]
-        if isinstance(prompt, list) and prompt and all(isinstance(item, str) or _is_ids(item) for item in prompt):
-            return [item if isinstance(item, str) else decode(item) for item in prompt]
-    raise EditError(
-        "a patch with scope subject needs the prompt's text: expected prompt to be text, token ids, or a list of "
-        "either, not embeddings"
-    )
-
-
-def _is_ids(value: JSONValue) -> TypeGuard[list[int]]:
-    return isinstance(value, list) and bool(value) and all(type(item) is int for item in value)
+    if body.get("prompt_embeds") is not None:
+        raise EditError(
+            "a patch with scope subject needs the prompt's text: expected prompt to be text, token ids, or a list of "
+            "either, not embeddings"
+        )
+    if isinstance(prompt, str):
+        return [prompt]
+    if is_ids(prompt):
+        return [decode(prompt)]
+    if isinstance(prompt, list) and prompt and all(isinstance(item, str) or is_ids(item) for item in prompt):
+        return [item if isinstance(item, str) else decode(item) for item in prompt]
+    raise Unanswerable("expected prompt to be text, token ids, or a list of either; it is missing or of another form")
 
 
 def _strings(value: JSONValue, of_tool: bool = False) -> Iterator[str]:

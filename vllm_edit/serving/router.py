@@ -174,7 +174,7 @@ class Router:
                 content = json.dumps(body).encode()
             except RecursionError:
                 raise EditError("the body is nested too deeply; send a flatter one") from None
-            except EditError as error:  # the choice cannot be applied; this counts as a failure of a rollout's arm
+            except EditError as error:  # counts as a failure of a rollout's arm, unless no arm could answer
                 _refused(service, answer, error, usage, span)
                 raise
             except Exception as error:  # an unexpected error counts as a failure too
@@ -235,7 +235,7 @@ async def _check(service: Service, route: str, raw: bytes, body: bodies.Body, *,
 
 def _refused(service: Service, answer: Answer, error: EditError, usage: Usage, span: RequestSpan) -> None:
     """Log a request that the router refused."""
-    answer.refuse(status_of(error), usage.seconds)
+    answer.refuse(error, usage.seconds)
     span.describe(answer)
     service.answers.begin(answer)
     service.answers.finish(answer)

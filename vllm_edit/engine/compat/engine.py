@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from vllm_edit.engine.compat import wrapped
 from vllm_edit.engine.fast_tokenizer import fast_tokenizer
 from vllm_edit.engine.request_values import adapter
-from vllm_edit.errors import EditError
+from vllm_edit.errors import EditError, Unanswerable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -103,12 +103,12 @@ class Engine:
         """Text of token ids, with special tokens as text.
 
         Raises:
-            EditError: an id is too large for any tokenizer.
+            Unanswerable: an id is too large for any tokenizer.
         """
         try:
             return str(self.tokenizer.decode(list(ids)))
         except OverflowError as error:
-            raise EditError(f"prompt holds a number that is no token id: {error}") from error
+            raise Unanswerable(f"prompt holds a number that is no token id: {error}") from error
 
     async def remove(self, name: str, number: int) -> None:
         """Unload the adapter: remove its name first, so that no request finds it, then remove it from the engine.
