@@ -246,7 +246,7 @@ def test_alphaedit_changes_nothing_that_ordinary_text_uses(llama: Layered) -> No
 
 
 def test_an_empty_null_space_is_refused_with_the_smallest_eigenvalue(llama: Layered) -> None:
-    with pytest.raises(EditError, match=r"no eigenvalue of the second moment is below 1e-09 times their mean"):
+    with pytest.raises(EditError, match=r"no eigenvalue of the second moment is below 1e-09 times their scale"):
         NullSpace.of(next(iter(llama.moments.by_module.values())), 1e-9)
 
 
