@@ -39,6 +39,6 @@ def length_problem(config: Mapping[str, object], length: int | None) -> str | No
     if most is None or length is None or length <= most:
         return None
     return (
-        f"--max-model-len is {length}, and above {most} vLLM reads every text with the position factors for long texts; "
-        f"the site was fixed with those for short texts: use --max-model-len {most}"
+        f"--max-model-len is {length}, and above {most} vLLM reads every text with the position factors of long texts; "
+        f"the site was fixed with those of short texts: use --max-model-len {most}"
     )

@@ -180,7 +180,7 @@ def test_whitening_solves_with_the_ridge(moment: SecondMoment) -> None:
         moment.whiten(keys[:, 1:])
 
 
-def test_one_very_long_key_does_not_reduce_C_to_the_identity() -> None:
+def test_one_very_long_key_does_not_hide_the_other_keys() -> None:
     ordinary = torch.diag(torch.linspace(0.1, 2, 96))
     direction = torch.zeros(96)
     direction[:2] = torch.tensor([3.0, 4.0]) / 5

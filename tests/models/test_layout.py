@@ -54,6 +54,18 @@ def test_only_a_norm_after_the_mlp_makes_a_block_renormed(family: str, tokenizer
     assert find_layout(tiny_model(family, tokenizer)).renormed == (family == "gemma2",) * 3
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", [*FAMILIES, "granite"])
+def test_the_gain_of_a_block_is_exactly_1_unless_it_scales_the_mlps_output(
+    family: str, dtype: torch.dtype, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    gains = find_layout(tiny_model(family, tokenizer).to(dtype)).gain
+    if family == "granite":
+        assert gains == pytest.approx([0.22] * 3, rel=0.01)
+    else:
+        assert gains == (1.0,) * 3
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_down_projection_writes_the_blocks_update(family: str, tokenizer: PreTrainedTokenizerFast) -> None:
     """Without the found weights no other weight of the MLP matters any more; attention's still do."""

@@ -57,7 +57,7 @@ class OfflineEngine:
 
     @property
     def length_problem(self) -> str | None:
-        """The reason why the engine's maximum length makes it another model; None without one (`vllm_edit.long_rope`)."""
+        """The reason why the engine's maximum length makes it another model; None without one (`long_rope`)."""
         model = self.llm.llm_engine.vllm_config.model_config
         return length_problem(model.hf_config.to_dict(), model.max_model_len)
 
