@@ -9,9 +9,9 @@ after the last layer is divided by the number of layers that are left (eq. 20), 
 
 h and h₀ are the stream after the last layer with the updates so far and in the base, at the site's token, averaged over
 the contexts of the plain prompt as its key is. g_j is the gain with which block j adds its MLP's output to the stream,
-g that of the last layer; most blocks have 1 (`Layout.gain`). MEMIT's λ > 0 leaves a part of δ missing, because its preserved keys are
-the whole second moment. Here preserved keys are columns too, so further passes over the layers, with the same A_j, add
-what is missing. The updates remain low-rank and the weights are never written.
+g that of the last layer; most blocks have 1 (`Layout.gain`). MEMIT's λ > 0 leaves a part of δ missing, because its
+preserved keys are the whole second moment. Here preserved keys are columns too, so further passes over the layers, with
+the same A_j, add what is missing. The updates remain low-rank and the weights are never written.
 """
 
 from __future__ import annotations
