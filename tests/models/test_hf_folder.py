@@ -154,14 +154,6 @@ def test_weights_that_vllm_alone_would_load_are_refused(folder: Path) -> None:
     refused(folder, "only one of vLLM and transformers loads")
 
 
-@pytest.mark.parametrize(
-    ("file", "changed"),
-    [
-        ("config.json", {"model_type": "nobodys", "auto_map": {"AutoConfig": "code.Config"}}),
-        ("tokenizer_config.json", {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["code.Own", None]}}),
-    ],
-    ids=["model", "tokenizer"],
-)
 def test_a_limit_of_attention_scores_is_applied_as_vllm_applies_it(tmp_path: Path) -> None:
     tokenizer, ids = tiny_tokenizer(), torch.arange(8, 40)[None]
     model = tiny_model("gemma2", tokenizer)
@@ -179,6 +171,14 @@ def test_a_limit_of_attention_scores_is_applied_as_vllm_applies_it(tmp_path: Pat
     assert import_model(tmp_path / "gemma2", tmp_path / "imported").difference == 0.0
 
 
+@pytest.mark.parametrize(
+    ("file", "changed"),
+    [
+        ("config.json", {"model_type": "nobodys", "auto_map": {"AutoConfig": "code.Config"}}),
+        ("tokenizer_config.json", {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["code.Own", None]}}),
+    ],
+    ids=["model", "tokenizer"],
+)
 def test_no_question_asks_whether_to_run_code_of_a_folder(
     folder: Path, file: str, changed: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,7 +26,7 @@ from vllm_edit.files import replacing
 from vllm_edit.models.base import Base
 from vllm_edit.models.hooks import find_module, frozen, inputs_of
 from vllm_edit.models.lengths import positions_of
-from vllm_edit.models.padding import padded
+from vllm_edit.models.padding import padded, padding_id
 from vllm_edit.progress import Progress
 
 if TYPE_CHECKING:
@@ -218,7 +218,7 @@ def _accumulate(
     step = f"second moment of {next(iter(widths))}" if len(widths) == 1 else f"second moments of {len(widths)} modules"
     weighed = dict.fromkeys(widths, 0.0)
     count, done = sum(map(len, rows)), 0
-    pad = base.tokenizer.pad_token_id if base.tokenizer.pad_token_id is not None else 0
+    pad = padding_id(base.model, base.tokenizer.pad_token_id)
     with torch.no_grad(), frozen(base.model):
         for batch in _batches(rows, batch_tokens):
             ids, mask = (tensor.to(base.device) for tensor in padded(batch, pad, left=False))
