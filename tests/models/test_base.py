@@ -17,6 +17,7 @@ from vllm_edit.artefacts.site import Fingerprint
 from vllm_edit.errors import EditError
 from vllm_edit.models import base as base_module
 from vllm_edit.models.base import Base, bit_sums, bits, unchanged
+from vllm_edit.text.prompts import prompt_ids
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +110,26 @@ def test_a_template_that_renders_no_turn_is_one_line(tokenizer: PreTrainedTokeni
     with pytest.raises(EditError, match="the chat template cannot render a user's turn") as raised:
         Base.of(tiny_model("llama", tokenizer), broken)
     assert "\n" not in str(raised.value)
+
+
+def test_a_template_that_accepts_only_lists_of_parts_is_one_line(tokenizer: PreTrainedTokenizerFast) -> None:
+    listing = copy.deepcopy(tokenizer)
+    parts = "{% for part in messages[0].content %}{{ part.text }}{% endfor %}"
+    listing.chat_template = f"<|user|>\n{parts}<|end|>\n<|assistant|>\n"
+    with pytest.raises(EditError, match=r"leaves out the text of a user's turn .* or remove it") as raised:
+        Base.of(tiny_model("llama", tokenizer), listing)
+    assert "\n" not in str(raised.value)
+
+
+def test_named_templates_without_a_default_are_one_line(tokenizer: PreTrainedTokenizerFast) -> None:
+    named = copy.deepcopy(tokenizer)
+    named.chat_template = {"rag": tokenizer.chat_template, "tool_use": tokenizer.chat_template}
+    with pytest.raises(EditError, match=r"cannot render a user's turn: .*no default") as raised:
+        Base.of(tiny_model("llama", tokenizer), named)
+    assert "\n" not in str(raised.value)
+    named.chat_template = {"default": tokenizer.chat_template, "rag": "{{ messages[0].content }}"}
+    assert prompt_ids(named, "Who?", chat=True) == prompt_ids(tokenizer, "Who?", chat=True)
+    Base.of(tiny_model("llama", tokenizer), named)
 
 
 def test_the_same_model_in_memory_has_the_same_fingerprint(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from vllm_edit.errors import EditError
 from vllm_edit.models.bos import bos_in_chat, puts_bos
-from vllm_edit.text.prompts import prompt_ids
+from vllm_edit.text.prompts import around_turn, prompt_ids
 from vllm_edit.text.quoting import quoted
 
 if TYPE_CHECKING:
@@ -72,6 +72,16 @@ def check_open_end(tokenizer: PreTrainedTokenizerFast) -> None:
             f"the tokenizer puts {after!r} after plain text, so no answer can follow a prompt; set add_eos_token to "
             "false, or correct the template of tokenizer.json"
         )
+
+
+def check_turn(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Check that the chat template, if there is one, renders a user's turn with its text.
+
+    Raises:
+        EditError: the template cannot render a turn, or leaves out its text.
+    """
+    if getattr(tokenizer, "chat_template", None):
+        around_turn(tokenizer)
 
 
 def check_rows(tokenizer: PreTrainedTokenizerFast, rows: int) -> None:

@@ -101,6 +101,7 @@ def import_model(
         progress(_STEPS[1], 1, len(_STEPS))
         read = source.read(config)
         _set_bos(read.tokenizer, source)
+        checks.check_turn(read.tokenizer)
         checks.check_rows(read.tokenizer, len(read.model.get_input_embeddings().weight))
         prompts = [prompt_ids(read.tokenizer, prompt) for prompt in checks.PROMPTS]
         expected = checks.logits(read.model, prompts)
