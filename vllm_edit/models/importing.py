@@ -165,6 +165,7 @@ def _checked(folder: Path, read: Read, wants_bos: bool | None) -> tuple[CausalLM
         folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False, **options
     ).eval()
     find_layout(model)
+    checks.check_cache(model)
     return model, tokenizer
 
 

@@ -3,7 +3,7 @@
 There are two kinds. Plain text is generated from the beginning of a text. For a chat, the model gets the chat
 template's text before a user's turn, generates the turn, and answers it (as in Magpie, arXiv 2406.08464). The text
 therefore has the model's own languages and subjects, and contains the chat template's tokens. A template's text before
-the turn is left out if it is longer than a text may be: a long system prompt is the same in all chats, no ordinary text.
+the turn is left out if it is longer than a text may be: a system prompt is the same in all chats.
 """
 
 from __future__ import annotations
