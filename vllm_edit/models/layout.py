@@ -10,7 +10,8 @@ Found by structure and by behaviour in one tiny forward pass, never by a module'
 - a block normalises its MLP's output (as in Gemma 2 and 3) if doubling that output does not change the block's output;
 - a block scales its MLP's output (as in Granite) by the gain with which a change of that output changes the block's.
 
-Other models (mixture of experts, encoder-decoder, an MLP that adds the residual itself) are refused.
+Other models (mixture of experts, encoder-decoder, an MLP that adds the residual itself, linear layers beside the MLP)
+are refused.
 """
 
 from __future__ import annotations
@@ -142,6 +143,10 @@ class _Parts:
             raise EditError(f"block {name} has {len(mixing)} parts that mix positions; expected only its attention")
         if any(weight.ndim > 2 for child in block.children() if child not in mixing for weight in child.parameters()):
             raise EditError(f"block {name} holds weights of several experts; only dense MLPs can be edited")
+        if any(map(_is_linear, tokenwise)) and not all(map(_is_linear, tokenwise)):
+            alone = {child for child in tokenwise if _is_linear(child)}
+            beside = ", ".join(own for own, child in block.named_children() if child in alone)
+            raise EditError(f"block {name} has linear layers beside its MLP ({beside}); expected its MLP alone")
         linear = {layer for child in tokenwise for layer in child.modules() if _is_linear(layer)}
         ran = [layer for layer in trace.order if layer in linear]
         hidden = main_tensor(trace.outputs[block]).shape[-1]
