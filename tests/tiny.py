@@ -145,4 +145,6 @@ def _settings(family: str, tokenizer: PreTrainedTokenizerFast, layers: int, hidd
     if family == "gpt_neox":
         return common
     common |= {"num_key_value_heads": heads}
+    if family == "granite":
+        common["residual_multiplier"] = 0.22
     return common if family == "phi3" else common | {"head_dim": head}

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from tests.tiny import SENTENCES, tiny_model
 from vllm_edit.digest import digest_tensors
 from vllm_edit.editing import second_moment
+from vllm_edit.editing.memit.null_space import NullSpace
 from vllm_edit.editing.second_moment import SecondMoment, second_moments
 from vllm_edit.errors import EditError
 from vllm_edit.models.base import Base, unchanged
@@ -177,6 +178,25 @@ def test_whitening_solves_with_the_ridge(moment: SecondMoment) -> None:
     assert not torch.allclose(moment.with_ridge(1.0).whiten(keys), moment.whiten(keys))
     with pytest.raises(EditError, match=r"expected keys \[n, 96\]; got \(4, 95\)"):
         moment.whiten(keys[:, 1:])
+
+
+def test_one_very_long_key_does_not_hide_the_other_keys() -> None:
+    ordinary = torch.diag(torch.linspace(0.1, 2, 96))
+    direction = torch.zeros(96)
+    direction[:2] = torch.tensor([3.0, 4.0]) / 5
+    moment = SecondMoment(ordinary + 1e7 * torch.outer(direction, direction), 1000)
+    key = torch.ones(1, 96, dtype=torch.float64)
+    found = moment.whiten(key)
+    expected = torch.linalg.solve(ordinary[2:, 2:].double(), key[0, 2:])
+    assert torch.allclose(found[0, 2:], expected, rtol=0.02), "the other directions are weighted as without that key"
+    small = ordinary.diagonal()[2:] < 0.5 * moment.matrix.diagonal().median()
+    assert NullSpace.of(moment, 0.5).rank == int(small.sum()) + 1  # and a direction beside the long key
+
+
+def test_a_diagonal_whose_median_is_0_keeps_its_mean_as_scale() -> None:
+    sparse = SecondMoment(torch.diag(torch.tensor([1.0, 0.0, 0.0])), 1)
+    assert sparse.scale(1 / 3) == 1 / 3
+    assert sparse.whiten(torch.ones(1, 3)).isfinite().all()
 
 
 def test_a_singular_moment_needs_a_ridge() -> None:

@@ -100,6 +100,21 @@ def test_the_layers_share_the_residual_and_together_make_all_of_it(llama: Layere
     assert (missing - wanted[0] / 2).norm() > 0.01 * wanted.norm(), "the block between must matter"
 
 
+def test_blocks_that_scale_their_mlps_output_share_the_residual_and_do_not_overshoot() -> None:
+    granite = layered("granite")
+    assert granite.base.layout.gain == pytest.approx([0.22] * 3)
+    layers = layers_of(granite.base, granite.site, granite.moments, lambda moment: moment)
+    settings = MEMIT.replace(damping=0.0, spreads=1)
+    prepared = prepare(granite.base, layers[-1].site, layers[-1].metric, [FRANCE], settings)
+    wanted = torch.randn(1, 64, generator=torch.Generator().manual_seed(3))
+    before = stream(granite, FRANCE)
+    found = updates_of(spread(granite.base, layers, prepared, [FRANCE], wanted, 0.0, settings))
+    (key,) = measure_inputs(granite.base.model, layers[0].module, prepared.rows[:1], 4096)
+    torch.testing.assert_close(found[layers[0].module].dense() @ key, wanted[0] / 2, rtol=1e-3, atol=1e-4)
+    with applied(granite.base.model, found):
+        torch.testing.assert_close(stream(granite, FRANCE) - before, 0.22 * wanted[0], rtol=1e-2, atol=1e-2)
+
+
 def test_a_second_pass_adds_what_damping_left_missing(llama: Layered) -> None:
     layers = layers_of(llama.base, llama.site, llama.moments, lambda moment: moment)
     prepared = prepare(llama.base, layers[-1].site, layers[-1].metric, EDITS, MEMIT)
@@ -246,7 +261,7 @@ def test_alphaedit_changes_nothing_that_ordinary_text_uses(llama: Layered) -> No
 
 
 def test_an_empty_null_space_is_refused_with_the_smallest_eigenvalue(llama: Layered) -> None:
-    with pytest.raises(EditError, match=r"no eigenvalue of the second moment is below 1e-09 times their mean"):
+    with pytest.raises(EditError, match=r"no eigenvalue of the second moment is below 1e-09 times their scale"):
         NullSpace.of(next(iter(llama.moments.by_module.values())), 1e-9)
 
 

@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 from tokenizers import processors
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from tests.tiny import save_tiny, tiny_model
 from vllm_edit.artefacts.site import Fingerprint
 from vllm_edit.errors import EditError
 from vllm_edit.models import base as base_module
 from vllm_edit.models.base import Base, bit_sums, bits, unchanged
+from vllm_edit.text.prompts import prompt_ids
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +110,42 @@ def test_a_template_that_renders_no_turn_is_one_line(tokenizer: PreTrainedTokeni
     with pytest.raises(EditError, match="the chat template cannot render a user's turn") as raised:
         Base.of(tiny_model("llama", tokenizer), broken)
     assert "\n" not in str(raised.value)
+
+
+def test_a_hybrid_model_of_linear_and_full_attention_is_one_line(tokenizer: PreTrainedTokenizerFast) -> None:
+    shape = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 2}
+    heads = {"linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 16}
+    config = AutoConfig.for_model(
+        "qwen3_5_text",
+        vocab_size=512,
+        num_key_value_heads=2,
+        head_dim=32,
+        linear_value_head_dim=16,
+        **shape,
+        **heads,
+    )
+    with pytest.raises(EditError, match=r"3 of its 4 layers keep a state of linear attention \(0, 1, 2"):
+        Base.of(AutoModelForCausalLM.from_config(config), tokenizer)
+
+
+def test_a_template_that_accepts_only_lists_of_parts_is_one_line(tokenizer: PreTrainedTokenizerFast) -> None:
+    listing = copy.deepcopy(tokenizer)
+    parts = "{% for part in messages[0].content %}{{ part.text }}{% endfor %}"
+    listing.chat_template = f"<|user|>\n{parts}<|end|>\n<|assistant|>\n"
+    with pytest.raises(EditError, match=r"leaves out the text of a user's turn .* or remove it") as raised:
+        Base.of(tiny_model("llama", tokenizer), listing)
+    assert "\n" not in str(raised.value)
+
+
+def test_named_templates_without_a_default_are_one_line(tokenizer: PreTrainedTokenizerFast) -> None:
+    named = copy.deepcopy(tokenizer)
+    named.chat_template = {"rag": tokenizer.chat_template, "tool_use": tokenizer.chat_template}
+    with pytest.raises(EditError, match=r"cannot render a user's turn: .*no default") as raised:
+        Base.of(tiny_model("llama", tokenizer), named)
+    assert "\n" not in str(raised.value)
+    named.chat_template = {"default": tokenizer.chat_template, "rag": "{{ messages[0].content }}"}
+    assert prompt_ids(named, "Who?", chat=True) == prompt_ids(tokenizer, "Who?", chat=True)
+    Base.of(tiny_model("llama", tokenizer), named)
 
 
 def test_the_same_model_in_memory_has_the_same_fingerprint(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -19,9 +19,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from tests.tiny import save_tiny
+from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 from vllm_edit.errors import EditError
 from vllm_edit.models.base import Base
+from vllm_edit.models.importing import import_model
 
 _TEXT = {
     "hidden_size": 64,
@@ -151,6 +152,23 @@ def test_a_model_that_wraps_a_language_model_is_refused(
 def test_weights_that_vllm_alone_would_load_are_refused(folder: Path) -> None:
     shutil.copy(folder / "model.safetensors", folder / "consolidated.safetensors")
     refused(folder, "only one of vLLM and transformers loads")
+
+
+def test_a_limit_of_attention_scores_is_applied_as_vllm_applies_it(tmp_path: Path) -> None:
+    tokenizer, ids = tiny_tokenizer(), torch.arange(8, 40)[None]
+    model = tiny_model("gemma2", tokenizer)
+    for block in model.model.layers:
+        block.self_attn.attn_logit_softcapping = 0.5
+    model.config.attn_logit_softcapping = 0.5
+    model.save_pretrained(tmp_path / "gemma2")
+    tokenizer.save_pretrained(tmp_path / "gemma2")
+    with torch.no_grad():
+        limited = model(ids).logits
+        loaded = Base.load(tmp_path / "gemma2", device="cpu").model(input_ids=ids).logits
+        unlimited = AutoModelForCausalLM.from_pretrained(tmp_path / "gemma2", attn_implementation="sdpa")(ids).logits
+    assert (unlimited - limited).abs().max() > 0.01, "transformers' default ignores the limit"
+    torch.testing.assert_close(loaded, limited, rtol=1e-5, atol=1e-5)
+    assert import_model(tmp_path / "gemma2", tmp_path / "imported").difference == 0.0
 
 
 @pytest.mark.parametrize(

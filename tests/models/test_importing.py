@@ -16,7 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, MixtralConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from tests.gguf_files import SENTENCEPIECE, write_gguf
-from tests.tiny import save_tiny
+from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 from vllm_edit.errors import EditError, Unavailable
 from vllm_edit.models import import_checks
 from vllm_edit.models.base import Base
@@ -274,6 +274,13 @@ def test_two_imports_into_one_folder_do_not_mix(file: Path, tmp_path: Path) -> N
 
     with pytest.raises(EditError, match="another process is writing"):
         import_model(file, tmp_path / "out", check=second)
+
+
+def test_a_tokenizer_of_another_model_is_one_line(tmp_path: Path) -> None:
+    tiny_model("llama", tiny_tokenizer(300)).save_pretrained(tmp_path / "source")
+    tiny_tokenizer(512).save_pretrained(tmp_path / "source")
+    with pytest.raises(EditError, match=r"the model has rows 0 to 299: they are not of one model"):
+        import_model(tmp_path / "source", tmp_path / "out")
 
 
 def test_a_model_that_is_not_a_dense_decoder_is_refused(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:

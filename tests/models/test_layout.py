@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, Conv1D, PreTrainedTokenizerFast
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from tests.tiny import FAMILIES, tiny_model
 from vllm_edit.deltas.linear import linear_shape, linear_weight
@@ -52,6 +55,18 @@ def test_down_projection_is_found_also_where_d_ff_equals_hidden(
 @pytest.mark.parametrize("family", FAMILIES)
 def test_only_a_norm_after_the_mlp_makes_a_block_renormed(family: str, tokenizer: PreTrainedTokenizerFast) -> None:
     assert find_layout(tiny_model(family, tokenizer)).renormed == (family == "gemma2",) * 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", [*FAMILIES, "granite"])
+def test_the_gain_of_a_block_is_exactly_1_unless_it_scales_the_mlps_output(
+    family: str, dtype: torch.dtype, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    gains = find_layout(tiny_model(family, tokenizer).to(dtype)).gain
+    if family == "granite":
+        assert gains == pytest.approx([0.22] * 3, rel=0.01)
+    else:
+        assert gains == (1.0,) * 3
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -133,6 +148,24 @@ SMALL = {
 def test_another_structure_than_a_dense_decoder_is_refused(family: str, settings: dict[str, int], message: str) -> None:
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **settings))
     with pytest.raises(EditError, match=message):
+        find_layout(model)
+
+
+class WithProjection(LlamaDecoderLayer):
+    """A block that projects its own output once more, beside its MLP (as Gemma 4's per-layer inputs)."""
+
+    def forward(self, hidden_states: torch.Tensor, **given: Any) -> torch.Tensor:
+        hidden = super().forward(hidden_states, **given)
+        added: torch.Tensor = self.projection(hidden)
+        return hidden + added
+
+
+def test_linear_layers_of_the_block_beside_its_mlp_are_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+    model = tiny_model("llama", tokenizer)
+    for block in model.model.layers:
+        block.projection = nn.Linear(64, 64)
+        block.__class__ = WithProjection
+    with pytest.raises(EditError, match=r"block model.layers.0 has linear layers beside its MLP \(projection\)"):
         find_layout(model)
 
 

@@ -70,6 +70,37 @@ def test_a_chat_that_the_model_ends_has_its_answer(llama: PreTrainedModel) -> No
     assert any(ASSISTANT in text for text in texts)
 
 
+def test_chats_are_rendered_without_thinking() -> None:
+    tokenizer = tiny_tokenizer()
+    switch = "{% if enable_thinking is not defined or enable_thinking %}Think first.{% endif %}"
+    tokenizer.chat_template = switch + str(tokenizer.chat_template)
+    texts = write_texts(Base.of(tiny_model("llama", tokenizer), tokenizer), 1500, longest=40)
+    assert any(USER in text for text in texts)
+    assert not any("Think first." in text for text in texts)
+
+
+def test_a_long_system_prompt_is_no_ordinary_text() -> None:
+    tokenizer = tiny_tokenizer()
+    system = "The capital of France is Paris. "
+    tokenizer.chat_template = str(tokenizer.chat_template).replace(
+        "{% for", f"<|system|>{10 * system}<|end|>{{% for", 1
+    )
+    base = Base.of(tiny_model("llama", tokenizer), tokenizer)
+    texts = write_texts(base, 1500, longest=40)
+    assert any("<|end|>" in text for text in texts)
+    assert not any(system in text for text in texts)
+    assert _size(base, texts) >= 1500
+    assert any(10 * system in text for text in write_texts(base, 1500, longest=200)), "a shorter one stays"
+
+
+def test_a_template_that_forbids_the_models_answers_still_gives_turns() -> None:
+    tokenizer = tiny_tokenizer()
+    strict = "{% if messages | length > 1 %}{{ raise_exception('no answers') }}{% endif %}"
+    tokenizer.chat_template = strict + str(tokenizer.chat_template)
+    texts = write_texts(Base.of(tiny_model("llama", tokenizer), tokenizer), 1000, longest=40)
+    assert not any(ASSISTANT in text for text in texts)
+
+
 def test_equal_arguments_give_equal_texts_whatever_was_drawn_before(base: Base) -> None:
     first = write_texts(base, 800, seed=3, longest=40)
     torch.rand(5)

@@ -17,6 +17,7 @@ from tests.tiny import SENTENCES
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.edit import Probe
 from vllm_edit.editing.compile import compile_patch
+from vllm_edit.errors import EditError, Unsolvable
 from vllm_edit.evaluation.evaluate import EvaluationSettings, evaluate
 from vllm_edit.evaluation.perplexity import drift_of
 from vllm_edit.evaluation.refused import Refused
@@ -109,6 +110,41 @@ def test_an_edit_that_the_model_cannot_read_is_refused_alone_and_by_its_number(
     lines = refused.reason.splitlines()
     assert len(lines) == 2, "as plain text and as a chat turn"
     assert all(line.startswith("edit 1 ('") and " → 'Paris Paris " in line for line in lines)
+
+
+@pytest.mark.parametrize("scope", ["all", "subject"])
+def test_a_patch_that_no_method_can_solve_is_refused_and_the_others_go_on(
+    pipeline: Pipeline, scope: Literal["all", "subject"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unsolvable(patch: Patch, *rest: Any, **options: Any) -> CompiledPatch:
+        if patch.name == "two":
+            raise Unsolvable("the keys are linearly dependent")
+        return compile_patch(patch, *rest, **options)
+
+    monkeypatch.setattr(compiler, "compile_patch", unsolvable)
+    # All edit one subject, so each is compiled alone.
+    patches = [Patch(name=name, scope=scope, edits=(FRANCE,)) for name in ("one", "two", "three")]
+    first, refused, third = pipeline.attempt(patches, "rome", dict(LOOSE))
+    assert isinstance(refused, Refused)
+    assert refused.reason == "the keys are linearly dependent"
+    assert isinstance(first, CompiledPatch)
+    assert isinstance(third, CompiledPatch)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "message"),
+    [
+        ("nothing", {}, "there is no method"),
+        ("rome", {"steps": -1}, "steps"),
+        ("lora", {"rank": 99}, "rank 99 exceeds the site's maximum"),
+        ("mend", {}, "method mend cannot use this store's site"),
+    ],
+)
+def test_a_wrong_method_or_setting_is_an_error_and_refuses_no_patch(
+    pipeline: Pipeline, method: str, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(EditError, match=message):
+        pipeline.attempt([patch_of(FRANCE, name="one"), patch_of(JAPAN, name="two")], method, settings)
 
 
 def test_an_edit_to_be_reported_is_not_refused(pipeline: Pipeline) -> None:

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from transformers import AutoConfig
 
 from tests.serving import places
 from vllm_edit.artefacts.site import Site
@@ -59,10 +60,24 @@ def test_environment_that_bypasses_the_router_is_fatal(
         startup.check_environment(GOOD | changed, arguments)
 
 
+FACTORS = {"short_factor": [1.0] * 48, "long_factor": [2.0] * 48}
+LONG_ROPE = AutoConfig.for_model(
+    "phi3",
+    rope_scaling={"type": "longrope", **FACTORS},
+    original_max_position_embeddings=4096,
+    max_position_embeddings=131072,
+)
+
+
+def model(**changed: Any) -> SimpleNamespace:
+    own = {"model": "m", "tokenizer": "m", "quantization": None, "max_model_len": 4096, "hf_config": LONG_ROPE}
+    return SimpleNamespace(**own | changed)
+
+
 def configuration(site: Site, **changed: Any) -> Any:
     lora = SimpleNamespace(max_lora_rank=site.max_rank, target_modules=list(site.modules))
     settings = {
-        "model_config": SimpleNamespace(model="m", tokenizer="m", quantization=None),
+        "model_config": model(),
         "lora_config": lora,
         "load_config": SimpleNamespace(load_format="auto"),
         "parallel_config": SimpleNamespace(pipeline_parallel_size=1),
@@ -80,8 +95,9 @@ def test_configuration_of_our_own_flags_has_no_problem(site: Site) -> None:
         ({"lora_config": None}, "LoRA is off"),
         ({"lora_config": SimpleNamespace(max_lora_rank=1, target_modules=["x"])}, "--max-lora-rank"),
         ({"lora_config": SimpleNamespace(max_lora_rank=8, target_modules=None)}, "--lora-target-modules"),
-        ({"model_config": SimpleNamespace(model="m", tokenizer="t", quantization=None)}, "--tokenizer"),
-        ({"model_config": SimpleNamespace(model="m", tokenizer="m", quantization="fp8")}, "--quantization"),
+        ({"model_config": model(tokenizer="t")}, "--tokenizer"),
+        ({"model_config": model(quantization="fp8")}, "--quantization"),
+        ({"model_config": model(max_model_len=4097)}, "use --max-model-len 4096"),
         ({"load_config": SimpleNamespace(load_format="dummy")}, "--load-format"),
         ({"parallel_config": SimpleNamespace(pipeline_parallel_size=2)}, "pipeline"),
     ],

@@ -161,8 +161,8 @@ class Site(Frozen):
     )
     residual_scale: float = Field(
         0.0,
-        description="the unit of a residual: RMS at the site's token of the residual stream, or of the module's output "
-        "if the block normalises that",
+        description="the unit of a residual: RMS at the site's token of the residual stream (divided by the "
+        "factor with which the block adds the module's output), or of the module's output if the block normalises that",
     )
     thinking: Thinking | None = Field(
         None,

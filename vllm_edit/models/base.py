@@ -17,7 +17,7 @@ from vllm_edit.errors import EditError
 from vllm_edit.models.causal_lm import CausalLM, causal_lm
 from vllm_edit.models.hf_folder import HfFolder
 from vllm_edit.models.hub import downloaded
-from vllm_edit.models.import_checks import check_open_end, check_round_trip, check_rows
+from vllm_edit.models.import_checks import check_cache, check_open_end, check_round_trip, check_rows, check_turn
 from vllm_edit.models.layout import Layout, find_layout
 from vllm_edit.shipped import weights_folder
 
@@ -118,8 +118,10 @@ class Base:
         try:
             check_round_trip(tokenizer)
             check_open_end(tokenizer)
+            check_turn(tokenizer)
             layout = find_layout(model)
             checked = causal_lm(model)
+            check_cache(checked)
             check_rows(tokenizer, len(checked.get_input_embeddings().weight))
         except EditError as error:
             raise EditError(f"{name} cannot be edited: {error}") from error

@@ -12,6 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerFast
 
 from vllm_edit.errors import EditError
+from vllm_edit.models.attention import attention_options
 from vllm_edit.models.gguf_header import GgufHeader, Value
 from vllm_edit.models.source import Read
 from vllm_edit.models.turn_end import turn_end
@@ -75,7 +76,8 @@ class GgufFile:
         return torch.float32
 
     def read(self, config: PreTrainedConfig) -> Read:
-        model, found = self._loaded(AutoModelForCausalLM, config=config, dtype=torch.float32, output_loading_info=True)
+        options = {"config": config, "dtype": torch.float32, "output_loading_info": True}
+        model, found = self._loaded(AutoModelForCausalLM, **options, **attention_options(config))
         if found["missing_keys"]:
             names = sorted(found["missing_keys"])
             raise EditError(

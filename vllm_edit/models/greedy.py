@@ -10,7 +10,7 @@ import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerFast
 
 from vllm_edit.models.grouped_attention import grouped_attention
-from vllm_edit.models.padding import padded
+from vllm_edit.models.padding import padded, padding_id
 from vllm_edit.models.penalties import Penalties
 from vllm_edit.models.shared_prefix import read_once
 
@@ -119,5 +119,4 @@ def end_ids(model: CausalLM, tokenizer: PreTrainedTokenizerFast) -> list[int]:
 
 def pad_id(model: CausalLM, tokenizer: PreTrainedTokenizerFast) -> int:
     """The id for padding. Any id works, because padding is masked or after the end of the turn."""
-    pad = tokenizer.pad_token_id
-    return int(pad if pad is not None else next(iter(end_ids(model, tokenizer)), 0))
+    return padding_id(model, tokenizer.pad_token_id, *end_ids(model, tokenizer))

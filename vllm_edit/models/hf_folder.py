@@ -21,6 +21,7 @@ from transformers.utils import logging
 
 from vllm_edit.artefacts.checkpoint import Checkpoint
 from vllm_edit.errors import EditError
+from vllm_edit.models.attention import attention_options
 from vllm_edit.models.source import Read
 
 _QUANTISED = "hf_quant_config.json"
@@ -72,7 +73,7 @@ class HfFolder:
 
     def read(self, config: PreTrainedConfig, dtype: torch.dtype = torch.float32) -> Read:
         options = {"dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True}
-        model, found = self._loaded(AutoModelForCausalLM, **options)
+        model, found = self._loaded(AutoModelForCausalLM, **options, **attention_options(config))
         if found["mismatched_keys"]:
             name, got, expected = min(found["mismatched_keys"])
             raise EditError(

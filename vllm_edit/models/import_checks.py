@@ -1,5 +1,5 @@
-"""Checks of a base model's tokenizer and of an imported folder: text round trip, open end of prompts, BOS, and logits
-equal to the source's."""
+"""Checks of a base model's tokenizer and cache, and of an imported folder: text round trip, open end of prompts, BOS,
+and logits equal to the source's."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from transformers import DynamicCache
+from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 from vllm_edit.errors import EditError
 from vllm_edit.models.bos import bos_in_chat, puts_bos
-from vllm_edit.text.prompts import prompt_ids
+from vllm_edit.text.prompts import around_turn, prompt_ids
 from vllm_edit.text.quoting import quoted
 
 if TYPE_CHECKING:
@@ -74,6 +76,16 @@ def check_open_end(tokenizer: PreTrainedTokenizerFast) -> None:
         )
 
 
+def check_turn(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Check that the chat template, if there is one, renders a user's turn with its text.
+
+    Raises:
+        EditError: the template cannot render a turn, or leaves out its text.
+    """
+    if getattr(tokenizer, "chat_template", None):
+        around_turn(tokenizer)
+
+
 def check_rows(tokenizer: PreTrainedTokenizerFast, rows: int) -> None:
     """Check that the ids of texts and of a chat turn are within the `rows` rows of the model's embedding.
 
@@ -87,6 +99,23 @@ def check_rows(tokenizer: PreTrainedTokenizerFast, rows: int) -> None:
         raise EditError(
             f"the tokenizer gives id {beyond[0]} for {tokenizer.convert_ids_to_tokens(beyond[0])!r}, the model has "
             f"rows 0 to {rows - 1}: they are not of one model"
+        )
+
+
+def check_cache(model: CausalLM) -> None:
+    """Check that every layer keeps keys and values, and no other state of earlier tokens.
+
+    Texts that share a beginning are read in one pass, from the stored keys and values of the beginning.
+
+    Raises:
+        EditError: a layer keeps another state (linear attention, in hybrid models); the message names the layers.
+    """
+    layers = DynamicCache(config=model.config).layers
+    others = [str(number) for number, layer in enumerate(layers) if isinstance(layer, LinearAttentionCacheLayerMixin)]
+    if others:
+        raise EditError(
+            f"{len(others)} of its {len(layers)} layers keep a state of linear attention ({', '.join(others[:3])} …); "
+            "expected a model that has attention with keys and values in every layer"
         )
 
 

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from vllm_edit.errors import EditError
 from vllm_edit.models import import_checks as checks
+from vllm_edit.models.attention import attention_options
 from vllm_edit.models.bos import put_bos, puts_bos
 from vllm_edit.models.gguf import GgufFile
 from vllm_edit.models.greedy import continuations
@@ -100,6 +101,8 @@ def import_model(
         progress(_STEPS[1], 1, len(_STEPS))
         read = source.read(config)
         _set_bos(read.tokenizer, source)
+        checks.check_turn(read.tokenizer)
+        checks.check_rows(read.tokenizer, len(read.model.get_input_embeddings().weight))
         prompts = [prompt_ids(read.tokenizer, prompt) for prompt in checks.PROMPTS]
         expected = checks.logits(read.model, prompts)
         progress(_STEPS[2], 2, len(_STEPS))
@@ -157,10 +160,12 @@ def _checked(folder: Path, read: Read, wants_bos: bool | None) -> tuple[CausalLM
     checks.check_open_end(tokenizer)
     checks.check_bos(tokenizer, wants_bos)
     checks.check_same_ids(tokenizer, read.tokenizer)
+    options = attention_options(read.model.config)
     model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False
+        folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False, **options
     ).eval()
     find_layout(model)
+    checks.check_cache(model)
     return model, tokenizer
 
 

@@ -7,9 +7,11 @@ Found by structure and by behaviour in one tiny forward pass, never by a module'
   output at the last position. An MLP does not mix positions;
 - the down projection is the MLP's last linear layer, and its output is the MLP's output; the linear layers before it
   are the gate and up projections, fused or separate;
-- a block normalises its MLP's output (as in Gemma 2 and 3) if doubling that output does not change the block's output.
+- a block normalises its MLP's output (as in Gemma 2 and 3) if doubling that output does not change the block's output;
+- a block scales its MLP's output (as in Granite) by the gain with which a change of that output changes the block's.
 
-Other models (mixture of experts, encoder-decoder, an MLP that adds the residual itself) are refused.
+Other models (mixture of experts, encoder-decoder, an MLP that adds the residual itself, linear layers beside the MLP)
+are refused.
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ from vllm_edit.models.hooks import frozen, main_tensor
 _PROBE_LENGTH = 4
 _SAME = 0.5
 """Relative change of a block's output, when its MLP's output is doubled, below which the block normalises it."""
+_UNSCALED = 0.01
+"""Largest difference between a gain and 1 that counts as rounding."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class Layout:
     matrices: the linear layers of a block's MLP in the order in which they run; the last is `down`.
     renormed: True if the block normalises its MLP's output: h + norm(W k + b) instead of h + W k + b. A change of
     W k + b then counts relative to W k + b, and the norm limits its effect.
+    gain: g of a block that scales its MLP's output: h + g (W k + b). 1 if the block does not scale or normalises it.
     norm: None for a model without a final norm.
     """
 
@@ -48,6 +53,7 @@ class Layout:
     matrices: tuple[tuple[str, ...], ...]
     down: tuple[str, ...]
     renormed: tuple[bool, ...]
+    gain: tuple[float, ...]
     norm: str | None
     head: str
 
@@ -81,6 +87,7 @@ def find_layout(model: PreTrainedModel) -> Layout:
         matrices=tuple(tuple(names[layer] for layer in part.matrices) for part in parts),
         down=tuple(names[part.down] for part in parts),
         renormed=tuple(part.renormed for part in parts),
+        gain=tuple(part.gain for part in parts),
         norm=_final_norm(blocks[-1], head, names, trace),
         head=names[head],
     )
@@ -115,12 +122,13 @@ class _Trace:
 @dataclass(frozen=True)
 class _Parts:
     """A block's attention, its MLP (the block itself if the MLP is not a module), the MLP's linear layers in the order
-    in which they run, and whether the block normalises their output."""
+    in which they run, whether the block normalises their output, and the gain with which it adds it."""
 
     attention: nn.Module
     mlp: nn.Module
     matrices: tuple[nn.Module, ...]
     renormed: bool
+    gain: float
 
     @property
     def down(self) -> nn.Module:
@@ -135,6 +143,10 @@ class _Parts:
             raise EditError(f"block {name} has {len(mixing)} parts that mix positions; expected only its attention")
         if any(weight.ndim > 2 for child in block.children() if child not in mixing for weight in child.parameters()):
             raise EditError(f"block {name} holds weights of several experts; only dense MLPs can be edited")
+        if any(map(_is_linear, tokenwise)) and not all(map(_is_linear, tokenwise)):
+            alone = {child for child in tokenwise if _is_linear(child)}
+            beside = ", ".join(own for own, child in block.named_children() if child in alone)
+            raise EditError(f"block {name} has linear layers beside its MLP ({beside}); expected its MLP alone")
         linear = {layer for child in tokenwise for layer in child.modules() if _is_linear(layer)}
         ran = [layer for layer in trace.order if layer in linear]
         hidden = main_tensor(trace.outputs[block]).shape[-1]
@@ -148,7 +160,9 @@ class _Parts:
         result = main_tensor(trace.outputs[mlp])
         if not torch.equal(result, main_tensor(trace.outputs[down]).reshape(result.shape)):
             raise EditError(f"block {name}: the MLP's output is not its last linear layer's output (experts?)")
-        return cls(mixing[0], block if mlp is down else mlp, tuple(ran), _renorms(block, down, trace))
+        renormed = _renorms(block, down, trace)
+        gain = 1.0 if renormed else _gain(block, down, trace)
+        return cls(mixing[0], block if mlp is down else mlp, tuple(ran), renormed, gain)
 
 
 def _mixes_positions(module: nn.Module, trace: _Trace) -> bool:
@@ -179,6 +193,24 @@ def _renorms(block: nn.Module, down: nn.Module, trace: _Trace) -> bool:
 
     nothing, once, twice = (out(scale) for scale in (0.0, 1.0, 2.0))
     return bool((twice - once).norm() < _SAME * (once - nothing).norm())
+
+
+def _gain(block: nn.Module, down: nn.Module, trace: _Trace) -> float:
+    """Change of the block's output per change of the down projection's output. Runs the block twice."""
+    args, kwargs = trace.calls[block]
+    # Larger than the stream, so that the stream's rounding in half precision hardly counts.
+    size = 1 + 8 * float(main_tensor(trace.outputs[block]).abs().max())
+    output = main_tensor(trace.outputs[down])
+    signs = 1 - 2 * (torch.arange(output.shape[-1], device=output.device) % 2)
+    probe = (size * signs).to(output.dtype).expand(output.shape)
+
+    def out(replaced: torch.Tensor) -> torch.Tensor:
+        with down.register_forward_hook(lambda module, inputs, output: replaced):
+            return main_tensor(block(*args, **kwargs)).double()
+
+    change, given = out(probe) - out(-probe), 2 * probe.double()
+    gain = float((change * given.reshape(change.shape)).sum() / given.square().sum())
+    return 1.0 if abs(gain - 1) < _UNSCALED else gain
 
 
 def _final_norm(last_block: nn.Module, head: nn.Module, names: dict[nn.Module, str], trace: _Trace) -> str | None:

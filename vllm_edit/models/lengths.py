@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from vllm_edit.artefacts.site import Context
 from vllm_edit.edit import Edit
 from vllm_edit.errors import UnsafeEdit
+from vllm_edit.long_rope import short_positions
 from vllm_edit.models.positions import contextual
 from vllm_edit.text.prompts import answer_ids, prompt_ids, render
 from vllm_edit.text.quoting import change, quoted
@@ -25,8 +26,11 @@ READ = 16
 
 
 def positions_of(model: CausalLM) -> int | None:
-    """The model's context length in tokens, or None if its config does not state it."""
-    return getattr(model.config, "max_position_embeddings", None)
+    """The model's context length in tokens, or None if its config does not state it.
+
+    For a model with LongRoPE, the length up to which it has the position factors for short texts.
+    """
+    return short_positions(model.config.to_dict()) or getattr(model.config, "max_position_embeddings", None)
 
 
 def read_of(answer: int, least: int = READ) -> int:

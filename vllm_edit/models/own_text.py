@@ -2,7 +2,8 @@
 
 There are two kinds. Plain text is generated from the beginning of a text. For a chat, the model gets the chat
 template's text before a user's turn, generates the turn, and answers it (as in Magpie, arXiv 2406.08464). The text
-therefore has the model's own languages and subjects, and contains the chat template's tokens.
+therefore has the model's own languages and subjects, and contains the chat template's tokens. A template's text before
+the turn is left out if it is longer than a text may be: a system prompt is the same in all chats.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from math import ceil
 from typing import TYPE_CHECKING
 
 import torch
+from jinja2 import TemplateError
 
 from vllm_edit.errors import EditError
 from vllm_edit.models.base import Base
@@ -23,6 +25,7 @@ from vllm_edit.models.lengths import positions_of
 from vllm_edit.models.sampling import Draft, Start, sampled
 from vllm_edit.progress import Progress
 from vllm_edit.text.prompts import around_turn
+from vllm_edit.text.thinking import OFF
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -94,7 +97,10 @@ def write_texts(
 
 @dataclass(frozen=True)
 class _Writer:
-    """Generates rounds of texts. plain, chat: starts of the two kinds. ends: ids that end a turn."""
+    """Generates rounds of texts.
+
+    plain, chat: starts of the two kinds. ends: ids that end a turn. left_out: the beginning that chats lack.
+    """
 
     base: Base
     plain: Start
@@ -105,20 +111,23 @@ class _Writer:
     batch: int
     banned: frozenset[int]
     ends: frozenset[int]
+    left_out: str
 
     @classmethod
     def of(cls, base: Base, longest: int, top_k: int, chat_share: float, batch: int) -> _Writer:
         tokenizer = base.tokenizer
         banned, ends = frozenset(never_text(base)), set(end_ids(base.model, tokenizer))
         plain, chat = plain_start(tokenizer, openers=() if begin_ids(tokenizer) else opener_ids(tokenizer)), None
+        left_out = ""
         if chat_share and getattr(tokenizer, "chat_template", None):
-            before, after = (
-                tuple(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in around_turn(tokenizer)
-            )
+            around = around_turn(tokenizer)
+            before, after = (tuple(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in around)
+            left_out = around[0] if len(before) > longest else ""
             if before and after and _room(base, before + after, longest) >= 2 * _SHORTEST:
                 chat = Start(before, hidden=len(before), then=after)
                 ends |= banned & set(after[:1])
-        return cls(base, plain, chat, longest, top_k, chat_share if chat else 0, batch, banned - ends, frozenset(ends))
+        share = chat_share if chat else 0
+        return cls(base, plain, chat, longest, top_k, share, batch, banned - ends, frozenset(ends), left_out)
 
     def round(self, count: int, generator: torch.Generator, on_step: Callable[[int], None]) -> list[str]:
         """`count` texts, without those that are empty, repetitive or tokenized as special tokens."""
@@ -145,7 +154,11 @@ class _Writer:
         if not all(texts.values()):
             return ""
         turns = [{"role": role, "content": text} for role, text in texts.items()]
-        return _as_read(self.base.tokenizer, str(self.base.tokenizer.apply_chat_template(turns, tokenize=False)))
+        try:
+            rendered = str(self.base.tokenizer.apply_chat_template(turns, tokenize=False, **OFF))
+        except (TemplateError, TypeError):  # the template forbids such an answer
+            return ""
+        return _as_read(self.base.tokenizer, rendered.removeprefix(self.left_out))
 
     def _as_text(self, ids: Sequence[int]) -> str:
         if _loops(ids):

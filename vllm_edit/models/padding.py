@@ -3,8 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    from vllm_edit.models.causal_lm import CausalLM
+
+
+def padding_id(model: CausalLM, *candidates: int | None) -> int:
+    """The first of the ids that the model's embedding has a row for, else 0. Any id works, because padding is masked.
+
+    A tokenizer may have a padding token that was added without a row in the embedding.
+    """
+    rows = len(model.get_input_embeddings().weight)
+    return next((number for number in candidates if number is not None and number < rows), 0)
 
 
 def padded(rows: Sequence[Sequence[int]], pad: int, *, left: bool) -> tuple[torch.Tensor, torch.Tensor]:

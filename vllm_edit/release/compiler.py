@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.artefacts.site import Site
-from vllm_edit.editing.compile import BATCH, compile_patch, compile_separately, method_of, settings_of
+from vllm_edit.editing.baselines.common import ExampleSettings
+from vllm_edit.editing.compile import (
+    BATCH,
+    check_base,
+    check_site_tensors,
+    compile_patch,
+    compile_separately,
+    method_of,
+    settings_of,
+)
 from vllm_edit.editing.site_tensors import SiteTensors
-from vllm_edit.errors import EditError, UnsafeEdit
+from vllm_edit.errors import EditError, Incompatible
 from vllm_edit.evaluation.refused import Refused
 from vllm_edit.json_value import JSONValue
 from vllm_edit.models.base import Base
-from vllm_edit.patch import Patch
+from vllm_edit.patch import Patch, Scope
 from vllm_edit.progress import Progress, silent
 from vllm_edit.text.spelling import written
 
@@ -63,7 +72,13 @@ class Compiler:
 
         Yields:
             One attempt for each patch, batch by batch: not in the order of `patches`.
+
+        Raises:
+            Incompatible: the site or a patch belongs to another base.
+            EditError: there is no such method, its settings are invalid, or it cannot use the site. Any other mistake
+                refuses only its own patch.
         """
+        self._check({patch.scope for patch in patches})
         for rows in _batches(patches):
             batch, started = [patches[row] for row in rows], clock()
             together = self._together(batch) if len(batch) > 1 else None
@@ -74,6 +89,16 @@ class Compiler:
             for row, patch in zip(rows, batch, strict=True):
                 started = clock()
                 yield Attempt(row, self._alone(patch), clock() - started)
+
+    def _check(self, scopes: Iterable[Scope]) -> None:
+        """Check what all patches share, so that a wrong setting is reported once and does not refuse every patch."""
+        check_base(self.base, self.site)
+        chosen = method_of(self.method)
+        for scope in scopes:
+            wanted = settings_of(chosen, self.settings, scope)
+            if isinstance(wanted, ExampleSettings):
+                wanted.rank_at(self.site)
+        check_site_tensors(self.method, self.tensors)
 
     def _together(self, patches: Sequence[Patch]) -> list[CompiledPatch | Refused] | None:
         """Compile all in one batch; None if the method has no batches, or if an edit cannot be tried."""
@@ -110,7 +135,9 @@ class Compiler:
                 settings=self.settings,
                 progress=self.progress,
             )
-        except UnsafeEdit as error:
+        except Incompatible:
+            raise
+        except EditError as error:
             return Refused(patch, str(error))
 
 

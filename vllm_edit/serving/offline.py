@@ -216,6 +216,8 @@ class PatchedLLM:
                 f"{path} is not the base of {self.store.url}; serve the model the store was made for: its "
                 f"{'; its '.join(departures)}"
             )
+        if problem := self._engine.length_problem:
+            raise Incompatible(problem)
         check_settings(base, self._engine.tokenizer)
         problems = wrapping_problems(self.llm.collective_rpc(wrapped.METHOD, args=(list(self.site.modules),)))
         if problems:

@@ -6,6 +6,7 @@ The server runs the same checks again (`startup`), because it may be started wit
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
@@ -15,6 +16,7 @@ from vllm_edit.artefacts.site import Fingerprint
 from vllm_edit.engine.compat import flags
 from vllm_edit.engine.model_folder import model_folder
 from vllm_edit.errors import Incompatible
+from vllm_edit.long_rope import length_problem
 from vllm_edit.registry.snapshot import Snapshot
 from vllm_edit.serving import startup
 from vllm_edit.serving.profile import Profile
@@ -42,7 +44,7 @@ def check_start(store: Store, profile: Profile) -> Path | None:
 
 
 def check_base(store: Store, profile: Profile) -> Path | None:
-    """Check that the model which `profile` serves is whole, and is the store's base.
+    """Check that the model which `profile` serves is whole, and is the store's base, with the given maximum length too.
 
     Returns:
         The served model's folder; None if the model is not downloaded yet, and so cannot be checked.
@@ -50,7 +52,8 @@ def check_base(store: Store, profile: Profile) -> Path | None:
     Raises:
         Incompatible: the model is another one, or does not exist.
     """
-    folder = _folder(profile.model, flags.named(profile.flags).get("revision"))
+    given = flags.named(flags.with_file(profile.flags))
+    folder = _folder(profile.model, given.get("revision"))
     if folder is not None:
         Checkpoint(folder).check_whole()
         Checkpoint(folder).check_served()
@@ -60,7 +63,14 @@ def check_base(store: Store, profile: Profile) -> Path | None:
         if problems := base.problems(served):
             differences = "; ".join(f"the served model's {problem}" for problem in problems)
             raise Incompatible(f"{profile.model} is not the base of {store.url}: {differences}")
+        if problem := length_problem(Checkpoint(folder).config, _number(given.get("max_model_len"))):
+            raise Incompatible(problem)
     return folder
+
+
+def _number(values: Sequence[str] | None) -> int | None:
+    """The flag's value; None without the flag, and for a value with a unit ("4k"), which the server itself checks."""
+    return int(values[0]) if values and values[0].isdigit() else None
 
 
 def _folder(model: str, revision: list[str] | None) -> Path | None:

@@ -21,6 +21,7 @@ from vllm_edit.engine.compat import flags
 from vllm_edit.engine.model_folder import model_folder
 from vllm_edit.engine.plugins import PLUGIN
 from vllm_edit.errors import Incompatible
+from vllm_edit.long_rope import length_problem
 from vllm_edit.serving.server_settings import ALLOW_OPEN, FORWARDED, STORE, TRUSTED_PEERS, Settings
 from vllm_edit.text.thinking import OFF, Thinking
 
@@ -214,6 +215,8 @@ def _configuration_problems(config: VllmConfig, site: Site) -> list[str]:
         problems.append(f"--quantization {model.quantization} makes another base than the site's")
     if str(config.load_config.load_format) == "dummy":
         problems.append("--load-format dummy has no weights to edit")
+    if problem := length_problem(model.hf_config.to_dict(), model.max_model_len):
+        problems.append(problem)
     if parallel.pipeline_parallel_size > 1:
         problems.append("pipeline parallelism cannot wrap modules of one layer only; use --tensor-parallel-size")
     return problems

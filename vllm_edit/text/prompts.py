@@ -53,7 +53,7 @@ def render(tokenizer: PreTrainedTokenizerFast, prompt: str, chat: bool = False) 
     turns = [{"role": "user", "content": prompt}]
     try:
         text = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **OFF))
-    except TemplateError as error:
+    except (TemplateError, TypeError, ValueError) as error:  # ValueError: named templates, of which none is the default
         raise EditError(f"the chat template cannot render a user's turn: {' '.join(str(error).split())}") from error
     return ended(text)
 
@@ -63,8 +63,18 @@ def around_turn(tokenizer: PreTrainedTokenizerFast) -> tuple[str, str]:
 
     A placeholder is rendered instead of the turn: a search for the turn itself would fail if the template's own text
     contains it ("assistant").
+
+    Raises:
+        EditError: the tokenizer has no chat template, or the rendered turn lacks its text.
     """
-    before, _, after = render(tokenizer, _STAND_IN, chat=True).partition(_STAND_IN)
+    text = render(tokenizer, _STAND_IN, chat=True)
+    before, found, after = text.partition(_STAND_IN)
+    if not found:
+        raise EditError(
+            f"the chat template leaves out the text of a user's turn and renders {quoted(text)}: expected a template "
+            "that accepts a text as a turn's content, not only a list of parts; correct chat_template.jinja, or remove "
+            "it"
+        )
     return before, after
 
 

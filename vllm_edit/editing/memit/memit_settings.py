@@ -44,4 +44,4 @@ class AlphaEditSettings(MemitSettings):
 
     null_space: PositiveReal = 0.5
     """Eigenvectors of C belong to the null space if their eigenvalue is below this value, in units of the mean
-    eigenvalue."""
+    eigenvalue (of C's median diagonal in layers with very long keys)."""

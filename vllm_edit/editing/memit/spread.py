@@ -1,15 +1,17 @@
 """Residuals of the last layer, spread over all layers of a site (MEMIT, arXiv 2210.07229, algorithm 1).
 
-δ [groups, d_out] is the change that each edit needs in the residual stream after the last layer. For each layer in
-turn, j of n, the keys are measured with the earlier layers' updates in place, and what is still missing of δ is divided
-by the number of layers that are left (eq. 20), and solved (eq. 14, with the solver's λD):
+δ [groups, d_out] is the change that each edit needs in the output of the last layer's module. For each layer in turn, j
+of n, the keys are measured with the earlier layers' updates in place, and what is still missing in the residual stream
+after the last layer is divided by the number of layers that are left (eq. 20), and solved (eq. 14, with the solver's
+λD):
 
-    R_j = (δ − (h − h₀)) / (n − j),    ΔW_j = R_j A_j,    A_j = S (KᵀC⁻¹K + λD)⁻¹ KᵀC⁻¹
+    R_j = (g δ − (h − h₀)) / (g_j (n − j)),    ΔW_j = R_j A_j,    A_j = S (KᵀC⁻¹K + λD)⁻¹ KᵀC⁻¹
 
 h and h₀ are the stream after the last layer with the updates so far and in the base, at the site's token, averaged over
-the contexts of the plain prompt as its key is. MEMIT's λ > 0 leaves a part of δ missing, because its preserved keys are
-the whole second moment. Here preserved keys are columns too, so further passes over the layers, with the same A_j, add
-what is missing. The updates remain low-rank and the weights are never written.
+the contexts of the plain prompt as its key is. g_j is the gain with which block j adds its MLP's output to the stream,
+g that of the last layer; most blocks have 1 (`Layout.gain`). MEMIT's λ > 0 leaves a part of δ missing, because its
+preserved keys are the whole second moment. Here preserved keys are columns too, so further passes over the layers, with
+the same A_j, add what is missing. The updates remain low-rank and the weights are never written.
 """
 
 from __future__ import annotations
@@ -72,16 +74,18 @@ def spread(
         residuals: δ [groups, d_out].
     """
     before = _stream(base, layers[-1], prepared, edits, settings)
+    gains = [base.layout.gain[layer.site.layer] for layer in layers]
     found: dict[str, LayerSolution] = {}
     for number in range(settings.spreads * len(layers)):
         layer, left = layers[number % len(layers)], len(layers) - number % len(layers)
+        share = gains[-1] / gains[number % len(layers)]
         if progress:
             progress("spreading over the layers", number, settings.spreads * len(layers))
         with applied(base.model, updates_of(found)):
-            missing = residuals - (_stream(base, layers[-1], prepared, edits, settings) - before)
+            missing = residuals - (_stream(base, layers[-1], prepared, edits, settings) - before) / gains[-1]
             if layer.module not in found:
                 found[layer.module] = _solution(base, layer, prepared, edits, damping, settings)
-        found[layer.module] = found[layer.module].plus(missing / left)
+        found[layer.module] = found[layer.module].plus(missing / left * share)
     return found
 
 

@@ -175,12 +175,13 @@ def module_at(base: Base, layer: int) -> str:
 def residual_scale(base: Base, layer: int, rows: Sequence[Row], tokens: int = 8192) -> float:
     """The unit of a residual at `layer`: the median over rows of the RMS at each row's position.
 
-    The RMS is that of the residual stream after the block, or of the down projection's output if the block normalises
-    its MLP's output.
+    The RMS is that of the residual stream after the block, divided by the gain with which the block adds its MLP's
+    output. If the block normalises its MLP's output, it is that of the down projection's output.
     """
     layout = base.layout
     measured = layout.down[layer] if layout.renormed[layer] else layout.layers[layer]
-    return float(measure_outputs(base.model, measured, rows, tokens).square().mean(1).sqrt().median())
+    size = float(measure_outputs(base.model, measured, rows, tokens).square().mean(1).sqrt().median())
+    return size / layout.gain[layer]
 
 
 def scale_on_texts(base: Base, layer: int, texts: Iterable[str]) -> float:

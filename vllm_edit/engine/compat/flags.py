@@ -75,7 +75,7 @@ REFUSED: Mapping[str, Refused] = {
 
 _CHECKED = """
     api_key api_server_count config dtype enable_lora grpc headless host lora_target_modules max_lora_rank max_loras
-    model pipeline_parallel_size revision uds
+    max_model_len model pipeline_parallel_size revision uds
 """
 CHECKED = frozenset(_CHECKED.split())
 """Settings with their own checks in the profile or at start-up."""
@@ -116,7 +116,7 @@ _NEUTRAL = """
     log_level logging_config logprobs_mode long_prefill_token_threshold long_prefill_token_threshold_adaptive
     lora_dtype mamba_backend mamba_block_size mamba_cache_dtype mamba_cache_mode mamba_cache_philox_rounds
     mamba_config mamba_ssm_cache_dtype mamba_ssu_algorithm master_addr master_port max_cpu_loras
-    max_cudagraph_capture_size max_log_len max_logprobs max_lora_cls_labels max_model_len max_num_active_seqs
+    max_cudagraph_capture_size max_log_len max_logprobs max_lora_cls_labels max_num_active_seqs
     max_num_batched_tokens max_num_queued_reqs max_num_queued_tokens max_num_scheduled_tokens max_num_seqs
     max_parallel_loading_workers media_io_kwargs middleware mm_device_do_normalize mm_encoder_attn_backend
     mm_encoder_attn_dtype mm_encoder_fp8_scale_path mm_encoder_fp8_scale_save_margin mm_encoder_fp8_scale_save_path

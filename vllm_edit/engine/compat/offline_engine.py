@@ -16,6 +16,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from vllm_edit.engine.fast_tokenizer import fast_tokenizer
+from vllm_edit.long_rope import length_problem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -53,6 +54,12 @@ class OfflineEngine:
             Incompatible: it is not a fast one.
         """
         return fast_tokenizer(self.llm.get_tokenizer())
+
+    @property
+    def length_problem(self) -> str | None:
+        """The reason why the engine's maximum length makes it another model; None without one (`long_rope`)."""
+        model = self.llm.llm_engine.vllm_config.model_config
+        return length_problem(model.hf_config.to_dict(), model.max_model_len)
 
     @property
     def max_rank(self) -> int:

@@ -31,6 +31,9 @@ class VLLMRunner:
     Args:
         model: folder or hub id. modules: names of the wrapped modules. rank: the largest rank to come.
         slots: distinct adapters in one batch. options: more arguments of `vllm.LLM` (dtype, max_model_len, …).
+
+    Raises:
+        Incompatible: the maximum length makes vLLM read texts with other position factors than the editing methods do.
     """
 
     def __init__(
@@ -43,6 +46,9 @@ class VLLMRunner:
         self._rank = least_rank(rank)
         defaults = engine_arguments(modules, self._rank, slots)
         self._engine = OfflineEngine(model=str(model), **{**asdict(defaults), **options})
+        if problem := self._engine.length_problem:
+            self._engine.close()
+            raise Incompatible(problem)
         self._llm = self._engine.llm
         self._device = "cpu" if version.is_cpu() else "cuda"
         self.tokenizer = self._engine.tokenizer
