@@ -393,7 +393,7 @@ def test_without_keys_the_reading_routes_are_open_and_no_other_exists(place: Pla
         ]
 
     listing, publish, keys = run(steps())
-    assert listing.json()["tenants"] == [{"tenant": "acme", "active": place.first, "rollout": None}]
+    assert listing.json()["tenants"] == [{"tenant": "acme", "active": place.first, "rollout": None, "beside": []}]
     assert [patch["name"] for patch in listing.json()["patches"]] == [place.second, place.first]
     assert (publish.status_code, keys.status_code) == (404, 404)
     assert place.store.registry.active("acme") == place.first
