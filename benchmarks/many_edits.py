@@ -281,7 +281,7 @@ def table(data: Mapping[str, Any], section: str) -> str:
         f"Asked through {data['engine']}. Every edit by its own prompt, the probes of at most {data['asked']} edits. "
         f"Drift: relative change of the perplexity of {data['documents']} held-out documents; at 1,000 edits nearly "
         "all of them name an edited subject, so it counts intended changes too. Keeping probes are not asked if "
-        "another edit changes them, or if they are about a fact that the patch is told to preserve: a column says how "
+        "another edit changes them, or if they are about a fact that the patch preserves: a column says how "
         f"many locality questions were left. Measured at: the commit of the code. {data['machine']}",
         "",
         f"![many edits](results/{section}.svg)",

@@ -130,12 +130,12 @@ def open_places(folder: Path, network: Path | None, base: Base, console: Console
 
 
 def over_layers_of(place: Place, base: Base, depth: int, rank: int) -> Place:
-    """The place's site over `depth` layers, the last of them its own, with room for `rank` edits."""
+    """The place's site over `depth` layers, the last of them its own, with room for `rank` edits, or more."""
     site, moment = place.site, place.site_tensors
     assert isinstance(moment, SecondMoment)
     layered = over_depth(base, MadeSite(site, moment), depth, atlas.texts())
     tensors: SiteTensors = layered.moments if depth > 1 else moment
-    return Place(layered.site.model_copy(update={"max_rank": rank}), tensors)
+    return Place(layered.site.model_copy(update={"max_rank": max(rank, site.max_rank)}), tensors)
 
 
 def open_store(folder: Path, base: Base, console: Console) -> Store:

@@ -25,10 +25,10 @@ def machine() -> str:
 
 
 def commit() -> str:
-    """The commit of the code that runs, with a plus sign if files differ from it; "unknown" outside of a clone."""
+    """The commit of the code that runs, with a plus sign if Python files differ; "unknown" outside of a clone."""
     try:
         found = _git("rev-parse", "--short", "HEAD")
-        return found + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
+        return found + ("+" if _git("status", "--porcelain", "--", ":/*.py") else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
