@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from rich.console import Console
@@ -36,8 +37,9 @@ FactName = tuple[str, str]
 """A fact's relation and subject."""
 
 
+@cache
 def facts_by_prompt() -> Mapping[str, FactName]:
-    """Each question that the tables can ask → its fact, whatever the wording."""
+    """Each question that the tables can ask → its fact, whatever the wording. The tables are read once."""
     return {
         form.fill(fact.subject.name): (fact.relation.id, fact.subject.name)
         for fact in Facts.load(tables_folder())

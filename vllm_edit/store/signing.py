@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 
 from pydantic import ValidationError
@@ -48,7 +48,7 @@ def put(files: Files, name: str, signature: Signature) -> None:
     files.write(f"{_folder(name)}/{signature.key}.json", signature.model_dump_json(indent=1).encode())
 
 
-def lost(files: Files, registry: Registry, stored: Collection[str]) -> Iterator[str]:
+def lost(files: Files, registry: Registry, stored: Iterable[str]) -> Iterator[str]:
     """Yield the signatures of trusted keys that the audit has and the patches `stored` do not, one line each.
 
     A signature of a key that cannot sign again is not reported: nothing could be done about it.
@@ -58,10 +58,10 @@ def lost(files: Files, registry: Registry, stored: Collection[str]) -> Iterator[
     """
     signers, now = read_signers(files), datetime.now(UTC)
     able = {signer.id for signer in signers.keys if not signer.closed(now)}
-    made = set[tuple[str, str]]()
+    names, made = set(stored), set[tuple[str, str]]()
     for row in registry.audit(what="patch.sign"):
         match row.as_record().new:
-            case {"name": str(name), "key": str(key)} if name in stored and key in able:
+            case {"name": str(name), "key": str(key)} if name in names and key in able:
                 made.add((name, key))
     for name, key in sorted(made):
         if not files.exists(f"{_folder(name)}/{key}.json"):
