@@ -96,6 +96,17 @@ def test_nothing_observed_is_no_verdict() -> None:
     assert (found.verdict, found.difference.n, found.difference.low, found.difference.high) == ("open", 1, -1.0, 1.0)
 
 
+def test_one_arm_that_reports_less_often_is_a_warning() -> None:
+    outcomes = _outcomes(4_000, 0.5, 0.5)
+    silent = [seen for index, seen in enumerate(outcomes) if seen.side == "control" or index % 3]
+    made = rollout(50, metrics=(SOLVED, Metric("rating", 1, 5)))
+    found = report(made, {}, Evidence(outcomes={"solved": silent}))
+    [warning] = found.warnings
+    assert "users who report solved differ from the split" in warning
+    assert [comparison.imbalance > 100 for comparison in found.comparisons] == [True, False]
+    assert report(made, {}, Evidence(outcomes={"solved": outcomes})).warnings == []
+
+
 def _report(n: int = 2_000, treatment: float = 0.3) -> RolloutReport:
     traffic: dict[Side, Traffic] = {
         "control": Traffic(1_500, 1_000, 2, 30_000, 9_000, (0.1, 0.2, 0.3)),

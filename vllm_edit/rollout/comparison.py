@@ -13,7 +13,7 @@ from vllm_edit.rollout.buckets import BUCKETS
 from vllm_edit.rollout.difference import difference_sequence
 from vllm_edit.rollout.metric import Metric
 from vllm_edit.rollout.outcomes import Observed
-from vllm_edit.rollout.sequential import Array, confidence_sequence
+from vllm_edit.rollout.sequential import Array, confidence_sequence, imbalance
 
 Verdict = Literal["better", "worse", "open"]
 
@@ -41,6 +41,7 @@ class Summary:
         verdict: Verdict on treatment.
         decided_at: Number of the first unit, of both sides, after which the interval excludes zero; None if there is
             none.
+        imbalance: Evidence (an e-value) that the numbers of units with outcomes do not follow the split.
     """
 
     metric: Metric
@@ -50,6 +51,7 @@ class Summary:
     difference: Estimate
     verdict: Verdict
     decided_at: int | None
+    imbalance: float
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,9 @@ def compare(metric: Metric, observed: Sequence[Observed], split: int, alpha: flo
     for side in counts:
         of_side = values[treated == (side == "treatment")]
         arms[side] = last_estimate(confidence_sequence(of_side, metric.low, metric.high, alpha), len(of_side))
-    return Comparison(metric, alpha, counts, arms, last_estimate(path, len(values)), verdict, decided_at, path)
+    found = last_estimate(path, len(values))
+    suspected = imbalance(int(treated.sum()), len(treated), split / BUCKETS)
+    return Comparison(metric, alpha, counts, arms, found, verdict, decided_at, suspected, path)
 
 
 def _decided(path: tuple[Array, Array, Array], metric: Metric) -> tuple[int | None, Verdict]:

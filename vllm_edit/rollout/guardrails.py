@@ -148,4 +148,10 @@ def warnings(comparisons: Sequence[Comparison], imbalance: float, limits: Sequen
             "the shares of users on the arms differ from the split: answers of one arm are lost or logged twice, "
             "so no comparison here can be trusted"
         )
+    found += [
+        f"the shares of users who report {comparison.metric.name} differ from the split: users of one arm report it less "
+        f"often or later, so the comparison on it cannot be trusted while outcomes drift"
+        for comparison in comparisons
+        if comparison.imbalance > IMBALANCED
+    ]
     return found
