@@ -149,8 +149,8 @@ def warnings(comparisons: Sequence[Comparison], imbalance: float, limits: Sequen
             "so no comparison here can be trusted"
         )
     found += [
-        f"the shares of users who report {comparison.metric.name} differ from the split: users of one arm report it less "
-        f"often or later, so the comparison on it cannot be trusted while outcomes drift"
+        f"the shares of users who report {comparison.metric.name} differ from the split: users of one arm report it "
+        "less often or later, so the comparison on it cannot be trusted while outcomes drift"
         for comparison in comparisons
         if comparison.imbalance > IMBALANCED
     ]
