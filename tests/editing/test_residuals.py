@@ -3,7 +3,7 @@ clamped."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import pytest
@@ -19,7 +19,9 @@ from vllm_edit.editing.rome.passes import Passes
 from vllm_edit.editing.rome.residuals import Trained, train_residuals
 from vllm_edit.editing.rome.served import served_leads
 from vllm_edit.models.hooks import find_module
-from vllm_edit.models.rows import greedy, leads
+from vllm_edit.models.rows import Row, greedy, leads
+from vllm_edit.models.suffixes import Suffixes
+from vllm_edit.progress import Progress
 
 EDITS = (FRANCE, JAPAN, BRAZIL)
 
@@ -140,6 +142,46 @@ def test_without_a_leak_running_only_changed_tokens_gives_the_same_residuals(fam
     torch.testing.assert_close(runs[0].residuals, runs[1].residuals, rtol=1e-3, atol=1e-3)
 
 
+def test_the_states_of_many_edits_are_not_stored_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    setup = bench()
+    at_once = _steps(setup, setup.base.layout.layers[:2], whole=False)
+    stored, most = set[int](), list[set[int]]()
+    keep, release = Suffixes.keep, Suffixes.release
+
+    def kept(suffixes: Suffixes, indices: Iterable[int]) -> dict[int, torch.Tensor] | None:
+        rows = list(indices)
+        stored.update(suffixes.rows[row].group for row in rows)
+        most.append(set(stored))
+        return keep(suffixes, rows)
+
+    def released(suffixes: Suffixes) -> None:
+        stored.clear()
+        release(suffixes)
+
+    monkeypatch.setattr(Suffixes, "keep", kept)
+    monkeypatch.setattr(Suffixes, "release", released)
+    seen: list[tuple[str, int, int]] = []
+    in_portions = _steps(
+        setup, setup.base.layout.layers[:2], whole=False, batch_tokens=1, progress=lambda *step: seen.append(step)
+    )
+    assert most == [{0}, {1}, {2}]
+    assert stored == set()
+    assert {total for _, _, total in seen} == {3}
+    torch.testing.assert_close(in_portions.residuals, at_once.residuals, rtol=1e-4, atol=1e-4)
+    assert (in_portions.steps, in_portions.reached) == (at_once.steps, at_once.reached)
+
+
+def test_a_portion_has_all_rows_of_its_edits() -> None:
+    setup = bench()
+    rows = [Row(group, group, "plain", tuple(range(8)), 3) for group in (0, 1, 2, 0, 1, 2)]
+    module, A = find_module(setup.base.model, setup.site.module), torch.ones(3, 96)
+    # A portion has at most 16 tokens for each token of a pass; each edit has 16.
+    for tokens, expected in ((1, [[0, 3], [1, 4], [2, 5]]), (2, [[0, 1, 3, 4], [2, 5]]), (4, [list(range(6))])):
+        assert Passes(setup.base.model, module, rows, A, (), tokens).portions(range(6)) == expected
+    joint = Passes(setup.base.model, module, rows, A, (), 1, whole=True, together=[[1, 2], [0]])
+    assert joint.portions(range(6)) == [[0, 3], [1, 2, 4, 5]]
+
+
 def test_a_pass_over_edits_served_together_scores_the_joint_update_and_trains_each_by_its_own_rows() -> None:
     setup, parts = bench(), [range(2), range(2, 3)]
     prepared = prepare(setup.base, setup.site, setup.moment, EDITS, LOOSE)
@@ -163,12 +205,20 @@ def test_a_pass_over_edits_served_together_scores_the_joint_update_and_trains_ea
     assert not residuals.grad[1:].any()
 
 
-def _steps(setup: Bench, below: Sequence[str], *, whole: bool, edits: Sequence[Edit] = EDITS) -> Trained:
+def _steps(
+    setup: Bench,
+    below: Sequence[str],
+    *,
+    whole: bool,
+    edits: Sequence[Edit] = EDITS,
+    batch_tokens: int = 2048,
+    progress: Progress | None = None,
+) -> Trained:
     """Three steps with a random A for each edit."""
-    settings = LOOSE.replace(steps=3, margin=50.0)
+    settings = LOOSE.replace(steps=3, margin=50.0, batch_tokens=batch_tokens)
     prepared = prepare(setup.base, setup.site, setup.moment, edits, settings)
     A = torch.randn(len(edits), 96, generator=torch.Generator().manual_seed(0)) / 96
     module = find_module(setup.base.model, setup.site.module)
     passes = Passes(setup.base.model, module, prepared.rows, A, below, settings.batch_tokens, whole=whole)
     wanted = dict.fromkeys(range(len(prepared.rows)), 50.0)
-    return train_residuals(passes, wanted, 2.0, settings, torch.zeros(len(edits), 64))
+    return train_residuals(passes, wanted, 2.0, settings, torch.zeros(len(edits), 64), progress=progress)

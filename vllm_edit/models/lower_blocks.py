@@ -40,6 +40,10 @@ class Below:
         for line, (index, length) in enumerate(zip(batch.rows.tolist(), lengths, strict=True)):
             self._hidden[index] = states[0][line, :length].clone()
 
+    def release(self) -> None:
+        """Forget the stored states."""
+        self._hidden.clear()
+
     def states(self, rows: Sequence[int]) -> torch.Tensor | None:
         """The stored states of these rows, [rows, seq, d] padded to the longest; None if no states are stored."""
         return pad_sequence([self._hidden[index] for index in rows], batch_first=True) if self._hidden else None

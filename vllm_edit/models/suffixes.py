@@ -133,6 +133,10 @@ class Suffixes:
             self._states.pop(index, None)
         return None
 
+    def release(self) -> None:
+        """Forget the stored states."""
+        self._states.clear()
+
     def _reproduces(self, expected: Mapping[int, torch.Tensor]) -> bool:
         """True if passes over the suffixes reproduce the `expected` logits, row → [answer tokens, V]."""
         rounding = _ROUNDINGS * torch.finfo(next(self.model.parameters()).dtype).eps

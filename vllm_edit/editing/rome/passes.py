@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from vllm_edit.models.causal_lm import CausalLM
 
 
+_STORED = 16
+"""Tokens whose states are stored at once, in passes: they then take about as much memory as a pass with gradients."""
+
+
 @dataclass(frozen=True)
 class Scored:
     """Scores of some rows. rows: [k] their indices. nll, lead: [k], as in `rows.answer_scores`; the lead is detached.
@@ -64,10 +68,13 @@ class Passes:
         self.model, self.module, self.rows, self.A, self.tokens = model, module, rows, A, tokens
         self.group_of = torch.tensor([row.group for row in rows], device=A.device)
         self._suffixes = None if whole else Suffixes(model, rows, below, tokens)
+        self._set_of = list(range(len(A)))  # group → the first group of its set
         self._beside = torch.eye(len(A), dtype=torch.bool, device=A.device)  # [g, h]: h acts on the rows of g
         for groups in together:
             members = torch.tensor(list(groups), device=A.device)
             self._beside[members[:, None], members] = True
+            for group in groups:
+                self._set_of[group] = groups[0]
         self._below = Below(model, below)
         self._base: dict[int, torch.Tensor] = {}  # row → the base's logits [V], for rows without an answer
         self._ready: set[int] = set()
@@ -85,6 +92,38 @@ class Passes:
         lower = tuple(f"{block}." for block in self._below.blocks)
         named = self.model.named_modules()
         return [leaf for name, leaf in named if not any(leaf.children()) and not name.startswith(lower)]
+
+    def portions(self, indices: Iterable[int]) -> list[list[int]]:
+        """The rows, in portions whose states are stored at once.
+
+        The rows of one group, or of groups that are served together, are in one portion. The states of one edit's rows
+        take some 20 MiB in a model of 135 million parameters (float32), so those of a thousand edits would fill the
+        memory.
+        """
+        rows = list(indices)
+        sizes: dict[int, int] = {}
+        for index in rows:
+            together = self._set_of[self.rows[index].group]
+            sizes[together] = sizes.get(together, 0) + self.rows[index].length
+        portion_of, count, free = dict[int, int](), 0, 0
+        for together, size in sizes.items():
+            if size > free:
+                count, free = count + 1, _STORED * self.tokens
+            portion_of[together] = count - 1
+            free -= size
+        found: list[list[int]] = [[] for _ in range(count)]
+        for index in rows:
+            found[portion_of[self._set_of[self.rows[index].group]]].append(index)
+        return found
+
+    def release(self) -> None:
+        """Forget the stored states. A released row must be prepared again."""
+        self._ready.clear()
+        self._base.clear()
+        self._packs, self._batches = ([], []), ([], [])
+        self._below.release()
+        if self._suffixes is not None:
+            self._suffixes.release()
 
     def prepare(self, indices: Iterable[int]) -> None:
         """Run the base once over these rows and store the states that later passes need. Prepared rows are skipped."""

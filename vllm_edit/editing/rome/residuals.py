@@ -23,9 +23,10 @@ bisection, with which every row keeps its margin. So a step can be long, which n
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -130,36 +131,26 @@ def train_residuals(
     fixed = offsets.float()
     first = torch.zeros_like(fixed) if start is None else (start.float() - fixed) / unit
     theta = first.to(device, copy=True)
-    longest = settings.learning_rate * theta.shape[1] ** 0.5
-    lengths, before = [longest] * count, [torch.inf] * count
     best = [_Best(row) for row in first]
-    run = _Run(passes, wanted, fixed.to(device), unit, settings)
-    active = run.groups
-    total = len(active)
+    portions = passes.portions(wanted)
+    runs = [_Run(passes, {row: wanted[row] for row in rows}, fixed.to(device), unit, settings) for rows in portions]
+    total = sum(len(run.groups) for run in runs)
+
+    def reached(before: int, groups: int) -> None:
+        if progress:
+            progress("optimising", before + groups, total)
+
+    done = 0
     with ExitStack() as stack:
         stack.enter_context(frozen(passes.model))
         stack.enter_context(grouped_attention(passes.model))
-        passes.prepare(wanted)
-        stack.enter_context(torch.enable_grad())
-        if settings.fast_products:
-            stack.enter_context(fast_products(passes.layers))
-        for step in range(settings.steps + 1):
-            found, gradient = run.losses(active, theta)
-            for group, (slack, margin, loss) in found.items():
-                fell = loss < before[group]
-                lengths[group] = min(_LONGER * lengths[group], longest) if fell else lengths[group] / 2
-                before[group] = loss
-                if slack >= 0 or loss < best[group].loss:
-                    best[group] = _Best(theta[group].cpu().clone(), slack, margin, loss, step)
-            active = [group for group in active if best[group].slack < 0]
-            if progress:
-                progress("optimising", total - len(active), total)
-            if not active or step == settings.steps:
-                break
-            length = torch.tensor([lengths[group] for group in active], device=device)[:, None]
-            moved = theta[active] - length * nn.functional.normalize(gradient[active])
-            theta[active] = _clamped(moved, settings.clamp)
-        best = _shortened(run, best, settings.shortening)
+        for run in runs:
+            passes.prepare(run.rows)
+            with torch.enable_grad(), fast_products(passes.layers if settings.fast_products else []):
+                best = _shortened(run, _descended(run, theta, best, partial(reached, done)), settings.shortening)
+            done += len(run.groups)
+            if len(runs) > 1:
+                passes.release()
     return Trained(
         residuals=fixed + unit * torch.stack([state.theta for state in best]) if count else fixed,
         steps=tuple(state.step for state in best),
@@ -167,6 +158,32 @@ def train_residuals(
         losses=tuple(state.loss for state in best),
         reached=tuple(state.slack >= 0 for state in best),
     )
+
+
+def _descended(run: _Run, theta: torch.Tensor, best: Sequence[_Best], reached: Callable[[int], None]) -> list[_Best]:
+    """The best states after the run's steps. theta: [groups, d_out], changed in place.
+
+    reached: is called with the number of groups that have their margins, after each step.
+    """
+    settings, found, active = run.settings, list(best), run.groups
+    longest = settings.learning_rate * theta.shape[1] ** 0.5
+    lengths, before = dict.fromkeys(active, longest), dict.fromkeys(active, torch.inf)
+    for step in range(settings.steps + 1):
+        losses, gradient = run.losses(active, theta)
+        for group, (slack, margin, loss) in losses.items():
+            fell = loss < before[group]
+            lengths[group] = min(_LONGER * lengths[group], longest) if fell else lengths[group] / 2
+            before[group] = loss
+            if slack >= 0 or loss < found[group].loss:
+                found[group] = _Best(theta[group].cpu().clone(), slack, margin, loss, step)
+        active = [group for group in active if found[group].slack < 0]
+        reached(len(run.groups) - len(active))
+        if not active or step == settings.steps:
+            break
+        length = torch.tensor([lengths[group] for group in active], device=theta.device)[:, None]
+        moved = theta[active] - length * nn.functional.normalize(gradient[active])
+        theta[active] = _clamped(moved, settings.clamp)
+    return found
 
 
 def _shortened(run: _Run, best: Sequence[_Best], bisections: int) -> list[_Best]:
