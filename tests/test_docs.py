@@ -377,6 +377,19 @@ def test_pages_name_no_path_of_a_machine() -> None:
         assert os.fspath(ROOT) not in text, page
 
 
+def test_each_package_has_a_page_that_names_its_files_and_the_readme_names_the_packages() -> None:
+    root = ROOT / "vllm_edit"
+    layout = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Layout")[2]
+    for package in sorted(found.parent for found in root.rglob("__init__.py")):
+        modules = {file.name for file in package.glob("*.py")} - {"__init__.py", "__main__.py"}
+        if package in (root, root / "registry" / "migrations") or not modules:
+            continue
+        page = (package / "README.md").read_text(encoding="utf-8")
+        assert {name for name in modules if f"`{name}`" not in page} == set(), package
+        if package.parent == root:
+            assert f"(vllm_edit/{package.name}/README.md)" in layout
+
+
 def test_marks_for_measured_output_come_in_pairs() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     for mark in ("demo-real", "known", "demo", "quality"):

@@ -16,7 +16,7 @@ from vllm_edit.errors import EditError
 from vllm_edit.rollout.arm import Arm
 from vllm_edit.rollout.assignment import Assignment, assign
 from vllm_edit.rollout.audience import Audience, parse_range
-from vllm_edit.rollout.buckets import BUCKETS
+from vllm_edit.rollout.buckets import BUCKETS, bucket
 from vllm_edit.rollout.decision import TenantState, decide
 from vllm_edit.rollout.rollout import Rollout
 from vllm_edit.rollout.sticky import StickyKey
@@ -69,6 +69,16 @@ def test_a_holdout_is_in_no_rollout_whatever_its_name_salt_and_range() -> None:
     for other in (within(0, 100, 10, name="summer"), within(0, 100, 10, salt="other"), within(30, 70, 10)):
         assert not any(assign(other, key).compared for key in held)
         assert {assign(other, key).side for key in held} == {"control"}
+
+
+@given(USERS)
+def test_a_range_begins_at_its_low_end_and_stops_before_its_high_end(key: StickyKey) -> None:
+    own = bucket(SALT, "acme", "range", str(key))
+    assert Audience(own, BUCKETS, 0, SALT).admits("acme", key)
+    assert own == 0 or not Audience(0, own, 0, SALT).admits("acme", key)
+    held = bucket(SALT, "acme", "holdout", str(key))
+    assert Audience(holdout=held, salt=SALT).admits("acme", key), "a holdout of n buckets has the buckets below n"
+    assert held == BUCKETS - 1 or not Audience(holdout=held + 1, salt=SALT).admits("acme", key)
 
 
 @given(USERS, st.integers(0, 9_998), st.integers(1, BUCKETS - 1))
