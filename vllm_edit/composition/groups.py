@@ -48,19 +48,19 @@ def merged(groups: Sequence[Group], cosine: float) -> list[Group]:
 
     Least squares would average the residuals of keys that coincide (docs/methods.md).
     """
-    merged: list[Group] = []
+    sums: list[_Sum] = []
     by_name: dict[str, list[int]] = {}
     for group in groups:
         places = sorted({place for name in group.names for place in by_name.get(name, ())})
-        near = next((place for place in places if _near(merged[place].first, group.first, cosine)), None)
+        near = next((place for place in places if _near(sums[place].group.first, group.first, cosine)), None)
         if near is None:
-            near = len(merged)
-            merged.append(group)
+            near = len(sums)
+            sums.append(_Sum(group, (1,) * len(group.columns)))
         else:
-            merged[near] = _sum(merged[near], group, cosine)
+            sums[near] = sums[near].plus(group, cosine)
         for name in group.names:
             by_name.setdefault(name, []).append(near)
-    return merged
+    return [found.group for found in sums]
 
 
 def solve_jointly(groups: Sequence[Group], damping: float, room: float = ROOM) -> Joint:
@@ -95,24 +95,35 @@ def _system(groups: Sequence[Group], module: int, damping: float, room: float) -
     return columns, System.of(keys[places], whitened[places], numbers, damping, shares)
 
 
+@dataclass(frozen=True)
+class _Sum:
+    """Groups merged into one. counts: for each of its columns, the number of columns whose mean it is."""
+
+    group: Group
+    counts: tuple[int, ...]
+
+    def plus(self, other: Group, cosine: float) -> _Sum:
+        """Merge one more group; each of its columns is averaged with the column it coincides with, or is added."""
+        columns, counts = list(self.group.columns), list(self.counts)
+        for column in other.columns:
+            alike = (place for place, held in enumerate(columns) if _alike(held[0], column[0]))
+            near = next((place for place in alike if _near(columns[place], column, cosine)), None)
+            if near is None:
+                columns.append(column)
+                counts.append(1)
+            else:
+                held, key, white = columns[near]
+                count, more = counts[near], counts[near] + 1
+                columns[near] = (held, (count * key + column[1]) / more, (count * white + column[2]) / more)
+                counts[near] = more
+        edits, residuals = self.group.edits + other.edits, self.group.residuals + other.residuals
+        return _Sum(Group(edits, self.group.member, tuple(columns), residuals), tuple(counts))
+
+
 def _near(
     first: tuple[Column, torch.Tensor, torch.Tensor], second: tuple[Column, torch.Tensor, torch.Tensor], cosine: float
 ) -> bool:
     return bool(interference(torch.stack([first[1], second[1]]), torch.stack([first[2], second[2]]))[0, 1] > cosine)
-
-
-def _sum(first: Group, second: Group, cosine: float) -> Group:
-    """Merge two groups; each column of `second` is averaged with the column it coincides with, or is added."""
-    columns = list(first.columns)
-    for column in second.columns:
-        alike = (place for place, held in enumerate(columns) if _alike(held[0], column[0]))
-        near = next((place for place in alike if _near(columns[place], column, cosine)), None)
-        if near is None:
-            columns.append(column)
-        else:
-            held, key, white = columns[near]
-            columns[near] = (held, (key + column[1]) / 2, (white + column[2]) / 2)
-    return Group(first.edits + second.edits, first.member, tuple(columns), first.residuals + second.residuals)
 
 
 def _alike(first: Column, second: Column) -> bool:
