@@ -200,6 +200,16 @@ def test_algebra_rejects_keys_that_nearly_coincide() -> None:
     assert "shift at its own key differs" in vouch(compose(damped))[0]
 
 
+def test_edits_that_a_policy_removed_do_not_count_in_the_growth_of_the_norm() -> None:
+    names, near = ("Chile", "Cuba", "Egypt"), key_of(1) + 0.5 * key_of(2, 3, 4)
+    singles = [solved(name.lower(), [capital(name, "Lyon")], key[None]) for name, key in zip(names, near, strict=True)]
+    shared, rest = compose(singles, "shared"), compose(singles[1:], "rest")
+    own = solved("own", [capital("Chile", "Arica")], key_of(1))
+    layered, expected = compose([shared, own], policy="last"), compose([rest, own])
+    assert layered.delta.digest == expected.delta.digest
+    assert layered.algebra.norm_growth == pytest.approx(expected.algebra.norm_growth)
+
+
 def test_algebra_does_not_vouch_for_added_residuals_truncation_or_members_without_factors() -> None:
     currency = solved("currency", [capital("France", "franc", relation="currency")], key_of(1))
     summed = compose([FRANCE, currency])
