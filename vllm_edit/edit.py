@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, AwareDatetime, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from vllm_edit.declared import Declared
+from vllm_edit.instant import Instant
 from vllm_edit.text.matching import normalise, replaced
 from vllm_edit.text.quoting import quoted
 from vllm_edit.text.spelling import written
@@ -92,7 +93,7 @@ class Edit(Declared):
     """Other names of the subject."""
     probes: tuple[Probe, ...] = ()
     """Prompts that test the edit."""
-    valid_until: AwareDatetime | None = None
+    valid_until: Instant | None = None
     """The time, with its zone, from which the fact no longer holds."""
     target_new_aliases: Names = ()
     """Other answers that count as `target_new`."""
