@@ -9,14 +9,15 @@ compose as at one module (at λ = 0; damping changes the residuals by the same s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 
 import torch
 
 from vllm_edit.artefacts.compiled import Factors
 from vllm_edit.artefacts.manifest import Column
-from vllm_edit.composition.parts import Group
-from vllm_edit.composition.solver import ROOM, System, as_saved, interference, satisfiable, solve
+from vllm_edit.composition.parts import Group, alike, coincide
+from vllm_edit.composition.solver import ROOM, System, as_saved, satisfiable, solve
 from vllm_edit.deltas.delta import LowRank
 
 
@@ -46,19 +47,21 @@ class Joint:
 def merged(groups: Sequence[Group], cosine: float) -> list[Group]:
     """Merge groups of one subject whose first keys' whitened cosine exceeds `cosine`; their residuals are *summed*.
 
-    Least squares would average the residuals of keys that coincide (docs/methods.md).
+    Least squares would average the residuals of keys that coincide (docs/methods.md). Groups that only share an alias
+    may be of two subjects, and are not merged.
     """
     merged: list[Group] = []
     by_name: dict[str, list[int]] = {}
-    for group in groups:
-        places = sorted({place for name in group.names for place in by_name.get(name, ())})
-        near = next((place for place in places if _near(merged[place].first, group.first, cosine)), None)
+    for group in (_whole(group) for group in groups):
+        names = frozenset[str]().union(*(edit.names() for edit in group.edits))
+        places = sorted({place for name in names for place in by_name.get(name, ())})
+        near = next((place for place in places if _are_one(merged[place], group, cosine)), None)
         if near is None:
             near = len(merged)
             merged.append(group)
         else:
             merged[near] = _sum(merged[near], group, cosine)
-        for name in group.names:
+        for name in names:
             by_name.setdefault(name, []).append(near)
     return merged
 
@@ -95,25 +98,26 @@ def _system(groups: Sequence[Group], module: int, damping: float, room: float) -
     return columns, System.of(keys[places], whitened[places], numbers, damping, shares)
 
 
-def _near(
-    first: tuple[Column, torch.Tensor, torch.Tensor], second: tuple[Column, torch.Tensor, torch.Tensor], cosine: float
-) -> bool:
-    return bool(interference(torch.stack([first[1], second[1]]), torch.stack([first[2], second[2]]))[0, 1] > cosine)
+def _whole(group: Group) -> Group:
+    """The group with the columns that it took from others among its own."""
+    return replace(group, columns=group.columns + group.taken, taken=())
+
+
+def _are_one(first: Group, second: Group, cosine: float) -> bool:
+    """True if the groups are of one subject, and their first keys coincide."""
+    pairs = product(first.edits, second.edits)
+    return coincide(first.first, second.first, cosine) and any(one.shares_subject_with(other) for one, other in pairs)
 
 
 def _sum(first: Group, second: Group, cosine: float) -> Group:
     """Merge two groups; each column of `second` is averaged with the column it coincides with, or is added."""
     columns = list(first.columns)
     for column in second.columns:
-        alike = (place for place, held in enumerate(columns) if _alike(held[0], column[0]))
-        near = next((place for place in alike if _near(columns[place], column, cosine)), None)
+        places = (place for place, held in enumerate(columns) if alike(held, column))
+        near = next((place for place in places if coincide(columns[place], column, cosine)), None)
         if near is None:
             columns.append(column)
         else:
             held, key, white = columns[near]
             columns[near] = (held, (key + column[1]) / 2, (white + column[2]) / 2)
     return Group(first.edits + second.edits, first.member, tuple(columns), first.residuals + second.residuals)
-
-
-def _alike(first: Column, second: Column) -> bool:
-    return (first.share, first.module) == (second.share, second.module)
