@@ -123,6 +123,9 @@ edits:
     for wrong in ("2100-01-31", "'2100-01-31T12:00:00'", "soon"):
         with pytest.raises(PatchError, match=r"line 4: edits\.0\.valid_until"):
             Patch.parse(text % wrong)
+    for outside in ("'9999-12-31T23:59:59-05:00'", "'0001-01-01T00:00:00+12:00'"):
+        with pytest.raises(PatchError, match=r"line 4: edits\.0\.valid_until: .*within the years 1 to 9999 in UTC"):
+            Patch.parse(text % outside)
     assert "valid_until" not in Patch.parse(text.replace(", valid_until: %s", "")).dump()
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, AwareDatetime, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from vllm_edit.declared import Declared
+from vllm_edit.errors import EditError
+from vllm_edit.instant import Instant
 from vllm_edit.text.matching import normalise, replaced
 from vllm_edit.text.quoting import quoted
 from vllm_edit.text.spelling import written
@@ -92,7 +95,7 @@ class Edit(Declared):
     """Other names of the subject."""
     probes: tuple[Probe, ...] = ()
     """Prompts that test the edit."""
-    valid_until: AwareDatetime | None = None
+    valid_until: Instant | None = None
     """The time, with its zone, from which the fact no longer holds."""
     target_new_aliases: Names = ()
     """Other answers that count as `target_new`."""
@@ -120,7 +123,7 @@ class Edit(Declared):
 
         An edit without a relation is known by its prompt, an edit with a relation by both.
         """
-        ways = [("prompt", normalise(replaced(self.prompt, self.subject, "{}")))]
+        ways = [("prompt", template_of(self.prompt, self.subject))]
         if self.relation:
             ways.append(("relation", self.relation))
         return frozenset(
@@ -134,6 +137,48 @@ class Edit(Declared):
             other: the edit to compare with. Letter case and punctuation around the answer do not count.
         """
         return normalise(self.target_new) == normalise(other.target_new)
+
+    def shares_subject_with(self, other: Edit) -> bool:
+        """True if the subject of one edit is a name of the other's. A common alias is not enough: "the Group" may be
+        two companies.
+
+        Args:
+            other: the edit to compare with.
+        """
+        return written(self.subject).folded in other.names() or written(other.subject).folded in self.names()
+
+    def joined(self, other: Edit) -> Edit:
+        """The edit with all that another edit declares about the same fact: its names, answers and probes, its prompt
+        as a paraphrase probe, and the earlier end.
+
+        Args:
+            other: an edit of the same fact with the same new answer.
+
+        Raises:
+            EditError: an answer is new in one edit and the base's in the other.
+        """
+        new = _united(self.new_answers, other.new_answers, normalise)
+        old = _united(self.old_answers, other.old_answers, normalise)
+        if both := sorted({normalise(answer) for answer in old} & {normalise(answer) for answer in new}):
+            raise EditError(
+                f"{quoted(self.prompt)} and {quoted(other.prompt)} change one fact, but {both[0]!r} is a new answer of "
+                "one and the current answer of the other; correct one of the two patches"
+            )
+        names, others = (self.subject, *self.aliases), (other.subject, *other.aliases)
+        asked = {normalise(prompt) for prompt in (self.prompt, *(p.prompt for p in (*self.probes, *other.probes)))}
+        also = () if normalise(other.prompt) in asked else (Probe(kind="paraphrase", prompt=other.prompt),)
+        ends = [end for end in (self.valid_until, other.valid_until) if end is not None]
+        return self.model_copy(
+            update={
+                "relation": self.relation or other.relation,
+                "aliases": _united(names, others, lambda name: written(name).folded)[1:],
+                "target_new_aliases": new[1:],
+                "target_true": old[0] if old else None,
+                "target_true_aliases": old[1:],
+                "probes": tuple(dict.fromkeys((*self.probes, *also, *other.probes))),
+                "valid_until": min(ends, default=None),
+            }
+        )
 
     @field_validator("valid_until", mode="before")
     @classmethod
@@ -161,6 +206,17 @@ class Edit(Declared):
             split: only probes of this split; None for both.
         """
         return [probe for probe in self.probes if probe.kind == kind and split in (None, probe.split)]
+
+
+def template_of(prompt: str, subject: str) -> str:
+    """The prompt with {} in place of the subject, in one spelling: one template asks about one relation."""
+    return normalise(replaced(prompt, subject, "{}"))
+
+
+def _united(names: Sequence[str], others: Sequence[str], spelling: Callable[[str], str]) -> tuple[str, ...]:
+    """The names, and the others that are none of them in another spelling."""
+    known = set(map(spelling, names))
+    return (*names, *(other for other in others if spelling(other) not in known))
 
 
 def lacks_subject(subject: str, prompt: str) -> str:

@@ -79,8 +79,7 @@ def _edited_twice(edits: Sequence[Edit]) -> Iterator[tuple[int, str]]:
         for earlier in sorted(owners):
             other = edits[earlier]
             agrees = edit.agrees_with(other)
-            named = written(edit.subject).folded in other.names() or written(other.subject).folded in edit.names()
-            if named or not agrees:
+            if edit.shares_subject_with(other) or not agrees:
                 how = "twice" if agrees else f"to two different targets, also to {quoted(other.target_new)}"
                 fact = f"subject {edit.subject!r}, relation {edit.relation or edit.prompt!r}"
                 yield number, f"{fact} is edited {how} (see edits.{earlier}, of {other.subject!r})"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import time
 import unicodedata
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,7 @@ from vllm_edit.cli.output import (
     print_line,
     print_table,
     progress_bar,
+    when,
     wide_console,
 )
 from vllm_edit.evaluation.report import Answer, Report
@@ -84,6 +87,16 @@ def test_lines_continue_after_a_slow_step() -> None:
 
 HOSTILE = "a\x1b]0;owned\x07b\x9b31m c\u202ed\ud83d"
 SHOWN = "a\\x1b]0;owned\\x07b\\x9b31m c\\u202ed\\ud83d"
+
+
+@pytest.mark.parametrize("zone", ["Asia/Tokyo", "America/New_York"])
+def test_the_last_and_the_first_time_are_shown_in_every_local_zone(zone: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as there:
+        there.setenv("TZ", zone)
+        time.tzset()
+        assert when(datetime.max.replace(tzinfo=UTC))[:10] == "9999-12-31"
+        assert when(datetime.min.replace(tzinfo=UTC))[-11:-8] == "01 "
+    time.tzset()
 
 
 def test_control_characters_are_shown_and_not_obeyed(capsys: pytest.CaptureFixture[str]) -> None:

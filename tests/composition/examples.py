@@ -36,19 +36,23 @@ def solved(
     *,
     groups: Sequence[int] | None = None,
     kept: torch.Tensor | None = None,
+    alias: torch.Tensor | None = None,
     damping: float = 0.0,
     gate: Gate | None = None,
     site: str = "s" * 32,
 ) -> CompiledPatch:
-    """A patch with factors. keys: [edits, D_IN]; groups: the key group of each edit; kept: keys that must not move."""
+    """A patch with factors. keys: [edits, D_IN]; groups: the key group of each edit; kept: keys that must not move;
+    alias: keys [n, D_IN] of other names of the first edit's subject."""
     owners = list(groups) if groups is not None else list(range(len(edits)))
-    kept = torch.zeros(0, D_IN) if kept is None else kept
+    kept, alias = (torch.zeros(0, D_IN) if given is None else given for given in (kept, alias))
     columns = [Column(group=group, form="plain") for group in owners]
+    columns += [Column(group=0, form=f"alias:{number}") for number in range(len(alias))]
     columns += [Column(group=0, form=f"keep:{number}", share=0.0) for number in range(len(kept))]
     count = max(owners) + 1
     seed = sum(map(ord, name))
     residuals = torch.randn(count, D_OUT, generator=torch.Generator().manual_seed(seed))
-    factors = Factors(torch.cat([keys, kept]), torch.cat([keys, kept]), residuals)
+    stacked = torch.cat([keys, alias, kept])
+    factors = Factors(stacked, stacked, residuals)
     groups_of, shares = [column.group for column in columns], [column.share for column in columns]
     update = as_saved(solve(System.of(factors.keys, factors.whitened, groups_of, damping, shares), residuals))
     delta = Delta({MODULE: update})

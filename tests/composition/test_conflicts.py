@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import pytest
+import torch
 
 from tests.composition.examples import added, capital, key_of, shift, solved
 from vllm_edit.artefacts.compiled import CompiledPatch
+from vllm_edit.composition.checks import vouch
 from vllm_edit.composition.compose import compose
 from vllm_edit.composition.conflicts import find_conflicts
-from vllm_edit.edit import Edit
+from vllm_edit.edit import Edit, Probe
 from vllm_edit.errors import EditError, NotFound
 
 SHARED = solved("shared", [capital("France", "Lyon"), capital("Spain", "Seville")], key_of(1, 2))
@@ -121,3 +125,68 @@ def test_facts_that_two_members_share_count_once() -> None:
     learnt = added("learnt", [capital("France", "Lyon"), capital("Peru", "Cusco")])
     with pytest.raises(EditError, match=r"share some facts of .* but not all"):
         compose([grouped, learnt])
+
+
+def close(composed: CompiledPatch, member: CompiledPatch, key: torch.Tensor) -> bool:
+    """True if the composition shifts the key as the member does."""
+    return bool((shift(composed, key) - shift(member, key)).norm() < 1e-4 * shift(member, key).norm())
+
+
+@pytest.mark.parametrize("cosine", [0.0, 0.95])
+def test_two_subjects_that_only_share_an_alias_both_keep_their_keys(cosine: float) -> None:
+    one, far, group = key_of(1, 2, 3)
+    two = cosine * one / one.norm() + (1 - cosine**2) ** 0.5 * far / far.norm()
+    members = [
+        solved(name, [capital(name, "Lyon", aliases=("the Group",))], key[None], alias=group[None])
+        for name, key in (("initech", one), ("contoso", two))
+    ]
+    for order in (members, members[::-1]):
+        composed = compose(order)
+        assert (composed.manifest.rank, len(composed.manifest.edits)) == (2, 2)
+        assert all(close(composed, member, key) for member, key in zip(members, (one, two), strict=True))
+        assert sum(close(composed, member, group) for member in members) == 1, "a common name has one answer"
+        assert (vouch(composed) == []) == (cosine == 0.0), "near keys of two subjects are not vouched for"
+
+
+def test_a_fact_of_two_members_keeps_what_both_declare_in_any_order() -> None:
+    end = datetime(2027, 1, 1, tzinfo=UTC)
+    probe = Probe(kind="portability", prompt="The capital of the Hexagon is", target="Lyon")
+    lasting = capital("France", "Lyon").model_copy(update={"target_true": "Paris"})
+    ending = Edit(
+        prompt="France has the capital", subject="France", relation="capital", aliases=("the Hexagon",),
+        target_new="lyon", target_new_aliases=("Lugdunum",), target_true="Paname", probes=(probe,), valid_until=end,
+    )  # fmt: skip
+    near = key_of(1) + 0.1 * key_of(5)
+    without, with_end = solved("without", [lasting], key_of(1)), solved("with", [ending], near, alias=key_of(4))
+    composed = compose([without, with_end])
+    assert compose([with_end, without]).name == composed.name
+    (edit,) = composed.manifest.edits
+    assert (composed.manifest.valid_until, composed.manifest.rank) == (end, 1)
+    assert edit.aliases == ("the Hexagon",)
+    assert set(edit.new_answers) >= {"Lugdunum"}
+    assert set(edit.old_answers) == {"Paris", "Paname"}
+    assert {(asked.kind, asked.prompt) for asked in edit.probes} == {
+        ("portability", "The capital of the Hexagon is"),
+        ("paraphrase", lasting.prompt),
+    }
+    assert close(composed, with_end, key_of(4)[0])
+    assert compose([composed, without], composed.manifest.patch).manifest.edits == (edit,), "and has nothing to add"
+
+
+def test_a_key_that_only_the_other_member_of_a_fact_has_is_edited_too() -> None:
+    facts = [capital("France", "Lyon"), capital("France", "franc", relation="currency")]
+    grouped = solved("grouped", facts, key_of(1, 4), groups=[0, 0])
+    named = solved("named", [capital("France", "Lyon", aliases=("the Hexagon",))], key_of(1), alias=key_of(6))
+    composed = compose([grouped, named])
+    assert (composed.manifest.rank, composed.manifest.edits[0].aliases) == (1, ("the Hexagon",))
+    alone = shift(grouped, key_of(1)[0])
+    assert (shift(composed, key_of(6)[0]) - alone).norm() < 1e-4 * alone.norm()
+    assert composed.algebra is not None
+    assert composed.algebra.constraint_error == pytest.approx(0.0, abs=1e-5)
+
+
+def test_members_that_contradict_each_other_about_the_answer_of_a_fact_are_refused() -> None:
+    new = capital("France", "Lyon").model_copy(update={"target_new_aliases": ("Lugdunum",)})
+    old = capital("France", "Lyon").model_copy(update={"target_true": "Lugdunum"})
+    with pytest.raises(EditError, match="'lugdunum' is a new answer of one and the current answer of the other"):
+        compose([solved("new", [new], key_of(1)), solved("old", [old], key_of(1))])

@@ -158,6 +158,22 @@ def test_two_subjects_that_share_a_name_may_not_disagree() -> None:
         Patch(name="twins", scope="subject", edits=(JAPAN, nippon))
 
 
+def test_a_text_that_names_two_subjects_with_a_common_alias_keeps_both_keys() -> None:
+    setup, settings = bench(), LOOSE.replace(forms=("plain", "alias"), damping=0.1)
+    twins = [
+        Edit(
+            prompt=f"The capital of {name} is", subject=name, relation="capital", aliases=("the",), target_new="people"
+        )
+        for name in ("France", "Japan")
+    ]
+    patch = Patch(name="twins", scope="subject", edits=tuple(twins))
+    compiled = compile_patch(patch, setup.base, site=setup.site, site_tensors=setup.moment, settings=settings)
+    both = Narrowing(compiled, setup.site).of("France and Japan")
+    assert both is not None
+    assert {edit.subject for edit in both.manifest.edits} == {"France", "Japan"}
+    assert both.manifest.rank == 2
+
+
 def test_store_stores_units_separately_and_gives_back_the_saved_values(store: Store, world: CompiledPatch) -> None:
     found = store.load(world.name)
     assert found.manifest == world.manifest

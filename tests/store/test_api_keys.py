@@ -6,7 +6,7 @@ import logging
 import secrets
 from collections.abc import Iterator
 from dataclasses import asdict
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
@@ -125,7 +125,8 @@ def test_keys_are_listed_by_tenant(registry: Registry) -> None:
 
 
 def test_ends_of_keys_must_be_moments(registry: Registry) -> None:
-    for wrong in (datetime.now(), datetime.now(UTC) - timedelta(seconds=1)):
+    outside = datetime.max.replace(tzinfo=timezone(timedelta(hours=-5)))
+    for wrong in (datetime.now(), datetime.now(UTC) - timedelta(seconds=1), outside):
         with pytest.raises(EditError, match="future time with a zone"):
             registry.create_api_key("acme", expires_at=wrong)
     assert registry.api_keys() == []

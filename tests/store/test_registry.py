@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
@@ -281,9 +281,9 @@ def test_a_publication_expires_and_the_publication_before_is_served(registry: Re
         "a clock behind the publisher's serves too"
     )
     assert [snapshot.next_end(moment) for moment in at] == [soon, soon, later, None]
-    for past in (start, datetime.now()):
+    for wrong in (start, datetime.now(), datetime.max.replace(tzinfo=timezone(timedelta(hours=-5)))):
         with pytest.raises(EditError, match=r"already|zone"):
-            registry.publish("acme", C, valid_until=past)
+            registry.publish("acme", C, valid_until=wrong)
     assert registry.rollback("acme") == A
     assert registry.active("acme", soon) == A
     assert registry.publish("acme", A)

@@ -146,6 +146,15 @@ def test_a_changed_time_does_not_count(store: Store, key: SigningKey, name: str)
         store.load(name)
 
 
+def test_a_signature_with_a_time_that_utc_does_not_have_is_named(store: Store, key: SigningKey, name: str) -> None:
+    store.sign(name, key)
+    path = f"signatures/{name}/{key.id}.json"
+    changed = json.loads(store.files.read(path)) | {"at": "0001-01-01T00:00:00+12:00"}
+    store.files.write(path, json.dumps(changed).encode())
+    with pytest.raises(Corrupt, match=f"{path} holds no signature"):
+        store.load(name)
+
+
 def test_an_unknown_key_does_not_count_until_it_is_trusted(store: Store, name: str, tmp_path: Path) -> None:
     bob = SigningKey.create(tmp_path / "bob.key")
     store.sign(name, bob)

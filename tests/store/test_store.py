@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 from dataclasses import replace
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import peft
@@ -16,6 +17,8 @@ from hypothesis import strategies as st
 
 from tests.store.example import MODULE, compiled, moment, new_store, site
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
+from vllm_edit.artefacts.checksums import MANIFEST
+from vllm_edit.artefacts.folder import pack
 from vllm_edit.artefacts.reports import CompileReport, CompositionReport
 from vllm_edit.deltas.delta import Delta, LowRank
 from vllm_edit.errors import Corrupt, EditError, NotFound
@@ -417,6 +420,19 @@ def test_a_patch_whose_files_vanished_is_reported(store: Store) -> None:
     shutil.rmtree(Path(store.url) / "patches" / name)
     assert store.names() == []
     assert problems_of(store) == [f"{name} is in the registry, but its files are gone"]
+
+
+def test_a_patch_of_an_earlier_version_with_an_end_that_no_database_holds_harms_no_other(store: Store) -> None:
+    whole, made = store.save(compiled()), compiled(patch="never")
+    far = datetime(9999, 12, 31, 23, 59, tzinfo=timezone(timedelta(hours=-5)))
+    edits = tuple(edit.model_copy(update={"valid_until": far}) for edit in made.manifest.edits)
+    never = replace(made, manifest=made.manifest.model_copy(update={"edits": edits}))
+    store.files.write_folder(f"patches/{never.name}", pack(never), MANIFEST)  # as before such an end was refused
+    assert sorted(store.names()) == sorted([whole, never.name])
+    assert store.load(whole).name == whole
+    with pytest.raises(Corrupt, match=r"written by another version.*years 1 to 9999 in UTC.*compile again"):
+        store.load(never.name)
+    assert [problem for problem in problems_of(store) if whole in problem] == []
 
 
 def test_artefacts_may_be_on_any_fsspec_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

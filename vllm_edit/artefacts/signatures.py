@@ -14,11 +14,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import AwareDatetime
-
 from vllm_edit.digest import canonical
 from vllm_edit.errors import EditError
 from vllm_edit.frozen import Frozen
+from vllm_edit.instant import Instant
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -37,7 +36,7 @@ class Signature(Frozen):
     """
 
     key: str
-    at: AwareDatetime
+    at: Instant
     value: str
 
 

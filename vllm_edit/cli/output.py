@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, is_dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -80,8 +80,10 @@ def print_error(message: str) -> None:
 
 
 def when(time: datetime) -> str:
-    """Format a time for display, in the local zone."""
-    return time.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    """Format a time for display, in the local zone; in its own zone if the local zone has no such time."""
+    with suppress(OverflowError, ValueError):  # within a day of the first or the last representable time
+        time = time.astimezone()
+    return time.strftime("%Y-%m-%d %H:%M:%S")
 
 
 def age(seconds: float) -> str:

@@ -117,7 +117,10 @@ def _remaining(member: CompiledPatch, parts: Sequence[Part]) -> Sequence[LowRank
 
 
 def _constraint_error(members: Sequence[CompiledPatch], groups: Sequence[Group], delta: Delta) -> float:
-    """The largest ‖Δ k − Δ_m k‖ / ‖Δ_m k‖ over the groups' edited columns, at any module."""
+    """The largest ‖Δ k − Δ_m k‖ / ‖Δ_m k‖ over the groups' own edited columns, at any module.
+
+    A column that a group took from another member has no such number: its answer is the same, not its shift.
+    """
     largest = 0.0
     for place, (module, update) in enumerate(delta.parts.items()):
         keys: dict[str, list[torch.Tensor]] = {}

@@ -17,7 +17,8 @@ from vllm_edit.artefacts.site import Site
 from vllm_edit.composition.checks import report_of
 from vllm_edit.composition.conflicts import Settlement, settle
 from vllm_edit.composition.groups import Joint, merged, solve_jointly
-from vllm_edit.composition.parts import Block, Group, Part, select
+from vllm_edit.composition.parts import Block, Group, Part
+from vllm_edit.composition.selection import select
 from vllm_edit.composition.solver import ROOM, as_saved
 from vllm_edit.deltas.delta import Delta
 from vllm_edit.digest import digest_tensors
@@ -61,7 +62,8 @@ def compose(
     Raises:
         Incompatible: members of different bases or sites, a rank above the site's, or, at a site of several modules,
             two members about one subject whose keys coincide at the first module only.
-        EditError: no members, undecided conflicts, or edits to be left out that share a part with edits that stay.
+        EditError: no members, undecided conflicts, edits to be left out that share a part with edits that stay, or
+            two declarations of a fact that contradict each other.
 
     Example:
         >>> both = compose([store.load(name) for name in names], "both", site=store.site())
@@ -74,7 +76,7 @@ def compose(
         check_patch(name)
     _refuse_foreign(members)
     settlement = settle(members, policy)
-    parts = select(members, settlement)
+    parts = select(members, settlement, group_cosine)
     blocks = [part for part in parts if isinstance(part, Block)]
     joint, settings = None, settlement.settings()
     if groups := [part for part in parts if isinstance(part, Group)]:

@@ -13,14 +13,15 @@ because each was measured there under its own member's updates only, the members
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 
 import torch
 
 from vllm_edit.artefacts.compiled import Factors
 from vllm_edit.artefacts.manifest import Column
-from vllm_edit.composition.parts import Group, subjects_of
-from vllm_edit.composition.solver import ROOM, System, as_saved, interference, satisfiable, solve
+from vllm_edit.composition.parts import Group, Keyed, alike, coincide, subjects_of
+from vllm_edit.composition.solver import ROOM, System, as_saved, satisfiable, solve
 from vllm_edit.deltas.delta import LowRank
 from vllm_edit.errors import Incompatible
 from vllm_edit.names import short
@@ -52,7 +53,8 @@ class Joint:
 def merged(groups: Sequence[Group], cosine: float) -> list[Group]:
     """Merge groups of one subject whose first keys' whitened cosine exceeds `cosine`; their residuals are *summed*.
 
-    Least squares would average the residuals of keys that coincide (docs/methods.md).
+    Least squares would average the residuals of keys that coincide (docs/methods.md). Groups that only share an alias
+    may be of two subjects, and are not merged.
 
     Raises:
         Incompatible: groups of one subject in two members coincide at the first module, but not at the last.
@@ -60,9 +62,11 @@ def merged(groups: Sequence[Group], cosine: float) -> list[Group]:
     sums: list[_Sum] = []
     by_name: dict[str, list[int]] = {}
     problems: list[str] = []
-    for group in groups:
-        places = sorted({place for name in group.names for place in by_name.get(name, ())})
-        near = next((place for place in places if _near(sums[place].group.first, group.first, cosine)), None)
+    for group in (_whole(group) for group in groups):
+        names = frozenset[str]().union(*(edit.names() for edit in group.edits))
+        named = sorted({place for name in names for place in by_name.get(name, ())})
+        places = [place for place in named if _share_subject(sums[place].group, group)]
+        near = next((place for place in places if coincide(sums[place].group.first, group.first, cosine)), None)
         others = (other for place in places if place != near for other in sums[place].groups)
         problems += [_apart(other, group) for other in others if _only_first_near(other, group, cosine)]
         if near is None:
@@ -70,7 +74,7 @@ def merged(groups: Sequence[Group], cosine: float) -> list[Group]:
             sums.append(_Sum(group, (1,) * len(group.columns), (group,)))
         else:
             sums[near] = sums[near].plus(group, cosine)
-        for name in group.names:
+        for name in names:
             by_name.setdefault(name, []).append(near)
     if problems:
         raise Incompatible("\n".join(dict.fromkeys(problems)))
@@ -121,8 +125,8 @@ class _Sum:
         """Merge one more group; each of its columns is averaged with the column it coincides with, or is added."""
         columns, counts = list(self.group.columns), list(self.counts)
         for column in other.columns:
-            alike = (place for place, held in enumerate(columns) if _alike(held[0], column[0]))
-            near = next((place for place in alike if _near(columns[place], column, cosine)), None)
+            places = (place for place, held in enumerate(columns) if alike(held, column))
+            near = next((place for place in places if coincide(columns[place], column, cosine)), None)
             if near is None:
                 columns.append(column)
                 counts.append(1)
@@ -142,10 +146,10 @@ def _only_first_near(first: Group, second: Group, cosine: float) -> bool:
     """
     if first.member == second.member or len(first.residuals) == 1:
         return False
-    return _near(_at_first_module(first), _at_first_module(second), cosine)
+    return coincide(_at_first_module(first), _at_first_module(second), cosine)
 
 
-def _at_first_module(group: Group) -> tuple[Column, torch.Tensor, torch.Tensor]:
+def _at_first_module(group: Group) -> Keyed:
     return next(column for column in group.columns if column[0].module == 0)
 
 
@@ -157,11 +161,10 @@ def _apart(first: Group, second: Group) -> str:
     )
 
 
-def _near(
-    first: tuple[Column, torch.Tensor, torch.Tensor], second: tuple[Column, torch.Tensor, torch.Tensor], cosine: float
-) -> bool:
-    return bool(interference(torch.stack([first[1], second[1]]), torch.stack([first[2], second[2]]))[0, 1] > cosine)
+def _whole(group: Group) -> Group:
+    """The group with the columns that it took from others among its own."""
+    return replace(group, columns=group.columns + group.taken, taken=())
 
 
-def _alike(first: Column, second: Column) -> bool:
-    return (first.share, first.module) == (second.share, second.module)
+def _share_subject(first: Group, second: Group) -> bool:
+    return any(one.shares_subject_with(other) for one, other in product(first.edits, second.edits))

@@ -89,14 +89,23 @@ def with_demonstrations(
 def with_members_demonstrations(composition: CompiledPatch, members: Sequence[CompiledPatch]) -> CompiledPatch:
     """`composition` with its members' demonstrations, numbered by its own edits; its name changes."""
     edits = composition.manifest.edits
-    places = {edit: index for index, edit in enumerate(edits)}
+    # An edit's own demonstrations depend on these fields alone; others are joined from several members' declarations.
+    places = {_stated(edit): index for index, edit in enumerate(edits)}
     parts = [
-        (member.demonstrations, {old: places[edit] for old, edit in enumerate(member.manifest.edits) if edit in places})
+        (
+            member.demonstrations,
+            {old: places[_stated(edit)] for old, edit in enumerate(member.manifest.edits) if _stated(edit) in places},
+        )
         for member in members
     ]
     made = merge_demonstrations(parts, edits)
     stated = composition.manifest.model_copy(update={"demonstrations": demonstrations_digest(made)})
     return replace(composition, manifest=stated, demonstrations=made)
+
+
+def _stated(edit: Edit) -> tuple[str, str, str]:
+    """The fields of an edit that its own demonstrations state, and its subject."""
+    return edit.prompt, edit.subject, edit.target_new
 
 
 def merge_demonstrations(

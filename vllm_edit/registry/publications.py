@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Row, and_, insert, or_, select, update
 
 from vllm_edit.errors import EditError, NotFound
+from vllm_edit.instant import is_instant
 from vllm_edit.names import short, shown
 from vllm_edit.registry import tables
 from vllm_edit.registry.patches import PatchEntry
@@ -72,8 +73,11 @@ def publishable_until(entry: PatchEntry, *, override: str, by: str, valid_until:
     """
     if entry.status != "accepted":
         _check_override(entry, override, by)
-    if valid_until is not None and valid_until.tzinfo is None:
-        raise EditError(f"expected an end with a zone, like 2030-01-31T12:00:00Z, got {valid_until.isoformat()}")
+    if valid_until is not None and not is_instant(valid_until):
+        raise EditError(
+            "expected an end with a zone, like 2030-01-31T12:00:00Z, before the year 10000 in UTC, got "
+            f"{valid_until.isoformat()}"
+        )
     ends = min((time for time in (valid_until, entry.valid_until) if time is not None), default=None)
     if ends is not None and ends <= datetime.now(UTC):
         raise EditError(

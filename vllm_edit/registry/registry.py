@@ -14,6 +14,7 @@ from typing import get_args
 from sqlalchemy import URL, Connection
 
 from vllm_edit.errors import EditError
+from vllm_edit.instant import is_instant
 from vllm_edit.names import LABEL_LENGTH, REASON_LENGTH, check_note, shown
 from vllm_edit.registry import api_keys, audit, patches, publications, rollouts, snapshot, tenants
 from vllm_edit.registry.admission import Admission
@@ -311,8 +312,11 @@ class Registry:
             by: Who creates it, for the audit.
         """
         label = check_note(label, "a label", LABEL_LENGTH)
-        if expires_at is not None and (expires_at.tzinfo is None or expires_at <= datetime.now(UTC)):
-            raise EditError(f"expected a future time with a zone, like 2100-01-31T12:00:00Z, got {expires_at}")
+        if expires_at is not None and (not is_instant(expires_at) or expires_at <= datetime.now(UTC)):
+            raise EditError(
+                "expected a future time with a zone, like 2100-01-31T12:00:00Z, before the year 10000 in UTC, got "
+                f"{expires_at}"
+            )
         rights: tuple[Right, ...] = tuple(right for right in TENANT_RIGHTS if base or right != "base")
         rights += AUTHOR_RIGHTS if author else ()
         with self.changes.make("key.create", tenant=tenant, by=by) as change:

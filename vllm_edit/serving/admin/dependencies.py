@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, ParamSpec, TypeVar
 
 from fastapi import Request
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
 from vllm_edit.errors import NotFound, Unavailable
+from vllm_edit.instant import in_utc
 from vllm_edit.names import LABEL_LENGTH, REASON_LENGTH, check_note, is_one_line
 from vllm_edit.registry.api_keys import NewApiKey
 from vllm_edit.registry.registry import Registry
@@ -28,14 +29,6 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 
-def _in_utc(time: datetime) -> datetime:
-    """Convert to UTC, which the registry stores; some zones' extreme times have no equivalent in UTC."""
-    try:
-        return time.astimezone(UTC)
-    except OverflowError:
-        raise ValueError("expected a time within the years 1 to 9999 in UTC") from None
-
-
 def _one_line(text: str) -> str:
     if not is_one_line(text):
         raise ValueError("expected a name on one line, without control or format characters")
@@ -45,7 +38,7 @@ def _one_line(text: str) -> str:
 FOLLOW_S = 10.0
 """How long a response waits for servers to apply a change; after that it names the missing ones."""
 
-End = Annotated[AwareDatetime, AfterValidator(_in_utc)]
+End = Annotated[AwareDatetime, AfterValidator(in_utc)]
 Why = Annotated[str, Field(max_length=REASON_LENGTH, description="why, for the audit")]
 Who = Annotated[
     str,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import datetime
 from types import MappingProxyType
 from typing import Any
 
 from markupsafe import Markup
 
+from vllm_edit.instant import in_utc
 from vllm_edit.names import short
 from vllm_edit.registry.servers import AcknowledgedRecord
 
@@ -21,10 +22,9 @@ def time(value: datetime | str | None) -> Markup | str:
     if value is None:
         return "–"
     try:
-        moment = datetime.fromisoformat(value) if isinstance(value, str) else value
+        moment = in_utc(datetime.fromisoformat(value) if isinstance(value, str) else value)
     except ValueError:
         return str(value)
-    moment = moment.astimezone(UTC)
     exact = moment.isoformat()
     return Markup('<time datetime="{}">{}</time>').format(exact, f"{moment:%Y-%m-%d %H:%M:%S}")
 
