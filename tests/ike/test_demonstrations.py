@@ -138,6 +138,20 @@ def test_a_composition_serves_its_members_facts_under_its_own_numbers(
         assert own[0].prompt == edit.prompt
 
 
+def test_an_edit_that_a_composition_joined_with_another_members_keeps_its_own_demonstrations(
+    stored: Stored, patch: Patch, many: Patch
+) -> None:
+    delta = Delta({"m": LowRank(torch.ones(2, 1), torch.ones(1, 2))})
+    members = [CompiledPatch(manifest, delta, None, made) for manifest, made in (stored(patch), stored(many))]
+    (edit,) = patch.edits
+    joined = edit.joined(edit.model_copy(update={"aliases": ("the Hexagon",), "prompt": "France has the capital"}))
+    assert joined != edit
+    edits = (*many.edits, joined)
+    composition = CompiledPatch(manifest_of(patch.model_copy(update={"name": "both", "edits": edits})), delta)
+    made = with_members_demonstrations(composition, members).demonstrations
+    assert [item.kind for item in made if item.edit == len(many.edits)] == ["copy", "fact"]
+
+
 def test_a_record_that_is_not_a_fact_is_named() -> None:
     good = {"prompt": "A is", "subject": "A", "relation": "r", "object": "b", "paraphrases": ["x"], "table": "ignored"}
     assert Bank.from_records([good]).facts[0].paraphrases == ("x",)
