@@ -152,6 +152,27 @@ def test_an_edit_that_a_composition_joined_with_another_members_keeps_its_own_de
     assert [item.kind for item in made if item.edit == len(many.edits)] == ["copy", "fact"]
 
 
+def test_a_bank_of_a_patch_without_relations_never_swaps_objects_of_different_prompts(
+    patch: Patch, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    others = {name: CAPITALS[name] for name in CAPITALS if name != "France"}
+    edits = [
+        Edit(prompt=f"The {kind} of {name} is", subject=name, target_new="Nothing", target_true=object, probes=probes)
+        for kind, facts in (("capital", others), ("currency", CURRENCIES))
+        for name, object in facts.items()
+        for probes in [(Probe(kind="paraphrase", prompt=f"Which {kind} has {name}?"),)]
+    ]
+    bank = Bank.from_patch(Patch(name="untold", edits=tuple(edits)))
+    asked = patch.edits[0].model_copy(update={"probes": ()})
+    made = [item for item in build_demonstrations([asked], bank, tokenizer) if item.edit is None]
+    assert made
+    for item in made:
+        objects = CAPITALS if "capital" in item.fact else CURRENCIES
+        assert any(item.fact.endswith(f" {object}") for object in objects.values()), item.fact
+    record = {"prompt": "Oz is", "subject": "Oz", "relation": "", "object": "far"}
+    assert Bank.from_records([record, {**record, "prompt": "Oz has"}]).by_relation.keys() == {"{} is", "{} has"}
+
+
 def test_a_record_that_is_not_a_fact_is_named() -> None:
     good = {"prompt": "A is", "subject": "A", "relation": "r", "object": "b", "paraphrases": ["x"], "table": "ignored"}
     assert Bank.from_records([good]).facts[0].paraphrases == ("x",)
