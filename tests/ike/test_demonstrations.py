@@ -138,6 +138,41 @@ def test_a_composition_serves_its_members_facts_under_its_own_numbers(
         assert own[0].prompt == edit.prompt
 
 
+def test_an_edit_that_a_composition_joined_with_another_members_keeps_its_own_demonstrations(
+    stored: Stored, patch: Patch, many: Patch
+) -> None:
+    delta = Delta({"m": LowRank(torch.ones(2, 1), torch.ones(1, 2))})
+    members = [CompiledPatch(manifest, delta, None, made) for manifest, made in (stored(patch), stored(many))]
+    (edit,) = patch.edits
+    joined = edit.joined(edit.model_copy(update={"aliases": ("the Hexagon",), "prompt": "France has the capital"}))
+    assert joined != edit
+    edits = (*many.edits, joined)
+    composition = CompiledPatch(manifest_of(patch.model_copy(update={"name": "both", "edits": edits})), delta)
+    made = with_members_demonstrations(composition, members).demonstrations
+    assert [item.kind for item in made if item.edit == len(many.edits)] == ["copy", "fact"]
+
+
+def test_a_bank_of_a_patch_without_relations_never_swaps_objects_of_different_prompts(
+    patch: Patch, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    others = {name: CAPITALS[name] for name in CAPITALS if name != "France"}
+    edits = [
+        Edit(prompt=f"The {kind} of {name} is", subject=name, target_new="Nothing", target_true=object, probes=probes)
+        for kind, facts in (("capital", others), ("currency", CURRENCIES))
+        for name, object in facts.items()
+        for probes in [(Probe(kind="paraphrase", prompt=f"Which {kind} has {name}?"),)]
+    ]
+    bank = Bank.from_patch(Patch(name="untold", edits=tuple(edits)))
+    asked = patch.edits[0].model_copy(update={"probes": ()})
+    made = [item for item in build_demonstrations([asked], bank, tokenizer) if item.edit is None]
+    assert made
+    for item in made:
+        objects = CAPITALS if "capital" in item.fact else CURRENCIES
+        assert any(item.fact.endswith(f" {object}") for object in objects.values()), item.fact
+    record = {"prompt": "Oz is", "subject": "Oz", "relation": "", "object": "far"}
+    assert Bank.from_records([record, {**record, "prompt": "Oz has"}]).by_relation.keys() == {"{} is", "{} has"}
+
+
 def test_a_record_that_is_not_a_fact_is_named() -> None:
     good = {"prompt": "A is", "subject": "A", "relation": "r", "object": "b", "paraphrases": ["x"], "table": "ignored"}
     assert Bank.from_records([good]).facts[0].paraphrases == ("x",)

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from vllm_edit.edit import Edit
+from vllm_edit.edit import Edit, template_of
 from vllm_edit.errors import EditError
 from vllm_edit.invalid import message_of, problems_of
 from vllm_edit.json_value import JSONValue
@@ -19,7 +19,10 @@ from vllm_edit.text.yaml_document import YamlDocument, field
 
 
 class Fact(BaseModel):
-    """A fact the base knows: `prompt` ends right before `object`; `paraphrases` ask for the same object."""
+    """A fact the base knows: `prompt` ends right before `object`; `paraphrases` ask for the same object.
+
+    An empty relation becomes the prompt with {} for the subject: without one, all such facts would be of one relation.
+    """
 
     model_config = ConfigDict(frozen=True, extra="ignore", str_strip_whitespace=True)
 
@@ -28,6 +31,12 @@ class Fact(BaseModel):
     relation: str
     object: str = Field(min_length=1)
     paraphrases: tuple[str, ...] = ()
+
+    @field_validator("relation")
+    @classmethod
+    def _or_the_prompt(cls, relation: str, info: ValidationInfo) -> str:
+        known = info.data  # without the fields that are not valid
+        return relation or template_of(known.get("prompt", ""), known.get("subject", ""))
 
 
 class Bank(BaseModel):
@@ -84,7 +93,8 @@ class Bank(BaseModel):
 
     @classmethod
     def from_patch(cls, patch: Patch) -> Bank:
-        """The true facts that a patch would change.
+        """The true facts that a patch would change. Edits without a relation are of one if their prompts differ only in
+        the subject.
 
         Args:
             patch: its edits without `target_true` are left out.
