@@ -13,6 +13,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from tests.real.conftest import MODEL, SCOPED, Real, capital
+from tests.running_requests import running_requests
 from vllm_edit.demo.server import Ask, LocalServer, Reply
 from vllm_edit.rollout.arm import Arm
 from vllm_edit.rollout.rollout import Rollout
@@ -94,16 +95,15 @@ def test_eight_patches_and_base_in_one_batch_answer_each_its_own(real: Real, ser
         for name, edit in real.alone.items():
             asked += [Ask(name, edit.prompt), Ask(base, edit.prompt)]
             expected += [(name, edit.target_new), (base, edit.target_true)]
+    with running_requests(server.url) as running:
+        replies = server.ask(asked)
     wrong = [
         (question, reply)
-        for question, reply, (served, answer) in zip(asked, server.ask(asked), expected, strict=True)
+        for question, reply, (served, answer) in zip(asked, replies, expected, strict=True)
         if reply.adapter != served or not reply.text.startswith(str(answer))
     ]
     assert wrong == []
-    shown = httpx.get(f"{server.url}/metrics", timeout=60).text
-    batches = [line for line in shown.splitlines() if "lora_requests_info{" in line]
-    together = [line.split('running_lora_adapters="')[1].split('"')[0].split(",") for line in batches]
-    assert max(map(len, together)) == 8
+    assert max(running) == 32, "the client asks 32 questions at once: each patch twice, and the base"
 
 
 def test_a_publication_is_served_and_taken_back_while_the_server_runs(real: Real, server: LocalServer) -> None:

@@ -17,7 +17,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vllm_edit.engine.compat import flags
+from vllm_edit.engine.compat import flags, lora_gauge
 from vllm_edit.engine.model_folder import model_folder
 from vllm_edit.engine.plugins import PLUGIN
 from vllm_edit.errors import Incompatible
@@ -99,6 +99,7 @@ async def start(engine_client: AsyncLLM | None, state: State, args: Namespace) -
     store = await asyncio.to_thread(Store.open, settings.store)
     site, base = await asyncio.to_thread(store.site), await asyncio.to_thread(store.base)
     engine = Engine(engine_client, state.openai_serving_models)
+    lora_gauge.leave_out(engine_client)
     problems = _argument_problems(args, site.thinking) + _configuration_problems(engine.config, site)
     if not problems:  # only an engine with a valid configuration can list its modules
         problems = await _engine_problems(engine, site.model_copy(update={"base": base}))
