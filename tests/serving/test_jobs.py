@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
 
 from tests.serving import places
-from tests.serving.without_engine import Place, bearer, run
+from tests.serving.without_engine import Place, app_of_all, bearer, run
 from vllm_edit.errors import PatchError, Unavailable
 from vllm_edit.patch import Patch
 from vllm_edit.registry.jobs import MOST_OPEN, Claim
@@ -329,6 +330,38 @@ def test_a_server_streams_a_limited_number_of_jobs(place: Submitted, monkeypatch
         return (await place.get(place.author, f"/{id}/events")).status_code
 
     assert run(steps()) == 429
+
+
+def test_one_keys_streams_do_not_take_those_of_others(place: Submitted, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job_events, "LOOK_S", 0.01)
+
+    async def steps() -> tuple[int, int]:
+        id = (await place.submit(place.author)).json()["id"]
+        open_streams = [asyncio.create_task(place.get(place.author, f"/{id}/events")) for _ in range(8)]
+        await asyncio.sleep(0.3)
+        one_more = (await place.get(place.author, f"/{id}/events")).status_code
+        of_admin = asyncio.create_task(place.get(place.admin, f"/{id}/events"))
+        await asyncio.sleep(0.1)
+        claim = await asyncio.to_thread(place.claim)
+        await asyncio.to_thread(place.store.registry.jobs.fail, claim, "no reason")
+        await asyncio.wait_for(asyncio.gather(*open_streams), 20)
+        return one_more, (await asyncio.wait_for(of_admin, 20)).status_code
+
+    assert run(steps()) == (429, 200)
+
+
+def test_open_streams_end_when_the_server_shuts_down(place: Submitted, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job_events, "LOOK_S", 0.01)
+
+    async def steps() -> str:
+        id = (await place.submit(place.author)).json()["id"]
+        following = asyncio.create_task(place.get(place.author, f"/{id}/events"))
+        await asyncio.sleep(0.2)
+        assert not following.done()
+        monkeypatch.setattr(app_of_all().state, "server", SimpleNamespace(should_exit=True), raising=False)
+        return (await asyncio.wait_for(following, 20)).text
+
+    assert "event: queued" in run(steps())
 
 
 def test_a_submission_and_a_cancellation_are_audited_under_the_key(place: Submitted) -> None:

@@ -199,6 +199,14 @@ def test_flags_that_contradict_the_site_are_refused_by_name(site: Site, flags: l
         profile(site, "/store", "m", "m", flags)
 
 
+@pytest.mark.parametrize(
+    "flags", [[], ["--data-parallel-size", "2"], ["-dp", "2"], ["--data_parallel_size=2"], ["--api-server-count", "1"]]
+)
+def test_there_is_one_api_server_whatever_the_number_of_engines(site: Site, flags: list[str]) -> None:
+    given = profile(site, "/store", "m", "m", flags).flags
+    assert [given[place + 1] for place, flag in enumerate(given) if flag == "--api-server-count"] == ["1"]
+
+
 def test_modules_get_the_name_that_the_transformers_backend_gives_them() -> None:
     module = "gpt_neox.layers.1.mlp.dense_4h_to_h"
     assert wrapped.candidates([module]) == [module, "model.layers.1.mlp.dense_4h_to_h"]

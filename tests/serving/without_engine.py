@@ -154,7 +154,7 @@ class Asked(Holder):
 
 
 @cache
-def _app_of_all() -> FastAPI:
+def app_of_all() -> FastAPI:
     return make_app(Asked())
 
 
@@ -164,7 +164,7 @@ def shared_app(holder: Holder) -> ASGIApp:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         before = Asked.place.set(holder)
         try:
-            await _app_of_all()(scope, receive, send)
+            await app_of_all()(scope, receive, send)
         finally:
             Asked.place.reset(before)
 

@@ -32,6 +32,8 @@ _STATUS = (
     (TooLarge, HTTPStatus.REQUEST_ENTITY_TOO_LARGE),
     (EditError, HTTPStatus.BAD_REQUEST),
 )
+REFUSALS = tuple(sorted({int(status) for _, status in _STATUS}))
+"""The statuses of refused requests."""
 _OURS = {
     Unavailable: "the registry or the store cannot be reached; what is served goes on, try again later",
     Corrupt: "the stored files of this patch cannot be read; the error is in the server's log",

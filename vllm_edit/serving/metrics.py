@@ -13,6 +13,7 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histo
 
 from vllm_edit.registry.patches import Status
 from vllm_edit.registry.snapshot import Snapshot
+from vllm_edit.serving.error_responses import REFUSALS
 
 _SECONDS = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 
@@ -87,6 +88,8 @@ class Metrics:
             (self.refreshes, ("changed", "failed")),
             (self.outcomes, ("recorded", "repeated")),
             (self.shadows, ("same", "changed", "dropped", "failed")),
+            (self.canaries, ("same", "changed", "failed")),
+            (self.refused, tuple(map(str, REFUSALS))),
         ):
             for outcome in outcomes:
                 counter.labels(outcome)

@@ -68,6 +68,8 @@ def profile(
     ours += ["--enforce-eager"] if engine.enforce_eager else []
     if _first(given, "host") is None:
         ours += ["--host", "127.0.0.1"]
+    if _first(given, "api_server_count") is None:  # with --data-parallel-size N, vLLM would start N
+        ours += ["--api-server-count", "1"]
     if site.thinking == "off":
         ours += ["--default-chat-template-kwargs", json.dumps(dict(OFF))]
     _check(said, given, site, allow_open, keyed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 from pydantic import TypeAdapter
@@ -14,8 +15,9 @@ from vllm_edit.registry.jobs import Job
 LOOK_S = 1.0
 """Time between two reads of the job."""
 LONGEST_S = 600.0
-"""A stream ends after this time, so that it does not hold a server that shuts down; a client's library reconnects."""
+"""A stream ends after this time; a client's library reconnects."""
 MOST_STREAMS = 64
+MOST_STREAMS_OF_A_KEY = 8
 
 _STILL_S = 15.0
 """Proxies close connections that are silent for long."""
@@ -26,33 +28,42 @@ class JobEvents:
     """The streams of one server."""
 
     def __init__(self) -> None:
-        self._open = 0
+        self._open = Counter[str]()  # key → its open streams
 
-    def stream(self, first: Job, read: Callable[[], Awaitable[Job]], allowed: Callable[[], bool]) -> AsyncIterator[str]:
+    def stream(
+        self, first: Job, read: Callable[[], Awaitable[Job]], goes_on: Callable[[], bool], key: str
+    ) -> AsyncIterator[str]:
         """Return a stream: an event with the job's state as its name and the job as its data, at each change.
 
         Args:
             first: the job now.
             read: reads it again.
-            allowed: whether the caller may still read it.
+            goes_on: whether the caller may still read it, and the server is not shutting down. A server waits for
+                open streams before it stops.
+            key: the caller's key, by its id.
 
         Raises:
-            TooMany: this server has `MOST_STREAMS` open streams.
+            TooMany: this server has `MOST_STREAMS` open streams, or `MOST_STREAMS_OF_A_KEY` of this key.
         """
-        if self._open >= MOST_STREAMS:
+        if self._open[key] >= MOST_STREAMS_OF_A_KEY:
+            raise TooMany(
+                f"this server streams {MOST_STREAMS_OF_A_KEY} jobs of this key already; read the job instead, or end a "
+                "stream first"
+            )
+        if self._open.total() >= MOST_STREAMS:
             raise TooMany(f"this server streams {MOST_STREAMS} jobs already; read the job instead, or try again later")
-        return self._events(first, read, allowed)
+        return self._events(first, read, goes_on, key)
 
     async def _events(
-        self, job: Job, read: Callable[[], Awaitable[Job]], allowed: Callable[[], bool]
+        self, job: Job, read: Callable[[], Awaitable[Job]], goes_on: Callable[[], bool], key: str
     ) -> AsyncIterator[str]:
-        self._open += 1
+        self._open[key] += 1
         try:
             started = spoke = time.monotonic()
             yield f"retry: {int(LOOK_S * 1000)}\n{_event(job)}"
             while job.open and time.monotonic() - started < LONGEST_S:
                 await asyncio.sleep(LOOK_S)
-                if not allowed():
+                if not goes_on():
                     return
                 try:
                     new = await read()
@@ -67,7 +78,8 @@ class JobEvents:
                     spoke = time.monotonic()
                     yield ": still here\n\n"
         finally:
-            self._open -= 1
+            self._open[key] -= 1
+            self._open += Counter()  # without the keys that have none
 
 
 def _event(job: Job) -> str:

@@ -85,11 +85,12 @@ def routes(dependencies: Dependencies) -> APIRouter:
         async def read() -> Job:
             return _seen(await dependencies.read(dependencies.registry.jobs.find, id, caller.tenant), caller)
 
-        def allowed() -> bool:
+        def goes_on() -> bool:
             key = dependencies.service.watcher.current.snapshot.api_keys.get(caller.api_key_id or "")
-            return key is not None and key.counts(datetime.now(UTC))
+            stopping = getattr(getattr(request.app.state, "server", None), "should_exit", False)
+            return key is not None and key.counts(datetime.now(UTC)) and not stopping
 
-        events = streams.stream(await read(), read, allowed)
+        events = streams.stream(await read(), read, goes_on, caller.api_key_id or "")
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         return StreamingResponse(events, media_type="text/event-stream", headers=headers)
 
