@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import permutations
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from tests.composition.examples import D_IN, D_OUT, MODULE, added, capital, key_
 from vllm_edit.artefacts.site import Context, Fingerprint, Site
 from vllm_edit.composition.checks import Limits, vouch
 from vllm_edit.composition.compose import compose
+from vllm_edit.composition.groups import merged
+from vllm_edit.composition.parts import Group, parts_of
 from vllm_edit.composition.solver import System, solve
 from vllm_edit.digest import digest_tensors
 from vllm_edit.errors import EditError, Incompatible
@@ -77,6 +80,22 @@ def test_the_manifest_names_the_members_and_the_solvers_settings_in_any_order() 
     assert compose([FRANCE, SPAIN], name="both").manifest.patch == "both"
     with pytest.raises(EditError, match="expected a patch's name of lower-case letters"):
         compose([FRANCE, SPAIN], name="Both of them")
+
+
+def test_three_facts_of_one_subject_share_a_column_with_the_mean_of_their_keys_in_any_order() -> None:
+    keys = key_of(7) + 0.2 * key_of(70, 71, 72)
+    members = [
+        solved(f"fact-{number}", [capital("France", f"Answer {number}", relation=f"relation {number}")], key[None])
+        for number, key in enumerate(keys)
+    ]
+    groups = [group for member in members for group, _ in parts_of(member) if isinstance(group, Group)]
+    for order in permutations(groups):
+        (whole,) = merged(order, 0.9)
+        ((_, key, white),) = whole.columns
+        torch.testing.assert_close(key, keys.mean(0))
+        torch.testing.assert_close(white, keys.mean(0))
+    (column,) = compose(members).manifest.columns
+    assert column.share == 1.0
 
 
 def test_a_composition_composes_again() -> None:
@@ -179,6 +198,16 @@ def test_algebra_rejects_keys_that_nearly_coincide() -> None:
     damped = [solved("one", [capital("France", "Lyon")], key_of(1), damping=0.5)]
     damped.append(solved("two", [capital("Francia", "Nice")], close, damping=0.5))
     assert "shift at its own key differs" in vouch(compose(damped))[0]
+
+
+def test_edits_that_a_policy_removed_do_not_count_in_the_growth_of_the_norm() -> None:
+    names, near = ("Chile", "Cuba", "Egypt"), key_of(1) + 0.5 * key_of(2, 3, 4)
+    singles = [solved(name.lower(), [capital(name, "Lyon")], key[None]) for name, key in zip(names, near, strict=True)]
+    shared, rest = compose(singles, "shared"), compose(singles[1:], "rest")
+    own = solved("own", [capital("Chile", "Arica")], key_of(1))
+    layered, expected = compose([shared, own], policy="last"), compose([rest, own])
+    assert layered.delta.digest == expected.delta.digest
+    assert layered.algebra.norm_growth == pytest.approx(expected.algebra.norm_growth)
 
 
 def test_algebra_does_not_vouch_for_added_residuals_truncation_or_members_without_factors() -> None:

@@ -47,6 +47,26 @@ def test_a_key_that_two_members_preserve_is_one_column_and_stays_unmoved() -> No
     assert shift(composed, kept[0]).norm() < 1e-4 * shift(composed, key_of(1)[0]).norm()
 
 
+def test_a_key_that_many_members_preserve_leaves_room_for_every_other_key() -> None:
+    shared, own = key_of(7, 8, 9), key_of(*range(100, 107))
+    members = [
+        solved(
+            f"patch-{number:02}",
+            [capital(f"Country {number}", "Lyon")],
+            key_of(1000 + number),
+            kept=torch.cat([shared, own[number : number + 1]]),
+        )
+        for number in range(30)
+    ]
+    composed = compose(members, "all", damping=0.1)
+    assert composed.factors is not None
+    preserved = [
+        key for key, column in zip(composed.factors.keys, composed.manifest.columns, strict=True) if not column.share
+    ]
+    assert len(preserved) == len(shared) + len(own) == D_IN // 4
+    assert all(any(torch.equal(key, kept) for kept in preserved) for key in torch.cat([shared, own]))
+
+
 def test_a_key_that_another_member_edits_is_not_preserved() -> None:
     first = solved("first-patch", [capital("France", "Lyon")], key_of(1), kept=key_of(2))
     second = solved("second", [capital("Spain", "Seville")], key_of(2))

@@ -107,6 +107,27 @@ def test_groups_of_one_subject_are_merged_at_all_modules_by_their_keys_at_the_la
     assert [column.module for column in composed.manifest.columns] == [0, 0, 1]
 
 
+def test_two_members_of_one_subject_whose_keys_coincide_at_the_first_module_only_are_refused_by_name() -> None:
+    people, first = capital("France", "people", relation="people"), key_of(1)
+    two = [layered("france", [FRANCE], [first, key_of(11)]), layered("people", [people], [first, key_of(12)])]
+    other = layered("spain", [SPAIN], [key_of(2), key_of(13)])
+    for members in (two, two[::-1], [other, *two]):
+        with pytest.raises(
+            Incompatible, match=r"edit one subject, France: .*; compile these edits in one patch$"
+        ) as found:
+            compose(members)
+        assert all(f"{name}@" in str(found.value) for name in ("france", "people"))
+    together = layered("both", [FRANCE, people], [torch.cat([first, key_of(3)]), key_of(11, 12)])
+    assert compose([together, other]).manifest.rank == 3, "one patch, and another subject"
+
+
+def test_groups_of_one_member_were_measured_together_and_are_not_refused() -> None:
+    people = capital("France", "people", relation="people")
+    near = key_of(1) + 0.1 * key_of(99)
+    together = layered("both", [FRANCE, people], [torch.cat([key_of(1), near]), key_of(11, 12)])
+    assert compose([together]).delta.digest == together.delta.digest
+
+
 def test_patches_with_different_null_spaces_are_refused() -> None:
     keys = [key_of(1), key_of(11)]
     inside = layered("france", [FRANCE], keys, null_space=0.02)

@@ -24,7 +24,7 @@ from vllm_edit.editing.compile import METHODS, compile_patch, compile_separately
 from vllm_edit.errors import EditError, UnsafeEdit
 from vllm_edit.models.base import unchanged
 from vllm_edit.models.hooks import find_module
-from vllm_edit.models.rows import greedy
+from vllm_edit.models.rows import answer_scores, batches, greedy, run_batch
 
 EDITS = (FRANCE, JAPAN, BRAZIL)
 LONG = Edit(prompt="The head office of Nokia is in", subject="Nokia", target_new="Paris, and people")
@@ -199,6 +199,25 @@ def test_peft_loads_the_adapter_and_answers_as_our_delta_does(llama: Bench, tmp_
     theirs = PeftModel.from_pretrained(bench().base.model, folder)
     torch.testing.assert_close(logits(theirs, ids), ours, rtol=1e-4, atol=1e-4)
     assert Delta.load_peft(folder).digest == result.delta.digest
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt"])
+def test_lora_trains_without_the_dropout_of_the_base(family: str) -> None:
+    setup = bench(family)
+    rows = example_rows(EDITS, setup.base.tokenizer)
+    (batch,) = batches(setup.base.model, rows, range(len(rows)), 2048)
+    with torch.no_grad():
+        nll, _ = answer_scores(run_batch(setup.base.model, batch), batch)
+    first = compiled(setup, "lora", *EDITS, steps=1, on_missed="report")
+    assert first.report.loss == pytest.approx(float(nll.mean()), abs=1e-5), "B is 0 in the first step"
+
+
+def test_lora_trains_with_the_dropout_of_the_adapter(llama: Bench) -> None:
+    with_dropout, again, without = (
+        compiled(llama, "lora", FRANCE, steps=3, dropout=dropout, on_missed="report") for dropout in (0.5, 0.5, 0.0)
+    )
+    assert with_dropout.delta.digest == again.delta.digest
+    assert with_dropout.delta.digest != without.delta.digest
 
 
 @pytest.mark.parametrize(

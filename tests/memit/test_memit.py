@@ -33,7 +33,7 @@ from vllm_edit.editing.second_moment import SecondMoment, second_moments
 from vllm_edit.editing.second_moments import SecondMoments
 from vllm_edit.editing.site.sites import MadeSite, over_layers
 from vllm_edit.editing.site_tensors import site_tensors_of
-from vllm_edit.errors import EditError, UnsafeEdit
+from vllm_edit.errors import EditError, Incompatible, UnsafeEdit
 from vllm_edit.models.hooks import capture_outputs
 from vllm_edit.models.rows import Row
 from vllm_edit.patch import Patch
@@ -129,6 +129,20 @@ def test_a_second_pass_adds_what_damping_left_missing(llama: Layered) -> None:
         left.append(float((wanted - moved).norm() / wanted.norm()))
     assert left[0] > 0.2
     assert left[1] < 0.7 * left[0]
+
+
+def test_two_patches_about_one_subject_at_its_token_are_refused_and_one_patch_of_both_is_not() -> None:
+    setup = layered("llama", "subject_last", 1)
+    speech = Edit(prompt="Japan and its people speak", subject="Japan", relation="language", target_new="Italy")
+    home = Edit(prompt="Japan is home to the", subject="Japan", relation="people", target_new="Paris")
+    found = MEMIT.replace(on_missed="report")
+    apart = [setup.compiled(edit, settings=found, name=f"patch-{edit.relation}") for edit in (home, speech)]
+    with pytest.raises(Incompatible, match=r"edit one subject, Japan: .* compile these edits in one patch"):
+        compose(apart)
+    together = setup.compiled(home, speech, settings=found)
+    assert [len(group.edits) for group in together.manifest.groups] == [2]
+    brazil = setup.compiled(BRAZIL, settings=found, name="brazil")
+    assert compose([together, brazil]).manifest.rank == 2
 
 
 def test_rows_that_fail_under_the_whole_update_are_corrected_at_the_last_layer(llama: Layered) -> None:

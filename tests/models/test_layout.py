@@ -57,6 +57,15 @@ def test_only_a_norm_after_the_mlp_makes_a_block_renormed(family: str, tokenizer
     assert find_layout(tiny_model(family, tokenizer)).renormed == (family == "gemma2",) * 3
 
 
+def test_a_norm_after_the_mlp_is_found_where_the_mlps_output_is_tiny(tokenizer: PreTrainedTokenizerFast) -> None:
+    model = tiny_model("gemma2", tokenizer)
+    with torch.no_grad():
+        for block in model.model.layers:
+            block.mlp.down_proj.weight.mul_(1e-6)  # the norm's epsilon exceeds the output
+    layout = find_layout(model)
+    assert (layout.renormed, layout.gain) == ((True,) * 3, (1.0,) * 3)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("family", [*FAMILIES, "granite"])
 def test_the_gain_of_a_block_is_exactly_1_unless_it_scales_the_mlps_output(
@@ -167,6 +176,22 @@ def test_linear_layers_of_the_block_beside_its_mlp_are_refused(tokenizer: PreTra
         block.__class__ = WithProjection
     with pytest.raises(EditError, match=r"block model.layers.0 has linear layers beside its MLP \(projection\)"):
         find_layout(model)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("stream", [0.02, 1.0, 50.0])
+def test_blocks_that_normalise_the_stream_with_the_mlps_output_are_refused(
+    stream: float, dtype: torch.dtype, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """LN(h + W k) as in OPT-350m, for small and large h: neither h + norm(W k) nor h + g W k."""
+    model = tiny_model("opt", tokenizer)
+    with torch.no_grad():
+        for block in model.model.decoder.layers:
+            block.do_layer_norm_before = False
+            block.self_attn_layer_norm.weight.mul_(stream)
+            block.self_attn_layer_norm.bias.mul_(stream)
+    with pytest.raises(EditError, match=r"block model.decoder.layers.0 normalises the sum .* \(post-LN\); expected"):
+        find_layout(model.to(dtype))
 
 
 def test_an_encoder_decoder_is_refused() -> None:

@@ -101,7 +101,8 @@ class CompositionReport(Recorded):
 
     Attributes:
         judged_by: who judged: algebra.
-        norm_growth: ‖Δ‖ / √(Σ ‖Δ_m‖²) over the members that take part; 1 for unrelated keys.
+        norm_growth: ‖Δ‖ / √(Σ ‖Δ_m‖²) over the members that take part, without edits that were left out; 1 for
+            unrelated keys.
         constraint_error: the largest difference between an edit's shift at its own key and the shift by its own
             member, ‖Δ k − Δ_m k‖ / ‖Δ_m k‖; None if a member has no factors.
         highest_cosine: the highest cosine of all pairs of key groups; None if no member has factors.

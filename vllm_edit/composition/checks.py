@@ -13,8 +13,9 @@ import torch
 
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.artefacts.reports import CompositionReport, Interference
-from vllm_edit.composition.groups import Joint
+from vllm_edit.composition.groups import Joint, solve_jointly
 from vllm_edit.composition.parts import Group, Part, subjects_of
+from vllm_edit.composition.solver import ROOM
 from vllm_edit.deltas.delta import Delta, LowRank
 
 MOST_PAIRS = 1000
@@ -50,7 +51,7 @@ def report_of(
     """
     taking_part = {part.member for part in parts}
     own = [member for member in members if member.name in taking_part]
-    before = sum(_norm(part) ** 2 for member in own for part in member.delta.parts.values()) ** 0.5
+    before = sum(_norm(update) ** 2 for member in own for update in _remaining(member, parts)) ** 0.5
     after = sum(_norm(part) ** 2 for part in delta.parts.values()) ** 0.5
     groups = [part for part in parts if isinstance(part, Group)]
     report = CompositionReport(
@@ -104,6 +105,15 @@ def vouch(composition: CompiledPatch, limits: Limits = DEFAULT_LIMITS) -> list[s
     if not report.norm_growth <= limits.norm_growth:
         problems.append(f"‖Δ‖ grows {report.norm_growth:.2f}-fold, at most {limits.norm_growth:g}-fold is allowed")
     return problems
+
+
+def _remaining(member: CompiledPatch, parts: Sequence[Part]) -> Sequence[LowRank]:
+    """A member's update at each module without the edits that the composition left out: its other groups' solve."""
+    groups = [part for part in parts if isinstance(part, Group) and part.member == member.name]
+    if len(groups) in (0, len(member.manifest.groups)):
+        return tuple(member.delta.parts.values())
+    room = ROOM if member.manifest.room is None else member.manifest.room
+    return solve_jointly(groups, member.manifest.damping, room).updates
 
 
 def _constraint_error(members: Sequence[CompiledPatch], groups: Sequence[Group], delta: Delta) -> float:

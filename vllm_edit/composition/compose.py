@@ -59,7 +59,8 @@ def compose(
         The composition. Its `algebra` says how far it differs from its members.
 
     Raises:
-        Incompatible: members of different bases or sites, or a rank above the site's.
+        Incompatible: members of different bases or sites, a rank above the site's, or, at a site of several modules,
+            two members about one subject whose keys coincide at the first module only.
         EditError: no members, undecided conflicts, or edits to be left out that share a part with edits that stay.
 
     Example:

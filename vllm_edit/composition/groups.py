@@ -4,6 +4,10 @@ With several modules, each module has a system of its own. An edit's key at a la
 own updates at the earlier modules. The joint solve there maps every member's key to that member's own residual. So at
 the site's token the later keys are those that were measured, and by induction over the modules all linear constraints
 compose as at one module (at λ = 0; damping changes the residuals by the same small part as in a joint compilation).
+
+Two members about one subject are the exception. Their keys coincide at the first module and have two residuals there,
+so the joint solve meets neither. If the keys coincide at the last module too, the groups are merged. If they do not,
+because each was measured there under its own member's updates only, the members are refused.
 """
 
 from __future__ import annotations
@@ -15,9 +19,11 @@ import torch
 
 from vllm_edit.artefacts.compiled import Factors
 from vllm_edit.artefacts.manifest import Column
-from vllm_edit.composition.parts import Group
+from vllm_edit.composition.parts import Group, subjects_of
 from vllm_edit.composition.solver import ROOM, System, as_saved, interference, satisfiable, solve
 from vllm_edit.deltas.delta import LowRank
+from vllm_edit.errors import Incompatible
+from vllm_edit.names import short
 
 
 @dataclass(frozen=True)
@@ -47,20 +53,28 @@ def merged(groups: Sequence[Group], cosine: float) -> list[Group]:
     """Merge groups of one subject whose first keys' whitened cosine exceeds `cosine`; their residuals are *summed*.
 
     Least squares would average the residuals of keys that coincide (docs/methods.md).
+
+    Raises:
+        Incompatible: groups of one subject in two members coincide at the first module, but not at the last.
     """
-    merged: list[Group] = []
+    sums: list[_Sum] = []
     by_name: dict[str, list[int]] = {}
+    problems: list[str] = []
     for group in groups:
         places = sorted({place for name in group.names for place in by_name.get(name, ())})
-        near = next((place for place in places if _near(merged[place].first, group.first, cosine)), None)
+        near = next((place for place in places if _near(sums[place].group.first, group.first, cosine)), None)
+        others = (other for place in places if place != near for other in sums[place].groups)
+        problems += [_apart(other, group) for other in others if _only_first_near(other, group, cosine)]
         if near is None:
-            near = len(merged)
-            merged.append(group)
+            near = len(sums)
+            sums.append(_Sum(group, (1,) * len(group.columns), (group,)))
         else:
-            merged[near] = _sum(merged[near], group, cosine)
+            sums[near] = sums[near].plus(group, cosine)
         for name in group.names:
             by_name.setdefault(name, []).append(near)
-    return merged
+    if problems:
+        raise Incompatible("\n".join(dict.fromkeys(problems)))
+    return [found.group for found in sums]
 
 
 def solve_jointly(groups: Sequence[Group], damping: float, room: float = ROOM) -> Joint:
@@ -95,24 +109,58 @@ def _system(groups: Sequence[Group], module: int, damping: float, room: float) -
     return columns, System.of(keys[places], whitened[places], numbers, damping, shares)
 
 
+@dataclass(frozen=True)
+class _Sum:
+    """Groups merged into one. counts: for each of its columns, the number of columns whose mean it is."""
+
+    group: Group
+    counts: tuple[int, ...]
+    groups: tuple[Group, ...]
+
+    def plus(self, other: Group, cosine: float) -> _Sum:
+        """Merge one more group; each of its columns is averaged with the column it coincides with, or is added."""
+        columns, counts = list(self.group.columns), list(self.counts)
+        for column in other.columns:
+            alike = (place for place, held in enumerate(columns) if _alike(held[0], column[0]))
+            near = next((place for place in alike if _near(columns[place], column, cosine)), None)
+            if near is None:
+                columns.append(column)
+                counts.append(1)
+            else:
+                held, key, white = columns[near]
+                count, more = counts[near], counts[near] + 1
+                columns[near] = (held, (count * key + column[1]) / more, (count * white + column[2]) / more)
+                counts[near] = more
+        edits, residuals = self.group.edits + other.edits, self.group.residuals + other.residuals
+        return _Sum(Group(edits, self.group.member, tuple(columns), residuals), tuple(counts), (*self.groups, other))
+
+
+def _only_first_near(first: Group, second: Group, cosine: float) -> bool:
+    """True if two unmerged groups of different members coincide at the first of several modules.
+
+    The groups of one member were measured under the updates of both.
+    """
+    if first.member == second.member or len(first.residuals) == 1:
+        return False
+    return _near(_at_first_module(first), _at_first_module(second), cosine)
+
+
+def _at_first_module(group: Group) -> tuple[Column, torch.Tensor, torch.Tensor]:
+    return next(column for column in group.columns if column[0].module == 0)
+
+
+def _apart(first: Group, second: Group) -> str:
+    return (
+        f"{short(first.member)} and {short(second.member)} edit one subject, {subjects_of(first.edits)}: their keys "
+        "coincide at the site's first layer and differ at its last, so they cannot be solved together; compile these "
+        "edits in one patch"
+    )
+
+
 def _near(
     first: tuple[Column, torch.Tensor, torch.Tensor], second: tuple[Column, torch.Tensor, torch.Tensor], cosine: float
 ) -> bool:
     return bool(interference(torch.stack([first[1], second[1]]), torch.stack([first[2], second[2]]))[0, 1] > cosine)
-
-
-def _sum(first: Group, second: Group, cosine: float) -> Group:
-    """Merge two groups; each column of `second` is averaged with the column it coincides with, or is added."""
-    columns = list(first.columns)
-    for column in second.columns:
-        alike = (place for place, held in enumerate(columns) if _alike(held[0], column[0]))
-        near = next((place for place in alike if _near(columns[place], column, cosine)), None)
-        if near is None:
-            columns.append(column)
-        else:
-            held, key, white = columns[near]
-            columns[near] = (held, (key + column[1]) / 2, (white + column[2]) / 2)
-    return Group(first.edits + second.edits, first.member, tuple(columns), first.residuals + second.residuals)
 
 
 def _alike(first: Column, second: Column) -> bool:

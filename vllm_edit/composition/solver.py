@@ -230,11 +230,32 @@ def satisfiable(
         room: maximum number of preserved columns in units of d_in.
     """
     # First limit the number of columns: it bounds the Gram product below.
-    chosen = within_room(shares, keys.shape[1], room)
+    chosen = without_copies(keys, shares)
+    chosen = [chosen[place] for place in within_room([shares[place] for place in chosen], keys.shape[1], room)]
     cosines = interference(keys[chosen], whitened[chosen])
     agreed = agreeing(cosines, [groups[place] for place in chosen], [forms[place] for place in chosen])
     chosen, cosines = [chosen[place] for place in agreed], cosines[agreed][:, agreed]
     return [chosen[place] for place in keepable(cosines, [shares[place] for place in chosen])]
+
+
+def without_copies(keys: torch.Tensor, shares: Sequence[float]) -> list[int]:
+    """Indices of the columns, without preserved ones whose key an earlier preserved column has, bit for bit.
+
+    A prompt that many patches preserve must not take the room of others.
+
+    Args:
+        keys: K [n, d_in].
+        shares: each column's share.
+    """
+    places, known = list[int](), set[bytes]()
+    for place, (key, share) in enumerate(zip(keys, shares, strict=True)):
+        content = None if share else key.numpy().tobytes()
+        if content is None:
+            places.append(place)
+        elif content not in known:
+            known.add(content)
+            places.append(place)
+    return places
 
 
 def within_room(shares: Sequence[float], d_in: int, room: float = ROOM) -> list[int]:

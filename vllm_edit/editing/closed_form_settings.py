@@ -77,7 +77,7 @@ class ClosedFormSettings(CompileSettings):
 
     # Residuals: the training of δ.
     steps: CountFromZero = 80
-    """Maximum number of steps for an edit."""
+    """Maximum number of steps for an edit in one round of training. The steps of several `rounds` add up."""
     rounds: PositiveCount = 8
     """Maximum number of rounds of training and checking; the next round also trains on rows that failed the check."""
     learning_rate: PositiveReal = 0.1

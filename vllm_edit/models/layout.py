@@ -8,10 +8,12 @@ Found by structure and by behaviour in one tiny forward pass, never by a module'
 - the down projection is the MLP's last linear layer, and its output is the MLP's output; the linear layers before it
   are the gate and up projections, fused or separate;
 - a block normalises its MLP's output (as in Gemma 2 and 3) if doubling that output does not change the block's output;
-- a block scales its MLP's output (as in Granite) by the gain with which a change of that output changes the block's.
+- a block scales its MLP's output (as in Granite) by the gain with which a change of that output changes the block's;
+- a block normalises the *sum* of its MLP's output and the residual stream (post-LN, as in OPT-350m) if one MLP output
+  changes the block's output differently at positions with different streams.
 
-Other models (mixture of experts, encoder-decoder, an MLP that adds the residual itself, linear layers beside the MLP)
-are refused.
+Other models (mixture of experts, encoder-decoder, an MLP that adds the residual itself, linear layers beside the MLP,
+post-LN) are refused.
 """
 
 from __future__ import annotations
@@ -31,6 +33,9 @@ from vllm_edit.models.hooks import frozen, main_tensor
 _PROBE_LENGTH = 4
 _SAME = 0.5
 """Relative change of a block's output, when its MLP's output is doubled, below which the block normalises it."""
+_UNLIKE = 0.05
+"""Difference between two positions' changes, relative to the block's output, above which the streams there matter.
+Rounding in half precision stays below a third of it."""
 _UNSCALED = 0.01
 """Largest difference between a gain and 1 that counts as rounding."""
 
@@ -160,8 +165,14 @@ class _Parts:
         result = main_tensor(trace.outputs[mlp])
         if not torch.equal(result, main_tensor(trace.outputs[down]).reshape(result.shape)):
             raise EditError(f"block {name}: the MLP's output is not its last linear layer's output (experts?)")
-        renormed = _renorms(block, down, trace)
-        gain = 1.0 if renormed else _gain(block, down, trace)
+        addition = _Addition(block, down, trace)
+        if not addition.ignores_the_stream():
+            raise EditError(
+                f"block {name} normalises the sum of its MLP's output and the residual stream (post-LN); expected a "
+                "block that adds its MLP's output to the stream"
+            )
+        renormed = addition.renorms()
+        gain = 1.0 if renormed else addition.gain()
         return cls(mixing[0], block if mlp is down else mlp, tuple(ran), renormed, gain)
 
 
@@ -183,34 +194,61 @@ def _mixes_positions(module: nn.Module, trace: _Trace) -> bool:
     return bool((after - before).abs().max() > 1e-5 * before.abs().max())
 
 
-def _renorms(block: nn.Module, down: nn.Module, trace: _Trace) -> bool:
-    """True if doubling the down projection's output hardly changes the block's output. Runs the block three times."""
-    args, kwargs = trace.calls[block]
+@dataclass(frozen=True)
+class _Addition:
+    """A block's output as a function of its down projection's output, with which every method replaces that output."""
 
-    def out(scale: float) -> torch.Tensor:
-        with down.register_forward_hook(lambda module, inputs, output: scale * output):
-            return main_tensor(block(*args, **kwargs)).float()
+    block: nn.Module
+    down: nn.Module
+    trace: _Trace
 
-    nothing, once, twice = (out(scale) for scale in (0.0, 1.0, 2.0))
-    return bool((twice - once).norm() < _SAME * (once - nothing).norm())
+    def ignores_the_stream(self) -> bool:
+        """True if one output of `down` changes the block's output equally at every position: h + g y or h + norm(y).
 
+        LN(h + y) does not change if y has the direction of h, and changes at all other positions. The longest h is
+        taken, so that the other positions' rounding hardly counts. Runs the block twice.
+        """
+        stream = self._out(torch.zeros(()))
+        longest = stream.norm(dim=1).argmax()
+        direction = stream[longest] / stream[longest].abs().max().clamp_min(torch.finfo(stream.dtype).tiny)
+        moved = self._out(self._size * direction)
+        change = moved - stream
+        unlike = (change - change[longest]).norm(dim=1)
+        return bool((unlike <= _UNLIKE * moved.norm(dim=1)).all())
 
-def _gain(block: nn.Module, down: nn.Module, trace: _Trace) -> float:
-    """Change of the block's output per change of the down projection's output. Runs the block twice."""
-    args, kwargs = trace.calls[block]
-    # Larger than the stream, so that the stream's rounding in half precision hardly counts.
-    size = 1 + 8 * float(main_tensor(trace.outputs[block]).abs().max())
-    output = main_tensor(trace.outputs[down])
-    signs = 1 - 2 * (torch.arange(output.shape[-1], device=output.device) % 2)
-    probe = (size * signs).to(output.dtype).expand(output.shape)
+    def renorms(self) -> bool:
+        """True if doubling the output of `down` hardly changes the block's output. Runs the block three times."""
+        nothing, once, twice = (self._out(share * self._probe) for share in (0.0, 0.5, 1.0))
+        return bool((twice - once).norm() < _SAME * (once - nothing).norm())
 
-    def out(replaced: torch.Tensor) -> torch.Tensor:
-        with down.register_forward_hook(lambda module, inputs, output: replaced):
-            return main_tensor(block(*args, **kwargs)).double()
+    def gain(self) -> float:
+        """Change of the block's output per change of the output of `down`, in a block that does not normalise it.
 
-    change, given = out(probe) - out(-probe), 2 * probe.double()
-    gain = float((change * given.reshape(change.shape)).sum() / given.square().sum())
-    return 1.0 if abs(gain - 1) < _UNSCALED else gain
+        Runs the block twice.
+        """
+        change = self._out(self._probe) - self._out(-self._probe)
+        given = 2 * self._probe.to(main_tensor(self.trace.outputs[self.down]).dtype).double().expand(change.shape)
+        gain = float((change * given).sum() / given.square().sum())
+        return 1.0 if abs(gain - 1) < _UNSCALED else gain
+
+    @property
+    def _size(self) -> float:
+        """Larger than the stream, so that the stream's rounding in half precision hardly counts."""
+        return 1 + 8 * float(main_tensor(self.trace.outputs[self.block]).abs().max())
+
+    @property
+    def _probe(self) -> torch.Tensor:
+        """[hidden]: `_size`, with alternating signs."""
+        output = main_tensor(self.trace.outputs[self.down])
+        return self._size * (1 - 2 * (torch.arange(output.shape[-1], device=output.device) % 2)).double()
+
+    def _out(self, replacement: torch.Tensor) -> torch.Tensor:
+        """The block's output [positions, hidden] float64 if `down` gives `replacement` [hidden] at every position."""
+        output = main_tensor(self.trace.outputs[self.down])
+        given = replacement.to(output.device, output.dtype).expand(output.shape)
+        args, kwargs = self.trace.calls[self.block]
+        with self.down.register_forward_hook(lambda module, inputs, output: given):
+            return main_tensor(self.block(*args, **kwargs)).double().flatten(0, -2)
 
 
 def _final_norm(last_block: nn.Module, head: nn.Module, names: dict[nn.Module, str], trace: _Trace) -> str | None:

@@ -74,7 +74,7 @@ def compile_edits(
         torch.manual_seed(settings.seed)
         twin = _twin(base.model)
         adapted = _adapted(twin, site, rank, settings)
-        adapted.train()
+        _drop_in_adapter_only(adapted)
         parameters = [parameter for parameter in twin.parameters() if parameter.requires_grad]
         trained = train(twin, rows, parameters, settings.learning_rate, settings, progress=progress)
         adapted.eval()
@@ -103,6 +103,19 @@ def _adapted(twin: CausalLM, site: Site, rank: int, settings: LoraSettings) -> P
         task_type="CAUSAL_LM",
     )
     return get_peft_model(twin, config)
+
+
+def _drop_in_adapter_only(adapted: PeftModel) -> None:
+    """Put the adapter's dropout into training mode and all other modules into eval mode, in place.
+
+    The base's own dropout (GPT-2 and OPT have 0.1) is no setting of this method and is not part of the served model.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    adapted.eval()
+    for module in adapted.modules():
+        if isinstance(module, LoraLayer):
+            module.lora_dropout.train()
 
 
 def _read_back(adapted: PeftModel) -> Delta:

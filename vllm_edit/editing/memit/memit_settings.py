@@ -22,6 +22,15 @@ class MemitSettings(ClosedFormSettings):
     context_margin: RealFromZero = 0.5
     """Required lead in nats of rows that a correction trains on, and in the first training of other contexts and forms,
     if they are trained on."""
+    kl_factor: RealFromZero = 0.0625
+    """Weight of KL(base ‖ edited) on prompts that should not change, in the first training. Corrections have no such
+    prompts."""
+    norm_penalty: RealFromZero = 0.01
+    """Weight of the mean square of δ, in units of the residual stream's RMS. In a correction: of that round's part, not
+    of the sum."""
+    clamp: PositiveReal = 4.0
+    """Maximum ‖δ‖, in units of the residual stream's norm at the site. It holds for the first training and for each
+    correction's part, not for their sum."""
     damping: RealFromZero | None = 0.1
     """λ relative to the mean k̄ᵀC⁻¹k̄ of a key group's columns; None takes the site's. EMMET's μ and MEMIT's λ."""
     checked_rows: Literal["bare", "all"] = "bare"
