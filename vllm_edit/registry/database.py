@@ -6,6 +6,7 @@ The first transaction connects, not the constructor: a server must be able to re
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import sqlite3
 import threading
@@ -49,7 +50,8 @@ from sqlalchemy.pool import QueuePool
 
 from vllm_edit.errors import EditError, Unavailable
 from vllm_edit.files import LocalFiles
-from vllm_edit.registry import migrations, tables
+from vllm_edit.registry import migrations, revision, tables
+from vllm_edit.registry.revision import Revision
 
 if TYPE_CHECKING:
     import psycopg
@@ -153,7 +155,7 @@ class Database:
         """Open a transaction that changes state. It increments the generation first, which serializes writers."""
         with self._ready(), self._writer.begin() as connection:
             value = tables.generation.c.value
-            connection.execute(update(tables.generation).values(value=value + 1))
+            connection.execute(update(tables.generation).values(value=value + 1, token=secrets.token_hex(16)))
             if not self.sqlite:
                 connection.execute(select(func.pg_notify(_CHANNEL, "")))  # PostgreSQL sends it with the commit
             yield connection
@@ -232,9 +234,9 @@ class Database:
         except OSError:
             return False
 
-    def generation(self) -> int:
+    def revision(self) -> Revision:
         with self.read(following=True) as connection:
-            return int(connection.execute(select(tables.generation.c.value)).scalar_one())
+            return revision.current(connection)
 
     def listen(self) -> psycopg.Connection[Any]:
         """Open a separate PostgreSQL connection that receives a notification of every later change."""

@@ -27,6 +27,7 @@ from vllm_edit.registry.owner import Owner
 from vllm_edit.registry.patches import PatchEntry, Status
 from vllm_edit.registry.publications import Publication, publishable_until, served, served_at
 from vllm_edit.registry.retirement import Retired
+from vllm_edit.registry.revision import Revision
 from vllm_edit.registry.rollout_guard import RolloutGuard
 from vllm_edit.registry.rollouts import Rollouts
 from vllm_edit.registry.servers import Servers
@@ -347,16 +348,25 @@ class Registry:
     # The whole state
 
     def generation(self) -> int:
-        """Return the number of changes so far; equal numbers mean that nothing changed in between."""
-        return self._database.generation()
+        """Return the number of changes so far. See `revision` for what it does not tell."""
+        return self.revision().generation
 
-    def wait_for_change(self, generation: int, timeout_s: float) -> bool:
-        """Return True as soon as the generation differs from `generation`; False after `timeout_s` or `close`.
+    def revision(self) -> Revision:
+        """Return what identifies the present state; equal revisions mean that nothing changed in between."""
+        return self._database.revision()
+
+    def wait_for_change(self, generation: int, timeout_s: float, token: str | None = None) -> bool:
+        """Return True as soon as the revision differs from the known one; False after `timeout_s` or `close`.
+
+        Args:
+            generation: The known generation.
+            timeout_s: Maximum duration in seconds.
+            token: The known token; None compares the generation only.
 
         Raises:
             EditError: the registry cannot be reached. Call again later: no change meanwhile is missed.
         """
-        return self._waiting.wait(generation, timeout_s)
+        return self._waiting.wait(Revision(generation, token), timeout_s)
 
     def snapshot(self) -> Snapshot:
         """Return the state that a server decides requests from, read in one transaction."""
