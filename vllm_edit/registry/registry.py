@@ -246,9 +246,10 @@ class Registry:
             return publications.history(connection, tenant)
 
     def published(self) -> set[str]:
-        """Return the names that any tenant is served, or could be after a rollback."""
+        """Return the names that any tenant is served, or could be after a rollback, by the database's clock."""
         with self._database.read() as connection:
-            return publications.standing_names(connection) | set(rollouts.names_in_use(connection))
+            now = self._database.now(connection)
+            return publications.standing_names(connection, now) | set(rollouts.names_in_use(connection, now))
 
     def served_to(self) -> dict[str, list[str]]:
         """Return, by name, the tenants that are served it now, including all arms of their rollouts."""
@@ -346,6 +347,11 @@ class Registry:
             return revoked
 
     # The whole state
+
+    def now(self) -> datetime:
+        """Return the time by the database's own clock, which is the same for every machine."""
+        with self._database.read() as connection:
+            return self._database.now(connection)
 
     def generation(self) -> int:
         """Return the number of changes so far. See `revision` for what it does not tell."""
