@@ -49,8 +49,8 @@ generation = Table(
     Column("token", String(32)),
 )
 
-# adapter_id identifies an adapter in vLLM. It is never reused, even after its patch is removed, because a running
-# engine may still hold the old adapter. `retired`: the generation that retired the patch.
+# adapter_id numbers the patches in the order of their first save. It is never reused, even after its patch is removed.
+# `retired`: the generation that retired the patch.
 patches = Table(
     "patches",
     metadata,
