@@ -70,8 +70,13 @@ _UNUSABLE = (OperationalError, DatabaseError, InterfaceError, InternalError, DBA
 """Errors that the database causes. Other classes (a constraint, a bad statement) are defects of this package."""
 # PostgreSQL: the role lacks a privilege, the server is read-only, a table was dropped.
 _FORBIDDEN = ("42501", "25006", "42P01")
+_HELD = (
+    "its lock for removing patches was not free in time; wait until the other vllm-edit gc ends, or, if none runs, let "
+    "PgBouncer pool sessions, not transactions"
+)
 _BUSY_TIMEOUT_S = 30
 _STATEMENT_TIMEOUT_S = 60
+_ALONE_TIMEOUT_S = 600  # who holds the lock of `alone` may delete thousands of objects
 _CONNECT_TIMEOUT_S = 5
 # Detect an unreachable database host after some seconds, not after TCP's two hours.
 _PATIENCE = {
@@ -172,7 +177,8 @@ class Database:
         Reads and changes are not blocked. The lock is released when its process dies.
 
         Raises:
-            Unavailable: the database, or its folder, cannot be used.
+            Unavailable: the database, or its folder, cannot be used, or a lock of PostgreSQL is not free for
+                `_ALONE_TIMEOUT_S`.
         """
         if self.sqlite:
             place = Path(self.url.database or "")
@@ -245,16 +251,24 @@ class Database:
     def _apart(self, statement: str) -> psycopg.Connection[Any]:
         """Open a PostgreSQL connection outside the pool and without our time limits, and execute `statement` on it.
 
-        The statement's effect lasts until the connection is closed.
+        The statement's effect lasts until the connection is closed. A proxy that pools transactions keeps the session of
+        a closed connection, with its lock, so a lock is not waited for without end.
         """
         import psycopg
 
         args, options = self._engine.dialect.create_connect_args(self.url)
         try:
             connection = psycopg.connect(*args, **{**options, **_PATIENCE}, autocommit=True)
-            connection.execute(statement)
         except psycopg.Error as error:
             raise self._cannot_be_used(error) from error
+        try:
+            with connection.transaction():
+                connection.execute(f"SET LOCAL lock_timeout = '{_ALONE_TIMEOUT_S}s'")
+                connection.execute(statement)
+        except psycopg.Error as error:
+            connection.close()
+            held = isinstance(error, psycopg.errors.LockNotAvailable)
+            raise self._cannot_be_used(_HELD if held else error) from error
         return connection
 
     def problems(self) -> list[str]:

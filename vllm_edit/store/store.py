@@ -376,7 +376,7 @@ class Store:
     def adapter_id(self, name: str) -> int:
         """Return the adapter's id in the registry: at least 1, the same in every process, never reused.
 
-        A registry that is restored from an older copy gives later ids again, so a server numbers adapters in vLLM itself.
+        A registry that is restored from an older copy gives later ids again. So a server numbers adapters itself.
 
         Args:
             name: the full name of a patch.
