@@ -251,8 +251,8 @@ class Database:
     def _apart(self, statement: str) -> psycopg.Connection[Any]:
         """Open a PostgreSQL connection outside the pool and without our time limits, and execute `statement` on it.
 
-        The statement's effect lasts until the connection is closed. A proxy that pools transactions keeps the session of
-        a closed connection, with its lock, so a lock is not waited for without end.
+        The statement's effect lasts until the connection is closed. A proxy that pools transactions keeps the session
+        of a closed connection, with its lock, so a lock is not waited for without end.
         """
         import psycopg
 
