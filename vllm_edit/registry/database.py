@@ -183,7 +183,9 @@ class Database:
         if self.sqlite:
             place = Path(self.url.database or "")
             return LocalFiles(place.parent).locked(place.name)
-        return self._apart(f"SELECT pg_advisory_lock({_ALONE})")
+        # A proxy that pools transactions keeps the session of a closed connection, with this lock.
+        limited = f"BEGIN; SET LOCAL lock_timeout = '{_ALONE_TIMEOUT_S}s'"
+        return self._apart(f"{limited}; SELECT pg_advisory_lock({_ALONE}); COMMIT")
 
     @contextmanager
     def _ready(self, following: bool = False) -> Iterator[None]:
@@ -251,8 +253,7 @@ class Database:
     def _apart(self, statement: str) -> psycopg.Connection[Any]:
         """Open a PostgreSQL connection outside the pool and without our time limits, and execute `statement` on it.
 
-        The statement's effect lasts until the connection is closed. A proxy that pools transactions keeps the session
-        of a closed connection, with its lock, so a lock is not waited for without end.
+        The statement's effect lasts until the connection is closed.
         """
         import psycopg
 
@@ -262,9 +263,7 @@ class Database:
         except psycopg.Error as error:
             raise self._cannot_be_used(error) from error
         try:
-            with connection.transaction():
-                connection.execute(f"SET LOCAL lock_timeout = '{_ALONE_TIMEOUT_S}s'")
-                connection.execute(statement)
+            connection.execute(statement)
         except psycopg.Error as error:
             connection.close()
             held = isinstance(error, psycopg.errors.LockNotAvailable)
