@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -194,3 +195,14 @@ def test_two_sweepers_do_not_trip_over_each_other(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(Path, "glob", swept_meanwhile)
     files.sweep(older_than_s=-1)
     assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_a_machine_whose_clock_is_ahead_sweeps_no_file_of_a_writer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tmp").mkdir()
+    (tmp_path / "tmp" / "written now").touch()
+    monkeypatch.setattr(time, "time", lambda: 2e10)
+    LocalFiles(tmp_path).sweep(older_than_s=3600)
+    assert [left.name for left in (tmp_path / "tmp").iterdir()] == ["written now"]
+    LocalFiles(tmp_path / "without one").sweep(older_than_s=3600)

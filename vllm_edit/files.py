@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import time
+import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
@@ -127,7 +127,13 @@ class LocalFiles:
             yield
 
     def sweep(self, older_than_s: float) -> None:
-        limit = time.time() - older_than_s
+        if not (self.root / _TEMPORARY).is_dir():
+            return
+        with (
+            _reaching(self.root / _TEMPORARY, "written", OSError),
+            tempfile.TemporaryFile(dir=self.root / _TEMPORARY) as new,
+        ):  # the file system's clock dates it, as it dates the others; this machine's clock may be ahead
+            limit = os.fstat(new.fileno()).st_mtime - older_than_s
         for left in (self.root / _TEMPORARY).glob("*"):
             with _reaching(left, "removed", OSError), suppress(FileNotFoundError):  # another sweeper may be faster
                 if left.stat().st_mtime >= limit:

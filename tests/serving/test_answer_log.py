@@ -56,6 +56,9 @@ class Flaky:
     def find(self, id: str) -> Any:
         return self._registry.answers.find(id)
 
+    def now(self) -> datetime:
+        return self._registry.now()
+
     def sweep(self, older_than: datetime, limit: int) -> int:
         if self.down:
             raise self.error
@@ -237,6 +240,24 @@ def test_the_log_continues_after_an_unforeseen_error(place: Place, caplog: pytes
     records = [row for row in caplog.records if "cannot be written" in row.message]
     assert len(records) == 1
     assert records[0].exc_info is not None, "it is our defect: the log says where"
+
+
+def test_the_databases_clock_decides_what_a_server_sweeps(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server's own clock may be a year ahead, and would delete all servers' answers."""
+
+    async def steps() -> None:
+        log = place.log(keep_days=30.0)
+        for _ in range(3):
+            ended(log, place.answer())
+        await log.flush()
+        assert not await log._sweep()
+        assert len(place.kept()) == 3
+        later = place.registry.now() + timedelta(days=31)
+        monkeypatch.setattr(place.registry, "now", lambda: later)
+        await log._sweep()
+        assert place.kept() == []
+
+    asyncio.run(steps())
 
 
 def test_sweeping_and_closing_outlast_an_unforeseen_error(place: Place, caplog: pytest.LogCaptureFixture) -> None:

@@ -7,6 +7,7 @@ import threading
 from typing import Any
 
 from tests.serving.without_engine import run
+from vllm_edit.registry.revision import Revision
 from vllm_edit.serving.heartbeat import Heartbeat
 
 
@@ -31,10 +32,28 @@ def test_a_slow_heartbeat_does_not_take_back_a_later_generation() -> None:
     heartbeat = Heartbeat(servers, lambda: True)  # type: ignore[arg-type]
 
     async def steps() -> None:
-        first = asyncio.create_task(heartbeat.beat(5))
+        first = asyncio.create_task(heartbeat.beat(Revision(5)))
         await asyncio.to_thread(servers.begun.wait)
-        await heartbeat.beat(6)
+        await heartbeat.beat(Revision(6))
         await first
 
     run(steps())
     assert servers.written == [5, 6]
+
+
+def test_a_lost_state_was_drained_for_nothing() -> None:
+    """After a failover, adapters of patches that the new registry has removed may still be in use."""
+    written: list[tuple[int, int, str]] = []
+
+    class Servers:
+        def beat(self, id: str, *, generation: int, drained: int, token: str, **_: Any) -> None:
+            written.append((generation, drained, token))
+
+    drained = True
+    heartbeat = Heartbeat(Servers(), lambda: drained)  # type: ignore[arg-type]
+    run(heartbeat.beat(Revision(5, "lost")))
+    drained = False
+    run(heartbeat.beat(Revision(5, "lost")))
+    run(heartbeat.beat(Revision(5, "new")))
+    run(heartbeat.beat(Revision(6, "newer")))
+    assert written == [(5, 5, "lost"), (5, 5, "lost"), (5, -1, "new"), (6, -1, "newer")]

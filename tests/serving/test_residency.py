@@ -12,6 +12,7 @@ from tests.serving import places
 from tests.serving.without_engine import Place, run
 from vllm_edit.errors import NotFound
 from vllm_edit.serving.server_settings import Settings
+from vllm_edit.store.store import Store
 
 COUNT = 6
 
@@ -137,6 +138,33 @@ def test_adapters_of_a_removed_patch_leave_when_their_last_request_has_ended(tmp
 
     assert run(steps()) == [False, sorted([first, second]), False, True, [second]]
     assert {path.name for path in Path(place.folder.name).iterdir()} == {second}
+
+
+def test_no_adapter_gets_the_number_of_one_that_the_engine_may_still_hold(
+    tmp_path: Path, template: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM only touches a number that it knows. A registry that was restored from an older copy gives ids again, here
+    while the old patch's adapter is on lease, in its moment of grace, or is not unloaded."""
+    monkeypatch.setattr(Store, "adapter_id", lambda store, name: 2)
+    place = place_of(tmp_path, template, grace_s=60.0)
+    residency = place.service.residency
+    old, new, other = (place.store.resolve(f"patch{number}") for number in range(3))
+
+    async def steps() -> None:
+        async with residency.lease(old):
+            residency.follow({new, other})
+            async with residency.lease(new):
+                pass
+        residency._grace_s = 0.0
+        place.slots.refuse = True
+        residency.follow({other})
+        await settled(place)
+        place.slots.refuse = False
+        async with residency.lease(other):
+            pass
+
+    run(steps())
+    assert len({number for _, number, _ in place.slots.added}) == len(place.slots.added) == 3
 
 
 def test_an_adapter_that_a_newer_version_uses_belongs_to_it_once_the_older_is_removed(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,12 +15,16 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
+from tests.rollout.example import published, rollout
 from tests.serving.snapshots import NOW, publication, snapshot
 from tests.serving.without_engine import run
 from vllm_edit.errors import Corrupt, Incompatible, NotFound, Unavailable
 from vllm_edit.registry.api_keys import ApiKey
+from vllm_edit.registry.registry import Registry as SqlRegistry
+from vllm_edit.registry.revision import Revision
 from vllm_edit.registry.snapshot import Snapshot
 from vllm_edit.serving.caller import ANYONE
+from vllm_edit.serving.heartbeat import Heartbeat
 from vllm_edit.serving.metrics import Metrics
 from vllm_edit.serving.model_field import Asking, Catalogue
 from vllm_edit.serving.watcher import Watcher
@@ -36,18 +41,18 @@ class Registry:
     def __init__(self, state: Snapshot) -> None:
         self.state, self.down, self.reads = state, False, 0
 
-    def generation(self) -> int:
+    def revision(self) -> Revision:
         self.reads += 1
         if self.down:
             raise Unavailable("the registry is down")
-        return self.state.generation
+        return self.state.revision
 
     def snapshot(self) -> Snapshot:
-        self.generation()
+        self.revision()
         return self.state
 
-    def wait_for_change(self, generation: int, timeout_s: float) -> bool:
-        return self.generation() != generation
+    def wait_for_change(self, generation: int, timeout_s: float, token: str | None) -> bool:
+        return self.revision() != Revision(generation, token)
 
 
 class Watched:
@@ -67,8 +72,8 @@ class Watched:
             report=self._tell,
         )
 
-    async def _tell(self, generation: int) -> None:
-        self.reported.append(generation)
+    async def _tell(self, revision: Revision) -> None:
+        self.reported.append(revision.generation)
 
     def metric(self, name: str) -> float | None:
         return self.metrics.get_sample_value(name)
@@ -228,10 +233,58 @@ def test_the_registry_of_another_store_is_no_registry_that_is_down(tmp_path: Pat
     run(watched.watcher.first())
     again = Watched(tmp_path)
 
-    def foreign() -> int:
+    def foreign() -> Revision:
         raise Incompatible("the registry belongs to another store")
 
-    again.registry.generation = foreign  # type: ignore[method-assign]
+    again.registry.revision = foreign  # type: ignore[method-assign]
     with pytest.raises(Incompatible, match="another store"):
         run(again.watcher.first())
     assert again.changes == [], "what was kept of it is not served"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda registry: registry.revoke_api_key(registry.api_keys()[0].id), id="a revoked key"),
+        pytest.param(lambda registry: registry.rollback("globex"), id="a rollback"),
+        pytest.param(lambda registry: registry.rollouts.kill("spring"), id="a kill"),
+    ],
+)
+def test_a_change_after_a_failover_is_followed_though_a_lost_change_had_its_number(
+    change: Callable[[SqlRegistry], object], tmp_path: Path
+) -> None:
+    """The new primary lacks the last change, which the server follows and has saved."""
+    lost = published(f"sqlite:///{tmp_path / 'lost.db'}")
+    lost.create_api_key("acme")
+    lost.rollouts.create(rollout())
+    lost.rollouts.ramp("spring", 50)
+    lost.close()
+    shutil.copy(tmp_path / "lost.db", tmp_path / "new.db")
+    new, saved = SqlRegistry(f"sqlite:///{tmp_path / 'new.db'}"), LastState(tmp_path / "state.json")
+    heartbeat = Heartbeat(new.servers, lambda: True)
+    watcher = Watcher(lost, ("atlas",), Metrics(CollectorRegistry()), saved=saved, report=heartbeat.beat)
+    lost.create_tenant("initech")
+
+    async def steps() -> None:
+        known = (await watcher.first()).snapshot
+        watcher._registry = new
+        change(new)
+        assert new.generation() == known.generation
+        assert new.servers.wait(new.generation(), 0).acknowledged == (), "the lost state counts for no change"
+        assert [entry.revision.behind(new.revision()) for entry in new.servers.known()] == [1]
+        assert new.wait_for_change(known.generation, 0, known.token)
+        await watcher.refresh()
+        assert watcher.current.snapshot == new.snapshot() == saved.read() != known
+        assert new.servers.wait(new.generation(), 0).acknowledged == (heartbeat.name,)
+
+    run(steps())
+    lost.close()
+    new.close()
+
+
+def test_after_a_restore_the_older_state_replaces_the_lost_one_on_the_node(tmp_path: Path) -> None:
+    watched = Watched(tmp_path, replace(PUBLISHED, generation=9, token="lost"))
+    run(watched.watcher.first())
+    watched.registry.state = restored = replace(PUBLISHED, generation=7, token="restored")
+    run(watched.watcher.refresh())
+    assert watched.watcher.current.snapshot == watched.saved.read() == restored

@@ -117,3 +117,18 @@ def test_dropped_tables_are_reported_in_one_line(cluster: postgres.Cluster) -> N
     with pytest.raises(Unavailable, match='cannot be used: relation "generation" does not exist'):
         registry.generation()
     registry.close()
+
+
+@pytest.mark.slow
+def test_a_lock_that_a_proxy_keeps_after_its_holder_has_ended_is_not_waited_for_without_end(
+    cluster: postgres.Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PgBouncer with transaction pooling keeps the session, with its lock, when its client has closed."""
+    monkeypatch.setattr("vllm_edit.registry.database._ALONE_TIMEOUT_S", 1)
+    registry = Registry(cluster.new_database())
+    with registry.retired.settled(), pytest.raises(Unavailable, match=r"not free in time.*PgBouncer") as refused:
+        registry.retired.settled()
+    assert "\n" not in str(refused.value)
+    with registry.retired.settled():
+        pass
+    registry.close()

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -19,8 +20,11 @@ from fsspec.implementations.local import LocalFileSystem
 from tests.store.example import compiled, new_store
 from vllm_edit.errors import NotFound
 from vllm_edit.files import RemoteFiles
+from vllm_edit.registry import publications, rollouts
 from vllm_edit.registry.patches import PatchEntry
 from vllm_edit.registry.registry import Registry
+from vllm_edit.rollout.arm import Arm
+from vllm_edit.rollout.rollout import Rollout
 from vllm_edit.store.garbage import Collected, gc
 from vllm_edit.store.maintenance import problems_of
 from vllm_edit.store.store import Store
@@ -48,6 +52,35 @@ def beat(store: Store, id: str, drained: int) -> None:
 
 def folders(store: Store) -> set[str]:
     return {path.name for path in (Path(store.url) / "patches").iterdir()}
+
+
+class Ahead(datetime):
+    """The clock of a machine that is a year ahead."""
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
+        return datetime.now(tz) + timedelta(days=365)
+
+
+def test_gc_on_a_machine_whose_clock_is_ahead_keeps_what_is_served(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends = datetime.now(UTC) + timedelta(days=90)
+    names = [store.save(compiled(seed=seed)) for seed in range(4)]
+    for tenant in ("acme", "globex"):
+        store.registry.create_tenant(tenant)
+    for name in names:
+        store.registry.set_status(name, "accepted")
+    store.registry.publish("acme", names[0], valid_until=ends)
+    store.registry.publish("globex", names[1], valid_until=ends)
+    store.registry.rollouts.create(
+        Rollout("spring", "globex", Arm("weights", names[1], ends), Arm("weights", names[2], ends), "salt")
+    )
+    for module in (publications, rollouts):
+        monkeypatch.setattr(module, "datetime", Ahead)
+    assert store.registry.published() == set(names[:3])
+    assert [store.registry.retired.add(store.registry.patch(name)) for name in names[:3]] == [False] * 3
+    assert gc(store, dry_run=False, wait_s=0).removed == ()
 
 
 def test_gc_removes_only_patches_that_no_tenant_can_be_served(store: Store) -> None:

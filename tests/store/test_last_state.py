@@ -66,7 +66,7 @@ def test_the_fields_of_the_file_have_the_names_that_earlier_versions_read(tmp_pa
     last = LastState(tmp_path / "state.json")
     last.keep(state(1))
     stored = json.loads(last.path.read_text())["state"]
-    assert set(stored) == {"generation", "patches", "standing", "keys", "rollouts", "beside", "shadowing"}
+    assert set(stored) == {"generation", "patches", "standing", "keys", "rollouts", "beside", "shadowing", "token"}
 
 
 def test_a_registrys_own_state_comes_back_equal(store: Store, tmp_path: Path) -> None:
@@ -101,6 +101,9 @@ def test_an_older_state_never_replaces_a_newer_one(tmp_path: Path) -> None:
     other = replace(state(39), standing={})
     assert LastState(path).keep(other)
     assert LastState(path).read() == other
+    assert not LastState(path).keep(state(37), is_newest=lambda: False)
+    assert LastState(path).keep(state(36), is_newest=lambda: True), "the registry has lost the later states"
+    assert LastState(path).read() == state(36)
 
 
 @pytest.mark.slow

@@ -387,6 +387,23 @@ def test_a_registry_of_the_first_schema_keeps_its_content(registry_url: str) -> 
     assert registry.verify_audit().problems == ()
 
 
+def test_a_registry_of_a_schema_without_tokens_gets_one_and_every_change_a_new_one(registry_url: str) -> None:
+    engine = create_engine(registry_url)
+    with engine.begin() as connection:
+        migrations.upgrade(connection, "0011")
+        connection.execute(text("update generation set value = 7"))
+        connection.execute(text("insert into servers values ('a', 'vm', 1, 7, 7, 0)"))
+    registry = Registry(registry_url)
+    revisions = [registry.revision()]
+    assert registry.revision() == registry.snapshot().revision == revisions[0]
+    for tenant in ("acme", "globex"):
+        registry.create_tenant(tenant)
+        revisions.append(registry.revision())
+    assert [revision.generation for revision in revisions] == [7, 8, 9]
+    assert len({revision.token for revision in revisions} - {None}) == 3
+    registry.close()
+
+
 def test_a_migration_that_fails_leaves_an_empty_database(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'registry.db'}"
     engine = create_engine(url)

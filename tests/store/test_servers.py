@@ -23,8 +23,10 @@ def registry(registry_url: str) -> Iterator[Registry]:
     made.close()
 
 
-def beat(registry: Registry, id: str, generation: int, drained: int = 0, pid: int = 1) -> None:
-    registry.servers.beat(id, host=f"host-{id}", pid=pid, generation=generation, drained=drained)
+def beat(
+    registry: Registry, id: str, generation: int, drained: int = 0, pid: int = 1, token: str | None = None
+) -> None:
+    registry.servers.beat(id, host=f"host-{id}", pid=pid, generation=generation, drained=drained, token=token)
 
 
 def age(registry: Registry, id: str, seconds: float) -> None:
@@ -82,6 +84,34 @@ def test_waiting_names_servers_that_follow_and_servers_that_do_not(registry: Reg
     assert summary(late) == (8, ("host-b:1",), ("host-a:1",))
     assert late.seconds >= 0.05
     assert summary(registry.servers.wait(8, 0)) == summary(late)
+
+
+def test_a_state_that_the_registry_has_lost_acknowledges_nothing_whatever_its_generation(registry: Registry) -> None:
+    registry.create_tenant("acme")
+    own = registry.revision()
+    beat(registry, "a", own.generation, drained=own.generation, token=own.token)
+    for generation in (own.generation, own.generation + 1):
+        beat(registry, "b", generation, drained=generation, token="lost")
+        for drained in (False, True):
+            found = registry.servers.wait(own.generation, 0, drained)
+            assert summary(found) == (own.generation, ("host-a:1",), ("host-b:1",))
+    age(registry, "b", LIVE_S + 1)
+    assert registry.servers.wait(own.generation, 0).silent == ("host-b:1",)
+
+
+def test_a_change_while_waiting_does_not_make_who_followed_before_wait_again(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry.create_tenant("acme")
+    own = registry.revision()
+    beat(registry, "a", own.generation - 1)
+
+    def follows_and_another_changes(_seconds: float) -> None:
+        beat(registry, "a", own.generation, token=own.token)
+        registry.create_tenant("globex")
+
+    monkeypatch.setattr("vllm_edit.registry.servers.time.sleep", follows_and_another_changes)
+    assert summary(registry.servers.wait(own.generation, LONG_S)) == (own.generation, ("host-a:1",), ())
 
 
 def test_waiting_ends_when_the_last_server_follows(registry: Registry) -> None:

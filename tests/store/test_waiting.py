@@ -46,6 +46,13 @@ def test_waiting_is_over_at_once_when_something_changed_before(registry: Registr
     assert registry.wait_for_change(0, 0)
 
 
+def test_another_state_with_the_same_generation_is_a_change(registry: Registry) -> None:
+    registry.create_tenant("acme")
+    known = registry.revision()
+    assert not registry.wait_for_change(known.generation, 0, known.token)
+    assert registry.wait_for_change(known.generation, LONG_S, "lost")
+
+
 @pytest.mark.usefixtures("notified")
 def test_every_change_by_any_writer_ends_waiting(registry: Registry, threads: ThreadPoolExecutor) -> None:
     other = Registry(registry.url)

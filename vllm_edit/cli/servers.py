@@ -34,14 +34,13 @@ def servers(
         else:
             print_line(f"server {forget}: forgotten")
         return
-    generation = registry.generation()
-    known = registry.servers.known()
+    known, newest = registry.servers.known(), registry.revision()
     if json:
         records = [
             {
                 "server": entry.name,
                 "generation": entry.generation,
-                "behind": max(0, generation - entry.generation),
+                "behind": entry.revision.behind(newest),
                 "drained": entry.drained,
                 "seen_ago_s": round(entry.seen_ago_s, 3),
                 "silent": entry.silent,
@@ -54,7 +53,7 @@ def servers(
         (
             entry.name,
             entry.generation,
-            max(0, generation - entry.generation),
+            entry.revision.behind(newest),
             f"silent for {age(abs(entry.seen_ago_s))}" if entry.silent else f"{entry.seen_ago_s:.1f} s ago",
         )
         for entry in known

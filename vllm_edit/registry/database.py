@@ -6,6 +6,7 @@ The first transaction connects, not the constructor: a server must be able to re
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import sqlite3
 import threading
@@ -49,7 +50,8 @@ from sqlalchemy.pool import QueuePool
 
 from vllm_edit.errors import EditError, Unavailable
 from vllm_edit.files import LocalFiles
-from vllm_edit.registry import migrations, tables
+from vllm_edit.registry import migrations, revision, tables
+from vllm_edit.registry.revision import Revision
 
 if TYPE_CHECKING:
     import psycopg
@@ -68,8 +70,13 @@ _UNUSABLE = (OperationalError, DatabaseError, InterfaceError, InternalError, DBA
 """Errors that the database causes. Other classes (a constraint, a bad statement) are defects of this package."""
 # PostgreSQL: the role lacks a privilege, the server is read-only, a table was dropped.
 _FORBIDDEN = ("42501", "25006", "42P01")
+_HELD = (
+    "its lock for removing patches was not free in time; wait until the other vllm-edit gc ends, or, if none runs, let "
+    "PgBouncer pool sessions, not transactions"
+)
 _BUSY_TIMEOUT_S = 30
 _STATEMENT_TIMEOUT_S = 60
+_ALONE_TIMEOUT_S = 600  # who holds the lock of `alone` may delete thousands of objects
 _CONNECT_TIMEOUT_S = 5
 # Detect an unreachable database host after some seconds, not after TCP's two hours.
 _PATIENCE = {
@@ -153,7 +160,7 @@ class Database:
         """Open a transaction that changes state. It increments the generation first, which serializes writers."""
         with self._ready(), self._writer.begin() as connection:
             value = tables.generation.c.value
-            connection.execute(update(tables.generation).values(value=value + 1))
+            connection.execute(update(tables.generation).values(value=value + 1, token=secrets.token_hex(16)))
             if not self.sqlite:
                 connection.execute(select(func.pg_notify(_CHANNEL, "")))  # PostgreSQL sends it with the commit
             yield connection
@@ -170,12 +177,15 @@ class Database:
         Reads and changes are not blocked. The lock is released when its process dies.
 
         Raises:
-            Unavailable: the database, or its folder, cannot be used.
+            Unavailable: the database, or its folder, cannot be used, or a lock of PostgreSQL is not free for
+                `_ALONE_TIMEOUT_S`.
         """
         if self.sqlite:
             place = Path(self.url.database or "")
             return LocalFiles(place.parent).locked(place.name)
-        return self._apart(f"SELECT pg_advisory_lock({_ALONE})")
+        # A proxy that pools transactions keeps the session of a closed connection, with this lock.
+        limited = f"BEGIN; SET LOCAL lock_timeout = '{_ALONE_TIMEOUT_S}s'"
+        return self._apart(f"{limited}; SELECT pg_advisory_lock({_ALONE}); COMMIT")
 
     @contextmanager
     def _ready(self, following: bool = False) -> Iterator[None]:
@@ -232,9 +242,9 @@ class Database:
         except OSError:
             return False
 
-    def generation(self) -> int:
+    def revision(self) -> Revision:
         with self.read(following=True) as connection:
-            return int(connection.execute(select(tables.generation.c.value)).scalar_one())
+            return revision.current(connection)
 
     def listen(self) -> psycopg.Connection[Any]:
         """Open a separate PostgreSQL connection that receives a notification of every later change."""
@@ -250,9 +260,14 @@ class Database:
         args, options = self._engine.dialect.create_connect_args(self.url)
         try:
             connection = psycopg.connect(*args, **{**options, **_PATIENCE}, autocommit=True)
-            connection.execute(statement)
         except psycopg.Error as error:
             raise self._cannot_be_used(error) from error
+        try:
+            connection.execute(statement)
+        except psycopg.Error as error:
+            connection.close()
+            held = isinstance(error, psycopg.errors.LockNotAvailable)
+            raise self._cannot_be_used(_HELD if held else error) from error
         return connection
 
     def problems(self) -> list[str]:

@@ -7,6 +7,7 @@ from threading import Event
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vllm_edit.registry.database import Database
+from vllm_edit.registry.revision import Revision
 
 if TYPE_CHECKING:
     import psycopg
@@ -17,8 +18,8 @@ _NOTICE_CLOSE_S = 0.1
 
 
 class Waiting(Protocol):
-    def wait(self, generation: int, timeout_s: float) -> bool:
-        """Return True as soon as the registry's generation differs; False after `timeout_s` or `close`.
+    def wait(self, known: Revision, timeout_s: float) -> bool:
+        """Return True as soon as the registry's revision differs; False after `timeout_s` or `close`.
 
         Raises:
             EditError: the registry cannot be reached.
@@ -36,9 +37,9 @@ class Polling:
     def __init__(self, database: Database) -> None:
         self._database, self._closed = database, Event()
 
-    def wait(self, generation: int, timeout_s: float) -> bool:
+    def wait(self, known: Revision, timeout_s: float) -> bool:
         ends = time.monotonic() + timeout_s
-        while self._database.generation() == generation:
+        while self._database.revision().same(known):
             left = ends - time.monotonic()
             if left <= 0 or self._closed.wait(min(left, _POLL_S)):
                 return False
@@ -55,7 +56,7 @@ class Listening:
         self._database, self._closed = database, Event()
         self._idle: list[psycopg.Connection[Any]] = []
 
-    def wait(self, generation: int, timeout_s: float) -> bool:
+    def wait(self, known: Revision, timeout_s: float) -> bool:
         import psycopg
 
         ends = time.monotonic() + timeout_s
@@ -63,8 +64,8 @@ class Listening:
         try:
             while True:
                 connection = connection or self._database.listen()
-                # Read the generation after LISTEN: this read sees earlier changes, and later changes are notified.
-                if self._database.generation() != generation:
+                # Read the revision after LISTEN: this read sees earlier changes, and later changes are notified.
+                if not self._database.revision().same(known):
                     return True
                 left = ends - time.monotonic()
                 if left <= 0 or self._closed.is_set():

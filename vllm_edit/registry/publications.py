@@ -136,22 +136,22 @@ def standing(connection: Connection) -> dict[str, tuple[Publication, ...]]:
     return by_tenant
 
 
-def standing_names(connection: Connection) -> set[str]:
-    """Return the names that any tenant is served, or could be after a rollback."""
-    return set(connection.execute(select(tables.publications.c.name).where(_in_force())).scalars())
+def standing_names(connection: Connection, now: datetime) -> set[str]:
+    """Return the names that any tenant is served at `now`, or could be after a rollback."""
+    return set(connection.execute(select(tables.publications.c.name).where(_in_force(now))).scalars())
 
 
-def who_may_be_served(connection: Connection, name: str) -> str | None:
-    """Return a tenant that is served `name`, or could be after a rollback; None if there is none."""
+def who_may_be_served(connection: Connection, name: str, now: datetime) -> str | None:
+    """Return a tenant that is served `name` at `now`, or could be after a rollback; None if there is none."""
     p = tables.publications.c
-    tenant: str | None = connection.execute(select(p.tenant).where(p.name == name, _in_force()).limit(1)).scalar()
+    tenant: str | None = connection.execute(select(p.tenant).where(p.name == name, _in_force(now)).limit(1)).scalar()
     return tenant
 
 
-def _in_force() -> ColumnElement[bool]:
-    """SQL condition: a publication is neither rolled back nor expired."""
+def _in_force(now: datetime) -> ColumnElement[bool]:
+    """SQL condition: a publication is neither rolled back nor expired at `now`."""
     p = tables.publications.c
-    return and_(p.rolled_back_at.is_(None), or_(p.valid_until.is_(None), p.valid_until > datetime.now(UTC)))
+    return and_(p.rolled_back_at.is_(None), or_(p.valid_until.is_(None), p.valid_until > now))
 
 
 def _publication(row: Row[Any]) -> Publication:

@@ -28,6 +28,7 @@ from vllm_edit.registry.owner import Owner
 from vllm_edit.registry.patches import PatchEntry, Status
 from vllm_edit.registry.publications import Publication, publishable_until, served, served_at
 from vllm_edit.registry.retirement import Retired
+from vllm_edit.registry.revision import Revision
 from vllm_edit.registry.rollout_guard import RolloutGuard
 from vllm_edit.registry.rollouts import Rollouts
 from vllm_edit.registry.servers import Servers
@@ -246,9 +247,10 @@ class Registry:
             return publications.history(connection, tenant)
 
     def published(self) -> set[str]:
-        """Return the names that any tenant is served, or could be after a rollback."""
+        """Return the names that any tenant is served, or could be after a rollback, by the database's clock."""
         with self._database.read() as connection:
-            return publications.standing_names(connection) | set(rollouts.names_in_use(connection))
+            now = self._database.now(connection)
+            return publications.standing_names(connection, now) | set(rollouts.names_in_use(connection, now))
 
     def served_to(self) -> dict[str, list[str]]:
         """Return, by name, the tenants that are served it now, including all arms of their rollouts."""
@@ -350,17 +352,31 @@ class Registry:
 
     # The whole state
 
-    def generation(self) -> int:
-        """Return the number of changes so far; equal numbers mean that nothing changed in between."""
-        return self._database.generation()
+    def now(self) -> datetime:
+        """Return the time by the database's own clock, which is the same for every machine."""
+        with self._database.read() as connection:
+            return self._database.now(connection)
 
-    def wait_for_change(self, generation: int, timeout_s: float) -> bool:
-        """Return True as soon as the generation differs from `generation`; False after `timeout_s` or `close`.
+    def generation(self) -> int:
+        """Return the number of changes so far. See `revision` for what it does not tell."""
+        return self.revision().generation
+
+    def revision(self) -> Revision:
+        """Return what identifies the present state; equal revisions mean that nothing changed in between."""
+        return self._database.revision()
+
+    def wait_for_change(self, generation: int, timeout_s: float, token: str | None = None) -> bool:
+        """Return True as soon as the revision differs from the known one; False after `timeout_s` or `close`.
+
+        Args:
+            generation: The known generation.
+            timeout_s: Maximum duration in seconds.
+            token: The known token; None compares the generation only.
 
         Raises:
             EditError: the registry cannot be reached. Call again later: no change meanwhile is missed.
         """
-        return self._waiting.wait(generation, timeout_s)
+        return self._waiting.wait(Revision(generation, token), timeout_s)
 
     def snapshot(self) -> Snapshot:
         """Return the state that a server decides requests from, read in one transaction."""

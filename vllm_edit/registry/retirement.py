@@ -35,10 +35,11 @@ class Retired:
         """
         with self._changes.make("patch.retire", by=by) as change:
             connection, name = change.connection, entry.name
+            now = self._database.now(connection)  # this machine's clock may be wrong, and gc deletes for good
             if (
                 patches.known(connection, name) != entry
-                or publications.who_may_be_served(connection, name) is not None
-                or name in rollouts.names_in_use(connection)
+                or publications.who_may_be_served(connection, name, now) is not None
+                or name in rollouts.names_in_use(connection, now)
             ):
                 return False
             generation = connection.execute(select(tables.generation.c.value)).scalar_one()

@@ -301,9 +301,8 @@ def refuse_running(connection: Connection, tenant: str) -> None:
             )
 
 
-def names_in_use(connection: Connection) -> dict[str, str]:
-    """Return, by composition, the rollout that serves it or may start to. Expired arms are omitted."""
-    now = datetime.now(UTC)
+def names_in_use(connection: Connection, now: datetime) -> dict[str, str]:
+    """Return, by composition, the rollout that serves it or may start to. Arms that ended by `now` are omitted."""
     return {
         arm.name: rollout.name
         for rollout in standing(connection)

@@ -12,7 +12,9 @@ from sqlalchemy import Connection, delete, func, insert, select, update
 
 from vllm_edit.errors import EditError, NotFound
 from vllm_edit.names import nearest, shown
+from vllm_edit.registry import revision
 from vllm_edit.registry.database import Database
+from vllm_edit.registry.revision import Revision
 from vllm_edit.registry.tables import servers
 from vllm_edit.registry.transactions import Changes
 
@@ -31,6 +33,7 @@ class ServerEntry:
         generation: Generation of the registry state that the server decides requests from.
         drained: Generation up to which adapters of removed patches have left its engine and its disk.
         seen_ago_s: Age of the heartbeat in seconds.
+        token: Token of that state; None for a server of an earlier version.
     """
 
     id: str
@@ -39,6 +42,12 @@ class ServerEntry:
     generation: int
     drained: int
     seen_ago_s: float
+    token: str | None = None
+
+    @property
+    def revision(self) -> Revision:
+        """The state that the server decides requests from."""
+        return Revision(self.generation, self.token)
 
     @property
     def name(self) -> str:
@@ -100,9 +109,10 @@ class Servers:
     def __init__(self, database: Database, changes: Changes) -> None:
         self._database, self._changes = database, changes
 
-    def beat(self, id: str, *, host: str, pid: int, generation: int, drained: int) -> None:
+    def beat(self, id: str, *, host: str, pid: int, generation: int, drained: int, token: str | None = None) -> None:
         """Write a heartbeat of server `id`. Its first heartbeat deletes those of servers that died long ago."""
-        row = {"host": host, "pid": pid, "generation": generation, "drained": drained, "seen": self._database.clock}
+        row = {"host": host, "pid": pid, "generation": generation, "token": token, "drained": drained}
+        row |= {"seen": self._database.clock}
         with self._database.log(following=True) as connection:
             again = connection.execute(update(servers).where(servers.c.id == id).values(**row))
             if not again.rowcount:
@@ -141,11 +151,11 @@ class Servers:
 
     def live(self) -> list[ServerEntry]:
         """Return the servers with a heartbeat within `LIVE_S`, by name."""
-        return [entry for entry in self._read() if entry.live]
+        return [entry for entry in self._read()[1] if entry.live]
 
     def known(self) -> list[ServerEntry]:
         """Return the servers that are live or silent, by name."""
-        return [entry for entry in self._read() if entry.live or entry.silent]
+        return [entry for entry in self._read()[1] if entry.live or entry.silent]
 
     def wait(self, generation: int, timeout_s: float, drained: bool = False) -> Acknowledged:
         """Wait until every live server follows `generation`, or has drained up to it, at most `timeout_s`.
@@ -153,17 +163,26 @@ class Servers:
         A server that falls silent during the wait counts as missing, since it may still serve; a server that leaves
         does not. Servers that were silent before are reported, but not waited for.
 
+        A state that the registry has lost, by a failover or a restore, does not count, whatever its generation: a
+        server follows if its revision was the registry's own during the wait.
+
         Args:
             generation: The generation to wait for.
             timeout_s: Maximum duration in seconds.
             drained: Wait for `ServerEntry.drained` instead of `ServerEntry.generation`.
         """
-        started, awaited = time.monotonic(), set[str]()
+        started, awaited, own = time.monotonic(), set[str](), dict[int, str | None]()
         while True:
-            known = self._read()
+            newest, known = self._read()
+            own[newest.generation] = newest.token
             awaited |= {entry.id for entry in known if entry.live}
             here = [entry for entry in known if entry.id in awaited]
-            behind = [entry for entry in known if (entry.drained if drained else entry.generation) < generation]
+            behind = [
+                entry
+                for entry in known
+                if (entry.drained if drained else entry.generation) < generation
+                or entry.token not in (None, own.get(entry.generation))
+            ]
             missing = [entry for entry in behind if entry in here]
             seconds = time.monotonic() - started
             if not missing or seconds >= timeout_s:
@@ -179,13 +198,14 @@ class Servers:
                 )
             time.sleep(min(_POLL_S, timeout_s - seconds))
 
-    def _read(self) -> list[ServerEntry]:
+    def _read(self) -> tuple[Revision, list[ServerEntry]]:
+        """The registry's revision, and the servers."""
         with self._database.read() as connection:
-            return self._known(connection)
+            return revision.current(connection), self._known(connection)
 
     def _known(self, connection: Connection) -> list[ServerEntry]:
         s = servers.c
         ago = (self._database.clock - s.seen).label("seen_ago_s")
-        wanted = select(s.id, s.host, s.pid, s.generation, s.drained, ago)
+        wanted = select(s.id, s.host, s.pid, s.generation, s.drained, ago, s.token)
         found = [ServerEntry(**row._mapping) for row in connection.execute(wanted)]
         return sorted(found, key=lambda entry: (entry.host, entry.pid, entry.id))

@@ -8,12 +8,13 @@ from datetime import datetime
 from typing import Annotated
 
 from pydantic import Field
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection
 
-from vllm_edit.registry import api_keys, patches, publications, rollouts, tables, tenants
+from vllm_edit.registry import api_keys, patches, publications, revision, rollouts, tenants
 from vllm_edit.registry.api_keys import ApiKey
 from vllm_edit.registry.patches import PatchEntry
 from vllm_edit.registry.publications import Publication, served
+from vllm_edit.registry.revision import Revision
 from vllm_edit.registry.tenants import tenant_state
 from vllm_edit.rollout.decision import TenantState
 from vllm_edit.rollout.rollout import Rollout
@@ -30,6 +31,7 @@ class Snapshot:
         rollouts: The governing rollout by tenant.
         beside: Further governing rollouts of a tenant.
         shadowing: The rollouts of a tenant whose other arm repeats answers.
+        token: Token of the revision; None in a state that an earlier version saved.
     """
 
     generation: int
@@ -39,6 +41,11 @@ class Snapshot:
     rollouts: Mapping[str, Rollout] = field(default_factory=dict)
     beside: Mapping[str, tuple[Rollout, ...]] = field(default_factory=dict)
     shadowing: Mapping[str, tuple[Rollout, ...]] = field(default_factory=dict)
+    token: str | None = None
+
+    @property
+    def revision(self) -> Revision:
+        return Revision(self.generation, self.token)
 
     def governing(self, tenant: str) -> tuple[Rollout, ...]:
         """Return the rollouts that decide what the tenant is served."""
@@ -82,13 +89,13 @@ class Snapshot:
 
 def read(connection: Connection) -> Snapshot:
     """Read the whole state, in the caller's transaction."""
-    generation = connection.execute(select(tables.generation.c.value)).scalar_one()
+    at = revision.current(connection)
     entries, standing = tuple(patches.newest_first(connection)), publications.standing(connection)
     governing = rollouts.governing(connection)
     # gc may have removed an expired publication's patch: a server whose clock is behind must not serve it.
     there = {entry.name for entry in entries}
     return Snapshot(
-        generation,
+        at.generation,
         entries,
         {
             tenant.name: tuple(
@@ -100,4 +107,5 @@ def read(connection: Connection) -> Snapshot:
         {tenant: found[0] for tenant, found in governing.items()},
         {tenant: found[1:] for tenant, found in governing.items() if len(found) > 1},
         rollouts.shadowing(connection),
+        at.token,
     )

@@ -38,18 +38,19 @@ class UtcDateTime(TypeDecorator[datetime]):
 
 metadata = MetaData()
 
-# One row, id 1. Every change increments `value` in its own transaction; servers watch it. `site`: digest of the site of
-# the store that the registry belongs to (`owner`).
+# One row, id 1. Every change increments `value` and writes a new random `token` in its own transaction; servers watch
+# both (`revision`). `site`: digest of the site of the store that the registry belongs to (`owner`).
 generation = Table(
     "generation",
     metadata,
     Column("id", Integer, primary_key=True),
     Column("value", Integer, nullable=False),
     Column("site", String(32)),
+    Column("token", String(32)),
 )
 
-# adapter_id identifies an adapter in vLLM. It is never reused, even after its patch is removed, because a running
-# engine may still hold the old adapter. `retired`: the generation that retired the patch.
+# adapter_id numbers the patches in the order of their first save. It is never reused, even after its patch is removed.
+# `retired`: the generation that retired the patch.
 patches = Table(
     "patches",
     metadata,
@@ -132,7 +133,8 @@ audit = Table(
 )
 
 # Heartbeats of running servers. `seen` is in seconds of the database's own clock (`Database.clock`); the server decides
-# requests from `generation`, and has dropped the adapters of patches that were removed up to generation `drained`.
+# requests from the state of `generation` and `token` (null: it has an earlier version), and has dropped the adapters of
+# patches that were removed up to generation `drained`.
 servers = Table(
     "servers",
     metadata,
@@ -142,6 +144,7 @@ servers = Table(
     Column("generation", Integer, nullable=False),
     Column("drained", Integer, nullable=False),
     Column("seen", Float, nullable=False),
+    Column("token", String(32)),
 )
 
 # `settings` is JSON: what is fixed at creation (arms, salt, split, overrides, sticky keys, metrics, alpha, limits).

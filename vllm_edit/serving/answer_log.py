@@ -11,7 +11,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import TypeVar
 
 from cachetools import FIFOCache
@@ -192,9 +192,12 @@ class AnswerLog:
             self._metrics.log_dropped.inc()
 
     async def _sweep(self) -> bool:
-        """Delete a batch of rows, and of texts of shadows, older than the retention; True if more remain."""
-        older_than = datetime.now(UTC) - timedelta(days=self._keep_days)
+        """Delete a batch of rows, and of texts of shadows, older than the retention; True if more remain.
+
+        The database's clock decides: a server whose own clock is ahead would delete every server's rows.
+        """
         try:
+            older_than = await self._keeping.run(self._registry.now) - timedelta(days=self._keep_days)
             deleted = await self._keeping.run(self._registry.answers.sweep, older_than, _SWEPT)
             forgotten = await self._keeping.run(self._registry.shadows.forget, older_than, _SWEPT)
             return _SWEPT in (deleted, forgotten)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Protocol
 
 from vllm_edit.artefacts.site import Site
-from vllm_edit.serving.adapter_source import SnapshotAdapters
 from vllm_edit.serving.answer_log import AnswerLog
 from vllm_edit.serving.heartbeat import Heartbeat
 from vllm_edit.serving.metrics import Metrics
@@ -73,7 +72,7 @@ def make_service(
     heartbeat = Heartbeat(store.registry.servers, lambda: residency.drained)
     watcher = Watcher(store.registry, engine.base_names, metrics, saved=saved, on_change=changed, report=heartbeat.beat)
     residency = Residency(
-        SnapshotAdapters(store, watcher),
+        store,
         engine,
         site,
         Path(folder.name),

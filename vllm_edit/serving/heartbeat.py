@@ -8,6 +8,7 @@ import secrets
 import socket
 from collections.abc import Callable
 
+from vllm_edit.registry.revision import Revision
 from vllm_edit.registry.servers import Acknowledged, Servers
 from vllm_edit.serving.threads import Threads
 
@@ -19,7 +20,7 @@ class Heartbeat:
         self._servers, self._is_drained = servers, drained
         self._id = secrets.token_hex(16)
         self._host, self._pid = socket.gethostname(), os.getpid()
-        self._drained = -1
+        self._drained, self._followed = -1, Revision(-1)
         self._own, self._waiting = Threads(2), Threads(16)  # for heartbeats; for callers of `followed`
         self._beating = asyncio.Lock()  # keeps heartbeats in order, so that the generation never seems to go back
 
@@ -28,22 +29,26 @@ class Heartbeat:
         """The server's readable name, host:pid."""
         return f"{self._host}:{self._pid}"
 
-    async def beat(self, generation: int) -> None:
-        """Report that this server now decides requests from `generation`.
+    async def beat(self, revision: Revision) -> None:
+        """Report that this server now decides requests from the state `revision`.
 
         Raises:
             EditError: the registry cannot be reached.
         """
+        if revision.generation <= self._followed.generation and not revision.same(self._followed):
+            self._drained = -1  # the registry has lost the state for which this was true
+        self._followed = revision
         if self._is_drained():
-            self._drained = generation
+            self._drained = revision.generation
         async with self._beating:
             await self._own.run(
                 self._servers.beat,
                 self._id,
                 host=self._host,
                 pid=self._pid,
-                generation=generation,
+                generation=revision.generation,
                 drained=self._drained,
+                token=revision.token,
             )
 
     async def followed(self, generation: int, within_s: float) -> Acknowledged:

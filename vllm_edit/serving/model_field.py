@@ -69,11 +69,6 @@ class Catalogue:
         return tuple(entry.name for entry in self.snapshot.patches)
 
     @cached_property
-    def numbers(self) -> Mapping[str, int]:
-        """Compiled patch → its adapter id in the engine."""
-        return {entry.name: entry.adapter_id for entry in self.snapshot.patches}
-
-    @cached_property
     def names(self) -> frozenset[str]:
         return frozenset(self.newest_first)
 

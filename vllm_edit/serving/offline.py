@@ -26,7 +26,7 @@ from vllm_edit.rollout.arm import Mode
 from vllm_edit.rollout.decision import Choice, decide
 from vllm_edit.serving.model_field import MODES
 from vllm_edit.serving.residency import applicable, local_folder
-from vllm_edit.serving.scope import FIRST_NUMBER, Derived
+from vllm_edit.serving.scope import Derived
 from vllm_edit.serving.served_model import served_model
 from vllm_edit.serving.startup import check_settings, wrapping_problems
 from vllm_edit.serving.surrogates import check
@@ -175,7 +175,7 @@ class PatchedLLM:
             store = source or self.store
             applicable(store.manifest(name), self.site, self._engine.max_rank)
             folder = store.adapter_folder(name, Path(self._folder.name))
-            self._requests[name] = adapter(name, store.adapter_id(name), folder)
+            self._requests[name] = adapter(name, 1 + len(self._requests), folder)
         return self._requests[name]
 
     def _index(self, name: str) -> ScopeIndex | None:
@@ -190,7 +190,7 @@ class PatchedLLM:
         key = (index.name, units)
         if units and key not in self._made:
             compiled = index.compiled(units, lambda member: self.store.unit(index.name, member), self.site)
-            self._made[key] = Derived(compiled.manifest, FIRST_NUMBER + len(self._made), encode_adapter(compiled))
+            self._made[key] = Derived(compiled.manifest, encode_adapter(compiled))
         return self._made.get(key)
 
     def _wrapped(self, text: str, choice: Choice) -> str:

@@ -1,6 +1,7 @@
 """The adapters in the engine: each is loaded once, on first use or ahead of time, and never replaced.
 
-An adapter's name identifies its content, so a loaded adapter never needs reloading. If vLLM's cache drops an adapter,
+An adapter's name identifies its content, so a loaded adapter never needs reloading. Each load has a number of its own,
+by which the engine knows the adapter. If vLLM's cache drops an adapter,
 vLLM reads its directory again inside the engine step; so the engine gets a verified local copy, which outlives the
 store's files and every request on it.
 
@@ -22,6 +23,7 @@ from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Container, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Protocol
 
@@ -44,7 +46,6 @@ class AdapterStore(Protocol):
 
     def manifest(self, name: str) -> Manifest: ...
     def adapter_folder(self, name: str, cache: Path) -> Path: ...
-    def adapter_id(self, name: str) -> int: ...
 
 
 class AdapterEngine(Protocol):
@@ -99,6 +100,9 @@ class Residency:
         self._folder, self._metrics = folder, metrics
         self.capacity, self.slots, self._grace_s = capacity, slots, grace_s
         self._resident: OrderedDict[str, Resident] = OrderedDict()  # least recently used first
+        # vLLM only touches a number that it knows, whatever the adapter. The registry's ids may come twice: a database
+        # that was restored from an older copy gives them again. vLLM stores numbers in 32 bits.
+        self._numbers = count(1)
         self._leases: Counter[str] = Counter()
         self._free_since: dict[str, float] = {}  # when a resident adapter's last lease ended
         self._loading = SingleFlight[None]()
@@ -203,7 +207,7 @@ class Residency:
             manifest = await asyncio.to_thread(source.manifest, name)
             applicable(manifest, self.site, self._engine.max_rank)
             path = await asyncio.to_thread(source.adapter_folder, name, self._folder)
-            number = await asyncio.to_thread(source.adapter_id, name)
+            number = next(self._numbers)
             await self._engine.add(name, number, str(path))
             outcome = "loaded"
         except EditError as error:

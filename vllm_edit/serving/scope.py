@@ -11,7 +11,6 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -28,8 +27,6 @@ if TYPE_CHECKING:  # these need torch, which is imported in the thread that firs
     from vllm_edit.artefacts.compiled import CompiledPatch
     from vllm_edit.composition.scoped import ScopeIndex
 
-FIRST_NUMBER = 2**30
-"""First engine number of derived adapters; the store's start at 1. vLLM stores the numbers in 32 bits."""
 _LONG = 2**16  # characters of text that are searched in a thread instead of the event loop
 Units = tuple[int, ...]
 
@@ -46,7 +43,6 @@ class Derived:
     """An adapter that is not in the store under its own name; an `AdapterStore` of this one adapter."""
 
     own_manifest: Manifest
-    number: int
     files: Mapping[str, bytes]
 
     @property
@@ -60,9 +56,6 @@ class Derived:
         from vllm_edit.store.local_copy import local_copy
 
         return local_copy(name, self.files, cache)
-
-    def adapter_id(self, name: str) -> int:
-        return self.number
 
 
 @dataclass(frozen=True)
@@ -99,7 +92,6 @@ class Scopes:
         self._derived = LRUCache[tuple[str, Units], "Derived | str"](most_derived)
         self._building = SingleFlight["ScopeIndex | None"]()
         self._composing = SingleFlight["Derived | str"]()
-        self._numbers = count(FIRST_NUMBER)
 
     def indexed(self, name: str) -> bool:
         """True if the patch has scope subject and its index is in memory; this counts as a use of the index."""
@@ -173,7 +165,7 @@ class Scopes:
         except Incompatible as error:
             self._metrics.compositions.labels("refused").inc()
             return str(error)
-        derived = Derived(compiled.manifest, next(self._numbers), encode_adapter(compiled))
+        derived = Derived(compiled.manifest, encode_adapter(compiled))
         self._metrics.compositions.labels("single" if len(units) == 1 else "composed").inc()
         self._metrics.compose_seconds.observe(time.perf_counter() - begun)
         return derived

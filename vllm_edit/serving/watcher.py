@@ -18,6 +18,7 @@ from typing import Protocol
 from sqlalchemy.exc import SQLAlchemyError
 
 from vllm_edit.errors import EditError, Incompatible, NotFound
+from vllm_edit.registry.revision import Revision
 from vllm_edit.registry.snapshot import Snapshot
 from vllm_edit.rollout.decision import Choice
 from vllm_edit.serving.metrics import Metrics
@@ -35,15 +36,15 @@ _BEAT_S = 1.0  # between two heartbeats, and between two tries to reach a regist
 class WatchedRegistry(Protocol):
     """The part of the registry that serving reads."""
 
-    def generation(self) -> int: ...
+    def revision(self) -> Revision: ...
     def snapshot(self) -> Snapshot: ...
-    def wait_for_change(self, generation: int, timeout_s: float) -> bool: ...
+    def wait_for_change(self, generation: int, timeout_s: float, token: str | None) -> bool: ...
 
 
 class SavedState(Protocol):
     """This node's copy of the last known state."""
 
-    def keep(self, snapshot: Snapshot) -> bool: ...
+    def keep(self, snapshot: Snapshot, is_newest: Callable[[], bool]) -> bool: ...
     def read(self) -> Snapshot | None: ...
 
 
@@ -72,7 +73,7 @@ class Watcher:
         *,
         saved: SavedState,
         on_change: Callable[[Catalogue], None] = lambda _: None,
-        report: Callable[[int], Awaitable[None]] | None = None,
+        report: Callable[[Revision], Awaitable[None]] | None = None,
     ) -> None:
         self._registry, self._metrics, self._saved = registry, metrics, saved
         self._on_change, self._report = on_change, report
@@ -101,7 +102,7 @@ class Watcher:
             return self.current
 
     async def refresh(self) -> Catalogue:
-        """Read the registry if its generation changed, report that it is applied, and return the current catalogue.
+        """Read the registry if its revision changed, report that it is applied, and return the current catalogue.
 
         Raises:
             EditError: the registry cannot be read, or has lost its keys.
@@ -135,8 +136,8 @@ class Watcher:
         """Follow the registry; never returns. While it cannot be reached, the last catalogue stays in force."""
         while True:
             try:
-                known, rest_s = self.current.generation, _rest_s(self._ends)
-                if not await self._threads.run(self._registry.wait_for_change, known, rest_s):
+                known, rest_s = self.current.snapshot, _rest_s(self._ends)
+                if not await self._threads.run(self._registry.wait_for_change, known.generation, rest_s, known.token):
                     await self._beat()
                 self._look_at_ends()
                 await self.refresh()
@@ -165,7 +166,7 @@ class Watcher:
 
     async def _beat(self) -> None:
         if self._report is not None:
-            await self._report(self.current.generation)
+            await self._report(self.current.snapshot.revision)
 
     def _reached(self) -> None:
         if self._failing:
@@ -185,9 +186,9 @@ class Watcher:
 
     def _read(self, known: Catalogue) -> Catalogue | None:
         """The registry's state, after saving it on this node; None if it is unchanged."""
-        generation = self._registry.generation()
-        self._metrics.lag.set(generation - known.generation if known.generation >= 0 else 0)
-        if generation == known.generation:
+        newest, applied = self._registry.revision(), known.snapshot.revision
+        self._metrics.lag.set(applied.behind(newest) if known.snapshot is not NOTHING else 0)
+        if newest == applied:
             return None
         snapshot = self._registry.snapshot()
         if known.snapshot.keyed and not snapshot.keyed:
@@ -196,7 +197,7 @@ class Watcher:
                 "the registry has lost its keys; restore them, or restart the server if it is meant to answer anyone"
             )
         try:
-            self._saved.keep(snapshot)
+            self._saved.keep(snapshot, lambda: self._registry.revision() == snapshot.revision)
         except (OSError, EditError) as error:  # even with a full disk, a kill must take effect
             logger.error("the state of the registry cannot be saved on this node: %s", error)
         self._metrics.lag.set(0)

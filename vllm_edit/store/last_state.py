@@ -7,6 +7,7 @@ Writes are atomic: a kill at any moment leaves the old state or the new state.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,8 +53,14 @@ class LastState:
     def __repr__(self) -> str:
         return f"LastState({str(self.path)!r})"
 
-    def keep(self, snapshot: Snapshot) -> bool:
-        """Write the state, fsynced; return False, without a write, if the file holds a newer state."""
+    def keep(self, snapshot: Snapshot, is_newest: Callable[[], bool] = lambda: False) -> bool:
+        """Write the state, fsynced; return False, without a write, if the file holds a newer state.
+
+        Args:
+            snapshot: The state.
+            is_newest: Returns whether it is the registry's present state. Called if the file's generation is larger:
+                the registry may have lost that state, by a failover or a restore.
+        """
         state = _JSON.dump_python(snapshot, mode="json", by_alias=True)
         data = canonical(with_digest("state", state))
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -62,7 +69,7 @@ class LastState:
                 known = self._state()
             except Corrupt:  # the new state replaces it
                 known = None
-            if known is not None and known.generation > snapshot.generation:
+            if known is not None and known.generation > snapshot.generation and not is_newest():
                 return False
             self._write(data)
         return True

@@ -17,12 +17,12 @@ def routes(dependencies: Dependencies, pages: Pages) -> APIRouter:
     async def servers(request: Request, live: bool = True) -> Response:
         """The servers, also those that fell silent in the last day. The page renews them while `live`."""
         registry, service = dependencies.registry, dependencies.service
-        newest = await dependencies.read(registry.generation)
+        known = await dependencies.read(registry.servers.known)
         return pages.show(
             request,
             "servers.html",
-            servers=await dependencies.read(registry.servers.known),
-            newest=newest,
+            servers=known,
+            newest=await dependencies.read(registry.revision),
             own=service.heartbeat.name,
             residency=service.residency,
             live=live,
