@@ -197,6 +197,13 @@ def test_status_shows_site_and_counts(program: Program, store: Store) -> None:
     assert site().digest in program("store", "status").out
 
 
+def test_a_document_that_is_no_pool_of_facts_is_one_line(program: Program, store: Store) -> None:
+    store.keep("pool", {})
+    ran = program("store", "status")
+    assert (ran.code, ran.err.count("\n")) == (1, 1), ran.err
+    assert "pool.json holds no pool of facts" in ran.err
+
+
 def test_the_schema_describes_patch_files(program: Program) -> None:
     assert program("schema").json == Patch.model_json_schema()
 

@@ -66,6 +66,13 @@ def test_a_policy_without_a_conflict_changes_nothing() -> None:
     assert compose([SHARED, peru], policy="last").name == compose([peru, SHARED]).name
 
 
+def test_a_misspelt_policy_is_refused_without_a_conflict_too() -> None:
+    peru = solved("peru", [capital("Peru", "Cusco")], key_of(3))
+    with pytest.raises(NotFound, match="no compiled patch 'lats'"):
+        compose([SHARED, peru], policy="lats")
+    assert compose([SHARED, peru], policy="peru").name == compose([SHARED, peru]).name
+
+
 def test_a_named_winner_decides_its_own_conflicts_and_no_others() -> None:
     elsewhere = solved("elsewhere", [capital("Peru", "Lima Norte")], key_of(3))
     with pytest.raises(EditError, match="'Cusco' in other@") as refused:

@@ -195,3 +195,27 @@ def test_delta_that_no_adapter_can_hold_is_refused_by_module_before_anything_is_
     with pytest.raises(EditError, match="no modules"):
         Delta({}).save_peft(folder, base_name="tiny")
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.complex64, torch.float8_e4m3fn])
+def test_a_dtype_that_cannot_hold_factors_is_refused_before_anything_is_written(
+    tmp_path: Path, dtype: torch.dtype
+) -> None:
+    folder = tmp_path / "adapter"
+    expected = rf"^expected a dtype for factors among torch\.float64, .*; got {dtype}$"
+    with pytest.raises(EditError, match=expected):
+        two_modules().save_peft(folder, dtype=dtype)
+    with pytest.raises(EditError, match=expected):
+        random_part(4, 3, 2, seed=1).cast(dtype)
+    assert not folder.exists()
+
+
+def test_peft_loads_an_adapter_that_was_saved_without_the_base_models_name(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    model, ids = tiny_model("llama", tokenizer), tokenizer(PROMPT)["input_ids"]
+    delta = random_delta(model, {DOWN: 2})
+    with delta.apply(model):
+        applied = logits(model, ids)
+    found = logits(PeftModel.from_pretrained(model, str(delta.save_peft(tmp_path))), ids)
+    assert (found - applied).abs().max() < 1e-4

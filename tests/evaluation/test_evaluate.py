@@ -20,7 +20,7 @@ from vllm_edit.evaluation.evaluate import EvaluationSettings, evaluate, run_gate
 from vllm_edit.evaluation.in_batches import together
 from vllm_edit.evaluation.judging import unchanged
 from vllm_edit.evaluation.refused import Refused
-from vllm_edit.evaluation.report import Measure, Report
+from vllm_edit.evaluation.report import Measure, Mode, Report
 from vllm_edit.evaluation.runners.hf import HFRunner
 from vllm_edit.evaluation.runners.runner import Request
 from vllm_edit.evaluation.table import table
@@ -325,6 +325,22 @@ def test_the_gate_names_each_metric_below_it_and_skips_metrics_without_a_questio
         "paraphrase: 0.500 over 4 prompts, the gate asks for 0.6",
         "locality: 0.750 over 4 prompts, the gate asks for 0.8",
     ]
+
+
+def test_the_gate_does_not_judge_a_mode_that_was_not_measured(compiled: CompiledPatch, runner: HFRunner) -> None:
+    report = evaluate(compiled, runner, ["base"], EvaluationSettings(max_tokens=2, latency=0, teacher_forced=False))
+    modes: tuple[Mode, ...] = ("weights", "ike")
+    for mode in modes:
+        with pytest.raises(EditError, match=rf"measured mode \(base\), got '{mode}': evaluate the patch"):
+            report.gate(Gate(), mode)
+
+
+@pytest.mark.parametrize(("modes", "got"), [(["weigths"], "weigths"), (["base", "IKE"], "base, IKE"), ([], "")])
+def test_no_mode_and_a_misspelt_one_are_refused(
+    modes: list[Mode], got: str, compiled: CompiledPatch, runner: HFRunner
+) -> None:
+    with pytest.raises(EditError, match=f"^expected modes among base, weights, ike, got '{got}'$"):
+        evaluate(compiled, runner, modes)
 
 
 def test_a_random_delta_fails_its_gate_on_reliability(compiled: CompiledPatch, runner: HFRunner) -> None:

@@ -17,7 +17,7 @@ from vllm_edit.evaluation.evaluate import EvaluationSettings, evaluate
 from vllm_edit.evaluation.in_batches import evaluate_in_batches, identity
 from vllm_edit.evaluation.record import Record
 from vllm_edit.evaluation.refused import Refused
-from vllm_edit.evaluation.report import MODES, Report
+from vllm_edit.evaluation.report import MODES, Mode, Report
 from vllm_edit.evaluation.requests import One
 from vllm_edit.evaluation.runners.hf import HFRunner
 from vllm_edit.evaluation.sheet import Sheet
@@ -113,6 +113,16 @@ def test_nothing_is_compiled_to_ask_the_base_alone(
     attempts = Attempts(compile_random, until=0)
     report = evaluate_in_batches(patches, attempts, runner, ("base",), SETTINGS, size=2)
     assert same(report, evaluate(patches, runner, ("base",), SETTINGS))
+    assert attempts.tried == []
+
+
+def test_a_misspelt_mode_is_refused_before_anything_is_compiled(
+    patches: list[Patch], compile_random: Compile, runner: HFRunner
+) -> None:
+    misspelt: list[Mode] = ["weigths"]  # type: ignore[list-item]
+    attempts = Attempts(compile_random)
+    with pytest.raises(EditError, match="expected modes among base, weights, ike, got 'weigths'"):
+        evaluate_in_batches(patches, attempts, runner, misspelt, SETTINGS)
     assert attempts.tried == []
 
 

@@ -159,7 +159,14 @@ def test_the_gate_limits_the_drift_and_fails_where_it_was_not_measured(
     drift: Drift | None, limit: float | None, expected: list[str]
 ) -> None:
     report = Report(
-        patches=("p",), engine="e", modes=("weights",), edits=1, split="gate", max_tokens=1, measures=(), drift=drift
+        patches=("p",),
+        engine="e",
+        modes=("weights", "ike"),
+        edits=1,
+        split="gate",
+        max_tokens=1,
+        measures=(),
+        drift=drift,
     )
     gate = Gate(perplexity_drift=limit)
     assert report.gate(gate) == expected

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections import Counter
 
 import pytest
@@ -16,6 +17,7 @@ from vllm_edit.errors import EditError
 from vllm_edit.ike import template
 from vllm_edit.ike.prefix import MAX_EDITS, PATTERN, build_prefix, relevant_edits, subjects_of, wrap
 from vllm_edit.ike.retrieval import lexical
+from vllm_edit.ike.shelf import Shelf
 from vllm_edit.patch import Patch
 from vllm_edit.text.matching import mentions
 
@@ -144,3 +146,32 @@ def test_a_cached_index_chooses_the_same_edits(many: Patch) -> None:
     kept = subjects_of(many.edits)
     for prompt in ("The leader of Oz is", "全世界最帥的人是誰", "最帥的那個人在哪裡", "Who leads Rohan?", "Nobody"):
         assert relevant_edits(many.edits, prompt, subjects=kept) == relevant_edits(many.edits, prompt)
+
+
+def test_nothing_keeps_the_prompts_of_requests(stored: Stored, many: Patch) -> None:
+    """A prompt is a client's: it must be gone from memory with its request."""
+    manifest, demonstrations = stored(many)
+    shelf = Shelf(manifest, demonstrations)
+
+    def ask(number: int) -> None:
+        prompt = f"Secret {number} of 北京 " * 2000 + "The leader of Oz is"
+        build_prefix(manifest, demonstrations, prompt, 900, subjects=shelf.subjects, read=shelf.read)
+        build_prefix(*shelf.of([0, 5]), prompt, 900, read=shelf.read)
+        build_prefix(manifest, demonstrations, prompt, 900)
+
+    ask(0)  # reads the stored texts
+    tracemalloc.start()
+    try:
+        for number in range(50):
+            ask(number)
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 200_000  # a single prompt takes 80,000 bytes
+
+
+def test_a_shelf_reads_each_stored_text_once(stored: Stored, many: Patch) -> None:
+    shelf = Shelf(*stored(many))
+    first = shelf.read(FACT)
+    assert first == "capital of france is rome"
+    assert shelf.read(FACT) is first

@@ -115,9 +115,6 @@ def settle(members: Sequence[CompiledPatch], policy: str | None = None) -> Settl
         EditError: conflicts that the policy does not decide, one line each.
         NotFound: the policy names none of the members.
     """
-    pairs = _pairs(members)
-    if not pairs:
-        return Settlement({})
     order = list(range(len(members)))
     winners = {*order} if policy in (FIRST, LAST) else set[int]()
     if policy == LAST:
@@ -126,6 +123,9 @@ def settle(members: Sequence[CompiledPatch], policy: str | None = None) -> Settl
         policy = resolve(policy, [member.name for member in members])
         winners = {place for place in order if members[place].name == policy}
         order.sort(key=lambda place: place not in winners)
+    pairs = _pairs(members)
+    if not pairs:
+        return Settlement({})
     rank = {member: place for place, member in enumerate(order)}
     rivals: dict[Place, list[Place]] = {}
     for pair in pairs:

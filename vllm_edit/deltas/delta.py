@@ -51,6 +51,9 @@ class Delta:
 
         Returns:
             The reduced delta, and the share of Σ ‖ΔW‖² over all modules that is dropped, in [0, 1].
+
+        Raises:
+            EditError: the rank is less than 1.
         """
         reduced = {name: part.truncated(rank) for name, part in self.parts.items()}
         dropped = sum(energy for _, energy in reduced.values())
@@ -110,6 +113,9 @@ class Delta:
 
         Returns:
             PEFT's names → lora_A [r, d_in] and lora_B [d_out, r].
+
+        Raises:
+            EditError: as `save_peft`.
         """
         return peft.tensors(self.parts, dtype)
 
@@ -122,7 +128,7 @@ class Delta:
         self,
         folder: str | Path,
         *,
-        base_name: str,
+        base_name: str = "",
         dtype: torch.dtype = torch.float32,
         fan_in_fan_out: bool = False,
     ) -> Path:
@@ -130,12 +136,17 @@ class Delta:
 
         Args:
             folder: the folder to write, created if missing.
-            base_name: the config's `base_model_name_or_path`; informative.
-            dtype: the saved tensors' dtype; the cast is the last step, after all computation in float32 or float64.
+            base_name: the config's `base_model_name_or_path`; informative, so it may be empty.
+            dtype: the saved tensors' dtype: float64, float32, bfloat16 or float16. The cast is the last step, after all
+                computation in float32 or float64.
             fan_in_fan_out: True for a base whose linear layers are Conv1D (GPT-2); only PEFT reads it.
 
         Returns:
             The folder.
+
+        Raises:
+            EditError: the delta has no modules, a module has rank 0, or `dtype` cannot hold the factors. Nothing is
+                written.
         """
         files = peft.encode(self.parts, base_name, dtype, fan_in_fan_out)  # may raise, so before anything is written
         folder = Path(folder)

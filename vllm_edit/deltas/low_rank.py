@@ -13,6 +13,13 @@ from vllm_edit.errors import EditError
 
 # Components whose norms agree within this do not change, so that balancing again after a cast is an exact no-op.
 _BALANCED_WITHIN = 0.01
+_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def check_dtype(dtype: torch.dtype) -> None:
+    """Raise `EditError` if factors cannot be cast to `dtype`: an integer would round them to zero."""
+    if dtype not in _DTYPES:
+        raise EditError(f"expected a dtype for factors among {', '.join(map(str, _DTYPES))}; got {dtype}")
 
 
 @dataclass(frozen=True)
@@ -67,8 +74,9 @@ class LowRank:
         """B [d_out, r] and A [r, d_in], balanced in float64, then cast, on the CPU, detached.
 
         Raises:
-            EditError: `dtype` cannot hold a value, or a value is not finite.
+            EditError: `dtype` is none of `check_dtype`, or cannot hold a value; or a value is not finite.
         """
+        check_dtype(dtype)
         part = self.balanced()
         B, A = (factor.detach().to("cpu", dtype).contiguous() for factor in (part.B, part.A))
         if not (B.isfinite().all() and A.isfinite().all()):

@@ -24,7 +24,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from vllm_edit.deltas.low_rank import LowRank
+from vllm_edit.deltas.low_rank import LowRank, check_dtype
 from vllm_edit.errors import EditError
 
 if TYPE_CHECKING:
@@ -56,8 +56,10 @@ def tensors(parts: Mapping[str, LowRank], dtype: torch.dtype) -> dict[str, torch
     """The adapter's tensors by PEFT name, balanced in float64 and cast last, in name order.
 
     Raises:
-        EditError: nothing to write, a module of rank 0, or a value that `dtype` cannot hold.
+        EditError: a dtype that is not `check_dtype`'s, nothing to write, a module of rank 0, or a value that `dtype`
+            cannot hold.
     """
+    check_dtype(dtype)
     named: dict[str, torch.Tensor] = {}
     problems = [] if parts else ["it has no modules"]
     problems += [f"{module}: rank 0, leave the module out" for module in sorted(parts) if parts[module].rank == 0]

@@ -12,7 +12,7 @@ from vllm_edit.errors import EditError
 from vllm_edit.evaluation.asking import ask
 from vllm_edit.evaluation.evaluation_settings import EvaluationSettings
 from vllm_edit.evaluation.perplexity import drift_of
-from vllm_edit.evaluation.report import MODES, Mode, Report
+from vllm_edit.evaluation.report import MODES, Mode, Report, in_order
 from vllm_edit.evaluation.reporting import report_of
 from vllm_edit.evaluation.requests import One, edits_of
 from vllm_edit.evaluation.runners.runner import Runner
@@ -54,7 +54,8 @@ def evaluate(
         Shares with 95 % intervals for every metric and mode.
 
     Raises:
-        EditError: a mode cannot be measured (not compiled, no demonstrations, or a context too small for the prefix).
+        EditError: no mode, or an unknown one; or a mode cannot be measured (not compiled, no demonstrations, or a
+            context too small for the prefix).
 
     Example:
         >>> report = evaluate(compiled, HFRunner(base.model, base.tokenizer), ["base", "weights"])
@@ -80,9 +81,10 @@ def check_modes(patches: Sequence[One], modes: Sequence[Mode]) -> list[Mode]:
     """The modes in standard order, if every patch can be measured in them.
 
     Raises:
-        EditError: a patch is not compiled, or its demonstrations overlap with its questions.
+        EditError: no mode, or an unknown one; or a patch is not compiled, or its demonstrations overlap with its
+            questions.
     """
-    asked = [mode for mode in MODES if mode in modes]
+    asked = in_order(modes)
     uncompiled = [patch.name for patch in patches if isinstance(patch, Patch)]
     if uncompiled and asked != ["base"]:
         raise EditError(f"{uncompiled[0]} is not compiled: only mode base can be measured; compile it first")

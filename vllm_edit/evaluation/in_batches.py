@@ -13,7 +13,7 @@ from vllm_edit.evaluation.asking import ask
 from vllm_edit.evaluation.evaluate import check_modes
 from vllm_edit.evaluation.evaluation_settings import EvaluationSettings
 from vllm_edit.evaluation.record import Record
-from vllm_edit.evaluation.report import MODES, Cost, Mode, Report
+from vllm_edit.evaluation.report import MODES, Cost, Mode, Report, in_order
 from vllm_edit.evaluation.reporting import report_of
 from vllm_edit.evaluation.requests import One
 from vllm_edit.evaluation.runners.runner import Runner
@@ -71,7 +71,7 @@ def evaluate_in_batches(
             raise EditError(f"{record.path}: an entry cannot be read ({error!r}); name another file") from None
     waiting = [patch for patch in patches if patch.name not in sheets]
     left = TimeLeft(len(patches), len(sheets))
-    asked = [mode for mode in MODES if mode in modes]
+    asked = in_order(modes)
     for start in range(0, len(waiting), size):
         batch = waiting[start : start + size]
         stages = _Stages(progress, left, len(sheets), len(batch), len(patches), 1 + len({"base", *asked}))
@@ -106,7 +106,7 @@ def identity(
     """The identity of an evaluation's record. `others`: more inputs of its numbers (site, method, …)."""
     return {
         "patches": digest_json([patch.model_dump(mode="json") for patch in patches]),
-        "modes": [mode for mode in MODES if mode in modes],
+        "modes": [*in_order(modes)],
         "split": settings.split,
         "max_tokens": settings.max_tokens,
         "teacher_forced": settings.teacher_forced,

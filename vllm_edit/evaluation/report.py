@@ -9,6 +9,7 @@ from pydantic import Field
 
 from vllm_edit.artefacts.recorded import Recorded
 from vllm_edit.datasets import LeftOut
+from vllm_edit.errors import EditError
 from vllm_edit.patch import Gate
 
 Mode = Literal["base", "weights", "ike"]
@@ -194,7 +195,14 @@ class Report(Recorded):
 
         Returns:
             One line for each metric that misses the gate; empty if the gate accepts.
+
+        Raises:
+            EditError: the mode was not measured.
         """
+        if mode not in self.modes:
+            raise EditError(
+                f"expected a measured mode ({', '.join(self.modes)}), got {mode!r}: evaluate the patch in it"
+            )
         failures = []
         for metric, least in gate.shares().items():
             measure = self.find(metric, mode)
@@ -206,6 +214,17 @@ class Report(Recorded):
         if mode == "weights" and gate.perplexity_drift is not None:
             failures += _beyond(gate.perplexity_drift, self.drift)
         return failures
+
+
+def in_order(modes: Sequence[str]) -> list[Mode]:
+    """The modes in standard order, each once.
+
+    Raises:
+        EditError: no mode, or an unknown one.
+    """
+    if not modes or any(mode not in MODES for mode in modes):
+        raise EditError(f"expected modes among {', '.join(MODES)}, got {', '.join(modes)!r}")
+    return [mode for mode in MODES if mode in modes]
 
 
 def _numbered(edits: Sequence[int]) -> str:

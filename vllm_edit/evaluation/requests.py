@@ -93,9 +93,10 @@ def _prefixed(
     longest = max(*lengths, tokens_of(question, runner.tokenizer, max_tokens))
     budget = runner.context - length_of(runner, question.prompt, question.chat) - longest
     if named is None:
-        prefix = build_prefix(shelf.edited, shelf.demonstrations, question.prompt, budget, subjects=shelf.subjects)
+        edited, demonstrations, subjects = shelf.edited, shelf.demonstrations, shelf.subjects
+        prefix = build_prefix(edited, demonstrations, question.prompt, budget, subjects=subjects, read=shelf.read)
     else:
-        prefix = build_prefix(*shelf.of(named), question.prompt, budget)
+        prefix = build_prefix(*shelf.of(named), question.prompt, budget, read=shelf.read)
     return wrap(prefix, question.prompt)
 
 

@@ -22,6 +22,7 @@ from vllm_edit.ike import template
 from vllm_edit.ike.bank import Bank, Fact
 from vllm_edit.ike.prefix import PATTERN
 from vllm_edit.ike.retrieval import nearest_first
+from vllm_edit.ike.stored_words import StoredWords
 from vllm_edit.patch import Patch
 from vllm_edit.text.matching import is_said, normalise
 from vllm_edit.text.quoting import quoted
@@ -181,9 +182,9 @@ def _from_bank(edits: Sequence[Edit], bank: Bank, limit: int, rng: random.Random
 
 def _nearest_facts(edits: Sequence[Edit], bank: Bank) -> list[Fact]:
     """Bank facts by similarity to the edits, interleaved over the edits; each fact once."""
-    texts = [template.fact_text(fact.prompt, fact.object) for fact in bank.facts]
+    texts, read = [template.fact_text(fact.prompt, fact.object) for fact in bank.facts], StoredWords().of
     rankings = [
-        nearest_first(template.fact_text(edit.prompt, edit.target_new), texts)[:MAX_STORED]
+        nearest_first(template.fact_text(edit.prompt, edit.target_new), texts, read)[:MAX_STORED]
         for edit in edits[:MAX_STORED]
     ]
     turns = chain.from_iterable(zip_longest(*rankings))

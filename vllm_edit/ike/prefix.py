@@ -7,13 +7,14 @@ the same prefix and an engine's prefix cache holds it once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from vllm_edit.errors import EditError
 from vllm_edit.ike import template
 from vllm_edit.ike.retrieval import nearest_first
+from vllm_edit.text.matching import words
 from vllm_edit.text.subjects import Subjects
 
 if TYPE_CHECKING:  # its module imports torch; only its attributes are read here
@@ -63,6 +64,7 @@ def build_prefix(
     *,
     limit: int = 32,
     subjects: Subjects | None = None,
+    read: Callable[[str], str] = words,
 ) -> Prefix:
     """The prefix for one prompt: bank demonstrations (nearest last), self-copies, then the fact (arXiv 2305.12740 §3).
 
@@ -71,12 +73,13 @@ def build_prefix(
     that fact (not to the prompt), in the ratio of `PATTERN`. Blocks beyond `budget` tokens are dropped, least similar
     first: bank demonstrations, then the other edits' self-copies, then the fact's own. The fact is never dropped.
 
-    `subjects` may be a cached `subjects_of` the edits; by default they are indexed here.
+    `subjects` may be a cached `subjects_of` the edits; by default they are indexed here. `read` may be `Shelf.read`,
+    which caches the words of stored texts. Nothing keeps the prompt.
 
     Raises:
         EditError: no demonstrations are stored for the patch, or the fact alone exceeds the budget.
     """
-    chosen = relevant_edits(edited.edits, prompt, subjects)
+    chosen = relevant_edits(edited.edits, prompt, subjects, read)
     main = chosen[-1]
     fact_block = _of_edit(demonstrations, "fact", main)
     if fact_block is None:
@@ -97,7 +100,7 @@ def build_prefix(
         left -= copy.tokens
 
     left -= budget % BUDGET_STEP
-    nearest = _nearest(demonstrations, fact_block.fact, min(limit, len(demonstrations)), left)
+    nearest = _nearest(demonstrations, fact_block.fact, min(limit, len(demonstrations)), left, read)
     blocks = [*nearest, *copies]
     text = "".join(template.demonstration(block.fact, block.prompt, block.answer) for block in blocks)
     tokens = fact_block.tokens + sum(block.tokens for block in blocks)
@@ -110,7 +113,9 @@ def subjects_of(edits: Sequence[Edit]) -> Subjects:
     return Subjects([(edit.subject, *edit.aliases) for edit in edits])
 
 
-def relevant_edits(edits: Sequence[Edit], prompt: str, subjects: Subjects | None = None) -> list[int]:
+def relevant_edits(
+    edits: Sequence[Edit], prompt: str, subjects: Subjects | None = None, read: Callable[[str], str] = words
+) -> list[int]:
     """Indices of the edits that a prompt is about, the most relevant **last**, at most `MAX_EDITS`.
 
     Candidates are the edits whose subject or alias the prompt mentions, or all edits if it mentions none (so a single
@@ -118,14 +123,16 @@ def relevant_edits(edits: Sequence[Edit], prompt: str, subjects: Subjects | None
     """
     named = (subjects or subjects_of(edits)).mentioned([prompt])
     candidates = named or range(len(edits))
-    ranked = nearest_first(prompt, [edits[index].prompt for index in candidates])
+    ranked = nearest_first(prompt, [edits[index].prompt for index in candidates], read)
     return [candidates[rank] for rank in ranked[:MAX_EDITS]][::-1]
 
 
-def _nearest(demonstrations: Sequence[Demonstration], fact: str, limit: int, budget: int) -> list[Demonstration]:
+def _nearest(
+    demonstrations: Sequence[Demonstration], fact: str, limit: int, budget: int, read: Callable[[str], str]
+) -> list[Demonstration]:
     """Bank demonstrations nearest to `fact`, in `PATTERN`'s ratio, as many as fit; the most similar last."""
     bank = [item for item in demonstrations if item.edit is None]
-    ranked = nearest_first(fact, [item.fact for item in bank])
+    ranked = nearest_first(fact, [item.fact for item in bank], read)
     waiting = {kind: [rank for rank in ranked if bank[rank].kind == kind] for kind in set(PATTERN)}
     chosen: set[int] = set()
     for place in range(limit):

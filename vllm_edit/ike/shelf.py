@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from vllm_edit.ike.prefix import Edited, subjects_of
+from vllm_edit.ike.stored_words import StoredWords
 from vllm_edit.text.subjects import Subjects
 
 if TYPE_CHECKING:  # its module imports torch; only its attributes are read here
@@ -24,10 +25,14 @@ class Part:
 
 
 class Shelf:
-    """A patch's demonstrations, indexed by edit."""
+    """A patch's demonstrations, indexed by edit.
+
+    Attributes:
+        read: maps a stored text of the patch to its words, for `build_prefix`.
+    """
 
     def __init__(self, edited: Edited, demonstrations: Sequence[Demonstration]) -> None:
-        self.edited, self.demonstrations = edited, demonstrations
+        self.edited, self.demonstrations, self.read = edited, demonstrations, StoredWords().of
         self._bank = [item for item in demonstrations if item.edit is None]
         self._own: dict[int, list[Demonstration]] = {}
         for item in demonstrations:

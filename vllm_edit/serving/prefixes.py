@@ -84,9 +84,10 @@ class Prefixes:
         def wrapped(prompt: str) -> str:
             nonlocal added
             if named is None:
-                prefix = build_prefix(manifest, demonstrations, prompt, budget, subjects=shelf.subjects)
+                known, read = shelf.subjects, shelf.read
+                prefix = build_prefix(manifest, demonstrations, prompt, budget, subjects=known, read=read)
             elif edits := named(prompt):
-                prefix = build_prefix(*shelf.of(edits), prompt, budget)
+                prefix = build_prefix(*shelf.of(edits), prompt, budget, read=shelf.read)
             else:
                 return prompt
             added += prefix.tokens

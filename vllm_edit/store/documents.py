@@ -12,15 +12,35 @@ No document is part of the site's identity. Each is written once, because gates 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Literal
 
 from vllm_edit.digest import intact_content, with_digest
-from vllm_edit.errors import Corrupt
+from vllm_edit.errors import Corrupt, EditError
 from vllm_edit.files import Files
 from vllm_edit.json_value import JSONValue
 
 Kind = Literal["passages", "texts", "pool", "tried", "settings"]
 KINDS: tuple[Kind, ...] = ("passages", "texts", "pool", "tried", "settings")
+_FORMS: Mapping[Kind, tuple[type, str]] = MappingProxyType(
+    {
+        "passages": (list, "a list"),
+        "texts": (list, "a list"),
+        "pool": (dict, "an object"),
+        "tried": (list, "a list"),
+        "settings": (str, "a digest"),
+    }
+)
+
+
+def check_document(kind: Kind, content: JSONValue) -> None:
+    """Raise `EditError` if there is no such kind, or its content has another form: what is written stays for ever."""
+    if kind not in _FORMS:
+        raise EditError(f"expected a document's kind among {', '.join(KINDS)}; got {kind!r}")
+    form, name = _FORMS[kind]
+    if not isinstance(content, form):
+        raise EditError(f"expected {name} for {path_of(kind)}, got {type(content).__name__}")
 
 
 def path_of(kind: Kind) -> str:

@@ -31,7 +31,7 @@ from vllm_edit.registry.audit import EMPTY, Anchor
 from vllm_edit.registry.owner import Owner
 from vllm_edit.registry.patches import PatchEntry
 from vllm_edit.registry.registry import Registry
-from vllm_edit.store.documents import Kind, path_of, read_document, write_document
+from vllm_edit.store.documents import Kind, check_document, path_of, read_document, write_document
 from vllm_edit.store.locations import default_url, registry_url
 from vllm_edit.store.records import Record, add_record, read_records
 from vllm_edit.store.signers import read_signers
@@ -99,13 +99,18 @@ class Store:
             documents: Further documents to write, by kind.
 
         Raises:
-            EditError: the store has another site, or `tensors` does not match the digest that the site names.
+            EditError: the store has another site, `tensors` does not match the digest that the site names, or a
+                document is not as `keep` needs it.
+            Unavailable: the folder or the registry's database cannot be written.
         """
         place = default_url() if url is None else str(url)
         files = open_files(place)
         if files.exists(SITE):
             return cls._made_before(place, site)
         check_tensors(site, tensors)
+        kept = {kind: content for kind, content in {"passages": list(passages), **(documents or {})}.items() if content}
+        for kind, content in kept.items():
+            check_document(kind, content)
         registry = _registry(place, files, lambda: site.digest)
 
         def write() -> None:
@@ -113,9 +118,8 @@ class Store:
                 cls._made_before(place, site)
                 return
             write_tensors(files, site, tensors)
-            for kind, content in {"passages": list(passages), **(documents or {})}.items():
-                if content:
-                    write_document(files, kind, content)
+            for kind, content in kept.items():
+                write_document(files, kind, content)
             write_site(files, site)  # last: this file makes the store exist
 
         if isinstance(files, LocalFiles):
@@ -232,8 +236,10 @@ class Store:
             content: JSON values.
 
         Raises:
-            EditError: the store has one already.
+            EditError: there is no such kind, the content has another form than the kind's (an object for `pool`, a
+                string for `settings`, else a list), or the store has one already.
         """
+        check_document(kind, content)
         if self.document(kind) is not None:
             raise EditError(f"{self.url} has {path_of(kind)} already, and a document is never replaced")
         write_document(self.files, kind, content)
