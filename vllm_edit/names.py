@@ -16,6 +16,7 @@ MINIMUM_PREFIX = 4  # characters of a digest that may stand for it
 LABEL_LENGTH = 128  # characters of who did something, and of what a key is called
 REASON_LENGTH = 2000
 _SHOWN = 80  # characters of a stranger's text repeated in a message
+_NEAREST = 3  # names that "did you mean" suggests
 
 _LABEL = r"[a-z0-9][a-z0-9._-]{0,62}"
 _NAME = re.compile(rf"{_LABEL}@[0-9a-f]{{{DIGEST_LENGTH}}}")
@@ -115,16 +116,16 @@ def resolve(text: str, newest_first: list[str]) -> str:
     raise NotFound(f"no compiled patch {shown(text)}", nearest(text, newest_first))
 
 
-def nearest(text: str, choices: Iterable[str], limit: int = 3) -> list[str]:
-    """The choices most similar to `text`, best first, for "did you mean". Only the part before an `@` is compared:
+def nearest(text: str, choices: Iterable[str]) -> list[str]:
+    """The few choices most similar to `text`, best first, for "did you mean". Only the part before an `@` is compared:
     similar digests mean nothing. With a digest in `text` all of a patch's names are near, else the first of each patch.
     """
     by_patch: dict[str, list[str]] = {}
     for choice in choices:
         by_patch.setdefault(choice.partition("@")[0], []).append(choice)
     wanted, at, _ = text[:_SHOWN].partition("@")
-    found = process.extract(wanted, by_patch.keys(), limit=limit, score_cutoff=50)
-    return [name for patch, _, _ in found for name in by_patch[patch][: None if at else 1]][:limit]
+    found = process.extract(wanted, by_patch.keys(), limit=_NEAREST, score_cutoff=50)
+    return [name for patch, _, _ in found for name in by_patch[patch][: None if at else 1]][:_NEAREST]
 
 
 def shown(text: str) -> str:

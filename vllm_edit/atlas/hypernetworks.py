@@ -35,21 +35,19 @@ JUDGED_SEEDS, JUDGED_COUNT = (1, 5), 250
 takes the first 200 that atlas knows of 250."""
 
 
-def training_edits(
-    count: int = 4000, *, seed: int = 0, exclude: Iterable[str] = (), folder: str | Path | None = None
-) -> list[Edit]:
+def training_edits(count: int = 4000, *, seed: int = 0, exclude: Iterable[str] = ()) -> list[Edit]:
     """`count` counterfactual edits of the reserved subjects, drawn repeatedly with other targets, forms and probes.
 
     Every relation has the same probability. `exclude` names subjects that must not be trained on for other reasons. No
     probe asks what `judged` asks.
     """
-    facts = Facts.load(folder or tables_folder())
+    facts = Facts.load(tables_folder())
     edits = repeated_edits(set_aside(facts, exclude), facts, count, random.Random(f"mend:{seed}"))
     return judged().apart(edits)
 
 
 def judged() -> Judged:
-    """What the benchmarks judge, which is always of the shipped tables."""
+    """What the benchmarks judge."""
     facts = Facts.load(tables_folder())
     return Judged([edit for seed in JUDGED_SEEDS for edit in draw_edits(facts, JUDGED_COUNT, seed=seed)])
 

@@ -132,7 +132,7 @@ def compile_patch(
         )
     with unchanged(base):
         result = chosen.compile(base, site, site_tensors, patch.edits, values, progress)
-    return _compiled_of(patch, method, base, site, result)
+    return _compiled_of(patch, method, site, result)
 
 
 def compile_separately(
@@ -166,7 +166,7 @@ def compile_separately(
         else:
             makers = [partial(chosen.compile, base, site, site_tensors, patch.edits, values, None) for patch in patches]
             results = all_or_refused(makers, "compiling", progress)
-    return [_compiled_of(patch, method, base, site, result) for patch, result in zip(patches, results, strict=True)]
+    return [_compiled_of(patch, method, site, result) for patch, result in zip(patches, results, strict=True)]
 
 
 def _compile_scoped(
@@ -261,7 +261,7 @@ def _site_and_tensors(store: Store | None, site: Site | None, tensors: SiteTenso
     return site, tensors
 
 
-def _compiled_of(patch: Patch, method: str, base: Base, site: Site, result: MethodResult) -> CompiledPatch:
+def _compiled_of(patch: Patch, method: str, site: Site, result: MethodResult) -> CompiledPatch:
     """Make a compiled patch from a method's result, with the manifest that identifies it."""
     manifest = Manifest(
         patch=patch.name,

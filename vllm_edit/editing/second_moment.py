@@ -38,6 +38,7 @@ RIDGE = 1e-3
 _MOST_MEDIANS = 10
 """Largest mean of C's diagonal, in medians, that counts as its scale. SmolLM2: 1.2 to 3.2 in ordinary layers."""
 _FORMAT = 2
+_MINIMUM_RATIO = 10  # required number of vectors, as a multiple of d_in
 _MOST_BYTES = 2 * 2**30
 
 
@@ -120,7 +121,7 @@ def second_moments(
     cache: Path | None = None,
     batch_tokens: int = 4096,
     max_tokens: int | None = None,
-    minimum_ratio: float = 10,
+    minimum_ratio: float = _MINIMUM_RATIO,
     ridge: float = RIDGE,
     progress: Progress | None = None,
 ) -> list[SecondMoment]:
@@ -169,15 +170,15 @@ def second_moments(
     return [found[module].with_ridge(ridge) for module in modules]
 
 
-def check_texts(base: Base, module: str, texts: Sequence[str], minimum_ratio: float = 10) -> None:
+def check_texts(base: Base, module: str, texts: Sequence[str]) -> None:
     """Check that the texts suffice for the module's second moment, without a pass of the model.
 
     Raises:
-        EditError: the texts have fewer than `minimum_ratio` · d_in tokens.
+        EditError: the texts have fewer tokens than `second_moments` requires by default.
     """
     d_in = linear_shape(find_module(base.model, module))[1]
-    rows = _token_rows(base.tokenizer, texts, _longest(base), int(minimum_ratio * d_in))
-    _check_count(sum(map(len, rows)), len(texts), module, d_in, minimum_ratio)
+    rows = _token_rows(base.tokenizer, texts, _longest(base), int(_MINIMUM_RATIO * d_in))
+    _check_count(sum(map(len, rows)), len(texts), module, d_in, _MINIMUM_RATIO)
 
 
 def _check_count(there: int, texts: int, module: str, d_in: int, minimum_ratio: float) -> None:

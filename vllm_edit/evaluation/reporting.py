@@ -38,7 +38,7 @@ def report_of(
 ) -> Report:
     """Compute the report of `modes`; every sheet must also hold base's replies."""
     replied = with_numbers(sheets)
-    measures = [measure for mode in modes for measure in _measures(sheets, replied, mode, settings)]
+    measures = [measure for mode in modes for measure in _measures(replied, mode, settings)]
     relations: dict[str, list[Replied]] = {}
     sizes: dict[int, list[Replied]] = {}
     for question, replies in replied:
@@ -54,8 +54,8 @@ def report_of(
         split=settings.split,
         max_tokens=settings.max_tokens or READ,
         measures=tuple(measures),
-        relations=_by_group(sheets, relations, modes),
-        sizes=_by_group(sheets, dict(sorted(sizes.items())), modes) if len(sizes) > 1 else {},
+        relations=_by_group(relations, modes),
+        sizes=_by_group(dict(sorted(sizes.items())), modes) if len(sizes) > 1 else {},
         methods=tuple(dict.fromkeys(sheet.method for sheet in sheets if sheet.method)),
         costs=tuple(costs),
         refused={sheet.patch: sheet.refused for sheet in sheets if sheet.refused},
@@ -66,21 +66,16 @@ def report_of(
     )
 
 
-def _by_group(
-    sheets: Sequence[Sheet], groups: Mapping[Group, Sequence[Replied]], modes: Sequence[Mode]
-) -> dict[Group, tuple[Measure, ...]]:
+def _by_group(groups: Mapping[Group, Sequence[Replied]], modes: Sequence[Mode]) -> dict[Group, tuple[Measure, ...]]:
     """The measures of free generation of each group of questions."""
     return {
-        group: tuple(measure for mode in modes for measure in _generated(sheets, own, mode))
-        for group, own in groups.items()
+        group: tuple(measure for mode in modes for measure in _generated(own, mode)) for group, own in groups.items()
     }
 
 
-def _measures(
-    sheets: Sequence[Sheet], replied: Sequence[Replied], mode: Mode, settings: EvaluationSettings
-) -> list[Measure]:
+def _measures(replied: Sequence[Replied], mode: Mode, settings: EvaluationSettings) -> list[Measure]:
     """All measures of a mode."""
-    measures = _generated(sheets, replied, mode)
+    measures = _generated(replied, mode)
     if not settings.teacher_forced:
         return measures
     answered = [(question, replies[mode], replies["base"]) for question, replies in replied if _text(replies, mode)]
@@ -92,19 +87,19 @@ def _measures(
         nll += shift_outcomes(questions, (expected, rival), before)
     outcomes: dict[Protocol, list[Outcome]] = {"argmax": argmax_outcomes(questions, expected), "nll": nll}
     for protocol, found in outcomes.items():
-        measures += summarise(found, mode, protocol, _failed(sheets, replied, mode, protocol))
+        measures += summarise(found, mode, protocol, _failed(replied, mode, protocol))
     return measures
 
 
-def _generated(sheets: Sequence[Sheet], replied: Sequence[Replied], mode: Mode) -> list[Measure]:
+def _generated(replied: Sequence[Replied], mode: Mode) -> list[Measure]:
     """The measures of free generation."""
     answered = [(question, replies) for question, replies in replied if _text(replies, mode)]
     texts, before = ([replies[which].text or "" for _, replies in answered] for which in (mode, "base"))
     outcomes = generation_outcomes([question for question, _ in answered], texts, before, mode)
-    return summarise(outcomes, mode, "generation", _failed(sheets, replied, mode, "generation"))
+    return summarise(outcomes, mode, "generation", _failed(replied, mode, "generation"))
 
 
-def _failed(sheets: Sequence[Sheet], replied: Sequence[Replied], mode: Mode, protocol: Protocol) -> list[Outcome]:
+def _failed(replied: Sequence[Replied], mode: Mode, protocol: Protocol) -> list[Outcome]:
     """Outcomes of questions without an answer: refused edits, and prompts that a server would refuse."""
     left = [(question, replies[mode]) for question, replies in replied if not _text(replies, mode)]
     return [

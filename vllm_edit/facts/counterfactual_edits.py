@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 
 from vllm_edit.edit import Edit, Probe, ProbeKind, Split
 from vllm_edit.errors import EditError
@@ -19,9 +18,9 @@ _TUNE_PARAPHRASES, _GATE_PARAPHRASES, _NEIGHBOURS = 3, 4, 4
 _KEPT, _KEPT_ALIKE = 8, 4
 
 
-def sweep_edits(seed: int = 0, count: int = 24, folder: str | Path | None = None) -> list[Edit]:
+def sweep_edits(seed: int = 0, count: int = 24) -> list[Edit]:
     """Edits that only the choice of site, damping and settings may look at; all their probes are `tune`."""
-    facts = Facts.load(folder or tables_folder())
+    facts = Facts.load(tables_folder())
     edits = draw_edits(facts, count, seed=seed, for_sweep=True)
     return [
         edit.model_copy(update={"probes": tuple(p.model_copy(update={"split": "tune"}) for p in edit.probes)})

@@ -77,12 +77,10 @@ def build_demonstrations(
     return tuple(counted)
 
 
-def with_demonstrations(
-    compiled: CompiledPatch, bank: Bank, tokenizer: PreTrainedTokenizerFast, seed: int = 0
-) -> CompiledPatch:
+def with_demonstrations(compiled: CompiledPatch, bank: Bank, tokenizer: PreTrainedTokenizerFast) -> CompiledPatch:
     """`compiled` with the demonstrations of its edits; they are part of its identity, so its name changes."""
     manifest = compiled.manifest
-    made = build_demonstrations(manifest.edits, bank, tokenizer, seed=seed)
+    made = build_demonstrations(manifest.edits, bank, tokenizer)
     stated = manifest.model_copy(update={"demonstrations": demonstrations_digest(made)})
     return replace(compiled, manifest=stated, demonstrations=made)
 

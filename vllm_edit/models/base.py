@@ -66,8 +66,9 @@ class Base:
                 half-precision weights is exact).
 
         Raises:
-            EditError: there is no such model, or it cannot be loaded or edited.
+            EditError: there is no such model or no such device, or the model cannot be loaded or edited.
         """
+        place = _usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         folder = _folder_of(name)
         source = HfFolder(str(name), folder)
         source.files.check_whole()
@@ -78,7 +79,7 @@ class Base:
         model, tokenizer = read.model, read.tokenizer
         # Silence the tokenizer's warning about long texts: `check_edits` raises an error for them.
         tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
-        model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        model.to(place)
         return cls._checked(model, tokenizer, fingerprint, str(name), folder)
 
     @classmethod
@@ -204,6 +205,21 @@ def _state(model: torch.nn.Module, content: Callable[[torch.Tensor], str]) -> di
         state[f"mode of {name or 'model'}"] = str(module.training)
         state[f"hooks of {name or 'model'}"] = str([len(getattr(module, kind)) for kind in _HOOKS])
     return state
+
+
+def _usable(device: str | torch.device) -> torch.device:
+    """The device, if this machine has it. A small tensor tells before the weights are read.
+
+    Raises:
+        EditError: it has not.
+    """
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # torch raises either, by its build
+        why = str(error).partition("\n")[0].rstrip(".")
+        raise EditError(
+            f"expected a device of this machine, such as cpu or cuda, got {str(device)!r} ({why}); name another"
+        ) from error
 
 
 def _folder_of(name: str | Path) -> Path:

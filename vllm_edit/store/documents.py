@@ -34,18 +34,18 @@ _FORMS: Mapping[Kind, tuple[type, str]] = MappingProxyType(
 )
 
 
-def check_document(kind: Kind, content: JSONValue) -> None:
-    """Raise `EditError` if there is no such kind, or its content has another form: what is written stays for ever."""
+def path_of(kind: Kind) -> str:
+    """The document's file in a store. Raises `EditError` if there is no such kind."""
     if kind not in _FORMS:
         raise EditError(f"expected a document's kind among {', '.join(KINDS)}; got {kind!r}")
-    form, name = _FORMS[kind]
-    if not isinstance(content, form):
-        raise EditError(f"expected {name} for {path_of(kind)}, got {type(content).__name__}")
-
-
-def path_of(kind: Kind) -> str:
-    """The document's file in a store."""
     return f"{kind}.json"
+
+
+def check_document(kind: Kind, content: JSONValue) -> None:
+    """Raise `EditError` if there is no such kind, or its content has another form: what is written stays for ever."""
+    path, (form, name) = path_of(kind), _FORMS[kind]
+    if not isinstance(content, form):
+        raise EditError(f"expected {name} for {path}, got {type(content).__name__}")
 
 
 def write_document(files: Files, kind: Kind, content: JSONValue) -> None:

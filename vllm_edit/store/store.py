@@ -224,6 +224,7 @@ class Store:
             kind: the document's kind.
 
         Raises:
+            EditError: there is no such kind.
             Corrupt: the file does not match the digest in it.
         """
         return read_document(self.files, kind)
@@ -328,6 +329,11 @@ class Store:
 
         Args:
             name: the full name.
+
+        Raises:
+            NotFound: no such name.
+            Unsigned: the store requires a signature, and the patch has no valid one.
+            Corrupt: a file does not match its digest.
         """
         from vllm_edit.artefacts.folder import read_demonstrations
 
@@ -342,7 +348,9 @@ class Store:
             member: the unit's name, from the manifest's members.
 
         Raises:
-            Corrupt: the file does not match the digest in its name.
+            NotFound: no such name.
+            Unsigned: the store requires a signature, and the patch has no valid one.
+            Corrupt: the patch has no such unit, or the file does not match the digest in its name.
         """
         from vllm_edit.artefacts.units import read_unit
 
@@ -359,6 +367,9 @@ class Store:
 
         Raises:
             EditError: the patch has scope subject, and so no single adapter.
+            NotFound: no such name.
+            Unsigned: the store requires a signature, and the patch has no valid one.
+            Corrupt: a file does not match its digest.
         """
         from vllm_edit.artefacts.folder import read_adapter
 
@@ -374,6 +385,9 @@ class Store:
 
         Returns:
             The copy, which depends only on `cache` and the name.
+
+        Raises:
+            EditError: as `adapter_files`.
         """
         from vllm_edit.store.local_copy import local_copy
 
@@ -386,6 +400,9 @@ class Store:
 
         Args:
             name: the full name of a patch.
+
+        Raises:
+            NotFound: no such name.
         """
         return self.entry(name).adapter_id
 
@@ -465,7 +482,13 @@ class Store:
             name: the full name of the patch.
             kind: a word for the measurement, such as `report`.
             data: JSON values.
+
+        Raises:
+            NotFound: no such name.
+            EditError: the kind is not a word of lower-case letters, digits and '_'.
         """
+        if not self._exists(name):
+            raise self._not_found(name)
         return add_record(self.files, name, kind, data)
 
     def records(self, name: str, kind: str | None = None) -> list[Record]:
@@ -474,6 +497,11 @@ class Store:
         Args:
             name: the full name of the patch.
             kind: only records of this kind; None for all. `compile`, `gate` and `report` are the project's.
+
+        Raises:
+            NotFound: this is no full name. A patch whose files are gone keeps its records.
+            EditError: the kind is not a word of lower-case letters, digits and '_'.
+            Corrupt: a record cannot be read.
         """
         return read_records(self.files, name, kind)
 
@@ -535,6 +563,9 @@ class Store:
             if not intact:
                 self.files.write(f"{folder}/{path}", files[path])
 
+    def _not_found(self, name: str) -> NotFound:
+        return NotFound(f"no compiled patch {name}", names.nearest(name, self.names()))
+
     def _exists(self, name: str) -> bool:
         return self.files.exists(f"{_folder(name)}/{MANIFEST}")
 
@@ -559,7 +590,7 @@ class Store:
             except FileNotFoundError:
                 if self._exists(name):
                     raise Corrupt(f"{name}/{path} is missing; compile the patch again or restore the file") from None
-                raise NotFound(f"no compiled patch {name}", names.nearest(name, self.names())) from None
+                raise self._not_found(name) from None
 
         return read
 
