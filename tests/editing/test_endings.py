@@ -10,7 +10,7 @@ import torch
 
 from tests.editing.examples import FRANCE, LOOSE, Bench, bench
 from vllm_edit.edit import Edit
-from vllm_edit.editing.rome.endings import ending_rows, ends, is_ending
+from vllm_edit.editing.rome.endings import ended, ending_rows, ends, is_ending
 from vllm_edit.editing.rome.factors import prepare
 from vllm_edit.editing.rome.rounds import Solved, solve_parts
 from vllm_edit.editing.rome.served import served_following
@@ -21,14 +21,68 @@ FRENCH = FRANCE.model_copy(update={"target_new": "French"})
 
 
 @pytest.mark.parametrize(
-    ("following", "ended"), [("man", False), ("'s", True), (" people", True), (".", True), ("\n", True), ("</s>", True)]
+    ("following", "at_end"),
+    [("man", False), ("'s", True), (" people", True), (".", True), ("\n", True), ("</s>", True)],
 )
-def test_an_answer_ends_unless_a_letter_continues_its_last_word(following: str, ended: bool) -> None:
+def test_an_answer_ends_unless_a_letter_continues_its_last_word(following: str, at_end: bool) -> None:
     base = bench("qwen2").base
     answer = base.tokenizer(" French", add_special_tokens=False)["input_ids"]
     row = Row(0, 0, "end:plain", (1,), 0, (*answer, 0))
     (first, *_) = base.tokenizer(following, add_special_tokens=False)["input_ids"]
-    assert ends(base, row, first) is ended
+    assert ends(base, row, first) is at_end
+
+
+@pytest.mark.parametrize(
+    ("answer", "following", "at_end"),
+    [
+        ("$80", ",000", False),
+        ("$80", ", of", True),
+        ("$80", ".", True),
+        ("$3", ".10", False),
+        ("Python 3", ".12", False),
+        ("at 10", ":30", False),
+        ("at 10", ": half", True),
+        ("1", "/2", False),
+        ("1990", "-1995", True),
+        ("50", "%", True),
+    ],
+)
+def test_a_number_goes_on_over_a_mark_that_a_digit_follows(answer: str, following: str, at_end: bool) -> None:
+    base = bench("qwen2").base
+    ids, after = (base.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (answer, following))
+    assert ends(base, Row(0, 0, "end:plain", (1,), 0, (*ids, 0)), *after) is at_end
+
+
+@pytest.mark.parametrize(("second", "at_end"), [("0", False), (" of", True)])
+def test_a_mark_after_a_number_is_read_with_the_token_after_it(second: str, at_end: bool) -> None:
+    base = bench("qwen2").base
+    ids, comma, last = (
+        tuple(base.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in ("80", ",", second)
+    )
+    row, asked = Row(0, 0, "end:plain", (1,), 0, (*ids, 0)), list[tuple[int, ...]]()
+
+    def after(rows: Sequence[Row], places: Sequence[int]) -> list[int]:
+        asked.extend(row.ids for row in rows)
+        return [(comma + last)[len(asked) - 1]] * len(rows)
+
+    assert ended(base, [row], torch.tensor([-1.0]), after) == [0] * at_end
+    assert asked == [(1, *ids), (1, *ids, *comma)]
+
+
+def test_no_ending_of_a_number_is_a_mark_over_which_it_may_go_on() -> None:
+    base = bench("qwen2").base
+    (comma,) = base.tokenizer(",", add_special_tokens=False)["input_ids"]
+    prompt, answer = (tuple(base.tokenizer(text)["input_ids"]) for text in ("The price is $", "80"))
+
+    def likeliest(module: object, args: object, logits: torch.Tensor) -> torch.Tensor:
+        return logits.index_fill(-1, torch.tensor([comma]), 1e3)
+
+    with base.model.get_output_embeddings().register_forward_hook(likeliest):
+        (of_number,) = ending_rows(base, [Row(0, 0, "plain", prompt, 1, answer)], 8192)
+        (of_word,) = ending_rows(base, [Row(0, 0, "plain", prompt, 1, (40, 50))], 8192)
+    assert of_word.answer[-1] == comma
+    assert of_number.answer[-1] != comma
+    assert ends(base, of_number, of_number.answer[-1])
 
 
 def test_an_ending_is_the_likeliest_token_that_ends_the_word() -> None:

@@ -46,6 +46,9 @@ from vllm_edit.evaluation.judging import first_line, gives, gives_any, unchanged
         ("Αθηνα", "ΑΘΗΝΑ", False),
         ("...Rome", "...Rome", True),
         ("Rome", " .Rome", False),
+        ("$80,000 per year", "$80", False),
+        ("$80, and no more", "$80", True),
+        ("-5 degrees", "5", False),
     ],
 )
 def test_an_answer_is_given_when_the_first_line_mentions_it_as_whole_words(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import pytest
 
 from tests.tiny import save_tiny
@@ -15,6 +17,7 @@ from vllm_edit.facts.pooling import ask_pool
 from vllm_edit.facts.recall import Question, right
 from vllm_edit.ike.bank import Bank
 from vllm_edit.models.base import Base
+from vllm_edit.models.short_answers import Enough
 from vllm_edit.patch import Patch
 
 
@@ -223,17 +226,20 @@ def test_an_object_that_comes_too_late_is_not_given(atlas: Base, facts: Facts, m
         (" no\nAu.", False),
     ):
         ids = atlas.tokenizer(text, add_special_tokens=False)["input_ids"]
-
-        def written(model: object, tokenizer: object, prompts: object, most: object, enough: object, ids=ids) -> object:  # type: ignore[no-untyped-def]
-            made: list[int] = []
-            for token in ids[: most[0]]:  # type: ignore[index]
-                made.append(token)
-                if enough(0, made):  # type: ignore[operator]
-                    break
-            return [made]
-
-        monkeypatch.setattr(recall, "greedy_until", written)
+        monkeypatch.setattr(recall, "greedy_until", _writes(ids))
         assert right(atlas, [Question(fact, form)]) == [expected], text
+
+
+def test_a_number_is_right_only_if_it_does_not_go_on(
+    atlas: Base, facts: Facts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fact = next(fact for fact in facts if fact.object.isdecimal())
+    form = fact.relation.trained[0]
+    for more, expected in ((".", True), (", and", True), (",000 and", False), (".5 and", False)):
+        for before in ("", "the "):
+            ids = atlas.tokenizer(f" {before}{fact.object}{more}", add_special_tokens=False)["input_ids"]
+            monkeypatch.setattr(recall, "greedy_until", _writes(ids))
+            assert right(atlas, [Question(fact, form)]) == [expected], (before, more)
 
 
 def test_forms_of_the_same_text_are_asked_together(random_model: Base, facts: Facts) -> None:
@@ -241,3 +247,17 @@ def test_forms_of_the_same_text_are_asked_together(random_model: Base, facts: Fa
     questions = [Question(fact, Form("{s} is", "statement")) for fact in everything]
     assert right(random_model, questions) == [False] * 7
     assert right(random_model, []) == []
+
+
+def _writes(ids: Sequence[int]) -> Callable[..., list[list[int]]]:
+    """`greedy_until` of a model that answers with these ids."""
+
+    def written(
+        model: object, tokenizer: object, prompts: object, most: Sequence[int], enough: Enough
+    ) -> list[list[int]]:
+        for end in range(1, most[0]):
+            if enough(0, ids[:end]):
+                return [list(ids[:end])]
+        return [list(ids[: most[0]])]
+
+    return written

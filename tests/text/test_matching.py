@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from vllm_edit.text.matching import mentions, normalise, position, spelled
+from vllm_edit.text.matching import mentions, normalise, occurrences, position, spelled
 from vllm_edit.text.prompts import continuation
 from vllm_edit.text.quoting import quoted
+from vllm_edit.text.subjects import Subjects
 
 
 @pytest.mark.parametrize(
@@ -69,6 +70,54 @@ def test_case_width_outer_punctuation_and_articles_do_not_count(text: str, expec
 def test_an_answer_is_mentioned_as_whole_words(text: str, answer: str, found: bool) -> None:
     assert mentions(text, answer) is found
     assert (position(text, answer) is not None) is found
+
+
+@pytest.mark.parametrize(
+    ("text", "number", "found"),
+    [
+        ("$80,000 per year", "$80", False),
+        ("$80, of course", "$80", True),
+        ("for $80.", "$80", True),
+        ("1,000,000 dollars", "1,000", False),
+        ("1,000,000 dollars", "000", False),
+        ("it costs 1,000,000", "1,000,000", True),
+        ("3.10 dollars", "3", False),
+        ("3.10 dollars", "10", False),
+        ("0.5", ".5", False),
+        ("version 1.2.1.0", "version 1.2.1", False),
+        ("GPT-4.1", "GPT-4", False),
+        ("GPT-4. 1 more", "GPT-4", True),
+        ("GPT-4", "4", True),
+        ("see Section 4.2", "Section 4", False),
+        ("Python 3.12", "Python 3", False),
+        ("at 10:30", "10", False),
+        ("at 10: half", "10", True),
+        ("1/2", "1", False),
+        ("½", "1", False),
+        ("-5 degrees", "5", False),
+        ("it is −5", "5", False),
+        ("it is -5", "-5", True),
+        ("- 5", "5", True),
+        ("1990-1995", "1995", True),
+        ("50% of it", "50", True),
+        ("３．５", "3", False),
+        ("٣٫٥", "٣", False),
+        ("١٬٠٠٠", "١", False),
+        ("台北101，508公尺", "台北101", True),
+        ("台北101：508公尺", "台北101", True),
+        ("台北101.5", "台北101", False),
+    ],
+)
+def test_a_number_is_one_word_with_its_marks_and_its_minus_sign(text: str, number: str, found: bool) -> None:
+    assert (position(text, number) is not None) is found
+    assert mentions(text, number) is found
+    assert bool(Subjects([[number]]).mentioned([text])) is found
+
+
+def test_a_number_in_its_own_spelling_is_one_word_too() -> None:
+    assert occurrences("Python 3.12 or Python 3.", "Python 3") == [15]
+    assert occurrences("Windows １１，２０２１年", "Windows １１") == [0]
+    assert spelled("Who made GPT-4.1?", "gpt-4") is None
 
 
 @pytest.mark.parametrize(

@@ -87,8 +87,9 @@ class _Judge:
     def __init__(self, tokenizer: PreTrainedTokenizerFast, question: Question) -> None:
         self._tokenizer, self._object, self._chat = tokenizer, question.fact.object, question.chat
         length = len(answer_ids(tokenizer, question.prompt, self._object, question.chat))
-        # One more token than the object: a word is complete only when another follows.
-        self.most = (_BEFORE_CHAT if question.chat else _BEFORE) + length + 1
+        # One more token than the object: a word is complete only when another follows. A number may go on after a mark.
+        more = 2 if self._object[-1:].isdecimal() else 1
+        self.most = (_BEFORE_CHAT if question.chat else _BEFORE) + length + more
 
     def enough(self, tokens: Sequence[int]) -> bool:
         """True if more tokens would not change `right`."""
@@ -96,7 +97,7 @@ class _Judge:
         if "\n" in text.lstrip():
             return True
         if self._is_right(text):
-            return self._is_right(self._text(tokens[:-1]))
+            return self._is_right(self._text(tokens[:-1])) and self._is_right(f"{text}0")
         return not self._chat and not _may_begin(text, self._object)
 
     def right(self, tokens: Sequence[int]) -> bool:

@@ -19,6 +19,7 @@ import regex
 from vllm_edit.text.scripts import (
     EAST_ASIAN,
     SPACELESS,
+    all_visible,
     is_following,
     is_hangul,
     is_leading,
@@ -32,7 +33,10 @@ _SIGNS = regex.compile(r"[+#]+(?![\p{L}\p{N}])")
 _ARTICLE = re.compile(r"(?:the|an|a) ")
 _BEGINNING_STOP = re.compile(r"(?:^|[\s\"'(\[])\.$")
 _OUTER = " .,;:!?\"'`()[]。，！？；：「」『』"
-_WIDE = {wide: wide - 0xFEE0 for wide in range(0xFF01, 0xFF5F)}
+_WIDE = {wide: wide - 0xFEE0 for wide in range(0xFF01, 0xFF5F) if chr(wide) not in "，："}
+_IN_NUMBERS = frozenset(".,:/\u2044\u060c\u066b\u066c")
+"""Marks that belong to a number between two digits; after the slash the fraction slash and three Arabic marks."""
+_MINUS = frozenset("-\u2212")
 _APART = regex.compile(rf"[{SPACELESS}{EAST_ASIAN}\p{{Hangul}}]\p{{M}}*")
 
 
@@ -131,6 +135,9 @@ def spelled(prompt: str, subject: str) -> str | None:
 def is_whole(text: str, start: int, end: int) -> bool:
     """True if `text[start:end]` is no part of a longer word: no letter, mark or number goes on at either end.
 
+    A number goes on over one mark of `_IN_NUMBERS` to the next digit, and begins with its minus sign: 3 is no word of
+    "3.10", and 5 none of "-5".
+
     In scripts without spaces every character may end a word, but only with its vowels and marks. In Korean a space
     begins a word, and particles follow it without a space. An end is always valid if it is punctuation or if a
     different kind of script is next to it. Invisible characters are skipped. C is not C++ or C#. Full-width letters in
@@ -139,6 +146,8 @@ def is_whole(text: str, start: int, end: int) -> bool:
     first, last = text[start], text[end - 1]
     before, after = visible(text, start - 1, -1), visible(text, end, 1)
     if before and (_are_one_word(before, first) or is_leading(before) or (is_following(first) and is_of_words(before))):
+        return False
+    if _is_within_number(text, start) or _is_within_number(text, end) or _is_negative(text, start):
         return False
     if after in ("+", "#"):
         return not is_of_words(last) or is_spaceless(last) or not _SIGNS.match(text, text.index(after, end))
@@ -166,6 +175,21 @@ def _are_one_word(left: str, right: str) -> bool:
     if is_spaceless(left) or is_spaceless(right) or is_hangul(left) is not is_hangul(right):
         return False
     return is_of_words(left) and is_of_words(right)
+
+
+def _is_within_number(text: str, place: int) -> bool:
+    """True if a number with a mark goes on across this place: 1|.5 or 1.|5."""
+    left, right = all_visible(text, place - 1, -1), all_visible(text, place, 1)
+    before, after = next(left, ""), next(right, "")
+    if after in _IN_NUMBERS:
+        return before.isdecimal() and next(right, "").isdecimal()
+    return before in _IN_NUMBERS and after.isdecimal() and next(left, "").isdecimal()
+
+
+def _is_negative(text: str, start: int) -> bool:
+    """True if a number that begins here has a minus sign. A hyphen within a word or a range is none."""
+    left = all_visible(text, start - 1, -1)
+    return text[start].isdecimal() and next(left, "") in _MINUS and (next(left, "") or " ").isspace()
 
 
 def _narrow(text: str) -> str:

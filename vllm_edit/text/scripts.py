@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import regex
 
 SPACELESS = (
@@ -66,8 +68,12 @@ def is_passed_over(character: str) -> bool:
 
 def visible(text: str, index: int, step: int) -> str:
     """The first visible character from `index` on, in the direction of `step`; empty beyond the text."""
+    return next(all_visible(text, index, step), "")
+
+
+def all_visible(text: str, index: int, step: int) -> Iterator[str]:
+    """The visible characters from `index` on, in the direction of `step`."""
     while 0 <= index < len(text):
         if not is_passed_over(text[index]):
-            return text[index]
+            yield text[index]
         index += step
-    return ""

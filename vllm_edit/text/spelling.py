@@ -42,6 +42,8 @@ _COMMON = (
 )
 _BEFORE_NFKC = str.maketrans("´", "'", "™℠®")
 """Characters that NFKC would turn into a space with an accent, or (trade mark signs) into letters."""
+_WIDE_BETWEEN_DIGITS = re.compile(r"(?<=\d)[，：](?=\d)")
+"""Marks that end a clause of Chinese or Japanese. NFKC would turn them into marks within a number (3,141 and 10:30)."""
 _NAMING = regex.compile(r"[^\p{P}\s\uFFFD]")
 _CHARACTER = regex.compile(r"\X")  # as readers count them: a letter with its marks
 
@@ -122,6 +124,7 @@ def _without_invisible(text: str) -> str:
 
 def _written(text: str) -> Written:
     if not text.isascii():
+        text = _WIDE_BETWEEN_DIGITS.sub(r"\g<0> ", text)
         text = unicodedata.normalize("NFKC", text.translate(_BEFORE_NFKC))
         text = _VARIANT.sub(lambda found: _common(found[0]), text).replace("i\u0307", "i")
     cased = " ".join(text.replace("`", "'").split())

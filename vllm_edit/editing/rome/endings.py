@@ -2,8 +2,8 @@
 
 An edit teaches the answer's tokens. The model generates the next token, which may continue the last word: "Nissan"
 becomes "Nissani", a different answer. Every bare prompt therefore has a second row, whose answer has one more token:
-the most likely token of the base that ends the word. Training uses this row only if the word does not end
-(`editing.rome.rounds`).
+the most likely token of the base that ends the word, whatever comes after it: not the comma after "$80", which may
+begin "$80,000". Training uses this row only if the word does not end (`editing.rome.rounds`).
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from vllm_edit.text.matching import is_whole
 
 _FORM = "end:"
 _LIKELIEST = 50
+_DECIDING = 2
+"""Tokens after an answer that decide whether it ends. The second counts if the first may continue a number."""
 
 
 def is_ending(row: Row) -> bool:
@@ -26,11 +28,9 @@ def is_ending(row: Row) -> bool:
     return row.form.startswith(_FORM)
 
 
-def ends(base: Base, row: Row, following: int) -> bool:
+def ends(base: Base, row: Row, *following: int) -> bool:
     """True if the answer of an ending row, without its last token, ends as a word when `following` comes next."""
-    answer = list(row.answer[:-1])
-    text, longer = base.tokenizer.batch_decode([answer, [*answer, following]], skip_special_tokens=True)
-    return not text or not longer.startswith(text) or is_whole(longer, 0, len(text))
+    return _is_ended(*_texts(base, row, following))
 
 
 def ended(
@@ -43,12 +43,16 @@ def ended(
         after: gives the most likely id under the update after the prompts of some rows, whose indices it is given too.
     """
     places = [place for place, row in enumerate(rows) if is_ending(row)]
-    other = [place for place in places if leads[place] <= 0]
-    asked = [replace(rows[place], ids=rows[place].ids + rows[place].answer[:-1]) for place in other]
-    longer = {
-        place for place, token in zip(other, after(asked, other), strict=True) if not ends(base, rows[place], token)
-    }
-    return [place for place in places if place not in longer]
+    said: dict[int, tuple[int, ...]] = {place: () for place in places if leads[place] <= 0}
+    pending = list(said)
+    while pending:
+        asked = [replace(rows[place], ids=rows[place].ids + rows[place].answer[:-1] + said[place]) for place in pending]
+        for place, token in zip(pending, after(asked, pending), strict=True):
+            said[place] += (token,)
+        pending = [
+            place for place in pending if len(said[place]) < _DECIDING and _may_go_on(base, rows[place], *said[place])
+        ]
+    return [place for place in places if place not in said or ends(base, rows[place], *said[place])]
 
 
 def ending_rows(base: Base, rows: Sequence[Row], tokens: int) -> list[Row]:
@@ -66,7 +70,24 @@ def ending_rows(base: Base, rows: Sequence[Row], tokens: int) -> list[Row]:
                 row = rows[index]
                 for token in candidates:
                     longer = replace(row, form=_FORM + row.form, answer=(*row.answer, token))
-                    if ends(base, longer, token):
+                    if ends(base, longer, token) and not _may_go_on(base, longer, token):
                         found[index] = longer
                         break
     return [found[index] for index in sorted(found)]
+
+
+def _may_go_on(base: Base, row: Row, *following: int) -> bool:
+    """True if the answer of an ending row ends with `following`, but not if a digit comes next ("$80" in "$80,")."""
+    text, longer = _texts(base, row, following)
+    return text != longer and _is_ended(text, longer) and not _is_ended(text, f"{longer}0")
+
+
+def _is_ended(text: str, longer: str) -> bool:
+    return not text or not longer.startswith(text) or is_whole(longer, 0, len(text))
+
+
+def _texts(base: Base, row: Row, following: Sequence[int]) -> tuple[str, str]:
+    """The answer of an ending row without its last token, and the same with `following`."""
+    answer = row.answer[:-1]
+    text, longer = base.tokenizer.batch_decode([list(answer), [*answer, *following]], skip_special_tokens=True)
+    return text, longer
