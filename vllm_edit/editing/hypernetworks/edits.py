@@ -45,7 +45,11 @@ class EditDelta:
 
 
 def edit_deltas(
-    base: Base, network: Hypernetwork[Any], edits: Sequence[Edit], settings: NetworkEditSettings
+    base: Base,
+    network: Hypernetwork[Any],
+    edits: Sequence[Edit],
+    settings: NetworkEditSettings,
+    progress: Progress | None = None,
 ) -> list[EditDelta]:
     """Each edit's delta. Its rank is the number of components that are no padding.
 
@@ -59,7 +63,7 @@ def edit_deltas(
         scales = torch.ones(len(rows))
         if settings.margin is not None:
             asked = form_rows(edits, base.tokenizer)
-            scales = least_scales(base, factors, asked, settings.margin, settings.batch_tokens)
+            scales = least_scales(base, factors, asked, settings.margin, settings.batch_tokens, progress=progress)
     made = []
     for index, scale in enumerate(scales.tolist()):
         parts = {}
@@ -151,7 +155,7 @@ def _separate(
 ) -> list[MethodResult]:
     """A result for the edits of each patch."""
     _prepare(base, network)
-    made = edit_deltas(base, network, [edit for edits in patches for edit in edits], settings)
+    made = edit_deltas(base, network, [edit for edits in patches for edit in edits], settings, progress)
     identity = settings.identity(network.digest)
 
     def result(edits: Sequence[Edit], own: Sequence[EditDelta]) -> MethodResult:
