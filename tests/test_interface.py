@@ -60,6 +60,7 @@ def store(tmp_path: Path) -> Store:
     [
         (lambda _: Base.load("atlas", device="cuda:99"), EditError),
         (lambda _: Base.load("atlas", device="foo"), EditError),
+        (lambda _: Base.load("atlas", device="meta"), EditError),
         (lambda _: Delta({"m": LowRank(torch.ones(2, 1), torch.ones(1, 2))}).truncate(0), EditError),
         (lambda _: Delta({"m": LowRank(torch.ones(2, 1), torch.ones(1, 2))}).tensors(torch.int8), EditError),
         (lambda _: Store.create("/dev/null/store", site(), moment()), Unavailable),

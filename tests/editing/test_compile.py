@@ -8,14 +8,22 @@ import pytest
 import torch
 
 from tests.editing.examples import BRAZIL, FRANCE, JAPAN, LOOSE, Bench, bench, patch_of
+from tests.knowledge_editor.tiny_editor import editor_for
+from tests.memit.examples import layered
+from tests.mend.network_sites import site_for
+from tests.mend.tiny_training import tiny_base
+from tests.ultraedit.tiny_statistics import made_for
 from vllm_edit.artefacts.compiled import CompiledPatch
+from vllm_edit.artefacts.site import Site
 from vllm_edit.composition.solver import System, solve
 from vllm_edit.digest import digest_tensors
 from vllm_edit.edit import Edit
-from vllm_edit.editing.compile import compile_patch
+from vllm_edit.editing.compile import METHODS, compile_patch
+from vllm_edit.editing.mend.network import MendNetwork
 from vllm_edit.editing.rome_settings import RomeSettings
+from vllm_edit.editing.site_tensors import SiteTensors
 from vllm_edit.errors import EditError, Incompatible, UnsafeEdit
-from vllm_edit.models.base import unchanged
+from vllm_edit.models.base import Base, unchanged
 from vllm_edit.store.store import Store
 
 EDITS = (FRANCE, JAPAN, BRAZIL)
@@ -111,3 +119,33 @@ def test_a_patch_that_cannot_be_compiled_is_refused_with_the_reason(llama: Bench
         compile_patch(patch, bench("qwen2").base, site=llama.site, site_tensors=llama.moment)
     with pytest.raises(EditError, match="expected the second moment with digest"):
         compile_patch(patch, llama.base, site=llama.site, site_tensors=llama.moment.with_ridge(0.5))
+
+
+def place_of(method: str) -> tuple[Base, Site, SiteTensors]:
+    """A tiny base with a site that is made for the method."""
+    if method in ("memit", "alphaedit"):
+        made = layered()
+        return made.base, made.site, made.moments
+    if method in ("rome", "ft", "lora"):
+        setup = bench()
+        return setup.base, setup.site, setup.moment
+    base = tiny_base()
+    if method == "ultraedit":
+        solved = made_for(base)
+        return base, solved.site, solved.statistics
+    network = editor_for(base)
+    used = network if method == "ke" else MendNetwork(network.shapes, rank=2)
+    return base, site_for(base, used), used
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_every_method_reports_its_progress(method: str) -> None:
+    base, site, tensors = place_of(method)
+    values = {"on_missed": "report"} | ({} if "steps" not in METHODS[method].settings.model_fields else {"steps": 2})
+    seen: list[tuple[str, int, int]] = []
+    compile_patch(
+        patch_of(FRANCE), base, method, site=site, site_tensors=tensors, settings=values,
+        progress=lambda *step: seen.append(step),
+    )  # fmt: skip
+    assert seen
+    assert all(step and 0 <= done <= total for step, done, total in seen)

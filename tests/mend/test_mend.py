@@ -268,3 +268,9 @@ def test_a_network_comes_back_from_its_folder_and_damage_is_reported(tmp_path: P
     save(tmp_path, network, card_for(base, network).model_copy(update={"digest": "0" * 32}))
     with pytest.raises(Corrupt, match="its card says"):
         load(tmp_path)
+
+
+def test_the_search_for_the_length_reports_every_scale() -> None:
+    base, seen = tiny_base(), list[tuple[str, int, int]]()
+    edit_deltas(base, network_for(base), tiny_edits()[:2], MendSettings(), lambda *step: seen.append(step))
+    assert seen == [("searching lengths", number, len(SCALES)) for number in range(1, len(SCALES) + 1)]

@@ -62,6 +62,7 @@ def compose(
     Raises:
         Incompatible: members of different bases or sites, a rank above the site's, or, at a site of several modules,
             two members about one subject whose keys coincide at the first module only.
+        NotFound: the policy names none of the members.
         EditError: no members, undecided conflicts, edits to be left out that share a part with edits that stay, or
             two declarations of a fact that contradict each other.
 

@@ -214,7 +214,9 @@ def _usable(device: str | torch.device) -> torch.device:
         EditError: it has not.
     """
     try:
-        return torch.empty(0, device=device).device
+        tried = torch.zeros(1, device=device)
+        tried.item()  # the device "meta" holds no values
+        return tried.device
     except (RuntimeError, AssertionError) as error:  # torch raises either, by its build
         why = str(error).partition("\n")[0].rstrip(".")
         raise EditError(

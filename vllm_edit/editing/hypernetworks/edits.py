@@ -45,7 +45,11 @@ class EditDelta:
 
 
 def edit_deltas(
-    base: Base, network: Hypernetwork[Any], edits: Sequence[Edit], settings: NetworkEditSettings
+    base: Base,
+    network: Hypernetwork[Any],
+    edits: Sequence[Edit],
+    settings: NetworkEditSettings,
+    progress: Progress | None = None,
 ) -> list[EditDelta]:
     """Each edit's delta. Its rank is the number of components that are no padding.
 
@@ -59,7 +63,7 @@ def edit_deltas(
         scales = torch.ones(len(rows))
         if settings.margin is not None:
             asked = form_rows(edits, base.tokenizer)
-            scales = least_scales(base, factors, asked, settings.margin, settings.batch_tokens)
+            scales = least_scales(base, factors, asked, settings.margin, settings.batch_tokens, progress=progress)
     made = []
     for index, scale in enumerate(scales.tolist()):
         parts = {}
@@ -84,8 +88,8 @@ def compile_edits(
         UnsafeEdit: an edit missed its target; the message names the edit.
         Incompatible: the network was trained for other matrices.
     """
-    _prepare(base, network)
-    return _judged(base, site, network, edits, edit_deltas(base, network, edits, settings), settings)
+    (result,) = _separate(base, site, network, [edits], settings, progress)
+    return result
 
 
 def compile_each(
@@ -102,14 +106,7 @@ def compile_each(
         UnsafeEdit: edits missed their targets; the message names those of all patches.
         Incompatible: the network was trained for other matrices.
     """
-    _prepare(base, network)
-    made = edit_deltas(base, network, [edit for patch in patches for edit in patch.edits], settings)
-    parts = parts_of([patch.edits for patch in patches])
-    makers = [
-        partial(_judged, base, site, network, patch.edits, made[part], settings)
-        for patch, part in zip(patches, parts, strict=True)
-    ]
-    return all_or_refused(makers, "re-checking", progress)
+    return _separate(base, site, network, [patch.edits for patch in patches], settings, progress)
 
 
 def parts_of(patches: Sequence[Sequence[Edit]]) -> list[slice]:
@@ -148,16 +145,25 @@ def checked(
     return MethodResult(delta, settings=identity, report=report.model_copy(update=measured))
 
 
-def _judged(
+def _separate(
     base: Base,
     site: Site,
     network: Hypernetwork[Any],
-    edits: Sequence[Edit],
-    made: Sequence[EditDelta],
+    patches: Sequence[Sequence[Edit]],
     settings: NetworkEditSettings,
-) -> MethodResult:
-    whole, scales = Delta.concatenate([edit.delta for edit in made]), [edit.scale for edit in made]
-    return checked(base, site, edits, whole, scales, settings, settings.identity(network.digest))
+    progress: Progress | None,
+) -> list[MethodResult]:
+    """A result for the edits of each patch."""
+    _prepare(base, network)
+    made = edit_deltas(base, network, [edit for edits in patches for edit in edits], settings, progress)
+    identity = settings.identity(network.digest)
+
+    def result(edits: Sequence[Edit], own: Sequence[EditDelta]) -> MethodResult:
+        whole, scales = Delta.concatenate([edit.delta for edit in own]), [edit.scale for edit in own]
+        return checked(base, site, edits, whole, scales, settings, identity)
+
+    makers = [partial(result, edits, made[part]) for edits, part in zip(patches, parts_of(patches), strict=True)]
+    return all_or_refused(makers, "re-checking", progress)
 
 
 def _prepare(base: Base, network: Hypernetwork[Any]) -> None:

@@ -17,13 +17,20 @@ from vllm_edit.models.base import Base
 from vllm_edit.models.hooks import frozen
 from vllm_edit.models.lower_blocks import Below
 from vllm_edit.models.rows import Row, answer_scores, batches, run_batch
+from vllm_edit.progress import Progress
 
 SCALES = tuple(2 ** (step / 4) for step in range(-8, 5))
 """Scales from a quarter of the network's own length to twice that length, in steps of 19 %."""
 
 
 def least_scales(
-    base: Base, factors: Factors, rows: Sequence[Row], margin: float, tokens: int, scales: Sequence[float] = SCALES
+    base: Base,
+    factors: Factors,
+    rows: Sequence[Row],
+    margin: float,
+    tokens: int,
+    scales: Sequence[float] = SCALES,
+    progress: Progress | None = None,
 ) -> torch.Tensor:
     """For each edit, the smallest of the scales at which every answer of its rows leads by `margin`, [edits] float64.
 
@@ -35,6 +42,7 @@ def least_scales(
         margin: required lead in nats.
         tokens: maximum number of tokens in one forward pass.
         scales: the scales to try, ascending.
+        progress: called after each scale.
     """
     count, model = len(next(iter(factors.values()))[0]), base.model
     below = Below(model, blocks_below(base, factors))
@@ -45,7 +53,7 @@ def least_scales(
                 for batch in batches(model, rows, range(len(rows)), tokens):
                     run_batch(model, batch)
                     below.keep(batch, states)
-        for scale in scales:
+        for number, scale in enumerate(scales, 1):
             waiting = [index for index, row in enumerate(rows) if best[row.edit] < margin]
             found = torch.full((count,), torch.inf)
             for batch in batches(model, rows, waiting, tokens):
@@ -55,4 +63,6 @@ def least_scales(
                 found.scatter_reduce_(0, torch.tensor([rows[index].edit for index in indices]), lead, "amin")
             better = found.isfinite() & (found > best)
             chosen[better], best[better] = scale, found[better]
+            if progress:
+                progress("searching lengths", number, len(scales))
     return chosen

@@ -103,7 +103,7 @@ def _separate(
     if (found := {name: linear_shape(find_module(base.model, name)) for name in shapes}) != shapes:
         raise Incompatible(f"the statistics are of matrices {shapes}, {base.name} has {found}")
     statistics.to(base.device)
-    tokens, scales = tokens_of(base, statistics, [edit for edits in patches for edit in edits], settings)
+    tokens, scales = tokens_of(base, statistics, [edit for edits in patches for edit in edits], settings, progress)
     identity = settings.identity(statistics.digest)
 
     def result(edits: Sequence[Edit], own: slice) -> MethodResult:
@@ -115,7 +115,11 @@ def _separate(
 
 
 def tokens_of(
-    base: Base, statistics: GradientStatistics, edits: Sequence[Edit], settings: UltraEditSettings
+    base: Base,
+    statistics: GradientStatistics,
+    edits: Sequence[Edit],
+    settings: UltraEditSettings,
+    progress: Progress | None = None,
 ) -> tuple[Mapping[str, MatrixTokens], list[float]]:
     """Module → the tokens of n edits, their values scaled to the edits' lengths; and the scale of each edit."""
     gradients = answer_gradients(base, tuple(statistics.by_module), edits, settings.batch_tokens)
@@ -133,7 +137,7 @@ def tokens_of(
         return tokens, [1.0] * len(edits)
     alone = {name: (own.inputs, solved(own.inputs, own.values, own.ridge).float()) for name, own in tokens.items()}
     rows = form_rows(edits, base.tokenizer)
-    scales = least_scales(base, alone, rows, settings.margin, settings.batch_tokens, SCALES)
+    scales = least_scales(base, alone, rows, settings.margin, settings.batch_tokens, SCALES, progress)
     factors = scales.to(base.device, torch.float32)[:, None, None]
     scaled = {
         name: MatrixTokens(own.inputs, factors * own.values, own.counted, own.ridge) for name, own in tokens.items()
