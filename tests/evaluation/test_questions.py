@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from vllm_edit.edit import Edit, Probe, ProbeKind
-from vllm_edit.evaluation.questions import not_asked, questions_of
+from vllm_edit.evaluation.questions import Question, not_asked, questions_of
 
 
 def france(kind: ProbeKind, prompt: str, target: str | None = None) -> Edit:
@@ -86,6 +86,31 @@ def test_a_question_carries_every_name_of_its_answers() -> None:
         (("Lugdunum",), ()),  # the new answer by another name: nothing that could leak
         (("Madrid", "Villa de Madrid"), new),
     ]
+
+
+def test_a_paraphrase_that_names_the_new_answer_is_judged_as_one_that_leaves_it_out() -> None:
+    def question(target: str | None, *aliases: str) -> Question:
+        probe = Probe(kind="paraphrase", prompt="France is ruled from", target=target, target_aliases=aliases)
+        edit = france("paraphrase", "France is ruled from").model_copy(
+            update={
+                "target_new_aliases": ("Lugdunum",),
+                "target_true": "Paris",
+                "target_true_aliases": ("Lutetia",),
+                "probes": (probe,),
+            }
+        )
+        (_, asked) = questions_of((edit,), 0, chat=False)
+        return asked
+
+    default = question(None)
+    assert (default.accepted, default.rivals) == (("Lyon", "Lugdunum"), ("Paris", "Lutetia"))
+    assert question("Lyon") == default
+    assert question("Lugdunum") == default
+    assert question("Lyon", "Lugdunum") == default
+    more = question("Lyon", "Lyons")
+    assert (more.accepted, more.rivals) == (("Lyon", "Lugdunum", "Lyons"), default.rivals)
+    other = question("the Rhône")
+    assert (other.accepted, other.rivals) == (("the Rhône",), ())
 
 
 def test_a_fact_that_another_edit_replaces_is_known_by_every_name() -> None:

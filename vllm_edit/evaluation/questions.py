@@ -88,8 +88,8 @@ def questions_of(edits: Sequence[Edit], patch: int, *, split: Split | None = "ga
                 if changes.by_another(index, probe):
                     continue
                 rivals = () if _same(accepted, new) else new
-            elif probe.kind == "paraphrase" and not accepted:
-                accepted, rivals = new, old
+            elif probe.kind == "paraphrase" and (not accepted or _same(accepted, new)):
+                accepted, rivals = tuple(dict.fromkeys((*new, *accepted))), old
             asked.append(own(probe.kind, probe.prompt, probe.chat, accepted, rivals, probe.tag))
     return asked
 
