@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tracemalloc
 import unicodedata
 
 import pytest
@@ -158,3 +159,13 @@ def test_invisible_characters_are_those_that_unicode_says_may_be_ignored() -> No
 def test_every_dash_is_a_hyphen() -> None:
     for character in regex.findall(r"\p{Pd}", EVERYTHING):
         assert written(f"a{character}b").folded == "a-b", hex(ord(character))
+
+
+def test_no_text_stays_in_memory_after_it_was_compared() -> None:
+    tracemalloc.start()
+    try:
+        for number in range(20):
+            assert mentions("ά" + "\u0301" * (100_000 + number) + " x", "α")
+        assert tracemalloc.get_traced_memory()[0] < 1_000_000
+    finally:
+        tracemalloc.stop()

@@ -126,7 +126,7 @@ def _written(text: str) -> Written:
     if not text.isascii():
         text = _WIDE_BETWEEN_DIGITS.sub(r"\g<0> ", text)
         text = unicodedata.normalize("NFKC", text.translate(_BEFORE_NFKC))
-        text = _VARIANT.sub(lambda found: _common(found[0]), text).replace("i\u0307", "i")
+        text = _VARIANT.sub(lambda found: _common(found[0][0]), text).replace("i\u0307", "i")
     cased = " ".join(text.replace("`", "'").split())
     folded = cased.casefold()
     if len(folded) != len(cased):
@@ -138,10 +138,10 @@ def _written(text: str) -> Written:
 
 
 @lru_cache(maxsize=4096)
-def _common(variant: str) -> str:
-    """The replacement of a variant; for a Greek letter, the letter without accents."""
-    found = (common for kind, common in _COMMON if kind.match(variant))
-    return next(found, unicodedata.normalize("NFD", variant)[0])
+def _common(character: str) -> str:
+    """The replacement of a variant's first character, whatever marks follow it; a Greek letter loses its accents."""
+    found = (common for kind, common in _COMMON if kind.match(character))
+    return next(found, unicodedata.normalize("NFD", character)[0])
 
 
 def _at_length(character: str) -> str:
