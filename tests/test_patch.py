@@ -189,6 +189,7 @@ def test_a_prompt_that_ends_with_an_answer_is_reported(prompt: str, answer: str)
         "{prompt: The capital of Singapore, subject: Singapore, target_new: Jurong, target_true: Singapore}",
         "{prompt: Is the sky of Mars red or blue?, subject: Mars, target_new: blue, target_true: red}",
         "{prompt: The French say that Nice is in Poland, subject: Nice, target_new: land}",
+        "{prompt: Für Elise is said to be in the minor, subject: Für Elise, target_new: A minor}",
     ],
 )
 def test_a_question_or_a_subject_may_end_with_an_answer(edit: str) -> None:

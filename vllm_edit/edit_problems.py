@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from vllm_edit.edit import Edit, Fact, Probe, lacks_subject
-from vllm_edit.text.matching import is_whole, normalise, occurrences
+from vllm_edit.text.matching import is_whole, normalise, occurrences, searched
 from vllm_edit.text.quoting import quoted
 from vllm_edit.text.spelling import Name, written
 
@@ -102,7 +102,7 @@ def _of_texts(edit: Edit) -> Iterator[str]:
 def _of_prompt(edit: Edit) -> Iterator[str]:
     text = written(edit.prompt).folded.rstrip(_ENDS)
     for answer in (*edit.new_answers, *edit.old_answers):
-        wanted = normalise(answer)
+        wanted = searched(answer)
         start = len(text) - len(wanted)
         within_subject = text.endswith(normalise(edit.subject)) and len(wanted) <= len(normalise(edit.subject))
         if wanted and text.endswith(wanted) and is_whole(text, start, len(text)) and not within_subject:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from vllm_edit.text.matching import normalise, position
+from vllm_edit.text.matching import normalise, position, searched
 from vllm_edit.text.thinking import after_thinking
 
 
@@ -38,7 +38,7 @@ def gives_any(answer: str, accepted: Iterable[str], rivals: Iterable[str] = ()) 
 
 def _first_mentioned(line: str, answers: Iterable[str]) -> tuple[int, int] | None:
     """The first mention in the normalised line of any of the answers: (position, minus the answer's length)."""
-    found = ((place, -len(normalise(answer))) for answer in answers if (place := position(line, answer)) is not None)
+    found = ((place, -len(searched(answer))) for answer in answers if (place := position(line, answer)) is not None)
     return min(found, default=None)
 
 
