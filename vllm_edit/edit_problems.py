@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from vllm_edit.edit import Edit, Fact, Probe, lacks_subject
+from vllm_edit.text.first_line import can_be_given
 from vllm_edit.text.matching import is_whole, normalise, occurrences, searched
 from vllm_edit.text.quoting import quoted
 from vllm_edit.text.spelling import Name, written
@@ -50,6 +51,12 @@ def _not_judged(edits: Sequence[Edit]) -> Iterator[tuple[int, str]]:
                 yield (
                     number,
                     f"the answer {answer!r} is punctuation alone, or invisible, so no text can give it",
+                )
+            elif not can_be_given(answer):
+                yield (
+                    number,
+                    f"the answer {quoted(answer)} is more than one line, or has marks of thinking, and only the first "
+                    "line after the thinking is judged: write the answer in one line",
                 )
         old = {normalise(answer): answer for answer in edit.old_answers}
         for alias in edit.target_new_aliases:

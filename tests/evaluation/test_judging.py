@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from vllm_edit.evaluation.judging import first_line, gives, gives_any, unchanged
+from vllm_edit.evaluation.judging import gives, gives_any, unchanged
+from vllm_edit.text.first_line import first_line
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from vllm_edit.text.first_line import first_line
 from vllm_edit.text.matching import normalise, position, searched
 from vllm_edit.text.thinking import after_thinking
-
-
-def first_line(answer: str) -> str:
-    """The answer's first non-blank line; empty if there is none, as when the thinking does not end."""
-    return (after_thinking(answer) or "").strip().split("\n")[0].strip()
 
 
 def gives(answer: str, expected: str, rival: str | None = None) -> bool:
