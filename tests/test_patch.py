@@ -7,10 +7,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from vllm_edit.datasets import DataSet
 from vllm_edit.edit import Edit, Probe
 from vllm_edit.errors import PatchError
+from vllm_edit.evaluation.judging import gives
 from vllm_edit.patch import Patch
 
 SHIPPED = sorted((Path(__file__).parent.parent / "patches").glob("*.yaml"))
@@ -192,6 +196,7 @@ def test_a_prompt_that_ends_with_an_answer_is_reported(prompt: str, answer: str)
         "{prompt: The capital of Singapore, subject: Singapore, target_new: Jurong, target_true: Singapore}",
         "{prompt: Is the sky of Mars red or blue?, subject: Mars, target_new: blue, target_true: red}",
         "{prompt: The French say that Nice is in Poland, subject: Nice, target_new: land}",
+        "{prompt: Für Elise is said to be in the minor, subject: Für Elise, target_new: A minor}",
     ],
 )
 def test_a_question_or_a_subject_may_end_with_an_answer(edit: str) -> None:
@@ -355,6 +360,11 @@ FRANCE = "prompt: The capital of France is, subject: France, target_new: %s"
         (FRANCE % '"\\u200b"', "the answer '\\u200b' is punctuation alone, or invisible"),
         (FRANCE % "Lyon, target_new_aliases: ['?']", "the answer '?' is"),
         (FRANCE % "Lyon, probes: [{kind: locality, prompt: x, target: '...'}]", "the answer '...' is"),
+        (FRANCE % r'"Lyon\nParis"', r"the answer 'Lyon\nParis' is more than one line"),
+        (FRANCE % r'Lyon, target_new_aliases: ["a\nb"]', r"the answer 'a\nb' is more than one line"),
+        (FRANCE % r'Lyon, target_true: "a\n\nb"', r"the answer 'a\n\nb' is more than one line"),
+        (FRANCE % r'Lyon, probes: [{kind: paraphrase, prompt: x, target: "a\nb"}]', r"the answer 'a\nb' is more"),
+        (FRANCE % "'<think>Lyon'", "the answer '<think>Lyon' is more than one line, or has marks of thinking"),
         (
             FRANCE % "Lyon, target_new_aliases: [PARIS], target_true: Paris",
             "'PARIS' of target_new_aliases is also the current answer ('Paris'): remove one",
@@ -369,6 +379,23 @@ FRANCE = "prompt: The capital of France is, subject: France, target_new: %s"
 def test_answers_and_names_that_no_text_can_distinguish_are_reported_with_their_line(line: str, message: str) -> None:
     (problem,) = problems_of(f"name: x\nedits:\n  - {{{line}}}\n")
     assert problem.startswith(f"line 3: edits.0: {message}")
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(min_size=1, max_size=12) | st.text("aA .,-1\n\"'“A </think>[]台", min_size=1, max_size=12))
+def test_any_answer_that_loads_is_given_by_itself(answer: str) -> None:
+    try:
+        Patch(name="x", edits=(Edit(prompt="The capital of France is", subject="France", target_new=answer),))
+    except ValidationError:
+        return
+    assert gives(answer, answer)
+
+
+def test_blank_lines_around_an_answer_are_no_lines_of_it() -> None:
+    text = "name: x\nedits:\n  - prompt: The capital of France is\n    subject: France\n    target_new: |\n      Lyon\n"
+    assert Patch.parse(text).edits[0].target_new == "Lyon"
+    (problem,) = problems_of(text + "      Paris\n")
+    assert "write the answer in one line" in problem
 
 
 def test_a_name_of_punctuation_may_be_edited_but_not_looked_for() -> None:

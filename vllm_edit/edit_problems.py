@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterator, Sequence
 
 from vllm_edit.edit import Edit, Fact, Probe, lacks_subject
-from vllm_edit.text.matching import is_whole, normalise, occurrences
+from vllm_edit.text.first_line import can_be_given
+from vllm_edit.text.matching import is_whole, normalise, occurrences, searched
 from vllm_edit.text.quoting import quoted
 from vllm_edit.text.spelling import Name, written
 
@@ -50,6 +51,12 @@ def _not_judged(edits: Sequence[Edit]) -> Iterator[tuple[int, str]]:
                 yield (
                     number,
                     f"the answer {answer!r} is punctuation alone, or invisible, so no text can give it",
+                )
+            elif not can_be_given(answer):
+                yield (
+                    number,
+                    f"the answer {quoted(answer)} is more than one line, or has marks of thinking, and only the first "
+                    "line after the thinking is judged: write the answer in one line",
                 )
         old = {normalise(answer): answer for answer in edit.old_answers}
         for alias in edit.target_new_aliases:
@@ -101,7 +108,7 @@ def _of_texts(edit: Edit) -> Iterator[str]:
 def _of_prompt(edit: Edit) -> Iterator[str]:
     text = written(edit.prompt).folded.rstrip(_ENDS)
     for answer in (*edit.new_answers, *edit.old_answers):
-        wanted = normalise(answer)
+        wanted = searched(answer)
         start = len(text) - len(wanted)
         within_subject = text.endswith(normalise(edit.subject)) and len(wanted) <= len(normalise(edit.subject))
         if wanted and text.endswith(wanted) and is_whole(text, start, len(text)) and not within_subject:

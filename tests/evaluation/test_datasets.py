@@ -310,6 +310,14 @@ def test_an_answer_of_punctuation_alone_is_none(tmp_path: Path) -> None:
     assert found.left_out == (LeftOut(index=1, reason="target_new: expected an answer, got '!!!'"),)
 
 
+def test_an_answer_of_two_lines_is_none(tmp_path: Path) -> None:
+    probe = {"prompt": "q", "ground_truth": ["a\nb"]}
+    record = {**GOOD, "target_new": ["a\nb", "Lyon"], "ground_truth": "a\nb", "portability": {"x": [probe]}}
+    found = loaded(tmp_path, record, {**GOOD, "target_new": "a\nb"})
+    assert (found.edits[0].new_answers, found.edits[0].old_answers, found.edits[0].probes) == (("Lyon",), (), ())
+    assert found.left_out == (LeftOut(index=1, reason=r"target_new: expected an answer, got 'a\nb'"),)
+
+
 def test_easyedits_portability_has_a_new_question_and_knowedits_groups_may_be_columns(tmp_path: Path) -> None:
     one = {**GOOD, "portability": {"Recalled Relation": "r", "New Question": "q", "New Answer": "a"}}
     columns = {**GOOD, "locality": {"Forgetfulness": {"prompt": ["q"], "ground_truth": [["a", "b"]]}}}

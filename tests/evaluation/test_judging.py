@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from vllm_edit.evaluation.judging import first_line, gives, gives_any, unchanged
+from vllm_edit.evaluation.judging import gives, gives_any, unchanged
+from vllm_edit.text.first_line import first_line
 
 
 @pytest.mark.parametrize(
@@ -19,6 +20,27 @@ from vllm_edit.evaluation.judging import first_line, gives, gives_any, unchanged
         ("Paris\nRome", "Rome", False),
         ("The Beatles", "Beatles", True),
         ("Beatles", "The Beatles", True),
+        ("in the Hague", "The Hague", True),
+        ("The Hague", "the Hague", True),
+        ("The Hague", "Hague", True),
+        ("It is a dog.", "a dog", True),
+        ("A dog.", "dog", True),
+        ("Dog.", "a dog", True),
+        ("An egg", "the egg", True),
+        ("A minor", "A minor", True),
+        ("the key of a minor", "A minor", True),
+        ("E minor", "A minor", False),
+        ("minor", "A minor", False),
+        ("B positive", "A positive", False),
+        ("An American in Paris", "An American in Paris", True),
+        ("it is an American in Paris", "An American in Paris", True),
+        ("Every American in Paris", "An American in Paris", False),
+        ("A great one", "A", True),
+        ("a great one", "A", False),
+        ("A and B", "A", True),
+        ("A. Then B", "A", True),
+        ("“A”", "A", True),
+        ("The The are", "The The", True),
         ("李宏毅。他在台灣大學", "李宏毅", True),
         ("是李宏毅", "李宏毅", True),
         ("李宏", "李宏毅", False),
@@ -86,6 +108,22 @@ def test_an_answer_that_begins_the_old_one_is_given_only_alone(answer: str, righ
     assert gives(answer, "South", rival="South Korea") is right
     old = gives_any(answer, ("South Korea", "Korea"), ("South", "the South Side"))
     assert old is ("Korea" in answer and not right)
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected", "rival", "right"),
+    [
+        ("E minor", "A minor", "C minor", False),
+        ("A minor", "A minor", "C minor", True),
+        ("A minor", "minor", "A minor", False),
+        ("A minor", "A minor", "minor", True),
+        ("a minor", "minor", "dog", True),
+    ],
+)
+def test_a_capital_article_belongs_to_the_answer_that_it_begins(
+    answer: str, expected: str, rival: str, right: bool
+) -> None:
+    assert gives(answer, expected, rival) is right
 
 
 def test_a_rival_that_is_part_of_the_answer_does_not_spoil_it() -> None:

@@ -10,10 +10,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from tests.tiny import SENTENCES
 from vllm_edit.artefacts.site import Context
 from vllm_edit.editing.site.sites import fixed_site
-from vllm_edit.evaluation.judging import first_line
 from vllm_edit.evaluation.runners.runner import answer_text
 from vllm_edit.models.base import Base
 from vllm_edit.models.positions import locate
+from vllm_edit.text.first_line import first_line
 from vllm_edit.text.prompts import answer_ids, around_turn, prompt_ids, render
 from vllm_edit.text.thinking import thinking_of
 

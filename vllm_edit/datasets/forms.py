@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from vllm_edit.datasets.values import NoEdit, Record, answers_of, asked, mapping, old_answers_of, shown, text_of, texts
 from vllm_edit.json_value import JSONValue
+from vllm_edit.text.first_line import can_be_given
 from vllm_edit.text.matching import normalise, occurrences, spelled
 from vllm_edit.text.quoting import quoted
 
@@ -155,7 +156,7 @@ def _groups(kind: str, value: JSONValue) -> Iterator[Fields]:
 def _probes(kind: str, pairs: Iterable[tuple[str, tuple[str, ...]]], tag: str = "") -> Iterator[Fields]:
     """Portability probes without an answer cannot be judged and are left out; keeping probes need no answer."""
     for prompt, said in pairs:
-        answers = tuple(filter(normalise, said))
+        answers = tuple(filter(can_be_given, said))
         if answers or kind != "portability":
             yield {"kind": kind, "prompt": prompt, **_named_target("target", answers), "tag": tag}
 

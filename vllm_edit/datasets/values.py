@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from vllm_edit.json_value import JSONValue
-from vllm_edit.text.matching import normalise
+from vllm_edit.text.first_line import can_be_given
 from vllm_edit.text.quoting import quoted
 
 Record = Mapping[str, JSONValue]
@@ -50,10 +50,10 @@ def answers_of(record: Record, *names: str) -> tuple[str, ...]:
     """The answers (at least one) in the first of these fields that the record has.
 
     Raises:
-        NoEdit: there is no answer, or every answer is only punctuation.
+        NoEdit: there is no answer, or no text can give any of the answers.
     """
     name, value = _first(record, names)
-    found = tuple(filter(normalise, texts(value)))
+    found = tuple(filter(can_be_given, texts(value)))
     if not found:
         raise NoEdit(f"{name}: expected an answer, got {shown(value)}")
     return found
@@ -61,7 +61,7 @@ def answers_of(record: Record, *names: str) -> tuple[str, ...]:
 
 def old_answers_of(record: Record, *names: str) -> tuple[str, ...]:
     """The answers in the first of these fields that has any."""
-    return next((found for name in names if (found := tuple(filter(normalise, texts(record.get(name)))))), ())
+    return next((found for name in names if (found := tuple(filter(can_be_given, texts(record.get(name)))))), ())
 
 
 def mapping(value: JSONValue) -> Record:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-from vllm_edit.evaluation.judging import first_line
 from vllm_edit.evaluation.questions import KEEPING
 from vllm_edit.evaluation.report import Answer, Mode
+from vllm_edit.text.first_line import first_line
 
 State = Literal["before", "followed", "stayed", "missed", "damaged"]
 STATES: Mapping[State, str] = MappingProxyType(

@@ -9,13 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from vllm_edit.text.matching import normalise, position
+from vllm_edit.text.first_line import first_line
+from vllm_edit.text.matching import normalise, position, searched
 from vllm_edit.text.thinking import after_thinking
-
-
-def first_line(answer: str) -> str:
-    """The answer's first non-blank line; empty if there is none, as when the thinking does not end."""
-    return (after_thinking(answer) or "").strip().split("\n")[0].strip()
 
 
 def gives(answer: str, expected: str, rival: str | None = None) -> bool:
@@ -38,7 +34,7 @@ def gives_any(answer: str, accepted: Iterable[str], rivals: Iterable[str] = ()) 
 
 def _first_mentioned(line: str, answers: Iterable[str]) -> tuple[int, int] | None:
     """The first mention in the normalised line of any of the answers: (position, minus the answer's length)."""
-    found = ((place, -len(normalise(answer))) for answer in answers if (place := position(line, answer)) is not None)
+    found = ((place, -len(searched(answer))) for answer in answers if (place := position(line, answer)) is not None)
     return min(found, default=None)
 
 

@@ -8,8 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from vllm_edit.datasets import LeftOut
-from vllm_edit.evaluation.judging import first_line
 from vllm_edit.evaluation.report import MODES, PROTOCOLS, Cost, Drift, Measure, Mode, Report
+from vllm_edit.text.first_line import first_line
 from vllm_edit.text.printable import printable
 
 

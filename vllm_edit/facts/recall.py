@@ -11,12 +11,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vllm_edit.evaluation.judging import first_line, gives
+from vllm_edit.evaluation.judging import gives
 from vllm_edit.facts.facts import Fact, Form
 from vllm_edit.models.base import Base
 from vllm_edit.models.greedy import batches
 from vllm_edit.models.short_answers import greedy_until
 from vllm_edit.progress import Progress, silent
+from vllm_edit.text.first_line import first_line
 from vllm_edit.text.matching import normalise, position
 from vllm_edit.text.prompts import answer_ids, prompt_ids
 

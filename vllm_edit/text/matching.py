@@ -5,8 +5,8 @@ Compiling, evaluation and serving all use these functions, so that they agree. `
 
 There are two kinds of search terms. A *name* (`mentions`, `subjects.Subjects`) keeps its article and its punctuation.
 An *answer* (`position`) counts without its article and its outer punctuation, except a full stop that begins a word
-(".NET"). The letter case of both counts if they are all in capitals: "it is" does not mention IT, and is not the
-answer IT.
+(".NET"). A or An with a capital is no article of an answer ("A minor"). The letter case of both counts if they are all
+in capitals: "it is" does not mention IT, and is not the answer IT.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from vllm_edit.text.spelling import Name, aligned, readings, written
 
 _SIGNS = regex.compile(r"[+#]+(?![\p{L}\p{N}])")
 _ARTICLE = re.compile(r"(?:the|an|a) ")
+_ARTICLE_OF_ANSWER = re.compile(r"(?:(?i:the)|an?) ")
 _BEGINNING_STOP = re.compile(r"(?:^|[\s\"'(\[])\.$")
 _OUTER = " .,;:!?\"'`()[]。，！？；：「」『』"
 _WIDE = {wide: wide - 0xFEE0 for wide in range(0xFF01, 0xFF5F) if chr(wide) not in "，："}
@@ -61,14 +62,21 @@ def position(text: str, answer: str) -> int | None:
     """
     read, wanted = written(text), _answer(answer)
     first, length = _inner(read.folded)[0], len(wanted.folded)
+    outer = _without_outer(read.folded)[0]  # the text's own article may begin the answer: "A minor"
     found = (
         max(start - first, 0)
         for start in _places(read.folded, wanted.folded)
-        if start >= first - 1  # one before: a full stop that belongs to the answer
+        if start >= outer - 1  # one before: a full stop that belongs to the answer
         and wanted.fits(read, start, start + length)
         and is_whole(read.folded, start, start + length)
     )
     return next(found, None)
+
+
+def searched(answer: str) -> str:
+    """The form in which `position` searches the answer: normalised, but with a capital A or An, or a full stop, that
+    begins it."""
+    return _answer(answer).folded
 
 
 def is_said(text: str, name: str) -> bool:
@@ -156,15 +164,22 @@ def is_whole(text: str, start: int, end: int) -> bool:
 
 def _inner(folded: str) -> tuple[int, int]:
     """Start and end of a folded text without outer punctuation and a leading article."""
-    start, end = len(folded) - len(folded.lstrip(_OUTER)), len(folded.rstrip(_OUTER))
+    start, end = _without_outer(folded)
     article = _ARTICLE.match(folded, start, end)
     return article.end() if article else start, end
 
 
+def _without_outer(folded: str) -> tuple[int, int]:
+    """Start and end of a folded text without outer punctuation."""
+    return len(folded) - len(folded.lstrip(_OUTER)), len(folded.rstrip(_OUTER))
+
+
 def _answer(text: str) -> Name:
-    """The search form of an answer: normalised, with a full stop that begins its first word."""
+    """An answer to search in texts (see `searched`)."""
     read = written(text)
-    start, end = _inner(read.folded)
+    start, end = _without_outer(read.folded)
+    if article := _ARTICLE_OF_ANSWER.match(read.cased, start, end):
+        start = article.end()
     return Name.cut(read, start - 1 if _BEGINNING_STOP.search(read.folded[:start]) else start, end)
 
 
