@@ -15,7 +15,7 @@ from benchmarks.public.text import Read, Written
 from vllm_edit.evaluation.evaluate import EvaluationSettings
 from vllm_edit.evaluation.intervals import bootstrap, resampled
 from vllm_edit.evaluation.judging import gives_any
-from vllm_edit.evaluation.measuring import Outcome, summarise
+from vllm_edit.evaluation.measuring import Outcome, mean_interval, summarise
 from vllm_edit.evaluation.questions import RELIABILITY
 from vllm_edit.evaluation.report import Mode
 from vllm_edit.evaluation.reporting import report_of
@@ -99,12 +99,13 @@ def _of_base_knowledge(sheets: Sequence[Sheet], mode: Mode) -> list[Outcome]:
 
 
 def _mean(outcomes: Sequence[Outcome]) -> Figure:
-    """The mean over each edit's prompts, then over edits, its interval by resampling edits."""
+    """The mean over each edit's prompts, then over edits, with its interval."""
     cases: dict[tuple[int, int], list[float]] = {}
     for _, case, value in outcomes:
         cases.setdefault(case, []).append(value)
     means = [sum(values) / len(values) for values in cases.values()]
-    return Figure(sum(means) / len(means), *bootstrap(means), len(outcomes), len(means))
+    low, high = mean_interval(cases)
+    return Figure(sum(means) / len(means), low, high, len(outcomes), len(means))
 
 
 def text_figures(texts: Sequence[Written], readings: Sequence[Read]) -> dict[str, Figure]:
@@ -119,7 +120,8 @@ def text_figures(texts: Sequence[Written], readings: Sequence[Read]) -> dict[str
         fluency = [text.entropy for text in texts]
         shifts = [text.entropy - text.entropy_base for text in texts]
         for name, values in {"fluency": fluency, "fluency_shift": shifts}.items():
-            found[name] = Figure(sum(values) / len(values), *bootstrap(values), len(values), len(values))
+            low, high = bootstrap(values)
+            found[name] = Figure(sum(values) / len(values), low, high, len(values), len(values))
     read = [reading for reading in readings if reading.tokens]
     if read:
 
@@ -127,6 +129,6 @@ def text_figures(texts: Sequence[Written], readings: Sequence[Read]) -> dict[str
             tokens = sum(read[place].tokens for place in drawn)
             return math.exp(sum(read[place].nll - read[place].nll_base for place in drawn) / tokens) - 1
 
-        low, high = resampled(len(read), drift) if len(read) > 1 else (None, None)
+        low, high = resampled(len(read), drift)
         found["drift"] = Figure(drift(range(len(read))), low, high, sum(reading.tokens for reading in read), len(read))
     return found

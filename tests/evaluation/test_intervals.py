@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vllm_edit.evaluation.intervals import Z95, bootstrap, resampled, wilson
+from vllm_edit.evaluation.intervals import Z95, bootstrap, resampled, resampled_means, wilson
 
 
 @pytest.mark.parametrize(
@@ -49,6 +49,22 @@ def test_resampling_any_statistic_draws_as_the_bootstrap_of_a_mean_does() -> Non
     assert resampled(6, lambda drawn: sum(values[place] for place in drawn) / 6) == pytest.approx(bootstrap(values))
     least = resampled(6, lambda drawn: None if 4 in drawn else min(values[place] for place in drawn))
     assert least == (0.0, 2.0), "draws without a value are left out"
+
+
+def test_resampled_means_draw_each_sample_by_itself() -> None:
+    one, other = [0.0, 1.0, 5.0], [2.0, 8.0]
+    assert resampled_means([one], lambda means: means[0]) == bootstrap(one)
+    low, high = resampled_means([one, other], lambda means: means[1] - means[0])
+    assert low is not None
+    assert high is not None
+    assert low < sum(other) / 2 - sum(one) / 3 < high
+    assert resampled_means([[1.0], other], min) == (1.0, 1.0)
+
+
+def test_one_observation_has_no_interval_by_resampling() -> None:
+    assert bootstrap([3.0]) == (None, None)
+    assert resampled(1, lambda drawn: 3.0) == (None, None)
+    assert resampled_means([[3.0], [4.0]], sum) == (None, None)
 
 
 def test_nothing_observed_has_no_interval() -> None:

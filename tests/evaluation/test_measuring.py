@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from vllm_edit.edit import Edit, Probe
-from vllm_edit.evaluation.intervals import wilson
+from vllm_edit.evaluation.intervals import bootstrap, wilson
 from vllm_edit.evaluation.measuring import (
     argmax_outcomes,
     counts_as_right,
@@ -127,8 +127,27 @@ def test_counterfact_scores_compare_new_with_true_and_s_is_their_harmonic_mean()
     assert found["S"].value == pytest.approx(3 / (1 + 2 + 1))
     margins = {name: found[name].value for name in ("EM", "PM", "NM")}
     assert margins == {"EM": 2.0, "PM": 0.0, "NM": 2.0}
-    assert {found[name].interval for name in ("EM", "PM", "NM", "S")} == {"bootstrap"}
-    assert (found["S"].low, found["S"].high) == (found["S"].value,) * 2, "one edit: nothing to resample"
+    assert {name: found[name].interval for name in ("PM", "S")} == {"PM": "bootstrap", "S": "bootstrap"}
+
+
+def test_one_edits_differences_and_s_have_an_interval_over_its_prompts() -> None:
+    margins = [("PM", (0, 0), value) for value in (-2.0, 0.5, 3.0, 1.0)]
+    shares = [(name, (0, 0), value) for name in ("ES", "PS", "NS") for value in (1.0, 0.0, 1.0, 1.0)]
+    found = by_metric(summarise([*margins, *shares], "weights", "nll"))
+    for name in ("PM", "S"):
+        assert found[name].low is not None
+        assert found[name].high is not None
+        assert found[name].low < found[name].value < found[name].high
+        assert found[name].interval == "bootstrap"
+    assert (found["PM"].low, found["PM"].high) == bootstrap([-2.0, 0.5, 3.0, 1.0])
+
+
+def test_one_prompt_of_one_edit_gives_a_difference_without_an_interval() -> None:
+    outcomes = [("EM", (0, 0), 2.0), *((name, (0, 0), 1.0) for name in ("ES", "PS", "NS"))]
+    found = by_metric(summarise(outcomes, "weights", "nll"))
+    for name in ("EM", "S"):
+        assert (found[name].low, found[name].high, found[name].interval) == (None, None, None)
+    assert (found["ES"].low, found["ES"].high) == wilson(1.0, 1)
 
 
 def test_shifts_are_of_each_neighbour_from_its_base_value() -> None:

@@ -6,6 +6,8 @@ import math
 import random
 from collections.abc import Callable, Iterable, Sequence
 
+Resampled = tuple[float, float] | tuple[None, None]
+"""An interval by resampling; without ends if there is only one observation, which shows no spread."""
 Z95 = 1.959963984540054  # the normal distribution's 97.5 % quantile
 
 
@@ -24,17 +26,36 @@ def wilson(share: float, n: int, z: float = Z95) -> tuple[float, float]:
     return max(0.0, min(share, (centre - spread) / scale)), min(1.0, max(share, (centre + spread) / scale))
 
 
-def bootstrap(values: Sequence[float], resamples: int = 1000, seed: int = 0) -> tuple[float, float]:
+def bootstrap(values: Sequence[float], resamples: int = 1000, seed: int = 0) -> Resampled:
     """Percentile interval of the mean of `values`, one per edit, by seeded resampling."""
-    if not values:
+    return resampled_means([values], lambda means: means[0], resamples, seed)
+
+
+def resampled_means(
+    samples: Sequence[Sequence[float]],
+    statistic: Callable[[Sequence[float]], float],
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Resampled:
+    """Percentile interval of a statistic of the means of `samples`, each resampled by itself, with a seed.
+
+    Raises:
+        ValueError: a sample is empty.
+    """
+    if not all(samples):
         raise ValueError("an interval needs at least one observation")
+    if max(map(len, samples)) == 1:
+        return None, None
     rng = random.Random(seed)
-    return _middle(sum(rng.choices(values, k=len(values))) / len(values) for _ in range(resamples))
+    return _middle(
+        statistic([sum(rng.choices(values, k=len(values))) / len(values) for values in samples])
+        for _ in range(resamples)
+    )
 
 
 def resampled(
     count: int, statistic: Callable[[Sequence[int]], float | None], resamples: int = 1000, seed: int = 0
-) -> tuple[float, float]:
+) -> Resampled:
     """Percentile interval of a statistic over `count` edits, by seeded resampling.
 
     Args:
@@ -49,6 +70,8 @@ def resampled(
     """
     if count <= 0:
         raise ValueError(f"an interval needs at least one observation, got {count}")
+    if count == 1:
+        return None, None
     rng, numbers = random.Random(seed), range(count)
     drawn = (statistic(rng.choices(numbers, k=count)) for _ in range(resamples))
     return _middle(value for value in drawn if value is not None)

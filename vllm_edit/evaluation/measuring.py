@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from vllm_edit.evaluation.intervals import bootstrap, resampled, wilson
+from vllm_edit.evaluation.intervals import Resampled, bootstrap, resampled, resampled_means, wilson
 from vllm_edit.evaluation.judging import gives_any, unchanged
 from vllm_edit.evaluation.questions import DEFAULT, RELIABILITY, Question
 from vllm_edit.evaluation.report import Measure, Mode, Protocol
@@ -20,7 +20,7 @@ Pair = tuple[Sequence[Scored | None], Sequence[Scored | None]]
 _SUCCESS = {RELIABILITY: "ES", "paraphrase": "PS", "locality": "NS"}
 _MARGIN = {"ES": "EM", "PS": "PM", "NS": "NM"}
 NATS = ("EM", "PM", "NM", "NM_shift", "NS_shift")
-"""Metrics that are differences, not shares; their means have intervals by resampling edits."""
+"""Metrics that are differences, not shares; their means have intervals by resampling edits, or prompts of one edit."""
 
 
 def counts_as_right(question: Question, answer: str, before: str) -> bool:
@@ -165,10 +165,19 @@ def harmonic_mean(shares: Sequence[float]) -> float:
     return len(shares) / sum(1 / share for share in shares) if all(shares) else 0.0
 
 
+def mean_interval(cases: Mapping[Case, Sequence[float]]) -> Resampled:
+    """The interval of the mean over edits of their means, by resampling edits; of one edit, by resampling questions."""
+    means = [sum(values) / len(values) for values in cases.values()]
+    return bootstrap(means if len(means) > 1 else next(iter(cases.values())))
+
+
 def _score(
     parts: Mapping[str, Mapping[Case, Sequence[float]]], mode: Mode, protocol: Protocol, refused: int
 ) -> Measure:
-    """S, the harmonic mean of ES, PS and NS; its interval by resampling edits with all their questions."""
+    """S, the harmonic mean of ES, PS and NS; its interval by resampling edits with all their questions.
+
+    Of one edit each metric's own questions are resampled.
+    """
     means = {name: {case: sum(values) / len(values) for case, values in own.items()} for name, own in parts.items()}
     cases = list(dict.fromkeys(case for own in means.values() for case in own))
 
@@ -181,7 +190,10 @@ def _score(
             averages.append(sum(values) / len(values))
         return harmonic_mean(averages)
 
-    low, high = resampled(len(cases), score)
+    if len(cases) > 1:
+        low, high = resampled(len(cases), score)
+    else:
+        low, high = resampled_means([values for own in parts.values() for values in own.values()], harmonic_mean)
     return Measure(
         mode=mode,
         metric="S",
@@ -189,7 +201,7 @@ def _score(
         value=score(range(len(cases))) or 0.0,
         low=low,
         high=high,
-        interval="bootstrap",
+        interval="bootstrap" if low is not None else None,
         n=sum(len(values) for own in parts.values() for values in own.values()),
         edits=len(cases),
         refused=refused,
@@ -201,8 +213,7 @@ def _measure(
 ) -> Measure:
     means = [sum(values) / len(values) for values in cases.values()]
     value, n = sum(means) / len(means), sum(map(len, cases.values()))
-    difference = metric in NATS
-    low, high = bootstrap(means) if difference else wilson(value, len(means) if len(means) > 1 else n)
+    low, high = mean_interval(cases) if metric in NATS else wilson(value, len(means) if len(means) > 1 else n)
     return Measure(
         mode=mode,
         metric=metric,
@@ -210,7 +221,7 @@ def _measure(
         value=value,
         low=low,
         high=high,
-        interval="bootstrap" if difference else "wilson",
+        interval=None if low is None else "bootstrap" if metric in NATS else "wilson",
         n=n,
         edits=len(means),
         refused=refused,

@@ -30,7 +30,8 @@ class Measure(Recorded):
     """One metric's value by one protocol: the mean over an edit's questions, then over edits.
 
     Attributes:
-        low, high: 95 % interval over edits (over questions if there is only one edit), by the method `interval`.
+        low, high: 95 % interval over edits (over questions if there is only one edit), by the method `interval`. None
+            for a difference, and for S, of one edit with one question.
         n: number of questions, including `refused`.
         edits: number of edits that the questions belong to.
         refused: questions that fail because the edit was refused or a server would refuse the prompt.

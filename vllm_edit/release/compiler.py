@@ -66,6 +66,8 @@ class Compiler:
     def attempts(self, patches: Sequence[Patch], clock: Callable[[], float] = time.perf_counter) -> Iterator[Attempt]:
         """Compile each patch. Patches about different subjects are compiled in one batch where the method can.
 
+        Rounding depends on a batch's shape, so a patch alone has the same weights up to rounding, and another name.
+
         Args:
             patches: the patches, compiled independently.
             clock: the time in seconds.

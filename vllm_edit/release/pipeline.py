@@ -209,8 +209,9 @@ class Pipeline:
     ) -> Iterator[tuple[Patch, Outcome | Refused]]:
         """`run` for each of several patches; a patch that cannot be compiled is refused, and the others go on.
 
-        Patches about different subjects are compiled in one batch where the method can. A batch is saved and judged
-        before the next is compiled, so the order of the results may differ from that of the patches.
+        Patches about different subjects are compiled in one batch where the method can. So a patch's weights are those
+        of `run` up to rounding, and its name may be another one. A batch is saved and judged before the next is
+        compiled, so the order of the results may differ from that of the patches.
 
         Args:
             patches: the patches, compiled independently.

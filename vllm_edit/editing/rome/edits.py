@@ -58,7 +58,8 @@ def compile_each(
 ) -> list[MethodResult]:
     """Compile several patches in one batch, so that the weights are read once. Each patch is solved and checked alone.
 
-    `compile_edits` also trains each key group alone, so the results equal those of sequential compilation.
+    `compile_edits` also trains each key group alone, so the results equal those of sequential compilation up to
+    rounding, which depends on a batch's shape.
 
     Raises:
         EditError: two patches edit one subject, so that their edits could share a key group; or a patch needs a higher
