@@ -16,6 +16,7 @@ from tests.serving import places
 from tests.serving.without_engine import Place, bearer, run
 from vllm_edit.errors import Unavailable
 from vllm_edit.registry.api_keys import authenticate
+from vllm_edit.registry.revision import Revision
 from vllm_edit.registry.rollout_guard import Watch
 from vllm_edit.rollout.arm import Arm
 from vllm_edit.serving.server_settings import Settings
@@ -416,13 +417,13 @@ def test_a_change_is_not_reported_as_failed_if_the_registry_goes_down_after_it(
 
     async def steps() -> httpx.Response:
         await place.post("/tenants/acme/publish", {"patch": "city"})
-        generation = place.store.registry.generation
+        revision = place.store.registry.revision
 
-        def down() -> int:
-            monkeypatch.setattr(place.store.registry, "generation", generation)
+        def down() -> Revision:
+            monkeypatch.setattr(place.store.registry, "revision", revision)
             raise Unavailable("the registry is down")
 
-        monkeypatch.setattr(place.store.registry, "generation", down)
+        monkeypatch.setattr(place.store.registry, "revision", down)
         return await place.post("/tenants/acme/rollback")
 
     reply = run(steps())
@@ -438,10 +439,10 @@ def test_a_new_key_is_returned_if_the_registry_goes_down_after_it(
     """Nobody could read its secret again."""
 
     async def steps() -> httpx.Response:
-        def down() -> int:
+        def down() -> Revision:
             raise OperationalError("", {}, Exception("the registry is down"))
 
-        monkeypatch.setattr(place.store.registry, "generation", down)
+        monkeypatch.setattr(place.store.registry, "revision", down)
         return await place.post(path, {"label": "shop"})
 
     reply = run(steps())
