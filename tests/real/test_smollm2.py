@@ -103,7 +103,7 @@ def test_eight_patches_and_base_in_one_batch_answer_each_its_own(real: Real, ser
         if reply.adapter != served or not reply.text.startswith(str(answer))
     ]
     assert wrong == []
-    assert max(running) == 32, "the client asks 32 questions at once: each patch twice, and the base"
+    assert max(running.requests) == 32, "the client asks 32 questions at once: each patch twice, and the base"
 
 
 def test_a_publication_is_served_and_taken_back_while_the_server_runs(real: Real, server: LocalServer) -> None:

@@ -96,8 +96,10 @@ def test_two_thousand_concurrent_requests_over_sixteen_patches_and_base_have_no_
         answered = asyncio.run(traffic.together(server.url, [None, *server.names], copies=3, length=200))
     for model, tokens in answered:
         assert tokens[: traffic.TOKENS] == expected[model, traffic.ROUTES[0], traffic.PROMPTS[0]]
-    assert max(running) == 3 * (ADAPTERS + 1)
-    assert "lora_requests_info" not in httpx.get(f"{server.url}/metrics").text, "its series would grow without bound"
+    assert (max(running.requests), max(running.adapters)) == (3 * (ADAPTERS + 1), ADAPTERS)
+    shown = httpx.get(f"{server.url}/metrics").text
+    assert "vllm_edit_running_adapters 0.0" in shown
+    assert "lora_requests_info" not in shown, "its series would grow without bound"
 
 
 def test_patch_compiled_and_published_while_the_server_runs_is_served_and_rolled_back(server: Server) -> None:

@@ -37,6 +37,9 @@ class Metrics:
             "vllm_edit_adapter_unloads", "Adapters taken out of the engine", ["outcome"], registry=registry
         )
         self.resident = Gauge("vllm_edit_resident_adapters", "Adapters in the engine", registry=registry)
+        self.running_adapters = Gauge(
+            "vllm_edit_running_adapters", "Adapters with a running request: slots in use", registry=registry
+        )
         self.compositions = Counter(
             "vllm_edit_compositions", "Adapters derived for what requests mention", ["outcome"], registry=registry
         )

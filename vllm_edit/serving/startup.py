@@ -99,7 +99,6 @@ async def start(engine_client: AsyncLLM | None, state: State, args: Namespace) -
     store = await asyncio.to_thread(Store.open, settings.store)
     site, base = await asyncio.to_thread(store.site), await asyncio.to_thread(store.base)
     engine = Engine(engine_client, state.openai_serving_models)
-    lora_gauge.leave_out(engine_client)
     problems = _argument_problems(args, site.thinking) + _configuration_problems(engine.config, site)
     if not problems:  # only an engine with a valid configuration can list its modules
         problems = await _engine_problems(engine, site.model_copy(update={"base": base}))
@@ -108,6 +107,7 @@ async def start(engine_client: AsyncLLM | None, state: State, args: Namespace) -
     await asyncio.to_thread(check_settings, base, engine.tokenizer)
     spans = Spans.of(engine.config.observability_config.otlp_traces_endpoint)
     service = make_service(store, site, engine, settings, Metrics(), LastState.of(store), GRACE_S, spans)
+    lora_gauge.replace(engine_client, service.metrics.running_adapters)
     catalogue = await service.watcher.first()
     _raise(_keyed_problems(args, settings, catalogue.snapshot.keyed), f"this server cannot serve {settings.store}")
     check_names(catalogue.snapshot, engine.base_names)
