@@ -93,8 +93,9 @@ class Bank(BaseModel):
 
     @classmethod
     def from_patch(cls, patch: Patch) -> Bank:
-        """The true facts that a patch would change. Edits without a relation are of one if their prompts differ only in
-        the subject.
+        """The true facts that a patch would change.
+
+        Edits without a relation count as one relation if their prompts differ only in the subject.
 
         Args:
             patch: its edits without `target_true` are left out.

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, get_args
 
 from vllm_edit.digest import intact_content, with_digest
 from vllm_edit.errors import Corrupt, EditError
@@ -22,7 +22,7 @@ from vllm_edit.files import Files
 from vllm_edit.json_value import JSONValue
 
 Kind = Literal["passages", "texts", "pool", "tried", "settings"]
-KINDS: tuple[Kind, ...] = ("passages", "texts", "pool", "tried", "settings")
+KINDS: tuple[Kind, ...] = get_args(Kind)
 _FORMS: Mapping[Kind, tuple[type, str]] = MappingProxyType(
     {
         "passages": (list, "a list"),

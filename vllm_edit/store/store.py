@@ -394,9 +394,9 @@ class Store:
         return local_copy(names.check_name(name), self.adapter_files(name), cache)
 
     def adapter_id(self, name: str) -> int:
-        """Return the adapter's id in the registry: at least 1, the same in every process, never reused.
+        """Return the adapter's id in the registry: at least 1, and the same in every process.
 
-        A registry that is restored from an older copy gives later ids again. So a server numbers adapters itself.
+        A registry gives no id twice, unless it is restored from an older copy. So a server numbers adapters itself.
 
         Args:
             name: the full name of a patch.
