@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Annotated, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import Field
 
 from vllm_edit.json_value import JSONObject, JSONValue
 from vllm_edit.patch import Scope
 from vllm_edit.settings import PositiveCount, Settings
+
+if TYPE_CHECKING:
+    from vllm_edit.artefacts.site import Site
 
 RUN_TIME = Field(exclude=True)
 """Marks a setting that does not affect the result."""
@@ -47,3 +50,10 @@ class CompileSettings(MethodSettings):
     on_missed: Annotated[Literal["error", "report"], RUN_TIME] = "error"
     """Handling of an edit that misses its target or exceeds a limit: raise UnsafeEdit, or add a line to the report. Not
     part of the identity."""
+
+    def check_at(self, site: Site) -> None:
+        """Check what the settings need of the site; most need nothing.
+
+        Raises:
+            EditError: the site cannot give it.
+        """

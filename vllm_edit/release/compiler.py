@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from vllm_edit.artefacts.compiled import CompiledPatch
 from vllm_edit.artefacts.site import Site
-from vllm_edit.editing.baselines.common import ExampleSettings
 from vllm_edit.editing.compile import (
     BATCH,
     check_base,
@@ -97,9 +96,7 @@ class Compiler:
         check_base(self.base, self.site)
         chosen = method_of(self.method)
         for scope in scopes:
-            wanted = settings_of(chosen, self.settings, scope)
-            if isinstance(wanted, ExampleSettings):
-                wanted.rank_at(self.site)
+            settings_of(chosen, self.settings, scope).check_at(self.site)
         check_site_tensors(self.method, self.tensors)
 
     def _together(self, patches: Sequence[Patch]) -> list[CompiledPatch | Refused] | None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 
-def quoted(text: str, most: int = 80) -> str:
-    """The text in quotes, for a message; beyond `most` characters only its beginning and end."""
-    if len(text) > most:
-        text = f"{text[: most * 2 // 3 - 3].rstrip()} … {text[-(most // 3) :].lstrip()}"
-    return repr(text)
+def quoted(text: str) -> str:
+    """The text in quotes, for a message; of more than 80 characters only its first 50 and its last 26."""
+    return repr(text if len(text) <= 80 else f"{text[:50].rstrip()} … {text[-26:].lstrip()}")
 
 
 def change(prompt: str, target: str) -> str:

@@ -62,6 +62,9 @@ class ExampleSettings(CompileSettings):
         """The JSON-serialisable settings that identify a compiled patch, with the rank that was used."""
         return self.lasting() | {"rank": rank}
 
+    def check_at(self, site: Site) -> None:
+        self.rank_at(site)
+
     def rank_at(self, site: Site) -> int:
         """The rank to use at `site`.
 
