@@ -106,12 +106,14 @@ def _of_texts(edit: Edit) -> Iterator[str]:
 
 
 def _of_prompt(edit: Edit) -> Iterator[str]:
-    text = written(edit.prompt).folded.rstrip(_ENDS)
+    prompt = written(edit.prompt)
+    text = prompt.folded.rstrip(_ENDS)
+    ends = prompt.ends[: len(text)]
     for answer in (*edit.new_answers, *edit.old_answers):
         wanted = searched(answer)
         start = len(text) - len(wanted)
         within_subject = text.endswith(normalise(edit.subject)) and len(wanted) <= len(normalise(edit.subject))
-        if wanted and text.endswith(wanted) and is_whole(text, start, len(text)) and not within_subject:
+        if wanted and text.endswith(wanted) and is_whole(ends, start, len(text)) and not within_subject:
             yield f"the prompt {quoted(edit.prompt)} ends with the answer {answer!r}; end it right before the answer"
 
 

@@ -106,6 +106,24 @@ def test_an_answer_is_mentioned_as_whole_words(text: str, answer: str, found: bo
         ("台北101，508公尺", "台北101", True),
         ("台北101：508公尺", "台北101", True),
         ("台北101.5", "台北101", False),
+        ("会议在10：30开始。", "10:30", True),
+        ("会议在10：30开始。", "10", False),
+        ("１０：３０", "10:30", True),
+        ("比分3：2", "3:2", True),
+        ("3：10 to Yuma", "3:10 to Yuma", True),
+        ("1：1000", "1:1000", True),
+        ("８０，０００円", "80,000", True),
+        ("８０，０００円", "80", False),
+        ("80，000円", "80,000", True),
+        ("1，2，3", "2", True),
+        ("x is (-5)", "5", False),
+        ("x=-5", "5", False),
+        ('it is "-5"', "5", False),
+        ("(3, -5)", "5", False),
+        ('5"-7"', "7", True),
+        ("(5)-7", "7", True),
+        ("波音-747", "747", True),
+        ("5%-10%", "10", True),
     ],
 )
 def test_a_number_is_one_word_with_its_marks_and_its_minus_sign(text: str, number: str, found: bool) -> None:
@@ -118,6 +136,10 @@ def test_a_number_in_its_own_spelling_is_one_word_too() -> None:
     assert occurrences("Python 3.12 or Python 3.", "Python 3") == [15]
     assert occurrences("Windows １１，２０２１年", "Windows １１") == [0]
     assert spelled("Who made GPT-4.1?", "gpt-4") is None
+    assert spelled("Who made 3：10 to Yuma?", "3:10 to Yuma") == "3：10 to Yuma"
+    assert occurrences("在10：30和１０：００", "10") == []
+    assert spelled("Who made 3：10 to Yuma?", "3:10 to Yuma") == "3：10 to Yuma"
+    assert occurrences("在10：30和１０：００", "10") == []
 
 
 @pytest.mark.parametrize(

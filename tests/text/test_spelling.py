@@ -135,7 +135,7 @@ def test_a_text_has_one_length_in_all_its_forms_and_its_places_are_its_own(text:
 @settings(deadline=None)
 @given(in_any_script, in_any_script)
 def test_a_text_in_pieces_is_spelled_as_the_whole(one: str, other: str) -> None:
-    text = f"{one}-{other} {one}’{other}"
+    text = f"{one}-{other} {one}’{other} 3：10 {one}1：{other}，101，508：1000"
     assert aligned(text)[0] == written(text).folded
 
 

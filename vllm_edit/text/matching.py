@@ -27,7 +27,7 @@ from vllm_edit.text.scripts import (
     is_spaceless,
     visible,
 )
-from vllm_edit.text.spelling import Name, aligned, readings, written
+from vllm_edit.text.spelling import Name, aligned, narrow_in_numbers, readings, written
 
 _SIGNS = regex.compile(r"[+#]+(?![\p{L}\p{N}])")
 _ARTICLE = re.compile(r"(?:the|an|a) ")
@@ -38,6 +38,8 @@ _WIDE = {wide: wide - 0xFEE0 for wide in range(0xFF01, 0xFF5F) if chr(wide) not 
 _IN_NUMBERS = frozenset(".,:/\u2044\u060c\u066b\u066c")
 """Marks that belong to a number between two digits; after the slash the fraction slash and three Arabic marks."""
 _MINUS = frozenset("-\u2212")
+_QUOTES = frozenset("\"'")
+_BEFORE_MINUS = regex.compile(r"[\s\p{Ps}\p{Pi}=<>≈≠≤≥:;,，：；、]")
 _APART = regex.compile(rf"[{SPACELESS}{EAST_ASIAN}\p{{Hangul}}]\p{{M}}*")
 
 
@@ -68,7 +70,7 @@ def position(text: str, answer: str) -> int | None:
         for start in _places(read.folded, wanted.folded)
         if start >= outer - 1  # one before: a full stop that belongs to the answer
         and wanted.fits(read, start, start + length)
-        and is_whole(read.folded, start, start + length)
+        and is_whole(read.ends, start, start + length)
     )
     return next(found, None)
 
@@ -90,7 +92,7 @@ def mentions(text: str, name: str) -> bool:
     wanted = Name.of(name)
     length = len(wanted.folded)
     return any(
-        wanted.fits(reading, start, start + length) and is_whole(reading.cased, start, start + length)
+        wanted.fits(reading, start, start + length) and is_whole(reading.ends, start, start + length)
         for reading in readings(text)
         for start in _places(reading.folded, wanted.folded)
     )
@@ -144,7 +146,7 @@ def is_whole(text: str, start: int, end: int) -> bool:
     """True if `text[start:end]` is no part of a longer word: no letter, mark or number goes on at either end.
 
     A number goes on over one mark of `_IN_NUMBERS` to the next digit, and begins with its minus sign: 3 is no word of
-    "3.10", and 5 none of "-5".
+    "3.10", and 5 none of "-5". After a letter, a number or a closing bracket the sign is a hyphen ("GPT-4").
 
     In scripts without spaces every character may end a word, but only with its vowels and marks. In Korean a space
     begins a word, and particles follow it without a space. An end is always valid if it is punctuation or if a
@@ -202,14 +204,19 @@ def _is_within_number(text: str, place: int) -> bool:
 
 
 def _is_negative(text: str, start: int) -> bool:
-    """True if a number that begins here has a minus sign. A hyphen within a word or a range is none."""
+    """True if a number that begins here has a minus sign. A hyphen of a word or a range is none."""
     left = all_visible(text, start - 1, -1)
-    return text[start].isdecimal() and next(left, "") in _MINUS and (next(left, "") or " ").isspace()
+    if not text[start].isdecimal() or next(left, "") not in _MINUS:
+        return False
+    before = next(left, "")
+    if before in _QUOTES:
+        before = next(left, "")  # a word before a quotation mark ends there, and the mark begins nothing
+    return not before or _BEFORE_MINUS.match(before) is not None
 
 
 def _narrow(text: str) -> str:
     """The text with full-width characters in their normal width, for finding word boundaries."""
-    return text if text.isascii() else text.translate(_WIDE)
+    return text if text.isascii() else narrow_in_numbers(text).translate(_WIDE)
 
 
 def _places(text: str, wanted: str) -> Iterator[int]:

@@ -42,18 +42,36 @@ _COMMON = (
 )
 _BEFORE_NFKC = str.maketrans("´", "'", "™℠®")
 """Characters that NFKC would turn into a space with an accent, or (trade mark signs) into letters."""
+_WIDE_MARKS, _NARROW_MARKS = "，：", ",:"
+_TO_NARROW = str.maketrans(_WIDE_MARKS, _NARROW_MARKS)
+_WIDE_NUMBER = re.compile(
+    r"(?<![\d：])\d{1,2}(?:：\d{1,2})+(?![\d：])|(?<![０-９，])[０-９]{1,3}(?:，[０-９]{3})+(?!，?[０-９])"
+)
+"""Numbers with wide marks: a time or a score (10：30), and thousands in full width (８０，０００)."""
 _WIDE_BETWEEN_DIGITS = re.compile(r"(?<=\d)[，：](?=\d)")
-"""Marks that end a clause of Chinese or Japanese. NFKC would turn them into marks within a number (3,141 and 10:30)."""
+"""Wide marks between two numbers: they end a clause of Chinese or Japanese."""
+_STAND_INS = "\ufdd0\ufdd1"
+"""Noncharacters, which NFKC keeps: they stand for the wide marks between two numbers meanwhile."""
+_TO_STAND_INS = str.maketrans(_WIDE_MARKS, _STAND_INS)
+_TO_MARKS = str.maketrans(_STAND_INS, _NARROW_MARKS)
+_TO_ENDS = str.maketrans(_STAND_INS, _WIDE_MARKS)
 _NAMING = regex.compile(r"[^\p{P}\s\uFFFD]")
 _CHARACTER = regex.compile(r"\X")  # as readers count them: a letter with its marks
 
 
 @dataclass(frozen=True)
 class Written:
-    """A text in one spelling for all: `cased` with its letter case, `folded` without. Equally long, place by place."""
+    """A text in one spelling for all, three times, equally long, place by place.
+
+    Attributes:
+        cased: With its letter case.
+        folded: Without letter case.
+        ends: Like `cased`, but a wide mark between two numbers is still wide, so that both numbers end there.
+    """
 
     cased: str
     folded: str
+    ends: str
 
 
 @dataclass(frozen=True)
@@ -105,6 +123,11 @@ def readings(text: str) -> tuple[Written, ...]:
     )
 
 
+def narrow_in_numbers(text: str) -> str:
+    """The text with narrow marks within its numbers (see `_WIDE_NUMBER`), of the same length."""
+    return _WIDE_NUMBER.sub(lambda number: number[0].translate(_TO_NARROW), text)
+
+
 def aligned(text: str) -> tuple[str, list[tuple[int, int]]]:
     """The folded text of `written`, and for each of its characters the start and end in `text`."""
     folded, places = list[str](), list[tuple[int, int]]()
@@ -124,7 +147,7 @@ def _without_invisible(text: str) -> str:
 
 def _written(text: str) -> Written:
     if not text.isascii():
-        text = _WIDE_BETWEEN_DIGITS.sub(r"\g<0> ", text)
+        text = _WIDE_BETWEEN_DIGITS.sub(lambda mark: mark[0].translate(_TO_STAND_INS), narrow_in_numbers(text))
         text = unicodedata.normalize("NFKC", text.translate(_BEFORE_NFKC))
         text = _VARIANT.sub(lambda found: _common(found[0][0]), text).replace("i\u0307", "i")
     cased = " ".join(text.replace("`", "'").split())
@@ -134,7 +157,8 @@ def _written(text: str) -> Written:
             {ord(letter): _at_length(letter) for letter in set(cased) if len(letter.casefold()) > 1}
         )
         folded = cased.casefold()
-    return Written(cased, folded.replace("ı", "i").replace(_SOFT_HYPHEN, " "))
+    folded = folded.translate(_TO_MARKS).replace("ı", "i").replace(_SOFT_HYPHEN, " ")
+    return Written(cased.translate(_TO_MARKS), folded, cased.translate(_TO_ENDS))
 
 
 @lru_cache(maxsize=4096)

@@ -41,7 +41,7 @@ class Subjects:
             (start, -end, numbers)
             for pattern, start, end in self._automaton.find_matches_as_indexes(text.folded, overlapping=True)
             for name, numbers in self._owners[pattern]
-            if name.fits(text, start, end) and is_whole(text.cased, start, end)
+            if name.fits(text, start, end) and is_whole(text.ends, start, end)
         ]
         found, begun, reached = set[int](), -1, 0
         for start, minus_end, numbers in sorted(occurrences):  # among matches with the same start, the longest first
