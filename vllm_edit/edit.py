@@ -149,7 +149,7 @@ class Edit(Declared):
 
     def joined(self, other: Edit) -> Edit:
         """The edit with all that another edit declares about the same fact: its names, answers and probes, its prompt
-        as a paraphrase probe, and the earlier end.
+        as a paraphrase probe, and the earlier end. If both have a relation, this edit's stays.
 
         Args:
             other: an edit of the same fact with the same new answer.
