@@ -11,7 +11,8 @@ from sqlalchemy import create_engine, text
 
 from vllm_edit.errors import EditError, NotFound
 from vllm_edit.registry.registry import Registry
-from vllm_edit.registry.servers import LIVE_S, Acknowledged
+from vllm_edit.registry.server_entry import LIVE_S
+from vllm_edit.registry.servers import Acknowledged
 
 LONG_S = 120.0  # a limit for a busy machine
 
@@ -112,6 +113,36 @@ def test_a_change_while_waiting_does_not_make_who_followed_before_wait_again(
 
     monkeypatch.setattr("vllm_edit.registry.servers.time.sleep", follows_and_another_changes)
     assert summary(registry.servers.wait(own.generation, LONG_S)) == (own.generation, ("host-a:1",), ())
+
+
+def test_what_a_server_reported_before_counts_in_later_waits_until_the_registry_loses_changes(
+    registry: Registry,
+) -> None:
+    def change_back_to(generation: int) -> None:
+        with create_engine(registry.url).begin() as connection:
+            connection.execute(text("update generation set value = :g, token = 'restored'"), {"g": generation})
+
+    own, seen = registry.revision(), registry.servers.seen()
+    beat(registry, "a", own.generation, drained=own.generation, token=own.token)
+    registry.servers.wait(own.generation, 0, seen=seen)
+    for tenant in ("acme", "globex"):
+        registry.create_tenant(tenant)
+    between = own.generation + 1  # no wait saw this state
+    beat(registry, "a", between, drained=own.generation, token="of a state between")
+    for drained in (False, True):
+        assert registry.servers.wait(own.generation, 0, drained, seen=seen).missing == ()
+        assert registry.servers.wait(between, 0, drained, seen=seen).missing == ("host-a:1",)
+    change_back_to(between)
+    for drained in (False, True):
+        assert registry.servers.wait(own.generation, 0, drained, seen=seen).missing == ("host-a:1",)
+
+
+def test_a_later_heartbeat_takes_back_what_a_server_reported_before(registry: Registry) -> None:
+    own, seen = registry.revision(), registry.servers.seen()
+    beat(registry, "a", own.generation, drained=own.generation, token=own.token)
+    assert registry.servers.wait(own.generation, 0, drained=True, seen=seen).missing == ()
+    beat(registry, "a", own.generation + 1, drained=-1, token="unknown")
+    assert registry.servers.wait(own.generation, 0, drained=True, seen=seen).missing == ("host-a:1",)
 
 
 def test_waiting_ends_when_the_last_server_follows(registry: Registry) -> None:
