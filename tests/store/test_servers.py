@@ -11,6 +11,7 @@ from sqlalchemy import create_engine, text
 
 from vllm_edit.errors import EditError, NotFound
 from vllm_edit.registry.registry import Registry
+from vllm_edit.registry.revision import Revision
 from vllm_edit.registry.server_entry import LIVE_S
 from vllm_edit.registry.servers import Acknowledged
 
@@ -49,6 +50,24 @@ def test_a_heartbeat_reports_the_generation_that_a_server_follows_and_is_no_chan
         assert (entry.id, entry.name, entry.generation, entry.drained) == ("a", "host-a:1", generation, drained)
         assert 0 <= entry.seen_ago_s < LIVE_S
     assert (registry.generation(), registry.audit()) == before
+
+
+def test_a_server_stays_drained_as_far_as_before_only_if_the_registry_has_its_heartbeat_before(
+    registry: Registry,
+) -> None:
+    def drained(generation: int, token: str | None, drained: int | None, before: Revision | None) -> int:
+        values = {"generation": generation, "token": token, "drained": drained, "before": before}
+        registry.servers.beat("a", host="host-a", pid=1, **values)  # type: ignore[arg-type]
+        (entry,) = registry.servers.live()
+        return entry.drained
+
+    assert drained(4, None, None, None) == -1, "it has no heartbeat before"
+    assert drained(4, None, 4, Revision(4)) == 4
+    assert drained(5, "five", None, Revision(4)) == 4
+    assert drained(5, "five", None, Revision(5, "five")) == 4
+    assert drained(6, "six", None, Revision(5, "lost")) == -1
+    assert drained(6, "six", 6, Revision(6, "six")) == 6
+    assert drained(7, "seven", None, Revision(7, "lost")) == -1
 
 
 def test_a_server_is_live_until_it_leaves_or_is_silent(registry: Registry) -> None:

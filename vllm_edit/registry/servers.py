@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import Connection, and_, case, delete, func, insert, select, update
 
 from vllm_edit.errors import EditError, NotFound
 from vllm_edit.names import nearest, shown
@@ -67,15 +67,41 @@ class Servers:
     def __init__(self, database: Database, changes: Changes) -> None:
         self._database, self._changes = database, changes
 
-    def beat(self, id: str, *, host: str, pid: int, generation: int, drained: int, token: str | None = None) -> None:
-        """Write a heartbeat of server `id`. Its first heartbeat deletes those of servers that died long ago."""
-        row = {"host": host, "pid": pid, "generation": generation, "token": token, "drained": drained}
+    def beat(
+        self,
+        id: str,
+        *,
+        host: str,
+        pid: int,
+        generation: int,
+        drained: int | None,
+        token: str | None = None,
+        before: Revision | None = None,
+    ) -> None:
+        """Write a heartbeat of server `id`. Its first heartbeat deletes those of servers that died long ago.
+
+        Args:
+            id: The server.
+            host: Its machine.
+            pid: Its process.
+            generation: Generation of the state that it decides requests from.
+            drained: Generation up to which it has drained removed patches. None: not up to this state, but as far as
+                its heartbeat before. -1, as far as nothing, if the registry does not have that heartbeat: then it may
+                have lost the state that the server drained patches for.
+            token: Token of the state that it decides requests from.
+            before: Revision of its heartbeat before.
+        """
+        row: dict[str, object] = {"host": host, "pid": pid, "generation": generation, "token": token}
         row |= {"seen": self._database.clock}
+        s, last = servers.c, before or Revision(-1)
+        there = and_(s.generation == last.generation, s.token.is_not_distinct_from(last.token))
+        up_to = case((there, s.drained), else_=-1) if drained is None else drained
         with self._database.log(following=True) as connection:
-            again = connection.execute(update(servers).where(servers.c.id == id).values(**row))
+            again = connection.execute(update(servers).where(s.id == id).values(**row, drained=up_to))
             if not again.rowcount:
-                connection.execute(insert(servers).values(id=id, **row))
-                connection.execute(delete(servers).where(self._database.clock - servers.c.seen > SWEPT_S))
+                new = -1 if drained is None else drained
+                connection.execute(insert(servers).values(id=id, **row, drained=new))
+                connection.execute(delete(servers).where(self._database.clock - s.seen > SWEPT_S))
 
     def leave(self, id: str) -> None:
         """Delete the heartbeat of server `id`, which shuts down: changes no longer wait for it."""
