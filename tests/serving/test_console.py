@@ -521,6 +521,12 @@ def test_a_patchs_page_shows_its_edits_measures_and_records_of_other_versions(co
         assert shown in page
 
 
+def test_a_patchs_page_shows_its_adapter_id_as_the_registrys_not_as_the_engines(console: Console) -> None:
+    page = run(console.person.get("/patches/capital")).text
+    id = console.store.adapter_id(console.first)
+    assert f"<dt>In this engine</dt><dd>no</dd>\n<dt>Adapter id</dt><dd>{id}</dd>" in page
+
+
 def test_the_differences_to_another_patch_are_those_of_the_command(console: Console) -> None:
     page = run(console.person.get("/patches/city", against="capital")).text
     assert re.search(r"changed</span> The capital of France is", page)

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import AsyncMock
 
 import httpx
 import pytest
+from starlette.requests import ClientDisconnect
+from starlette.types import Message
 
 from tests.serving import places
 from tests.serving.without_engine import Place, app_of_all, bearer, run
@@ -333,21 +338,54 @@ def test_a_server_streams_a_limited_number_of_jobs(place: Submitted, monkeypatch
 
 
 def test_one_keys_streams_do_not_take_those_of_others(place: Submitted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if the key asks for many at once. When its streams have ended, it can have as many again."""
     monkeypatch.setattr(job_events, "LOOK_S", 0.01)
+    most = job_events.MOST_STREAMS_OF_A_KEY
 
-    async def steps() -> tuple[int, int]:
-        id = (await place.submit(place.author)).json()["id"]
-        open_streams = [asyncio.create_task(place.get(place.author, f"/{id}/events")) for _ in range(8)]
-        await asyncio.sleep(0.3)
-        one_more = (await place.get(place.author, f"/{id}/events")).status_code
+    async def burst(name: str) -> tuple[list[int], int]:
+        """The replies to 40 requests of the author, and to one of the administrator, for a job that then fails."""
+        id = (await place.submit(place.author, {**PATCH, "name": name})).json()["id"]
+        asked = [asyncio.create_task(place.get(place.author, f"/{id}/events")) for _ in range(40)]
+        for ended in islice(asyncio.as_completed(asked, timeout=20), 40 - most):
+            assert (await ended).status_code == 429
         of_admin = asyncio.create_task(place.get(place.admin, f"/{id}/events"))
         await asyncio.sleep(0.1)
+        assert [task.done() for task in (*asked, of_admin)].count(False) == most + 1
         claim = await asyncio.to_thread(place.claim)
         await asyncio.to_thread(place.store.registry.jobs.fail, claim, "no reason")
-        await asyncio.wait_for(asyncio.gather(*open_streams), 20)
-        return one_more, (await asyncio.wait_for(of_admin, 20)).status_code
+        replies = await asyncio.wait_for(asyncio.gather(*asked, of_admin), 20)
+        return [reply.status_code for reply in replies[:-1]], replies[-1].status_code
 
-    assert run(steps()) == (429, 200)
+    async def steps() -> None:
+        for name in ("river", "lake"):
+            of_author, of_admin = await burst(name)
+            assert (of_author.count(200), of_author.count(429), of_admin) == (most, 40 - most, 200)
+
+    run(steps())
+
+
+@pytest.mark.parametrize("version", ["2.0", "2.4"])
+def test_a_stream_whose_client_leaves_before_it_starts_does_not_count(place: Submitted, version: str) -> None:
+    """From version 2.4 of ASGI on, `send` raises an error then; before, only `receive` reports it."""
+    streams = job_events.JobEvents()
+
+    async def left() -> Message:
+        return {"type": "http.disconnect"}
+
+    async def cannot_send(_message: Message) -> None:
+        if version == "2.0":
+            await asyncio.Event().wait()
+        raise OSError("the client has left")
+
+    async def steps() -> None:
+        await place.submit(place.author)
+        (job,) = place.store.registry.jobs.newest()
+        for _ in range(2 * job_events.MOST_STREAMS_OF_A_KEY):
+            response = streams.stream(job, AsyncMock(), lambda: True, "key")
+            with suppress(ClientDisconnect):
+                await response({"type": "http", "asgi": {"spec_version": version}}, left, cannot_send)
+
+    run(steps())
 
 
 def test_open_streams_end_when_the_server_shuts_down(place: Submitted, monkeypatch: pytest.MonkeyPatch) -> None:

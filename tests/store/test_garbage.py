@@ -50,6 +50,14 @@ def beat(store: Store, id: str, drained: int) -> None:
     store.registry.servers.beat(id, host="host", pid=ord(id), generation=10**6, drained=drained)
 
 
+def beat_as_of_now(store: Store, id: str) -> None:
+    """The server follows the registry's present state, and has drained all that this state has retired."""
+    own = store.registry.revision()
+    store.registry.servers.beat(
+        id, host="host", pid=ord(id), generation=own.generation, drained=own.generation, token=own.token
+    )
+
+
 def folders(store: Store) -> set[str]:
     return {path.name for path in (Path(store.url) / "patches").iterdir()}
 
@@ -143,6 +151,18 @@ def test_files_stay_until_every_live_server_has_drained_them(store: Store, names
     assert folders(store) == {newest}
     assert store.registry.retired.since() == {}
     assert problems_of(store) == []
+
+
+def test_a_server_that_has_drained_need_not_follow_the_changes_of_gc_itself(store: Store, names: list[str]) -> None:
+    store.save(compiled(seed=3))
+    beat(store, "a", drained=0)
+    assert gc(store, dry_run=False, wait_s=0) == Collected((), tuple(reversed(names)), (f"host:{ord('a')}",))
+    unused, _newer = store.save(compiled(patch="other")), store.save(compiled(patch="other", seed=1))
+    beat_as_of_now(store, "a")
+    assert gc(store, dry_run=False, wait_s=0) == Collected(tuple(reversed(names)), (unused,), (f"host:{ord('a')}",))
+    assert folders(store) == {*store.names(), unused}
+    beat_as_of_now(store, "a")
+    assert gc(store, dry_run=False, wait_s=0) == Collected((unused,))
 
 
 def test_gc_continues_as_soon_as_the_last_server_has_drained(store: Store, names: list[str]) -> None:

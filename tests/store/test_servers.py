@@ -11,7 +11,9 @@ from sqlalchemy import create_engine, text
 
 from vllm_edit.errors import EditError, NotFound
 from vllm_edit.registry.registry import Registry
-from vllm_edit.registry.servers import LIVE_S, Acknowledged
+from vllm_edit.registry.revision import Revision
+from vllm_edit.registry.server_entry import LIVE_S
+from vllm_edit.registry.servers import Acknowledged
 
 LONG_S = 120.0  # a limit for a busy machine
 
@@ -48,6 +50,24 @@ def test_a_heartbeat_reports_the_generation_that_a_server_follows_and_is_no_chan
         assert (entry.id, entry.name, entry.generation, entry.drained) == ("a", "host-a:1", generation, drained)
         assert 0 <= entry.seen_ago_s < LIVE_S
     assert (registry.generation(), registry.audit()) == before
+
+
+def test_a_server_stays_drained_as_far_as_before_only_if_the_registry_has_its_heartbeat_before(
+    registry: Registry,
+) -> None:
+    def drained(generation: int, token: str | None, drained: int | None, before: Revision | None) -> int:
+        values = {"generation": generation, "token": token, "drained": drained, "before": before}
+        registry.servers.beat("a", host="host-a", pid=1, **values)  # type: ignore[arg-type]
+        (entry,) = registry.servers.live()
+        return entry.drained
+
+    assert drained(4, None, None, None) == -1, "it has no heartbeat before"
+    assert drained(4, None, 4, Revision(4)) == 4
+    assert drained(5, "five", None, Revision(4)) == 4
+    assert drained(5, "five", None, Revision(5, "five")) == 4
+    assert drained(6, "six", None, Revision(5, "lost")) == -1
+    assert drained(6, "six", 6, Revision(6, "six")) == 6
+    assert drained(7, "seven", None, Revision(7, "lost")) == -1
 
 
 def test_a_server_is_live_until_it_leaves_or_is_silent(registry: Registry) -> None:
@@ -112,6 +132,36 @@ def test_a_change_while_waiting_does_not_make_who_followed_before_wait_again(
 
     monkeypatch.setattr("vllm_edit.registry.servers.time.sleep", follows_and_another_changes)
     assert summary(registry.servers.wait(own.generation, LONG_S)) == (own.generation, ("host-a:1",), ())
+
+
+def test_what_a_server_reported_before_counts_in_later_waits_until_the_registry_loses_changes(
+    registry: Registry,
+) -> None:
+    def change_back_to(generation: int) -> None:
+        with create_engine(registry.url).begin() as connection:
+            connection.execute(text("update generation set value = :g, token = 'restored'"), {"g": generation})
+
+    own, seen = registry.revision(), registry.servers.seen()
+    beat(registry, "a", own.generation, drained=own.generation, token=own.token)
+    registry.servers.wait(own.generation, 0, seen=seen)
+    for tenant in ("acme", "globex"):
+        registry.create_tenant(tenant)
+    between = own.generation + 1  # no wait saw this state
+    beat(registry, "a", between, drained=own.generation, token="of a state between")
+    for drained in (False, True):
+        assert registry.servers.wait(own.generation, 0, drained, seen=seen).missing == ()
+        assert registry.servers.wait(between, 0, drained, seen=seen).missing == ("host-a:1",)
+    change_back_to(between)
+    for drained in (False, True):
+        assert registry.servers.wait(own.generation, 0, drained, seen=seen).missing == ("host-a:1",)
+
+
+def test_a_later_heartbeat_takes_back_what_a_server_reported_before(registry: Registry) -> None:
+    own, seen = registry.revision(), registry.servers.seen()
+    beat(registry, "a", own.generation, drained=own.generation, token=own.token)
+    assert registry.servers.wait(own.generation, 0, drained=True, seen=seen).missing == ()
+    beat(registry, "a", own.generation + 1, drained=-1, token="unknown")
+    assert registry.servers.wait(own.generation, 0, drained=True, seen=seen).missing == ("host-a:1",)
 
 
 def test_waiting_ends_when_the_last_server_follows(registry: Registry) -> None:

@@ -8,61 +8,19 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import Connection, and_, case, delete, func, insert, select, update
 
 from vllm_edit.errors import EditError, NotFound
 from vllm_edit.names import nearest, shown
 from vllm_edit.registry import revision
 from vllm_edit.registry.database import Database
 from vllm_edit.registry.revision import Revision
+from vllm_edit.registry.seen import Seen
+from vllm_edit.registry.server_entry import LIVE_S, SWEPT_S, ServerEntry
 from vllm_edit.registry.tables import servers
 from vllm_edit.registry.transactions import Changes
 
-LIVE_S = 5.0
-"""A server without a heartbeat for longer has died, or cannot reach the registry."""
-
 _POLL_S = 0.005
-_SWEPT_S = 24 * 3600.0
-
-
-@dataclass(frozen=True)
-class ServerEntry:
-    """A server's last heartbeat.
-
-    Attributes:
-        generation: Generation of the registry state that the server decides requests from.
-        drained: Generation up to which adapters of removed patches have left its engine and its disk.
-        seen_ago_s: Age of the heartbeat in seconds.
-        token: Token of that state; None for a server of an earlier version.
-    """
-
-    id: str
-    host: str
-    pid: int
-    generation: int
-    drained: int
-    seen_ago_s: float
-    token: str | None = None
-
-    @property
-    def revision(self) -> Revision:
-        """The state that the server decides requests from."""
-        return Revision(self.generation, self.token)
-
-    @property
-    def name(self) -> str:
-        """Name for display."""
-        return f"{self.host}:{self.pid}"
-
-    @property
-    def live(self) -> bool:
-        # After the clock is set back, old heartbeats have times in the future.
-        return abs(self.seen_ago_s) <= LIVE_S
-
-    @property
-    def silent(self) -> bool:
-        """True if it sends no heartbeats but did not leave: it died, or still serves without the registry."""
-        return not self.live and self.seen_ago_s <= _SWEPT_S
 
 
 @dataclass(frozen=True)
@@ -109,15 +67,41 @@ class Servers:
     def __init__(self, database: Database, changes: Changes) -> None:
         self._database, self._changes = database, changes
 
-    def beat(self, id: str, *, host: str, pid: int, generation: int, drained: int, token: str | None = None) -> None:
-        """Write a heartbeat of server `id`. Its first heartbeat deletes those of servers that died long ago."""
-        row = {"host": host, "pid": pid, "generation": generation, "token": token, "drained": drained}
+    def beat(
+        self,
+        id: str,
+        *,
+        host: str,
+        pid: int,
+        generation: int,
+        drained: int | None,
+        token: str | None = None,
+        before: Revision | None = None,
+    ) -> None:
+        """Write a heartbeat of server `id`. Its first heartbeat deletes those of servers that died long ago.
+
+        Args:
+            id: The server.
+            host: Its machine.
+            pid: Its process.
+            generation: Generation of the state that it decides requests from.
+            drained: Generation up to which it has drained removed patches. None: not up to this state, but as far as
+                its heartbeat before. -1, as far as nothing, if the registry does not have that heartbeat: then it may
+                have lost the state that the server drained patches for.
+            token: Token of the state that it decides requests from.
+            before: Revision of its heartbeat before.
+        """
+        row: dict[str, object] = {"host": host, "pid": pid, "generation": generation, "token": token}
         row |= {"seen": self._database.clock}
+        s, last = servers.c, before or Revision(-1)
+        there = and_(s.generation == last.generation, s.token.is_not_distinct_from(last.token))
+        up_to = case((there, s.drained), else_=-1) if drained is None else drained
         with self._database.log(following=True) as connection:
-            again = connection.execute(update(servers).where(servers.c.id == id).values(**row))
+            again = connection.execute(update(servers).where(s.id == id).values(**row, drained=up_to))
             if not again.rowcount:
-                connection.execute(insert(servers).values(id=id, **row))
-                connection.execute(delete(servers).where(self._database.clock - servers.c.seen > _SWEPT_S))
+                new = -1 if drained is None else drained
+                connection.execute(insert(servers).values(id=id, **row, drained=new))
+                connection.execute(delete(servers).where(self._database.clock - s.seen > SWEPT_S))
 
     def leave(self, id: str) -> None:
         """Delete the heartbeat of server `id`, which shuts down: changes no longer wait for it."""
@@ -157,32 +141,39 @@ class Servers:
         """Return the servers that are live or silent, by name."""
         return [entry for entry in self._read()[1] if entry.live or entry.silent]
 
-    def wait(self, generation: int, timeout_s: float, drained: bool = False) -> Acknowledged:
+    def seen(self) -> Seen:
+        """Return what is seen of the registry and its servers now, for several waits."""
+        seen = Seen()
+        seen.add(*self._read())
+        return seen
+
+    def wait(
+        self, generation: int, timeout_s: float, drained: bool = False, *, seen: Seen | None = None
+    ) -> Acknowledged:
         """Wait until every live server follows `generation`, or has drained up to it, at most `timeout_s`.
 
         A server that falls silent during the wait counts as missing, since it may still serve; a server that leaves
         does not. Servers that were silent before are reported, but not waited for.
 
         A state that the registry has lost, by a failover or a restore, does not count, whatever its generation: a
-        server follows if its revision was the registry's own during the wait.
+        server follows if its revision was the registry's own during the wait, or during `seen`.
 
         Args:
             generation: The generation to wait for.
             timeout_s: Maximum duration in seconds.
             drained: Wait for `ServerEntry.drained` instead of `ServerEntry.generation`.
+            seen: What earlier waits have seen; this wait adds to it. Without it, the changes that are made between two
+                waits would make the second wait for servers that have reported enough before.
         """
-        started, awaited, own = time.monotonic(), set[str](), dict[int, str | None]()
+        started, awaited = time.monotonic(), set[str]()
+        seen = seen or Seen()
+        enough = seen.drained if drained else seen.follows
         while True:
             newest, known = self._read()
-            own[newest.generation] = newest.token
+            seen.add(newest, known)
             awaited |= {entry.id for entry in known if entry.live}
             here = [entry for entry in known if entry.id in awaited]
-            behind = [
-                entry
-                for entry in known
-                if (entry.drained if drained else entry.generation) < generation
-                or entry.token not in (None, own.get(entry.generation))
-            ]
+            behind = [entry for entry in known if not enough(entry, generation)]
             missing = [entry for entry in behind if entry in here]
             seconds = time.monotonic() - started
             if not missing or seconds >= timeout_s:

@@ -49,7 +49,8 @@ generation = Table(
     Column("token", String(32)),
 )
 
-# adapter_id numbers the patches in the order of their first save. It is never reused, even after its patch is removed.
+# adapter_id numbers the patches in the order of their first save. It is not reused after its patch is removed; only a
+# registry that is restored from an older copy gives its last ids again.
 # `retired`: the generation that retired the patch.
 patches = Table(
     "patches",

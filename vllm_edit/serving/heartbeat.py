@@ -20,7 +20,7 @@ class Heartbeat:
         self._servers, self._is_drained = servers, drained
         self._id = secrets.token_hex(16)
         self._host, self._pid = socket.gethostname(), os.getpid()
-        self._drained, self._followed = -1, Revision(-1)
+        self._sent: Revision | None = None  # with the last heartbeat, which the registry may not have got
         self._own, self._waiting = Threads(2), Threads(16)  # for heartbeats; for callers of `followed`
         self._beating = asyncio.Lock()  # keeps heartbeats in order, so that the generation never seems to go back
 
@@ -35,20 +35,18 @@ class Heartbeat:
         Raises:
             EditError: the registry cannot be reached.
         """
-        if revision.generation <= self._followed.generation and not revision.same(self._followed):
-            self._drained = -1  # the registry has lost the state for which this was true
-        self._followed = revision
-        if self._is_drained():
-            self._drained = revision.generation
+        drained = revision.generation if self._is_drained() else None
         async with self._beating:
+            before, self._sent = self._sent, revision
             await self._own.run(
                 self._servers.beat,
                 self._id,
                 host=self._host,
                 pid=self._pid,
                 generation=revision.generation,
-                drained=self._drained,
+                drained=drained,
                 token=revision.token,
+                before=before,
             )
 
     async def followed(self, generation: int, within_s: float) -> Acknowledged:

@@ -58,13 +58,14 @@ def gc(store: Store, dry_run: bool = True, wait_s: float = 30.0, by: str = "") -
 def _collect(store: Store, wait_s: float, by: str = "") -> Collected:
     """Retire unused patches, and remove those that every live server has drained within `wait_s`."""
     registry, ends = store.registry, time.monotonic() + wait_s
+    seen = registry.servers.seen()  # before the changes below: a server that has drained need not follow them
     entries = {entry.name: entry for entry in registry.patches()}
     for name in unused_in(store):
         if name in entries:
             registry.retired.add(entries[name], by)
     waiting, removed = registry.retired.since(), list[str]()
     for name, since in list(waiting.items()):
-        drained = registry.servers.wait(since, max(0.0, ends - time.monotonic()), drained=True)
+        drained = registry.servers.wait(since, max(0.0, ends - time.monotonic()), drained=True, seen=seen)
         if drained.missing:  # these servers have not drained patches that were retired later either
             return Collected(tuple(removed), tuple(waiting), drained.missing)
         if registry.retired.remove(name, since, partial(store.remove_files, name), by):

@@ -90,9 +90,7 @@ def routes(dependencies: Dependencies) -> APIRouter:
             stopping = getattr(getattr(request.app.state, "server", None), "should_exit", False)
             return key is not None and key.counts(datetime.now(UTC)) and not stopping
 
-        events = streams.stream(await read(), read, goes_on, caller.api_key_id or "")
-        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return StreamingResponse(events, media_type="text/event-stream", headers=headers)
+        return streams.stream(await read(), read, goes_on, caller.api_key_id or "")
 
     @router.post(f"{JOBS}/{{id}}/cancel")
     async def cancel(id: str, request: Request, asked: Because | None = None) -> Job:
